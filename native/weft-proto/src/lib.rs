@@ -12,6 +12,8 @@
 
 extern crate alloc;
 
+pub mod guest;
 pub mod ids;
 pub mod message;
 pub mod payload;
+pub mod record;

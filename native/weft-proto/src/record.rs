@@ -1,0 +1,377 @@
+//! The volume's record in the store (protocol.md 4.2): one JSON value, each change one compare-and-swap.
+//!
+//! Must always hold:
+//! * fields that this version does not know are kept when it writes;
+//! * a record that asks for newer software is refused by name, never half understood;
+//! * the in-sync set is never empty, and a tombstone has no owner (I2, I7).
+
+use alloc::collections::BTreeMap;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::ids::{Epoch, Generation, HostId, Nonce, PoolId, PoolInc, Rev, Rid, SessionId, VolumeId};
+
+/// The record format that this software writes and the newest that it reads.
+pub const FORMAT: u32 = 1;
+/// The largest record in bytes of JSON.
+pub const RECORD_MAX: usize = 8192;
+/// The largest volume: 64 TiB.
+pub const SIZE_MAX: u64 = 64 << 40;
+/// The most replicas of one volume.
+pub const REPLICAS_MAX: usize = 8;
+/// The most lineage entries.
+pub const LINEAGE_MAX: usize = 20;
+/// How far `weft store repair` raises every epoch (R11): above what any replica can have promised meanwhile.
+pub const REPAIR_EPOCH_JUMP: u64 = 1 << 20;
+
+/// A volume's record.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Record {
+    /// Format of this record.
+    pub fmt: u32,
+    /// Oldest format whose software may open the volume.
+    pub min_reader: u32,
+    /// The volume.
+    pub vol: VolumeId,
+    /// Size in bytes, whole blocks.
+    #[serde(with = "decimal")]
+    pub size: u64,
+    /// Regions are `1 << region_shift` bytes.
+    pub region_shift: u8,
+    /// Single writer or register.
+    pub mode: Mode,
+    /// What the administrator wants.
+    pub policy: Policy,
+    /// +1 on every change of owner, in-sync set or acknowledgement mode.
+    pub epoch: Epoch,
+    /// +1 on every swap.
+    pub rev: Rev,
+    /// Next free replica number.
+    pub next_rid: u32,
+    /// When the volume was deleted, in Unix seconds as decimal text.
+    pub deleted: Option<String>,
+    /// Token of the request that made the volume; creation is idempotent by it.
+    pub created_by: String,
+    /// Random per swap (R14).
+    pub nonce: Nonce,
+    /// Who may write.
+    pub owner: Option<Owner>,
+    /// Prepared handover target.
+    pub next: Option<Owner>,
+    /// Closed in order: all members sealed at `closed_gen` (I26).
+    pub clean: bool,
+    /// Where a clean close sealed.
+    pub closed_gen: Generation,
+    /// The replicas.
+    pub replicas: Vec<ReplicaEntry>,
+    /// Number of snapshots and newest id; opaque here.
+    pub snaps: Value,
+    /// Layer below, reserved.
+    pub parent: Option<Value>,
+    /// Forks of the volume's history.
+    pub lineage: Vec<Value>,
+    /// A steal whose read-lease wait is not over (R9).
+    pub wait: bool,
+    /// Fields of newer writers, kept.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, Value>,
+}
+
+/// How a volume may be opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// One owner.
+    Excl,
+    /// No owner, every block a register (4.17).
+    Register,
+}
+
+/// What is wanted of a volume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Policy {
+    /// Wanted copies, 1 to 8.
+    pub copies: u8,
+    /// Fewest in-sync members under which writes complete, 1 to `copies`.
+    pub min_isr: u8,
+    /// When a write is acknowledged.
+    pub ack: Ack,
+    /// What a guest sees while the volume waits.
+    pub on_loss: OnLoss,
+    /// What copies must not share.
+    pub spread: String,
+    /// Fields of newer writers, kept.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, Value>,
+}
+
+/// Acknowledgement mode (4.7).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ack {
+    /// On stable media at every in-sync member.
+    Durable,
+    /// In every in-sync member's kernel or device cache.
+    Cached,
+}
+
+/// Policy while a volume waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnLoss {
+    /// Requests wait.
+    Pause,
+    /// Requests fail.
+    Error,
+}
+
+/// A session that owns, or will own, the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    /// Its host.
+    pub node: HostId,
+    /// The session.
+    pub session: SessionId,
+}
+
+/// One replica in the record.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReplicaEntry {
+    /// Its number.
+    pub rid: Rid,
+    /// Its host.
+    pub node: HostId,
+    /// Its pool.
+    pub pool: PoolId,
+    /// The pool's incarnation when last seen.
+    pub pool_inc: PoolInc,
+    /// What it counts for.
+    pub state: ReplicaState,
+    /// The generation up to and including which it holds every completed write; meaningful unless `INSYNC`.
+    pub base: Generation,
+    /// Why it is in this state, for people.
+    pub reason: String,
+    /// Since when, in Unix milliseconds as decimal text; for people.
+    pub since: String,
+    /// Fields of newer writers, kept.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, Value>,
+}
+
+/// What a replica counts for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ReplicaState {
+    /// Must acknowledge everything, may serve reads.
+    #[serde(rename = "INSYNC")]
+    InSync,
+    /// Behind; has a base.
+    #[serde(rename = "STALE")]
+    Stale,
+    /// Stale and being copied to; for people only.
+    #[serde(rename = "JOINING")]
+    Joining,
+    /// On its way out.
+    #[serde(rename = "REMOVING")]
+    Removing,
+    /// Content not trusted.
+    #[serde(rename = "QUARANTINED")]
+    Quarantined,
+}
+
+/// Why bytes are not a record that this software may use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecordError {
+    /// Longer than [`RECORD_MAX`].
+    TooLong(usize),
+    /// Not JSON of the right shape.
+    Malformed(String),
+    /// Written by newer software: its `min_reader`.
+    Newer(u32),
+    /// A value that no writer may produce.
+    Illegal(&'static str),
+}
+
+impl fmt::Display for RecordError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            RecordError::TooLong(len) => write!(f, "the record has {len} bytes, the limit is {RECORD_MAX}"),
+            RecordError::Malformed(why) => write!(f, "the record is malformed: {why}"),
+            RecordError::Newer(min) => {
+                write!(f, "the record needs software that reads format {min}, this one reads {FORMAT}")
+            }
+            RecordError::Illegal(what) => write!(f, "the record is illegal: {what}"),
+        }
+    }
+}
+
+impl Record {
+    /// Parses and checks a record.
+    pub fn parse(bytes: &[u8]) -> Result<Record, RecordError> {
+        if bytes.len() > RECORD_MAX {
+            return Err(RecordError::TooLong(bytes.len()));
+        }
+        /// Read first, so that a newer record is told apart from a broken one.
+        #[derive(Deserialize)]
+        struct Versions {
+            min_reader: u32,
+        }
+        let malformed = |e: serde_json::Error| RecordError::Malformed(e.to_string());
+        let versions: Versions = serde_json::from_slice(bytes).map_err(malformed)?;
+        if versions.min_reader > FORMAT {
+            return Err(RecordError::Newer(versions.min_reader));
+        }
+        let record: Record = serde_json::from_slice(bytes).map_err(malformed)?;
+        record.check()?;
+        Ok(record)
+    }
+
+    /// The record as JSON.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a record is always JSON")
+    }
+
+    /// What every writer must keep true.
+    pub fn check(&self) -> Result<(), RecordError> {
+        let illegal = |what| Err(RecordError::Illegal(what));
+        if self.size == 0 || self.size % 4096 != 0 || self.size > SIZE_MAX {
+            return illegal("size must be whole 4 KiB blocks, 4 KiB to 64 TiB");
+        }
+        if !(16..=32).contains(&self.region_shift) || self.regions() > 1 << 20 {
+            return illegal("region_shift must give at most 2^20 regions of 64 KiB to 4 GiB");
+        }
+        if self.epoch > Epoch::MAX {
+            return illegal("epoch above 2^40");
+        }
+        if self.replicas.len() > REPLICAS_MAX || self.lineage.len() > LINEAGE_MAX {
+            return illegal("more than 8 replicas or 20 lineage entries");
+        }
+        if self.policy.copies == 0 || usize::from(self.policy.copies) > REPLICAS_MAX {
+            return illegal("copies must be 1 to 8");
+        }
+        if self.policy.min_isr == 0 || self.policy.min_isr > self.policy.copies {
+            return illegal("min_isr must be 1 to copies");
+        }
+        for (i, r) in self.replicas.iter().enumerate() {
+            if r.rid.0 >= self.next_rid || self.replicas[..i].iter().any(|o| o.rid == r.rid) {
+                return illegal("replica numbers must be unique and below next_rid");
+            }
+        }
+        if self.mode == Mode::Excl && self.in_sync().next().is_none() {
+            return illegal("no in-sync replica");
+        }
+        if self.owner.is_some() && self.deleted.is_some() {
+            return illegal("a deleted volume has no owner");
+        }
+        if self.clean && self.owner.is_some() {
+            return illegal("a cleanly closed volume has no owner");
+        }
+        Ok(())
+    }
+
+    /// Number of regions.
+    #[must_use]
+    pub fn regions(&self) -> u64 {
+        self.size.div_ceil(1 << self.region_shift)
+    }
+
+    /// The members that count.
+    pub fn in_sync(&self) -> impl Iterator<Item = &ReplicaEntry> {
+        self.replicas.iter().filter(|r| r.state == ReplicaState::InSync)
+    }
+
+    /// One replica.
+    #[must_use]
+    pub fn replica(&self, rid: Rid) -> Option<&ReplicaEntry> {
+        self.replicas.iter().find(|r| r.rid == rid)
+    }
+
+    /// One replica, to be changed.
+    pub fn replica_mut(&mut self, rid: Rid) -> Option<&mut ReplicaEntry> {
+        self.replicas.iter_mut().find(|r| r.rid == rid)
+    }
+
+    /// (epoch, rev): the order of records (4.2).
+    #[must_use]
+    pub fn version(&self) -> (Epoch, Rev) {
+        (self.epoch, self.rev)
+    }
+}
+
+/// The region shift for a volume of `size` bytes: 1 MiB, raised so that there are at most 2^20 regions.
+#[must_use]
+pub fn region_shift_for(size: u64) -> u8 {
+    let mut shift = 20;
+    while size.div_ceil(1 << shift) > 1 << 20 {
+        shift += 1;
+    }
+    shift
+}
+
+/// u64 as decimal text: JSON's numbers end at 2^53.
+mod decimal {
+    use alloc::string::String;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(value: &u64, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(value)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<u64, D::Error> {
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A record as release 0.1.0 writes it; kept so that later software goes on reading it.
+    const SPECIMEN: &str = include_str!("../specimens/record-v1.json");
+
+    #[test]
+    fn the_specimen_of_format_1_is_read_and_written_back_with_fields_of_newer_software() {
+        let record = Record::parse(SPECIMEN.as_bytes()).expect("specimen");
+        assert_eq!(record.epoch, Epoch(7));
+        assert_eq!(record.replicas.len(), 2);
+        let again: Value = serde_json::from_slice(&record.to_bytes()).expect("JSON");
+        let before: Value = serde_json::from_str(SPECIMEN).expect("JSON");
+        assert_eq!(again, before, "an unknown field was lost");
+    }
+
+    #[test]
+    fn a_record_for_newer_software_is_refused_by_name() {
+        let text = SPECIMEN.replace("\"min_reader\": 1", "\"min_reader\": 9");
+        assert_eq!(Record::parse(text.as_bytes()), Err(RecordError::Newer(9)));
+    }
+
+    #[test]
+    fn impossible_records_are_refused() {
+        let good = Record::parse(SPECIMEN.as_bytes()).expect("specimen");
+        let broken = |change: fn(&mut Record)| {
+            let mut record = good.clone();
+            change(&mut record);
+            Record::parse(&record.to_bytes()).is_err()
+        };
+        assert!(broken(|r| r.size = 4097));
+        assert!(broken(|r| r.replicas.iter_mut().for_each(|e| e.state = ReplicaState::Stale)));
+        assert!(broken(|r| r.replicas[1].rid = r.replicas[0].rid));
+        assert!(broken(|r| r.policy.min_isr = 3));
+        assert!(broken(|r| r.deleted = Some("1".into())));
+        assert!(broken(|r| r.region_shift = 63));
+        assert!(Record::parse(b"{}").is_err());
+        assert!(Record::parse(&[b' '; RECORD_MAX + 1]).is_err());
+    }
+
+    #[test]
+    fn regions_grow_with_the_volume() {
+        assert_eq!(region_shift_for(4096), 20);
+        assert_eq!(region_shift_for(1 << 40), 20);
+        assert_eq!(region_shift_for((1 << 40) + 4096), 21);
+        assert_eq!(region_shift_for(SIZE_MAX), 26);
+    }
+}
