@@ -1,0 +1,280 @@
+/**
+ * Requests and answers of the agent's REST interface (RUN/agent.sock), as schemas: the agent encodes with them,
+ * clients decode with them.
+ *
+ * Must always hold:
+ * - nothing optional in an answer: none is `null`;
+ * - sizes and counters that may pass 2^53 are decimal strings on the wire and bigint inside;
+ * - a reader ignores fields that it doesn't know, so a newer agent can add some.
+ */
+import { z } from "zod";
+
+import { address, hostName, instant, u32, u64, uuid, volumeName } from "./json-types.ts";
+
+// ---- requests ----
+
+export const initRequest = z.strictObject({
+  name: hostName.nullable().default(null),
+  address,
+  clusterName: z.string().min(1).max(63).nullable().default(null),
+});
+
+export const joinRequest = z.strictObject({
+  from: z.string().min(1).max(255),
+  name: hostName.nullable().default(null),
+  address,
+});
+
+export const poolCreateRequest = z.strictObject({ path: z.string().startsWith("/").max(4096) });
+
+export const volumeCreateRequest = z.strictObject({
+  name: volumeName,
+  size: u64,
+  copies: z.int().min(1).max(8).nullable().default(null),
+  minIsr: z.int().min(1).max(8).nullable().default(null),
+  /** Names of the hosts that shall hold the copies; null: the placement decides. */
+  hosts: z.array(hostName).min(1).max(8).nullable().default(null),
+  /** Token of the request: the same token again answers with the volume made first. */
+  createdBy: z.string().min(1).max(128).nullable().default(null),
+});
+
+export const attachRequest = z.strictObject({ steal: z.boolean().default(false) });
+export const detachRequest = z.strictObject({ abandon: z.boolean().default(false) });
+export const replicaAddRequest = z.strictObject({ host: hostName.nullable().default(null) });
+export const storeFileRequest = z.strictObject({ path: z.string().startsWith("/").max(4096) });
+export const storeRepairRequest = z.strictObject({ assent: z.boolean().default(false) });
+
+// ---- answers ----
+
+/** What a host learns of a cluster that it wants to join; the only thing served outside the host. */
+export const clusterAnswer = z.object({
+  id: uuid,
+  name: z.string(),
+  createdAt: instant,
+  host: uuid,
+  /** Client addresses of the store's members, `http://ADDRESS:7402`. */
+  endpoints: z.array(z.string()),
+});
+
+export const hostAnswer = z.object({
+  id: uuid,
+  name: z.string(),
+  address: z.string(),
+  joinedAt: instant,
+  self: z.boolean(),
+  /** A hint: its agent renewed its lease within 10 s. */
+  alive: z.boolean(),
+  aliveSince: instant.nullable(),
+  /** voter and learner: a member of the store; none: it isn't (yet). */
+  store: z.enum(["voter", "learner", "none"]),
+});
+
+export const poolAnswer = z.object({
+  id: uuid,
+  host: uuid,
+  hostName: z.string(),
+  path: z.string(),
+  kind: z.string(),
+  /** As its own host's daemon last said; `unknown` while that host is silent. */
+  state: z.string(),
+  reason: z.string().nullable(),
+  free: u64.nullable(),
+  total: u64.nullable(),
+});
+
+export const replicaAnswer = z.object({
+  rid: u32,
+  host: uuid,
+  hostName: z.string(),
+  pool: uuid,
+  /** The record's word; WANTED: placed but not in the record yet. */
+  state: z.enum(["INSYNC", "STALE", "JOINING", "REMOVING", "QUARANTINED", "WANTED"]),
+  reason: z.string().nullable(),
+  /** Its host's agent answers (a hint). */
+  alive: z.boolean(),
+});
+
+export const volumeHealth = z.enum([
+  /** As many in-sync copies as wanted. */
+  "healthy",
+  /** Fewer in-sync copies than wanted, guests go on. */
+  "degraded",
+  /** Fewer than min_isr in-sync copies on hosts that answer: writes wait. */
+  "paused",
+  /** No in-sync copy on a host that answers. */
+  "unavailable",
+  /** Its replicas are being made. */
+  "creating",
+  /** In the trash. */
+  "deleted",
+  /** Its record can't be read (newer software, or damaged). */
+  "unreadable",
+]);
+
+export const volumeAnswer = z.object({
+  id: uuid,
+  name: z.string(),
+  size: u64,
+  copies: z.int(),
+  minIsr: z.int(),
+  inSync: z.int(),
+  health: volumeHealth,
+  /** One sentence why it isn't healthy. */
+  reason: z.string().nullable(),
+  epoch: u64.nullable(),
+  rev: u64.nullable(),
+  owner: z.object({ host: uuid, hostName: z.string(), session: uuid }).nullable(),
+  replicas: z.array(replicaAnswer),
+  createdBy: z.string(),
+  deletedAt: instant.nullable(),
+});
+
+export const storeMember = z.object({
+  /** Decimal, as etcd's gateway says it. */
+  id: z.string(),
+  name: z.string(),
+  address: z.string(),
+  learner: z.boolean(),
+  leader: z.boolean(),
+  answers: z.boolean(),
+  version: z.string().nullable(),
+  dbBytes: u64.nullable(),
+});
+
+export const storeStatus = z.object({
+  /** A linearizable read succeeds. */
+  writable: z.boolean(),
+  reason: z.string().nullable(),
+  incarnation: u64.nullable(),
+  revision: u64.nullable(),
+  quotaBytes: u64,
+  members: z.array(storeMember),
+  /** etcd's own words, such as NOSPACE, CORRUPT. */
+  alarms: z.array(z.string()),
+});
+
+export const daemonStatus = z.object({
+  reachable: z.boolean(),
+  reason: z.string().nullable(),
+  version: z.string().nullable(),
+  driver: z.string().nullable(),
+});
+
+/** A fact worth a line under the headline of `weft status`. */
+export const problem = z.object({
+  code: z.string(),
+  message: z.string(),
+  do: z.array(z.object({ why: z.string(), command: z.string().nullable() })),
+});
+
+export const statusAnswer = z.discriminatedUnion("kind", [
+  z.object({
+    kind: z.literal("no-cluster"),
+    agent: z.object({ version: z.string(), pid: z.int() }),
+    daemon: daemonStatus,
+  }),
+  z.object({
+    kind: z.literal("cluster"),
+    now: instant,
+    agent: z.object({ version: z.string(), pid: z.int() }),
+    daemon: daemonStatus,
+    cluster: z.object({ id: uuid, name: z.string(), createdAt: instant }),
+    self: z.object({ host: uuid, name: z.string(), address: z.string() }),
+    /** healthy; degraded: data is safe but a failure more hurts; unavailable: something waits now. */
+    health: z.enum(["healthy", "degraded", "unavailable"]),
+    store: storeStatus,
+    hosts: z.array(hostAnswer),
+    pools: z.array(poolAnswer),
+    volumes: z.array(volumeAnswer),
+    problems: z.array(problem),
+  }),
+]);
+
+export const attachAnswer = z.object({ volume: uuid, session: uuid, epoch: u64, path: z.string() });
+export const detachAnswer = z.object({ volume: uuid, lostWrites: z.int() });
+
+export const resyncProgress = z.object({
+  rid: u32,
+  hostName: z.string(),
+  copiedBytes: u64,
+  totalBytes: u64,
+});
+
+export const progressAnswer = z.object({
+  volume: uuid,
+  health: volumeHealth,
+  /** Host whose session does the work: the owner's, or a caretaker's; null: nobody works on it now. */
+  workedOnBy: z.string().nullable(),
+  resync: resyncProgress.nullable(),
+  /** Sentences: what is waited for. */
+  waitingFor: z.array(z.string()),
+});
+
+export const whyAnswer = z.object({
+  volume: uuid,
+  name: z.string(),
+  health: volumeHealth,
+  /** From the general to the particular, one sentence each. */
+  because: z.array(z.string()),
+  do: z.array(z.object({ why: z.string(), command: z.string().nullable() })),
+  /** What the daemon of the owner's host says, unchanged; null when it isn't this host. */
+  daemon: z.record(z.string(), z.unknown()).nullable(),
+});
+
+export const trashAnswer = z.object({
+  volume: uuid,
+  name: z.string(),
+  size: u64,
+  deletedAt: instant,
+  /** After this moment its replicas may go. */
+  keptUntil: instant,
+});
+
+export const backupAnswer = z.object({ path: z.string(), bytes: u64, revision: u64, sha256: z.string() });
+
+export const repairAnswer = z.object({
+  incarnation: u64,
+  /** Hosts whose replicas answered, by name. */
+  answered: z.array(z.string()),
+  missing: z.array(z.string()),
+  volumes: z.array(z.object({ volume: uuid, epoch: u64, rev: u64, from: z.string() })),
+});
+
+export const hostRemoveAnswer = z.object({ host: uuid, name: z.string(), storeMemberRemoved: z.boolean() });
+export const okAnswer = z.object({});
+
+export const errorAnswer = z.object({
+  error: z.object({
+    code: z.string(),
+    message: z.string(),
+    facts: z.record(
+      z.string(),
+      z.union([z.string(), z.number(), z.boolean(), z.null(), z.array(z.string())]),
+    ),
+    safe: z.string().nullable(),
+    do: z.array(z.object({ why: z.string(), command: z.string().nullable() })),
+  }),
+});
+
+export type InitRequest = z.input<typeof initRequest>;
+export type JoinRequest = z.input<typeof joinRequest>;
+export type VolumeCreateRequest = z.output<typeof volumeCreateRequest>;
+export type ClusterAnswer = z.output<typeof clusterAnswer>;
+export type HostAnswer = z.output<typeof hostAnswer>;
+export type PoolAnswer = z.output<typeof poolAnswer>;
+export type ReplicaAnswer = z.output<typeof replicaAnswer>;
+export type VolumeHealth = z.output<typeof volumeHealth>;
+export type VolumeAnswer = z.output<typeof volumeAnswer>;
+export type StoreMember = z.output<typeof storeMember>;
+export type StoreStatus = z.output<typeof storeStatus>;
+export type DaemonStatus = z.output<typeof daemonStatus>;
+export type Problem = z.output<typeof problem>;
+export type StatusAnswer = z.output<typeof statusAnswer>;
+export type AttachAnswer = z.output<typeof attachAnswer>;
+export type DetachAnswer = z.output<typeof detachAnswer>;
+export type ProgressAnswer = z.output<typeof progressAnswer>;
+export type WhyAnswer = z.output<typeof whyAnswer>;
+export type TrashAnswer = z.output<typeof trashAnswer>;
+export type BackupAnswer = z.output<typeof backupAnswer>;
+export type RepairAnswer = z.output<typeof repairAnswer>;
+export type HostRemoveAnswer = z.output<typeof hostRemoveAnswer>;

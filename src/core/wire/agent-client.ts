@@ -1,0 +1,256 @@
+/**
+ * Client of the agent's REST interface, over its unix socket.
+ *
+ * Must always hold:
+ * - whatever goes wrong comes back as a WeftError;
+ * - an answer is parsed before anybody sees it.
+ */
+import { request as httpRequest } from "node:http";
+import type { z } from "zod";
+
+import * as api from "./agent-api.ts";
+import { reasonOf, WeftError } from "./errors.ts";
+
+export type AgentClientOptions = {
+  readonly socketPath: string;
+  /** How long an answer may take: the agent itself gives up on a request after 60 s, with a better sentence. */
+  readonly timeoutMs?: number;
+};
+
+type Method = "GET" | "POST" | "DELETE";
+
+export class AgentClient {
+  readonly #socketPath: string;
+  readonly #timeoutMs: number;
+
+  constructor(options: AgentClientOptions) {
+    this.#socketPath = options.socketPath;
+    this.#timeoutMs = options.timeoutMs ?? 90_000;
+  }
+
+  status(): Promise<api.StatusAnswer> {
+    return this.#call("GET", "/v1/status", api.statusAnswer);
+  }
+
+  init(body: z.input<typeof api.initRequest>): Promise<api.ClusterAnswer> {
+    return this.#call("POST", "/v1/init", api.clusterAnswer, api.initRequest, body);
+  }
+
+  join(body: z.input<typeof api.joinRequest>): Promise<api.ClusterAnswer> {
+    return this.#call("POST", "/v1/join", api.clusterAnswer, api.joinRequest, body);
+  }
+
+  cluster(): Promise<api.ClusterAnswer> {
+    return this.#call("GET", "/v1/cluster", api.clusterAnswer);
+  }
+
+  pools(): Promise<api.PoolAnswer[]> {
+    return this.#call("GET", "/v1/pools", api.poolAnswer.array());
+  }
+
+  createPool(body: z.input<typeof api.poolCreateRequest>): Promise<api.PoolAnswer> {
+    return this.#call("POST", "/v1/pools", api.poolAnswer, api.poolCreateRequest, body);
+  }
+
+  async removePool(pool: string): Promise<void> {
+    await this.#call("DELETE", path`/v1/pools/${pool}`, api.okAnswer);
+  }
+
+  hosts(): Promise<api.HostAnswer[]> {
+    return this.#call("GET", "/v1/hosts", api.hostAnswer.array());
+  }
+
+  removeHost(ref: string): Promise<api.HostRemoveAnswer> {
+    return this.#call("DELETE", path`/v1/hosts/${ref}`, api.hostRemoveAnswer);
+  }
+
+  volumes(): Promise<api.VolumeAnswer[]> {
+    return this.#call("GET", "/v1/volumes", api.volumeAnswer.array());
+  }
+
+  volume(ref: string): Promise<api.VolumeAnswer> {
+    return this.#call("GET", path`/v1/volumes/${ref}`, api.volumeAnswer);
+  }
+
+  /** `size` as bigint: it is encoded for the wire here. */
+  createVolume(body: VolumeCreate): Promise<api.VolumeAnswer> {
+    const wire = { ...body, size: String(body.size) };
+    return this.#call("POST", "/v1/volumes", api.volumeAnswer, api.volumeCreateRequest, wire);
+  }
+
+  async deleteVolume(ref: string): Promise<void> {
+    await this.#call("DELETE", path`/v1/volumes/${ref}`, api.okAnswer);
+  }
+
+  attach(ref: string, body: z.input<typeof api.attachRequest> = {}): Promise<api.AttachAnswer> {
+    return this.#call("POST", path`/v1/volumes/${ref}/attach`, api.attachAnswer, api.attachRequest, body);
+  }
+
+  steal(ref: string): Promise<api.AttachAnswer> {
+    return this.#call("POST", path`/v1/volumes/${ref}/steal`, api.attachAnswer);
+  }
+
+  detach(ref: string, body: z.input<typeof api.detachRequest> = {}): Promise<api.DetachAnswer> {
+    return this.#call("POST", path`/v1/volumes/${ref}/detach`, api.detachAnswer, api.detachRequest, body);
+  }
+
+  addReplica(ref: string, body: z.input<typeof api.replicaAddRequest> = {}): Promise<api.VolumeAnswer> {
+    return this.#call(
+      "POST",
+      path`/v1/volumes/${ref}/replicas`,
+      api.volumeAnswer,
+      api.replicaAddRequest,
+      body,
+    );
+  }
+
+  removeReplica(ref: string, rid: number): Promise<api.VolumeAnswer> {
+    return this.#call("DELETE", path`/v1/volumes/${ref}/replicas/${String(rid)}`, api.volumeAnswer);
+  }
+
+  why(ref: string): Promise<api.WhyAnswer> {
+    return this.#call("GET", path`/v1/volumes/${ref}/why`, api.whyAnswer);
+  }
+
+  progress(ref: string): Promise<api.ProgressAnswer> {
+    return this.#call("GET", path`/v1/volumes/${ref}/progress`, api.progressAnswer);
+  }
+
+  trash(): Promise<api.TrashAnswer[]> {
+    return this.#call("GET", "/v1/trash", api.trashAnswer.array());
+  }
+
+  restoreFromTrash(ref: string): Promise<api.VolumeAnswer> {
+    return this.#call("POST", path`/v1/trash/${ref}/restore`, api.volumeAnswer);
+  }
+
+  /** Empties the trash of one volume, or all of it. */
+  async emptyTrash(ref: string | null): Promise<void> {
+    await this.#call("DELETE", ref === null ? "/v1/trash" : path`/v1/trash/${ref}`, api.okAnswer);
+  }
+
+  backupStore(file: string): Promise<api.BackupAnswer> {
+    return this.#call("POST", "/v1/store/backup", api.backupAnswer, api.storeFileRequest, { path: file });
+  }
+
+  async restoreStore(file: string): Promise<void> {
+    await this.#call("POST", "/v1/store/restore", api.okAnswer, api.storeFileRequest, { path: file });
+  }
+
+  repairStore(body: z.input<typeof api.storeRepairRequest> = {}): Promise<api.RepairAnswer> {
+    return this.#call("POST", "/v1/store/repair", api.repairAnswer, api.storeRepairRequest, body);
+  }
+
+  async #call<A extends z.ZodType>(method: Method, url: string, answer: A): Promise<z.output<A>>;
+  async #call<A extends z.ZodType, B extends z.ZodType>(
+    method: Method,
+    url: string,
+    answer: A,
+    request: B,
+    body: z.input<B>,
+  ): Promise<z.output<A>>;
+  async #call<A extends z.ZodType>(
+    method: Method,
+    url: string,
+    answer: A,
+    request?: z.ZodType,
+    body?: unknown,
+  ): Promise<z.output<A>> {
+    if (request !== undefined) checkRequest(request, body);
+    const { status, text } = await this.#send(method, url, body);
+    const json = parseJson(text, `${method} ${url}`);
+    if (status >= 400) throw errorOf(json, status, `${method} ${url}`);
+    const parsed = answer.safeParse(json);
+    if (parsed.success) return parsed.data;
+    throw notUnderstood(`${method} ${url}`, parsed.error.issues[0]);
+  }
+
+  #send(method: Method, url: string, body: unknown): Promise<{ status: number; text: string }> {
+    const payload = body === undefined ? "" : JSON.stringify(body);
+    const headers =
+      body === undefined
+        ? {}
+        : { "content-type": "application/json", "content-length": Buffer.byteLength(payload) };
+    return new Promise((resolve, reject) => {
+      const fail = (cause: Error): void => reject(unreachable(this.#socketPath, cause));
+      const request = httpRequest(
+        { socketPath: this.#socketPath, method, path: url, headers },
+        (response) => {
+          const chunks: Buffer[] = [];
+          response.on("data", (chunk: Buffer) => chunks.push(chunk));
+          response.once("error", fail);
+          response.once("end", () =>
+            resolve({ status: response.statusCode ?? 0, text: Buffer.concat(chunks).toString() }),
+          );
+        },
+      );
+      request.once("error", fail);
+      request.setTimeout(this.#timeoutMs, () =>
+        request.destroy(new Error(`no answer within ${this.#timeoutMs} ms`)),
+      );
+      request.end(payload);
+    });
+  }
+}
+
+export type VolumeCreate = Omit<z.input<typeof api.volumeCreateRequest>, "size"> & { readonly size: bigint };
+
+/** A URL path whose parts are escaped. */
+function path(parts: TemplateStringsArray, ...values: readonly string[]): string {
+  return parts.reduce((url, part, i) => url + encodeURIComponent(values[i - 1] ?? "") + part);
+}
+
+function checkRequest(schema: z.ZodType, body: unknown): void {
+  const parsed = schema.safeDecode(body);
+  if (!parsed.success) throw badRequest(parsed.error);
+}
+
+/** Also the agent's answer to a body that it can't take, so that both say the same. */
+export function badRequest(error: z.ZodError): WeftError {
+  const issue = error.issues[0];
+  const field = issue?.path.join(".") ?? "";
+  const where = field === "" ? "" : `"${field}": `;
+  return new WeftError({
+    code: "E-ARG-02",
+    message: `${where}${issue?.message ?? "not understood"}.`,
+    facts: { field },
+    safe: "Nothing was changed.",
+  });
+}
+
+function parseJson(text: string, what: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (cause) {
+    throw new WeftError({ code: "E-AGENT-04", message: `The agent's answer to ${what} is not JSON.`, cause });
+  }
+}
+
+function errorOf(json: unknown, status: number, what: string): WeftError {
+  const parsed = api.errorAnswer.safeParse(json);
+  if (parsed.success) return WeftError.fromBody(parsed.data.error);
+  return new WeftError({
+    code: "E-AGENT-04",
+    message: `The agent answered ${what} with status ${status} and no error of ours.`,
+  });
+}
+
+function notUnderstood(what: string, issue: z.core.$ZodIssue | undefined): WeftError {
+  const where = issue === undefined ? "" : ` at "${issue.path.join(".")}": ${issue.message}`;
+  return new WeftError({
+    code: "E-AGENT-04",
+    message: `The agent's answer to ${what} was not understood${where}.`,
+    do: [{ why: "Agent and command of one version?", command: "weft --version" }],
+  });
+}
+
+function unreachable(socketPath: string, cause: Error): WeftError {
+  return new WeftError({
+    code: "E-AGENT-01",
+    message: `The agent doesn't answer on ${socketPath}: ${reasonOf(cause)}.`,
+    facts: { socket: socketPath },
+    safe: "Attached volumes go on without the agent.",
+    do: [{ why: "Is it running?", command: "systemctl status weft-agent" }],
+    cause,
+  });
+}

@@ -1,0 +1,149 @@
+/**
+ * Errors that answer: a code that never changes, a sentence, the facts, whether anything was changed, what to do next.
+ *
+ * Must always hold:
+ * - every code of this table stands in docs/errors.md (a test compares them);
+ * - a bug is not a WeftError: it is an assertion, and reaches the door as E-AGENT-06.
+ */
+
+/** Who has to act: the caller asked wrongly, a peer or disk is in trouble, or we are wrong. */
+export type Culprit = "caller" | "peer" | "disk" | "us";
+
+/** 1 user error, 2 refused for safety, 3 degraded, 4 unreachable. */
+export type ExitCode = 1 | 2 | 3 | 4;
+
+export type HttpStatus = 400 | 404 | 409 | 503;
+
+/** One thing a person can do about it. `command` is null when no command of ours helps. */
+export type Advice = { readonly why: string; readonly command: string | null };
+
+export type FactValue = string | number | boolean | null | readonly string[];
+export type Facts = Readonly<Record<string, FactValue>>;
+
+/** What goes over the agent's socket as `{"error": …}`. */
+export type ErrorBody = {
+  readonly code: string;
+  readonly message: string;
+  readonly facts: Facts;
+  /** What was or wasn't changed, as a sentence; null when the message says it. */
+  readonly safe: string | null;
+  readonly do: readonly Advice[];
+};
+
+type Kind = { readonly culprit: Culprit; readonly exit: ExitCode; readonly status: HttpStatus };
+
+const user: Kind = { culprit: "caller", exit: 1, status: 409 };
+const refused: Kind = { culprit: "caller", exit: 2, status: 409 };
+const away: Kind = { culprit: "peer", exit: 4, status: 503 };
+const degraded: Kind = { culprit: "peer", exit: 3, status: 503 };
+
+/** Codes that TypeScript itself raises. Codes of the daemon pass through and are classed by `kindOf`. */
+const kinds = {
+  "E-ARG-01": { culprit: "caller", exit: 1, status: 404 },
+  "E-ARG-02": { culprit: "caller", exit: 1, status: 400 },
+  "E-AGENT-01": away,
+  "E-AGENT-02": user,
+  "E-AGENT-03": user,
+  "E-AGENT-04": { culprit: "us", exit: 4, status: 503 },
+  "E-AGENT-05": degraded,
+  "E-AGENT-06": { culprit: "us", exit: 4, status: 503 },
+  "E-AGENT-07": away,
+  "E-STORE-01": away,
+  "E-STORE-02": refused,
+  "E-STORE-03": refused,
+  "E-STORE-04": refused,
+  "E-STORE-05": refused,
+  "E-STORE-06": away,
+  "E-STORE-07": degraded,
+  "E-STORE-08": { culprit: "us", exit: 4, status: 503 },
+  "E-STORE-09": refused,
+  "E-STORE-10": refused,
+  "E-HOST-01": refused,
+  "E-HOST-02": user,
+  "E-HOST-03": away,
+  "E-HOST-04": refused,
+  "E-VOL-01": user,
+  "E-VOL-02": user,
+  "E-VOL-03": user,
+  "E-VOL-12": refused,
+  "E-REPL-03": refused,
+} as const satisfies Readonly<Record<string, Kind>>;
+
+export type KnownCode = keyof typeof kinds;
+
+/** All codes raised in TypeScript, for the test that compares them with docs/errors.md. */
+export const knownCodes: readonly string[] = Object.keys(kinds);
+
+export type WeftErrorOptions = {
+  readonly code: string;
+  readonly message: string;
+  readonly facts?: Facts;
+  readonly safe?: string | null;
+  readonly do?: readonly Advice[];
+  readonly cause?: unknown;
+};
+
+export class WeftError extends Error {
+  readonly code: string;
+  readonly facts: Facts;
+  readonly safe: string | null;
+  readonly do: readonly Advice[];
+
+  constructor(options: WeftErrorOptions) {
+    super(options.message, options.cause === undefined ? {} : { cause: options.cause });
+    this.name = "WeftError";
+    this.code = options.code;
+    this.facts = options.facts ?? {};
+    this.safe = options.safe ?? null;
+    this.do = options.do ?? [];
+  }
+
+  get culprit(): Culprit {
+    return kindOf(this.code).culprit;
+  }
+
+  get exitCode(): ExitCode {
+    return kindOf(this.code).exit;
+  }
+
+  get status(): HttpStatus {
+    return kindOf(this.code).status;
+  }
+
+  /** Whether the same request can succeed later without anybody changing it. */
+  get isRetryable(): boolean {
+    return this.status === 503 && this.culprit !== "us";
+  }
+
+  toBody(): ErrorBody {
+    return { code: this.code, message: this.message, facts: this.facts, safe: this.safe, do: this.do };
+  }
+
+  static fromBody(body: ErrorBody): WeftError {
+    return new WeftError(body);
+  }
+}
+
+export function isWeftError(error: unknown, code?: KnownCode): error is WeftError {
+  return error instanceof WeftError && (code === undefined || error.code === code);
+}
+
+/** The sentence of anything thrown, for a message or a log line. */
+export function reasonOf(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  const inner =
+    error.cause instanceof Error && !error.message.includes(error.cause.message)
+      ? `: ${error.cause.message}`
+      : "";
+  return `${error.message}${inner}`;
+}
+
+/** A code of the daemon is classed by its area: wrong arguments, a disk in trouble, or refused for safety. */
+function kindOf(code: string): Kind {
+  const known = (kinds as Readonly<Record<string, Kind>>)[code];
+  if (known !== undefined) return known;
+  if (code.startsWith("E-ARG-")) return kinds["E-ARG-02"];
+  if (code.startsWith("E-DISK-")) return { culprit: "disk", exit: 2, status: 409 };
+  if (code.startsWith("E-NET-")) return away;
+  return refused;
+}
