@@ -12,8 +12,12 @@
 
 extern crate alloc;
 
+pub mod durable;
 pub mod guest;
 pub mod ids;
+pub mod log;
 pub mod message;
+pub mod mutants;
 pub mod payload;
 pub mod record;
+pub mod replica;

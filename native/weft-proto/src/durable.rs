@@ -1,0 +1,113 @@
+//! What a replica keeps durably beside its data (protocol.md 4.3): made from a checkpoint, changed by log records.
+//!
+//! Must always hold:
+//! * `promised` never decreases (I3) and stamps never decrease (I8): applying a record twice, or an older one
+//!   after a newer one, changes nothing;
+//! * a stamp or a seal that is not in the log does not exist.
+
+use alloc::vec::Vec;
+
+use crate::ids::{Epoch, Generation, Rid, SessionId, VolumeId};
+use crate::log::LogRecord;
+
+/// The durable state of one replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Durable {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The replica's number.
+    pub rid: Rid,
+    /// Size in bytes.
+    pub size: u64,
+    /// Regions are `1 << region_shift` bytes.
+    pub region_shift: u8,
+    /// The promised epoch.
+    pub promised: Epoch,
+    /// The session that was promised.
+    pub session: SessionId,
+    /// The record under which it was promised, as JSON; empty before the first promise.
+    pub record: Vec<u8>,
+    /// Highest generation that an owner declared sealed.
+    pub sealed: Generation,
+    /// Region → generation of the last interval in which it was written (the region generation map).
+    pub rgm: Vec<Generation>,
+    /// The kernel's boot id at the last start.
+    pub boot_id: u128,
+    /// The device's generation at the last start.
+    pub device_generation: u64,
+    /// The last stop flushed everything.
+    pub clean_stop: bool,
+}
+
+impl Durable {
+    /// A replica that was never promised to anyone.
+    #[must_use]
+    pub fn new(volume: VolumeId, rid: Rid, size: u64, region_shift: u8) -> Durable {
+        let mut durable = Durable {
+            volume,
+            rid,
+            size: 0,
+            region_shift,
+            promised: Epoch(0),
+            session: SessionId(0),
+            record: Vec::new(),
+            sealed: Generation::NEVER,
+            rgm: Vec::new(),
+            boot_id: 0,
+            device_generation: 0,
+            clean_stop: false,
+        };
+        durable.grow(size);
+        durable
+    }
+
+    /// Takes in one record of the log.
+    pub fn apply(&mut self, record: &LogRecord) {
+        match record {
+            LogRecord::Create { size, .. } | LogRecord::Grow { size } => self.grow(*size),
+            LogRecord::Promise { epoch, session, record } => {
+                if *epoch >= self.promised {
+                    self.promised = *epoch;
+                    self.session = *session;
+                    self.record = record.clone();
+                }
+            }
+            LogRecord::Stamp { generation, regions } => {
+                for region in regions {
+                    if let Some(stamp) = self.rgm.get_mut(*region as usize) {
+                        *stamp = (*stamp).max(*generation);
+                    }
+                }
+            }
+            LogRecord::Sealed { generation } => self.sealed = self.sealed.max(*generation),
+            LogRecord::Identity { boot_id, device_generation, clean_stop } => {
+                self.boot_id = *boot_id;
+                self.device_generation = *device_generation;
+                self.clean_stop = *clean_stop;
+            }
+            LogRecord::Trashed => {}
+        }
+    }
+
+    fn grow(&mut self, size: u64) {
+        self.size = self.size.max(size);
+        let regions = usize::try_from(self.size.div_ceil(1 << self.region_shift)).expect("at most 2^20 regions");
+        if self.rgm.len() < regions {
+            self.rgm.resize(regions, Generation::NEVER);
+        }
+    }
+
+    /// The regions that a byte range touches.
+    #[must_use]
+    pub fn regions_of(&self, offset: u64, len: u64) -> core::ops::RangeInclusive<u32> {
+        let last = (offset + len.max(1) - 1) >> self.region_shift;
+        let region = |r: u64| u32::try_from(r).expect("at most 2^20 regions");
+        region(offset >> self.region_shift)..=region(last)
+    }
+
+    /// Number of regions stamped above `sealed`.
+    #[must_use]
+    pub fn unsealed_regions(&self) -> u32 {
+        u32::try_from(self.rgm.iter().filter(|g| **g > self.sealed).count()).expect("at most 2^20 regions")
+    }
+}

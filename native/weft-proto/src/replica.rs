@@ -1,0 +1,921 @@
+//! One stored copy of a volume, as a machine: obeys promises, stamps before data, answers every request once.
+//!
+//! ```text
+//! request ──check (epoch, session, ordinal, bounds)──▶ stamp needed? ──log──▶ disk ──▶ response
+//! promise ──remember at once──▶ log ──▶ wait for all lower-epoch I/O ──▶ response
+//! attach  ──remember at once──▶ wait for all I/O of lower ordinals ──▶ response
+//! ```
+//!
+//! Must always hold:
+//! * data requests execute only at exactly the promised (epoch, session), from the session's newest attachment
+//!   (R1, I4), and none of a lower epoch is unfinished when a promise is answered (I5);
+//! * a region's stamp is durable before data of that generation may reach the medium (R6, I8);
+//! * what the log or the disk refused is answered as refused, and nothing is assumed of it.
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
+
+use crate::durable::Durable;
+use crate::ids::{Epoch, Generation, HostId, Instant, Ordinal, PoolId, PoolInc, Rid, SessionId, VolumeId};
+use crate::log::LogRecord;
+use crate::message::{
+    Answer, Ask, Attach, Extent, Hole, MAX_DATA, Refusal, ReplicaView, Request, Response, Watermark,
+};
+use crate::mutants::{Broken, Mutation};
+use crate::payload::{BLOCK, Payload};
+use crate::record::{Ack, Record};
+
+/// A page of a STAMPS answer has at most this many entries: it fits one frame.
+pub const STAMPS_PAGE: usize = 8192;
+/// Largest range of one KINDS request, in bytes.
+pub const KINDS_MAX: u64 = 64 << 20;
+/// Largest range of one HASH request, in bytes.
+pub const HASH_MAX: u64 = 1 << 20;
+/// A promise that jumps further than this needs the replica's own read of the store (R1).
+pub const EPOCH_JUMP_UNVERIFIED: u64 = 16;
+/// Unanswered requests of one attachment; more are refused as busy, so that memory stays bounded.
+pub const REQUESTS_MAX: usize = 1024;
+/// Sessions whose highest ordinal is remembered.
+const SESSIONS_REMEMBERED: usize = 32;
+
+/// One attachment of a session to this replica, named by the caller; never reused within a process.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+pub struct AttachmentId(pub u64);
+
+/// Names an action until its outcome is told.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+pub struct Token(pub u64);
+
+/// What the replica wants done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Action<P> {
+    /// Append to the pool's log; tell [`Replica::handle_logged`] when durable.
+    Log {
+        /// Told back.
+        token: Token,
+        /// The record.
+        record: LogRecord,
+    },
+    /// Run on the pool; tell [`Replica::handle_disk`].
+    Disk {
+        /// Told back.
+        token: Token,
+        /// What to do.
+        op: DiskOp<P>,
+    },
+    /// Read the volume's record from the store, linearizably; tell [`Replica::handle_verified`].
+    ReadStore {
+        /// Told back.
+        token: Token,
+    },
+    /// Send to an attachment.
+    Reply {
+        /// To whom.
+        attachment: AttachmentId,
+        /// What.
+        response: Response<P>,
+    },
+}
+
+/// What the replica asks of its pool.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DiskOp<P> {
+    /// Write whole blocks; complete when durable, if `durable`.
+    Write {
+        /// Byte offset.
+        offset: u64,
+        /// CRC32C per block.
+        crcs: Vec<u32>,
+        /// Data.
+        data: P,
+        /// On stable media before completion.
+        durable: bool,
+    },
+    /// Make blocks holes, durably (R19).
+    Zero {
+        /// Byte offset.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+        /// Zero or absent.
+        kind: Hole,
+        /// Keep the space allocated.
+        keep_space: bool,
+    },
+    /// Read whole blocks.
+    Read {
+        /// Byte offset.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// Kinds of a range.
+    Kinds {
+        /// Byte offset.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// Keyed hash per block.
+    Hash {
+        /// Byte offset.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+        /// The key.
+        key: [u8; 16],
+    },
+    /// Make everything written so far durable.
+    Flush,
+    /// Make the sidecars of everything written so far durable (R22).
+    Seal,
+    /// Raise the size, the new part absent.
+    Grow {
+        /// New size in bytes.
+        size: u64,
+    },
+}
+
+/// What the pool answers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DiskDone<P> {
+    /// `Write`, `Zero`, `Flush`, `Seal`, `Grow`.
+    Done,
+    /// `Read`.
+    Data(Vec<Extent<P>>),
+    /// `Kinds`.
+    Kinds(Vec<(u64, Option<Hole>)>),
+    /// `Hash`.
+    Hashes(Vec<[u8; 16]>),
+}
+
+/// Why the pool did not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskError {
+    /// No space left.
+    NoSpace,
+    /// The device failed.
+    Io,
+    /// A stored block fails its checksum.
+    BitRot,
+    /// Data did not match the CRCs that came with it.
+    BadCrc,
+}
+
+/// What a replica is made from.
+#[derive(Clone, Debug)]
+pub struct ReplicaConfig {
+    /// The pool it lives in.
+    pub pool: PoolId,
+    /// The pool's incarnation.
+    pub pool_inc: PoolInc,
+    /// Its host's watermark (R11).
+    pub watermark: Watermark,
+    /// Came back with another boot id or device generation, without clean stop (R8).
+    pub lossy: bool,
+    /// Acknowledge from the cache (`cached` mode) instead of stable media.
+    pub cached: bool,
+    /// A broken rule, for the simulator.
+    pub broken: Broken,
+}
+
+/// One replica.
+#[derive(Debug)]
+pub struct Replica<P> {
+    config: ReplicaConfig,
+    durable: Durable,
+    /// Promised in memory; `durable.promised` follows when the log has it.
+    promised: Epoch,
+    session: SessionId,
+    promise_logged: bool,
+    /// Stamps asked of the log, durable or not: what `Stamps` reports (a superset does no harm).
+    asked: BTreeMap<u32, Generation>,
+    attachments: BTreeMap<AttachmentId, Attachment>,
+    ordinals: VecDeque<(SessionId, Ordinal)>,
+    running: BTreeMap<Token, Running<P>>,
+    waiting_promise: Option<WaitingPromise>,
+    waiting_attach: Vec<WaitingAttach>,
+    actions: VecDeque<Action<P>>,
+    next_token: u64,
+    free_bytes: u64,
+    /// A failed log or a failed disk: nothing more is executed (R2, after a failed flush nothing is trusted).
+    failed: bool,
+    quarantined: bool,
+}
+
+#[derive(Debug)]
+struct Attachment {
+    session: SessionId,
+    host: HostId,
+    ordinal: Ordinal,
+    live: bool,
+    unanswered: usize,
+}
+
+/// A request between its arrival and its answer.
+#[derive(Debug)]
+struct Running<P> {
+    attachment: AttachmentId,
+    tag: u32,
+    epoch: Epoch,
+    session: SessionId,
+    ordinal: Ordinal,
+    started: Instant,
+    stage: Stage<P>,
+}
+
+#[derive(Debug)]
+enum Stage<P> {
+    /// Waits for stamps up to here; then this goes to the disk.
+    Stamping { op: DiskOp<P>, regions: (u32, u32), generation: Generation },
+    /// At the disk.
+    Disk,
+    /// At the disk for a seal; then the log.
+    SealDisk(Generation),
+    /// At the log, answered when durable.
+    SealLog(Generation),
+    /// At the disk for a grow; then the log.
+    GrowDisk(u64),
+    /// At the log.
+    GrowLog(u64),
+    /// Mutation R6 only: data is on the disk, the stamp is being logged.
+    LateStamp,
+}
+
+#[derive(Debug)]
+struct WaitingPromise {
+    attachment: AttachmentId,
+    tag: u32,
+    epoch: Epoch,
+    session: SessionId,
+    record: Vec<u8>,
+    started: Instant,
+    stage: PromiseStage,
+}
+
+#[derive(Debug, PartialEq)]
+enum PromiseStage {
+    Verifying(Token),
+    Logging(Token),
+    Draining,
+}
+
+#[derive(Debug)]
+struct WaitingAttach {
+    attachment: AttachmentId,
+    tag: u32,
+    session: SessionId,
+    ordinal: Ordinal,
+    started: Instant,
+    detach: bool,
+}
+
+impl<P: Payload> Replica<P> {
+    /// A replica from its durable state.
+    #[must_use]
+    pub fn new(config: ReplicaConfig, durable: Durable) -> Self {
+        Replica {
+            promised: durable.promised,
+            session: durable.session,
+            promise_logged: true,
+            config,
+            durable,
+            asked: BTreeMap::new(),
+            attachments: BTreeMap::new(),
+            ordinals: VecDeque::new(),
+            running: BTreeMap::new(),
+            waiting_promise: None,
+            waiting_attach: Vec::new(),
+            actions: VecDeque::new(),
+            next_token: 0,
+            free_bytes: 0,
+            failed: false,
+            quarantined: false,
+        }
+    }
+
+    // ---- getters
+
+    /// The volume.
+    #[must_use]
+    pub fn volume(&self) -> VolumeId {
+        self.durable.volume
+    }
+
+    /// The replica's number.
+    #[must_use]
+    pub fn rid(&self) -> Rid {
+        self.durable.rid
+    }
+
+    /// What is durable, for checkpoints.
+    #[must_use]
+    pub fn durable(&self) -> &Durable {
+        &self.durable
+    }
+
+    /// True when no request is unfinished.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting_promise.is_none()
+    }
+
+    /// True after a failed log or disk: the copy serves no more until it is opened anew.
+    #[must_use]
+    pub fn is_failed(&self) -> bool {
+        self.failed
+    }
+
+    /// What it tells of itself to `session`.
+    #[must_use]
+    pub fn view(&self, session: SessionId) -> ReplicaView {
+        let newest_asked = self.asked.values().copied().max().unwrap_or_default();
+        ReplicaView {
+            promised: self.promised,
+            session: self.session,
+            sealed: self.durable.sealed,
+            newest: self.durable.rgm.iter().copied().max().unwrap_or_default().max(newest_asked),
+            unsealed_regions: self.durable.unsealed_regions(),
+            lossy: self.config.lossy && self.config.cached,
+            size: self.durable.size,
+            pool_inc: self.config.pool_inc,
+            watermark: self.config.watermark,
+            ordinal: self.highest_ordinal(session),
+        }
+    }
+
+    /// One line for people.
+    #[must_use]
+    pub fn line(&self) -> alloc::string::String {
+        alloc::format!(
+            "{} promised={} sealed={} running={}{}{}",
+            self.rid(),
+            self.promised,
+            self.durable.sealed,
+            self.running.len(),
+            if self.waiting_promise.is_some() { " promising" } else { "" },
+            if self.failed { " failed" } else { "" }
+        )
+    }
+
+    // ---- what happened
+
+    /// The pool's free space changed.
+    pub fn handle_free_bytes(&mut self, free: u64) {
+        self.free_bytes = free;
+    }
+
+    /// The host's watermark rose.
+    pub fn handle_watermark(&mut self, watermark: Watermark) {
+        self.config.watermark = self.config.watermark.max(watermark);
+    }
+
+    /// The pool or its metadata is not to be trusted any more (R10, R24).
+    pub fn handle_quarantine(&mut self) {
+        self.quarantined = true;
+    }
+
+    /// An attachment's connection is gone. What it started goes on; its answers are dropped.
+    pub fn handle_disconnect(&mut self, attachment: AttachmentId) {
+        self.attachments.remove(&attachment);
+        self.waiting_attach.retain(|w| w.attachment != attachment);
+    }
+
+    /// A request arrived on an attachment.
+    pub fn handle_request(&mut self, now: Instant, attachment: AttachmentId, request: Request<P>) {
+        let Request { tag, epoch, ask } = request;
+        let refusal = match ask {
+            Ask::Attach(attach) => self.attach(now, attachment, tag, &attach),
+            ask => match self.admit(attachment, epoch, &ask) {
+                Ok(()) => self.start(now, attachment, tag, epoch, ask),
+                Err(refusal) => Err(refusal),
+            },
+        };
+        if let Err(refusal) = refusal {
+            self.reply(attachment, tag, now, now, Err(refusal));
+        }
+    }
+
+    /// The log made the record of `token` durable, or refused it.
+    pub fn handle_logged(&mut self, now: Instant, token: Token, record: LogRecord, outcome: Result<(), DiskError>) {
+        if let Err(error) = outcome {
+            self.log_refused(now, token, &record, error);
+            return;
+        }
+        self.durable.apply(&record);
+        if let LogRecord::Stamp { generation, regions } = &record {
+            for region in regions {
+                if self.asked.get(region).is_some_and(|asked| asked <= generation) {
+                    self.asked.remove(region);
+                }
+            }
+            self.start_stamped();
+        }
+        if let Some(w) = &mut self.waiting_promise
+            && w.stage == PromiseStage::Logging(token)
+        {
+            w.stage = PromiseStage::Draining;
+            self.promise_logged = true;
+        }
+        if let Some(running) = self.running.get(&token) {
+            match running.stage {
+                Stage::SealLog(_) | Stage::GrowLog(_) | Stage::LateStamp => {
+                    self.finish(now, token, Ok(Answer::Done));
+                }
+                _ => {}
+            }
+        }
+        self.settle(now);
+    }
+
+    /// The pool finished the request of `token`.
+    pub fn handle_disk(&mut self, now: Instant, token: Token, outcome: Result<DiskDone<P>, DiskError>) {
+        let Some(running) = self.running.get_mut(&token) else { return };
+        match outcome {
+            Err(error) => {
+                let refusal = match error {
+                    DiskError::NoSpace => Refusal::NoSpace,
+                    DiskError::Io => Refusal::IoError,
+                    DiskError::BitRot => Refusal::BitRot,
+                    DiskError::BadCrc => Refusal::BadCrc,
+                };
+                // A failed flush or seal is never retried on the same files: what the kernel dropped is unknown.
+                if matches!(running.stage, Stage::SealDisk(_)) {
+                    self.failed = true;
+                }
+                self.finish(now, token, Err(refusal));
+            }
+            Ok(done) => match running.stage {
+                Stage::SealDisk(generation) => {
+                    running.stage = Stage::SealLog(generation);
+                    self.actions.push_back(Action::Log { token, record: LogRecord::Sealed { generation } });
+                }
+                Stage::GrowDisk(size) => {
+                    running.stage = Stage::GrowLog(size);
+                    self.actions.push_back(Action::Log { token, record: LogRecord::Grow { size } });
+                }
+                Stage::Stamping { generation, regions, .. } => {
+                    // Only under mutation R6: the data went first.
+                    running.stage = Stage::LateStamp;
+                    let regions = (regions.0..=regions.1).collect();
+                    self.actions.push_back(Action::Log { token, record: LogRecord::Stamp { generation, regions } });
+                }
+                _ => {
+                    let answer = match done {
+                        DiskDone::Done => Answer::Done,
+                        DiskDone::Data(extents) => Answer::Data(extents),
+                        DiskDone::Kinds(kinds) => Answer::Kinds(kinds),
+                        DiskDone::Hashes(hashes) => Answer::Hashes(hashes),
+                    };
+                    self.finish(now, token, Ok(answer));
+                }
+            },
+        }
+        self.settle(now);
+    }
+
+    /// The store answered the read that a far promise asked for: the record, or `None` when out of reach.
+    pub fn handle_verified(&mut self, now: Instant, token: Token, record: Option<&Record>) {
+        let Some(w) = self.waiting_promise.take_if(|w| w.stage == PromiseStage::Verifying(token)) else { return };
+        match record {
+            None => self.reply(w.attachment, w.tag, w.started, now, Err(Refusal::Busy)),
+            Some(r) if r.epoch < w.epoch => {
+                self.reply(w.attachment, w.tag, w.started, now, Err(Refusal::MetadataRollback));
+            }
+            Some(_) if w.epoch < self.promised => {
+                self.reply(w.attachment, w.tag, w.started, now, Err(Refusal::StaleEpoch));
+            }
+            Some(_) => self.log_promise(w),
+        }
+    }
+
+    // ---- what to do next
+
+    /// The next action; drain after every call above.
+    pub fn poll_action(&mut self) -> Option<Action<P>> {
+        self.actions.pop_front()
+    }
+
+    // ---- requests
+
+    fn attach(&mut self, now: Instant, id: AttachmentId, tag: u32, attach: &Attach) -> Result<(), Refusal> {
+        if attach.volume != self.volume() || attach.rid != self.rid() || attach.pool != self.config.pool {
+            return Err(Refusal::NoReplica);
+        }
+        if self.quarantined {
+            return Err(Refusal::Quarantined);
+        }
+        if self.failed {
+            return Err(Refusal::IoError);
+        }
+        let known = self.config.watermark;
+        if !self.config.broken.is(Mutation::NoWatermark)
+            && (attach.watermark.cluster != known.cluster || attach.watermark.incarnation < known.incarnation)
+        {
+            return Err(Refusal::MetadataRollback);
+        }
+        if attach.ordinal <= self.highest_ordinal(attach.session) || self.attachments.contains_key(&id) {
+            return Err(Refusal::NotAttached);
+        }
+        self.remember_ordinal(attach.session, attach.ordinal);
+        for other in self.attachments.values_mut() {
+            if other.session == attach.session && !self.config.broken.is(Mutation::DropKeepsAttachment) {
+                other.live = false;
+            }
+        }
+        let (session, ordinal) = (attach.session, attach.ordinal);
+        let new = Attachment { session, host: attach.host, ordinal, live: true, unanswered: 0 };
+        self.attachments.insert(id, new);
+        let detach = false;
+        self.waiting_attach.push(WaitingAttach { attachment: id, tag, session, ordinal, started: now, detach });
+        self.settle(now);
+        Ok(())
+    }
+
+    /// May this attachment ask this at this epoch? (R1)
+    fn admit(&self, id: AttachmentId, epoch: Epoch, ask: &Ask<P>) -> Result<(), Refusal> {
+        let attachment = self.attachments.get(&id).filter(|a| a.live).ok_or(Refusal::NotAttached)?;
+        if self.quarantined {
+            return Err(Refusal::Quarantined);
+        }
+        if self.failed {
+            return Err(Refusal::IoError);
+        }
+        if attachment.unanswered >= REQUESTS_MAX {
+            return Err(Refusal::Busy);
+        }
+        if matches!(ask, Ask::Promise { .. } | Ask::Detach) || self.config.broken.is(Mutation::NoFence) {
+            return Ok(());
+        }
+        let bound = attachment.session == self.session || self.config.broken.is(Mutation::PromiseToEpochAlone);
+        if epoch != self.promised || !bound {
+            return Err(Refusal::StaleEpoch);
+        }
+        // The promise is remembered but not durable, or lower epochs still drain: nothing of it runs yet.
+        if !self.promise_logged || self.waiting_promise.is_some() {
+            return Err(Refusal::Busy);
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, now: Instant, id: AttachmentId, tag: u32, epoch: Epoch, ask: Ask<P>) -> Result<(), Refusal> {
+        let op = match ask {
+            Ask::Attach(_) => return Err(Refusal::NotAttached),
+            Ask::Detach => {
+                if let Some(a) = self.attachments.get_mut(&id) {
+                    a.live = false;
+                    let (session, ordinal) = (a.session, Ordinal(a.ordinal.0 + 1));
+                    // Answered when everything of this attachment has ended, as a newer attachment would be.
+                    let (attachment, started, detach) = (id, now, true);
+                    let w = WaitingAttach { attachment, tag, session, ordinal, started, detach };
+                    self.waiting_attach.push(w);
+                }
+                self.settle(now);
+                return Ok(());
+            }
+            Ask::Promise { record, watermark } => return self.promise(now, id, tag, epoch, record, watermark),
+            Ask::Write { generation, offset, crcs, data, .. } => {
+                self.check_range(offset, data.len() as u64, MAX_DATA)?;
+                self.check_generation(generation, epoch)?;
+                if crcs.len() as u64 != data.len() as u64 / BLOCK {
+                    return Err(Refusal::OutOfBounds);
+                }
+                // Verified here, before anything is stored (4.10): what is on the disk has the session's CRC.
+                if crate::payload::block_crcs(data.bytes()) != crcs {
+                    return Err(Refusal::BadCrc);
+                }
+                let len = data.len() as u64;
+                let durable = !self.config.cached;
+                return self.write(now, id, tag, epoch, generation, (offset, len), DiskOp::Write { offset, crcs, data, durable });
+            }
+            Ask::Zero { generation, offset, len, kind, keep_space, .. } => {
+                self.check_range(offset, len, u64::MAX)?;
+                self.check_generation(generation, epoch)?;
+                return self.write(now, id, tag, epoch, generation, (offset, len), DiskOp::Zero { offset, len, kind, keep_space });
+            }
+            Ask::Read { offset, len } => {
+                self.check_range(offset, len, MAX_DATA)?;
+                DiskOp::Read { offset, len }
+            }
+            Ask::Kinds { offset, len } => {
+                self.check_range(offset, len, KINDS_MAX)?;
+                DiskOp::Kinds { offset, len }
+            }
+            Ask::Hash { offset, len, key } => {
+                self.check_range(offset, len, HASH_MAX)?;
+                DiskOp::Hash { offset, len, key }
+            }
+            Ask::Flush => DiskOp::Flush,
+            Ask::Seal { generation } => {
+                // Promised by the owner (R7); a peer that breaks it is refused, not believed.
+                let in_flight = self.running.values().any(|r| {
+                    matches!(&r.stage, Stage::Stamping { generation: g, .. } if *g <= generation)
+                });
+                if (generation.epoch() > epoch || in_flight) && !self.config.broken.is(Mutation::SealInFlight) {
+                    return Err(Refusal::OutOfBounds);
+                }
+                self.run(now, id, tag, epoch, Stage::SealDisk(generation), DiskOp::Seal);
+                return Ok(());
+            }
+            Ask::Grow { size } => {
+                if size % BLOCK != 0 || size < self.durable.size || size.div_ceil(1 << self.durable.region_shift) > 1 << 20 {
+                    return Err(Refusal::OutOfBounds);
+                }
+                self.run(now, id, tag, epoch, Stage::GrowDisk(size), DiskOp::Grow { size });
+                return Ok(());
+            }
+            Ask::Stamps { above, from_region } => {
+                let page = self.stamps_page(above, from_region);
+                self.reply(id, tag, now, now, Ok(page));
+                return Ok(());
+            }
+            Ask::Heartbeat => {
+                let oldest = self.running.values().map(|r| now.ms_since(r.started)).max().unwrap_or(0);
+                let alive = Answer::Alive {
+                    oldest_io_ms: u32::try_from(oldest).unwrap_or(u32::MAX),
+                    free_bytes: self.free_bytes,
+                };
+                self.reply(id, tag, now, now, Ok(alive));
+                return Ok(());
+            }
+        };
+        self.run(now, id, tag, epoch, Stage::Disk, op);
+        Ok(())
+    }
+
+    fn check_range(&self, offset: u64, len: u64, max: u64) -> Result<(), Refusal> {
+        let aligned = offset % BLOCK == 0 && len % BLOCK == 0 && len > 0 && len <= max;
+        let inside = offset.checked_add(len).is_some_and(|end| end <= self.durable.size);
+        if aligned && inside { Ok(()) } else { Err(Refusal::OutOfBounds) }
+    }
+
+    /// A write's generation is of an epoch that the session has held, and never below what is sealed (I29).
+    fn check_generation(&self, generation: Generation, epoch: Epoch) -> Result<(), Refusal> {
+        let legal = generation.epoch() <= epoch && generation > self.durable.sealed;
+        if legal || self.config.broken.is(Mutation::NoFence) || self.config.broken.is(Mutation::SealInFlight) {
+            Ok(())
+        } else {
+            Err(Refusal::OutOfBounds)
+        }
+    }
+
+    /// Stamp first (R6): the regions whose stamp is older than the write's generation go to the log.
+    fn write(
+        &mut self,
+        now: Instant,
+        id: AttachmentId,
+        tag: u32,
+        epoch: Epoch,
+        generation: Generation,
+        (offset, len): (u64, u64),
+        op: DiskOp<P>,
+    ) -> Result<(), Refusal> {
+        let regions = self.durable.regions_of(offset, len);
+        let bounds = (*regions.start(), *regions.end());
+        let stage = Stage::Stamping { op: op.clone(), regions: bounds, generation };
+        if self.config.broken.is(Mutation::StampAfterData) {
+            self.run(now, id, tag, epoch, stage, op);
+            return Ok(());
+        }
+        let missing: Vec<u32> = regions
+            .filter(|r| self.stamp_of(*r) < generation && self.asked.get(r).is_none_or(|asked| *asked < generation))
+            .collect();
+        if self.is_stamped(bounds, generation) {
+            self.run(now, id, tag, epoch, Stage::Disk, op);
+            return Ok(());
+        }
+        if !missing.is_empty() {
+            for region in &missing {
+                self.asked.insert(*region, generation);
+            }
+            let token = self.token();
+            self.actions.push_back(Action::Log { token, record: LogRecord::Stamp { generation, regions: missing } });
+        }
+        let token = self.token();
+        self.track(now, token, id, tag, epoch, stage);
+        Ok(())
+    }
+
+    fn stamp_of(&self, region: u32) -> Generation {
+        self.durable.rgm.get(region as usize).copied().unwrap_or_default()
+    }
+
+    fn is_stamped(&self, (first, last): (u32, u32), generation: Generation) -> bool {
+        (first..=last).all(|r| self.stamp_of(r) >= generation)
+    }
+
+    /// Writes whose stamps have become durable go to the disk.
+    fn start_stamped(&mut self) {
+        let ready: Vec<Token> = self
+            .running
+            .iter()
+            .filter(|(_, r)| matches!(&r.stage, Stage::Stamping { regions, generation, .. } if self.is_stamped(*regions, *generation)))
+            .map(|(token, _)| *token)
+            .collect();
+        for token in ready {
+            let Some(running) = self.running.get_mut(&token) else { continue };
+            if let Stage::Stamping { op, .. } = core::mem::replace(&mut running.stage, Stage::Disk) {
+                self.actions.push_back(Action::Disk { token, op });
+            }
+        }
+    }
+
+    fn stamps_page(&self, above: Generation, from_region: u32) -> Answer<P> {
+        let mut stamps = Vec::new();
+        let from = (from_region as usize).min(self.durable.rgm.len());
+        for (i, stamp) in self.durable.rgm.iter().enumerate().skip(from) {
+            let region = u32::try_from(i).expect("at most 2^20 regions");
+            let stamp = (*stamp).max(self.asked.get(&region).copied().unwrap_or_default());
+            if stamp > above {
+                if stamps.len() == STAMPS_PAGE {
+                    return Answer::Stamps { stamps, next: Some(region) };
+                }
+                stamps.push((region, stamp));
+            }
+        }
+        Answer::Stamps { stamps, next: None }
+    }
+
+    fn promise(
+        &mut self,
+        now: Instant,
+        id: AttachmentId,
+        tag: u32,
+        epoch: Epoch,
+        record: Vec<u8>,
+        watermark: Watermark,
+    ) -> Result<(), Refusal> {
+        let Some(attachment) = self.attachments.get(&id) else { return Err(Refusal::NotAttached) };
+        let (session, host) = (attachment.session, attachment.host);
+        let known = self.config.watermark;
+        let broken = self.config.broken;
+        if !broken.is(Mutation::NoWatermark)
+            && (watermark.cluster != known.cluster || watermark.incarnation < known.incarnation)
+        {
+            return Err(Refusal::MetadataRollback);
+        }
+        if epoch < self.promised && !broken.is(Mutation::NoFence) {
+            return Err(Refusal::StaleEpoch);
+        }
+        if epoch == self.promised && session != self.session && !broken.is(Mutation::PromiseToEpochAlone) && !broken.is(Mutation::NoFence) {
+            return Err(Refusal::MetadataRollback);
+        }
+        let parsed = Record::parse(&record).map_err(|_| Refusal::OutOfBounds)?;
+        let owner_matches = parsed.owner.is_some_and(|o| o.session == session && o.node == host);
+        if parsed.vol != self.volume() || parsed.epoch != epoch || !owner_matches || parsed.replica(self.rid()).is_none() {
+            return Err(Refusal::OutOfBounds);
+        }
+        if let Some(old) = self.waiting_promise.take() {
+            // Superseded, or repeated after a lost connection.
+            self.reply(old.attachment, old.tag, old.started, now, Err(Refusal::StaleEpoch));
+        }
+        self.config.cached = parsed.policy.ack == Ack::Cached;
+        let far = epoch.0 > self.promised.0 + EPOCH_JUMP_UNVERIFIED && self.promised > Epoch(0);
+        let stage = PromiseStage::Draining;
+        let w = WaitingPromise { attachment: id, tag, epoch, session, record, started: now, stage };
+        if far {
+            let token = self.token();
+            self.actions.push_back(Action::ReadStore { token });
+            self.waiting_promise = Some(WaitingPromise { stage: PromiseStage::Verifying(token), ..w });
+        } else {
+            self.log_promise(w);
+        }
+        Ok(())
+    }
+
+    fn log_promise(&mut self, w: WaitingPromise) {
+        let token = self.token();
+        self.promised = self.promised.max(w.epoch);
+        self.session = w.session;
+        self.promise_logged = false;
+        let record = LogRecord::Promise { epoch: w.epoch, session: w.session, record: w.record.clone() };
+        self.actions.push_back(Action::Log { token, record });
+        self.waiting_promise = Some(WaitingPromise { stage: PromiseStage::Logging(token), ..w });
+    }
+
+    // ---- bookkeeping
+
+    fn token(&mut self) -> Token {
+        self.next_token += 1;
+        Token(self.next_token)
+    }
+
+    fn run(&mut self, now: Instant, id: AttachmentId, tag: u32, epoch: Epoch, stage: Stage<P>, op: DiskOp<P>) {
+        let token = self.token();
+        self.track(now, token, id, tag, epoch, stage);
+        self.actions.push_back(Action::Disk { token, op });
+    }
+
+    fn track(&mut self, now: Instant, token: Token, id: AttachmentId, tag: u32, epoch: Epoch, stage: Stage<P>) {
+        let attachment = self.attachments.get_mut(&id).expect("admitted a moment ago");
+        attachment.unanswered += 1;
+        let (session, ordinal) = (attachment.session, attachment.ordinal);
+        self.running.insert(token, Running { attachment: id, tag, epoch, session, ordinal, started: now, stage });
+    }
+
+    fn finish(&mut self, now: Instant, token: Token, outcome: Result<Answer<P>, Refusal>) {
+        let Some(running) = self.running.remove(&token) else { return };
+        if let Some(a) = self.attachments.get_mut(&running.attachment) {
+            a.unanswered -= 1;
+        }
+        self.reply(running.attachment, running.tag, running.started, now, outcome);
+    }
+
+    fn log_refused(&mut self, now: Instant, token: Token, record: &LogRecord, error: DiskError) {
+        if error != DiskError::NoSpace {
+            self.failed = true;
+        }
+        let refusal = if error == DiskError::NoSpace { Refusal::NoSpace } else { Refusal::IoError };
+        if let LogRecord::Stamp { generation, regions } = record {
+            for region in regions {
+                if self.asked.get(region) == Some(generation) {
+                    self.asked.remove(region);
+                }
+            }
+            let lost: Vec<Token> = self
+                .running
+                .iter()
+                .filter(|(_, r)| match &r.stage {
+                    Stage::Stamping { regions: (first, last), generation: g, .. } => {
+                        g <= generation && regions.iter().any(|r| first <= r && r <= last)
+                    }
+                    _ => false,
+                })
+                .map(|(token, _)| *token)
+                .collect();
+            for token in lost {
+                self.finish(now, token, Err(refusal));
+            }
+        }
+        if self.running.contains_key(&token) {
+            self.finish(now, token, Err(refusal));
+        }
+        if let Some(w) = self.waiting_promise.take_if(|w| w.stage == PromiseStage::Logging(token)) {
+            // Not durable: the old promise stands again, and stands on disk.
+            self.promised = self.durable.promised;
+            self.session = self.durable.session;
+            self.promise_logged = true;
+            self.reply(w.attachment, w.tag, w.started, now, Err(refusal));
+        }
+        self.settle(now);
+    }
+
+    /// Answers promises and attaches whose waits are over.
+    fn settle(&mut self, now: Instant) {
+        let draining = |w: &WaitingPromise| w.stage == PromiseStage::Draining;
+        if let Some(w) = self.waiting_promise.take_if(|w| draining(w)) {
+            let lower = self.running.values().any(|r| r.epoch < w.epoch || r.session != w.session);
+            if lower && !self.config.broken.is(Mutation::NoFence) {
+                self.waiting_promise = Some(w);
+            } else {
+                let view = self.view(w.session);
+                self.reply(w.attachment, w.tag, w.started, now, Ok(Answer::Promised(view)));
+            }
+        }
+        let mut i = 0;
+        while i < self.waiting_attach.len() {
+            let w = &self.waiting_attach[i];
+            let (session, ordinal) = (w.session, w.ordinal);
+            let lower = self.running.values().any(|r| r.session == session && r.ordinal < ordinal);
+            if lower && !self.config.broken.is(Mutation::DropKeepsAttachment) {
+                i += 1;
+                continue;
+            }
+            let w = self.waiting_attach.remove(i);
+            let live = self.attachments.get(&w.attachment).is_some_and(|a| a.live);
+            let outcome = match (w.detach, live) {
+                (true, _) => Ok(Answer::Done),
+                (false, true) => Ok(Answer::Attached(self.view(session))),
+                (false, false) => Err(Refusal::NotAttached),
+            };
+            self.reply(w.attachment, w.tag, w.started, now, outcome);
+        }
+    }
+
+    fn reply(
+        &mut self,
+        attachment: AttachmentId,
+        tag: u32,
+        started: Instant,
+        now: Instant,
+        outcome: Result<Answer<P>, Refusal>,
+    ) {
+        let service_us = u32::try_from(now.0.saturating_sub(started.0) / 1000).unwrap_or(u32::MAX);
+        let response = Response { tag, epoch: self.promised, outcome, service_us };
+        self.actions.push_back(Action::Reply { attachment, response });
+    }
+
+    fn highest_ordinal(&self, session: SessionId) -> Ordinal {
+        self.ordinals.iter().find(|(s, _)| *s == session).map_or(Ordinal(0), |(_, o)| *o)
+    }
+
+    fn remember_ordinal(&mut self, session: SessionId, ordinal: Ordinal) {
+        self.ordinals.retain(|(s, _)| *s != session);
+        self.ordinals.push_back((session, ordinal));
+        if self.ordinals.len() > SESSIONS_REMEMBERED {
+            // The promised session's ordinal is never forgotten: only it can execute anything.
+            let oldest = self.ordinals.iter().position(|(s, _)| *s != self.session).unwrap_or(0);
+            self.ordinals.remove(oldest);
+        }
+    }
+}
