@@ -1,0 +1,232 @@
+//! The methods of the control socket: name, parameters, answer.
+//!
+//! Must always hold: a method's name never changes; the list here is the only one.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::types as t;
+
+/// Why a method and its parameters are no command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BadCommand {
+    /// No method of that name; `near` is the closest one.
+    NoMethod {
+        /// What was asked for.
+        method: String,
+        /// The closest name.
+        near: &'static str,
+    },
+    /// The parameters are not the method's.
+    Params {
+        /// The method.
+        method: &'static str,
+        /// What is wrong with them, and where.
+        wrong: String,
+    },
+}
+
+/// One method: what ties its name, parameters and answer together.
+pub trait Method {
+    /// Its name.
+    const NAME: &'static str;
+    /// What it takes.
+    type Params: Serialize + DeserializeOwned + schemars::JsonSchema;
+    /// What it answers.
+    type Answer: Serialize + DeserializeOwned + schemars::JsonSchema;
+}
+
+macro_rules! methods {
+    ($($(#[doc = $doc:literal])+ $name:literal $variant:ident($params:ty) -> $answer:ty;)+) => {
+        /// A command of a client, parsed.
+        #[derive(Clone, Debug, PartialEq)]
+        pub enum Command {
+            $($(#[doc = $doc])+ $variant($params),)+
+        }
+
+        impl Command {
+            /// Every method's name, in the order of this file.
+            pub const NAMES: &'static [&'static str] = &[$($name),+];
+
+            /// The command's method.
+            #[must_use]
+            pub fn name(&self) -> &'static str {
+                match self { $(Command::$variant(_) => $name,)+ }
+            }
+
+            /// Finds the method and parses its parameters; absent parameters are `{}`.
+            pub fn parse(method: &str, params: Option<Value>) -> Result<Command, BadCommand> {
+                let params = params.unwrap_or_else(|| Value::Object(serde_json::Map::new()));
+                match method {
+                    $($name => parse_params($name, params).map(Command::$variant),)+
+                    _ => Err(BadCommand::NoMethod { method: method.chars().take(64).collect(), near: nearest(method) }),
+                }
+            }
+        }
+
+        /// The methods as types, to tie an answer to its command.
+        pub mod method {
+            use super::*;
+            $(
+                $(#[doc = $doc])+
+                #[derive(Clone, Copy, Debug)]
+                pub struct $variant;
+                impl Method for $variant {
+                    const NAME: &'static str = $name;
+                    type Params = $params;
+                    type Answer = $answer;
+                }
+            )+
+        }
+
+        /// Calls `visit` with each method's name, sentence and the schemas of its parameters and answer.
+        pub(crate) fn each_method(
+            generator: &mut schemars::SchemaGenerator,
+            mut visit: impl FnMut(&'static str, String, schemars::Schema, schemars::Schema),
+        ) {
+            $(
+                let params = generator.subschema_for::<$params>();
+                let answer = generator.subschema_for::<$answer>();
+                visit($name, [$($doc),+].map(str::trim).join(" "), params, answer);
+            )+
+        }
+    };
+}
+
+methods! {
+    /// Who answers.
+    "hello" Hello(t::Nothing) -> t::Hello;
+    /// Makes the daemon part of a cluster; idempotent.
+    "configure" Configure(t::Configure) -> t::Nothing;
+    /// Tells where the store is now.
+    "store.endpoints" StoreEndpoints(t::Endpoints) -> t::Nothing;
+    /// How the store looks from here.
+    "store.show" StoreShow(t::Nothing) -> t::StoreStatus;
+    /// Writes rebuilt records to a store that was lost or restored (protocol.md R11).
+    "store.repair_apply" StoreRepairApply(t::StoreRepair) -> t::StoreRepaired;
+    /// Makes a pool in an empty or new directory.
+    "pool.create" PoolCreate(t::PoolPath) -> t::PoolInfo;
+    /// The pools of this host.
+    "pool.list" PoolList(t::Nothing) -> t::PoolList;
+    /// Forgets a pool; refused while replicas live there.
+    "pool.remove" PoolRemove(t::PoolRef) -> t::Nothing;
+    /// Makes a replica durable; idempotent.
+    "replica.create" ReplicaCreate(t::ReplicaCreate) -> t::Nothing;
+    /// Moves a replica to the trash if the store says so (protocol.md R15).
+    "replica.trash" ReplicaTrash(t::ReplicaRef) -> t::Trashed;
+    /// The replicas of this host.
+    "replica.list" ReplicaList(t::Nothing) -> t::ReplicaList;
+    /// The records that the replicas of this host keep.
+    "replica.records" ReplicaRecords(t::Nothing) -> t::KeptRecords;
+    /// Names a new copy in the volume's record and joins it.
+    "replica.add" ReplicaAdd(t::ReplicaAdd) -> t::Nothing;
+    /// Takes a copy out of the volume's record.
+    "replica.remove" ReplicaRemove(t::ReplicaRemove) -> t::Nothing;
+    /// The replicas in the trash of this host.
+    "trash.list" TrashList(t::Nothing) -> t::TrashList;
+    /// Takes a volume's replicas out of the trash of this host.
+    "trash.restore" TrashRestore(t::VolumeRef) -> t::TrashRestored;
+    /// Removes replicas in the trash for good.
+    "trash.empty" TrashEmpty(t::TrashEmpty) -> t::TrashEmptied;
+    /// Makes a volume's record; idempotent by its `created_by`.
+    "volume.create" VolumeCreate(t::VolumeCreate) -> t::Nothing;
+    /// Marks a volume deleted, if nobody owns it.
+    "volume.delete" VolumeDelete(t::VolumeRef) -> t::Nothing;
+    /// Takes the mark away again.
+    "volume.restore" VolumeRestore(t::VolumeRef) -> t::Nothing;
+    /// Opens a volume here.
+    "session.open" SessionOpen(t::SessionOpen) -> t::SessionOpened;
+    /// Closes a volume here.
+    "session.close" SessionClose(t::SessionClose) -> t::SessionClosed;
+    /// The sessions of this host.
+    "session.list" SessionList(t::Nothing) -> t::SessionList;
+    /// One session.
+    "session.show" SessionShow(t::VolumeRef) -> t::SessionStatus;
+    /// The connections to other hosts.
+    "link.list" LinkList(t::Nothing) -> t::LinkList;
+    /// Everything this host knows of a volume.
+    "why" Why(t::VolumeRef) -> t::Why;
+    /// From now on this connection is told events.
+    "events" Events(t::Nothing) -> t::Nothing;
+}
+
+fn parse_params<P: for<'de> Deserialize<'de>>(method: &'static str, params: Value) -> Result<P, BadCommand> {
+    if !params.is_object() {
+        return Err(BadCommand::Params { method, wrong: "expected an object".to_owned() });
+    }
+    serde_json::from_value(params).map_err(|e| BadCommand::Params { method, wrong: e.to_string() })
+}
+
+/// The method whose name takes the fewest edits.
+fn nearest(method: &str) -> &'static str {
+    let method: Vec<char> = method.chars().take(64).collect();
+    Command::NAMES.iter().copied().min_by_key(|name| edits(&method, name)).expect("there are methods")
+}
+
+/// Levenshtein's distance.
+fn edits(a: &[char], b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=a.len()).collect();
+    for (i, cb) in b.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, ca) in a.iter().enumerate() {
+            let above = row[j + 1];
+            row[j + 1] = (diagonal + usize::from(*ca != cb)).min(above + 1).min(row[j] + 1);
+            diagonal = above;
+        }
+    }
+    row[a.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Endpoints, Nothing};
+    use serde_json::json;
+
+    #[test]
+    fn a_command_is_parsed_by_its_method() {
+        let command =
+            Command::parse("store.endpoints", Some(json!({"endpoints": ["http://127.0.0.1:7402"]})));
+        let want = Endpoints { endpoints: vec!["http://127.0.0.1:7402".to_owned()] };
+        assert_eq!(command, Ok(Command::StoreEndpoints(want)));
+    }
+
+    #[test]
+    fn absent_parameters_are_none() {
+        assert_eq!(Command::parse("hello", None), Ok(Command::Hello(Nothing {})));
+    }
+
+    #[test]
+    fn an_unknown_method_names_the_nearest() {
+        let bad = Command::parse("sesion.open", None).expect_err("no such method");
+        assert_eq!(bad, BadCommand::NoMethod { method: "sesion.open".to_owned(), near: "session.open" });
+    }
+
+    #[test]
+    fn an_unknown_or_missing_parameter_is_refused_by_name() {
+        let volume = "00000000-0000-0000-0000-000000000001";
+        for (params, word) in [
+            (json!({"volume": volume, "abandn": true}), "abandn"),
+            (json!({"volume": volume}), "abandon"),
+            (json!({"volume": "disk1", "abandon": false}), "UUID"),
+            (json!([volume, false]), "object"),
+        ] {
+            match Command::parse("session.close", Some(params)) {
+                Err(BadCommand::Params { method: "session.close", wrong }) => {
+                    assert!(wrong.contains(word), "{wrong:?} names {word:?}");
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn names_are_unique() {
+        let mut names = Command::NAMES.to_vec();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Command::NAMES.len());
+    }
+}

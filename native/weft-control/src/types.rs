@@ -1,0 +1,775 @@
+//! Parameters, answers and events of the control socket.
+//!
+//! Must always hold: a type here says only what crosses the socket; nothing of it is a machine's own state.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::fmt;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::Value;
+use weft_proto::ids::{ClusterId, Epoch, HostId, PoolId, PoolInc, Rev, Rid, SessionId, VolumeId};
+
+/// A 64-bit number, written as a decimal string.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Decimal(pub u64);
+
+impl fmt::Display for Decimal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl From<u64> for Decimal {
+    fn from(value: u64) -> Self {
+        Decimal(value)
+    }
+}
+
+impl Serialize for Decimal {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for Decimal {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        let text = Cow::<'de, str>::deserialize(d)?;
+        text.parse().map(Decimal).map_err(|_| {
+            serde::de::Error::custom(format!("expected a decimal number in a string, found {text:?}"))
+        })
+    }
+}
+
+impl JsonSchema for Decimal {
+    fn schema_name() -> Cow<'static, str> {
+        "Decimal".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A 64-bit number, written as a decimal string.",
+            "type": "string",
+            "pattern": "^[0-9]{1,20}$",
+        })
+    }
+}
+
+/// The schema of identifiers: a UUID in its hyphenated form.
+#[derive(Clone, Copy, Debug)]
+pub struct Uuid;
+
+impl JsonSchema for Uuid {
+    fn schema_name() -> Cow<'static, str> {
+        "Uuid".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "An identifier: 32 hexadecimal digits, hyphenated.",
+            "type": "string",
+            "format": "uuid",
+        })
+    }
+}
+
+/// A volume's record as protocol.md 4.2 defines it. It passes through the socket untouched: unknown fields are
+/// kept, and the one parser of records is weft-proto's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RecordJson(pub Value);
+
+impl JsonSchema for RecordJson {
+    fn schema_name() -> Cow<'static, str> {
+        "RecordJson".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A volume's record (protocol.md 4.2), unknown fields included.",
+            "type": "object",
+            "additionalProperties": true,
+        })
+    }
+}
+
+/// Named facts of an error or of a finding.
+pub type Facts = BTreeMap<String, Value>;
+
+/// Nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Nothing {}
+
+/// Why a command was not done.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "DaemonError")]
+pub struct ErrorBody {
+    /// A code that never changes; docs/errors.md explains each.
+    pub code: String,
+    /// A sentence for a person: what was wanted and what was found.
+    pub message: String,
+    /// The facts of the sentence.
+    pub facts: Facts,
+}
+
+/// How disks are driven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Driver {
+    /// io_uring, kernel 5.15 or later.
+    IoUring,
+    /// Linux AIO, for older kernels.
+    Libaio,
+}
+
+/// Who answers.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Hello {
+    /// The daemon's version.
+    pub version: String,
+    /// Oldest wire version it speaks.
+    pub wire_min: u16,
+    /// Newest wire version it speaks.
+    pub wire_max: u16,
+    /// The cluster, once configured.
+    #[schemars(with = "Option<Uuid>")]
+    pub cluster: Option<ClusterId>,
+    /// The host, once configured.
+    #[schemars(with = "Option<Uuid>")]
+    pub host: Option<HostId>,
+    /// Random per process: tells a restarted daemon from the one before.
+    pub incarnation: Decimal,
+    /// Process id.
+    pub pid: u32,
+    /// How disks are driven.
+    pub driver: Driver,
+}
+
+/// Makes the daemon part of a cluster. Repeating it with the same values changes nothing; another cluster or host
+/// is refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Configure {
+    /// The cluster.
+    #[schemars(with = "Uuid")]
+    pub cluster: ClusterId,
+    /// This host.
+    #[schemars(with = "Uuid")]
+    pub host: HostId,
+    /// The host's name.
+    pub name: String,
+    /// The host's address in the cluster, without port.
+    pub address: String,
+    /// Client URLs of the store.
+    pub endpoints: Vec<String>,
+}
+
+/// Where the store is now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Endpoints {
+    /// Client URLs of the store.
+    pub endpoints: Vec<String>,
+}
+
+/// Names a directory.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PoolPath {
+    /// Absolute path of the pool's directory: empty, or not there yet.
+    pub path: String,
+}
+
+/// Names a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PoolRef {
+    /// The pool.
+    #[schemars(with = "Uuid")]
+    pub pool: PoolId,
+}
+
+/// How a pool is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PoolState {
+    /// Its start (protocol.md R10) is under way.
+    Starting,
+    /// Its lock is still held by I/O of a process that has died (R13).
+    WaitingLock,
+    /// Replicas of it are served.
+    Serving,
+    /// Its incarnation is not the store's, or its metadata is damaged: nothing of it is trusted (R10, R24).
+    Quarantined,
+    /// Its disk failed or its directory is missing.
+    Failed,
+}
+
+/// A pool of this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PoolInfo {
+    /// The pool.
+    #[schemars(with = "Uuid")]
+    pub pool: PoolId,
+    /// Its directory.
+    pub path: String,
+    /// How it is.
+    pub state: PoolState,
+    /// Why it isn't serving, as a sentence.
+    pub reason: Option<String>,
+    /// Its incarnation (R10).
+    #[schemars(with = "Decimal")]
+    pub inc: PoolInc,
+    /// Free bytes of its file system.
+    pub free: Decimal,
+    /// Bytes of its file system.
+    pub total: Decimal,
+    /// Replicas in it.
+    pub replicas: u32,
+}
+
+/// The pools of this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PoolList {
+    /// In order of their identifiers.
+    pub pools: Vec<PoolInfo>,
+}
+
+/// Makes a replica durable in a pool of this host, empty and unpromised. Idempotent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReplicaCreate {
+    /// Of which volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// Its number.
+    #[schemars(with = "u32")]
+    pub rid: Rid,
+    /// In which pool.
+    #[schemars(with = "Uuid")]
+    pub pool: PoolId,
+    /// Size in bytes.
+    pub size: Decimal,
+    /// Regions are 2^region_shift bytes.
+    pub region_shift: u8,
+}
+
+/// Names a replica of this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReplicaRef {
+    /// Of which volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// Its number.
+    #[schemars(with = "u32")]
+    pub rid: Rid,
+    /// In which pool.
+    #[schemars(with = "Uuid")]
+    pub pool: PoolId,
+}
+
+/// What became of `replica.trash`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Trashed {
+    /// True when the replica rests in the trash now.
+    pub trashed: bool,
+    /// Why not, as a sentence (protocol.md R15).
+    pub reason: Option<String>,
+}
+
+/// How a replica of this host is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ReplicaState {
+    /// No session has asked it to promise yet.
+    Fresh,
+    /// It obeys the epoch it promised.
+    Serving,
+    /// Its disk failed; it answers with errors.
+    Failed,
+    /// Its metadata is not trusted (R24).
+    Quarantined,
+}
+
+/// A replica of this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ReplicaInfo {
+    /// Of which volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// Its number.
+    #[schemars(with = "u32")]
+    pub rid: Rid,
+    /// In which pool.
+    #[schemars(with = "Uuid")]
+    pub pool: PoolId,
+    /// Promised epoch.
+    #[schemars(with = "Decimal")]
+    pub promised: Epoch,
+    /// Highest sealed generation.
+    pub sealed: Decimal,
+    /// Size in bytes.
+    pub size: Decimal,
+    /// How it is.
+    pub state: ReplicaState,
+}
+
+/// The replicas of this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ReplicaList {
+    /// In order of volume and number.
+    pub replicas: Vec<ReplicaInfo>,
+}
+
+/// The record that a replica keeps beside its promise (protocol.md 4.15).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct KeptRecord {
+    /// Of which volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// The replica's number.
+    #[schemars(with = "u32")]
+    pub rid: Rid,
+    /// In which pool.
+    #[schemars(with = "Uuid")]
+    pub pool: PoolId,
+    /// Promised epoch.
+    #[schemars(with = "Decimal")]
+    pub promised: Epoch,
+    /// The record, or null if the replica never promised.
+    pub record: Option<RecordJson>,
+}
+
+/// The records kept by the replicas of this host: what a lost store is rebuilt from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct KeptRecords {
+    /// In order of volume and number.
+    pub records: Vec<KeptRecord>,
+}
+
+/// Writes rebuilt records to the store (protocol.md R11): each epoch raised by 2^20 unless the store's already is,
+/// the owner cleared; at last the store's incarnation. Repeating it finishes what was begun.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StoreRepair {
+    /// The store's incarnation after the repair: above every watermark's.
+    pub incarnation: Decimal,
+    /// The best record of each volume.
+    pub records: Vec<RecordJson>,
+}
+
+/// What a repair wrote.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StoreRepaired {
+    /// Records written.
+    pub written: u32,
+    /// Records that an earlier run had already written.
+    pub kept: u32,
+}
+
+/// A replica in the trash.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TrashItem {
+    /// Of which volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// Its number.
+    #[schemars(with = "u32")]
+    pub rid: Rid,
+    /// In which pool.
+    #[schemars(with = "Uuid")]
+    pub pool: PoolId,
+    /// Bytes it holds.
+    pub bytes: Decimal,
+    /// When it was put there, in seconds since 1970.
+    pub since: Decimal,
+    /// True when its volume was deleted (it can be restored), false when only this replica was removed.
+    pub whole_volume: bool,
+}
+
+/// The trash of this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TrashList {
+    /// In order of volume and number.
+    pub items: Vec<TrashItem>,
+}
+
+/// Replicas that came back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TrashRestored {
+    /// Their numbers.
+    #[schemars(with = "Vec<u32>")]
+    pub rids: Vec<Rid>,
+}
+
+/// What to empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TrashEmpty {
+    /// One volume's replicas, or all.
+    #[schemars(with = "Option<Uuid>")]
+    pub volume: Option<VolumeId>,
+}
+
+/// What was emptied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TrashEmptied {
+    /// Replicas removed for good.
+    pub removed: u32,
+    /// Bytes that they held.
+    pub bytes: Decimal,
+}
+
+/// Makes a volume's record after its replicas are durable.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeCreate {
+    /// The first record. A present one with the same `created_by` is taken for an earlier try of this request.
+    pub record: RecordJson,
+}
+
+/// Names a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeRef {
+    /// The volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+}
+
+/// Whether the recorded owner may be replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OpenMode {
+    /// Only if nobody owns the volume.
+    Closed,
+    /// Also if somebody does: the old owner can write nothing afterwards.
+    Steal,
+}
+
+/// An export over NBD.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NbdExport {
+    /// Path of the unix socket; null is `nbd/<volume>.sock` in the run directory.
+    pub path: Option<String>,
+}
+
+/// How a session offers its volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+pub enum Export {
+    /// A unix socket that speaks NBD.
+    Nbd(NbdExport),
+}
+
+/// Opens a volume here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SessionOpen {
+    /// The volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// Whether the recorded owner may be replaced.
+    pub mode: OpenMode,
+    /// How to offer it; null for none.
+    pub export: Option<Export>,
+    /// A session without guest: reconciles, resyncs, adds and removes copies of a detached volume, then closes.
+    pub caretaker: bool,
+    /// The caller asserts that the process of the recorded owner has ended: no wait for its read lease (R9).
+    pub old_stopped: bool,
+}
+
+/// An open session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SessionOpened {
+    /// The session.
+    #[schemars(with = "Uuid")]
+    pub session: SessionId,
+    /// Its epoch.
+    #[schemars(with = "Decimal")]
+    pub epoch: Epoch,
+    /// The export's socket.
+    pub path: Option<String>,
+}
+
+/// Closes the session of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SessionClose {
+    /// The volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// Drop writes that can't complete instead of refusing.
+    pub abandon: bool,
+}
+
+/// A closed session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SessionClosed {
+    /// Writes of the guest that were never acknowledged and are dropped now.
+    pub lost_writes: u32,
+}
+
+/// Where a session is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SessionPhase {
+    /// Steps 1 to 5 of protocol.md 4.11.
+    Opening,
+    /// Guest I/O flows.
+    Serving,
+    /// Guest I/O waits.
+    Paused,
+    /// Draining and sealing.
+    Closing,
+    /// Closed, fenced or stopped.
+    Ended,
+}
+
+/// A replica as its session sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MemberStatus {
+    /// Its number.
+    #[schemars(with = "u32")]
+    pub rid: Rid,
+    /// Its host.
+    #[schemars(with = "Uuid")]
+    pub node: HostId,
+    /// The record's word for it: `INSYNC`, `STALE`, `JOINING`, `REMOVING`, `QUARANTINED`.
+    pub state: String,
+    /// The member as one line.
+    pub line: String,
+    /// Writes that it acknowledged.
+    pub acked: Decimal,
+    /// Writes that were sent to it.
+    pub sent: Decimal,
+    /// Age of its oldest unanswered request, in milliseconds.
+    pub lag_ms: u32,
+}
+
+/// A copy to a replica that is behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ResyncStatus {
+    /// The joiner.
+    #[schemars(with = "u32")]
+    pub rid: Rid,
+    /// Bytes copied or found equal.
+    pub copied_bytes: Decimal,
+    /// Bytes to look at in all.
+    pub total_bytes: Decimal,
+    /// Bytes that crossed the network as data.
+    pub sent_bytes: Decimal,
+    /// Since when, in milliseconds.
+    pub age_ms: Decimal,
+}
+
+/// Counters of a session since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SessionFigures {
+    /// Reads completed.
+    pub reads: Decimal,
+    /// Writes, trims and zeroes completed.
+    pub writes: Decimal,
+    /// Bytes read.
+    pub read_bytes: Decimal,
+    /// Bytes written.
+    pub written_bytes: Decimal,
+    /// The longest time that a guest's request waited, in milliseconds.
+    pub stall_ms_max: Decimal,
+    /// Bytes sent by resyncs.
+    pub resynced_bytes: Decimal,
+    /// Bytes that had changed while their targets were away.
+    pub changed_bytes: Decimal,
+    /// Writes refused because another session owns the volume.
+    pub fenced_writes: Decimal,
+    /// Successful swaps of the record.
+    pub swaps: Decimal,
+    /// Blocks whose stored copy failed its checksum.
+    pub bit_rot_blocks: Decimal,
+}
+
+/// A session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SessionStatus {
+    /// Its volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// The session.
+    #[schemars(with = "Uuid")]
+    pub session: SessionId,
+    /// True when it has no guest.
+    pub caretaker: bool,
+    /// Where it is in its life.
+    pub phase: SessionPhase,
+    /// Its epoch.
+    #[schemars(with = "Decimal")]
+    pub epoch: Epoch,
+    /// Its record's revision.
+    #[schemars(with = "Decimal")]
+    pub rev: Rev,
+    /// Why guest I/O waits, or why the session ended, as a sentence.
+    pub paused_reason: Option<String>,
+    /// The export's socket.
+    pub path: Option<String>,
+    /// Connections to the export.
+    pub clients: u32,
+    /// Its replicas.
+    pub members: Vec<MemberStatus>,
+    /// The copy under way.
+    pub resync: Option<ResyncStatus>,
+    /// Its counters.
+    pub figures: SessionFigures,
+}
+
+/// The sessions of this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SessionList {
+    /// In order of volume.
+    pub sessions: Vec<SessionStatus>,
+}
+
+/// Adds a copy: the owner or caretaker here names it in the record as stale with base 0 and joins it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReplicaAdd {
+    /// Of which volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// Its number: the record's `next_rid`.
+    #[schemars(with = "u32")]
+    pub rid: Rid,
+    /// On which host.
+    #[schemars(with = "Uuid")]
+    pub node: HostId,
+    /// In which pool.
+    #[schemars(with = "Uuid")]
+    pub pool: PoolId,
+}
+
+/// Removes a copy: refused if it would leave fewer in-sync copies than the volume's `min_isr`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReplicaRemove {
+    /// Of which volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// Its number.
+    #[schemars(with = "u32")]
+    pub rid: Rid,
+}
+
+/// How far this host has seen the store advance (protocol.md R11).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct WatermarkInfo {
+    /// The store's cluster.
+    #[schemars(with = "Uuid")]
+    pub cluster: ClusterId,
+    /// The store's incarnation.
+    pub incarnation: Decimal,
+    /// The store's revision.
+    pub revision: Decimal,
+}
+
+/// The store as this host sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StoreStatus {
+    /// The last call succeeded.
+    pub reachable: bool,
+    /// For how long it has been so, in milliseconds.
+    pub since_ms: Decimal,
+    /// What the last failed call said.
+    pub last_error: Option<String>,
+    /// True when the store has gone back behind the watermark: nothing opens, nothing is trashed.
+    pub rolled_back: bool,
+    /// The watermark, once there is one.
+    pub watermark: Option<WatermarkInfo>,
+}
+
+/// How the connection to another host is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LinkState {
+    /// Under way.
+    Connecting,
+    /// Both sides have said hello.
+    Connected,
+    /// The host answers, its daemon doesn't listen.
+    Refused,
+    /// Nothing answers.
+    Silent,
+    /// The other side is of another cluster, host or version.
+    Mismatch,
+}
+
+/// The connection to another host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LinkInfo {
+    /// The other host.
+    #[schemars(with = "Uuid")]
+    pub host: HostId,
+    /// Its address and port.
+    pub address: String,
+    /// How it is.
+    pub state: LinkState,
+    /// For how long, in milliseconds.
+    pub since_ms: Decimal,
+    /// What was wrong, as a sentence.
+    pub reason: Option<String>,
+}
+
+/// One finding about a volume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Finding {
+    /// A code of docs/errors.md.
+    pub code: String,
+    /// A sentence for a person.
+    pub message: String,
+    /// The facts of the sentence.
+    pub facts: Facts,
+}
+
+/// Everything this host knows of a volume.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Why {
+    /// The volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// Its record as last read from the store, or null.
+    pub record: Option<RecordJson>,
+    /// Its session here.
+    pub session: Option<SessionStatus>,
+    /// Its replicas here.
+    pub replicas: Vec<ReplicaInfo>,
+    /// The pools of those replicas.
+    pub pools: Vec<PoolInfo>,
+    /// The links to its members' hosts.
+    pub links: Vec<LinkInfo>,
+    /// The store.
+    pub store: StoreStatus,
+    /// What follows from all that, the gravest first.
+    pub findings: Vec<Finding>,
+}
+
+/// The links of this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LinkList {
+    /// In order of host.
+    pub links: Vec<LinkInfo>,
+}
+
+/// What a client that sent `events` is told, in order. A client that doesn't read is dropped, and asks anew.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "event", content = "data")]
+#[schemars(rename = "DaemonEvent")]
+pub enum Event {
+    /// A session changed its phase, epoch, members or resync.
+    #[serde(rename = "session.changed")]
+    Session(SessionStatus),
+    /// A pool changed its state.
+    #[serde(rename = "pool.changed")]
+    Pool(PoolInfo),
+    /// The store was lost or came back.
+    #[serde(rename = "store.changed")]
+    Store(StoreStatus),
+}
