@@ -67,14 +67,6 @@ impl<'a> Reader<'a> {
 pub(crate) trait Put {
     fn put(&mut self, bytes: &[u8]);
 
-    fn u8(&mut self, value: u8) {
-        self.put(&[value]);
-    }
-
-    fn u16(&mut self, value: u16) {
-        self.put(&value.to_le_bytes());
-    }
-
     fn u32(&mut self, value: u32) {
         self.put(&value.to_le_bytes());
     }
@@ -113,11 +105,6 @@ pub(crate) mod hex {
 
     pub(crate) fn encode(bytes: &[u8]) -> String {
         bytes.iter().map(|b| format!("{b:02x}")).collect()
-    }
-
-    pub(crate) fn decode(text: &str) -> Vec<u8> {
-        assert!(text.len() % 2 == 0, "hexadecimal text of {} digits", text.len());
-        (0..text.len() / 2).map(|i| u8::from_str_radix(&text[2 * i..2 * i + 2], 16).expect("hex digits")).collect()
     }
 
     /// Compares `name hex` lines with the specimen file of a release; on a difference the message holds the

@@ -12,6 +12,7 @@
 
 extern crate alloc;
 
+mod bytes;
 pub mod durable;
 pub mod guest;
 pub mod ids;
@@ -21,3 +22,4 @@ pub mod mutants;
 pub mod payload;
 pub mod record;
 pub mod replica;
+pub mod wire;
