@@ -1,0 +1,311 @@
+/**
+ * One host of a cluster on this machine: its processes, started and ended as a whole.
+ *
+ * Must always hold:
+ * - what runs is found by looking (namespace or environment), never remembered: it is right after any crash of ours;
+ * - a start after a kill is a boot: sockets and pid files are gone, the boot id is new, the state directory stays.
+ */
+import { spawn } from "node:child_process";
+import { randomUUID } from "node:crypto";
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
+import { join } from "node:path";
+
+import { execa } from "execa";
+
+import { nativeBin, repository, weftd } from "../lib/repository.ts";
+import { until } from "../lib/until.ts";
+import { AgentClient } from "../../src/core/wire/agent-client.ts";
+import { namespaceOf, killAll, pidsInNetwork, pidsWithEnvironment, signal, statOf } from "./processes.ts";
+import type { Network } from "./network.ts";
+
+export type HostLayout = {
+  readonly name: string;
+  readonly address: string;
+  /** Holds state/, run/ (unless its path is too long for sockets), log/, pool/ and boot-id. */
+  readonly dir: string;
+  readonly runDir: string;
+  readonly pool: boolean;
+};
+
+/** What a host runs from its boot on. */
+export type Services = {
+  /** By name; the name is also the name of its log. */
+  readonly commands: (host: Host) => Readonly<Record<string, readonly string[]>>;
+  readonly ready: (host: Host) => Promise<boolean>;
+};
+
+const weftServices: Services = {
+  commands: (host) => {
+    const places = [
+      "--state-dir",
+      host.stateDir,
+      "--run-dir",
+      host.layout.runDir,
+      "--boot-id-file",
+      host.bootIdFile,
+    ];
+    return {
+      weftd: [weftd(), ...places],
+      agent: [process.execPath, join(repository, "src/core/agent/main.ts"), ...places],
+    };
+  },
+  ready: async (host) => {
+    await host.agent().status();
+    return existsSync(host.daemonSocket);
+  },
+};
+
+export type CommandOptions = {
+  readonly env?: Readonly<Record<string, string>>;
+  /** "inherit": the command has the terminal, and nothing of what it writes comes back. */
+  readonly stdio?: "pipe" | "inherit";
+};
+
+/** A command that ends with an error is an answer here, not an exception. */
+export type CommandResult = {
+  /** Null when a signal ended it. */
+  readonly exitCode: number | null;
+  readonly stdout: string;
+  readonly stderr: string;
+};
+
+/** Wrapped, so that a function may start a command and return before its end. */
+export type Running = { readonly result: Promise<CommandResult> };
+
+export class Host {
+  readonly layout: HostLayout;
+  readonly #key: string;
+  readonly #network: Network | null;
+  readonly #services: Services;
+
+  /** `network` is null without root: the host is then only an address and a mark in its processes' environment. */
+  constructor(layout: HostLayout, key: string, network: Network | null, services: Services = weftServices) {
+    this.layout = layout;
+    this.#key = key;
+    this.#network = network;
+    this.#services = services;
+  }
+
+  get name(): string {
+    return this.layout.name;
+  }
+
+  get agentSocket(): string {
+    return join(this.layout.runDir, "agent.sock");
+  }
+
+  get daemonSocket(): string {
+    return join(this.layout.runDir, "weftd.sock");
+  }
+
+  get stateDir(): string {
+    return join(this.layout.dir, "state");
+  }
+
+  get bootIdFile(): string {
+    return join(this.layout.dir, "boot-id");
+  }
+
+  get poolDir(): string {
+    return join(this.layout.dir, "pool");
+  }
+
+  agent(): AgentClient {
+    return new AgentClient({ socketPath: this.agentSocket });
+  }
+
+  /** Boots the host, and returns when its services answer. */
+  async start(deadlineMs = 20_000): Promise<void> {
+    if ((await this.pids()).length > 0) throw new Error(`${this.name} runs already`);
+    const { dir, runDir } = this.layout;
+    const log = join(dir, "log");
+    rmSync(runDir, { recursive: true, force: true });
+    for (const path of [runDir, this.stateDir, log]) mkdirSync(path, { recursive: true });
+    if (this.layout.pool) mkdirSync(this.poolDir, { recursive: true });
+    writeFileSync(this.bootIdFile, `${randomUUID()}\n`);
+
+    const lines = Object.entries(this.#services.commands(this)).map(
+      ([name, command]) => `${command.map(quoted).join(" ")} >>${quoted(join(log, `${name}.log`))} 2>&1 &\n`,
+    );
+    writeFileSync(join(dir, "services"), lines.join(""));
+    await this.#launch(["sh", join(import.meta.dirname, "host-init.sh"), join(dir, "services")]);
+    const what = `${Object.keys(this.#services.commands(this)).join(" and ")} of ${this.name} (see ${log})`;
+    await until(async () => ((await this.#services.ready(this)) ? true : null), { what, deadlineMs });
+  }
+
+  /** SIGKILL to everything at once, and returns when nothing of it is left. */
+  async kill(): Promise<void> {
+    const inode = await this.#inode();
+    await killAll(() => this.#pids(inode), this.name);
+  }
+
+  /** SIGSTOP to everything, what is started in the host by `exec` included. */
+  async stop(): Promise<void> {
+    await this.#toAll("SIGSTOP", (state) => state !== "T" && state !== "t");
+  }
+
+  async cont(): Promise<void> {
+    await this.#toAll("SIGCONT", (state) => state === "T");
+  }
+
+  /** Sends a signal to one program of the host ("weftd", "etcd"): what an administrator's `kill` would do. */
+  async signal(program: string, name: NodeJS.Signals): Promise<void> {
+    const pid = await this.running(program);
+    if (pid === null) throw new Error(`no ${program} runs on ${this.name}`);
+    signal(pid, name);
+  }
+
+  async running(program: string): Promise<number | null> {
+    return (await this.pids()).find((pid) => statOf(pid)?.name === program) ?? null;
+  }
+
+  /** Starts a command on the host, with `weft` and everything else of the repository on its PATH. */
+  async exec(command: readonly string[], options: CommandOptions = {}): Promise<Running> {
+    const env = { ...this.environment(), ...options.env };
+    const [file = "true", ...args] = await this.#enter(command);
+    return { result: resultOf(execa(file, args, { env, reject: false, stdio: options.stdio ?? "pipe" })) };
+  }
+
+  /** Runs a command on the host and gives its standard output; an error shows what it wrote. */
+  async output(command: readonly string[], options: CommandOptions = {}): Promise<string> {
+    const { result } = await this.exec(command, options);
+    const { exitCode, stdout, stderr } = await result;
+    if (exitCode === 0) return stdout;
+    const said = [stderr, stdout].filter((text) => text !== "").join("\n");
+    throw new Error(`${this.name}: ${command.join(" ")}: status ${exitCode ?? "none"}\n${said}`);
+  }
+
+  async json(command: readonly string[], options: CommandOptions = {}): Promise<unknown> {
+    return JSON.parse(await this.output(command, options));
+  }
+
+  environment(): Readonly<Record<string, string>> {
+    const path = [
+      join(repository, "bin"),
+      join(repository, "node_modules/.bin"),
+      nativeBin(),
+      process.env["PATH"],
+    ];
+    return {
+      PATH: path.join(":"),
+      WEFT_RUN_DIR: this.layout.runDir,
+      WEFT_STATE_DIR: this.stateDir,
+      WEFT_CLUSTER_HOST: this.#mark(),
+    };
+  }
+
+  logs(): Readonly<Record<string, string>> {
+    const log = join(this.layout.dir, "log");
+    const names = existsSync(log) ? readdirSync(log).toSorted() : [];
+    return Object.fromEntries(names.map((name) => [name, readFileSync(join(log, name), "utf8")]));
+  }
+
+  async pids(): Promise<readonly number[]> {
+    return this.#pids(await this.#inode());
+  }
+
+  #mark(): string {
+    return `${this.#key}/${this.name}`;
+  }
+
+  async #inode(): Promise<string | null> {
+    return this.#network?.inode(this.name) ?? null;
+  }
+
+  #pids(inode: string | null): readonly number[] {
+    if (this.#network === null) return pidsWithEnvironment(`WEFT_CLUSTER_HOST=${this.#mark()}`);
+    return inode === null ? [] : pidsInNetwork(inode);
+  }
+
+  async #toAll(name: NodeJS.Signals, isMissing: (state: string) => boolean): Promise<void> {
+    const inode = await this.#inode();
+    await until(
+      () => {
+        const missing = this.#pids(inode).filter((pid) => {
+          const state = statOf(pid)?.state;
+          return state !== undefined && state !== "Z" && isMissing(state);
+        });
+        for (const pid of missing) signal(pid, name);
+        return missing.length === 0 ? true : null;
+      },
+      { what: `${name} of everything on ${this.name}`, deadlineMs: 5000, everyMs: 5 },
+    );
+  }
+
+  async #launch(command: readonly string[]): Promise<void> {
+    const out = openSync(join(this.layout.dir, "log", "init.log"), "a");
+    const [file = "true", ...args] =
+      this.#network === null
+        ? command
+        : [
+            "nsenter",
+            `--net=${this.#network.path(this.name)}`,
+            "unshare",
+            ...unshareFlags,
+            "sh",
+            "-c",
+            `hostname "$0" && exec "$@"`,
+            this.name,
+            ...command,
+          ];
+    // Detached: the host lives on when this program ends. Its end is `kill`.
+    const child = spawn(file, args, {
+      detached: true,
+      env: { ...process.env, ...this.environment() },
+      stdio: ["ignore", out, out],
+    });
+    closeSync(out);
+    await new Promise<void>((done, fail) => {
+      child.once("spawn", done);
+      child.once("error", fail);
+    });
+    child.unref();
+  }
+
+  async #enter(command: readonly string[]): Promise<readonly string[]> {
+    if (this.#network === null) return command;
+    const init = (await this.pids()).find(isInit);
+    if (init === undefined) throw new Error(`${this.name} is not running`);
+    return ["nsenter", `--target=${init}`, "--net", "--uts", "--mount", "--pid", "--wd", ...command];
+  }
+}
+
+// --kill-child: should the outer process be killed, the namespace's init dies too, and the kernel takes the rest.
+const unshareFlags = ["--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--uts"];
+
+/** The first process of a PID namespace below ours. */
+function isInit(pid: number): boolean {
+  try {
+    const line = /^NSpid:(.*)$/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1];
+    return (
+      line?.trim().split(/\s+/).at(-1) === "1" && namespaceOf(pid, "pid") !== namespaceOf(process.pid, "pid")
+    );
+  } catch {
+    return false;
+  }
+}
+
+async function resultOf(
+  child: Promise<{ exitCode?: number; stdout?: unknown; stderr?: unknown }>,
+): Promise<CommandResult> {
+  const { exitCode, stdout, stderr } = await child;
+  return { exitCode: exitCode ?? null, stdout: textOf(stdout), stderr: textOf(stderr) };
+}
+
+function textOf(output: unknown): string {
+  return typeof output === "string" ? output : "";
+}
+
+/** One word of a shell. */
+function quoted(word: string): string {
+  return `'${word.replaceAll("'", `'\\''`)}'`;
+}

@@ -1,0 +1,107 @@
+/**
+ * Network namespaces joined by a bridge: one for each host, and one for the switch between them.
+ *
+ *     weft-1f2e3d-sw:  br0 ─┬─ h1 ······ eth0 :weft-1f2e3d-h1   10.77.0.11
+ *                           ├─ h2 ······ eth0 :weft-1f2e3d-h2   10.77.0.12
+ *                           └─ h3 ······ eth0 :weft-1f2e3d-h3   10.77.0.13
+ *
+ * Must always hold:
+ * - nothing is made in the machine's own namespace: clusters don't meet each other, nor the machine's addresses;
+ * - everything carries the cluster's key in its name, so that `remove` needs no memory of what was made.
+ */
+import { existsSync, readdirSync, readlinkSync } from "node:fs";
+
+import { execa } from "execa";
+
+const RUN_NETNS = "/run/netns";
+
+export class Network {
+  readonly #key: string;
+
+  constructor(key: string) {
+    this.#key = key;
+  }
+
+  namespace(member: string): string {
+    return `weft-${this.#key}-${member}`;
+  }
+
+  path(member: string): string {
+    return `${RUN_NETNS}/${this.namespace(member)}`;
+  }
+
+  async create(members: readonly { readonly name: string; readonly address: string }[]): Promise<void> {
+    const hub = this.namespace("sw");
+    await ip("netns", "add", hub);
+    await ip("-n", hub, "link", "add", "br0", "type", "bridge");
+    await ip("-n", hub, "link", "set", "br0", "up");
+    for (const { name, address } of members) {
+      const own = this.namespace(name);
+      await ip("netns", "add", own);
+      await ip("-n", own, "link", "set", "lo", "up");
+      await ip("-n", hub, "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", own);
+      await ip("-n", hub, "link", "set", name, "master", "br0", "up");
+      await ip("-n", own, "address", "add", `${address}/24`, "dev", "eth0");
+      await ip("-n", own, "link", "set", "eth0", "up");
+    }
+  }
+
+  /** Silent packet drop, both ways. Cutting twice is cutting once. */
+  async cut(member: string, address: string): Promise<void> {
+    await this.heal(member, address);
+    for (const rule of rulesAgainst(address)) await this.#iptables(member, "-I", ...rule);
+  }
+
+  async heal(member: string, address: string): Promise<void> {
+    for (const rule of rulesAgainst(address)) {
+      while ((await this.#iptables(member, "-C", ...rule)) === 0) await this.#iptables(member, "-D", ...rule);
+    }
+  }
+
+  /** The members whose namespaces exist, whoever made them. */
+  members(): readonly string[] {
+    const prefix = this.namespace("");
+    if (!existsSync(RUN_NETNS)) return [];
+    return readdirSync(RUN_NETNS)
+      .filter((name) => name.startsWith(prefix))
+      .map((name) => name.slice(prefix.length));
+  }
+
+  /** How /proc/PID/ns/net spells the namespace. */
+  async inode(member: string): Promise<string | null> {
+    if (!existsSync(this.path(member))) return null;
+    const { stdout } = await execa(
+      "nsenter",
+      [`--net=${this.path(member)}`, "readlink", "/proc/self/ns/net"],
+      {
+        reject: false,
+      },
+    );
+    return stdout === "" || stdout === readlinkSync("/proc/self/ns/net") ? null : stdout;
+  }
+
+  /** The veths and the bridge go with their namespaces. No process may be left in them. */
+  async remove(): Promise<void> {
+    for (const member of this.members()) await ip("netns", "delete", this.namespace(member));
+  }
+
+  /** The exit status: 1 says "no such rule" to a question. */
+  async #iptables(member: string, ...rule: readonly string[]): Promise<number> {
+    const asks = rule[0] === "-C";
+    const result = await execa("ip", ["netns", "exec", this.namespace(member), "iptables", "-w", ...rule], {
+      reject: !asks,
+    });
+    return result.exitCode ?? 1;
+  }
+}
+
+function rulesAgainst(address: string): readonly (readonly string[])[] {
+  return [
+    ["INPUT", "-s", address, "-j", "DROP"],
+    ["OUTPUT", "-d", address, "-j", "DROP"],
+  ];
+}
+
+async function ip(...args: readonly string[]): Promise<void> {
+  await execa("ip", args);
+}

@@ -1,0 +1,86 @@
+/**
+ * Processes of this machine as /proc shows them.
+ *
+ * Must always hold: a process is known by its number and its start time together; a number alone may be given out anew.
+ */
+import { readdirSync, readFileSync, readlinkSync } from "node:fs";
+
+import { until } from "../lib/until.ts";
+
+export type ProcessId = { readonly pid: number; readonly startedAt: string };
+
+type Stat = { readonly state: string; readonly startedAt: string; readonly name: string };
+
+/** Null when there is no such process. The name stands in brackets and may hold anything, brackets included. */
+export function statOf(pid: number): Stat | null {
+  const text = read(`/proc/${pid}/stat`);
+  if (text === null) return null;
+  const fields = text.slice(text.lastIndexOf(")") + 2).split(" ");
+  const name = text.slice(text.indexOf("(") + 1, text.lastIndexOf(")"));
+  return { state: fields[0] ?? "?", startedAt: fields[19] ?? "?", name };
+}
+
+export function identify(pid: number): ProcessId | null {
+  const stat = statOf(pid);
+  return stat === null ? null : { pid, startedAt: stat.startedAt };
+}
+
+/** A zombie does nothing any more: it counts as gone. */
+export function isAlive(id: ProcessId): boolean {
+  const stat = statOf(id.pid);
+  return stat !== null && stat.startedAt === id.startedAt && stat.state !== "Z" && stat.state !== "X";
+}
+
+export function allPids(): readonly number[] {
+  return readdirSync("/proc")
+    .filter((name) => /^[0-9]+$/.test(name))
+    .map(Number);
+}
+
+/** Processes whose network namespace is the one with this inode: "net:[4026531840]". */
+export function pidsInNetwork(namespace: string): readonly number[] {
+  return allPids().filter((pid) => namespaceOf(pid, "net") === namespace);
+}
+
+/** Processes of ours that were started with this setting in their environment, children included. */
+export function pidsWithEnvironment(setting: string): readonly number[] {
+  return allPids().filter(
+    (pid) => pid !== process.pid && read(`/proc/${pid}/environ`)?.split("\0").includes(setting),
+  );
+}
+
+export function namespaceOf(pid: number, kind: "net" | "pid"): string | null {
+  try {
+    return readlinkSync(`/proc/${pid}/ns/${kind}`);
+  } catch {
+    return null;
+  }
+}
+
+export function signal(pid: number, name: NodeJS.Signals): void {
+  try {
+    process.kill(pid, name);
+  } catch (error) {
+    if (!(error instanceof Error && "code" in error && error.code === "ESRCH")) throw error;
+  }
+}
+
+/** SIGKILL to whatever the question names, again and again until it names nobody. */
+export async function killAll(pids: () => readonly number[], what: string): Promise<void> {
+  await until(
+    () => {
+      const living = pids().filter((pid) => !["Z", "X", undefined].includes(statOf(pid)?.state));
+      for (const pid of living) signal(pid, "SIGKILL");
+      return living.length === 0 ? true : null;
+    },
+    { what: `the end of the processes of ${what}`, deadlineMs: 20_000, everyMs: 20 },
+  );
+}
+
+function read(path: string): string | null {
+  try {
+    return readFileSync(path, "utf8");
+  } catch {
+    return null;
+  }
+}

@@ -1,0 +1,141 @@
+/**
+ * The hosts that demo, tests and benchmarks run on: real namespaces with a small service in place of weft.
+ *
+ * Needs root, as everything that makes namespaces does; without it the same plots run on loopback addresses, links aside.
+ */
+import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+import t from "tap";
+
+import { Cluster } from "../../scripts/cluster/cluster.ts";
+import type { Host, Services } from "../../scripts/cluster/host.ts";
+import { Network } from "../../scripts/cluster/network.ts";
+import { identify, isAlive, statOf } from "../../scripts/cluster/processes.ts";
+import { until } from "../../scripts/lib/until.ts";
+
+const isRoot = process.getuid?.() === 0;
+const socketOf = (host: Host): string => join(host.layout.runDir, "sock");
+
+/** Answers every TCP connection with its host's name, and leaves a detached grandchild as the agent leaves etcd. */
+const greeter = `
+  import { spawn } from "node:child_process";
+  import { writeFileSync } from "node:fs";
+  import { createServer } from "node:net";
+  const [name, address, ready] = process.argv.slice(1);
+  spawn("sleep", ["1000"], { detached: true, stdio: "ignore" }).unref();
+  createServer((socket) => socket.on("error", () => {}).end(name)).listen(7400, address, () => writeFileSync(ready, ""));
+`;
+
+const services: Services = {
+  commands: (host) => ({
+    greeter: [
+      process.execPath,
+      "--input-type=module",
+      "-e",
+      greeter,
+      host.name,
+      host.layout.address,
+      socketOf(host),
+    ],
+  }),
+  ready: async (host) => Promise.resolve(existsSync(socketOf(host))),
+};
+
+const caller = `
+  import { connect } from "node:net";
+  const [address, ms] = process.argv.slice(1);
+  setTimeout(() => { console.log("silence"); process.exit(); }, Number(ms));
+  connect(7400, address).on("data", (name) => { console.log(String(name)); process.exit(); })
+    .on("error", (error) => { console.log(error.code); process.exit(); });
+`;
+
+async function call(from: Host, to: Host, ms: number): Promise<string> {
+  const command = [process.execPath, "--input-type=module", "-e", caller, to.layout.address, String(ms)];
+  return (await from.output(command)).trim();
+}
+
+async function withCluster(plot: (cluster: Cluster) => Promise<void>): Promise<void> {
+  const dir = mkdtempSync(join(tmpdir(), "weft-cluster-"));
+  try {
+    const cluster = await Cluster.create({ dir, hosts: 2, pools: ["h1"], services });
+    await Promise.all(cluster.hosts.map((host) => host.start()));
+    await plot(cluster);
+  } finally {
+    await Cluster.down(dir);
+    t.strictSame(readdirSync(dir), [], "down leaves nothing in the directory");
+    rmSync(dir, { recursive: true });
+  }
+}
+
+await t.test("cluster: hosts reach each other by their own addresses", async (t) => {
+  await withCluster(async (cluster) => {
+    const [h1, h2] = [cluster.host("h1"), cluster.host("h2")];
+    t.equal(await call(h2, h1, 5000), "h1");
+    t.equal(await call(h1, h2, 5000), "h2");
+    if (isRoot) t.equal(await h2.output(["hostname"]), "h2");
+    t.match(await h2.output(["sh", "-c", "echo $WEFT_RUN_DIR"]), h2.layout.runDir);
+  });
+});
+
+await t.test(
+  "cluster: a killed host leaves no process behind, and boots again with another boot id",
+  async (t) => {
+    await withCluster(async (cluster) => {
+      const h2 = cluster.host("h2");
+      const before = (await h2.pids()).map((pid) => identify(pid)).filter((id) => id !== null);
+      t.ok(before.length >= 4, "init, greeter, its detached child and the waiting child");
+      await h2.kill();
+      t.strictSame(before.filter(isAlive), []);
+      t.equal(await call(cluster.host("h1"), h2, 5000), "ECONNREFUSED");
+      await h2.start();
+      t.equal(await call(cluster.host("h1"), h2, 5000), "h2");
+    });
+  },
+);
+
+await t.test("cluster: a stopped host is silent, and goes on afterwards", async (t) => {
+  await withCluster(async (cluster) => {
+    const [h1, h2] = [cluster.host("h1"), cluster.host("h2")];
+    await h2.stop();
+    t.ok((await h2.pids()).every((pid) => statOf(pid)?.state === "T"));
+    t.equal(await call(h1, h2, 300), "silence");
+    await h2.cont();
+    t.equal(await call(h1, h2, 5000), "h2");
+  });
+});
+
+if (isRoot) {
+  await t.test("cluster: a cut link drops packets both ways until it is healed", async (t) => {
+    await withCluster(async (cluster) => {
+      const [h1, h2] = [cluster.host("h1"), cluster.host("h2")];
+      await cluster.cut("h1", "h2");
+      t.equal(await call(h1, h2, 300), "silence");
+      t.equal(await call(h2, h1, 300), "silence");
+      await cluster.heal("h2", "h1");
+      t.equal(await call(h1, h2, 5000), "h2");
+    });
+  });
+}
+
+await t.test("cluster: down ends a cluster of which only the directory's name is known", async (t) => {
+  const dir = mkdtempSync(join(tmpdir(), "weft-cluster-"));
+  const cluster = await Cluster.create({ dir, hosts: 2, pools: [], services });
+  await cluster.host("h1").start();
+  const pids = (await cluster.host("h1").pids()).map((pid) => identify(pid)).filter((id) => id !== null);
+  if (isRoot) rmSync(join(dir, "cluster.json"));
+  await Cluster.down(dir);
+  t.strictSame(pids.filter(isAlive), []);
+  if (isRoot) t.strictSame(new Network(cluster.key).members(), []);
+  rmSync(dir, { recursive: true, force: true });
+});
+
+await t.test("until: a deadline names what was waited for and the last reason", async (t) => {
+  const question = (): never => {
+    throw new Error("refused");
+  };
+  await t.rejects(until(question, { what: "h2", deadlineMs: 20, everyMs: 5 }), {
+    message: "waited 0.02 s for h2: refused",
+  });
+});
