@@ -1,0 +1,64 @@
+/**
+ * The cluster as the store shows it: hosts, pools, and how sure we are of who is alive.
+ *
+ * Must always hold:
+ * - `alive` is a hint from a lease. It decides where a copy goes and what a person is told; it never fences, and no
+ *   promise about data rests on it (architecture.md, "Records");
+ * - ids are unique; a pool's host may be missing from `hosts` (it was removed), then the pool counts as away.
+ */
+import type { HostId, PoolId } from "./ids.ts";
+import { formatDuration } from "./duration.ts";
+
+export type Liveness =
+  | { readonly kind: "alive" }
+  | { readonly kind: "away"; readonly sinceMs: number }
+  /** The store is out of reach, so nothing is known. */
+  | { readonly kind: "unknown" };
+
+export type Host = {
+  readonly id: HostId;
+  readonly name: string;
+  readonly address: string;
+  readonly joinedAtMs: number;
+  readonly liveness: Liveness;
+};
+
+export type Pool = {
+  readonly id: PoolId;
+  readonly host: HostId;
+  readonly path: string;
+  readonly serving: boolean;
+  readonly freeBytes: bigint;
+  readonly totalBytes: bigint;
+  /** Sum of the sizes of the volumes that have a replica here: what it must hold if all fill up. */
+  readonly committedBytes: bigint;
+};
+
+export type Cluster = {
+  readonly hosts: readonly Host[];
+  readonly pools: readonly Pool[];
+};
+
+export function hostById(cluster: Cluster, id: HostId): Host | null {
+  return cluster.hosts.find((host) => host.id === id) ?? null;
+}
+
+export function isAlive(cluster: Cluster, id: HostId): boolean {
+  return hostById(cluster, id)?.liveness.kind === "alive";
+}
+
+/** Name of a host for a sentence; the id's beginning when the host is gone. */
+export function hostName(cluster: Cluster, id: HostId): string {
+  return hostById(cluster, id)?.name ?? id.slice(0, 8);
+}
+
+/** `h1 alive, h2 away 2 min 10 s` */
+export function clusterLine(cluster: Cluster, now: number): string {
+  return cluster.hosts
+    .map(({ name, liveness }) =>
+      liveness.kind === "away"
+        ? `${name} away ${formatDuration(now - liveness.sinceMs)}`
+        : `${name} ${liveness.kind}`,
+    )
+    .join(", ");
+}

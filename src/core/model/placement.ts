@@ -1,0 +1,134 @@
+/**
+ * Where copies go: pools on distinct hosts, chosen the same way by whoever computes it.
+ *
+ * Must always hold:
+ * - no two copies of a volume on one host, not even for a moment (spread=host);
+ * - only pools that serve, on hosts that are alive, with more free space than the reserve;
+ * - the same cluster gives the same places: most uncommitted space first, then host id, then pool id;
+ * - a refusal says how many places there are and why each other host is none.
+ */
+import type { Cluster, Host, Pool } from "./cluster.ts";
+import type { Decision, Finding } from "./finding.ts";
+import { finding, ok, refused } from "./finding.ts";
+import { byText } from "./ids.ts";
+import type { HostId, PoolId } from "./ids.ts";
+import { COPIES_MAX, poolReserveBytes } from "./limits.ts";
+import { formatSize } from "./size.ts";
+
+export type Spot = { readonly host: HostId; readonly pool: PoolId };
+
+export type PlacementRequest = {
+  readonly name: string;
+  readonly copies: number;
+  /** Hosts that have a copy already. */
+  readonly taken: readonly HostId[];
+  /** Only these, in this order of preference; null: any host. */
+  readonly only: readonly HostId[] | null;
+};
+
+type Place = { readonly host: Host; readonly pool: Pool };
+
+/** Places for `copies` further copies. */
+export function placeCopies(cluster: Cluster, request: PlacementRequest): Decision<readonly Spot[]> {
+  const { copies, taken, only } = request;
+  if (copies < 1 || copies + taken.length > COPIES_MAX) {
+    return refused(
+      finding(
+        taken.length === 0 ? "E-VOL-08" : "E-REPL-04",
+        `${copies + taken.length} copies of "${request.name}" wanted, a volume has 1 to ${COPIES_MAX}.`,
+        { facts: { copies: copies + taken.length, limit: COPIES_MAX } },
+      ),
+    );
+  }
+  const candidates = cluster.hosts.filter(({ id }) => only === null || only.includes(id));
+  const places = candidates.flatMap((host) => {
+    const pool = taken.includes(host.id) ? null : bestPool(cluster, host);
+    return pool === null ? [] : [{ host, pool }];
+  });
+  if (places.length < copies) return refused(tooFew(cluster, request, candidates, places));
+  places.sort(only === null ? compare : (a, b) => only.indexOf(a.host.id) - only.indexOf(b.host.id));
+  return ok(places.slice(0, copies).map(({ host, pool }) => ({ host: host.id, pool: pool.id })));
+}
+
+/** How many copies could be placed at all: what `copies` defaults from. */
+export function placesFor(cluster: Cluster): number {
+  return cluster.hosts.filter((host) => bestPool(cluster, host) !== null).length;
+}
+
+/** Two copies when two hosts have a pool, else one: operations.md 3. */
+export function defaultCopies(cluster: Cluster): number {
+  return Math.max(1, Math.min(2, placesFor(cluster)));
+}
+
+function bestPool(cluster: Cluster, host: Host): Pool | null {
+  if (host.liveness.kind !== "alive") return null;
+  const usable = cluster.pools.filter((pool) => pool.host === host.id && pool.serving && hasRoom(pool));
+  usable.sort((a, b) => compare({ host, pool: a }, { host, pool: b }));
+  return usable[0] ?? null;
+}
+
+function hasRoom(pool: Pool): boolean {
+  return pool.freeBytes > poolReserveBytes(pool.totalBytes);
+}
+
+/** Volumes are thin: what fills a pool in the end is what was promised of it, not what is written today. */
+function compare(a: Place, b: Place): number {
+  const left = a.pool.totalBytes - a.pool.committedBytes;
+  const right = b.pool.totalBytes - b.pool.committedBytes;
+  if (left !== right) return left > right ? -1 : 1;
+  return byText(a.host.id, b.host.id) || byText(a.pool.id, b.pool.id);
+}
+
+function tooFew(
+  cluster: Cluster,
+  { name, copies, taken, only }: PlacementRequest,
+  candidates: readonly Host[],
+  places: readonly Place[],
+): Finding {
+  const reasons = candidates
+    .filter((host) => !places.some((place) => place.host.id === host.id))
+    .map((host) => `${host.name}: ${whyNot(cluster, host, taken)}`);
+  const unknown = (only ?? []).length - candidates.length;
+  if (unknown > 0) reasons.push(`${unknown} of the hosts named are not in the cluster`);
+  const because = reasons.length === 0 ? "" : ` (${reasons.join("; ")})`;
+  const found = `${places.length} ${places.length === 1 ? "host" : "hosts"}`;
+  const noRoom =
+    places.length === 0 && candidates.some((host) => isFull(cluster, host) && !taken.includes(host.id));
+  const code = noRoom ? "E-POOL-06" : taken.length === 0 ? "E-VOL-03" : "E-REPL-01";
+  return finding(
+    code,
+    `${copies} ${taken.length === 0 ? "" : "more "}${copies === 1 ? "copy" : "copies"} of "${name}" wanted, ` +
+      `${found} with a usable pool found${because}.`,
+    {
+      facts: { copies, places: places.length },
+      safe: "Nothing was changed.",
+      do: [
+        { why: "Add a pool, on that host", command: "weft pool add PATH" },
+        ...(taken.length === 0 && places.length > 0
+          ? [
+              {
+                why: "Or with fewer copies",
+                command: `weft volume create ${name} SIZE --copies ${places.length}`,
+              },
+            ]
+          : []),
+      ],
+    },
+  );
+}
+
+function isFull(cluster: Cluster, host: Host): boolean {
+  const pools = cluster.pools.filter((pool) => pool.host === host.id && pool.serving);
+  return host.liveness.kind === "alive" && pools.length > 0 && !pools.some(hasRoom);
+}
+
+function whyNot(cluster: Cluster, host: Host, taken: readonly HostId[]): string {
+  if (taken.includes(host.id)) return "has a copy";
+  if (host.liveness.kind !== "alive") return host.liveness.kind === "away" ? "not answering" : "not known";
+  const pools = cluster.pools.filter((pool) => pool.host === host.id);
+  if (pools.length === 0) return "no pool";
+  const serving = pools.filter((pool) => pool.serving);
+  if (serving.length === 0) return "its pool does not serve";
+  const most = serving.reduce((best, pool) => (pool.freeBytes > best.freeBytes ? pool : best));
+  return `no room, ${formatSize(most.freeBytes)} of ${formatSize(most.totalBytes)} free`;
+}

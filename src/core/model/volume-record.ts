@@ -1,0 +1,82 @@
+/**
+ * What the store says about a volume: desire (`want`, written by agents) and fact (`state`, written by weftd only).
+ * Rooms above parse the JSON of the store into these types; the model only reads them.
+ *
+ * Must always hold:
+ * - desire and fact are two keys with two writers, so that nobody fights (protocol.md 4.1);
+ * - `replicas` of a record are in order of rid; a rid below `nextRid` that is not in it was removed for ever.
+ */
+import type { HostId, PoolId, Rid, SessionId, VolumeId } from "./ids.ts";
+
+export type ReplicaState = "INSYNC" | "STALE" | "JOINING" | "REMOVING" | "QUARANTINED";
+
+export type Member = {
+  readonly rid: Rid;
+  readonly host: HostId;
+  readonly pool: PoolId;
+  readonly state: ReplicaState;
+  readonly reason: string | null;
+  /** When it came into this state; null when the record does not say. */
+  readonly sinceMs: number | null;
+};
+
+export type VolumeRecord = {
+  readonly volume: VolumeId;
+  readonly sizeBytes: bigint;
+  readonly epoch: bigint;
+  readonly rev: bigint;
+  readonly nextRid: number;
+  readonly copies: number;
+  readonly minIsr: number;
+  readonly owner: { readonly host: HostId; readonly session: SessionId } | null;
+  readonly clean: boolean;
+  readonly deletedAtMs: number | null;
+  readonly replicas: readonly Member[];
+};
+
+export type Place = {
+  readonly rid: Rid;
+  readonly host: HostId;
+  readonly pool: PoolId;
+  /** Asked to go; it goes when the others suffice. */
+  readonly remove: boolean;
+};
+
+export type Want = {
+  readonly volume: VolumeId;
+  readonly name: string;
+  readonly sizeBytes: bigint;
+  readonly copies: number;
+  readonly minIsr: number;
+  readonly placements: readonly Place[];
+  readonly deletedAtMs: number | null;
+  readonly createdBy: string;
+};
+
+/** A replica that its host made durable but that is not necessarily a member yet. */
+export type Made = {
+  readonly rid: Rid;
+  readonly host: HostId;
+  readonly pool: PoolId;
+};
+
+export function memberOf(record: VolumeRecord, rid: Rid): Member | null {
+  return record.replicas.find((member) => member.rid === rid) ?? null;
+}
+
+export function insync(record: VolumeRecord): readonly Member[] {
+  return record.replicas.filter((member) => member.state === "INSYNC");
+}
+
+/** A rid that was in the record once and is not any more: it never comes back (protocol.md 4.13). */
+export function isOver(record: VolumeRecord, rid: Rid): boolean {
+  return rid < record.nextRid && memberOf(record, rid) === null;
+}
+
+/** `e7.r12 owner=h1 [0 INSYNC, 1 STALE]`; hosts by their first eight characters. */
+export function recordLine(record: VolumeRecord): string {
+  const owner = record.owner === null ? "—" : record.owner.host.slice(0, 8);
+  const members = record.replicas.map((member) => `${member.rid} ${member.state}`).join(", ");
+  const deleted = record.deletedAtMs === null ? "" : " deleted";
+  return `e${record.epoch}.r${record.rev} owner=${owner} [${members}]${deleted}`;
+}

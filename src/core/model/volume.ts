@@ -1,0 +1,271 @@
+/**
+ * The life of a volume, from desire to fact, as one machine that every agent runs alike.
+ *
+ *     making ──all replicas made──▶ recording ──record seen──▶ live ◀──────restore──────┐
+ *        │                                                      │ want.deletedAt         │
+ *        └──want deleted──▶ clearing                            ▼                        │
+ *                              ▲                             deleting ──tombstone──▶ trashed
+ *                              └──────────────── 24 h, or trash emptied ─────────────────┘
+ *
+ * After each event the facts are brought up to date, the effects that they call for are computed anew, and those not
+ * asked for in the last 15 s are emitted. Every effect is idempotent and names the host that performs it, so agents
+ * need not talk to each other, and one that restarts begins with nothing but the facts.
+ *
+ * Must always hold:
+ * - replicas are durable before the record is made (protocol.md 4.2, "Creation");
+ * - a replica is added before one is removed; never the last in-sync one, never below min_isr (4.18);
+ * - nothing is trashed because a fact is *missing*: only for a tombstone, or a record that is past the rid (R15);
+ * - a tombstone stays until every replica has confirmed that it is gone.
+ */
+import { isAlive } from "./cluster.ts";
+import type { Cluster } from "./cluster.ts";
+import { chooseCaretaker } from "./caretaker.ts";
+import { formatDuration } from "./duration.ts";
+import { byText } from "./ids.ts";
+import type { HostId, PoolId, Rid } from "./ids.ts";
+import { ASK_AGAIN_MS, TRASH_MS } from "./limits.ts";
+import { insync, isOver, memberOf } from "./volume-record.ts";
+import type { Made, Place, VolumeRecord, Want } from "./volume-record.ts";
+
+export type VolumePhase =
+  | "unknown"
+  | "making"
+  | "recording"
+  | "live"
+  | "deleting"
+  | "trashed"
+  | "clearing"
+  | "gone";
+
+export type VolumeState = {
+  readonly want: Want | null;
+  readonly made: readonly Made[];
+  readonly record: VolumeRecord | null;
+  /** Asked for by the operator: do not wait for the 24 h. */
+  readonly emptyNow: boolean;
+  /** When each effect was last emitted, by its line. */
+  readonly asked: ReadonlyMap<string, number>;
+};
+
+export type VolumeEvent =
+  | { readonly kind: "want"; readonly want: Want | null }
+  | { readonly kind: "made"; readonly made: readonly Made[] }
+  | { readonly kind: "record"; readonly record: VolumeRecord | null }
+  | { readonly kind: "empty-trash" }
+  /** Hosts came or went, or a deadline passed. */
+  | { readonly kind: "tick" };
+
+export type VolumeEffect =
+  | { readonly kind: "make-replica"; readonly host: HostId; readonly rid: Rid; readonly pool: PoolId }
+  | { readonly kind: "create-record"; readonly host: HostId }
+  | { readonly kind: "add-member"; readonly host: HostId; readonly place: Place }
+  | { readonly kind: "remove-member"; readonly host: HostId; readonly rid: Rid }
+  | { readonly kind: "open-caretaker"; readonly host: HostId }
+  | { readonly kind: "delete-record"; readonly host: HostId }
+  | { readonly kind: "restore-record"; readonly host: HostId }
+  | { readonly kind: "trash-replica"; readonly host: HostId; readonly rid: Rid; readonly pool: PoolId }
+  | { readonly kind: "untrash-replica"; readonly host: HostId; readonly rid: Rid; readonly pool: PoolId }
+  | { readonly kind: "empty-trash"; readonly host: HostId; readonly rid: Rid; readonly pool: PoolId }
+  /** By the agent that holds the placing lease. */
+  | { readonly kind: "drop-place"; readonly rid: Rid }
+  | { readonly kind: "forget"; readonly name: string };
+
+export function initialVolume(): VolumeState {
+  return { want: null, made: [], record: null, emptyNow: false, asked: new Map() };
+}
+
+/** `cluster` is what is known of hosts at `now`: a hint that chooses who does something, never whether it is safe. */
+export function stepVolume(
+  state: VolumeState,
+  event: VolumeEvent,
+  now: number,
+  cluster: Cluster,
+): readonly [VolumeState, readonly VolumeEffect[]] {
+  const facts = apply(state, event);
+  const due = dueEffects(facts, now, cluster);
+  const asked = new Map<string, number>();
+  const effects: VolumeEffect[] = [];
+  for (const effect of due) {
+    const line = effectLine(effect);
+    const before = state.asked.get(line);
+    if (before !== undefined && now - before < ASK_AGAIN_MS) {
+      asked.set(line, before);
+    } else {
+      asked.set(line, now);
+      effects.push(effect);
+    }
+  }
+  return [{ ...facts, asked }, effects];
+}
+
+export function phaseOf({ want, made, record, emptyNow }: VolumeState, now: number): VolumePhase {
+  if (want === null) return record === null && made.length === 0 ? "gone" : "unknown";
+  if (record === null) {
+    if (want.deletedAtMs !== null) return made.length === 0 ? "gone" : "clearing";
+    return missing(want, made).length > 0 ? "making" : "recording";
+  }
+  if (record.deletedAtMs === null) return want.deletedAtMs === null ? "live" : "deleting";
+  if (want.deletedAtMs === null) return "trashed";
+  return emptyNow || now >= record.deletedAtMs + TRASH_MS ? "clearing" : "trashed";
+}
+
+/** When something is due without any event; null: nothing is. */
+export function wakeAt(state: VolumeState, now: number): number | null {
+  const deletedAt = state.record?.deletedAtMs ?? null;
+  const trash = deletedAt === null || phaseOf(state, now) !== "trashed" ? [] : [deletedAt + TRASH_MS];
+  const times = [...state.asked.values()].map((at) => at + ASK_AGAIN_MS).concat(trash);
+  return times.length === 0 ? null : Math.min(...times);
+}
+
+function apply(state: VolumeState, event: VolumeEvent): VolumeState {
+  switch (event.kind) {
+    case "want":
+      return { ...state, want: event.want, emptyNow: state.emptyNow && event.want?.deletedAtMs !== null };
+    case "made":
+      return { ...state, made: event.made };
+    case "record":
+      // Watches repeat and reorder nothing, but a fresh read may overtake one: the higher (epoch, rev) is the later.
+      return isOlder(event.record, state.record) ? state : { ...state, record: event.record };
+    case "empty-trash":
+      return { ...state, emptyNow: true };
+    case "tick":
+      return state;
+  }
+}
+
+function isOlder(fresh: VolumeRecord | null, known: VolumeRecord | null): boolean {
+  if (fresh === null || known === null || fresh.volume !== known.volume) return false;
+  return fresh.epoch < known.epoch || (fresh.epoch === known.epoch && fresh.rev < known.rev);
+}
+
+function dueEffects(state: VolumeState, now: number, cluster: Cluster): readonly VolumeEffect[] {
+  const { want, made, record } = state;
+  if (want === null) return [];
+  switch (phaseOf(state, now)) {
+    case "unknown":
+      return [];
+    case "making":
+      return missing(want, made).map((place) => makeReplica(place));
+    case "recording":
+      return byOneOf(cluster, want, (host) => ({ kind: "create-record", host }));
+    case "live":
+      return record === null ? [] : dueWhenLive(want, made, record, cluster, now);
+    case "deleting":
+      return record === null || record.owner !== null
+        ? []
+        : byOneOf(cluster, want, (host) => ({ kind: "delete-record", host }));
+    case "trashed":
+      if (want.deletedAtMs === null) {
+        // In this order: the record is live again only when its copies can be opened.
+        return [
+          ...made.map(({ host, rid, pool }) => ({ kind: "untrash-replica" as const, host, rid, pool })),
+          ...byOneOf(cluster, want, (host) => ({ kind: "restore-record", host })),
+        ];
+      }
+      return made.map(({ host, rid, pool }) => ({ kind: "trash-replica", host, rid, pool }));
+    case "clearing":
+      // Without a record nothing was ever promised, and weftd lets such a replica go after 24 h (R15).
+      return made.length === 0
+        ? [{ kind: "forget", name: want.name }]
+        : made.map(({ host, rid, pool }) =>
+            record === null
+              ? { kind: "trash-replica", host, rid, pool }
+              : { kind: "empty-trash", host, rid, pool },
+          );
+    case "gone":
+      return [{ kind: "forget", name: want.name }];
+  }
+}
+
+function dueWhenLive(
+  want: Want,
+  made: readonly Made[],
+  record: VolumeRecord,
+  cluster: Cluster,
+  now: number,
+): readonly VolumeEffect[] {
+  const effects: VolumeEffect[] = [];
+  const caretaker = record.owner === null ? chooseCaretaker({ want, made, record, cluster }, now) : null;
+  const worker = record.owner?.host ?? null;
+  for (const place of want.placements) {
+    const isMade = made.some(({ rid }) => rid === place.rid);
+    if (isOver(record, place.rid)) {
+      effects.push(
+        isMade
+          ? { kind: "trash-replica", host: place.host, rid: place.rid, pool: place.pool }
+          : { kind: "drop-place", rid: place.rid },
+      );
+    } else if (memberOf(record, place.rid) === null) {
+      if (place.remove && !isMade) effects.push({ kind: "drop-place", rid: place.rid });
+      else if (!isMade) effects.push(makeReplica(place));
+      else if (worker !== null && !place.remove) effects.push({ kind: "add-member", host: worker, place });
+    } else if (worker !== null && mayRemove(want, record, place)) {
+      effects.push({ kind: "remove-member", host: worker, rid: place.rid });
+    }
+  }
+  if (caretaker !== null) effects.push({ kind: "open-caretaker", host: caretaker.host });
+  return effects;
+}
+
+/** Whether a placement that shall go may go now: the kept ones are in sync, and they are enough. */
+export function mayRemove(want: Want, record: VolumeRecord, place: Place): boolean {
+  const member = memberOf(record, place.rid);
+  if (!place.remove || member === null || member.state === "REMOVING") return false;
+  const kept = want.placements.filter((candidate) => !candidate.remove);
+  const safe = insync(record).filter(({ rid }) => kept.some((candidate) => candidate.rid === rid));
+  return safe.length === kept.length && safe.length >= Math.max(1, record.minIsr);
+}
+
+function missing(want: Want, made: readonly Made[]): readonly Place[] {
+  return want.placements.filter((place) => !place.remove && !made.some(({ rid }) => rid === place.rid));
+}
+
+function makeReplica({ host, rid, pool }: Place): VolumeEffect {
+  return { kind: "make-replica", host, rid, pool };
+}
+
+/** One of the hosts with a copy does what any could: the lowest that answers. */
+function byOneOf(
+  cluster: Cluster,
+  want: Want,
+  effect: (host: HostId) => VolumeEffect,
+): readonly VolumeEffect[] {
+  const [first] = want.placements
+    .map((place) => place.host)
+    .filter((host) => isAlive(cluster, host))
+    .toSorted(byText);
+  return first === undefined ? [] : [effect(first)];
+}
+
+/** `make-replica 2 on 1a2b3c4d` */
+export function effectLine(effect: VolumeEffect): string {
+  switch (effect.kind) {
+    case "make-replica":
+    case "remove-member":
+    case "trash-replica":
+    case "untrash-replica":
+    case "empty-trash":
+      return `${effect.kind} ${effect.rid} on ${effect.host.slice(0, 8)}`;
+    case "add-member":
+      return `add-member ${effect.place.rid} on ${effect.host.slice(0, 8)}`;
+    case "create-record":
+    case "open-caretaker":
+    case "delete-record":
+    case "restore-record":
+      return `${effect.kind} on ${effect.host.slice(0, 8)}`;
+    case "drop-place":
+      return `drop-place ${effect.rid}`;
+    case "forget":
+      return `forget ${effect.name}`;
+  }
+}
+
+/** `live "db" 2 wanted, 2 made, e7.r12 …; asked: add-member 2 on 1a2b3c4d 3 s ago` */
+export function volumeLine(state: VolumeState, now: number): string {
+  const name = state.want === null ? "?" : `"${state.want.name}"`;
+  const wanted = state.want?.placements.filter((place) => !place.remove).length ?? 0;
+  const record = state.record === null ? "no record" : `e${state.record.epoch}.r${state.record.rev}`;
+  const asked = [...state.asked].map(([line, at]) => `${line} ${formatDuration(now - at)} ago`);
+  const tail = asked.length === 0 ? "" : `; asked: ${asked.join(", ")}`;
+  return `${phaseOf(state, now)} ${name} ${wanted} wanted, ${state.made.length} made, ${record}${tail}`;
+}

@@ -1,0 +1,140 @@
+/**
+ * Plot: hosts with pools, some silent, full or taken; copies are asked for. Two copies on one host would make
+ * "2 copies" a lie, and two agents that choose differently would make replicas that nobody uses.
+ */
+import fc from "fast-check";
+import t from "tap";
+
+import { defaultCopies, placeCopies } from "../../../src/core/model/placement.ts";
+import type { PlacementRequest } from "../../../src/core/model/placement.ts";
+import { poolReserveBytes } from "../../../src/core/model/limits.ts";
+import { GIB, alive, away, cluster, host, hostId, pool, poolId } from "./world.ts";
+
+const request: PlacementRequest = { name: "db", copies: 2, taken: [], only: null };
+
+void t.test("placement: two copies go to the two hosts with the most uncommitted space", async (t) => {
+  const three = {
+    hosts: [host(1), host(2), host(3)],
+    pools: [pool(1, { committedBytes: 500n * GIB }), pool(2), pool(3, { committedBytes: 100n * GIB })],
+  };
+  t.strictSame(placeCopies(three, request), {
+    kind: "ok",
+    value: [
+      { host: hostId(2), pool: poolId(2) },
+      { host: hostId(3), pool: poolId(3) },
+    ],
+  });
+});
+
+void t.test("placement: equal hosts are taken in order of their ids", async (t) => {
+  t.strictSame(placeCopies(cluster([3, 1, 2]), request), {
+    kind: "ok",
+    value: [
+      { host: hostId(1), pool: poolId(1) },
+      { host: hostId(2), pool: poolId(2) },
+    ],
+  });
+});
+
+void t.test(
+  "placement: two copies with one host that has a pool are refused, with the reason of each other host",
+  async (t) => {
+    const one = { hosts: [host(1), host(2), host(3, away(0))], pools: [pool(1), pool(3)] };
+    const decision = placeCopies(one, request);
+    t.match(decision, {
+      kind: "refused",
+      finding: {
+        code: "E-VOL-03",
+        message: '2 copies of "db" wanted, 1 host with a usable pool found (h2: no pool; h3: not answering).',
+        safe: "Nothing was changed.",
+      },
+    });
+  },
+);
+
+void t.test("placement: a pool below its reserve has no room", async (t) => {
+  const full = { hosts: [host(1)], pools: [pool(1, { freeBytes: 8n * GIB })] };
+  t.match(placeCopies(full, { ...request, copies: 1 }), {
+    kind: "refused",
+    finding: { code: "E-POOL-06", message: /h1: no room, 8 GiB of 900 GiB free/ },
+  });
+});
+
+void t.test("placement: hosts that were named are used in the order named", async (t) => {
+  const decision = placeCopies(cluster([1, 2, 3]), { ...request, only: [hostId(3), hostId(1)] });
+  t.strictSame(decision.kind === "ok" && decision.value.map((spot) => spot.host), [hostId(3), hostId(1)]);
+});
+
+void t.test("placement: more than 8 copies are refused", async (t) => {
+  t.match(placeCopies(cluster([1]), { ...request, copies: 9 }), { finding: { code: "E-VOL-08" } });
+  t.match(placeCopies(cluster([1]), { ...request, copies: 1, taken: [1, 2, 3, 4, 5, 6, 7, 8].map(hostId) }), {
+    finding: { code: "E-REPL-04" },
+  });
+});
+
+void t.test("placement: a volume has one copy by default until a second host has a pool", async (t) => {
+  t.equal(defaultCopies(cluster([1])), 1);
+  t.equal(defaultCopies(cluster([1, 2, 3])), 2);
+  t.equal(defaultCopies(cluster([1, 2], [2])), 1);
+});
+
+void t.test(
+  "placement: never two copies on one host, never an unusable pool, and as many as a dumb count says",
+  async (t) => {
+    const world = fc.array(
+      fc.record({
+        isAlive: fc.boolean(),
+        isTaken: fc.boolean(),
+        pools: fc.array(
+          fc.record({
+            serving: fc.boolean(),
+            free: fc.bigInt({ min: 0n, max: 900n }),
+            committed: fc.bigInt({ min: 0n, max: 2000n }),
+          }),
+          { maxLength: 3 },
+        ),
+      }),
+      { maxLength: 7 },
+    );
+    fc.assert(
+      fc.property(world, fc.integer({ min: 1, max: 3 }), (rows, copies) => {
+        const hosts = rows.map((row, index) => host(index + 1, row.isAlive ? alive : away(0)));
+        const pools = rows.flatMap((row, index) =>
+          row.pools.map(({ serving, free, committed }, nth) =>
+            pool(index + 1, {
+              id: `${poolId(index + 1).slice(0, 7)}${nth}${poolId(index + 1).slice(8)}` as ReturnType<
+                typeof poolId
+              >,
+              serving,
+              freeBytes: free * GIB,
+              committedBytes: committed * GIB,
+            }),
+          ),
+        );
+        const taken = rows.flatMap((row, index) => (row.isTaken ? [hostId(index + 1)] : []));
+        if (copies + taken.length > 8) return;
+        const usable = pools.filter(
+          (candidate) =>
+            candidate.serving &&
+            candidate.freeBytes > poolReserveBytes(candidate.totalBytes) &&
+            !taken.includes(candidate.host) &&
+            hosts.some((one) => one.id === candidate.host && one.liveness.kind === "alive"),
+        );
+        const enough = new Set(usable.map((candidate) => candidate.host)).size >= copies;
+        const decision = placeCopies({ hosts, pools }, { name: "db", copies, taken, only: null });
+        const again = placeCopies(
+          { hosts: hosts.toReversed(), pools: pools.toReversed() },
+          { name: "db", copies, taken, only: null },
+        );
+        t.equal(decision.kind, enough ? "ok" : "refused");
+        if (decision.kind === "refused" || again.kind === "refused") return;
+        t.strictSame(again.value, decision.value, "the order in which facts arrive does not matter");
+        t.equal(new Set(decision.value.map((spot) => spot.host)).size, copies);
+        for (const spot of decision.value) {
+          t.ok(usable.some((candidate) => candidate.id === spot.pool && candidate.host === spot.host));
+        }
+      }),
+      { numRuns: 300 },
+    );
+  },
+);

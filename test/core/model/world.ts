@@ -1,0 +1,98 @@
+/** A small cluster to decide about: hosts h1, h2 … with one pool each, values instead of mocks. */
+import type { Cluster, Host, Liveness, Pool } from "../../../src/core/model/cluster.ts";
+import type { HostId, PoolId, Rid, SessionId, VolumeId } from "../../../src/core/model/ids.ts";
+import type { Made, Member, Place, VolumeRecord, Want } from "../../../src/core/model/volume-record.ts";
+
+export const GIB = 1n << 30n;
+export const alive: Liveness = { kind: "alive" };
+
+export function away(sinceMs: number): Liveness {
+  return { kind: "away", sinceMs };
+}
+
+export function hostId(number: number): HostId {
+  return `${number}0000000-0000-4000-8000-000000000000` as HostId;
+}
+
+export function poolId(number: number): PoolId {
+  return `${number}0000000-0000-4000-9000-000000000000` as PoolId;
+}
+
+export const volumeId = "d0000000-0000-4000-a000-000000000000" as VolumeId;
+
+export function rid(number: number): Rid {
+  return number as Rid;
+}
+
+export function host(number: number, liveness: Liveness = alive): Host {
+  const name = `h${number}`;
+  return { id: hostId(number), name, address: `10.0.9.${10 + number}`, joinedAtMs: number, liveness };
+}
+
+export function pool(number: number, rest: Partial<Pool> = {}): Pool {
+  return {
+    id: poolId(number),
+    host: hostId(number),
+    path: "/srv/weft",
+    serving: true,
+    freeBytes: 900n * GIB,
+    totalBytes: 900n * GIB,
+    committedBytes: 0n,
+    ...rest,
+  };
+}
+
+/** Hosts by number, each with a pool; a number in `silent` went away at time 0. */
+export function cluster(numbers: readonly number[], silent: readonly number[] = []): Cluster {
+  return {
+    hosts: numbers.map((number) => host(number, silent.includes(number) ? away(0) : alive)),
+    pools: numbers.map((number) => pool(number)),
+  };
+}
+
+export function place(number: number, onHost: number, remove: boolean = false): Place {
+  return { rid: rid(number), host: hostId(onHost), pool: poolId(onHost), remove };
+}
+
+export function made(number: number, onHost: number): Made {
+  return { rid: rid(number), host: hostId(onHost), pool: poolId(onHost) };
+}
+
+export function member(number: number, onHost: number, state: Member["state"] = "INSYNC"): Member {
+  return { ...made(number, onHost), state, reason: null, sinceMs: 0 };
+}
+
+export function want(placements: readonly Place[], rest: Partial<Want> = {}): Want {
+  return {
+    volume: volumeId,
+    name: "db",
+    sizeBytes: 3n * GIB,
+    copies: placements.length,
+    minIsr: 1,
+    placements,
+    deletedAtMs: null,
+    createdBy: "test",
+    ...rest,
+  };
+}
+
+export function record(replicas: readonly Member[], rest: Partial<VolumeRecord> = {}): VolumeRecord {
+  return {
+    volume: volumeId,
+    sizeBytes: 3n * GIB,
+    epoch: 7n,
+    rev: 12n,
+    nextRid: Math.max(0, ...replicas.map((replica) => replica.rid + 1)),
+    copies: replicas.length,
+    minIsr: 1,
+    owner: null,
+    clean: true,
+    deletedAtMs: null,
+    replicas,
+    ...rest,
+  };
+}
+
+export function owner(number: number): VolumeRecord["owner"] {
+  return { host: hostId(number), session: "50000000-0000-4000-b000-000000000000" as SessionId };
+}
