@@ -9,14 +9,14 @@
  */
 import { z } from "zod";
 
-import { address, hostName, instant, u32, u64, uuid, volumeName } from "./json-types.ts";
+import { address, clusterName, hostName, instant, u32, u64, uuid, volumeName } from "./json-types.ts";
 
 // ---- requests ----
 
 export const initRequest = z.strictObject({
   name: hostName.nullable().default(null),
   address,
-  clusterName: z.string().min(1).max(63).nullable().default(null),
+  clusterName: clusterName.nullable().default(null),
 });
 
 export const joinRequest = z.strictObject({

@@ -222,7 +222,7 @@ function parseJson(text: string, what: string): unknown {
   try {
     return JSON.parse(text);
   } catch (cause) {
-    throw new WeftError({ code: "E-AGENT-04", message: `The agent's answer to ${what} is not JSON.`, cause });
+    throw new WeftError({ code: "E-AGENT-02", message: `The agent's answer to ${what} is not JSON.`, cause });
   }
 }
 
@@ -230,7 +230,7 @@ function errorOf(json: unknown, status: number, what: string): WeftError {
   const parsed = api.errorAnswer.safeParse(json);
   if (parsed.success) return WeftError.fromBody(parsed.data.error);
   return new WeftError({
-    code: "E-AGENT-04",
+    code: "E-AGENT-02",
     message: `The agent answered ${what} with status ${status} and no error of ours.`,
   });
 }
@@ -238,7 +238,7 @@ function errorOf(json: unknown, status: number, what: string): WeftError {
 function notUnderstood(what: string, issue: z.core.$ZodIssue | undefined): WeftError {
   const where = issue === undefined ? "" : ` at "${issue.path.join(".")}": ${issue.message}`;
   return new WeftError({
-    code: "E-AGENT-04",
+    code: "E-AGENT-02",
     message: `The agent's answer to ${what} was not understood${where}.`,
     do: [{ why: "Agent and command of one version?", command: "weft --version" }],
   });

@@ -5,6 +5,7 @@
  * - every code of this table stands in docs/errors.md (a test compares them);
  * - a bug is not a WeftError: it is an assertion, and reaches the door as E-AGENT-06.
  */
+import type { Finding } from "../model/finding.ts";
 
 /** Who has to act: the caller asked wrongly, a peer or disk is in trouble, or we are wrong. */
 export type Culprit = "caller" | "peer" | "disk" | "us";
@@ -37,36 +38,48 @@ const refused: Kind = { culprit: "caller", exit: 2, status: 409 };
 const away: Kind = { culprit: "peer", exit: 4, status: 503 };
 const degraded: Kind = { culprit: "peer", exit: 3, status: 503 };
 
-/** Codes that TypeScript itself raises. Codes of the daemon pass through and are classed by `kindOf`. */
+/** Codes that control itself raises. Codes of the daemon pass through and are classed by `kindOf`. */
 const kinds = {
   "E-ARG-01": { culprit: "caller", exit: 1, status: 404 },
   "E-ARG-02": { culprit: "caller", exit: 1, status: 400 },
   "E-AGENT-01": away,
-  "E-AGENT-02": user,
+  "E-AGENT-02": { culprit: "us", exit: 4, status: 503 },
   "E-AGENT-03": user,
-  "E-AGENT-04": { culprit: "us", exit: 4, status: 503 },
-  "E-AGENT-05": degraded,
+  "E-AGENT-04": degraded,
+  "E-AGENT-05": away,
   "E-AGENT-06": { culprit: "us", exit: 4, status: 503 },
-  "E-AGENT-07": away,
   "E-STORE-01": away,
   "E-STORE-02": refused,
   "E-STORE-03": refused,
-  "E-STORE-04": refused,
+  "E-STORE-04": user,
   "E-STORE-05": refused,
-  "E-STORE-06": away,
-  "E-STORE-07": degraded,
-  "E-STORE-08": { culprit: "us", exit: 4, status: 503 },
-  "E-STORE-09": refused,
+  "E-STORE-06": refused,
+  "E-STORE-07": refused,
+  "E-STORE-08": degraded,
+  "E-STORE-09": { culprit: "us", exit: 4, status: 503 },
   "E-STORE-10": refused,
+  "E-STORE-11": away,
+  "E-STORE-12": refused,
   "E-HOST-01": refused,
-  "E-HOST-02": user,
-  "E-HOST-03": away,
-  "E-HOST-04": refused,
+  "E-HOST-02": refused,
+  "E-HOST-03": user,
+  "E-HOST-04": user,
+  "E-HOST-05": away,
+  "E-HOST-06": refused,
   "E-VOL-01": user,
   "E-VOL-02": user,
   "E-VOL-03": user,
+  "E-VOL-06": user,
+  "E-VOL-08": user,
+  "E-VOL-11": user,
   "E-VOL-12": refused,
+  "E-VOL-13": user,
+  "E-VOL-14": degraded,
+  "E-REPL-01": user,
+  "E-REPL-02": user,
   "E-REPL-03": refused,
+  "E-REPL-04": user,
+  "E-POOL-06": degraded,
 } as const satisfies Readonly<Record<string, Kind>>;
 
 export type KnownCode = keyof typeof kinds;
@@ -121,6 +134,11 @@ export class WeftError extends Error {
 
   static fromBody(body: ErrorBody): WeftError {
     return new WeftError(body);
+  }
+
+  /** A refusal that the model decided. */
+  static fromFinding(found: Finding): WeftError {
+    return new WeftError(found);
   }
 }
 

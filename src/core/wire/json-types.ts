@@ -5,6 +5,9 @@
  */
 import { z } from "zod";
 
+import type { Decision } from "../model/finding.ts";
+import { parseAddress, parseName } from "../model/name.ts";
+
 const U64_MAX = (1n << 64n) - 1n;
 
 /** A UUID, canonical: lower case with hyphens (any version, the nil one included). */
@@ -21,24 +24,22 @@ export const u64 = z.codec(
 
 export const u32 = z.int().min(0).max(0xffff_ffff);
 
-/** Name of a volume: also a file name of a socket, so no slash, no leading dot or hyphen. */
-export const volumeName = z
-  .string()
-  .regex(
-    /^[A-Za-z0-9_][A-Za-z0-9._-]{0,62}$/,
-    'expected 1 to 63 letters, digits, "." "_" "-", not starting with "." or "-"',
-  );
-
-/** Name of a host: a label that can stand in a table and a command line. */
-export const hostName = z
-  .string()
-  .regex(
-    /^[A-Za-z0-9][A-Za-z0-9.-]{0,62}$/,
-    'expected 1 to 63 letters, digits, "." "-", starting with a letter or digit',
-  );
-
-/** An address on the storage network. Names are not accepted: they can be resolved differently on two hosts. */
-export const address = z.union([z.ipv4(), z.ipv6()], "expected an IPv4 or IPv6 address");
+/** Names and addresses are judged by the model, which also says what is wrong with them. */
+export const volumeName = judged((text) => parseName("volume", text));
+export const hostName = judged((text) => parseName("host", text));
+export const address = judged(parseAddress);
+export const clusterName = judged((text) => parseName("cluster", text));
 
 /** A moment, ISO 8601 in UTC. */
 export const instant = z.iso.datetime();
+
+function judged(judge: (text: string) => Decision<string>): z.ZodString {
+  return z
+    .string()
+    .max(1000)
+    .check((context) => {
+      const decision = judge(context.value);
+      if (decision.kind === "ok") return;
+      context.issues.push({ code: "custom", message: decision.finding.message, input: context.value });
+    });
+}

@@ -1,0 +1,248 @@
+/**
+ * Values of the store, read with distrust: the record that weftd writes, and the keys that agents write.
+ *
+ * Must always hold:
+ * - a value that is not understood is an error that names the key and the place in it, never a guess;
+ * - a value that newer software wrote is told apart from a damaged one;
+ * - fields that we don't know survive our writing (protocol.md 4.2).
+ */
+import { z } from "zod";
+
+import type { Made, Member, Place, VolumeRecord, Want } from "../model/volume-record.ts";
+import { parseHostId, parsePoolId, parseRid, parseSessionId, parseVolumeId } from "../model/ids.ts";
+import type { HostId, PoolId, Rid, SessionId, VolumeId } from "../model/ids.ts";
+import { WeftError } from "./errors.ts";
+import { address, instant, u32, u64 } from "./json-types.ts";
+
+/** The newest format of a record that this software understands. */
+export const RECORD_FORMAT = 1;
+
+export type ClusterJson = { readonly id: string; readonly name: string; readonly createdAt: string };
+export type StoreJson = { readonly cluster: string; readonly incarnation: bigint };
+export type HostJson = {
+  readonly id: HostId;
+  readonly name: string;
+  readonly address: string;
+  readonly joinedAt: string;
+};
+export type PoolJson = {
+  readonly id: PoolId;
+  readonly node: HostId;
+  readonly path: string;
+  readonly kind: string;
+  readonly inc: bigint;
+};
+export type PoolUsageJson = {
+  readonly free: bigint;
+  readonly total: bigint;
+  readonly state: string;
+  readonly reason: string | null;
+};
+export type NameJson = { readonly volume: VolumeId };
+export type AliveJson = { readonly since: string };
+
+const id = <T extends string>(parse: (text: string) => T | null): z.ZodType<T> =>
+  z.string().transform((text, context) => {
+    const parsed = parse(text);
+    if (parsed !== null) return parsed;
+    context.addIssue("expected a UUID");
+    return z.NEVER;
+  });
+const volumeId = id<VolumeId>(parseVolumeId);
+const hostId = id<HostId>(parseHostId);
+const poolId = id<PoolId>(parsePoolId);
+const sessionId = id<SessionId>(parseSessionId);
+const rid = u32.transform((value, context): Rid => {
+  const parsed = parseRid(value);
+  if (parsed !== null) return parsed;
+  context.addIssue("expected a replica number");
+  return z.NEVER;
+});
+
+const clusterJson = z.object({ id: z.string(), name: z.string().default("weft"), createdAt: instant });
+const storeJson = z.object({ cluster: z.string(), incarnation: u64 });
+const hostJson = z.object({ id: hostId, name: z.string().min(1), address, joinedAt: instant });
+const poolJson = z.object({
+  id: poolId,
+  node: hostId,
+  path: z.string().default(""),
+  kind: z.string().default("dir"),
+  inc: u64,
+});
+const usageJson = z.object({
+  free: u64,
+  total: u64,
+  state: z.string().default("serving"),
+  reason: z.string().nullable().default(null),
+});
+const nameJson = z.object({ volume: volumeId });
+const aliveJson = z.object({ since: instant });
+const madeJson = z
+  .object({ rid, host: hostId, pool: poolId, made: z.literal(true) })
+  .transform((m): Made => ({ rid: m.rid, host: m.host, pool: m.pool }));
+
+const replicaState = z.enum(["INSYNC", "STALE", "JOINING", "REMOVING", "QUARANTINED"]);
+const seconds = u64.transform((value) => Number(value) * 1000);
+
+const memberJson = z
+  .object({
+    rid,
+    node: hostId,
+    pool: poolId,
+    state: replicaState,
+    reason: z.string().nullable().default(null),
+    since: seconds.nullable().default(null),
+  })
+  .transform((m): Member => ({
+    rid: m.rid,
+    host: m.node,
+    pool: m.pool,
+    state: m.state,
+    reason: m.reason,
+    sinceMs: m.since,
+  }));
+
+const recordJson = z
+  .object({
+    vol: volumeId,
+    size: u64,
+    policy: z.object({ copies: z.int().min(1).max(255), min_isr: z.int().min(1).max(255) }),
+    epoch: u64,
+    rev: u64,
+    next_rid: u32,
+    deleted: seconds.nullable().default(null),
+    owner: z.object({ node: hostId, session: sessionId }).nullable().default(null),
+    clean: z.boolean().default(false),
+    replicas: z.array(memberJson).max(255),
+  })
+  .transform((r): VolumeRecord => ({
+    volume: r.vol,
+    sizeBytes: r.size,
+    epoch: r.epoch,
+    rev: r.rev,
+    nextRid: r.next_rid,
+    copies: r.policy.copies,
+    minIsr: r.policy.min_isr,
+    owner: r.owner === null ? null : { host: r.owner.node, session: r.owner.session },
+    clean: r.clean,
+    deletedAtMs: r.deleted,
+    replicas: r.replicas.toSorted((a, b) => a.rid - b.rid),
+  }));
+
+const placeJson = z
+  .object({ rid, host: hostId, pool: poolId, remove: z.literal(true).optional() })
+  .transform((p): Place => ({ rid: p.rid, host: p.host, pool: p.pool, remove: p.remove ?? false }));
+
+const wantJson = z
+  .object({
+    id: volumeId,
+    name: z.string().min(1),
+    size: u64,
+    copies: z.int().min(1).max(255),
+    minIsr: z.int().min(1).max(255),
+    placements: z.array(placeJson).max(255),
+    deletedAt: instant.nullable().default(null),
+    createdBy: z.string(),
+  })
+  .transform((w): Want => ({
+    volume: w.id,
+    name: w.name,
+    sizeBytes: w.size,
+    copies: w.copies,
+    minIsr: w.minIsr,
+    placements: w.placements.toSorted((a, b) => a.rid - b.rid),
+    deletedAtMs: w.deletedAt === null ? null : Date.parse(w.deletedAt),
+    createdBy: w.createdBy,
+  }));
+
+export const parseCluster = reader<ClusterJson>(clusterJson);
+export const parseStore = reader<StoreJson>(storeJson);
+export const parseHost = reader<HostJson>(hostJson);
+export const parsePool = reader<PoolJson>(poolJson);
+export const parsePoolUsage = reader<PoolUsageJson>(usageJson);
+export const parseNameKey = reader<NameJson>(nameJson);
+export const parseAlive = reader<AliveJson>(aliveJson);
+export const parseMade = reader<Made>(madeJson);
+export const parseWant = reader<Want>(wantJson);
+export const parseRecord = reader<VolumeRecord>(recordJson);
+
+/** `want` as JSON; `before` is the value that it replaces, so that fields of newer software stay. */
+export function renderWant(want: Want, before: string | null): string {
+  const old = before === null ? {} : objectOf(before);
+  const oldPlaces = Array.isArray(old["placements"]) ? old["placements"].filter(isObject) : [];
+  const placements = want.placements.map((place) => {
+    const { remove: _, ...rest } = oldPlaces.find((p) => p["rid"] === place.rid) ?? {};
+    return {
+      ...rest,
+      rid: place.rid,
+      host: place.host,
+      pool: place.pool,
+      ...(place.remove ? { remove: true } : {}),
+    };
+  });
+  return JSON.stringify({
+    ...old,
+    id: want.volume,
+    name: want.name,
+    size: String(want.sizeBytes),
+    copies: want.copies,
+    minIsr: want.minIsr,
+    placements,
+    deletedAt: want.deletedAtMs === null ? null : new Date(want.deletedAtMs).toISOString(),
+    createdBy: want.createdBy,
+  });
+}
+
+/** A parser of one kind of value. `key` is named in the error. */
+function reader<T>(schema: z.ZodType<T>): (key: string, text: string) => T {
+  return (key, text) => {
+    const json = parseJson(key, text);
+    refuseNewer(key, json);
+    const parsed = schema.safeParse(json);
+    if (parsed.success) return parsed.data;
+    const issue = parsed.error.issues[0];
+    const place = issue?.path.join(".") ?? "";
+    throw damaged(key, `${place === "" ? "" : `"${place}": `}${issue?.message ?? "not understood"}`, place);
+  };
+}
+
+function refuseNewer(key: string, json: unknown): void {
+  if (!isObject(json)) return;
+  const oldest = json["min_reader"] ?? 1;
+  if (typeof oldest !== "number") throw damaged(key, `"min_reader": expected a number`, "min_reader");
+  if (oldest <= RECORD_FORMAT) return;
+  throw new WeftError({
+    code: "E-STORE-06",
+    message: `${key} was written by newer software: it asks for readers of format ${oldest}, this one reads ${RECORD_FORMAT}.`,
+    facts: { key, wants: oldest, reads: RECORD_FORMAT },
+    safe: "Nothing was changed.",
+    do: [{ why: "Bring this host to the version of the others", command: "weft --version" }],
+  });
+}
+
+function parseJson(key: string, text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch (cause) {
+    throw damaged(key, `it is not JSON`, "", cause);
+  }
+}
+
+function damaged(key: string, what: string, path: string, cause?: unknown): WeftError {
+  return new WeftError({
+    code: "E-STORE-07",
+    message: `${key} in the store can't be understood: ${what}.`,
+    facts: { key, path },
+    safe: "Nothing was changed.",
+    ...(cause === undefined ? {} : { cause }),
+  });
+}
+
+function objectOf(text: string): Record<string, unknown> {
+  const json: unknown = JSON.parse(text);
+  return isObject(json) ? json : {};
+}
+
+function isObject(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}

@@ -1,0 +1,81 @@
+/** Names of the keys in the store, and how to read them back. One place, so that nobody builds one by hand. */
+
+export const ROOT = "/weft/v1/";
+
+export const keys = {
+  cluster: `${ROOT}cluster`,
+  store: `${ROOT}store`,
+  placer: `${ROOT}placer`,
+  hosts: `${ROOT}host/`,
+  host: (host: string) => `${ROOT}host/${host}`,
+  alive: (host: string) => `${ROOT}alive/${host}`,
+  pools: `${ROOT}pool/`,
+  pool: (pool: string) => `${ROOT}pool/${pool}`,
+  poolUsage: (pool: string) => `${ROOT}pool-usage/${pool}`,
+  name: (volume: string) => `${ROOT}name/${volume}`,
+  /** Token of a request -> the volume it made. */
+  token: (token: string) => `${ROOT}token/${token}`,
+  volumes: `${ROOT}vol/`,
+  volume: (volume: string) => `${ROOT}vol/${volume}/`,
+  want: (volume: string) => `${ROOT}vol/${volume}/want`,
+  made: (volume: string, rid: number) => `${ROOT}vol/${volume}/replica/${rid}`,
+  state: (volume: string) => `${ROOT}vol/${volume}/state`,
+  repairAsk: `${ROOT}repair-ask`,
+  repairs: `${ROOT}repair/`,
+  repair: (host: string) => `${ROOT}repair/${host}`,
+} as const;
+
+export type ParsedKey =
+  | { readonly kind: "cluster" | "store" | "placer" | "repair-ask" }
+  | {
+      readonly kind: "host" | "alive" | "pool" | "pool-usage" | "name" | "token" | "repair";
+      readonly id: string;
+    }
+  | { readonly kind: "want" | "state"; readonly volume: string }
+  | { readonly kind: "made"; readonly volume: string; readonly rid: number };
+
+/** What a key is about; null: not one of ours (a newer version's, or somebody's by hand). */
+export function parseKey(key: string): ParsedKey | null {
+  if (!key.startsWith(ROOT)) return null;
+  const [area = "", id, part, rid, ...rest] = key.slice(ROOT.length).split("/");
+  if (rest.length > 0) return null;
+  switch (area) {
+    case "cluster":
+    case "store":
+    case "placer":
+    case "repair-ask":
+      return id === undefined ? { kind: area } : null;
+    case "host":
+    case "alive":
+    case "pool":
+    case "pool-usage":
+    case "name":
+    case "token":
+    case "repair":
+      return id === undefined || id === "" || part !== undefined ? null : { kind: area, id };
+    case "vol":
+      return parseVolumeKey(id, part, rid);
+    default:
+      return null;
+  }
+}
+
+function parseVolumeKey(
+  volume: string | undefined,
+  part: string | undefined,
+  rid: string | undefined,
+): ParsedKey | null {
+  if (volume === undefined || volume === "") return null;
+  if ((part === "want" || part === "state") && rid === undefined) return { kind: part, volume };
+  if (part === "replica" && rid !== undefined && /^[0-9]{1,10}$/.test(rid))
+    return { kind: "made", volume, rid: Number(rid) };
+  return null;
+}
+
+/** The end of the range of all keys that start with `prefix`, as etcd wants it. */
+export function prefixEnd(prefix: string): string {
+  const last = prefix.codePointAt(prefix.length - 1);
+  if (last === undefined || last >= 0x7f)
+    throw new Error(`a key prefix ends in ASCII, found ${JSON.stringify(prefix)}`);
+  return prefix.slice(0, -1) + String.fromCodePoint(last + 1);
+}

@@ -1,0 +1,132 @@
+/** Values of the store are read with distrust, and written without losing what newer software put there. */
+import { assert, constantFrom, json, jsonValue, property, string } from "fast-check";
+import t from "tap";
+
+import { WeftError } from "../../../src/core/wire/errors.ts";
+import { parseRecord, parseStore, parseWant, renderWant } from "../../../src/core/wire/record.ts";
+
+const V = "11111111-1111-4111-8111-111111111111";
+const H = "22222222-2222-4222-8222-222222222222";
+const P = "33333333-3333-4333-8333-333333333333";
+
+const record = {
+  fmt: 1,
+  min_reader: 1,
+  vol: V,
+  size: "18446744073709551615",
+  region_shift: 20,
+  mode: "excl",
+  policy: { copies: 2, min_isr: 1, ack: "durable", on_loss: "pause", spread: "host" },
+  epoch: "1099511627775",
+  rev: "12",
+  next_rid: 2,
+  deleted: null,
+  created_by: "t",
+  nonce: "n",
+  owner: { node: H, session: P },
+  next: null,
+  clean: false,
+  closed_gen: "0",
+  replicas: [
+    {
+      rid: 1,
+      node: H,
+      pool: P,
+      pool_inc: "1",
+      state: "STALE",
+      base: "0",
+      reason: "SILENT",
+      since: "1700000000",
+    },
+    {
+      rid: 0,
+      node: H,
+      pool: P,
+      pool_inc: "1",
+      state: "INSYNC",
+      base: "0",
+      reason: null,
+      since: "1700000000",
+    },
+  ],
+  snaps: { count: 0, newest: null },
+  parent: null,
+  lineage: [],
+  wait: false,
+};
+const want = {
+  id: V,
+  name: "db",
+  size: "4096",
+  copies: 2,
+  minIsr: 1,
+  placements: [{ rid: 0, host: H, pool: P, weight: 7 }],
+  deletedAt: null,
+  createdBy: "t",
+  colour: "green",
+};
+
+void t.test("record: 64-bit numbers keep every bit, replicas come in order of rid", async (t) => {
+  const read = parseRecord("k", JSON.stringify(record));
+  t.equal(read.sizeBytes, 18446744073709551615n);
+  t.equal(read.epoch, 1099511627775n);
+  t.same(
+    read.replicas.map((r) => [r.rid, r.state, r.reason, r.sinceMs]),
+    [
+      [0, "INSYNC", null, 1700000000000],
+      [1, "STALE", "SILENT", 1700000000000],
+    ],
+  );
+});
+
+void t.test("record: damage is named with its key and place", async (t) => {
+  const broken = [
+    [{ ...record, epoch: 7 }, "epoch"],
+    [{ ...record, replicas: [{ ...record.replicas[0], state: "FINE" }] }, "replicas.0.state"],
+    [{ ...record, owner: { node: "h1", session: P } }, "owner.node"],
+    [{ ...record, size: "18446744073709551616" }, "size"],
+  ] as const;
+  for (const [value, path] of broken) {
+    t.throws(() => parseRecord("/weft/v1/vol/x/state", JSON.stringify(value)), {
+      code: "E-STORE-07",
+      facts: { key: "/weft/v1/vol/x/state", path },
+    });
+  }
+  t.throws(() => parseStore("k", "{"), { code: "E-STORE-07" });
+});
+
+void t.test("record: one of newer software asks for newer software, whatever else is in it", async (t) => {
+  t.equal(parseRecord("k", JSON.stringify({ ...record, fmt: 2, extra: 1 })).rev, 12n, "it still may be read");
+  const newer = JSON.stringify({ ...record, fmt: 3, min_reader: 2, epoch: { hi: 1, lo: 2 } });
+  t.throws(() => parseRecord("k", newer), { code: "E-STORE-06", exitCode: 2 });
+});
+
+void t.test("record: unknown fields of want survive a change, also those of a placement", async (t) => {
+  const text = JSON.stringify(want);
+  const read = parseWant("k", text);
+  const [place] = read.placements;
+  if (place === undefined) throw new Error("a placement");
+  const written: unknown = JSON.parse(
+    renderWant({ ...read, placements: [{ ...place, remove: true }] }, text),
+  );
+  t.same(written, { ...want, placements: [{ rid: 0, host: H, pool: P, weight: 7, remove: true }] });
+  t.same(JSON.parse(renderWant(read, renderWant(read, text))), want);
+});
+
+void t.test("record: any text is parsed or refused with a code", async (t) => {
+  const check = (text: string): void => {
+    try {
+      parseRecord("k", text);
+      parseWant("k", text);
+    } catch (error) {
+      if (!(error instanceof WeftError)) throw error;
+    }
+  };
+  assert(property(string(), check));
+  assert(property(json(), check));
+  const names = constantFrom(...Object.keys(record));
+  assert(
+    property(names, jsonValue(), (name, value) => check(JSON.stringify({ ...record, [name]: value }))),
+  );
+  t.pass();
+});
