@@ -12,17 +12,17 @@ use weft_proto::message::{Extent, Hole};
 use weft_proto::payload::{BLOCK, HeapPayload, Payload};
 
 /// Blocks of 4 KiB, each of a kind, as a session shows them.
-pub struct Memory {
+pub(crate) struct Memory {
     bytes: Vec<u8>,
     kinds: Vec<Option<Hole>>,
-    pub writes: u64,
-    pub fua_writes: u64,
-    pub flushes: u64,
-    pub zeroes: u64,
-    pub discards: u64,
-    pub kinds_asked: u64,
+    pub(crate) writes: u64,
+    pub(crate) fua_writes: u64,
+    pub(crate) flushes: u64,
+    pub(crate) zeroes: u64,
+    pub(crate) discards: u64,
+    pub(crate) kinds_asked: u64,
     /// Writes until the session loses the volume.
-    pub fenced_after_writes: Option<u64>,
+    pub(crate) fenced_after_writes: Option<u64>,
 }
 
 impl Memory {
@@ -108,13 +108,13 @@ impl Memory {
 }
 
 /// A served volume; its directory goes with it.
-pub struct Server {
+pub(crate) struct Server {
     dir: PathBuf,
-    pub memory: Arc<Mutex<Memory>>,
+    pub(crate) memory: Arc<Mutex<Memory>>,
 }
 
 impl Server {
-    pub fn start(name: &str, size: u64) -> Server {
+    pub(crate) fn start(name: &str, size: u64) -> Server {
         let dir = std::env::temp_dir().join(format!("weft-export-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let listener = UnixListener::bind(dir.join("s")).unwrap();
@@ -137,15 +137,15 @@ impl Server {
         Server { dir, memory }
     }
 
-    pub fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.dir.join("s")
     }
 
-    pub fn uri(&self) -> String {
+    pub(crate) fn uri(&self) -> String {
         format!("nbd+unix:///?socket={}", self.path().display())
     }
 
-    pub fn file(&self, name: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
 }
@@ -194,7 +194,7 @@ fn serve(tag: u32, mut stream: UnixStream, export: ExportInfo, memory: &Mutex<Me
 }
 
 /// Runs a client that must be there, for at most a minute, and gives what it said.
-pub fn run(program: &str, args: &[&str]) -> Outcome {
+pub(crate) fn run(program: &str, args: &[&str]) -> Outcome {
     let output = Command::new("timeout")
         .arg("60")
         .arg(program)
@@ -211,23 +211,23 @@ pub fn run(program: &str, args: &[&str]) -> Outcome {
     }
 }
 
-pub struct Outcome {
-    pub said: String,
-    pub success: bool,
+pub(crate) struct Outcome {
+    pub(crate) said: String,
+    pub(crate) success: bool,
     command: String,
 }
 
 impl Outcome {
     /// What it said, given that it succeeded.
     #[track_caller]
-    pub fn ok(self) -> String {
+    pub(crate) fn ok(self) -> String {
         assert!(self.success, "{} failed: {}", self.command, self.said);
         self.said
     }
 }
 
 /// A file of `len` bytes that aren't all alike, with a hole in the middle.
-pub fn make_file(path: &Path, len: usize) -> Vec<u8> {
+pub(crate) fn make_file(path: &Path, len: usize) -> Vec<u8> {
     let mut bytes: Vec<u8> =
         (0u64..).flat_map(|n| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).take(len).collect();
     bytes[len / 4..len / 2].fill(0);
