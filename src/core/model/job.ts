@@ -112,8 +112,9 @@ export function jobLine(state: JobState): string {
 function progress(state: JobState, copied: bigint, total: bigint, now: number): JobState {
   const cut = copied > total ? total : copied;
   const before = state.kind === "running" ? state.samples : [];
+  const began = (before.at(-1)?.copied ?? 0n) > cut;
   // A resync that began anew would give a negative rate: its window begins anew too.
-  const kept = before.filter((sample) => now - sample.atMs <= RATE_WINDOW_MS && sample.copied <= cut);
+  const kept = began ? [] : before.filter((sample) => now - sample.atMs <= RATE_WINDOW_MS);
   return {
     kind: "running",
     startedMs: state.kind === "running" ? state.startedMs : now,

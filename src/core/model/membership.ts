@@ -8,7 +8,7 @@
  *   so that step begins only when the third host answers (protocol.md 4.16);
  * - no change that leaves the healthy voters short of the majority of the new configuration;
  * - a dead member is replaced after 30 min only when a spare host answers; without one it may come back as it is;
- * - a member whose host was removed goes first, whatever its state.
+ * - a member whose host was removed goes first, whatever its state, unless nobody else votes yet.
  */
 import type { Decision } from "./finding.ts";
 import { finding, ok, refused } from "./finding.ts";
@@ -49,9 +49,11 @@ export type MembershipInput = {
 export function decideMembership(input: MembershipInput, now: number): MembershipAction {
   const { hosts, members } = input;
   const removed = members.find((member) => !hosts.some((host) => host.id === member.host));
-  if (removed !== undefined) return removal(members, removed.host);
+  const going = removed === undefined ? null : removal(members, removed.host);
+  if (going !== null && going.kind !== "blocked") return going;
 
-  const voters = members.filter((member) => member.role === "voter");
+  // The last voter can't go before another one votes: then the store grows first, by hosts that stay.
+  const voters = members.filter((member) => member.role === "voter" && member.host !== removed?.host);
   const learner = members.find((member) => member.role === "learner") ?? null;
   const target = hosts.length < 3 ? 1 : hosts.length >= 5 && input.votersWanted === 5 ? 5 : 3;
 
@@ -59,7 +61,8 @@ export function decideMembership(input: MembershipInput, now: number): Membershi
   const dead = voters.find((member) => !member.healthy && isLongAway(hosts, member.host, now));
   if (dead !== undefined && spare !== null && hosts.length >= 3) return removal(members, dead.host);
 
-  if (voters.length < target) return grow(voters, learner, spare, hosts);
+  if (voters.length < target) return grow(members, learner, spare, hosts);
+  if (going !== null) return going;
   if (voters.length > target) return shrink(voters, hosts, members);
   if (hosts.length === 2 && learner === null && spare !== null) return { kind: "add-learner", host: spare };
   if (hosts.length > 2 && learner !== null) return removal(members, learner.host);
@@ -83,11 +86,12 @@ export function checkMemberRemoval(
 }
 
 function grow(
-  voters: readonly StoreMember[],
+  members: readonly StoreMember[],
   learner: StoreMember | null,
   spare: HostId | null,
   hosts: readonly StoreHost[],
 ): MembershipAction {
+  const voters = members.filter((member) => member.role === "voter");
   const sick = voters.filter((member) => !member.healthy);
   if (sick.length > 0) return { kind: "blocked", because: `${sick.length} voter does not answer` };
   if (learner !== null) {

@@ -15,6 +15,7 @@
  * - replicas are durable before the record is made (protocol.md 4.2, "Creation");
  * - a replica is added before one is removed; never the last in-sync one, never below min_isr (4.18);
  * - nothing is trashed because a fact is *missing*: only for a tombstone, or a record that is past the rid (R15);
+ * - a record that vanished is not made anew: that is for `weft store repair` (R11);
  * - a tombstone stays until every replica has confirmed that it is gone.
  */
 import { isAlive } from "./cluster.ts";
@@ -41,6 +42,8 @@ export type VolumeState = {
   readonly want: Want | null;
   readonly made: readonly Made[];
   readonly record: VolumeRecord | null;
+  /** There was a record and it is gone without a deletion: the store lost it, or is not ours (protocol.md R11). */
+  readonly vanished: boolean;
   /** Asked for by the operator: do not wait for the 24 h. */
   readonly emptyNow: boolean;
   /** When each effect was last emitted, by its line. */
@@ -71,7 +74,7 @@ export type VolumeEffect =
   | { readonly kind: "forget"; readonly name: string };
 
 export function initialVolume(): VolumeState {
-  return { want: null, made: [], record: null, emptyNow: false, asked: new Map() };
+  return { want: null, made: [], record: null, vanished: false, emptyNow: false, asked: new Map() };
 }
 
 /** `cluster` is what is known of hosts at `now`: a hint that chooses who does something, never whether it is safe. */
@@ -98,10 +101,11 @@ export function stepVolume(
   return [{ ...facts, asked }, effects];
 }
 
-export function phaseOf({ want, made, record, emptyNow }: VolumeState, now: number): VolumePhase {
+export function phaseOf({ want, made, record, vanished, emptyNow }: VolumeState, now: number): VolumePhase {
   if (want === null) return record === null && made.length === 0 ? "gone" : "unknown";
   if (record === null) {
     if (want.deletedAtMs !== null) return made.length === 0 ? "gone" : "clearing";
+    if (vanished) return "unknown";
     return missing(want, made).length > 0 ? "making" : "recording";
   }
   if (record.deletedAtMs === null) return want.deletedAtMs === null ? "live" : "deleting";
@@ -125,7 +129,12 @@ function apply(state: VolumeState, event: VolumeEvent): VolumeState {
       return { ...state, made: event.made };
     case "record":
       // Watches repeat and reorder nothing, but a fresh read may overtake one: the higher (epoch, rev) is the later.
-      return isOlder(event.record, state.record) ? state : { ...state, record: event.record };
+      if (isOlder(event.record, state.record)) return state;
+      return {
+        ...state,
+        record: event.record,
+        vanished: event.record === null && (state.vanished || state.record !== null),
+      };
     case "empty-trash":
       return { ...state, emptyNow: true };
     case "tick":

@@ -2,7 +2,7 @@
  * Plot: hosts with pools, some silent, full or taken; copies are asked for. Two copies on one host would make
  * "2 copies" a lie, and two agents that choose differently would make replicas that nobody uses.
  */
-import fc from "fast-check";
+import * as fc from "fast-check";
 import t from "tap";
 
 import { defaultCopies, placeCopies } from "../../../src/core/model/placement.ts";

@@ -1,5 +1,5 @@
 /** Plot: what people type and read: sizes, names, addresses, typing mistakes, lengths of time. */
-import fc from "fast-check";
+import * as fc from "fast-check";
 import t from "tap";
 
 import { formatDuration } from "../../../src/core/model/duration.ts";

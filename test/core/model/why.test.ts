@@ -1,0 +1,132 @@
+/** Plot: somebody is woken at night and asks. The answer must be true, short, and say what to do. */
+import t from "tap";
+
+import type { Cluster } from "../../../src/core/model/cluster.ts";
+import { initialJob, stepJob } from "../../../src/core/model/job.ts";
+import type { JobState } from "../../../src/core/model/job.ts";
+import { decideRebuild, healthOf } from "../../../src/core/model/redundancy.ts";
+import { summarise } from "../../../src/core/model/summary.ts";
+import type { VolumeRecord, Want } from "../../../src/core/model/volume-record.ts";
+import { explain, whySentences } from "../../../src/core/model/why.ts";
+import type { Why } from "../../../src/core/model/why.ts";
+import { GIB, cluster, hostId, member, owner, place, record, want } from "./world.ts";
+
+const two = want([place(0, 1), place(1, 2)]);
+
+function why(
+  wanted: Want,
+  fact: VolumeRecord | null,
+  world: Cluster,
+  now: number,
+  job: JobState | null = null,
+  storeUp = true,
+): Why {
+  const store = { kind: storeUp ? "up" : "down", sinceMs: 0 } as const;
+  const rebuild =
+    fact === null
+      ? ({ kind: "none" } as const)
+      : decideRebuild({ want: wanted, record: fact, cluster: world, store }, now);
+  return explain(
+    {
+      want: wanted,
+      record: fact,
+      cluster: world,
+      storeUp,
+      health: healthOf(wanted, fact, world),
+      rebuild,
+      job,
+    },
+    now,
+  );
+}
+
+void t.test("why: healthy", async (t) => {
+  const answer = why(two, record([member(0, 1), member(1, 2)], { owner: owner(1) }), cluster([1, 2]), 0);
+  t.strictSame(whySentences(answer), [
+    "Data is safe: 2 copies have every completed write, on h1 and h2.",
+    "Nobody: the guest on h1 goes on.",
+    "Nothing, nothing is needed.",
+    "It is done.",
+  ]);
+});
+
+void t.test("why: degraded, waiting for a host to come back", async (t) => {
+  const fact = record([member(0, 1), member(1, 2, "STALE")], { owner: owner(1) });
+  const answer = why(two, fact, cluster([1, 2, 3], [2]), 20_000);
+  t.strictSame(whySentences(answer), [
+    "Data is safe on 1 of 2 copies. One more failure would stop the volume.",
+    "Nobody: the guest on h1 goes on.",
+    "Copy 1 on h2 is away; it may come back. A new copy is made after that.",
+    "A new copy begins in 40 s.",
+  ]);
+  t.strictSame(answer.do, [{ why: "Do not wait", command: "weft replica add db" }]);
+});
+
+void t.test("why: a resync under way", async (t) => {
+  const fact = record([member(0, 1), member(1, 2, "JOINING")], { owner: owner(1) });
+  const [begun] = stepJob(initialJob(0), { kind: "progress", copied: 0n, total: 10n * GIB }, 0);
+  const [job] = stepJob(begun, { kind: "progress", copied: 5n * GIB, total: 10n * GIB }, 5000);
+  const answer = why(two, fact, cluster([1, 2]), 5000, job);
+  t.equal(answer.doing, "A copy is being made level: 50 % of 10 GiB, 1 GiB/s, 5 s left.");
+});
+
+void t.test("why: the last in-sync copy is away: it waits, and nothing is lost", async (t) => {
+  const fact = record([member(0, 1), member(1, 2, "STALE")], { owner: owner(3) });
+  const answer = why(two, fact, cluster([1, 2, 3], [1]), 130_000);
+  t.strictSame(whySentences(answer), [
+    "Nothing is lost as long as the disks of h1 are whole: that copy has every completed write.",
+    "Reads and writes of the guest on h3 wait.",
+    "It waits for h1, away for 2 min 10 s.",
+    "At once when one of these hosts is back. Nothing times out.",
+  ]);
+  t.strictSame(answer.do, [{ why: "Start h1, or weft there", command: "ssh h1 systemctl start weft" }]);
+});
+
+void t.test("why: paused below min_isr, being made, in the trash, without a store", async (t) => {
+  const fact = record([member(0, 1), member(1, 2)], { minIsr: 2 });
+  t.equal(
+    why(two, fact, cluster([1, 2], [2]), 100_000).safe,
+    "Data is safe: every completed write is on h1 and h2. Only 1 of them answers, min-isr is 2.",
+  );
+  t.equal(why(two, null, cluster([1, 2]), 0).doing, "Its 2 copies are being made.");
+  t.equal(
+    why({ ...two, deletedAtMs: 1 }, fact, cluster([1, 2]), 0).safe,
+    "Data is kept in the trash for 24 h after the deletion.",
+  );
+  t.equal(
+    why(two, record([member(0, 1), member(1, 2)]), cluster([1, 2]), 0, null, false).doing,
+    "The store is out of reach: nothing is changed until it is back.",
+  );
+});
+
+void t.test("status: the headline says what one more failure would do", async (t) => {
+  const world = cluster([1, 2, 3], [2]);
+  const fact = record([member(0, 1), member(1, 2, "STALE")]);
+  const volume = { name: "db", health: healthOf(two, fact, world), record: fact };
+  t.strictSame(summarise({ cluster: world, storeUp: true, volumes: [volume] }, 130_000), {
+    level: "degraded",
+    headline: "DEGRADED — data is safe, one more failure of h1 would stop 1 volume",
+    lines: ["h2 not answering for 2 min 10 s.", "1 volume with fewer copies than wanted: db."],
+  });
+});
+
+void t.test("status: waiting volumes come first, then the store, and all well is said plainly", async (t) => {
+  const waiting = {
+    name: "db",
+    health: { kind: "unavailable", waitingFor: [hostId(1)] } as const,
+    record: null,
+  };
+  t.equal(
+    summarise({ cluster: cluster([1]), storeUp: false, volumes: [waiting] }, 0).headline,
+    "UNAVAILABLE — 1 volume waiting, nothing is lost by it",
+  );
+  t.equal(
+    summarise({ cluster: cluster([1]), storeUp: false, volumes: [] }, 0).headline,
+    "STORE AWAY — running volumes go on, nothing can be changed",
+  );
+  const well = { name: "db", health: { kind: "healthy" } as const, record: null };
+  t.equal(
+    summarise({ cluster: cluster([1]), storeUp: true, volumes: [well] }, 0).headline,
+    "HEALTHY — 1 volume, all copies in sync",
+  );
+});
