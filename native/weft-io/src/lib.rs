@@ -1,1 +1,13 @@
-//! See docs/ARCHITECTURE.md.
+//! The machine under weft's data path: buffers, the completion driver (io_uring, or epoll with libaio), pools of
+//! replicas in a directory, and framed TCP connections.
+//!
+//! Must always hold:
+//! * nothing that may block (open, create, fallocate, fsync of a directory, rename) runs on a reactor's thread;
+//! * bytes from a disk or a peer are parsed before they are trusted and never panic;
+//! * every buffer that is given to a [`driver::Driver`] comes back with its completion, also on error.
+
+pub mod buffer;
+pub mod driver;
+
+#[cfg(test)]
+mod testing;
