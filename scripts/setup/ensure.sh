@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs one of our TypeScript scripts after making sure that the machine has what the script needs.
 #
-#   sh scripts/setup/ensure.sh NEEDS SCRIPT [ARGUMENT…]        NEEDS: node, system, native (comma separated)
+#   sh scripts/setup/ensure.sh NEEDS SCRIPT [ARGUMENT…]        NEEDS: node, system, rust, native (comma separated)
 #
 # Must always hold:
 # - it works before node_modules exists, under any /bin/sh, whatever Node it was that ran npm;
@@ -52,8 +52,11 @@ ensure_node() {
 ensure_node
 PATH="$root/node_modules/.bin:$PATH"
 
-if needs native; then
+if needs rust || needs native; then
   . scripts/setup/native.sh
+  ensure_rust
+fi
+if needs native; then
   ensure_native
 fi
 export PATH

@@ -1,6 +1,7 @@
-# Builds the daemon where a script needs it: WEFT_PROFILE is release (the default) or dev. Sourced by ensure.sh.
+# The pinned Rust, and the daemon built with it where a script needs it: WEFT_PROFILE is release (the default) or dev.
+# Sourced by ensure.sh.
 
-ensure_native() {
+ensure_rust() {
   if ! command -v cargo >/dev/null 2>&1; then
     PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
   fi
@@ -10,6 +11,9 @@ ensure_native() {
   fi
   # rustup installs the pinned version by itself at the first call; older and newer ones do so at different commands.
   (cd native && cargo --version >/dev/null 2>&1) || (cd native && rustup show >&2) || (cd native && rustup toolchain install >&2)
+}
+
+ensure_native() {
   WEFT_PROFILE=${WEFT_PROFILE:-release}
   export WEFT_PROFILE
   (cd native && cargo build --quiet --profile "$WEFT_PROFILE" -p weftd >&2)

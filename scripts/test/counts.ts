@@ -1,0 +1,27 @@
+/** What the test programs say at their end, as numbers. */
+
+export type Counts = { readonly passed: number; readonly failed: number };
+
+export const none: Counts = { passed: 0, failed: 0 };
+
+export function sum(all: readonly Counts[]): Counts {
+  return all.reduce((a, b) => ({ passed: a.passed + b.passed, failed: a.failed + b.failed }), none);
+}
+
+/** Each test program of cargo ends with "test result: ok. 12 passed; 0 failed; 0 ignored; …". */
+export function cargoCounts(output: string): Counts {
+  const lines = output.matchAll(/^test result: \w+\. (\d+) passed; (\d+) failed;/gm);
+  return sum(Array.from(lines, ([, passed, failed]) => ({ passed: Number(passed), failed: Number(failed) })));
+}
+
+/** tap ends with "# { total: 21, pass: 20, fail: 1 }"; numbers that are zero are left away. */
+export function tapCounts(output: string): Counts {
+  const line = output.match(/^# \{ (total: .*) \}$/m)?.[1] ?? "";
+  const number = (name: string): number => Number(new RegExp(`${name}: (\\d+)`).exec(line)?.[1] ?? 0);
+  return { passed: number("pass"), failed: number("fail") };
+}
+
+/** A program that failed without naming a failed test counts as one. */
+export function withStatus(counts: Counts, ok: boolean): Counts {
+  return ok || counts.failed > 0 ? counts : { ...counts, failed: 1 };
+}

@@ -1,0 +1,89 @@
+/**
+ * `npm test`: everything. The last line is "N passed, N failed"; the exit status is 0 only if nothing failed.
+ *
+ *     npm test                   all sections
+ *     npm test -- tap sim        some of them: cargo, tap, cluster, sim
+ *
+ * Must always hold: a section that can't be run has failed, and the sections after it run all the same.
+ */
+import { repositoryFiles } from "../lib/repository.ts";
+import { runTask } from "../lib/task.ts";
+import { cargoCounts, none, sum, tapCounts, withStatus } from "./counts.ts";
+import type { Counts } from "./counts.ts";
+
+/** About a minute on two cores. A longer search: `npm run sim -- --seeds 10000`. */
+const SIM_SEEDS = 200;
+
+const sections: Readonly<Record<string, () => Promise<Counts>>> = { cargo, tap, cluster, sim };
+
+const asked = process.argv.slice(2);
+const unknown = asked.filter((name) => !(name in sections));
+if (unknown.length > 0) {
+  console.error(`No section ${unknown.join(", ")}; there are ${Object.keys(sections).join(", ")}.`);
+  process.exit(1);
+}
+
+const all: Counts[] = [];
+for (const [name, run] of Object.entries(sections)) {
+  if (asked.length > 0 && !asked.includes(name)) continue;
+  console.log(`\n==== ${name} ====`);
+  const started = performance.now();
+  const counts = await run();
+  const seconds = ((performance.now() - started) / 1000).toFixed(0);
+  console.log(`${name}: ${counts.passed} passed, ${counts.failed} failed in ${seconds} s`);
+  all.push(counts);
+}
+const { passed, failed } = sum(all);
+process.exitCode = failed === 0 && passed > 0 ? 0 : 1;
+console.log(`\n${passed} passed, ${failed} failed`);
+
+async function cargo(): Promise<Counts> {
+  const command = ["cargo", "test", "--quiet", "--workspace", "--no-fail-fast"];
+  const { ok, output } = await runTask({ name: "cargo", cwd: "native", command, show: everything });
+  return withStatus(cargoCounts(output), ok);
+}
+
+/** Tests that need no cluster of the whole machine's attention: two at a time. */
+async function tap(): Promise<Counts> {
+  return runTap(2, (path) => !needsCluster(path));
+}
+
+/** Hosts in namespaces with real daemons measure time: one at a time. */
+async function cluster(): Promise<Counts> {
+  return runTap(1, needsCluster);
+}
+
+function needsCluster(path: string): boolean {
+  return /^test\/(scenario|e2e)\//.test(path);
+}
+
+async function runTap(jobs: number, wanted: (path: string) => boolean): Promise<Counts> {
+  const files = repositoryFiles().filter((path) => path.endsWith(".test.ts") && wanted(path));
+  if (files.length === 0) return none;
+  const command = ["tap", `--jobs=${jobs}`, "--reporter=tap", ...files];
+  // One line for each file while it runs, and all that a failed one said afterwards.
+  const { ok, output } = await runTask({ name: "tap", command, show: (line) => /^(not )?ok /.test(line) });
+  if (!ok) console.log(output);
+  return withStatus(tapCounts(output), ok);
+}
+
+/** Every seed is a test. The simulator prints the seed that fails. */
+async function sim(): Promise<Counts> {
+  const command = [
+    "cargo",
+    "run",
+    "--quiet",
+    "--release",
+    "-p",
+    "weft-sim",
+    "--",
+    "--seeds",
+    String(SIM_SEEDS),
+  ];
+  const { ok } = await runTask({ name: "sim", cwd: "native", command, show: everything });
+  return ok ? { passed: SIM_SEEDS, failed: 0 } : { passed: 0, failed: 1 };
+}
+
+function everything(): boolean {
+  return true;
+}
