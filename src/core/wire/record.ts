@@ -26,7 +26,6 @@ export type HostJson = {
   readonly joinedAt: string;
 };
 export type PoolJson = {
-  readonly id: PoolId;
   readonly node: HostId;
   readonly path: string;
   readonly kind: string;
@@ -63,7 +62,6 @@ const clusterJson = z.object({ id: z.string(), name: z.string().default("weft"),
 const storeJson = z.object({ cluster: z.string(), incarnation: u64 });
 const hostJson = z.object({ id: hostId, name: z.string().min(1), address, joinedAt: instant });
 const poolJson = z.object({
-  id: poolId,
   node: hostId,
   path: z.string().default(""),
   kind: z.string().default("dir"),
@@ -83,6 +81,7 @@ const madeJson = z
 
 const replicaState = z.enum(["INSYNC", "STALE", "JOINING", "REMOVING", "QUARANTINED"]);
 const seconds = u64.transform((value) => Number(value) * 1000);
+const milliseconds = u64.transform(Number);
 
 const memberJson = z
   .object({
@@ -91,7 +90,7 @@ const memberJson = z
     pool: poolId,
     state: replicaState,
     reason: z.string().nullable().default(null),
-    since: seconds.nullable().default(null),
+    since: milliseconds.nullable().catch(null),
   })
   .transform((m): Member => ({
     rid: m.rid,
@@ -155,6 +154,24 @@ const wantJson = z
     createdBy: w.createdBy,
   }));
 
+/** What the model doesn't need: read by those who act on the record. */
+export type RecordExtra = {
+  /** The owner has no guest: anybody may take the volume over. */
+  readonly caretaker: boolean;
+  readonly regionShift: number;
+};
+
+const extraJson = z
+  .object({
+    owner: z
+      .object({ caretaker: z.boolean().default(false) })
+      .nullable()
+      .default(null),
+    region_shift: z.int().min(16).max(32),
+  })
+  .transform((r): RecordExtra => ({ caretaker: r.owner?.caretaker ?? false, regionShift: r.region_shift }));
+
+export const parseRecordExtra = reader<RecordExtra>(extraJson);
 export const parseCluster = reader<ClusterJson>(clusterJson);
 export const parseStore = reader<StoreJson>(storeJson);
 export const parseHost = reader<HostJson>(hostJson);
@@ -212,7 +229,7 @@ function refuseNewer(key: string, json: unknown): void {
   if (typeof oldest !== "number") throw damaged(key, `"min_reader": expected a number`, "min_reader");
   if (oldest <= RECORD_FORMAT) return;
   throw new WeftError({
-    code: "E-STORE-06",
+    code: "E-STORE-13",
     message: `${key} was written by newer software: it asks for readers of format ${oldest}, this one reads ${RECORD_FORMAT}.`,
     facts: { key, wants: oldest, reads: RECORD_FORMAT },
     safe: "Nothing was changed.",

@@ -5,8 +5,14 @@ export const ROOT = "/weft/v1/";
 export const keys = {
   cluster: `${ROOT}cluster`,
   store: `${ROOT}store`,
+  /** The agent that holds the placing lease. */
   placer: `${ROOT}placer`,
+  /** Addresses of the store's voters, so that every host learns of a change at once. */
+  voters: `${ROOT}voters`,
   hosts: `${ROOT}host/`,
+  /** Unique: made in the transaction that registers the host. */
+  hostName: (name: string) => `${ROOT}host-name/${name}`,
+  hostAddress: (address: string) => `${ROOT}host-address/${address}`,
   host: (host: string) => `${ROOT}host/${host}`,
   alive: (host: string) => `${ROOT}alive/${host}`,
   pools: `${ROOT}pool/`,
@@ -26,7 +32,7 @@ export const keys = {
 } as const;
 
 export type ParsedKey =
-  | { readonly kind: "cluster" | "store" | "placer" | "repair-ask" }
+  | { readonly kind: "cluster" | "store" | "placer" | "voters" | "repair-ask" }
   | {
       readonly kind: "host" | "alive" | "pool" | "pool-usage" | "name" | "token" | "repair";
       readonly id: string;
@@ -43,6 +49,7 @@ export function parseKey(key: string): ParsedKey | null {
     case "cluster":
     case "store":
     case "placer":
+    case "voters":
     case "repair-ask":
       return id === undefined ? { kind: area } : null;
     case "host":

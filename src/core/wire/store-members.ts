@@ -91,6 +91,13 @@ export class StoreMembers {
     );
   }
 
+  /** Adds a member that counts at once. */
+  async addVoter(peerUrl: string): Promise<readonly Member[]> {
+    return this.#change("add", { peerURLs: [peerUrl] }, (members) =>
+      members.some((m) => m.peerUrls.includes(peerUrl)),
+    );
+  }
+
   async remove(id: string): Promise<readonly Member[]> {
     return this.#change("remove", { ID: id }, (members) => !members.some((m) => m.id === id));
   }
@@ -123,7 +130,7 @@ export class StoreMembers {
       reason = outcome.reason;
     }
     throw new WeftError({
-      code: "E-STORE-11",
+      code: "E-STORE-06",
       message: `Whether the store did "member ${verb}" is not known (last: ${reason}).`,
     });
   }

@@ -72,25 +72,28 @@ void t.test("store: without a majority a call fails with E-STORE-01 after its pa
   await t.rejects(store.cas("/k", 0n, "x"), { code: "E-STORE-01", safe: "Nothing was changed." });
 });
 
-void t.test("store: a lease is kept across the death of a member, and ends its keys when it isn't", async (t) => {
-  const { endpoints, members } = await startStore(t, 3, 31);
-  const store = new StoreClient({ endpoints });
-  const lease = await store.grantLease(2);
-  await store.put("/alive", "h1", lease);
-  await members[0]?.stop();
-  const end = performance.now() + 3000;
-  while (performance.now() < end) {
-    t.ok(await store.keepLease(lease));
-    t.ok((await store.get("/alive")) !== null);
-    await new Promise((resolve) => setTimeout(resolve, 400));
-  }
-  const gone = performance.now() + 15_000;
-  while ((await store.get("/alive")) !== null) {
-    if (performance.now() > gone) throw new Error("the key outlived its lease");
-  }
-  t.equal(await store.keepLease(lease), false);
-  await store.revokeLease(lease);
-});
+void t.test(
+  "store: a lease is kept across the death of a member, and ends its keys when it isn't",
+  async (t) => {
+    const { endpoints, members } = await startStore(t, 3, 31);
+    const store = new StoreClient({ endpoints });
+    const lease = await store.grantLease(2);
+    await store.put("/alive", "h1", lease);
+    await members[0]?.stop();
+    const end = performance.now() + 3000;
+    while (performance.now() < end) {
+      t.ok(await store.keepLease(lease));
+      t.ok((await store.get("/alive")) !== null);
+      await new Promise((resolve) => setTimeout(resolve, 400));
+    }
+    const gone = performance.now() + 15_000;
+    while ((await store.get("/alive")) !== null) {
+      if (performance.now() > gone) throw new Error("the key outlived its lease");
+    }
+    t.equal(await store.keepLease(lease), false);
+    await store.revokeLease(lease);
+  },
+);
 
 void t.test("store: what etcd refuses has a code", async (t) => {
   const { endpoints } = await startStore(t, 1, 41);
