@@ -1,0 +1,19 @@
+//! The data daemon: one process per host that holds the host's pools and replicas, opens sessions and exports
+//! them to guests.
+//!
+//! Threads: the *reactor* (the process's first thread) owns every machine, disk and connection; *store* speaks to
+//! etcd; *control* serves the control socket. They talk by channels only, and a message to the reactor wakes it.
+//!
+//! Must always hold:
+//! * bytes of a peer, a disk, a guest, a client or the store never panic the daemon;
+//! * nothing that blocks (a file system's metadata, a store's answer) runs on the reactor's thread while guests
+//!   have sessions;
+//! * one daemon per state directory, held by its lock for as long as the process lives.
+#![forbid(unsafe_code)]
+
+pub mod clock;
+pub mod control;
+pub mod errors;
+pub mod mail;
+pub mod state;
+pub mod store;

@@ -1,0 +1,658 @@
+//! The store's thread: linearizable reads, compare-and-swap and watches on etcd, asked and answered by channels.
+//!
+//! Each call has 300 ms at an endpoint, then goes to the next one at once; one round of all endpoints is one try,
+//! and whether to try again is the caller's choice.
+//!
+//! Must always hold:
+//! * a swap whose outcome isn't known is answered as such, never as failed (protocol.md R14). Trying the same swap
+//!   at the next endpoint is no second swap: it compares the same revision, and only one of the two can be applied;
+//! * every read is linearizable, and is answered only if the store has not gone back behind the watermark, which
+//!   is durable before the answer (R11);
+//! * a watch begins with the keys' present values, also after each time it was cut: nothing is missed, though
+//!   changes in between may be seen as one.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::{
+    Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, KeyValue, Txn, TxnOp, TxnOpResponse,
+    WatchOptions,
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::{AbortHandle, LocalSet, spawn_local};
+use tokio::time::{sleep, timeout};
+use weft_control::types::Decimal;
+use weft_proto::ids::{ClusterId, Revision};
+use weft_proto::message::Watermark;
+
+use crate::errors::{Code, Failure};
+use crate::mail::{Mail, Mailbox};
+use crate::state::StateDir;
+
+/// How long one endpoint may take for one call.
+pub const CALL_DEADLINE: Duration = Duration::from_millis(300);
+/// Pause before a cut watch is tried again: a store that is away must not be hammered.
+const WATCH_PAUSE: Duration = Duration::from_millis(200);
+/// etcd refuses clients that ping more often than every 5 s.
+const PING_INTERVAL: Duration = Duration::from_secs(6);
+/// An unanswered ping ends the connection, and so the watches that would hang on it.
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
+/// The store's identity: `{cluster, incarnation}`.
+pub const STORE_KEY: &str = "/weft/v1/store";
+
+/// Chosen by who asks, repeated in the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StoreToken(pub u64);
+
+/// What the store's thread is asked.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StoreRequest {
+    /// Which cluster's store is expected, and where. Calls under way end at the old endpoints.
+    Connect {
+        /// The cluster.
+        cluster: ClusterId,
+        /// Client URLs.
+        endpoints: Vec<String>,
+    },
+    /// The values of some keys at one revision.
+    Read {
+        /// Told back.
+        token: StoreToken,
+        /// The keys.
+        keys: Vec<String>,
+    },
+    /// All keys that begin with a prefix, at one revision.
+    List {
+        /// Told back.
+        token: StoreToken,
+        /// The prefix.
+        prefix: String,
+    },
+    /// Compare-and-swap of one key.
+    Swap {
+        /// Told back.
+        token: StoreToken,
+        /// The key.
+        key: String,
+        /// The revision it must have; none: it must not exist.
+        expected: Option<Revision>,
+        /// Its new value, unique among all that were ever given to this key (it holds a nonce); none deletes it.
+        value: Option<Vec<u8>>,
+    },
+    /// Tells of a key, or of all keys with a prefix, until [`StoreRequest::Unwatch`].
+    Watch {
+        /// Told back with each event.
+        token: StoreToken,
+        /// The key, or the prefix.
+        key: String,
+        /// True for a prefix.
+        prefix: bool,
+    },
+    /// Ends a watch; events that are in the channel already may still come.
+    Unwatch {
+        /// The watch's.
+        token: StoreToken,
+    },
+    /// Another host has seen the store further.
+    Raise(Watermark),
+    /// Raises the store's incarnation after a repair: the one way past a watermark.
+    SetIncarnation {
+        /// Told back as a swap.
+        token: StoreToken,
+        /// The new incarnation, above the present one.
+        incarnation: u64,
+    },
+}
+
+/// What the store's thread answers.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StoreReply {
+    /// To `Read`: one per key, in order. To `List`: the existing keys, in order.
+    Read {
+        /// Told back.
+        token: StoreToken,
+        /// The values, or why not.
+        result: Result<Snapshot, ReadError>,
+    },
+    /// To `Swap` and `SetIncarnation`.
+    Swapped {
+        /// Told back.
+        token: StoreToken,
+        /// How it went.
+        outcome: SwapOutcome,
+    },
+    /// Of a watch.
+    Watched {
+        /// The watch's.
+        token: StoreToken,
+        /// What happened.
+        event: WatchEvent,
+    },
+    /// The store was lost or came back.
+    Reachable {
+        /// The last call was answered.
+        reachable: bool,
+        /// Why not.
+        error: Option<String>,
+    },
+    /// The watermark is durable at this value now.
+    Watermark(Watermark),
+}
+
+/// A key with its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The key.
+    pub key: String,
+    /// The value.
+    pub value: Vec<u8>,
+    /// The store's revision of the key's last change.
+    pub revision: Revision,
+}
+
+/// Values of keys at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The moment: the store's identity and revision.
+    pub watermark: Watermark,
+    /// The keys; none where there is no such key.
+    pub entries: Vec<Option<Entry>>,
+}
+
+/// Why a read was not answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadError {
+    /// No endpoint answered.
+    Away(String),
+    /// It answered, but is behind what this host has seen, has no identity, or is another cluster's (R11, R15).
+    RolledBack(String),
+    /// The watermark can't be made durable.
+    Watermark(String),
+}
+
+/// How a swap went.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SwapOutcome {
+    /// It is in the store.
+    Done {
+        /// The key's revision now.
+        revision: Revision,
+    },
+    /// It is not and never will be; this is what is there instead, read in the same transaction.
+    Failed {
+        /// The present value.
+        current: Option<Entry>,
+    },
+    /// It may have been applied, or may still be.
+    Unknown(String),
+}
+
+/// What a watch tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WatchEvent {
+    /// The present values: at first, and again after the watch was cut.
+    Now(Vec<Entry>),
+    /// A key has a new value.
+    Put(Entry),
+    /// A key was deleted.
+    Deleted(String),
+    /// The watch is cut; it goes on by itself with `Now`.
+    Cut,
+}
+
+/// Where requests go.
+#[derive(Clone, Debug)]
+pub struct StoreHandle(UnboundedSender<StoreRequest>);
+
+impl StoreHandle {
+    /// Asks; the answer comes by mail. The thread lives as long as the process.
+    pub fn send(&self, request: StoreRequest) {
+        if self.0.send(request).is_err() {
+            tracing::error!("the store's thread has ended");
+        }
+    }
+}
+
+/// Starts the store's thread.
+pub fn spawn(state: Arc<StateDir>, mailbox: Mailbox) -> Result<StoreHandle, Failure> {
+    let kept = state.read_watermark()?;
+    let (sender, receiver) = unbounded_channel();
+    let shared_parts = (state, mailbox, kept);
+    let run = move || {
+        let (state, mailbox, kept) = shared_parts;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.expect("a runtime without threads needs only an epoll descriptor");
+        let store = Store(Rc::new(RefCell::new(Shared {
+            cluster: ClusterId::default(),
+            endpoints: Vec::new(),
+            clients: Vec::new(),
+            preferred: 0,
+            generation: 0,
+            kept,
+            reachable: None,
+            state,
+            mailbox,
+        })));
+        LocalSet::new().block_on(&runtime, store.run(receiver));
+    };
+    let thread = std::thread::Builder::new().name("store".to_owned()).spawn(run);
+    thread.map_err(|e| Failure::new(Code::PROCESS_LIMIT, format!("can't start a thread: {e}")))?;
+    Ok(StoreHandle(sender))
+}
+
+/// The identity's value.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+struct Identity {
+    cluster: ClusterId,
+    incarnation: Decimal,
+}
+
+struct Shared {
+    cluster: ClusterId,
+    endpoints: Vec<String>,
+    /// One client per endpoint: a client of several balances over them, and would wait for one that is gone.
+    clients: Vec<Option<Client>>,
+    /// The endpoint that answered last.
+    preferred: usize,
+    /// Raised with each change of endpoints.
+    generation: u64,
+    kept: Option<Watermark>,
+    reachable: Option<bool>,
+    state: Arc<StateDir>,
+    mailbox: Mailbox,
+}
+
+#[derive(Clone)]
+struct Store(Rc<RefCell<Shared>>);
+
+impl Store {
+    async fn run(self, mut requests: UnboundedReceiver<StoreRequest>) {
+        let mut watches: BTreeMap<StoreToken, AbortHandle> = BTreeMap::new();
+        while let Some(request) = requests.recv().await {
+            let store = self.clone();
+            match request {
+                StoreRequest::Connect { cluster, endpoints } => store.connect(cluster, endpoints),
+                StoreRequest::Read { token, keys } => {
+                    spawn_local(async move {
+                        let result = store.read(keys).await;
+                        store.tell(StoreReply::Read { token, result });
+                    });
+                }
+                StoreRequest::List { token, prefix } => {
+                    spawn_local(async move {
+                        let result = store.list(&prefix).await;
+                        store.tell(StoreReply::Read { token, result });
+                    });
+                }
+                StoreRequest::Swap { token, key, expected, value } => {
+                    spawn_local(async move {
+                        let outcome = store.swap(key, expected, value).await;
+                        store.tell(StoreReply::Swapped { token, outcome });
+                    });
+                }
+                StoreRequest::Watch { token, key, prefix } => {
+                    let task = spawn_local(async move { store.watch(token, key, prefix).await });
+                    if let Some(before) = watches.insert(token, task.abort_handle()) {
+                        before.abort();
+                    }
+                }
+                StoreRequest::Unwatch { token } => {
+                    if let Some(task) = watches.remove(&token) {
+                        task.abort();
+                    }
+                }
+                StoreRequest::Raise(watermark) => {
+                    if let Err(error) = store.keep(watermark) {
+                        tracing::error!(%error, "the watermark can't be kept");
+                    }
+                }
+                StoreRequest::SetIncarnation { token, incarnation } => {
+                    spawn_local(async move {
+                        let outcome = store.set_incarnation(incarnation).await;
+                        store.tell(StoreReply::Swapped { token, outcome });
+                    });
+                }
+            }
+        }
+    }
+
+    fn tell(&self, reply: StoreReply) {
+        self.0.borrow().mailbox.send(Mail::Store(reply));
+    }
+
+    fn connect(&self, cluster: ClusterId, endpoints: Vec<String>) {
+        let mut shared = self.0.borrow_mut();
+        shared.cluster = cluster;
+        if shared.endpoints != endpoints {
+            shared.clients = endpoints.iter().map(|_| None).collect();
+            shared.endpoints = endpoints;
+            shared.preferred = 0;
+            shared.generation += 1;
+        }
+    }
+
+    // ---- calls
+
+    async fn read(&self, keys: Vec<String>) -> Result<Snapshot, ReadError> {
+        let mut ops: Vec<TxnOp> = vec![TxnOp::get(STORE_KEY, None)];
+        ops.extend(keys.iter().map(|key| TxnOp::get(key.as_str(), None)));
+        let (watermark, answers) = self.checked_read(ops).await?;
+        let entries = answers.into_iter().map(|kvs| kvs.into_iter().next()).collect();
+        Ok(Snapshot { watermark, entries })
+    }
+
+    async fn list(&self, prefix: &str) -> Result<Snapshot, ReadError> {
+        let options = Some(GetOptions::new().with_prefix());
+        let ops = vec![TxnOp::get(STORE_KEY, None), TxnOp::get(prefix, options)];
+        let (watermark, answers) = self.checked_read(ops).await?;
+        let entries = answers.into_iter().flatten().map(Some).collect();
+        Ok(Snapshot { watermark, entries })
+    }
+
+    /// Runs reads in one transaction, the first of which is the store's identity. (A transaction of reads is
+    /// linearizable in etcd unless each of them says that it need not be.)
+    async fn checked_read(&self, ops: Vec<TxnOp>) -> Result<(Watermark, Vec<Vec<Entry>>), ReadError> {
+        // A read can't be older than what was known when it was *sent*; others that are answered meanwhile may
+        // well be newer.
+        let (before, cluster) = {
+            let shared = self.0.borrow();
+            (shared.kept, shared.cluster)
+        };
+        let txn = Txn::new().and_then(ops);
+        let response = self.call(async |mut client: Client| client.txn(txn.clone()).await).await;
+        let response = response.map_err(ReadError::Away)?;
+        let revision = response.header().map_or(0, |h| positive(h.revision()));
+        let mut answers = Vec::new();
+        for answer in response.op_responses() {
+            let TxnOpResponse::Get(mut get) = answer else {
+                return Err(ReadError::Away("a read was not answered as one".to_owned()));
+            };
+            answers.push(get.take_kvs().into_iter().filter_map(entry_of).collect::<Vec<_>>());
+        }
+        if answers.is_empty() {
+            return Err(ReadError::Away("an empty answer".to_owned()));
+        }
+        let identity = answers.remove(0).into_iter().next();
+        let watermark = check(cluster, before, identity.as_ref(), revision).map_err(ReadError::RolledBack)?;
+        self.keep(watermark).map_err(|e| ReadError::Watermark(e.message))?;
+        Ok((watermark, answers))
+    }
+
+    async fn swap(&self, key: String, expected: Option<Revision>, value: Option<Vec<u8>>) -> SwapOutcome {
+        let compared = i64::try_from(expected.map_or(0, |r| r.0)).unwrap_or(i64::MAX);
+        let change = match &value {
+            Some(value) => TxnOp::put(key.as_str(), value.clone(), None),
+            None => TxnOp::delete(key.as_str(), None),
+        };
+        let txn = Txn::new()
+            .when(vec![Compare::mod_revision(key.as_str(), CompareOp::Equal, compared)])
+            .and_then(vec![change])
+            .or_else(vec![TxnOp::get(key.as_str(), None)]);
+        let response = match self.call(async |mut client: Client| client.txn(txn.clone()).await).await {
+            Ok(response) => response,
+            Err(why) => return SwapOutcome::Unknown(why),
+        };
+        if response.succeeded() {
+            let revision = response.header().map_or(0, |h| positive(h.revision()));
+            return SwapOutcome::Done { revision: Revision(revision) };
+        }
+        let current = match response.op_responses().into_iter().next() {
+            Some(TxnOpResponse::Get(mut get)) => get.take_kvs().into_iter().next().and_then(entry_of),
+            _ => return SwapOutcome::Unknown("a swap was not answered as one".to_owned()),
+        };
+        match (current, value) {
+            // Our own swap, applied by a try whose answer was lost (R14).
+            (Some(entry), Some(value)) if entry.value == value => {
+                SwapOutcome::Done { revision: entry.revision }
+            }
+            (None, None) => SwapOutcome::Done { revision: Revision(0) },
+            (current, _) => SwapOutcome::Failed { current },
+        }
+    }
+
+    async fn set_incarnation(&self, incarnation: u64) -> SwapOutcome {
+        let get = self.call(async |mut client: Client| client.get(STORE_KEY, None).await).await;
+        let current = match get {
+            Ok(mut response) => response.take_kvs().into_iter().next().and_then(entry_of),
+            Err(why) => return SwapOutcome::Unknown(why),
+        };
+        let cluster = self.0.borrow().cluster;
+        let present = current.as_ref().and_then(|e| serde_json::from_slice::<Identity>(&e.value).ok());
+        if let Some(present) = present {
+            if present.cluster != cluster || present.incarnation.0 > incarnation {
+                return SwapOutcome::Failed { current };
+            }
+            if present.incarnation.0 == incarnation {
+                let revision = current.map_or(Revision(0), |e| e.revision);
+                return SwapOutcome::Done { revision };
+            }
+        }
+        let identity = Identity { cluster, incarnation: Decimal(incarnation) };
+        let value = serde_json::to_vec(&identity).expect("an identity is always JSON");
+        self.swap(STORE_KEY.to_owned(), current.map(|e| e.revision), Some(value)).await
+    }
+
+    /// Tries one endpoint after the other, the one that answered last first.
+    async fn call<T>(&self, f: impl AsyncFn(Client) -> Result<T, etcd_client::Error>) -> Result<T, String> {
+        let (count, first, generation) = {
+            let shared = self.0.borrow();
+            (shared.endpoints.len(), shared.preferred, shared.generation)
+        };
+        let mut why = "the store's endpoints are not known yet".to_owned();
+        for i in 0..count {
+            let index = (first + i) % count;
+            let attempt = async {
+                let client = self.client(index, generation).await?;
+                f(client).await
+            };
+            let result = timeout(CALL_DEADLINE, attempt).await;
+            let mut shared = self.0.borrow_mut();
+            let same = shared.generation == generation;
+            match result {
+                Ok(Ok(value)) => {
+                    if same {
+                        shared.preferred = index;
+                    }
+                    drop(shared);
+                    self.note_reachable(true, None);
+                    return Ok(value);
+                }
+                Ok(Err(e)) => why = e.to_string(),
+                Err(_) => why = format!("no answer within {} ms", CALL_DEADLINE.as_millis()),
+            }
+            if !same {
+                return Err(why);
+            }
+            // A connection that failed is not trusted with the next call.
+            shared.clients[index] = None;
+            why = format!("{}: {why}", shared.endpoints[index]);
+        }
+        self.note_reachable(false, Some(why.clone()));
+        Err(why)
+    }
+
+    async fn client(&self, index: usize, generation: u64) -> Result<Client, etcd_client::Error> {
+        let endpoint = {
+            let shared = self.0.borrow();
+            if shared.generation != generation {
+                return Err(etcd_client::Error::InvalidArgs("the endpoints have changed".to_owned()));
+            }
+            if let Some(client) = &shared.clients[index] {
+                return Ok(client.clone());
+            }
+            shared.endpoints[index].clone()
+        };
+        let options = ConnectOptions::new()
+            .with_connect_timeout(CALL_DEADLINE)
+            .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
+            .with_require_leader(true);
+        let client = Client::connect([endpoint], Some(options)).await?;
+        let mut shared = self.0.borrow_mut();
+        if shared.generation == generation {
+            shared.clients[index] = Some(client.clone());
+        }
+        Ok(client)
+    }
+
+    fn note_reachable(&self, reachable: bool, error: Option<String>) {
+        let mut shared = self.0.borrow_mut();
+        if shared.reachable != Some(reachable) {
+            shared.reachable = Some(reachable);
+            drop(shared);
+            self.tell(StoreReply::Reachable { reachable, error });
+        }
+    }
+
+    /// Makes a higher watermark durable.
+    fn keep(&self, seen: Watermark) -> Result<(), Failure> {
+        let mut shared = self.0.borrow_mut();
+        let higher = match shared.kept {
+            None => true,
+            Some(kept) => {
+                kept.cluster == seen.cluster
+                    && (kept.incarnation, kept.revision) < (seen.incarnation, seen.revision)
+            }
+        };
+        if higher {
+            shared.state.write_watermark(seen)?;
+            shared.kept = Some(seen);
+            drop(shared);
+            self.tell(StoreReply::Watermark(seen));
+        }
+        Ok(())
+    }
+
+    // ---- watches
+
+    async fn watch(self, token: StoreToken, key: String, prefix: bool) {
+        loop {
+            // Ends only by failing.
+            let why = match self.watch_once(token, &key, prefix).await {
+                Ok(()) => "the stream ended".to_owned(),
+                Err(why) => why,
+            };
+            tracing::debug!(key, why, "watch cut");
+            self.tell(StoreReply::Watched { token, event: WatchEvent::Cut });
+            sleep(WATCH_PAUSE).await;
+        }
+    }
+
+    async fn watch_once(&self, token: StoreToken, key: &str, prefix: bool) -> Result<(), String> {
+        let snapshot = if prefix { self.list(key).await } else { self.read(vec![key.to_owned()]).await };
+        let snapshot = snapshot.map_err(|e| format!("{e:?}"))?;
+        let from = i64::try_from(snapshot.watermark.revision).unwrap_or(i64::MAX - 1) + 1;
+        let entries = snapshot.entries.into_iter().flatten().collect();
+        self.tell(StoreReply::Watched { token, event: WatchEvent::Now(entries) });
+        let open = async |mut client: Client| {
+            let mut options = WatchOptions::new().with_start_revision(from);
+            if prefix {
+                options = options.with_prefix();
+            }
+            client.watch(key, Some(options)).await
+        };
+        let generation = self.0.borrow().generation;
+        let mut stream = self.call(open).await?;
+        while let Some(response) = stream.message().await.map_err(|e| e.to_string())? {
+            if response.canceled() {
+                return Err(response.cancel_reason().to_owned());
+            }
+            for event in response.events() {
+                let Some(entry) = event.kv().cloned().and_then(entry_of) else { continue };
+                let event = match event.event_type() {
+                    EventType::Put => WatchEvent::Put(entry),
+                    EventType::Delete => WatchEvent::Deleted(entry.key),
+                };
+                self.tell(StoreReply::Watched { token, event });
+            }
+            if self.0.borrow().generation != generation {
+                return Err("the endpoints have changed".to_owned());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Decides whether a store that shows `identity` at `revision` may be believed by a host that had seen `before`.
+fn check(
+    cluster: ClusterId,
+    before: Option<Watermark>,
+    identity: Option<&Entry>,
+    revision: u64,
+) -> Result<Watermark, String> {
+    let Some(identity) = identity else {
+        return Err("the store has no identity: its data is lost, or no cluster was made in it".to_owned());
+    };
+    let identity: Identity = serde_json::from_slice(&identity.value)
+        .map_err(|e| format!("the store's identity can't be understood: {e}"))?;
+    if identity.cluster != cluster {
+        return Err(format!("the store is cluster {}'s, this host is in {cluster}", identity.cluster));
+    }
+    let seen = Watermark { cluster, incarnation: identity.incarnation.0, revision };
+    match before {
+        Some(kept) if kept.cluster != cluster => Err(format!(
+            "this host has followed cluster {}'s store, it is asked for {cluster}'s",
+            kept.cluster
+        )),
+        Some(kept) if (seen.incarnation, seen.revision) < (kept.incarnation, kept.revision) => Err(format!(
+            "the store is at incarnation {} revision {revision}, this host has seen incarnation {} revision {}",
+            seen.incarnation, kept.incarnation, kept.revision
+        )),
+        _ => Ok(seen),
+    }
+}
+
+/// A key that isn't text is none of ours.
+fn entry_of(kv: KeyValue) -> Option<Entry> {
+    let revision = Revision(positive(kv.mod_revision()));
+    let (key, value) = kv.into_key_value();
+    Some(Entry { key: String::from_utf8(key).ok()?, value, revision })
+}
+
+fn positive(number: i64) -> u64 {
+    u64::try_from(number).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLUSTER: ClusterId = ClusterId(7);
+
+    fn identity(cluster: u128, incarnation: u64) -> Entry {
+        let identity = Identity { cluster: ClusterId(cluster), incarnation: Decimal(incarnation) };
+        let value = serde_json::to_vec(&identity).expect("JSON");
+        Entry { key: STORE_KEY.to_owned(), value, revision: Revision(1) }
+    }
+
+    fn mark(incarnation: u64, revision: u64) -> Watermark {
+        Watermark { cluster: CLUSTER, incarnation, revision }
+    }
+
+    #[test]
+    fn a_store_that_goes_on_is_believed_and_one_that_went_back_is_not() {
+        let same = identity(7, 1);
+        assert_eq!(check(CLUSTER, None, Some(&same), 5), Ok(mark(1, 5)));
+        assert_eq!(check(CLUSTER, Some(mark(1, 5)), Some(&same), 5), Ok(mark(1, 5)));
+        assert!(check(CLUSTER, Some(mark(1, 6)), Some(&same), 5).is_err(), "an old backup");
+        assert!(check(CLUSTER, Some(mark(2, 1)), Some(&same), 9).is_err(), "from before a repair");
+    }
+
+    #[test]
+    fn a_repaired_store_is_believed_although_its_revisions_are_lower() {
+        assert_eq!(check(CLUSTER, Some(mark(1, 900)), Some(&identity(7, 2)), 3), Ok(mark(2, 3)));
+    }
+
+    #[test]
+    fn an_empty_store_and_another_clusters_are_refused() {
+        assert!(check(CLUSTER, Some(mark(1, 1)), None, 9).is_err());
+        assert!(check(CLUSTER, None, None, 9).is_err());
+        assert!(check(CLUSTER, None, Some(&identity(8, 1)), 9).is_err());
+        let mut broken = identity(7, 1);
+        broken.value = b"{".to_vec();
+        assert!(check(CLUSTER, None, Some(&broken), 9).is_err());
+    }
+}

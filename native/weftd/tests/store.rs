@@ -1,0 +1,289 @@
+//! The store's thread against a real etcd.
+
+mod support;
+
+use std::cell::RefCell;
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::Instant;
+
+use support::{Etcd, PATIENCE, free_port, mailbox, memory_dir};
+use tempfile::TempDir;
+use weft_proto::ids::{ClusterId, Revision};
+use weft_proto::message::Watermark;
+use weftd::mail::Mail;
+use weftd::state::StateDir;
+use weftd::store::{
+    CALL_DEADLINE, Entry, ReadError, Snapshot, StoreHandle, StoreReply, StoreRequest, StoreToken,
+    SwapOutcome, WatchEvent, spawn,
+};
+
+const CLUSTER: ClusterId = ClusterId(0x77);
+
+/// A host with its store's thread.
+struct Host {
+    store: StoreHandle,
+    mail: Receiver<Mail>,
+    state: Arc<StateDir>,
+    next: u64,
+    /// Replies that came while another one was awaited.
+    early: RefCell<Vec<StoreReply>>,
+    _dir: Option<TempDir>,
+}
+
+impl Host {
+    fn new(endpoints: &[&str]) -> Host {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let state = Arc::new(StateDir::open(dir.path()).expect("free"));
+        let (mailbox, mail) = mailbox();
+        let store = spawn(state.clone(), mailbox).expect("a thread");
+        let host = Host { store, mail, state, next: 0, early: RefCell::default(), _dir: Some(dir) };
+        host.connect(endpoints);
+        host
+    }
+
+    /// The first reply that `pick` takes.
+    fn reply<T>(&self, mut pick: impl FnMut(&StoreReply) -> Option<T>) -> T {
+        let mut early = self.early.borrow_mut();
+        if let Some((i, found)) = early.iter().enumerate().find_map(|(i, reply)| Some((i, pick(reply)?))) {
+            early.remove(i);
+            return found;
+        }
+        loop {
+            match self.mail.recv_timeout(PATIENCE).expect("a reply in time") {
+                Mail::Store(reply) => match pick(&reply) {
+                    Some(found) => return found,
+                    None => early.push(reply),
+                },
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    fn connect(&self, endpoints: &[&str]) {
+        let endpoints = endpoints.iter().map(|e| (*e).to_owned()).collect();
+        self.store.send(StoreRequest::Connect { cluster: CLUSTER, endpoints });
+    }
+
+    fn token(&mut self) -> StoreToken {
+        self.next += 1;
+        StoreToken(self.next)
+    }
+
+    /// Tried until its outcome is known: a busy machine may need more than 300 ms.
+    fn swap(&mut self, key: &str, expected: Option<Revision>, value: &str) -> SwapOutcome {
+        until_known(|| self.swap_once(key, expected, value))
+    }
+
+    fn swap_once(&mut self, key: &str, expected: Option<Revision>, value: &str) -> SwapOutcome {
+        let token = self.token();
+        let value = Some(value.as_bytes().to_vec());
+        self.store.send(StoreRequest::Swap { token, key: key.to_owned(), expected, value });
+        self.swapped(token)
+    }
+
+    fn swapped(&self, token: StoreToken) -> SwapOutcome {
+        self.reply(|reply| match reply {
+            StoreReply::Swapped { token: t, outcome } if *t == token => Some(outcome.clone()),
+            _ => None,
+        })
+    }
+
+    /// Tried until the store answers.
+    fn read(&mut self, keys: &[&str]) -> Result<Snapshot, ReadError> {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match self.read_once(keys) {
+                Err(ReadError::Away(why)) => assert!(Instant::now() < until, "{why}"),
+                result => return result,
+            }
+        }
+    }
+
+    fn read_once(&mut self, keys: &[&str]) -> Result<Snapshot, ReadError> {
+        let token = self.token();
+        self.store.send(StoreRequest::Read { token, keys: keys.iter().map(|k| (*k).to_owned()).collect() });
+        self.reply(|reply| match reply {
+            StoreReply::Read { token: t, result } if *t == token => Some(result.clone()),
+            _ => None,
+        })
+    }
+
+    fn watched(&self, token: StoreToken) -> WatchEvent {
+        self.reply(|reply| match reply {
+            StoreReply::Watched { token: t, event } if *t == token => Some(event.clone()),
+            _ => None,
+        })
+    }
+
+    fn found_cluster(&mut self, incarnation: u64) {
+        done(until_known(|| {
+            let token = self.token();
+            self.store.send(StoreRequest::SetIncarnation { token, incarnation });
+            self.swapped(token)
+        }));
+    }
+}
+
+fn until_known(mut swap: impl FnMut() -> SwapOutcome) -> SwapOutcome {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match swap() {
+            SwapOutcome::Unknown(why) => assert!(Instant::now() < until, "{why}"),
+            outcome => return outcome,
+        }
+    }
+}
+
+fn done(outcome: SwapOutcome) -> Revision {
+    match outcome {
+        SwapOutcome::Done { revision } => revision,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn failed(outcome: SwapOutcome) -> Option<Entry> {
+    match outcome {
+        SwapOutcome::Failed { current } => current,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_swap_compares_the_revision_and_a_failed_one_shows_what_is_there() {
+    let etcd = Etcd::start();
+    let mut host = Host::new(&[&etcd.url]);
+    let first = done(host.swap("/k", None, "a"));
+    let second = done(host.swap("/k", Some(first), "b"));
+    let current = failed(host.swap("/k", Some(first), "c")).expect("there");
+    assert_eq!((current.value.as_slice(), current.revision), (b"b".as_slice(), second));
+    assert_eq!(failed(host.swap("/k", None, "d")).expect("there").revision, second, "it exists");
+    assert_eq!(failed(host.swap("/none", Some(first), "e")), None, "it does not");
+}
+
+#[test]
+fn a_swap_that_was_applied_by_a_lost_try_is_recognised_as_ours() {
+    let etcd = Etcd::start();
+    let mut host = Host::new(&[&etcd.url]);
+    let first = done(host.swap("/k", None, "nonce 1"));
+    assert_eq!(done(host.swap("/k", None, "nonce 1")), first);
+    for _ in 0..2 {
+        done(until_known(|| {
+            let token = host.token();
+            let delete =
+                StoreRequest::Swap { token, key: "/k".to_owned(), expected: Some(first), value: None };
+            host.store.send(delete);
+            host.swapped(token)
+        }));
+    }
+}
+
+#[test]
+fn a_read_raises_the_watermark_durably_and_an_older_store_is_refused() {
+    let etcd = Etcd::start();
+    let mut host = Host::new(&[&etcd.url]);
+    assert!(
+        matches!(host.read(&["/k"]), Err(ReadError::RolledBack(_))),
+        "nobody made a cluster in this store"
+    );
+    host.found_cluster(1);
+    let revision = done(host.swap("/k", None, "a"));
+    let snapshot = host.read(&["/k", "/none"]).expect("read");
+    assert_eq!(snapshot.entries.len(), 2);
+    assert_eq!(snapshot.entries[0].as_ref().map(|e| e.revision), Some(revision));
+    assert_eq!(snapshot.entries[1], None);
+    let mark = Watermark { cluster: CLUSTER, incarnation: 1, revision: revision.0 };
+    assert_eq!(snapshot.watermark, mark);
+    assert_eq!(host.state.read_watermark().expect("readable"), Some(mark));
+
+    // The store's data is lost, or the host is pointed at another one of the same cluster.
+    let younger = Etcd::start();
+    host.connect(&[&younger.url]);
+    assert!(matches!(host.read(&["/k"]), Err(ReadError::RolledBack(_))), "no identity");
+    host.found_cluster(1);
+    assert!(matches!(host.read(&["/k"]), Err(ReadError::RolledBack(_))), "lower revision");
+    host.found_cluster(2);
+    let repaired = host.read(&["/k"]).expect("repair raised the incarnation");
+    assert_eq!(repaired.watermark.incarnation, 2);
+    assert!(repaired.watermark.revision < 10);
+}
+
+#[test]
+fn a_watermark_of_another_host_counts() {
+    let etcd = Etcd::start();
+    let mut host = Host::new(&[&etcd.url]);
+    host.found_cluster(1);
+    host.read(&[]).expect("read");
+    let higher = Watermark { cluster: CLUSTER, incarnation: 1, revision: 1 << 40 };
+    host.store.send(StoreRequest::Raise(higher));
+    assert!(matches!(host.read(&[]), Err(ReadError::RolledBack(_))));
+    assert_eq!(host.state.read_watermark().expect("readable"), Some(higher));
+}
+
+#[test]
+fn the_next_endpoint_is_asked_when_one_refuses_or_is_silent() {
+    let etcd = Etcd::start();
+    // Accepts (the kernel does) and never says a word.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let silent = format!("http://{}", silent.local_addr().expect("bound"));
+    let refused = format!("http://127.0.0.1:{}", free_port());
+    let mut host = Host::new(&[&silent, &refused, &etcd.url]);
+    host.found_cluster(1);
+    // From now on the one that answered is asked first.
+    let start = Instant::now();
+    host.read(&["/k"]).expect("read");
+    assert!(start.elapsed() < CALL_DEADLINE, "{:?}", start.elapsed());
+}
+
+#[test]
+fn with_nobody_answering_a_swap_is_unknown_and_a_read_says_that_the_store_is_away() {
+    let silent = TcpListener::bind("127.0.0.1:0").expect("loopback");
+    let silent = format!("http://{}", silent.local_addr().expect("bound"));
+    let mut host = Host::new(&[&silent]);
+    assert!(matches!(host.swap_once("/k", None, "a"), SwapOutcome::Unknown(_)));
+    assert!(matches!(host.read_once(&["/k"]), Err(ReadError::Away(_))));
+    host.connect(&[]);
+    assert!(matches!(host.read_once(&["/k"]), Err(ReadError::Away(_))));
+}
+
+#[test]
+fn a_watch_begins_with_the_present_and_goes_on_after_the_store_was_away() {
+    let data = memory_dir();
+    let etcd = Etcd::start_in(data.path(), free_port());
+    let port = etcd.port();
+    let mut host = Host::new(&[&etcd.url]);
+    host.found_cluster(1);
+    let first = done(host.swap("/p/a", None, "1"));
+    let token = host.token();
+    host.store.send(StoreRequest::Watch { token, key: "/p/".to_owned(), prefix: true });
+    let entries = loop {
+        match host.watched(token) {
+            WatchEvent::Cut => {}
+            WatchEvent::Now(entries) => break entries,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(entries.len(), 1);
+    done(host.swap("/p/a", Some(first), "2"));
+    match host.watched(token) {
+        WatchEvent::Put(entry) => assert_eq!(entry.value, b"2"),
+        other => panic!("{other:?}"),
+    }
+    drop(etcd);
+    assert_eq!(host.watched(token), WatchEvent::Cut);
+    let _etcd = Etcd::start_in(data.path(), port);
+    let entries = loop {
+        match host.watched(token) {
+            WatchEvent::Cut => {}
+            WatchEvent::Now(entries) => break entries,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(entries.iter().map(|e| e.value.as_slice()).collect::<Vec<_>>(), [b"2"]);
+    host.store.send(StoreRequest::Unwatch { token });
+    done(host.swap("/p/b", None, "3"));
+    host.read(&[]).expect("read");
+    let told = |reply: &StoreReply| matches!(reply, StoreReply::Watched { event: WatchEvent::Put(_), .. });
+    assert!(!host.early.borrow().iter().any(told), "nobody watches");
+}
