@@ -67,6 +67,10 @@ impl<'a> Reader<'a> {
 pub(crate) trait Put {
     fn put(&mut self, bytes: &[u8]);
 
+    fn u16(&mut self, value: u16) {
+        self.put(&value.to_le_bytes());
+    }
+
     fn u32(&mut self, value: u32) {
         self.put(&value.to_le_bytes());
     }

@@ -91,7 +91,8 @@ impl Durable {
 
     fn grow(&mut self, size: u64) {
         self.size = self.size.max(size);
-        let regions = usize::try_from(self.size.div_ceil(1 << self.region_shift)).expect("at most 2^20 regions");
+        let regions =
+            usize::try_from(self.size.div_ceil(1 << self.region_shift)).expect("at most 2^20 regions");
         if self.rgm.len() < regions {
             self.rgm.resize(regions, Generation::NEVER);
         }

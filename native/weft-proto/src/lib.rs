@@ -12,6 +12,7 @@
 
 extern crate alloc;
 
+pub mod block_set;
 mod bytes;
 pub mod durable;
 pub mod guest;
@@ -22,4 +23,5 @@ pub mod mutants;
 pub mod payload;
 pub mod record;
 pub mod replica;
+pub mod session;
 pub mod wire;

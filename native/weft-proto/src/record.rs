@@ -136,6 +136,15 @@ pub struct Owner {
     pub node: HostId,
     /// The session.
     pub session: SessionId,
+    /// No guest behind it: anybody may take the volume over.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub caretaker: bool,
+}
+
+// Serde asks for a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_false(value: &bool) -> bool {
+    !*value
 }
 
 /// One replica in the record.

@@ -233,11 +233,11 @@ enum Stage<P> {
     /// At the disk for a seal; then the log.
     SealDisk(Generation),
     /// At the log, answered when durable.
-    SealLog(Generation),
+    SealLog,
     /// At the disk for a grow; then the log.
     GrowDisk(u64),
-    /// At the log.
-    GrowLog(u64),
+    /// At the log, answered when durable.
+    GrowLog,
     /// Mutation R6 only: data is on the disk, the stamp is being logged.
     LateStamp,
 }
@@ -397,7 +397,13 @@ impl<P: Payload> Replica<P> {
     }
 
     /// The log made the record of `token` durable, or refused it.
-    pub fn handle_logged(&mut self, now: Instant, token: Token, record: LogRecord, outcome: Result<(), DiskError>) {
+    pub fn handle_logged(
+        &mut self,
+        now: Instant,
+        token: Token,
+        record: LogRecord,
+        outcome: Result<(), DiskError>,
+    ) {
         if let Err(error) = outcome {
             self.log_refused(now, token, &record, error);
             return;
@@ -419,7 +425,7 @@ impl<P: Payload> Replica<P> {
         }
         if let Some(running) = self.running.get(&token) {
             match running.stage {
-                Stage::SealLog(_) | Stage::GrowLog(_) | Stage::LateStamp => {
+                Stage::SealLog | Stage::GrowLog | Stage::LateStamp => {
                     self.finish(now, token, Ok(Answer::Done));
                 }
                 _ => {}
@@ -447,18 +453,19 @@ impl<P: Payload> Replica<P> {
             }
             Ok(done) => match running.stage {
                 Stage::SealDisk(generation) => {
-                    running.stage = Stage::SealLog(generation);
+                    running.stage = Stage::SealLog;
                     self.actions.push_back(Action::Log { token, record: LogRecord::Sealed { generation } });
                 }
                 Stage::GrowDisk(size) => {
-                    running.stage = Stage::GrowLog(size);
+                    running.stage = Stage::GrowLog;
                     self.actions.push_back(Action::Log { token, record: LogRecord::Grow { size } });
                 }
                 Stage::Stamping { generation, regions, .. } => {
                     // Only under mutation R6: the data went first.
                     running.stage = Stage::LateStamp;
                     let regions = (regions.0..=regions.1).collect();
-                    self.actions.push_back(Action::Log { token, record: LogRecord::Stamp { generation, regions } });
+                    self.actions
+                        .push_back(Action::Log { token, record: LogRecord::Stamp { generation, regions } });
                 }
                 _ => {
                     let answer = match done {
@@ -476,7 +483,9 @@ impl<P: Payload> Replica<P> {
 
     /// The store answered the read that a far promise asked for: the record, or `None` when out of reach.
     pub fn handle_verified(&mut self, now: Instant, token: Token, record: Option<&Record>) {
-        let Some(w) = self.waiting_promise.take_if(|w| w.stage == PromiseStage::Verifying(token)) else { return };
+        let Some(w) = self.waiting_promise.take_if(|w| w.stage == PromiseStage::Verifying(token)) else {
+            return;
+        };
         match record {
             None => self.reply(w.attachment, w.tag, w.started, now, Err(Refusal::Busy)),
             Some(r) if r.epoch < w.epoch => {
@@ -527,7 +536,14 @@ impl<P: Payload> Replica<P> {
         let new = Attachment { session, host: attach.host, ordinal, live: true, unanswered: 0 };
         self.attachments.insert(id, new);
         let detach = false;
-        self.waiting_attach.push(WaitingAttach { attachment: id, tag, session, ordinal, started: now, detach });
+        self.waiting_attach.push(WaitingAttach {
+            attachment: id,
+            tag,
+            session,
+            ordinal,
+            started: now,
+            detach,
+        });
         self.settle(now);
         Ok(())
     }
@@ -547,7 +563,8 @@ impl<P: Payload> Replica<P> {
         if matches!(ask, Ask::Promise { .. } | Ask::Detach) || self.config.broken.is(Mutation::NoFence) {
             return Ok(());
         }
-        let bound = attachment.session == self.session || self.config.broken.is(Mutation::PromiseToEpochAlone);
+        let bound =
+            attachment.session == self.session || self.config.broken.is(Mutation::PromiseToEpochAlone);
         if epoch != self.promised || !bound {
             return Err(Refusal::StaleEpoch);
         }
@@ -558,7 +575,14 @@ impl<P: Payload> Replica<P> {
         Ok(())
     }
 
-    fn start(&mut self, now: Instant, id: AttachmentId, tag: u32, epoch: Epoch, ask: Ask<P>) -> Result<(), Refusal> {
+    fn start(
+        &mut self,
+        now: Instant,
+        id: AttachmentId,
+        tag: u32,
+        epoch: Epoch,
+        ask: Ask<P>,
+    ) -> Result<(), Refusal> {
         let op = match ask {
             Ask::Attach(_) => return Err(Refusal::NotAttached),
             Ask::Detach => {
@@ -573,7 +597,9 @@ impl<P: Payload> Replica<P> {
                 self.settle(now);
                 return Ok(());
             }
-            Ask::Promise { record, watermark } => return self.promise(now, id, tag, epoch, record, watermark),
+            Ask::Promise { record, watermark } => {
+                return self.promise(now, id, tag, epoch, record, watermark);
+            }
             Ask::Write { generation, offset, crcs, data, .. } => {
                 self.check_range(offset, data.len() as u64, MAX_DATA)?;
                 self.check_generation(generation, epoch)?;
@@ -586,12 +612,28 @@ impl<P: Payload> Replica<P> {
                 }
                 let len = data.len() as u64;
                 let durable = !self.config.cached;
-                return self.write(now, id, tag, epoch, generation, (offset, len), DiskOp::Write { offset, crcs, data, durable });
+                return self.write(
+                    now,
+                    id,
+                    tag,
+                    epoch,
+                    generation,
+                    (offset, len),
+                    DiskOp::Write { offset, crcs, data, durable },
+                );
             }
             Ask::Zero { generation, offset, len, kind, keep_space, .. } => {
                 self.check_range(offset, len, u64::MAX)?;
                 self.check_generation(generation, epoch)?;
-                return self.write(now, id, tag, epoch, generation, (offset, len), DiskOp::Zero { offset, len, kind, keep_space });
+                return self.write(
+                    now,
+                    id,
+                    tag,
+                    epoch,
+                    generation,
+                    (offset, len),
+                    DiskOp::Zero { offset, len, kind, keep_space },
+                );
             }
             Ask::Read { offset, len } => {
                 self.check_range(offset, len, MAX_DATA)?;
@@ -608,17 +650,22 @@ impl<P: Payload> Replica<P> {
             Ask::Flush => DiskOp::Flush,
             Ask::Seal { generation } => {
                 // Promised by the owner (R7); a peer that breaks it is refused, not believed.
-                let in_flight = self.running.values().any(|r| {
-                    matches!(&r.stage, Stage::Stamping { generation: g, .. } if *g <= generation)
-                });
-                if (generation.epoch() > epoch || in_flight) && !self.config.broken.is(Mutation::SealInFlight) {
+                let in_flight = self
+                    .running
+                    .values()
+                    .any(|r| matches!(&r.stage, Stage::Stamping { generation: g, .. } if *g <= generation));
+                if (generation.epoch() > epoch || in_flight) && !self.config.broken.is(Mutation::SealInFlight)
+                {
                     return Err(Refusal::OutOfBounds);
                 }
                 self.run(now, id, tag, epoch, Stage::SealDisk(generation), DiskOp::Seal);
                 return Ok(());
             }
             Ask::Grow { size } => {
-                if size % BLOCK != 0 || size < self.durable.size || size.div_ceil(1 << self.durable.region_shift) > 1 << 20 {
+                if size % BLOCK != 0
+                    || size < self.durable.size
+                    || size.div_ceil(1 << self.durable.region_shift) > 1 << 20
+                {
                     return Err(Refusal::OutOfBounds);
                 }
                 self.run(now, id, tag, epoch, Stage::GrowDisk(size), DiskOp::Grow { size });
@@ -652,7 +699,8 @@ impl<P: Payload> Replica<P> {
     /// A write's generation is of an epoch that the session has held, and never below what is sealed (I29).
     fn check_generation(&self, generation: Generation, epoch: Epoch) -> Result<(), Refusal> {
         let legal = generation.epoch() <= epoch && generation > self.durable.sealed;
-        if legal || self.config.broken.is(Mutation::NoFence) || self.config.broken.is(Mutation::SealInFlight) {
+        if legal || self.config.broken.is(Mutation::NoFence) || self.config.broken.is(Mutation::SealInFlight)
+        {
             Ok(())
         } else {
             Err(Refusal::OutOfBounds)
@@ -678,7 +726,9 @@ impl<P: Payload> Replica<P> {
             return Ok(());
         }
         let missing: Vec<u32> = regions
-            .filter(|r| self.stamp_of(*r) < generation && self.asked.get(r).is_none_or(|asked| *asked < generation))
+            .filter(|r| {
+                self.stamp_of(*r) < generation && self.asked.get(r).is_none_or(|asked| *asked < generation)
+            })
             .collect();
         if self.is_stamped(bounds, generation) {
             self.run(now, id, tag, epoch, Stage::Disk, op);
@@ -689,7 +739,8 @@ impl<P: Payload> Replica<P> {
                 self.asked.insert(*region, generation);
             }
             let token = self.token();
-            self.actions.push_back(Action::Log { token, record: LogRecord::Stamp { generation, regions: missing } });
+            self.actions
+                .push_back(Action::Log { token, record: LogRecord::Stamp { generation, regions: missing } });
         }
         let token = self.token();
         self.track(now, token, id, tag, epoch, stage);
@@ -757,12 +808,20 @@ impl<P: Payload> Replica<P> {
         if epoch < self.promised && !broken.is(Mutation::NoFence) {
             return Err(Refusal::StaleEpoch);
         }
-        if epoch == self.promised && session != self.session && !broken.is(Mutation::PromiseToEpochAlone) && !broken.is(Mutation::NoFence) {
+        if epoch == self.promised
+            && session != self.session
+            && !broken.is(Mutation::PromiseToEpochAlone)
+            && !broken.is(Mutation::NoFence)
+        {
             return Err(Refusal::MetadataRollback);
         }
         let parsed = Record::parse(&record).map_err(|_| Refusal::OutOfBounds)?;
         let owner_matches = parsed.owner.is_some_and(|o| o.session == session && o.node == host);
-        if parsed.vol != self.volume() || parsed.epoch != epoch || !owner_matches || parsed.replica(self.rid()).is_none() {
+        if parsed.vol != self.volume()
+            || parsed.epoch != epoch
+            || !owner_matches
+            || parsed.replica(self.rid()).is_none()
+        {
             return Err(Refusal::OutOfBounds);
         }
         if let Some(old) = self.waiting_promise.take() {
@@ -800,17 +859,34 @@ impl<P: Payload> Replica<P> {
         Token(self.next_token)
     }
 
-    fn run(&mut self, now: Instant, id: AttachmentId, tag: u32, epoch: Epoch, stage: Stage<P>, op: DiskOp<P>) {
+    fn run(
+        &mut self,
+        now: Instant,
+        id: AttachmentId,
+        tag: u32,
+        epoch: Epoch,
+        stage: Stage<P>,
+        op: DiskOp<P>,
+    ) {
         let token = self.token();
         self.track(now, token, id, tag, epoch, stage);
         self.actions.push_back(Action::Disk { token, op });
     }
 
-    fn track(&mut self, now: Instant, token: Token, id: AttachmentId, tag: u32, epoch: Epoch, stage: Stage<P>) {
+    fn track(
+        &mut self,
+        now: Instant,
+        token: Token,
+        id: AttachmentId,
+        tag: u32,
+        epoch: Epoch,
+        stage: Stage<P>,
+    ) {
         let attachment = self.attachments.get_mut(&id).expect("admitted a moment ago");
         attachment.unanswered += 1;
         let (session, ordinal) = (attachment.session, attachment.ordinal);
-        self.running.insert(token, Running { attachment: id, tag, epoch, session, ordinal, started: now, stage });
+        self.running
+            .insert(token, Running { attachment: id, tag, epoch, session, ordinal, started: now, stage });
     }
 
     fn finish(&mut self, now: Instant, token: Token, outcome: Result<Answer<P>, Refusal>) {

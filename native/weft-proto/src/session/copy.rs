@@ -1,0 +1,344 @@
+//! Copies between members: of a region that may differ at open (R5), or to a joiner (R4). A piece is at most
+//! 128 KiB and holds its range's lock from its first request to its last answer.
+//!
+//! ```text
+//! Hashing (source and targets) ──different──▶ Reading (source) ──▶ Writing (targets) ──▶ done
+//!     └───────────equal────────────────────────────────────────────────────────────────▶ done
+//! ```
+//!
+//! Must always hold:
+//! * a failed piece gives its range back only when no request of it can still execute: each one was answered, or
+//!   its attachment has ended;
+//! * holes are copied as holes, absent as absent.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use super::ops::{Lock, verified};
+use super::peer::Purpose;
+use super::{Phase, Session};
+use crate::block_set::BlockSet;
+use crate::ids::{Generation, Instant, Rid};
+use crate::message::{Answer, Ask, Extent, MAX_DATA};
+use crate::payload::{BLOCK, Payload};
+
+/// A piece of a copy within a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PieceId(pub u64);
+
+/// Pieces under way at once: enough to hide one round trip, few enough that a guest write never waits long.
+pub(super) const PIECES_MAX: usize = 4;
+
+#[derive(Debug)]
+pub(super) struct Piece<P> {
+    start: u64,
+    end: u64,
+    /// The region that is equalised; none for a resync.
+    region: Option<u32>,
+    source: Rid,
+    targets: Vec<Rid>,
+    stage: Stage<P>,
+    pub(super) generation: Generation,
+    /// Requests without an answer.
+    open: usize,
+    failed: bool,
+}
+
+#[derive(Debug)]
+enum Stage<P> {
+    Hashing {
+        hashes: BTreeMap<Rid, Vec<[u8; 16]>>,
+    },
+    /// `differs`: which blocks of the piece are to be written.
+    Reading {
+        differs: Vec<bool>,
+    },
+    Writing {
+        written: u64,
+        done: core::marker::PhantomData<P>,
+    },
+}
+
+impl<P: Payload> Session<P> {
+    /// Starts a piece on a range that nobody holds.
+    pub(super) fn start_piece(
+        &mut self,
+        now: Instant,
+        range: (u64, u64),
+        region: Option<u32>,
+        source: Rid,
+        targets: Vec<Rid>,
+        hashed: bool,
+    ) {
+        let (start, end) = range;
+        assert!(end - start <= MAX_DATA && self.locked(start, end).is_none(), "piece {start}..{end}");
+        let id = PieceId(self.fresh_id());
+        self.locks.insert(start, (end, Lock::Piece(id)));
+        self.stamped = true;
+        let blocks = usize::try_from((end - start) / BLOCK).expect("at most 32");
+        let stage = if hashed {
+            Stage::Hashing { hashes: BTreeMap::new() }
+        } else {
+            Stage::Reading { differs: alloc::vec![true; blocks] }
+        };
+        let generation = self.generation();
+        let mut asked = alloc::vec![source];
+        if hashed {
+            asked.extend(&targets);
+        }
+        let open = asked.len();
+        self.pieces.insert(
+            id,
+            Piece { start, end, region, source, targets, stage, generation, open, failed: false },
+        );
+        let key = self.fresh_random().to_le_bytes();
+        for rid in asked {
+            let len = end - start;
+            let ask =
+                if hashed { Ask::Hash { offset: start, len, key } } else { Ask::Read { offset: start, len } };
+            self.send(now, rid, Purpose::Piece(id), ask);
+        }
+    }
+
+    pub(super) fn piece_answered(&mut self, now: Instant, id: PieceId, rid: Rid, answer: Answer<P>) {
+        let Some(piece) = self.pieces.get_mut(&id) else { return };
+        piece.open -= 1;
+        if piece.failed {
+            return self.piece_ended(id);
+        }
+        let blocks = usize::try_from((piece.end - piece.start) / BLOCK).expect("at most 32");
+        match (&mut piece.stage, answer) {
+            (Stage::Hashing { hashes }, Answer::Hashes(list)) if list.len() == blocks => {
+                hashes.insert(rid, list);
+                if piece.open > 0 {
+                    return;
+                }
+                let source = hashes.remove(&piece.source).unwrap_or_default();
+                let differs: Vec<bool> =
+                    (0..blocks).map(|i| hashes.values().any(|target| target[i] != source[i])).collect();
+                self.figures.hashed_bytes += piece.end - piece.start;
+                if !differs.contains(&true) {
+                    return self.piece_done(now, id, 0);
+                }
+                let (first, last) = span(&differs);
+                let (offset, len) = (piece.start + first * BLOCK, (last - first) * BLOCK);
+                piece.stage = Stage::Reading { differs };
+                piece.open = 1;
+                let source = piece.source;
+                if !self.obeys(source) {
+                    if let Some(piece) = self.pieces.get_mut(&id) {
+                        (piece.open, piece.failed) = (0, true);
+                    }
+                    return self.piece_ended(id);
+                }
+                self.send(now, source, Purpose::Piece(id), Ask::Read { offset, len });
+            }
+            (Stage::Reading { differs }, Answer::Data(extents)) => {
+                let (first, last) = span(differs);
+                let offset = piece.start + first * BLOCK;
+                if !verified(&extents, (last - first) * BLOCK) {
+                    piece.failed = true;
+                    return self.piece_ended(id);
+                }
+                let differs = core::mem::take(differs);
+                let writes = copies(&extents, offset, piece.start, &differs, piece.generation);
+                let targets = piece.targets.clone();
+                let written = differs.iter().filter(|d| **d).count() as u64 * BLOCK;
+                piece.stage = Stage::Writing { written, done: core::marker::PhantomData };
+                piece.open = writes.len() * targets.len();
+                if !targets.iter().all(|rid| self.obeys(*rid)) {
+                    if let Some(piece) = self.pieces.get_mut(&id) {
+                        (piece.open, piece.failed) = (0, true);
+                    }
+                    return self.piece_ended(id);
+                }
+                for rid in targets {
+                    for ask in &writes {
+                        self.send(now, rid, Purpose::Piece(id), ask.clone());
+                    }
+                }
+            }
+            (Stage::Writing { written, .. }, Answer::Done) => {
+                let written = *written;
+                if piece.open == 0 {
+                    self.piece_done(now, id, written);
+                }
+            }
+            _ => {
+                piece.failed = true;
+                self.piece_ended(id);
+            }
+        }
+    }
+
+    /// One request of a piece was refused, or its attachment has ended.
+    pub(super) fn piece_failed(&mut self, id: PieceId, _rid: Rid) {
+        if let Some(piece) = self.pieces.get_mut(&id) {
+            piece.open -= 1;
+            piece.failed = true;
+        }
+        self.piece_ended(id);
+    }
+
+    /// Gives a failed piece's range back once nothing of it can still execute.
+    fn piece_ended(&mut self, id: PieceId) {
+        if self.pieces.get(&id).is_some_and(|p| p.failed && p.open == 0) {
+            let piece = self.pieces.remove(&id).expect("looked at a moment ago");
+            self.unlock(piece.start, Lock::Piece(id));
+            self.progressed = true;
+        }
+    }
+
+    fn piece_done(&mut self, now: Instant, id: PieceId, written: u64) {
+        let Some(piece) = self.pieces.remove(&id) else { return };
+        self.unlock(piece.start, Lock::Piece(id));
+        match piece.region {
+            Some(region) => {
+                self.figures.reconciled_bytes += written;
+                let done = match self.dirty.get_mut(&region) {
+                    Some(Some(todo)) => {
+                        todo.remove(piece.start, piece.end - piece.start);
+                        todo.is_empty()
+                    }
+                    _ => false,
+                };
+                if done {
+                    self.dirty.remove(&region);
+                    self.roll_now |= self.dirty.is_empty();
+                }
+            }
+            None => self.join_copied(piece.start, piece.end, written),
+        }
+        self.progressed = true;
+        self.start_waiting(now);
+    }
+
+    fn obeys(&self, rid: Rid) -> bool {
+        self.peers.get(&rid).is_some_and(|p| p.obeys(self.rec().epoch))
+    }
+
+    /// Equalises regions, those that guests wait for first.
+    pub(super) fn reconcile(&mut self, now: Instant) {
+        if self.dirty.is_empty() || !matches!(self.phase, Phase::Serving | Phase::Closing(_)) {
+            return;
+        }
+        let members = self.in_sync();
+        if members.len() == 1 {
+            // One member is equal to itself (R5).
+            self.dirty.clear();
+            self.dirty_wanted.clear();
+            self.roll_now = true;
+            self.progressed = true;
+            return self.start_waiting(now);
+        }
+        if !members.iter().all(|rid| self.obeys(*rid)) {
+            return;
+        }
+        self.dirty_wanted.retain(|region| self.dirty.contains_key(region));
+        let (shift, size) = (self.rec().region_shift, self.rec().size);
+        while self.pieces.len() < PIECES_MAX {
+            let begun = self.dirty.iter().find(|(_, todo)| todo.is_some()).map(|(r, _)| *r);
+            let candidates = self.dirty_wanted.iter().copied().chain(begun).chain(self.dirty.keys().copied());
+            let mut chosen = None;
+            for region in candidates.take(8).collect::<Vec<u32>>() {
+                let begin = u64::from(region) << shift;
+                let end = (begin + (1 << shift)).min(size);
+                let Some(todo) = self.dirty.get_mut(&region) else { continue };
+                let todo = todo.get_or_insert_with(|| {
+                    let mut all = BlockSet::default();
+                    all.insert(begin, end - begin);
+                    all
+                });
+                let todo = todo.clone();
+                if let Some(range) = self.free_run(&todo, begin) {
+                    chosen = Some((region, range));
+                    break;
+                }
+            }
+            let Some((region, range)) = chosen else { return };
+            let (source, targets) = (members[0], members[1..].to_vec());
+            self.start_piece(now, range, Some(region), source, targets, true);
+        }
+    }
+
+    /// The first run of `set` at or after `from` that nobody holds, at most one message long.
+    pub(super) fn free_run(&self, set: &BlockSet, from: u64) -> Option<(u64, u64)> {
+        let mut at = from;
+        loop {
+            let (start, len) = set.next_run(at, MAX_DATA)?;
+            match self.first_lock(start, start + len) {
+                None => return Some((start, start + len)),
+                Some((held, _)) if held > start => return Some((start, held)),
+                Some((_, held_end)) => at = held_end,
+            }
+        }
+    }
+
+    /// The first held range that overlaps.
+    fn first_lock(&self, start: u64, end: u64) -> Option<(u64, u64)> {
+        let before = self.locks.range(..=start).next_back().filter(|(_, (stop, _))| *stop > start);
+        let first = before.or_else(|| self.locks.range(start..end).next());
+        first.map(|(s, (e, _))| (*s, *e))
+    }
+}
+
+/// The first different block and the one after the last.
+fn span(differs: &[bool]) -> (u64, u64) {
+    let first = differs.iter().position(|d| *d).unwrap_or(0);
+    let last = differs.iter().rposition(|d| *d).map_or(differs.len(), |l| l + 1);
+    (first as u64, last as u64)
+}
+
+/// The requests that bring the different blocks of what was read (from `offset`) to a target.
+fn copies<P: Payload>(
+    extents: &[Extent<P>],
+    offset: u64,
+    piece_start: u64,
+    differs: &[bool],
+    generation: Generation,
+) -> Vec<Ask<P>> {
+    let mut out = Vec::new();
+    let mut at = offset;
+    let wanted = |block: u64| {
+        differs.get(usize::try_from((block - piece_start) / BLOCK).unwrap_or(usize::MAX)) == Some(&true)
+    };
+    for extent in extents {
+        let len = match extent {
+            Extent::Data { data, .. } => data.len() as u64,
+            Extent::Hole { len, .. } => *len,
+        };
+        let end = at + len;
+        let mut run = at;
+        while run < end {
+            if !wanted(run) {
+                run += BLOCK;
+                continue;
+            }
+            let mut stop = run + BLOCK;
+            while stop < end && wanted(stop) {
+                stop += BLOCK;
+            }
+            let usize_of = |v: u64| usize::try_from(v).expect("within one message");
+            out.push(match extent {
+                Extent::Data { crcs, data } => Ask::Write {
+                    generation,
+                    offset: run,
+                    crcs: crcs[usize_of((run - at) / BLOCK)..usize_of((stop - at) / BLOCK)].to_vec(),
+                    data: data.slice(usize_of(run - at), usize_of(stop - run)),
+                    copy: true,
+                },
+                Extent::Hole { kind, .. } => Ask::Zero {
+                    generation,
+                    offset: run,
+                    len: stop - run,
+                    kind: *kind,
+                    keep_space: false,
+                    copy: true,
+                },
+            });
+            run = stop;
+        }
+        at = end;
+    }
+    out
+}

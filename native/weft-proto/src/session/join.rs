@@ -1,0 +1,365 @@
+//! Bringing a stale replica back into the in-sync set (protocol.md 4.13, R3, R4, R23).
+//!
+//! ```text
+//! Promising ─▶ Stamps ─▶ Copying ─▶ Settling ─▶ (swap) ─▶ in-sync
+//!  as joiner    what     best       acks are
+//!               differs  effort     required
+//! ```
+//!
+//! Must always hold:
+//! * from the first answer of the joiner on, every write goes to it as well, before anybody asks what it lacks;
+//! * its acknowledgements are required before the swap that admits it is sent, and until its outcome is known;
+//! * a join that fails ends the joiner's attachment, so that nothing sent to it executes later.
+
+use alloc::collections::BTreeMap;
+use alloc::string::ToString;
+use alloc::vec::Vec;
+
+use super::copy::PIECES_MAX;
+use super::peer::Purpose;
+use super::store::Intent;
+use super::{Event, Session};
+use crate::block_set::BlockSet;
+use crate::ids::{Generation, Instant, Rid};
+use crate::message::{Ask, ReplicaView};
+use crate::mutants::Mutation;
+use crate::payload::Payload;
+use crate::record::{Ack, ReplicaState};
+
+#[derive(Debug)]
+pub(super) struct Join {
+    pub(super) rid: Rid,
+    base: Generation,
+    pub(super) stage: JoinStage,
+    todo: BlockSet,
+    cursor: u64,
+    hashed: bool,
+    pub(super) copied: u64,
+    pub(super) total: u64,
+    /// It failed while its admission was unsettled; given up as soon as that is known.
+    broken: Option<&'static str>,
+}
+
+#[derive(Debug)]
+pub(super) enum JoinStage {
+    Promising,
+    /// Whose stamps are still to come, and the regions so far.
+    Stamps {
+        missing: Vec<Rid>,
+        source: Rid,
+        regions: BTreeMap<u32, ()>,
+    },
+    Copying,
+    /// Operations up to this id were on their way when its acknowledgements became required.
+    Settling {
+        last: u64,
+        flush: Flushed,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flushed {
+    NotYet,
+    Asked,
+    Done,
+}
+
+impl<P: Payload> Session<P> {
+    pub(super) fn join_rid(&self) -> Option<Rid> {
+        self.join.as_ref().map(|j| j.rid)
+    }
+
+    /// The joiner, once every write goes to it as well.
+    pub(super) fn join_writes_to(&self) -> Option<Rid> {
+        self.join.as_ref().filter(|j| !matches!(j.stage, JoinStage::Promising)).map(|j| j.rid)
+    }
+
+    /// Are this joiner's acknowledgements required?
+    pub(super) fn join_is_required(&self, rid: Rid) -> bool {
+        self.join.as_ref().is_some_and(|j| j.rid == rid && matches!(j.stage, JoinStage::Settling { .. }))
+    }
+
+    /// Starts a join if a stale replica is there, and carries one on.
+    pub(super) fn drive_join(&mut self, now: Instant, source: Rid) {
+        if self.join.is_none() {
+            self.start_join(now);
+        }
+        let epoch = self.rec().epoch;
+        let Some(rid) = self.join_rid() else { return };
+        if self.join.as_ref().is_some_and(|j| j.broken.is_some()) {
+            return;
+        }
+        self.ask_promise(now, rid);
+        if !self.peers.get(&rid).is_some_and(|p| p.obeys(epoch)) {
+            return;
+        }
+        let Some(join) = &self.join else { return };
+        match join.stage {
+            JoinStage::Promising => self.begin_double_writes(now, rid, source),
+            JoinStage::Stamps { .. } => {}
+            JoinStage::Copying => self.copy_pieces(now, rid, source),
+            JoinStage::Settling { flush, .. } => {
+                let cached = self.rec().policy.ack == Ack::Cached;
+                if cached && flush == Flushed::NotYet && self.join_settled(rid) {
+                    if let Some(JoinStage::Settling { flush, .. }) = self.join.as_mut().map(|j| &mut j.stage)
+                    {
+                        *flush = Flushed::Asked;
+                    }
+                    self.send(now, rid, Purpose::JoinFlush, Ask::Flush);
+                }
+            }
+        }
+    }
+
+    fn start_join(&mut self, now: Instant) {
+        if !self.dirty.is_empty() || !self.attempts.is_empty() {
+            return;
+        }
+        let size = self.rec().size;
+        let ready = |rid: Rid| {
+            let waited = self.rejoin.get(&rid).is_none_or(|(at, _)| now >= *at);
+            let peer = self.peers.get(&rid);
+            waited
+                && peer.is_some_and(|p| {
+                    p.is_attached()
+                        && p.bad.is_none()
+                        && p.view.as_ref().is_some_and(|v: &ReplicaView| v.size >= size)
+                })
+        };
+        let stale = |s| matches!(s, ReplicaState::Stale | ReplicaState::Joining);
+        let candidate =
+            self.rec().replicas.iter().find(|r| stale(r.state) && ready(r.rid)).map(|r| (r.rid, r.base));
+        if let Some((rid, base)) = candidate {
+            self.join = Some(Join {
+                rid,
+                base,
+                stage: JoinStage::Promising,
+                todo: BlockSet::default(),
+                cursor: 0,
+                hashed: false,
+                copied: 0,
+                total: 0,
+                broken: None,
+            });
+            self.progressed = true;
+        }
+    }
+
+    /// The joiner obeys: from now on it gets every write. Then, not before, it is asked what it lacks.
+    fn begin_double_writes(&mut self, now: Instant, rid: Rid, source: Rid) {
+        let by_this_session = self.sealed_here(self.join.as_ref().map(|j| j.base).unwrap_or_default());
+        let Some(join) = &mut self.join else { return };
+        let base = join.base;
+        if by_this_session {
+            // Sealed by this session: members were equal then, and its bitmaps know every write since (4.13).
+            for (generation, blocks) in &self.bitmaps {
+                if *generation > base {
+                    join.todo.union(blocks);
+                }
+            }
+            join.stage = JoinStage::Copying;
+            join.total = join.todo.bytes();
+            self.figures.changed_bytes += join.total;
+            let bytes = join.total;
+            self.events.push_back(Event::ResyncStarted { rid, bytes });
+        } else {
+            let missing = alloc::vec![rid, source];
+            join.stage = JoinStage::Stamps { missing, source, regions: BTreeMap::new() };
+            for of in [rid, source] {
+                self.send(now, of, Purpose::JoinStamps, Ask::Stamps { above: base, from_region: 0 });
+            }
+        }
+        self.resend_ops(now, rid);
+        self.progressed = true;
+    }
+
+    /// Was this base sealed by this session? Then its bitmaps are complete from there on.
+    fn sealed_here(&self, base: Generation) -> bool {
+        base.epoch() >= self.first_epoch && base > Generation::NEVER
+    }
+
+    pub(super) fn join_stamps(
+        &mut self,
+        now: Instant,
+        rid: Rid,
+        stamps: &[(u32, Generation)],
+        next: Option<u32>,
+    ) {
+        let (shift, size, regions_max) = (self.rec().region_shift, self.rec().size, self.rec().regions());
+        let fresh = self
+            .join
+            .as_ref()
+            .and_then(|j| self.peers.get(&j.rid))
+            .and_then(|p| p.view.as_ref())
+            .is_some_and(|v| v.newest == Generation::NEVER);
+        let without_union = self.config.broken.is(Mutation::ResyncWithoutUnion);
+        let Some(join) = &mut self.join else { return };
+        let (base, joiner) = (join.base, join.rid);
+        let JoinStage::Stamps { missing, regions, .. } = &mut join.stage else { return };
+        for (region, stamp) in stamps {
+            // R4: the union of both sides' stamps; the joiner may hold writes that nobody else ever got.
+            if *stamp > base && u64::from(*region) < regions_max && !(without_union && rid == joiner) {
+                regions.insert(*region, ());
+            }
+        }
+        if let Some(from_region) = next {
+            return self.send(now, rid, Purpose::JoinStamps, Ask::Stamps { above: base, from_region });
+        }
+        missing.retain(|r| *r != rid);
+        if !missing.is_empty() {
+            return;
+        }
+        for region in regions.keys() {
+            let begin = u64::from(*region) << shift;
+            join.todo.insert(begin, (begin + (1 << shift)).min(size) - begin);
+        }
+        join.hashed = !fresh;
+        join.stage = JoinStage::Copying;
+        join.total = join.todo.bytes();
+        self.figures.changed_bytes += join.total;
+        let bytes = join.total;
+        self.events.push_back(Event::ResyncStarted { rid: joiner, bytes });
+        self.progressed = true;
+    }
+
+    fn copy_pieces(&mut self, now: Instant, rid: Rid, source: Rid) {
+        let resyncing = |s: &Self| s.pieces.len();
+        while resyncing(self) < PIECES_MAX {
+            let Some(join) = &self.join else { return };
+            let (cursor, hashed) = (join.cursor, join.hashed);
+            let run = self.free_run(&join.todo, cursor).or_else(|| self.free_run(&join.todo, 0));
+            let Some(range) = run else { break };
+            if let Some(join) = &mut self.join {
+                join.cursor = range.1;
+            }
+            self.start_piece(now, range, None, source, alloc::vec![rid], hashed);
+        }
+        let last = self.next_id;
+        let Some(join) = &mut self.join else { return };
+        if join.todo.is_empty() && self.pieces.is_empty() {
+            join.stage = JoinStage::Settling { last, flush: Flushed::NotYet };
+            self.progressed = true;
+        }
+    }
+
+    /// A whole range was overwritten on the joiner by a guest's write.
+    pub(super) fn join_covered(&mut self, start: u64, end: u64) {
+        if let Some(join) = &mut self.join {
+            join.todo.remove(start, end - start);
+        }
+    }
+
+    pub(super) fn join_copied(&mut self, start: u64, end: u64, written: u64) {
+        self.figures.resynced_bytes += written;
+        if let Some(join) = &mut self.join {
+            join.todo.remove(start, end - start);
+            join.copied += written;
+        }
+    }
+
+    pub(super) fn join_flushed(&mut self) {
+        if let Some(JoinStage::Settling { flush, .. }) = self.join.as_mut().map(|j| &mut j.stage) {
+            *flush = Flushed::Done;
+        }
+    }
+
+    /// What is left of the resync, in bytes.
+    pub(super) fn join_remaining(&self) -> u64 {
+        self.join.as_ref().map_or(0, |j| j.todo.bytes())
+    }
+
+    fn join_settled(&self, rid: Rid) -> bool {
+        let Some(Join { stage: JoinStage::Settling { last, .. }, .. }) = &self.join else { return false };
+        let paused_ok =
+            self.config.broken.is(Mutation::AdmitBeforePausedWrite) || self.acked_up_to(rid, *last);
+        !self.completed_without(rid) && paused_ok
+    }
+
+    /// The joiner that may be admitted now.
+    pub(super) fn join_ready(&self) -> Option<Rid> {
+        let join = self.join.as_ref().filter(|j| j.broken.is_none())?;
+        let obeys = self.peers.get(&join.rid).is_some_and(|p| p.obeys(self.rec().epoch));
+        if self.config.broken.is(Mutation::AdmitEarly)
+            && obeys
+            && matches!(join.stage, JoinStage::Settling { .. })
+        {
+            return Some(join.rid);
+        }
+        let JoinStage::Settling { flush, .. } = join.stage else { return None };
+        let flushed = flush == Flushed::Done || self.rec().policy.ack == Ack::Durable;
+        (obeys && flushed && self.join_settled(join.rid)).then_some(join.rid)
+    }
+
+    /// The swap that admits it is known to have happened.
+    pub(super) fn admitted(&mut self, _now: Instant, rid: Rid) {
+        if let Some(join) = self.join.take_if(|j| j.rid == rid) {
+            self.events.push_back(Event::Admitted { rid, copied: join.copied });
+        }
+        self.rejoin.remove(&rid);
+        self.roll_now = true;
+        self.progressed = true;
+    }
+
+    /// The connection to a member is gone; if it was the joiner or its source of stamps, so is the join.
+    pub(super) fn join_lost_peer(&mut self, rid: Rid) {
+        let concerned = self.join.as_ref().is_some_and(|j| {
+            j.rid == rid || matches!(&j.stage, JoinStage::Stamps { source, missing, .. } if *source == rid && missing.contains(&rid))
+        });
+        if concerned {
+            self.abandon_join("its connection was lost");
+        }
+    }
+
+    /// Gives a join up, unless its admission may have happened: then it stays required until that is settled (R14).
+    pub(super) fn abandon_join(&mut self, reason: &'static str) {
+        let Some(join) = &mut self.join else { return };
+        let rid = join.rid;
+        if self.admission_pending(rid) {
+            if let Some(join) = &mut self.join {
+                join.broken = Some(reason);
+            }
+            return;
+        }
+        self.join = None;
+        let (now, ms) = (self.last_tick, self.config.timing.rejoin_ms);
+        let tries = self.rejoin.get(&rid).map_or(0, |(_, n)| *n);
+        self.rejoin.insert(rid, (now.after_ms(ms << tries.min(5)), tries + 1));
+        if self.config.broken.is(Mutation::DropKeepsAttachment) {
+            for op in self.ops.values_mut() {
+                op.sent.retain(|r| *r != rid);
+            }
+        } else {
+            // R3: nothing that was sent executes once the next attachment is answered.
+            self.drop_attachment(rid);
+        }
+        self.events.push_back(Event::JoinAbandoned { rid, reason: reason.to_string() });
+        self.progressed = true;
+    }
+
+    /// Earlier swaps are known not to have happened.
+    pub(super) fn settled(&mut self, _now: Instant) {
+        if let Some(reason) = self.join.as_ref().and_then(|j| j.broken) {
+            self.abandon_join(reason);
+        }
+    }
+
+    /// Opened with fewer members than min_isr: a joiner is copied from the one that is there, and one swap
+    /// brings it in and takes the missing ones out (R23).
+    pub(super) fn rescue(&mut self, now: Instant, good: &[Rid], missing: Vec<Rid>) {
+        let [source] = good else { return };
+        if self.store_ready(now) && self.propose_change(now, true) {
+            return;
+        }
+        self.drive_join(now, *source);
+        if let Some(rid) = self.join_ready()
+            && self.store_ready(now)
+            && self.attempts.is_empty()
+        {
+            let base = self.highest_seal(good);
+            let reason = "replaced while the volume waited".to_string();
+            self.propose(now, Intent::Demote { rids: missing, base, reason, admit: Some(rid) });
+        } else if !self.attempts.is_empty() && self.store_ready(now) {
+            self.propose(now, Intent::Settle);
+        }
+    }
+}

@@ -1,0 +1,715 @@
+//! One attach of one volume on one host, as a machine: the owner, the only writer, the sequencer of
+//! overlapping requests.
+//!
+//! ```text
+//! Reading ─▶ Contacting ─▶ Claiming ─▶ Gathering ─▶ Stamping ─▶ Serving ─▶ Closing ─▶ Ended
+//!  record     a member       swap       promises     what may     guest      seal,
+//!  is read    answers(R16)   owner:=me  of members   differ (R5)  I/O        swap
+//! ```
+//!
+//! Must always hold:
+//! * a write completes only when every in-sync member of the record that is *known* to be current, and every
+//!   joiner whose admission was ever asked for, has acknowledged it (R2, R3, R14);
+//! * a swap with unknown outcome changes nothing that the stricter of both outcomes forbids (I32);
+//! * a range stays locked until every recipient of a write has answered or its attachment has ended (R3);
+//! * reads go to in-sync members only, and only while every one of them has lately said that it obeys us (R9).
+//!
+//! Driving it: call `handle_*` for what happened, `submit`/`close`/… for what is wanted, then drain
+//! [`Session::poll_transmit`], [`Session::poll_store`], [`Session::poll_reply`] and [`Session::poll_event`];
+//! call [`Session::handle_timeout`] at [`Session::poll_timeout`].
+
+mod copy;
+mod join;
+mod open;
+mod ops;
+mod peer;
+mod serve;
+mod store;
+mod view;
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::block_set::BlockSet;
+use crate::guest::{GuestOp, GuestReply, RequestId};
+use crate::ids::{
+    Epoch, Generation, HostId, Instant, Nonce, Ordinal, PoolId, Revision, Rid, SessionId, VolumeId,
+};
+use crate::message::{Request, Response, Watermark};
+use crate::mutants::Broken;
+use crate::payload::Payload;
+use crate::record::{Owner, Record, RecordError};
+
+pub use copy::PieceId;
+pub use ops::OpId;
+pub use view::{MemberView, ResyncView, SessionView};
+
+use copy::Piece;
+use join::Join;
+use ops::{GuestRequest, Op};
+use peer::Peer;
+use store::Attempt;
+
+/// How long things may take, in milliseconds (operations.md, "Failover").
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// Between heartbeats.
+    pub heartbeat_ms: u64,
+    /// Silence after which a member serves no reads.
+    pub suspect_ms: u64,
+    /// Silence after which a member is demoted.
+    pub dead_ms: u64,
+    /// How long a heartbeat's answer allows reads (R9).
+    pub lease_ms: u64,
+    /// How long a thief completes no write: the lease and 1 % for clocks that differ.
+    pub lease_wait_ms: u64,
+    /// Longest interval between rolls.
+    pub roll_ms: u64,
+    /// Roll after so much quiet.
+    pub idle_roll_ms: u64,
+    /// Before a store call or an attach is tried again.
+    pub retry_ms: u64,
+    /// Before a failed join is tried again; doubles up to 32 times.
+    pub rejoin_ms: u64,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Timing {
+            heartbeat_ms: 100,
+            suspect_ms: 500,
+            dead_ms: 1500,
+            lease_ms: 2000,
+            lease_wait_ms: 2020,
+            roll_ms: 60_000,
+            idle_roll_ms: 1000,
+            retry_ms: 200,
+            rejoin_ms: 300,
+        }
+    }
+}
+
+/// May a recorded owner be replaced?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OpenMode {
+    /// Only a closed volume, or one that a caretaker holds.
+    Closed,
+    /// Whoever owns it. `old_stopped`: the caller asserts that the process of exactly this session has ended,
+    /// so that no read lease of it can be alive (R9).
+    Steal {
+        /// The session that is known to have ended, if any.
+        old_stopped: Option<SessionId>,
+    },
+}
+
+/// What a session is made from.
+#[derive(Clone, Debug)]
+pub struct SessionConfig {
+    /// The volume.
+    pub volume: VolumeId,
+    /// This session: fresh per process and open, never reused (R14).
+    pub session: SessionId,
+    /// This host.
+    pub host: HostId,
+    /// How to open.
+    pub mode: OpenMode,
+    /// No guest: reconcile, resync, change; anybody may take the volume over.
+    pub caretaker: bool,
+    /// This host's watermark (R11).
+    pub watermark: Watermark,
+    /// Times.
+    pub timing: Timing,
+    /// Randomness, fresh per session: nonces and hash keys are made from it.
+    pub seed: u128,
+    /// Unix time in milliseconds at `Instant(0)`, for the record's `since` (people read it, no rule does).
+    pub unix_ms_at_zero: u64,
+    /// A broken rule, for the simulator.
+    pub broken: Broken,
+}
+
+/// A request to a replica. The caller carries it to `node` on the attachment (`rid`, `ordinal`).
+#[derive(Clone, Debug, PartialEq)]
+pub struct Transmit<P> {
+    /// To which replica.
+    pub rid: Rid,
+    /// Where it lives.
+    pub node: HostId,
+    /// In which pool.
+    pub pool: PoolId,
+    /// On which attachment; a new one begins with an attach request.
+    pub ordinal: Ordinal,
+    /// The request.
+    pub request: Request<P>,
+}
+
+/// A call to the store; one at a time.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StoreCall {
+    /// A linearizable read of the record.
+    Get,
+    /// Write `record` iff the key's revision is `expect`; read it in the same transaction if not.
+    Swap {
+        /// The revision to compare.
+        expect: Revision,
+        /// The new record.
+        record: Record,
+    },
+}
+
+/// What the store said.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StoreReply {
+    /// To a get.
+    Record {
+        /// The record.
+        record: Record,
+        /// Its revision.
+        revision: Revision,
+    },
+    /// To a swap: applied.
+    Swapped {
+        /// The record's revision.
+        revision: Revision,
+    },
+    /// To a swap: not applied now; an earlier try of the same may have been.
+    Conflict {
+        /// The record as it is.
+        record: Record,
+        /// Its revision.
+        revision: Revision,
+    },
+    /// There is no such record.
+    Missing,
+    /// There is one, but not for this software.
+    Unusable(RecordError),
+    /// Not known whether it was, or will be, applied.
+    Unknown,
+    /// Surely not applied, and never will be.
+    Unavailable,
+    /// The store is behind this host's watermark (R11).
+    RolledBack,
+}
+
+/// Why a session ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EndReason {
+    /// Closed as asked.
+    Closed,
+    /// Given up as asked, with so many guest writes unanswered.
+    Abandoned {
+        /// Unanswered writes.
+        lost_writes: u64,
+    },
+    /// Another session owns the volume.
+    Fenced {
+        /// Who, if anyone.
+        owner: Option<Owner>,
+    },
+    /// Another session owned the volume when this one asked.
+    Busy {
+        /// Who.
+        owner: Owner,
+    },
+    /// The volume does not exist or was deleted.
+    Missing,
+    /// The record can't be used by this software.
+    Unusable(RecordError),
+    /// The store shows less than replicas or this host have seen: nobody opens until `weft store repair` (R11).
+    MetadataRollback,
+    /// A mode that this software does not serve.
+    Unsupported(&'static str),
+}
+
+/// Something that the daemon logs, counts or acts upon.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The session owns the volume and serves.
+    Opened {
+        /// At this epoch.
+        epoch: Epoch,
+    },
+    /// Requests wait.
+    Paused {
+        /// For what.
+        reason: String,
+    },
+    /// Requests go on.
+    Resumed,
+    /// Members were taken out of the in-sync set.
+    Demoted {
+        /// Which.
+        rids: Vec<Rid>,
+        /// Why.
+        reason: String,
+    },
+    /// A resync began.
+    ResyncStarted {
+        /// Of which replica.
+        rid: Rid,
+        /// Bytes that may differ.
+        bytes: u64,
+    },
+    /// A replica joined the in-sync set.
+    Admitted {
+        /// Which.
+        rid: Rid,
+        /// Bytes that were copied to it.
+        copied: u64,
+    },
+    /// A join was given up; it is tried again.
+    JoinAbandoned {
+        /// Of which replica.
+        rid: Rid,
+        /// Why.
+        reason: String,
+    },
+    /// The record changed.
+    RecordChanged,
+    /// A higher watermark was seen; keep it durably (R11).
+    Watermark(Watermark),
+    /// The answer to [`Session::add_replica`] or [`Session::remove_replica`].
+    ChangeDone {
+        /// Of which replica.
+        rid: Rid,
+        /// Done, or why not.
+        outcome: Result<(), &'static str>,
+    },
+    /// The session is over; nothing follows.
+    Ended(EndReason),
+}
+
+/// Figures of a session, all since it opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Guest reads answered.
+    pub reads: u64,
+    /// Guest writes, discards and zeroes answered.
+    pub writes: u64,
+    /// Longest time between a guest write's arrival and its answer, in milliseconds.
+    pub stall_ms_max: u64,
+    /// Guest requests that failed because the session was fenced.
+    pub fenced: u64,
+    /// Bytes copied to joiners.
+    pub resynced_bytes: u64,
+    /// Bytes that had changed while joiners were away, as the owner's bitmaps know it.
+    pub changed_bytes: u64,
+    /// Bytes compared by hash for resync or reconcile.
+    pub hashed_bytes: u64,
+    /// Bytes equalised after an open (R5).
+    pub reconciled_bytes: u64,
+}
+
+/// Where the session is.
+#[derive(Debug)]
+enum Phase {
+    Reading,
+    Contacting { since: Instant },
+    Claiming,
+    Gathering { since: Instant },
+    Stamping(open::Stamping),
+    Serving,
+    Closing(serve::Closing),
+    Ended,
+}
+
+/// A membership change that the agent asked for.
+#[derive(Clone, Debug, PartialEq)]
+enum Change {
+    Add { rid: Rid, node: HostId, pool: PoolId },
+    Remove { rid: Rid },
+}
+
+/// The session machine.
+#[derive(Debug)]
+pub struct Session<P> {
+    config: SessionConfig,
+    phase: Phase,
+    record: Option<Record>,
+    revision: Revision,
+    watermark: Watermark,
+    random: u128,
+
+    // The store.
+    attempts: Vec<Attempt>,
+    store_busy: bool,
+    store_retry: Option<Instant>,
+    get_wanted: bool,
+    /// Highest (epoch) that a replica told us it promised to someone else, and whether a read followed.
+    rollback_suspect: Option<Epoch>,
+
+    // Members.
+    peers: BTreeMap<Rid, Peer>,
+    first_promise: Option<Instant>,
+    steal_wait: bool,
+    first_epoch: Epoch,
+    paused: Option<String>,
+    paused_since: Option<Instant>,
+    change: VecDeque<Change>,
+
+    // Intervals and seals.
+    interval: u32,
+    rolled: Instant,
+    last_write: Instant,
+    sealed: Generation,
+    roll_now: bool,
+    bitmaps: BTreeMap<Generation, BlockSet>,
+
+    // Work.
+    ops: BTreeMap<OpId, Op<P>>,
+    waiting: VecDeque<OpId>,
+    locks: BTreeMap<u64, (u64, ops::Lock)>,
+    guests: BTreeMap<RequestId, GuestRequest<P>>,
+    pieces: BTreeMap<PieceId, Piece<P>>,
+    /// Regions that may differ between members (R5): what of them is still to be equalised, once begun.
+    dirty: BTreeMap<u32, Option<BlockSet>>,
+    dirty_wanted: VecDeque<u32>,
+    join: Option<Join>,
+    rejoin: BTreeMap<Rid, (Instant, u32)>,
+    /// Members whose silence or whose overdue write was seen at the last tick.
+    stalled: BTreeMap<Rid, &'static str>,
+    last_tick: Instant,
+    /// An interval that was rolled away and is to be sealed, and the flush before that in cached mode.
+    seal_next: Option<(Generation, Option<OpId>)>,
+    seal_acks: (Generation, Vec<Rid>),
+    /// A stamp was written since the last roll.
+    stamped: bool,
+    /// Something freed what others may wait for; looked at again at the end of `maintain`.
+    progressed: bool,
+    next_id: u64,
+
+    // What comes out.
+    transmits: VecDeque<Transmit<P>>,
+    store_calls: VecDeque<StoreCall>,
+    replies: VecDeque<(RequestId, GuestReply<P>)>,
+    events: VecDeque<Event>,
+    next_tick: Instant,
+    figures: Figures,
+}
+
+impl<P: Payload> Session<P> {
+    /// A session that begins to open its volume.
+    #[must_use]
+    pub fn new(config: SessionConfig, now: Instant) -> Self {
+        let mut session = Session {
+            watermark: config.watermark,
+            random: config.seed,
+            phase: Phase::Reading,
+            record: None,
+            revision: Revision(0),
+            attempts: Vec::new(),
+            store_busy: false,
+            store_retry: None,
+            get_wanted: true,
+            rollback_suspect: None,
+            peers: BTreeMap::new(),
+            first_promise: None,
+            steal_wait: false,
+            first_epoch: Epoch(0),
+            paused: None,
+            paused_since: None,
+            change: VecDeque::new(),
+            interval: 0,
+            rolled: now,
+            last_write: now,
+            sealed: Generation::NEVER,
+            roll_now: false,
+            bitmaps: BTreeMap::new(),
+            ops: BTreeMap::new(),
+            waiting: VecDeque::new(),
+            locks: BTreeMap::new(),
+            guests: BTreeMap::new(),
+            pieces: BTreeMap::new(),
+            dirty: BTreeMap::new(),
+            dirty_wanted: VecDeque::new(),
+            join: None,
+            rejoin: BTreeMap::new(),
+            stalled: BTreeMap::new(),
+            last_tick: now,
+            seal_next: None,
+            seal_acks: (Generation::NEVER, Vec::new()),
+            stamped: false,
+            progressed: false,
+            next_id: 0,
+            transmits: VecDeque::new(),
+            store_calls: VecDeque::new(),
+            replies: VecDeque::new(),
+            events: VecDeque::new(),
+            next_tick: now,
+            figures: Figures::default(),
+            config,
+        };
+        session.maintain(now);
+        session
+    }
+
+    // ---- getters
+
+    /// Its volume.
+    #[must_use]
+    pub fn volume(&self) -> VolumeId {
+        self.config.volume
+    }
+
+    /// Its id.
+    #[must_use]
+    pub fn id(&self) -> SessionId {
+        self.config.session
+    }
+
+    /// The record as this session knows it.
+    #[must_use]
+    pub fn record(&self) -> Option<&Record> {
+        self.record.as_ref()
+    }
+
+    /// True once guest requests are served (or wait for a member).
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        matches!(self.phase, Phase::Serving | Phase::Closing(_))
+    }
+
+    /// True when the session is over.
+    #[must_use]
+    pub fn is_ended(&self) -> bool {
+        matches!(self.phase, Phase::Ended)
+    }
+
+    /// Unanswered guest requests.
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.guests.len()
+    }
+
+    /// The epoch that it holds; 0 before the claim.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        if self.owns() { self.record.as_ref().map_or(Epoch(0), |r| r.epoch) } else { Epoch(0) }
+    }
+
+    // ---- what happened
+
+    /// The connection to a replica's host is up; the session attaches.
+    pub fn handle_link_up(&mut self, now: Instant, rid: Rid) {
+        if let Some(peer) = self.peers.get_mut(&rid) {
+            peer.link_up(now);
+        }
+        self.maintain(now);
+    }
+
+    /// The connection to a replica's host is gone. `refused`: a new one was refused, nobody listens there.
+    pub fn handle_link_down(&mut self, now: Instant, rid: Rid, refused: bool) {
+        self.drop_attachment(rid);
+        if let Some(peer) = self.peers.get_mut(&rid) {
+            peer.link_down(now, refused);
+        }
+        self.maintain(now);
+    }
+
+    /// A replica answered on an attachment.
+    pub fn handle_response(&mut self, now: Instant, rid: Rid, ordinal: Ordinal, response: Response<P>) {
+        self.take_response(now, rid, ordinal, response);
+        self.maintain(now);
+    }
+
+    /// The store answered the last call. `watermark`: how far the store was seen to be by that answer.
+    pub fn handle_store(&mut self, now: Instant, reply: StoreReply, watermark: Option<Watermark>) {
+        if let Some(seen) = watermark {
+            self.see_watermark(seen);
+        }
+        self.take_store_reply(now, reply);
+        self.maintain(now);
+    }
+
+    /// A watch showed a record; a hint, never the outcome of anything.
+    pub fn handle_record_seen(&mut self, now: Instant, revision: Revision) {
+        if revision > self.revision && !self.is_ended() {
+            self.get_wanted = true;
+        }
+        self.maintain(now);
+    }
+
+    /// Time has come.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if now >= self.next_tick {
+            self.next_tick = now.after_ms(self.config.timing.heartbeat_ms);
+            self.tick(now);
+        }
+        self.maintain(now);
+    }
+
+    // ---- what the caller wants
+
+    /// A guest's request; answered once through [`Session::poll_reply`].
+    pub fn submit(&mut self, now: Instant, id: RequestId, op: GuestOp<P>) {
+        self.accept(now, id, op);
+        self.maintain(now);
+    }
+
+    /// Ends the session in order: drain, seal, swap. Refused (false) while the volume waits for a member: what
+    /// the guest wrote would hang in the air; see [`Session::abandon`].
+    #[must_use]
+    pub fn close(&mut self, now: Instant) -> bool {
+        let accepted = self.begin_close(now);
+        self.maintain(now);
+        accepted
+    }
+
+    /// Ends the session at once; unanswered writes may or may not have happened. Members are reconciled by the
+    /// next open.
+    pub fn abandon(&mut self, now: Instant) {
+        let lost_writes = self.guests.values().filter(|g| g.is_write()).count() as u64;
+        self.end(EndReason::Abandoned { lost_writes });
+        self.maintain(now);
+    }
+
+    /// Adds a replica, made durable on its host, as a stale one with base 0; it is then resynced.
+    pub fn add_replica(&mut self, now: Instant, rid: Rid, node: HostId, pool: PoolId) {
+        self.change.push_back(Change::Add { rid, node, pool });
+        self.maintain(now);
+    }
+
+    /// Takes a replica out of the record.
+    pub fn remove_replica(&mut self, now: Instant, rid: Rid) {
+        self.change.push_back(Change::Remove { rid });
+        self.maintain(now);
+    }
+
+    // ---- what to do next
+
+    /// The next request to send.
+    pub fn poll_transmit(&mut self) -> Option<Transmit<P>> {
+        self.transmits.pop_front()
+    }
+
+    /// The next call to the store; answer it with [`Session::handle_store`].
+    pub fn poll_store(&mut self) -> Option<StoreCall> {
+        self.store_calls.pop_front()
+    }
+
+    /// The next answer to a guest.
+    pub fn poll_reply(&mut self) -> Option<(RequestId, GuestReply<P>)> {
+        self.replies.pop_front()
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`Session::handle_timeout`] is due; `None` when the session is over.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        if self.is_ended() { None } else { Some(self.next_tick) }
+    }
+
+    /// Every replica to which a connection is wanted, with its host and pool.
+    pub fn wanted_links(&self) -> impl Iterator<Item = (Rid, HostId, PoolId)> + '_ {
+        self.peers.iter().filter(|_| !self.is_ended()).map(|(rid, p)| (*rid, p.node, p.pool))
+    }
+
+    // ---- shared by the parts
+
+    /// Makes what must be true, true again, after anything happened. Loops until nothing changes.
+    fn maintain(&mut self, now: Instant) {
+        loop {
+            let before = self.progress_mark();
+            self.progressed = false;
+            match self.phase {
+                Phase::Ended => return self.drain_ended(),
+                Phase::Reading | Phase::Claiming => {}
+                Phase::Contacting { .. } => self.contact(now),
+                Phase::Gathering { .. } | Phase::Stamping(_) => self.gather(now),
+                Phase::Serving | Phase::Closing(_) => self.serve(now),
+            }
+            self.drive_store(now);
+            self.attach_peers(now);
+            if self.progress_mark() == before && !self.progressed {
+                break;
+            }
+        }
+    }
+
+    /// Changes whenever a pass of `maintain` did something that another pass could build upon.
+    fn progress_mark(&self) -> (usize, usize, usize, u64, core::mem::Discriminant<Phase>) {
+        (
+            self.events.len(),
+            self.store_calls.len(),
+            self.replies.len(),
+            self.next_id + self.transmits.len() as u64,
+            core::mem::discriminant(&self.phase),
+        )
+    }
+
+    fn owns(&self) -> bool {
+        matches!(
+            self.phase,
+            Phase::Gathering { .. } | Phase::Stamping(_) | Phase::Serving | Phase::Closing(_)
+        )
+    }
+
+    fn rec(&self) -> &Record {
+        self.record.as_ref().expect("a record is known in every phase after Reading")
+    }
+
+    fn in_sync(&self) -> Vec<Rid> {
+        self.record.iter().flat_map(|r| r.in_sync().map(|e| e.rid)).collect()
+    }
+
+    fn generation(&self) -> Generation {
+        Generation::new(self.rec().epoch, self.interval)
+    }
+
+    fn fresh_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    /// A 128-bit number that differs at every call, from the seed (splitmix64 twice).
+    fn fresh_random(&mut self) -> u128 {
+        let mut half = || {
+            self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835);
+            let mut z = (self.random ^ (self.random >> 64)) as u64;
+            z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+            z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+            u128::from(z ^ (z >> 31))
+        };
+        (half() << 64) | half()
+    }
+
+    fn fresh_nonce(&mut self) -> Nonce {
+        Nonce(self.fresh_random())
+    }
+
+    fn see_watermark(&mut self, seen: Watermark) {
+        if seen > self.watermark {
+            self.watermark = seen;
+            self.events.push_back(Event::Watermark(seen));
+        }
+    }
+
+    fn end(&mut self, reason: EndReason) {
+        if self.is_ended() {
+            return;
+        }
+        self.phase = Phase::Ended;
+        self.drain_ended();
+        self.events.push_back(Event::Ended(reason));
+    }
+
+    /// Every guest request of an ended session fails; nothing is sent any more.
+    fn drain_ended(&mut self) {
+        use crate::guest::GuestError;
+        while let Some((id, _)) = self.guests.pop_first() {
+            self.figures.fenced += 1;
+            self.replies.push_back((id, GuestReply::Failed(GuestError::Fenced)));
+        }
+        self.ops.clear();
+        self.waiting.clear();
+        self.locks.clear();
+        self.pieces.clear();
+        self.join = None;
+        self.store_calls.clear();
+        self.transmits.clear();
+    }
+}

@@ -1,0 +1,256 @@
+//! Opening (protocol.md 4.11): read, contact, claim, gather promises, find what may differ.
+//!
+//! Must always hold:
+//! * no claim before an in-sync member has answered (R16), and none while a replica knows of a higher epoch than
+//!   the store, read again after that answer, shows (R11);
+//! * nothing is served before every in-sync member of the record has promised the same epoch to this session;
+//! * a region that any in-sync member has stamped above the highest seal is equalised before it is read (R5).
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+
+use super::peer::{Link, Purpose};
+use super::store::Intent;
+use super::{EndReason, Event, OpenMode, Phase, Session};
+use crate::ids::{Epoch, Generation, Instant, Revision, Rid};
+use crate::message::{Ask, Watermark};
+use crate::mutants::Mutation;
+use crate::payload::Payload;
+use crate::record::{Ack, Mode, Record};
+
+/// After the first member answered, how long the others have before the claim is sent.
+const CONTACT_MS: u64 = 300;
+
+/// Which stamps are still to come.
+#[derive(Debug)]
+pub(super) struct Stamping {
+    /// Members whose answer is not complete.
+    missing: Vec<Rid>,
+    /// The highest seal of any in-sync member.
+    sealed: Generation,
+    /// The regions so far.
+    regions: BTreeMap<u32, ()>,
+}
+
+impl<P: Payload> Session<P> {
+    /// The record before the claim.
+    pub(super) fn record_read(&mut self, now: Instant, record: Record, revision: Revision, by_read: bool) {
+        if record.deleted.is_some() {
+            return self.end(EndReason::Missing);
+        }
+        if record.mode == Mode::Register {
+            return self.end(EndReason::Unsupported("register mode"));
+        }
+        if let Some(owner) = record.owner {
+            let takeable = owner.caretaker || self.config.mode != OpenMode::Closed;
+            if !takeable || owner.session == self.config.session {
+                return self.end(EndReason::Busy { owner });
+            }
+        }
+        let suspect = self.rollback_suspect.take();
+        if by_read && suspect.is_some_and(|e| e > record.epoch) {
+            return self.end(EndReason::MetadataRollback);
+        }
+        self.record = Some(record);
+        self.revision = revision;
+        if !matches!(self.phase, Phase::Contacting { .. }) {
+            self.phase = Phase::Contacting { since: now };
+        }
+        self.sync_peers(now);
+    }
+
+    /// A member answered the attach.
+    pub(super) fn attached(&mut self, now: Instant, rid: Rid, promised: Epoch, watermark: Watermark) {
+        let newer = watermark > self.watermark;
+        self.see_watermark(watermark);
+        match &mut self.phase {
+            Phase::Contacting { since } => {
+                let record = self.record.as_ref().expect("known in this phase");
+                let view = self.peers.get(&rid).and_then(|p| p.view.as_ref());
+                let other_session = view.is_some_and(|v| {
+                    v.promised == record.epoch && record.owner.is_some_and(|o| o.session != v.session)
+                });
+                if promised > record.epoch || other_session {
+                    // Only a read made after this answer tells a race from a rolled-back store (R11).
+                    let known = if other_session { Epoch(promised.0 + 1) } else { promised };
+                    self.rollback_suspect = self.rollback_suspect.max(Some(known));
+                    self.get_wanted = true;
+                } else if newer {
+                    self.get_wanted = true;
+                }
+                *since = (*since).min(now);
+            }
+            Phase::Gathering { .. } | Phase::Stamping(_) => self.restart_gather(),
+            _ => {}
+        }
+    }
+
+    /// Claims once a member has answered.
+    pub(super) fn contact(&mut self, now: Instant) {
+        let Phase::Contacting { since } = self.phase else { return };
+        let members = self.in_sync();
+        let good = members.iter().filter(|r| self.peers.get(r).is_some_and(|p| p.is_attached())).count();
+        let patient = now.ms_since(since) < CONTACT_MS && good < members.len();
+        if good == 0 || patient {
+            if good == 0 && now.ms_since(since) > self.config.timing.dead_ms {
+                self.pause(now, "no in-sync member answers");
+            }
+            return;
+        }
+        if self.store_ready(now) && self.attempts.is_empty() {
+            self.phase = Phase::Claiming;
+            self.propose(now, Intent::Claim);
+        }
+    }
+
+    /// The claim was applied.
+    pub(super) fn claimed(&mut self, now: Instant) {
+        self.first_epoch = self.rec().epoch;
+        self.steal_wait = self.rec().wait;
+        self.first_promise = None;
+        self.phase = Phase::Gathering { since: now };
+    }
+
+    /// Starts over: something changed among the members while promises or stamps were gathered.
+    pub(super) fn restart_gather(&mut self) {
+        if let Phase::Stamping(_) = self.phase {
+            self.phase = Phase::Gathering { since: self.next_tick };
+        }
+    }
+
+    /// Promises of all members, then stamps, then service.
+    pub(super) fn gather(&mut self, now: Instant) {
+        let epoch = self.rec().epoch;
+        let members = self.in_sync();
+        for rid in &members {
+            self.ask_promise(now, *rid);
+        }
+        let cached = self.rec().policy.ack == Ack::Cached;
+        let obeys = |rid: &Rid| self.peers.get(rid).is_some_and(|p| p.obeys(epoch));
+        let lossy = |rid: &Rid| {
+            cached
+                && !self.config.broken.is(Mutation::TrustLossy)
+                && self.peers.get(rid).and_then(|p| p.view.as_ref()).is_some_and(|v| v.lossy)
+        };
+        let got: Vec<Rid> = members.iter().filter(|r| obeys(r)).copied().collect();
+        let mut good: Vec<Rid> = got.iter().filter(|r| !lossy(r)).copied().collect();
+        if good.is_empty() && got.len() == members.len() {
+            // All of them lost their caches and no session lives: what was not flushed may legally be gone (R8).
+            good.clone_from(&got);
+        }
+        if let Phase::Stamping(_) = self.phase {
+            if good.len() == members.len() {
+                return self.stamps_complete(now);
+            }
+            self.phase = Phase::Gathering { since: now };
+            return;
+        }
+        let Phase::Gathering { since } = self.phase else { return };
+        if good.len() == members.len() {
+            if !self.attempts.is_empty() {
+                // A rescue's swap is unsettled: what it would have changed must be known first (R14).
+                if self.store_ready(now) {
+                    self.propose(now, Intent::Settle);
+                }
+                return;
+            }
+            self.abandon_join("every member is back");
+            return self.ask_stamps(now, &members);
+        }
+        let hopeless = |rid: &Rid| {
+            let Some(peer) = self.peers.get(rid) else { return true };
+            let gone = matches!(peer.link, Link::Down { refused: true, .. }) || peer.bad.is_some();
+            gone || obeys(rid)
+        };
+        let waited = now.ms_since(since) >= self.config.timing.dead_ms;
+        let settled = members.iter().all(hopeless);
+        if good.is_empty() || !(waited || settled) {
+            if waited {
+                self.pause(now, "no in-sync member promises");
+            }
+            return;
+        }
+        let missing: Vec<Rid> = members.iter().filter(|r| !good.contains(r)).copied().collect();
+        if good.len() >= usize::from(self.rec().policy.min_isr) {
+            if self.store_ready(now) {
+                let base = self.highest_seal(&good);
+                let reason = "did not promise when the volume was opened".into();
+                self.propose(now, Intent::Demote { rids: missing, base, reason, admit: None });
+            }
+            return;
+        }
+        // Fewer than min_isr: opened paused; may only reconcile, join and swap (R16).
+        self.pause(now, "fewer in-sync members than min_isr");
+        self.rescue(now, &good, missing);
+    }
+
+    /// The highest seal of these members.
+    pub(super) fn highest_seal(&self, members: &[Rid]) -> Generation {
+        let seal = |rid: &Rid| self.peers.get(rid).and_then(|p| p.view.as_ref()).map(|v| v.sealed);
+        members.iter().filter_map(seal).max().unwrap_or_default()
+    }
+
+    fn ask_stamps(&mut self, now: Instant, members: &[Rid]) {
+        let sealed = self.highest_seal(members);
+        self.sealed = self.sealed.max(sealed);
+        let differs =
+            |rid: &Rid| self.peers.get(rid).and_then(|p| p.view.as_ref()).is_some_and(|v| v.newest > sealed);
+        let ask: Vec<Rid> = members.iter().filter(|r| differs(r)).copied().collect();
+        let single = members.len() == 1;
+        if single || ask.is_empty() || self.config.broken.is(Mutation::ReadBeforeReconcile) {
+            self.phase = Phase::Stamping(Stamping { missing: Vec::new(), sealed, regions: BTreeMap::new() });
+            return self.stamps_complete(now);
+        }
+        for rid in &ask {
+            self.send(now, *rid, Purpose::OpenStamps, Ask::Stamps { above: sealed, from_region: 0 });
+        }
+        self.phase = Phase::Stamping(Stamping { missing: ask, sealed, regions: BTreeMap::new() });
+    }
+
+    pub(super) fn open_stamps(
+        &mut self,
+        now: Instant,
+        rid: Rid,
+        stamps: &[(u32, Generation)],
+        next: Option<u32>,
+    ) {
+        let Phase::Stamping(stamping) = &mut self.phase else { return };
+        let sealed = stamping.sealed;
+        for (region, stamp) in stamps {
+            if *stamp > sealed {
+                stamping.regions.insert(*region, ());
+            }
+        }
+        match next {
+            Some(from_region) => {
+                self.send(now, rid, Purpose::OpenStamps, Ask::Stamps { above: sealed, from_region });
+            }
+            None => stamping.missing.retain(|r| *r != rid),
+        }
+    }
+
+    fn stamps_complete(&mut self, now: Instant) {
+        let Phase::Stamping(stamping) = &mut self.phase else { return };
+        if !stamping.missing.is_empty() {
+            return;
+        }
+        let regions = self.rec_regions();
+        let Phase::Stamping(stamping) = &mut self.phase else { return };
+        let found = core::mem::take(&mut stamping.regions);
+        self.dirty = found.into_keys().filter(|r| u64::from(*r) < regions).map(|r| (r, None)).collect();
+        self.dirty_wanted.clear();
+        self.phase = Phase::Serving;
+        self.rolled = now;
+        self.interval = self.interval.max(1);
+        let epoch = self.rec().epoch;
+        self.events.push_back(Event::Opened { epoch });
+        self.resume();
+        for rid in self.in_sync() {
+            self.resend_ops(now, rid);
+        }
+    }
+
+    fn rec_regions(&self) -> u64 {
+        self.rec().regions()
+    }
+}

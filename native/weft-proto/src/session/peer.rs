@@ -1,0 +1,430 @@
+//! What the session believes of one replica, and the attachment to it.
+//!
+//! ```text
+//! Down ──link up──▶ Up ──attach sent──▶ Attaching ──answered──▶ Attached ──promise answered──▶ obeys(epoch)
+//!  ▲                                        │ dropped: the next attach has a higher ordinal
+//!  └──────────── link down ─────────────────┘
+//! ```
+//!
+//! Must always hold:
+//! * a request is sent on the newest attachment only, and an answer of an older one changes nothing;
+//! * `promised` is set only by an answer on the newest attachment.
+
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+
+use super::copy::PieceId;
+use super::ops::OpId;
+use super::{Phase, Session, Transmit};
+use crate::ids::{Epoch, Generation, HostId, Instant, Ordinal, PoolId, Rid};
+use crate::message::{Answer, Ask, Attach, Refusal, ReplicaView, Request, Response};
+use crate::payload::Payload;
+use crate::record::ReplicaState;
+
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) node: HostId,
+    pub(super) pool: PoolId,
+    pub(super) link: Link,
+    pub(super) ordinal: Ordinal,
+    pub(super) view: Option<ReplicaView>,
+    pub(super) promised: Option<Epoch>,
+    /// A promise is on its way.
+    pub(super) promising: bool,
+    /// When the member last said anything on the newest attachment.
+    pub(super) heard: Instant,
+    /// When the request was sent whose answer last showed that it obeys the current epoch (R9).
+    pub(super) lease: Option<Instant>,
+    pub(super) outstanding: BTreeMap<u32, Sent>,
+    /// Why it can't be used although it answers.
+    pub(super) bad: Option<(Refusal, Instant)>,
+    pub(super) acked: u64,
+    pub(super) sent: u64,
+    next_tag: u32,
+    heartbeat_out: bool,
+}
+
+/// The connection and the attachment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Link {
+    Down { since: Instant, refused: bool },
+    Up,
+    Attaching,
+    Attached,
+}
+
+/// A request without an answer yet.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent {
+    pub(super) purpose: Purpose,
+    pub(super) at: Instant,
+    pub(super) epoch: Epoch,
+}
+
+/// Whose answer it will be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    Attach,
+    Promise,
+    Heartbeat,
+    /// A write, zero or flush of an operation.
+    Op(OpId),
+    /// A guest's read or a block at the edge of a partial write.
+    Read(OpId),
+    /// A step of a copy.
+    Piece(PieceId),
+    Seal(Generation),
+    /// Stamps for the set of regions that may differ at open.
+    OpenStamps,
+    /// Stamps for a join.
+    JoinStamps,
+    /// Flush of the joiner before its admission, cached mode.
+    JoinFlush,
+}
+
+impl Peer {
+    pub(super) fn new(now: Instant, node: HostId, pool: PoolId) -> Peer {
+        Peer {
+            node,
+            pool,
+            link: Link::Down { since: now, refused: false },
+            ordinal: Ordinal(0),
+            view: None,
+            promised: None,
+            promising: false,
+            heard: now,
+            lease: None,
+            outstanding: BTreeMap::new(),
+            bad: None,
+            acked: 0,
+            sent: 0,
+            next_tag: 0,
+            heartbeat_out: false,
+        }
+    }
+
+    pub(super) fn link_up(&mut self, now: Instant) {
+        if matches!(self.link, Link::Down { .. }) {
+            self.link = Link::Up;
+            self.heard = now;
+        }
+    }
+
+    pub(super) fn link_down(&mut self, now: Instant, refused: bool) {
+        match &mut self.link {
+            Link::Down { refused: r, .. } => *r |= refused,
+            link => *link = Link::Down { since: now, refused },
+        }
+    }
+
+    pub(super) fn is_attached(&self) -> bool {
+        self.link == Link::Attached
+    }
+
+    /// May requests of this epoch be sent to it?
+    pub(super) fn obeys(&self, epoch: Epoch) -> bool {
+        self.is_attached() && self.promised == Some(epoch)
+    }
+
+    /// One line for people and for scenario tests.
+    pub(super) fn line(&self, state: &str) -> String {
+        let link = match self.link {
+            Link::Down { refused: true, .. } => " [refused]",
+            Link::Down { .. } => " [down]",
+            Link::Up | Link::Attaching => " [attaching]",
+            Link::Attached => "",
+        };
+        let bad = self.bad.map_or(String::new(), |(why, _)| alloc::format!(" [{why:?}]"));
+        alloc::format!(
+            "{state} acked={} sent={} window={}{link}{bad}",
+            self.acked,
+            self.sent,
+            self.outstanding.len()
+        )
+    }
+}
+
+impl<P: Payload> Session<P> {
+    /// Brings `peers` in line with the record.
+    pub(super) fn sync_peers(&mut self, now: Instant) {
+        let Some(record) = &self.record else { return };
+        let wanted: BTreeMap<Rid, (HostId, PoolId)> = record
+            .replicas
+            .iter()
+            .filter(|r| !matches!(r.state, ReplicaState::Removing | ReplicaState::Quarantined))
+            .map(|r| (r.rid, (r.node, r.pool)))
+            .collect();
+        let gone: alloc::vec::Vec<Rid> =
+            self.peers.keys().filter(|r| !wanted.contains_key(r)).copied().collect();
+        for rid in gone {
+            self.drop_attachment(rid);
+            self.peers.remove(&rid);
+        }
+        for (rid, (node, pool)) in wanted {
+            self.peers.entry(rid).or_insert_with(|| Peer::new(now, node, pool));
+        }
+    }
+
+    /// Sends a request on the newest attachment.
+    pub(super) fn send(&mut self, now: Instant, rid: Rid, purpose: Purpose, ask: Ask<P>) {
+        let epoch = self.record.as_ref().map_or(Epoch(0), |r| r.epoch);
+        let peer = self.peers.get_mut(&rid).expect("only members are sent to");
+        peer.next_tag = peer.next_tag.wrapping_add(1);
+        let tag = peer.next_tag;
+        peer.outstanding.insert(tag, Sent { purpose, at: now, epoch });
+        self.transmits.push_back(Transmit {
+            rid,
+            node: peer.node,
+            pool: peer.pool,
+            ordinal: peer.ordinal,
+            request: Request { tag, epoch, ask },
+        });
+    }
+
+    /// Attaches wherever a link is up and nothing is under way.
+    pub(super) fn attach_peers(&mut self, now: Instant) {
+        if self.is_ended() || self.record.is_none() {
+            return;
+        }
+        let ready: alloc::vec::Vec<Rid> = self
+            .peers
+            .iter()
+            .filter(|(_, p)| p.link == Link::Up)
+            .filter(|(_, p)| p.bad.is_none_or(|(_, at)| now.ms_since(at) >= self.config.timing.retry_ms))
+            .map(|(rid, _)| *rid)
+            .collect();
+        for rid in ready {
+            let peer = self.peers.get_mut(&rid).expect("listed a moment ago");
+            peer.link = Link::Attaching;
+            peer.ordinal.0 += 1;
+            let attach = Attach {
+                volume: self.config.volume,
+                rid,
+                pool: peer.pool,
+                host: self.config.host,
+                session: self.config.session,
+                ordinal: peer.ordinal,
+                watermark: self.watermark,
+            };
+            self.send(now, rid, Purpose::Attach, Ask::Attach(attach));
+        }
+    }
+
+    /// Ends the attachment: what was sent on it and not answered may still execute, until the next attach or
+    /// promise has drained it; nothing of it counts any more.
+    pub(super) fn drop_attachment(&mut self, rid: Rid) {
+        let Some(peer) = self.peers.get_mut(&rid) else { return };
+        if matches!(peer.link, Link::Attaching | Link::Attached) {
+            peer.link = Link::Up;
+        }
+        peer.promised = None;
+        peer.promising = false;
+        peer.lease = None;
+        peer.heartbeat_out = false;
+        let outstanding = core::mem::take(&mut peer.outstanding);
+        for sent in outstanding.into_values() {
+            match sent.purpose {
+                Purpose::Op(op) => self.op_unsent(op, rid),
+                Purpose::Read(op) => self.read_failed(op, rid, None),
+                Purpose::Piece(piece) => self.piece_failed(piece, rid),
+                Purpose::OpenStamps => self.restart_gather(),
+                Purpose::JoinStamps
+                | Purpose::JoinFlush
+                | Purpose::Attach
+                | Purpose::Promise
+                | Purpose::Heartbeat
+                | Purpose::Seal(_) => {}
+            }
+        }
+        self.join_lost_peer(rid);
+    }
+
+    /// Asks for a promise at the current epoch, with the record under which it is asked (4.15).
+    pub(super) fn ask_promise(&mut self, now: Instant, rid: Rid) {
+        let epoch = self.rec().epoch;
+        let record = self.rec().to_bytes();
+        let watermark = self.watermark;
+        let Some(peer) = self.peers.get_mut(&rid) else { return };
+        if peer.is_attached() && !peer.promising && peer.promised != Some(epoch) && peer.bad.is_none() {
+            peer.promising = true;
+            self.send(now, rid, Purpose::Promise, Ask::Promise { record, watermark });
+        }
+    }
+
+    /// One heartbeat a member and tick; none is piled on an unanswered one.
+    pub(super) fn beat(&mut self, now: Instant) {
+        let epoch = self.rec().epoch;
+        let members: alloc::vec::Vec<Rid> =
+            self.peers.iter().filter(|(_, p)| p.obeys(epoch) && !p.heartbeat_out).map(|(r, _)| *r).collect();
+        for rid in members {
+            if let Some(peer) = self.peers.get_mut(&rid) {
+                peer.heartbeat_out = true;
+            }
+            self.send(now, rid, Purpose::Heartbeat, Ask::Heartbeat);
+        }
+    }
+
+    pub(super) fn take_response(&mut self, now: Instant, rid: Rid, ordinal: Ordinal, response: Response<P>) {
+        if self.is_ended() {
+            return;
+        }
+        let current = self.record.as_ref().map_or(Epoch(0), |r| r.epoch);
+        let Some(peer) = self.peers.get_mut(&rid) else { return };
+        if peer.ordinal != ordinal {
+            return;
+        }
+        let Some(sent) = peer.outstanding.remove(&response.tag) else { return };
+        peer.heard = now;
+        if sent.purpose == Purpose::Heartbeat {
+            peer.heartbeat_out = false;
+        }
+        match response.outcome {
+            Ok(answer) => self.take_answer(now, rid, sent, current, answer),
+            Err(refusal) => self.take_refusal(now, rid, sent, current, response.epoch, refusal),
+        }
+    }
+
+    fn take_answer(&mut self, now: Instant, rid: Rid, sent: Sent, current: Epoch, answer: Answer<P>) {
+        let owns = self.owns();
+        let peer = self.peers.get_mut(&rid).expect("answered a moment ago");
+        match (sent.purpose, answer) {
+            (Purpose::Attach, Answer::Attached(view)) => {
+                peer.link = Link::Attached;
+                peer.bad = None;
+                // Its promise of before the attachment was lost still binds it; ours is asked anew all the same.
+                peer.promised = None;
+                let (promised, watermark) = (view.promised, view.watermark);
+                peer.view = Some(view);
+                self.attached(now, rid, promised, watermark);
+            }
+            (Purpose::Promise, Answer::Promised(view)) => {
+                peer.promising = false;
+                if owns && sent.epoch == current {
+                    peer.promised = Some(current);
+                    // A promise answered is a sign of obedience at least as new as a heartbeat (R9).
+                    peer.lease = Some(sent.at);
+                    let watermark = view.watermark;
+                    peer.view = Some(view);
+                    self.first_promise.get_or_insert(now);
+                    self.see_watermark(watermark);
+                    self.promised(now, rid);
+                }
+            }
+            (Purpose::Heartbeat, Answer::Alive { .. }) => {
+                if sent.epoch == current {
+                    peer.lease = peer.lease.max(Some(sent.at));
+                    self.retry_reads(now);
+                }
+            }
+            (Purpose::Op(op), Answer::Done) => {
+                peer.acked += 1;
+                self.op_acked(now, op, rid);
+            }
+            (Purpose::Read(op), answer) => self.read_answered(now, op, rid, answer),
+            (Purpose::Piece(piece), answer) => self.piece_answered(now, piece, rid, answer),
+            (Purpose::Seal(generation), Answer::Done) => self.seal_acked(rid, generation),
+            (Purpose::OpenStamps, Answer::Stamps { stamps, next }) => {
+                self.open_stamps(now, rid, &stamps, next)
+            }
+            (Purpose::JoinStamps, Answer::Stamps { stamps, next }) => {
+                self.join_stamps(now, rid, &stamps, next)
+            }
+            (Purpose::JoinFlush, Answer::Done) => self.join_flushed(),
+            // An answer of the wrong kind: the peer misbehaves; nothing of this attachment is believed.
+            _ => self.drop_attachment(rid),
+        }
+    }
+
+    fn take_refusal(
+        &mut self,
+        now: Instant,
+        rid: Rid,
+        sent: Sent,
+        current: Epoch,
+        promised: Epoch,
+        refusal: Refusal,
+    ) {
+        let peer = self.peers.get_mut(&rid).expect("answered a moment ago");
+        match refusal {
+            Refusal::StaleEpoch => {
+                if promised > current || (promised == current && sent.epoch == current && self.owns()) {
+                    // Somebody else has been promised something: the store knows whom (R11, fencing).
+                    self.suspect(promised);
+                } else if let Some(peer) = self.peers.get_mut(&rid)
+                    && sent.epoch == current
+                {
+                    peer.promised = None;
+                }
+                if sent.purpose == Purpose::Promise
+                    && let Some(peer) = self.peers.get_mut(&rid)
+                {
+                    peer.promising = false;
+                }
+            }
+            Refusal::MetadataRollback => {
+                peer.promising = false;
+                peer.bad = Some((refusal, now));
+                if sent.purpose == Purpose::Attach {
+                    // Its host has seen a younger store than ours: read again, with the watermark that brings.
+                    peer.link = Link::Up;
+                    self.get_wanted = true;
+                } else {
+                    self.suspect(promised);
+                }
+            }
+            Refusal::NotAttached => {
+                if sent.purpose == Purpose::Attach {
+                    peer.link = Link::Up;
+                } else {
+                    self.drop_attachment(rid);
+                    return;
+                }
+            }
+            Refusal::Busy => {
+                if sent.purpose == Purpose::Promise {
+                    peer.promising = false;
+                }
+                if sent.purpose == Purpose::Attach {
+                    peer.link = Link::Up;
+                }
+            }
+            Refusal::NoReplica | Refusal::Quarantined | Refusal::IoError | Refusal::NoSpace => {
+                let is_read = matches!(sent.purpose, Purpose::Read(_));
+                if sent.purpose == Purpose::Attach {
+                    peer.link = Link::Up;
+                }
+                peer.promising = false;
+                if !(is_read && refusal == Refusal::IoError) {
+                    peer.bad = Some((refusal, now));
+                }
+            }
+            Refusal::OutOfBounds | Refusal::BadCrc | Refusal::BitRot => {
+                peer.promising = false;
+            }
+        }
+        match sent.purpose {
+            Purpose::Op(op) => self.op_unsent(op, rid),
+            Purpose::Read(op) => self.read_failed(op, rid, Some(refusal)),
+            Purpose::Piece(piece) => self.piece_failed(piece, rid),
+            Purpose::OpenStamps => self.restart_gather(),
+            Purpose::JoinStamps => self.abandon_join("the stamps were refused"),
+            _ => {}
+        }
+        if self.join_rid() == Some(rid) && !matches!(refusal, Refusal::Busy | Refusal::StaleEpoch) {
+            self.abandon_join("the joiner refused a request");
+        }
+    }
+
+    /// A replica obeys, or obeyed, a higher epoch than ours: only a read made after this settles what it is.
+    fn suspect(&mut self, promised: Epoch) {
+        self.rollback_suspect = self.rollback_suspect.max(Some(promised));
+        self.get_wanted = true;
+    }
+
+    fn promised(&mut self, now: Instant, rid: Rid) {
+        if matches!(self.phase, Phase::Serving | Phase::Closing(_)) {
+            self.resend_ops(now, rid);
+            self.check_all_ops(now);
+        }
+    }
+}

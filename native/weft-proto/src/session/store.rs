@@ -1,0 +1,330 @@
+//! The session and the store: one call at a time, and swaps whose outcome may be unknown (protocol.md R14).
+//!
+//! Must always hold:
+//! * every unsettled attempt compares the same revision, so at most one of them can ever be applied;
+//! * an attempt is forgotten only when its outcome is known: its nonce was seen, a swap of ours on the same
+//!   revision succeeded, the key was seen at a higher revision, or the store said "surely not applied";
+//! * what the session believes of the record changes in [`Session::adopt`] only.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use super::{EndReason, Event, OpenMode, Phase, Session, StoreCall, StoreReply};
+use crate::ids::{Generation, HostId, Instant, Nonce, PoolId, PoolInc, Revision, Rid};
+use crate::mutants::Mutation;
+use crate::payload::Payload;
+use crate::record::{Owner, Record, ReplicaEntry, ReplicaState};
+
+/// A swap that was sent.
+#[derive(Clone, Debug)]
+pub(super) struct Attempt {
+    pub(super) nonce: Nonce,
+    pub(super) record: Record,
+    pub(super) intent: Intent,
+}
+
+/// What a swap is for.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Intent {
+    /// owner := me.
+    Claim,
+    /// Members that don't answer become stale (R2); `admit`: in the same swap a joiner comes in (R23).
+    Demote { rids: Vec<Rid>, base: Generation, reason: String, admit: Option<Rid> },
+    /// A joiner comes in.
+    Admit { rid: Rid },
+    /// The wait of a steal is over (R9).
+    ClearWait,
+    /// A new replica, stale at base 0.
+    Add { rid: Rid, node: HostId, pool: PoolId },
+    /// A replica leaves.
+    Remove { rid: Rid },
+    /// Nothing changes but the revision: settles earlier attempts.
+    Settle,
+    /// owner := null, clean.
+    Close { sealed: Generation },
+}
+
+impl<P: Payload> Session<P> {
+    /// True while an admission of this replica may have happened, or may yet happen.
+    pub(super) fn admission_pending(&self, rid: Rid) -> bool {
+        self.attempts.iter().any(|a| match &a.intent {
+            Intent::Admit { rid: r } => *r == rid,
+            Intent::Demote { admit, .. } => *admit == Some(rid),
+            _ => false,
+        })
+    }
+
+    /// True while a swap that removes this replica may have happened: it is not read (R2).
+    pub(super) fn removal_pending(&self, rid: Rid) -> bool {
+        self.attempts.iter().any(|a| match &a.intent {
+            Intent::Demote { rids, .. } => rids.contains(&rid),
+            Intent::Remove { rid: r } => *r == rid,
+            _ => false,
+        })
+    }
+
+    /// May a swap be sent now?
+    pub(super) fn store_ready(&self, now: Instant) -> bool {
+        !self.store_busy && !self.get_wanted && self.store_retry.is_none_or(|at| now >= at)
+    }
+
+    /// Sends the reads that are wanted.
+    pub(super) fn drive_store(&mut self, now: Instant) {
+        if self.get_wanted
+            && !self.store_busy
+            && self.store_retry.is_none_or(|at| now >= at)
+            && !self.is_ended()
+        {
+            self.get_wanted = false;
+            self.store_busy = true;
+            self.store_calls.push_back(StoreCall::Get);
+        }
+    }
+
+    /// Sends a swap.
+    pub(super) fn propose(&mut self, now: Instant, intent: Intent) {
+        assert!(self.store_ready(now), "one store call at a time");
+        let nonce = self.fresh_nonce();
+        let record = self.amended(now, &intent, nonce);
+        record.check().unwrap_or_else(|e| panic!("{intent:?} would write a bad record: {e}"));
+        // A swap that takes members out is not sent before they have stopped being read.
+        self.attempts.push(Attempt { nonce, record: record.clone(), intent });
+        self.store_busy = true;
+        self.store_calls.push_back(StoreCall::Swap { expect: self.revision, record });
+    }
+
+    fn amended(&self, now: Instant, intent: &Intent, nonce: Nonce) -> Record {
+        let mut r = self.rec().clone();
+        let since = alloc::format!("{}", self.config.unix_ms_at_zero + now.0 / 1_000_000);
+        r.nonce = nonce;
+        r.rev.0 += 1;
+        let mut membership = false;
+        match intent {
+            Intent::Claim => {
+                let stolen = match (&r.owner, self.config.mode) {
+                    (None, _) => false,
+                    (Some(o), OpenMode::Steal { old_stopped: Some(stopped) }) => o.session != stopped,
+                    (Some(_), _) => true,
+                };
+                // A caretaker has no guest that could read something stale, but its process does not know that
+                // it is one when it is asked twice; the wait costs two seconds, a stale read costs trust.
+                r.wait |= stolen;
+                r.owner = Some(Owner {
+                    node: self.config.host,
+                    session: self.config.session,
+                    caretaker: self.config.caretaker,
+                });
+                r.next = None;
+                r.clean = false;
+                membership = true;
+            }
+            Intent::Demote { rids, base, reason, admit } => {
+                for entry in &mut r.replicas {
+                    if rids.contains(&entry.rid) && entry.state == ReplicaState::InSync {
+                        entry.state = ReplicaState::Stale;
+                        entry.base = *base;
+                        entry.reason.clone_from(reason);
+                        entry.since.clone_from(&since);
+                    }
+                    if *admit == Some(entry.rid) {
+                        entry.state = ReplicaState::InSync;
+                        entry.base = Generation::NEVER;
+                        entry.reason = "resynced".into();
+                        entry.since.clone_from(&since);
+                    }
+                }
+                membership = true;
+            }
+            Intent::Admit { rid } => {
+                if let Some(entry) = r.replica_mut(*rid) {
+                    entry.state = ReplicaState::InSync;
+                    entry.base = Generation::NEVER;
+                    entry.reason = "resynced".into();
+                    entry.since = since;
+                }
+                membership = true;
+            }
+            Intent::ClearWait => r.wait = false,
+            Intent::Add { rid, node, pool } => {
+                r.next_rid = r.next_rid.max(rid.0 + 1);
+                r.replicas.push(ReplicaEntry {
+                    rid: *rid,
+                    node: *node,
+                    pool: *pool,
+                    pool_inc: PoolInc(0),
+                    state: ReplicaState::Stale,
+                    base: Generation::NEVER,
+                    reason: "added".into(),
+                    since,
+                    unknown: alloc::collections::BTreeMap::new(),
+                });
+            }
+            Intent::Remove { rid } => {
+                // In-sync or not: the epoch rises, so that the leaver's host sees a record above its promise (R15).
+                r.replicas.retain(|entry| entry.rid != *rid);
+                membership = true;
+            }
+            Intent::Settle => {}
+            Intent::Close { sealed } => {
+                r.owner = None;
+                r.next = None;
+                r.clean = true;
+                r.closed_gen = *sealed;
+                membership = true;
+            }
+        }
+        if membership {
+            r.epoch = r.epoch.next();
+        }
+        for entry in &mut r.replicas {
+            if let Some(view) = self.peers.get(&entry.rid).and_then(|p| p.view.as_ref()) {
+                entry.pool_inc = view.pool_inc;
+            }
+        }
+        r
+    }
+
+    pub(super) fn take_store_reply(&mut self, now: Instant, reply: StoreReply) {
+        if self.is_ended() {
+            return;
+        }
+        self.store_busy = false;
+        self.store_retry = None;
+        match reply {
+            StoreReply::Record { record, revision } => self.take_record(now, record, revision, true),
+            StoreReply::Conflict { record, revision } => self.take_record(now, record, revision, false),
+            StoreReply::Swapped { revision } => {
+                if let Some(attempt) = self.attempts.last().cloned() {
+                    self.adopt(now, attempt.record, revision, Some(attempt.intent));
+                }
+            }
+            StoreReply::Missing => self.end(EndReason::Missing),
+            StoreReply::Unusable(error) => self.end(EndReason::Unusable(error)),
+            StoreReply::RolledBack => self.end(EndReason::MetadataRollback),
+            StoreReply::Unknown => {
+                self.store_retry = Some(now.after_ms(self.config.timing.retry_ms));
+                if matches!(self.phase, Phase::Reading) {
+                    self.get_wanted = true;
+                }
+            }
+            StoreReply::Unavailable => {
+                // This try was surely not applied; earlier unknown ones stay unsettled.
+                self.attempts.pop();
+                self.store_retry = Some(now.after_ms(self.config.timing.retry_ms));
+                if matches!(self.phase, Phase::Reading | Phase::Contacting { .. })
+                    || self.rollback_suspect.is_some()
+                {
+                    self.get_wanted = true;
+                }
+            }
+        }
+    }
+
+    /// The record as the store has it, from a read (`by_read`) or from a swap that did not apply.
+    fn take_record(&mut self, now: Instant, record: Record, revision: Revision, by_read: bool) {
+        if let Some(attempt) = self.attempts.iter().find(|a| a.nonce == record.nonce).cloned() {
+            return self.adopt(now, record, revision, Some(attempt.intent));
+        }
+        match self.phase {
+            Phase::Reading | Phase::Contacting { .. } | Phase::Claiming => {
+                // Nothing of ours was applied (its nonce would be there, or somebody came after it: a claim of
+                // ours that was applied and then replaced is a lost race either way).
+                self.attempts.clear();
+                self.record_read(now, record, revision, by_read);
+            }
+            Phase::Gathering { .. } | Phase::Stamping(_) | Phase::Serving | Phase::Closing(_) => {
+                let mine = record.owner.is_some_and(|o| o.session == self.config.session);
+                if revision > self.revision {
+                    if mine && self.may_adopt(&record) {
+                        return self.adopt(now, record, revision, None);
+                    }
+                    let reason = if mine {
+                        EndReason::MetadataRollback
+                    } else {
+                        EndReason::Fenced { owner: record.owner }
+                    };
+                    return self.end(reason);
+                }
+                if revision < self.revision || !mine {
+                    return self.end(EndReason::MetadataRollback);
+                }
+                // The old revision settles nothing (R14) …
+                if by_read && self.config.broken.is(Mutation::RereadSettles) {
+                    self.attempts.clear();
+                }
+                // … but it does show that a replica knows of an epoch that the store does not (R11).
+                if by_read
+                    && self.rollback_suspect.take().is_some_and(|e| e >= record.epoch)
+                    && self.attempts.is_empty()
+                {
+                    self.end(EndReason::MetadataRollback);
+                }
+            }
+            Phase::Ended => {}
+        }
+    }
+
+    /// A record that names us with a nonce that we don't know (R14).
+    fn may_adopt(&self, record: &Record) -> bool {
+        let newer = record.version() > self.rec().version();
+        let members_known = record.in_sync().all(|e| {
+            self.rec().replica(e.rid).is_some_and(|m| m.state == ReplicaState::InSync)
+                || self.join_is_required(e.rid)
+        });
+        newer && members_known
+    }
+
+    /// The record is known to be this one: the only place where the session's belief changes.
+    fn adopt(&mut self, now: Instant, record: Record, revision: Revision, intent: Option<Intent>) {
+        if let Some(old) = &self.record
+            && self.owns()
+        {
+            assert!(record.epoch >= old.epoch, "I1: epoch {} after {}", record.epoch, old.epoch);
+        }
+        let epoch_changed = self.record.as_ref().is_none_or(|old| old.epoch != record.epoch) || !self.owns();
+        let left: Vec<Rid> = self
+            .record
+            .iter()
+            .flat_map(|old| old.in_sync())
+            .map(|e| e.rid)
+            .filter(|rid| record.replica(*rid).is_none_or(|e| e.state != ReplicaState::InSync))
+            .collect();
+        self.attempts.clear();
+        self.rollback_suspect = None;
+        self.record = Some(record);
+        self.revision = revision;
+        self.events.push_back(Event::RecordChanged);
+        for rid in left {
+            self.drop_attachment(rid);
+        }
+        self.sync_peers(now);
+        if epoch_changed {
+            self.interval = 0;
+            for peer in self.peers.values_mut() {
+                peer.promised = None;
+                peer.promising = false;
+                peer.lease = None;
+            }
+        }
+        match intent {
+            Some(Intent::Claim) => self.claimed(now),
+            Some(Intent::Close { .. }) => self.end(EndReason::Closed),
+            Some(Intent::Demote { rids, reason, admit, .. }) => {
+                self.events.push_back(Event::Demoted { rids, reason });
+                self.demoted(now);
+                if let Some(rid) = admit {
+                    self.admitted(now, rid);
+                }
+            }
+            Some(Intent::Admit { rid }) => self.admitted(now, rid),
+            Some(Intent::Add { rid, .. } | Intent::Remove { rid }) => {
+                self.change.pop_front();
+                self.events.push_back(Event::ChangeDone { rid, outcome: Ok(()) });
+            }
+            Some(Intent::ClearWait) => self.steal_wait = false,
+            Some(Intent::Settle) => self.settled(now),
+            None => self.demoted(now),
+        }
+        self.check_all_ops(now);
+    }
+}
