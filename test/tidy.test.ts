@@ -10,7 +10,9 @@ import { repository, repositoryFiles } from "../scripts/lib/repository.ts";
 import { findingLines } from "./tidy/rules.ts";
 
 await t.test("tidy: the tree keeps the house rules", async (t) => {
-  const text = repositoryFiles().filter((path) => /\.(?:ts|rs|md|sh|json|toml|yml|yaml|txt)$/.test(path));
+  const text = repositoryFiles().filter((path) =>
+    /\.(?:ts|rs|md|sh|json|toml|yml|yaml|txt)$|(?:^|\/)[^./]+$/.test(path),
+  );
   const tree = new Map(text.map((path) => [path, readFileSync(join(repository, path), "utf8")]));
   t.ok(tree.size > 50, "the tree was found");
   t.strictSame(findingLines(tree), []);

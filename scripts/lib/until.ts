@@ -34,6 +34,22 @@ export async function until<T>(
   }
 }
 
+/** The same for a promise: its value, or an error that names it. */
+export async function within<T>(promise: Promise<T>, options: Omit<UntilOptions, "everyMs">): Promise<T> {
+  let timer: NodeJS.Timeout | null = null;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(
+      () => reject(new Error(`waited ${options.deadlineMs / 1000} s for ${options.what}`)),
+      options.deadlineMs,
+    );
+  });
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    if (timer !== null) clearTimeout(timer);
+  }
+}
+
 function pause(ms: number): Promise<void> {
   return new Promise((resolve) => {
     setTimeout(resolve, ms);
