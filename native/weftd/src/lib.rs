@@ -15,5 +15,6 @@ pub mod clock;
 pub mod control;
 pub mod errors;
 pub mod mail;
+pub mod records;
 pub mod state;
 pub mod store;

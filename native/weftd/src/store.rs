@@ -23,6 +23,7 @@ use etcd_client::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, LocalSet, spawn_local};
 use tokio::time::{sleep, timeout};
 use weft_control::types::Decimal;
@@ -31,6 +32,7 @@ use weft_proto::message::Watermark;
 
 use crate::errors::{Code, Failure};
 use crate::mail::{Mail, Mailbox};
+use crate::records::RecordChange;
 use crate::state::StateDir;
 
 /// How long one endpoint may take for one call.
@@ -49,7 +51,7 @@ pub const STORE_KEY: &str = "/weft/v1/store";
 pub struct StoreToken(pub u64);
 
 /// What the store's thread is asked.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Debug)]
 pub enum StoreRequest {
     /// Which cluster's store is expected, and where. Calls under way end at the old endpoints.
     Connect {
@@ -106,7 +108,17 @@ pub enum StoreRequest {
         /// The new incarnation, above the present one.
         incarnation: u64,
     },
+    /// A change of a record that no session is needed for.
+    Change {
+        /// What to change.
+        change: RecordChange,
+        /// Takes the answer.
+        answer: ChangeAnswer,
+    },
 }
+
+/// Takes the answer to a [`StoreRequest::Change`].
+pub type ChangeAnswer = oneshot::Sender<Result<serde_json::Value, Failure>>;
 
 /// What the store's thread answers.
 #[derive(Clone, Debug, PartialEq)]
@@ -189,6 +201,10 @@ pub enum SwapOutcome {
     },
     /// It may have been applied, or may still be.
     Unknown(String),
+    /// It was not sent: no endpoint answered.
+    Away(String),
+    /// It was not sent: the store is not the one that this host has followed (R11).
+    RolledBack(String),
 }
 
 /// What a watch tells.
@@ -266,8 +282,9 @@ struct Shared {
     mailbox: Mailbox,
 }
 
+/// The store, as the tasks of its thread see it.
 #[derive(Clone)]
-struct Store(Rc<RefCell<Shared>>);
+pub(crate) struct Store(Rc<RefCell<Shared>>);
 
 impl Store {
     async fn run(self, mut requests: UnboundedReceiver<StoreRequest>) {
@@ -275,6 +292,13 @@ impl Store {
         while let Some(request) = requests.recv().await {
             let store = self.clone();
             match request {
+                StoreRequest::Change { change, answer } => {
+                    spawn_local(async move {
+                        let result = store.change(change).await;
+                        // Nobody may want to know any more.
+                        let _ = answer.send(result);
+                    });
+                }
                 StoreRequest::Connect { cluster, endpoints } => store.connect(cluster, endpoints),
                 StoreRequest::Read { token, keys } => {
                     spawn_local(async move {
@@ -337,7 +361,7 @@ impl Store {
 
     // ---- calls
 
-    async fn read(&self, keys: Vec<String>) -> Result<Snapshot, ReadError> {
+    pub(crate) async fn read(&self, keys: Vec<String>) -> Result<Snapshot, ReadError> {
         let mut ops: Vec<TxnOp> = vec![TxnOp::get(STORE_KEY, None)];
         ops.extend(keys.iter().map(|key| TxnOp::get(key.as_str(), None)));
         let (watermark, answers) = self.checked_read(ops).await?;
@@ -382,7 +406,29 @@ impl Store {
         Ok((watermark, answers))
     }
 
-    async fn swap(&self, key: String, expected: Option<Revision>, value: Option<Vec<u8>>) -> SwapOutcome {
+    /// Looks first whether the store may be believed: one that was restored counts its revisions anew, so that
+    /// the compared one may be there again with another meaning. It also tells "surely not applied" from
+    /// "unknown" whenever the store was away already.
+    pub(crate) async fn swap(
+        &self,
+        key: String,
+        expected: Option<Revision>,
+        value: Option<Vec<u8>>,
+    ) -> SwapOutcome {
+        match self.checked_read(vec![TxnOp::get(STORE_KEY, None)]).await {
+            Ok(_) => self.swap_unchecked(key, expected, value).await,
+            Err(ReadError::RolledBack(why)) => SwapOutcome::RolledBack(why),
+            Err(ReadError::Away(why) | ReadError::Watermark(why)) => SwapOutcome::Away(why),
+        }
+    }
+
+    /// Without that look, for a repair alone.
+    pub(crate) async fn swap_unchecked(
+        &self,
+        key: String,
+        expected: Option<Revision>,
+        value: Option<Vec<u8>>,
+    ) -> SwapOutcome {
         let compared = i64::try_from(expected.map_or(0, |r| r.0)).unwrap_or(i64::MAX);
         let change = match &value {
             Some(value) => TxnOp::put(key.as_str(), value.clone(), None),
@@ -414,11 +460,10 @@ impl Store {
         }
     }
 
-    async fn set_incarnation(&self, incarnation: u64) -> SwapOutcome {
-        let get = self.call(async |mut client: Client| client.get(STORE_KEY, None).await).await;
-        let current = match get {
-            Ok(mut response) => response.take_kvs().into_iter().next().and_then(entry_of),
-            Err(why) => return SwapOutcome::Unknown(why),
+    pub(crate) async fn set_incarnation(&self, incarnation: u64) -> SwapOutcome {
+        let current = match self.read_unchecked(STORE_KEY).await {
+            Ok(current) => current,
+            Err(why) => return SwapOutcome::Away(why),
         };
         let cluster = self.0.borrow().cluster;
         let present = current.as_ref().and_then(|e| serde_json::from_slice::<Identity>(&e.value).ok());
@@ -433,7 +478,13 @@ impl Store {
         }
         let identity = Identity { cluster, incarnation: Decimal(incarnation) };
         let value = serde_json::to_vec(&identity).expect("an identity is always JSON");
-        self.swap(STORE_KEY.to_owned(), current.map(|e| e.revision), Some(value)).await
+        self.swap_unchecked(STORE_KEY.to_owned(), current.map(|e| e.revision), Some(value)).await
+    }
+
+    /// A key's present value, whatever the store's identity is.
+    pub(crate) async fn read_unchecked(&self, key: &str) -> Result<Option<Entry>, String> {
+        let mut response = self.call(async |mut client: Client| client.get(key, None).await).await?;
+        Ok(response.take_kvs().into_iter().next().and_then(entry_of))
     }
 
     /// Tries one endpoint after the other, the one that answered last first.

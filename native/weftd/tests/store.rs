@@ -3,8 +3,10 @@
 mod support;
 
 use std::cell::RefCell;
-use std::net::TcpListener;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
@@ -20,6 +22,47 @@ use weftd::store::{
 };
 
 const CLUSTER: ClusterId = ClusterId(0x77);
+
+/// Passes everything on until `marker` goes by; from then on nothing comes back.
+struct Relay {
+    url: String,
+}
+
+impl Relay {
+    fn start(port: u16, marker: &'static [u8]) -> Relay {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        let deaf = Arc::new(AtomicBool::new(false));
+        std::thread::spawn(move || {
+            while let Ok((client, _)) = listener.accept() {
+                let server = TcpStream::connect(("127.0.0.1", port)).expect("etcd listens");
+                let (mut from, mut to) =
+                    (client.try_clone().expect("cloned"), server.try_clone().expect("cloned"));
+                let heard = deaf.clone();
+                std::thread::spawn(move || {
+                    pass(&mut from, &mut to, |bytes| {
+                        if bytes.windows(marker.len()).any(|w| w == marker) {
+                            heard.store(true, Ordering::SeqCst);
+                        }
+                        true
+                    });
+                });
+                let (mut from, mut to, deaf) = (server, client, deaf.clone());
+                std::thread::spawn(move || pass(&mut from, &mut to, |_| !deaf.load(Ordering::SeqCst)));
+            }
+        });
+        Relay { url }
+    }
+}
+
+fn pass(from: &mut TcpStream, to: &mut TcpStream, mut look: impl FnMut(&[u8]) -> bool) {
+    let mut buffer = [0u8; 65536];
+    while let Ok(n @ 1..) = from.read(&mut buffer) {
+        if look(&buffer[..n]) && to.write_all(&buffer[..n]).is_err() {
+            return;
+        }
+    }
+}
 
 /// A host with its store's thread.
 struct Host {
@@ -130,7 +173,7 @@ fn until_known(mut swap: impl FnMut() -> SwapOutcome) -> SwapOutcome {
     let until = Instant::now() + PATIENCE;
     loop {
         match swap() {
-            SwapOutcome::Unknown(why) => assert!(Instant::now() < until, "{why}"),
+            SwapOutcome::Unknown(why) | SwapOutcome::Away(why) => assert!(Instant::now() < until, "{why}"),
             outcome => return outcome,
         }
     }
@@ -154,6 +197,7 @@ fn failed(outcome: SwapOutcome) -> Option<Entry> {
 fn a_swap_compares_the_revision_and_a_failed_one_shows_what_is_there() {
     let etcd = Etcd::start();
     let mut host = Host::new(&[&etcd.url]);
+    host.found_cluster(1);
     let first = done(host.swap("/k", None, "a"));
     let second = done(host.swap("/k", Some(first), "b"));
     let current = failed(host.swap("/k", Some(first), "c")).expect("there");
@@ -166,6 +210,7 @@ fn a_swap_compares_the_revision_and_a_failed_one_shows_what_is_there() {
 fn a_swap_that_was_applied_by_a_lost_try_is_recognised_as_ours() {
     let etcd = Etcd::start();
     let mut host = Host::new(&[&etcd.url]);
+    host.found_cluster(1);
     let first = done(host.swap("/k", None, "nonce 1"));
     assert_eq!(done(host.swap("/k", None, "nonce 1")), first);
     for _ in 0..2 {
@@ -237,14 +282,41 @@ fn the_next_endpoint_is_asked_when_one_refuses_or_is_silent() {
 }
 
 #[test]
-fn with_nobody_answering_a_swap_is_unknown_and_a_read_says_that_the_store_is_away() {
+fn with_nobody_answering_a_swap_is_not_sent_and_a_read_says_that_the_store_is_away() {
     let silent = TcpListener::bind("127.0.0.1:0").expect("loopback");
     let silent = format!("http://{}", silent.local_addr().expect("bound"));
     let mut host = Host::new(&[&silent]);
-    assert!(matches!(host.swap_once("/k", None, "a"), SwapOutcome::Unknown(_)));
+    assert!(matches!(host.swap_once("/k", None, "a"), SwapOutcome::Away(_)));
     assert!(matches!(host.read_once(&["/k"]), Err(ReadError::Away(_))));
     host.connect(&[]);
     assert!(matches!(host.read_once(&["/k"]), Err(ReadError::Away(_))));
+}
+
+/// A swap reaches the store and is applied, its answer is lost, as is every later one: not failed, but unknown.
+/// When the store answers again, the same swap is found done (protocol.md R14).
+#[test]
+fn a_swap_whose_answer_is_lost_is_unknown_and_settled_by_its_value() {
+    let etcd = Etcd::start();
+    let relay = Relay::start(etcd.port(), b"the lost answer");
+    let mut host = Host::new(&[&relay.url]);
+    host.found_cluster(1);
+    let first = done(host.swap("/k", None, "a"));
+    assert!(matches!(host.swap_once("/k", Some(first), "the lost answer"), SwapOutcome::Unknown(_)));
+    assert!(matches!(host.swap_once("/k", Some(first), "another"), SwapOutcome::Away(_)));
+    host.connect(&[&etcd.url]);
+    let second = done(host.swap("/k", Some(first), "the lost answer"));
+    assert!(second > first);
+    assert_eq!(failed(host.swap("/k", Some(first), "another")).expect("there").revision, second);
+}
+
+#[test]
+fn a_store_that_went_back_is_not_written_to() {
+    let etcd = Etcd::start();
+    let mut host = Host::new(&[&etcd.url]);
+    host.found_cluster(1);
+    let higher = Watermark { cluster: CLUSTER, incarnation: 1, revision: 1 << 40 };
+    host.store.send(StoreRequest::Raise(higher));
+    assert!(matches!(host.swap("/k", None, "a"), SwapOutcome::RolledBack(_)));
 }
 
 #[test]

@@ -1,0 +1,362 @@
+//! Changes of records that need no session: made, deleted, restored, repaired; and who may be trashed.
+//!
+//! Must always hold:
+//! * each change is one compare-and-swap on the record's key, tried again only with the same nonce until its
+//!   outcome is known (protocol.md R14);
+//! * a record with an owner is changed by that owner alone; a tombstone needs `owner = null`;
+//! * nothing is trashed because something is absent (R15).
+
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::time::{Instant, sleep};
+use weft_proto::ids::{Epoch, Nonce, Rev, Revision, Rid, VolumeId};
+use weft_proto::record::{REPAIR_EPOCH_JUMP, Record};
+
+use crate::clock::{random_u128, unix_seconds};
+use crate::errors::{Code, Failure};
+use crate::store::{Entry, ReadError, Store, SwapOutcome};
+
+/// How long a change is tried before its asker is told that the store is away.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// The key of a volume's record.
+#[must_use]
+pub fn record_key(volume: VolumeId) -> String {
+    format!("/weft/v1/vol/{volume}/state")
+}
+
+/// A change of records.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RecordChange {
+    /// Makes the record; one with the same `created_by` is taken for an earlier try.
+    Create(Box<Record>),
+    /// Marks it deleted.
+    Delete(VolumeId),
+    /// Takes the mark away.
+    Restore(VolumeId),
+    /// Writes records that were kept by replicas into a lost or restored store, then raises its incarnation.
+    Repair {
+        /// The best record of each volume.
+        records: Vec<Record>,
+        /// The new incarnation.
+        incarnation: u64,
+    },
+}
+
+impl Store {
+    /// Makes a change; the answer is the method's.
+    pub(crate) async fn change(&self, change: RecordChange) -> Result<serde_json::Value, Failure> {
+        let until = Instant::now() + PATIENCE;
+        match change {
+            RecordChange::Create(record) => self.create(&record, until).await,
+            RecordChange::Delete(volume) => {
+                let deleted = unix_seconds().to_string();
+                self.alter(volume, until, |record| mark_deleted(record, &deleted)).await
+            }
+            RecordChange::Restore(volume) => self.alter(volume, until, mark_restored).await,
+            RecordChange::Repair { records, incarnation } => self.repair(records, incarnation, until).await,
+        }
+    }
+
+    async fn create(&self, record: &Record, until: Instant) -> Result<serde_json::Value, Failure> {
+        let key = record_key(record.vol);
+        match self.swap_until_known(&key, None, record.to_bytes(), until).await? {
+            Ok(_) => Ok(json!({})),
+            Err(None) => Err(Failure::new(Code::OUTCOME_UNKNOWN, "the record was made and is gone again")),
+            Err(Some(there)) => {
+                let there = parse(&there)?;
+                if there.created_by == record.created_by {
+                    return Ok(json!({}));
+                }
+                let message = format!("volume {} exists, made by another request", record.vol);
+                Err(Failure::new(Code::VOLUME_EXISTS, message).with("volume", record.vol.to_string()))
+            }
+        }
+    }
+
+    /// Reads, changes and swaps until it is done or `change` refuses. `change` answers whether there is anything
+    /// to write.
+    async fn alter(
+        &self,
+        volume: VolumeId,
+        until: Instant,
+        change: impl Fn(&mut Record) -> Result<bool, Failure>,
+    ) -> Result<serde_json::Value, Failure> {
+        let key = record_key(volume);
+        let mut entry = self.read_until(&key, until).await?.ok_or_else(|| no_record(volume))?;
+        loop {
+            let mut record = parse(&entry)?;
+            if !change(&mut record)? {
+                return Ok(json!({}));
+            }
+            record.nonce = Nonce(random_u128());
+            record.check().map_err(|e| Failure::new(Code::BAD_RECORD, e.to_string()))?;
+            match self.swap_until_known(&key, Some(entry.revision), record.to_bytes(), until).await? {
+                Ok(_) => return Ok(json!({})),
+                Err(current) => entry = current.ok_or_else(|| no_record(volume))?,
+            }
+        }
+    }
+
+    async fn read_until(&self, key: &str, until: Instant) -> Result<Option<Entry>, Failure> {
+        loop {
+            match self.read(vec![key.to_owned()]).await {
+                Ok(snapshot) => return Ok(snapshot.entries.into_iter().next().flatten()),
+                Err(ReadError::RolledBack(why)) => return Err(Failure::new(Code::STORE_ROLLED_BACK, why)),
+                Err(ReadError::Watermark(why)) => return Err(Failure::new(Code::STATE_FILE, why)),
+                Err(ReadError::Away(why)) if Instant::now() > until => return Err(away(&why)),
+                Err(ReadError::Away(_)) => sleep(PAUSE).await,
+            }
+        }
+    }
+
+    /// The inner result: the new revision, or what is there instead.
+    async fn swap_until_known(
+        &self,
+        key: &str,
+        expected: Option<Revision>,
+        value: Vec<u8>,
+        until: Instant,
+    ) -> Result<Result<Revision, Option<Entry>>, Failure> {
+        let mut sent = false;
+        loop {
+            match self.swap(key.to_owned(), expected, Some(value.clone())).await {
+                SwapOutcome::Done { revision } => return Ok(Ok(revision)),
+                SwapOutcome::Failed { current } => return Ok(Err(current)),
+                SwapOutcome::RolledBack(why) => return Err(Failure::new(Code::STORE_ROLLED_BACK, why)),
+                SwapOutcome::Away(why) if Instant::now() > until && !sent => return Err(away(&why)),
+                SwapOutcome::Unknown(why) | SwapOutcome::Away(why) if Instant::now() > until => {
+                    let message = format!("whether the change was made is not known: {why}");
+                    return Err(Failure::new(Code::OUTCOME_UNKNOWN, message).with("cause", why));
+                }
+                SwapOutcome::Unknown(_) => sent = true,
+                SwapOutcome::Away(_) => {}
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    async fn repair(
+        &self,
+        records: Vec<Record>,
+        incarnation: u64,
+        until: Instant,
+    ) -> Result<serde_json::Value, Failure> {
+        let (mut written, mut kept) = (0u32, 0u32);
+        for best in records {
+            let key = record_key(best.vol);
+            loop {
+                let there = self.read_unchecked(&key).await.map_err(|why| away(&why))?;
+                let present = there.as_ref().map(parse).transpose()?;
+                let Some(mut record) = repaired(best.clone(), present.as_ref()) else {
+                    kept += 1;
+                    break;
+                };
+                record.nonce = Nonce(random_u128());
+                let expected = there.map(|e| e.revision);
+                match self.swap_unchecked(key.clone(), expected, Some(record.to_bytes())).await {
+                    SwapOutcome::Done { .. } => {
+                        written += 1;
+                        break;
+                    }
+                    SwapOutcome::Failed { .. } => {}
+                    SwapOutcome::Unknown(why) | SwapOutcome::Away(why) | SwapOutcome::RolledBack(why) => {
+                        if Instant::now() > until {
+                            return Err(away(&why));
+                        }
+                        sleep(PAUSE).await;
+                    }
+                }
+            }
+        }
+        // Last: from now on hosts believe this store.
+        match self.set_incarnation(incarnation).await {
+            SwapOutcome::Done { .. } => Ok(json!({ "written": written, "kept": kept })),
+            SwapOutcome::Failed { .. } => {
+                let message =
+                    format!("the store's incarnation is above {incarnation} already, or another cluster's");
+                Err(Failure::new(Code::STORE_ROLLED_BACK, message)
+                    .with("incarnation", incarnation.to_string()))
+            }
+            SwapOutcome::Unknown(why) | SwapOutcome::Away(why) | SwapOutcome::RolledBack(why) => {
+                Err(away(&why))
+            }
+        }
+    }
+}
+
+/// The record that a repair writes for `best`, or none if the store's is as good: an earlier run's.
+fn repaired(mut best: Record, present: Option<&Record>) -> Option<Record> {
+    let raised = best.epoch.0.saturating_add(REPAIR_EPOCH_JUMP);
+    if present.is_some_and(|p| p.epoch.0 >= raised) {
+        return None;
+    }
+    // A record that the restored store still has may be the younger one.
+    if let Some(present) = present
+        && present.version() > best.version()
+    {
+        best = present.clone();
+    }
+    best.epoch = Epoch(best.epoch.0.saturating_add(REPAIR_EPOCH_JUMP).min(Epoch::MAX.0));
+    best.rev = Rev(best.rev.0 + 1);
+    best.owner = None;
+    best.next = None;
+    best.clean = false;
+    // The session that owned the volume may still be reading (R9).
+    best.wait = true;
+    Some(best)
+}
+
+fn mark_deleted(record: &mut Record, deleted: &str) -> Result<bool, Failure> {
+    if record.deleted.is_some() {
+        return Ok(false);
+    }
+    if let Some(owner) = record.owner {
+        let message = format!("volume {} is open on host {}; not deleted", record.vol, owner.node);
+        return Err(Failure::new(Code::OPEN_ELSEWHERE, message)
+            .with("volume", record.vol.to_string())
+            .with("host", owner.node.to_string())
+            .with("session", owner.session.to_string()));
+    }
+    raise(record);
+    record.deleted = Some(deleted.to_owned());
+    Ok(true)
+}
+
+fn mark_restored(record: &mut Record) -> Result<bool, Failure> {
+    if record.deleted.is_none() {
+        return Ok(false);
+    }
+    raise(record);
+    record.deleted = None;
+    Ok(true)
+}
+
+fn raise(record: &mut Record) {
+    record.epoch = record.epoch.next();
+    record.rev = Rev(record.rev.0 + 1);
+    // A handover that was prepared under the lower epoch must not go on.
+    record.next = None;
+}
+
+/// May a replica that keeps `kept` go to the trash, now that the store shows `present`? Else why not, as a
+/// sentence (R15).
+pub fn may_trash(kept: Option<&Record>, present: Option<&Record>, rid: Rid) -> Result<(), String> {
+    let Some(present) = present else {
+        return Err("the store has no record of the volume: absence deletes nothing".to_owned());
+    };
+    if let Some(kept) = kept
+        && present.version() <= kept.version()
+    {
+        let (epoch, rev) = present.version();
+        let (kept_epoch, kept_rev) = kept.version();
+        return Err(format!(
+            "the store's record (epoch {epoch}, rev {rev}) is not above the replica's (epoch {kept_epoch}, rev {kept_rev})"
+        ));
+    }
+    if present.deleted.is_some() {
+        return Ok(());
+    }
+    if present.replica(rid).is_some() {
+        return Err(format!("the volume's record names {rid}"));
+    }
+    if present.next_rid <= rid.0 {
+        return Err(format!(
+            "the record's next replica is r{}: {rid} was never taken out of it",
+            present.next_rid
+        ));
+    }
+    Ok(())
+}
+
+fn parse(entry: &Entry) -> Result<Record, Failure> {
+    Record::parse(&entry.value).map_err(|e| {
+        Failure::new(Code::BAD_RECORD, format!("{}: {e}", entry.key)).with("key", entry.key.as_str())
+    })
+}
+
+fn no_record(volume: VolumeId) -> Failure {
+    Failure::new(Code::NO_SUCH, format!("no volume {volume} in the store")).with("volume", volume.to_string())
+}
+
+fn away(why: &str) -> Failure {
+    Failure::new(Code::STORE_AWAY, format!("the store can't be reached: {why}")).with("cause", why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weft_proto::ids::{HostId, SessionId};
+    use weft_proto::record::Owner;
+
+    fn record() -> Record {
+        let text = include_bytes!("../../weft-proto/specimens/record-v1.json");
+        let mut record = Record::parse(text).expect("specimen");
+        record.owner = None;
+        record
+    }
+
+    #[test]
+    fn a_deleted_volume_has_a_higher_epoch_and_comes_back_with_a_higher_one() {
+        let mut r = record();
+        let before = r.version();
+        assert_eq!(mark_deleted(&mut r, "77"), Ok(true));
+        assert!(r.version() > before && r.deleted.as_deref() == Some("77"));
+        assert_eq!(mark_deleted(&mut r, "78"), Ok(false), "deleted already");
+        let deleted = r.version();
+        assert_eq!(mark_restored(&mut r), Ok(true));
+        assert!(r.version() > deleted && r.deleted.is_none());
+        assert_eq!(mark_restored(&mut r), Ok(false));
+    }
+
+    #[test]
+    fn a_volume_that_is_open_is_not_deleted() {
+        let mut r = record();
+        r.owner = Some(Owner { node: HostId(1), session: SessionId(2) });
+        assert_eq!(mark_deleted(&mut r, "77").expect_err("open").code, Code::OPEN_ELSEWHERE);
+    }
+
+    #[test]
+    fn only_a_present_younger_record_lets_a_replica_be_trashed() {
+        let kept = record();
+        let rid = kept.replicas[0].rid;
+        let mut without = kept.clone();
+        without.replicas.retain(|r| r.rid != rid);
+        without.rev = Rev(kept.rev.0 + 1);
+        assert_eq!(may_trash(Some(&kept), Some(&without), rid), Ok(()));
+        assert_eq!(may_trash(None, Some(&without), rid), Ok(()));
+        assert!(may_trash(Some(&kept), None, rid).is_err(), "N5: the store lost its data");
+        assert!(may_trash(Some(&kept), Some(&kept), rid).is_err(), "it is named there");
+        let mut older = without.clone();
+        older.rev = kept.rev;
+        assert!(may_trash(Some(&kept), Some(&older), rid).is_err(), "S16: a store that went back");
+        let mut never = without.clone();
+        never.next_rid = rid.0;
+        assert!(may_trash(None, Some(&never), rid).is_err(), "not made yet, rather than removed");
+        let mut deleted = kept.clone();
+        assert_eq!(mark_deleted(&mut deleted, "77"), Ok(true));
+        assert_eq!(may_trash(Some(&kept), Some(&deleted), rid), Ok(()));
+        let mut restored = deleted.clone();
+        assert_eq!(mark_restored(&mut restored), Ok(true));
+        assert!(may_trash(Some(&kept), Some(&restored), rid).is_err(), "N19: restored in between");
+    }
+
+    #[test]
+    fn a_repair_jumps_each_epoch_once() {
+        let mut best = record();
+        best.owner = Some(Owner { node: HostId(1), session: SessionId(2) });
+        best.clean = false;
+        let first = repaired(best.clone(), None).expect("to be written");
+        assert_eq!(first.epoch.0, best.epoch.0 + REPAIR_EPOCH_JUMP);
+        assert!(first.owner.is_none() && first.wait && first.check().is_ok());
+        assert_eq!(repaired(best.clone(), Some(&first)), None, "an earlier run wrote it");
+        let mut younger = best.clone();
+        younger.rev = Rev(best.rev.0 + 5);
+        younger.next_rid += 1;
+        let merged = repaired(best, Some(&younger)).expect("to be written");
+        assert_eq!(merged.next_rid, younger.next_rid, "the store's own record was younger");
+    }
+}
