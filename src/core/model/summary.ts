@@ -3,14 +3,10 @@
  *
  * Must always hold:
  * - the worst thing comes first, and the headline never says less than the lines under it;
- * - "data is safe" is said only when every volume has an in-sync copy on a host that answers.
+ * - "data is safe" is said only when every volume has enough in-sync copies on hosts that answer.
  */
-import type { Cluster } from "./cluster.ts";
 import { formatDuration } from "./duration.ts";
-import type { HostId } from "./ids.ts";
 import type { Health } from "./redundancy.ts";
-import { insync } from "./volume-record.ts";
-import type { VolumeRecord } from "./volume-record.ts";
 
 export type Summary = {
   readonly level: "healthy" | "degraded" | "unavailable";
@@ -18,30 +14,45 @@ export type Summary = {
   readonly lines: readonly string[];
 };
 
-export type SummaryInput = {
-  readonly cluster: Cluster;
-  readonly storeUp: boolean;
-  readonly volumes: readonly {
-    readonly name: string;
-    readonly health: Health;
-    readonly record: VolumeRecord | null;
-  }[];
+export type SummaryVolume = {
+  readonly name: string;
+  /** `unreadable`: its record can't be understood by this software. */
+  readonly health: Health["kind"] | "unreadable";
+  readonly minIsr: number;
+  /** Names of the hosts that answer and have an in-sync copy. */
+  readonly insyncOn: readonly string[];
 };
 
-export function summarise({ cluster, storeUp, volumes }: SummaryInput, now: number): Summary {
-  const of = (kind: Health["kind"]): readonly string[] =>
-    volumes.filter(({ health }) => health.kind === kind).map(({ name }) => name);
-  const waiting = [...of("unavailable"), ...of("paused")];
+export type SummaryInput = {
+  /** `awayMs`: null when it is not known for how long. */
+  readonly hosts: readonly {
+    readonly name: string;
+    readonly alive: boolean;
+    readonly awayMs: number | null;
+  }[];
+  readonly storeUp: boolean;
+  readonly volumes: readonly SummaryVolume[];
+};
+
+export function summarise({ hosts, storeUp, volumes }: SummaryInput): Summary {
+  const of = (...kinds: readonly SummaryVolume["health"][]): readonly string[] =>
+    volumes.filter(({ health }) => kinds.includes(health)).map(({ name }) => name);
+  const waiting = of("unavailable", "paused");
+  const unreadable = of("unreadable");
   const degraded = of("degraded");
-  const away = cluster.hosts.filter(({ liveness }) => liveness.kind === "away");
+  // Without the store nobody's lease is known, so nobody is called away.
+  const away = storeUp ? hosts.filter(({ alive }) => !alive) : [];
   const lines = [
     ...(storeUp
       ? []
       : ["The store is out of reach: running volumes go on, nothing can be attached or changed."]),
-    ...away.map(({ name, liveness }) =>
-      liveness.kind === "away" ? `${name} not answering for ${formatDuration(now - liveness.sinceMs)}.` : "",
+    ...away.map(({ name, awayMs }) =>
+      awayMs === null ? `${name} not answering.` : `${name} not answering for ${formatDuration(awayMs)}.`,
     ),
     ...(waiting.length === 0 ? [] : [`${count(waiting)} waiting: ${list(waiting)}.`]),
+    ...(unreadable.length === 0
+      ? []
+      : [`${count(unreadable)} with a record that can't be read: ${list(unreadable)}.`]),
     ...(degraded.length === 0
       ? []
       : [`${count(degraded)} with fewer copies than wanted: ${list(degraded)}.`]),
@@ -53,6 +64,13 @@ export function summarise({ cluster, storeUp, volumes }: SummaryInput, now: numb
       lines,
     };
   }
+  if (unreadable.length > 0) {
+    return {
+      level: "unavailable",
+      headline: `UNAVAILABLE — ${count(unreadable)} can't be opened by this software`,
+      lines,
+    };
+  }
   if (!storeUp) {
     return {
       level: "unavailable",
@@ -61,16 +79,13 @@ export function summarise({ cluster, storeUp, volumes }: SummaryInput, now: numb
     };
   }
   if (degraded.length > 0) {
-    return {
-      level: "degraded",
-      headline: `DEGRADED — data is safe, ${nextFailure(cluster, volumes)}`,
-      lines,
-    };
+    return { level: "degraded", headline: `DEGRADED — data is safe, ${nextFailure(volumes)}`, lines };
   }
   if (away.length > 0) {
     return { level: "degraded", headline: "DEGRADED — data is safe, every volume has its copies", lines };
   }
   const live = volumes.length - of("deleted").length;
+  if (live === 0) return { level: "healthy", headline: "HEALTHY — no volumes yet", lines };
   return {
     level: "healthy",
     headline: `HEALTHY — ${live} ${live === 1 ? "volume" : "volumes"}, all copies in sync`,
@@ -78,25 +93,17 @@ export function summarise({ cluster, storeUp, volumes }: SummaryInput, now: numb
   };
 }
 
-/** The host whose failure would stop most volumes. */
-function nextFailure(cluster: Cluster, volumes: SummaryInput["volumes"]): string {
-  const hit = new Map<HostId, number>();
-  for (const { health, record } of volumes) {
-    if (health.kind !== "degraded" || record === null) continue;
-    const alive = insync(record).filter(({ host }) =>
-      cluster.hosts.some(({ id, liveness }) => id === host && liveness.kind !== "away"),
-    );
-    // alive > minIsr: the volume goes on without any one of them.
-    if (alive.length <= Math.max(1, record.minIsr)) {
-      for (const { host } of alive) hit.set(host, (hit.get(host) ?? 0) + 1);
-    }
+/** The host whose failure would stop most volumes; the first in text order of those. */
+function nextFailure(volumes: readonly SummaryVolume[]): string {
+  const stopped = new Map<string, number>();
+  for (const { health, minIsr, insyncOn } of volumes) {
+    // With more than min_isr it goes on without any one of them.
+    if (health !== "degraded" || insyncOn.length > Math.max(1, minIsr)) continue;
+    for (const host of insyncOn) stopped.set(host, (stopped.get(host) ?? 0) + 1);
   }
-  const worst = cluster.hosts
-    .filter(({ id }) => hit.has(id))
-    .toSorted((a, b) => (hit.get(b.id) ?? 0) - (hit.get(a.id) ?? 0))[0];
+  const [worst] = [...stopped].toSorted(([a, left], [b, right]) => right - left || (a < b ? -1 : 1));
   if (worst === undefined) return "one more failure stops no volume";
-  const stopped = hit.get(worst.id) ?? 0;
-  return `one more failure of ${worst.name} would stop ${stopped} ${stopped === 1 ? "volume" : "volumes"}`;
+  return `one more failure of ${worst[0]} would stop ${worst[1]} ${worst[1] === 1 ? "volume" : "volumes"}`;
 }
 
 function count(names: readonly string[]): string {

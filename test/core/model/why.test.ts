@@ -9,7 +9,7 @@ import { summarise } from "../../../src/core/model/summary.ts";
 import type { VolumeRecord, Want } from "../../../src/core/model/volume-record.ts";
 import { explain, whySentences } from "../../../src/core/model/why.ts";
 import type { Why } from "../../../src/core/model/why.ts";
-import { GIB, cluster, hostId, member, owner, place, record, want } from "./world.ts";
+import { GIB, cluster, member, owner, place, record, want } from "./world.ts";
 
 const two = want([place(0, 1), place(1, 2)]);
 
@@ -99,34 +99,43 @@ void t.test("why: paused below min_isr, being made, in the trash, without a stor
   );
 });
 
+const h1 = { name: "h1", alive: true, awayMs: null };
+const db = { name: "db", health: "degraded", minIsr: 1, insyncOn: ["h1"] } as const;
+
 void t.test("status: the headline says what one more failure would do", async (t) => {
-  const world = cluster([1, 2, 3], [2]);
-  const fact = record([member(0, 1), member(1, 2, "STALE")]);
-  const volume = { name: "db", health: healthOf(two, fact, world), record: fact };
-  t.strictSame(summarise({ cluster: world, storeUp: true, volumes: [volume] }, 130_000), {
+  const hosts = [h1, { name: "h2", alive: false, awayMs: 130_000 }];
+  t.strictSame(summarise({ hosts, storeUp: true, volumes: [db] }), {
     level: "degraded",
     headline: "DEGRADED — data is safe, one more failure of h1 would stop 1 volume",
     lines: ["h2 not answering for 2 min 10 s.", "1 volume with fewer copies than wanted: db."],
   });
+  const robust = { ...db, insyncOn: ["h1", "h3"] };
+  t.equal(
+    summarise({ hosts, storeUp: true, volumes: [robust] }).headline,
+    "DEGRADED — data is safe, one more failure stops no volume",
+  );
 });
 
 void t.test("status: waiting volumes come first, then the store, and all well is said plainly", async (t) => {
-  const waiting = {
-    name: "db",
-    health: { kind: "unavailable", waitingFor: [hostId(1)] } as const,
-    record: null,
-  };
+  const waiting = { ...db, health: "unavailable", insyncOn: [] } as const;
   t.equal(
-    summarise({ cluster: cluster([1]), storeUp: false, volumes: [waiting] }, 0).headline,
+    summarise({ hosts: [h1], storeUp: false, volumes: [db, waiting] }).headline,
     "UNAVAILABLE — 1 volume waiting, nothing is lost by it",
   );
+  t.strictSame(summarise({ hosts: [{ ...h1, alive: false }], storeUp: false, volumes: [] }), {
+    level: "unavailable",
+    headline: "STORE AWAY — running volumes go on, nothing can be changed",
+    lines: ["The store is out of reach: running volumes go on, nothing can be attached or changed."],
+  });
+  const unreadable = { ...db, health: "unreadable" } as const;
   t.equal(
-    summarise({ cluster: cluster([1]), storeUp: false, volumes: [] }, 0).headline,
-    "STORE AWAY — running volumes go on, nothing can be changed",
+    summarise({ hosts: [h1], storeUp: true, volumes: [unreadable] }).headline,
+    "UNAVAILABLE — 1 volume can't be opened by this software",
   );
-  const well = { name: "db", health: { kind: "healthy" } as const, record: null };
+  const well = { ...db, health: "healthy" } as const;
   t.equal(
-    summarise({ cluster: cluster([1]), storeUp: true, volumes: [well] }, 0).headline,
+    summarise({ hosts: [h1], storeUp: true, volumes: [well] }).headline,
     "HEALTHY — 1 volume, all copies in sync",
   );
+  t.equal(summarise({ hosts: [h1], storeUp: true, volumes: [] }).headline, "HEALTHY — no volumes yet");
 });

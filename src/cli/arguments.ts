@@ -1,0 +1,121 @@
+/**
+ * Values of arguments and options, understood at this door: a bad one gets a code before anything is sent.
+ *
+ * Must always hold: what passes is what the agent accepts; limits and messages are the model's.
+ */
+import { networkInterfaces } from "node:os";
+import { resolve } from "node:path";
+
+import type { Decision } from "../core/model/finding.ts";
+import { COPIES_MAX } from "../core/model/limits.ts";
+import { parseAddress, parseName } from "../core/model/name.ts";
+import { parseSize } from "../core/model/size.ts";
+import { WeftError } from "../core/wire/errors.ts";
+
+export function volumeName(text: string): string {
+  return accept(parseName("volume", text));
+}
+
+export function hostName(text: string): string {
+  return accept(parseName("host", text));
+}
+
+export function clusterName(text: string): string {
+  return accept(parseName("cluster", text));
+}
+
+export function address(text: string): string {
+  return accept(parseAddress(text));
+}
+
+export function size(text: string): bigint {
+  return accept(parseSize(text));
+}
+
+/** HOST or HOST:7400, with brackets around an IPv6 address that has a port. */
+export function joinTarget(text: string): string {
+  const isBareIpv6 = !text.startsWith("[") && text.split(":").length > 2;
+  const match = isBareIpv6 ? null : /^(.+):(\d+)$/.exec(text);
+  const [, name = text, port = "7400"] = match ?? [];
+  accept(parseAddress(name));
+  if (port === "7400") return text;
+  throw new WeftError({
+    code: "E-ARG-02",
+    message: `Agents listen on port 7400, "${text}" names port ${port}.`,
+  });
+}
+
+export function absolutePath(text: string): string {
+  if (text === "") throw new WeftError({ code: "E-ARG-02", message: "The path is empty." });
+  return resolve(text);
+}
+
+export function copies(text: string): number {
+  const value = wholeNumber("--copies", text);
+  if (value >= 1 && value <= COPIES_MAX) return value;
+  throw new WeftError({
+    code: "E-VOL-08",
+    message: `${value} copies wanted, a volume has 1 to ${COPIES_MAX}.`,
+    facts: { copies: value, limit: COPIES_MAX },
+  });
+}
+
+export function minIsr(text: string): number {
+  const value = wholeNumber("--min-isr", text);
+  if (value >= 1 && value <= COPIES_MAX) return value;
+  throw new WeftError({ code: "E-VOL-06", message: `--min-isr ${value} is not 1 to the number of copies.` });
+}
+
+/** Appends one of several `--host`. */
+export function collectHost(text: string, before: readonly string[] = []): readonly string[] {
+  const name = hostName(text);
+  if (before.includes(name)) {
+    throw new WeftError({
+      code: "E-ARG-02",
+      message: `--host ${name} is named twice; no two copies are placed on one host.`,
+    });
+  }
+  return [...before, name];
+}
+
+/** Only `durable`: `cached` waits for the fault tests that cover it. */
+export function acknowledgement(text: string): "durable" {
+  if (text === "durable") return text;
+  if (text === "cached") {
+    throw new WeftError({
+      code: "E-VOL-05",
+      message:
+        "Acknowledgement mode cached is not offered: the fault tests do not cover it yet. Nothing was made.",
+      do: [{ why: "Leave it away for durable, the default", command: "weft volume create NAME SIZE" }],
+    });
+  }
+  throw new WeftError({ code: "E-ARG-02", message: `--ack "${text}" is not known. The mode is durable.` });
+}
+
+/** The address on the storage network when there is only one that it can be. */
+export function ownAddress(): string {
+  const found = Object.values(networkInterfaces())
+    .flatMap((list) => list ?? [])
+    .filter((one) => !one.internal && one.family === "IPv4" && !one.address.startsWith("169.254."))
+    .map((one) => one.address);
+  const [only] = found;
+  if (only !== undefined && found.length === 1) return only;
+  throw new WeftError({
+    code: "E-ARG-03",
+    message:
+      found.length === 0
+        ? "This host has no address but its loopback: say which one the others shall use."
+        : `This host has ${found.length} addresses (${found.join(", ")}): say which one the others shall use.`,
+    do: [{ why: "For example", command: `--address ${only ?? "10.0.9.11"}` }],
+  });
+}
+
+function wholeNumber(option: string, text: string): number {
+  if (/^\d{1,6}$/.test(text)) return Number(text);
+  throw new WeftError({ code: "E-ARG-02", message: `${option} "${text}" is not a whole number.` });
+}
+
+function accept<Value>(decision: Decision<Value>): Value {
+  if (decision.kind === "ok") return decision.value;
+  throw WeftError.fromFinding(decision.finding);
+}

@@ -1,0 +1,98 @@
+/**
+ * What every command gets: the agent's client, the console, and how the answer shall look.
+ *
+ * Must always hold: the only way out of the process is the agent's socket; no command opens the store or weftd's socket.
+ */
+import { join } from "node:path";
+import type { Command } from "commander";
+
+import { AgentClient } from "../core/wire/agent-client.ts";
+import { WeftError } from "../core/wire/errors.ts";
+import { json } from "./console.ts";
+import type { Console } from "./console.ts";
+import { table } from "./table.ts";
+import type { Column } from "./table.ts";
+
+export type Globals = {
+  readonly json?: true;
+  readonly quiet?: true;
+  readonly yes?: true;
+  readonly runDir: string;
+  readonly stateDir: string;
+};
+
+export type Surroundings = {
+  readonly console: Console;
+  readonly environment: NodeJS.ProcessEnv;
+  /** Ends waiting: ^C, or the test's end. */
+  readonly signal: AbortSignal;
+};
+
+export class Context {
+  readonly console: Console;
+  readonly environment: NodeJS.ProcessEnv;
+  readonly signal: AbortSignal;
+  readonly globals: Globals;
+  /** Set by a command that did its work and found something degraded, or passes on another program's. */
+  exitCode = 0;
+
+  constructor(surroundings: Surroundings, globals: Globals) {
+    this.console = surroundings.console;
+    this.environment = surroundings.environment;
+    this.signal = surroundings.signal;
+    this.globals = globals;
+  }
+
+  get client(): AgentClient {
+    return new AgentClient({ socketPath: join(this.globals.runDir, "agent.sock") });
+  }
+
+  /** One thing: JSON, its id alone, or the text for people. */
+  show<Value>(value: Value, id: (value: Value) => string, text: (value: Value) => string): void {
+    if (this.globals.json === true) this.console.line(json(value));
+    else if (this.globals.quiet === true) this.console.line(id(value));
+    else this.console.line(text(value));
+  }
+
+  /** Done, nothing to show: JSON says so, `-q` nothing. */
+  done(facts: Readonly<Record<string, unknown>>, text: string): void {
+    if (this.globals.json === true) this.console.line(json(facts));
+    else if (this.globals.quiet !== true) this.console.line(text);
+  }
+
+  list<Row>(
+    rows: readonly Row[],
+    id: (row: Row) => string,
+    columns: readonly Column<Row>[],
+    none: string,
+  ): void {
+    if (this.globals.json === true) this.console.line(json(rows));
+    else if (this.globals.quiet === true) for (const row of rows) this.console.line(id(row));
+    else this.console.line(rows.length === 0 ? none : table(rows, columns));
+  }
+
+  /** A sentence beside the answer; only for people. */
+  note(text: string): void {
+    if (this.globals.json !== true && this.globals.quiet !== true) this.console.line(text);
+  }
+
+  /** Asks before what can't be taken back. */
+  async confirm(question: string): Promise<void> {
+    if (this.globals.yes === true) return;
+    const answer = await this.console.confirm(question);
+    if (answer === true) return;
+    throw new WeftError({
+      code: "E-ARG-04",
+      message: answer === null ? `${question} Nobody could be asked.` : "Not confirmed.",
+      safe: "Nothing was changed.",
+      do: [{ why: "Confirm on the command line", command: "--yes" }],
+    });
+  }
+}
+
+/** Joins a command of commander with its work. `Args` and `Options` are what the command declares beside it. */
+// oxlint-disable-next-line typescript/no-unnecessary-type-parameters -- commander's own types do not carry a declaration
+export type Bind = <Args extends readonly (string | undefined)[], Options extends object>(
+  command: Command,
+  work: (context: Context, args: Args, options: Options) => Promise<void>,
+) => void;

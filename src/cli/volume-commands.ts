@@ -1,0 +1,112 @@
+/** `weft volume create|list|show|delete`. */
+import type { Command } from "commander";
+
+import { formatSize } from "../core/model/size.ts";
+import { WeftError } from "../core/wire/errors.ts";
+import { acknowledgement, collectHost, copies, minIsr, size, volumeName } from "./arguments.ts";
+import type { Bind } from "./context.ts";
+import { watchVolume } from "./watch.ts";
+import { withSuggestion } from "./reference.ts";
+import { copiesText, volumeText, whereText } from "./volume-text.ts";
+
+type Create = {
+  readonly copies?: number;
+  readonly minIsr?: number;
+  readonly host?: readonly string[];
+  readonly ack?: "durable";
+};
+
+export function addVolumeCommands(program: Command, bind: Bind): void {
+  const volume = program.command("volume").description("what a guest sees as a disk");
+
+  const create = volume
+    .command("create")
+    .description("make a volume")
+    .argument("<name>", "1 to 63 characters of a-z 0-9 . _ -")
+    .argument("<size>", "256MiB, 200GiB, 3TiB: a multiple of 4 KiB")
+    .option("--copies <number>", "in-sync copies on distinct hosts (default: 2, or 1 with one host)", copies)
+    .option("--min-isr <number>", "fewest in-sync copies under which writes complete (default: 1)", minIsr)
+    .option("--host <name>", "put a copy there; once for each copy", collectHost)
+    .option(
+      "--ack <mode>",
+      "when a write is done: durable, on stable media of every in-sync copy",
+      acknowledgement,
+    );
+  bind<[string, string], Create>(create, async (context, [name, sizeText], options) => {
+    checkPolicy(options);
+    const made = await context.client.createVolume({
+      name: volumeName(name),
+      size: size(sizeText),
+      copies: options.copies ?? options.host?.length ?? null,
+      minIsr: options.minIsr ?? null,
+      hosts: options.host === undefined ? null : [...options.host],
+    });
+    context.show(
+      made,
+      ({ id }) => id,
+      (answer) =>
+        `Volume "${answer.name}" made, ${formatSize(answer.size)}, ${copiesText(answer)} on ${whereText(answer)}.\n` +
+        `Next:  weft attach ${answer.name}`,
+    );
+  });
+
+  const list = volume.command("list").description("all volumes of the cluster");
+  bind(list, async (context) => {
+    const volumes = await context.client.volumes();
+    context.list(
+      volumes,
+      ({ id }) => id,
+      [
+        { title: "VOLUME", of: ({ name }) => name },
+        { title: "SIZE", of: ({ size: bytes }) => formatSize(bytes), right: true },
+        { title: "COPIES", of: ({ inSync, copies: wanted }) => `${inSync}/${wanted}` },
+        { title: "WHERE", of: whereText },
+        { title: "OPEN ON", of: ({ owner }) => owner?.hostName ?? "—" },
+        { title: "HEALTH", of: ({ health }) => health },
+        { title: "ID", of: ({ id }) => id.slice(0, 8) },
+      ],
+      "No volumes yet.  Next:  weft volume create NAME SIZE",
+    );
+  });
+
+  const show = volume
+    .command("show")
+    .description("one volume and its copies")
+    .argument("<volume>", "its name or id")
+    .option("--watch", "stay and show progress until all copies are in sync");
+  bind<[string], { readonly watch?: true }>(show, async (context, [ref], options) => {
+    await withSuggestion(context.client, "volume", ref, () => context.client.volume(ref));
+    if (options.watch === true) await watchVolume(context, ref);
+    const found = await context.client.volume(ref);
+    if (found.health !== "healthy" && found.health !== "deleted") context.exitCode = 3;
+    context.show(found, ({ id }) => id, volumeText);
+  });
+
+  const remove = volume
+    .command("delete")
+    .description("put a volume into the trash, where it rests for 24 h")
+    .argument("<volume>", "its name or id");
+  bind<[string], object>(remove, async (context, [ref]) => {
+    await withSuggestion(context.client, "volume", ref, () => context.client.deleteVolume(ref));
+    context.done(
+      { volume: ref },
+      `Volume "${ref}" is in the trash for 24 h.  Bring it back:  weft trash restore ${ref}`,
+    );
+  });
+}
+
+function checkPolicy(options: Create): void {
+  const wanted = options.copies ?? options.host?.length;
+  if (options.host !== undefined && options.copies !== undefined && options.host.length !== options.copies) {
+    throw new WeftError({
+      code: "E-ARG-03",
+      message: `--copies ${options.copies} and ${options.host.length} × --host do not agree: name one host for each copy.`,
+    });
+  }
+  if (options.minIsr !== undefined && wanted !== undefined && options.minIsr > wanted) {
+    throw new WeftError({
+      code: "E-VOL-06",
+      message: `--min-isr ${options.minIsr} is more than the ${wanted} ${wanted === 1 ? "copy" : "copies"} wanted: no write would ever complete.`,
+    });
+  }
+}

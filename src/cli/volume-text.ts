@@ -1,0 +1,54 @@
+/** A volume as text: one place for the words of `show`, `create` and `list`. */
+import { formatSize } from "../core/model/size.ts";
+import type { VolumeAnswer } from "../core/wire/agent-api.ts";
+import { table } from "./table.ts";
+
+/** `2 copies`, `1 of 2 copies` */
+export function copiesText({ inSync, copies }: VolumeAnswer): string {
+  const noun = copies === 1 ? "copy" : "copies";
+  return inSync >= copies ? `${inSync} ${noun}` : `${inSync} of ${copies} ${noun}`;
+}
+
+/** Hosts with a copy; one that is not in sync in brackets. */
+export function whereText({ replicas }: VolumeAnswer): string {
+  const places = replicas.map(({ hostName, state }) => (state === "INSYNC" ? hostName : `(${hostName})`));
+  return places.length === 0 ? "—" : places.join(" ");
+}
+
+export function volumeText(volume: VolumeAnswer): string {
+  const facts: readonly (readonly [string, string])[] = [
+    ["Volume", volume.name],
+    ["Id", volume.id],
+    ["Size", formatSize(volume.size)],
+    ["Health", volume.reason === null ? volume.health : `${volume.health}: ${volume.reason}`],
+    ["Copies", `${volume.inSync} of ${volume.copies} in sync, at least ${volume.minIsr} for writes`],
+    ["Open on", volume.owner?.hostName ?? "—"],
+    ["Epoch", volume.epoch === null ? "—" : String(volume.epoch)],
+    ...(volume.deletedAt === null ? [] : [["Deleted", volume.deletedAt] as const]),
+  ];
+  const replicas = table(volume.replicas, [
+    { title: "COPY", of: ({ rid }) => String(rid), right: true },
+    { title: "HOST", of: ({ hostName, alive }) => (alive ? hostName : `${hostName} (not answering)`) },
+    { title: "STATE", of: ({ state }) => stateWord(state) },
+    { title: "REASON", of: ({ reason }) => (reason === null || reason === "" ? "—" : reason) },
+    { title: "POOL", of: ({ pool }) => pool.slice(0, 8) },
+  ]);
+  return [...facts.map(([title, value]) => `${`${title}:`.padEnd(9)}${value}`), "", replicas].join("\n");
+}
+
+function stateWord(state: VolumeAnswer["replicas"][number]["state"]): string {
+  switch (state) {
+    case "INSYNC":
+      return "in-sync";
+    case "STALE":
+      return "stale";
+    case "JOINING":
+      return "joining";
+    case "REMOVING":
+      return "removing";
+    case "QUARANTINED":
+      return "quarantined";
+    case "WANTED":
+      return "being made";
+  }
+}

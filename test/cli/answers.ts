@@ -1,0 +1,103 @@
+/** Answers as the agent sends them: numbers that may pass 2^53 are strings. */
+export const ids = {
+  cluster: "c0000000-0000-4000-8000-000000000000",
+  h1: "10000000-0000-4000-8000-000000000000",
+  h2: "20000000-0000-4000-8000-000000000000",
+  pool: "b0000000-0000-4000-8000-000000000000",
+  db: "d0000000-0000-4000-8000-000000000000",
+  session: "50000000-0000-4000-8000-000000000000",
+} as const;
+
+export function host(name: "h1" | "h2", rest: object = {}): object {
+  return {
+    id: ids[name],
+    name,
+    address: name === "h1" ? "10.0.9.11" : "10.0.9.12",
+    joinedAt: "2026-11-21T14:00:00.000Z",
+    self: name === "h1",
+    alive: true,
+    aliveSince: "2026-11-21T14:00:00.000Z",
+    store: name === "h1" ? "voter" : "learner",
+    ...rest,
+  };
+}
+
+export function pool(name: "h1" | "h2", rest: object = {}): object {
+  return {
+    id: ids.pool,
+    host: ids[name],
+    hostName: name,
+    path: "/srv/weft",
+    kind: "dir",
+    state: "serving",
+    reason: null,
+    free: "107374182400",
+    total: "214748364800",
+    ...rest,
+  };
+}
+
+export function replica(rid: number, name: "h1" | "h2", state: string = "INSYNC", rest: object = {}): object {
+  return { rid, host: ids[name], hostName: name, pool: ids.pool, state, reason: null, alive: true, ...rest };
+}
+
+export function volume(rest: object = {}): object {
+  return {
+    id: ids.db,
+    name: "db",
+    size: "3298534883328",
+    copies: 2,
+    minIsr: 1,
+    inSync: 2,
+    health: "healthy",
+    reason: null,
+    epoch: "7",
+    rev: "12",
+    owner: null,
+    replicas: [replica(0, "h1"), replica(1, "h2")],
+    createdBy: "test",
+    deletedAt: null,
+    ...rest,
+  };
+}
+
+export function progress(rest: object = {}): object {
+  return { volume: ids.db, health: "degraded", workedOnBy: "h1", resync: null, waitingFor: [], ...rest };
+}
+
+export function status(rest: object = {}): object {
+  return {
+    kind: "cluster",
+    now: "2026-11-21T14:33:17.000Z",
+    agent: { version: "0.1.0", pid: 1 },
+    daemon: { reachable: true, reason: null, version: "0.1.0", driver: "io_uring" },
+    cluster: { id: ids.cluster, name: "lab", createdAt: "2026-11-21T14:00:00.000Z" },
+    self: { host: ids.h1, name: "h1", address: "10.0.9.11" },
+    health: "healthy",
+    store: {
+      writable: true,
+      reason: null,
+      incarnation: "1",
+      revision: "99",
+      quotaBytes: "2147483648",
+      members: [
+        {
+          id: "1",
+          name: "h1",
+          address: "10.0.9.11",
+          learner: false,
+          leader: true,
+          answers: true,
+          version: "3.4.23",
+          dbBytes: "4096",
+        },
+      ],
+      alarms: [],
+    },
+    hosts: [host("h1"), host("h2")],
+    pools: [pool("h1"), pool("h2")],
+    volumes: [volume()],
+    problems: [],
+    ...rest,
+  };
+}

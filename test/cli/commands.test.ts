@@ -1,0 +1,356 @@
+/** Plot: an operator's day, command by command: what is asked of the agent, what is printed, how the command ends. */
+import t from "tap";
+
+import { host, ids, pool, replica, status, volume } from "./answers.ts";
+import { FakeAgent } from "./fake-agent.ts";
+
+void t.test("weft volume list: a table for people, ids with -q, JSON with --json", async (t) => {
+  const volumes = [
+    volume(),
+    volume({
+      name: "web",
+      size: "4096",
+      inSync: 1,
+      health: "degraded",
+      owner: { host: ids.h1, hostName: "h1", session: ids.session },
+      replicas: [replica(0, "h1"), replica(1, "h2", "STALE")],
+    }),
+  ];
+  await using agent = await FakeAgent.start({ "GET /v1/volumes": volumes });
+  const people = await agent.weft(["volume", "list"]);
+  t.equal(
+    people.out,
+    [
+      "VOLUME   SIZE  COPIES  WHERE    OPEN ON  HEALTH    ID",
+      "db      3 TiB  2/2     h1 h2    —        healthy   d0000000",
+      "web     4 KiB  1/2     h1 (h2)  h1       degraded  d0000000",
+      "",
+    ].join("\n"),
+  );
+  t.equal(people.code, 0);
+  t.equal((await agent.weft(["volume", "list", "-q"])).out, `${ids.db}\n${ids.db}\n`);
+  t.strictSame(
+    JSON.parse((await agent.weft(["--json", "volume", "list"])).out),
+    volumes,
+    "sizes stay decimal strings",
+  );
+});
+
+void t.test("weft volume list: an empty cluster says what to do next", async (t) => {
+  await using agent = await FakeAgent.start({ "GET /v1/volumes": [] });
+  t.equal(
+    (await agent.weft(["volume", "list"])).out,
+    "No volumes yet.  Next:  weft volume create NAME SIZE\n",
+  );
+  t.equal((await agent.weft(["volume", "list", "-q"])).out, "");
+  t.equal((await agent.weft(["volume", "list", "--json"])).out, "[]\n");
+});
+
+void t.test(
+  "weft volume create: size and policy reach the agent as numbers of bytes and copies",
+  async (t) => {
+    await using agent = await FakeAgent.start({ "POST /v1/volumes": volume() });
+    const made = await agent.weft([
+      "volume",
+      "create",
+      "db",
+      "3TiB",
+      "--host",
+      "h1",
+      "--host",
+      "h2",
+      "--min-isr",
+      "1",
+      "--ack",
+      "durable",
+    ]);
+    t.equal(made.err, "");
+    t.equal(made.out, 'Volume "db" made, 3 TiB, 2 copies on h1 h2.\nNext:  weft attach db\n');
+    t.strictSame(agent.asked, [
+      'POST /v1/volumes {"name":"db","size":"3298534883328","copies":2,"minIsr":1,"hosts":["h1","h2"]}',
+    ]);
+    t.equal((await agent.weft(["-q", "volume", "create", "db", "3TiB"])).out, `${ids.db}\n`);
+  },
+);
+
+void t.test("weft volume show: the volume, its copies, and exit code 3 when it is degraded", async (t) => {
+  const degraded = volume({
+    inSync: 1,
+    health: "degraded",
+    reason: "copy 1 on h2 is behind",
+    replicas: [replica(0, "h1"), replica(1, "h2", "STALE", { reason: "silent for 1.5 s", alive: false })],
+  });
+  await using agent = await FakeAgent.start({ "GET /v1/volumes/db": degraded });
+  const shown = await agent.weft(["volume", "show", "db"]);
+  t.equal(shown.code, 3);
+  t.equal(
+    shown.out,
+    [
+      "Volume:  db",
+      `Id:      ${ids.db}`,
+      "Size:    3 TiB",
+      "Health:  degraded: copy 1 on h2 is behind",
+      "Copies:  1 of 2 in sync, at least 1 for writes",
+      "Open on: —",
+      "Epoch:   7",
+      "",
+      "COPY  HOST                STATE    REASON            POOL",
+      "   0  h1                  in-sync  —                 b0000000",
+      "   1  h2 (not answering)  stale    silent for 1.5 s  b0000000",
+      "",
+    ].join("\n"),
+  );
+});
+
+void t.test("weft attach: prints the NBD address that libnbd and qemu understand", async (t) => {
+  const path = "/run/weft/nbd/db.sock";
+  await using agent = await FakeAgent.start({
+    "POST /v1/volumes/db/attach": { volume: ids.db, session: ids.session, epoch: "8", path },
+    "POST /v1/volumes/db/steal": { volume: ids.db, session: ids.session, epoch: "9", path },
+    "POST /v1/volumes/db/detach": { volume: ids.db, lostWrites: 0 },
+  });
+  const attached = await agent.weft(["attach", "db"]);
+  t.equal(
+    attached.out,
+    '"db" attached, epoch 8.\n  nbd+unix:///?socket=/run/weft/nbd/db.sock\n  socket /run/weft/nbd/db.sock\n',
+  );
+  t.equal((await agent.weft(["attach", "db", "-q"])).out, "nbd+unix:///?socket=/run/weft/nbd/db.sock\n");
+  t.match(JSON.parse((await agent.weft(["attach", "db", "--json"])).out), { epoch: "8", path });
+  t.equal((await agent.weft(["steal", "db", "--yes"])).code, 0);
+  t.equal((await agent.weft(["detach", "db"])).out, '"db" detached.\n');
+});
+
+void t.test("weft detach --abandon: names the writes that were dropped and ends with 3", async (t) => {
+  await using agent = await FakeAgent.start({
+    "POST /v1/volumes/db/detach": { volume: ids.db, lostWrites: 3 },
+  });
+  const detached = await agent.weft(["detach", "db", "--abandon"]);
+  t.equal(detached.out, '"db" detached. 3 unfinished writes were dropped.\n');
+  t.equal(detached.code, 3);
+  t.strictSame(agent.asked, ['POST /v1/volumes/db/detach {"abandon":true}']);
+});
+
+void t.test("weft init, weft join: what to do next depends on how many hosts there are", async (t) => {
+  const cluster = {
+    id: ids.cluster,
+    name: "lab",
+    createdAt: "2026-11-21T14:00:00.000Z",
+    host: ids.h1,
+    endpoints: [],
+  };
+  await using agent = await FakeAgent.start({
+    "POST /v1/init": cluster,
+    "POST /v1/join": cluster,
+    "GET /v1/hosts": [host("h1"), host("h2")],
+  });
+  t.equal(
+    (await agent.weft(["init", "--name", "h1", "--address", "10.0.9.11"])).out,
+    [
+      'Cluster "lab" created, 1 host. Volumes have 1 copy until a second host has a pool.',
+      "Next:  weft pool add DIRECTORY",
+      "Join others with:  weft join 10.0.9.11",
+      "",
+    ].join("\n"),
+  );
+  const joined = await agent.weft(["join", "10.0.9.11", "--address", "10.0.9.12"]);
+  t.equal(joined.code, 0, joined.err);
+  t.match(joined.out, /^Joined "lab" as host 2 of 2\.\nThe store has 1 vote:/);
+  t.equal(agent.asked[1], 'POST /v1/join {"from":"10.0.9.11","name":null,"address":"10.0.9.12"}');
+});
+
+void t.test("weft pool add, list, remove: a pool is found by path, HOST:PATH or id", async (t) => {
+  await using agent = await FakeAgent.start({
+    "GET /v1/pools": [
+      pool("h2", { id: ids.db }),
+      pool("h1"),
+      pool("h2", { id: ids.session, path: "/mnt", state: "quarantined", reason: "swapped", free: null }),
+    ],
+    "GET /v1/hosts": [host("h1"), host("h2")],
+    "POST /v1/pools": pool("h1"),
+    [`DELETE /v1/pools/${ids.pool}`]: {},
+    [`DELETE /v1/pools/${ids.db}`]: {},
+  });
+  t.equal((await agent.weft(["pool", "add", "/srv/weft"])).out, `Pool ${ids.pool} added: /srv/weft on h1.\n`);
+  t.equal(
+    (await agent.weft(["pool", "list"])).out,
+    [
+      "POOL      HOST  PATH          FREE     SIZE  STATE",
+      "d0000000  h2    /srv/weft  100 GiB  200 GiB  serving",
+      "b0000000  h1    /srv/weft  100 GiB  200 GiB  serving",
+      "50000000  h2    /mnt             —  200 GiB  quarantined: swapped",
+      "",
+    ].join("\n"),
+  );
+  t.equal(
+    (await agent.weft(["pool", "remove", "/srv/weft"])).out,
+    "Pool /srv/weft on h1 removed. Its directory is left there.\n",
+    "of two hosts' pools with this path the own one is meant",
+  );
+  t.match((await agent.weft(["pool", "remove", "h2:/srv/weft"])).out, /on h2 removed/);
+  const wrong = await agent.weft(["pool", "remove", "/srv/wetf"]);
+  t.equal(
+    wrong.err,
+    'E-ARG-01   No pool "/srv/wetf". Did you mean "/srv/weft"?\n           See all pools:  weft pool list\n',
+  );
+  t.equal(wrong.code, 1);
+});
+
+void t.test("weft replica add, remove: a copy is named by its number or its host", async (t) => {
+  const added = volume({ copies: 3, replicas: [replica(0, "h1"), replica(1, "h2", "WANTED")] });
+  await using agent = await FakeAgent.start({
+    "POST /v1/volumes/db/replicas": added,
+    "GET /v1/volumes/db": volume(),
+    "DELETE /v1/volumes/db/replicas/1": volume(),
+  });
+  t.equal(
+    (await agent.weft(["replica", "add", "db", "--host", "h2"])).out,
+    'A copy of "db" is being made: h1 (h2).  Watch:  weft volume show db --watch\n',
+  );
+  t.equal(agent.asked[0], 'POST /v1/volumes/db/replicas {"host":"h2"}');
+  const removed = await agent.weft(["replica", "remove", "db", "h2"]);
+  t.equal(removed.out, 'Copy 1 of "db" on h2 goes; its data rests in the trash for 24 h.\n');
+  t.match(
+    (await agent.weft(["replica", "remove", "db", "h9"])).err,
+    /^E-ARG-01   "db" has no copy "h9"\. Its copies: 0 \(h1\), 1 \(h2\)\.\n$/,
+  );
+});
+
+void t.test("weft status: the headline, what is wrong, who is there; 0 only when all is well", async (t) => {
+  const degraded = status({
+    health: "degraded",
+    hosts: [host("h1"), host("h2", { alive: false, aliveSince: null })],
+    volumes: [
+      volume({
+        inSync: 1,
+        health: "degraded",
+        replicas: [replica(0, "h1"), replica(1, "h2", "STALE", { alive: false })],
+      }),
+    ],
+    problems: [
+      { code: "E-STORE-08", message: "Space is used up.", do: [{ why: "Look", command: "weft status" }] },
+    ],
+  });
+  await using agent = await FakeAgent.start({
+    "GET /v1/status": [
+      { status: 200, body: status() },
+      { status: 200, body: degraded },
+    ],
+  });
+  const well = await agent.weft(["status"]);
+  t.equal(well.code, 0);
+  t.equal(
+    well.out,
+    [
+      "HEALTHY — 1 volume, all copies in sync",
+      "",
+      'Cluster "lab", this host is h1. Store: 1 of 1 vote answer.',
+      "HOST  ADDRESS    ANSWERS  STORE    OPEN  COPIES  POOL",
+      "h1    10.0.9.11  yes      voter       0       1  100 GiB of 200 GiB free",
+      "h2    10.0.9.12  yes      learner     0       1  100 GiB of 200 GiB free",
+      "",
+    ].join("\n"),
+  );
+  const ill = await agent.weft(["status"]);
+  t.equal(ill.code, 3);
+  t.equal(
+    ill.out.split("\n\n")[0],
+    [
+      "DEGRADED — data is safe, one more failure of h1 would stop 1 volume",
+      "  h2 not answering.",
+      "  1 volume with fewer copies than wanted: db.",
+      "  E-STORE-08  Space is used up.",
+      "      Look:  weft status",
+    ].join("\n"),
+  );
+});
+
+void t.test("weft status: a host without a cluster is told how to begin", async (t) => {
+  await using agent = await FakeAgent.start({
+    "GET /v1/status": {
+      kind: "no-cluster",
+      agent: { version: "0.1.0", pid: 1 },
+      daemon: { reachable: false, reason: "no socket", version: null, driver: null },
+    },
+  });
+  const { out, code } = await agent.weft(["status"]);
+  t.equal(
+    out,
+    "NO CLUSTER — this host belongs to none yet\n  weftd does not answer: no socket\nNext:  weft init, or weft join HOST\n",
+  );
+  t.equal(code, 3);
+});
+
+void t.test("weft why: sentences, then what helps", async (t) => {
+  await using agent = await FakeAgent.start({
+    "GET /v1/volumes/db/why": {
+      volume: ids.db,
+      name: "db",
+      health: "unavailable",
+      because: ["Nothing is lost.", "It waits for h1."],
+      do: [
+        { why: "Start h1", command: "ssh h1 systemctl start weft" },
+        { why: "Or wait", command: null },
+      ],
+      daemon: null,
+    },
+  });
+  const { out, code } = await agent.weft(["why", "db"]);
+  t.equal(
+    out,
+    '"db" is unavailable.\n  Nothing is lost.\n  It waits for h1.\n  → Start h1:  ssh h1 systemctl start weft\n  → Or wait\n',
+  );
+  t.equal(code, 3);
+});
+
+void t.test("weft host, trash, store: lists, and what they did", async (t) => {
+  const keptUntil = new Date(Date.now() + 3 * 3_600_000).toISOString();
+  await using agent = await FakeAgent.start({
+    "GET /v1/hosts": [host("h1"), host("h2", { alive: false, store: "none" })],
+    "DELETE /v1/hosts/h2": { host: ids.h2, name: "h2", storeMemberRemoved: true },
+    "GET /v1/trash": [
+      { volume: ids.db, name: "db", size: "4096", deletedAt: "2026-11-21T14:00:00.000Z", keptUntil },
+    ],
+    "POST /v1/trash/db/restore": volume(),
+    "DELETE /v1/trash": {},
+    "DELETE /v1/trash/db": {},
+    "DELETE /v1/volumes/db": {},
+    "POST /v1/store/backup": { path: "/b", bytes: "4096", revision: "7", sha256: "ab" },
+    "POST /v1/store/restore": {},
+    "POST /v1/store/repair": { incarnation: "2", answered: ["h1"], missing: ["h2"], volumes: [] },
+  });
+  t.equal(
+    (await agent.weft(["host", "list"])).out,
+    [
+      "HOST       ADDRESS    ANSWERS  STORE  ID",
+      `h1 (here)  10.0.9.11  yes      voter  ${ids.h1}`,
+      `h2         10.0.9.12  no       —      ${ids.h2}`,
+      "",
+    ].join("\n"),
+  );
+  t.equal(
+    (await agent.weft(["host", "remove", "h2", "-y"])).out,
+    "Host h2 removed. Its vote in the store is gone too.\n",
+  );
+  t.match((await agent.weft(["trash", "list"])).out, /db {6}4 KiB {2}2026-11-21T14:00:00.000Z {2}3 h/);
+  t.equal((await agent.weft(["trash", "restore", "db"])).out, 'Volume "db" is back.\n');
+  t.equal((await agent.weft(["trash", "empty", "-y"])).out, "The trash is empty.\n");
+  t.equal((await agent.weft(["trash", "empty", "db", "-y"])).out, '"db" is erased.\n');
+  t.equal(
+    (await agent.weft(["volume", "delete", "db"])).out,
+    'Volume "db" is in the trash for 24 h.  Bring it back:  weft trash restore db\n',
+  );
+  t.equal(
+    (await agent.weft(["store", "backup", "/b"])).out,
+    "Store written to /b: 4 KiB, revision 7, sha256 ab.\n",
+  );
+  t.equal(
+    (await agent.weft(["store", "restore", "/b", "-y"])).out,
+    "Store restored. Volumes open after:  weft store repair\n",
+  );
+  const repaired = await agent.weft(["store", "repair"]);
+  t.equal(
+    repaired.out,
+    "Store repaired, incarnation 2: 0 records rebuilt.\n  answered: h1\n  missing:  h2\n",
+  );
+  t.equal(repaired.code, 3);
+});
