@@ -27,7 +27,10 @@ impl BlockSet {
     }
 
     fn change(&mut self, offset: u64, len: u64, f: impl Fn(&mut u64, u64)) {
-        assert!(offset % BLOCK == 0 && len % BLOCK == 0, "range {offset}+{len} is not whole blocks");
+        assert!(
+            offset.is_multiple_of(BLOCK) && len.is_multiple_of(BLOCK),
+            "range {offset}+{len} is not whole blocks"
+        );
         let (mut block, end) = (offset / BLOCK, (offset + len) / BLOCK);
         while block < end {
             let chunk = block / CHUNK_BLOCKS;

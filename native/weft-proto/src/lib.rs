@@ -14,6 +14,7 @@ extern crate alloc;
 
 pub mod block_set;
 mod bytes;
+pub mod checkpoint;
 pub mod durable;
 pub mod guest;
 pub mod ids;

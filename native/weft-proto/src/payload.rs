@@ -66,6 +66,6 @@ impl Payload for HeapPayload {
 /// CRC32C of each 4 KiB block of `bytes`, whose length is a multiple of [`BLOCK`].
 #[must_use]
 pub fn block_crcs(bytes: &[u8]) -> Vec<u32> {
-    assert!(bytes.len() as u64 % BLOCK == 0, "{} bytes are not whole blocks", bytes.len());
+    assert!((bytes.len() as u64).is_multiple_of(BLOCK), "{} bytes are not whole blocks", bytes.len());
     bytes.chunks_exact(4096).map(crc32c::crc32c).collect()
 }

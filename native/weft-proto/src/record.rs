@@ -247,7 +247,7 @@ impl Record {
     /// What every writer must keep true.
     pub fn check(&self) -> Result<(), RecordError> {
         let illegal = |what| Err(RecordError::Illegal(what));
-        if self.size == 0 || self.size % 4096 != 0 || self.size > SIZE_MAX {
+        if self.size == 0 || !self.size.is_multiple_of(4096) || self.size > SIZE_MAX {
             return illegal("size must be whole 4 KiB blocks, 4 KiB to 64 TiB");
         }
         if !(16..=32).contains(&self.region_shift) || self.regions() > 1 << 20 {

@@ -409,6 +409,10 @@ impl<P: Payload> Replica<P> {
             return;
         }
         self.durable.apply(&record);
+        if let LogRecord::Sealed { .. } = &record {
+            // A seal says that every member was flushed and equal: what was lost is not missed any more (R8).
+            self.config.lossy = false;
+        }
         if let LogRecord::Stamp { generation, regions } = &record {
             for region in regions {
                 if self.asked.get(region).is_some_and(|asked| asked <= generation) {
@@ -691,7 +695,7 @@ impl<P: Payload> Replica<P> {
     }
 
     fn check_range(&self, offset: u64, len: u64, max: u64) -> Result<(), Refusal> {
-        let aligned = offset % BLOCK == 0 && len % BLOCK == 0 && len > 0 && len <= max;
+        let aligned = offset.is_multiple_of(BLOCK) && len.is_multiple_of(BLOCK) && len > 0 && len <= max;
         let inside = offset.checked_add(len).is_some_and(|end| end <= self.durable.size);
         if aligned && inside { Ok(()) } else { Err(Refusal::OutOfBounds) }
     }

@@ -217,6 +217,8 @@ pub enum EndReason {
     Unusable(RecordError),
     /// The store shows less than replicas or this host have seen: nobody opens until `weft store repair` (R11).
     MetadataRollback,
+    /// Every in-sync member lost its cache while the session lived (R8): its guest must not go on.
+    CachesLost,
     /// A mode that this software does not serve.
     Unsupported(&'static str),
 }
@@ -666,6 +668,7 @@ impl<P: Payload> Session<P> {
     }
 
     /// A 128-bit number that differs at every call, from the seed (splitmix64 twice).
+    #[allow(clippy::cast_possible_truncation)] // Mixing folds the upper half in first.
     fn fresh_random(&mut self) -> u128 {
         let mut half = || {
             self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835);

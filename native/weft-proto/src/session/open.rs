@@ -13,7 +13,7 @@ use super::peer::{Link, Purpose};
 use super::store::Intent;
 use super::{EndReason, Event, OpenMode, Phase, Session};
 use crate::ids::{Epoch, Generation, Instant, Revision, Rid};
-use crate::message::{Ask, Watermark};
+use crate::message::{Ask, Refusal, Watermark};
 use crate::mutants::Mutation;
 use crate::payload::Payload;
 use crate::record::{Ack, Mode, Record};
@@ -81,7 +81,23 @@ impl<P: Payload> Session<P> {
                 *since = (*since).min(now);
             }
             Phase::Gathering { .. } | Phase::Stamping(_) => self.restart_gather(),
-            _ => {}
+            _ => self.lost_cache(now, rid),
+        }
+    }
+
+    /// R8: a member came back without the cache that it had acknowledged from, while we live.
+    fn lost_cache(&mut self, now: Instant, rid: Rid) {
+        let cached = self.rec().policy.ack == Ack::Cached && !self.config.broken.is(Mutation::TrustLossy);
+        let is_lossy = |r: &Rid| self.peers.get(r).and_then(|p| p.view.as_ref()).is_some_and(|v| v.lossy);
+        if !cached || !self.in_sync().contains(&rid) || !is_lossy(&rid) {
+            return;
+        }
+        if self.in_sync().iter().all(is_lossy) {
+            // Its guest believes in writes that no longer exist anywhere.
+            return self.end(EndReason::CachesLost);
+        }
+        if let Some(peer) = self.peers.get_mut(&rid) {
+            peer.bad = Some((Refusal::IoError, now));
         }
     }
 

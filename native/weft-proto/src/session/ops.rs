@@ -828,12 +828,10 @@ impl<P: Payload> Session<P> {
                 }
                 self.requeue_read(id);
             }
-            OpKind::Write { patch: Some(patch), .. } => {
-                if data_bad {
-                    patch.tries += 1;
-                    if patch.tries >= READ_TRIES {
-                        self.read_unreadable(id);
-                    }
+            OpKind::Write { patch: Some(patch), .. } if data_bad => {
+                patch.tries += 1;
+                if patch.tries >= READ_TRIES {
+                    self.read_unreadable(id);
                 }
             }
             _ => {}
@@ -867,7 +865,7 @@ pub(super) fn verified<P: Payload>(extents: &[Extent<P>], len: u64) -> bool {
     for extent in extents {
         match extent {
             Extent::Data { crcs, data } => {
-                if data.len() as u64 % BLOCK != 0 || block_crcs(data.bytes()) != *crcs {
+                if !(data.len() as u64).is_multiple_of(BLOCK) || block_crcs(data.bytes()) != *crcs {
                     return false;
                 }
                 covered += data.len() as u64;
