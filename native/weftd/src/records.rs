@@ -315,7 +315,7 @@ mod tests {
     #[test]
     fn a_volume_that_is_open_is_not_deleted() {
         let mut r = record();
-        r.owner = Some(Owner { node: HostId(1), session: SessionId(2) });
+        r.owner = Some(Owner { node: HostId(1), session: SessionId(2), caretaker: false });
         assert_eq!(mark_deleted(&mut r, "77").expect_err("open").code, Code::OPEN_ELSEWHERE);
     }
 
@@ -347,7 +347,7 @@ mod tests {
     #[test]
     fn a_repair_jumps_each_epoch_once() {
         let mut best = record();
-        best.owner = Some(Owner { node: HostId(1), session: SessionId(2) });
+        best.owner = Some(Owner { node: HostId(1), session: SessionId(2), caretaker: false });
         best.clean = false;
         let first = repaired(best.clone(), None).expect("to be written");
         assert_eq!(first.epoch.0, best.epoch.0 + REPAIR_EPOCH_JUMP);
