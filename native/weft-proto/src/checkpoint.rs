@@ -1,0 +1,415 @@
+//! A replica's durable state as a whole (protocol.md 4.3, R20): written in turn to `meta.a` and `meta.b`, so that
+//! one of them is always sound.
+//!
+//! Must always hold:
+//! * the file that is written is never the one that [`choose`] would take; both have their full length from the
+//!   replica's making on;
+//! * a checkpoint includes every record of the log up to `log_seq`, which was durable when it was made;
+//! * a torn or rotten file is seen as such (CRC of the head, CRC of the whole) and both being so is an error, never
+//!   an empty replica (R24).
+//!
+//! ```text
+//!  0 magic u32        4 head_crc u32 (bytes 8..176)   8 version u32     12 rid u32
+//! 16 volume u128     32 pool u128                    48 counter u64     56 log_seq u64
+//! 64 size u64        72 promised u64                 80 session u128    96 sealed u64
+//! 104 boot_id u128   120 device_generation u64      128 regions u32    132 record_len u32
+//! 136 region_shift u8 137 clean_stop u8 138 zero     168 body_crc u32   172 zero
+//! 176 record (JSON, at most 8192 bytes), zero up to 8368; then one u64 stamp per region, zero to a full block
+//! ```
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::bytes::{Put, Reader, Short, as_len, len_u32};
+use crate::durable::Durable;
+use crate::ids::{Epoch, Generation, PoolId, Rid, SessionId, VolumeId};
+use crate::log::ReplicaKey;
+use crate::wire::MAX_RECORD;
+
+const MAGIC: u32 = u32::from_le_bytes(*b"wchk");
+const VERSION: u32 = 1;
+const HEAD: usize = 176;
+const STAMPS_AT: usize = HEAD + MAX_RECORD;
+const BLOCK: usize = 4096;
+/// Most regions of a volume (protocol.md 4.2).
+const MAX_REGIONS: u64 = 1 << 20;
+
+/// The largest file that [`Checkpoint::encode`] makes, in bytes.
+pub const CHECKPOINT_MAX: usize = (STAMPS_AT + 8 * (1 << 20)).next_multiple_of(BLOCK);
+
+/// One replica's state at one place in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The pool it lives in.
+    pub pool: PoolId,
+    /// +1 with every checkpoint of this replica; the higher one is newer.
+    pub counter: u64,
+    /// Every record up to this log sequence is included.
+    pub log_seq: u64,
+    /// The state.
+    pub durable: Durable,
+}
+
+/// Which of the two files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// `meta.a`
+    A,
+    /// `meta.b`
+    B,
+}
+
+impl Side {
+    /// The file's name in the replica's directory.
+    #[must_use]
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Side::A => "meta.a",
+            Side::B => "meta.b",
+        }
+    }
+
+    /// The one that is written next when this one is the newest.
+    #[must_use]
+    pub fn other(self) -> Side {
+        match self {
+            Side::A => Side::B,
+            Side::B => Side::A,
+        }
+    }
+}
+
+/// Why bytes are not a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckpointError {
+    /// Shorter than its content, or no checkpoint at all.
+    NotACheckpoint,
+    /// A checksum does not match: torn, or bit rot.
+    BadChecksum,
+    /// Written by newer software.
+    NewerVersion(u32),
+    /// The checksums are right and the content can't be.
+    Malformed,
+    /// Of another pool or replica: a file that was moved here.
+    Foreign,
+}
+
+impl fmt::Display for CheckpointError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CheckpointError::NotACheckpoint => f.write_str("not a checkpoint"),
+            CheckpointError::BadChecksum => f.write_str("checkpoint does not match its checksum"),
+            CheckpointError::NewerVersion(found) => {
+                write!(f, "checkpoint has format version {found}, known is {VERSION}")
+            }
+            CheckpointError::Malformed => {
+                f.write_str("checkpoint's checksum is right, its content is malformed")
+            }
+            CheckpointError::Foreign => f.write_str("checkpoint belongs to another pool or replica"),
+        }
+    }
+}
+
+impl core::error::Error for CheckpointError {}
+
+impl From<Short> for CheckpointError {
+    fn from(_: Short) -> CheckpointError {
+        CheckpointError::NotACheckpoint
+    }
+}
+
+/// No file can be taken: the replica is quarantined (R24).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NoCheckpoint {
+    /// What is wrong with `meta.a`; `None`: sound, but `meta.b` is of newer software and may be later.
+    pub a: Option<CheckpointError>,
+    /// What is wrong with `meta.b`; `None`: sound, but `meta.a` is of newer software and may be later.
+    pub b: Option<CheckpointError>,
+}
+
+impl fmt::Display for NoCheckpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no usable checkpoint:")?;
+        for (side, error) in [(Side::A, self.a), (Side::B, self.b)] {
+            write!(f, " {}: ", side.file_name())?;
+            match error {
+                Some(error) => write!(f, "{error};")?,
+                None => f.write_str("sound, perhaps outdated;")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl core::error::Error for NoCheckpoint {}
+
+/// Bytes of the checkpoint of a replica with this many regions: what to preallocate for each file (R20).
+#[must_use]
+pub fn checkpoint_len(regions: usize) -> usize {
+    (STAMPS_AT + 8 * regions).next_multiple_of(BLOCK)
+}
+
+impl Checkpoint {
+    /// The file's content, whole blocks. Panics on a state that can't exist: a bug.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let d = &self.durable;
+        assert!(d.record.len() <= MAX_RECORD, "record of {} bytes, limit {MAX_RECORD}", d.record.len());
+        assert!(d.rgm.len() as u64 <= MAX_REGIONS, "{} regions, limit {MAX_REGIONS}", d.rgm.len());
+        let mut out = Vec::with_capacity(checkpoint_len(d.rgm.len()));
+        out.u32(MAGIC);
+        out.u32(0);
+        out.u32(VERSION);
+        out.u32(d.rid.0);
+        out.u128(d.volume.0);
+        out.u128(self.pool.0);
+        out.u64(self.counter);
+        out.u64(self.log_seq);
+        out.u64(d.size);
+        out.u64(d.promised.0);
+        out.u128(d.session.0);
+        out.u64(d.sealed.0);
+        out.u128(d.boot_id);
+        out.u64(d.device_generation);
+        out.u32(len_u32(d.rgm.len()));
+        out.u32(len_u32(d.record.len()));
+        out.put(&[d.region_shift, u8::from(d.clean_stop)]);
+        out.resize(HEAD, 0);
+        out.put(&d.record);
+        out.resize(STAMPS_AT, 0);
+        for stamp in &d.rgm {
+            out.u64(stamp.0);
+        }
+        out.resize(checkpoint_len(d.rgm.len()), 0);
+        let body_crc = crc32c::crc32c(&out[HEAD..]);
+        out[168..172].copy_from_slice(&body_crc.to_le_bytes());
+        let head_crc = crc32c::crc32c(&out[8..HEAD]);
+        out[4..8].copy_from_slice(&head_crc.to_le_bytes());
+        out
+    }
+
+    /// Reads a file of replica `key` in `pool`. Bytes behind the content are ignored: a file is as long as its
+    /// longest checkpoint was.
+    pub fn decode(bytes: &[u8], pool: PoolId, key: ReplicaKey) -> Result<Checkpoint, CheckpointError> {
+        let head = bytes.get(..HEAD).ok_or(CheckpointError::NotACheckpoint)?;
+        let mut r = Reader::new(head);
+        if r.u32()? != MAGIC {
+            return Err(CheckpointError::NotACheckpoint);
+        }
+        if r.u32()? != crc32c::crc32c(&head[8..]) {
+            return Err(CheckpointError::BadChecksum);
+        }
+        let version = r.u32()?;
+        if version > VERSION {
+            return Err(CheckpointError::NewerVersion(version));
+        }
+        let rid = Rid(r.u32()?);
+        let volume = VolumeId(r.u128()?);
+        let found_pool = PoolId(r.u128()?);
+        let (counter, log_seq, size) = (r.u64()?, r.u64()?, r.u64()?);
+        let promised = Epoch(r.u64()?);
+        let session = SessionId(r.u128()?);
+        let sealed = Generation(r.u64()?);
+        let boot_id = r.u128()?;
+        let device_generation = r.u64()?;
+        let regions = r.u32()?;
+        let record_len = as_len(r.u32()?);
+        let (region_shift, clean_stop) = (r.u8()?, r.u8()?);
+        r.take(30)?;
+        let body_crc = r.u32()?;
+        let regions_fit = (12..=62).contains(&region_shift)
+            && u64::from(regions) == size.div_ceil(1 << region_shift)
+            && u64::from(regions) <= MAX_REGIONS;
+        let sequences_fit = log_seq <= u64::MAX / 2 && counter < u64::MAX && promised <= Epoch::MAX;
+        if version == 0 || !regions_fit || !sequences_fit || record_len > MAX_RECORD || clean_stop > 1 {
+            return Err(CheckpointError::Malformed);
+        }
+        let regions = as_len(regions);
+        let body = bytes.get(HEAD..checkpoint_len(regions)).ok_or(CheckpointError::NotACheckpoint)?;
+        if crc32c::crc32c(body) != body_crc {
+            return Err(CheckpointError::BadChecksum);
+        }
+        if found_pool != pool || (ReplicaKey { volume, rid }) != key {
+            return Err(CheckpointError::Foreign);
+        }
+        let mut r = Reader::new(body);
+        let record = r.take(MAX_RECORD)?[..record_len].to_vec();
+        let mut rgm = Vec::with_capacity(regions);
+        for _ in 0..regions {
+            rgm.push(Generation(r.u64()?));
+        }
+        let durable = Durable {
+            volume,
+            rid,
+            size,
+            region_shift,
+            promised,
+            session,
+            record,
+            sealed,
+            rgm,
+            boot_id,
+            device_generation,
+            clean_stop: clean_stop == 1,
+        };
+        Ok(Checkpoint { pool: found_pool, counter, log_seq, durable })
+    }
+}
+
+/// The newest sound one of the two files and where it stands; the next goes to the other side. Beside a file of
+/// newer software a sound one is not taken: it may be the older state, and the log between the two may be gone.
+pub fn choose(a: &[u8], b: &[u8], pool: PoolId, key: ReplicaKey) -> Result<(Side, Checkpoint), NoCheckpoint> {
+    let newer = |error| matches!(error, CheckpointError::NewerVersion(_));
+    match (Checkpoint::decode(a, pool, key), Checkpoint::decode(b, pool, key)) {
+        (Ok(a), Ok(b)) if b.counter > a.counter => Ok((Side::B, b)),
+        (Ok(a), Ok(_)) => Ok((Side::A, a)),
+        (Ok(_), Err(b)) if newer(b) => Err(NoCheckpoint { a: None, b: Some(b) }),
+        (Err(a), Ok(_)) if newer(a) => Err(NoCheckpoint { a: Some(a), b: None }),
+        (Ok(a), Err(_)) => Ok((Side::A, a)),
+        (Err(_), Ok(b)) => Ok((Side::B, b)),
+        (Err(a), Err(b)) => Err(NoCheckpoint { a: Some(a), b: Some(b) }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::string::ToString;
+    use alloc::vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::bytes::hex;
+    use crate::log::LogRecord;
+
+    const POOL: PoolId = PoolId(0xb0);
+    const KEY: ReplicaKey = ReplicaKey { volume: VolumeId(0x11), rid: Rid(2) };
+
+    fn some(counter: u64) -> Checkpoint {
+        let mut durable = Durable::new(KEY.volume, KEY.rid, 5 << 20, 20);
+        let generation = Generation::new(Epoch(7), 2);
+        let promise = LogRecord::Promise {
+            epoch: Epoch(7),
+            session: SessionId(0x5e55),
+            record: br#"{"fmt":1}"#.to_vec(),
+        };
+        durable.apply(&promise);
+        durable.apply(&LogRecord::Stamp { generation, regions: vec![0, 4] });
+        durable.apply(&LogRecord::Sealed { generation: Generation::new(Epoch(7), 1) });
+        durable.apply(&LogRecord::Identity { boot_id: 0xb007, device_generation: 3, clean_stop: true });
+        Checkpoint { pool: POOL, counter, log_seq: 100 + counter, durable }
+    }
+
+    #[test]
+    fn checkpoint_version_1_has_the_bytes_it_was_released_with() {
+        let bytes = some(1).encode();
+        assert_eq!(bytes.len(), checkpoint_len(5));
+        // The zeroes between the record and the stamps and behind them are left out of the file.
+        let parts = [
+            ("head-and-record".to_string(), bytes[..HEAD + 9].to_vec()),
+            ("stamps".to_string(), bytes[STAMPS_AT..STAMPS_AT + 40].to_vec()),
+        ];
+        assert!(bytes[HEAD + 9..STAMPS_AT].iter().chain(&bytes[STAMPS_AT + 40..]).all(|b| *b == 0));
+        hex::assert_specimens(include_str!("../specimens/checkpoint-v1.txt"), &parts);
+        assert_eq!(Checkpoint::decode(&bytes, POOL, KEY), Ok(some(1)));
+    }
+
+    #[test]
+    fn the_newest_sound_file_is_taken_and_the_other_written_next() {
+        let (old, new) = (some(1).encode(), some(2).encode());
+        assert_eq!(choose(&old, &new, POOL, KEY), Ok((Side::B, some(2))));
+        assert_eq!(choose(&new, &old, POOL, KEY), Ok((Side::A, some(2))));
+        assert_eq!(Side::A.other().file_name(), "meta.b");
+        assert_eq!(Side::B.other().file_name(), "meta.a");
+    }
+
+    #[test]
+    fn a_crash_while_one_file_is_written_leaves_the_other() {
+        // M30: the write is torn at any block, in any order; zero-filled preallocation is what stood there first.
+        let (old, new) = (some(1).encode(), some(3).encode());
+        for before in [vec![0u8; old.len()], some(2).encode()] {
+            let blocks = new.len() / BLOCK;
+            for written in 0..1u32 << blocks {
+                let mut torn = before.clone();
+                for block in (0..blocks).filter(|block| written & (1 << block) != 0) {
+                    torn[block * BLOCK..(block + 1) * BLOCK].copy_from_slice(&new[block * BLOCK..][..BLOCK]);
+                }
+                let (_, chosen) = choose(&old, &torn, POOL, KEY).expect("the other file is sound");
+                assert!([1, 2, 3].contains(&chosen.counter));
+                assert_eq!(chosen, some(chosen.counter));
+            }
+        }
+    }
+
+    #[test]
+    fn two_bad_files_are_an_error_and_never_an_empty_replica() {
+        let mut bad = some(1).encode();
+        bad[STAMPS_AT] ^= 1;
+        let error =
+            NoCheckpoint { a: Some(CheckpointError::BadChecksum), b: Some(CheckpointError::NotACheckpoint) };
+        assert_eq!(choose(&bad, &vec![0; bad.len()], POOL, KEY), Err(error));
+        assert_eq!(choose(&bad, &[], POOL, KEY), Err(error));
+    }
+
+    #[test]
+    fn a_file_of_another_replica_or_of_newer_software_is_not_taken() {
+        let bytes = some(1).encode();
+        let other = ReplicaKey { rid: Rid(3), ..KEY };
+        assert_eq!(Checkpoint::decode(&bytes, POOL, other), Err(CheckpointError::Foreign));
+        assert_eq!(Checkpoint::decode(&bytes, PoolId(1), KEY), Err(CheckpointError::Foreign));
+        let mut newer = some(2).encode();
+        newer[8] = 2;
+        let crc = crc32c::crc32c(&newer[8..HEAD]);
+        newer[4..8].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(Checkpoint::decode(&newer, POOL, KEY), Err(CheckpointError::NewerVersion(2)));
+        assert!(choose(&bytes, &newer, POOL, KEY).is_err(), "an older state must not win over a newer one");
+    }
+
+    #[test]
+    fn any_flipped_bit_is_seen() {
+        let bytes = some(1).encode();
+        for bit in (0..HEAD * 8).chain((HEAD * 8..bytes.len() * 8).step_by(61)) {
+            let mut bad = bytes.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(Checkpoint::decode(&bad, POOL, KEY).is_err(), "bit {bit}");
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn any_state_is_read_back_equal(
+            stamps in proptest::collection::vec(any::<u64>(), 0..300), numbers in any::<[u32; 5]>(),
+            record in proptest::collection::vec(any::<u8>(), 0..=MAX_RECORD), ids in any::<[u128; 2]>(),
+            clean_stop in any::<bool>(), shift in 16u8..=32,
+        ) {
+            let [counter, log_seq, epoch, sealed, device] = numbers.map(u64::from);
+            let size = (stamps.len() as u64) << shift;
+            let durable = Durable {
+                volume: KEY.volume, rid: KEY.rid, size, region_shift: shift, promised: Epoch(epoch),
+                session: SessionId(ids[0]), record, sealed: Generation(sealed),
+                rgm: stamps.into_iter().map(Generation).collect(), boot_id: ids[1], device_generation: device,
+                clean_stop,
+            };
+            let checkpoint = Checkpoint { pool: POOL, counter, log_seq, durable };
+            let mut bytes = checkpoint.encode();
+            prop_assert!(bytes.len().is_multiple_of(BLOCK));
+            bytes.extend_from_slice(b"left from a longer checkpoint");
+            prop_assert_eq!(Checkpoint::decode(&bytes, POOL, KEY), Ok(checkpoint));
+        }
+
+        /// A head with a right checksum and any fields: refused or read, never a panic or a huge allocation.
+        #[test]
+        fn any_head_is_read_or_refused(head in proptest::collection::vec(any::<u8>(), HEAD), len in 0usize..9000) {
+            let mut bytes = head;
+            bytes[..4].copy_from_slice(&MAGIC.to_le_bytes());
+            bytes[8..12].copy_from_slice(&1u32.to_le_bytes());
+            bytes[136] = 12 + bytes[136] % 51;
+            let crc = crc32c::crc32c(&bytes[8..]);
+            bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+            bytes.resize(len, 0);
+            prop_assert!(Checkpoint::decode(&bytes, POOL, KEY).is_err());
+        }
+    }
+}
