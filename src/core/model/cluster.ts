@@ -7,7 +7,6 @@
  * - ids are unique; a pool's host may be missing from `hosts` (it was removed), then the pool counts as away.
  */
 import type { HostId, PoolId } from "./ids.ts";
-import { formatDuration } from "./duration.ts";
 
 export type Liveness =
   | { readonly kind: "alive" }
@@ -50,15 +49,4 @@ export function isAlive(cluster: Cluster, id: HostId): boolean {
 /** Name of a host for a sentence; the id's beginning when the host is gone. */
 export function hostName(cluster: Cluster, id: HostId): string {
   return hostById(cluster, id)?.name ?? id.slice(0, 8);
-}
-
-/** `h1 alive, h2 away 2 min 10 s` */
-export function clusterLine(cluster: Cluster, now: number): string {
-  return cluster.hosts
-    .map(({ name, liveness }) =>
-      liveness.kind === "away"
-        ? `${name} away ${formatDuration(now - liveness.sinceMs)}`
-        : `${name} ${liveness.kind}`,
-    )
-    .join(", ");
 }

@@ -42,8 +42,3 @@ export function finding(
 ): Finding {
   return { code, message, facts: rest.facts ?? {}, safe: rest.safe ?? null, do: rest.do ?? [] };
 }
-
-/** `E-VOL-12 "db" is open on h2` */
-export function findingLine(found: Finding): string {
-  return `${found.code} ${found.message}`;
-}

@@ -66,7 +66,7 @@ export function stepJob(
 }
 
 /** Bytes a second over the window; null while too little is known. */
-export function rateOf(state: JobState): bigint | null {
+function rateOf(state: JobState): bigint | null {
   if (state.kind !== "running") return null;
   const first = state.samples[0];
   const last = state.samples.at(-1);

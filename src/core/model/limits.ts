@@ -8,8 +8,6 @@ export const BLOCK_BYTES = 4096n;
 export const VOLUME_BYTES_MAX = 64n << 40n;
 export const COPIES_MAX = 8;
 export const ATTACHED_PER_HOST_MAX = 500;
-export const SNAPSHOTS_MAX = 1000;
-export const LINEAGE_MAX = 20;
 export const NAME_LENGTH_MAX = 63;
 
 /** A deleted volume rests this long: a mistake is noticed the next morning (architecture.md, safety rule 5). */
@@ -20,8 +18,6 @@ export const REBUILD_AFTER_MS = 30 * 60 * 1000;
 export const REBUILD_LAST_COPY_MS = 60 * 1000;
 /** A detached volume whose member is away is opened without it after this (protocol.md 4.14). */
 export const DEGRADED_OPEN_MS = 60 * 1000;
-/** A pause is worth an alarm: tapdisk's guest waits (protocol.md 4.15). */
-export const PAUSE_ALARM_MS = 5000;
 /** An asked-for change that did not show up is asked for again; every one is idempotent. */
 export const ASK_AGAIN_MS = 15_000;
 

@@ -50,14 +50,10 @@ export function placeCopies(cluster: Cluster, request: PlacementRequest): Decisi
   return ok(places.slice(0, copies).map(({ host, pool }) => ({ host: host.id, pool: pool.id })));
 }
 
-/** How many copies could be placed at all: what `copies` defaults from. */
-export function placesFor(cluster: Cluster): number {
-  return cluster.hosts.filter((host) => bestPool(cluster, host) !== null).length;
-}
-
 /** Two copies when two hosts have a pool, else one: operations.md 3. */
 export function defaultCopies(cluster: Cluster): number {
-  return Math.max(1, Math.min(2, placesFor(cluster)));
+  const places = cluster.hosts.filter((host) => bestPool(cluster, host) !== null).length;
+  return Math.max(1, Math.min(2, places));
 }
 
 function bestPool(cluster: Cluster, host: Host): Pool | null {

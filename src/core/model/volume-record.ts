@@ -72,11 +72,3 @@ export function insync(record: VolumeRecord): readonly Member[] {
 export function isOver(record: VolumeRecord, rid: Rid): boolean {
   return rid < record.nextRid && memberOf(record, rid) === null;
 }
-
-/** `e7.r12 owner=h1 [0 INSYNC, 1 STALE]`; hosts by their first eight characters. */
-export function recordLine(record: VolumeRecord): string {
-  const owner = record.owner === null ? "—" : record.owner.host.slice(0, 8);
-  const members = record.replicas.map((member) => `${member.rid} ${member.state}`).join(", ");
-  const deleted = record.deletedAtMs === null ? "" : " deleted";
-  return `e${record.epoch}.r${record.rev} owner=${owner} [${members}]${deleted}`;
-}

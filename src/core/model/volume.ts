@@ -20,10 +20,10 @@
  */
 import { isAlive } from "./cluster.ts";
 import type { Cluster } from "./cluster.ts";
-import { chooseCaretaker } from "./caretaker.ts";
+import { caretakerWork, chooseCaretaker } from "./caretaker.ts";
 import { formatDuration } from "./duration.ts";
 import { byText } from "./ids.ts";
-import type { HostId, PoolId, Rid } from "./ids.ts";
+import type { HostId, PoolId, Rid, SessionId } from "./ids.ts";
 import { ASK_AGAIN_MS, TRASH_MS } from "./limits.ts";
 import { insync, isOver, memberOf } from "./volume-record.ts";
 import type { Made, Place, VolumeRecord, Want } from "./volume-record.ts";
@@ -44,6 +44,8 @@ export type VolumeState = {
   readonly record: VolumeRecord | null;
   /** There was a record and it is gone without a deletion: the store lost it, or is not ours (protocol.md R11). */
   readonly vanished: boolean;
+  /** The session on this host that has no guest, if the volume has one here: only its own host knows. */
+  readonly caretaker: SessionId | null;
   /** Asked for by the operator: do not wait for the 24 h. */
   readonly emptyNow: boolean;
   /** When each effect was last emitted, by its line. */
@@ -54,6 +56,7 @@ export type VolumeEvent =
   | { readonly kind: "want"; readonly want: Want | null }
   | { readonly kind: "made"; readonly made: readonly Made[] }
   | { readonly kind: "record"; readonly record: VolumeRecord | null }
+  | { readonly kind: "caretaker"; readonly session: SessionId | null }
   | { readonly kind: "empty-trash" }
   /** Hosts came or went, or a deadline passed. */
   | { readonly kind: "tick" };
@@ -64,6 +67,8 @@ export type VolumeEffect =
   | { readonly kind: "add-member"; readonly host: HostId; readonly place: Place }
   | { readonly kind: "remove-member"; readonly host: HostId; readonly rid: Rid }
   | { readonly kind: "open-caretaker"; readonly host: HostId }
+  /** Its work is done, or the volume is to be deleted. */
+  | { readonly kind: "close-caretaker"; readonly host: HostId }
   | { readonly kind: "delete-record"; readonly host: HostId }
   | { readonly kind: "restore-record"; readonly host: HostId }
   | { readonly kind: "trash-replica"; readonly host: HostId; readonly rid: Rid; readonly pool: PoolId }
@@ -74,7 +79,15 @@ export type VolumeEffect =
   | { readonly kind: "forget"; readonly name: string };
 
 export function initialVolume(): VolumeState {
-  return { want: null, made: [], record: null, vanished: false, emptyNow: false, asked: new Map() };
+  return {
+    want: null,
+    made: [],
+    record: null,
+    vanished: false,
+    caretaker: null,
+    emptyNow: false,
+    asked: new Map(),
+  };
 }
 
 /** `cluster` is what is known of hosts at `now`: a hint that chooses who does something, never whether it is safe. */
@@ -135,6 +148,8 @@ function apply(state: VolumeState, event: VolumeEvent): VolumeState {
         record: event.record,
         vanished: event.record === null && (state.vanished || state.record !== null),
       };
+    case "caretaker":
+      return { ...state, caretaker: event.session };
     case "empty-trash":
       return { ...state, emptyNow: true };
     case "tick":
@@ -158,11 +173,12 @@ function dueEffects(state: VolumeState, now: number, cluster: Cluster): readonly
     case "recording":
       return byOneOf(cluster, want, (host) => ({ kind: "create-record", host }));
     case "live":
-      return record === null ? [] : dueWhenLive(want, made, record, cluster, now);
+      return record === null ? [] : dueWhenLive(state, want, record, cluster, now);
     case "deleting":
-      return record === null || record.owner !== null
-        ? []
-        : byOneOf(cluster, want, (host) => ({ kind: "delete-record", host }));
+      if (record === null) return [];
+      return record.owner === null
+        ? byOneOf(cluster, want, (host) => ({ kind: "delete-record", host }))
+        : closeCaretaker(state, record);
     case "trashed":
       if (want.deletedAtMs === null) {
         // In this order: the record is live again only when its copies can be opened.
@@ -187,14 +203,16 @@ function dueEffects(state: VolumeState, now: number, cluster: Cluster): readonly
 }
 
 function dueWhenLive(
+  state: VolumeState,
   want: Want,
-  made: readonly Made[],
   record: VolumeRecord,
   cluster: Cluster,
   now: number,
 ): readonly VolumeEffect[] {
+  const { made } = state;
   const effects: VolumeEffect[] = [];
-  const caretaker = record.owner === null ? chooseCaretaker({ want, made, record, cluster }, now) : null;
+  const input = { want, made, record, cluster };
+  const caretaker = chooseCaretaker(input, now);
   const worker = record.owner?.host ?? null;
   for (const place of want.placements) {
     const isMade = made.some(({ rid }) => rid === place.rid);
@@ -213,7 +231,12 @@ function dueWhenLive(
     }
   }
   if (caretaker !== null) effects.push({ kind: "open-caretaker", host: caretaker.host });
+  if (caretakerWork(input, now).length === 0) effects.push(...closeCaretaker(state, record));
   return effects;
+}
+
+function closeCaretaker({ caretaker }: VolumeState, { owner }: VolumeRecord): readonly VolumeEffect[] {
+  return owner === null || owner.session !== caretaker ? [] : [{ kind: "close-caretaker", host: owner.host }];
 }
 
 /** Whether a placement that shall go may go now: the kept ones are in sync, and they are enough. */
@@ -259,6 +282,7 @@ export function effectLine(effect: VolumeEffect): string {
       return `add-member ${effect.place.rid} on ${effect.host.slice(0, 8)}`;
     case "create-record":
     case "open-caretaker":
+    case "close-caretaker":
     case "delete-record":
     case "restore-record":
       return `${effect.kind} on ${effect.host.slice(0, 8)}`;

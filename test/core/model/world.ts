@@ -18,7 +18,7 @@ export function poolId(number: number): PoolId {
   return `${number}0000000-0000-4000-9000-000000000000` as PoolId;
 }
 
-export const volumeId = "d0000000-0000-4000-a000-000000000000" as VolumeId;
+const volumeId = "d0000000-0000-4000-a000-000000000000" as VolumeId;
 
 export function rid(number: number): Rid {
   return number as Rid;
