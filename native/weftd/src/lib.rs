@@ -14,7 +14,9 @@
 pub mod clock;
 pub mod control;
 pub mod errors;
+pub mod exports;
 pub mod mail;
 pub mod records;
 pub mod state;
 pub mod store;
+pub mod tokens;

@@ -1,0 +1,416 @@
+//! Guests' sockets: a unix listener per exported volume, and its NBD connections.
+//!
+//! ```text
+//!  driver ─ completion ─▶ Exports ─ poll_request ─▶ session
+//!  driver ◀─ send, recv ─         ◀─ reply ───────
+//! ```
+//!
+//! Must always hold:
+//! * a client that breaks the protocol or goes away ends its own connection only;
+//! * an answer finds the connection that asked, or nobody;
+//! * after [`Exports::close`] nothing of the volume's clients reaches a session any more.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use weft_export::nbd::{self, Connection, Ending, ExportInfo, Gather, GuestRequest, Limits};
+use weft_io::buffer::IoBuf;
+use weft_io::driver::{Completion, Driver, Fd, Op, Outcome, PARTS_MAX, Part as SendPart};
+use weft_proto::guest::{GuestReply, RequestId};
+use weft_proto::ids::VolumeId;
+use weft_proto::payload::Payload as _;
+
+use crate::control::bind;
+use crate::errors::Failure;
+use crate::tokens::Part;
+
+/// Bytes received at once.
+const RECV_BYTES: usize = 256 * 1024;
+/// Clients of one volume at a time: qemu opens up to 16.
+const CLIENTS_MAX: usize = 64;
+
+const ACCEPT: u8 = 0;
+const RECV: u8 = 1;
+const SEND: u8 = 2;
+const CANCEL: u8 = 3;
+
+/// Every export of this host.
+#[derive(Debug, Default)]
+pub struct Exports {
+    listeners: BTreeMap<u64, Listener>,
+    by_volume: BTreeMap<VolumeId, u64>,
+    /// By tag, the upper half of their requests' ids.
+    clients: BTreeMap<u32, Client>,
+    next_listener: u64,
+    next_tag: u32,
+    requests: VecDeque<(VolumeId, GuestRequest<IoBuf>)>,
+}
+
+#[derive(Debug)]
+struct Listener {
+    volume: VolumeId,
+    info: ExportInfo,
+    path: PathBuf,
+    fd: Fd,
+    accepting: bool,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Client {
+    volume: VolumeId,
+    listener: u64,
+    socket: Fd,
+    connection: Connection<IoBuf>,
+    receiving: bool,
+    sending: Option<Sending>,
+    /// Its socket is of no use any more; it goes when nothing is in flight.
+    broken: bool,
+}
+
+/// Bytes on their way to a client.
+#[derive(Debug)]
+struct Sending {
+    gather: Gather<IoBuf>,
+    sent: usize,
+    /// The driver has it.
+    in_flight: bool,
+}
+
+impl Exports {
+    /// Offers a volume on a unix socket.
+    pub fn open(
+        &mut self,
+        driver: &mut impl Driver,
+        volume: VolumeId,
+        path: &Path,
+        info: ExportInfo,
+    ) -> Result<(), Failure> {
+        assert!(!self.by_volume.contains_key(&volume), "volume {volume} is exported already");
+        let listener = bind(path)?;
+        let index = self.next_listener;
+        self.next_listener += 1;
+        let fd: Fd = Arc::new(OwnedFd::from(listener));
+        self.listeners.insert(
+            index,
+            Listener { volume, info, path: path.to_owned(), fd, accepting: false, closed: false },
+        );
+        self.by_volume.insert(volume, index);
+        self.accept(driver, index);
+        Ok(())
+    }
+
+    /// Ends a volume's export: its clients are told ESHUTDOWN for whatever is open, and go.
+    pub fn close(&mut self, driver: &mut impl Driver, volume: VolumeId) {
+        let Some(index) = self.by_volume.remove(&volume) else { return };
+        if let Some(listener) = self.listeners.get_mut(&index) {
+            listener.closed = true;
+            // A path that is gone already needs no removal.
+            let _ = std::fs::remove_file(&listener.path);
+            if listener.accepting {
+                let target = Part::Export.token(ACCEPT, index);
+                driver.submit(Part::Export.token(CANCEL, index), Op::Cancel { target });
+            } else {
+                self.listeners.remove(&index);
+            }
+        }
+        self.requests.retain(|(v, _)| *v != volume);
+        let tags: Vec<u32> =
+            self.clients.iter().filter(|(_, c)| c.volume == volume).map(|(t, _)| *t).collect();
+        for tag in tags {
+            if let Some(client) = self.clients.get_mut(&tag) {
+                client.connection.shutdown_fenced();
+            }
+            self.drive_client(driver, tag);
+        }
+    }
+
+    /// The volume has a new size.
+    pub fn set_size(&mut self, volume: VolumeId, size: u64) {
+        for listener in self.listeners.values_mut().filter(|l| l.volume == volume) {
+            listener.info.size = size;
+        }
+        for client in self.clients.values_mut().filter(|c| c.volume == volume) {
+            client.connection.set_size(size);
+        }
+    }
+
+    /// Connections to a volume's export.
+    #[must_use]
+    pub fn clients_of(&self, volume: VolumeId) -> u32 {
+        let count = self.clients.values().filter(|c| c.volume == volume && !c.broken).count();
+        u32::try_from(count).unwrap_or(u32::MAX)
+    }
+
+    /// A driver's completion of [`Part::Export`].
+    pub fn handle_completion(&mut self, driver: &mut impl Driver, what: u8, index: u64, done: Completion) {
+        match what {
+            ACCEPT => self.handle_accepted(driver, index, done),
+            RECV | SEND => {
+                let Ok(tag) = u32::try_from(index) else { return };
+                if what == RECV {
+                    self.handle_received(tag, done);
+                } else {
+                    self.handle_sent(tag, &done);
+                }
+                self.drive_client(driver, tag);
+            }
+            _ => {}
+        }
+    }
+
+    /// The next request of a guest.
+    pub fn poll_request(&mut self) -> Option<(VolumeId, GuestRequest<IoBuf>)> {
+        self.requests.pop_front()
+    }
+
+    /// A session's answer; of no effect when its client has gone.
+    pub fn reply(&mut self, driver: &mut impl Driver, id: RequestId, reply: GuestReply<IoBuf>) {
+        let tag = u32::try_from(id.0 >> 32).expect("32 bits are left");
+        if let Some(client) = self.clients.get_mut(&tag) {
+            client.connection.complete(id, reply);
+            self.drive_client(driver, tag);
+        }
+    }
+
+    fn accept(&mut self, driver: &mut impl Driver, index: u64) {
+        let Some(listener) = self.listeners.get_mut(&index) else { return };
+        let clients = self.clients.values().filter(|c| c.listener == index).count();
+        if !listener.accepting && !listener.closed && clients < CLIENTS_MAX {
+            listener.accepting = true;
+            driver.submit(Part::Export.token(ACCEPT, index), Op::Accept { listener: listener.fd.clone() });
+        }
+    }
+
+    fn handle_accepted(&mut self, driver: &mut impl Driver, index: u64, done: Completion) {
+        let Some(listener) = self.listeners.get_mut(&index) else { return };
+        listener.accepting = false;
+        if listener.closed {
+            self.listeners.remove(&index);
+            return;
+        }
+        match done.result {
+            Ok(Outcome::Accepted(socket)) => {
+                let tag = self.next_tag;
+                self.next_tag = self.next_tag.wrapping_add(1);
+                let client = Client {
+                    volume: listener.volume,
+                    listener: index,
+                    socket: Arc::new(socket),
+                    connection: Connection::new(tag, listener.info.clone(), Limits::default()),
+                    receiving: false,
+                    sending: None,
+                    broken: false,
+                };
+                tracing::debug!(volume = %client.volume, tag, "guest connected");
+                self.clients.insert(tag, client);
+                self.drive_client(driver, tag);
+            }
+            Ok(other) => unreachable!("an accept came to {other:?}"),
+            Err(errno) => tracing::warn!(volume = %listener.volume, %errno, "accept failed"),
+        }
+        self.accept(driver, index);
+    }
+
+    fn handle_received(&mut self, tag: u32, done: Completion) {
+        let Some(client) = self.clients.get_mut(&tag) else { return };
+        client.receiving = false;
+        match (done.result, done.op) {
+            (Ok(Outcome::Bytes(len @ 1..)), Op::Recv { buf, .. }) => {
+                client.connection.handle_bytes(&buf.bytes()[..len]);
+            }
+            _ => client.connection.handle_eof(),
+        }
+    }
+
+    fn handle_sent(&mut self, tag: u32, done: &Completion) {
+        let Some(client) = self.clients.get_mut(&tag) else { return };
+        let Some(mut sending) = client.sending.take() else { return };
+        match done.result {
+            Ok(Outcome::Bytes(len @ 1..)) => {
+                sending.sent += len;
+                sending.in_flight = false;
+                if sending.sent < sending.gather.len() {
+                    client.sending = Some(sending);
+                } else {
+                    client.connection.handle_transmitted(sending.gather);
+                }
+            }
+            _ => client.connection.handle_eof(),
+        }
+    }
+
+    /// Takes the client's requests, and asks the driver for what it needs next.
+    fn drive_client(&mut self, driver: &mut impl Driver, tag: u32) {
+        let Some(client) = self.clients.get_mut(&tag) else { return };
+        while let Some(request) = client.connection.poll_request() {
+            self.requests.push_back((client.volume, request));
+        }
+        client.send(driver, tag);
+        if !client.receiving && !client.broken && client.connection.wants_read() {
+            client.receiving = true;
+            let (socket, buf) = (client.socket.clone(), IoBuf::scratch(RECV_BYTES));
+            let op = Op::Recv { socket, buf, start: 0, len: RECV_BYTES };
+            driver.submit(Part::Export.token(RECV, u64::from(tag)), op);
+        }
+        if client.connection.ending().is_some() && !client.broken {
+            client.broken = true;
+            // Ends what is in flight at this socket.
+            let _ = rustix::net::shutdown(&client.socket, rustix::net::Shutdown::Both);
+        }
+        if client.broken && !client.receiving && client.sending.is_none() {
+            match client.connection.ending() {
+                Some(Ending::Violation(how)) => {
+                    tracing::warn!(volume = %client.volume, tag, how, "guest dropped")
+                }
+                ending => tracing::debug!(volume = %client.volume, tag, ?ending, "guest gone"),
+            }
+            let listener = client.listener;
+            self.clients.remove(&tag);
+            self.accept(driver, listener);
+        }
+    }
+}
+
+impl Client {
+    fn send(&mut self, driver: &mut impl Driver, tag: u32) {
+        if self.sending.is_none() && !self.broken {
+            let gather = self.connection.poll_transmit(PARTS_MAX);
+            self.sending = gather.map(|gather| Sending { gather, sent: 0, in_flight: false });
+        }
+        let Some(sending) = self.sending.as_mut().filter(|s| !s.in_flight) else { return };
+        if self.broken {
+            self.sending = None;
+            return;
+        }
+        sending.in_flight = true;
+        let parts = sending.gather.parts().iter().map(|part| match part {
+            nbd::Part::Head(bytes) => SendPart::Bytes(bytes.clone()),
+            nbd::Part::Data(buf) => SendPart::Buf(buf.clone()),
+        });
+        let op = Op::Send { socket: self.socket.clone(), parts: parts.collect(), skip: sending.sent };
+        driver.submit(Part::Export.token(SEND, u64::from(tag)), op);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap as Blocks;
+    use std::process::{Command, Stdio};
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+    use weft_io::driver::{DriverConfig, DriverKind, open};
+    use weft_proto::guest::{GuestError, GuestOp};
+    use weft_proto::message::Extent;
+
+    const VOLUME: VolumeId = VolumeId(9);
+    const SIZE: u64 = 4 << 20;
+
+    /// A session's place taken by memory.
+    #[derive(Default)]
+    struct Memory(Blocks<u64, u8>);
+
+    impl Memory {
+        fn answer(&mut self, op: GuestOp<IoBuf>) -> GuestReply<IoBuf> {
+            match op {
+                GuestOp::Read { offset, len } => {
+                    let bytes: Vec<u8> =
+                        (offset..offset + len).map(|at| self.0.get(&at).copied().unwrap_or(0)).collect();
+                    GuestReply::Data(vec![Extent::Data { crcs: Vec::new(), data: IoBuf::copy_of(&bytes) }])
+                }
+                GuestOp::Write { offset, data, .. } => {
+                    self.0.extend((offset..).zip(data.bytes().iter().copied()));
+                    GuestReply::Done
+                }
+                GuestOp::Flush => GuestReply::Done,
+                GuestOp::Zero { offset, len, .. } => {
+                    self.0.retain(|at, _| !(offset..offset + len).contains(at));
+                    GuestReply::Done
+                }
+                GuestOp::Kinds { len, .. } => GuestReply::Kinds(vec![(len, None)]),
+            }
+        }
+    }
+
+    /// Serves until `script` (a shell command that sees the export's address as $URI) has ended; answers whether
+    /// it succeeded.
+    fn serve_while(kind: DriverKind, script: &str, fence_at: Option<usize>) -> bool {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("v.sock");
+        let mut driver = open(Some(kind), DriverConfig::default()).expect("a driver");
+        let mut exports = Exports::default();
+        let info = ExportInfo {
+            name: "v".to_owned(),
+            aliases: Vec::new(),
+            description: String::new(),
+            size: SIZE,
+            read_only: false,
+            multi_conn: true,
+        };
+        exports.open(&mut driver, VOLUME, &path, info).expect("a socket");
+        let ended = Arc::new(AtomicBool::new(false));
+        let client = {
+            let (ended, waker, script) = (ended.clone(), driver.waker(), script.to_owned());
+            let uri = format!("nbd+unix:///v?socket={}", path.display());
+            let dir = dir.path().to_owned();
+            std::thread::spawn(move || {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", &script]).env("URI", uri).current_dir(dir).stdout(Stdio::null());
+                let status = shell.stderr(Stdio::null()).status().expect("a shell");
+                ended.store(true, Ordering::SeqCst);
+                waker.wake();
+                status.success()
+            })
+        };
+        let mut memory = Memory::default();
+        let mut completions = Vec::new();
+        let mut answered = 0;
+        while !ended.load(Ordering::SeqCst) {
+            driver.wait(Some(Duration::from_secs(10)), &mut completions).expect("wait");
+            for done in completions.drain(..) {
+                let (part, what, index) = Part::of(done.token).expect("ours");
+                assert_eq!(part, Part::Export);
+                exports.handle_completion(&mut driver, what, index, done);
+            }
+            while let Some((volume, request)) = exports.poll_request() {
+                assert_eq!(volume, VOLUME);
+                answered += 1;
+                if fence_at == Some(answered) {
+                    exports.close(&mut driver, VOLUME);
+                    exports.reply(&mut driver, request.id, GuestReply::Failed(GuestError::Fenced));
+                    continue;
+                }
+                let reply = memory.answer(request.op);
+                exports.reply(&mut driver, request.id, reply);
+            }
+        }
+        exports.close(&mut driver, VOLUME);
+        assert!(!path.exists(), "the socket's name is gone");
+        client.join().expect("the client's thread")
+    }
+
+    #[test]
+    fn a_stock_client_copies_in_and_out_over_either_driver() {
+        for kind in [DriverKind::IoUring, DriverKind::Libaio] {
+            let script =
+                "head -c 4194304 /dev/urandom >in && nbdcopy in $URI && nbdcopy $URI out && cmp in out";
+            assert!(serve_while(kind, script, None), "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_client_that_breaks_the_protocol_does_not_stop_the_next() {
+        let script = "head -c 100000 /dev/urandom >junk; qemu-io -f raw -c 'read 0 4k' nbd:unix:v.sock:exportname=v && \
+            nbdinfo --size $URI";
+        assert!(serve_while(DriverKind::IoUring, script, None));
+    }
+
+    #[test]
+    fn a_fenced_client_gets_an_error_and_the_socket_is_gone() {
+        let script = "head -c 4194304 /dev/urandom >in; ! nbdcopy in $URI";
+        assert!(serve_while(DriverKind::IoUring, script, Some(5)));
+    }
+}
