@@ -3,6 +3,8 @@
  *
  * Must always hold:
  * - health is read from the record; liveness only colours it, because the record is the only judge of who is in sync;
+ * - what an owner that answers keeps in sync although it could drop it is there, whatever its lease says: the lease is
+ *   the agent's, and an agent that is down costs no copy;
  * - no new copy during a store outage, and the delay begins anew when the store returns (protocol.md 4.13, 6);
  * - a copy that only needs a resync is never replaced: its host is back;
  * - a superfluous copy goes only when all that are wanted are in sync without it: lost ones first, then the youngest;
@@ -37,7 +39,7 @@ export function healthOf(want: Want, record: VolumeRecord | null, cluster: Clust
   // "unknown" counts as answering: during a store outage volumes go on, and nothing is claimed against them.
   const answering = members.filter((member) => {
     const host = hostById(cluster, member.host);
-    return host !== null && host.liveness.kind !== "away";
+    return isProven(member, record, cluster) || (host !== null && host.liveness.kind !== "away");
   });
   if (answering.length === 0)
     return { kind: "unavailable", waitingFor: members.map((member) => member.host) };
@@ -85,7 +87,7 @@ export function decideRebuild(input: RebuildInput, now: number): Rebuild {
     if (member === null) {
       // Placed and not a member yet. When its host is gone it will not become one.
       if (isAlive(cluster, place.host)) coming.push(place.rid);
-    } else if (isLost(member, cluster)) lost.push(member);
+    } else if (isLost(member, record, cluster)) lost.push(member);
     else if (member.state === "INSYNC") present += 1;
     else coming.push(member.rid);
   }
@@ -127,12 +129,20 @@ function drop(kept: readonly Place[], lost: readonly Member[], record: VolumeRec
 }
 
 /** Lost is not behind: a stale member whose host and pool are there gets a resync, never a replacement. */
-function isLost(member: Member, cluster: Cluster): boolean {
+function isLost(member: Member, record: VolumeRecord, cluster: Cluster): boolean {
+  if (isProven(member, record, cluster)) return false;
   if (member.state === "QUARANTINED") return true;
   const host = hostById(cluster, member.host);
   if (host === null || host.liveness.kind === "away") return true;
   const pool = cluster.pools.find((candidate) => candidate.id === member.pool);
   return pool === undefined || (!pool.serving && host.liveness.kind === "alive");
+}
+
+/** With no more than min_isr left an owner can't drop a dead member, so there its being in sync proves nothing. */
+function isProven(member: Member, record: VolumeRecord, cluster: Cluster): boolean {
+  const { owner } = record;
+  if (owner === null || member.state !== "INSYNC" || !isAlive(cluster, owner.host)) return false;
+  return insync(record).length > Math.max(1, record.minIsr);
 }
 
 function lostSince(member: Member, cluster: Cluster, now: number): number {

@@ -55,6 +55,18 @@ void t.test(
   },
 );
 
+void t.test("redundancy: an agent that is down costs no copy while the owner keeps it in sync", async (t) => {
+  const world = cluster([1, 2, 3], [2]);
+  const kept = record([member(0, 1), member(1, 2)], { owner: owner(1) });
+  t.equal(line(two, kept, world, REBUILD_AFTER_MS), "healthy; nothing to rebuild");
+  const detached = record([member(0, 1), member(1, 2)]);
+  t.equal(line(two, detached, world, MINUTE), "degraded 1/2; new copy on h3");
+  const ownerAway = record([member(0, 1), member(1, 2)], { owner: owner(2) });
+  t.equal(line(two, ownerAway, world, MINUTE), "degraded 1/2; new copy on h3");
+  const cannotDrop = record([member(0, 1), member(1, 2)], { owner: owner(1), minIsr: 2 });
+  t.equal(line({ ...two, minIsr: 2 }, cannotDrop, world, MINUTE), "paused 1<2; new copy on h3");
+});
+
 void t.test("redundancy: never during a store outage, and the delay begins anew after it", async (t) => {
   const fact = record([member(0, 1), member(1, 2, "STALE")]);
   const world = cluster([1, 2, 3], [2]);
