@@ -11,6 +11,8 @@
 
 use std::process::ExitCode;
 
+use weft_io::driver::DriverKind;
+
 mod fan_out;
 mod frame;
 mod front;
@@ -18,7 +20,7 @@ mod run;
 mod serve;
 
 const USAGE: &str = "\
-weft-floor serve --listen ADDR:PORT --file PATH --size BYTES [--threads N]
+weft-floor serve --listen ADDR:PORT --file PATH --size BYTES [--driver auto|io_uring|libaio]
     A peer: keeps the file, which it fills with zeroes when it makes it.
 weft-floor run --peer ADDR:PORT [--peer ...] --rw randwrite|randread --depth N --seconds N --size BYTES
     Asks the peers for 4 KiB at a time and prints one line of JSON: {\"iops\":..,\"p50_us\":..,\"min_us\":..}
@@ -35,7 +37,12 @@ fn main() -> ExitCode {
                 listen: options.one("listen")?,
                 file: options.one("file")?.into(),
                 size: options.number("size")?,
-                threads: options.number_or("threads", 32)?,
+                driver: match options.one_or("driver", "auto")?.as_str() {
+                    "auto" => None,
+                    "io_uring" => Some(DriverKind::IoUring),
+                    "libaio" => Some(DriverKind::Libaio),
+                    other => return Err(format!("--driver is auto, io_uring or libaio, not {other}")),
+                },
             }),
             "run" => run::run(&run::Config {
                 peers: options.many("peer")?,
@@ -94,7 +101,7 @@ impl Options {
         text.parse().map_err(|_| format!("--{name} is a number, not {text}"))
     }
 
-    fn number_or<T: std::str::FromStr>(&mut self, name: &str, default: T) -> Result<T, String> {
-        if self.0.iter().any(|(key, _)| key == name) { self.number(name) } else { Ok(default) }
+    fn one_or(&mut self, name: &str, default: &str) -> Result<String, String> {
+        if self.0.iter().any(|(key, _)| key == name) { self.one(name) } else { Ok(default.into()) }
     }
 }

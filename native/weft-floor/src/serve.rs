@@ -1,57 +1,89 @@
-//! A peer: takes requests from one socket and does them, many at a time.
-//!
-//! Threads take turns at the socket: who has read a request lets the next one read and does the disk I/O itself,
-//! so a lone request changes threads nowhere.
+//! A peer: one thread, the daemon's own completion driver, and as many disk requests at once as are asked for.
 //!
 //! Must always hold: `Done` is sent only after the kernel said that the write is on stable media.
 
+use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, IoSlice, Read, Write};
+use std::io::{self, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::fs::FileExt;
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::Mutex;
+use std::sync::Arc;
 
 use rustix::fs::{Mode, OFlags};
-use rustix::io::ReadWriteFlags;
+use weft_io::buffer::IoBuf;
+use weft_io::driver::{AnyDriver, Completion, Driver, DriverConfig, DriverKind, Fd, Op, Outcome, Part};
+use weft_proto::payload::Payload;
 
 use crate::frame::{HEAD_LEN, Head, MAX_DATA, Verb};
+
+/// Holds at least one message whole.
+const INCOMING: usize = MAX_DATA + HEAD_LEN;
+/// Parts of one send.
+const MAX_PARTS: usize = 256;
 
 pub(crate) struct Config {
     pub(crate) listen: String,
     pub(crate) file: PathBuf,
     pub(crate) size: u64,
-    pub(crate) threads: usize,
+    /// As the daemon picks it, if it isn't given.
+    pub(crate) driver: Option<DriverKind>,
+}
+
+/// What an op of the driver was for.
+#[derive(Clone, Copy)]
+enum Token {
+    Accept,
+    Receive(u32),
+    Send(u32),
+    /// Connection and the request's tag.
+    Disk(u32, u32),
+}
+
+struct Peer {
+    driver: AnyDriver,
+    listener: Fd,
+    file: Fd,
+    size: u64,
+    connections: BTreeMap<u32, Client>,
+    next_connection: u32,
+}
+
+struct Client {
+    socket: Fd,
+    filled: usize,
+    outgoing: Vec<Part>,
+    is_sending: bool,
 }
 
 /// Serves connections until it is killed.
 pub(crate) fn serve(config: &Config) -> io::Result<()> {
     let file = open(config)?;
     let listener = TcpListener::bind(&config.listen)?;
+    listener.set_nonblocking(true)?;
+    let driver = weft_io::driver::open(config.driver, DriverConfig::default())?;
     println!("listening on {}", listener.local_addr()?);
-    std::thread::scope(|scope| {
-        for stream in listener.incoming() {
-            let (stream, file) = (stream?, &file);
-            scope.spawn(move || {
-                match serve_one(&stream, file, config) {
-                    // An initiator that has measured enough just leaves.
-                    Err(error) if is_hang_up(&error) => {}
-                    Err(error) => eprintln!("weft-floor serve: {error}"),
-                    Ok(()) => {}
-                }
-            });
+    let mut peer = Peer {
+        driver,
+        listener: Arc::new(listener.into()),
+        file: Arc::new(file),
+        size: config.size,
+        connections: BTreeMap::new(),
+        next_connection: 0,
+    };
+    peer.submit(Token::Accept, Op::Accept { listener: peer.listener.clone() });
+    let mut done = Vec::new();
+    loop {
+        peer.driver.wait(None, &mut done)?;
+        for completion in done.drain(..) {
+            peer.handle(completion)?;
         }
-        Ok(())
-    })
-}
-
-fn is_hang_up(error: &io::Error) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
-    matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+        peer.send();
+    }
 }
 
 /// Opens the file past the page cache, filled: a first write to a hole costs more than any later one.
-fn open(config: &Config) -> io::Result<File> {
+fn open(config: &Config) -> io::Result<OwnedFd> {
     if config.file.metadata().map_or(true, |found| found.len() != config.size) {
         let mut file = File::create(&config.file)?;
         let zeroes = vec![0; MAX_DATA];
@@ -63,83 +95,165 @@ fn open(config: &Config) -> io::Result<File> {
         }
         file.sync_all()?;
     }
-    Ok(rustix::fs::open(&config.file, OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty())?.into())
+    Ok(rustix::fs::open(&config.file, OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-fn serve_one(stream: &TcpStream, file: &File, config: &Config) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    let turns = Mutex::new(BufReader::with_capacity(256 * 1024, stream));
-    let replies = Mutex::new(stream);
-    std::thread::scope(|scope| {
-        let worker = || {
-            let mut buffer = Aligned::new();
-            while let Some(head) = next(&turns, &mut buffer, config.size)? {
-                let reply = execute(head, &mut buffer, file);
-                let mut stream = replies.lock().expect("no thread panics");
-                let data = &buffer.bytes()[..reply.data_len()];
-                write_all(&mut stream, &reply.to_bytes(), data)?;
-            }
-            Ok(())
-        };
-        let workers: Vec<_> = (0..config.threads.max(1)).map(|_| scope.spawn(worker)).collect();
-        workers.into_iter().try_for_each(|worker| worker.join().expect("no thread panics"))
-    })
-}
-
-/// Waits for a turn and a request; `None` at the end of the stream.
-fn next(turns: &Mutex<BufReader<&TcpStream>>, buffer: &mut Aligned, size: u64) -> io::Result<Option<Head>> {
-    let mut reader = turns.lock().expect("no thread panics");
-    if reader.fill_buf()?.is_empty() {
-        return Ok(None);
+impl Peer {
+    fn submit(&mut self, token: Token, op: Op) {
+        self.driver.submit(token.to_number(), op);
     }
-    let mut bytes = [0; HEAD_LEN];
-    reader.read_exact(&mut bytes)?;
-    let head = Head::parse(&bytes).filter(|head| {
+
+    fn handle(&mut self, completion: Completion) -> io::Result<()> {
+        let Completion { token, op, result } = completion;
+        match (Token::from_number(token), op, result) {
+            (Token::Accept, _, Ok(Outcome::Accepted(socket))) => {
+                self.on_accepted(socket)?;
+                self.submit(Token::Accept, Op::Accept { listener: self.listener.clone() });
+            }
+            (Token::Accept, _, result) => {
+                return Err(io::Error::other(format!("accept: {result:?}")));
+            }
+            (Token::Receive(id), Op::Recv { buf, .. }, Ok(Outcome::Bytes(len))) if len > 0 => {
+                self.on_received(id, buf, len);
+            }
+            (Token::Send(id), Op::Send { socket, parts, skip }, Ok(Outcome::Bytes(len))) => {
+                self.on_sent(id, socket, parts, skip + len);
+            }
+            (Token::Disk(id, tag), op, result) => self.on_disk(id, tag, op, result.ok()),
+            // The initiator has measured enough and left, or makes no sense.
+            (Token::Receive(id) | Token::Send(id), ..) => {
+                self.connections.remove(&id);
+            }
+        }
+        Ok(())
+    }
+
+    fn on_accepted(&mut self, socket: OwnedFd) -> io::Result<()> {
+        let stream = TcpStream::from(socket);
+        stream.set_nodelay(true)?;
+        let socket: Fd = Arc::new(stream.into());
+        let id = self.next_connection;
+        self.next_connection = (id + 1) & MAX_CONNECTION;
+        let client = Client { socket: socket.clone(), filled: 0, outgoing: Vec::new(), is_sending: false };
+        self.connections.insert(id, client);
+        let buf = IoBuf::scratch(INCOMING);
+        self.submit(Token::Receive(id), Op::Recv { socket, buf, start: 0, len: INCOMING });
+        Ok(())
+    }
+
+    fn on_received(&mut self, id: u32, mut buf: IoBuf, len: usize) {
+        let Some(client) = self.connections.get_mut(&id) else { return };
+        let socket = client.socket.clone();
+        let filled = client.filled + len;
+        let mut used = 0;
+        while let Some((head, _)) = buf.bytes()[used..filled].split_first_chunk::<HEAD_LEN>() {
+            let Some(head) = Head::parse(head).filter(|head| self.is_sensible(head)) else {
+                self.connections.remove(&id);
+                return;
+            };
+            let end = used + HEAD_LEN + head.data_len();
+            if end > filled {
+                break;
+            }
+            let file = self.file.clone();
+            let op = if head.verb == Verb::Write {
+                let data = IoBuf::copy_of(&buf.bytes()[used + HEAD_LEN..end]);
+                Op::WriteAt { file, offset: head.offset, bufs: vec![data], durable: true }
+            } else {
+                let len = usize::try_from(head.len).unwrap_or(0);
+                Op::ReadAt { file, offset: head.offset, buf: IoBuf::scratch(len) }
+            };
+            self.submit(Token::Disk(id, head.tag), op);
+            used = end;
+        }
+        buf.bytes_mut().copy_within(used..filled, 0);
+        let start = filled - used;
+        if let Some(client) = self.connections.get_mut(&id) {
+            client.filled = start;
+        }
+        self.submit(Token::Receive(id), Op::Recv { socket, buf, start, len: INCOMING - start });
+    }
+
+    fn is_sensible(&self, head: &Head) -> bool {
         head.offset.is_multiple_of(4096)
             && head.len.is_multiple_of(4096)
-            && head.offset.checked_add(u64::from(head.len)).is_some_and(|end| end <= size)
+            && head.len > 0
+            && head.offset.checked_add(u64::from(head.len)).is_some_and(|end| end <= self.size)
             && matches!(head.verb, Verb::Write | Verb::Read)
-    });
-    let head = head.ok_or_else(|| io::Error::other("a request that makes no sense"))?;
-    reader.read_exact(&mut buffer.bytes()[..head.data_len()])?;
-    Ok(Some(head))
-}
-
-fn execute(head: Head, buffer: &mut Aligned, file: &File) -> Head {
-    let data = &mut buffer.bytes()[..usize::try_from(head.len).unwrap_or(0)];
-    let done = if head.verb == Verb::Write {
-        let slices = [IoSlice::new(data)];
-        rustix::io::pwritev2(file, &slices, head.offset, ReadWriteFlags::DSYNC)
-            .is_ok_and(|written| written == data.len())
-    } else {
-        file.read_exact_at(data, head.offset).is_ok()
-    };
-    let len = if head.verb == Verb::Read { head.len } else { 0 };
-    Head { verb: if done { Verb::Done } else { Verb::Failed }, len, ..head }
-}
-
-fn write_all(stream: &mut &TcpStream, head: &[u8], data: &[u8]) -> io::Result<()> {
-    let sent = stream.write_vectored(&[IoSlice::new(head), IoSlice::new(data)])?;
-    if sent < head.len() {
-        stream.write_all(&head[sent..])?;
-    }
-    stream.write_all(&data[sent.saturating_sub(head.len())..])
-}
-
-/// Room for the data of one request, where O_DIRECT wants it.
-struct Aligned {
-    room: Vec<u8>,
-    start: usize,
-}
-
-impl Aligned {
-    fn new() -> Aligned {
-        let room = vec![0; MAX_DATA + 4096];
-        let start = room.as_ptr().align_offset(4096);
-        Aligned { room, start }
     }
 
-    fn bytes(&mut self) -> &mut [u8] {
-        &mut self.room[self.start..self.start + MAX_DATA]
+    fn on_disk(&mut self, id: u32, tag: u32, op: Op, outcome: Option<Outcome>) {
+        let Some(client) = self.connections.get_mut(&id) else { return };
+        let moved = if let Some(Outcome::Bytes(len)) = outcome { len } else { 0 };
+        let (wanted, data) = match op {
+            Op::WriteAt { bufs, .. } => (bufs.iter().map(Payload::len).sum(), None),
+            Op::ReadAt { buf, .. } => (buf.len(), Some(buf)),
+            op => unreachable!("{op:?} is no disk request"),
+        };
+        let is_ok = moved == wanted;
+        let data = data.filter(|_| is_ok);
+        let len = data.as_ref().map_or(0, |data| u32::try_from(data.len()).unwrap_or(0));
+        let verb = if is_ok { Verb::Done } else { Verb::Failed };
+        let head = Head { verb, tag, len, offset: 0 }.to_bytes();
+        match client.outgoing.last_mut() {
+            Some(Part::Bytes(bytes)) => bytes.extend_from_slice(&head),
+            _ => client.outgoing.push(Part::Bytes(head.to_vec())),
+        }
+        client.outgoing.extend(data.map(Part::Buf));
+    }
+
+    fn on_sent(&mut self, id: u32, socket: Fd, mut parts: Vec<Part>, mut sent: usize) {
+        let Some(client) = self.connections.get_mut(&id) else { return };
+        let whole = parts.iter().take_while(|part| {
+            let is_whole = sent >= part.len();
+            sent -= if is_whole { part.len() } else { 0 };
+            is_whole
+        });
+        let whole = whole.count();
+        parts.drain(..whole);
+        if parts.is_empty() {
+            client.is_sending = false;
+        } else {
+            self.submit(Token::Send(id), Op::Send { socket, parts, skip: sent });
+        }
+    }
+
+    /// Begins to send what the connections have to say, all of it at once.
+    fn send(&mut self) {
+        for (id, client) in &mut self.connections {
+            if client.is_sending || client.outgoing.is_empty() {
+                continue;
+            }
+            client.is_sending = true;
+            let parts = client.outgoing.drain(..MAX_PARTS.min(client.outgoing.len())).collect();
+            let op = Op::Send { socket: client.socket.clone(), parts, skip: 0 };
+            self.driver.submit(Token::Send(*id).to_number(), op);
+        }
+    }
+}
+
+/// 30 bits.
+const MAX_CONNECTION: u32 = (1 << 30) - 1;
+
+impl Token {
+    fn to_number(self) -> u64 {
+        let join = |kind: u64, id: u32, tag: u32| kind << 62 | u64::from(id) << 32 | u64::from(tag);
+        match self {
+            Token::Accept => join(0, 0, 0),
+            Token::Receive(id) => join(1, id, 0),
+            Token::Send(id) => join(2, id, 0),
+            Token::Disk(id, tag) => join(3, id, tag),
+        }
+    }
+
+    fn from_number(number: u64) -> Token {
+        let [a, b, c, d, tag @ ..] = number.to_be_bytes();
+        let id = u32::from_be_bytes([a, b, c, d]) & MAX_CONNECTION;
+        match number >> 62 {
+            0 => Token::Accept,
+            1 => Token::Receive(id),
+            2 => Token::Send(id),
+            _ => Token::Disk(id, u32::from_be_bytes(tag)),
+        }
     }
 }

@@ -38,7 +38,7 @@ fn peers(dir: &Path) -> [Running; 2] {
     ["a", "b"].map(|name| {
         let file = dir.join(name);
         let file = file.to_str().unwrap();
-        start(&["serve", "--listen", "127.0.0.1:0", "--file", file, "--size", SIZE, "--threads", "4"])
+        start(&["serve", "--listen", "127.0.0.1:0", "--file", file, "--size", SIZE])
     })
 }
 
