@@ -1,0 +1,199 @@
+/**
+ * From runs to figures: medians, ratios and bars. Ratios travel between machines; absolute numbers do not.
+ *
+ * Must always hold:
+ * - ours and theirs come from the same rounds, and a figure that has no run on one side is left out, never guessed;
+ * - a figure without a bar neither holds nor fails.
+ */
+
+export type Side = "weft" | "floor" | "quorum";
+
+export type Workload = "write qd1" | "write qd32" | "read qd1" | "read qd32";
+
+export type Quantity = "iops" | "p50Us" | "cpuUs";
+
+/** One short run of one workload on one side. */
+export type Run = {
+  readonly side: Side;
+  readonly workload: Workload;
+  readonly round: number;
+  readonly iops: number;
+  /** Median latency of a request. */
+  readonly p50Us: number;
+  /** CPU time of all processes of the side, without the load generator, for each request. */
+  readonly cpuUs: number;
+};
+
+export type Bar = { readonly kind: "at most" | "at least"; readonly ratio: number };
+
+export type Figure = {
+  readonly figure: string;
+  /** Medians over the rounds. */
+  readonly ours: number;
+  readonly against: number;
+  /** Of the two medians. */
+  readonly ratio: number;
+  /** The least and the greatest ratio of any round. */
+  readonly spread: readonly [number, number];
+  readonly bar: Bar | null;
+  readonly holds: boolean | null;
+  readonly note: string;
+};
+
+type Definition = {
+  readonly figure: string;
+  readonly workload: Workload;
+  readonly quantity: Quantity;
+  readonly against: "floor" | "quorum";
+  readonly bar: Bar | null;
+};
+
+const definitions: readonly Definition[] = [
+  {
+    figure: "write qd1 p50 ÷ floor",
+    workload: "write qd1",
+    quantity: "p50Us",
+    against: "floor",
+    bar: { kind: "at most", ratio: 1.6 },
+  },
+  {
+    figure: "write qd32 iops ÷ floor",
+    workload: "write qd32",
+    quantity: "iops",
+    against: "floor",
+    bar: { kind: "at least", ratio: 0.4 },
+  },
+  {
+    figure: "write qd32 iops ÷ quorum",
+    workload: "write qd32",
+    quantity: "iops",
+    against: "quorum",
+    bar: { kind: "at least", ratio: 1 },
+  },
+  {
+    figure: "read qd32 iops ÷ quorum",
+    workload: "read qd32",
+    quantity: "iops",
+    against: "quorum",
+    bar: { kind: "at least", ratio: 1.5 },
+  },
+  {
+    figure: "cpu per write qd32 ÷ floor",
+    workload: "write qd32",
+    quantity: "cpuUs",
+    against: "floor",
+    bar: { kind: "at most", ratio: 2.5 },
+  },
+  {
+    figure: "write qd1 p50 ÷ quorum",
+    workload: "write qd1",
+    quantity: "p50Us",
+    against: "quorum",
+    bar: null,
+  },
+  { figure: "read qd1 p50 ÷ floor", workload: "read qd1", quantity: "p50Us", against: "floor", bar: null },
+  { figure: "read qd32 iops ÷ floor", workload: "read qd32", quantity: "iops", against: "floor", bar: null },
+];
+
+const notes = {
+  floor:
+    "floor: weft-floor behind NBD, so the NBD hop is in it; two peers over TCP, O_DIRECT, RWF_DSYNC, nothing in between",
+  quorum:
+    "quorum: qemu-storage-daemon, two NBD children over unix sockets (not TCP: its better set-up), cache.direct=on, " +
+    "aio=threads, read-pattern=fifo, vote-threshold=2; durable by writethrough=on at each child (fdatasync after each write)",
+} as const;
+
+export function figuresOf(runs: readonly Run[]): readonly Figure[] {
+  return definitions.flatMap((definition) => {
+    const ours = valuesOf(runs, "weft", definition);
+    const theirs = valuesOf(runs, definition.against, definition);
+    const ratios = [...ours].flatMap(([round, value]) => {
+      const other = theirs.get(round);
+      return other === undefined || other === 0 ? [] : [value / other];
+    });
+    if (ratios.length === 0) return [];
+    const [a, b] = [median([...ours.values()]), median([...theirs.values()])];
+    const ratio = a / b;
+    return [
+      {
+        figure: definition.figure,
+        ours: a,
+        against: b,
+        ratio,
+        spread: [Math.min(...ratios), Math.max(...ratios)],
+        bar: definition.bar,
+        holds: definition.bar === null ? null : isWithin(definition.bar, ratio),
+        note: notes[definition.against],
+      },
+    ];
+  });
+}
+
+/** By round. */
+function valuesOf(
+  runs: readonly Run[],
+  side: Side,
+  { workload, quantity }: Definition,
+): ReadonlyMap<number, number> {
+  const wanted = runs.filter((run) => run.side === side && run.workload === workload);
+  return new Map(wanted.map((run) => [run.round, run[quantity]]));
+}
+
+export function isWithin(bar: Bar, ratio: number): boolean {
+  return bar.kind === "at most" ? ratio <= bar.ratio : ratio >= bar.ratio;
+}
+
+/** Of two middle values the mean. Of nothing there is no median: a caller's bug. */
+export function median(values: readonly number[]): number {
+  const sorted = values.toSorted((a, b) => a - b);
+  const low = sorted[Math.ceil(sorted.length / 2) - 1];
+  const high = sorted[Math.floor(sorted.length / 2)];
+  if (low === undefined || high === undefined) throw new Error("the median of no values");
+  return (low + high) / 2;
+}
+
+/** What each side did, in absolute numbers: for people at this machine only. */
+export function renderRuns(runs: readonly Run[]): string {
+  const rows = (["write qd1", "write qd32", "read qd1", "read qd32"] as const).flatMap((workload) =>
+    (["weft", "floor", "quorum"] as const).flatMap((side) => {
+      const own = runs.filter((run) => run.side === side && run.workload === workload);
+      if (own.length === 0) return [];
+      const of = (quantity: Quantity): number => median(own.map((run) => run[quantity]));
+      return [[workload, side, of("iops").toFixed(0), of("p50Us").toFixed(0), of("cpuUs").toFixed(1)]];
+    }),
+  );
+  return table([["workload", "side", "iops", "p50 µs", "CPU µs a request"], ...rows]);
+}
+
+export function renderFigures(figures: readonly Figure[]): string {
+  const rows = figures.map(({ figure, ours, against, ratio, spread, bar, holds }) => [
+    figure,
+    short(ours),
+    short(against),
+    ratio.toFixed(2),
+    `${spread[0].toFixed(2)}…${spread[1].toFixed(2)}`,
+    bar === null ? "" : `${bar.kind} ${bar.ratio}`,
+    holds === null ? "" : holds ? "holds" : "FAILS",
+  ]);
+  const used = [...new Set(figures.map(({ note }) => note))];
+  const head = ["figure", "ours", "against", "ratio", "spread", "bar", ""];
+  return [table([head, ...rows]), ...used].join("\n");
+}
+
+function short(value: number): string {
+  return value >= 100 ? value.toFixed(0) : value.toFixed(1);
+}
+
+/** Words to the left, everything from the third column on to the right. */
+function table(rows: readonly (readonly string[])[]): string {
+  const columns = rows[0]?.length ?? 0;
+  const widths = Array.from({ length: columns }, (_, i) =>
+    Math.max(...rows.map((row) => row[i]?.length ?? 0)),
+  );
+  const line = (row: readonly string[]): string =>
+    row
+      .map((cell, i) => (/^[0-9]/.test(cell) ? cell.padStart(widths[i] ?? 0) : cell.padEnd(widths[i] ?? 0)))
+      .join("  ")
+      .trimEnd();
+  return rows.map(line).join("\n");
+}
