@@ -25,4 +25,5 @@ pub mod payload;
 pub mod record;
 pub mod replica;
 pub mod session;
+pub mod superblock;
 pub mod wire;
