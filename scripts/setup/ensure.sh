@@ -35,6 +35,24 @@ node_is_ready() {
   [ -x node_modules/.bin/node ] && [ "$(cat node_modules/.weft-stamp 2>/dev/null)" = "$stamp" ]
 }
 
+# npm leaves optional packages out whose "engines" exclude the Node that it runs under, and native parts of the linter,
+# formatter and compiler are such packages: under Debian's Node 18 the install succeeds and they are missing. So npm runs
+# under the Node that we are about to install.
+npm_ci() {
+  outer=$(node --version 2>/dev/null | sed 's/^v\([0-9]*\).*/\1/')
+  if [ "${outer:-0}" -ge 22 ]; then
+    npm ci --no-audit --no-fund --loglevel=error >&2
+    return
+  fi
+  case $(uname -m) in aarch64) arch=arm64 ;; *) arch=x64 ;; esac
+  version=$(sed -n 's/^ *"node": "\([0-9.]*\)".*/\1/p' package.json)
+  scratch=$(mktemp -d)
+  npm install --prefix "$scratch" --no-save --no-package-lock --no-audit --no-fund --loglevel=error \
+    "node-linux-$arch@$version" >&2
+  (PATH="$scratch/node_modules/node-linux-$arch/bin:$PATH" npm ci --no-audit --no-fund --loglevel=error >&2)
+  rm -rf "$scratch"
+}
+
 ensure_node() {
   stamp=$(cat package-lock.json .taprc | cksum)
   node_is_ready && return 0
@@ -43,7 +61,7 @@ ensure_node() {
   flock 9
   if ! node_is_ready; then
     say "setup: npm ci"
-    npm ci --no-audit --no-fund --loglevel=error >&2
+    npm_ci
     node_modules/.bin/node node_modules/.bin/tap build >&2
     printf '%s\n' "$stamp" >node_modules/.weft-stamp
   fi
