@@ -2,7 +2,8 @@
  * Who opens a detached volume to bring its copies level: a session without a guest (protocol.md 4.1).
  *
  * Must always hold:
- * - only when nobody owns the volume, and only when there is work that needs an owner;
+ * - only when nobody owns the volume, or a caretaker whose host went away does, and only when there is work that needs
+ *   an owner; a guest's session is never taken over here;
  * - the lowest host id among the hosts that answer and have an in-sync copy, so that two agents choose alike; the
  *   store's swap decides if they do not;
  * - no in-sync copy on a host that answers: nobody; a stale copy is never opened (R16).
@@ -24,11 +25,14 @@ export type CaretakerInput = {
   readonly made: readonly Made[];
   readonly record: VolumeRecord;
   readonly cluster: Cluster;
+  readonly ownerIsCaretaker: boolean;
 };
 
 export function chooseCaretaker(input: CaretakerInput, now: number): Caretaker | null {
   const { record, cluster } = input;
-  if (record.owner !== null || record.deletedAtMs !== null || input.want.deletedAtMs !== null) return null;
+  if (record.deletedAtMs !== null || input.want.deletedAtMs !== null) return null;
+  const { owner } = record;
+  if (owner !== null && !(input.ownerIsCaretaker && isLongAway(cluster, owner.host, now))) return null;
   const work = caretakerWork(input, now);
   if (work.length === 0) return null;
   const [host] = insync(record)

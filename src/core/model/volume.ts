@@ -14,7 +14,8 @@
  * Must always hold:
  * - replicas are durable before the record is made (protocol.md 4.2, "Creation");
  * - a replica is added before one is removed; never the last in-sync one, never below min_isr (4.18);
- * - nothing is trashed because a fact is *missing*: only for a tombstone, or a record that is past the rid (R15);
+ * - nothing is trashed because a fact is *missing*: only for a tombstone, a record that is past the rid, or a place
+ *   that was given up before its replica became a member, which weftd lets go 24 h later (R15);
  * - a record that vanished is not made anew: that is for `weft store repair` (R11);
  * - a tombstone stays until every replica has confirmed that it is gone.
  */
@@ -44,7 +45,7 @@ export type VolumeState = {
   readonly record: VolumeRecord | null;
   /** There was a record and it is gone without a deletion: the store lost it, or is not ours (protocol.md R11). */
   readonly vanished: boolean;
-  /** The session on this host that has no guest, if the volume has one here: only its own host knows. */
+  /** The owner's session when it has no guest, on whatever host: the record says so. */
   readonly caretaker: SessionId | null;
   /** Asked for by the operator: do not wait for the 24 h. */
   readonly emptyNow: boolean;
@@ -66,7 +67,8 @@ export type VolumeEffect =
   | { readonly kind: "create-record"; readonly host: HostId }
   | { readonly kind: "add-member"; readonly host: HostId; readonly place: Place }
   | { readonly kind: "remove-member"; readonly host: HostId; readonly rid: Rid }
-  | { readonly kind: "open-caretaker"; readonly host: HostId }
+  /** `steal`: from a caretaker whose host is away; there is no guest that it could hurt. */
+  | { readonly kind: "open-caretaker"; readonly host: HostId; readonly steal: boolean }
   /** Its work is done, or the volume is to be deleted. */
   | { readonly kind: "close-caretaker"; readonly host: HostId }
   | { readonly kind: "delete-record"; readonly host: HostId }
@@ -211,26 +213,25 @@ function dueWhenLive(
 ): readonly VolumeEffect[] {
   const { made } = state;
   const effects: VolumeEffect[] = [];
-  const input = { want, made, record, cluster };
+  const ownerIsCaretaker = record.owner !== null && record.owner.session === state.caretaker;
+  const input = { want, made, record, cluster, ownerIsCaretaker };
   const caretaker = chooseCaretaker(input, now);
   const worker = record.owner?.host ?? null;
   for (const place of want.placements) {
     const isMade = made.some(({ rid }) => rid === place.rid);
     if (isOver(record, place.rid)) {
-      effects.push(
-        isMade
-          ? { kind: "trash-replica", host: place.host, rid: place.rid, pool: place.pool }
-          : { kind: "drop-place", rid: place.rid },
-      );
+      effects.push(isMade ? trashReplica(place) : { kind: "drop-place", rid: place.rid });
     } else if (memberOf(record, place.rid) === null) {
-      if (place.remove && !isMade) effects.push({ kind: "drop-place", rid: place.rid });
+      if (place.remove) effects.push(isMade ? trashReplica(place) : { kind: "drop-place", rid: place.rid });
       else if (!isMade) effects.push(makeReplica(place));
-      else if (worker !== null && !place.remove) effects.push({ kind: "add-member", host: worker, place });
+      else if (worker !== null) effects.push({ kind: "add-member", host: worker, place });
     } else if (worker !== null && mayRemove(want, record, place)) {
       effects.push({ kind: "remove-member", host: worker, rid: place.rid });
     }
   }
-  if (caretaker !== null) effects.push({ kind: "open-caretaker", host: caretaker.host });
+  if (caretaker !== null) {
+    effects.push({ kind: "open-caretaker", host: caretaker.host, steal: record.owner !== null });
+  }
   if (caretakerWork(input, now).length === 0) effects.push(...closeCaretaker(state, record));
   return effects;
 }
@@ -254,6 +255,10 @@ function missing(want: Want, made: readonly Made[]): readonly Place[] {
 
 function makeReplica({ host, rid, pool }: Place): VolumeEffect {
   return { kind: "make-replica", host, rid, pool };
+}
+
+function trashReplica({ host, rid, pool }: Place): VolumeEffect {
+  return { kind: "trash-replica", host, rid, pool };
 }
 
 /** One of the hosts with a copy does what any could: the lowest that answers. */

@@ -143,7 +143,7 @@ void t.test(
     const allMade = [made(0, 1), made(1, 2), made(2, 3)];
     const behind = record([member(0, 1, "STALE"), member(1, 2), member(2, 3)]);
     const world = cluster([1, 2, 3]);
-    const input = { want: three, made: allMade, record: behind, cluster: world };
+    const input = { want: three, made: allMade, record: behind, cluster: world, ownerIsCaretaker: false };
     t.strictSame(chooseCaretaker(input, 0), { host: hostId(2), work: ["resync"] });
     t.equal(caretakerLine(chooseCaretaker(input, 0), world), "caretaker h2: resync");
     t.strictSame(chooseCaretaker({ ...input, cluster: cluster([1, 2, 3], [2]) }, 0)?.host, hostId(3));
@@ -172,10 +172,22 @@ void t.test(
   async (t) => {
     const fact = record([member(0, 1), member(1, 2)]);
     const world = cluster([1, 2, 3], [2]);
-    const before = { want: two, made: [made(0, 1), made(1, 2)], record: fact, cluster: world };
+    const before = {
+      want: two,
+      made: [made(0, 1), made(1, 2)],
+      record: fact,
+      cluster: world,
+      ownerIsCaretaker: false,
+    };
     t.equal(chooseCaretaker(before, 10 * MINUTE), null);
     const wanted = want([place(0, 1), place(1, 2), place(2, 3)], { copies: 2 });
-    const after = { want: wanted, made: [made(0, 1), made(1, 2), made(2, 3)], record: fact, cluster: world };
+    const after = {
+      want: wanted,
+      made: [made(0, 1), made(1, 2), made(2, 3)],
+      record: fact,
+      cluster: world,
+      ownerIsCaretaker: false,
+    };
     t.strictSame(chooseCaretaker(after, 10 * MINUTE), { host: hostId(1), work: ["add", "demote"] });
   },
 );
