@@ -1,0 +1,167 @@
+//! Every case ends as its table says: broken rules are found, the unbroken models are clean within their bounds.
+//!
+//! A checker that finds nothing when a rule is broken would prove nothing when none is, so these tests guard the
+//! checker as much as the protocol. Cases run in groups, each group one test, so that each takes seconds.
+
+use weft_model::cases::{CASES, Case, Expected, Setup, named};
+use weft_model::core::{self, Core};
+use weft_model::explore::{Outcome, Report, Walks, search, walk};
+use weft_model::lease::{self, Lease};
+
+fn run(case: &Case) -> Report {
+    match case.setup {
+        Setup::Core(config) => search(&Core(config), case.max_states),
+        Setup::Lease(config) => search(&Lease(config), case.max_states),
+    }
+}
+
+/// Compares a run with its case; the text is empty when they agree.
+fn verdict(case: &Case) -> String {
+    let report = run(case);
+    let found = match report.outcome {
+        Outcome::Exhausted => Expected::Exhausted,
+        Outcome::Bounded => Expected::Bounded,
+        Outcome::Violated { ref trace, .. } => Expected::Steps(trace.len()),
+    };
+    println!("{:<38} {:?} {} states; {}", case.name, found, report.visited, report.counts);
+    if found == case.expected {
+        return String::new();
+    }
+    format!("{}: wanted {:?}, found {:?}\n", case.name, case.expected, found)
+}
+
+fn all_as_expected(cases: &[&Case]) {
+    let wrong: String = cases.iter().map(|case| verdict(case)).collect();
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+fn broken_core(heavy: bool) -> Vec<&'static Case> {
+    let is_heavy = |case: &&Case| case.max_states > 1_000_000;
+    let broken = |case: &&Case| matches!(case.setup, Setup::Core(config) if config.mutation.is_some());
+    CASES.iter().filter(broken).filter(|case| is_heavy(case) == heavy).collect()
+}
+
+#[test]
+fn every_broken_rule_with_a_short_trace_is_found() {
+    all_as_expected(&broken_core(false));
+}
+
+#[test]
+fn every_broken_rule_with_a_long_trace_is_found() {
+    let cases: Vec<_> =
+        broken_core(true).into_iter().filter(|case| case.name != "seal-without-flush").collect();
+    all_as_expected(&cases);
+}
+
+#[test]
+fn a_seal_without_flush_is_found_in_cached_mode() {
+    all_as_expected(&[named("seal-without-flush").expect("a case")]);
+}
+
+#[test]
+fn every_part_of_the_read_lease_rule_is_needed_or_known_not_to_be() {
+    let light = |case: &&Case| case.max_states <= 1_500_000;
+    let broken = |case: &&Case| matches!(case.setup, Setup::Lease(config) if config.mutation.is_some());
+    all_as_expected(&CASES.iter().filter(broken).filter(light).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_lease_needs_the_members_whose_change_is_unsettled() {
+    let names = ["lease-joiner-not-asked", "lease-removed-not-asked"];
+    all_as_expected(&names.map(|name| named(name).expect("a case")));
+}
+
+#[test]
+fn the_unbroken_core_is_clean_in_one_region_of_one_block() {
+    all_as_expected(&["core", "core-small"].map(|name| named(name).expect("a case")));
+}
+
+#[test]
+fn the_unbroken_core_is_clean_with_two_blocks_and_three_replicas() {
+    let names = ["core-two-blocks", "core-three-replicas", "core-fine-bitmap"];
+    all_as_expected(&names.map(|name| named(name).expect("a case")));
+}
+
+#[test]
+fn the_unbroken_core_is_clean_with_late_swaps_and_best_effort_writes() {
+    all_as_expected(
+        &["core-late", "core-best-effort", "core-cached"].map(|name| named(name).expect("a case")),
+    );
+}
+
+#[test]
+fn the_unbroken_core_is_clean_with_rescue_joins() {
+    all_as_expected(&["core-rescue", "core-rescue-open"].map(|name| named(name).expect("a case")));
+}
+
+#[test]
+fn a_restored_store_is_harmless_only_if_somebody_who_is_asked_knows() {
+    all_as_expected(&["core-restored", "core-restored-unknown"].map(|name| named(name).expect("a case")));
+}
+
+#[test]
+fn the_unbroken_lease_never_serves_a_stale_read() {
+    let names = ["lease", "lease-small", "lease-chain", "lease-reconfigure"];
+    all_as_expected(&names.map(|name| named(name).expect("a case")));
+}
+
+/// Walks go where the search can't: three sessions, many epochs, every feature that can be combined.
+#[test]
+fn long_random_walks_of_the_core_find_nothing() {
+    let wide =
+        core::Config { replicas: 3, sessions: 3, blocks: 2, writes: 6, max_epoch: 14, ..Default::default() };
+    let late = core::LateSwaps::All;
+    let configs = [
+        wide,
+        core::Config { late_swaps: late, best_effort: true, fine_bitmap: true, ..wide },
+        core::Config { cached: true, cache_losses: 3, ..wide },
+        core::Config { rescue: true, rescue_open: true, min_isr: 2, in_sync: 0b011, ..wide },
+    ];
+    for (number, config) in (1u64..).zip(configs) {
+        let report = walk(&Core(config), Walks { count: 6_000, length: 160, seed: number });
+        println!("walks {number}: {} steps; {}", report.visited, report.counts);
+        assert!(report.is_clean(), "seed {number}: {:#?}", report.outcome);
+        let counts = report.counts;
+        assert!(
+            counts.writes_acked > 10_000 && counts.admitted > 1_000 && counts.removed > 1_000,
+            "{counts}"
+        );
+    }
+}
+
+#[test]
+fn long_random_walks_of_the_lease_find_nothing() {
+    let config = lease::Config {
+        replicas: 3,
+        sessions: 3,
+        writes: 6,
+        max_epoch: 14,
+        in_sync: 0b111,
+        drift: true,
+        reconfigure: true,
+        ..Default::default()
+    };
+    let report = walk(&Lease(config), Walks { count: 20_000, length: 160, seed: 9 });
+    println!("walks: {} steps; {}", report.visited, report.counts);
+    assert!(report.is_clean(), "{:#?}", report.outcome);
+    assert!(report.counts.reads_served > 1_000 && report.counts.writes_acked > 1_000, "{}", report.counts);
+}
+
+#[test]
+fn every_mutation_has_a_case() {
+    for (name, mutation) in core::Mutation::ALL {
+        let case = named(name).unwrap_or_else(|| panic!("{name} has no case"));
+        assert!(matches!(case.setup, Setup::Core(config) if config.mutation == Some(mutation)), "{name}");
+    }
+    for (name, mutation) in lease::Mutation::ALL {
+        let case = named(name).unwrap_or_else(|| panic!("{name} has no case"));
+        assert!(matches!(case.setup, Setup::Lease(config) if config.mutation == Some(mutation)), "{name}");
+    }
+}
+
+#[test]
+fn names_of_cases_are_unique() {
+    for (number, case) in CASES.iter().enumerate() {
+        assert!(CASES[..number].iter().all(|other| other.name != case.name), "{}", case.name);
+    }
+}
