@@ -790,7 +790,8 @@ pub fn recover(ring: &[u8], expect: &LogExpectation) -> Result<Recovered, LogDam
         let batch_seq = recovered.next_seq;
         let missing =
             |seq| if seq <= durable { Err(damage(seq, LogDamageReason::Hole { durable })) } else { Ok(()) };
-        // A block of an older incarnation behind a newer one is what a torn batch left there.
+        // A block of an older incarnation behind a newer one is what a torn batch left there. (Such a block is never
+        // the first of its batch as long as one batch is in flight; the comparison of incarnations stands guard.)
         let Some(head) = at(batch_seq).filter(|b| b.header.index == 0 && b.header.inc >= inc) else {
             missing(batch_seq)?;
             break;
@@ -1273,6 +1274,58 @@ mod tests {
         );
         // Checkpoints that include it make it irrelevant.
         assert_eq!(numbers(&recover(&ring, &expecting(1, 6, 0)).expect("sound")), [6, 7, 8, 9, 10]);
+    }
+
+    /// A ring of which only a few blocks are free: batches of one block each, all durable.
+    fn nearly_full(batches: u64) -> (Vec<u8>, Log) {
+        let mut ring = empty_ring();
+        let mut log = start(&ring, 1);
+        for number in 1..=batches {
+            log.append(KEY, &numbered(number, 3)).expect("space");
+            commit(&mut log, &mut ring);
+        }
+        (ring, log)
+    }
+
+    #[test]
+    fn a_trim_during_a_write_frees_nothing_that_the_written_block_still_names() {
+        // The block in flight was made before the trim. Would its end free the space, then a torn overwrite of
+        // block 1 would leave a newest block that says "needed from 1": a good log read as damaged.
+        let (mut ring, mut log) = nearly_full(62);
+        log.append(KEY, &numbered(63, 3)).expect("space");
+        let write = log.poll_write().expect("a batch");
+        log.trim_to(40);
+        apply(&mut ring, &write);
+        log.handle_written(write.batch, Ok(()));
+        assert_eq!(log.append(KEY, &numbered(64, 8)), Err(AppendError::Full));
+        commit(&mut log, &mut ring);
+        log.append(KEY, &numbered(64, 8)).expect("the block that says so is durable");
+        let writes = in_flight(&mut log);
+        crash(&mut ring, &writes, || Fate::Torn);
+        let recovered = recover(&ring, &expecting(1, 1, 64)).expect("a torn tail is no damage");
+        assert_eq!(numbers(&recovered), (41..=63).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_trim_named_by_a_torn_batch_frees_nothing_before_it_is_named_again() {
+        // The first block of two survives a crash and names 41; the next write destroys it.
+        let (mut ring, mut log) = nearly_full(61);
+        log.append(KEY, &numbered(62, 6)).expect("space");
+        log.trim_to(40);
+        let writes = in_flight(&mut log);
+        assert_eq!(writes[0].seqs, (62, 64));
+        let mut fates = [Fate::New, Fate::Old].into_iter();
+        crash(&mut ring, &writes, || fates.next().expect("two blocks"));
+        let recovered = recover(&ring, &expecting(1, 1, 61)).expect("a torn tail is no damage");
+        assert_eq!(numbers(&recovered), (41..=61).collect::<Vec<_>>());
+        let mut log = Log::new(place(2), &recovered);
+        assert_eq!(log.append(KEY, &numbered(62, 8)), Err(AppendError::Full));
+        let writes = in_flight(&mut log);
+        crash(&mut ring, &writes, || Fate::Torn);
+        let block = usize::try_from(writes[0].position_blocks).expect("small") * LOG_BLOCK;
+        ring[block + 48] ^= 0xff;
+        let recovered = recover(&ring, &expecting(2, 1, 61)).expect("nothing was overwritten yet");
+        assert_eq!(numbers(&recovered), (1..=61).collect::<Vec<_>>());
     }
 
     #[derive(Clone, Debug)]
