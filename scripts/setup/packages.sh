@@ -4,8 +4,6 @@
 wanted_packages='
 cc:gcc
 /usr/include/stdio.h:libc6-dev
-cmake:cmake
-pkg-config:pkg-config
 protoc:protobuf-compiler
 /usr/include/google/protobuf/empty.proto:libprotobuf-dev
 etcd:etcd-server
@@ -57,9 +55,9 @@ ensure_packages() {
   fi
   fresh_etcd=no
   case " $missing" in *' etcd-server '*) fresh_etcd=yes ;; esac
-  DEBIAN_FRONTEND=noninteractive apt-get update -qq >&2
+  DEBIAN_FRONTEND=noninteractive apt-get update -qq >/dev/null
   # shellcheck disable=SC2086
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >&2
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
   # It was not started now; it shall not be started at the next boot either. A service that was there before is not ours.
   if [ $fresh_etcd = yes ] && command -v systemctl >/dev/null 2>&1; then
     systemctl disable etcd.service >/dev/null 2>&1 || say "setup: etcd.service could not be disabled; it may start at the next boot"
