@@ -6,8 +6,14 @@
 //! * bytes from a disk or a peer are parsed before they are trusted and never panic;
 //! * every buffer that is given to a [`driver::Driver`] comes back with its completion, also on error.
 
+pub mod blocking;
 pub mod buffer;
+mod doubt;
 pub mod driver;
+pub mod file_pool;
+pub mod pool_dir;
+mod segment;
+pub mod sidecar;
 
 #[cfg(test)]
 mod testing;

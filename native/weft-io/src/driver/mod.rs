@@ -19,7 +19,7 @@
 //! ```
 
 mod aio;
-mod slab;
+pub(crate) mod slab;
 mod uring;
 
 use core::fmt;
@@ -466,6 +466,32 @@ fn recv_window(buf: &mut IoBuf, start: usize, len: usize) -> (*mut u8, usize) {
 /// A system call's result: -1 is the thread's errno.
 pub(crate) fn checked(result: i32) -> Result<i32, Errno> {
     if result < 0 { Err(io::Error::last_os_error().into()) } else { Ok(result) }
+}
+
+/// The tokens of one user of a driver (a pool, a connection): 2^48 of them under a name of 16 bits, so that the
+/// reactor's loop knows whose a completion is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TokenSpace(pub u16);
+
+impl TokenSpace {
+    /// The space that a token belongs to.
+    #[must_use]
+    pub fn of(token: u64) -> TokenSpace {
+        TokenSpace(u16::try_from(token >> 48).expect("16 bits remain"))
+    }
+
+    /// The token of a key below 2^48.
+    #[must_use]
+    pub fn token(self, key: u64) -> u64 {
+        assert!(key < 1 << 48, "key {key:#x} has more than 48 bits");
+        (u64::from(self.0) << 48) | key
+    }
+
+    /// The key of a token.
+    #[must_use]
+    pub fn key(token: u64) -> u64 {
+        token & ((1 << 48) - 1)
+    }
 }
 
 /// A file offset as the kernel's signed type. Panics beyond 2^63: volumes end at 64 TiB.

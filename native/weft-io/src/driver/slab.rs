@@ -24,8 +24,8 @@ impl<T> Slab<T> {
             u32::try_from(self.places.len() - 1).expect("fewer than 2^32 ops in flight")
         });
         let (uses, slot) = &mut self.places[place as usize];
-        // 31 bits, so that the keys u64::MAX and below stay free for the drivers' own events.
-        *uses = (*uses + 1) & 0x7fff_ffff;
+        // 16 bits: a key is below 2^48, so that whoever makes tokens of keys has 16 bits for a name of his own.
+        *uses = (*uses + 1) & 0xffff;
         *slot = Some(entry);
         (u64::from(*uses) << 32) | u64::from(place)
     }

@@ -1,0 +1,1105 @@
+//! A pool of replicas in a directory, served by one reactor thread: sans-I/O towards the driver, blocking calls on
+//! threads of its own.
+//!
+//! ```text
+//! let dir = PoolDir::open(path)?;                       // blocks: on any thread, before the reactor serves it
+//! let mut pool = FilePool::start(dir, config, &mut driver)?;
+//! loop {
+//!     driver.wait(timeout, &mut done)?;
+//!     for c in done.drain(..) { if pool.owns(c.token) { pool.handle_completion(c) } }
+//!     pool.drive(&mut driver);
+//!     while let Some(event) = pool.poll_event() { … }   // which leads to pool.submit(token, op)
+//!     pool.drive(&mut driver);                          // hands over what those submitted
+//! }
+//! ```
+//!
+//! Must always hold:
+//! * every submitted op but [`PoolOp::Cancel`] is answered by exactly one [`PoolEvent::Done`] with its token;
+//! * of overlapping disk ops on a replica, of which one writes, the later one starts when the earlier has ended;
+//! * a write reported done is what reads return, and is on stable media if it asked for that, the block's
+//!   allocation and the segment's name included;
+//! * a seal reported done means that the sidecar on disk is right for every block whose write was done before;
+//! * after a failed fdatasync nothing more is done for that replica, and no fdatasync is repeated on its files.
+//!
+//! **Checksums.** A block that was in no `unsealed` range of [`PoolOp::OpenReplica`], or was written or looked at
+//! since, has an authoritative entry in the sidecar: a read whose data doesn't match is [`PoolError::BitRot`]. For
+//! the others ("in doubt") the CRC is computed from the data as read, and non-zero data makes a block data whatever
+//! its kind said; what was found is entered, and what nobody looked at is looked at by the next seal.
+//!
+//! **Hashes** are SipHash-2-4 with 128 bits of result: a pseudo-random function made for short secret keys, so that
+//! a guest who does not know the key (fresh per range) can't prepare two blocks that look equal; it takes the
+//! protocol's 16-byte key as it is (blake3 wants 32) and is pure Rust. A zero hole hashes as 4096 zero bytes, since
+//! that is what it reads as; an absent block hashes as no bytes at all, so that it differs from a zeroed one.
+//!
+//! **Memory**: [`PoolConfig::open_segments`] × (128 KiB of sidecar at most), 2 KiB per segment partly in doubt, 4
+//! bytes per segment that exists, and the callers' own buffers.
+
+use core::fmt;
+use core::ops::Range;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+
+use weft_proto::log::ReplicaKey;
+use weft_proto::message::Hole;
+use weft_proto::payload::{BLOCK, Payload};
+use weft_proto::replica::{DiskDone, DiskOp};
+
+use crate::blocking::Workers;
+use crate::buffer::IoBuf;
+use crate::doubt::Doubt;
+use crate::driver::slab::Slab;
+use crate::driver::{Completion, Driver, Errno, Fd, Op, Outcome, TokenSpace};
+use crate::pool_dir::{self, PoolDir, Probe, SegmentError, SegmentFiles};
+use crate::segment::{Piece, Segment, Waiter};
+use crate::sidecar::{Entry, SEGMENT_BLOCKS};
+
+mod job;
+mod op;
+
+pub use op::{PoolAnswer, PoolConfig, PoolError, PoolEvent, PoolFigures, PoolOp, Slot};
+
+use job::{Found, Job, Work, conclude, entry_of, join_extents, join_kinds, nothing_there};
+
+const BLOCK_LEN: usize = 4096;
+/// A segment's sidecar is written back when this many of its 32 pages are dirty, so that a seal finds little to do.
+const DIRTY_PAGES: u32 = 16;
+
+/// An open replica.
+struct Replica {
+    dir: Fd,
+    blocks: u64,
+    /// Segments that have files.
+    exists: BTreeSet<u32>,
+    doubt: Doubt,
+    segments: BTreeMap<u32, Segment>,
+    /// Jobs that have not ended.
+    jobs: usize,
+    closing: Option<u64>,
+    failed: bool,
+}
+
+/// A driver's op under way.
+enum Io {
+    Write(ReplicaKey, Piece, bool),
+    Look(ReplicaKey, Piece, u32),
+    DataSync(ReplicaKey, u32),
+    SidePages(ReplicaKey, u32),
+    SideSync(ReplicaKey, u32),
+    Log(u64),
+}
+
+/// A blocking call's result.
+enum Called {
+    Answer(u64, Result<PoolAnswer, PoolError>),
+    ReplicaOpened { token: u64, replica: ReplicaKey, size: u64, unsealed: Vec<Range<u64>>, result: Listed },
+    SegmentOpened(ReplicaKey, u32, Result<SegmentFiles, SegmentError>),
+    HoleMade(ReplicaKey, Piece, Result<(), Errno>),
+}
+
+type Listed = Result<(Fd, Vec<u32>), Errno>;
+
+/// See the module.
+pub struct FilePool {
+    config: PoolConfig,
+    dir: PoolDir,
+    workers: Workers<Called>,
+    replicas: BTreeMap<ReplicaKey, Replica>,
+    opening: BTreeSet<ReplicaKey>,
+    jobs: Slab<Job>,
+    ios: Slab<Io>,
+    outbox: VecDeque<(u64, Op)>,
+    events: VecDeque<PoolEvent>,
+    /// Jobs to look at again.
+    pumps: VecDeque<u64>,
+    open_segments: usize,
+    tick: u64,
+    figures: PoolFigures,
+}
+
+impl fmt::Debug for FilePool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "FilePool({}, jobs={}, open={})",
+            self.dir.path.display(),
+            self.jobs.len(),
+            self.open_segments
+        )
+    }
+}
+
+impl FilePool {
+    /// Starts to serve a locked directory: starts its threads and lets the driver hold the lock (R13).
+    pub fn start(dir: PoolDir, config: PoolConfig, driver: &mut impl Driver) -> io::Result<FilePool> {
+        driver.hold_lock(dir.lock.clone())?;
+        let workers = Workers::start(config.threads.max(1), "weft-pool", &dir.lock, &driver.waker())?;
+        Ok(FilePool {
+            config,
+            dir,
+            workers,
+            replicas: BTreeMap::new(),
+            opening: BTreeSet::new(),
+            jobs: Slab::new(),
+            ios: Slab::new(),
+            outbox: VecDeque::new(),
+            events: VecDeque::new(),
+            pumps: VecDeque::new(),
+            open_segments: 0,
+            tick: 0,
+            figures: PoolFigures::default(),
+        })
+    }
+
+    /// Stops serving; the lock is free when the kernel has let go of it. Panics while anything is under way
+    /// ([`FilePool::is_idle`]): its end would be lost.
+    pub fn stop(self, driver: &mut impl Driver) -> io::Result<()> {
+        assert!(self.is_idle(), "{self:?} stopped with work under way");
+        driver.release_lock(&self.dir.lock)
+    }
+
+    /// True when no op, write-back or blocking call is under way and no event waits.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.jobs.len() == 0 && self.ios.len() == 0 && self.workers.pending() == 0 && self.events.is_empty()
+    }
+
+    /// True if a driver's completion with this token is for this pool.
+    #[must_use]
+    pub fn owns(&self, token: u64) -> bool {
+        TokenSpace::of(token) == self.config.space
+    }
+
+    /// What the file system can do.
+    #[must_use]
+    pub fn probe(&self) -> Probe {
+        self.dir.probe()
+    }
+
+    /// The directory: superblock as opened, length of the log, path.
+    #[must_use]
+    pub fn dir(&self) -> &PoolDir {
+        &self.dir
+    }
+
+    /// Counts since the start.
+    #[must_use]
+    pub fn figures(&self) -> PoolFigures {
+        self.figures
+    }
+
+    /// Segments open now.
+    #[must_use]
+    pub fn open_segments(&self) -> usize {
+        self.open_segments
+    }
+
+    /// Starts an op. `token` is the caller's, told back in its event.
+    pub fn submit(&mut self, token: u64, op: PoolOp) {
+        let (replicas, trash, root) =
+            (self.dir.replicas.clone(), self.dir.trash.clone(), self.dir.root.clone());
+        match op {
+            PoolOp::Disk { replica, op } => self.submit_disk(token, replica, op),
+            PoolOp::OpenReplica { replica, size, unsealed } => {
+                if self.replicas.contains_key(&replica) || !self.opening.insert(replica) {
+                    return self.answer(token, Err(PoolError::Exists));
+                }
+                self.workers.run(move || {
+                    let result = pool_dir::open_replica(&replicas, replica);
+                    Called::ReplicaOpened { token, replica, size, unsealed, result }
+                });
+            }
+            PoolOp::CloseReplica { replica } => self.close(token, replica, None),
+            PoolOp::TrashReplica { replica, now_s } => {
+                if self.replicas.contains_key(&replica) {
+                    return self.close(token, replica, Some(now_s));
+                }
+                self.call(token, move || {
+                    missing_is_no_replica(pool_dir::trash_replica(&replicas, &trash, replica, now_s))
+                });
+            }
+            PoolOp::CreateReplica { replica, meta_bytes } => self.call(token, move || {
+                pool_dir::create_replica(&replicas, replica, meta_bytes)?;
+                Ok(PoolAnswer::Done)
+            }),
+            PoolOp::ListReplicas => {
+                self.call(token, move || Ok(PoolAnswer::Replicas(pool_dir::list_replicas(&replicas)?)));
+            }
+            PoolOp::WriteLog { offset, data } => self.write_log(token, offset, data),
+            PoolOp::ReadLog => {
+                let dir = self.dir.read_wal_call();
+                self.call(token, move || Ok(PoolAnswer::Bytes(dir()?)));
+            }
+            PoolOp::WriteCheckpoint { replica, slot, bytes } => self.call(token, move || {
+                missing_is_no_replica(pool_dir::write_checkpoint(&replicas, replica, slot.name(), &bytes))
+            }),
+            PoolOp::ReadCheckpoint { replica, slot } => {
+                self.call(token, move || match pool_dir::read_checkpoint(&replicas, replica, slot.name()) {
+                    Err(Errno(libc::ENOENT)) => Err(PoolError::NoReplica),
+                    other => Ok(PoolAnswer::Bytes(other?)),
+                })
+            }
+            PoolOp::WriteSuperblock { content } => self.call(token, move || {
+                pool_dir::replace_superblock(&root, &content)?;
+                Ok(PoolAnswer::Done)
+            }),
+            PoolOp::Space => {
+                let (path, lock) = (self.dir.path.clone(), self.dir.lock.clone());
+                self.call(token, move || {
+                    let (free, total) = pool_dir::space(&path, &lock)?;
+                    Ok(PoolAnswer::Space { free, total })
+                });
+            }
+            PoolOp::ListTrash => {
+                self.call(token, move || Ok(PoolAnswer::Trash(pool_dir::list_trash(&trash)?)))
+            }
+            PoolOp::RestoreTrash { name } => self.call(token, move || {
+                missing_is_no_replica(pool_dir::restore_replica(&replicas, &trash, &name))
+            }),
+            PoolOp::EmptyTrash { name } => {
+                self.call(token, move || missing_is_no_replica(pool_dir::empty_trash(&trash, &name)));
+            }
+            PoolOp::Cancel { target } => self.cancel(target),
+        }
+        self.settle();
+    }
+
+    /// A driver's op of this pool has ended.
+    pub fn handle_completion(&mut self, completion: Completion) {
+        let Completion { token, op, result } = completion;
+        assert!(self.owns(token), "completion {token:#x} is not for {:?}", self.config.space);
+        let key = TokenSpace::key(token);
+        let result = match (op, result) {
+            (Op::WriteAt { file, offset, bufs, durable }, Ok(Outcome::Bytes(done))) => {
+                match rest_of(&bufs, done) {
+                    None => Ok((done, None)),
+                    // A full file system takes a part; what it says to the rest tells.
+                    Some(rest) if done >= BLOCK_LEN => {
+                        let offset = offset + (done - done % BLOCK_LEN) as u64;
+                        self.outbox.push_back((token, Op::WriteAt { file, offset, bufs: rest, durable }));
+                        return;
+                    }
+                    Some(_) => Err(Errno(libc::ENOSPC)),
+                }
+            }
+            (Op::ReadAt { buf, .. }, Ok(Outcome::Bytes(done))) => {
+                // Segments have their full length: a short read means that somebody cut the file.
+                if done == buf.len() { Ok((done, Some(buf))) } else { Err(Errno(libc::EIO)) }
+            }
+            (_, Ok(_)) => Ok((0, None)),
+            (_, Err(errno)) => Err(errno),
+        };
+        let Some(io) = self.ios.remove(key) else { return };
+        match io {
+            Io::Log(token) => self.answer(token, result.map(|_| PoolAnswer::Done).map_err(PoolError::from)),
+            Io::Write(replica, piece, durable) => {
+                self.on_written(replica, piece, durable, result.map(|_| ()))
+            }
+            Io::Look(replica, piece, first) => {
+                let result = result.map(|(_, buf)| buf.expect("a read gives its buffer back"));
+                self.on_looked(replica, piece, first, result);
+            }
+            Io::DataSync(replica, segment) => self.on_data_synced(replica, segment, result.map(|_| ())),
+            Io::SidePages(replica, segment) => self.on_side_written(replica, segment, result.map(|_| ())),
+            Io::SideSync(replica, segment) => self.on_side_synced(replica, segment, result.map(|_| ())),
+        }
+        self.settle();
+    }
+
+    /// Takes the results of blocking calls and gives the driver what the pool wants from it. To be called after
+    /// each [`Driver::wait`] and after submitting ops.
+    pub fn drive(&mut self, driver: &mut impl Driver) {
+        self.handle_calls();
+        while let Some((token, op)) = self.poll_op() {
+            driver.submit(token, op);
+        }
+    }
+
+    /// Takes the results of blocking calls ([`FilePool::drive`] does).
+    pub fn handle_calls(&mut self) {
+        while let Some(called) = self.workers.poll() {
+            match called {
+                Called::Answer(token, result) => self.answer(token, result),
+                Called::ReplicaOpened { token, replica, size, unsealed, result } => {
+                    self.on_replica_opened(token, replica, size, &unsealed, result);
+                }
+                Called::SegmentOpened(replica, segment, result) => {
+                    self.on_segment_opened(replica, segment, result)
+                }
+                Called::HoleMade(replica, piece, result) => self.on_hole_made(replica, piece, result),
+            }
+            self.settle();
+        }
+    }
+
+    /// The next op for the driver ([`FilePool::drive`] takes them all).
+    pub fn poll_op(&mut self) -> Option<(u64, Op)> {
+        self.outbox.pop_front()
+    }
+
+    /// The next thing that happened.
+    pub fn poll_event(&mut self) -> Option<PoolEvent> {
+        self.events.pop_front()
+    }
+
+    fn answer(&mut self, token: u64, result: Result<PoolAnswer, PoolError>) {
+        if matches!(result, Err(PoolError::BitRot { .. })) {
+            self.figures.bit_rot += 1;
+        }
+        self.events.push_back(PoolEvent::Done { token, result });
+    }
+
+    fn call(&mut self, token: u64, job: impl FnOnce() -> Result<PoolAnswer, PoolError> + Send + 'static) {
+        self.workers.run(move || Called::Answer(token, job()));
+    }
+
+    fn io(&mut self, io: Io, op: Op) {
+        let key = self.ios.insert(io);
+        self.outbox.push_back((self.config.space.token(key), op));
+    }
+
+    fn write_log(&mut self, token: u64, offset: u64, data: IoBuf) {
+        let len = data.len() as u64;
+        if !whole_blocks(offset, len) || offset.checked_add(len).is_none_or(|end| end > self.dir.wal_bytes())
+        {
+            return self.answer(token, Err(PoolError::OutOfBounds));
+        }
+        let op =
+            Op::WriteAt { file: self.dir.wal.clone(), offset, bufs: vec![aligned(data).0], durable: true };
+        self.io(Io::Log(token), op);
+    }
+
+    fn on_replica_opened(
+        &mut self,
+        token: u64,
+        key: ReplicaKey,
+        size: u64,
+        unsealed: &[Range<u64>],
+        result: Listed,
+    ) {
+        self.opening.remove(&key);
+        let (dir, segments) = match result {
+            Ok(opened) => opened,
+            Err(Errno(libc::ENOENT)) => return self.answer(token, Err(PoolError::NoReplica)),
+            Err(errno) => return self.answer(token, Err(errno.into())),
+        };
+        let mut doubt = Doubt::default();
+        for segment in &segments {
+            let start = u64::from(*segment) * u64::from(SEGMENT_BLOCKS);
+            for range in unsealed {
+                let within =
+                    |block: u64| u32::try_from(block.clamp(start, start + 16384) - start).unwrap_or(0);
+                let (lo, hi) = (within(range.start / BLOCK), within(range.end.div_ceil(BLOCK)));
+                if lo < hi {
+                    doubt.add(*segment, lo, hi);
+                }
+            }
+        }
+        let replica = Replica {
+            dir,
+            blocks: size.div_ceil(BLOCK),
+            exists: segments.into_iter().collect(),
+            doubt,
+            segments: BTreeMap::new(),
+            jobs: 0,
+            closing: None,
+            failed: false,
+        };
+        self.replicas.insert(key, replica);
+        self.answer(token, Ok(PoolAnswer::Done));
+    }
+
+    fn submit_disk(&mut self, token: u64, key: ReplicaKey, op: DiskOp<IoBuf>) {
+        let Some(replica) = self.replicas.get(&key).filter(|r| r.closing.is_none()) else {
+            return self.answer(token, Err(PoolError::NoReplica));
+        };
+        if replica.failed {
+            return self.answer(token, Err(PoolError::ReplicaFailed));
+        }
+        let whole = |offset: u64, len: u64| {
+            let range = offset / BLOCK..offset.saturating_add(len) / BLOCK;
+            (whole_blocks(offset, len) && range.end <= replica.blocks).then_some(range)
+        };
+        let (range, work) = match op {
+            DiskOp::Write { offset, crcs, data, durable } => {
+                let len = data.len() as u64;
+                let range = whole(offset, len).filter(|_| crcs.len() as u64 == len / BLOCK);
+                (range, Work::Write { first: offset / BLOCK, data, crcs, durable })
+            }
+            DiskOp::Zero { offset, len, kind, keep_space } => {
+                (whole(offset, len), Work::Zero { hole: kind, keep_space })
+            }
+            DiskOp::Read { offset, len } => (whole(offset, len), Work::Read),
+            DiskOp::Kinds { offset, len } => (whole(offset, len), Work::Kinds),
+            DiskOp::Hash { offset, len, key } => (whole(offset, len), Work::Hash { key }),
+            DiskOp::Flush => (Some(0..0), Work::Flush { asked: false }),
+            DiskOp::Seal => (Some(0..0), Work::Seal { asked: false }),
+            DiskOp::Grow { size } => {
+                let blocks = size.div_ceil(BLOCK);
+                (Some(replica.blocks..blocks.max(replica.blocks)), Work::Grow { blocks, asked: false })
+            }
+        };
+        let Some(range) = range else { return self.answer(token, Err(PoolError::OutOfBounds)) };
+        let segments =
+            |blocks: &Range<u64>| segment_of(blocks.start)..=segment_of(blocks.end.saturating_sub(1));
+        let feed = match &work {
+            Work::Seal { .. } => {
+                replica.doubt.runs().into_iter().map(|(s, lo, hi)| at(s, lo)..at(s, hi)).collect()
+            }
+            // What has no file is absent already: only segments that exist have to be touched.
+            Work::Zero { hole: Hole::Absent, .. } | Work::Grow { .. } if range.start < range.end => replica
+                .exists
+                .range(segments(&range))
+                .map(|s| at(*s, 0).max(range.start)..at(*s, SEGMENT_BLOCKS).min(range.end))
+                .collect(),
+            _ => VecDeque::from_iter((range.start < range.end).then_some(range)),
+        };
+        let job = Job { token, replica: key, work, feed, pending: 0, error: None, found: BTreeMap::new() };
+        self.begin(job);
+    }
+
+    fn begin(&mut self, job: Job) {
+        if let Some(replica) = self.replicas.get_mut(&job.replica) {
+            replica.jobs += 1;
+        }
+        let id = self.jobs.insert(job);
+        self.pumps.push_back(id);
+    }
+
+    fn close(&mut self, token: u64, key: ReplicaKey, trash: Option<u64>) {
+        let work = Work::Close { trash, asked: false };
+        let job = Job {
+            token,
+            replica: key,
+            work,
+            feed: VecDeque::new(),
+            pending: 0,
+            error: None,
+            found: BTreeMap::new(),
+        };
+        match self.replicas.get(&key).map(|replica| replica.closing) {
+            Some(None) => self.begin(job),
+            _ => return self.answer(token, Err(PoolError::NoReplica)),
+        }
+        let id = *self.pumps.back().expect("just started");
+        self.replicas.get_mut(&key).expect("looked at above").closing = Some(id);
+        self.settle();
+    }
+
+    fn cancel(&mut self, target: u64) {
+        let found =
+            self.jobs.iter().find(|(_, job)| job.token == target && job.work.can_stop()).map(|(id, _)| id);
+        let Some((id, job)) = found.and_then(|id| self.jobs.get_mut(id).map(|job| (id, job))) else { return };
+        if !job.feed.is_empty() {
+            job.feed.clear();
+            job.error.get_or_insert(PoolError::Cancelled);
+            self.pumps.push_back(id);
+        }
+    }
+
+    /// Looks at jobs until none has anything to do, then closes segments that are too many.
+    fn settle(&mut self) {
+        while let Some(id) = self.pumps.pop_front() {
+            self.pump(id);
+        }
+        if self.open_segments > self.config.open_segments {
+            self.trim();
+        }
+    }
+
+    /// Starts the next pieces of a job, or ends it.
+    fn pump(&mut self, id: u64) {
+        loop {
+            let Some(job) = self.jobs.get_mut(id) else { return };
+            let (max, window) = job.work.pieces();
+            if job.error.is_some() {
+                job.feed.clear();
+            }
+            if job.pending >= window {
+                return;
+            }
+            let Some(range) = job.feed.pop_front() else { break };
+            let segment = segment_of(range.start);
+            let end = range.end.min(at(segment, SEGMENT_BLOCKS)).min(range.start + u64::from(max));
+            if end < range.end {
+                job.feed.push_front(end..range.end);
+            }
+            let lo = u32::try_from(range.start - at(segment, 0)).expect("within a segment");
+            let hi = u32::try_from(end - at(segment, 0)).expect("within a segment");
+            let piece = Piece { job: id, segment, lo, hi, exclusive: job.work.writes() };
+            job.pending += 1;
+            let key = job.replica;
+            if let Some(result) = self.start_piece(key, piece) {
+                self.record(&piece, result);
+            }
+        }
+        if self.jobs.get_mut(id).is_some_and(|job| job.pending == 0) {
+            self.advance(id);
+        }
+    }
+
+    /// Enters a piece's outcome into its job.
+    fn record(&mut self, piece: &Piece, result: Result<Found, PoolError>) {
+        let Some(job) = self.jobs.get_mut(piece.job) else { return };
+        job.pending -= 1;
+        match result {
+            Ok(Found::Nothing) => {}
+            Ok(found) => {
+                job.found.insert(at(piece.segment, piece.lo), found);
+            }
+            Err(error) => {
+                job.error.get_or_insert(error);
+            }
+        }
+    }
+
+    /// All pieces of a job's present stage have ended.
+    fn advance(&mut self, id: u64) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        let key = job.replica;
+        let closes = matches!(job.work, Work::Close { .. });
+        if !closes && self.replicas.get(&key).is_some_and(|replica| replica.failed) {
+            job.error.get_or_insert(PoolError::ReplicaFailed);
+        }
+        let failed = job.error.is_some();
+        let (data, side) = match &mut job.work {
+            Work::Flush { asked } if !failed && !*asked => {
+                *asked = true;
+                (true, false)
+            }
+            Work::Seal { asked } | Work::Grow { asked, .. } if !failed && !*asked => {
+                *asked = true;
+                (true, true)
+            }
+            Work::Close { trash, asked } => {
+                let Some(replica) = self.replicas.get(&key) else { return };
+                if replica.jobs > 1 || !replica.segments.values().all(Segment::is_idle) {
+                    return; // looked at again when one of them ends
+                }
+                if trash.is_some() || replica.failed || core::mem::replace(asked, true) {
+                    return self.finish_close(id);
+                }
+                (true, true)
+            }
+            _ => return self.finish(id),
+        };
+        let replica = self.replicas.get(&key).expect("a job's replica is open");
+        let open: Vec<u32> = replica.segments.keys().copied().collect();
+        let mut asked = 0;
+        for number in open {
+            asked += usize::from(data && self.ask_data_sync(key, number, Waiter::Job(id), false));
+            asked += usize::from(side && self.ask_side_sync(key, number, Waiter::Job(id)));
+        }
+        if let Some(job) = self.jobs.get_mut(id) {
+            job.pending += asked;
+        }
+        if asked == 0 {
+            self.pumps.push_back(id);
+        }
+    }
+
+    fn finish(&mut self, id: u64) {
+        let Some(job) = self.jobs.remove(id) else { return };
+        let result = match job.error {
+            Some(error) => Err(error),
+            None => Ok(PoolAnswer::Disk(match &job.work {
+                Work::Read => DiskDone::Data(join_extents(job.found.into_values())),
+                Work::Kinds => DiskDone::Kinds(join_kinds(job.found.into_values())),
+                Work::Hash { .. } => DiskDone::Hashes(
+                    job.found
+                        .into_values()
+                        .flat_map(|f| if let Found::Hashes(h) = f { h } else { Vec::new() })
+                        .collect(),
+                ),
+                _ => DiskDone::Done,
+            })),
+        };
+        if let Some(replica) = self.replicas.get_mut(&job.replica) {
+            if let (Work::Grow { blocks, .. }, Ok(_)) = (&job.work, &result) {
+                replica.blocks = replica.blocks.max(*blocks);
+            }
+            replica.jobs -= 1;
+            self.pumps.extend(replica.closing);
+        }
+        self.answer(job.token, result);
+    }
+
+    fn finish_close(&mut self, id: u64) {
+        let Some(job) = self.jobs.remove(id) else { return };
+        let Some(replica) = self.replicas.remove(&job.replica) else { return };
+        self.open_segments -= replica.segments.len();
+        let (key, token, error) = (job.replica, job.token, job.error);
+        let (replicas, trash) = (self.dir.replicas.clone(), self.dir.trash.clone());
+        let Work::Close { trash: now_s, .. } = job.work else { unreachable!("only a Close closes") };
+        self.call(token, move || {
+            drop(replica);
+            if let Some(error) = error {
+                return Err(error);
+            }
+            match now_s {
+                Some(now_s) => missing_is_no_replica(pool_dir::trash_replica(&replicas, &trash, key, now_s)),
+                None => Ok(PoolAnswer::Done),
+            }
+        });
+    }
+
+    /// Starts a piece; an outcome if it has already ended.
+    fn start_piece(&mut self, key: ReplicaKey, piece: Piece) -> Option<Result<Found, PoolError>> {
+        let job = self.jobs.get_mut(piece.job).expect("a piece's job is under way");
+        let creates = job.work.creates();
+        let replica = self.replicas.get_mut(&key).expect("a job's replica is open");
+        if replica.failed {
+            return Some(Err(PoolError::ReplicaFailed));
+        }
+        self.tick += 1;
+        if !replica.segments.contains_key(&piece.segment) {
+            if !creates && !replica.exists.contains(&piece.segment) {
+                return Some(Ok(nothing_there(&job.work, piece.hi - piece.lo)));
+            }
+            replica.segments.insert(piece.segment, Segment::default());
+            self.open_segments += 1;
+            self.figures.segments_opened += 1;
+            let (dir, number, direct) = (replica.dir.clone(), piece.segment, self.dir.probe().direct);
+            self.workers.run(move || {
+                Called::SegmentOpened(key, number, pool_dir::open_segment(&dir, number, direct))
+            });
+        }
+        let segment = replica.segments.get_mut(&piece.segment).expect("there by now");
+        segment.used = self.tick;
+        if !segment.enter(piece) {
+            return None;
+        }
+        let result = self.run_piece(key, piece)?;
+        self.segment(key, piece.segment).leave(&piece);
+        Some(result)
+    }
+
+    /// Does a piece that holds its blocks; an outcome if that took no I/O.
+    fn run_piece(&mut self, key: ReplicaKey, piece: Piece) -> Option<Result<Found, PoolError>> {
+        let job = self.jobs.get_mut(piece.job).expect("a piece's job is under way");
+        let replica = self.replicas.get_mut(&key).expect("a job's replica is open");
+        if replica.failed {
+            return Some(Err(PoolError::ReplicaFailed));
+        }
+        let segment = replica.segments.get_mut(&piece.segment).expect("a running piece's segment is open");
+        let file = segment.files.as_ref().expect("a running piece's segment is open").0.clone();
+        let offset = u64::from(piece.lo) * BLOCK;
+        match &job.work {
+            Work::Write { first, data, durable, .. } => {
+                let start =
+                    usize::try_from((at(piece.segment, piece.lo) - first) * BLOCK).expect("within the data");
+                let (buf, copied) = aligned(data.slice(start, (piece.hi - piece.lo) as usize * BLOCK_LEN));
+                let durable = *durable;
+                self.figures.unaligned_writes += u64::from(copied);
+                self.io(
+                    Io::Write(key, piece, durable),
+                    Op::WriteAt { file, offset, bufs: vec![buf], durable },
+                );
+                None
+            }
+            Work::Zero { .. } | Work::Grow { .. } => {
+                let keep_space = matches!(job.work, Work::Zero { keep_space: true, .. });
+                let len = u64::from(piece.hi - piece.lo) * BLOCK;
+                self.workers.run(move || {
+                    Called::HoleMade(key, piece, pool_dir::make_hole(&file, offset, len, keep_space))
+                });
+                None
+            }
+            work => {
+                // Which blocks' data has to be looked at?
+                let mut span: Option<(u32, u32)> = None;
+                for block in piece.lo..piece.hi {
+                    let doubted = replica.doubt.contains(piece.segment, block);
+                    let entry = segment.sidecar.get(block);
+                    let wanted = match work {
+                        Work::Read | Work::Hash { .. } => {
+                            if entry == Entry::Damaged && !doubted {
+                                return Some(Err(PoolError::BitRot {
+                                    offset: at(piece.segment, block) * BLOCK,
+                                }));
+                            }
+                            doubted || matches!(entry, Entry::Data(_))
+                        }
+                        Work::Kinds => doubted && !matches!(entry, Entry::Data(_)),
+                        _ => doubted,
+                    };
+                    if wanted {
+                        span = Some((span.map_or(block, |(lo, _)| lo), block + 1));
+                    }
+                }
+                let Some((lo, hi)) = span else {
+                    return Some(conclude(work, piece, None, &segment.sidecar));
+                };
+                let buf = IoBuf::scratch((hi - lo) as usize * BLOCK_LEN);
+                self.io(Io::Look(key, piece, lo), Op::ReadAt { file, offset: u64::from(lo) * BLOCK, buf });
+                None
+            }
+        }
+    }
+
+    /// A piece has ended: enters its outcome and starts those that waited for it.
+    fn end_piece(&mut self, key: ReplicaKey, piece: Piece, result: Result<Found, PoolError>) {
+        self.segment(key, piece.segment).leave(&piece);
+        self.record(&piece, result);
+        self.pumps.push_back(piece.job);
+        self.start_waiting(key, piece.segment);
+    }
+
+    fn start_waiting(&mut self, key: ReplicaKey, number: u32) {
+        while let Some(piece) = self.segment(key, number).next_startable() {
+            if let Some(result) = self.run_piece(key, piece) {
+                self.segment(key, number).leave(&piece);
+                self.record(&piece, result);
+                self.pumps.push_back(piece.job);
+            }
+        }
+        self.pumps.extend(self.replicas.get(&key).and_then(|replica| replica.closing));
+    }
+
+    fn segment(&mut self, key: ReplicaKey, number: u32) -> &mut Segment {
+        let replica = self.replicas.get_mut(&key).expect("a replica with I/O under way is open");
+        replica.segments.get_mut(&number).expect("a segment with I/O under way is open")
+    }
+
+    fn on_segment_opened(
+        &mut self,
+        key: ReplicaKey,
+        number: u32,
+        result: Result<SegmentFiles, SegmentError>,
+    ) {
+        let replica = self.replicas.get_mut(&key).expect("a replica with calls under way is open");
+        match result {
+            Ok(files) => {
+                replica.exists.insert(number);
+                let segment = replica.segments.get_mut(&number).expect("it was being opened");
+                segment.sidecar = files.sidecar;
+                segment.files = Some((files.data, files.side));
+                self.start_waiting(key, number);
+            }
+            Err(error) => {
+                let segment = replica.segments.remove(&number).expect("it was being opened");
+                let existed = replica.exists.contains(&number);
+                self.open_segments -= 1;
+                let error = match error {
+                    SegmentError::Errno(errno) => PoolError::from(errno),
+                    SegmentError::Damaged => PoolError::Damaged { segment: number },
+                };
+                for piece in segment.give_up() {
+                    let job = self.jobs.get_mut(piece.job).expect("a piece's job is under way");
+                    // A file that could not be made for a write is no error to those who only look.
+                    let result = if existed || job.work.creates() {
+                        Err(error.clone())
+                    } else {
+                        Ok(nothing_there(&job.work, piece.hi - piece.lo))
+                    };
+                    self.record(&piece, result);
+                    self.pumps.push_back(piece.job);
+                }
+                self.pumps.extend(self.replicas.get(&key).and_then(|replica| replica.closing));
+            }
+        }
+    }
+
+    fn on_written(&mut self, key: ReplicaKey, piece: Piece, durable: bool, result: Result<(), Errno>) {
+        let job = self.jobs.get_mut(piece.job).expect("a piece's job is under way");
+        let replica = self.replicas.get_mut(&key).expect("a replica with I/O under way is open");
+        let segment = replica.segments.get_mut(&piece.segment).expect("a segment with I/O under way is open");
+        match result {
+            Ok(()) => {
+                let Work::Write { first, crcs, .. } = &job.work else { unreachable!("only a Write writes") };
+                let start = usize::try_from(at(piece.segment, piece.lo) - first).expect("within the data");
+                for (block, crc) in (piece.lo..piece.hi).zip(&crcs[start..]) {
+                    segment.sidecar.set(block, Entry::Data(*crc));
+                }
+                replica.doubt.remove(piece.segment, piece.lo, piece.hi);
+                segment.unsynced |= !durable;
+            }
+            // Old, new or torn: whatever is there now is what it is.
+            Err(_) => replica.doubt.add(piece.segment, piece.lo, piece.hi),
+        }
+        let write_back = segment.sidecar.dirty_pages() >= DIRTY_PAGES && segment.side_rounds.is_idle();
+        if write_back {
+            self.ask_side_sync(key, piece.segment, Waiter::Nobody);
+        }
+        self.end_piece(key, piece, result.map(|()| Found::Nothing).map_err(PoolError::from));
+    }
+
+    fn on_hole_made(&mut self, key: ReplicaKey, piece: Piece, result: Result<(), Errno>) {
+        match result {
+            Ok(()) => {
+                if !self.ask_data_sync(key, piece.segment, Waiter::Piece(piece), true) {
+                    self.end_piece(key, piece, Err(PoolError::ReplicaFailed));
+                }
+            }
+            Err(errno) => {
+                let replica = self.replicas.get_mut(&key).expect("a replica with calls under way is open");
+                replica.doubt.add(piece.segment, piece.lo, piece.hi);
+                self.end_piece(key, piece, Err(errno.into()));
+            }
+        }
+    }
+
+    fn on_looked(&mut self, key: ReplicaKey, piece: Piece, first: u32, result: Result<IoBuf, Errno>) {
+        let job = self.jobs.get_mut(piece.job).expect("a piece's job is under way");
+        let replica = self.replicas.get_mut(&key).expect("a replica with I/O under way is open");
+        let segment = replica.segments.get_mut(&piece.segment).expect("a segment with I/O under way is open");
+        let sealing = matches!(job.work, Work::Seal { .. });
+        let result = match result {
+            Ok(buf) => {
+                let mut result = None;
+                for (block, bytes) in (first..).zip(buf.bytes().chunks_exact(BLOCK_LEN)) {
+                    let entry = segment.sidecar.get(block);
+                    if replica.doubt.contains(piece.segment, block) {
+                        segment.sidecar.set(block, entry_of(entry, bytes));
+                    } else if let (Entry::Data(crc), Work::Read | Work::Hash { .. }) = (entry, &job.work)
+                        && crc32c::crc32c(bytes) != crc
+                    {
+                        let offset = at(piece.segment, block) * BLOCK;
+                        result.get_or_insert(Err(PoolError::BitRot { offset }));
+                    }
+                }
+                let end = first + u32::try_from(buf.len() / BLOCK_LEN).expect("within a segment");
+                replica.doubt.remove(piece.segment, first, end);
+                result.unwrap_or_else(|| conclude(&job.work, piece, Some((first, buf)), &segment.sidecar))
+            }
+            // A seal must not fail for ever because of one sector: the sound blocks are looked at one by one, and
+            // the others are entered as what they are, unreadable until they are written again.
+            Err(_) if sealing && piece.hi - piece.lo > 1 => {
+                let (lo, hi) = (at(piece.segment, piece.lo), at(piece.segment, piece.hi));
+                let middle = lo + (hi - lo) / 2;
+                job.feed.extend([lo..middle, middle..hi]);
+                Ok(Found::Nothing)
+            }
+            Err(Errno(libc::EIO | libc::ENODATA | libc::EILSEQ)) if sealing => {
+                segment.sidecar.set(piece.lo, Entry::Damaged);
+                replica.doubt.remove(piece.segment, piece.lo, piece.hi);
+                Ok(Found::Nothing)
+            }
+            Err(errno) => Err(errno.into()),
+        };
+        self.end_piece(key, piece, result);
+    }
+
+    /// Asks for a flush of a segment's data; false (and nobody will be told) if there is nothing to flush.
+    fn ask_data_sync(&mut self, key: ReplicaKey, number: u32, waiter: Waiter, always: bool) -> bool {
+        if self.has_failed(key) {
+            return false;
+        }
+        let segment = self.segment(key, number);
+        if !always && !segment.unsynced && segment.data_rounds.is_idle() {
+            return false;
+        }
+        segment.data_rounds.ask(waiter);
+        self.start_data_round(key, number);
+        true
+    }
+
+    fn start_data_round(&mut self, key: ReplicaKey, number: u32) {
+        let segment = self.segment(key, number);
+        if segment.data_rounds.start() {
+            segment.unsynced = false;
+            let file = segment.files.as_ref().expect("who asks has the segment open").0.clone();
+            self.figures.fdatasyncs += 1;
+            self.io(Io::DataSync(key, number), Op::Fdatasync { file });
+        }
+    }
+
+    fn on_data_synced(&mut self, key: ReplicaKey, number: u32, result: Result<(), Errno>) {
+        if let Err(errno) = result {
+            self.fail(key, errno);
+        }
+        let failed = self.has_failed(key);
+        let rounds = &mut self.segment(key, number).data_rounds;
+        for waiter in if failed { rounds.end_all() } else { rounds.end() } {
+            match waiter {
+                Waiter::Piece(piece) => {
+                    let job = self.jobs.get_mut(piece.job).expect("a piece's job is under way");
+                    let hole = if let Work::Zero { hole, .. } = job.work { hole } else { Hole::Absent };
+                    let replica = self.replicas.get_mut(&key).expect("a replica with I/O under way is open");
+                    let segment = replica.segments.get_mut(&number).expect("a segment with I/O is open");
+                    if result.is_ok() {
+                        for block in piece.lo..piece.hi {
+                            segment.sidecar.set(block, Entry::of_hole(hole));
+                        }
+                        replica.doubt.remove(number, piece.lo, piece.hi);
+                    }
+                    let result = result.map(|()| Found::Nothing).map_err(|_| PoolError::ReplicaFailed);
+                    self.end_piece(key, piece, result);
+                }
+                Waiter::Job(id) => self.tell(id, result.map_err(|_| PoolError::ReplicaFailed)),
+                Waiter::Nobody => {}
+            }
+        }
+        self.start_data_round(key, number);
+        self.pumps.extend(self.replicas.get(&key).and_then(|replica| replica.closing));
+    }
+
+    /// Asks for a segment's dirty sidecar pages to be made durable; false if there are none.
+    fn ask_side_sync(&mut self, key: ReplicaKey, number: u32, waiter: Waiter) -> bool {
+        if self.has_failed(key) {
+            return false;
+        }
+        let segment = self.segment(key, number);
+        if !segment.sidecar.is_dirty() && segment.side_rounds.is_idle() {
+            return false;
+        }
+        segment.side_rounds.ask(waiter);
+        self.start_side_round(key, number);
+        true
+    }
+
+    fn start_side_round(&mut self, key: ReplicaKey, number: u32) {
+        let segment = self.segment(key, number);
+        if !segment.side_rounds.start() {
+            return;
+        }
+        let file = segment.files.as_ref().expect("a dirty segment is open").1.clone();
+        let runs = segment.sidecar.take_dirty();
+        segment.side_rounds.writes = runs.len();
+        segment.side_rounds.error = None;
+        if runs.is_empty() {
+            return self.sync_side(key, number);
+        }
+        for (offset, bufs) in runs {
+            let op = Op::WriteAt { file: file.clone(), offset, bufs, durable: false };
+            self.io(Io::SidePages(key, number), op);
+        }
+    }
+
+    fn sync_side(&mut self, key: ReplicaKey, number: u32) {
+        let file = self.segment(key, number).files.as_ref().expect("a round's segment is open").1.clone();
+        self.figures.fdatasyncs += 1;
+        self.io(Io::SideSync(key, number), Op::Fdatasync { file });
+    }
+
+    fn on_side_written(&mut self, key: ReplicaKey, number: u32, result: Result<(), Errno>) {
+        let rounds = &mut self.segment(key, number).side_rounds;
+        rounds.writes -= 1;
+        if let Err(errno) = result {
+            rounds.error.get_or_insert(errno);
+        }
+        if rounds.writes > 0 {
+            return;
+        }
+        let error = rounds.error;
+        match error {
+            None if self.has_failed(key) => self.end_side_round(key, number, Err(PoolError::ReplicaFailed)),
+            None => self.sync_side(key, number),
+            Some(errno) => {
+                // The pages are still in memory: a later round writes them all again.
+                let segment = self.segment(key, number);
+                segment.sidecar.mark_all_dirty();
+                self.end_side_round(key, number, Err(errno.into()));
+            }
+        }
+    }
+
+    fn on_side_synced(&mut self, key: ReplicaKey, number: u32, result: Result<(), Errno>) {
+        if let Err(errno) = result {
+            self.fail(key, errno);
+        }
+        self.end_side_round(key, number, result.map_err(|_| PoolError::ReplicaFailed));
+    }
+
+    fn end_side_round(&mut self, key: ReplicaKey, number: u32, result: Result<(), PoolError>) {
+        let failed = self.has_failed(key);
+        let rounds = &mut self.segment(key, number).side_rounds;
+        for waiter in if failed { rounds.end_all() } else { rounds.end() } {
+            if let Waiter::Job(id) = waiter {
+                self.tell(id, result.clone());
+            }
+        }
+        self.start_side_round(key, number);
+        self.pumps.extend(self.replicas.get(&key).and_then(|replica| replica.closing));
+    }
+
+    /// A job's wait is over.
+    fn tell(&mut self, id: u64, result: Result<(), PoolError>) {
+        let Some(job) = self.jobs.get_mut(id) else { return };
+        job.pending -= 1;
+        if let Err(error) = result {
+            job.error.get_or_insert(error);
+        }
+        self.pumps.push_back(id);
+    }
+
+    fn has_failed(&self, key: ReplicaKey) -> bool {
+        self.replicas.get(&key).is_some_and(|replica| replica.failed)
+    }
+
+    fn fail(&mut self, key: ReplicaKey, errno: Errno) {
+        let replica = self.replicas.get_mut(&key).expect("a replica with I/O under way is open");
+        if !core::mem::replace(&mut replica.failed, true) {
+            self.events.push_back(PoolEvent::ReplicaFailed { replica: key, errno });
+        }
+    }
+
+    /// Closes the segments that were not used for longest; dirty ones are written back first.
+    fn trim(&mut self) {
+        let mut idle: Vec<(u64, ReplicaKey, u32)> = self
+            .replicas
+            .iter()
+            .flat_map(|(key, replica)| {
+                replica.segments.iter().map(move |(number, segment)| (key, number, segment))
+            })
+            .filter(|(_, _, segment)| segment.is_idle())
+            .map(|(key, number, segment)| (segment.used, *key, *number))
+            .collect();
+        idle.sort_unstable();
+        for (_, key, number) in idle.into_iter().take(self.open_segments - self.config.open_segments) {
+            let writes_data = self.ask_data_sync(key, number, Waiter::Nobody, false);
+            if self.ask_side_sync(key, number, Waiter::Nobody) || writes_data {
+                continue; // comes again when it is clean
+            }
+            if let Some(segment) = self.replicas.get_mut(&key).and_then(|r| r.segments.remove(&number)) {
+                self.open_segments -= 1;
+                drop(segment);
+            }
+        }
+    }
+}
+
+fn missing_is_no_replica(result: Result<(), Errno>) -> Result<PoolAnswer, PoolError> {
+    match result {
+        Ok(()) => Ok(PoolAnswer::Done),
+        Err(Errno(libc::ENOENT)) => Err(PoolError::NoReplica),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+fn whole_blocks(offset: u64, len: u64) -> bool {
+    len > 0 && offset.is_multiple_of(BLOCK) && len.is_multiple_of(BLOCK)
+}
+
+/// The volume's block number of a segment's block.
+fn at(segment: u32, block: u32) -> u64 {
+    u64::from(segment) * u64::from(SEGMENT_BLOCKS) + u64::from(block)
+}
+
+fn segment_of(block: u64) -> u32 {
+    u32::try_from(block / u64::from(SEGMENT_BLOCKS)).expect("volumes end at 64 TiB")
+}
+
+/// The buffer as O_DIRECT wants it, and whether it had to be copied.
+fn aligned(buf: IoBuf) -> (IoBuf, bool) {
+    if buf.is_aligned() { (buf, false) } else { (IoBuf::copy_of(buf.bytes()), true) }
+}
+
+/// What is left of a write of which `done` bytes were taken, from the last whole block on.
+fn rest_of(bufs: &[IoBuf], done: usize) -> Option<Vec<IoBuf>> {
+    if done >= bufs.iter().map(Payload::len).sum() {
+        return None;
+    }
+    let mut skip = done - done % BLOCK_LEN;
+    let mut rest = Vec::new();
+    for buf in bufs {
+        let here = skip.min(buf.len());
+        skip -= here;
+        if here < buf.len() {
+            rest.push(buf.slice(here, buf.len() - here));
+        }
+    }
+    Some(rest)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,285 @@
+//! What a pool is asked, and what it answers.
+
+use core::fmt;
+use core::ops::Range;
+
+use weft_proto::log::ReplicaKey;
+use weft_proto::replica::{DiskDone, DiskError, DiskOp};
+
+use crate::buffer::IoBuf;
+use crate::driver::{Errno, TokenSpace};
+use crate::pool_dir::TrashEntry;
+
+/// How a pool is served.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolConfig {
+    /// The driver's tokens that are this pool's.
+    pub space: TokenSpace,
+    /// Segments held open (two descriptors and up to 128 KiB each); more only while they are in use.
+    pub open_segments: usize,
+    /// Threads for blocking calls.
+    pub threads: usize,
+}
+
+impl PoolConfig {
+    /// 128 open segments, 2 threads.
+    #[must_use]
+    pub fn new(space: TokenSpace) -> PoolConfig {
+        PoolConfig { space, open_segments: 128, threads: 2 }
+    }
+}
+
+/// One of a replica's two checkpoint files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slot {
+    /// `meta.a`
+    A,
+    /// `meta.b`
+    B,
+}
+
+impl Slot {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Slot::A => "meta.a",
+            Slot::B => "meta.b",
+        }
+    }
+}
+
+/// What a pool is asked to do. Offsets and lengths are bytes, multiples of 4096.
+#[derive(Debug)]
+pub enum PoolOp {
+    /// Makes a replica's directory, durably, with two checkpoint files of `meta_bytes` written once over their length
+    /// (protocol.md R20). Answered with `Done`, or [`PoolError::Exists`].
+    CreateReplica {
+        /// Which.
+        replica: ReplicaKey,
+        /// Length of each checkpoint file, a multiple of 4096.
+        meta_bytes: u64,
+    },
+    /// Makes a replica ready for [`PoolOp::Disk`]. Answered with `Done`.
+    OpenReplica {
+        /// Which.
+        replica: ReplicaKey,
+        /// Its size in bytes (from its checkpoint and log).
+        size: u64,
+        /// Byte ranges of the regions stamped above the replica's own sealed generation: their checksums are not
+        /// authoritative (R22). Rounded outwards to blocks.
+        unsealed: Vec<Range<u64>>,
+    },
+    /// Ends service of a replica: waits for its ops, writes its sidecars back, closes its files. Ops that come after
+    /// it get [`PoolError::NoReplica`].
+    CloseReplica {
+        /// Which.
+        replica: ReplicaKey,
+    },
+    /// Closes a replica, if open, and moves it to the trash, durably.
+    TrashReplica {
+        /// Which.
+        replica: ReplicaKey,
+        /// Now, in seconds since 1970: kept in the entry's name.
+        now_s: u64,
+    },
+    /// Answered with `Replicas`: all that are here, open or not.
+    ListReplicas,
+    /// What a replica's machine asks of its pool; answered with `Disk`. `Write` trusts the CRCs it is given, which the
+    /// replica has checked. `Zero` is done in pieces of a segment, at most four at a time, each durable; ended early
+    /// by [`PoolOp::Cancel`]. `Grow` makes the part beyond the size given at `OpenReplica` (or the last `Grow`)
+    /// absent, whatever lies there (R18).
+    Disk {
+        /// Which; open.
+        replica: ReplicaKey,
+        /// What.
+        op: DiskOp<IoBuf>,
+    },
+    /// Writes whole blocks of the log, durably.
+    WriteLog {
+        /// Byte offset within the log.
+        offset: u64,
+        /// Whole blocks.
+        data: IoBuf,
+    },
+    /// Answered with `Bytes`: the whole log.
+    ReadLog,
+    /// Writes over the start of a checkpoint file, durably; lengthens it if needed.
+    WriteCheckpoint {
+        /// Whose.
+        replica: ReplicaKey,
+        /// Which of the two.
+        slot: Slot,
+        /// The content, with its own checksum.
+        bytes: Vec<u8>,
+    },
+    /// Answered with `Bytes`: the whole file.
+    ReadCheckpoint {
+        /// Whose.
+        replica: ReplicaKey,
+        /// Which of the two.
+        slot: Slot,
+    },
+    /// Replaces the superblock's content (at most [`SUPERBLOCK_MAX`](crate::pool_dir::SUPERBLOCK_MAX) bytes), durably.
+    WriteSuperblock {
+        /// The new content.
+        content: Vec<u8>,
+    },
+    /// Answered with `Space`; an error if the pool's directory is not where it was.
+    Space,
+    /// Answered with `Trash`, oldest first.
+    ListTrash,
+    /// Moves a replica back from the trash.
+    RestoreTrash {
+        /// [`TrashEntry::name`].
+        name: String,
+    },
+    /// Deletes one entry of the trash for good.
+    EmptyTrash {
+        /// [`TrashEntry::name`].
+        name: String,
+    },
+    /// Ends a `Zero`, `Hash`, `Kinds`, `Read` or `Seal` op after the pieces that have started: it is then answered with
+    /// [`PoolError::Cancelled`], or normally if it was too late. Has no answer of its own.
+    Cancel {
+        /// The token of the op to end.
+        target: u64,
+    },
+}
+
+/// An op's answer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PoolAnswer {
+    /// Done, nothing to add.
+    Done,
+    /// To [`PoolOp::Disk`].
+    Disk(DiskDone<IoBuf>),
+    /// To [`PoolOp::ListReplicas`].
+    Replicas(Vec<ReplicaKey>),
+    /// To [`PoolOp::ReadLog`] and [`PoolOp::ReadCheckpoint`].
+    Bytes(IoBuf),
+    /// To [`PoolOp::Space`].
+    Space {
+        /// Bytes that can still be written.
+        free: u64,
+        /// Bytes of the file system.
+        total: u64,
+    },
+    /// To [`PoolOp::ListTrash`].
+    Trash(Vec<TrashEntry>),
+}
+
+/// Why an op was not done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PoolError {
+    /// The file system is full, or a quota is.
+    NoSpace,
+    /// The device or the file system failed; a written range's content is undefined until it is written again.
+    Io(Errno),
+    /// A block fails its checksum.
+    BitRot {
+        /// Byte offset of the (first) block.
+        offset: u64,
+    },
+    /// The replica is not open here, or not here at all.
+    NoReplica,
+    /// It is already there, or open.
+    Exists,
+    /// Not whole blocks, empty, or beyond the replica's size or the log.
+    OutOfBounds,
+    /// A segment's files contradict each other: somebody took one away or cut it.
+    Damaged {
+        /// The segment's number.
+        segment: u32,
+    },
+    /// An fdatasync failed earlier: what the kernel had not written is gone.
+    ReplicaFailed,
+    /// Ended by [`PoolOp::Cancel`].
+    Cancelled,
+}
+
+impl PoolError {
+    /// In the words of the replica's machine.
+    #[must_use]
+    pub fn disk_error(&self) -> DiskError {
+        match self {
+            PoolError::NoSpace => DiskError::NoSpace,
+            PoolError::BitRot { .. } => DiskError::BitRot,
+            PoolError::Io(_)
+            | PoolError::NoReplica
+            | PoolError::Exists
+            | PoolError::OutOfBounds
+            | PoolError::Damaged { .. }
+            | PoolError::ReplicaFailed
+            | PoolError::Cancelled => DiskError::Io,
+        }
+    }
+
+    /// True if the replica's content can't be trusted any more: reopen and resync, or quarantine.
+    #[must_use]
+    pub fn ends_replica(&self) -> bool {
+        matches!(self, PoolError::ReplicaFailed | PoolError::Damaged { .. })
+    }
+}
+
+impl From<Errno> for PoolError {
+    fn from(errno: Errno) -> Self {
+        match errno.0 {
+            _ if errno.is_no_space() => PoolError::NoSpace,
+            libc::EEXIST => PoolError::Exists,
+            _ => PoolError::Io(errno),
+        }
+    }
+}
+
+impl fmt::Display for PoolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PoolError::NoSpace => f.write_str("the pool's file system is full"),
+            PoolError::Io(errno) => write!(f, "the pool's disk failed: {errno}"),
+            PoolError::BitRot { offset } => {
+                write!(f, "the block at byte {offset} does not match its stored checksum")
+            }
+            PoolError::NoReplica => f.write_str("the replica is not open in this pool"),
+            PoolError::Exists => f.write_str("the replica is already in this pool"),
+            PoolError::OutOfBounds => f.write_str("the range is not whole blocks within the replica"),
+            PoolError::Damaged { segment } => {
+                write!(f, "the files of segment {segment} contradict each other")
+            }
+            PoolError::ReplicaFailed => f.write_str("a flush of the replica failed earlier"),
+            PoolError::Cancelled => f.write_str("cancelled"),
+        }
+    }
+}
+
+impl core::error::Error for PoolError {}
+
+/// What happened in a pool.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PoolEvent {
+    /// An op has ended.
+    Done {
+        /// The op's token.
+        token: u64,
+        /// Its outcome.
+        result: Result<PoolAnswer, PoolError>,
+    },
+    /// An fdatasync failed: the replica answers every further op with [`PoolError::ReplicaFailed`] until it is closed.
+    ReplicaFailed {
+        /// Which.
+        replica: ReplicaKey,
+        /// What the kernel said.
+        errno: Errno,
+    },
+}
+
+/// Counts since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolFigures {
+    /// Write pieces whose buffer had to be copied because it was not aligned.
+    pub unaligned_writes: u64,
+    /// Blocks that failed their checksum.
+    pub bit_rot: u64,
+    /// Segments opened.
+    pub segments_opened: u64,
+    /// Flushes of data and sidecar files.
+    pub fdatasyncs: u64,
+}

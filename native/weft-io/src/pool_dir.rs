@@ -1,0 +1,749 @@
+//! A pool's directory, by blocking calls: making, opening and locking it, and what lies in it.
+//!
+//! ```text
+//! lock  superblock  wal  trash/<volume>.<rid>.<seconds>/
+//! replicas/<volume>.<rid>/{meta.a, meta.b, seg-000000…, crc-000000…}
+//! ```
+//!
+//! Must always hold:
+//! * a file or directory that somebody relies on is durable together with its name;
+//! * a replica's directory appears complete or not at all (it is made under a name ending in `.tmp`);
+//! * no function here runs on a reactor's thread, except through [`crate::blocking`].
+
+use core::fmt;
+use std::ffi::{CString, OsStr};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use weft_proto::ids::{Rid, VolumeId};
+use weft_proto::log::ReplicaKey;
+use weft_proto::payload::Payload;
+
+use crate::buffer::IoBuf;
+use crate::driver::{Errno, Fd, checked};
+use crate::sidecar::{Entry, SEGMENT_BLOCKS, SEGMENT_BYTES, SIDECAR_BYTES, Sidecar};
+
+/// Longest content of a superblock, in bytes.
+pub const SUPERBLOCK_MAX: usize = 4096 - SUPERBLOCK_HEAD - 4;
+
+const SUPERBLOCK_MAGIC: &[u8; 8] = b"weftpool";
+const SUPERBLOCK_VERSION: u32 = 1;
+/// magic 8, version 4, length 4, sequence 8.
+const SUPERBLOCK_HEAD: usize = 24;
+
+/// Why a pool can't be made or opened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OpenError {
+    /// Another process serves the pool, or an earlier one has I/O in flight (protocol.md R13): wait.
+    Locked,
+    /// The directory for a new pool holds something else; one name of it.
+    NotEmpty(String),
+    /// No pool was ever finished here.
+    NotAPool,
+    /// Neither copy of the superblock is sound.
+    BadSuperblock,
+    /// The superblock is of a newer format than this program knows.
+    NewerFormat(u32),
+    /// The file system lacks what a pool needs.
+    Unsupported(&'static str),
+    /// The system refused.
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why not.
+        errno: Errno,
+    },
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            OpenError::Locked => {
+                f.write_str("the pool is served by another process, or its I/O has not ended yet")
+            }
+            OpenError::NotEmpty(name) => write!(f, "the directory is not empty: it holds {name:?}"),
+            OpenError::NotAPool => f.write_str("the directory holds no pool"),
+            OpenError::BadSuperblock => f.write_str("both copies of the superblock are damaged"),
+            OpenError::NewerFormat(v) => {
+                write!(f, "the pool has format {v}, this program knows up to {SUPERBLOCK_VERSION}")
+            }
+            OpenError::Unsupported(what) => write!(f, "the file system has no {what}"),
+            OpenError::Io { what, errno } => write!(f, "{what}: {errno}"),
+        }
+    }
+}
+
+impl core::error::Error for OpenError {}
+
+/// What the file system under a pool can do, tried at every start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// Reads and writes pass the page cache by (O_DIRECT). Without it disk I/O with libaio blocks.
+    pub direct: bool,
+    /// Which file system.
+    pub file_system: FileSystem,
+}
+
+/// File systems by their magic number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FileSystem {
+    /// ext2, 3 or 4; tested.
+    Ext4,
+    /// XFS; tested.
+    Xfs,
+    /// btrfs; tested.
+    Btrfs,
+    /// Memory; for tests: nothing survives.
+    Tmpfs,
+    /// Not known here.
+    Other(i64),
+}
+
+impl FileSystem {
+    fn of_magic(magic: i64) -> FileSystem {
+        match magic {
+            0xef53 => FileSystem::Ext4,
+            0x5846_5342 => FileSystem::Xfs,
+            0x9123_683e => FileSystem::Btrfs,
+            0x0102_1994 => FileSystem::Tmpfs,
+            other => FileSystem::Other(other),
+        }
+    }
+}
+
+/// A locked pool directory, ready to be served.
+#[derive(Debug)]
+pub struct PoolDir {
+    pub(crate) path: PathBuf,
+    pub(crate) root: Fd,
+    pub(crate) replicas: Fd,
+    pub(crate) trash: Fd,
+    pub(crate) wal: Fd,
+    pub(crate) lock: Fd,
+    superblock: Vec<u8>,
+    wal_bytes: u64,
+    probe: Probe,
+}
+
+impl PoolDir {
+    /// Makes a pool in a new or empty directory (`lost+found` and what an interrupted attempt left don't count)
+    /// with a log of `wal_bytes` (a multiple of 4096), written once over its length (protocol.md R20), and
+    /// `superblock` (at most [`SUPERBLOCK_MAX`] bytes) as content of the superblock. Blocks.
+    pub fn create(path: &Path, wal_bytes: u64, superblock: &[u8]) -> Result<PoolDir, OpenError> {
+        assert!(wal_bytes > 0 && wal_bytes.is_multiple_of(4096), "a log of {wal_bytes} bytes");
+        let at = |name: &str| path.join(name);
+        std::fs::create_dir_all(path).map_err(said("create", path))?;
+        refuse_foreign(path)?;
+        let lock = lock_file(path)?;
+        for name in ["trash", "replicas"] {
+            match std::fs::create_dir(at(name)) {
+                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(said("create", &at(name))(e));
+                }
+                _ => {}
+            }
+        }
+        let root = open_dir(None, path)?;
+        let wal =
+            open_at(&root, "wal", libc::O_RDWR | libc::O_CREAT).map_err(said_at("create", path, "wal"))?;
+        write_zeroes(&wal, wal_bytes).map_err(said_at("write", path, "wal"))?;
+        let probe = probe(&root)?;
+        let copies = open_at(&root, "superblock.tmp", libc::O_RDWR | libc::O_CREAT)
+            .and_then(|file| write_superblock(&file, superblock, 1));
+        copies.map_err(said_at("write", path, "superblock.tmp"))?;
+        rename_at(&root, "superblock.tmp", &root, "superblock").map_err(said_at(
+            "rename",
+            path,
+            "superblock",
+        ))?;
+        sync_dir(&root).map_err(said("sync", path))?;
+        if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+            sync_dir(&open_dir(None, parent)?).map_err(said("sync", parent))?;
+        }
+        PoolDir::finish_open(path, lock, root, probe)
+    }
+
+    /// Locks and opens a pool. Blocks, but not for the lock: [`OpenError::Locked`] says to come again.
+    pub fn open(path: &Path) -> Result<PoolDir, OpenError> {
+        match std::fs::symlink_metadata(path.join("superblock")) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound && path.is_dir() => {
+                return Err(OpenError::NotAPool);
+            }
+            Err(e) => return Err(said("open", &path.join("superblock"))(e)),
+            Ok(_) => {}
+        }
+        let lock = lock_file(path)?;
+        let root = open_dir(None, path)?;
+        let probe = probe(&root)?;
+        PoolDir::finish_open(path, lock, root, probe)
+    }
+
+    fn finish_open(path: &Path, lock: Fd, root: Fd, probe: Probe) -> Result<PoolDir, OpenError> {
+        let superblock = open_at(&root, "superblock", libc::O_RDWR)
+            .map_err(said_at("open", path, "superblock"))
+            .and_then(|file| read_superblock(&file))?
+            .1;
+        let direct = if probe.direct { libc::O_DIRECT } else { 0 };
+        let wal = open_at(&root, "wal", libc::O_RDWR | direct).map_err(said_at("open", path, "wal"))?;
+        let wal_bytes = size_of(&wal).map_err(said_at("stat", path, "wal"))? / 4096 * 4096;
+        let replicas = open_dir(Some(&root), Path::new("replicas"))?;
+        let trash = open_dir(Some(&root), Path::new("trash"))?;
+        let dir =
+            PoolDir { path: path.to_owned(), root, replicas, trash, wal, lock, superblock, wal_bytes, probe };
+        // Replicas whose making was interrupted.
+        for name in names(&dir.replicas).map_err(said("list", &path.join("replicas")))? {
+            if name.ends_with(".tmp") {
+                remove_tree(&dir.replicas, &name).map_err(said_at("remove", path, &name))?;
+            }
+        }
+        Ok(dir)
+    }
+
+    /// What stood in the superblock when the pool was opened.
+    #[must_use]
+    pub fn superblock(&self) -> &[u8] {
+        &self.superblock
+    }
+
+    /// Length of the log in bytes.
+    #[must_use]
+    pub fn wal_bytes(&self) -> u64 {
+        self.wal_bytes
+    }
+
+    /// What the file system can do.
+    #[must_use]
+    pub fn probe(&self) -> Probe {
+        self.probe
+    }
+
+    /// Where the pool is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The replicas here. Blocks.
+    pub fn list(&self) -> io::Result<Vec<ReplicaKey>> {
+        list_replicas(&self.replicas).map_err(io::Error::from)
+    }
+
+    /// The whole log. Blocks.
+    pub fn read_wal(&self) -> io::Result<IoBuf> {
+        read_all(&self.wal).map_err(io::Error::from)
+    }
+
+    /// [`PoolDir::read_wal`] for another thread.
+    pub(crate) fn read_wal_call(&self) -> impl FnOnce() -> Result<IoBuf, Errno> + Send + use<> {
+        let wal = self.wal.clone();
+        move || read_all(&wal)
+    }
+
+    /// A replica's two checkpoint files, whole. Blocks.
+    pub fn read_checkpoints(&self, replica: ReplicaKey) -> io::Result<[IoBuf; 2]> {
+        let dir = open_at(&self.replicas, &replica_name(replica), libc::O_RDONLY | libc::O_DIRECTORY)?;
+        let read = |name| open_at(&dir, name, libc::O_RDONLY).and_then(|file| read_all(&file));
+        Ok([read("meta.a")?, read("meta.b")?])
+    }
+
+    /// Replaces the superblock's content, both copies one after the other, durably. Blocks.
+    pub fn write_superblock(&mut self, content: &[u8]) -> io::Result<()> {
+        replace_superblock(&self.root, content)?;
+        content.clone_into(&mut self.superblock);
+        Ok(())
+    }
+}
+
+/// The directory's name of a replica.
+pub(crate) fn replica_name(key: ReplicaKey) -> String {
+    format!("{}.{}", key.volume, key.rid.0)
+}
+
+fn parse_replica_name(name: &str) -> Option<ReplicaKey> {
+    let (volume, rid) = name.split_once('.')?;
+    let key = ReplicaKey { volume: volume.parse::<VolumeId>().ok()?, rid: Rid(rid.parse().ok()?) };
+    (replica_name(key) == name).then_some(key)
+}
+
+pub(crate) fn list_replicas(replicas: &Fd) -> Result<Vec<ReplicaKey>, Errno> {
+    let mut keys: Vec<_> = names(replicas)?.iter().filter_map(|name| parse_replica_name(name)).collect();
+    keys.sort_unstable();
+    Ok(keys)
+}
+
+/// A replica in the trash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrashEntry {
+    /// Its directory's name below `trash/`.
+    pub name: String,
+    /// Which replica it was.
+    pub replica: ReplicaKey,
+    /// When it was put there, in seconds since 1970.
+    pub since_s: u64,
+}
+
+pub(crate) fn list_trash(trash: &Fd) -> Result<Vec<TrashEntry>, Errno> {
+    let parse = |name: String| {
+        let (replica, since) = name.rsplit_once('.')?;
+        let (replica, since_s) = (parse_replica_name(replica)?, since.parse().ok()?);
+        Some(TrashEntry { name, replica, since_s })
+    };
+    let mut entries: Vec<_> = names(trash)?.into_iter().filter_map(parse).collect();
+    entries.sort_by(|a, b| (a.since_s, &a.name).cmp(&(b.since_s, &b.name)));
+    Ok(entries)
+}
+
+/// Makes a replica's directory with its two checkpoint files of `meta_bytes`, written over their length (R20).
+pub(crate) fn create_replica(replicas: &Fd, key: ReplicaKey, meta_bytes: u64) -> Result<(), Errno> {
+    let name = replica_name(key);
+    if exists_at(replicas, &name)? {
+        return Err(Errno(libc::EEXIST));
+    }
+    let temporary = format!("{name}.tmp");
+    remove_tree(replicas, &temporary)?;
+    let made = make_replica(replicas, &temporary, meta_bytes)
+        .and_then(|()| rename_at(replicas, &temporary, replicas, &name))
+        .and_then(|()| sync_dir(replicas));
+    if made.is_err() {
+        // Out of space, most likely: give back what it took. The first error is the one to tell.
+        let _ = remove_tree(replicas, &temporary);
+    }
+    made
+}
+
+fn make_replica(replicas: &Fd, name: &str, meta_bytes: u64) -> Result<(), Errno> {
+    make_dir_at(replicas, name)?;
+    let dir = open_at(replicas, name, libc::O_RDONLY | libc::O_DIRECTORY)?;
+    for file in ["meta.a", "meta.b"] {
+        write_zeroes(&open_at(&dir, file, libc::O_RDWR | libc::O_CREAT)?, meta_bytes)?;
+    }
+    sync_dir(&dir)
+}
+
+/// Opens a replica's directory: itself, and the numbers of its segments.
+pub(crate) fn open_replica(replicas: &Fd, key: ReplicaKey) -> Result<(Fd, Vec<u32>), Errno> {
+    let dir = open_at(replicas, &replica_name(key), libc::O_RDONLY | libc::O_DIRECTORY)?;
+    let number =
+        |name: &String| name.strip_prefix("seg-").or_else(|| name.strip_prefix("crc-"))?.parse().ok();
+    let mut segments: Vec<u32> = names(&dir)?.iter().filter_map(number).collect();
+    segments.sort_unstable();
+    segments.dedup();
+    Ok((dir, segments))
+}
+
+/// Writes a checkpoint over the start of `meta.a` or `meta.b`, durably; raises the file's size if needed.
+pub(crate) fn write_checkpoint(
+    replicas: &Fd,
+    key: ReplicaKey,
+    name: &str,
+    bytes: &[u8],
+) -> Result<(), Errno> {
+    let dir = open_at(replicas, &replica_name(key), libc::O_RDONLY | libc::O_DIRECTORY)?;
+    let file = File::from(unshared(open_at(&dir, name, libc::O_RDWR)?)?);
+    file.write_all_at(bytes, 0)?;
+    file.sync_all()?;
+    Ok(())
+}
+
+pub(crate) fn read_checkpoint(replicas: &Fd, key: ReplicaKey, name: &str) -> Result<IoBuf, Errno> {
+    let dir = open_at(replicas, &replica_name(key), libc::O_RDONLY | libc::O_DIRECTORY)?;
+    read_all(&open_at(&dir, name, libc::O_RDONLY)?)
+}
+
+/// Moves a replica to the trash.
+pub(crate) fn trash_replica(replicas: &Fd, trash: &Fd, key: ReplicaKey, now_s: u64) -> Result<(), Errno> {
+    let name = replica_name(key);
+    rename_at(replicas, &name, trash, &format!("{name}.{now_s}"))?;
+    // The new name first: between the two the replica is in both places rather than in none.
+    sync_dir(trash)?;
+    sync_dir(replicas)
+}
+
+/// Moves a replica back from the trash.
+pub(crate) fn restore_replica(replicas: &Fd, trash: &Fd, name: &str) -> Result<(), Errno> {
+    let entry = list_trash(trash)?.into_iter().find(|e| e.name == name).ok_or(Errno(libc::ENOENT))?;
+    let home = replica_name(entry.replica);
+    if exists_at(replicas, &home)? {
+        return Err(Errno(libc::EEXIST));
+    }
+    rename_at(trash, name, replicas, &home)?;
+    sync_dir(replicas)?;
+    sync_dir(trash)
+}
+
+/// Deletes an entry of the trash for good.
+pub(crate) fn empty_trash(trash: &Fd, name: &str) -> Result<(), Errno> {
+    if !list_trash(trash)?.iter().any(|e| e.name == name) {
+        return Err(Errno(libc::ENOENT));
+    }
+    remove_tree(trash, name)?;
+    sync_dir(trash)
+}
+
+/// A segment's files and its sidecar, or what is wrong with them.
+pub(crate) struct SegmentFiles {
+    pub(crate) data: Fd,
+    pub(crate) side: Fd,
+    pub(crate) sidecar: Sidecar,
+}
+
+/// Why a segment can't be opened.
+#[derive(Debug)]
+pub(crate) enum SegmentError {
+    Errno(Errno),
+    /// One of the two files is gone or short although there is data.
+    Damaged,
+}
+
+impl From<Errno> for SegmentError {
+    fn from(errno: Errno) -> Self {
+        SegmentError::Errno(errno)
+    }
+}
+
+/// Opens a segment; makes what is missing of its files, durably: both are sparse and of full length before the
+/// first write, and the sidecar's space is allocated, so that a full file system can still be sealed.
+pub(crate) fn open_segment(dir: &Fd, number: u32, direct: bool) -> Result<SegmentFiles, SegmentError> {
+    let flags = libc::O_RDWR | if direct { libc::O_DIRECT } else { 0 };
+    let (data_name, side_name) = (format!("seg-{number:06}"), format!("crc-{number:06}"));
+    let (data_there, side_there) = (exists_at(dir, &data_name)?, exists_at(dir, &side_name)?);
+    let data = open_at(dir, &data_name, flags | libc::O_CREAT)?;
+    let side = open_at(dir, &side_name, flags | libc::O_CREAT)?;
+    let data_complete = size_of(&data)? == SEGMENT_BYTES;
+    let side_complete = size_of(&side)? == SIDECAR_BYTES as u64;
+    if !(data_complete && side_complete && data_there && side_there) {
+        // An interrupted creation leaves files without content. Content in one without the other means that
+        // somebody took a file away or cut it.
+        let sidecar_says_data = side_complete && has_data(&read_sidecar(&side)?);
+        let allocated = !data_complete && size_of(&data)? > 0 || data_complete && has_blocks(&data)?;
+        if (!side_complete && allocated) || (!data_complete && sidecar_says_data) {
+            return Err(SegmentError::Damaged);
+        }
+        truncate(&data, SEGMENT_BYTES)?;
+        truncate(&side, SIDECAR_BYTES as u64)?;
+        allocate(&side, SIDECAR_BYTES as u64)?;
+        sync_file(&data)?;
+        sync_file(&side)?;
+        sync_dir(dir)?;
+    }
+    let sidecar = read_sidecar(&side)?;
+    Ok(SegmentFiles { data, side, sidecar })
+}
+
+fn has_data(sidecar: &Sidecar) -> bool {
+    (0..SEGMENT_BLOCKS).any(|block| !matches!(sidecar.get(block), Entry::Absent | Entry::Zero))
+}
+
+fn read_sidecar(side: &Fd) -> Result<Sidecar, Errno> {
+    let file = File::from(unshared_clone(side)?);
+    let mut pages = Vec::new();
+    for offset in (0..SIDECAR_BYTES).step_by(4096) {
+        let mut page = IoBuf::scratch(4096);
+        file.read_exact_at(page.bytes_mut(), offset as u64)?;
+        pages.push(page);
+    }
+    Ok(Sidecar::from_pages(pages))
+}
+
+/// How a range of a segment loses its data.
+pub(crate) fn make_hole(data: &Fd, offset: u64, len: u64, keep_space: bool) -> Result<(), Errno> {
+    let mode = if keep_space { libc::FALLOC_FL_ZERO_RANGE } else { libc::FALLOC_FL_PUNCH_HOLE };
+    match fallocate(data, mode | libc::FALLOC_FL_KEEP_SIZE, offset, len) {
+        Err(Errno(libc::EOPNOTSUPP)) => {
+            let file = File::from(unshared_clone(data)?);
+            let zeroes = IoBuf::zeroed(1 << 20);
+            let mut at = offset;
+            while at < offset + len {
+                let piece = usize::try_from(offset + len - at).unwrap_or(usize::MAX).min(zeroes.len());
+                file.write_all_at(&zeroes.bytes()[..piece], at)?;
+                at += piece as u64;
+            }
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Free and total bytes of the file system. An error if the pool's directory is not where it was.
+pub(crate) fn space(path: &Path, lock: &Fd) -> Result<(u64, u64), Errno> {
+    let (here, held) = (std::fs::metadata(path.join("lock"))?, File::from(unshared_clone(lock)?).metadata()?);
+    if (here.dev(), here.ino()) != (held.dev(), held.ino()) {
+        return Err(Errno(libc::ESTALE));
+    }
+    // SAFETY: all-zero is a valid statvfs; the call overwrites it.
+    let mut stat: libc::statvfs = unsafe { core::mem::zeroed() };
+    // SAFETY: `stat` is writable.
+    checked(unsafe { libc::fstatvfs(lock.as_raw_fd(), &raw mut stat) })?;
+    let unit = stat.f_frsize;
+    Ok((unit.saturating_mul(stat.f_bavail), unit.saturating_mul(stat.f_blocks)))
+}
+
+pub(crate) fn replace_superblock(root: &Fd, content: &[u8]) -> Result<(), Errno> {
+    let file = open_at(root, "superblock", libc::O_RDWR)?;
+    let sequence = match read_superblock(&file) {
+        Ok((sequence, _)) => sequence + 1,
+        Err(_) => 1,
+    };
+    write_superblock(&file, content, sequence)
+}
+
+/// Both copies, the second only after the first is durable: one is always whole.
+fn write_superblock(file: &Fd, content: &[u8], sequence: u64) -> Result<(), Errno> {
+    assert!(content.len() <= SUPERBLOCK_MAX, "a superblock of {} bytes", content.len());
+    let mut block = vec![0u8; 4096];
+    block[..8].copy_from_slice(SUPERBLOCK_MAGIC);
+    block[8..12].copy_from_slice(&SUPERBLOCK_VERSION.to_le_bytes());
+    block[12..16].copy_from_slice(&u32::try_from(content.len()).expect("below 4096").to_le_bytes());
+    block[16..24].copy_from_slice(&sequence.to_le_bytes());
+    block[SUPERBLOCK_HEAD..SUPERBLOCK_HEAD + content.len()].copy_from_slice(content);
+    let crc = crc32c::crc32c(&block[..4092]);
+    block[4092..].copy_from_slice(&crc.to_le_bytes());
+    let file = File::from(unshared_clone(file)?);
+    for copy in [0, 4096] {
+        file.write_all_at(&block, copy)?;
+        file.sync_all()?;
+    }
+    Ok(())
+}
+
+/// The newer sound copy: its sequence and content.
+fn read_superblock(file: &Fd) -> Result<(u64, Vec<u8>), OpenError> {
+    let failed = |e: io::Error| said("read", Path::new("superblock"))(e);
+    let file = File::from(unshared_clone(file).map_err(|e| failed(e.into()))?);
+    let mut newest: Option<(u64, Vec<u8>)> = None;
+    for copy in [0, 4096] {
+        let mut block = vec![0u8; 4096];
+        match file.read_exact_at(&mut block, copy) {
+            // A latent error in one copy is what the other is for.
+            Err(e) if e.raw_os_error() == Some(libc::EIO) || e.kind() == io::ErrorKind::UnexpectedEof => {
+                continue;
+            }
+            other => other.map_err(failed)?,
+        }
+        let word = |at: usize| u32::from_le_bytes(block[at..at + 4].try_into().expect("four bytes"));
+        if &block[..8] != SUPERBLOCK_MAGIC || word(4092) != crc32c::crc32c(&block[..4092]) {
+            continue;
+        }
+        if word(8) > SUPERBLOCK_VERSION {
+            return Err(OpenError::NewerFormat(word(8)));
+        }
+        let sequence = u64::from_le_bytes(block[16..24].try_into().expect("eight bytes"));
+        let end = SUPERBLOCK_HEAD + word(12) as usize;
+        let Some(content) = block.get(SUPERBLOCK_HEAD..end.min(4092)) else { continue };
+        if newest.as_ref().is_none_or(|(s, _)| *s < sequence) {
+            newest = Some((sequence, content.to_vec()));
+        }
+    }
+    newest.ok_or(OpenError::BadSuperblock)
+}
+
+fn refuse_foreign(path: &Path) -> Result<(), OpenError> {
+    let dir = open_dir(None, path)?;
+    for name in names(&dir).map_err(said("list", path))? {
+        let unfinished = match name.as_str() {
+            "lost+found" | "lock" | "wal" | "superblock.tmp" => true,
+            "trash" | "replicas" => std::fs::read_dir(path.join(&name)).is_ok_and(|mut d| d.next().is_none()),
+            _ => false,
+        };
+        if !unfinished {
+            return Err(OpenError::NotEmpty(name));
+        }
+    }
+    Ok(())
+}
+
+fn lock_file(path: &Path) -> Result<Fd, OpenError> {
+    let dir = open_dir(None, path)?;
+    let lock = open_at(&dir, "lock", libc::O_RDWR | libc::O_CREAT).map_err(said_at("open", path, "lock"))?;
+    // SAFETY: no memory is passed.
+    match checked(unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }) {
+        Ok(_) => Ok(lock),
+        Err(Errno(libc::EWOULDBLOCK)) => Err(OpenError::Locked),
+        Err(errno) => Err(said_at("lock", path, "lock")(errno)),
+    }
+}
+
+/// Tries what the file system can do, on a file of its own.
+fn probe(root: &Fd) -> Result<Probe, OpenError> {
+    let failed = |e: Errno| OpenError::Io { what: "try the file system".to_owned(), errno: e };
+    // SAFETY: all-zero is a valid statfs; the call overwrites it.
+    let mut stat: libc::statfs = unsafe { core::mem::zeroed() };
+    // SAFETY: `stat` is writable.
+    checked(unsafe { libc::fstatfs(root.as_raw_fd(), &raw mut stat) }).map_err(failed)?;
+    let write = |flags: i32| -> Result<(), Errno> {
+        let file = open_at(root, "probe.tmp", libc::O_RDWR | libc::O_CREAT | flags)?;
+        let block = IoBuf::zeroed(4096);
+        let iovec = libc::iovec { iov_base: block.as_ptr().cast_mut().cast(), iov_len: 4096 };
+        // SAFETY: the gather list names 4096 readable bytes.
+        let written = unsafe { libc::pwritev2(file.as_raw_fd(), &raw const iovec, 1, 0, libc::RWF_DSYNC) };
+        if written < 0 { Err(io::Error::last_os_error().into()) } else { Ok(()) }
+    };
+    let direct = match write(libc::O_DIRECT) {
+        Ok(()) => true,
+        Err(errno) if errno.is_no_space() => return Err(failed(errno)),
+        Err(_) => match write(0) {
+            Ok(()) => false,
+            Err(Errno(libc::EOPNOTSUPP | libc::EINVAL)) => return Err(OpenError::Unsupported("RWF_DSYNC")),
+            Err(errno) => return Err(failed(errno)),
+        },
+    };
+    remove_file_at(root, "probe.tmp").map_err(failed)?;
+    Ok(Probe { direct, file_system: FileSystem::of_magic(stat.f_type) })
+}
+
+fn said<E: Into<Errno>>(verb: &'static str, path: &Path) -> impl Fn(E) -> OpenError + use<E> {
+    let what = format!("{verb} {}", path.display());
+    move |e| OpenError::Io { what: what.clone(), errno: e.into() }
+}
+
+fn said_at<E: Into<Errno>>(verb: &'static str, path: &Path, name: &str) -> impl Fn(E) -> OpenError + use<E> {
+    said(verb, &path.join(name))
+}
+
+fn c_name(name: &OsStr) -> Result<CString, Errno> {
+    CString::new(name.as_bytes()).map_err(|_| Errno(libc::EINVAL))
+}
+
+fn open_dir(parent: Option<&Fd>, path: &Path) -> Result<Fd, OpenError> {
+    let name = c_name(path.as_os_str()).map_err(said("open", path))?;
+    let parent = parent.map_or(libc::AT_FDCWD, |p| p.as_raw_fd());
+    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
+    // SAFETY: `name` is a C string that lives during the call.
+    owned(unsafe { libc::openat(parent, name.as_ptr(), flags) }).map_err(said("open", path))
+}
+
+fn open_at(dir: &Fd, name: &str, flags: i32) -> Result<Fd, Errno> {
+    let name = c_name(name.as_ref())?;
+    let flags = flags | libc::O_CLOEXEC | libc::O_NOFOLLOW;
+    // SAFETY: `name` is a C string that lives during the call.
+    owned(unsafe { libc::openat(dir.as_raw_fd(), name.as_ptr(), flags, 0o600) })
+}
+
+fn owned(result: i32) -> Result<Fd, Errno> {
+    // SAFETY: a descriptor that open has just made is nobody else's.
+    checked(result).map(|fd| Arc::new(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+/// The descriptor out of its Arc, which must be the only one.
+fn unshared(fd: Fd) -> Result<OwnedFd, Errno> {
+    Arc::try_unwrap(fd).or_else(|fd| unshared_clone(&fd))
+}
+
+/// A second descriptor of the same open file, for std's functions.
+fn unshared_clone(fd: &Fd) -> Result<OwnedFd, Errno> {
+    Ok(fd.try_clone()?)
+}
+
+fn exists_at(dir: &Fd, name: &str) -> Result<bool, Errno> {
+    match open_at(dir, name, libc::O_PATH) {
+        Ok(_) => Ok(true),
+        Err(Errno(libc::ENOENT)) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn make_dir_at(dir: &Fd, name: &str) -> Result<(), Errno> {
+    let name = c_name(name.as_ref())?;
+    // SAFETY: `name` is a C string that lives during the call.
+    checked(unsafe { libc::mkdirat(dir.as_raw_fd(), name.as_ptr(), 0o700) }).map(drop)
+}
+
+fn rename_at(from_dir: &Fd, from: &str, to_dir: &Fd, to: &str) -> Result<(), Errno> {
+    let (from, to) = (c_name(from.as_ref())?, c_name(to.as_ref())?);
+    // SAFETY: both names are C strings that live during the call.
+    checked(unsafe { libc::renameat(from_dir.as_raw_fd(), from.as_ptr(), to_dir.as_raw_fd(), to.as_ptr()) })
+        .map(drop)
+}
+
+fn remove_file_at(dir: &Fd, name: &str) -> Result<(), Errno> {
+    let name = c_name(name.as_ref())?;
+    // SAFETY: `name` is a C string that lives during the call.
+    checked(unsafe { libc::unlinkat(dir.as_raw_fd(), name.as_ptr(), 0) }).map(drop)
+}
+
+/// Removes a directory below `dir` with all that is in it; fine if there is none.
+fn remove_tree(dir: &Fd, name: &str) -> Result<(), Errno> {
+    let path = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())).join(name);
+    match std::fs::remove_dir_all(path) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e.into()),
+        _ => Ok(()),
+    }
+}
+
+/// The names in a directory that are valid UTF-8; ours all are.
+fn names(dir: &Fd) -> Result<Vec<String>, Errno> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/self/fd/{}", dir.as_raw_fd()))? {
+        names.extend(entry?.file_name().into_string());
+    }
+    Ok(names)
+}
+
+fn read_all(file: &Fd) -> Result<IoBuf, Errno> {
+    let len = size_of(file)?.next_multiple_of(4096);
+    let mut buf = IoBuf::zeroed(usize::try_from(len).map_err(|_| Errno(libc::EFBIG))?);
+    let file = File::from(unshared_clone(file)?);
+    let mut at = 0;
+    while at < buf.len() {
+        let end = buf.len().min(at + (1 << 20));
+        match file.read_at(&mut buf.bytes_mut()[at..end], at as u64)? {
+            0 => break,
+            n => at += n,
+        }
+    }
+    Ok(buf)
+}
+
+fn write_zeroes(file: &Fd, len: u64) -> Result<(), Errno> {
+    truncate(file, 0)?;
+    allocate(file, len)?;
+    let file = File::from(unshared_clone(file)?);
+    let zeroes = IoBuf::zeroed(1 << 20);
+    let mut at = 0;
+    while at < len {
+        let piece = usize::try_from(len - at).unwrap_or(usize::MAX).min(zeroes.len());
+        file.write_all_at(&zeroes.bytes()[..piece], at)?;
+        at += piece as u64;
+    }
+    file.sync_all()?;
+    Ok(())
+}
+
+fn size_of(file: &Fd) -> Result<u64, Errno> {
+    Ok(File::from(unshared_clone(file)?).metadata()?.len())
+}
+
+fn has_blocks(file: &Fd) -> Result<bool, Errno> {
+    Ok(File::from(unshared_clone(file)?).metadata()?.blocks() > 0)
+}
+
+fn truncate(file: &Fd, len: u64) -> Result<(), Errno> {
+    Ok(File::from(unshared_clone(file)?).set_len(len)?)
+}
+
+fn sync_file(file: &Fd) -> Result<(), Errno> {
+    Ok(File::from(unshared_clone(file)?).sync_all()?)
+}
+
+fn sync_dir(dir: &Fd) -> Result<(), Errno> {
+    sync_file(dir)
+}
+
+/// Allocates space, where the file system can.
+fn allocate(file: &Fd, len: u64) -> Result<(), Errno> {
+    match fallocate(file, 0, 0, len) {
+        Err(Errno(libc::EOPNOTSUPP)) => Ok(()),
+        other => other,
+    }
+}
+
+fn fallocate(file: &Fd, mode: i32, offset: u64, len: u64) -> Result<(), Errno> {
+    let signed = |n: u64| i64::try_from(n).map_err(|_| Errno(libc::EFBIG));
+    // SAFETY: no memory is passed.
+    checked(unsafe { libc::fallocate(file.as_raw_fd(), mode, signed(offset)?, signed(len)?) }).map(drop)
+}
