@@ -64,6 +64,7 @@ export const hostAnswer = z.object({
   self: z.boolean(),
   /** A hint: its agent renewed its lease within 10 s. */
   alive: z.boolean(),
+  /** Since when it is as `alive` says; null while the store is away and nothing is known. */
   aliveSince: instant.nullable(),
   /** voter and learner: a member of the store; none: it isn't (yet). */
   store: z.enum(["voter", "learner", "none"]),
@@ -123,7 +124,7 @@ export const volumeAnswer = z.object({
   reason: z.string().nullable(),
   epoch: u64.nullable(),
   rev: u64.nullable(),
-  owner: z.object({ host: uuid, hostName: z.string(), session: uuid }).nullable(),
+  owner: z.object({ host: uuid, hostName: z.string(), session: uuid, caretaker: z.boolean() }).nullable(),
   replicas: z.array(replicaAnswer),
   createdBy: z.string(),
   deletedAt: instant.nullable(),

@@ -64,6 +64,8 @@ const kinds = {
   "E-HOST-02": refused,
   "E-HOST-03": user,
   "E-HOST-04": user,
+  "E-HOST-06": { culprit: "disk", exit: 2, status: 409 },
+  "E-HOST-08": user,
   "E-HOST-09": away,
   "E-HOST-10": refused,
   "E-VOL-01": user,

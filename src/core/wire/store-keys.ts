@@ -25,7 +25,11 @@ export const keys = {
   volume: (volume: string) => `${ROOT}vol/${volume}/`,
   want: (volume: string) => `${ROOT}vol/${volume}/want`,
   made: (volume: string, rid: number) => `${ROOT}vol/${volume}/replica/${rid}`,
+  /** The operator asked: no 24 h for this deleted volume. */
+  emptyTrash: (volume: string) => `${ROOT}vol/${volume}/empty-trash`,
   state: (volume: string) => `${ROOT}vol/${volume}/state`,
+  /** A resync under way, by the owner's agent, while its lease lives. */
+  progress: (volume: string) => `${ROOT}progress/${volume}`,
   repairAsk: `${ROOT}repair-ask`,
   repairs: `${ROOT}repair/`,
   repair: (host: string) => `${ROOT}repair/${host}`,
@@ -37,7 +41,7 @@ export type ParsedKey =
       readonly kind: "host" | "alive" | "pool" | "pool-usage" | "name" | "token" | "repair";
       readonly id: string;
     }
-  | { readonly kind: "want" | "state"; readonly volume: string }
+  | { readonly kind: "want" | "state" | "empty-trash"; readonly volume: string }
   | { readonly kind: "made"; readonly volume: string; readonly rid: number };
 
 /** What a key is about; null: not one of ours (a newer version's, or somebody's by hand). */
@@ -73,7 +77,8 @@ function parseVolumeKey(
   rid: string | undefined,
 ): ParsedKey | null {
   if (volume === undefined || volume === "") return null;
-  if ((part === "want" || part === "state") && rid === undefined) return { kind: part, volume };
+  if ((part === "want" || part === "state" || part === "empty-trash") && rid === undefined)
+    return { kind: part, volume };
   if (part === "replica" && rid !== undefined && /^[0-9]{1,10}$/.test(rid))
     return { kind: "made", volume, rid: Number(rid) };
   return null;

@@ -1,0 +1,296 @@
+/**
+ * The agent as a whole: nothing but init and join without a cluster; as a member the loops over store, hosts and volumes.
+ *
+ *     idle ──init, join, or host.json found──▶ member ──host removed──▶ idle
+ *
+ * Must always hold: a restart loses nothing: all it knows is in the store, in host.json and in weftd.
+ */
+import { mkdir } from "node:fs/promises";
+import { join } from "node:path";
+import type { FastifyInstance } from "fastify";
+import type { z } from "zod";
+
+import { parseHostId } from "../model/ids.ts";
+import type * as api from "../wire/agent-api.ts";
+import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
+import { StoreClient } from "../wire/store-client.ts";
+import { keys } from "../wire/store-keys.ts";
+import { ClusterView } from "./cluster-view.ts";
+import type { MemberContext } from "./context.ts";
+import { EtcdProcess, peerUrl } from "./etcd-process.ts";
+import { hostsOf } from "./facts.ts";
+import { type HostFile, HostFiles } from "./host-file.ts";
+import { initCluster, joinCluster } from "./join.ts";
+import { Keeper } from "./keeper.ts";
+import { LocalDaemon } from "./local-daemon.ts";
+import { type Log, openLog } from "./log.ts";
+import { Mirror, syncIfPossible } from "./mirror.ts";
+import type { AgentOptions } from "./options.ts";
+import { perform } from "./perform.ts";
+import { Placer } from "./placer.ts";
+import { Presence } from "./presence.ts";
+import { answerRepair } from "./repair.ts";
+import { serveCluster, serveLocal } from "./rest.ts";
+import { agentFacts, clusterStatus, daemonStatus } from "./status.ts";
+import { StoreKeeper } from "./store-keeper.ts";
+
+/** How long `join` waits for its place in the store; it goes on in the background. */
+const SETTLE_MS = 20_000;
+
+type Member = {
+  readonly context: MemberContext;
+  readonly presence: Presence;
+  readonly keeper: Keeper;
+  readonly door: FastifyInstance;
+};
+
+export class Agent {
+  readonly #options: AgentOptions;
+  readonly #log: Log;
+  readonly #files: HostFiles;
+  readonly #etcd: EtcdProcess;
+  readonly #daemon: LocalDaemon;
+  #member: Member | null = null;
+  #rest: FastifyInstance | null = null;
+  /** One of init, join, restart at a time. */
+  #turn: Promise<unknown> = Promise.resolve();
+
+  constructor(options: AgentOptions, log: Log = openLog(options.logLevel)) {
+    this.#options = options;
+    this.#log = log;
+    this.#files = new HostFiles(options.stateDir);
+    this.#etcd = new EtcdProcess({
+      stateDir: options.stateDir,
+      runDir: options.runDir,
+      program: options.etcd,
+    });
+    this.#daemon = new LocalDaemon({ socketPath: join(options.runDir, "weftd.sock"), log });
+  }
+
+  async start(): Promise<void> {
+    await mkdir(this.#options.stateDir, { recursive: true, mode: 0o700 });
+    await mkdir(this.#options.runDir, { recursive: true });
+    const self = await this.#files.readHost();
+    if (self !== null) await this.#begin(self);
+    this.#rest = await serveLocal(this, this.#options.runDir, this.#log);
+    this.#log.info({ member: self !== null, runDir: this.#options.runDir }, "the agent serves");
+  }
+
+  /** etcd and weftd go on. */
+  async stop(): Promise<void> {
+    await this.#rest?.close();
+    await this.#end();
+    this.#daemon.close();
+  }
+
+  /** The context of a member's requests, or E-AGENT-03. */
+  member(): MemberContext {
+    if (this.#member !== null) return this.#member.context;
+    throw new WeftError({
+      code: "E-AGENT-03",
+      message: "This host is not in a cluster yet.",
+      safe: "Nothing was changed.",
+      do: [
+        { why: "Make a cluster", command: "weft init" },
+        { why: "Or enter one", command: "weft join HOST" },
+      ],
+    });
+  }
+
+  async status(): Promise<api.StatusAnswer> {
+    if (this.#member !== null) return clusterStatus(this.#member.context);
+    return { kind: "no-cluster", agent: agentFacts(), daemon: await daemonStatus(this.#daemon) };
+  }
+
+  init(request: z.output<typeof api.initRequest>): Promise<void> {
+    return this.#inTurn(async () => {
+      await this.#begin(await initCluster(this.#joining(), request));
+    });
+  }
+
+  join(request: z.output<typeof api.joinRequest>): Promise<void> {
+    return this.#inTurn(async () => {
+      await this.#begin(await joinCluster(this.#joining(), request));
+      await this.#untilSettled();
+    });
+  }
+
+  /** The store under it was replaced. */
+  restart(): Promise<void> {
+    return this.#inTurn(async () => {
+      await this.#end();
+      const self = await this.#files.readHost();
+      if (self !== null) await this.#begin(self);
+    });
+  }
+
+  async #inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const mine = this.#turn.then(work, work);
+    this.#turn = mine.catch(() => null);
+    return mine;
+  }
+
+  #joining(): Parameters<typeof initCluster>[0] {
+    return { files: this.#files, etcd: this.#etcd, bootIdFile: this.#options.bootIdFile };
+  }
+
+  async #begin(self: HostFile): Promise<void> {
+    const host = parseHostId(self.host);
+    if (host === null) throw new Error(`host.json names no host: ${self.host}`);
+    const log = this.#log;
+    const store = new StoreClient({ endpoints: self.etcd });
+    const mirror = new Mirror(store);
+    const loops: { keeper: Keeper | null; storeKeeper: StoreKeeper | null; presence: Presence | null } = {
+      keeper: null,
+      storeKeeper: null,
+      presence: null,
+    };
+    const isPlacer = (): boolean => loops.presence?.isPlacer ?? false;
+    const view = new ClusterView(mirror, () => {
+      loops.keeper?.stepAll();
+      loops.storeKeeper?.nudge();
+    });
+    const storeKeeper = new StoreKeeper({
+      self,
+      store,
+      mirror,
+      etcd: this.#etcd,
+      log,
+      liveness: () => view.liveness,
+      isPlacer,
+      onEndpoints: (endpoints) => this.#onEndpoints(endpoints, store),
+    });
+    const shared = {
+      store,
+      mirror,
+      log,
+      cluster: () => view.cluster(),
+      liveness: () => view.liveness,
+      isPlacer,
+    };
+    const placer = new Placer({ ...shared, rebuildAfterMs: this.#options.rebuildAfterMs });
+    const context: MemberContext = {
+      options: this.#options,
+      self,
+      host,
+      store,
+      mirror,
+      view,
+      daemon: this.#daemon,
+      etcd: this.#etcd,
+      storeKeeper,
+      placer,
+      log,
+    };
+    const keeper = new Keeper({
+      self: host,
+      mirror,
+      log,
+      cluster: () => view.cluster(),
+      isPlacer,
+      perform: (volume, effect, state) =>
+        perform({ store, daemon: this.#daemon.client, self: host }, volume, effect, state),
+    });
+    const presence = new Presence({
+      store,
+      host,
+      log,
+      onStore: (up) => view.setStore(up),
+      onPlacer: () => {
+        keeper.stepAll();
+        storeKeeper.nudge();
+        placer.nudge();
+      },
+    });
+    Object.assign(loops, { keeper, storeKeeper, presence });
+    // First: when the address can't be served, nothing else has begun.
+    const door = await serveCluster(this, self.address, log);
+    if ((await this.#etcd.isConfigured()) && (await this.#etcd.hasData())) await this.#etcd.ensureRunning();
+    // Best effort: with the store away the agent still serves, and shows that.
+    if (await syncIfPossible(mirror)) view.setStore(true);
+    mirror.onChange((changed) => {
+      if (changed === null || changed.has(keys.voters)) storeKeeper.nudge();
+      if (changed?.has(keys.placer) === true && mirror.get(keys.placer) === null) presence.nudge();
+      if (changed?.has(keys.repairAsk) === true) this.#background("repair", answerRepair(context));
+      if (changed?.has(keys.host(host)) === true && mirror.get(keys.host(host)) === null) {
+        this.#background("removal", this.#removed(context));
+      }
+    });
+    mirror.start();
+    presence.start();
+    storeKeeper.start();
+    keeper.start();
+    placer.start();
+    await this.#daemon
+      .begin({ self, host, store, onBack: () => keeper.stepAll() })
+      .catch((error: unknown) => log.warn({ reason: reasonOf(error) }, "weftd was not configured yet"));
+    this.#member = { context, presence, keeper, door };
+    this.#background("repair", answerRepair(context));
+  }
+
+  async #end(): Promise<void> {
+    const member = this.#member;
+    if (member === null) return;
+    this.#member = null;
+    const { context, presence, keeper, door } = member;
+    await door.close();
+    this.#daemon.end();
+    keeper.stop();
+    context.placer.stop();
+    await context.storeKeeper.stop();
+    await presence.stop();
+    await context.mirror.stop();
+  }
+
+  async #onEndpoints(endpoints: readonly string[], store: StoreClient): Promise<void> {
+    const self = await this.#files.readHost();
+    if (self === null || JSON.stringify(self.etcd) === JSON.stringify(endpoints)) return;
+    store.setEndpoints(endpoints);
+    await this.#files.writeHost({ ...self, etcd: [...endpoints] });
+    this.#log.info({ endpoints }, "the store's endpoints changed");
+    await this.#daemon
+      .setEndpoints(endpoints)
+      .catch((error: unknown) =>
+        this.#log.warn({ reason: reasonOf(error) }, "weftd learns the endpoints later"),
+      );
+  }
+
+  /** Another host took this one out of the cluster. Believed only from a linearizable read. */
+  async #removed({ store, host, storeKeeper }: MemberContext): Promise<void> {
+    if ((await store.get(keys.cluster)) === null || (await store.get(keys.host(host))) !== null) return;
+    this.#log.warn({}, "this host was removed from its cluster");
+    await storeKeeper.stop();
+    await this.#inTurn(async () => {
+      await this.#end();
+      await this.#etcd.retire();
+      await this.#files.retireHost();
+    });
+  }
+
+  /** Until this host is a member of the store, or there are more hosts than members. */
+  async #untilSettled(): Promise<void> {
+    const { mirror, storeKeeper, self } = this.member();
+    const end = performance.now() + SETTLE_MS;
+    const own = peerUrl(self.address);
+    while (performance.now() < end) {
+      try {
+        const members = await storeKeeper.members.list();
+        const mine = members.find((member) => member.peerUrls.includes(own));
+        const wantsVoters = hostsOf(mirror).length >= 3;
+        const voters = members.filter(({ learner, name }) => !learner && name !== "").length;
+        if (mine === undefined ? voters >= 3 : mine.name !== "" && mine.learner !== wantsVoters) return;
+      } catch (error) {
+        if (!isWeftError(error)) throw error;
+      }
+      storeKeeper.nudge();
+      await mirror.until("the store's membership", 500, () => null).catch(() => null);
+    }
+  }
+
+  #background(what: string, work: Promise<void>): void {
+    work.catch((error: unknown) => {
+      if (isWeftError(error)) this.#log.warn({ code: error.code }, `${what}: ${error.message}`);
+      else this.#log.error({ error: reasonOf(error) }, `${what}: a bug`);
+    });
+  }
+}

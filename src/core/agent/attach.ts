@@ -1,0 +1,84 @@
+/**
+ * Attach, detach and steal on this host: asked of this host's weftd, after looking who has the volume.
+ *
+ * Must always hold:
+ * - attaching twice on one host answers with the session that is open;
+ * - only a caretaker's session (no guest behind it) is taken over unasked.
+ */
+import { checkAttach, checkDetach } from "../model/volume-check.ts";
+import type { AttachAnswer, DetachAnswer } from "../wire/agent-api.ts";
+import { isWeftError, WeftError } from "../wire/errors.ts";
+import type { SessionStatus } from "../wire/daemon.gen.ts";
+import type { MemberContext } from "./context.ts";
+import { findVolume } from "./find.ts";
+
+export async function attachVolume(
+  context: MemberContext,
+  ref: string,
+  steal: boolean,
+): Promise<AttachAnswer> {
+  const { mirror, daemon, view, host } = context;
+  await mirror.sync();
+  const { id, want, record, extra, unreadable } = findVolume(mirror, ref);
+  if (unreadable !== null) throw unreadable;
+  const ownerIsCaretaker = extra?.caretaker ?? false;
+  const { sessions } = await daemon.client.call("session.list", {});
+  const live = sessions.filter(({ phase }) => phase !== "ended");
+  const attachedHere = live.filter(({ caretaker }) => !caretaker).length;
+  const checked = checkAttach({
+    want,
+    record,
+    cluster: view.cluster(),
+    ownerIsCaretaker,
+    here: host,
+    attachedHere,
+    steal,
+  });
+  if (checked.kind === "refused") throw WeftError.fromFinding(checked.finding);
+  const here = live.find(({ volume }) => volume === id) ?? null;
+  if (here !== null && !here.caretaker && here.path !== null) {
+    return { volume: id, session: here.session, epoch: BigInt(here.epoch), path: here.path };
+  }
+  if (here !== null && here.caretaker)
+    await daemon.client.call("session.close", { volume: id, abandon: false });
+  // Taken over: on request, from a caretaker elsewhere, and by a weftd that was restarted from itself.
+  const owner = record?.owner ?? null;
+  const takeOver = steal || (owner !== null && (owner.host !== host || here === null));
+  const opened = await daemon.client.call("session.open", {
+    volume: id,
+    mode: takeOver ? "steal" : "closed",
+    export: { nbd: { path: null } },
+    caretaker: false,
+    old_stopped: false,
+  });
+  if (opened.path === null) throw new Error(`weftd opened "${want.name}" without an export`);
+  return { volume: id, session: opened.session, epoch: BigInt(opened.epoch), path: opened.path };
+}
+
+export async function detachVolume(
+  context: MemberContext,
+  ref: string,
+  abandon: boolean,
+): Promise<DetachAnswer> {
+  const { mirror, daemon, view, host } = context;
+  await mirror.sync();
+  const { id, want, record, extra } = findVolume(mirror, ref);
+  const here = await sessionHere(context, id);
+  // A session that the store doesn't know (any more) is closed all the same: weftd knows what it lost.
+  if (here === null || here.caretaker) {
+    const ownerIsCaretaker = extra?.caretaker ?? false;
+    const checked = checkDetach({ want, record, cluster: view.cluster(), ownerIsCaretaker, here: host });
+    if (checked.kind === "refused") throw WeftError.fromFinding(checked.finding);
+  }
+  const closed = await daemon.client.call("session.close", { volume: id, abandon });
+  return { volume: id, lostWrites: closed.lost_writes };
+}
+
+async function sessionHere({ daemon }: MemberContext, volume: string): Promise<SessionStatus | null> {
+  try {
+    return await daemon.client.call("session.show", { volume });
+  } catch (error) {
+    if (isWeftError(error) && ["E-VOL-13", "E-ARG-01"].includes(error.code)) return null;
+    throw error;
+  }
+}

@@ -1,0 +1,26 @@
+/** What the requests of a member host are answered with. */
+import type { HostId } from "../model/ids.ts";
+import type { StoreClient } from "../wire/store-client.ts";
+import type { ClusterView } from "./cluster-view.ts";
+import type { EtcdProcess } from "./etcd-process.ts";
+import type { HostFile } from "./host-file.ts";
+import type { LocalDaemon } from "./local-daemon.ts";
+import type { Log } from "./log.ts";
+import type { Mirror } from "./mirror.ts";
+import type { AgentOptions } from "./options.ts";
+import type { Placer } from "./placer.ts";
+import type { StoreKeeper } from "./store-keeper.ts";
+
+export type MemberContext = {
+  readonly options: AgentOptions;
+  readonly self: HostFile;
+  readonly host: HostId;
+  readonly store: StoreClient;
+  readonly mirror: Mirror;
+  readonly view: ClusterView;
+  readonly daemon: LocalDaemon;
+  readonly etcd: EtcdProcess;
+  readonly storeKeeper: StoreKeeper;
+  readonly placer: Placer;
+  readonly log: Log;
+};

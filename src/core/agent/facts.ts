@@ -1,0 +1,146 @@
+/**
+ * The mirror's keys as the model's words: hosts, pools, volumes.
+ *
+ * Must always hold: a value that can't be read hides nothing but itself; it is reported with its key.
+ */
+import type { Cluster, Host, Pool } from "../model/cluster.ts";
+import type { HostId, PoolId, VolumeId } from "../model/ids.ts";
+import { parseHostId, parsePoolId, parseVolumeId } from "../model/ids.ts";
+import type { LivenessState } from "../model/liveness.ts";
+import type { Made, VolumeRecord, Want } from "../model/volume-record.ts";
+import { WeftError } from "../wire/errors.ts";
+import type { ClusterJson, HostJson, PoolJson, PoolUsageJson, RecordExtra } from "../wire/record.ts";
+import * as record from "../wire/record.ts";
+import type { Entry } from "../wire/store-client.ts";
+import { keys, parseKey } from "../wire/store-keys.ts";
+import type { Mirror } from "./mirror.ts";
+
+export type VolumeFacts = {
+  readonly id: VolumeId;
+  readonly want: Want | null;
+  readonly wantEntry: Entry | null;
+  readonly made: readonly Made[];
+  readonly record: VolumeRecord | null;
+  readonly extra: RecordExtra | null;
+  /** What could not be read. */
+  readonly unreadable: WeftError | null;
+};
+
+export type PoolFacts = PoolJson & { readonly id: PoolId; readonly usage: PoolUsageJson | null };
+
+export function hostsOf(mirror: Mirror): readonly HostJson[] {
+  return mirror
+    .entries(keys.hosts)
+    .flatMap((entry) => readable(() => record.parseHost(entry.key, entry.value)) ?? []);
+}
+
+/** Present as soon as the mirror has listed a cluster's store once. */
+export function clusterJsonOf(mirror: Mirror): ClusterJson {
+  const entry = mirror.get(keys.cluster);
+  if (entry !== null) return record.parseCluster(entry.key, entry.value);
+  throw new WeftError({
+    code: "E-STORE-01",
+    message: "The store has not been reached since this agent started.",
+  });
+}
+
+/** Hosts whose lease is alive, with the moment since when. */
+export function aliveOf(mirror: Mirror): ReadonlyMap<HostId, string> {
+  const alive = new Map<HostId, string>();
+  for (const entry of mirror.entries(keys.alive(""))) {
+    const parsed = parseKey(entry.key);
+    const id = parsed?.kind === "alive" ? parseHostId(parsed.id) : null;
+    const value = readable(() => record.parseAlive(entry.key, entry.value));
+    if (id !== null) alive.set(id, value?.since ?? new Date(0).toISOString());
+  }
+  return alive;
+}
+
+export function poolsOf(mirror: Mirror): readonly PoolFacts[] {
+  return mirror.entries(keys.pools).flatMap((entry) => {
+    const id = parsePoolId(entry.key.slice(keys.pools.length));
+    const pool = readable(() => record.parsePool(entry.key, entry.value));
+    if (id === null || pool === null) return [];
+    const usage = mirror.get(keys.poolUsage(id));
+    return {
+      ...pool,
+      id,
+      usage: usage === null ? null : readable(() => record.parsePoolUsage(usage.key, usage.value)),
+    };
+  });
+}
+
+export function volumeIdsOf(mirror: Mirror): readonly VolumeId[] {
+  const ids = new Set<VolumeId>();
+  for (const { key } of mirror.entries(keys.volumes)) {
+    const id = parseVolumeId(key.slice(keys.volumes.length).split("/")[0] ?? "");
+    if (id !== null) ids.add(id);
+  }
+  return [...ids];
+}
+
+export function volumeOf(mirror: Mirror, id: VolumeId): VolumeFacts {
+  const wantEntry = mirror.get(keys.want(id));
+  const state = mirror.get(keys.state(id));
+  let unreadable: WeftError | null = null;
+  const read = <T>(entry: Entry | null, parse: (key: string, text: string) => T): T | null => {
+    if (entry === null) return null;
+    try {
+      return parse(entry.key, entry.value);
+    } catch (error) {
+      if (!(error instanceof WeftError)) throw error;
+      unreadable ??= error;
+      return null;
+    }
+  };
+  const want = read(wantEntry, record.parseWant);
+  const found = read(state, record.parseRecord);
+  const extra = found === null ? null : read(state, record.parseRecordExtra);
+  const made = mirror
+    .entries(`${keys.volume(id)}replica/`)
+    .flatMap((entry) => read(entry, record.parseMade) ?? [])
+    .toSorted((a, b) => a.rid - b.rid);
+  return { id, want, wantEntry, made, record: found, extra, unreadable };
+}
+
+export function volumesOf(mirror: Mirror): readonly VolumeFacts[] {
+  return volumeIdsOf(mirror).map((id) => volumeOf(mirror, id));
+}
+
+/** Hosts and pools as the model wants them. */
+export function clusterOf(mirror: Mirror, liveness: LivenessState): Cluster {
+  const committed = new Map<PoolId, bigint>();
+  for (const entry of mirror.entries(keys.volumes)) {
+    if (!entry.key.endsWith("/want")) continue;
+    const want = readable(() => record.parseWant(entry.key, entry.value));
+    for (const { pool } of want?.placements ?? []) {
+      committed.set(pool, (committed.get(pool) ?? 0n) + (want?.sizeBytes ?? 0n));
+    }
+  }
+  const hosts = hostsOf(mirror).map((host): Host => ({
+    id: host.id,
+    name: host.name,
+    address: host.address,
+    joinedAtMs: Date.parse(host.joinedAt),
+    liveness: liveness.hosts.get(host.id) ?? { kind: "unknown" },
+  }));
+  const pools = poolsOf(mirror).map((pool): Pool => ({
+    id: pool.id,
+    host: pool.node,
+    path: pool.path,
+    serving: pool.usage?.state === "serving",
+    freeBytes: pool.usage?.free ?? 0n,
+    totalBytes: pool.usage?.total ?? 0n,
+    committedBytes: committed.get(pool.id) ?? 0n,
+  }));
+  return { hosts, pools };
+}
+
+function readable<T>(parse: () => T): T | null {
+  try {
+    return parse();
+  } catch (error) {
+    if (error instanceof WeftError) return null;
+    throw error;
+  }
+}

@@ -1,0 +1,119 @@
+/**
+ * Files of the state directory that say who this host is.
+ *
+ * Must always hold:
+ * - a file is replaced as a whole, durably: after a crash the old or the new one is there;
+ * - `host.json` exists exactly when the host belongs to a cluster; `joining.json` is the intent before that, so that
+ *   a crash in the middle of init or join is continued with the same identifiers.
+ */
+import { mkdir, open, readFile, rename, rm } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { z } from "zod";
+
+import { WeftError } from "../wire/errors.ts";
+import { uuid } from "../wire/json-types.ts";
+
+const hostFile = z.looseObject({
+  cluster: uuid,
+  host: uuid,
+  name: z.string().min(1),
+  address: z.string().min(1),
+  etcd: z.array(z.string()).min(1),
+  bootIdFile: z.string().optional(),
+});
+
+const intentFile = z.object({
+  kind: z.enum(["init", "join"]),
+  cluster: uuid,
+  clusterName: z.string(),
+  createdAt: z.string(),
+  host: uuid,
+  name: z.string(),
+  address: z.string(),
+});
+
+export type HostFile = z.output<typeof hostFile>;
+export type JoinIntent = z.output<typeof intentFile>;
+
+export class HostFiles {
+  readonly stateDir: string;
+
+  constructor(stateDir: string) {
+    this.stateDir = stateDir;
+  }
+
+  readHost(): Promise<HostFile | null> {
+    return this.#read("host.json", hostFile);
+  }
+
+  async writeHost(host: HostFile): Promise<void> {
+    await writeDurably(join(this.stateDir, "host.json"), `${JSON.stringify(host, null, 2)}\n`);
+  }
+
+  /** The host was removed from its cluster; the file is kept aside for a person who wonders. */
+  async retireHost(): Promise<void> {
+    await rename(join(this.stateDir, "host.json"), join(this.stateDir, "host.json.removed"));
+  }
+
+  readIntent(): Promise<JoinIntent | null> {
+    return this.#read("joining.json", intentFile);
+  }
+
+  async writeIntent(intent: JoinIntent): Promise<void> {
+    await writeDurably(join(this.stateDir, "joining.json"), `${JSON.stringify(intent, null, 2)}\n`);
+  }
+
+  async removeIntent(): Promise<void> {
+    await rm(join(this.stateDir, "joining.json"), { force: true });
+  }
+
+  async #read<T>(name: string, schema: z.ZodType<T>): Promise<T | null> {
+    const path = join(this.stateDir, name);
+    let text: string;
+    try {
+      text = await readFile(path, "utf8");
+    } catch (error) {
+      if (error instanceof Error && "code" in error && error.code === "ENOENT") return null;
+      throw fileError(path, error);
+    }
+    try {
+      return schema.parse(JSON.parse(text));
+    } catch (error) {
+      throw fileError(path, error);
+    }
+  }
+}
+
+/** Written beside, flushed, renamed, and the directory flushed. */
+export async function writeDurably(path: string, content: string, mode: number = 0o600): Promise<void> {
+  await mkdir(dirname(path), { recursive: true });
+  const beside = `${path}.new`;
+  const file = await open(beside, "w", mode);
+  try {
+    await file.writeFile(content);
+    await file.sync();
+  } finally {
+    await file.close();
+  }
+  await rename(beside, path);
+  await syncDirectory(dirname(path));
+}
+
+export async function syncDirectory(path: string): Promise<void> {
+  const directory = await open(path, "r");
+  try {
+    await directory.sync();
+  } finally {
+    await directory.close();
+  }
+}
+
+function fileError(path: string, cause: unknown): WeftError {
+  return new WeftError({
+    code: "E-HOST-06",
+    message: `${path} can't be read or understood.`,
+    facts: { path },
+    safe: "Nothing was changed.",
+    cause,
+  });
+}

@@ -1,0 +1,153 @@
+/**
+ * This host's weftd, as its agent cares for it: configured after each connection, its pools and resyncs made known.
+ *
+ * Must always hold: what it says of pools and progress is display and placement only; no safety rests on it.
+ */
+import type { HostId } from "../model/ids.ts";
+import { DaemonClient, type DaemonEvent } from "../wire/daemon-client.ts";
+import type { Hello, PoolInfo, SessionStatus } from "../wire/daemon.gen.ts";
+import { isWeftError, reasonOf } from "../wire/errors.ts";
+import type { StoreClient } from "../wire/store-client.ts";
+import { keys } from "../wire/store-keys.ts";
+import type { HostFile } from "./host-file.ts";
+import type { Log } from "./log.ts";
+
+/** Free space is looked at this often; events tell of states at once. */
+const USAGE_MS = 10_000;
+/** A resync's progress in the store: one value a volume, at most this often. */
+const PROGRESS_MS = 2000;
+const PROGRESS_LEASE_SECONDS = 10;
+
+export type LocalDaemonOptions = { readonly socketPath: string; readonly log: Log };
+
+export type DaemonDuties = {
+  readonly self: HostFile;
+  readonly host: HostId;
+  readonly store: StoreClient;
+  /** It answers (again): whatever failed meanwhile may work now. */
+  readonly onBack: () => void;
+};
+
+export class LocalDaemon {
+  readonly client: DaemonClient;
+  readonly #log: Log;
+  #duties: DaemonDuties | null = null;
+  #endpoints: readonly string[] = [];
+  #connected = false;
+  #usage = new Map<string, string>();
+  #usageTimer: NodeJS.Timeout | null = null;
+  readonly #progressAt = new Map<string, number>();
+  #hello: Hello | null = null;
+
+  constructor({ socketPath, log }: LocalDaemonOptions) {
+    this.#log = log;
+    this.client = new DaemonClient({
+      socketPath,
+      onEvent: (event) => this.#background("event", this.#onEvent(event)),
+      onConnection: (connected) => {
+        this.#connected = connected;
+        if (connected) this.#background("connect", this.#onBack());
+        else this.#hello = null;
+      },
+    });
+  }
+
+  get hello(): Hello | null {
+    return this.#hello;
+  }
+
+  /** From now on this host is a member. */
+  async begin(duties: DaemonDuties): Promise<void> {
+    this.#duties = duties;
+    this.#endpoints = duties.self.etcd;
+    this.#usageTimer = setInterval(() => this.#background("usage", this.publishPools()), USAGE_MS);
+    if (this.#connected) await this.#onBack();
+  }
+
+  end(): void {
+    this.#duties = null;
+    if (this.#usageTimer !== null) clearInterval(this.#usageTimer);
+  }
+
+  close(): void {
+    this.end();
+    this.client.close();
+  }
+
+  async setEndpoints(endpoints: readonly string[]): Promise<void> {
+    this.#endpoints = endpoints;
+    if (!this.#connected) return;
+    await this.client.call("store.endpoints", { endpoints });
+  }
+
+  /** Free space and state of each pool, where they changed. */
+  async publishPools(): Promise<void> {
+    const duties = this.#duties;
+    if (duties === null || !this.#connected) return;
+    const { pools } = await this.client.call("pool.list", {});
+    for (const pool of pools) await this.#publishPool(duties, pool);
+  }
+
+  async #onBack(): Promise<void> {
+    this.#hello = await this.client.call("hello", {});
+    const duties = this.#duties;
+    if (duties === null) return;
+    const { cluster, host, name, address } = duties.self;
+    await this.client.call("configure", { cluster, host, name, address, endpoints: this.#endpoints });
+    this.#hello = await this.client.call("hello", {});
+    this.#usage = new Map();
+    await this.publishPools();
+    duties.onBack();
+  }
+
+  async #onEvent(event: DaemonEvent): Promise<void> {
+    const duties = this.#duties;
+    if (duties === null) return;
+    switch (event.event) {
+      case "pool.changed":
+        await this.#publishPool(duties, event.data);
+        return;
+      case "session.changed":
+        await this.#publishProgress(duties, event.data);
+        return;
+      case "store.changed":
+        if (event.data.rolled_back)
+          this.#log.error({}, "weftd: the store has gone back in time; nothing opens");
+    }
+  }
+
+  async #publishPool({ store }: DaemonDuties, pool: PoolInfo): Promise<void> {
+    const { state, reason, free, total } = pool;
+    // Free space in steps of 1 %: every write of a guest changes it, the store needn't know.
+    const step = BigInt(total) / 100n;
+    const rounded = step === 0n ? BigInt(free) : (BigInt(free) / step) * step;
+    const value = JSON.stringify({ free: String(rounded), total, state, reason });
+    if (this.#usage.get(pool.pool) === value) return;
+    await store.put(keys.poolUsage(pool.pool), value);
+    this.#usage.set(pool.pool, value);
+  }
+
+  async #publishProgress({ store, host }: DaemonDuties, session: SessionStatus): Promise<void> {
+    const { volume, resync } = session;
+    const last = this.#progressAt.get(volume);
+    const now = performance.now();
+    if (resync === null) {
+      if (last === undefined) return;
+      this.#progressAt.delete(volume);
+      await store.delete(keys.progress(volume));
+      return;
+    }
+    if (last !== undefined && now - last < PROGRESS_MS) return;
+    this.#progressAt.set(volume, now);
+    const { rid, copied_bytes: copied, total_bytes: total } = resync;
+    const lease = await store.grantLease(PROGRESS_LEASE_SECONDS);
+    await store.put(keys.progress(volume), JSON.stringify({ host, rid, copied, total }), lease);
+  }
+
+  #background(what: string, work: Promise<void>): void {
+    work.catch((error: unknown) => {
+      if (isWeftError(error)) this.#log.warn({ code: error.code }, `weftd, ${what}: ${error.message}`);
+      else this.#log.error({ error: reasonOf(error) }, `weftd, ${what}: a bug`);
+    });
+  }
+}

@@ -1,0 +1,31 @@
+/** `weft-agent`: the host's control process. */
+import { isWeftError, reasonOf } from "../wire/errors.ts";
+import { Agent } from "./agent.ts";
+import { openLog } from "./log.ts";
+import { parseOptions } from "./options.ts";
+
+async function main(): Promise<void> {
+  const options = parseOptions(process.argv.slice(2));
+  const log = openLog(options.logLevel);
+  const agent = new Agent(options, log);
+  const end = (signal: string): void => {
+    log.info({ signal }, "the agent ends; etcd and weftd go on");
+    agent.stop().then(
+      () => process.exit(0),
+      (error: unknown) => {
+        log.error({ error: reasonOf(error) }, "the agent did not end in order");
+        process.exit(1);
+      },
+    );
+  };
+  process.once("SIGTERM", () => end("SIGTERM"));
+  process.once("SIGINT", () => end("SIGINT"));
+  await agent.start();
+}
+
+try {
+  await main();
+} catch (error) {
+  process.stderr.write(`${isWeftError(error) ? `${error.code} ` : ""}${reasonOf(error)}\n`);
+  process.exit(1);
+}

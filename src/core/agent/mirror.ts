@@ -1,0 +1,152 @@
+/**
+ * The store as this agent sees it: every key under the root, kept level by one watch.
+ *
+ * Must always hold:
+ * - it never goes back: what is older than what is known is ignored;
+ * - who needs the present asks for it (`sync`, one linearizable read); the mirror alone is for hints and displays.
+ */
+import { isWeftError, WeftError } from "../wire/errors.ts";
+import type { Entry, Listing, StoreClient } from "../wire/store-client.ts";
+import { ROOT } from "../wire/store-keys.ts";
+import { watchPrefix, type WatchUpdate } from "../wire/store-watch.ts";
+
+/** Keys whose value changed or that went away; null: anything may have changed. */
+export type Changed = ReadonlySet<string> | null;
+
+export class Mirror {
+  readonly #store: StoreClient;
+  readonly #stop = new AbortController();
+  readonly #listeners = new Set<(changed: Changed) => void>();
+  #entries = new Map<string, Entry>();
+  #revision = 0n;
+  #running: Promise<void> | null = null;
+
+  constructor(store: StoreClient) {
+    this.#store = store;
+  }
+
+  get revision(): bigint {
+    return this.#revision;
+  }
+
+  start(): void {
+    this.#running ??= watchPrefix({
+      store: this.#store,
+      prefix: ROOT,
+      signal: this.#stop.signal,
+      onUpdate: (update) => this.#take(update),
+    });
+  }
+
+  async stop(): Promise<void> {
+    this.#stop.abort();
+    await this.#running;
+  }
+
+  /** Called after each change, until the returned function is called. */
+  onChange(listener: (changed: Changed) => void): () => void {
+    this.#listeners.add(listener);
+    return () => this.#listeners.delete(listener);
+  }
+
+  get(key: string): Entry | null {
+    return this.#entries.get(key) ?? null;
+  }
+
+  entries(prefix: string): readonly Entry[] {
+    return [...this.#entries.values()].filter((entry) => entry.key.startsWith(prefix));
+  }
+
+  /** Brings it to the present by a linearizable listing. */
+  async sync(): Promise<void> {
+    this.#list(await this.#store.list(ROOT));
+  }
+
+  /**
+   * Waits until `test` gives something that isn't null; it is asked after every change of the store.
+   * After `deadlineMs` the outcome is open: E-AGENT-04.
+   */
+  async until<T>(what: string, deadlineMs: number, test: () => T | null): Promise<T> {
+    const first = test();
+    if (first !== null) return first;
+    return new Promise((resolve, reject) => {
+      const settle = (done: () => void): void => {
+        clearTimeout(timer);
+        forget();
+        done();
+      };
+      const timer = setTimeout(() => settle(() => reject(late(what, deadlineMs))), deadlineMs);
+      const forget = this.onChange(() => {
+        try {
+          const found = test();
+          if (found !== null) settle(() => resolve(found));
+        } catch (error) {
+          settle(() => reject(error));
+        }
+      });
+    });
+  }
+
+  #take(update: WatchUpdate): void {
+    switch (update.kind) {
+      case "listing":
+        this.#list(update.listing);
+        return;
+      case "interrupted":
+        return;
+      case "events": {
+        if (update.revision <= this.#revision) return;
+        const changed = new Set<string>();
+        for (const event of update.events) {
+          const [key, at] =
+            event.kind === "put"
+              ? [event.entry.key, event.entry.modRevision]
+              : [event.key, event.modRevision];
+          if (at <= this.#revision) continue;
+          if (event.kind === "put") this.#entries.set(key, event.entry);
+          else this.#entries.delete(key);
+          changed.add(key);
+        }
+        this.#revision = update.revision;
+        this.#tell(changed);
+      }
+    }
+  }
+
+  #list(listing: Listing): void {
+    if (listing.revision < this.#revision) return;
+    const before = this.#entries;
+    this.#entries = new Map(listing.entries.map((entry) => [entry.key, entry]));
+    this.#revision = listing.revision;
+    const changed = new Set<string>();
+    for (const key of before.keys()) if (!this.#entries.has(key)) changed.add(key);
+    for (const [key, entry] of this.#entries) {
+      if (before.get(key)?.modRevision !== entry.modRevision) changed.add(key);
+    }
+    if (changed.size > 0) this.#tell(changed);
+  }
+
+  #tell(changed: Changed): void {
+    for (const listener of this.#listeners) listener(changed);
+  }
+}
+
+function late(what: string, deadlineMs: number): WeftError {
+  return new WeftError({
+    code: "E-AGENT-04",
+    message: `${what} was asked for, but did not show up within ${Math.round(deadlineMs / 1000)} s. It goes on in the background.`,
+    facts: { waitedMs: deadlineMs },
+    do: [{ why: "See how it stands", command: "weft status" }],
+  });
+}
+
+/** Brings the mirror to the present if the store can be reached; else it stays as it is. */
+export async function syncIfPossible(mirror: Mirror): Promise<boolean> {
+  try {
+    await mirror.sync();
+    return true;
+  } catch (error) {
+    if (isWeftError(error, "E-STORE-01")) return false;
+    throw error;
+  }
+}

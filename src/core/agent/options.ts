@@ -1,0 +1,49 @@
+/** What the agent is told on its command line. */
+import { parseArgs } from "node:util";
+
+export type AgentOptions = {
+  /** Durable: host.json, etcd's data and log. */
+  readonly stateDir: string;
+  /** Sockets and pid files; empty after a boot. */
+  readonly runDir: string;
+  /** Program of the store. */
+  readonly etcd: string;
+  readonly etcdctl: string;
+  /** Several hosts on one machine reboot separately: passed on to the daemon by host.json. */
+  readonly bootIdFile: string | null;
+  readonly logLevel: string;
+  /** After this a lost copy is made anew; null: the default of 30 min. */
+  readonly rebuildAfterMs: number | null;
+};
+
+/** Longest path of a unix socket is 107 bytes; the longest name below the run directory is a volume's export. */
+const RUN_DIR_MAX = 107 - "/nbd/.sock".length - 36;
+
+export function parseOptions(argv: readonly string[]): AgentOptions {
+  const { values } = parseArgs({
+    args: [...argv],
+    options: {
+      "state-dir": { type: "string", default: "/var/lib/weft" },
+      "run-dir": { type: "string", default: "/run/weft" },
+      "boot-id-file": { type: "string" },
+      "rebuild-after": { type: "string" },
+      etcd: { type: "string", default: "/usr/bin/etcd" },
+      etcdctl: { type: "string", default: "/usr/bin/etcdctl" },
+      "log-level": { type: "string", default: "info" },
+    },
+  });
+  if (Buffer.byteLength(values["run-dir"]) > RUN_DIR_MAX) {
+    throw new Error(`--run-dir ${values["run-dir"]} is longer than ${RUN_DIR_MAX} bytes: sockets don't fit`);
+  }
+  const seconds = values["rebuild-after"] === undefined ? null : Number(values["rebuild-after"]);
+  if (seconds !== null && !(seconds > 0)) throw new Error("--rebuild-after wants seconds, more than 0");
+  return {
+    stateDir: values["state-dir"],
+    runDir: values["run-dir"],
+    etcd: values.etcd,
+    etcdctl: values.etcdctl,
+    bootIdFile: values["boot-id-file"] ?? null,
+    logLevel: values["log-level"],
+    rebuildAfterMs: seconds === null ? null : seconds * 1000,
+  };
+}

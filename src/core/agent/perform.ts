@@ -1,0 +1,213 @@
+/**
+ * Effects of a volume's life, performed: by this host's weftd, or in the store by the placer.
+ *
+ * Must always hold:
+ * - each is idempotent: it is asked for again until the facts show it;
+ * - a change of a volume's state is asked of weftd, never written here (architecture.md, "Records");
+ * - a replica's made-key is written after weftd made it durable, and deleted after weftd says that it is gone.
+ */
+import { randomUUID } from "node:crypto";
+
+import type { HostId, VolumeId } from "../model/ids.ts";
+import type { VolumeEffect, VolumeState } from "../model/volume.ts";
+import type { Want } from "../model/volume-record.ts";
+import type { DaemonClient } from "../wire/daemon-client.ts";
+import type { RecordJson } from "../wire/daemon.gen.ts";
+import { WeftError } from "../wire/errors.ts";
+import { parsePool, parseRecordExtra, parseWant, RECORD_FORMAT, renderWant } from "../wire/record.ts";
+import type { Op, StoreClient } from "../wire/store-client.ts";
+import { keys } from "../wire/store-keys.ts";
+
+export type PerformContext = {
+  readonly store: StoreClient;
+  readonly daemon: DaemonClient;
+  readonly self: HostId;
+};
+
+export async function perform(
+  context: PerformContext,
+  volume: VolumeId,
+  effect: VolumeEffect,
+  state: VolumeState,
+): Promise<void> {
+  const { daemon, store, self } = context;
+  switch (effect.kind) {
+    case "make-replica": {
+      const size = state.record?.sizeBytes ?? state.want?.sizeBytes ?? 0n;
+      const shift = await regionShift(store, volume, size);
+      const { rid, pool } = effect;
+      await daemon.call("replica.create", { volume, rid, pool, size: String(size), region_shift: shift });
+      await store.put(keys.made(volume, rid), JSON.stringify({ rid, host: self, pool, made: true }));
+      return;
+    }
+    case "create-record": {
+      const entry = await store.get(keys.want(volume));
+      if (entry === null) return;
+      const record = await firstRecord(store, parseWant(entry.key, entry.value), Date.now());
+      await daemon.call("volume.create", { record });
+      return;
+    }
+    case "add-member": {
+      const { rid, host, pool } = effect.place;
+      await daemon.call("replica.add", { volume, rid, node: host, pool });
+      return;
+    }
+    case "remove-member":
+      await daemon.call("replica.remove", { volume, rid: effect.rid });
+      return;
+    case "open-caretaker":
+      await daemon.call("session.open", {
+        volume,
+        mode: "closed",
+        export: null,
+        caretaker: true,
+        old_stopped: false,
+      });
+      return;
+    case "close-caretaker":
+      await daemon.call("session.close", { volume, abandon: false });
+      return;
+    case "delete-record":
+      await daemon.call("volume.delete", { volume });
+      return;
+    case "restore-record":
+      await daemon.call("volume.restore", { volume });
+      return;
+    case "trash-replica":
+      await trashReplica(context, volume, effect, state);
+      return;
+    case "untrash-replica":
+      await daemon.call("trash.restore", { volume });
+      return;
+    case "empty-trash":
+      await daemon.call("trash.empty", { volume });
+      await store.delete(keys.made(volume, effect.rid));
+      return;
+    case "drop-place":
+      await changeWant(store, volume, (want) => ({
+        ...want,
+        placements: want.placements.filter((place) => place.rid !== effect.rid),
+      }));
+      return;
+    case "forget":
+      await forget(store, volume, effect.name);
+      return;
+  }
+}
+
+/** A tombstoned volume's replica stays made: it can be restored until the trash is emptied. */
+async function trashReplica(
+  { daemon, store }: PerformContext,
+  volume: VolumeId,
+  { rid, pool }: { readonly rid: number; readonly pool: string },
+  state: VolumeState,
+): Promise<void> {
+  const { trashed, reason } = await daemon.call("replica.trash", { volume, rid, pool });
+  if (!trashed) {
+    throw new WeftError({
+      code: "E-REPL-05",
+      message: `weftd keeps replica ${rid}: ${reason ?? "no reason given"}.`,
+      facts: { volume, rid },
+    });
+  }
+  if (state.record === null || state.record.deletedAtMs === null) await store.delete(keys.made(volume, rid));
+}
+
+/**
+ * The next `want` by compare-and-swap, computed anew from what is there until one wins.
+ * `change` gives null: nothing to change any more.
+ */
+export async function changeWant(
+  store: StoreClient,
+  volume: VolumeId,
+  change: (want: Want) => Want | null,
+): Promise<Want | null> {
+  const key = keys.want(volume);
+  for (;;) {
+    const entry = await store.get(key);
+    if (entry === null) return null;
+    const before = parseWant(key, entry.value);
+    const after = change(before);
+    if (after === null) return before;
+    const outcome = await store.cas(key, entry.modRevision, renderWant(after, entry.value));
+    if (outcome.kind === "won") return after;
+  }
+}
+
+/** Everything of a volume whose replicas are all gone, in one transaction on the `want` that was seen. */
+async function forget(store: StoreClient, volume: VolumeId, name: string): Promise<void> {
+  const want = await store.get(keys.want(volume));
+  if (want === null) return;
+  const made = await store.list(`${keys.volume(volume)}replica/`);
+  const parsed = parseWant(want.key, want.value);
+  if (made.entries.length > 0 || parsed.deletedAtMs === null) return;
+  const nameEntry = await store.get(keys.name(name));
+  const ops: Op[] = [
+    { kind: "delete-prefix", prefix: keys.volume(volume) },
+    { kind: "delete", key: keys.token(parsed.createdBy) },
+  ];
+  const compares = [{ key: want.key, modRevision: want.modRevision }];
+  if (nameEntry !== null && nameEntry.value.includes(volume)) {
+    ops.push({ kind: "delete", key: nameEntry.key });
+    compares.push({ key: nameEntry.key, modRevision: nameEntry.modRevision });
+  }
+  await store.txn(compares, ops);
+}
+
+/** The first record of a volume: all replicas in sync, empty, closed in order (protocol.md 4.2). */
+async function firstRecord(store: StoreClient, want: Want, nowMs: number): Promise<RecordJson> {
+  const places = want.placements.filter((place) => !place.remove);
+  const replicas = [];
+  for (const { rid, host, pool } of places) {
+    const entry = await store.get(keys.pool(pool));
+    const inc = entry === null ? 0n : parsePool(entry.key, entry.value).inc;
+    const since = String(nowMs);
+    replicas.push({
+      rid,
+      node: host,
+      pool,
+      pool_inc: String(inc),
+      state: "INSYNC",
+      base: "0",
+      reason: "",
+      since,
+    });
+  }
+  return {
+    fmt: RECORD_FORMAT,
+    min_reader: RECORD_FORMAT,
+    vol: want.volume,
+    size: String(want.sizeBytes),
+    region_shift: regionShiftFor(want.sizeBytes),
+    mode: "excl",
+    policy: { copies: want.copies, min_isr: want.minIsr, ack: "durable", on_loss: "pause", spread: "host" },
+    epoch: "1",
+    rev: "1",
+    next_rid: Math.max(0, ...want.placements.map((place) => place.rid + 1)),
+    deleted: null,
+    created_by: want.createdBy,
+    nonce: randomUUID(),
+    owner: null,
+    next: null,
+    clean: true,
+    closed_gen: "0",
+    replicas,
+    snaps: { count: 0, newest: null },
+    parent: null,
+    lineage: [],
+    wait: false,
+  };
+}
+
+/** Regions are volume-wide: the record's word where there is one. */
+async function regionShift(store: StoreClient, volume: VolumeId, size: bigint): Promise<number> {
+  const entry = await store.get(keys.state(volume));
+  return entry === null ? regionShiftFor(size) : parseRecordExtra(entry.key, entry.value).regionShift;
+}
+
+/** 1 MiB, raised so that there are at most 2^20 regions. */
+function regionShiftFor(sizeBytes: bigint): number {
+  let shift = 20;
+  while (sizeBytes > 1n << BigInt(shift + 20)) shift += 1;
+  return shift;
+}

@@ -1,0 +1,122 @@
+/**
+ * This host's sign of life in the store, and the election of the agent that places.
+ *
+ * Must always hold:
+ * - the lease is a hint: nothing of data's safety rests on it (architecture.md, "Records");
+ * - whoever believes to be the placer still changes things only by compare-and-swap: two of them do no harm.
+ */
+import type { HostId } from "../model/ids.ts";
+import { isWeftError, reasonOf } from "../wire/errors.ts";
+import type { StoreClient } from "../wire/store-client.ts";
+import { keys } from "../wire/store-keys.ts";
+import type { Log } from "./log.ts";
+
+const LEASE_SECONDS = 10;
+const RENEW_MS = 3000;
+
+export type PresenceOptions = {
+  readonly store: StoreClient;
+  readonly host: HostId;
+  readonly log: Log;
+  /** The store answers, or it doesn't. Told when it changes, and once at the start. */
+  readonly onStore: (up: boolean) => void;
+  readonly onPlacer: (isPlacer: boolean) => void;
+};
+
+export class Presence {
+  readonly #options: PresenceOptions;
+  readonly #stop = new AbortController();
+  #lease: bigint | null = null;
+  #up: boolean | null = null;
+  #placer = false;
+  #running: Promise<void> | null = null;
+  #nudge: (() => void) | null = null;
+
+  constructor(options: PresenceOptions) {
+    this.#options = options;
+  }
+
+  get isPlacer(): boolean {
+    return this.#placer;
+  }
+
+  start(): void {
+    this.#running ??= this.#run();
+  }
+
+  /** The placer's key went away: try now. */
+  nudge(): void {
+    this.#nudge?.();
+  }
+
+  /** Ends the lease, so that others needn't wait for its end. */
+  async stop(): Promise<void> {
+    this.#stop.abort();
+    this.#nudge?.();
+    await this.#running;
+    if (this.#lease !== null && this.#up === true) {
+      await this.#options.store.revokeLease(this.#lease).catch((error: unknown) => {
+        this.#options.log.warn({ reason: reasonOf(error) }, "the lease was left to expire");
+      });
+    }
+  }
+
+  async #run(): Promise<void> {
+    while (!this.#stop.signal.aborted) {
+      try {
+        await this.#renew();
+        this.#tell(true);
+        this.#tellPlacer(await this.#tryPlacer());
+      } catch (error) {
+        if (!isWeftError(error)) throw error;
+        if (this.#up !== false) this.#options.log.warn({ code: error.code }, error.message);
+        this.#tell(false);
+        this.#tellPlacer(false);
+      }
+      if (!this.#stop.signal.aborted) await this.#wait();
+    }
+  }
+
+  async #renew(): Promise<void> {
+    const { store, host } = this.#options;
+    if (this.#lease !== null && (await store.keepLease(this.#lease))) return;
+    this.#lease = await store.grantLease(LEASE_SECONDS);
+    await store.put(keys.alive(host), JSON.stringify({ since: new Date().toISOString() }), this.#lease);
+  }
+
+  async #tryPlacer(): Promise<boolean> {
+    const { store, host } = this.#options;
+    const holder = await store.get(keys.placer);
+    if (holder !== null) return holder.lease === this.#lease;
+    if (this.#lease === null) return false;
+    const outcome = await store.txn(
+      [{ key: keys.placer, modRevision: 0n }],
+      [{ kind: "put", key: keys.placer, value: JSON.stringify({ host }), lease: this.#lease }],
+    );
+    return outcome.kind === "succeeded";
+  }
+
+  async #wait(): Promise<void> {
+    await new Promise<void>((resolve) => {
+      const timer = setTimeout(resolve, RENEW_MS);
+      this.#nudge = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
+    this.#nudge = null;
+  }
+
+  #tell(up: boolean): void {
+    if (this.#up === up) return;
+    this.#up = up;
+    this.#options.onStore(up);
+  }
+
+  #tellPlacer(isPlacer: boolean): void {
+    if (this.#placer === isPlacer) return;
+    this.#placer = isPlacer;
+    this.#options.log.info({ isPlacer }, isPlacer ? "this agent places" : "this agent places no more");
+    this.#options.onPlacer(isPlacer);
+  }
+}

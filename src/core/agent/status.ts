@@ -1,0 +1,390 @@
+/**
+ * Answers that show: status, hosts, pools, volumes, why, progress. Facts of the mirror in the words of the interface.
+ *
+ * Must always hold: with the store away they show what was last known and say so; they never wait long for it.
+ */
+import { type Cluster, hostName } from "../model/cluster.ts";
+import type { Finding } from "../model/finding.ts";
+import type { JobState } from "../model/job.ts";
+import { TRASH_MS } from "../model/limits.ts";
+import { healthOf } from "../model/redundancy.ts";
+import { summarise } from "../model/summary.ts";
+import { explain, whySentences } from "../model/why.ts";
+import { z } from "zod";
+
+import type * as api from "../wire/agent-api.ts";
+import { isWeftError, reasonOf } from "../wire/errors.ts";
+import { u32, u64 } from "../wire/json-types.ts";
+import { parseStore } from "../wire/record.ts";
+import { keys } from "../wire/store-keys.ts";
+import type { Member } from "../wire/store-members.ts";
+import type { MemberContext } from "./context.ts";
+import { peerUrl, QUOTA_BYTES } from "./etcd-process.ts";
+import { aliveOf, clusterJsonOf, hostsOf, poolsOf, type VolumeFacts, volumesOf } from "./facts.ts";
+import { findVolume, type WantedVolume } from "./find.ts";
+import type { LocalDaemon } from "./local-daemon.ts";
+import { clientUrlOf } from "./store-keeper.ts";
+import { deletedVolumes } from "./volumes.ts";
+
+const progressJson = z.object({ host: z.string(), rid: u32, copied: u64, total: u64 });
+
+export async function clusterStatus(context: MemberContext): Promise<api.StatusAnswer> {
+  const { mirror, self } = context;
+  const store = await storeStatus(context);
+  const found = volumesOf(mirror);
+  const hosts = hostAnswers(context, await membersOrNone(context, store.writable));
+  const volumes = found.flatMap((volume) => volumeAnswer(context, volume) ?? []);
+  const now = Date.now();
+  return {
+    kind: "cluster",
+    now: new Date(now).toISOString(),
+    agent: agentFacts(),
+    daemon: await daemonStatus(context.daemon),
+    cluster: clusterJsonOf(mirror),
+    self: { host: self.host, name: self.name, address: self.address },
+    health: healthOfAll(hosts, volumes, store.writable),
+    store,
+    hosts,
+    pools: poolAnswers(context),
+    volumes,
+    problems: problems(store, found),
+  };
+}
+
+function healthOfAll(
+  hosts: readonly api.HostAnswer[],
+  volumes: readonly api.VolumeAnswer[],
+  storeUp: boolean,
+): "healthy" | "degraded" | "unavailable" {
+  const { level } = summarise({
+    hosts: hosts.map(({ name, alive }) => ({ name, alive, awayMs: null })),
+    storeUp,
+    volumes: volumes.map(({ name, health, minIsr, replicas }) => ({
+      name,
+      health,
+      minIsr,
+      insyncOn: replicas.filter((r) => r.state === "INSYNC" && r.alive).map((r) => r.hostName),
+    })),
+  });
+  return level;
+}
+
+export async function daemonStatus(daemon: LocalDaemon): Promise<api.DaemonStatus> {
+  try {
+    const hello = await daemon.client.call("hello", {}, 2000);
+    return { reachable: true, reason: null, version: hello.version, driver: hello.driver };
+  } catch (error) {
+    return { reachable: false, reason: reasonOf(error), version: null, driver: null };
+  }
+}
+
+export function agentFacts(): { version: string; pid: number } {
+  return { version: AGENT_VERSION, pid: process.pid };
+}
+
+export const AGENT_VERSION = "0.1.0";
+
+async function storeStatus(context: MemberContext): Promise<api.StoreStatus> {
+  const { mirror, storeKeeper, view } = context;
+  const stored = mirror.get(keys.store);
+  let reason: string | null = view.storeUp ? null : "its majority does not answer";
+  let members: api.StoreMember[] = [];
+  let alarms: string[] = [];
+  if (view.storeUp) {
+    try {
+      await mirror.sync();
+      members = await Promise.all((await storeKeeper.members.list()).map((m) => memberAnswer(context, m)));
+      alarms = (await storeKeeper.members.alarms()).map(({ alarm }) => alarm);
+    } catch (error) {
+      if (!isWeftError(error)) throw error;
+      reason = error.message;
+    }
+  }
+  return {
+    writable: reason === null && !alarms.includes("NOSPACE"),
+    reason: reason ?? (alarms.includes("NOSPACE") ? "its space quota is used up" : null),
+    incarnation: stored === null ? null : parseStore(stored.key, stored.value).incarnation,
+    revision: mirror.revision,
+    quotaBytes: QUOTA_BYTES,
+    members,
+    alarms,
+  };
+}
+
+async function memberAnswer(
+  { mirror, storeKeeper }: MemberContext,
+  member: Member,
+): Promise<api.StoreMember> {
+  const status = member.name === "" ? null : await storeKeeper.members.statusOf(clientUrlOf(member));
+  const host = hostsOf(mirror).find(({ address }) => member.peerUrls.includes(peerUrl(address)));
+  return {
+    id: member.id,
+    name: host?.name ?? member.name,
+    address: host?.address ?? new URL(clientUrlOf(member)).hostname,
+    learner: member.learner,
+    leader: status !== null && status.leader === member.id,
+    answers: status !== null,
+    version: status?.version ?? null,
+    dbBytes: status?.dbBytes ?? null,
+  };
+}
+
+export async function membersOrNone(
+  { storeKeeper }: MemberContext,
+  ask: boolean,
+): Promise<readonly Member[]> {
+  try {
+    return ask ? await storeKeeper.members.list() : [];
+  } catch (error) {
+    if (isWeftError(error)) return [];
+    throw error;
+  }
+}
+
+export function hostAnswers(
+  { mirror, self, view }: MemberContext,
+  members: readonly Member[],
+): api.HostAnswer[] {
+  const alive = aliveOf(mirror);
+  return hostsOf(mirror).map((host) => {
+    const member = members.find((m) => m.peerUrls.includes(peerUrl(host.address)));
+    const liveness = view.liveness.hosts.get(host.id);
+    return {
+      id: host.id,
+      name: host.name,
+      address: host.address,
+      joinedAt: host.joinedAt,
+      self: host.id === self.host,
+      alive: liveness?.kind === "alive",
+      aliveSince:
+        liveness?.kind === "away" ? new Date(liveness.sinceMs).toISOString() : (alive.get(host.id) ?? null),
+      store: member === undefined ? "none" : member.learner ? "learner" : "voter",
+    };
+  });
+}
+
+export function poolAnswers({ mirror, view }: MemberContext): api.PoolAnswer[] {
+  const cluster = view.cluster();
+  return poolsOf(mirror).map((pool) => {
+    const away = view.liveness.hosts.get(pool.node)?.kind === "away";
+    return {
+      id: pool.id,
+      host: pool.node,
+      hostName: hostName(cluster, pool.node),
+      path: pool.path,
+      kind: pool.kind,
+      state: away ? "unknown" : (pool.usage?.state ?? "unknown"),
+      reason: away ? "its host does not answer" : (pool.usage?.reason ?? null),
+      free: pool.usage?.free ?? null,
+      total: pool.usage?.total ?? null,
+    };
+  });
+}
+
+/** Null: there is neither a wish nor a name, nothing to show. */
+export function volumeAnswer({ view }: MemberContext, volume: VolumeFacts): api.VolumeAnswer | null {
+  const { want, record, extra, unreadable } = volume;
+  if (want === null) return null;
+  const cluster = view.cluster();
+  const health = healthOf(want, record, cluster);
+  const owner = record?.owner ?? null;
+  return {
+    id: volume.id,
+    name: want.name,
+    size: record?.sizeBytes ?? want.sizeBytes,
+    copies: want.copies,
+    minIsr: want.minIsr,
+    inSync: record?.replicas.filter(({ state }) => state === "INSYNC").length ?? 0,
+    health: unreadable === null ? health.kind : "unreadable",
+    reason: unreadable?.message ?? reasonOfHealth(health, cluster),
+    epoch: record?.epoch ?? null,
+    rev: record?.rev ?? null,
+    owner:
+      owner === null
+        ? null
+        : {
+            host: owner.host,
+            hostName: hostName(cluster, owner.host),
+            session: owner.session,
+            caretaker: extra?.caretaker ?? false,
+          },
+    replicas: replicaAnswers(volume, cluster),
+    createdBy: want.createdBy,
+    deletedAt: want.deletedAtMs === null ? null : new Date(want.deletedAtMs).toISOString(),
+  };
+}
+
+function replicaAnswers({ want, record }: VolumeFacts, cluster: Cluster): api.ReplicaAnswer[] {
+  const alive = (host: string): boolean =>
+    cluster.hosts.some(({ id, liveness }) => id === host && liveness.kind === "alive");
+  const members = (record?.replicas ?? []).map((member) => ({
+    rid: member.rid as number,
+    host: member.host as string,
+    hostName: hostName(cluster, member.host),
+    pool: member.pool as string,
+    state: member.state as api.ReplicaAnswer["state"],
+    reason: member.reason === "" ? null : member.reason,
+    alive: alive(member.host),
+  }));
+  const wanted = (want?.placements ?? [])
+    .filter(({ rid, remove }) => !remove && !members.some((member) => member.rid === rid))
+    .map((place) => ({
+      rid: place.rid as number,
+      host: place.host as string,
+      hostName: hostName(cluster, place.host),
+      pool: place.pool as string,
+      state: "WANTED" as const,
+      reason: null,
+      alive: alive(place.host),
+    }));
+  return [...members, ...wanted].toSorted((a, b) => a.rid - b.rid);
+}
+
+function reasonOfHealth(health: ReturnType<typeof healthOf>, cluster: Cluster): string | null {
+  switch (health.kind) {
+    case "healthy":
+    case "deleted":
+      return null;
+    case "creating":
+      return "its copies are being made";
+    case "degraded":
+      return `${health.have} of ${health.wanted} copies are in sync on hosts that answer`;
+    case "paused":
+      return `${health.have} in-sync copies answer, min-isr is ${health.minIsr}`;
+    case "unavailable":
+      return `waits for ${health.waitingFor.map((id) => hostName(cluster, id)).join(", ")}`;
+  }
+}
+
+function problems(store: api.StoreStatus, volumes: readonly VolumeFacts[]): api.Problem[] {
+  const found: api.Problem[] = [];
+  if (!store.writable) {
+    const code = store.alarms.includes("NOSPACE") ? "E-STORE-08" : "E-STORE-01";
+    found.push({ code, message: `The store takes no changes: ${store.reason ?? ""}.`, do: [] });
+  }
+  for (const member of store.members) {
+    if (member.answers) continue;
+    found.push({
+      code: "E-STORE-01",
+      message: `The store's member on ${member.name} does not answer.`,
+      do: [{ why: `Start weft, on ${member.name}`, command: "systemctl start weft-agent" }],
+    });
+  }
+  for (const { unreadable } of volumes) {
+    if (unreadable !== null)
+      found.push({ code: unreadable.code, message: unreadable.message, do: [...unreadable.do] });
+  }
+  return found;
+}
+
+export async function whyAnswer(context: MemberContext, ref: string): Promise<api.WhyAnswer> {
+  const { mirror, view, placer, daemon, host } = context;
+  const volume = findVolume(mirror, ref);
+  const { id, want, record } = volume;
+  const cluster = view.cluster();
+  const health = healthOf(want, record, cluster);
+  const now = Date.now();
+  const why = explain(
+    {
+      want,
+      record,
+      cluster,
+      storeUp: view.storeUp,
+      health,
+      rebuild: placer.rebuildOf(volume, now),
+      job: jobOf(context, volume),
+    },
+    now,
+  );
+  const isHere =
+    record?.owner?.host === host || record?.replicas.some((member) => member.host === host) === true;
+  return {
+    volume: id,
+    name: want.name,
+    health: volume.unreadable === null ? health.kind : "unreadable",
+    because: [...whySentences(why), ...(volume.unreadable === null ? [] : [volume.unreadable.message])],
+    do: why.do.map(advice),
+    daemon: isHere ? await daemonWhy(daemon, id) : null,
+  };
+}
+
+async function daemonWhy(daemon: LocalDaemon, volume: string): Promise<Record<string, unknown> | null> {
+  try {
+    return { ...(await daemon.client.call("why", { volume }, 3000)) };
+  } catch (error) {
+    if (isWeftError(error)) return { error: error.code, message: error.message };
+    throw error;
+  }
+}
+
+export function progressAnswer(context: MemberContext, ref: string): api.ProgressAnswer {
+  const { mirror, view, placer } = context;
+  const volume = findVolume(mirror, ref);
+  const { want, record } = volume;
+  const cluster = view.cluster();
+  const health = healthOf(want, record, cluster);
+  const progress = progressOf(context, volume);
+  const rebuild = placer.rebuildOf(volume, Date.now());
+  const waitingFor: string[] = [];
+  if (health.kind === "unavailable")
+    waitingFor.push(...health.waitingFor.map((id) => `${hostName(cluster, id)} to answer`));
+  if (rebuild.kind === "wait") waitingFor.push(`copy ${rebuild.lost} to come back`);
+  if (rebuild.kind === "no-place") waitingFor.push(rebuild.finding.message);
+  const joining = record?.replicas.find(({ rid }) => rid === progress?.rid);
+  return {
+    volume: volume.id,
+    health: volume.unreadable === null ? health.kind : "unreadable",
+    workedOnBy: record === null || record.owner === null ? null : hostName(cluster, record.owner.host),
+    resync:
+      progress === null
+        ? null
+        : {
+            rid: progress.rid,
+            hostName: joining === undefined ? "" : hostName(cluster, joining.host),
+            copiedBytes: progress.copied,
+            totalBytes: progress.total,
+          },
+    waitingFor,
+  };
+}
+
+function progressOf({ mirror }: MemberContext, { id }: WantedVolume): z.output<typeof progressJson> | null {
+  const entry = mirror.get(keys.progress(id));
+  if (entry === null) return null;
+  const parsed = progressJson.safeParse(JSON.parse(entry.value));
+  return parsed.success ? parsed.data : null;
+}
+
+function jobOf(context: MemberContext, volume: WantedVolume): JobState | null {
+  const progress = progressOf(context, volume);
+  if (progress === null) return null;
+  return {
+    kind: "running",
+    startedMs: Date.now(),
+    copied: progress.copied,
+    total: progress.total,
+    samples: [],
+  };
+}
+
+export function trashAnswers({ mirror }: MemberContext): api.TrashAnswer[] {
+  return deletedVolumes(mirror).map(({ id, want, record }) => {
+    const deletedAt = want.deletedAtMs ?? 0;
+    return {
+      volume: id,
+      name: want.name,
+      size: want.sizeBytes,
+      deletedAt: new Date(deletedAt).toISOString(),
+      keptUntil: new Date((record?.deletedAtMs ?? deletedAt) + TRASH_MS).toISOString(),
+    };
+  });
+}
+
+export function clusterAnswer({ mirror, self, store }: MemberContext): api.ClusterAnswer {
+  const { id, name, createdAt } = clusterJsonOf(mirror);
+  return { id, name, createdAt, host: self.host, endpoints: [...store.call.endpoints] };
+}
+
+function advice(remedy: Finding["do"][number]): { why: string; command: string | null } {
+  return { why: remedy.why, command: remedy.command };
+}

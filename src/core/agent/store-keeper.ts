@@ -1,0 +1,236 @@
+/**
+ * Care of this host's member of the store, and (where this agent places) of the whole membership.
+ *
+ *     not a member ──added by the placer──▶ starting ──caught up──▶ learner or voter ──removed──▶ data set aside
+ *
+ * Must always hold:
+ * - each step looks at what is there first: a crash between two steps is continued by the next look;
+ * - a member that lost its data never starts empty under its old identity: it is removed and added anew;
+ * - an agent's restart never touches a running etcd.
+ */
+import type { HostId } from "../model/ids.ts";
+import type { LivenessState } from "../model/liveness.ts";
+import { decideMembership, type StoreMember } from "../model/membership.ts";
+import { isWeftError } from "../wire/errors.ts";
+import type { StoreClient } from "../wire/store-client.ts";
+import { keys } from "../wire/store-keys.ts";
+import { type Member, StoreMembers } from "../wire/store-members.ts";
+import { clientUrl, type EtcdProcess, peerUrl } from "./etcd-process.ts";
+import { hostsOf } from "./facts.ts";
+import type { HostFile } from "./host-file.ts";
+import type { Log } from "./log.ts";
+import type { Mirror } from "./mirror.ts";
+import { Upkeep } from "./store-upkeep.ts";
+
+/** Between looks when nothing tells of a change: a member's etcd that died is started again after this. */
+const LOOK_MS = 3000;
+/** A list without us must be seen this often before it is believed: a member of etcd 3.4 answers as it knows it. */
+const ABSENT_LOOKS = 3;
+
+export type StoreKeeperOptions = {
+  readonly self: HostFile;
+  readonly store: StoreClient;
+  readonly mirror: Mirror;
+  readonly etcd: EtcdProcess;
+  readonly log: Log;
+  readonly liveness: () => LivenessState;
+  readonly isPlacer: () => boolean;
+  readonly onEndpoints: (endpoints: readonly string[]) => Promise<void>;
+};
+
+export class StoreKeeper {
+  readonly members: StoreMembers;
+  readonly #options: StoreKeeperOptions;
+  readonly #upkeep: Upkeep;
+  readonly #stop = new AbortController();
+  #absent = 0;
+  #running: Promise<void> | null = null;
+  #nudge: (() => void) | null = null;
+  #said = "";
+
+  constructor(options: StoreKeeperOptions) {
+    this.#options = options;
+    this.members = new StoreMembers(options.store);
+    this.#upkeep = new Upkeep(this.members, options.store, options.log);
+  }
+
+  start(): void {
+    this.#running ??= this.#run();
+  }
+
+  nudge(): void {
+    this.#nudge?.();
+  }
+
+  async stop(): Promise<void> {
+    this.#stop.abort();
+    this.#nudge?.();
+    await this.#running;
+  }
+
+  async #run(): Promise<void> {
+    while (!this.#stop.signal.aborted) {
+      try {
+        if (await this.#look()) continue;
+        this.#said = "";
+      } catch (error) {
+        if (!isWeftError(error)) throw error;
+        this.#sayOnce(`${error.code} ${error.message}`);
+      }
+      await this.#wait();
+    }
+  }
+
+  /** True: something was done, look again at once. */
+  async #look(): Promise<boolean> {
+    const { etcd } = this.#options;
+    // First, and without asking anybody: the store may be away because our own member is.
+    if ((await etcd.isConfigured()) && (await etcd.hasData())) await etcd.ensureRunning();
+    const members = await this.members.list();
+    await this.#learnEndpoints(members);
+    if (await this.#tendOwn(members)) return true;
+    if (!this.#options.isPlacer()) return false;
+    if (await this.#tendMembership(members)) return true;
+    await this.#upkeep.look(members.flatMap((m) => m.clientUrls));
+    return false;
+  }
+
+  async #tendOwn(members: readonly Member[]): Promise<boolean> {
+    const { self, etcd, log, mirror } = this.#options;
+    const own = members.find((m) => m.peerUrls.includes(peerUrl(self.address)));
+    if (own === undefined) {
+      this.#absent = (await etcd.isConfigured()) ? this.#absent + 1 : 0;
+      if (this.#absent < ABSENT_LOOKS) return false;
+      log.warn({}, "this host is not a member of the store any more: its data is set aside");
+      await etcd.retire();
+      return true;
+    }
+    this.#absent = 0;
+    if (own.name !== "") {
+      if (await etcd.hasData()) return false;
+      log.warn(
+        { member: own.id },
+        "this host's member of the store lost its data: it is removed and added anew",
+      );
+      await this.members.remove(own.id);
+      return true;
+    }
+    if ((await etcd.runningPid()) !== null) return false;
+    await mirror.sync();
+    const hosts = hostsOf(mirror);
+    const initial = members.flatMap((m) => {
+      const url = m.peerUrls[0] ?? "";
+      const name = m.name === "" ? hosts.find((h) => peerUrl(h.address) === url)?.id : m.name;
+      return name === undefined ? [] : [`${name}=${url}`];
+    });
+    if (initial.length < members.length) return false;
+    if (await etcd.hasData()) await etcd.setAside();
+    const identity = { host: self.host, address: self.address, cluster: self.cluster };
+    await etcd.configure({ identity, initialCluster: initial.join(","), initialState: "existing" });
+    await etcd.ensureRunning();
+    log.info({ learner: own.learner }, "this host's member of the store is started");
+    return true;
+  }
+
+  /** Endpoints are the voters: a learner refuses linearizable reads. Our own member first. */
+  async #learnEndpoints(members: readonly Member[]): Promise<void> {
+    const own = clientUrl(this.#options.self.address);
+    const urls = members
+      .filter((m) => !m.learner && m.name !== "")
+      .map((m) => clientUrlOf(m))
+      .toSorted((a, b) => Number(b === own) - Number(a === own) || (a < b ? -1 : 1));
+    if (urls.length > 0) await this.#options.onEndpoints(urls);
+  }
+
+  async #tendMembership(members: readonly Member[]): Promise<boolean> {
+    const { mirror, liveness, log, store } = this.#options;
+    const hosts = hostsOf(mirror);
+    // A listing that we don't have yet must not look like a cluster without hosts.
+    if (!hosts.some((h) => h.id === this.#options.self.host)) return false;
+    const ids = new Map<HostId, Member>();
+    const known: StoreMember[] = [];
+    for (const member of members) {
+      const host = hosts.find((h) => member.peerUrls.includes(peerUrl(h.address)))?.id ?? strangerId(member);
+      const status = member.name === "" ? null : await this.members.statusOf(clientUrlOf(member));
+      ids.set(host, member);
+      known.push({
+        host,
+        role: member.learner ? "learner" : "voter",
+        healthy: status !== null && status.leader !== "0",
+      });
+    }
+    const state = liveness();
+    const action = decideMembership(
+      {
+        hosts: hosts.map((h) => ({
+          id: h.id,
+          joinedAtMs: Date.parse(h.joinedAt),
+          liveness: state.hosts.get(h.id) ?? { kind: "unknown" },
+        })),
+        members: known,
+        votersWanted: 3,
+      },
+      Date.now(),
+    );
+    switch (action.kind) {
+      case "none":
+        return false;
+      case "blocked":
+        this.#sayOnce(`the store's membership waits: ${action.because}`);
+        return false;
+      case "add-learner":
+      case "add-voter": {
+        const address = hosts.find((h) => h.id === action.host)?.address;
+        if (address === undefined) return false;
+        log.info({ host: action.host }, `store: ${action.kind}`);
+        if (action.kind === "add-learner") await this.members.addLearner(peerUrl(address));
+        else await this.members.addVoter(peerUrl(address));
+        break;
+      }
+      case "promote":
+        if ((await this.members.promote(ids.get(action.host)?.id ?? "")) === "not-ready") return false;
+        log.info({ host: action.host }, "store: promoted");
+        break;
+      case "remove":
+        log.info({ host: action.host }, "store: removed");
+        await this.members.remove(ids.get(action.host)?.id ?? "");
+        break;
+    }
+    // Tells the agents of all hosts to look: each cares for its own member and its endpoints.
+    const after = await this.members.list();
+    const voters = after.filter((m) => !m.learner).flatMap((m) => m.peerUrls);
+    await store.put(
+      keys.voters,
+      JSON.stringify({ voters, members: after.length, at: new Date().toISOString() }),
+    );
+    return true;
+  }
+
+  #sayOnce(what: string): void {
+    if (this.#said === what) return;
+    this.#said = what;
+    this.#options.log.warn({}, what);
+  }
+
+  async #wait(): Promise<void> {
+    if (this.#stop.signal.aborted) return;
+    await new Promise<void>((resolve) => {
+      const timer = setTimeout(resolve, LOOK_MS);
+      this.#nudge = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
+    this.#nudge = null;
+  }
+}
+
+/** Where a member's clients go; ports are fixed, so its peer address tells before its first start. */
+export function clientUrlOf(member: Member): string {
+  return member.clientUrls[0] ?? (member.peerUrls[0] ?? "").replace(/:7403$/, ":7402");
+}
+
+/** A member whose host was removed: its name is the host's id; one that never started has only etcd's id. */
+function strangerId(member: Member): HostId {
+  return (member.name === "" ? `member-${member.id}` : member.name) as HostId;
+}

@@ -1,0 +1,264 @@
+/**
+ * What an operator asks of volumes. The asked agent writes the wish and waits for the fact.
+ *
+ * Must always hold:
+ * - names are unique: given out in the transaction that makes the volume, taken back in the one that deletes it;
+ * - creation is idempotent by its token;
+ * - a refusal changes nothing.
+ */
+import { randomUUID } from "node:crypto";
+import type { z } from "zod";
+
+import { parseRid, type Rid, type VolumeId } from "../model/ids.ts";
+import { defaultCopies, placeCopies } from "../model/placement.ts";
+import { addCopy, removeCopy } from "../model/replica-change.ts";
+import type { Decision } from "../model/finding.ts";
+import { checkSize } from "../model/size.ts";
+import { checkDelete } from "../model/volume-check.ts";
+import type { VolumeRecord, Want } from "../model/volume-record.ts";
+import type * as api from "../wire/agent-api.ts";
+import { isWeftError, WeftError } from "../wire/errors.ts";
+import { parseNameKey, renderWant } from "../wire/record.ts";
+import { keys } from "../wire/store-keys.ts";
+import type { MemberContext } from "./context.ts";
+import { type VolumeFacts, volumeOf, volumesOf } from "./facts.ts";
+import { findDeleted, findHost, findVolume, hasWant, type WantedVolume } from "./find.ts";
+
+/** Replicas are made in parallel; a slow disk preallocates for seconds. */
+const MAKE_MS = 40_000;
+const CHANGE_MS = 20_000;
+
+export async function createVolume(
+  context: MemberContext,
+  request: z.output<typeof api.volumeCreateRequest>,
+): Promise<VolumeId> {
+  const { mirror, store } = context;
+  await mirror.sync();
+  const token = request.createdBy ?? randomUUID();
+  const made = await store.get(keys.token(token));
+  const id =
+    made === null ? await wishVolume(context, request, token) : parseNameKey(made.key, made.value).volume;
+  await mirror.until(`The volume "${request.name}"`, MAKE_MS, () => volumeOf(mirror, id).record);
+  return id;
+}
+
+async function wishVolume(
+  { mirror, store, view }: MemberContext,
+  request: z.output<typeof api.volumeCreateRequest>,
+  token: string,
+): Promise<VolumeId> {
+  const { name } = request;
+  const sizeBytes = decided(checkSize(request.size));
+  const cluster = view.cluster();
+  const only = request.hosts === null ? null : request.hosts.map((ref) => findHost(mirror, ref).id);
+  const copies = request.copies ?? only?.length ?? defaultCopies(cluster);
+  const minIsr = request.minIsr ?? 1;
+  if (minIsr > copies) throw minIsrAbove(name, minIsr, copies);
+  const spots = decided(placeCopies(cluster, { name, copies, taken: [], only }));
+  const want: Want = {
+    volume: randomUUID() as VolumeId,
+    name,
+    sizeBytes,
+    copies,
+    minIsr,
+    placements: spots.map((spot, rid) => ({ rid: rid as Rid, ...spot, remove: false })),
+    deletedAtMs: null,
+    createdBy: token,
+  };
+  const pointer = JSON.stringify({ volume: want.volume });
+  const all = [keys.token(token), keys.name(name), keys.want(want.volume)] as const;
+  for (;;) {
+    const outcome = await store.txn(
+      all.map((key) => ({ key, modRevision: 0n })),
+      all.map((key, i) => ({ kind: "put", key, value: i === 2 ? renderWant(want, null) : pointer })),
+    );
+    if (outcome.kind === "succeeded") return want.volume;
+    const byToken = await store.get(all[0]);
+    if (byToken !== null) return parseNameKey(byToken.key, byToken.value).volume;
+    if (outcome.kind === "compare-failed") throw nameTaken(name);
+  }
+}
+
+export async function deleteVolume({ mirror, store, view }: MemberContext, ref: string): Promise<void> {
+  await mirror.sync();
+  const { id, want, wantEntry } = findVolume(mirror, ref);
+  if (wantEntry === null) return;
+  const refuseOpen = ({ record, extra }: VolumeFacts): void => {
+    decided(
+      checkDelete({ want, record, cluster: view.cluster(), ownerIsCaretaker: extra?.caretaker ?? false }),
+    );
+  };
+  refuseOpen(volumeOf(mirror, id));
+  const deleted: Want = { ...want, deletedAtMs: Date.now() };
+  const won = await store.cas(wantEntry.key, wantEntry.modRevision, renderWant(deleted, wantEntry.value), [
+    { kind: "delete", key: keys.name(want.name) },
+  ]);
+  if (won.kind === "lost") throw changedMeanwhile(want.name);
+  try {
+    await mirror.until(`The deletion of "${want.name}"`, CHANGE_MS, () => {
+      const now = volumeOf(mirror, id);
+      if (now.want === null || now.record === null || now.record.deletedAtMs !== null) return true;
+      refuseOpen(now);
+      return null;
+    });
+  } catch (error) {
+    // Somebody opened it in between: the deletion is taken back.
+    if (isWeftError(error, "E-VOL-12")) await undelete(mirror, store, id, want.name);
+    throw error;
+  }
+}
+
+export async function restoreVolume({ mirror, store }: MemberContext, ref: string): Promise<VolumeId> {
+  await mirror.sync();
+  const { id, want } = findDeleted(mirror, ref);
+  await undelete(mirror, store, id, want.name);
+  await mirror.until(`The restoring of "${want.name}"`, CHANGE_MS, () => {
+    const { record } = volumeOf(mirror, id);
+    return record !== null && record.deletedAtMs === null ? true : null;
+  });
+  return id;
+}
+
+async function undelete(
+  mirror: MemberContext["mirror"],
+  store: MemberContext["store"],
+  id: VolumeId,
+  name: string,
+): Promise<void> {
+  await mirror.sync();
+  const { want, wantEntry } = volumeOf(mirror, id);
+  if (want === null || wantEntry === null || want.deletedAtMs === null) return;
+  const outcome = await store.txn(
+    [
+      { key: wantEntry.key, modRevision: wantEntry.modRevision },
+      { key: keys.name(name), modRevision: 0n },
+    ],
+    [
+      { kind: "put", key: wantEntry.key, value: renderWant({ ...want, deletedAtMs: null }, wantEntry.value) },
+      { kind: "put", key: keys.name(name), value: JSON.stringify({ volume: id }) },
+      { kind: "delete", key: keys.emptyTrash(id) },
+    ],
+  );
+  if (outcome.kind === "succeeded") return;
+  await mirror.sync();
+  if (volumeOf(mirror, id).want?.deletedAtMs === null) return;
+  throw mirror.get(keys.name(name)) === null ? changedMeanwhile(name) : nameTaken(name);
+}
+
+/** Of one volume, or of all that are deleted. */
+export async function emptyTrash({ mirror, store }: MemberContext, ref: string | null): Promise<void> {
+  await mirror.sync();
+  const volumes = ref === null ? deletedVolumes(mirror) : [findDeleted(mirror, ref)];
+  for (const { id } of volumes)
+    await store.put(keys.emptyTrash(id), JSON.stringify({ at: new Date().toISOString() }));
+  await mirror.until("The emptying of the trash", CHANGE_MS, () =>
+    volumes.every(({ id }) => volumeOf(mirror, id).want === null) ? true : null,
+  );
+}
+
+export function deletedVolumes(mirror: MemberContext["mirror"]): readonly WantedVolume[] {
+  return volumesOf(mirror)
+    .filter(hasWant)
+    .filter(({ want }) => want.deletedAtMs !== null);
+}
+
+export async function addReplica(
+  context: MemberContext,
+  ref: string,
+  host: string | null,
+): Promise<VolumeId> {
+  const { mirror, view } = context;
+  await mirror.sync();
+  const on = host === null ? null : findHost(mirror, host).id;
+  const { volume, want, before } = await changeWanted(context, ref, (w, record) =>
+    addCopy(w, record, view.cluster(), on),
+  );
+  const added = want.placements.find((place) => !before.placements.some(({ rid }) => rid === place.rid));
+  if (added === undefined) return volume;
+  await mirror.until(`Copy ${added.rid} of "${want.name}"`, MAKE_MS, () => {
+    const { record } = volumeOf(mirror, volume);
+    return record?.replicas.some((member) => member.rid === added.rid) === true ? true : null;
+  });
+  return volume;
+}
+
+export async function removeReplica(context: MemberContext, ref: string, number: number): Promise<VolumeId> {
+  const { mirror, view } = context;
+  const rid = parseRid(number);
+  if (rid === null) {
+    throw new WeftError({
+      code: "E-ARG-02",
+      message: `${number} is not the number of a copy.`,
+      facts: { rid: number },
+    });
+  }
+  await mirror.sync();
+  const { volume, want } = await changeWanted(context, ref, (w, record) =>
+    removeCopy(w, record, view.cluster(), rid),
+  );
+  await mirror.until(`The removal of copy ${rid} of "${want.name}"`, CHANGE_MS, () => {
+    const { record } = volumeOf(mirror, volume);
+    const member = record?.replicas.find((candidate) => candidate.rid === rid);
+    return member === undefined || member.state === "REMOVING" ? true : null;
+  });
+  return volume;
+}
+
+async function changeWanted(
+  { mirror, store }: MemberContext,
+  ref: string,
+  change: (want: Want, record: VolumeRecord) => Decision<Want>,
+): Promise<{ readonly volume: VolumeId; readonly want: Want; readonly before: Want }> {
+  for (;;) {
+    const { id, want, wantEntry, record, unreadable } = findVolume(mirror, ref);
+    if (unreadable !== null) throw unreadable;
+    if (wantEntry === null || record === null) throw stillMade(want.name, id);
+    const next = decided(change(want, record));
+    if (next === want) return { volume: id, want, before: want };
+    const outcome = await store.cas(wantEntry.key, wantEntry.modRevision, renderWant(next, wantEntry.value));
+    if (outcome.kind === "won") return { volume: id, want: next, before: want };
+    await mirror.sync();
+  }
+}
+
+function decided<T>(decision: Decision<T>): T {
+  if (decision.kind === "ok") return decision.value;
+  throw WeftError.fromFinding(decision.finding);
+}
+
+function nameTaken(name: string): WeftError {
+  return new WeftError({
+    code: "E-VOL-01",
+    message: `A volume "${name}" exists already.`,
+    facts: { name },
+    safe: "Nothing was changed.",
+    do: [{ why: "Look at it", command: `weft volume show ${name}` }],
+  });
+}
+
+function minIsrAbove(name: string, minIsr: number, copies: number): WeftError {
+  return new WeftError({
+    code: "E-VOL-06",
+    message: `"${name}" shall have ${copies} ${copies === 1 ? "copy" : "copies"}, so min-isr can't be ${minIsr}.`,
+    facts: { name, minIsr, copies },
+    safe: "Nothing was changed.",
+  });
+}
+
+function stillMade(name: string, volume: VolumeId): WeftError {
+  return new WeftError({
+    code: "E-VOL-14",
+    message: `"${name}" is still being made.`,
+    facts: { volume, name },
+  });
+}
+
+function changedMeanwhile(name: string): WeftError {
+  return new WeftError({
+    code: "E-VOL-14",
+    message: `"${name}" was changed by somebody else in the same moment.`,
+    facts: { name },
+    safe: "Nothing was changed.",
+    do: [{ why: "Look at it", command: `weft volume show ${name}` }],
+  });
+}

@@ -1,0 +1,257 @@
+/**
+ * A weftd that keeps records in the real store and nothing on disks: what an agent's tests need of its behaviour.
+ * Copies are level at once, sessions are entries of a map.
+ */
+import { randomUUID } from "node:crypto";
+import { join } from "node:path";
+
+import { StoreClient } from "../../../src/core/wire/store-client.ts";
+import { keys } from "../../../src/core/wire/store-keys.ts";
+import { FakeDaemon, type Handler, refuse } from "../wire/fake-daemon.ts";
+
+type Json = Record<string, unknown>;
+type Replica = {
+  readonly volume: string;
+  readonly rid: number;
+  readonly pool: string;
+  readonly size: string;
+};
+type RecordJson = Json & {
+  epoch: string;
+  rev: string;
+  next_rid: number;
+  owner: { node: string; session: string; caretaker?: boolean } | null;
+  deleted: string | null;
+  replicas: (Json & { rid: number; node: string })[];
+};
+
+export class FakeWeftd {
+  readonly daemon: FakeDaemon;
+  readonly replicas = new Map<string, Replica>();
+  readonly trash = new Map<string, Replica>();
+  /** The record that each replica keeps: whatever this daemon last wrote or was given. */
+  readonly kept = new Map<string, RecordJson>();
+  readonly sessions = new Map<
+    string,
+    { session: string; caretaker: boolean; epoch: string; path: string | null }
+  >();
+  readonly pools = new Map<string, string>();
+  watermark = "1";
+  #host: string | null = null;
+  #cluster: string | null = null;
+  #store: StoreClient | null = null;
+  readonly #runDir: string;
+
+  constructor(runDir: string) {
+    this.#runDir = runDir;
+    this.daemon = new FakeDaemon(join(runDir, "weftd.sock"), this.#handlers());
+  }
+
+  get host(): string {
+    return this.#host ?? "";
+  }
+
+  #handlers(): Partial<Record<string, Handler>> {
+    return {
+      hello: () => this.#hello(),
+      configure: ({ cluster, host, endpoints }) => {
+        this.#cluster = String(cluster);
+        this.#host = String(host);
+        this.#store = new StoreClient({ endpoints: endpoints as string[] });
+        return {};
+      },
+      "store.endpoints": ({ endpoints }) => {
+        this.#store?.setEndpoints(endpoints as string[]);
+        return {};
+      },
+      "store.show": () => ({
+        reachable: true,
+        since_ms: "0",
+        last_error: null,
+        rolled_back: false,
+        watermark: { cluster: this.#cluster, incarnation: this.watermark, revision: "1" },
+      }),
+      "store.repair_apply": (params) => this.#repair(params),
+      "pool.create": ({ path }) => this.#createPool(String(path)),
+      "pool.list": () => ({ pools: [...this.pools].map(([pool, path]) => poolInfo(pool, path)) }),
+      "pool.remove": ({ pool }) => {
+        this.pools.delete(String(pool));
+        return {};
+      },
+      "replica.create": (params) => {
+        this.replicas.set(`${String(params["volume"])}.${String(params["rid"])}`, params as Replica);
+        return {};
+      },
+      "replica.records": () => this.#records(),
+      "replica.trash": ({ volume, rid }) => this.#trash(`${String(volume)}.${String(rid)}`),
+      "replica.add": (params) => this.#add(params),
+      "replica.remove": ({ volume, rid }) =>
+        this.#swap(String(volume), (r) => ({
+          ...r,
+          epoch: up(r.epoch),
+          replicas: r.replicas.filter((m) => m.rid !== rid),
+        })),
+      "trash.list": () => ({ items: [] }),
+      "trash.restore": ({ volume }) => this.#untrash(String(volume)),
+      "trash.empty": ({ volume }) => {
+        for (const key of this.trash.keys()) if (key.startsWith(String(volume))) this.trash.delete(key);
+        return { removed: 0, bytes: "0" };
+      },
+      "volume.create": async ({ record }) => {
+        const json = record as RecordJson & { vol: string };
+        await this.#connected().cas(keys.state(json.vol), 0n, JSON.stringify(json));
+        this.kept.set(json.vol, json);
+        return {};
+      },
+      "volume.delete": ({ volume }) =>
+        this.#swap(String(volume), (r) => {
+          if (r.owner !== null) refuse("E-VOL-12", "open");
+          return { ...r, epoch: up(r.epoch), deleted: String(Math.floor(Date.now() / 1000)) };
+        }),
+      "volume.restore": ({ volume }) =>
+        this.#swap(String(volume), (r) => ({ ...r, epoch: up(r.epoch), deleted: null })),
+      "session.open": (params) => this.#open(params),
+      "session.close": ({ volume }) => this.#close(String(volume)),
+      "session.list": () => ({ sessions: [...this.sessions.keys()].map((volume) => this.#session(volume)) }),
+      "session.show": ({ volume }) => this.#session(String(volume)),
+      why: ({ volume }) => ({ volume, findings: [] }),
+    };
+  }
+
+  #connected(): StoreClient {
+    if (this.#store === null) return refuse("E-AGENT-03", "not configured");
+    return this.#store;
+  }
+
+  #hello(): Json {
+    const { cluster, host } = { cluster: this.#cluster, host: this.#host };
+    return {
+      version: "0.1.0",
+      wire_min: 1,
+      wire_max: 1,
+      cluster,
+      host,
+      incarnation: "1",
+      pid: 1,
+      driver: "libaio",
+    };
+  }
+
+  async #createPool(path: string): Promise<Json> {
+    const pool = randomUUID();
+    const value = { id: pool, node: this.#host, inc: "1", boot_id: "b", intent: null, path, kind: "dir" };
+    await this.#connected().put(keys.pool(pool), JSON.stringify(value));
+    this.pools.set(pool, path);
+    return poolInfo(pool, path);
+  }
+
+  async #swap(volume: string, change: (record: RecordJson) => RecordJson): Promise<Json> {
+    const store = this.#connected();
+    for (;;) {
+      const entry = await store.get(keys.state(volume));
+      if (entry === null) return refuse("E-ARG-01", "no such volume");
+      const before = JSON.parse(entry.value) as RecordJson;
+      const after = { ...change(before), rev: up(before.rev), nonce: randomUUID() };
+      const outcome = await store.cas(entry.key, entry.modRevision, JSON.stringify(after));
+      if (outcome.kind !== "won") continue;
+      this.kept.set(volume, after);
+      return {};
+    }
+  }
+
+  async #add({ volume, rid, node, pool }: Json): Promise<Json> {
+    const number = Number(rid);
+    return this.#swap(String(volume), (r) => {
+      const others = r.replicas.filter((m) => m.rid !== number);
+      const base = { pool_inc: "1", state: "INSYNC", base: "0", reason: "", since: String(Date.now()) };
+      const replicas = [...others, { rid: number, node: String(node), pool, ...base }];
+      return { ...r, epoch: up(r.epoch), next_rid: Math.max(r.next_rid, number + 1), replicas };
+    });
+  }
+
+  async #open({ volume, mode, export: offered, caretaker }: Json): Promise<Json> {
+    const id = String(volume);
+    const session = randomUUID();
+    await this.#swap(id, (r) => {
+      if (r.owner !== null && mode !== "steal") refuse("E-VOL-12", "open elsewhere");
+      const owner = { node: this.host, session, ...(caretaker === true ? { caretaker: true } : {}) };
+      return { ...r, epoch: up(r.epoch), owner, clean: false };
+    });
+    const path = offered === null ? null : join(this.#runDir, "nbd", `${id}.sock`);
+    const epoch = this.kept.get(id)?.epoch ?? "0";
+    this.sessions.set(id, { session, caretaker: caretaker === true, epoch, path });
+    return { session, epoch, path };
+  }
+
+  async #close(volume: string): Promise<Json> {
+    if (!this.sessions.delete(volume)) refuse("E-VOL-13", "not open here");
+    await this.#swap(volume, (r) => ({ ...r, owner: null, clean: true }));
+    return { lost_writes: 0 };
+  }
+
+  #session(volume: string): Json {
+    const found = this.sessions.get(volume);
+    if (found === undefined) return refuse("E-VOL-13", "not open here");
+    return {
+      volume,
+      ...found,
+      phase: "serving",
+      rev: "1",
+      paused_reason: null,
+      clients: 0,
+      members: [],
+      resync: null,
+      figures: {},
+    };
+  }
+
+  #trash(key: string): Json {
+    const found = this.replicas.get(key);
+    if (found !== undefined) this.trash.set(key, found);
+    this.replicas.delete(key);
+    return { trashed: true, reason: null };
+  }
+
+  #untrash(volume: string): Json {
+    const rids: number[] = [];
+    for (const [key, replica] of this.trash) {
+      if (!key.startsWith(volume)) continue;
+      this.replicas.set(key, replica);
+      this.trash.delete(key);
+      rids.push(replica.rid);
+    }
+    return { rids };
+  }
+
+  #records(): Json {
+    const records = [...this.replicas.values()].map(({ volume, rid, pool }) => ({
+      volume,
+      rid,
+      pool,
+      promised: this.kept.get(volume)?.epoch ?? "0",
+      record: this.kept.get(volume) ?? null,
+    }));
+    return { records };
+  }
+
+  async #repair({ incarnation, records }: Json): Promise<Json> {
+    const store = this.#connected();
+    for (const json of records as (RecordJson & { vol: string })[]) {
+      const raised = { ...json, epoch: String(BigInt(json.epoch) + (1n << 20n)), owner: null };
+      await store.put(keys.state(json.vol), JSON.stringify(raised));
+      this.kept.set(json.vol, raised);
+    }
+    await store.put(keys.store, JSON.stringify({ cluster: this.#cluster, incarnation }));
+    this.watermark = String(incarnation);
+    return { written: (records as unknown[]).length, kept: 0 };
+  }
+}
+
+function poolInfo(pool: string, path: string): Json {
+  const bytes = String(100n << 30n);
+  return { pool, path, state: "serving", reason: null, inc: "1", free: bytes, total: bytes, replicas: 0 };
+}
+
+function up(number: string): string {
+  return String(BigInt(number) + 1n);
+}

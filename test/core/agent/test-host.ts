@@ -1,0 +1,119 @@
+/** A host for tests: a real agent and a real etcd on a loopback address of its own, a fake weftd. */
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+import { Agent } from "../../../src/core/agent/agent.ts";
+import { EtcdProcess } from "../../../src/core/agent/etcd-process.ts";
+import { openLog } from "../../../src/core/agent/log.ts";
+import { AgentClient } from "../../../src/core/wire/agent-client.ts";
+import { loopback } from "../wire/etcd-for-tests.ts";
+import { FakeWeftd } from "./fake-weftd.ts";
+
+type Scope = { readonly teardown: (fn: () => Promise<void>) => void };
+
+export class TestHost {
+  readonly address: string;
+  readonly name: string;
+  readonly directory: string;
+  readonly client: AgentClient;
+  readonly weftd: FakeWeftd;
+  readonly etcd: EtcdProcess;
+  #agent: Agent | null = null;
+
+  constructor(directory: string, n: number) {
+    this.directory = directory;
+    this.name = `h${n % 10}`;
+    this.address = loopback(n);
+    this.client = new AgentClient({ socketPath: join(directory, "run", "agent.sock") });
+    this.weftd = new FakeWeftd(join(directory, "run"));
+    this.etcd = new EtcdProcess({
+      stateDir: this.stateDir,
+      runDir: join(directory, "run"),
+      program: "/usr/bin/etcd",
+    });
+  }
+
+  get stateDir(): string {
+    return join(this.directory, "state");
+  }
+
+  /** Boots: the agent, and weftd if it doesn't run. */
+  async startAgent(): Promise<void> {
+    const level = process.env["WEFT_TEST_LOG"] ?? "silent";
+    const options = {
+      stateDir: this.stateDir,
+      runDir: join(this.directory, "run"),
+      etcd: "/usr/bin/etcd",
+      etcdctl: "/usr/bin/etcdctl",
+      bootIdFile: null,
+      logLevel: level,
+      rebuildAfterMs: 1000,
+    };
+    this.#agent = new Agent(options, openLog(level));
+    await this.#agent.start();
+  }
+
+  async stopAgent(): Promise<void> {
+    await this.#agent?.stop();
+    this.#agent = null;
+  }
+
+  async destroy(): Promise<void> {
+    await this.stopAgent();
+    await this.weftd.daemon.stop();
+    await this.etcd.stop();
+    await rm(this.directory, { recursive: true, force: true });
+  }
+}
+
+export async function startHost(t: Scope, n: number): Promise<TestHost> {
+  const host = new TestHost(await mkdtemp(join(tmpdir(), "weft-host-")), n);
+  t.teardown(() => host.destroy());
+  await host.startAgent();
+  await host.weftd.daemon.start();
+  return host;
+}
+
+/** One host with a cluster, the others joined; each with a pool. */
+export async function startCluster(t: Scope, count: number, first: number): Promise<TestHost[]> {
+  const hosts: TestHost[] = [];
+  for (let n = first; n < first + count; n += 1) {
+    const host = await startHost(t, n);
+    const [head] = hosts;
+    if (head === undefined)
+      await host.client.init({ name: host.name, address: host.address, clusterName: "lab" });
+    else await host.client.join({ from: head.address, name: host.name, address: host.address });
+    hosts.push(host);
+  }
+  for (const host of hosts) await host.client.createPool({ path: `/pool-of-${host.name}` });
+  return hosts;
+}
+
+/** Asks until the answer is as wanted; the agent's own events make it so, this only looks. */
+export async function eventually<T>(
+  what: string,
+  ask: () => Promise<T>,
+  isWanted: (answer: T) => boolean,
+  deadlineMs: number = 30_000,
+): Promise<T> {
+  const end = performance.now() + deadlineMs;
+  let last: unknown = null;
+  for (;;) {
+    try {
+      const answer = await ask();
+      if (isWanted(answer)) return answer;
+      last = answer;
+    } catch (error) {
+      last = error;
+    }
+    if (performance.now() > end) {
+      const shown =
+        last instanceof Error
+          ? last.message
+          : JSON.stringify(last, (_, v: unknown) => (typeof v === "bigint" ? String(v) : v));
+      throw new Error(`${what} did not come within ${deadlineMs} ms; last seen: ${shown}`);
+    }
+    await new Promise((resolve) => setTimeout(resolve, 50));
+  }
+}
