@@ -24,14 +24,14 @@ export type Globals = {
 export type Surroundings = {
   readonly console: Console;
   readonly environment: NodeJS.ProcessEnv;
-  /** Ends waiting: ^C, or the test's end. */
-  readonly signal: AbortSignal;
+  /** From the call on, ^C aborts the signal instead of ending the process. */
+  readonly interruption: () => AbortSignal;
 };
 
 export class Context {
   readonly console: Console;
   readonly environment: NodeJS.ProcessEnv;
-  readonly signal: AbortSignal;
+  readonly interruption: () => AbortSignal;
   readonly globals: Globals;
   /** Set by a command that did its work and found something degraded, or passes on another program's. */
   exitCode = 0;
@@ -39,7 +39,7 @@ export class Context {
   constructor(surroundings: Surroundings, globals: Globals) {
     this.console = surroundings.console;
     this.environment = surroundings.environment;
-    this.signal = surroundings.signal;
+    this.interruption = surroundings.interruption;
     this.globals = globals;
   }
 

@@ -35,7 +35,7 @@ export function addDebugCommands(program: Command, bind: Bind): void {
 
 async function run(context: Context, args: readonly string[]): Promise<void> {
   const program = await findDaemon(context.environment);
-  const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"], signal: context.signal });
+  const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"] });
   child.stdout.setEncoding("utf8").on("data", (text: string) => context.console.write(text));
   child.stderr.setEncoding("utf8").on("data", (text: string) => context.console.writeError(text));
   const code = await new Promise<number>((resolve, reject) => {

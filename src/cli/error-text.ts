@@ -17,15 +17,15 @@ const INDENT = 11;
 
 export function errorText(error: WeftError): string {
   const label = error.code.padEnd(INDENT - 1);
-  const reasons = error.do.map(({ why }) => why.replace(/:$/, ""));
+  const reasons = error.do.map(({ why }) => oneLine(why).replace(/([^:?!])$/, "$1:"));
   const widest = Math.max(0, ...reasons.map((why) => why.length));
   const lines = [
     `${label} ${oneLine(error.message)}`,
     ...(error.safe === null ? [] : [indent(oneLine(error.safe))]),
     ...error.do.map(({ command }, index) => {
-      const why = oneLine(reasons[index] ?? "");
-      if (command === null) return indent(`${why}.`.replace(/([.?!])\.$/, "$1"));
-      return indent(`${`${why}:`.padEnd(widest + 1)}  ${oneLine(command)}`);
+      const why = reasons[index] ?? "";
+      if (command === null) return indent(why.replace(/\.?:$/, "."));
+      return indent(`${why.padEnd(widest)}  ${oneLine(command)}`);
     }),
   ];
   return lines.join("\n");

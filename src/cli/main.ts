@@ -2,11 +2,18 @@
 import { Console } from "./console.ts";
 import { runCommandLine } from "./program.ts";
 
-const abort = new AbortController();
-process.once("SIGINT", () => abort.abort());
+// `weft volume list | head -1` closes the pipe early: nobody wants the rest, and it is no failure.
+process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+  if (error.code !== "EPIPE") throw error;
+  process.exit(0);
+});
 
 process.exitCode = await runCommandLine(process.argv.slice(2), {
   console: new Console(process, process.env),
   environment: process.env,
-  signal: abort.signal,
+  interruption: () => {
+    const abort = new AbortController();
+    process.once("SIGINT", () => abort.abort());
+    return abort.signal;
+  },
 });

@@ -8,9 +8,9 @@ import type { Command } from "commander";
 import { formatSize } from "../core/model/size.ts";
 import { summarise } from "../core/model/summary.ts";
 import type { Summary } from "../core/model/summary.ts";
-import type { StatusAnswer } from "../core/wire/agent-api.ts";
+import type { DaemonStatus, StatusAnswer } from "../core/wire/agent-api.ts";
 import type { Bind, Context } from "./context.ts";
-import { table } from "./table.ts";
+import { oneLine, table } from "./table.ts";
 
 type ClusterStatus = Extract<StatusAnswer, { readonly kind: "cluster" }>;
 
@@ -27,17 +27,14 @@ export function addStatusCommand(program: Command, bind: Bind): void {
           () =>
             [
               "NO CLUSTER — this host belongs to none yet",
-              ...(answer.daemon.reachable
-                ? []
-                : [`  weftd does not answer: ${answer.daemon.reason ?? "no reason known"}`]),
+              ...(answer.daemon.reachable ? [] : [`  ${daemonLine(answer.daemon)}`]),
               "Next:  weft init, or weft join HOST",
             ].join("\n"),
         );
         return;
       case "cluster": {
         const summary = summaryOf(answer);
-        const isWell = summary.level === "healthy" && answer.health === "healthy";
-        context.exitCode = isWell ? 0 : 3;
+        context.exitCode = headlineOf(answer, summary).startsWith("HEALTHY") ? 0 : 3;
         context.show(
           answer,
           () => answer.health,
@@ -69,11 +66,7 @@ function summaryOf(answer: ClusterStatus): Summary {
 }
 
 function statusText(context: Context, answer: ClusterStatus, summary: Summary): string {
-  // The agent may know of more than the volumes show, such as a daemon that does not answer.
-  const headline =
-    summary.level === "healthy" && answer.health !== "healthy"
-      ? `${answer.health.toUpperCase()} — volumes have their copies, but see below`
-      : summary.headline;
+  const headline = headlineOf(answer, summary);
   const colour = headline.startsWith("HEALTHY")
     ? "green"
     : headline.startsWith("DEGRADED")
@@ -82,19 +75,29 @@ function statusText(context: Context, answer: ClusterStatus, summary: Summary): 
   return [
     context.console.colour(headline, colour),
     ...summary.lines.map((line) => `  ${line}`),
-    ...(answer.daemon.reachable
-      ? []
-      : [`  weftd on this host does not answer: ${answer.daemon.reason ?? "no reason known"}.`]),
+    ...(answer.daemon.reachable ? [] : [`  ${daemonLine(answer.daemon)}`]),
     ...answer.problems.flatMap(({ code, message, do: remedies }) => [
-      `  ${code}  ${message}`,
+      `  ${code}  ${oneLine(message)}`,
       ...remedies.map(({ why, command }) =>
-        command === null ? `      ${why}` : `      ${why}:  ${command}`,
+        command === null ? `      ${oneLine(why)}` : `      ${oneLine(why)}:  ${oneLine(command)}`,
       ),
     ]),
     "",
     `Cluster "${answer.cluster.name}", this host is ${answer.self.name}. ${storeLine(answer)}`,
     hostTable(answer),
   ].join("\n");
+}
+
+/** There may be more amiss than the volumes show, such as a daemon that does not answer. */
+function headlineOf({ health, daemon }: ClusterStatus, { level, headline }: Summary): string {
+  if (level !== "healthy" || (health === "healthy" && daemon.reachable)) return headline;
+  const word = health === "unavailable" ? "UNAVAILABLE" : "DEGRADED";
+  return `${word} — volumes have their copies, but see below`;
+}
+
+/** The agent's reason is a sentence that names weftd already. */
+function daemonLine({ reason }: DaemonStatus): string {
+  return reason === null ? "weftd on this host does not answer." : oneLine(reason);
 }
 
 function storeLine({ store }: ClusterStatus): string {
@@ -122,7 +125,7 @@ function hostTable({ hosts, pools, volumes }: ClusterStatus): string {
     { title: "STORE", of: ({ store }) => (store === "none" ? "—" : store) },
     {
       title: "OPEN",
-      of: ({ id }) => String(volumes.filter(({ owner }) => owner?.host === id).length),
+      of: ({ id }) => String(volumes.filter(({ owner }) => owner?.host === id && !owner.caretaker).length),
       right: true,
     },
     {

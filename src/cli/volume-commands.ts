@@ -7,7 +7,7 @@ import { acknowledgement, collectHost, copies, minIsr, size, volumeName } from "
 import type { Bind } from "./context.ts";
 import { watchVolume } from "./watch.ts";
 import { withSuggestion } from "./reference.ts";
-import { copiesText, volumeText, whereText } from "./volume-text.ts";
+import { copiesText, openOn, volumeText, whereText } from "./volume-text.ts";
 
 type Create = {
   readonly copies?: number;
@@ -61,7 +61,7 @@ export function addVolumeCommands(program: Command, bind: Bind): void {
         { title: "SIZE", of: ({ size: bytes }) => formatSize(bytes), right: true },
         { title: "COPIES", of: ({ inSync, copies: wanted }) => `${inSync}/${wanted}` },
         { title: "WHERE", of: whereText },
-        { title: "OPEN ON", of: ({ owner }) => owner?.hostName ?? "—" },
+        { title: "OPEN ON", of: openOn },
         { title: "HEALTH", of: ({ health }) => health },
         { title: "ID", of: ({ id }) => id.slice(0, 8) },
       ],

@@ -15,6 +15,11 @@ export function whereText({ replicas }: VolumeAnswer): string {
   return places.length === 0 ? "—" : places.join(" ");
 }
 
+/** The host whose guest uses it; a caretaker's session has no guest. */
+export function openOn({ owner }: VolumeAnswer): string {
+  return owner === null || owner.caretaker ? "—" : owner.hostName;
+}
+
 export function volumeText(volume: VolumeAnswer): string {
   const facts: readonly (readonly [string, string])[] = [
     ["Volume", volume.name],
@@ -22,7 +27,10 @@ export function volumeText(volume: VolumeAnswer): string {
     ["Size", formatSize(volume.size)],
     ["Health", volume.reason === null ? volume.health : `${volume.health}: ${volume.reason}`],
     ["Copies", `${volume.inSync} of ${volume.copies} in sync, at least ${volume.minIsr} for writes`],
-    ["Open on", volume.owner?.hostName ?? "—"],
+    ["Open on", openOn(volume)],
+    ...(volume.owner?.caretaker === true
+      ? [["Work", `${volume.owner.hostName} makes the copies level`] as const]
+      : []),
     ["Epoch", volume.epoch === null ? "—" : String(volume.epoch)],
     ...(volume.deletedAt === null ? [] : [["Deleted", volume.deletedAt] as const]),
   ];

@@ -17,6 +17,7 @@ import type { Context } from "./context.ts";
 const PERIOD_MS = 500;
 
 export async function watchVolume(context: Context, ref: string): Promise<void> {
+  const signal = context.interruption();
   let job: JobState = initialJob(Date.now());
   let shown = "";
   for (;;) {
@@ -35,7 +36,7 @@ export async function watchVolume(context: Context, ref: string): Promise<void> 
     if (context.globals.quiet !== true && (context.console.isTerminal || step !== shown))
       context.console.progress(line);
     shown = step;
-    await pause(context.signal);
+    await pause(signal);
   }
 }
 

@@ -12,7 +12,7 @@ void t.test("weft volume list: a table for people, ids with -q, JSON with --json
       size: "4096",
       inSync: 1,
       health: "degraded",
-      owner: { host: ids.h1, hostName: "h1", session: ids.session },
+      owner: { host: ids.h1, hostName: "h1", session: ids.session, caretaker: false },
       replicas: [replica(0, "h1"), replica(1, "h2", "STALE")],
     }),
   ];
@@ -100,6 +100,13 @@ void t.test("weft volume show: the volume, its copies, and exit code 3 when it i
       "",
     ].join("\n"),
   );
+});
+
+void t.test("weft volume show: a caretaker is no guest", async (t) => {
+  const owner = { host: ids.h1, hostName: "h1", session: ids.session, caretaker: true };
+  await using agent = await FakeAgent.start({ "GET /v1/volumes/db": volume({ owner }) });
+  const { out } = await agent.weft(["volume", "show", "db"]);
+  t.match(out, "\nOpen on: —\nWork:    h1 makes the copies level\n");
 });
 
 void t.test("weft attach: prints the NBD address that libnbd and qemu understand", async (t) => {
@@ -218,7 +225,7 @@ void t.test("weft replica add, remove: a copy is named by its number or its host
 void t.test("weft status: the headline, what is wrong, who is there; 0 only when all is well", async (t) => {
   const degraded = status({
     health: "degraded",
-    hosts: [host("h1"), host("h2", { alive: false, aliveSince: null })],
+    hosts: [host("h1"), host("h2", { alive: false, aliveSince: "2026-11-21T14:31:07.000Z" })],
     volumes: [
       volume({
         inSync: 1,
@@ -226,8 +233,16 @@ void t.test("weft status: the headline, what is wrong, who is there; 0 only when
         replicas: [replica(0, "h1"), replica(1, "h2", "STALE", { alive: false })],
       }),
     ],
+    daemon: { reachable: false, reason: "weftd doesn't answer on weftd.sock.", version: null, driver: null },
     problems: [
-      { code: "E-STORE-08", message: "Space is used up.", do: [{ why: "Look", command: "weft status" }] },
+      {
+        code: "E-STORE-08",
+        message: "Space is used up.",
+        do: [
+          { why: "Look", command: "weft status" },
+          { why: "Wait", command: null },
+        ],
+      },
     ],
   });
   await using agent = await FakeAgent.start({
@@ -253,29 +268,52 @@ void t.test("weft status: the headline, what is wrong, who is there; 0 only when
   const ill = await agent.weft(["status"]);
   t.equal(ill.code, 3);
   t.equal(
-    ill.out.split("\n\n")[0],
+    ill.out.split("\nHOST")[0],
     [
       "DEGRADED — data is safe, one more failure of h1 would stop 1 volume",
-      "  h2 not answering.",
+      "  h2 not answering for 2 min 10 s.",
       "  1 volume with fewer copies than wanted: db.",
+      "  weftd doesn't answer on weftd.sock.",
       "  E-STORE-08  Space is used up.",
       "      Look:  weft status",
+      "      Wait",
+      "",
+      'Cluster "lab", this host is h1. Store: 1 of 1 vote answer.',
     ].join("\n"),
   );
 });
+
+void t.test(
+  "weft status: a daemon that does not answer is not healthy, though all volumes are",
+  async (t) => {
+    const daemon = { reachable: false, reason: null, version: null, driver: null };
+    await using agent = await FakeAgent.start({ "GET /v1/status": status({ daemon }) });
+    const { out, code } = await agent.weft(["status"]);
+    t.match(
+      out,
+      "DEGRADED — volumes have their copies, but see below\n  weftd on this host does not answer.\n\nCluster",
+    );
+    t.equal(code, 3);
+  },
+);
 
 void t.test("weft status: a host without a cluster is told how to begin", async (t) => {
   await using agent = await FakeAgent.start({
     "GET /v1/status": {
       kind: "no-cluster",
       agent: { version: "0.1.0", pid: 1 },
-      daemon: { reachable: false, reason: "no socket", version: null, driver: null },
+      daemon: {
+        reachable: false,
+        reason: "weftd doesn't answer on weftd.sock.",
+        version: null,
+        driver: null,
+      },
     },
   });
   const { out, code } = await agent.weft(["status"]);
   t.equal(
     out,
-    "NO CLUSTER — this host belongs to none yet\n  weftd does not answer: no socket\nNext:  weft init, or weft join HOST\n",
+    "NO CLUSTER — this host belongs to none yet\n  weftd doesn't answer on weftd.sock.\nNext:  weft init, or weft join HOST\n",
   );
   t.equal(code, 3);
 });

@@ -16,7 +16,7 @@ void t.test(
         safe: "Its data is unchanged.",
         do: [
           { why: "Detach it there", command: "weft detach db" },
-          { why: "Or see who", command: "weft volume show db" },
+          { why: "Who is it?", command: "weft volume show db" },
           { why: "Or wait", command: null },
         ],
       }),
@@ -28,7 +28,7 @@ void t.test(
         'E-VOL-12   "db" is open on h2 (since 14:02). Not deleted.',
         "           Its data is unchanged.",
         "           Detach it there:  weft detach db",
-        "           Or see who:       weft volume show db",
+        "           Who is it?        weft volume show db",
         "           Or wait.",
         "",
       ].join("\n"),
@@ -140,7 +140,7 @@ void t.test("weft help: a code prints its row of the document, a command its arg
     /^Usage: weft volume create \[options\] <name> <size>/,
   );
   t.match((await weft([])).out, /^Usage: weft/);
-  t.match((await weft(["help", "E-VOL-99"])).err, /^E-ARG-01 {3}No error code "E-VOL-99"/);
+  t.match((await weft(["help", "E-NONE"])).err, /^E-ARG-01 {3}No error code "E-NONE"/);
   t.match((await weft(["--version"])).out, /^\d+\.\d+\.\d+\n$/);
 });
 

@@ -88,7 +88,7 @@ export async function weft(
   const code = await runCommandLine(args, {
     console: new Console({ stdin: new PassThrough(), stdout, stderr }, environment),
     environment,
-    signal,
+    interruption: () => signal,
   });
   return { code, out: out(), err: err() };
 }
