@@ -237,8 +237,10 @@ export class Agent {
     this.#daemon.end();
     keeper.stop();
     context.placer.stop();
-    await context.storeKeeper.stop();
     await presence.stop();
+    // From here on nobody waits for the store.
+    context.store.call.close();
+    await context.storeKeeper.stop();
     await context.mirror.stop();
   }
 

@@ -43,6 +43,7 @@ export class StoreCall {
   #preferred = 0;
   readonly #deadlineMs: number;
   readonly #patienceMs: number;
+  readonly #closed = new AbortController();
 
   constructor(options: StoreCallOptions) {
     this.#endpoints = [...options.endpoints];
@@ -58,6 +59,11 @@ export class StoreCall {
     if (endpoints.length === 0 || same(endpoints, this.#endpoints)) return;
     this.#endpoints = [...endpoints];
     this.#preferred = 0;
+  }
+
+  /** Ends the calls under way and refuses further ones: nobody waits for a store at the end of a process. */
+  close(): void {
+    this.#closed.abort(new Error("the client was closed"));
   }
 
   /** Endpoints in the order in which they are tried now. */
@@ -97,7 +103,7 @@ export class StoreCall {
         }
         if (last.kind === "unknown" && !repeatable) return last;
       }
-      if (performance.now() >= end) return last;
+      if (performance.now() >= end || this.#closed.signal.aborted) return last;
       await pause(ROUND_PAUSE_MS);
     }
   }
@@ -112,7 +118,7 @@ export class StoreCall {
         method: "POST",
         body: JSON.stringify(spec.body),
         headers: { "content-type": "application/json" },
-        signal: AbortSignal.timeout(deadlineMs),
+        signal: AbortSignal.any([AbortSignal.timeout(deadlineMs), this.#closed.signal]),
       });
       status = response.status;
       text = await response.text();

@@ -71,7 +71,9 @@ export async function watchPrefix(options: WatchOptions): Promise<void> {
         next = listing.revision + 1n;
       }
     } catch (error) {
+      if (options.signal.aborted) return;
       options.onUpdate({ kind: "interrupted", reason: reasonOf(error) });
+      await pause(100);
       continue;
     }
     const stream = new WatchStream(options, next);

@@ -76,7 +76,7 @@ void t.test(
       [
         ["h1", "voter", true],
         ["h2", "learner", true],
-      ].toSorted(),
+      ],
     );
     const h3 = await startHost(t, 23);
     await t.rejects(h3.client.join({ from: h1.address, name: "h1", address: h3.address }), {
