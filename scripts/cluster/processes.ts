@@ -31,7 +31,7 @@ export function isAlive(id: ProcessId): boolean {
   return stat !== null && stat.startedAt === id.startedAt && stat.state !== "Z" && stat.state !== "X";
 }
 
-export function allPids(): readonly number[] {
+function allPids(): readonly number[] {
   return readdirSync("/proc")
     .filter((name) => /^[0-9]+$/.test(name))
     .map(Number);
