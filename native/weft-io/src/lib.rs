@@ -14,6 +14,8 @@ pub mod file_pool;
 pub mod pool_dir;
 mod segment;
 pub mod sidecar;
+pub mod stream;
+pub mod tcp;
 
 #[cfg(test)]
 mod testing;
