@@ -190,6 +190,7 @@ export function etcdConfig(
     "initial-cluster": initialCluster,
     "initial-cluster-state": initialState,
     "initial-cluster-token": identity.cluster,
+    // etcd then refuses to add a voter until all members have been connected for 5 s: worth the wait.
     "strict-reconfig-check": true,
     // 2026-11: on by default as a flag, off by default in a configuration file (etcd 3.4.23): all our calls were 404.
     "enable-grpc-gateway": true,

@@ -20,6 +20,8 @@ const hostFile = z.looseObject({
   address: z.string().min(1),
   etcd: z.array(z.string()).min(1),
   bootIdFile: z.string().optional(),
+  /** For display while the store is away. */
+  clusterName: z.string().optional(),
 });
 
 const intentFile = z.object({

@@ -127,6 +127,7 @@ async function register(
     name,
     address,
     etcd: [...endpoints],
+    clusterName: intent.clusterName,
     ...(bootIdFile === null ? {} : { bootIdFile }),
   };
   await files.writeHost(file);

@@ -7,9 +7,10 @@
  */
 import type { HostId } from "../model/ids.ts";
 import { isWeftError, reasonOf } from "../wire/errors.ts";
-import type { StoreClient } from "../wire/store-client.ts";
+import { StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { Log } from "./log.ts";
+import { Wake } from "./wake.ts";
 
 const LEASE_SECONDS = 10;
 const RENEW_MS = 3000;
@@ -26,11 +27,11 @@ export type PresenceOptions = {
 export class Presence {
   readonly #options: PresenceOptions;
   readonly #stop = new AbortController();
+  readonly #wake = new Wake();
   #lease: bigint | null = null;
   #up: boolean | null = null;
   #placer = false;
   #running: Promise<void> | null = null;
-  #nudge: (() => void) | null = null;
 
   constructor(options: PresenceOptions) {
     this.#options = options;
@@ -46,16 +47,17 @@ export class Presence {
 
   /** The placer's key went away: try now. */
   nudge(): void {
-    this.#nudge?.();
+    this.#wake.nudge();
   }
 
   /** Ends the lease, so that others needn't wait for its end. */
   async stop(): Promise<void> {
     this.#stop.abort();
-    this.#nudge?.();
+    this.#wake.nudge();
     await this.#running;
     if (this.#lease !== null && this.#up === true) {
-      await this.#options.store.revokeLease(this.#lease).catch((error: unknown) => {
+      const brief = new StoreClient({ endpoints: this.#options.store.call.endpoints, patienceMs: 300 });
+      await brief.revokeLease(this.#lease).catch((error: unknown) => {
         this.#options.log.warn({ reason: reasonOf(error) }, "the lease was left to expire");
       });
     }
@@ -73,7 +75,7 @@ export class Presence {
         this.#tell(false);
         this.#tellPlacer(false);
       }
-      if (!this.#stop.signal.aborted) await this.#wait();
+      if (!this.#stop.signal.aborted) await this.#wake.wait(RENEW_MS);
     }
   }
 
@@ -94,17 +96,6 @@ export class Presence {
       [{ kind: "put", key: keys.placer, value: JSON.stringify({ host }), lease: this.#lease }],
     );
     return outcome.kind === "succeeded";
-  }
-
-  async #wait(): Promise<void> {
-    await new Promise<void>((resolve) => {
-      const timer = setTimeout(resolve, RENEW_MS);
-      this.#nudge = () => {
-        clearTimeout(timer);
-        resolve();
-      };
-    });
-    this.#nudge = null;
   }
 
   #tell(up: boolean): void {

@@ -21,9 +21,12 @@ import { u64, uuid } from "../wire/json-types.ts";
 import { parseRecord, parseStore, renderWant } from "../wire/record.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
-import { hostsOf, volumeOf } from "./facts.ts";
+import { aliveOf, hostsOf, volumeOf } from "./facts.ts";
 
-const ANSWERS_MS = 15_000;
+/** For hosts that aren't back yet: after a restore their agents come within seconds. */
+const ALL_MS = 5000;
+/** For those that are there; reading the records of 500 replicas takes a while. */
+const ALIVE_MS = 15_000;
 
 const askJson = z.object({ id: uuid, by: uuid });
 const answerJson = z.object({
@@ -119,10 +122,14 @@ async function collect(
       cause: error,
     });
   });
+  const all = (): true | null => (hostsOf(mirror).every(({ id }) => answers().has(id)) ? true : null);
+  const alive = (): true | null =>
+    [...aliveOf(mirror).keys()].every((id) => answers().has(id)) ? true : null;
   try {
-    await mirror.until("The answers of all hosts", ANSWERS_MS, () =>
-      hostsOf(mirror).every(({ id }) => answers().has(id)) ? true : null,
-    );
+    await mirror.until("The answers of all hosts", ALL_MS, all).catch((error: unknown) => {
+      if (!isWeftError(error, "E-AGENT-04")) throw error;
+      return mirror.until("The answers of all hosts that are there", ALIVE_MS, alive);
+    });
   } catch (error) {
     if (!isWeftError(error, "E-AGENT-04")) throw error;
   }

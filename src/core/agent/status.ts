@@ -22,6 +22,7 @@ import type { MemberContext } from "./context.ts";
 import { peerUrl, QUOTA_BYTES } from "./etcd-process.ts";
 import { aliveOf, clusterJsonOf, hostsOf, poolsOf, type VolumeFacts, volumesOf } from "./facts.ts";
 import { findVolume, type WantedVolume } from "./find.ts";
+import type { HostFile } from "./host-file.ts";
 import type { LocalDaemon } from "./local-daemon.ts";
 import { clientUrlOf } from "./store-keeper.ts";
 import { deletedVolumes } from "./volumes.ts";
@@ -40,7 +41,7 @@ export async function clusterStatus(context: MemberContext): Promise<api.StatusA
     now: new Date(now).toISOString(),
     agent: agentFacts(),
     daemon: await daemonStatus(context.daemon),
-    cluster: clusterJsonOf(mirror),
+    cluster: mirror.get(keys.cluster) === null ? unseenCluster(self) : clusterJsonOf(mirror),
     self: { host: self.host, name: self.name, address: self.address },
     health: healthOfAll(hosts, volumes, store.writable),
     store,
@@ -49,6 +50,11 @@ export async function clusterStatus(context: MemberContext): Promise<api.StatusA
     volumes,
     problems: problems(store, found),
   };
+}
+
+/** The store was not reached since this agent started: what host.json says. */
+function unseenCluster(self: HostFile): { id: string; name: string; createdAt: null } {
+  return { id: self.cluster, name: self.clusterName ?? self.cluster.slice(0, 8), createdAt: null };
 }
 
 function healthOfAll(

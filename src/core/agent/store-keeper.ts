@@ -21,6 +21,7 @@ import type { HostFile } from "./host-file.ts";
 import type { Log } from "./log.ts";
 import type { Mirror } from "./mirror.ts";
 import { Upkeep } from "./store-upkeep.ts";
+import { Wake } from "./wake.ts";
 
 /** Between looks when nothing tells of a change: a member's etcd that died is started again after this. */
 const LOOK_MS = 3000;
@@ -43,9 +44,9 @@ export class StoreKeeper {
   readonly #options: StoreKeeperOptions;
   readonly #upkeep: Upkeep;
   readonly #stop = new AbortController();
+  readonly #wake = new Wake();
   #absent = 0;
   #running: Promise<void> | null = null;
-  #nudge: (() => void) | null = null;
   #said = "";
 
   constructor(options: StoreKeeperOptions) {
@@ -59,12 +60,12 @@ export class StoreKeeper {
   }
 
   nudge(): void {
-    this.#nudge?.();
+    this.#wake.nudge();
   }
 
   async stop(): Promise<void> {
     this.#stop.abort();
-    this.#nudge?.();
+    this.#wake.nudge();
     await this.#running;
   }
 
@@ -77,7 +78,7 @@ export class StoreKeeper {
         if (!isWeftError(error)) throw error;
         this.#sayOnce(`${error.code} ${error.message}`);
       }
-      await this.#wait();
+      await this.#wake.wait(LOOK_MS);
     }
   }
 
@@ -210,18 +211,6 @@ export class StoreKeeper {
     if (this.#said === what) return;
     this.#said = what;
     this.#options.log.warn({}, what);
-  }
-
-  async #wait(): Promise<void> {
-    if (this.#stop.signal.aborted) return;
-    await new Promise<void>((resolve) => {
-      const timer = setTimeout(resolve, LOOK_MS);
-      this.#nudge = () => {
-        clearTimeout(timer);
-        resolve();
-      };
-    });
-    this.#nudge = null;
   }
 }
 

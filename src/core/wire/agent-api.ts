@@ -179,7 +179,8 @@ export const statusAnswer = z.discriminatedUnion("kind", [
     now: instant,
     agent: z.object({ version: z.string(), pid: z.int() }),
     daemon: daemonStatus,
-    cluster: z.object({ id: uuid, name: z.string(), createdAt: instant }),
+    /** createdAt is null until the store has been reached once. */
+    cluster: z.object({ id: uuid, name: z.string(), createdAt: instant.nullable() }),
     self: z.object({ host: uuid, name: z.string(), address: z.string() }),
     /** healthy; degraded: data is safe but a failure more hurts; unavailable: something waits now. */
     health: z.enum(["healthy", "degraded", "unavailable"]),

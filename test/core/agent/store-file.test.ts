@@ -1,0 +1,97 @@
+/**
+ * The store is lost for good: a backup is restored, and the records are rebuilt from what the replicas keep.
+ * Nothing may open before (protocol.md R11), and what was done after the backup must not be forgotten.
+ */
+import { stat, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import t from "tap";
+
+import { StoreClient } from "../../../src/core/wire/store-client.ts";
+import { keys } from "../../../src/core/wire/store-keys.ts";
+import { eventually, startCluster } from "./test-host.ts";
+
+const GIB = 1n << 30n;
+
+void t.test("agent: store: backup, loss, restore, repair", async (t) => {
+  const [h1] = await startCluster(t, 1, 1);
+  if (h1 === undefined) throw new Error("a host");
+  const early = await h1.client.createVolume({ name: "early", size: GIB, copies: 1 });
+  const file = join(h1.directory, "store.backup");
+  const backup = await h1.client.backupStore(file);
+  const found = await stat(file);
+  t.equal(found.mode & 0o777, 0o600);
+  t.equal(BigInt(found.size), backup.bytes);
+  t.match(backup.sha256, /^[0-9a-f]{64}$/);
+  await t.rejects(h1.client.backupStore("/nowhere/at/all"), { code: "E-STORE-04" });
+  await t.rejects(h1.client.restoreStore(file), { code: "E-STORE-12", exitCode: 2 }, "it works");
+
+  // After the backup: a new volume, and a change of the old one.
+  const late = await h1.client.createVolume({ name: "late", size: GIB, copies: 1 });
+  await h1.client.attach("early");
+  await h1.client.detach("early");
+  const before = await h1.client.volume("early");
+
+  // The disk of the store is gone. The agent goes on, and says so.
+  await h1.stopAgent();
+  await h1.etcd.stop();
+  await h1.etcd.setAside();
+  await h1.startAgent();
+  const lost = await h1.client.status();
+  t.match(lost, { kind: "cluster", health: "unavailable", store: { writable: false } });
+  const junk = join(h1.directory, "junk");
+  await writeFile(junk, "x".repeat(544));
+  await t.rejects(h1.client.restoreStore("/nowhere"), { code: "E-STORE-04" });
+  await h1.client.restoreStore(file);
+  const restored = await eventually(
+    "the restored store",
+    () => h1.client.status(),
+    (s) => s.kind === "cluster" && s.store.writable,
+  );
+  t.match(restored, { store: { incarnation: 0n } }, "below every watermark: nothing opens");
+  t.match(
+    restored.kind === "cluster" ? restored.volumes.map((v) => v.name) : [],
+    ["early"],
+    "the later volume is not in it",
+  );
+
+  const repaired = await h1.client.repairStore();
+  t.equal(repaired.incarnation, 2n);
+  t.same(repaired.answered, ["h1"]);
+  t.same(repaired.missing, []);
+  const after = await h1.client.volume("early");
+  t.ok((after.epoch ?? 0n) >= (before.epoch ?? 0n) + (1n << 20n), "no replica can have promised as much");
+  const recovered = await h1.client.volume(late.id);
+  t.match(recovered, { name: `recovered-${late.id.slice(0, 8)}`, health: "healthy", size: GIB });
+  await h1.client.attach("early");
+  t.equal(early.id, after.id);
+});
+
+void t.test(
+  "agent: store: repair asks for assent when a member named in the best copy is silent",
+  async (t) => {
+    const [h1, h2, h3] = await startCluster(t, 3, 11);
+    if (h1 === undefined || h2 === undefined || h3 === undefined) throw new Error("three hosts");
+    await eventually(
+      "two pools",
+      () => h1.client.status(),
+      (s) => s.kind === "cluster" && s.health === "healthy" && s.pools.length === 3,
+    );
+    const volume = await h1.client.createVolume({ name: "db", size: GIB, copies: 2, hosts: ["h1", "h2"] });
+    h2.weftd.kept.set(volume.id, h1.weftd.kept.get(volume.id) ?? h2.weftd.kept.get(volume.id) ?? failed());
+    h1.weftd.kept.set(volume.id, h2.weftd.kept.get(volume.id) ?? failed());
+    await h2.stopAgent();
+    await t.rejects(h1.client.repairStore(), { code: "E-STORE-03", exitCode: 2, facts: { missing: ["h2"] } });
+    const done = await h1.client.repairStore({ assent: true });
+    t.same(done.missing, ["h2"]);
+    t.match(
+      done.volumes.map((v) => v.volume),
+      [volume.id],
+    );
+    const store = new StoreClient({ endpoints: (await h1.client.cluster()).endpoints });
+    t.equal(await store.get(keys.repairAsk), null, "the question is taken back");
+  },
+);
+
+function failed(): never {
+  throw new Error("no host keeps the record");
+}
