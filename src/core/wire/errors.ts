@@ -71,6 +71,7 @@ const kinds = {
   "E-VOL-01": user,
   "E-VOL-02": user,
   "E-VOL-03": user,
+  "E-VOL-04": user,
   "E-VOL-06": user,
   "E-VOL-08": user,
   "E-VOL-11": user,
@@ -81,6 +82,8 @@ const kinds = {
   "E-REPL-02": user,
   "E-REPL-03": refused,
   "E-REPL-04": user,
+  "E-REPL-05": degraded,
+  "E-POOL-04": refused,
   "E-POOL-06": degraded,
 } as const satisfies Readonly<Record<string, Kind>>;
 
