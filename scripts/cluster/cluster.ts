@@ -18,7 +18,7 @@ import { z } from "zod";
 import { Host } from "./host.ts";
 import type { HostLayout, Services } from "./host.ts";
 import { Network } from "./network.ts";
-import { killAll, pidsInNetwork, pidsWithEnvironment } from "./processes.ts";
+import { killAll, pidsInNetwork } from "./processes.ts";
 
 export type ClusterOptions = {
   readonly dir: string;
@@ -123,7 +123,7 @@ export class Cluster {
     const file = join(dir, "cluster.json");
     const hosts = existsSync(file) ? Cluster.open(dir).hosts : [];
     for (const host of hosts) {
-      await killAll(() => pidsWithEnvironment(`WEFT_CLUSTER_HOST=${key}/${host.name}`), host.name);
+      await killAll(() => host.pidsByMark(), host.name);
       rmSync(host.layout.runDir, { recursive: true, force: true });
       if (options.keep !== true) rmSync(host.layout.dir, { recursive: true, force: true });
     }

@@ -24,7 +24,7 @@ import { execa } from "execa";
 import { nativeBin, repository, weftd } from "../lib/repository.ts";
 import { until } from "../lib/until.ts";
 import { AgentClient } from "../../src/core/wire/agent-client.ts";
-import { namespaceOf, killAll, pidsInNetwork, pidsWithEnvironment, signal, statOf } from "./processes.ts";
+import { namespaceOf, killAll, pidsInNetwork, pidsMarked, signal, statOf } from "./processes.ts";
 import type { Network } from "./network.ts";
 
 export type HostLayout = {
@@ -213,6 +213,11 @@ export class Host {
     return this.#pids(await this.#inode());
   }
 
+  /** Without namespaces. */
+  pidsByMark(): readonly number[] {
+    return pidsMarked({ setting: `WEFT_CLUSTER_HOST=${this.#mark()}`, below: this.stateDir });
+  }
+
   #mark(): string {
     return `${this.#key}/${this.name}`;
   }
@@ -222,7 +227,7 @@ export class Host {
   }
 
   #pids(inode: string | null): readonly number[] {
-    if (this.#network === null) return pidsWithEnvironment(`WEFT_CLUSTER_HOST=${this.#mark()}`);
+    if (this.#network === null) return this.pidsByMark();
     return inode === null ? [] : pidsInNetwork(inode);
   }
 

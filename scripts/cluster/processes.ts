@@ -42,11 +42,17 @@ export function pidsInNetwork(namespace: string): readonly number[] {
   return allPids().filter((pid) => namespaceOf(pid, "net") === namespace);
 }
 
-/** Processes of ours that were started with this setting in their environment, children included. */
-export function pidsWithEnvironment(setting: string): readonly number[] {
-  return allPids().filter(
-    (pid) => pid !== process.pid && read(`/proc/${pid}/environ`)?.split("\0").includes(setting),
-  );
+/**
+ * Processes that carry this setting in their environment, or that were told a file below this directory: the agent
+ * starts etcd with an environment of its own.
+ */
+export function pidsMarked(mark: { readonly setting: string; readonly below: string }): readonly number[] {
+  return allPids().filter((pid) => {
+    if (pid === process.pid) return false;
+    const environment = read(`/proc/${pid}/environ`)?.split("\0") ?? [];
+    const words = read(`/proc/${pid}/cmdline`)?.split("\0") ?? [];
+    return environment.includes(mark.setting) || words.some((word) => word.startsWith(`${mark.below}/`));
+  });
 }
 
 export function namespaceOf(pid: number, kind: "net" | "pid"): string | null {

@@ -23,8 +23,9 @@ const greeter = `
   import { spawn } from "node:child_process";
   import { writeFileSync } from "node:fs";
   import { createServer } from "node:net";
-  const [name, address, ready] = process.argv.slice(1);
-  spawn("sleep", ["1000"], { detached: true, stdio: "ignore" }).unref();
+  const [name, address, ready, state] = process.argv.slice(1);
+  const child = ["-e", "setInterval(() => {}, 1e6)", state + "/etcd.conf"];
+  spawn(process.execPath, child, { detached: true, stdio: "ignore", env: {} }).unref();
   createServer((socket) => socket.on("error", () => {}).end(name)).listen(7400, address, () => writeFileSync(ready, ""));
 `;
 
@@ -38,6 +39,7 @@ const services: Services = {
       host.name,
       host.layout.address,
       socketOf(host),
+      host.stateDir,
     ],
   }),
   ready: async (host) => Promise.resolve(existsSync(socketOf(host))),
