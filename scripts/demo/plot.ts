@@ -177,7 +177,7 @@ async function beTakenOver(stage: Stage, { oldPath, image, session }: TakeOver):
   await h3.stop();
   ledger.say("h3 halted in the middle of its writes (SIGSTOP, all of it)");
 
-  const there = attachAnswer.parse(await h2.json(["weft", "steal", "demo", "--json"]));
+  const there = attachAnswer.parse(await h2.json(["weft", "steal", "demo", "--yes", "--json"]));
   ledger.say(`h2 took the volume over, epoch ${there.epoch}`);
   const mine = fioCommand({
     name: "mine",
