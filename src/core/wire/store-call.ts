@@ -178,7 +178,7 @@ function refusal(
 /** Answers of the cluster as a whole: asking another member gives the same. */
 function isVerdict(words: string): boolean {
   return [
-    "no space",
+    "space exceeded",
     "compacted",
     "required revision",
     "lease not found",
@@ -203,7 +203,7 @@ export class StoreRefusal extends Error {
   }
 
   toWeftError(): WeftError {
-    if (this.said.includes("no space")) {
+    if (this.said.includes("space exceeded")) {
       return new WeftError({
         code: "E-STORE-08",
         message: "The store's quota is used up (alarm NOSPACE): it takes no more changes.",

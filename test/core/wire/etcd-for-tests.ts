@@ -31,11 +31,16 @@ export type TestStore = { readonly members: readonly TestMember[]; readonly endp
 type Scope = { readonly teardown: (fn: () => Promise<void>) => void };
 
 /** Starts members 1..count as one cluster and waits until each answers. */
-export async function startStore(t: Scope, count: number, first: number = 1): Promise<TestStore> {
+export async function startStore(
+  t: Scope,
+  count: number,
+  first: number = 1,
+  more: readonly string[] = [],
+): Promise<TestStore> {
   const directory = await mkdtemp(join(tmpdir(), "weft-etcd-"));
   const numbers = Array.from({ length: count }, (_, i) => first + i);
   const cluster = numbers.map((n) => `m${n}=http://${loopback(n)}:${PEER_PORT}`).join(",");
-  const members = numbers.map((n) => member(directory, n, cluster));
+  const members = numbers.map((n) => member(directory, n, cluster, more));
   t.teardown(async () => {
     await Promise.all(members.map((m) => m.stop()));
     await rm(directory, { recursive: true, force: true });
@@ -44,7 +49,7 @@ export async function startStore(t: Scope, count: number, first: number = 1): Pr
   return { members, endpoints: members.map((m) => m.endpoint) };
 }
 
-function member(directory: string, n: number, cluster: string): TestMember {
+function member(directory: string, n: number, cluster: string, more: readonly string[]): TestMember {
   const endpoint = `http://${loopback(n)}:${CLIENT_PORT}`;
   const args = [
     ["--name", `m${n}`],
@@ -58,6 +63,7 @@ function member(directory: string, n: number, cluster: string): TestMember {
     ["--election-timeout", "500"],
     ["--logger", "zap"],
     ["--log-level", "error"],
+    more,
   ].flat();
   let child: ChildProcess | null = null;
   const stop = async (): Promise<void> => {
