@@ -308,6 +308,14 @@ pub const CASES: &[Case] = &[
         Expected::Exhausted,
     ),
     broken_lease(
+        "lease-reads-while-waiting",
+        "R9 reads are served before the wait is over",
+        lease::Config { heartbeats: true, lease: 1, max_epoch: 4, ..CHAIN },
+        lease::Mutation::ReadsWhileWaiting,
+        4_000_000,
+        Expected::Steps(18),
+    ),
+    broken_lease(
         "lease-no-wait-mark",
         "R9 a steal does not set wait in the record",
         lease::Config { assertions: true, ..CHAIN },
@@ -461,7 +469,7 @@ pub const CASES: &[Case] = &[
     unbroken("core-cached", "R8", Setup::Core(CACHED), 1_000_000, Expected::Bounded),
     unbroken("core-fine-bitmap", "R17 and 4.13", Setup::Core(FINE), 1_000_000, Expected::Bounded),
     unbroken("core-restored", "R11 with repair", Setup::Core(RESTORED), 1_200_000, Expected::Bounded),
-    // A hole, kept here so that nobody forgets it: docs/model.md, finding 2.
+    // A hole, kept here so that nobody forgets it: docs/model.md, finding 3.
     Case {
         name: "core-restored-unknown",
         rule: "R11, all rules in force, but nobody who is asked has met the lost revisions",

@@ -1712,6 +1712,7 @@ impl Model for Core {
     fn reluctance(&self, step: &Step) -> u32 {
         match step.what {
             What::Crash => 40,
+            What::CacheLoss | What::Backup | What::Restore | What::Repair => 20,
             What::JoinAbort => 6,
             What::Remove | What::ExcludeSilent | What::SendDemote => 4,
             What::Fenced | What::OpenSwap => 3,

@@ -36,6 +36,8 @@ pub enum Mutation {
     NoWait,
     /// A thief waits only if a member of the record did not promise, and leaves no mark.
     WaitOnlyIfPromiseMissing,
+    /// A thief serves reads before its wait is over: only completing writes waits.
+    ReadsWhileWaiting,
     /// A steal does not set `wait` in the record; the thief itself waits.
     NoWaitMark,
     /// Whoever opens by an exception (closed, or known to be stopped) ignores `wait`.
@@ -66,9 +68,10 @@ pub enum Mutation {
 
 impl Mutation {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Mutation); 15] = [
+    pub const ALL: [(&'static str, Mutation); 16] = [
         ("lease-no-wait", Mutation::NoWait),
         ("lease-wait-only-if-promise-missing", Mutation::WaitOnlyIfPromiseMissing),
+        ("lease-reads-while-waiting", Mutation::ReadsWhileWaiting),
         ("lease-no-wait-mark", Mutation::NoWaitMark),
         ("lease-exception-ignores-mark", Mutation::ExceptionIgnoresMark),
         ("lease-close-before-wait", Mutation::CloseBeforeWait),
@@ -547,6 +550,11 @@ impl Lease {
                 if session.write != 0 || !(unchecked || self.has_lease(session)) {
                     return Ok(());
                 }
+                // A member may hold an unacknowledged write of a session in between, which the first owner,
+                // still with its lease, would not return after it.
+                if !self.wait_is_over(session) && !self.broken(Mutation::ReadsWhileWaiting) {
+                    return Ok(());
+                }
                 let mut readable = session.in_sync;
                 if let Some(Change::Demote(r)) = session.swap.change()
                     && !self.broken(Mutation::ReadsRemoved)
@@ -815,10 +823,11 @@ impl Model for Lease {
 
     fn reluctance(&self, step: &Step) -> u32 {
         match step {
-            Step::Crashed(_) => 30,
+            // An evicted owner that has not noticed is what this model is about.
+            Step::Fenced(_) => 40,
+            Step::Crashed(_) => 12,
             Step::Steal(_) | Step::Open(_) | Step::SwapSentClose(_) => 8,
-            Step::Fenced(_) => 6,
-            Step::SwapSentDemote(..) => 4,
+            Step::Tick | Step::TickMissedBy(_) | Step::SwapSentDemote(..) => 4,
             _ => 1,
         }
     }

@@ -7,7 +7,7 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use weft_model::cases::{CASES, Case, Setup};
+use weft_model::cases::{CASES, Setup, named};
 use weft_model::core::{Core, LateSwaps, Rollback};
 use weft_model::explore::{Outcome, Report, Walks, search, walk};
 use weft_model::lease::Lease;
@@ -18,7 +18,7 @@ usage: weft-model [--model core|lease] [--mutation NAME | --case NAME] [options]
 
   --mutation NAME   break one rule; takes the bounds under which its counter-example is found, unless given
   --case NAME       the bounds of a named case (--list shows them)
-  --states N        stop the search after N states (2000000)
+  --states N        stop the search after N states (that of the case, or 2000000)
   --walks N         random walks instead of a search; with --length STEPS (160) and --seed S (1)
   --json            one JSON object instead of text
 
@@ -88,12 +88,13 @@ fn parse(arguments: &[String]) -> Result<Command, String> {
     }
     let of = |wanted: &str| options.iter().find(|(name, _)| *name == wanted).map(|(_, value)| *value);
     let mut setup = base_setup(of("--model"), of("--mutation"), of("--case"))?;
-    let mut command_states = 2_000_000;
+    let case = of("--mutation").or(of("--case")).and_then(named);
+    let mut states = case.map_or(2_000_000, |case| case.max_states);
     let (mut walks, mut length, mut seed) = (None, 160, 1);
     for (name, value) in &options {
         match *name {
             "--model" | "--mutation" | "--case" => {}
-            "--states" => command_states = number(name, value, usize::MAX)?,
+            "--states" => states = number(name, value, usize::MAX)?,
             "--walks" => walks = Some(number(name, value, u64::MAX)?),
             "--length" => length = number(name, value, usize::MAX)?,
             "--seed" => seed = number(name, value, u64::MAX)?,
@@ -101,16 +102,16 @@ fn parse(arguments: &[String]) -> Result<Command, String> {
         }
     }
     let walks = walks.map(|count| Walks { count, length, seed });
-    Ok(Command { setup, states: command_states, walks, json })
+    Ok(Command { setup, states, walks, json })
 }
 
 fn base_setup(model: Option<&str>, mutation: Option<&str>, case: Option<&str>) -> Result<Setup, String> {
-    let named = |name: &str| -> Result<&Case, String> {
-        let found = CASES.iter().find(|case| case.name == name);
-        found.ok_or_else(|| format!("no mutation or case is called {name}; --list shows them"))
-    };
     let setup = match (mutation.or(case), model) {
-        (Some(name), _) => named(name)?.setup,
+        (Some(name), _) => {
+            let case =
+                named(name).ok_or_else(|| format!("no mutation or case is called {name}; see --list"))?;
+            case.setup
+        }
         (None, None | Some("core")) => Setup::Core(weft_model::core::Config::default()),
         (None, Some("lease")) => Setup::Lease(weft_model::lease::Config::default()),
         (None, Some(other)) => return Err(format!("no model is called {other}: core or lease")),

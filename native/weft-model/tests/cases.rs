@@ -72,6 +72,13 @@ fn a_lease_needs_the_members_whose_change_is_unsettled() {
 }
 
 #[test]
+fn a_thief_must_not_read_while_it_waits() {
+    // Found by a random walk of 45 steps: the read of the second thief shows a write that nobody acknowledged, and
+    // the first owner, still with its lease, returns the older value after it.
+    all_as_expected(&[named("lease-reads-while-waiting").expect("a case")]);
+}
+
+#[test]
 fn the_unbroken_core_is_clean_in_one_region_of_one_block() {
     all_as_expected(&["core", "core-small"].map(|name| named(name).expect("a case")));
 }
@@ -131,7 +138,7 @@ fn long_random_walks_of_the_core_find_nothing() {
 
 #[test]
 fn long_random_walks_of_the_lease_find_nothing() {
-    let config = lease::Config {
+    let wide = lease::Config {
         replicas: 3,
         sessions: 3,
         writes: 6,
@@ -141,10 +148,44 @@ fn long_random_walks_of_the_lease_find_nothing() {
         reconfigure: true,
         ..Default::default()
     };
-    let report = walk(&Lease(config), Walks { count: 20_000, length: 160, seed: 9 });
-    println!("walks: {} steps; {}", report.visited, report.counts);
-    assert!(report.is_clean(), "{:#?}", report.outcome);
-    assert!(report.counts.reads_served > 1_000 && report.counts.writes_acked > 1_000, "{}", report.counts);
+    let configs = [wide, lease::Config { in_sync: 0b011, lease: 4, ..wide }];
+    for (number, config) in (1u64..).zip(configs) {
+        let report = walk(&Lease(config), Walks { count: 60_000, length: 160, seed: number });
+        println!("walks {number}: {} steps; {}", report.visited, report.counts);
+        assert!(report.is_clean(), "seed {number}: {:#?}", report.outcome);
+        let counts = report.counts;
+        assert!(counts.reads_served > 5_000 && counts.writes_acked > 5_000, "{counts}");
+    }
+}
+
+/// The walks are no decoration: in the same wide bounds they find broken rules too.
+#[test]
+fn random_walks_find_broken_rules() {
+    let wide =
+        core::Config { replicas: 3, sessions: 3, blocks: 2, writes: 6, max_epoch: 14, ..Default::default() };
+    for mutation in
+        [core::Mutation::NoUnion, core::Mutation::BaseCurrent, core::Mutation::JoinIgnoresInFlight]
+    {
+        let config = core::Config { mutation: Some(mutation), ..wide };
+        let report = walk(&Core(config), Walks { count: 20_000, length: 160, seed: 21 });
+        assert!(!report.is_clean(), "{mutation:?}");
+    }
+    let wide = lease::Config {
+        sessions: 3,
+        replicas: 3,
+        writes: 6,
+        max_epoch: 12,
+        lease: 4,
+        reconfigure: true,
+        ..Default::default()
+    };
+    for mutation in
+        [lease::Mutation::NoWait, lease::Mutation::LeaseAnyMember, lease::Mutation::RemovedNotInLease]
+    {
+        let config = lease::Config { mutation: Some(mutation), ..wide };
+        let report = walk(&Lease(config), Walks { count: 60_000, length: 160, seed: 5 });
+        assert!(!report.is_clean(), "{mutation:?}");
+    }
 }
 
 #[test]
