@@ -158,7 +158,7 @@ export class Agent {
       log,
       liveness: () => view.liveness,
       isPlacer,
-      onEndpoints: (endpoints) => this.#onEndpoints(endpoints, store),
+      onEndpoints: (endpoints) => this.#onEndpoints(self, endpoints, store),
     });
     const shared = {
       store,
@@ -244,9 +244,9 @@ export class Agent {
     await context.mirror.stop();
   }
 
-  async #onEndpoints(endpoints: readonly string[], store: StoreClient): Promise<void> {
-    const self = await this.#files.readHost();
-    if (self === null || JSON.stringify(self.etcd) === JSON.stringify(endpoints)) return;
+  /** host.json is written from what we know, not from what is there: weftd writes it too, without our fields. */
+  async #onEndpoints(self: HostFile, endpoints: readonly string[], store: StoreClient): Promise<void> {
+    if (JSON.stringify(store.call.endpoints) === JSON.stringify(endpoints)) return;
     store.setEndpoints(endpoints);
     await this.#files.writeHost({ ...self, etcd: [...endpoints] });
     this.#log.info({ endpoints }, "the store's endpoints changed");

@@ -11,6 +11,7 @@ import { join } from "node:path";
 import { fastify, type FastifyInstance } from "fastify";
 import type { z } from "zod";
 
+import { parseVolumeId } from "../model/ids.ts";
 import * as api from "../wire/agent-api.ts";
 import { badRequest } from "../wire/agent-client.ts";
 import { reasonOf, WeftError } from "../wire/errors.ts";
@@ -19,17 +20,17 @@ import { attachVolume, detachVolume } from "./attach.ts";
 import type { MemberContext } from "./context.ts";
 import { AGENT_PORT } from "./etcd-process.ts";
 import { findVolume } from "./find.ts";
-import { volumeOf } from "./facts.ts";
+import { volumeOf, volumesOf } from "./facts.ts";
 import { removeHost } from "./hosts.ts";
 import type { Log } from "./log.ts";
 import { createPool, removePool } from "./pools.ts";
 import { repairStore } from "./repair.ts";
 import * as show from "./status.ts";
+import { membersOrNone } from "./store-status.ts";
 import { backupStore, restoreStore } from "./store-file.ts";
 import { syncIfPossible } from "./mirror.ts";
 import * as volumes from "./volumes.ts";
-import { parseVolumeId } from "../model/ids.ts";
-import { volumesOf } from "./facts.ts";
+import { progressAnswer, whyAnswer } from "./why.ts";
 
 const SOCKET_MODE = 0o660;
 const BODY_MAX = 64 * 1024;
@@ -95,7 +96,7 @@ function addRoutes(app: FastifyInstance, agent: Agent): void {
 
   app.get("/v1/hosts", async () => {
     const context = await fresh(agent);
-    const members = await show.membersOrNone(context, context.view.storeUp);
+    const members = await membersOrNone(context, context.view.storeUp);
     return show.hostAnswers(context, members).map((host) => api.hostAnswer.encode(host));
   });
   app.delete<{ Params: Params }>("/v1/hosts/:ref", async ({ params }) =>
@@ -152,10 +153,10 @@ function addVolumeRoutes(app: FastifyInstance, agent: Agent): void {
     return api.detachAnswer.encode(await detachVolume(agent.member(), params.ref, abandon));
   });
   app.get<{ Params: Params }>("/v1/volumes/:ref/why", async ({ params }) =>
-    api.whyAnswer.encode(await show.whyAnswer(await fresh(agent), params.ref)),
+    api.whyAnswer.encode(await whyAnswer(await fresh(agent), params.ref)),
   );
   app.get<{ Params: Params }>("/v1/volumes/:ref/progress", async ({ params }) =>
-    api.progressAnswer.encode(show.progressAnswer(await fresh(agent), params.ref)),
+    api.progressAnswer.encode(progressAnswer(await fresh(agent), params.ref)),
   );
 }
 

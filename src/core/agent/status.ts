@@ -1,33 +1,24 @@
 /**
- * Answers that show: status, hosts, pools, volumes, why, progress. Facts of the mirror in the words of the interface.
+ * Answers that show: status, hosts, pools, volumes, trash. Facts of the mirror in the words of the interface.
  *
  * Must always hold: with the store away they show what was last known and say so; they never wait long for it.
  */
 import { type Cluster, hostName } from "../model/cluster.ts";
-import type { Finding } from "../model/finding.ts";
-import type { JobState } from "../model/job.ts";
 import { TRASH_MS } from "../model/limits.ts";
 import { healthOf } from "../model/redundancy.ts";
 import { summarise } from "../model/summary.ts";
-import { explain, whySentences } from "../model/why.ts";
-import { z } from "zod";
 
 import type * as api from "../wire/agent-api.ts";
-import { isWeftError, reasonOf } from "../wire/errors.ts";
-import { u32, u64 } from "../wire/json-types.ts";
-import { parseStore } from "../wire/record.ts";
+import { reasonOf } from "../wire/errors.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { Member } from "../wire/store-members.ts";
 import type { MemberContext } from "./context.ts";
-import { peerUrl, QUOTA_BYTES } from "./etcd-process.ts";
+import { peerUrl } from "./etcd-process.ts";
 import { aliveOf, clusterJsonOf, hostsOf, poolsOf, type VolumeFacts, volumesOf } from "./facts.ts";
-import { findVolume, type WantedVolume } from "./find.ts";
 import type { HostFile } from "./host-file.ts";
 import type { LocalDaemon } from "./local-daemon.ts";
-import { clientUrlOf } from "./store-keeper.ts";
+import { membersOrNone, storeStatus } from "./store-status.ts";
 import { deletedVolumes } from "./volumes.ts";
-
-const progressJson = z.object({ host: z.string(), rid: u32, copied: u64, total: u64 });
 
 export async function clusterStatus(context: MemberContext): Promise<api.StatusAnswer> {
   const { mirror, self } = context;
@@ -89,63 +80,6 @@ export function agentFacts(): { version: string; pid: number } {
 }
 
 export const AGENT_VERSION = "0.1.0";
-
-async function storeStatus(context: MemberContext): Promise<api.StoreStatus> {
-  const { mirror, storeKeeper, view } = context;
-  const stored = mirror.get(keys.store);
-  let reason: string | null = view.storeUp ? null : "its majority does not answer";
-  let members: api.StoreMember[] = [];
-  let alarms: string[] = [];
-  if (view.storeUp) {
-    try {
-      await mirror.sync();
-      members = await Promise.all((await storeKeeper.members.list()).map((m) => memberAnswer(context, m)));
-      alarms = (await storeKeeper.members.alarms()).map(({ alarm }) => alarm);
-    } catch (error) {
-      if (!isWeftError(error)) throw error;
-      reason = error.message;
-    }
-  }
-  return {
-    writable: reason === null && !alarms.includes("NOSPACE"),
-    reason: reason ?? (alarms.includes("NOSPACE") ? "its space quota is used up" : null),
-    incarnation: stored === null ? null : parseStore(stored.key, stored.value).incarnation,
-    revision: mirror.revision,
-    quotaBytes: QUOTA_BYTES,
-    members,
-    alarms,
-  };
-}
-
-async function memberAnswer(
-  { mirror, storeKeeper }: MemberContext,
-  member: Member,
-): Promise<api.StoreMember> {
-  const status = member.name === "" ? null : await storeKeeper.members.statusOf(clientUrlOf(member));
-  const host = hostsOf(mirror).find(({ address }) => member.peerUrls.includes(peerUrl(address)));
-  return {
-    id: member.id,
-    name: host?.name ?? member.name,
-    address: host?.address ?? new URL(clientUrlOf(member)).hostname,
-    learner: member.learner,
-    leader: status !== null && status.leader === member.id,
-    answers: status !== null,
-    version: status?.version ?? null,
-    dbBytes: status?.dbBytes ?? null,
-  };
-}
-
-export async function membersOrNone(
-  { storeKeeper }: MemberContext,
-  ask: boolean,
-): Promise<readonly Member[]> {
-  try {
-    return ask ? await storeKeeper.members.list() : [];
-  } catch (error) {
-    if (isWeftError(error)) return [];
-    throw error;
-  }
-}
 
 export function hostAnswers(
   { mirror, self, view }: MemberContext,
@@ -283,96 +217,6 @@ function problems(store: api.StoreStatus, volumes: readonly VolumeFacts[]): api.
   return found;
 }
 
-export async function whyAnswer(context: MemberContext, ref: string): Promise<api.WhyAnswer> {
-  const { mirror, view, placer, daemon, host } = context;
-  const volume = findVolume(mirror, ref);
-  const { id, want, record } = volume;
-  const cluster = view.cluster();
-  const health = healthOf(want, record, cluster);
-  const now = Date.now();
-  const why = explain(
-    {
-      want,
-      record,
-      cluster,
-      storeUp: view.storeUp,
-      health,
-      rebuild: placer.rebuildOf(volume, now),
-      job: jobOf(context, volume),
-    },
-    now,
-  );
-  const isHere =
-    record?.owner?.host === host || record?.replicas.some((member) => member.host === host) === true;
-  return {
-    volume: id,
-    name: want.name,
-    health: volume.unreadable === null ? health.kind : "unreadable",
-    because: [...whySentences(why), ...(volume.unreadable === null ? [] : [volume.unreadable.message])],
-    do: why.do.map(advice),
-    daemon: isHere ? await daemonWhy(daemon, id) : null,
-  };
-}
-
-async function daemonWhy(daemon: LocalDaemon, volume: string): Promise<Record<string, unknown> | null> {
-  try {
-    return { ...(await daemon.client.call("why", { volume }, 3000)) };
-  } catch (error) {
-    if (isWeftError(error)) return { error: error.code, message: error.message };
-    throw error;
-  }
-}
-
-export function progressAnswer(context: MemberContext, ref: string): api.ProgressAnswer {
-  const { mirror, view, placer } = context;
-  const volume = findVolume(mirror, ref);
-  const { want, record } = volume;
-  const cluster = view.cluster();
-  const health = healthOf(want, record, cluster);
-  const progress = progressOf(context, volume);
-  const rebuild = placer.rebuildOf(volume, Date.now());
-  const waitingFor: string[] = [];
-  if (health.kind === "unavailable")
-    waitingFor.push(...health.waitingFor.map((id) => `${hostName(cluster, id)} to answer`));
-  if (rebuild.kind === "wait") waitingFor.push(`copy ${rebuild.lost} to come back`);
-  if (rebuild.kind === "no-place") waitingFor.push(rebuild.finding.message);
-  const joining = record?.replicas.find(({ rid }) => rid === progress?.rid);
-  return {
-    volume: volume.id,
-    health: volume.unreadable === null ? health.kind : "unreadable",
-    workedOnBy: record === null || record.owner === null ? null : hostName(cluster, record.owner.host),
-    resync:
-      progress === null
-        ? null
-        : {
-            rid: progress.rid,
-            hostName: joining === undefined ? "" : hostName(cluster, joining.host),
-            copiedBytes: progress.copied,
-            totalBytes: progress.total,
-          },
-    waitingFor,
-  };
-}
-
-function progressOf({ mirror }: MemberContext, { id }: WantedVolume): z.output<typeof progressJson> | null {
-  const entry = mirror.get(keys.progress(id));
-  if (entry === null) return null;
-  const parsed = progressJson.safeParse(JSON.parse(entry.value));
-  return parsed.success ? parsed.data : null;
-}
-
-function jobOf(context: MemberContext, volume: WantedVolume): JobState | null {
-  const progress = progressOf(context, volume);
-  if (progress === null) return null;
-  return {
-    kind: "running",
-    startedMs: Date.now(),
-    copied: progress.copied,
-    total: progress.total,
-    samples: [],
-  };
-}
-
 export function trashAnswers({ mirror }: MemberContext): api.TrashAnswer[] {
   return deletedVolumes(mirror).map(({ id, want, record }) => {
     const deletedAt = want.deletedAtMs ?? 0;
@@ -389,8 +233,4 @@ export function trashAnswers({ mirror }: MemberContext): api.TrashAnswer[] {
 export function clusterAnswer({ mirror, self, store }: MemberContext): api.ClusterAnswer {
   const { id, name, createdAt } = clusterJsonOf(mirror);
   return { id, name, createdAt, host: self.host, endpoints: [...store.call.endpoints] };
-}
-
-function advice(remedy: Finding["do"][number]): { why: string; command: string | null } {
-  return { why: remedy.why, command: remedy.command };
 }

@@ -89,3 +89,31 @@ void t.test("store: a member that lost its disk is taken out and comes back as a
   );
   t.equal(after.length, 3);
 });
+
+void t.test(
+  "host: one that is removed while it runs leaves the cluster, and may join again as a new host",
+  async (t) => {
+    const [h1, h2] = await startCluster(t, 2, 31);
+    if (h1 === undefined || h2 === undefined) throw new Error("two hosts");
+    const before = await h2.client.cluster();
+    await t.rejects(h2.client.removeHost("h2"), { code: "E-HOST-10" });
+    await eventually(
+      "the removal",
+      () => h1.client.removeHost("h2"),
+      (r) => r.name === "h2" && r.storeMemberRemoved,
+    );
+    await eventually(
+      "h2 to be in no cluster",
+      () => h2.client.status(),
+      (s) => s.kind === "no-cluster",
+    );
+    await eventually(
+      "its etcd to end",
+      () => h2.etcd.runningPid(),
+      (pid) => pid === null,
+    );
+    const again = await h2.client.join({ from: h1.address, name: "h2", address: h2.address });
+    t.equal(again.id, before.id);
+    t.not(again.host, before.host);
+  },
+);
