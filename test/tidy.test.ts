@@ -155,6 +155,15 @@ const plots: readonly (readonly [
     ["native/weft-io/Cargo.toml:3: weft-io depends on weft-export; crates depend downwards only"],
   ],
   [
+    "a decision that is not in the list",
+    {
+      "docs/adr/README.md": "# Decisions\n\n[1](0001-a.md)\n",
+      "docs/adr/0001-a.md": "# A\n",
+      "docs/adr/0002-b.md": "# B\n",
+    },
+    ["docs/adr/README.md:1: 0002-b.md is not in the list"],
+  ],
+  [
     "a room that is not on the map",
     { "src/attic/a.ts": "/** Head. */\n" },
     ["docs/ARCHITECTURE.md:1: attic/ is not on the map"],

@@ -22,6 +22,7 @@ export function findingLines(tree: Tree): readonly string[] {
     ...importsGoDown(tree),
     ...cratesGoDown(tree),
     ...roomsOnTheMap(tree),
+    ...decisionsInTheIndex(tree),
   ].map(({ path, line, text }) => `${path}:${line}: ${text}`);
 }
 
@@ -307,6 +308,17 @@ function roomsOnTheMap(tree: Tree): Finding[] {
   return Array.from(found)
     .filter((room) => room !== "core" && !map.includes(`${room}/`))
     .map((room) => ({ path: MAP, line: 1, text: `${room}/ is not on the map` }));
+}
+
+const DECISIONS = "docs/adr/";
+
+function decisionsInTheIndex(tree: Tree): Finding[] {
+  const index = `${DECISIONS}README.md`;
+  return Array.from(tree.keys())
+    .filter((path) => path.startsWith(DECISIONS) && path !== index)
+    .map((path) => path.slice(DECISIONS.length))
+    .filter((name) => !(tree.get(index) ?? "").includes(`(${name})`))
+    .map((name) => ({ path: index, line: 1, text: `${name} is not in the list` }));
 }
 
 function isGenerated(path: string): boolean {
