@@ -61,8 +61,9 @@ pub use op::{PoolAnswer, PoolConfig, PoolError, PoolEvent, PoolFigures, PoolOp, 
 use job::{Found, Job, Work, conclude, entry_of, join_extents, join_kinds, nothing_there};
 
 const BLOCK_LEN: usize = 4096;
-/// A segment's sidecar is written back when this many of its 32 pages are dirty, so that a seal finds little to do.
-const DIRTY_PAGES: u32 = 16;
+/// A segment's sidecar is written back after this many changed entries (8 MiB of data), so that a seal finds little to
+/// do: at most 32 pages and a flush for 2048 writes. Fewer would cost random writes more than the seal gains.
+const WRITE_BACK_CHANGES: u32 = 2048;
 
 /// An open replica.
 struct Replica {
@@ -816,7 +817,7 @@ impl FilePool {
             // Old, new or torn: whatever is there now is what it is.
             Err(_) => replica.doubt.add(piece.segment, piece.lo, piece.hi),
         }
-        let write_back = segment.sidecar.dirty_pages() >= DIRTY_PAGES && segment.side_rounds.is_idle();
+        let write_back = segment.sidecar.changes() >= WRITE_BACK_CHANGES && segment.side_rounds.is_idle();
         if write_back {
             self.ask_side_sync(key, piece.segment, Waiter::Nobody);
         }

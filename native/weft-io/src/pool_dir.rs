@@ -222,6 +222,13 @@ impl PoolDir {
         self.probe
     }
 
+    /// As on a file system that has no O_DIRECT.
+    #[cfg(test)]
+    pub(crate) fn without_direct(mut self) -> PoolDir {
+        self.probe.direct = false;
+        self
+    }
+
     /// Where the pool is.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -58,6 +58,8 @@ pub(crate) struct Sidecar {
     pages: [Option<IoBuf>; PAGES],
     /// Bit per page: differs from the file.
     dirty: u32,
+    /// Entries changed since the dirty pages were last taken.
+    changes: u32,
 }
 
 impl Sidecar {
@@ -102,14 +104,16 @@ impl Sidecar {
         page.bytes_mut()[at..at + 4].copy_from_slice(&crc.to_le_bytes());
         page.bytes_mut()[at + 4..at + 8].copy_from_slice(&kind.to_le_bytes());
         self.dirty |= 1 << number;
+        self.changes += 1;
     }
 
     pub(crate) fn is_dirty(&self) -> bool {
         self.dirty != 0
     }
 
-    pub(crate) fn dirty_pages(&self) -> u32 {
-        self.dirty.count_ones()
+    /// Entries changed since [`Sidecar::take_dirty`].
+    pub(crate) fn changes(&self) -> u32 {
+        self.changes
     }
 
     /// The dirty pages as runs of (offset in the file, buffers); they count as clean from now on.
@@ -124,7 +128,7 @@ impl Sidecar {
             }
             previous = Some(number);
         }
-        self.dirty = 0;
+        (self.dirty, self.changes) = (0, 0);
         runs
     }
 
@@ -165,7 +169,7 @@ mod tests {
         sidecar.set(0, Entry::Absent);
         assert_eq!(runs[0].1[0].bytes()[..4], 7u32.to_le_bytes());
         sidecar.mark_all_dirty();
-        assert_eq!(sidecar.dirty_pages(), 3);
+        assert_eq!((sidecar.take_dirty().len(), sidecar.changes()), (2, 0));
     }
 
     #[test]

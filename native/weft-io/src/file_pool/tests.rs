@@ -39,6 +39,10 @@ impl Rig {
     }
 
     fn with(path: &Path, kind: DriverKind, config: PoolConfig) -> Rig {
+        Rig::over(path, kind, config, |dir| dir)
+    }
+
+    fn over(path: &Path, kind: DriverKind, config: PoolConfig, adapt: fn(PoolDir) -> PoolDir) -> Rig {
         let mut driver = open(Some(kind), DriverConfig::default()).expect("a driver");
         let dir = match PoolDir::open(path) {
             Err(OpenError::NotAPool | OpenError::Io { .. }) => {
@@ -46,7 +50,7 @@ impl Rig {
             }
             other => other.expect("opened"),
         };
-        let pool = FilePool::start(dir, config, &mut driver).expect("started");
+        let pool = FilePool::start(adapt(dir), config, &mut driver).expect("started");
         Rig { driver, pool, token: 0 }
     }
 
@@ -743,9 +747,10 @@ mod model {
         ]
     }
 
-    fn play(path: &Path, kind: DriverKind, steps: Vec<Step>) {
+    fn play(path: &Path, kind: DriverKind, direct: bool, steps: Vec<Step>) {
         let config = PoolConfig { open_segments: 1, ..PoolConfig::new(SPACE) };
-        let mut rig = Rig::with(path, kind, config);
+        let adapt: fn(PoolDir) -> PoolDir = if direct { |dir| dir } else { PoolDir::without_direct };
+        let mut rig = Rig::over(path, kind, config, adapt);
         rig.made(BLOCKS * BLOCK);
         let mut model = vec![Block::Hole(Hole::Absent); usize::try_from(BLOCKS).expect("small")];
         let mut unsealed: Vec<u64> = Vec::new();
@@ -807,7 +812,7 @@ mod model {
                 Step::Restart | Step::Close => {
                     if matches!(step, Step::Restart) {
                         rig.kill();
-                        rig = Rig::with(path, kind, config);
+                        rig = Rig::over(path, kind, config, adapt);
                     } else {
                         rig.ok(PoolOp::CloseReplica { replica: KEY });
                     }
@@ -831,10 +836,10 @@ mod model {
         #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn the_pool_is_an_array_of_blocks(steps in prop::collection::vec(step(), 1..40), libaio: bool) {
+        fn the_pool_is_an_array_of_blocks(steps in prop::collection::vec(step(), 1..40), libaio: bool, direct: bool) {
             let dir = TempDir::under(Path::new("/dev/shm"));
             let kind = if libaio { DriverKind::Libaio } else { DriverKind::IoUring };
-            play(dir.path(), kind, steps);
+            play(dir.path(), kind, direct, steps);
         }
     }
 }
