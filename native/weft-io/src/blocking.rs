@@ -54,7 +54,8 @@ impl<T: Send + 'static> Workers<T> {
         self.jobs.send(Box::new(job)).expect("the threads live as long as their owner");
     }
 
-    /// The next result, if there is one.
+    /// The next result, if there is one. To be drained before the next [`Driver::wait`](crate::driver::Driver::wait): many
+    /// results may share a wake.
     pub fn poll(&mut self) -> Option<T> {
         let result = self.done.try_recv().ok()?;
         self.pending -= 1;
@@ -86,8 +87,10 @@ mod tests {
         }
         let mut got = Vec::new();
         while got.len() < 10 {
-            got.extend(workers.poll());
-            if got.len() + workers.pending() == 10 && workers.pending() > 0 {
+            while let Some(result) = workers.poll() {
+                got.push(result);
+            }
+            if got.len() < 10 {
                 driver.wait(Some(core::time::Duration::from_secs(10)), &mut Vec::new()).expect("wait");
             }
         }

@@ -9,6 +9,12 @@ pub(crate) struct TempDir(PathBuf);
 impl TempDir {
     /// On the disk that holds the build (a real file system, with O_DIRECT).
     pub(crate) fn on_disk() -> TempDir {
+        let program = std::env::current_exe().expect("the test's own path");
+        TempDir::under(program.parent().expect("a directory"))
+    }
+
+    /// With a short path, for sockets.
+    pub(crate) fn short() -> TempDir {
         TempDir::under(&std::env::temp_dir())
     }
 

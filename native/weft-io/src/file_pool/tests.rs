@@ -223,7 +223,8 @@ fn what_was_written_is_read_with_kinds_and_checksums() {
 fn the_probe_tells_what_the_file_system_can() {
     let (disk, memory) = (TempDir::on_disk(), TempDir::under(Path::new("/dev/shm")));
     let dir = PoolDir::create(disk.path(), 4096, b"").expect("created");
-    assert_eq!(dir.probe(), Probe { direct: true, file_system: FileSystem::Ext4 });
+    let Probe { direct, file_system } = dir.probe();
+    assert!(direct && matches!(file_system, FileSystem::Ext4 | FileSystem::Xfs | FileSystem::Btrfs));
     let dir = PoolDir::create(memory.path(), 4096, b"").expect("created");
     assert_eq!(dir.probe().file_system, FileSystem::Tmpfs);
 }
@@ -397,12 +398,12 @@ fn few_open_segments_serve_many() {
         }
         ended.sort_unstable();
         assert_eq!(ended, tokens);
+        rig.seal();
+        assert!(rig.pool.open_segments() <= 3, "{} open", rig.pool.open_segments());
         for i in 0..12u8 {
             assert_eq!(rig.read(u64::from(i) * 16384, 1), Ok(vec![Ok(i + 1)]));
         }
-        rig.seal();
-        assert!(rig.pool.open_segments() <= 3, "{} open", rig.pool.open_segments());
-        assert!(rig.pool.figures().segments_opened > 12, "they were closed and opened again");
+        assert!(rig.pool.figures().segments_opened >= 12 + 9, "they were closed and opened again");
     });
 }
 

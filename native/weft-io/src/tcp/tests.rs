@@ -305,7 +305,7 @@ proptest! {
 fn a_byte_stream_over_a_unix_socket_carries_raw_bytes() {
     for kind in KINDS {
         let mut driver = driver(kind);
-        let dir = TempDir::on_disk();
+        let dir = TempDir::short();
         let path = dir.path().join("sock");
         drop(listen_unix(&path).expect("listens"));
         let listener = listen_unix(&path).expect("replaces what was left behind");
