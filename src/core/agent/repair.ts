@@ -39,12 +39,18 @@ type Kept = { readonly record: VolumeRecord; readonly json: RecordJson; readonly
 
 /** Every agent: answers the ask that is in the store, once each. */
 export async function answerRepair(context: MemberContext): Promise<void> {
-  const { mirror, host, daemon, store } = context;
+  const { mirror, host } = context;
   const entry = mirror.get(keys.repairAsk);
   if (entry === null) return;
   const ask = askJson.parse(JSON.parse(entry.value));
+  // The asker answers itself: an older answer that is still under way must not replace a newer one.
+  if (ask.by === host) return;
   const before = mirror.get(keys.repair(host));
   if (before !== null && answerJson.safeParse(JSON.parse(before.value)).data?.ask === ask.id) return;
+  await answer(context, ask.id);
+}
+
+async function answer({ host, daemon, store }: MemberContext, ask: string): Promise<void> {
   const { records } = await daemon.client.call("replica.records", {});
   const shown = await daemon.client.call("store.show", {});
   const best = new Map<string, { readonly record: VolumeRecord; readonly json: RecordJson }>();
@@ -55,8 +61,8 @@ export async function answerRepair(context: MemberContext): Promise<void> {
     if (known === undefined || isNewer(record, known.record)) best.set(volume, { record, json });
   }
   const incarnation = shown.watermark?.incarnation ?? "0";
-  const answer = { ask: ask.id, incarnation, records: [...best.values()].map(({ json }) => json) };
-  await store.put(keys.repair(host), JSON.stringify(answer));
+  const said = { ask, incarnation, records: [...best.values()].map(({ json }) => json) };
+  await store.put(keys.repair(host), JSON.stringify(said));
 }
 
 export async function repairStore(context: MemberContext, assent: boolean): Promise<RepairAnswer> {
@@ -115,7 +121,7 @@ async function collect(
     }
     return found;
   };
-  await answerRepair(context).catch((error: unknown) => {
+  await answer(context, ask).catch((error: unknown) => {
     throw new WeftError({
       code: "E-AGENT-05",
       message: `weftd of this host could not say which records it keeps: ${reasonOf(error)}.`,
@@ -133,6 +139,7 @@ async function collect(
   } catch (error) {
     if (!isWeftError(error, "E-AGENT-04")) throw error;
   }
+  await mirror.sync();
   return answers();
 }
 

@@ -9,7 +9,7 @@ import { healthOf } from "../model/redundancy.ts";
 import { summarise } from "../model/summary.ts";
 
 import type * as api from "../wire/agent-api.ts";
-import { reasonOf } from "../wire/errors.ts";
+import { isWeftError, reasonOf } from "../wire/errors.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { Member } from "../wire/store-members.ts";
 import type { MemberContext } from "./context.ts";
@@ -39,7 +39,7 @@ export async function clusterStatus(context: MemberContext): Promise<api.StatusA
     hosts,
     pools: poolAnswers(context),
     volumes,
-    problems: problems(store, found),
+    problems: [...rollbackProblems(store, await isRolledBack(context.daemon)), ...problems(store, found)],
   };
 }
 
@@ -193,6 +193,28 @@ function reasonOfHealth(health: ReturnType<typeof healthOf>, cluster: Cluster): 
       return `${health.have} in-sync copies answer, min-isr is ${health.minIsr}`;
     case "unavailable":
       return `waits for ${health.waitingFor.map((id) => hostName(cluster, id)).join(", ")}`;
+  }
+}
+
+/** Restored and not repaired, or further back than this host has seen it: nothing opens (protocol.md R11). */
+function rollbackProblems(store: api.StoreStatus, seenByDaemon: boolean): api.Problem[] {
+  if (store.incarnation !== 0n && !seenByDaemon) return [];
+  const what = store.incarnation === 0n ? "was restored from a backup" : "has gone back in time";
+  return [
+    {
+      code: "E-STORE-02",
+      message: `The store ${what}; no volume opens until it is repaired.`,
+      do: [{ why: "On a host that has copies", command: "weft store repair" }],
+    },
+  ];
+}
+
+async function isRolledBack(daemon: LocalDaemon): Promise<boolean> {
+  try {
+    return (await daemon.client.call("store.show", {}, 2000)).rolled_back;
+  } catch (error) {
+    if (isWeftError(error)) return false;
+    throw error;
   }
 }
 

@@ -20,8 +20,10 @@ export class TestHost {
   readonly weftd: FakeWeftd;
   readonly etcd: EtcdProcess;
   #agent: Agent | null = null;
+  readonly #rebuildAfterMs: number | null;
 
-  constructor(directory: string, n: number) {
+  constructor(directory: string, n: number, rebuildAfterMs: number | null) {
+    this.#rebuildAfterMs = rebuildAfterMs;
     this.directory = directory;
     this.name = `h${n % 10}`;
     this.address = loopback(n);
@@ -48,7 +50,7 @@ export class TestHost {
       etcdctl: "/usr/bin/etcdctl",
       bootIdFile: null,
       logLevel: level,
-      rebuildAfterMs: 1000,
+      rebuildAfterMs: this.#rebuildAfterMs,
     };
     this.#agent = new Agent(options, openLog(level));
     await this.#agent.start();
@@ -67,8 +69,12 @@ export class TestHost {
   }
 }
 
-export async function startHost(t: Scope, n: number): Promise<TestHost> {
-  const host = new TestHost(await mkdtemp(join(tmpdir(), "weft-host-")), n);
+export async function startHost(
+  t: Scope,
+  n: number,
+  rebuildAfterMs: number | null = null,
+): Promise<TestHost> {
+  const host = new TestHost(await mkdtemp(join(tmpdir(), "weft-host-")), n, rebuildAfterMs);
   t.teardown(() => host.destroy());
   await host.startAgent();
   await host.weftd.daemon.start();
@@ -76,10 +82,15 @@ export async function startHost(t: Scope, n: number): Promise<TestHost> {
 }
 
 /** One host with a cluster, the others joined; each with a pool. */
-export async function startCluster(t: Scope, count: number, first: number): Promise<TestHost[]> {
+export async function startCluster(
+  t: Scope,
+  count: number,
+  first: number,
+  rebuildAfterMs: number | null = null,
+): Promise<TestHost[]> {
   const hosts: TestHost[] = [];
   for (let n = first; n < first + count; n += 1) {
-    const host = await startHost(t, n);
+    const host = await startHost(t, n, rebuildAfterMs);
     const [head] = hosts;
     if (head === undefined)
       await host.client.init({ name: host.name, address: host.address, clusterName: "lab" });

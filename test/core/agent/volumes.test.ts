@@ -12,7 +12,7 @@ async function three(
   t: Parameters<typeof startCluster>[0],
   first: number,
 ): Promise<[TestHost, TestHost, TestHost]> {
-  const [h1, h2, h3] = await startCluster(t, 3, first);
+  const [h1, h2, h3] = await startCluster(t, 3, first, 1000);
   if (h1 === undefined || h2 === undefined || h3 === undefined) throw new Error("three hosts");
   await eventually(
     "three hosts with pools",
