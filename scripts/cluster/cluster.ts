@@ -15,6 +15,7 @@ import { join, resolve } from "node:path";
 
 import { z } from "zod";
 
+import { until } from "../lib/until.ts";
 import { Host } from "./host.ts";
 import type { HostLayout, Services } from "./host.ts";
 import { Network } from "./network.ts";
@@ -77,6 +78,7 @@ export class Cluster {
     }
     const mode = process.getuid?.() === 0 ? "namespaces" : "loopback";
     const hosts = layoutsOf(dir, mode, options.hosts ?? 3, options.pools ?? ["h1", "h2"]);
+    for (const host of hosts) removeLeftovers(host.dir);
     mkdirSync(dir, { recursive: true });
     // Written before anything is made: whatever happens now, `down` finds it.
     writeFileSync(join(dir, "cluster.json"), `${JSON.stringify({ mode, hosts }, null, 2)}\n`);
@@ -104,6 +106,14 @@ export class Cluster {
       await host.output(["weft", "pool", "add", host.poolDir]);
       say(`${host.name}: weft pool add ${host.poolDir}`);
     }
+    // How much room a pool has travels through the store behind the pool itself.
+    await until(
+      async () => {
+        const known = await Promise.all(cluster.hosts.map((host) => host.agent().pools()));
+        return known.every((pools) => pools.every(({ free }) => free !== null && free > 0n)) ? true : null;
+      },
+      { what: "every host to know the room in every pool", deadlineMs: 15_000 },
+    );
     return cluster;
   }
 
@@ -154,6 +164,13 @@ export class Cluster {
     if (this.#network !== null) return this.#network;
     throw new Error(`${verb} needs network namespaces, which only root can make`);
   }
+}
+
+/** What `down --keep` left of an earlier cluster. Anything else of that name is not ours to remove. */
+function removeLeftovers(dir: string): void {
+  if (!existsSync(dir)) return;
+  if (!existsSync(join(dir, "boot-id"))) throw new Error(`${dir} exists and is not a host of ours`);
+  rmSync(dir, { recursive: true });
 }
 
 /** Two clusters in different directories never share a name. */
