@@ -1,6 +1,9 @@
 /** fio on a volume's NBD socket, and what it reports. */
 import { z } from "zod";
 
+/** Bytes of one request. */
+export const BLOCK = 16 * 1024;
+
 export type Load = {
   readonly name: string;
   readonly socket: string;
@@ -19,7 +22,7 @@ export function fioCommand(load: Load): readonly string[] {
     "--ioengine=nbd",
     `--uri=nbd+unix:///?socket=${load.socket}`,
     "--rw=randwrite",
-    "--bs=16k",
+    `--bs=${BLOCK}`,
     "--iodepth=16",
     `--offset=${load.offset}`,
     `--size=${load.size}`,

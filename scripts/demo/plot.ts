@@ -24,7 +24,7 @@ import type { Cluster } from "../cluster/cluster.ts";
 import type { Host } from "../cluster/host.ts";
 import { repository } from "../lib/repository.ts";
 import { until, within } from "../lib/until.ts";
-import { fioCommand, fioFigures } from "./fio.ts";
+import { BLOCK, fioCommand, fioFigures } from "./fio.ts";
 import { mib } from "./ledger.ts";
 import type { Ledger } from "./ledger.ts";
 
@@ -102,7 +102,7 @@ async function surviveTheLossOfAHost(
   const written = async (part: number): Promise<void> => {
     await until(
       async () => {
-        const bytes = Number((await session()).figures.written_bytes) - Number(before.written_bytes);
+        const bytes = (Number((await session()).figures.writes) - Number(before.writes)) * BLOCK;
         return bytes >= LOAD.size * part ? true : null;
       },
       { what: `${part * 100} % of the load to be written`, deadlineMs: 60_000, everyMs: 100 },
