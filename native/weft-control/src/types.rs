@@ -379,12 +379,8 @@ pub struct TrashItem {
     /// In which pool.
     #[schemars(with = "Uuid")]
     pub pool: PoolId,
-    /// Bytes it holds.
-    pub bytes: Decimal,
     /// When it was put there, in seconds since 1970.
     pub since: Decimal,
-    /// True when its volume was deleted (it can be restored), false when only this replica was removed.
-    pub whole_volume: bool,
 }
 
 /// The trash of this host.
@@ -416,8 +412,6 @@ pub struct TrashEmpty {
 pub struct TrashEmptied {
     /// Replicas removed for good.
     pub removed: u32,
-    /// Bytes that they held.
-    pub bytes: Decimal,
 }
 
 /// Makes a volume's record after its replicas are durable.
@@ -544,8 +538,6 @@ pub struct MemberStatus {
     pub acked: Decimal,
     /// Writes that were sent to it.
     pub sent: Decimal,
-    /// Age of its oldest unanswered request, in milliseconds.
-    pub lag_ms: u32,
 }
 
 /// A copy to a replica that is behind.
@@ -571,9 +563,9 @@ pub struct SessionFigures {
     pub reads: Decimal,
     /// Writes, trims and zeroes completed.
     pub writes: Decimal,
-    /// Bytes read.
+    /// Bytes that guests asked to read.
     pub read_bytes: Decimal,
-    /// Bytes written.
+    /// Bytes that guests wrote.
     pub written_bytes: Decimal,
     /// The longest time that a guest's request waited, in milliseconds.
     pub stall_ms_max: Decimal,
@@ -581,12 +573,12 @@ pub struct SessionFigures {
     pub resynced_bytes: Decimal,
     /// Bytes that had changed while their targets were away.
     pub changed_bytes: Decimal,
-    /// Writes refused because another session owns the volume.
+    /// Bytes compared by their hashes.
+    pub hashed_bytes: Decimal,
+    /// Bytes made equal after an open (protocol.md R5).
+    pub reconciled_bytes: Decimal,
+    /// Requests that failed because another session owns the volume.
     pub fenced_writes: Decimal,
-    /// Successful swaps of the record.
-    pub swaps: Decimal,
-    /// Blocks whose stored copy failed its checksum.
-    pub bit_rot_blocks: Decimal,
 }
 
 /// A session.

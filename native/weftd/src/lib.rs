@@ -13,10 +13,27 @@
 
 pub mod clock;
 pub mod control;
+pub mod daemon;
 pub mod errors;
 pub mod exports;
+pub mod links;
 pub mod mail;
+pub mod pools;
 pub mod records;
+pub mod sessions;
 pub mod state;
 pub mod store;
 pub mod tokens;
+
+/// Logs to standard error: what `WEFT_LOG` names (`weftd=debug`), else everything from `info` on. Journals add the
+/// time, terminals want it.
+pub fn log_to_stderr() {
+    use std::io::IsTerminal as _;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("WEFT_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+}

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use weft_control::methods::Command;
 use weft_control::types::ErrorBody;
 
+use crate::pools::OpenedPool;
 use crate::store::StoreReply;
 
 /// Wakes the reactor; cheap, and callable from every thread.
@@ -22,6 +23,8 @@ pub enum Mail {
     Store(StoreReply),
     /// A client's command.
     Control(ControlRequest),
+    /// A pool's directory was opened, or can't be.
+    Pool(OpenedPool),
     /// SIGTERM or SIGINT: drain, seal, end.
     Stop,
 }
@@ -32,8 +35,11 @@ pub struct ControlRequest {
     /// What is asked.
     pub command: Command,
     /// Takes the answer; a client that has gone away is not an error.
-    pub answer: oneshot::Sender<Result<Value, ErrorBody>>,
+    pub answer: Answer,
 }
+
+/// Takes the answer to one command.
+pub type Answer = oneshot::Sender<Result<Value, ErrorBody>>;
 
 /// The sending end.
 #[derive(Clone)]

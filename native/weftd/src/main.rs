@@ -1,2 +1,58 @@
-//! See docs/ARCHITECTURE.md.
-fn main() {}
+//! `weftd`: command line, then the daemon (see the library).
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+use weftd::daemon::{self, DriverChoice, Options};
+
+/// The data daemon of weft.
+#[derive(Debug, Parser)]
+#[command(name = "weftd", version, about)]
+struct CommandLine {
+    /// Durable state of this host.
+    #[arg(long, default_value = "/var/lib/weft")]
+    state_dir: PathBuf,
+    /// Sockets.
+    #[arg(long, default_value = "/run/weft")]
+    run_dir: PathBuf,
+    /// How disks are driven.
+    #[arg(long, value_enum, default_value_t = Driver::Auto)]
+    driver: Driver,
+    /// Read the boot id from this file instead of the kernel (several hosts on one machine).
+    #[arg(long)]
+    boot_id_file: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Driver {
+    /// The best that the kernel has.
+    Auto,
+    /// io_uring.
+    #[value(name = "io_uring")]
+    IoUring,
+    /// Linux AIO.
+    Libaio,
+}
+
+fn main() -> ExitCode {
+    let line = CommandLine::parse();
+    weftd::log_to_stderr();
+    let options = Options {
+        state_dir: line.state_dir,
+        run_dir: line.run_dir,
+        driver: match line.driver {
+            Driver::Auto => DriverChoice::Auto,
+            Driver::IoUring => DriverChoice::IoUring,
+            Driver::Libaio => DriverChoice::Libaio,
+        },
+        boot_id_file: line.boot_id_file,
+    };
+    match daemon::run(options) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -23,7 +23,6 @@ use etcd_client::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::oneshot;
 use tokio::task::{AbortHandle, LocalSet, spawn_local};
 use tokio::time::{sleep, timeout};
 use weft_control::types::Decimal;
@@ -31,7 +30,7 @@ use weft_proto::ids::{ClusterId, Revision};
 use weft_proto::message::Watermark;
 
 use crate::errors::{Code, Failure};
-use crate::mail::{Mail, Mailbox};
+use crate::mail::{Answer, Mail, Mailbox};
 use crate::records::RecordChange;
 use crate::state::StateDir;
 
@@ -113,12 +112,9 @@ pub enum StoreRequest {
         /// What to change.
         change: RecordChange,
         /// Takes the answer.
-        answer: ChangeAnswer,
+        answer: Answer,
     },
 }
-
-/// Takes the answer to a [`StoreRequest::Change`].
-pub type ChangeAnswer = oneshot::Sender<Result<serde_json::Value, Failure>>;
 
 /// What the store's thread answers.
 #[derive(Clone, Debug, PartialEq)]
@@ -296,7 +292,7 @@ impl Store {
                     spawn_local(async move {
                         let result = store.change(change).await;
                         // Nobody may want to know any more.
-                        let _ = answer.send(result);
+                        let _ = answer.send(result.map_err(Failure::into_body));
                     });
                 }
                 StoreRequest::Connect { cluster, endpoints } => store.connect(cluster, endpoints),

@@ -2,6 +2,8 @@
 //!
 //! Must always hold: a token names one part of the daemon, and within it one connection or file.
 
+use weft_io::driver::TokenSpace;
+
 /// Which part of the daemon a completion belongs to: the token's highest byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -24,6 +26,12 @@ impl Part {
     pub fn token(self, what: u8, index: u64) -> u64 {
         assert!(index < 1 << WHAT_SHIFT, "index {index} does not fit into a token");
         ((self as u64 + 1) << PART_SHIFT) | (u64::from(what) << WHAT_SHIFT) | index
+    }
+
+    /// The tokens of one of this part's `what`, as weft-io knows them.
+    #[must_use]
+    pub fn space(self, what: u8) -> TokenSpace {
+        TokenSpace(u16::from_be_bytes([self as u8 + 1, what]))
     }
 
     /// A part's token taken apart: (part, what, index); none for tokens of nobody.

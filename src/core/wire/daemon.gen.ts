@@ -123,8 +123,6 @@ export type LinkState = "connecting" | "connected" | "refused" | "silent" | "mis
 export type MemberStatus = {
   /** Writes that it acknowledged. */
   readonly acked: Decimal;
-  /** Age of its oldest unanswered request, in milliseconds. */
-  readonly lag_ms: number;
   /** The member as one line. */
   readonly line: string;
   /** Its host. */
@@ -294,25 +292,25 @@ export type SessionClosed = {
 
 /** Counters of a session since it was opened. */
 export type SessionFigures = {
-  /** Blocks whose stored copy failed its checksum. */
-  readonly bit_rot_blocks: Decimal;
   /** Bytes that had changed while their targets were away. */
   readonly changed_bytes: Decimal;
-  /** Writes refused because another session owns the volume. */
+  /** Requests that failed because another session owns the volume. */
   readonly fenced_writes: Decimal;
-  /** Bytes read. */
+  /** Bytes compared by their hashes. */
+  readonly hashed_bytes: Decimal;
+  /** Bytes that guests asked to read. */
   readonly read_bytes: Decimal;
   /** Reads completed. */
   readonly reads: Decimal;
+  /** Bytes made equal after an open (protocol.md R5). */
+  readonly reconciled_bytes: Decimal;
   /** Bytes sent by resyncs. */
   readonly resynced_bytes: Decimal;
   /** The longest time that a guest's request waited, in milliseconds. */
   readonly stall_ms_max: Decimal;
-  /** Successful swaps of the record. */
-  readonly swaps: Decimal;
   /** Writes, trims and zeroes completed. */
   readonly writes: Decimal;
-  /** Bytes written. */
+  /** Bytes that guests wrote. */
   readonly written_bytes: Decimal;
 };
 
@@ -409,8 +407,6 @@ export type StoreStatus = {
 
 /** What was emptied. */
 export type TrashEmptied = {
-  /** Bytes that they held. */
-  readonly bytes: Decimal;
   /** Replicas removed for good. */
   readonly removed: number;
 };
@@ -423,8 +419,6 @@ export type TrashEmpty = {
 
 /** A replica in the trash. */
 export type TrashItem = {
-  /** Bytes it holds. */
-  readonly bytes: Decimal;
   /** In which pool. */
   readonly pool: Uuid;
   /** Its number. */
@@ -433,8 +427,6 @@ export type TrashItem = {
   readonly since: Decimal;
   /** Of which volume. */
   readonly volume: Uuid;
-  /** True when its volume was deleted (it can be restored), false when only this replica was removed. */
-  readonly whole_volume: boolean;
 };
 
 /** The trash of this host. */

@@ -1,0 +1,1200 @@
+//! The reactor: one thread, one loop, that owns every machine and moves messages between them.
+//!
+//! ```text
+//!  guests ─ Exports ─┐                       ┌─ Pools ─ replicas, logs, disks
+//!                    ├─ sessions ─ (router) ─┤
+//!  control, store ───┘                       └─ Links ─ other hosts
+//! ```
+//!
+//! Must always hold:
+//! * the loop waits at one place only, and after each wake everything that can move has moved;
+//! * a request reaches a replica of this host without a socket, and otherwise exactly as it would over one;
+//! * what one volume, pool, client or peer does wrong ends with that volume, pool, client or peer.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use weft_control::methods::Command;
+use weft_control::types::{
+    self, Decimal, Event as ControlEvent, Export, Finding, Hello as HelloAnswer, KeptRecords, LinkList,
+    LinkState, PoolList, PoolState, RecordJson, ReplicaList, SessionList, SessionOpen, StoreStatus,
+    WatermarkInfo, Why,
+};
+use weft_export::nbd::ExportInfo;
+use weft_io::buffer::IoBuf;
+use weft_io::driver::{self, AnyDriver, Completion, Driver, DriverConfig, DriverKind};
+use weft_proto::ids::{HostId, Instant, PoolId, Rid, SessionId, VolumeId};
+use weft_proto::log::ReplicaKey;
+use weft_proto::message::{Response, Watermark};
+use weft_proto::record::Record;
+use weft_proto::replica::{AttachmentId, Token};
+use weft_proto::session::{EndReason, Event, StoreCall, Transmit};
+use weft_proto::wire::{Hello, MAX_FRAME, Version};
+
+use crate::clock::{now, random_u128};
+use crate::control::{self, EventSender, SOCKET_PATH_MAX};
+use crate::errors::{Code, Failure};
+use crate::exports::Exports;
+use crate::links::{DATA_PORT, Links, LinksOut};
+use crate::mail::{Answer, ControlRequest, Mail, Mailbox};
+use crate::pools::{PoolOwner, Pools, PoolsCall, PoolsOut, not_configured, pool_key, refuse};
+use crate::records::{RecordChange, record_key};
+use crate::sessions::{Opening, Slot, read_reply, swap_reply};
+use crate::state::{HostFile, StateDir, boot_id, raise_open_files};
+use crate::store::{
+    self, ReadError, Snapshot, StoreHandle, StoreReply, StoreRequest, StoreToken, SwapOutcome, WatchEvent,
+};
+use crate::tokens::Part;
+
+/// Sessions of one host (architecture.md, Limits).
+const SESSIONS_MAX: usize = 500;
+/// How long sessions and pools may take to end after SIGTERM.
+const STOP_MS: u64 = 10_000;
+/// Where the hosts of the cluster stand in the store.
+const HOSTS_PREFIX: &str = "/weft/v1/host/";
+
+/// How the daemon is started.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Durable state.
+    pub state_dir: PathBuf,
+    /// Sockets.
+    pub run_dir: PathBuf,
+    /// How disks are driven.
+    pub driver: DriverChoice,
+    /// Where to read the boot id instead of the kernel.
+    pub boot_id_file: Option<PathBuf>,
+}
+
+/// Which driver is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DriverChoice {
+    /// The best that works here.
+    Auto,
+    /// io_uring.
+    IoUring,
+    /// libaio.
+    Libaio,
+}
+
+/// Who asked the store.
+#[derive(Debug)]
+enum Caller {
+    /// A session's read.
+    SessionGet(VolumeId, SessionId),
+    /// A session's swap.
+    SessionSwap(VolumeId, SessionId),
+    /// A session's watch.
+    SessionWatch(VolumeId, SessionId),
+    /// An open that wants to know the record first.
+    Open(Opening),
+    PoolRead(PoolId),
+    PoolSwap(PoolId),
+    Verify(ReplicaKey, Token),
+    Trash(ReplicaKey),
+    Hosts,
+    Why(VolumeId, Answer),
+}
+
+/// A session's attachment to a replica of this host.
+#[derive(Clone, Copy, Debug)]
+struct Local {
+    volume: VolumeId,
+    rid: Rid,
+    ordinal: weft_proto::ids::Ordinal,
+    pool: PoolId,
+}
+
+struct Daemon {
+    driver: AnyDriver,
+    mail: Receiver<Mail>,
+    state: Arc<StateDir>,
+    run_dir: PathBuf,
+    boot_id_file: Option<PathBuf>,
+    store: StoreHandle,
+    events: EventSender,
+    process: u64,
+    identity: Option<HostFile>,
+    watermark: Option<Watermark>,
+    store_reachable: (bool, Instant, Option<String>),
+    rolled_back: bool,
+    calls: BTreeMap<StoreToken, Caller>,
+    next_call: u64,
+    sessions: BTreeMap<VolumeId, Slot>,
+    opening: BTreeSet<VolumeId>,
+    exports: Exports,
+    pools: Pools,
+    links: Option<Links>,
+    locals: BTreeMap<AttachmentId, Local>,
+    by_local: BTreeMap<(VolumeId, Rid), AttachmentId>,
+    next_local: u64,
+    responses: VecDeque<(VolumeId, Rid, weft_proto::ids::Ordinal, Response<IoBuf>)>,
+    /// Sessions to be drained of what they want.
+    touched: BTreeSet<VolumeId>,
+    links_changed: bool,
+    stopping: Option<Instant>,
+    pools_stopping: bool,
+}
+
+/// Runs the daemon until SIGTERM.
+pub fn run(options: Options) -> Result<(), Failure> {
+    raise_open_files()?;
+    let state = Arc::new(StateDir::open(&options.state_dir)?);
+    let kind = match options.driver {
+        DriverChoice::Auto => None,
+        DriverChoice::IoUring => Some(DriverKind::IoUring),
+        DriverChoice::Libaio => Some(DriverKind::Libaio),
+    };
+    let driver = driver::open(kind, DriverConfig::default())
+        .map_err(|e| Failure::new(Code::PROCESS_LIMIT, format!("no way to drive disks: {e}")))?;
+    let waker = driver.waker();
+    let (mailbox, mail) = Mailbox::new(Arc::new(move || waker.wake()));
+    let store = store::spawn(state.clone(), mailbox.clone())?;
+    let pools = Pools::new(state.clone(), mailbox.clone())?;
+    let events = control::spawn(&options.run_dir.join("weftd.sock"), mailbox)?;
+    let at = now();
+    let mut daemon = Daemon {
+        driver,
+        mail,
+        watermark: state.read_watermark()?,
+        state,
+        run_dir: options.run_dir,
+        boot_id_file: options.boot_id_file,
+        store,
+        events,
+        process: u64::try_from(random_u128() >> 64).unwrap_or(1),
+        identity: None,
+        store_reachable: (false, at, None),
+        rolled_back: false,
+        calls: BTreeMap::new(),
+        next_call: 0,
+        sessions: BTreeMap::new(),
+        opening: BTreeSet::new(),
+        exports: Exports::default(),
+        pools,
+        links: None,
+        locals: BTreeMap::new(),
+        by_local: BTreeMap::new(),
+        next_local: 0,
+        responses: VecDeque::new(),
+        touched: BTreeSet::new(),
+        links_changed: false,
+        stopping: None,
+        pools_stopping: false,
+    };
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), driver = %daemon.driver.kind(), "weftd");
+    if let Some(host) = daemon.state.read_host()? {
+        daemon.configure(host)?;
+    }
+    let mut completions = Vec::new();
+    while daemon.drive(&mut completions)? {}
+    tracing::info!("weftd has stopped");
+    Ok(())
+}
+
+impl Daemon {
+    /// One turn of the loop; false when the daemon is done.
+    fn drive(&mut self, completions: &mut Vec<Completion>) -> Result<bool, Failure> {
+        let timeout = self.poll_timeout().map(|due| Duration::from_nanos(due.0.saturating_sub(now().0)));
+        self.driver
+            .wait(timeout, completions)
+            .map_err(|e| Failure::new(Code::DISK_FAILED, format!("the driver failed: {e}")))?;
+        let now = now();
+        for done in completions.drain(..) {
+            self.handle_completion(now, done);
+        }
+        while let Ok(mail) = self.mail.try_recv() {
+            self.handle_mail(now, mail);
+        }
+        self.handle_timeouts(now);
+        self.settle(now);
+        Ok(!self.is_stopped(now))
+    }
+
+    fn poll_timeout(&self) -> Option<Instant> {
+        let sessions = self.sessions.values().flat_map(|s| {
+            [s.machine.poll_timeout(), s.opening.as_ref().map(|(_, until)| *until)].into_iter().flatten()
+        });
+        let links = self.links.as_ref().and_then(Links::poll_timeout);
+        sessions.chain(links).chain(self.pools.poll_timeout()).chain(self.stopping).min()
+    }
+
+    fn handle_completion(&mut self, now: Instant, done: Completion) {
+        match Part::of(done.token) {
+            Some((Part::Export, what, index)) => {
+                self.exports.handle_completion(&mut self.driver, what, index, done);
+            }
+            Some((Part::Link, what, index)) => {
+                if let Some(links) = &mut self.links {
+                    links.handle_completion(&mut self.driver, now, what, index, done);
+                }
+            }
+            Some((Part::Pool, ..)) => self.pools.handle_completion(done),
+            None => {}
+        }
+    }
+
+    fn handle_timeouts(&mut self, now: Instant) {
+        let mut late = Vec::new();
+        for (volume, slot) in &mut self.sessions {
+            if slot.machine.poll_timeout().is_some_and(|due| now >= due) {
+                slot.machine.handle_timeout(now);
+                self.touched.insert(*volume);
+            }
+            if slot.opening.as_ref().is_some_and(|(_, until)| now >= *until) {
+                late.push(*volume);
+            }
+        }
+        for volume in late {
+            self.give_up_opening(now, volume);
+        }
+        self.pools.handle_timeout(now);
+        if let Some(links) = &mut self.links {
+            links.handle_timeout(&mut self.driver, now);
+        }
+    }
+
+    /// Moves everything that can move.
+    fn settle(&mut self, now: Instant) {
+        loop {
+            let mut moved = false;
+            while let Some((volume, request)) = self.exports.poll_request() {
+                moved = true;
+                if let Some(slot) = self.sessions.get_mut(&volume) {
+                    slot.submit(now, request);
+                    self.touched.insert(volume);
+                }
+            }
+            while let Some((volume, rid, ordinal, response)) = self.responses.pop_front() {
+                moved = true;
+                if let Some(slot) = self.sessions.get_mut(&volume) {
+                    slot.machine.handle_response(now, rid, ordinal, response);
+                    self.touched.insert(volume);
+                }
+            }
+            while let Some(out) = self.links.as_mut().and_then(Links::poll) {
+                moved = true;
+                self.handle_link(now, out);
+            }
+            self.pools.drive(&mut self.driver, now);
+            while let Some(out) = self.pools.poll() {
+                moved = true;
+                self.handle_pool(out);
+            }
+            if std::mem::take(&mut self.links_changed) {
+                self.update_links(now);
+                moved = true;
+            }
+            while let Some(volume) = self.touched.pop_first() {
+                moved = true;
+                self.drain_session(now, volume);
+            }
+            if !moved {
+                break;
+            }
+        }
+        // What the last round gave the pools goes to the driver before it waits.
+        self.pools.drive(&mut self.driver, now);
+    }
+
+    // ---- sessions
+
+    fn drain_session(&mut self, now: Instant, volume: VolumeId) {
+        loop {
+            let Some(slot) = self.sessions.get_mut(&volume) else { return };
+            if let Some(transmit) = slot.machine.poll_transmit() {
+                self.route(now, volume, transmit);
+            } else if let Some((id, reply)) = slot.machine.poll_reply() {
+                self.exports.reply(&mut self.driver, id, reply);
+            } else if let Some(call) = slot.machine.poll_store() {
+                let session = slot.machine.id();
+                let key = record_key(volume);
+                match call {
+                    StoreCall::Get => {
+                        let token = self.call(Caller::SessionGet(volume, session));
+                        self.store.send(StoreRequest::Read { token, keys: vec![key] });
+                    }
+                    StoreCall::Swap { expect, record } => {
+                        let token = self.call(Caller::SessionSwap(volume, session));
+                        let value = Some(record.to_bytes());
+                        self.store.send(StoreRequest::Swap { token, key, expected: Some(expect), value });
+                    }
+                }
+            } else if let Some(event) = slot.machine.poll_event() {
+                self.handle_session_event(now, volume, event);
+            } else {
+                break;
+            }
+        }
+        let Some(slot) = self.sessions.get(&volume) else { return };
+        let wanted = slot.machine.wanted_links();
+        let known = slot.links.iter().map(|(rid, (node, pool, _))| (*rid, *node, *pool));
+        if !wanted.eq(known) {
+            self.links_changed = true;
+        }
+    }
+
+    /// Carries a session's request to its replica.
+    fn route(&mut self, now: Instant, volume: VolumeId, transmit: Transmit<IoBuf>) {
+        let Transmit { rid, node, pool, ordinal, request } = transmit;
+        if self.identity.as_ref().is_none_or(|i| i.host != node) {
+            if let Some(links) = &mut self.links {
+                links.send(&mut self.driver, node, volume, rid, ordinal, &request);
+            }
+            return;
+        }
+        let key = ReplicaKey { volume, rid };
+        let attachment = match self.by_local.get(&(volume, rid)).copied() {
+            Some(id) if self.locals.get(&id).is_some_and(|l| l.ordinal == ordinal) => id,
+            before => {
+                if let Some(before) = before {
+                    self.end_local(before);
+                }
+                let id = AttachmentId(self.next_local);
+                self.next_local += 1;
+                self.locals.insert(id, Local { volume, rid, ordinal, pool });
+                self.by_local.insert((volume, rid), id);
+                id
+            }
+        };
+        let (tag, epoch) = (request.tag, request.epoch);
+        if let Err(refusal) = self.pools.handle_request(now, pool, key, attachment, request) {
+            let response = Response { tag, epoch, outcome: Err(refusal), service_us: 0 };
+            self.responses.push_back((volume, rid, ordinal, response));
+        }
+    }
+
+    fn end_local(&mut self, id: AttachmentId) {
+        if let Some(local) = self.locals.remove(&id) {
+            self.by_local.remove(&(local.volume, local.rid));
+            let key = ReplicaKey { volume: local.volume, rid: local.rid };
+            self.pools.handle_disconnect(local.pool, key, id);
+        }
+    }
+
+    /// Tells sessions which of their members can be reached, and the links which hosts are wanted.
+    fn update_links(&mut self, now: Instant) {
+        let Some(identity) = &self.identity else { return };
+        let ours = identity.host;
+        let mut hosts = BTreeSet::new();
+        let mut told: Vec<(VolumeId, Rid, bool)> = Vec::new();
+        let mut dropped: Vec<(VolumeId, Rid, HostId)> = Vec::new();
+        for (volume, slot) in &mut self.sessions {
+            let wanted: BTreeMap<Rid, (HostId, PoolId)> =
+                slot.machine.wanted_links().map(|(rid, node, pool)| (rid, (node, pool))).collect();
+            slot.links.retain(|rid, (node, pool, _)| {
+                let same = wanted.get(rid) == Some(&(*node, *pool));
+                if !same {
+                    dropped.push((*volume, *rid, *node));
+                }
+                same
+            });
+            for (rid, (node, pool)) in wanted {
+                let is_up = if node == ours {
+                    self.pools.is_serving(pool)
+                } else {
+                    hosts.insert(node);
+                    self.links.as_ref().is_some_and(|l| l.is_up(node))
+                };
+                let link = slot.links.entry(rid).or_insert((node, pool, false));
+                if link.2 != is_up {
+                    link.2 = is_up;
+                    told.push((*volume, rid, is_up));
+                }
+            }
+        }
+        for (volume, rid, node) in dropped {
+            self.detach(volume, rid, node);
+        }
+        for (volume, rid, is_up) in told {
+            if let Some(slot) = self.sessions.get_mut(&volume) {
+                if is_up {
+                    slot.machine.handle_link_up(now, rid);
+                } else {
+                    slot.machine.handle_link_down(now, rid, false);
+                }
+                self.touched.insert(volume);
+            }
+        }
+        if let Some(links) = &mut self.links {
+            links.want(&mut self.driver, now, &hosts);
+        }
+    }
+
+    fn detach(&mut self, volume: VolumeId, rid: Rid, node: HostId) {
+        if let Some(id) = self.by_local.get(&(volume, rid)).copied() {
+            self.end_local(id);
+        }
+        if let Some(links) = &mut self.links {
+            links.forget(node, volume, rid);
+        }
+    }
+
+    fn handle_session_event(&mut self, now: Instant, volume: VolumeId, event: Event) {
+        let Some(slot) = self.sessions.get_mut(&volume) else { return };
+        match event {
+            Event::Opened { epoch } => {
+                tracing::info!(%volume, %epoch, session = %slot.machine.id(), caretaker = slot.caretaker, "opened");
+                self.begin_export(now, volume);
+            }
+            Event::Paused { reason } => tracing::warn!(%volume, reason, "paused"),
+            Event::Resumed => tracing::info!(%volume, "goes on"),
+            Event::Demoted { rids, reason } => tracing::warn!(%volume, ?rids, reason, "demoted"),
+            Event::ResyncStarted { rid, bytes } => {
+                slot.resync_since = Some((rid, now));
+                tracing::info!(%volume, %rid, bytes, "resync");
+            }
+            Event::Admitted { rid, copied } => tracing::info!(%volume, %rid, copied, "in sync"),
+            Event::JoinAbandoned { rid, reason } => tracing::warn!(%volume, %rid, reason, "resync given up"),
+            Event::RecordChanged => {
+                if let Some(size) = slot.machine.record().map(|r| r.size) {
+                    self.exports.set_size(volume, size);
+                }
+            }
+            Event::Watermark(watermark) => {
+                self.store.send(StoreRequest::Raise(watermark));
+                return;
+            }
+            Event::ChangeDone { rid, outcome } => {
+                for answer in slot.changes.remove(&rid).unwrap_or_default() {
+                    match outcome {
+                        Ok(()) => {
+                            let _ = answer.send(Ok(json!({})));
+                        }
+                        Err(why) => {
+                            let code = match why {
+                                "too few in-sync copies would be left" => Code::LAST_COPY,
+                                "a volume has at most 8 replicas" => Code::TOO_MANY_REPLICAS,
+                                _ => Code::REPLICA_EXISTS,
+                            };
+                            let message = format!("{rid} of volume {volume}: {why}");
+                            refuse(answer, Failure::new(code, message).with("volume", volume.to_string()));
+                        }
+                    }
+                }
+            }
+            Event::Ended(reason) => {
+                tracing::info!(%volume, ?reason, "ended");
+                return self.end_session(now, volume, &reason);
+            }
+        }
+        self.tell_session(now, volume);
+    }
+
+    /// A session is over: its export, attachments and watch go before anybody is told. One that ended against the
+    /// wish of whoever opened it stays to be looked at, until it is closed or opened anew.
+    fn end_session(&mut self, now: Instant, volume: VolumeId, reason: &EndReason) {
+        self.exports.close(&mut self.driver, volume);
+        let Some(slot) = self.sessions.get_mut(&volume) else { return };
+        slot.path = None;
+        let wished = matches!(reason, EndReason::Closed | EndReason::Abandoned { .. });
+        let stays = !wished && slot.opening.is_none();
+        let members: Vec<(Rid, HostId)> = slot.links.iter().map(|(rid, (node, ..))| (*rid, *node)).collect();
+        slot.links.clear();
+        let session = slot.machine.id();
+        for (rid, node) in members {
+            self.detach(volume, rid, node);
+        }
+        self.unwatch(volume, session);
+        if let Some(slot) = self.sessions.get_mut(&volume) {
+            slot.ended = Some(reason.clone());
+        }
+        self.tell_session(now, volume);
+        if let Some(slot) = self.sessions.get_mut(&volume) {
+            slot.answer_ended(reason);
+        }
+        if !stays {
+            self.sessions.remove(&volume);
+        }
+        self.links_changed = true;
+    }
+
+    fn tell_session(&mut self, now: Instant, volume: VolumeId) {
+        if self.events.is_wanted()
+            && let Some(slot) = self.sessions.get(&volume)
+        {
+            self.events.send(ControlEvent::Session(slot.status(now, self.exports.clients_of(volume))));
+        }
+    }
+
+    /// The session serves: its export, if one is wanted, then its asker's answer.
+    fn begin_export(&mut self, now: Instant, volume: VolumeId) {
+        let Some(slot) = self.sessions.get_mut(&volume) else { return };
+        if let (Some(path), None) = (slot.export.clone(), &slot.path) {
+            let info = ExportInfo {
+                name: volume.to_string(),
+                aliases: vec!["tapdisk_client".to_owned()],
+                description: String::new(),
+                size: slot.machine.record().map_or(0, |r| r.size),
+                read_only: false,
+                multi_conn: true,
+            };
+            match self.exports.open(&mut self.driver, volume, &path, info) {
+                Ok(()) => slot.path = Some(path),
+                Err(failure) => {
+                    tracing::error!(%volume, %failure, "export failed");
+                    if let Some((answer, _)) = slot.opening.take() {
+                        refuse(answer, failure);
+                    }
+                    if !slot.machine.close(now) {
+                        slot.machine.abandon(now);
+                    }
+                    self.touched.insert(volume);
+                    return;
+                }
+            }
+        }
+        if let Some((answer, _)) = slot.opening.take() {
+            let _ = answer.send(Ok(json!(slot.opened())));
+        }
+    }
+
+    fn give_up_opening(&mut self, now: Instant, volume: VolumeId) {
+        let Some(slot) = self.sessions.get_mut(&volume) else { return };
+        let Some((answer, _)) = slot.opening.take() else { return };
+        let reason = slot.machine.view().paused.unwrap_or_else(|| "no member has answered".to_owned());
+        let failure = Failure::new(Code::WAITING, format!("volume {volume} can't be opened yet: {reason}"));
+        refuse(answer, failure.with("volume", volume.to_string()).with("reason", reason));
+        slot.machine.abandon(now);
+        self.touched.insert(volume);
+    }
+
+    // ---- links and pools
+
+    fn handle_link(&mut self, now: Instant, out: LinksOut) {
+        match out {
+            LinksOut::Up(_) => self.links_changed = true,
+            LinksOut::Down { host, refused } => {
+                for (volume, slot) in &mut self.sessions {
+                    for (rid, (node, _, is_up)) in &mut slot.links {
+                        if *node == host && (*is_up || refused) {
+                            *is_up = false;
+                            slot.machine.handle_link_down(now, *rid, refused);
+                            self.touched.insert(*volume);
+                        }
+                    }
+                }
+            }
+            LinksOut::Response { volume, rid, ordinal, response } => {
+                if let Some(slot) = self.sessions.get_mut(&volume) {
+                    slot.machine.handle_response(now, rid, ordinal, response);
+                    self.touched.insert(volume);
+                }
+            }
+            LinksOut::Request { attachment, pool, key, request } => {
+                let (tag, epoch) = (request.tag, request.epoch);
+                if let Err(refusal) = self.pools.handle_request(now, pool, key, attachment, request)
+                    && let Some(links) = &mut self.links
+                {
+                    let response = Response { tag, epoch, outcome: Err(refusal), service_us: 0 };
+                    links.reply(&mut self.driver, attachment, &response);
+                }
+            }
+            LinksOut::Gone { attachment, pool, key } => self.pools.handle_disconnect(pool, key, attachment),
+            LinksOut::Watermark(watermark) => {
+                let ours = self.watermark.is_none_or(|w| w.cluster == watermark.cluster);
+                if ours && self.watermark.is_none_or(|w| watermark > w) && watermark.revision > 0 {
+                    self.store.send(StoreRequest::Raise(watermark));
+                }
+            }
+        }
+    }
+
+    fn handle_pool(&mut self, out: PoolsOut) {
+        match out {
+            PoolsOut::Reply(attachment, response) => {
+                if Links::is_remote(attachment) {
+                    if let Some(links) = &mut self.links {
+                        links.reply(&mut self.driver, attachment, &response);
+                    }
+                } else if let Some(local) = self.locals.get(&attachment) {
+                    self.responses.push_back((local.volume, local.rid, local.ordinal, response));
+                }
+            }
+            PoolsOut::Call(call) => self.call_for_pools(call),
+            PoolsOut::Changed(id) => {
+                self.links_changed = true;
+                let watermark = self.watermark.unwrap_or_default();
+                if let Some(links) = &mut self.links {
+                    links.set_hello(watermark, self.pools.logs());
+                }
+                if let Some(info) = self.pools.info(id) {
+                    self.events.send(ControlEvent::Pool(info));
+                }
+            }
+        }
+    }
+
+    fn call_for_pools(&mut self, call: PoolsCall) {
+        match call {
+            PoolsCall::ReadPool(pool) => {
+                let token = self.call(Caller::PoolRead(pool));
+                self.store.send(StoreRequest::Read { token, keys: vec![pool_key(pool)] });
+            }
+            PoolsCall::SwapPool { pool, expected, value } => {
+                let token = self.call(Caller::PoolSwap(pool));
+                let expected = expected.map(|e| e.revision);
+                self.store.send(StoreRequest::Swap { token, key: pool_key(pool), expected, value });
+            }
+            PoolsCall::Verify(key, at) => {
+                let token = self.call(Caller::Verify(key, at));
+                self.store.send(StoreRequest::Read { token, keys: vec![record_key(key.volume)] });
+            }
+            PoolsCall::Trash(key) => {
+                let token = self.call(Caller::Trash(key));
+                self.store.send(StoreRequest::Read { token, keys: vec![record_key(key.volume)] });
+            }
+        }
+    }
+
+    // ---- the store
+
+    fn call(&mut self, caller: Caller) -> StoreToken {
+        let token = StoreToken(self.next_call);
+        self.next_call += 1;
+        self.calls.insert(token, caller);
+        token
+    }
+
+    fn unwatch(&mut self, volume: VolumeId, session: SessionId) {
+        let watch =
+            |caller: &Caller| matches!(caller, Caller::SessionWatch(v, s) if (*v, *s) == (volume, session));
+        let tokens: Vec<StoreToken> = self.calls.iter().filter(|(_, c)| watch(c)).map(|(t, _)| *t).collect();
+        for token in tokens {
+            self.calls.remove(&token);
+            self.store.send(StoreRequest::Unwatch { token });
+        }
+    }
+
+    fn handle_store(&mut self, now: Instant, reply: StoreReply) {
+        match reply {
+            StoreReply::Read { token, result } => {
+                self.set_rolled_back(matches!(result, Err(ReadError::RolledBack(_))), result.is_ok());
+                if let Some(caller) = self.calls.remove(&token) {
+                    self.handle_read(now, caller, result);
+                }
+            }
+            StoreReply::Swapped { token, outcome } => {
+                self.set_rolled_back(
+                    matches!(outcome, SwapOutcome::RolledBack(_)),
+                    matches!(outcome, SwapOutcome::Done { .. }),
+                );
+                match self.calls.remove(&token) {
+                    Some(Caller::SessionSwap(volume, session)) => {
+                        if let Some(slot) = self.session(volume, session) {
+                            slot.machine.handle_store(now, swap_reply(outcome), None);
+                            self.touched.insert(volume);
+                        }
+                    }
+                    Some(Caller::PoolSwap(pool)) => self.pools.handle_pool_swap(now, pool, outcome),
+                    _ => {}
+                }
+            }
+            StoreReply::Watched { token, event } => self.handle_watched(now, token, event),
+            StoreReply::Reachable { reachable, error } => {
+                tracing::info!(reachable, error, "store");
+                self.store_reachable = (reachable, now, error);
+                self.events.send(ControlEvent::Store(self.store_status(now)));
+            }
+            StoreReply::Watermark(watermark) => {
+                self.watermark = Some(watermark);
+                self.pools.handle_watermark(watermark);
+                let logs = self.pools.logs();
+                if let Some(links) = &mut self.links {
+                    links.set_hello(watermark, logs);
+                }
+            }
+        }
+    }
+
+    fn set_rolled_back(&mut self, rolled_back: bool, believed: bool) {
+        if rolled_back != self.rolled_back && (rolled_back || believed) {
+            self.rolled_back = rolled_back;
+            self.pools.set_rolled_back(rolled_back);
+            if rolled_back {
+                tracing::error!(
+                    "the store has gone back: nothing opens and nothing is trashed until it is repaired"
+                );
+            }
+        }
+    }
+
+    fn session(&mut self, volume: VolumeId, session: SessionId) -> Option<&mut Slot> {
+        self.sessions.get_mut(&volume).filter(|s| s.machine.id() == session)
+    }
+
+    fn handle_read(&mut self, now: Instant, caller: Caller, result: Result<Snapshot, ReadError>) {
+        let watermark = result.as_ref().ok().map(|s| s.watermark);
+        let entry = result.map(|s| s.entries.into_iter().next().flatten());
+        match caller {
+            Caller::SessionGet(volume, session) => {
+                if let Some(slot) = self.session(volume, session) {
+                    slot.machine.handle_store(now, read_reply(entry), watermark);
+                    self.touched.insert(volume);
+                }
+            }
+            Caller::Open(opening) => self.open_with(now, opening, entry),
+            Caller::PoolRead(pool) => self.pools.handle_pool_read(now, pool, entry),
+            Caller::Verify(key, token) => self.pools.handle_verified(now, key, token, &entry),
+            Caller::Trash(key) => self.pools.handle_trash_read(key, entry),
+            Caller::Why(volume, answer) => {
+                let record = entry.ok().flatten().and_then(|e| serde_json::from_slice(&e.value).ok());
+                let _ = answer.send(Ok(json!(self.why(now, volume, record))));
+            }
+            Caller::SessionSwap(..) | Caller::SessionWatch(..) | Caller::PoolSwap(_) | Caller::Hosts => {}
+        }
+    }
+
+    fn handle_watched(&mut self, now: Instant, token: StoreToken, event: WatchEvent) {
+        match self.calls.get(&token) {
+            Some(Caller::SessionWatch(volume, session)) => {
+                let (volume, session) = (*volume, *session);
+                let revision = match &event {
+                    WatchEvent::Now(entries) => entries.first().map(|e| e.revision),
+                    WatchEvent::Put(entry) => Some(entry.revision),
+                    WatchEvent::Deleted(_) | WatchEvent::Cut => None,
+                };
+                if let (Some(revision), Some(slot)) = (revision, self.session(volume, session)) {
+                    slot.machine.handle_record_seen(now, revision);
+                    self.touched.insert(volume);
+                }
+            }
+            Some(Caller::Hosts) => match event {
+                WatchEvent::Now(entries) => {
+                    for entry in entries {
+                        self.learn_host(now, &entry.key, Some(&entry.value));
+                    }
+                }
+                WatchEvent::Put(entry) => self.learn_host(now, &entry.key, Some(&entry.value)),
+                WatchEvent::Deleted(key) => self.learn_host(now, &key, None),
+                WatchEvent::Cut => {}
+            },
+            _ => {}
+        }
+    }
+
+    fn learn_host(&mut self, now: Instant, key: &str, value: Option<&[u8]>) {
+        #[derive(Deserialize)]
+        struct HostEntry {
+            address: String,
+        }
+        let Some(Ok(host)) = key.strip_prefix(HOSTS_PREFIX).map(str::parse::<HostId>) else { return };
+        let address = match value {
+            None => None,
+            Some(value) => {
+                match serde_json::from_slice::<HostEntry>(value).map(|e| e.address.parse::<IpAddr>()) {
+                    Ok(Ok(address)) => Some(address),
+                    _ => {
+                        tracing::warn!(key, "a host's entry has no address that can be understood");
+                        return;
+                    }
+                }
+            }
+        };
+        if let Some(links) = &mut self.links {
+            links.set_address(&mut self.driver, now, host, address);
+        }
+    }
+
+    // ---- mail
+
+    fn handle_mail(&mut self, now: Instant, mail: Mail) {
+        match mail {
+            Mail::Store(reply) => self.handle_store(now, reply),
+            Mail::Pool(opened) => self.pools.handle_opened(&mut self.driver, now, opened),
+            Mail::Control(request) => self.handle_command(now, request),
+            Mail::Stop => self.stop(now),
+        }
+    }
+
+    fn stop(&mut self, now: Instant) {
+        if self.stopping.is_some() {
+            return;
+        }
+        tracing::info!(sessions = self.sessions.len(), "stopping");
+        self.stopping = Some(now.after_ms(STOP_MS));
+        for (volume, slot) in &mut self.sessions {
+            // What waits for a member can't be drained: the next open reconciles it.
+            if !slot.machine.close(now) {
+                slot.machine.abandon(now);
+            }
+            self.touched.insert(*volume);
+        }
+    }
+
+    fn is_stopped(&mut self, now: Instant) -> bool {
+        let Some(until) = self.stopping else { return false };
+        let late = now >= until;
+        let ended = self.sessions.values().all(|s| s.machine.is_ended());
+        if (ended || late) && !self.pools_stopping {
+            self.pools_stopping = true;
+            self.pools.stop(now);
+            self.settle(now);
+        }
+        if late {
+            tracing::warn!("not everything has ended in time");
+        }
+        late || (self.pools_stopping && self.pools.is_stopped())
+    }
+
+    fn configure(&mut self, host: HostFile) -> Result<(), Failure> {
+        let address: IpAddr = host.address.parse().map_err(|_| {
+            let message = format!("{:?} is not an IP address", host.address);
+            Failure::new(Code::BAD_VALUE, message).with("address", host.address.clone())
+        })?;
+        if let Some(known) = &self.identity {
+            if (known.cluster, known.host) != (host.cluster, host.host) {
+                let message =
+                    format!("this host is host {} of cluster {} already", known.host, known.cluster);
+                return Err(Failure::new(Code::OTHER_CLUSTER, message));
+            }
+            if known.address != host.address {
+                let message = format!("the address is {} already; restart weftd to change it", known.address);
+                return Err(Failure::new(Code::OTHER_CLUSTER, message));
+            }
+            self.store.send(StoreRequest::Connect { cluster: host.cluster, endpoints: host.etcd.clone() });
+            self.identity = Some(host);
+            return Ok(());
+        }
+        if let Some(watermark) = self.watermark
+            && watermark.cluster != host.cluster
+        {
+            let message = format!("this host has followed the store of cluster {}", watermark.cluster);
+            return Err(Failure::new(Code::OTHER_CLUSTER, message));
+        }
+        let file = self.boot_id_file.clone().or_else(|| host.boot_id_file.clone());
+        let boot_id = boot_id(file.as_deref())?;
+        let watermark = self.watermark.unwrap_or(Watermark { cluster: host.cluster, ..Watermark::default() });
+        let mut links = Links::new(Hello {
+            wire_min: Version::OLDEST.number(),
+            wire_max: Version::NEWEST.number(),
+            cluster: host.cluster,
+            host: host.host,
+            process: self.process,
+            features: 0,
+            max_frame: u32::try_from(MAX_FRAME).expect("a frame's length fits"),
+            slots: 1024,
+            heartbeat_ms: 100,
+            trailer_len: 0,
+            watermark,
+            pools: Vec::new(),
+        });
+        links.listen(&mut self.driver, now(), SocketAddr::new(address, DATA_PORT))?;
+        self.links = Some(links);
+        self.store.send(StoreRequest::Connect { cluster: host.cluster, endpoints: host.etcd.clone() });
+        let token = self.call(Caller::Hosts);
+        self.store.send(StoreRequest::Watch { token, key: HOSTS_PREFIX.to_owned(), prefix: true });
+        self.pools.configure(PoolOwner { cluster: host.cluster, host: host.host, boot_id }, watermark);
+        tracing::info!(host = %host.host, name = host.name, cluster = %host.cluster, %address, "configured");
+        self.identity = Some(host);
+        Ok(())
+    }
+
+    // ---- commands
+
+    fn handle_command(&mut self, now: Instant, request: ControlRequest) {
+        let ControlRequest { command, answer } = request;
+        if self.stopping.is_some() {
+            return refuse(answer, Failure::new(Code::STOPPING, "weftd is stopping"));
+        }
+        match command {
+            Command::Hello(_) => tell(answer, &self.hello()),
+            Command::Configure(c) => {
+                let host = HostFile::from(c);
+                let result = self.configure(host.clone()).and_then(|()| self.keep_host(host));
+                match result {
+                    Ok(()) => tell(answer, &json!({})),
+                    Err(failure) => refuse(answer, failure),
+                }
+            }
+            Command::StoreEndpoints(e) => {
+                let Some(host) = &mut self.identity else { return refuse(answer, not_configured()) };
+                host.etcd = e.endpoints;
+                let endpoints = host.etcd.clone();
+                self.store.send(StoreRequest::Connect { cluster: host.cluster, endpoints });
+                tell(answer, &json!({}));
+            }
+            Command::StoreShow(_) => tell(answer, &self.store_status(now)),
+            Command::StoreRepairApply(repair) => {
+                let parsed: Result<Vec<Record>, Failure> = repair.records.iter().map(parse_record).collect();
+                match parsed {
+                    Ok(records) => {
+                        let incarnation = repair.incarnation.0;
+                        self.change(RecordChange::Repair { records, incarnation }, answer);
+                    }
+                    Err(failure) => refuse(answer, failure),
+                }
+            }
+            Command::PoolCreate(p) => self.pools.create(PathBuf::from(p.path), answer),
+            Command::PoolList(_) => tell(answer, &PoolList { pools: self.pools.list() }),
+            Command::PoolRemove(p) => self.pools.remove(p.pool, answer),
+            Command::ReplicaCreate(r) => self.pools.create_replica(r, answer),
+            Command::ReplicaTrash(r) => {
+                self.pools.trash_replica(r.pool, ReplicaKey { volume: r.volume, rid: r.rid }, answer);
+            }
+            Command::ReplicaList(_) => tell(answer, &ReplicaList { replicas: self.pools.replicas() }),
+            Command::ReplicaRecords(_) => tell(answer, &KeptRecords { records: self.pools.kept_records() }),
+            Command::ReplicaAdd(r) => {
+                if let Some((slot, answer)) = self.open_slot(r.volume, answer) {
+                    slot.changes.entry(r.rid).or_default().push(answer);
+                    slot.machine.add_replica(now, r.rid, r.node, r.pool);
+                    self.touched.insert(r.volume);
+                }
+            }
+            Command::ReplicaRemove(r) => {
+                if let Some((slot, answer)) = self.open_slot(r.volume, answer) {
+                    slot.changes.entry(r.rid).or_default().push(answer);
+                    slot.machine.remove_replica(now, r.rid);
+                    self.touched.insert(r.volume);
+                }
+            }
+            Command::TrashList(_) => self.pools.list_trash(answer),
+            Command::TrashRestore(v) => self.pools.restore_trash(v.volume, answer),
+            Command::TrashEmpty(e) => self.pools.empty_trash(e.volume, answer),
+            Command::VolumeCreate(v) => match parse_record(&v.record) {
+                Ok(record) => self.change(RecordChange::Create(Box::new(record)), answer),
+                Err(failure) => refuse(answer, failure),
+            },
+            Command::VolumeDelete(v) => self.change(RecordChange::Delete(v.volume), answer),
+            Command::VolumeRestore(v) => self.change(RecordChange::Restore(v.volume), answer),
+            Command::SessionOpen(open) => self.open(now, open, answer),
+            Command::SessionClose(close) => self.close(now, close.volume, close.abandon, answer),
+            Command::SessionList(_) => {
+                let status =
+                    |(volume, slot): (&VolumeId, &Slot)| slot.status(now, self.exports.clients_of(*volume));
+                tell(answer, &SessionList { sessions: self.sessions.iter().map(status).collect() });
+            }
+            Command::SessionShow(v) => match self.sessions.get(&v.volume) {
+                Some(slot) => tell(answer, &slot.status(now, self.exports.clients_of(v.volume))),
+                None => refuse(answer, not_open(v.volume)),
+            },
+            Command::LinkList(_) => {
+                let links = self.links.as_ref().map_or_else(Vec::new, |l| l.list(now));
+                tell(answer, &LinkList { links });
+            }
+            Command::Why(v) => {
+                if self.identity.is_none() {
+                    return refuse(answer, not_configured());
+                }
+                let token = self.call(Caller::Why(v.volume, answer));
+                self.store.send(StoreRequest::Read { token, keys: vec![record_key(v.volume)] });
+            }
+            // The control thread answers it.
+            Command::Events(_) => tell(answer, &json!({})),
+        }
+    }
+
+    fn hello(&self) -> HelloAnswer {
+        HelloAnswer {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            wire_min: u16::from(Version::OLDEST.number()),
+            wire_max: u16::from(Version::NEWEST.number()),
+            cluster: self.identity.as_ref().map(|i| i.cluster),
+            host: self.identity.as_ref().map(|i| i.host),
+            incarnation: Decimal(self.process),
+            pid: std::process::id(),
+            driver: match self.driver.kind() {
+                DriverKind::IoUring => types::Driver::IoUring,
+                DriverKind::Libaio => types::Driver::Libaio,
+            },
+        }
+    }
+
+    /// Keeps what `configure` was told; the agent's own fields of the file stay.
+    fn keep_host(&mut self, host: HostFile) -> Result<(), Failure> {
+        let before: Option<HostFile> = self.state.read_host()?;
+        let boot_id_file = before.as_ref().and_then(|b| b.boot_id_file.clone());
+        let host = HostFile { boot_id_file, ..host };
+        if before.as_ref() != Some(&host) {
+            self.state.write_host(&host)?;
+        }
+        Ok(())
+    }
+
+    fn change(&mut self, change: RecordChange, answer: Answer) {
+        if self.identity.is_none() {
+            return refuse(answer, not_configured());
+        }
+        self.store.send(StoreRequest::Change { change, answer });
+    }
+
+    fn store_status(&self, now: Instant) -> StoreStatus {
+        let (reachable, since, error) = &self.store_reachable;
+        StoreStatus {
+            reachable: *reachable,
+            since_ms: Decimal(now.ms_since(*since)),
+            last_error: error.clone(),
+            rolled_back: self.rolled_back,
+            watermark: self.watermark.map(|w| WatermarkInfo {
+                cluster: w.cluster,
+                incarnation: Decimal(w.incarnation),
+                revision: Decimal(w.revision),
+            }),
+        }
+    }
+
+    fn open_slot(&mut self, volume: VolumeId, answer: Answer) -> Option<(&mut Slot, Answer)> {
+        match self.sessions.get_mut(&volume).filter(|s| !s.machine.is_ended()) {
+            Some(slot) => Some((slot, answer)),
+            None => {
+                refuse(answer, not_open(volume));
+                None
+            }
+        }
+    }
+
+    fn open(&mut self, now: Instant, open: SessionOpen, answer: Answer) {
+        if self.identity.is_none() {
+            return refuse(answer, not_configured());
+        }
+        let export = match &open.export {
+            None => None,
+            Some(Export::Nbd(nbd)) => {
+                let path = match &nbd.path {
+                    Some(path) => PathBuf::from(path),
+                    None => self.run_dir.join("nbd").join(format!("{}.sock", open.volume)),
+                };
+                if !path.is_absolute() || path.as_os_str().len() > SOCKET_PATH_MAX {
+                    let message =
+                        format!("{} is no absolute path of at most {SOCKET_PATH_MAX} bytes", path.display());
+                    return refuse(answer, Failure::new(Code::BAD_VALUE, message));
+                }
+                Some(path)
+            }
+        };
+        if self.opening.contains(&open.volume) {
+            return refuse(answer, changing(open.volume));
+        }
+        if let Some(slot) = self.sessions.get_mut(&open.volume) {
+            if slot.machine.is_ended() {
+                self.sessions.remove(&open.volume);
+            } else if slot.caretaker && !open.caretaker {
+                // A guest goes before a caretaker, whose work the new session takes over.
+                slot.machine.abandon(now);
+                self.drain_session(now, open.volume);
+                self.sessions.remove(&open.volume);
+            } else if slot.opening.is_some() || !slot.closing.is_empty() {
+                return refuse(answer, changing(open.volume));
+            } else {
+                // Asked again, perhaps after its asker was restarted.
+                return tell(answer, &slot.opened());
+            }
+        }
+        if self.sessions.len() + self.opening.len() >= SESSIONS_MAX {
+            let message = format!("this host has {SESSIONS_MAX} volumes open, the limit");
+            return refuse(answer, Failure::new(Code::TOO_MANY_SESSIONS, message));
+        }
+        let SessionOpen { volume, mode, caretaker, old_stopped, .. } = open;
+        self.opening.insert(volume);
+        let token = self.call(Caller::Open(Opening { volume, mode, export, caretaker, old_stopped, answer }));
+        self.store.send(StoreRequest::Read { token, keys: vec![record_key(volume)] });
+    }
+
+    fn open_with(&mut self, now: Instant, opening: Opening, entry: Result<Option<store::Entry>, ReadError>) {
+        let volume = opening.volume;
+        self.opening.remove(&volume);
+        let failure = match entry {
+            Ok(Some(entry)) => match Record::parse(&entry.value) {
+                Ok(record) => {
+                    let Some(host) = self.identity.as_ref().map(|i| i.host) else { return };
+                    let watermark = self.watermark.unwrap_or_default();
+                    let slot = Slot::open(opening, &record, host, watermark, now);
+                    let session = slot.machine.id();
+                    self.sessions.insert(volume, slot);
+                    let token = self.call(Caller::SessionWatch(volume, session));
+                    self.store.send(StoreRequest::Watch { token, key: record_key(volume), prefix: false });
+                    self.touched.insert(volume);
+                    return;
+                }
+                Err(error) => Failure::new(Code::BAD_RECORD, format!("volume {volume}: {error}")),
+            },
+            Ok(None) => Failure::new(Code::NO_SUCH, format!("no volume {volume} in the store")),
+            Err(ReadError::Away(why) | ReadError::Watermark(why)) => Failure::new(Code::STORE_AWAY, why),
+            Err(ReadError::RolledBack(why)) => Failure::new(Code::STORE_ROLLED_BACK, why),
+        };
+        refuse(opening.answer, failure.with("volume", volume.to_string()));
+    }
+
+    fn close(&mut self, now: Instant, volume: VolumeId, abandon: bool, answer: Answer) {
+        let Some(slot) = self.sessions.get_mut(&volume) else { return refuse(answer, not_open(volume)) };
+        if slot.machine.is_ended() {
+            self.sessions.remove(&volume);
+            return tell(answer, &json!({ "lost_writes": 0 }));
+        }
+        if abandon {
+            slot.closing.push(answer);
+            slot.machine.abandon(now);
+        } else if slot.machine.close(now) {
+            slot.closing.push(answer);
+        } else {
+            let view = slot.machine.view();
+            let reason = view.paused.unwrap_or_else(|| "it waits for a member".to_owned());
+            let message = format!("volume {volume} is paused: {reason}; {} requests wait", view.pending);
+            let failure = Failure::new(Code::PAUSED, message);
+            refuse(answer, failure.with("volume", volume.to_string()).with("pending", view.pending));
+        }
+        self.touched.insert(volume);
+    }
+
+    fn why(&self, now: Instant, volume: VolumeId, record: Option<Value>) -> Why {
+        let session = self.sessions.get(&volume).map(|s| s.status(now, self.exports.clients_of(volume)));
+        let replicas: Vec<_> = self.pools.replicas().into_iter().filter(|r| r.volume == volume).collect();
+        let pools = self.pools.list().into_iter().filter(|p| replicas.iter().any(|r| r.pool == p.pool));
+        let pools: Vec<_> = pools.collect();
+        let members: BTreeSet<HostId> =
+            session.iter().flat_map(|s| s.members.iter().map(|m| m.node)).collect();
+        let links = self.links.as_ref().map_or_else(Vec::new, |l| l.list(now));
+        let links: Vec<_> = links.into_iter().filter(|l| members.contains(&l.host)).collect();
+        let store = self.store_status(now);
+        let mut findings = Vec::new();
+        let mut find = |code: Code, message: String| {
+            findings.push(Finding { code: code.to_string(), message, facts: BTreeMap::new() });
+        };
+        if store.rolled_back {
+            find(Code::STORE_ROLLED_BACK, "the store has gone back: it must be repaired".to_owned());
+        }
+        if !store.reachable {
+            let why = store.last_error.clone().unwrap_or_default();
+            find(Code::STORE_AWAY, format!("the store can't be reached: {why}"));
+        }
+        if let Some(reason) = session.as_ref().and_then(|s| s.paused_reason.clone()) {
+            find(Code::WAITING, reason);
+        }
+        for link in links.iter().filter(|l| l.state != LinkState::Connected) {
+            let why = link.reason.clone().unwrap_or_else(|| "not connected yet".to_owned());
+            find(Code::WAITING, format!("host {} at {}: {why}", link.host, link.address));
+        }
+        for pool in pools.iter().filter(|p| p.state != PoolState::Serving) {
+            let why = pool.reason.clone().unwrap_or_else(|| "it is being started".to_owned());
+            find(Code::POOL_NOT_SERVING, format!("pool {}: {why}", pool.pool));
+        }
+        let record = record.map(RecordJson);
+        Why { volume, record, session, replicas, pools, links, store, findings }
+    }
+}
+
+fn tell(answer: Answer, value: &impl Serialize) {
+    // A client that has gone needs no answer.
+    let _ = answer.send(Ok(serde_json::to_value(value).unwrap_or(Value::Null)));
+}
+
+fn parse_record(record: &RecordJson) -> Result<Record, Failure> {
+    let bytes = serde_json::to_vec(&record.0).unwrap_or_default();
+    Record::parse(&bytes).map_err(|e| Failure::new(Code::BAD_VALUE, e.to_string()))
+}
+
+fn not_open(volume: VolumeId) -> Failure {
+    Failure::new(Code::NOT_OPEN, format!("volume {volume} is not open on this host"))
+        .with("volume", volume.to_string())
+}
+
+fn changing(volume: VolumeId) -> Failure {
+    Failure::new(Code::CHANGING, format!("volume {volume} is being opened or closed here"))
+        .with("volume", volume.to_string())
+}

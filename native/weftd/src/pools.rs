@@ -1,0 +1,1764 @@
+//! The pools of this host and the replicas in them.
+//!
+//! ```text
+//! opening ─▶ waiting for the lock (R13) ─▶ starting (R10) ─▶ recovering ─▶ serving
+//!    └──────────────┴────────────────────────┴─────────────────┴─▶ quarantined, failed
+//! ```
+//!
+//! Must always hold:
+//! * a pool serves only after its start raised its incarnation in the store, and only that pool waits for its lock;
+//! * a replica's log record is reported durable when the pool's log says so, and never otherwise;
+//! * a replica is trashed only by [`may_trash`], against a linearizable read, with no attachment in between (R15);
+//! * what a log or checkpoint can't prove sound is quarantined, never an empty replica (R24).
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use weft_control::types::{
+    Decimal, KeptRecord, PoolInfo, PoolState, RecordJson, ReplicaCreate, ReplicaInfo, ReplicaState, TrashItem,
+};
+use weft_io::buffer::IoBuf;
+use weft_io::driver::{Completion, Driver, TokenSpace};
+use weft_io::file_pool::{FilePool, PoolAnswer, PoolConfig, PoolError, PoolEvent, PoolOp, Slot};
+use weft_io::pool_dir::{OpenError, PoolDir, TrashEntry};
+use weft_proto::checkpoint::{self, Checkpoint, Side, checkpoint_len};
+use weft_proto::durable::Durable;
+use weft_proto::ids::{ClusterId, HostId, Instant, Nonce, PoolId, PoolInc, Rid, VolumeId};
+use weft_proto::log::{
+    AppendError, LOG_BLOCK, Log, LogExpectation, LogPlace, LogRecord, LogToken, LogWriteFailed, ReplicaKey,
+    recover,
+};
+use weft_proto::message::{Refusal, Request, Response, Watermark};
+use weft_proto::mutants::Broken;
+use weft_proto::payload::Payload as _;
+use weft_proto::record::Record;
+use weft_proto::replica::{Action, AttachmentId, DiskDone, DiskError, Replica, ReplicaConfig, Token};
+use weft_proto::superblock::{
+    PoolAction, PoolStart, SEGMENT_BYTES, SUPERBLOCK_LEN, StoredPool, Superblock, SwapOutcome as StartSwap,
+};
+use weft_proto::wire::PoolLog;
+
+use crate::clock::{random_u128, random_uuid, unix_seconds};
+use crate::errors::{Code, Failure};
+use crate::mail::{Answer, Mail, Mailbox};
+use crate::records::may_trash;
+use crate::state::StateDir;
+use crate::store::{Entry, ReadError, SwapOutcome};
+use crate::tokens::Part;
+
+/// Blocks of a new pool's log: 16 MiB, some 100,000 stamps between two checkpoints.
+const LOG_BLOCKS: u64 = 4096;
+/// A superblock's content within the pool's file; the rest of its 4 KiB is zero.
+const SUPERBLOCK_CONTENT: usize = 1024;
+/// Between two looks at a pool's space.
+const SPACE_MS: u64 = 2000;
+/// Between two tries of a store call that failed.
+const RETRY_MS: u64 = 200;
+/// How long the trash keeps.
+const TRASH_KEEP_S: u64 = 24 * 3600;
+/// Between two looks for what is too old in the trash.
+const TRASH_LOOK_MS: u64 = 600_000;
+/// The file of the state directory that names this host's pools.
+const POOLS_FILE: &str = "pools.json";
+
+/// The key of a pool.
+#[must_use]
+pub fn pool_key(pool: PoolId) -> String {
+    format!("/weft/v1/pool/{pool}")
+}
+
+/// Who serves: needed before any pool starts.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolOwner {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The host.
+    pub host: HostId,
+    /// The kernel's boot id.
+    pub boot_id: u128,
+}
+
+/// A call to the store that the pools want made.
+#[derive(Clone, Debug, PartialEq)]
+pub enum PoolsCall {
+    /// Reads a pool's key; tell [`Pools::handle_pool_read`].
+    ReadPool(PoolId),
+    /// Swaps a pool's key; tell [`Pools::handle_pool_swap`].
+    SwapPool {
+        /// The pool.
+        pool: PoolId,
+        /// What was there; none: must not exist.
+        expected: Option<Entry>,
+        /// The new value; none deletes.
+        value: Option<Vec<u8>>,
+    },
+    /// Reads a volume's record for a replica's machine; tell [`Pools::handle_verified`].
+    Verify(ReplicaKey, Token),
+    /// Reads a volume's record before a replica is trashed; tell [`Pools::handle_trash_read`].
+    Trash(ReplicaKey),
+}
+
+/// What comes out of the pools.
+#[derive(Debug)]
+pub enum PoolsOut {
+    /// A replica answers an attachment.
+    Reply(AttachmentId, Response<IoBuf>),
+    /// The store is wanted.
+    Call(PoolsCall),
+    /// A pool's state changed.
+    Changed(PoolId),
+}
+
+/// A pool's directory after its blocking open or creation.
+#[derive(Debug)]
+pub struct OpenedPool {
+    /// Where.
+    pub path: PathBuf,
+    /// The directory, or why not. [`OpenError::Locked`] is told once and then waited out.
+    pub result: Result<PoolDir, OpenError>,
+}
+
+/// An entry of `pools.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct KnownPool {
+    pool: PoolId,
+    path: PathBuf,
+    /// Last log sequence known durable (R10); may lag.
+    #[serde(default)]
+    durable_seq: Decimal,
+}
+
+/// All pools of this host.
+#[derive(Debug)]
+pub struct Pools {
+    state: Arc<StateDir>,
+    mailbox: Mailbox,
+    owner: Option<PoolOwner>,
+    watermark: Watermark,
+    pools: BTreeMap<PoolId, Pool>,
+    /// Pools under creation, by path, with who asked.
+    creating: BTreeMap<PathBuf, Vec<Answer>>,
+    trash_jobs: BTreeMap<u64, TrashJob>,
+    next_job: u64,
+    next_space: u16,
+    out: VecDeque<PoolsOut>,
+    saved: Vec<KnownPool>,
+    trash_due: Instant,
+    /// The store is behind the watermark: the trash is not emptied (R15).
+    rolled_back: bool,
+}
+
+#[derive(Debug)]
+struct Pool {
+    id: PoolId,
+    path: PathBuf,
+    phase: Phase,
+    file: Option<FilePool>,
+    space: TokenSpace,
+    start: Option<PoolStart>,
+    /// The pool's key as last read.
+    stored: Option<Entry>,
+    /// What the swap under way would make of it.
+    swapping: Option<Vec<u8>>,
+    inc: PoolInc,
+    /// The superblock's incarnation before this start.
+    inc_before: PoolInc,
+    log: Option<Log>,
+    known_durable: u64,
+    replicas: BTreeMap<ReplicaKey, Slotted>,
+    /// Checkpoint files of replicas that are being read in.
+    loading: BTreeMap<ReplicaKey, [Option<IoBuf>; 2]>,
+    /// Directories of replicas whose creation was interrupted: never promised to anyone.
+    unfinished: Vec<ReplicaKey>,
+    /// The log as read, until every checkpoint is there too.
+    recovering_log: Option<IoBuf>,
+    ops: BTreeMap<u64, Purpose>,
+    next_op: u64,
+    log_waiters: VecDeque<(LogToken, ReplicaKey, Option<Token>, LogRecord)>,
+    /// Records that found the log full.
+    log_full: VecDeque<(ReplicaKey, Option<Token>, LogRecord)>,
+    checkpointing: Option<VecDeque<ReplicaKey>>,
+    /// Replicas between the question whether they may go and the answer, or on their way.
+    trashing: BTreeMap<ReplicaKey, Trashing>,
+    removing: Option<Answer>,
+    free: u64,
+    total: u64,
+    space_due: Instant,
+    retry_due: Option<Instant>,
+    stopping: Stopping,
+    /// Removed from this host; locked until the process ends.
+    retired: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Phase {
+    Opening,
+    WaitingLock,
+    Starting,
+    Recovering,
+    Serving,
+    Quarantined(String),
+    Failed(String),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stopping {
+    No,
+    /// Replicas say "stopped cleanly", then checkpoints, then the log does.
+    Marking,
+    Done,
+}
+
+#[derive(Debug)]
+struct Slotted {
+    machine: Replica<IoBuf>,
+    /// The newest checkpoint's side, number and place in the log.
+    side: Side,
+    counter: u64,
+    log_seq: u64,
+    open: bool,
+    quarantined: bool,
+}
+
+#[derive(Debug)]
+struct Trashing {
+    answer: Answer,
+    /// Taken out of service, to be put back if the disk refuses.
+    taken: Option<Slotted>,
+}
+
+/// Why an op of the pool's file was asked for.
+#[derive(Debug)]
+enum Purpose {
+    Superblock,
+    ReadLog,
+    List,
+    ReadCheckpoint(ReplicaKey, Side),
+    Open(ReplicaKey),
+    Disk(ReplicaKey, Token),
+    Log(u64),
+    Checkpoint { key: ReplicaKey, side: Side, counter: u64, log_seq: u64 },
+    Space,
+    Create { durable: Box<Durable>, answer: Answer },
+    FirstCheckpoint { durable: Box<Durable>, log_seq: u64, answer: Answer },
+    OpenCreated { durable: Box<Durable>, log_seq: u64, answer: Answer },
+    TrashCheckpoint(ReplicaKey),
+    Trash(ReplicaKey),
+    ListTrash { job: u64 },
+    RestoreTrash { job: u64, key: ReplicaKey },
+    EmptyTrash { job: u64 },
+}
+
+/// A command that concerns the trash of all pools.
+#[derive(Debug)]
+struct TrashJob {
+    kind: TrashKind,
+    /// None: nobody asked.
+    answer: Option<Answer>,
+    /// Ops that have not ended.
+    waiting: usize,
+    entries: Vec<(PoolId, TrashEntry)>,
+    done: Vec<Rid>,
+    error: Option<PoolError>,
+    /// The lists are there, ops on entries are under way.
+    acting: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum TrashKind {
+    Tell,
+    Restore(VolumeId),
+    Empty(Option<VolumeId>),
+    Expire,
+}
+
+impl Pools {
+    /// The pools that this host knows; none starts before [`Pools::configure`].
+    pub fn new(state: Arc<StateDir>, mailbox: Mailbox) -> Result<Pools, Failure> {
+        let saved: Vec<KnownPool> = state.read_json(POOLS_FILE)?.unwrap_or_default();
+        Ok(Pools {
+            state,
+            mailbox,
+            owner: None,
+            watermark: Watermark::default(),
+            pools: BTreeMap::new(),
+            creating: BTreeMap::new(),
+            trash_jobs: BTreeMap::new(),
+            next_job: 0,
+            next_space: 0,
+            trash_due: Instant(0),
+            rolled_back: false,
+            out: VecDeque::new(),
+            saved,
+        })
+    }
+
+    /// Starts every known pool for this cluster and host.
+    pub fn configure(&mut self, owner: PoolOwner, watermark: Watermark) {
+        if self.owner.is_some() {
+            return;
+        }
+        self.owner = Some(owner);
+        self.watermark = watermark;
+        for known in self.saved.clone() {
+            let pool = self.add(known.pool, known.path.clone(), Phase::Opening);
+            pool.known_durable = known.durable_seq.0;
+            open_in_background(known.path, self.mailbox.clone());
+        }
+    }
+
+    /// The host's watermark rose (R11).
+    pub fn handle_watermark(&mut self, watermark: Watermark) {
+        self.watermark = watermark;
+        for slot in self.pools.values_mut().flat_map(|p| p.replicas.values_mut()) {
+            slot.machine.handle_watermark(watermark);
+        }
+    }
+
+    fn add(&mut self, id: PoolId, path: PathBuf, phase: Phase) -> &mut Pool {
+        let index = self.next_space;
+        self.next_space += 1;
+        let space =
+            Part::Pool.space(u8::try_from(index).expect("fewer than 256 pools are opened by one process"));
+        self.pools.entry(id).or_insert_with(|| Pool::new(id, path, phase, space))
+    }
+
+    // ---- opening
+
+    /// Makes a pool at `path`, or takes up one of this host that is there.
+    pub fn create(&mut self, path: PathBuf, answer: Answer) {
+        let Some(owner) = self.owner else { return refuse(answer, not_configured()) };
+        if !path.is_absolute() {
+            let message = format!("{} is not an absolute path", path.display());
+            return refuse(answer, Failure::new(Code::BAD_VALUE, message));
+        }
+        if let Some(pool) = self.pools.values().find(|p| p.path == path) {
+            let _ = answer.send(Ok(json!(pool.info())));
+            return;
+        }
+        if self.next_space > 200 {
+            return refuse(
+                answer,
+                Failure::new(Code::POOL_PATH, "this host has opened 200 pools since weftd started"),
+            );
+        }
+        let asked = self.creating.entry(path.clone()).or_default();
+        asked.push(answer);
+        if asked.len() == 1 {
+            create_in_background(path, owner, self.mailbox.clone());
+        }
+    }
+
+    /// The blocking open or creation of a pool has ended.
+    pub fn handle_opened(&mut self, driver: &mut impl Driver, now: Instant, opened: OpenedPool) {
+        let OpenedPool { path, result } = opened;
+        let Some(owner) = self.owner else { return };
+        let asked = self.creating.remove(&path).unwrap_or_default();
+        let known = self.pools.values().find(|p| p.path == path).map(|p| p.id);
+        match result {
+            Ok(dir) => {
+                let superblock = read_superblock(dir.superblock());
+                let id = match (&superblock, known) {
+                    (Ok(s), None) => s.pool,
+                    (_, Some(id)) => id,
+                    (Err(why), None) => {
+                        let failure = Failure::new(Code::POOL_PATH, format!("{}: {why}", path.display()));
+                        return refuse_all(asked, &failure);
+                    }
+                };
+                if known.is_none() {
+                    if self.pools.contains_key(&id) {
+                        let message =
+                            format!("{} holds pool {id}, which is served elsewhere here", path.display());
+                        return refuse_all(asked, &Failure::new(Code::POOL_NOT_EMPTY, message));
+                    }
+                    self.add(id, path.clone(), Phase::Opening);
+                    self.saved.push(KnownPool { pool: id, path: path.clone(), durable_seq: Decimal(0) });
+                    if let Err(failure) = self.state.write_json(POOLS_FILE, &self.saved) {
+                        self.pools.remove(&id);
+                        self.saved.pop();
+                        return refuse_all(asked, &failure);
+                    }
+                }
+                let Some(pool) = self.pools.get_mut(&id) else { return };
+                pool.begin(driver, now, dir, superblock, owner);
+                let info = json!(pool.info());
+                for answer in asked {
+                    let _ = answer.send(Ok(info.clone()));
+                }
+                self.out.push_back(PoolsOut::Changed(id));
+                self.drive_start(id);
+            }
+            Err(error) => {
+                let code = match error {
+                    OpenError::NotEmpty(_) => Code::POOL_NOT_EMPTY,
+                    _ => Code::POOL_PATH,
+                };
+                let failure = Failure::new(code, format!("{}: {error}", path.display()))
+                    .with("path", path.display().to_string());
+                refuse_all(asked, &failure);
+                if let Some(pool) = known.and_then(|id| self.pools.get_mut(&id)) {
+                    pool.phase = match error {
+                        OpenError::Locked => Phase::WaitingLock,
+                        OpenError::BadSuperblock => Phase::Quarantined(error.to_string()),
+                        _ => Phase::Failed(error.to_string()),
+                    };
+                    tracing::warn!(pool = %pool.id, path = %path.display(), %error, "pool does not serve");
+                    self.out.push_back(PoolsOut::Changed(pool.id));
+                }
+            }
+        }
+    }
+
+    fn drive_start(&mut self, id: PoolId) {
+        let Some(pool) = self.pools.get_mut(&id) else { return };
+        let Some(start) = &pool.start else { return };
+        match start.action() {
+            PoolAction::ReadStore => self.out.push_back(PoolsOut::Call(PoolsCall::ReadPool(id))),
+            PoolAction::WriteSuperblock(superblock) => {
+                let mut content = superblock.encode();
+                content.truncate(SUPERBLOCK_CONTENT);
+                pool.submit(Purpose::Superblock, PoolOp::WriteSuperblock { content });
+            }
+            PoolAction::Swap { inc, intent } => {
+                let value = pool.store_value(inc, intent, self.owner.as_ref());
+                let expected = pool.stored.clone();
+                self.out.push_back(PoolsOut::Call(PoolsCall::SwapPool {
+                    pool: id,
+                    expected,
+                    value: Some(value),
+                }));
+            }
+            PoolAction::Serve(inc) => {
+                pool.inc = inc;
+                pool.start = None;
+                pool.phase = Phase::Recovering;
+                pool.submit(Purpose::ReadLog, PoolOp::ReadLog);
+            }
+            PoolAction::Quarantine(reason) => {
+                pool.start = None;
+                pool.quarantine(reason.to_string());
+                self.out.push_back(PoolsOut::Changed(id));
+            }
+        }
+    }
+
+    /// The store answered [`PoolsCall::ReadPool`].
+    pub fn handle_pool_read(&mut self, now: Instant, id: PoolId, result: Result<Option<Entry>, ReadError>) {
+        let Some(pool) = self.pools.get_mut(&id) else { return };
+        if pool.start.is_none() {
+            return;
+        }
+        match result {
+            Ok(entry) => {
+                let stored = match entry.as_ref().map(stored_pool).transpose() {
+                    Ok(stored) => stored,
+                    Err(why) => {
+                        pool.start = None;
+                        pool.quarantine(format!("the store's entry of the pool can't be understood: {why}"));
+                        self.out.push_back(PoolsOut::Changed(id));
+                        return;
+                    }
+                };
+                pool.stored = entry;
+                if let Some(start) = &mut pool.start {
+                    start.handle_store(stored);
+                }
+                self.drive_start(id);
+            }
+            // A store that went back decides nothing; it may be repaired.
+            Err(error) => {
+                tracing::debug!(pool = %id, ?error, "the pool waits for the store");
+                pool.retry_due = Some(now.after_ms(RETRY_MS));
+            }
+        }
+    }
+
+    /// The store answered [`PoolsCall::SwapPool`].
+    pub fn handle_pool_swap(&mut self, now: Instant, id: PoolId, outcome: SwapOutcome) {
+        let Some(pool) = self.pools.get_mut(&id) else { return };
+        if let Some(answer) = pool.removing.take() {
+            return self.finish_remove(id, &outcome, answer);
+        }
+        let Some(start) = &mut pool.start else { return };
+        match outcome {
+            SwapOutcome::Done { revision } => {
+                let value = pool.swapping.take().unwrap_or_default();
+                pool.stored = Some(Entry { key: pool_key(id), value, revision });
+                start.handle_swap(StartSwap::Done);
+            }
+            SwapOutcome::Failed { .. } => start.handle_swap(StartSwap::Lost),
+            SwapOutcome::Unknown(_) | SwapOutcome::Away(_) | SwapOutcome::RolledBack(_) => {
+                start.handle_swap(StartSwap::Unknown);
+                pool.retry_due = Some(now.after_ms(RETRY_MS));
+                return;
+            }
+        }
+        self.drive_start(id);
+    }
+
+    // ---- commands
+
+    /// Every pool.
+    #[must_use]
+    pub fn list(&self) -> Vec<PoolInfo> {
+        self.pools.values().map(Pool::info).collect()
+    }
+
+    /// One pool.
+    #[must_use]
+    pub fn info(&self, id: PoolId) -> Option<PoolInfo> {
+        self.pools.get(&id).map(Pool::info)
+    }
+
+    /// Every replica.
+    #[must_use]
+    pub fn replicas(&self) -> Vec<ReplicaInfo> {
+        let all = self.pools.values().flat_map(|p| p.replicas.iter().map(move |(key, slot)| (p, key, slot)));
+        let mut list: Vec<_> = all.map(|(pool, key, slot)| slot.info(pool, *key)).collect();
+        list.sort_by_key(|r| (r.volume, r.rid));
+        list
+    }
+
+    /// The records that the replicas keep.
+    #[must_use]
+    pub fn kept_records(&self) -> Vec<KeptRecord> {
+        let all =
+            self.pools.values().flat_map(|p| p.replicas.iter().map(move |(key, slot)| (p.id, key, slot)));
+        let kept = all.map(|(pool, key, slot)| {
+            let durable = slot.machine.durable();
+            let record = serde_json::from_slice::<Value>(&durable.record).ok().map(RecordJson);
+            KeptRecord { volume: key.volume, rid: key.rid, pool, promised: durable.promised, record }
+        });
+        let mut kept: Vec<_> = kept.collect();
+        kept.sort_by_key(|r| (r.volume, r.rid));
+        kept
+    }
+
+    /// Makes a replica durable. Idempotent.
+    pub fn create_replica(&mut self, ask: ReplicaCreate, answer: Answer) {
+        let key = ReplicaKey { volume: ask.volume, rid: ask.rid };
+        let pool = match self.serving(ask.pool) {
+            Ok(pool) => pool,
+            Err(failure) => return refuse(answer, failure),
+        };
+        let sane = ask.size.0 > 0
+            && ask.size.0.is_multiple_of(4096)
+            && ask.size.0 <= weft_proto::record::SIZE_MAX
+            && (16..=32).contains(&ask.region_shift)
+            && ask.size.0.div_ceil(1 << ask.region_shift) <= 1 << 20;
+        if !sane {
+            let message =
+                format!("a replica of {} bytes in regions of 2^{} bytes", ask.size, ask.region_shift);
+            return refuse(answer, Failure::new(Code::BAD_VALUE, message));
+        }
+        if let Some(slot) = pool.replicas.get(&key) {
+            let there = slot.machine.durable();
+            if there.size >= ask.size.0 && there.region_shift == ask.region_shift {
+                let _ = answer.send(Ok(json!({})));
+            } else {
+                let message =
+                    format!("{} of volume {} is there with {} bytes", key.rid, key.volume, there.size);
+                refuse(answer, Failure::new(Code::REPLICA_EXISTS, message));
+            }
+            return;
+        }
+        let durable = Box::new(Durable::new(key.volume, key.rid, ask.size.0, ask.region_shift));
+        if let Some(at) = pool.unfinished.iter().position(|k| *k == key) {
+            pool.unfinished.remove(at);
+            return pool.first_checkpoint(durable, answer);
+        }
+        let meta_bytes = checkpoint_len(durable.rgm.len()) as u64;
+        pool.submit(Purpose::Create { durable, answer }, PoolOp::CreateReplica { replica: key, meta_bytes });
+    }
+
+    /// Asks whether a replica may go, then lets it go.
+    pub fn trash_replica(&mut self, pool: PoolId, key: ReplicaKey, answer: Answer) {
+        let pool = match self.serving(pool) {
+            Ok(pool) => pool,
+            Err(failure) => return refuse(answer, failure),
+        };
+        if !pool.replicas.contains_key(&key) {
+            let reason = format!("no {} of volume {} in pool {}", key.rid, key.volume, pool.id);
+            let _ = answer.send(Ok(json!({ "trashed": false, "reason": reason })));
+            return;
+        }
+        if pool.trashing.contains_key(&key) {
+            return refuse(answer, Failure::new(Code::CHANGING, "the replica is being looked at already"));
+        }
+        pool.trashing.insert(key, Trashing { answer, taken: None });
+        self.out.push_back(PoolsOut::Call(PoolsCall::Trash(key)));
+    }
+
+    /// The store answered [`PoolsCall::Trash`]: decides, and takes the replica out of service in the same moment.
+    pub fn handle_trash_read(&mut self, key: ReplicaKey, result: Result<Option<Entry>, ReadError>) {
+        let Some(pool) = self.pools.values_mut().find(|p| p.trashing.contains_key(&key)) else { return };
+        let Some(trashing) = pool.trashing.remove(&key) else { return };
+        let stay = |answer: Answer, reason: String| {
+            let _ = answer.send(Ok(json!({ "trashed": false, "reason": reason })));
+        };
+        let entry = match result {
+            Ok(entry) => entry,
+            Err(ReadError::Away(why) | ReadError::Watermark(why)) => {
+                return refuse(trashing.answer, Failure::new(Code::STORE_AWAY, why));
+            }
+            Err(ReadError::RolledBack(why)) => {
+                return refuse(trashing.answer, Failure::new(Code::STORE_ROLLED_BACK, why));
+            }
+        };
+        let present = match entry.map(|e| Record::parse(&e.value)).transpose() {
+            Ok(present) => present,
+            Err(error) => return stay(trashing.answer, error.to_string()),
+        };
+        let Some(slot) = pool.replicas.get(&key) else {
+            return stay(trashing.answer, "the replica is gone".to_owned());
+        };
+        if !slot.machine.is_idle() {
+            return stay(trashing.answer, "the replica has requests under way".to_owned());
+        }
+        let kept = slot.machine.durable();
+        let kept = match kept.record.is_empty() {
+            true => Ok(None),
+            false => Record::parse(&kept.record).map(Some),
+        };
+        let verdict = match kept {
+            Ok(kept) => may_trash(kept.as_ref(), present.as_ref(), key.rid),
+            Err(error) => Err(format!("the record that the replica keeps: {error}")),
+        };
+        if let Err(reason) = verdict {
+            return stay(trashing.answer, reason);
+        }
+        let Some(slot) = pool.replicas.remove(&key) else { return };
+        // What the log holds of it must be in its checkpoint: the log forgets, the trash does not.
+        let (side, bytes) = pool.encode_checkpoint(&slot);
+        pool.trashing.insert(key, Trashing { answer: trashing.answer, taken: Some(slot) });
+        pool.submit(
+            Purpose::TrashCheckpoint(key),
+            PoolOp::WriteCheckpoint { replica: key, slot: slot_of(side), bytes },
+        );
+    }
+
+    /// Forgets an empty pool; its directory stays.
+    pub fn remove(&mut self, id: PoolId, answer: Answer) {
+        let Some(pool) = self.pools.get_mut(&id) else { return refuse(answer, no_pool(id)) };
+        if !pool.replicas.is_empty() || !pool.loading.is_empty() || !pool.trashing.is_empty() {
+            let count = pool.replicas.len();
+            let failure = Failure::new(Code::POOL_IN_USE, format!("{count} replicas live in pool {id}"));
+            return refuse(answer, failure.with("replicas", count));
+        }
+        if pool.phase != Phase::Serving || pool.removing.is_some() {
+            return refuse(answer, pool.not_serving());
+        }
+        pool.removing = Some(answer);
+        let expected = pool.stored.clone();
+        self.out.push_back(PoolsOut::Call(PoolsCall::SwapPool { pool: id, expected, value: None }));
+    }
+
+    fn finish_remove(&mut self, id: PoolId, outcome: &SwapOutcome, answer: Answer) {
+        match outcome {
+            SwapOutcome::Done { .. } => {}
+            SwapOutcome::Failed { .. } => {
+                let message = format!("the store's entry of pool {id} has changed; try again");
+                return refuse(answer, Failure::new(Code::POOL_NOT_SERVING, message));
+            }
+            SwapOutcome::Unknown(why) => {
+                return refuse(answer, Failure::new(Code::OUTCOME_UNKNOWN, why.clone()));
+            }
+            SwapOutcome::Away(why) => return refuse(answer, Failure::new(Code::STORE_AWAY, why.clone())),
+            SwapOutcome::RolledBack(why) => {
+                return refuse(answer, Failure::new(Code::STORE_ROLLED_BACK, why.clone()));
+            }
+        }
+        self.saved.retain(|k| k.pool != id);
+        if let Err(failure) = self.state.write_json(POOLS_FILE, &self.saved) {
+            return refuse(answer, failure);
+        }
+        if let Some(pool) = self.pools.get_mut(&id) {
+            // It stays locked until the process ends; it is not served any more.
+            pool.phase = Phase::Failed("removed from this host".to_owned());
+            pool.retired = true;
+        }
+        let _ = answer.send(Ok(json!({})));
+    }
+
+    /// What is in the trash of every serving pool.
+    pub fn list_trash(&mut self, answer: Answer) {
+        self.begin_trash(TrashKind::Tell, Some(answer));
+    }
+
+    /// Takes a volume's replicas out of the trash.
+    pub fn restore_trash(&mut self, volume: VolumeId, answer: Answer) {
+        self.begin_trash(TrashKind::Restore(volume), Some(answer));
+    }
+
+    /// Removes what is in the trash for good: one volume's replicas, or all.
+    pub fn empty_trash(&mut self, volume: Option<VolumeId>, answer: Answer) {
+        if self.rolled_back {
+            let message = "the store has gone back: the trash may hold the only copies";
+            return refuse(answer, Failure::new(Code::STORE_ROLLED_BACK, message));
+        }
+        self.begin_trash(TrashKind::Empty(volume), Some(answer));
+    }
+
+    fn begin_trash(&mut self, kind: TrashKind, answer: Option<Answer>) {
+        let id = self.next_job;
+        self.next_job += 1;
+        let mut waiting = 0;
+        for pool in self.pools.values_mut().filter(|p| p.phase == Phase::Serving) {
+            pool.submit(Purpose::ListTrash { job: id }, PoolOp::ListTrash);
+            waiting += 1;
+        }
+        let entries = Vec::new();
+        let job = TrashJob { kind, answer, waiting, entries, done: Vec::new(), error: None, acting: false };
+        self.trash_jobs.insert(id, job);
+        self.drive_trash(id);
+    }
+
+    fn drive_trash(&mut self, id: u64) {
+        let Some(job) = self.trash_jobs.get_mut(&id).filter(|j| j.waiting == 0) else { return };
+        if !job.acting {
+            job.acting = true;
+            let now = unix_seconds();
+            for (pool, entry) in &job.entries {
+                let Some(pool) = self.pools.get_mut(pool) else { continue };
+                let (name, key) = (entry.name.clone(), entry.replica);
+                match job.kind {
+                    TrashKind::Restore(volume) if volume == key.volume => {
+                        pool.submit(Purpose::RestoreTrash { job: id, key }, PoolOp::RestoreTrash { name });
+                    }
+                    TrashKind::Empty(volume) if volume.is_none_or(|v| v == key.volume) => {
+                        pool.submit(Purpose::EmptyTrash { job: id }, PoolOp::EmptyTrash { name });
+                    }
+                    TrashKind::Expire if entry.since_s + TRASH_KEEP_S < now && !self.rolled_back => {
+                        tracing::info!(pool = %pool.id, name, "its time in the trash is over");
+                        pool.submit(Purpose::EmptyTrash { job: id }, PoolOp::EmptyTrash { name });
+                    }
+                    _ => continue,
+                }
+                job.waiting += 1;
+            }
+            if job.waiting > 0 {
+                return;
+            }
+        }
+        let Some(job) = self.trash_jobs.remove(&id) else { return };
+        let Some(answer) = job.answer else { return };
+        if let Some(error) = job.error {
+            return refuse(answer, disk_failure(&error));
+        }
+        let result = match job.kind {
+            TrashKind::Tell => {
+                let item = |(pool, entry): &(PoolId, TrashEntry)| TrashItem {
+                    volume: entry.replica.volume,
+                    rid: entry.replica.rid,
+                    pool: *pool,
+                    since: Decimal(entry.since_s),
+                };
+                let mut items: Vec<TrashItem> = job.entries.iter().map(item).collect();
+                items.sort_by_key(|i| (i.volume, i.rid));
+                json!({ "items": items })
+            }
+            TrashKind::Restore(_) => json!({ "rids": job.done }),
+            TrashKind::Empty(_) | TrashKind::Expire => json!({ "removed": job.done.len() }),
+        };
+        let _ = answer.send(Ok(result));
+    }
+
+    /// The store is, or is no longer, behind the watermark.
+    pub fn set_rolled_back(&mut self, rolled_back: bool) {
+        self.rolled_back = rolled_back;
+    }
+
+    fn serving(&mut self, id: PoolId) -> Result<&mut Pool, Failure> {
+        let pool = self.pools.get_mut(&id).filter(|p| !p.retired).ok_or_else(|| no_pool(id))?;
+        if pool.phase == Phase::Serving { Ok(pool) } else { Err(pool.not_serving()) }
+    }
+
+    /// How far each log is known durable, for HELLO (R10).
+    #[must_use]
+    pub fn logs(&self) -> Vec<PoolLog> {
+        let serving = self.pools.values().filter(|p| p.phase == Phase::Serving);
+        let log = |p: &Pool| {
+            let durable_seq = p.log.as_ref()?.durable_seq();
+            Some(PoolLog { pool: p.id, inc: p.inc, durable_seq })
+        };
+        serving.filter_map(log).collect()
+    }
+
+    // ---- attachments
+
+    /// True when a replica in this pool can be attached to.
+    #[must_use]
+    pub fn is_serving(&self, id: PoolId) -> bool {
+        self.pools.get(&id).is_some_and(|p| p.phase == Phase::Serving)
+    }
+
+    /// A request of an attachment for a replica; refused when there is nobody to answer it.
+    pub fn handle_request(
+        &mut self,
+        now: Instant,
+        pool: PoolId,
+        key: ReplicaKey,
+        attachment: AttachmentId,
+        request: Request<IoBuf>,
+    ) -> Result<(), Refusal> {
+        let pool = self.pools.get_mut(&pool).filter(|p| !p.retired).ok_or(Refusal::NoReplica)?;
+        match pool.phase {
+            Phase::Serving => {}
+            Phase::Quarantined(_) => return Err(Refusal::Quarantined),
+            Phase::Failed(_) => return Err(Refusal::IoError),
+            Phase::Opening | Phase::WaitingLock | Phase::Starting | Phase::Recovering => {
+                return Err(Refusal::Busy);
+            }
+        }
+        if pool.loading.contains_key(&key) {
+            return Err(Refusal::Busy);
+        }
+        let slot = pool.replicas.get_mut(&key).ok_or(Refusal::NoReplica)?;
+        if !slot.open && !slot.quarantined {
+            return Err(Refusal::Busy);
+        }
+        slot.machine.handle_request(now, attachment, request);
+        pool.drive_replica(now, key, &mut self.out);
+        Ok(())
+    }
+
+    /// An attachment's connection is gone.
+    pub fn handle_disconnect(&mut self, pool: PoolId, key: ReplicaKey, attachment: AttachmentId) {
+        if let Some(slot) = self.pools.get_mut(&pool).and_then(|p| p.replicas.get_mut(&key)) {
+            slot.machine.handle_disconnect(attachment);
+        }
+    }
+
+    /// The store answered [`PoolsCall::Verify`].
+    pub fn handle_verified(
+        &mut self,
+        now: Instant,
+        key: ReplicaKey,
+        token: Token,
+        result: &Result<Option<Entry>, ReadError>,
+    ) {
+        let record = match result {
+            Ok(Some(entry)) => Record::parse(&entry.value).ok(),
+            _ => None,
+        };
+        for pool in self.pools.values_mut() {
+            if let Some(slot) = pool.replicas.get_mut(&key) {
+                slot.machine.handle_verified(now, token, record.as_ref());
+                pool.drive_replica(now, key, &mut self.out);
+            }
+        }
+    }
+
+    // ---- the loop
+
+    /// A driver's completion of [`Part::Pool`].
+    pub fn handle_completion(&mut self, done: Completion) {
+        for pool in self.pools.values_mut() {
+            if let Some(file) = pool.file.as_mut().filter(|f| f.owns(done.token)) {
+                return file.handle_completion(done);
+            }
+        }
+    }
+
+    /// Gives the driver what the pools want, and takes what the pools have done.
+    pub fn drive(&mut self, driver: &mut impl Driver, now: Instant) {
+        let ids: Vec<PoolId> = self.pools.keys().copied().collect();
+        for id in ids {
+            while let Some(event) = self.pools.get_mut(&id).and_then(|pool| pool.drive(driver)) {
+                self.handle_event(now, id, event);
+            }
+        }
+    }
+
+    /// What happened for others.
+    pub fn poll(&mut self) -> Option<PoolsOut> {
+        self.out.pop_front()
+    }
+
+    /// When [`Pools::handle_timeout`] is due.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let pools = self.pools.values().flat_map(|p| {
+            let space = (p.phase == Phase::Serving).then_some(p.space_due);
+            [space, p.retry_due].into_iter().flatten()
+        });
+        pools.chain((!self.pools.is_empty()).then_some(self.trash_due)).min()
+    }
+
+    /// Time has come.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let mut retry = Vec::new();
+        for pool in self.pools.values_mut() {
+            if pool.phase == Phase::Serving && now >= pool.space_due {
+                pool.space_due = now.after_ms(SPACE_MS);
+                pool.submit(Purpose::Space, PoolOp::Space);
+            }
+            if pool.retry_due.is_some_and(|due| now >= due) {
+                pool.retry_due = None;
+                retry.push(pool.id);
+            }
+        }
+        for id in retry {
+            self.drive_start(id);
+        }
+        if now >= self.trash_due && !self.pools.is_empty() {
+            self.trash_due = now.after_ms(TRASH_LOOK_MS);
+            self.begin_trash(TrashKind::Expire, None);
+            self.keep_sequences();
+        }
+    }
+
+    /// Keeps each log's durable sequence outside of its pool (R10).
+    fn keep_sequences(&mut self) {
+        let mut changed = false;
+        for known in &mut self.saved {
+            let seq = self.pools.get(&known.pool).and_then(|p| p.log.as_ref()).map(Log::durable_seq);
+            if let Some(seq) = seq.filter(|seq| *seq > known.durable_seq.0) {
+                known.durable_seq = Decimal(seq);
+                changed = true;
+            }
+        }
+        if changed && let Err(failure) = self.state.write_json(POOLS_FILE, &self.saved) {
+            tracing::error!(%failure, "how far the pools' logs are can't be kept");
+        }
+    }
+
+    /// Marks every replica as stopped cleanly and writes checkpoints; done when [`Pools::is_stopped`].
+    pub fn stop(&mut self, now: Instant) {
+        for pool in self.pools.values_mut() {
+            pool.stop(now, &mut self.out);
+        }
+    }
+
+    /// True when nothing is under way in any pool any more.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.pools.values().all(|p| match &p.file {
+            Some(file) if p.phase == Phase::Serving => p.stopping == Stopping::Done && file.is_idle(),
+            _ => true,
+        })
+    }
+
+    fn handle_event(&mut self, now: Instant, id: PoolId, event: PoolEvent) {
+        let Some(pool) = self.pools.get_mut(&id) else { return };
+        let (token, result) = match event {
+            PoolEvent::Done { token, result } => (token, result),
+            PoolEvent::ReplicaFailed { replica, errno } => {
+                tracing::error!(pool = %id, volume = %replica.volume, rid = %replica.rid, %errno, "flush failed");
+                return;
+            }
+        };
+        let Some(purpose) = pool.ops.remove(&token) else { return };
+        match purpose {
+            Purpose::Superblock => match (result, &mut pool.start) {
+                (Ok(_), Some(start)) => {
+                    start.handle_written();
+                    self.drive_start(id);
+                }
+                (Err(error), _) => self.fail(id, format!("its superblock can't be written: {error}")),
+                (Ok(_), None) => {}
+            },
+            Purpose::ReadLog => match result {
+                Ok(PoolAnswer::Bytes(bytes)) => {
+                    pool.recovering_log = Some(bytes);
+                    pool.submit(Purpose::List, PoolOp::ListReplicas);
+                }
+                other => self.fail(id, format!("its log can't be read: {}", said(&other))),
+            },
+            Purpose::List => match result {
+                Ok(PoolAnswer::Replicas(keys)) => {
+                    for key in keys {
+                        pool.load(key);
+                    }
+                    self.try_recover(now, id);
+                }
+                other => self.fail(id, format!("its replicas can't be listed: {}", said(&other))),
+            },
+            Purpose::ReadCheckpoint(key, side) => {
+                let bytes = match result {
+                    Ok(PoolAnswer::Bytes(bytes)) => bytes,
+                    // An unreadable file is one that proves nothing: the other may.
+                    other => {
+                        let why = said(&other);
+                        tracing::warn!(pool = %id, volume = %key.volume, rid = %key.rid, why, "checkpoint unreadable");
+                        IoBuf::copy_of(&[])
+                    }
+                };
+                if let Some(sides) = pool.loading.get_mut(&key) {
+                    sides[side as usize] = Some(bytes);
+                }
+                self.try_recover(now, id);
+            }
+            Purpose::Open(key) => {
+                if let Some(slot) = pool.replicas.get_mut(&key) {
+                    match result {
+                        Ok(_) => slot.open = true,
+                        Err(error) => {
+                            tracing::error!(pool = %id, volume = %key.volume, rid = %key.rid, %error, "not opened");
+                            slot.machine.handle_quarantine();
+                            slot.quarantined = true;
+                        }
+                    }
+                    self.out.push_back(PoolsOut::Changed(id));
+                }
+            }
+            Purpose::Disk(key, token) => {
+                let outcome = match result {
+                    Ok(PoolAnswer::Disk(done)) => Ok(done),
+                    Ok(_) => Ok(DiskDone::Done),
+                    Err(error) => Err(error.disk_error()),
+                };
+                if let Some(slot) = pool.replicas.get_mut(&key) {
+                    slot.machine.handle_disk(now, token, outcome);
+                    pool.drive_replica(now, key, &mut self.out);
+                }
+            }
+            Purpose::Log(batch) => {
+                if let Err(error) = &result {
+                    tracing::error!(pool = %id, %error, "the pool's log can't be written");
+                }
+                pool.handle_log_written(now, batch, result.is_ok(), &mut self.out);
+            }
+            Purpose::Checkpoint { key, side, counter, log_seq } => {
+                pool.handle_checkpoint(now, key, (side, counter, log_seq), result.is_ok(), &mut self.out);
+            }
+            Purpose::Space => {
+                if let Ok(PoolAnswer::Space { free, total }) = result {
+                    (pool.free, pool.total) = (free, total);
+                    for slot in pool.replicas.values_mut() {
+                        slot.machine.handle_free_bytes(free);
+                    }
+                }
+            }
+            Purpose::Create { durable, answer } => match result {
+                Ok(_) => pool.first_checkpoint(durable, answer),
+                Err(error) => refuse(answer, disk_failure(&error)),
+            },
+            Purpose::FirstCheckpoint { durable, log_seq, answer } => match result {
+                Ok(_) => {
+                    let replica = ReplicaKey { volume: durable.volume, rid: durable.rid };
+                    let op = PoolOp::OpenReplica { replica, size: durable.size, unsealed: Vec::new() };
+                    pool.submit(Purpose::OpenCreated { durable, log_seq, answer }, op);
+                }
+                Err(error) => {
+                    pool.unfinished.push(ReplicaKey { volume: durable.volume, rid: durable.rid });
+                    refuse(answer, disk_failure(&error));
+                }
+            },
+            Purpose::OpenCreated { durable, log_seq, answer } => match result {
+                Ok(_) => {
+                    let key = ReplicaKey { volume: durable.volume, rid: durable.rid };
+                    let mut slot =
+                        pool.slot(*durable, (Side::A, 1, log_seq), self.watermark, self.owner.as_ref());
+                    slot.open = true;
+                    pool.replicas.insert(key, slot);
+                    pool.append_identity(now, key, self.owner.as_ref());
+                    pool.drive_log();
+                    let _ = answer.send(Ok(json!({})));
+                    self.out.push_back(PoolsOut::Changed(id));
+                }
+                Err(error) => refuse(answer, disk_failure(&error)),
+            },
+            Purpose::TrashCheckpoint(key) => match result {
+                Ok(_) => {
+                    let now_s = unix_seconds();
+                    pool.submit(Purpose::Trash(key), PoolOp::TrashReplica { replica: key, now_s });
+                }
+                Err(error) => pool.put_back(key, &error),
+            },
+            Purpose::Trash(key) => match result {
+                Ok(_) => {
+                    if let Some(trashing) = pool.trashing.remove(&key) {
+                        tracing::info!(pool = %id, volume = %key.volume, rid = %key.rid, "replica moved to the trash");
+                        let _ = trashing.answer.send(Ok(json!({ "trashed": true, "reason": null })));
+                    }
+                    self.out.push_back(PoolsOut::Changed(id));
+                }
+                Err(error) => pool.put_back(key, &error),
+            },
+            Purpose::ListTrash { job } => {
+                if let Some(job) = self.trash_jobs.get_mut(&job) {
+                    job.waiting -= 1;
+                    match result {
+                        Ok(PoolAnswer::Trash(entries)) => {
+                            job.entries.extend(entries.into_iter().map(|e| (id, e)))
+                        }
+                        Ok(_) => {}
+                        Err(error) => job.error = Some(error),
+                    }
+                }
+                self.drive_trash(job);
+            }
+            Purpose::RestoreTrash { job, key } => {
+                if let Some(job) = self.trash_jobs.get_mut(&job) {
+                    job.waiting -= 1;
+                    match result {
+                        Ok(_) => {
+                            job.done.push(key.rid);
+                            pool.load(key);
+                        }
+                        Err(error) => job.error = Some(error),
+                    }
+                }
+                self.drive_trash(job);
+            }
+            Purpose::EmptyTrash { job } => {
+                if let Some(job) = self.trash_jobs.get_mut(&job) {
+                    job.waiting -= 1;
+                    match result {
+                        Ok(_) => job.done.push(Rid(0)),
+                        Err(error) => job.error = Some(error),
+                    }
+                }
+                self.drive_trash(job);
+            }
+        }
+    }
+
+    fn fail(&mut self, id: PoolId, why: String) {
+        if let Some(pool) = self.pools.get_mut(&id) {
+            tracing::error!(pool = %id, why, "pool failed");
+            pool.start = None;
+            pool.phase = Phase::Failed(why);
+            self.out.push_back(PoolsOut::Changed(id));
+        }
+    }
+
+    /// Goes on when all that was asked for has been read: at the pool's start with the log, later (restored from
+    /// the trash) without, since what the log held of a trashed replica is in its checkpoint.
+    fn try_recover(&mut self, now: Instant, id: PoolId) {
+        let Some(pool) = self.pools.get_mut(&id) else { return };
+        if pool.loading.values().any(|sides| sides.iter().any(Option::is_none)) {
+            return;
+        }
+        let loaded = std::mem::take(&mut pool.loading);
+        let log = pool.recovering_log.take();
+        let result = pool.recover(now, loaded, log, self.watermark, self.owner.as_ref());
+        match result {
+            Ok(()) => {
+                if pool.phase == Phase::Recovering {
+                    pool.phase = Phase::Serving;
+                    pool.space_due = now;
+                    tracing::info!(pool = %id, inc = %pool.inc, replicas = pool.replicas.len(), "pool serves");
+                }
+            }
+            Err(why) => pool.quarantine(why),
+        }
+        let keys: Vec<ReplicaKey> = pool.replicas.keys().copied().collect();
+        for key in keys {
+            pool.drive_replica(now, key, &mut self.out);
+        }
+        self.out.push_back(PoolsOut::Changed(id));
+    }
+}
+
+impl Pool {
+    fn new(id: PoolId, path: PathBuf, phase: Phase, space: TokenSpace) -> Pool {
+        Pool {
+            id,
+            path,
+            phase,
+            file: None,
+            space,
+            start: None,
+            stored: None,
+            swapping: None,
+            inc: PoolInc(0),
+            inc_before: PoolInc(0),
+            log: None,
+            known_durable: 0,
+            replicas: BTreeMap::new(),
+            loading: BTreeMap::new(),
+            unfinished: Vec::new(),
+            recovering_log: None,
+            ops: BTreeMap::new(),
+            next_op: 0,
+            log_waiters: VecDeque::new(),
+            log_full: VecDeque::new(),
+            checkpointing: None,
+            trashing: BTreeMap::new(),
+            removing: None,
+            free: 0,
+            total: 0,
+            space_due: Instant(0),
+            retry_due: None,
+            stopping: Stopping::No,
+            retired: false,
+        }
+    }
+
+    fn info(&self) -> PoolInfo {
+        let (state, reason) = match &self.phase {
+            Phase::Opening | Phase::Starting | Phase::Recovering => (PoolState::Starting, None),
+            Phase::WaitingLock => (
+                PoolState::WaitingLock,
+                Some("waiting for the pool's lock: I/O of an earlier process has not ended".into()),
+            ),
+            Phase::Serving => (PoolState::Serving, None),
+            Phase::Quarantined(why) => (PoolState::Quarantined, Some(why.clone())),
+            Phase::Failed(why) => (PoolState::Failed, Some(why.clone())),
+        };
+        PoolInfo {
+            pool: self.id,
+            path: self.path.display().to_string(),
+            state,
+            reason,
+            inc: self.inc,
+            free: Decimal(self.free),
+            total: Decimal(self.total),
+            replicas: u32::try_from(self.replicas.len()).unwrap_or(u32::MAX),
+        }
+    }
+
+    fn not_serving(&self) -> Failure {
+        let info = self.info();
+        let reason = info.reason.unwrap_or_else(|| "it is being started".to_owned());
+        let code = match info.state {
+            PoolState::Quarantined => Code::POOL_QUARANTINED,
+            _ => Code::POOL_NOT_SERVING,
+        };
+        Failure::new(code, format!("pool {} does not serve: {reason}", self.id))
+            .with("pool", self.id.to_string())
+    }
+
+    fn quarantine(&mut self, why: String) {
+        tracing::error!(pool = %self.id, why, "pool quarantined");
+        for slot in self.replicas.values_mut() {
+            slot.machine.handle_quarantine();
+            slot.quarantined = true;
+        }
+        self.phase = Phase::Quarantined(why);
+    }
+
+    fn submit(&mut self, purpose: Purpose, op: PoolOp) {
+        let token = self.next_op;
+        self.next_op += 1;
+        self.ops.insert(token, purpose);
+        self.file.as_mut().expect("ops are submitted to an open pool only").submit(token, op);
+    }
+
+    /// Exchanges ops and completions with the driver; the next thing that happened.
+    fn drive(&mut self, driver: &mut impl Driver) -> Option<PoolEvent> {
+        let file = self.file.as_mut()?;
+        file.drive(driver);
+        file.poll_event()
+    }
+
+    // ---- start
+
+    fn begin(
+        &mut self,
+        driver: &mut impl Driver,
+        now: Instant,
+        dir: PoolDir,
+        superblock: Result<Superblock, String>,
+        owner: PoolOwner,
+    ) {
+        let superblock = match superblock {
+            Ok(superblock) => superblock,
+            Err(why) => return self.quarantine(why),
+        };
+        if superblock.pool != self.id {
+            return self.quarantine(format!("its directory holds pool {}", superblock.pool));
+        }
+        if superblock.log_blocks * LOG_BLOCK as u64 != dir.wal_bytes() {
+            return self.quarantine(format!(
+                "its log has {} bytes, its superblock says {} blocks",
+                dir.wal_bytes(),
+                superblock.log_blocks
+            ));
+        }
+        match FilePool::start(dir, PoolConfig::new(self.space), driver) {
+            Ok(file) => self.file = Some(file),
+            Err(error) => {
+                self.phase = Phase::Failed(error.to_string());
+                return;
+            }
+        }
+        self.phase = Phase::Starting;
+        self.space_due = now;
+        self.inc_before = superblock.inc;
+        self.inc = superblock.inc;
+        self.start = Some(PoolStart::new(superblock, owner.cluster, owner.host, Nonce(random_u128())));
+    }
+
+    /// The pool's key with a raised incarnation; what others wrote into it is kept.
+    fn store_value(&self, inc: PoolInc, intent: Nonce, owner: Option<&PoolOwner>) -> Vec<u8> {
+        let present = self.stored.as_ref().and_then(|e| serde_json::from_slice::<Value>(&e.value).ok());
+        let mut value = present.filter(Value::is_object).unwrap_or_else(|| json!({}));
+        value["id"] = json!(self.id);
+        value["node"] = json!(owner.map(|o| o.host));
+        value["inc"] = json!(inc);
+        value["intent"] = json!(intent);
+        value["boot_id"] = json!(owner.map(|o| HostId(o.boot_id)));
+        value["path"] = json!(self.path.display().to_string());
+        value["kind"] = json!("dir");
+        serde_json::to_vec(&value).expect("a value is always JSON")
+    }
+
+    fn load(&mut self, key: ReplicaKey) {
+        self.loading.insert(key, [None, None]);
+        for (side, slot) in [(Side::A, Slot::A), (Side::B, Slot::B)] {
+            self.submit(Purpose::ReadCheckpoint(key, side), PoolOp::ReadCheckpoint { replica: key, slot });
+        }
+    }
+
+    fn recover(
+        &mut self,
+        now: Instant,
+        loaded: BTreeMap<ReplicaKey, [Option<IoBuf>; 2]>,
+        log: Option<IoBuf>,
+        watermark: Watermark,
+        owner: Option<&PoolOwner>,
+    ) -> Result<(), String> {
+        let mut found: BTreeMap<ReplicaKey, (Side, Checkpoint)> = BTreeMap::new();
+        let mut damaged = Vec::new();
+        for (key, sides) in &loaded {
+            let [a, b] = [0, 1].map(|i| sides[i].as_ref().map_or(&[][..], |buf| buf.bytes()));
+            match checkpoint::choose(a, b, self.id, *key) {
+                Ok(chosen) => {
+                    found.insert(*key, chosen);
+                }
+                // Its creation never got to the first checkpoint: nobody was told that it exists.
+                Err(_) if a.iter().chain(b).all(|byte| *byte == 0) => self.unfinished.push(*key),
+                Err(error) => damaged.push((*key, error.to_string())),
+            }
+        }
+        if let Some(ring) = log {
+            let from_seq = found.values().map(|(_, c)| c.log_seq + 1).min().unwrap_or(1);
+            let expect = LogExpectation {
+                pool: self.id,
+                inc: self.inc_before,
+                from_seq,
+                known_durable: self.known_durable,
+            };
+            let recovered = recover(ring.bytes(), &expect).map_err(|damage| damage.to_string())?;
+            for entry in &recovered.records {
+                if let Some((_, checkpoint)) = found.get_mut(&entry.key)
+                    && entry.seq > checkpoint.log_seq
+                {
+                    checkpoint.durable.apply(&entry.record);
+                }
+            }
+            let blocks = (ring.len() / LOG_BLOCK) as u64;
+            self.log = Some(Log::new(LogPlace { pool: self.id, inc: self.inc, blocks }, &recovered));
+        }
+        for (key, why) in damaged {
+            tracing::error!(pool = %self.id, volume = %key.volume, rid = %key.rid, why, "replica quarantined");
+            let place = (Side::A, 0, self.log.as_ref().map_or(0, Log::durable_seq));
+            let mut slot = self.slot(Durable::new(key.volume, key.rid, 4096, 20), place, watermark, owner);
+            slot.machine.handle_quarantine();
+            slot.quarantined = true;
+            self.replicas.insert(key, slot);
+        }
+        for (key, (side, checkpoint)) in found {
+            let durable = checkpoint.durable;
+            let op =
+                PoolOp::OpenReplica { replica: key, size: durable.size, unsealed: unsealed_ranges(&durable) };
+            let slot = self.slot(durable, (side, checkpoint.counter, checkpoint.log_seq), watermark, owner);
+            self.replicas.insert(key, slot);
+            self.submit(Purpose::Open(key), op);
+            self.append_identity(now, key, owner);
+        }
+        self.drive_log();
+        Ok(())
+    }
+
+    /// A replica that lost its cache keeps its old identity, so that it says so after a further restart too; what
+    /// is written to it from now on does not make the rest whole.
+    fn slot(
+        &self,
+        mut durable: Durable,
+        (side, counter, log_seq): (Side, u64, u64),
+        watermark: Watermark,
+        owner: Option<&PoolOwner>,
+    ) -> Slotted {
+        let boot_id = owner.map_or(0, |o| o.boot_id);
+        let lossy = durable.boot_id != 0 && durable.boot_id != boot_id && !durable.clean_stop;
+        if !lossy {
+            durable.apply(&LogRecord::Identity { boot_id, device_generation: 0, clean_stop: false });
+        }
+        let record = Record::parse(&durable.record).ok();
+        let config = ReplicaConfig {
+            pool: self.id,
+            pool_inc: self.inc,
+            watermark,
+            lossy,
+            cached: record.is_some_and(|r| r.policy.ack == weft_proto::record::Ack::Cached),
+            broken: Broken::default(),
+        };
+        let mut machine = Replica::new(config, durable);
+        machine.handle_free_bytes(self.free);
+        Slotted { machine, side, counter, log_seq, open: false, quarantined: false }
+    }
+
+    /// Logs what [`Pool::slot`] made of a replica's identity.
+    fn append_identity(&mut self, now: Instant, key: ReplicaKey, owner: Option<&PoolOwner>) {
+        let Some(slot) = self.replicas.get(&key) else { return };
+        let durable = slot.machine.durable();
+        if owner.is_some_and(|o| o.boot_id == durable.boot_id) {
+            let boot_id = durable.boot_id;
+            let identity = LogRecord::Identity { boot_id, device_generation: 0, clean_stop: false };
+            self.append(now, key, None, identity);
+        }
+    }
+
+    fn first_checkpoint(&mut self, durable: Box<Durable>, answer: Answer) {
+        let log_seq = self.log.as_ref().map_or(0, Log::durable_seq);
+        let checkpoint = Checkpoint { pool: self.id, counter: 1, log_seq, durable: (*durable).clone() };
+        let replica = ReplicaKey { volume: durable.volume, rid: durable.rid };
+        let op = PoolOp::WriteCheckpoint { replica, slot: Slot::A, bytes: checkpoint.encode() };
+        self.submit(Purpose::FirstCheckpoint { durable, log_seq, answer }, op);
+    }
+
+    /// The next checkpoint of a replica: its other side, its bytes.
+    fn encode_checkpoint(&self, slot: &Slotted) -> (Side, Vec<u8>) {
+        let log_seq = self.log.as_ref().map_or(0, Log::durable_seq);
+        let durable = slot.machine.durable().clone();
+        let checkpoint = Checkpoint { pool: self.id, counter: slot.counter + 1, log_seq, durable };
+        (slot.side.other(), checkpoint.encode())
+    }
+
+    fn put_back(&mut self, key: ReplicaKey, error: &PoolError) {
+        if let Some(Trashing { answer, taken }) = self.trashing.remove(&key) {
+            if let Some(slot) = taken {
+                self.replicas.insert(key, slot);
+            }
+            refuse(answer, disk_failure(error));
+        }
+    }
+
+    // ---- replicas and the log
+
+    /// Does what a replica's machine wants.
+    fn drive_replica(&mut self, now: Instant, key: ReplicaKey, out: &mut VecDeque<PoolsOut>) {
+        while let Some(action) = self.replicas.get_mut(&key).and_then(|slot| slot.machine.poll_action()) {
+            match action {
+                Action::Log { token, record } => self.append(now, key, Some(token), record),
+                Action::Disk { token, op } => {
+                    self.submit(Purpose::Disk(key, token), PoolOp::Disk { replica: key, op });
+                }
+                Action::ReadStore { token } => out.push_back(PoolsOut::Call(PoolsCall::Verify(key, token))),
+                Action::Reply { attachment, response } => {
+                    out.push_back(PoolsOut::Reply(attachment, response))
+                }
+            }
+        }
+        self.drive_log();
+    }
+
+    /// Appends a replica's record; without token nobody waits for it.
+    fn append(&mut self, now: Instant, key: ReplicaKey, token: Option<Token>, record: LogRecord) {
+        let Some(log) = &mut self.log else { return };
+        match (log.append(key, &record), token) {
+            (Ok(at), token) => self.log_waiters.push_back((at, key, token, record)),
+            (Err(AppendError::Full), token) => {
+                self.log_full.push_back((key, token, record));
+                self.begin_checkpoints();
+            }
+            (Err(AppendError::Poisoned), Some(token)) => {
+                if let Some(slot) = self.replicas.get_mut(&key) {
+                    slot.machine.handle_logged(now, token, record, Err(DiskError::Io));
+                }
+            }
+            (Err(AppendError::Poisoned), None) => {}
+        }
+    }
+
+    fn drive_log(&mut self) {
+        while let Some(write) = self.log.as_mut().and_then(Log::poll_write) {
+            let offset = write.position_blocks * LOG_BLOCK as u64;
+            let data = IoBuf::copy_of(&write.bytes);
+            self.submit(Purpose::Log(write.batch), PoolOp::WriteLog { offset, data });
+        }
+        if self.log.as_ref().is_some_and(Log::needs_checkpoint) {
+            self.begin_checkpoints();
+        }
+    }
+
+    fn handle_log_written(&mut self, now: Instant, batch: u64, done: bool, out: &mut VecDeque<PoolsOut>) {
+        let Some(log) = &mut self.log else { return };
+        log.handle_written(batch, if done { Ok(()) } else { Err(LogWriteFailed) });
+        let durable = log.poll_durable();
+        let poisoned = log.is_poisoned();
+        let mut told = Vec::new();
+        while let Some((at, ..)) = self.log_waiters.front() {
+            let outcome = if durable.is_some_and(|durable| *at <= durable) {
+                Ok(())
+            } else if poisoned {
+                Err(DiskError::Io)
+            } else {
+                break;
+            };
+            let Some((_, key, token, record)) = self.log_waiters.pop_front() else { break };
+            told.push((key, token, record, outcome));
+        }
+        if poisoned {
+            self.phase = Phase::Failed("a write to its log failed".to_owned());
+            out.push_back(PoolsOut::Changed(self.id));
+            let full = std::mem::take(&mut self.log_full);
+            told.extend(
+                full.into_iter().map(|(key, token, record)| (key, token, record, Err(DiskError::Io))),
+            );
+        }
+        for (key, token, record, outcome) in told {
+            if let (Some(slot), Some(token)) = (self.replicas.get_mut(&key), token) {
+                slot.machine.handle_logged(now, token, record, outcome);
+                self.drive_replica(now, key, out);
+            }
+        }
+        self.drive_log();
+        self.drive_stop(now, out);
+    }
+
+    /// Checkpoints of all replicas, one after the other, so that the log may forget.
+    fn begin_checkpoints(&mut self) {
+        if self.checkpointing.is_none() && !self.log.as_ref().is_none_or(Log::is_poisoned) {
+            self.checkpointing = Some(self.replicas.keys().copied().collect());
+            self.next_checkpoint();
+        }
+    }
+
+    fn next_checkpoint(&mut self) {
+        let Some(queue) = &mut self.checkpointing else { return };
+        while let Some(key) = queue.pop_front() {
+            let Some(slot) = self.replicas.get(&key).filter(|s| !s.quarantined) else { continue };
+            let log_seq = self.log.as_ref().map_or(0, Log::durable_seq);
+            let counter = slot.counter + 1;
+            let (side, bytes) = self.encode_checkpoint(slot);
+            let op = PoolOp::WriteCheckpoint { replica: key, slot: slot_of(side), bytes };
+            return self.submit(Purpose::Checkpoint { key, side, counter, log_seq }, op);
+        }
+        self.checkpointing = None;
+        if let Some(log) = &mut self.log {
+            let kept = self.replicas.values().filter(|s| !s.quarantined).map(|s| s.log_seq).min();
+            log.trim_to(kept.unwrap_or(log.durable_seq()).min(log.durable_seq()));
+        }
+        self.drive_log();
+    }
+
+    fn handle_checkpoint(
+        &mut self,
+        now: Instant,
+        key: ReplicaKey,
+        (side, counter, log_seq): (Side, u64, u64),
+        done: bool,
+        out: &mut VecDeque<PoolsOut>,
+    ) {
+        if let Some(slot) = self.replicas.get_mut(&key).filter(|_| done) {
+            (slot.side, slot.counter, slot.log_seq) = (side, counter, log_seq);
+        }
+        self.next_checkpoint();
+        if self.checkpointing.is_none() {
+            for (key, token, record) in std::mem::take(&mut self.log_full) {
+                self.append(now, key, token, record);
+            }
+            self.drive_log();
+        }
+        self.drive_stop(now, out);
+    }
+
+    fn stop(&mut self, now: Instant, out: &mut VecDeque<PoolsOut>) {
+        if self.phase != Phase::Serving || self.stopping != Stopping::No {
+            return;
+        }
+        self.stopping = Stopping::Marking;
+        let keys: Vec<ReplicaKey> =
+            self.replicas.iter().filter(|(_, s)| !s.quarantined).map(|(k, _)| *k).collect();
+        for key in keys {
+            let boot_id = self.replicas.get(&key).map_or(0, |s| s.machine.durable().boot_id);
+            let identity = LogRecord::Identity { boot_id, device_generation: 0, clean_stop: true };
+            self.append(now, key, None, identity);
+        }
+        self.drive_log();
+        self.drive_stop(now, out);
+    }
+
+    /// The log's "stopped cleanly" comes last, when nothing else is on its way.
+    fn drive_stop(&mut self, _now: Instant, _out: &mut VecDeque<PoolsOut>) {
+        if self.stopping != Stopping::Marking || self.checkpointing.is_some() || !self.log_waiters.is_empty()
+        {
+            return;
+        }
+        if let Some(log) = &mut self.log {
+            self.stopping = Stopping::Done;
+            // A log without space for it is merely not known to be clean.
+            if log.append_clean().is_ok() {
+                self.drive_log();
+            }
+        }
+    }
+}
+
+impl Slotted {
+    fn info(&self, pool: &Pool, key: ReplicaKey) -> ReplicaInfo {
+        let durable = self.machine.durable();
+        let state = if self.quarantined {
+            ReplicaState::Quarantined
+        } else if self.machine.is_failed() {
+            ReplicaState::Failed
+        } else if durable.promised.0 == 0 {
+            ReplicaState::Fresh
+        } else {
+            ReplicaState::Serving
+        };
+        ReplicaInfo {
+            volume: key.volume,
+            rid: key.rid,
+            pool: pool.id,
+            promised: durable.promised,
+            sealed: Decimal(durable.sealed.0),
+            size: Decimal(durable.size),
+            state,
+        }
+    }
+}
+
+/// The byte ranges of the regions stamped above what is sealed, adjoining ones joined.
+fn unsealed_ranges(durable: &Durable) -> Vec<std::ops::Range<u64>> {
+    let mut ranges: Vec<std::ops::Range<u64>> = Vec::new();
+    for (region, _) in durable.rgm.iter().enumerate().filter(|(_, g)| **g > durable.sealed) {
+        let start = (region as u64) << durable.region_shift;
+        let end = (start + (1 << durable.region_shift)).min(durable.size);
+        match ranges.last_mut() {
+            Some(last) if last.end == start => last.end = end,
+            _ => ranges.push(start..end),
+        }
+    }
+    ranges
+}
+
+fn slot_of(side: Side) -> Slot {
+    match side {
+        Side::A => Slot::A,
+        Side::B => Slot::B,
+    }
+}
+
+/// The superblock in the content that the pool's file keeps.
+pub fn read_superblock(content: &[u8]) -> Result<Superblock, String> {
+    let mut bytes = content.to_vec();
+    bytes.resize(SUPERBLOCK_LEN, 0);
+    Superblock::decode(&bytes).map_err(|e| e.to_string())
+}
+
+fn stored_pool(entry: &Entry) -> Result<StoredPool, String> {
+    #[derive(Deserialize)]
+    struct Stored {
+        node: HostId,
+        inc: PoolInc,
+        intent: Option<Nonce>,
+    }
+    let stored: Stored = serde_json::from_slice(&entry.value).map_err(|e| e.to_string())?;
+    Ok(StoredPool { host: stored.node, inc: stored.inc, intent: stored.intent })
+}
+
+/// Opens a pool on a thread of its own, waiting for its lock for as long as it takes (R13).
+fn open_in_background(path: PathBuf, mailbox: Mailbox) {
+    spawn_opening(path, mailbox, |path, told| {
+        let mut said_so = false;
+        loop {
+            match PoolDir::open(path) {
+                Err(OpenError::Locked) => {
+                    if !said_so {
+                        said_so = true;
+                        told(Err(OpenError::Locked));
+                    }
+                    // Whoever holds it can't tell us when its last request has ended.
+                    std::thread::sleep(std::time::Duration::from_millis(RETRY_MS));
+                }
+                result => return told(result),
+            }
+        }
+    });
+}
+
+fn create_in_background(path: PathBuf, owner: PoolOwner, mailbox: Mailbox) {
+    spawn_opening(path, mailbox, move |path, told| {
+        let superblock = Superblock {
+            pool: PoolId(random_uuid()),
+            cluster: owner.cluster,
+            host: owner.host,
+            inc: PoolInc(0),
+            intent: None,
+            segment_bytes: SEGMENT_BYTES,
+            log_blocks: LOG_BLOCKS,
+            created: unix_seconds(),
+            counter: 1,
+        };
+        let mut content = superblock.encode();
+        content.truncate(SUPERBLOCK_CONTENT);
+        let made = PoolDir::create(path, LOG_BLOCKS * LOG_BLOCK as u64, &content);
+        match made {
+            // A pool of this host that weftd does not know any more is taken up again.
+            Err(OpenError::NotEmpty(name)) => match PoolDir::open(path) {
+                Ok(dir) if read_superblock(dir.superblock()).is_ok_and(|s| s.host == owner.host) => {
+                    told(Ok(dir))
+                }
+                _ => told(Err(OpenError::NotEmpty(name))),
+            },
+            made => told(made),
+        }
+    });
+}
+
+fn spawn_opening(
+    path: PathBuf,
+    mailbox: Mailbox,
+    job: impl FnOnce(&Path, &dyn Fn(Result<PoolDir, OpenError>)) + Send + 'static,
+) {
+    let failed = mailbox.clone();
+    let at = path.clone();
+    let thread = std::thread::Builder::new().name("pool-open".to_owned()).spawn(move || {
+        job(&path, &|result| mailbox.send(Mail::Pool(OpenedPool { path: path.clone(), result })));
+    });
+    if let Err(error) = thread {
+        tracing::error!(%error, path = %at.display(), "no thread to open the pool");
+        failed.send(Mail::Pool(OpenedPool {
+            path: at,
+            result: Err(OpenError::Unsupported("thread left to open it")),
+        }));
+    }
+}
+
+/// Answers with a failure; whoever asked may be gone.
+pub fn refuse(answer: Answer, failure: Failure) {
+    let _ = answer.send(Err(failure.into_body()));
+}
+
+fn refuse_all(answers: Vec<Answer>, failure: &Failure) {
+    for answer in answers {
+        refuse(answer, failure.clone());
+    }
+}
+
+fn no_pool(id: PoolId) -> Failure {
+    Failure::new(Code::NO_SUCH, format!("no pool {id} on this host")).with("pool", id.to_string())
+}
+
+/// The answer to whatever needs a cluster.
+#[must_use]
+pub fn not_configured() -> Failure {
+    Failure::new(Code::NOT_CONFIGURED, "this host is not in a cluster yet")
+}
+
+fn disk_failure(error: &PoolError) -> Failure {
+    let code = match error {
+        PoolError::NoSpace => Code::NO_SPACE,
+        PoolError::Exists => Code::REPLICA_EXISTS,
+        PoolError::NoReplica => Code::NO_SUCH,
+        _ => Code::DISK_FAILED,
+    };
+    Failure::new(code, error.to_string())
+}
+
+fn said(result: &Result<PoolAnswer, PoolError>) -> String {
+    match result {
+        Ok(_) => "an answer to another question".to_owned(),
+        Err(error) => error.to_string(),
+    }
+}

@@ -1,0 +1,308 @@
+//! The sessions of this host: their machines, who waits for what of them, and how they look from outside.
+//!
+//! Must always hold:
+//! * one session per volume at a time in this process;
+//! * whoever opened, closed or changed something is answered once, also when the session ends instead;
+//! * an assertion that an old session's process has ended names exactly that session (R9).
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde_json::json;
+use weft_control::types::{
+    Decimal, MemberStatus, OpenMode as AskedMode, ResyncStatus, SessionFigures, SessionOpened, SessionPhase,
+    SessionStatus,
+};
+use weft_export::nbd::GuestRequest;
+use weft_io::buffer::IoBuf;
+use weft_proto::guest::GuestOp;
+use weft_proto::ids::{HostId, Instant, PoolId, Rid, SessionId, VolumeId};
+use weft_proto::message::Watermark;
+use weft_proto::mutants::Broken;
+use weft_proto::payload::Payload as _;
+use weft_proto::record::{Record, ReplicaState};
+use weft_proto::session::{
+    EndReason, OpenMode, Session, SessionConfig, SessionView, StoreReply as MachineReply, Timing,
+};
+
+use crate::clock::{random_u128, random_uuid};
+use crate::errors::{Code, Failure};
+use crate::mail::Answer;
+use crate::pools::refuse;
+use crate::store::{Entry, ReadError, SwapOutcome};
+
+/// How long an open may take before its asker is told for what it waits.
+pub const OPEN_MS: u64 = 15_000;
+
+/// A session and everything around it.
+#[derive(Debug)]
+pub struct Slot {
+    /// The machine.
+    pub machine: Session<IoBuf>,
+    /// No guest.
+    pub caretaker: bool,
+    /// Where to export it, once it serves.
+    pub export: Option<PathBuf>,
+    /// The export's socket, while there is one.
+    pub path: Option<PathBuf>,
+    /// Whoever asked for it, until it has opened.
+    pub opening: Option<(Answer, Instant)>,
+    /// Whoever asked for its end.
+    pub closing: Vec<Answer>,
+    /// Whoever asked for a change of its replicas.
+    pub changes: BTreeMap<Rid, Vec<Answer>>,
+    /// Why it ended.
+    pub ended: Option<EndReason>,
+    /// The members as their links were last told: their host and pool, and whether they are up.
+    pub links: BTreeMap<Rid, (HostId, PoolId, bool)>,
+    /// The resync under way: of whom, since when.
+    pub resync_since: Option<(Rid, Instant)>,
+    /// Bytes that guests asked to read.
+    pub read_bytes: u64,
+    /// Bytes that guests wrote.
+    pub written_bytes: u64,
+}
+
+/// What is asked of an open.
+#[derive(Debug)]
+pub struct Opening {
+    /// The volume.
+    pub volume: VolumeId,
+    /// May an owner be replaced?
+    pub mode: AskedMode,
+    /// Where to export it.
+    pub export: Option<PathBuf>,
+    /// No guest.
+    pub caretaker: bool,
+    /// The recorded owner's process has ended.
+    pub old_stopped: bool,
+    /// Who asks.
+    pub answer: Answer,
+}
+
+impl Slot {
+    /// Begins to open; `record` is the volume's, just read.
+    #[must_use]
+    pub fn open(opening: Opening, record: &Record, host: HostId, watermark: Watermark, now: Instant) -> Slot {
+        let Opening { volume, mode, export, caretaker, old_stopped, answer } = opening;
+        // A session of this host that this process doesn't have is of a process that has ended: it held the lock
+        // of the state directory (R9).
+        let ours = record.owner.filter(|o| o.node == host).map(|o| o.session);
+        let mode = match (mode, ours) {
+            (_, Some(session)) => OpenMode::Steal { old_stopped: Some(session) },
+            (AskedMode::Closed, None) => OpenMode::Closed,
+            (AskedMode::Steal, None) => {
+                OpenMode::Steal { old_stopped: record.owner.filter(|_| old_stopped).map(|o| o.session) }
+            }
+        };
+        let unix_ms = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
+        let config = SessionConfig {
+            volume,
+            session: SessionId(random_uuid()),
+            host,
+            mode,
+            caretaker,
+            watermark,
+            timing: Timing::default(),
+            seed: random_u128(),
+            unix_ms_at_zero: unix_ms.saturating_sub(now.0 / 1_000_000),
+            broken: Broken::default(),
+        };
+        Slot {
+            machine: Session::new(config, now),
+            caretaker,
+            export,
+            path: None,
+            opening: Some((answer, now.after_ms(OPEN_MS))),
+            closing: Vec::new(),
+            changes: BTreeMap::new(),
+            ended: None,
+            links: BTreeMap::new(),
+            resync_since: None,
+            read_bytes: 0,
+            written_bytes: 0,
+        }
+    }
+
+    /// A guest's request.
+    pub fn submit(&mut self, now: Instant, request: GuestRequest<IoBuf>) {
+        match &request.op {
+            GuestOp::Read { len, .. } => self.read_bytes += len,
+            GuestOp::Write { data, .. } => self.written_bytes += data.len() as u64,
+            GuestOp::Flush | GuestOp::Zero { .. } | GuestOp::Kinds { .. } => {}
+        }
+        self.machine.submit(now, request.id, request.op);
+    }
+
+    /// The answer to whoever opened it.
+    #[must_use]
+    pub fn opened(&self) -> SessionOpened {
+        SessionOpened {
+            session: self.machine.id(),
+            epoch: self.machine.epoch(),
+            path: self.path.as_ref().map(|p| p.display().to_string()),
+        }
+    }
+
+    /// Answers whoever waits for the session, now that it has ended.
+    pub fn answer_ended(&mut self, reason: &EndReason) {
+        let volume = self.machine.volume();
+        if let Some((answer, _)) = self.opening.take() {
+            refuse(answer, end_failure(volume, reason));
+        }
+        for answer in std::mem::take(&mut self.changes).into_values().flatten() {
+            refuse(answer, end_failure(volume, reason));
+        }
+        let lost_writes = match reason {
+            EndReason::Abandoned { lost_writes } => *lost_writes,
+            _ => 0,
+        };
+        let orderly = matches!(reason, EndReason::Closed | EndReason::Abandoned { .. });
+        for answer in std::mem::take(&mut self.closing) {
+            if orderly {
+                let _ = answer.send(Ok(json!({ "lost_writes": lost_writes })));
+            } else {
+                refuse(answer, end_failure(volume, reason));
+            }
+        }
+    }
+
+    /// As seen from outside.
+    #[must_use]
+    pub fn status(&self, now: Instant, clients: u32) -> SessionStatus {
+        let view: SessionView = self.machine.view();
+        let phase = match view.phase {
+            "serving" => SessionPhase::Serving,
+            "paused" => SessionPhase::Paused,
+            "closing" => SessionPhase::Closing,
+            "ended" => SessionPhase::Ended,
+            _ => SessionPhase::Opening,
+        };
+        let members = view.members.iter().map(|m| MemberStatus {
+            rid: m.rid,
+            node: m.node,
+            state: state_word(m.state).to_owned(),
+            line: m.line.clone(),
+            acked: Decimal(m.acked),
+            sent: Decimal(m.sent),
+        });
+        let resync = view.resync.map(|r| ResyncStatus {
+            rid: r.rid,
+            copied_bytes: Decimal(r.total.saturating_sub(r.remaining)),
+            total_bytes: Decimal(r.total),
+            sent_bytes: Decimal(r.copied),
+            age_ms: Decimal(
+                self.resync_since.filter(|(rid, _)| *rid == r.rid).map_or(0, |(_, at)| now.ms_since(at)),
+            ),
+        });
+        let ended = self.ended.as_ref().map(|reason| end_failure(self.machine.volume(), reason).message);
+        SessionStatus {
+            volume: self.machine.volume(),
+            session: self.machine.id(),
+            caretaker: self.caretaker,
+            phase,
+            epoch: view.epoch,
+            rev: view.rev,
+            paused_reason: ended.or(view.paused),
+            path: self.path.as_ref().map(|p| p.display().to_string()),
+            clients,
+            members: members.collect(),
+            resync,
+            figures: SessionFigures {
+                reads: Decimal(view.figures.reads),
+                writes: Decimal(view.figures.writes),
+                read_bytes: Decimal(self.read_bytes),
+                written_bytes: Decimal(self.written_bytes),
+                stall_ms_max: Decimal(view.figures.stall_ms_max),
+                resynced_bytes: Decimal(view.figures.resynced_bytes),
+                changed_bytes: Decimal(view.figures.changed_bytes),
+                hashed_bytes: Decimal(view.figures.hashed_bytes),
+                reconciled_bytes: Decimal(view.figures.reconciled_bytes),
+                fenced_writes: Decimal(view.figures.fenced),
+            },
+        }
+    }
+}
+
+/// The record's word for a state.
+fn state_word(state: ReplicaState) -> &'static str {
+    match state {
+        ReplicaState::InSync => "INSYNC",
+        ReplicaState::Stale => "STALE",
+        ReplicaState::Joining => "JOINING",
+        ReplicaState::Removing => "REMOVING",
+        ReplicaState::Quarantined => "QUARANTINED",
+    }
+}
+
+/// A session's end as an error of whoever wanted it to go on.
+#[must_use]
+pub fn end_failure(volume: VolumeId, reason: &EndReason) -> Failure {
+    let failure = match reason {
+        EndReason::Closed | EndReason::Abandoned { .. } => {
+            Failure::new(Code::SESSION_ENDED, format!("the session of volume {volume} was closed"))
+        }
+        EndReason::Fenced { owner } => {
+            let by = owner.map_or_else(|| "nobody".to_owned(), |o| format!("host {}", o.node));
+            Failure::new(
+                Code::SESSION_ENDED,
+                format!("volume {volume} was taken over: its owner is {by} now"),
+            )
+        }
+        EndReason::Busy { owner } => {
+            Failure::new(Code::OPEN_ELSEWHERE, format!("volume {volume} is open on host {}", owner.node))
+                .with("host", owner.node.to_string())
+                .with("session", owner.session.to_string())
+        }
+        EndReason::Missing => {
+            Failure::new(Code::DELETED, format!("volume {volume} does not exist, or was deleted"))
+        }
+        EndReason::Unusable(error) => Failure::new(Code::BAD_RECORD, format!("volume {volume}: {error}")),
+        EndReason::MetadataRollback => Failure::new(
+            Code::STORE_ROLLED_BACK,
+            format!("the store shows less of volume {volume} than its replicas or this host have seen"),
+        ),
+        EndReason::CachesLost => Failure::new(
+            Code::DISK_FAILED,
+            format!(
+                "every copy of volume {volume} lost its cache while the session lived: acknowledged writes are gone"
+            ),
+        ),
+        EndReason::Unsupported(what) => {
+            Failure::new(Code::BAD_RECORD, format!("volume {volume}: {what} is not served by this software"))
+        }
+    };
+    failure.with("volume", volume.to_string())
+}
+
+/// A read's answer in the words of the session's machine.
+#[must_use]
+pub fn read_reply(result: Result<Option<Entry>, ReadError>) -> MachineReply {
+    match result {
+        Ok(Some(entry)) => match Record::parse(&entry.value) {
+            Ok(record) => MachineReply::Record { record, revision: entry.revision },
+            Err(error) => MachineReply::Unusable(error),
+        },
+        Ok(None) => MachineReply::Missing,
+        Err(ReadError::Away(_) | ReadError::Watermark(_)) => MachineReply::Unavailable,
+        Err(ReadError::RolledBack(_)) => MachineReply::RolledBack,
+    }
+}
+
+/// A swap's outcome in the words of the session's machine.
+#[must_use]
+pub fn swap_reply(outcome: SwapOutcome) -> MachineReply {
+    match outcome {
+        SwapOutcome::Done { revision } => MachineReply::Swapped { revision },
+        SwapOutcome::Failed { current: Some(entry) } => match Record::parse(&entry.value) {
+            Ok(record) => MachineReply::Conflict { record, revision: entry.revision },
+            Err(error) => MachineReply::Unusable(error),
+        },
+        SwapOutcome::Failed { current: None } => MachineReply::Missing,
+        SwapOutcome::Unknown(_) => MachineReply::Unknown,
+        SwapOutcome::Away(_) => MachineReply::Unavailable,
+        SwapOutcome::RolledBack(_) => MachineReply::RolledBack,
+    }
+}
