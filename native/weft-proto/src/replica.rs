@@ -26,7 +26,7 @@ use crate::payload::{BLOCK, Payload};
 use crate::record::{Ack, Record};
 
 /// A page of a STAMPS answer has at most this many entries: it fits one frame.
-pub const STAMPS_PAGE: usize = 8192;
+pub const STAMPS_PAGE: usize = 4096;
 /// Largest range of one KINDS request, in bytes.
 pub const KINDS_MAX: u64 = 64 << 20;
 /// Largest range of one HASH request, in bytes.
@@ -830,7 +830,9 @@ impl<P: Payload> Replica<P> {
         }
         if let Some(old) = self.waiting_promise.take() {
             // Superseded, or repeated after a lost connection.
-            self.reply(old.attachment, old.tag, old.started, now, Err(Refusal::StaleEpoch));
+            let again = old.epoch == epoch && old.session == session;
+            let refusal = if again { Refusal::Busy } else { Refusal::StaleEpoch };
+            self.reply(old.attachment, old.tag, old.started, now, Err(refusal));
         }
         self.config.cached = parsed.policy.ack == Ack::Cached;
         let far = epoch.0 > self.promised.0 + EPOCH_JUMP_UNVERIFIED && self.promised > Epoch(0);

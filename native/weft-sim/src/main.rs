@@ -1,2 +1,145 @@
-//! See docs/ARCHITECTURE.md.
-fn main() {}
+//! `weft-sim [--seed S] [--seeds N] [--mutation NAME|all] [--json FILE] [--verbose]`
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use weft_proto::mutants::Mutation;
+use weft_sim::run_seed;
+
+/// Seeds within which a broken rule must be found.
+const MUTATION_BUDGET: u64 = 3000;
+
+#[derive(Default)]
+struct Options {
+    seed: Option<u64>,
+    seeds: Option<u64>,
+    mutation: Option<String>,
+    json: Option<String>,
+    verbose: bool,
+}
+
+fn main() -> ExitCode {
+    let options = match parse(std::env::args().skip(1)) {
+        Ok(options) => options,
+        Err(what) => {
+            eprintln!("weft-sim: {what}\nusage: weft-sim [--seed S] [--seeds N] [--mutation NAME|all] [--json FILE] [--verbose]");
+            return ExitCode::from(1);
+        }
+    };
+    // A violated assertion is a finding, not a crash: it is printed with its seed.
+    std::panic::set_hook(Box::new(|_| {}));
+    let started = Instant::now();
+    let (lines, failed) = match options.mutation.as_deref() {
+        None => sweep(&options),
+        Some(_) if !cfg!(feature = "mutants") => {
+            eprintln!("weft-sim: --mutation needs a build with the feature `mutants`");
+            return ExitCode::from(1);
+        }
+        Some(name) => match mutations(name) {
+            Ok(list) => gate(&options, &list),
+            Err(what) => {
+                eprintln!("weft-sim: {what}");
+                return ExitCode::from(1);
+            }
+        },
+    };
+    if let Some(file) = &options.json {
+        let seconds = started.elapsed().as_secs_f64();
+        let mut json = lines;
+        json["seconds"] = serde_json::json!(seconds);
+        let written = std::fs::File::create(file).and_then(|mut f| writeln!(f, "{json:#}"));
+        if let Err(e) = written {
+            eprintln!("weft-sim: {file}: {e}");
+            return ExitCode::from(1);
+        }
+    }
+    if failed { ExitCode::from(1) } else { ExitCode::SUCCESS }
+}
+
+/// Correct rules, many seeds.
+fn sweep(options: &Options) -> (serde_json::Value, bool) {
+    let first = options.seed.unwrap_or(1);
+    let seeds = options.seeds.unwrap_or(if options.seed.is_some() { 1 } else { 300 });
+    let started = Instant::now();
+    let (mut violations, mut sum) = (Vec::new(), [0u64; 6]);
+    for seed in first..first.saturating_add(seeds) {
+        match run_seed(seed, None, options.verbose) {
+            Ok(c) => {
+                let counts = [c.opens, c.demotions, c.admissions, c.fenced, c.acks, c.reads];
+                for (total, n) in sum.iter_mut().zip(counts) {
+                    *total += n;
+                }
+            }
+            Err(_) => {
+                // Again, with the history.
+                let what = run_seed(seed, None, true).err().unwrap_or_default();
+                println!("seed {seed}: {what}\nreplay: npm run sim -- --seed {seed} --verbose");
+                violations.push(serde_json::json!({"seed": seed, "what": what.lines().next().unwrap_or_default()}));
+                if violations.len() >= 5 {
+                    break;
+                }
+            }
+        }
+    }
+    let [opens, demotions, admissions, fenced, acks, reads] = sum;
+    let seconds = started.elapsed().as_secs_f64();
+    println!(
+        "{seeds} seeds, {} violations, {seconds:.1} s: {opens} opens, {demotions} demotions, {admissions} admissions, {fenced} fenced sessions, {acks} blocks acknowledged, {reads} read",
+        violations.len()
+    );
+    let failed = !violations.is_empty();
+    (serde_json::json!({"seeds": seeds, "violations": violations}), failed)
+}
+
+/// Each broken rule must be found.
+fn gate(options: &Options, list: &[(Mutation, &'static str)]) -> (serde_json::Value, bool) {
+    let budget = options.seeds.unwrap_or(MUTATION_BUDGET);
+    let first = options.seed.unwrap_or(1);
+    let mut rows = Vec::new();
+    let mut missed = 0;
+    for (mutation, name) in list {
+        let found = (first..first.saturating_add(budget)).find_map(|seed| run_seed(seed, Some(*mutation), false).err().map(|w| (seed, w)));
+        match &found {
+            Some((seed, what)) => {
+                println!("{name}: caught after {} seeds (seed {seed}): {}", seed - first + 1, what.lines().next().unwrap_or_default());
+            }
+            None => {
+                missed += 1;
+                println!("{name}: NOT caught within {budget} seeds");
+            }
+        }
+        let seeds = found.as_ref().map_or(budget, |(seed, _)| seed - first + 1);
+        rows.push(serde_json::json!({"name": name, "caught": found.is_some(), "seeds": seeds}));
+    }
+    println!("{} of {} broken rules caught", list.len() - missed, list.len());
+    (serde_json::json!({"mutations": rows}), missed > 0)
+}
+
+fn mutations(name: &str) -> Result<Vec<(Mutation, &'static str)>, String> {
+    if name == "all" {
+        return Ok(Mutation::ALL.to_vec());
+    }
+    let known = Mutation::ALL.iter().find(|(_, n)| *n == name);
+    known.map(|m| vec![*m]).ok_or_else(|| {
+        let names: Vec<&str> = Mutation::ALL.iter().map(|(_, n)| *n).collect();
+        format!("no mutation \"{name}\"; there are all, {}", names.join(", "))
+    })
+}
+
+fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
+    let mut options = Options::default();
+    while let Some(arg) = args.next() {
+        let mut value = || args.next().ok_or_else(|| format!("{arg} needs a value"));
+        let number = |text: String| text.parse::<u64>().map_err(|_| format!("\"{text}\" is not a number"));
+        match arg.as_str() {
+            "--seed" => options.seed = Some(number(value()?)?),
+            "--seeds" => options.seeds = Some(number(value()?)?),
+            "--mutation" => options.mutation = Some(value()?),
+            "--json" => options.json = Some(value()?),
+            "--verbose" => options.verbose = true,
+            _ => return Err(format!("unknown option \"{arg}\"")),
+        }
+    }
+    Ok(options)
+}

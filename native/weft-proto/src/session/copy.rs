@@ -182,6 +182,7 @@ impl<P: Payload> Session<P> {
 
     /// Gives a failed piece's range back once nothing of it can still execute.
     fn piece_ended(&mut self, id: PieceId) {
+        self.copy_hold = self.next_tick;
         if self.pieces.get(&id).is_some_and(|p| p.failed && p.open == 0) {
             let piece = self.pieces.remove(&id).expect("looked at a moment ago");
             self.unlock(piece.start, Lock::Piece(id));
@@ -219,7 +220,7 @@ impl<P: Payload> Session<P> {
 
     /// Equalises regions, those that guests wait for first.
     pub(super) fn reconcile(&mut self, now: Instant) {
-        if self.dirty.is_empty() || !matches!(self.phase, Phase::Serving | Phase::Closing(_)) {
+        if self.dirty.is_empty() || now < self.copy_hold || !matches!(self.phase, Phase::Serving | Phase::Closing(_)) {
             return;
         }
         let members = self.in_sync();
@@ -256,7 +257,8 @@ impl<P: Payload> Session<P> {
                 }
             }
             let Some((region, range)) = chosen else { return };
-            let (source, targets) = (members[0], members[1..].to_vec());
+            let source = self.trusted.filter(|rid| members.contains(rid)).unwrap_or(members[0]);
+            let targets = members.iter().copied().filter(|rid| *rid != source).collect();
             self.start_piece(now, range, Some(region), source, targets, true);
         }
     }

@@ -223,6 +223,9 @@ impl<P: Payload> Session<P> {
     }
 
     fn copy_pieces(&mut self, now: Instant, rid: Rid, source: Rid) {
+        if now < self.copy_hold {
+            return;
+        }
         let resyncing = |s: &Self| s.pieces.len();
         while resyncing(self) < PIECES_MAX {
             let Some(join) = &self.join else { return };

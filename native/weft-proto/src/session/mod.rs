@@ -339,6 +339,8 @@ pub struct Session<P> {
     get_wanted: bool,
     /// Highest (epoch) that a replica told us it promised to someone else, and whether a read followed.
     rollback_suspect: Option<Epoch>,
+    /// The suspicion that the read under way was sent after: only that one can it confirm (R11).
+    suspect_asked: Option<Epoch>,
 
     // Members.
     peers: BTreeMap<Rid, Peer>,
@@ -363,9 +365,13 @@ pub struct Session<P> {
     locks: BTreeMap<u64, (u64, ops::Lock)>,
     guests: BTreeMap<RequestId, GuestRequest<P>>,
     pieces: BTreeMap<PieceId, Piece<P>>,
+    /// After a piece failed: no new one before this.
+    copy_hold: Instant,
     /// Regions that may differ between members (R5): what of them is still to be equalised, once begun.
     dirty: BTreeMap<u32, Option<BlockSet>>,
     dirty_wanted: VecDeque<u32>,
+    /// The member to reconcile from, when not any will do (R8).
+    trusted: Option<Rid>,
     join: Option<Join>,
     rejoin: BTreeMap<Rid, (Instant, u32)>,
     /// Members whose silence or whose overdue write was seen at the last tick.
@@ -404,6 +410,7 @@ impl<P: Payload> Session<P> {
             store_retry: None,
             get_wanted: true,
             rollback_suspect: None,
+            suspect_asked: None,
             peers: BTreeMap::new(),
             first_promise: None,
             steal_wait: false,
@@ -422,8 +429,10 @@ impl<P: Payload> Session<P> {
             locks: BTreeMap::new(),
             guests: BTreeMap::new(),
             pieces: BTreeMap::new(),
+            copy_hold: now,
             dirty: BTreeMap::new(),
             dirty_wanted: VecDeque::new(),
+            trusted: None,
             join: None,
             rejoin: BTreeMap::new(),
             stalled: BTreeMap::new(),
@@ -614,12 +623,16 @@ impl<P: Payload> Session<P> {
 
     /// Makes what must be true, true again, after anything happened. Loops until nothing changes.
     fn maintain(&mut self, now: Instant) {
+        let mut passes = 0;
         loop {
+            passes += 1;
+            assert!(passes < 10_000, "the session does not come to rest: {:?}", self.view());
             let before = self.progress_mark();
             self.progressed = false;
             match self.phase {
                 Phase::Ended => return self.drain_ended(),
-                Phase::Reading | Phase::Claiming => {}
+                Phase::Reading => {}
+                Phase::Claiming => self.claim_again(now),
                 Phase::Contacting { .. } => self.contact(now),
                 Phase::Gathering { .. } | Phase::Stamping(_) => self.gather(now),
                 Phase::Serving | Phase::Closing(_) => self.serve(now),

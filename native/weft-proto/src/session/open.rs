@@ -47,7 +47,7 @@ impl<P: Payload> Session<P> {
                 return self.end(EndReason::Busy { owner });
             }
         }
-        let suspect = self.rollback_suspect.take();
+        let suspect = self.suspect_asked.take();
         if by_read && suspect.is_some_and(|e| e > record.epoch) {
             return self.end(EndReason::MetadataRollback);
         }
@@ -119,6 +119,13 @@ impl<P: Payload> Session<P> {
         }
     }
 
+    /// A claim whose outcome is unknown is settled by another one on the same revision (R14).
+    pub(super) fn claim_again(&mut self, now: Instant) {
+        if !self.attempts.is_empty() && self.store_ready(now) {
+            self.propose(now, Intent::Claim);
+        }
+    }
+
     /// The claim was applied.
     pub(super) fn claimed(&mut self, now: Instant) {
         self.first_epoch = self.rec().epoch;
@@ -155,7 +162,7 @@ impl<P: Payload> Session<P> {
             good.clone_from(&got);
         }
         if let Phase::Stamping(_) = self.phase {
-            if good.len() == members.len() {
+            if got.len() == members.len() {
                 return self.stamps_complete(now);
             }
             self.phase = Phase::Gathering { since: now };
@@ -194,6 +201,12 @@ impl<P: Payload> Session<P> {
                 self.propose(now, Intent::Demote { rids: missing, base, reason, admit: None });
             }
             return;
+        }
+        if got.len() == members.len() {
+            // All are here, some without their cache, and min_isr forbids to take those out: what they may have
+            // lost is above the highest seal, so reconciling from one that kept its cache brings it back (R8).
+            self.trusted = good.first().copied();
+            return self.ask_stamps(now, &members);
         }
         // Fewer than min_isr: opened paused; may only reconcile, join and swap (R16).
         self.pause(now, "fewer in-sync members than min_isr");

@@ -668,7 +668,9 @@ impl<P: Payload> Session<P> {
     }
 
     fn start_read(&mut self, now: Instant, id: OpId) {
-        if !self.lease_holds(now) || !self.everyone_obeys() {
+        // A thief answers no read while it waits, either: the old owner's lease may still let it answer an older
+        // value after ours (found by weft-model, case lease-reads-while-waiting).
+        if !self.lease_holds(now) || !self.everyone_obeys() || !self.steal_wait_over(now) {
             return;
         }
         let Some(op) = self.ops.get(&id) else { return };

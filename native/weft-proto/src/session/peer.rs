@@ -40,6 +40,8 @@ pub(super) struct Peer {
     pub(super) bad: Option<(Refusal, Instant)>,
     pub(super) acked: u64,
     pub(super) sent: u64,
+    /// It refused a promise or an attach: asked again at the tick after this, not at once.
+    hold: Option<Instant>,
     next_tag: u32,
     heartbeat_out: bool,
 }
@@ -98,6 +100,7 @@ impl Peer {
             bad: None,
             acked: 0,
             sent: 0,
+            hold: None,
             next_tag: 0,
             heartbeat_out: false,
         }
@@ -189,7 +192,7 @@ impl<P: Payload> Session<P> {
         let ready: alloc::vec::Vec<Rid> = self
             .peers
             .iter()
-            .filter(|(_, p)| p.link == Link::Up)
+            .filter(|(_, p)| p.link == Link::Up && p.hold.is_none_or(|at| now >= at))
             .filter(|(_, p)| p.bad.is_none_or(|(_, at)| now.ms_since(at) >= self.config.timing.retry_ms))
             .map(|(rid, _)| *rid)
             .collect();
@@ -245,7 +248,12 @@ impl<P: Payload> Session<P> {
         let record = self.rec().to_bytes();
         let watermark = self.watermark;
         let Some(peer) = self.peers.get_mut(&rid) else { return };
-        if peer.is_attached() && !peer.promising && peer.promised != Some(epoch) && peer.bad.is_none() {
+        if peer.is_attached()
+            && !peer.promising
+            && peer.promised != Some(epoch)
+            && peer.bad.is_none()
+            && peer.hold.is_none_or(|at| now >= at)
+        {
             peer.promising = true;
             self.send(now, rid, Purpose::Promise, Ask::Promise { record, watermark });
         }
@@ -344,7 +352,14 @@ impl<P: Payload> Session<P> {
         promised: Epoch,
         refusal: Refusal,
     ) {
+        let next_tick = self.next_tick;
         let peer = self.peers.get_mut(&rid).expect("answered a moment ago");
+        if matches!(sent.purpose, Purpose::Promise | Purpose::Attach) {
+            peer.hold = Some(next_tick);
+        }
+        if sent.purpose == Purpose::Promise && sent.epoch == current {
+            peer.promising = false;
+        }
         match refusal {
             Refusal::StaleEpoch => {
                 if promised > current || (promised == current && sent.epoch == current && self.owns()) {
@@ -355,14 +370,8 @@ impl<P: Payload> Session<P> {
                 {
                     peer.promised = None;
                 }
-                if sent.purpose == Purpose::Promise
-                    && let Some(peer) = self.peers.get_mut(&rid)
-                {
-                    peer.promising = false;
-                }
             }
             Refusal::MetadataRollback => {
-                peer.promising = false;
                 peer.bad = Some((refusal, now));
                 if sent.purpose == Purpose::Attach {
                     // Its host has seen a younger store than ours: read again, with the watermark that brings.
@@ -381,9 +390,6 @@ impl<P: Payload> Session<P> {
                 }
             }
             Refusal::Busy => {
-                if sent.purpose == Purpose::Promise {
-                    peer.promising = false;
-                }
                 if sent.purpose == Purpose::Attach {
                     peer.link = Link::Up;
                 }
@@ -393,14 +399,11 @@ impl<P: Payload> Session<P> {
                 if sent.purpose == Purpose::Attach {
                     peer.link = Link::Up;
                 }
-                peer.promising = false;
                 if !(is_read && refusal == Refusal::IoError) {
                     peer.bad = Some((refusal, now));
                 }
             }
-            Refusal::OutOfBounds | Refusal::BadCrc | Refusal::BitRot => {
-                peer.promising = false;
-            }
+            Refusal::OutOfBounds | Refusal::BadCrc | Refusal::BitRot => {}
         }
         match sent.purpose {
             Purpose::Op(op) => self.op_unsent(op, rid),

@@ -77,6 +77,7 @@ impl<P: Payload> Session<P> {
         {
             self.get_wanted = false;
             self.store_busy = true;
+            self.suspect_asked = self.rollback_suspect.take();
             self.store_calls.push_back(StoreCall::Get);
         }
     }
@@ -202,6 +203,7 @@ impl<P: Payload> Session<P> {
             StoreReply::Unusable(error) => self.end(EndReason::Unusable(error)),
             StoreReply::RolledBack => self.end(EndReason::MetadataRollback),
             StoreReply::Unknown => {
+                self.ask_again();
                 self.store_retry = Some(now.after_ms(self.config.timing.retry_ms));
                 if matches!(self.phase, Phase::Reading) {
                     self.get_wanted = true;
@@ -209,14 +211,24 @@ impl<P: Payload> Session<P> {
             }
             StoreReply::Unavailable => {
                 // This try was surely not applied; earlier unknown ones stay unsettled.
+                self.ask_again();
                 self.attempts.pop();
                 self.store_retry = Some(now.after_ms(self.config.timing.retry_ms));
-                if matches!(self.phase, Phase::Reading | Phase::Contacting { .. })
-                    || self.rollback_suspect.is_some()
-                {
+                if matches!(self.phase, Phase::Reading | Phase::Contacting { .. }) {
                     self.get_wanted = true;
                 }
+                if matches!(self.phase, Phase::Claiming) && self.attempts.is_empty() {
+                    self.phase = Phase::Contacting { since: now };
+                }
             }
+        }
+    }
+
+    /// A read that did not come back confirms nothing.
+    fn ask_again(&mut self) {
+        if let Some(epoch) = self.suspect_asked.take() {
+            self.rollback_suspect = self.rollback_suspect.max(Some(epoch));
+            self.get_wanted = true;
         }
     }
 
@@ -226,6 +238,9 @@ impl<P: Payload> Session<P> {
             return self.adopt(now, record, revision, Some(attempt.intent));
         }
         match self.phase {
+            Phase::Claiming if revision == self.revision => {
+                // A claim with unknown outcome may still be applied (R14): it is settled by another one.
+            }
             Phase::Reading | Phase::Contacting { .. } | Phase::Claiming => {
                 // Nothing of ours was applied (its nonce would be there, or somebody came after it: a claim of
                 // ours that was applied and then replaced is a lost race either way).
@@ -234,6 +249,9 @@ impl<P: Payload> Session<P> {
             }
             Phase::Gathering { .. } | Phase::Stamping(_) | Phase::Serving | Phase::Closing(_) => {
                 let mine = record.owner.is_some_and(|o| o.session == self.config.session);
+                if !mine && record.version() > self.rec().version() {
+                    return self.end(EndReason::Fenced { owner: record.owner });
+                }
                 if revision > self.revision {
                     if mine && self.may_adopt(&record) {
                         return self.adopt(now, record, revision, None);
@@ -254,7 +272,7 @@ impl<P: Payload> Session<P> {
                 }
                 // … but it does show that a replica knows of an epoch that the store does not (R11).
                 if by_read
-                    && self.rollback_suspect.take().is_some_and(|e| e >= record.epoch)
+                    && self.suspect_asked.take().is_some_and(|e| e >= record.epoch)
                     && self.attempts.is_empty()
                 {
                     self.end(EndReason::MetadataRollback);
@@ -291,6 +309,7 @@ impl<P: Payload> Session<P> {
             .collect();
         self.attempts.clear();
         self.rollback_suspect = None;
+        self.suspect_asked = None;
         self.record = Some(record);
         self.revision = revision;
         self.events.push_back(Event::RecordChanged);

@@ -1,0 +1,136 @@
+//! A simulated disk with one replica's blocks: what the cache has, what stable media have, and a log.
+//!
+//! Must always hold: a completed durable write survives everything; an unfinished one may or may not have
+//! happened after a crash; in cached mode an unflushed one may vanish when the power does.
+
+use std::collections::BTreeMap;
+
+use weft_proto::durable::Durable;
+use weft_proto::message::{Extent, Hole};
+use weft_proto::payload::{BLOCK, HeapPayload, Payload};
+use weft_proto::replica::{DiskDone, DiskError, DiskOp};
+
+use crate::oracle::{ABSENT, Value, ZERO};
+use crate::rng::Rng;
+
+/// One replica's blocks.
+#[derive(Clone, Debug, Default)]
+pub struct Disk {
+    cache: BTreeMap<u64, Value>,
+    stable: BTreeMap<u64, Value>,
+}
+
+/// The value that a block's bytes carry.
+#[must_use]
+pub fn value_of(block: &[u8]) -> Value {
+    u64::from_le_bytes(block[..8].try_into().expect("8 of 4096 bytes"))
+}
+
+/// The bytes that carry a value.
+#[must_use]
+pub fn bytes_of(values: &[Value]) -> HeapPayload {
+    let mut payload = HeapPayload::zeroed(values.len() * 4096);
+    for (chunk, value) in payload.bytes_mut().chunks_exact_mut(4096).zip(values) {
+        chunk[..8].copy_from_slice(&value.to_le_bytes());
+    }
+    payload
+}
+
+impl Disk {
+    /// What the block holds now.
+    #[must_use]
+    pub fn value(&self, block: u64) -> Value {
+        self.cache.get(&block).copied().unwrap_or(ABSENT)
+    }
+
+    fn set(&mut self, block: u64, value: Value, durable: bool) {
+        self.cache.insert(block, value);
+        if durable {
+            self.stable.insert(block, value);
+        }
+    }
+
+    /// Carries out a request.
+    pub fn run(&mut self, op: &DiskOp<HeapPayload>) -> Result<DiskDone<HeapPayload>, DiskError> {
+        let blocks = |offset: u64, len: u64| offset / BLOCK..(offset + len) / BLOCK;
+        Ok(match op {
+            DiskOp::Write { offset, data, durable, .. } => {
+                for (i, chunk) in data.bytes().chunks_exact(4096).enumerate() {
+                    self.set(offset / BLOCK + i as u64, value_of(chunk), *durable);
+                }
+                DiskDone::Done
+            }
+            DiskOp::Zero { offset, len, kind, .. } => {
+                for block in blocks(*offset, *len) {
+                    self.set(block, if *kind == Hole::Zero { ZERO } else { ABSENT }, true);
+                }
+                DiskDone::Done
+            }
+            DiskOp::Read { offset, len } => {
+                let mut extents: Vec<Extent<HeapPayload>> = Vec::new();
+                for block in blocks(*offset, *len) {
+                    extents.push(match self.value(block) {
+                        ABSENT => Extent::Hole { len: BLOCK, kind: Hole::Absent },
+                        ZERO => Extent::Hole { len: BLOCK, kind: Hole::Zero },
+                        value => {
+                            let data = bytes_of(&[value]);
+                            Extent::Data { crcs: weft_proto::payload::block_crcs(data.bytes()), data }
+                        }
+                    });
+                }
+                DiskDone::Data(extents)
+            }
+            DiskOp::Kinds { offset, len } => DiskDone::Kinds(
+                blocks(*offset, *len)
+                    .map(|b| match self.value(b) {
+                        ABSENT => (BLOCK, Some(Hole::Absent)),
+                        ZERO => (BLOCK, Some(Hole::Zero)),
+                        _ => (BLOCK, None),
+                    })
+                    .collect(),
+            ),
+            DiskOp::Hash { offset, len, key } => DiskDone::Hashes(
+                blocks(*offset, *len)
+                    .map(|b| {
+                        let mut hash = *key;
+                        for (h, v) in hash.iter_mut().zip(self.value(b).to_le_bytes()) {
+                            *h ^= v;
+                        }
+                        hash
+                    })
+                    .collect(),
+            ),
+            DiskOp::Flush => {
+                self.stable.clone_from(&self.cache);
+                DiskDone::Done
+            }
+            DiskOp::Seal | DiskOp::Grow { .. } => DiskDone::Done,
+        })
+    }
+
+    /// The power goes: every block that was not flushed is the old or the new one.
+    pub fn lose_power(&mut self, rng: &mut Rng) {
+        let changed: Vec<u64> = self.cache.keys().copied().filter(|b| self.cache.get(b) != self.stable.get(b)).collect();
+        for block in changed {
+            if rng.chance(70) {
+                match self.stable.get(&block).copied() {
+                    Some(old) => self.cache.insert(block, old),
+                    None => self.cache.remove(&block),
+                };
+            }
+            let now = self.value(block);
+            self.stable.insert(block, now);
+        }
+    }
+}
+
+/// A replica as it lies on its host's disk.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// Metadata, as the log has it.
+    pub durable: Durable,
+    /// Data.
+    pub disk: Disk,
+    /// The power was lost since the last clean stop.
+    pub lossy: bool,
+}

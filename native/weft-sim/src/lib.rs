@@ -1,0 +1,43 @@
+//! Deterministic simulation of the real protocol machines, with an oracle and a mutation gate.
+//!
+//! Must always hold: a seed and a commit reproduce a run exactly; a failing seed prints the one line that
+//! replays it.
+#![allow(clippy::cast_possible_truncation)] // Numbers of hosts and replicas are single digits here.
+
+pub mod disk;
+pub mod oracle;
+pub mod plan;
+pub mod rng;
+pub mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use weft_proto::mutants::{Broken, Mutation};
+
+use crate::world::{Counts, World};
+
+/// Runs one seed; the error tells what was violated, an assertion of the machines included.
+pub fn run_seed(seed: u64, mutation: Option<Mutation>, verbose: bool) -> Result<Counts, String> {
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        let mut world = World::new(seed, mutation, broken(mutation), verbose);
+        world.run().map(|()| world.counts)
+    }));
+    outcome.unwrap_or_else(|panic| {
+        let what = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
+            .unwrap_or_default();
+        Err(format!("an assertion failed: {what}"))
+    })
+}
+
+#[cfg(feature = "mutants")]
+fn broken(mutation: Option<Mutation>) -> Broken {
+    Broken::rule(mutation)
+}
+
+#[cfg(not(feature = "mutants"))]
+fn broken(_mutation: Option<Mutation>) -> Broken {
+    Broken::default()
+}

@@ -1,0 +1,197 @@
+//! What guests saw, and whether a single disk could have answered so.
+//!
+//! Every write has a value of its own, so linearizability of a block is decided exactly: the operations on one
+//! value form a zone, from the earliest answer to the latest call; values are consistent iff forward zones don't
+//! overlap, no backward zone lies within a forward one, and nothing is read before it was written (Gibbons and
+//! Korach, "Testing shared memories", 1997).
+//!
+//! Must always hold: a write that was never answered may have happened at any later time, or never; one that was
+//! read has happened.
+
+use std::collections::BTreeMap;
+
+/// The value of a block: which write, or a hole.
+pub type Value = u64;
+/// Never written.
+pub const ABSENT: Value = 0;
+/// The block's one discard.
+pub const ZERO: Value = 1;
+
+#[derive(Clone, Debug)]
+struct Cluster {
+    write_call: i64,
+    first_answer: i64,
+    last_call: i64,
+    is_read: bool,
+    is_acked: bool,
+    /// When the write itself was answered; `i64::MAX` if it was not.
+    acked_at: i64,
+}
+
+/// The history of all blocks.
+#[derive(Default)]
+pub struct Oracle {
+    blocks: BTreeMap<u64, BTreeMap<Value, Cluster>>,
+    /// Per block: call times of writes that a completed flush covers (cached mode), the latest one.
+    flushed: BTreeMap<u64, i64>,
+    /// Answered reads, for the summary.
+    pub reads: u64,
+    /// Answered writes, for the summary.
+    pub acks: u64,
+}
+
+impl Oracle {
+    fn cluster(&mut self, block: u64, value: Value) -> Option<&mut Cluster> {
+        let values = self.blocks.entry(block).or_insert_with(|| {
+            let initial =
+                Cluster { write_call: i64::MIN, first_answer: i64::MIN, last_call: i64::MIN, is_read: false, is_acked: true, acked_at: i64::MIN };
+            BTreeMap::from([(ABSENT, initial)])
+        });
+        values.get_mut(&value)
+    }
+
+    /// A write of `value` to `block` was called.
+    pub fn write_called(&mut self, block: u64, value: Value, now: u64) {
+        let _ = self.cluster(block, ABSENT);
+        let at = i64::try_from(now).expect("simulated time is short");
+        let cluster = Cluster { write_call: at, first_answer: i64::MAX, last_call: at, is_read: false, is_acked: false, acked_at: i64::MAX };
+        self.blocks.get_mut(&block).expect("made above").insert(value, cluster);
+    }
+
+    /// It was acknowledged.
+    pub fn write_acked(&mut self, block: u64, value: Value, now: u64) {
+        self.acks += 1;
+        if let Some(c) = self.cluster(block, value) {
+            let at = i64::try_from(now).expect("short");
+            c.first_answer = c.first_answer.min(at);
+            c.is_acked = true;
+            c.acked_at = at;
+        }
+    }
+
+    /// A read of `block` called at `called` returned `value`.
+    pub fn read(&mut self, block: u64, value: Value, called: u64, now: u64) -> Result<(), String> {
+        self.reads += 1;
+        let (called, now) = (i64::try_from(called).expect("short"), i64::try_from(now).expect("short"));
+        let Some(c) = self.cluster(block, value) else {
+            return Err(format!("block {block}: read value {value} that nobody wrote there"));
+        };
+        if now < c.write_call {
+            return Err(format!("block {block}: value {value} was read before it was written"));
+        }
+        c.is_read = true;
+        c.first_answer = c.first_answer.min(now);
+        c.last_call = c.last_call.max(called);
+        Ok(())
+    }
+
+    /// A flush that was called at `called` was answered: what was acknowledged before is on stable media.
+    pub fn flushed(&mut self, called: u64) {
+        let called = i64::try_from(called).expect("short");
+        for (block, values) in &self.blocks {
+            let covered = values.values().filter(|c| c.acked_at <= called).map(|c| c.write_call).max();
+            if let Some(call) = covered {
+                let floor = self.flushed.entry(*block).or_insert(i64::MIN);
+                *floor = (*floor).max(call);
+            }
+        }
+    }
+
+    /// Every in-sync cache is lost (cached mode): what was not flushed may be gone. The history so far must be
+    /// consistent; a new one begins with what the disks hold, none of which may be older than what was flushed.
+    pub fn new_era(&mut self, held: &BTreeMap<u64, Vec<Value>>, now: u64) -> Result<(), String> {
+        self.check()?;
+        for (block, candidates) in held {
+            let floor = self.flushed.get(block).copied().unwrap_or(i64::MIN);
+            let Some(values) = self.blocks.get(block) else { continue };
+            for value in candidates {
+                let acked_at = values.get(value).map_or(i64::MIN, |c| c.acked_at);
+                if acked_at < floor {
+                    return Err(format!("block {block}: after the power loss it holds value {value}, older than what was flushed"));
+                }
+            }
+        }
+        let known = std::mem::take(&mut self.blocks);
+        self.flushed.clear();
+        for block in known.into_keys() {
+            let _ = self.cluster(block, ABSENT);
+            for value in held.get(&block).into_iter().flatten() {
+                if *value != ABSENT {
+                    self.write_called(block, *value, now);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Is there an order of all operations that one disk could have carried out?
+    pub fn check(&self) -> Result<(), String> {
+        for (block, values) in &self.blocks {
+            let live: Vec<(Value, &Cluster)> =
+                values.iter().filter(|(_, c)| c.is_read || c.is_acked).map(|(v, c)| (*v, c)).collect();
+            let mut forward: Vec<(i64, i64, Value)> = Vec::new();
+            let mut backward: Vec<(i64, i64, Value)> = Vec::new();
+            for (value, c) in live {
+                if c.first_answer < c.last_call {
+                    forward.push((c.first_answer, c.last_call, value));
+                } else {
+                    backward.push((c.last_call, c.first_answer, value));
+                }
+            }
+            forward.sort_unstable();
+            for pair in forward.windows(2) {
+                if pair[1].0 < pair[0].1 {
+                    return Err(format!(
+                        "block {block}: value {} was seen from {} to {} ns and value {} from {} to {} ns: one of them came back",
+                        pair[0].2, pair[0].0, pair[0].1, pair[1].2, pair[1].0, pair[1].1
+                    ));
+                }
+            }
+            for (low, high, value) in backward {
+                if let Some((from, to, other)) = forward.iter().find(|(from, to, _)| *from < low && high < *to) {
+                    return Err(format!(
+                        "block {block}: value {value}, written between {low} and {high} ns, is lost: value {other} was seen at {from} ns and again at {to} ns"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_acknowledged_write_is_found() {
+        let mut o = Oracle::default();
+        o.write_called(7, 10, 1);
+        o.write_acked(7, 10, 2);
+        o.write_called(7, 11, 3);
+        o.write_acked(7, 11, 4);
+        o.read(7, 10, 5, 6).expect("was written");
+        assert!(o.check().is_err());
+    }
+
+    #[test]
+    fn an_unanswered_write_may_appear_late_but_not_vanish_again() {
+        let mut o = Oracle::default();
+        o.write_called(7, 10, 1);
+        o.write_acked(7, 10, 2);
+        o.write_called(7, 11, 3);
+        o.read(7, 10, 5, 6).expect("still there");
+        o.read(7, 11, 7, 8).expect("late");
+        assert!(o.check().is_ok());
+        o.read(7, 10, 9, 10).expect("was written");
+        assert!(o.check().is_err());
+    }
+
+    #[test]
+    fn reads_of_what_nobody_wrote_are_found_at_once() {
+        let mut o = Oracle::default();
+        o.write_called(7, 10, 1);
+        assert!(o.read(7, 99, 2, 3).is_err());
+        assert!(o.read(7, ABSENT, 2, 3).is_ok());
+    }
+}
