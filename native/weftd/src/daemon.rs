@@ -230,13 +230,12 @@ impl Daemon {
             Some((Part::Export, what, index)) => {
                 self.exports.handle_completion(&mut self.driver, what, index, done);
             }
-            Some((Part::Link, what, index)) => {
+            Some((Part::Pool, ..)) => self.pools.handle_completion(done),
+            Some((Part::Link, ..)) | None => {
                 if let Some(links) = &mut self.links {
-                    links.handle_completion(&mut self.driver, now, what, index, done);
+                    links.handle_completion(&mut self.driver, now, done);
                 }
             }
-            Some((Part::Pool, ..)) => self.pools.handle_completion(done),
-            None => {}
         }
     }
 

@@ -14,22 +14,21 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, sockopt};
 use weft_control::types::{Decimal, LinkInfo, LinkState};
 use weft_io::buffer::IoBuf;
-use weft_io::driver::{Completion, Driver, Fd, Op, Outcome, Part as SendPart};
+use weft_io::driver::{Completion, Driver, Errno, Fd, Op, Outcome, TokenSpace};
+use weft_io::stream::{Pressure, StreamConfig};
+use weft_io::tcp::{self, Conn};
 use weft_proto::ids::{HostId, Instant, Ordinal, PoolId, Rid, VolumeId};
 use weft_proto::log::ReplicaKey;
 use weft_proto::message::{Ask, Refusal, Request, Response, Watermark};
-use weft_proto::payload::Payload as _;
 use weft_proto::replica::AttachmentId;
 use weft_proto::wire::{
-    EncodedFrame, FrameKind, HEADER_LEN, Header, Hello, PoolLog, Version, data_offset, decode_hello,
-    decode_request, decode_response, encode_hello, encode_request, encode_response, negotiate,
+    EncodedFrame, FrameError, FrameKind, Hello, PoolLog, Version, decode_hello, decode_request,
+    decode_response, encode_hello, encode_request, encode_response, negotiate,
 };
 
 use crate::errors::{Code, Failure};
@@ -37,10 +36,6 @@ use crate::tokens::Part;
 
 /// The port of the data path on every host's cluster address.
 pub const DATA_PORT: u16 = 7401;
-/// Bytes received at once.
-const RECV_BYTES: usize = 512 * 1024;
-/// Parts of one send.
-const SEND_PARTS: usize = 512;
 /// A host that hasn't accepted by then is silent.
 const CONNECT_MS: u64 = 500;
 /// A peer that hasn't said hello by then is silent.
@@ -49,21 +44,17 @@ const HELLO_MS: u64 = 1000;
 const RETRY_MS: u64 = 200;
 /// Before a host of another cluster or version is called again.
 const MISMATCH_MS: u64 = 2000;
-/// Silence after which the kernel gives a connection up, in milliseconds.
-const DEAD_MS: u32 = 3000;
-/// Unsent bytes of answers at which a peer's requests are not read any more.
-const UNSENT_MAX: usize = 16 << 20;
 /// Attachments of one peer's connection: 500 volumes of 8 replicas.
 const HANDLES_MAX: usize = 4096;
 /// Connections that others may make.
 const PEERS_MAX: usize = 512;
+/// The driver's tokens of connections: spaces that no [`Part`] has.
+const WIRE_SPACES: std::ops::RangeInclusive<u16> = 0x1000..=0xffff;
 /// Marks an attachment of a peer; without it it is a local session's.
 const REMOTE: u64 = 1 << 63;
 
 const ACCEPT: u8 = 0;
-const RECV: u8 = 1;
-const SEND: u8 = 2;
-const CONNECT: u8 = 3;
+const CONNECT: u8 = 1;
 
 /// What comes out of the links.
 #[derive(Debug)]
@@ -123,9 +114,9 @@ pub struct Links {
     accepting: bool,
     addresses: BTreeMap<HostId, IpAddr>,
     calls: BTreeMap<HostId, Call>,
-    wires: BTreeMap<u64, Wire>,
-    next_wire: u64,
-    attachments: BTreeMap<AttachmentId, (u64, u32)>,
+    wires: BTreeMap<u16, Wire>,
+    next_wire: u16,
+    attachments: BTreeMap<AttachmentId, (u16, u32)>,
     next_attachment: u64,
     /// The furthest log of each pool that any HELLO named (R10).
     seen: BTreeMap<PoolId, PoolLog>,
@@ -139,7 +130,7 @@ struct Call {
     since: Instant,
     reason: Option<String>,
     /// The connection, once there is a socket.
-    wire: Option<u64>,
+    wire: Option<u16>,
     /// When to try again, or to give a try up.
     due: Option<Instant>,
     handles: BTreeMap<(VolumeId, Rid), (Ordinal, u32)>,
@@ -149,16 +140,10 @@ struct Call {
 
 #[derive(Debug)]
 struct Wire {
-    socket: Fd,
+    conn: Conn,
     role: Role,
     /// Agreed by HELLO.
     version: Option<Version>,
-    partial: Vec<u8>,
-    receiving: bool,
-    unsent: VecDeque<SendPart>,
-    unsent_bytes: usize,
-    /// What the driver sends: length, and how much of it went.
-    sending: Option<(usize, usize)>,
 }
 
 #[derive(Debug)]
@@ -189,7 +174,7 @@ impl Links {
             addresses: BTreeMap::new(),
             calls: BTreeMap::new(),
             wires: BTreeMap::new(),
-            next_wire: 0,
+            next_wire: *WIRE_SPACES.start(),
             attachments: BTreeMap::new(),
             next_attachment: 0,
             seen: BTreeMap::new(),
@@ -222,10 +207,9 @@ impl Links {
                 .with("address", address.to_string())
         };
         self.listen_due = None;
-        match TcpListener::bind(address) {
-            Ok(listener) => {
-                listener.set_nonblocking(true).map_err(|e| refuse(&e))?;
-                self.listener = Some(Arc::new(OwnedFd::from(listener)));
+        match tcp::listen(address) {
+            Ok((listener, _)) => {
+                self.listener = Some(listener);
                 self.accept(driver);
                 Ok(())
             }
@@ -340,7 +324,7 @@ impl Links {
         let Some(wire) = self.wires.get_mut(&id) else { return };
         let Some(version) = wire.version else { return };
         wire.queue(encode_request(version, handle, request));
-        wire.drive(driver, id);
+        wire.drive(driver);
     }
 
     /// A session's attachment is of no use any more.
@@ -358,24 +342,20 @@ impl Links {
         let Some(wire) = self.wires.get_mut(&id) else { return };
         let Some(version) = wire.version else { return };
         wire.queue(encode_response(version, handle, response));
-        wire.drive(driver, id);
+        wire.drive(driver);
     }
 
-    /// A driver's completion of [`Part::Link`].
-    pub fn handle_completion(
-        &mut self,
-        driver: &mut impl Driver,
-        now: Instant,
-        what: u8,
-        id: u64,
-        done: Completion,
-    ) {
-        match what {
-            ACCEPT => self.handle_accepted(driver, now, done),
-            CONNECT => self.handle_connected(driver, now, id),
-            RECV => self.handle_received(driver, now, id, done),
-            SEND => self.handle_sent(driver, now, id, &done),
-            _ => {}
+    /// A driver's completion of [`Part::Link`], or of a connection's own token space.
+    pub fn handle_completion(&mut self, driver: &mut impl Driver, now: Instant, done: Completion) {
+        match Part::of(done.token) {
+            Some((Part::Link, ACCEPT, _)) => self.handle_accepted(driver, now, done),
+            Some((Part::Link, CONNECT, id)) => {
+                if let Ok(id) = u16::try_from(id) {
+                    self.handle_connected(driver, now, id);
+                }
+            }
+            Some(_) => {}
+            None => self.handle_stream(driver, now, done),
         }
     }
 
@@ -408,7 +388,7 @@ impl Links {
         }
         let mute =
             |wire: &Wire| matches!(&wire.role, Role::Called { peer: None, until, .. } if now >= *until);
-        let late: Vec<u64> = self.wires.iter().filter(|(_, w)| mute(w)).map(|(id, _)| *id).collect();
+        let late: Vec<u16> = self.wires.iter().filter(|(_, w)| mute(w)).map(|(id, _)| *id).collect();
         for id in late {
             self.drop_wire(id);
         }
@@ -424,38 +404,37 @@ impl Links {
             call.reason = Some("the host's address is not known".to_owned());
             return;
         };
-        match begin_connect(SocketAddr::new(address, DATA_PORT)) {
+        match tcp::connect(SocketAddr::new(address, DATA_PORT)) {
             Ok(socket) => {
-                let socket: Fd = Arc::new(socket);
-                let id = self.next_wire;
-                self.next_wire += 1;
-                call.wire = Some(id);
                 call.due = Some(now.after_ms(CONNECT_MS));
                 let op = Op::PollWrite { fd: socket.clone() };
-                self.wires.insert(id, Wire::new(socket, Role::Caller(host)));
-                driver.submit(Part::Link.token(CONNECT, id), op);
+                let id = self.add_wire(socket, Role::Caller(host));
+                if let Some(call) = self.calls.get_mut(&host) {
+                    call.wire = Some(id);
+                }
+                driver.submit(Part::Link.token(CONNECT, u64::from(id)), op);
+            }
+            Err(error) => self.not_connected(now, host, error.into()),
+        }
+    }
+
+    fn handle_connected(&mut self, driver: &mut impl Driver, now: Instant, id: u16) {
+        let Some(wire) = self.wires.get_mut(&id) else { return };
+        let Role::Caller(host) = wire.role else { return };
+        match tcp::connected(wire.conn.stream().socket()) {
+            Ok(()) => {
+                wire.queue(hello_frame(&self.hello));
+                wire.drive(driver);
+                if let Some(call) = self.calls.get_mut(&host) {
+                    call.due = Some(now.after_ms(HELLO_MS));
+                }
             }
             Err(error) => self.not_connected(now, host, error),
         }
     }
 
-    fn handle_connected(&mut self, driver: &mut impl Driver, now: Instant, id: u64) {
-        let Some(wire) = self.wires.get_mut(&id) else { return };
-        let Role::Caller(host) = wire.role else { return };
-        match sockopt::socket_error(&wire.socket) {
-            Ok(Ok(())) => {
-                wire.queue_bytes(encode_hello(&self.hello));
-                wire.drive(driver, id);
-                if let Some(call) = self.calls.get_mut(&host) {
-                    call.due = Some(now.after_ms(HELLO_MS));
-                }
-            }
-            Ok(Err(error)) | Err(error) => self.not_connected(now, host, error),
-        }
-    }
-
-    fn not_connected(&mut self, now: Instant, host: HostId, error: rustix::io::Errno) {
-        let refused = error == rustix::io::Errno::CONNREFUSED;
+    fn not_connected(&mut self, now: Instant, host: HostId, error: Errno) {
+        let refused = io::Error::from(error).kind() == io::ErrorKind::ConnectionRefused;
         let state = if refused { LinkState::Refused } else { LinkState::Silent };
         self.end_call(now, host, state, Some(error.to_string()), refused);
     }
@@ -505,19 +484,21 @@ impl Links {
     fn handle_accepted(&mut self, driver: &mut impl Driver, now: Instant, done: Completion) {
         self.accepting = false;
         match done.result {
-            Ok(Outcome::Accepted(socket)) => match set_options(&socket) {
-                Ok(()) => {
-                    let until = now.after_ms(HELLO_MS);
-                    let role = Role::Called { peer: None, handles: BTreeMap::new(), until };
-                    let id = self.next_wire;
-                    self.next_wire += 1;
-                    let mut wire = Wire::new(Arc::new(socket), role);
-                    wire.queue_bytes(encode_hello(&self.hello));
-                    wire.drive(driver, id);
-                    self.wires.insert(id, wire);
+            Ok(Outcome::Accepted(socket)) => {
+                let socket: Fd = Arc::new(socket);
+                match tcp::set_up(&socket) {
+                    Ok(()) => {
+                        let until = now.after_ms(HELLO_MS);
+                        let role = Role::Called { peer: None, handles: BTreeMap::new(), until };
+                        let id = self.add_wire(socket, role);
+                        if let Some(wire) = self.wires.get_mut(&id) {
+                            wire.queue(hello_frame(&self.hello));
+                            wire.drive(driver);
+                        }
+                    }
+                    Err(error) => tracing::warn!(%error, "a connection has gone at once"),
                 }
-                Err(error) => tracing::warn!(%error, "a connection has gone at once"),
-            },
+            }
             Ok(other) => unreachable!("an accept came to {other:?}"),
             Err(errno) => tracing::warn!(%errno, "accept failed"),
         }
@@ -526,49 +507,49 @@ impl Links {
 
     // ---- bytes
 
-    fn handle_received(&mut self, driver: &mut impl Driver, now: Instant, id: u64, done: Completion) {
-        let Some(wire) = self.wires.get_mut(&id) else { return };
-        wire.receiving = false;
-        let len = match (&done.result, &done.op) {
-            (Ok(Outcome::Bytes(len @ 1..)), Op::Recv { buf, .. }) => {
-                wire.partial.extend_from_slice(&buf.bytes()[..*len]);
-                *len
-            }
-            _ => 0,
-        };
-        if len == 0 {
-            return self.lose(driver, now, id, None);
+    fn add_wire(&mut self, socket: Fd, role: Role) -> u16 {
+        // Far fewer connections are open than there are names, so a name is long unused when it comes again.
+        let mut id = self.next_wire;
+        while self.wires.contains_key(&id) {
+            id = next_space(id);
         }
-        let mut start = 0;
+        self.next_wire = next_space(id);
+        let conn = Conn::new(socket, StreamConfig::new(TokenSpace(id)));
+        self.wires.insert(id, Wire { conn, role, version: None });
+        id
+    }
+
+    fn handle_stream(&mut self, driver: &mut impl Driver, now: Instant, done: Completion) {
+        let id = TokenSpace::of(done.token).0;
+        let Some(wire) = self.wires.get_mut(&id) else { return };
+        wire.conn.handle_completion(done);
         loop {
             let Some(wire) = self.wires.get_mut(&id) else { return };
-            let frame = match next_frame(&wire.partial[start..], wire.version) {
-                Ok(Some(frame)) => frame,
-                Ok(None) => {
-                    wire.partial.drain(..start);
-                    break;
-                }
-                Err(why) => return self.lose(driver, now, id, Some(why)),
+            let content = match wire.conn.poll_frame() {
+                Ok(Some(frame)) => content_of(frame).map_err(|e| e.to_string()),
+                Ok(None) => break,
+                Err(error) => Err(error.to_string()),
             };
-            start += frame.len;
-            if let Err(why) = self.take_frame(driver, now, id, frame) {
+            if let Err(why) = content.and_then(|content| self.take_frame(driver, now, id, content)) {
                 return self.lose(driver, now, id, Some(why));
             }
         }
-        if let Some(wire) = self.wires.get_mut(&id) {
-            wire.drive(driver, id);
+        let Some(wire) = self.wires.get_mut(&id) else { return };
+        if wire.conn.ended().is_some() {
+            return self.lose(driver, now, id, None);
         }
+        wire.drive(driver);
     }
 
     fn take_frame(
         &mut self,
         driver: &mut impl Driver,
         now: Instant,
-        id: u64,
-        frame: Frame,
+        id: u16,
+        content: Content,
     ) -> Result<(), String> {
         let Some(wire) = self.wires.get_mut(&id) else { return Ok(()) };
-        match frame.content {
+        match content {
             Content::Hello(theirs) => {
                 let agreed = negotiate(&self.hello, &theirs);
                 self.out.push_back(LinksOut::Watermark(theirs.watermark));
@@ -588,7 +569,9 @@ impl Links {
                             return Ok(());
                         }
                         let Some(wire) = self.wires.get_mut(&id) else { return Ok(()) };
-                        wire.version = agreed.ok().map(|a| a.version);
+                        if let Ok(agreed) = agreed {
+                            wire.agree(agreed.version);
+                        }
                         if let Some(call) = self.calls.get_mut(&host) {
                             (call.state, call.since, call.reason, call.due) =
                                 (LinkState::Connected, now, None, None);
@@ -598,8 +581,8 @@ impl Links {
                     }
                     Role::Called { peer, .. } => {
                         let agreed = agreed.map_err(|e| e.to_string())?;
-                        wire.version = Some(agreed.version);
                         *peer = Some(theirs.host);
+                        wire.agree(agreed.version);
                     }
                 }
             }
@@ -641,7 +624,7 @@ impl Links {
                             Response { tag: request.tag, epoch: request.epoch, outcome, service_us: 0 };
                         if let Some(version) = wire.version {
                             wire.queue(encode_response(version, handle, &response));
-                            wire.drive(driver, id);
+                            wire.drive(driver);
                         }
                     }
                 }
@@ -667,27 +650,8 @@ impl Links {
         None
     }
 
-    fn handle_sent(&mut self, driver: &mut impl Driver, now: Instant, id: u64, done: &Completion) {
-        let Some(wire) = self.wires.get_mut(&id) else { return };
-        let Some((len, before)) = wire.sending.take() else { return };
-        match (&done.result, &done.op) {
-            (Ok(Outcome::Bytes(sent @ 1..)), Op::Send { parts, .. }) => {
-                wire.unsent_bytes -= sent;
-                let sent = before + sent;
-                if sent < len {
-                    wire.sending = Some((len, sent));
-                    let op = Op::Send { socket: wire.socket.clone(), parts: parts.clone(), skip: sent };
-                    driver.submit(Part::Link.token(SEND, id), op);
-                } else {
-                    wire.drive(driver, id);
-                }
-            }
-            _ => self.lose(driver, now, id, None),
-        }
-    }
-
     /// A connection broke, or its peer broke the protocol.
-    fn lose(&mut self, driver: &mut impl Driver, now: Instant, id: u64, why: Option<String>) {
+    fn lose(&mut self, driver: &mut impl Driver, now: Instant, id: u16, why: Option<String>) {
         let Some(wire) = self.wires.get(&id) else { return };
         if let Some(why) = &why {
             tracing::warn!(why, "a peer broke the protocol");
@@ -711,10 +675,10 @@ impl Links {
         self.accept(driver);
     }
 
-    fn drop_wire(&mut self, id: u64) {
-        let Some(wire) = self.wires.remove(&id) else { return };
+    fn drop_wire(&mut self, id: u16) {
+        let Some(mut wire) = self.wires.remove(&id) else { return };
         // Ends what the driver has in flight; its completions find nobody.
-        let _ = rustix::net::shutdown(&wire.socket, Shutdown::Both);
+        wire.conn.close();
         if let Role::Called { handles, .. } = wire.role {
             for Attached { attachment, pool, key } in handles.into_values() {
                 self.attachments.remove(&attachment);
@@ -725,58 +689,28 @@ impl Links {
 }
 
 impl Wire {
-    fn new(socket: Fd, role: Role) -> Wire {
-        Wire {
-            socket,
-            role,
-            version: None,
-            partial: Vec::new(),
-            receiving: false,
-            unsent: VecDeque::new(),
-            unsent_bytes: 0,
-            sending: None,
-        }
+    fn agree(&mut self, version: Version) {
+        self.version = Some(version);
+        self.conn.set_version(version);
     }
 
+    /// A peer that doesn't read its answers is not listened to until it does; our own requests are bounded by the
+    /// sessions.
     fn queue(&mut self, frame: EncodedFrame<IoBuf>) {
-        self.queue_bytes(frame.head);
-        for data in frame.data {
-            self.unsent_bytes += data.len();
-            self.unsent.push_back(SendPart::Buf(data));
+        if self.conn.queue(frame) == Pressure::Stop && matches!(self.role, Role::Called { .. }) {
+            self.conn.pause(true);
         }
     }
 
-    fn queue_bytes(&mut self, bytes: Vec<u8>) {
-        self.unsent_bytes += bytes.len();
-        self.unsent.push_back(SendPart::Bytes(bytes));
-    }
-
-    /// Gives the driver what there is to send and, within bounds, asks it for more bytes.
-    fn drive(&mut self, driver: &mut impl Driver, id: u64) {
-        if self.sending.is_none() && !self.unsent.is_empty() {
-            let count = self.unsent.len().min(SEND_PARTS);
-            let parts: Vec<SendPart> = self.unsent.drain(..count).collect();
-            self.sending = Some((parts.iter().map(SendPart::len).sum(), 0));
-            let op = Op::Send { socket: self.socket.clone(), parts, skip: 0 };
-            driver.submit(Part::Link.token(SEND, id), op);
+    /// Gives the driver what the connection wants from it.
+    fn drive(&mut self, driver: &mut impl Driver) {
+        if self.conn.stream().is_writable() {
+            self.conn.pause(false);
         }
-        let bounded = matches!(self.role, Role::Called { .. }) && self.unsent_bytes > UNSENT_MAX;
-        if !self.receiving && !bounded {
-            self.receiving = true;
-            let op = Op::Recv {
-                socket: self.socket.clone(),
-                buf: IoBuf::scratch(RECV_BYTES),
-                start: 0,
-                len: RECV_BYTES,
-            };
-            driver.submit(Part::Link.token(RECV, id), op);
+        while let Some((token, op)) = self.conn.poll_op() {
+            driver.submit(token, op);
         }
     }
-}
-
-struct Frame {
-    len: usize,
-    content: Content,
 }
 
 enum Content {
@@ -785,41 +719,23 @@ enum Content {
     Response(u32, Response<IoBuf>),
 }
 
-/// The first whole frame of `bytes`, if there is one.
-fn next_frame(bytes: &[u8], version: Option<Version>) -> Result<Option<Frame>, String> {
-    let Some((head, rest)) = bytes.split_first_chunk::<HEADER_LEN>() else { return Ok(None) };
-    let header = Header::parse(head, version.unwrap_or(Version::HELLO)).map_err(|e| e.to_string())?;
-    let Some(payload) = rest.get(..header.payload_len()) else { return Ok(None) };
-    let (meta, data) = payload.split_at(data_offset(&header));
-    let content =
-        match header.kind() {
-            FrameKind::Hello => decode_hello(&header, meta).map(Content::Hello),
-            FrameKind::Request => decode_request(&header, meta, IoBuf::copy_of(data))
-                .map(|r| Content::Request(header.handle, r)),
-            FrameKind::Response => decode_response(&header, meta, IoBuf::copy_of(data))
-                .map(|r| Content::Response(header.handle, r)),
-        };
-    let content = content.map_err(|e| e.to_string())?;
-    Ok(Some(Frame { len: HEADER_LEN + header.payload_len(), content }))
-}
-
-fn begin_connect(address: SocketAddr) -> Result<OwnedFd, rustix::io::Errno> {
-    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-    set_options(&socket)?;
-    match rustix::net::connect(&socket, &address) {
-        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(socket),
-        Err(error) => Err(error),
+fn content_of(frame: tcp::Frame) -> Result<Content, FrameError> {
+    let tcp::Frame { header, meta, data, .. } = frame;
+    match header.kind() {
+        FrameKind::Hello => decode_hello(&header, &meta).map(Content::Hello),
+        FrameKind::Request => {
+            decode_request(&header, &meta, data).map(|r| Content::Request(header.handle, r))
+        }
+        FrameKind::Response => {
+            decode_response(&header, &meta, data).map(|r| Content::Response(header.handle, r))
+        }
     }
 }
 
-/// Small requests go at once; a peer that has lost its power is noticed by the kernel.
-fn set_options(socket: &OwnedFd) -> Result<(), rustix::io::Errno> {
-    sockopt::set_tcp_nodelay(socket, true)?;
-    sockopt::set_tcp_user_timeout(socket, DEAD_MS)?;
-    sockopt::set_socket_keepalive(socket, true)?;
-    sockopt::set_tcp_keepidle(socket, std::time::Duration::from_secs(1))?;
-    sockopt::set_tcp_keepintvl(socket, std::time::Duration::from_secs(1))?;
-    sockopt::set_tcp_keepcnt(socket, 2)
+fn hello_frame(hello: &Hello) -> EncodedFrame<IoBuf> {
+    EncodedFrame { head: encode_hello(hello), data: Vec::new() }
+}
+
+fn next_space(id: u16) -> u16 {
+    if id == *WIRE_SPACES.end() { *WIRE_SPACES.start() } else { id + 1 }
 }

@@ -61,7 +61,7 @@ impl Cluster {
         let file = json!({ "cluster": self.id, "host": id, "name": format!("h{number}"), "address": address,
             "etcd": [self.etcd.url] });
         std::fs::write(home.join("state/host.json"), file.to_string()).expect("written");
-        let mut host = Host { id, home, process: None, pool: String::new() };
+        let mut host = Host { number, id, home, process: None, pool: String::new() };
         host.start();
         host
     }
@@ -69,6 +69,7 @@ impl Cluster {
 
 /// A host: its daemon's process and its directories.
 struct Host {
+    number: u8,
     id: String,
     home: PathBuf,
     process: Option<Child>,
@@ -79,7 +80,10 @@ impl Host {
     fn start(&mut self) {
         let log =
             std::fs::File::options().create(true).append(true).open(self.home.join("log")).expect("a log");
+        // Hosts of one cluster may have different kernels.
+        let driver = if self.number.is_multiple_of(2) { "libaio" } else { "io_uring" };
         let child = Command::new(env!("CARGO_BIN_EXE_weftd"))
+            .args(["--driver", driver])
             .args(["--state-dir".as_ref(), self.home.join("state").as_os_str()])
             .args(["--run-dir".as_ref(), self.home.join("run").as_os_str()])
             .env("WEFT_LOG", "info")
