@@ -194,6 +194,7 @@ pub fn run(options: Options) -> Result<(), Failure> {
     }
     let mut completions = Vec::new();
     while daemon.drive(&mut completions)? {}
+    daemon.pools.release(&mut daemon.driver);
     tracing::info!("weftd has stopped");
     Ok(())
 }

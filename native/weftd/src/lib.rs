@@ -14,6 +14,7 @@
 pub mod clock;
 pub mod control;
 pub mod daemon;
+pub mod debug;
 pub mod errors;
 pub mod exports;
 pub mod links;

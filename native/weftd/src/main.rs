@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use weftd::daemon::{self, DriverChoice, Options};
+use weftd::debug;
 
 /// The data daemon of weft.
 #[derive(Debug, Parser)]
@@ -22,6 +23,29 @@ struct CommandLine {
     /// Read the boot id from this file instead of the kernel (several hosts on one machine).
     #[arg(long)]
     boot_id_file: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Option<Subcommands>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Subcommands {
+    /// Looks into a pool's directory that no daemon serves.
+    #[command(subcommand)]
+    Debug(DebugCommand),
+}
+
+#[derive(Debug, Subcommand)]
+enum DebugCommand {
+    /// Prints superblock, log and replicas as JSON.
+    Dump {
+        /// The pool's directory.
+        path: PathBuf,
+    },
+    /// Says what is wrong, one line each; exit code 3 if anything is.
+    Check {
+        /// The pool's directory.
+        path: PathBuf,
+    },
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -37,6 +61,9 @@ enum Driver {
 
 fn main() -> ExitCode {
     let line = CommandLine::parse();
+    if let Some(Subcommands::Debug(command)) = &line.command {
+        return run_debug(command);
+    }
     weftd::log_to_stderr();
     let options = Options {
         state_dir: line.state_dir,
@@ -55,4 +82,22 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn run_debug(command: &DebugCommand) -> ExitCode {
+    let (DebugCommand::Dump { path } | DebugCommand::Check { path }) = command;
+    let report = match debug::examine(path) {
+        Ok(report) => report,
+        Err(failure) => {
+            eprintln!("{failure}");
+            return ExitCode::FAILURE;
+        }
+    };
+    if matches!(command, DebugCommand::Dump { .. }) {
+        println!("{:#}", report.dump);
+    }
+    for problem in &report.problems {
+        eprintln!("{problem}");
+    }
+    if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(3) }
 }

@@ -943,6 +943,17 @@ impl Pools {
         })
     }
 
+    /// Gives the locks of stopped pools back: the kernel would keep them for a moment after the process.
+    pub fn release(&mut self, driver: &mut impl Driver) {
+        for pool in self.pools.values_mut() {
+            if let Some(file) = pool.file.take_if(|file| file.is_idle())
+                && let Err(error) = file.stop(driver)
+            {
+                tracing::warn!(pool = %pool.id, %error, "its lock is free when the kernel has let go of it");
+            }
+        }
+    }
+
     fn handle_event(&mut self, now: Instant, id: PoolId, event: PoolEvent) {
         let Some(pool) = self.pools.get_mut(&id) else { return };
         let (token, result) = match event {

@@ -263,6 +263,13 @@ fn assert_same(cluster: &Cluster, host: &Host, socket: &Path, volume: &str, file
     assert!(same, "other bytes come back\n{}", host.log());
 }
 
+/// `weftd debug` on the host's pool: whether it succeeded, and what it printed.
+fn examine(host: &Host, what: &str) -> (bool, String) {
+    let mut debug = Command::new(env!("CARGO_BIN_EXE_weftd"));
+    let output = debug.args(["debug", what]).arg(host.home.join("pool")).output().expect("weftd");
+    (output.status.success(), String::from_utf8(output.stdout).expect("UTF-8"))
+}
+
 /// The life of a volume on one host, with a stop and a kill in between: what was written is read.
 #[test]
 fn a_volume_lives_on_one_host_through_restarts() {
@@ -277,7 +284,13 @@ fn a_volume_lives_on_one_host_through_restarts() {
     close(&host, &volume);
     assert!(!socket.exists());
 
+    assert!(!examine(&host, "check").0, "a pool that is served is not looked into");
     host.terminate();
+    assert!(examine(&host, "check").0, "a stopped pool is sound");
+    let (_, dump) = examine(&host, "dump");
+    let dump: Value = serde_json::from_str(&dump).expect("JSON");
+    assert_eq!(dump["superblock"]["pool"], host.pool.as_str());
+    assert_eq!((&dump["log"]["clean"], &dump["replicas"][0]["volume"]), (&json!(true), &json!(volume)));
     host.start();
     host.await_pool();
     let socket = open(&host, &volume, "closed").expect("opens after a stop");
