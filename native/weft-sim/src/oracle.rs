@@ -113,8 +113,12 @@ impl Oracle {
         }
         let known = std::mem::take(&mut self.blocks);
         self.flushed.clear();
-        for block in known.into_keys() {
+        for (block, values) in known {
             let _ = self.cluster(block, ABSENT);
+            // What was under way may still happen.
+            for (value, _) in values.iter().filter(|(v, c)| **v != ABSENT && !c.is_acked) {
+                self.write_called(block, *value, now);
+            }
             for value in held.get(&block).into_iter().flatten() {
                 if *value != ABSENT {
                     self.write_called(block, *value, now);

@@ -30,6 +30,8 @@ const CLUSTER: ClusterId = ClusterId(0xC1);
 const MS: u64 = 1_000_000;
 /// After the faults: until everything must be served, and until every copy must be in sync again.
 const LIVENESS_MS: u64 = 60_000;
+/// More events than any legal run has: machines that ask each other in circles are a fault, too.
+const STEPS_MAX: u64 = 400_000;
 
 type Id = usize;
 
@@ -116,6 +118,7 @@ pub struct World {
     mutation: Option<Mutation>,
     now: u64,
     seq: u64,
+    steps: u64,
     queue: BTreeMap<(u64, u64), Event>,
     store: Store,
     hosts: Vec<Host>,
@@ -232,6 +235,7 @@ impl World {
             queue: BTreeMap::new(),
             now: 1000 * MS,
             seq: 0,
+            steps: 0,
             rng,
             plan,
             broken,
@@ -278,6 +282,10 @@ impl World {
     fn run_until(&mut self, done: impl Fn(&World) -> bool) -> Result<(), String> {
         while !done(self) {
             let Some(((time, _), event)) = self.queue.pop_first() else { return Ok(()) };
+            self.steps += 1;
+            if self.steps > STEPS_MAX {
+                return Err(self.report(&self.describe("the machines talk without end")));
+            }
             self.now = self.now.max(time);
             self.step(event);
             if let Some(what) = self.violation.take() {
@@ -718,7 +726,7 @@ impl World {
                     continue;
                 }
                 // Now and then a request stays unread in a socket's buffer for a while.
-                let stuck = if self.rng.chance(1) { self.rng.below(3000) * MS } else { 0 };
+                let stuck = if self.faults_on && self.rng.chance(1) { self.rng.below(3000) * MS } else { 0 };
                 let delay = self.net_delay(host, to) + stuck;
                 self.at(delay, Event::Deliver { rep, inc, session, ordinal: t.ordinal, request: t.request });
             } else if let Some(call) = m.poll_store() {
@@ -1241,11 +1249,17 @@ impl World {
             self.until(limit, "a close does not end", |w| {
                 w.sessions[session].machine.is_none() || w.store.record.in_sync().count() > 0 && w.sessions[session].machine.as_ref().is_some_and(|m| m.view().dirty_regions == 0)
             })?;
-            if let Some(m) = &mut self.sessions[session].machine {
-                let _ = m.close(Instant(self.now));
-                self.drain_session(session);
-            }
             let limit = self.now + LIVENESS_MS * MS;
+            loop {
+                // Refused while a member is waited for: asked again a little later.
+                let accepted = self.sessions[session].machine.as_mut().is_none_or(|m| m.close(Instant(self.now)));
+                self.drain_session(session);
+                let later = self.now + 100 * MS;
+                self.run_until(|w| w.now > later || w.sessions[session].machine.is_none())?;
+                if accepted || self.now > limit {
+                    break;
+                }
+            }
             self.until(limit, "a close does not end", |w| w.sessions[session].machine.is_none())?;
             if !self.store.record.clean && self.store.record.owner.is_none() {
                 return Err(self.report("a close left a record that is not clean"));

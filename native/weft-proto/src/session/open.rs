@@ -220,6 +220,9 @@ impl<P: Payload> Session<P> {
     }
 
     fn ask_stamps(&mut self, now: Instant, members: &[Rid]) {
+        if now < self.copy_hold {
+            return;
+        }
         let sealed = self.highest_seal(members);
         self.sealed = self.sealed.max(sealed);
         let differs =

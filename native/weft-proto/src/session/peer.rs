@@ -352,7 +352,7 @@ impl<P: Payload> Session<P> {
         promised: Epoch,
         refusal: Refusal,
     ) {
-        let next_tick = self.next_tick;
+        let (next_tick, owns) = (self.next_tick, self.owns());
         let peer = self.peers.get_mut(&rid).expect("answered a moment ago");
         if matches!(sent.purpose, Purpose::Promise | Purpose::Attach) {
             peer.hold = Some(next_tick);
@@ -362,8 +362,10 @@ impl<P: Payload> Session<P> {
         }
         match refusal {
             Refusal::StaleEpoch => {
-                if promised > current || (promised == current && sent.epoch == current && self.owns()) {
+                if promised > current || (promised == current && sent.epoch == current && owns) {
                     // Somebody else has been promised something: the store knows whom (R11, fencing).
+                    peer.promised = None;
+                    peer.hold = Some(next_tick);
                     self.suspect(promised);
                 } else if let Some(peer) = self.peers.get_mut(&rid)
                     && sent.epoch == current
@@ -409,7 +411,10 @@ impl<P: Payload> Session<P> {
             Purpose::Op(op) => self.op_unsent(op, rid),
             Purpose::Read(op) => self.read_failed(op, rid, Some(refusal)),
             Purpose::Piece(piece) => self.piece_failed(piece, rid),
-            Purpose::OpenStamps => self.restart_gather(),
+            Purpose::OpenStamps => {
+                self.copy_hold = next_tick;
+                self.restart_gather();
+            }
             Purpose::JoinStamps => self.abandon_join("the stamps were refused"),
             _ => {}
         }
