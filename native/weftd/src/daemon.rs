@@ -43,7 +43,7 @@ use crate::errors::{Code, Failure};
 use crate::exports::Exports;
 use crate::links::{DATA_PORT, Links, LinksOut};
 use crate::mail::{Answer, ControlRequest, Mail, Mailbox};
-use crate::pools::{PoolOwner, Pools, PoolsCall, PoolsOut, not_configured, pool_key, refuse};
+use crate::pools::{LOGS_FILE, PoolOwner, Pools, PoolsCall, PoolsOut, not_configured, pool_key, refuse};
 use crate::records::{RecordChange, record_key};
 use crate::sessions::{Opening, Slot, read_reply, swap_reply};
 use crate::state::{HostFile, StateDir, boot_id, raise_open_files};
@@ -618,6 +618,7 @@ impl Daemon {
                 }
             }
             PoolsOut::Call(call) => self.call_for_pools(call),
+            PoolsOut::KeepLogs(value) => self.store.send(StoreRequest::KeepFile { name: LOGS_FILE, value }),
             PoolsOut::Changed(id) => {
                 self.links_changed = true;
                 let watermark = self.watermark.unwrap_or_default();

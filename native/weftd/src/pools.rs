@@ -61,6 +61,10 @@ const RETRY_MS: u64 = 200;
 const TRASH_KEEP_S: u64 = 24 * 3600;
 /// Between two looks for what is too old in the trash.
 const TRASH_LOOK_MS: u64 = 600_000;
+/// The file of the state directory that keeps how far each pool's log is durable, outside of the pool (R10).
+pub const LOGS_FILE: &str = "pool-logs.json";
+/// Between two writes of it: what it says may lag, never lead.
+const LOGS_MS: u64 = 5000;
 /// The file of the state directory that names this host's pools.
 const POOLS_FILE: &str = "pools.json";
 
@@ -110,6 +114,8 @@ pub enum PoolsOut {
     Call(PoolsCall),
     /// A pool's state changed.
     Changed(PoolId),
+    /// The new content of [`LOGS_FILE`], to be written by a thread that may block.
+    KeepLogs(Value),
 }
 
 /// A pool's directory after its blocking open or creation.
@@ -126,9 +132,6 @@ pub struct OpenedPool {
 struct KnownPool {
     pool: PoolId,
     path: PathBuf,
-    /// Last log sequence known durable (R10); may lag.
-    #[serde(default)]
-    durable_seq: Decimal,
 }
 
 /// All pools of this host.
@@ -146,6 +149,9 @@ pub struct Pools {
     next_space: u16,
     out: VecDeque<PoolsOut>,
     saved: Vec<KnownPool>,
+    /// How far each pool's log is durable, as kept.
+    kept_logs: BTreeMap<PoolId, Decimal>,
+    logs_due: Instant,
     trash_due: Instant,
     /// The store is behind the watermark: the trash is not emptied (R15).
     rolled_back: bool,
@@ -279,7 +285,10 @@ impl Pools {
     /// The pools that this host knows; none starts before [`Pools::configure`].
     pub fn new(state: Arc<StateDir>, mailbox: Mailbox) -> Result<Pools, Failure> {
         let saved: Vec<KnownPool> = state.read_json(POOLS_FILE)?.unwrap_or_default();
+        let kept_logs = state.read_json(LOGS_FILE)?.unwrap_or_default();
         Ok(Pools {
+            kept_logs,
+            logs_due: Instant(0),
             state,
             mailbox,
             owner: None,
@@ -304,8 +313,9 @@ impl Pools {
         self.owner = Some(owner);
         self.watermark = watermark;
         for known in self.saved.clone() {
+            let known_durable = self.kept_logs.get(&known.pool).map_or(0, |seq| seq.0);
             let pool = self.add(known.pool, known.path.clone(), Phase::Opening);
-            pool.known_durable = known.durable_seq.0;
+            pool.known_durable = known_durable;
             open_in_background(known.path, self.mailbox.clone());
         }
     }
@@ -376,7 +386,7 @@ impl Pools {
                         return refuse_all(asked, &Failure::new(Code::POOL_NOT_EMPTY, message));
                     }
                     self.add(id, path.clone(), Phase::Opening);
-                    self.saved.push(KnownPool { pool: id, path: path.clone(), durable_seq: Decimal(0) });
+                    self.saved.push(KnownPool { pool: id, path: path.clone() });
                     if let Err(failure) = self.state.write_json(POOLS_FILE, &self.saved) {
                         self.pools.remove(&id);
                         self.saved.pop();
@@ -886,7 +896,8 @@ impl Pools {
             let space = (p.phase == Phase::Serving).then_some(p.space_due);
             [space, p.retry_due].into_iter().flatten()
         });
-        pools.chain((!self.pools.is_empty()).then_some(self.trash_due)).min()
+        let ours = [self.trash_due, self.logs_due].into_iter().filter(|_| !self.pools.is_empty());
+        pools.chain(ours).min()
     }
 
     /// Time has come.
@@ -908,22 +919,26 @@ impl Pools {
         if now >= self.trash_due && !self.pools.is_empty() {
             self.trash_due = now.after_ms(TRASH_LOOK_MS);
             self.begin_trash(TrashKind::Expire, None);
-            self.keep_sequences();
+        }
+        if now >= self.logs_due {
+            self.logs_due = now.after_ms(LOGS_MS);
+            self.keep_logs();
         }
     }
 
-    /// Keeps each log's durable sequence outside of its pool (R10).
-    fn keep_sequences(&mut self) {
+    /// Has each log's durable sequence kept, if it has grown.
+    fn keep_logs(&mut self) {
         let mut changed = false;
-        for known in &mut self.saved {
-            let seq = self.pools.get(&known.pool).and_then(|p| p.log.as_ref()).map(Log::durable_seq);
-            if let Some(seq) = seq.filter(|seq| *seq > known.durable_seq.0) {
-                known.durable_seq = Decimal(seq);
+        for (id, pool) in &self.pools {
+            let Some(seq) = pool.log.as_ref().map(Log::durable_seq) else { continue };
+            let kept = self.kept_logs.entry(*id).or_default();
+            if seq > kept.0 {
+                *kept = Decimal(seq);
                 changed = true;
             }
         }
-        if changed && let Err(failure) = self.state.write_json(POOLS_FILE, &self.saved) {
-            tracing::error!(%failure, "how far the pools' logs are can't be kept");
+        if changed {
+            self.out.push_back(PoolsOut::KeepLogs(json!(self.kept_logs)));
         }
     }
 

@@ -107,6 +107,13 @@ pub enum StoreRequest {
         /// The new incarnation, above the present one.
         incarnation: u64,
     },
+    /// Replaces a file of the state directory: this thread may wait for a disk.
+    KeepFile {
+        /// Its name.
+        name: &'static str,
+        /// Its content.
+        value: serde_json::Value,
+    },
     /// A change of a record that no session is needed for.
     Change {
         /// What to change.
@@ -288,6 +295,12 @@ impl Store {
         while let Some(request) = requests.recv().await {
             let store = self.clone();
             match request {
+                StoreRequest::KeepFile { name, value } => {
+                    let written = store.0.borrow().state.write_json(name, &value);
+                    if let Err(error) = written {
+                        tracing::error!(%error, "not kept");
+                    }
+                }
                 StoreRequest::Change { change, answer } => {
                     spawn_local(async move {
                         let result = store.change(change).await;
