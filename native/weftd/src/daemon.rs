@@ -48,7 +48,7 @@ use crate::records::{RecordChange, record_key};
 use crate::sessions::{Opening, Slot, read_reply, swap_reply};
 use crate::state::{HostFile, StateDir, boot_id, raise_open_files};
 use crate::store::{
-    self, ReadError, Snapshot, StoreHandle, StoreReply, StoreRequest, StoreToken, SwapOutcome, WatchEvent,
+    self, Expected, ReadError, Snapshot, StoreHandle, StoreReply, StoreRequest, StoreToken, SwapOutcome, WatchEvent, Was,
 };
 use crate::tokens::Part;
 
@@ -314,6 +314,8 @@ impl Daemon {
                 self.exports.reply(&mut self.driver, id, reply);
             } else if let Some(call) = slot.machine.poll_store() {
                 let session = slot.machine.id();
+                // While a swap is under way the session's record is the one that the swap replaces.
+                let nonce = slot.machine.record().map(|record| record.nonce);
                 let key = record_key(volume);
                 match call {
                     StoreCall::Get => {
@@ -323,7 +325,8 @@ impl Daemon {
                     StoreCall::Swap { expect, record } => {
                         let token = self.call(Caller::SessionSwap(volume, session));
                         let value = Some(record.to_bytes());
-                        self.store.send(StoreRequest::Swap { token, key, expected: Some(expect), value });
+                        let expected = nonce.map(|nonce| Expected { revision: expect, was: Was::Nonce(nonce) });
+                        self.store.send(StoreRequest::Swap { token, key, expected, value });
                     }
                 }
             } else if let Some(event) = slot.machine.poll_event() {
@@ -640,7 +643,7 @@ impl Daemon {
             }
             PoolsCall::SwapPool { pool, expected, value } => {
                 let token = self.call(Caller::PoolSwap(pool));
-                let expected = expected.map(|e| e.revision);
+                let expected = expected.as_ref().map(Expected::from);
                 self.store.send(StoreRequest::Swap { token, key: pool_key(pool), expected, value });
             }
             PoolsCall::Verify(key, at) => {
@@ -1010,8 +1013,12 @@ impl Daemon {
     /// Keeps what `configure` was told; the agent's own fields of the file stay.
     fn keep_host(&mut self, host: HostFile) -> Result<(), Failure> {
         let before: Option<HostFile> = self.state.read_host()?;
-        let boot_id_file = before.as_ref().and_then(|b| b.boot_id_file.clone());
-        let host = HostFile { boot_id_file, ..host };
+        let host = match &before {
+            Some(before) => {
+                HostFile { boot_id_file: before.boot_id_file.clone(), other: before.other.clone(), ..host }
+            }
+            None => host,
+        };
         if before.as_ref() != Some(&host) {
             self.state.write_host(&host)?;
         }

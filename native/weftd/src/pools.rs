@@ -501,8 +501,13 @@ impl Pools {
                 start.handle_swap(StartSwap::Done);
             }
             SwapOutcome::Failed { .. } => start.handle_swap(StartSwap::Lost),
-            SwapOutcome::Unknown(_) | SwapOutcome::Away(_) | SwapOutcome::RolledBack(_) => {
+            SwapOutcome::Unknown(_) => {
                 start.handle_swap(StartSwap::Unknown);
+                pool.retry_due = Some(now.after_ms(RETRY_MS));
+                return;
+            }
+            // Not sent: the same swap is still to be made.
+            SwapOutcome::Away(_) | SwapOutcome::RolledBack(_) => {
                 pool.retry_due = Some(now.after_ms(RETRY_MS));
                 return;
             }

@@ -15,7 +15,7 @@ use weft_proto::record::{REPAIR_EPOCH_JUMP, Record};
 
 use crate::clock::{random_u128, unix_seconds};
 use crate::errors::{Code, Failure};
-use crate::store::{Entry, ReadError, Store, SwapOutcome};
+use crate::store::{Entry, Expected, ReadError, Store, SwapOutcome};
 
 /// How long a change is tried before its asker is told that the store is away.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -94,7 +94,7 @@ impl Store {
             }
             record.nonce = Nonce(random_u128());
             record.check().map_err(|e| Failure::new(Code::BAD_RECORD, e.to_string()))?;
-            match self.swap_until_known(&key, Some(entry.revision), record.to_bytes(), until).await? {
+            match self.swap_until_known(&key, Some(&entry), record.to_bytes(), until).await? {
                 Ok(_) => return Ok(json!({})),
                 Err(current) => entry = current.ok_or_else(|| no_record(volume))?,
             }
@@ -117,13 +117,13 @@ impl Store {
     async fn swap_until_known(
         &self,
         key: &str,
-        expected: Option<Revision>,
+        there: Option<&Entry>,
         value: Vec<u8>,
         until: Instant,
     ) -> Result<Result<Revision, Option<Entry>>, Failure> {
         let mut sent = false;
         loop {
-            match self.swap(key.to_owned(), expected, Some(value.clone())).await {
+            match self.swap(key.to_owned(), there.map(Expected::from), Some(value.clone())).await {
                 SwapOutcome::Done { revision } => return Ok(Ok(revision)),
                 SwapOutcome::Failed { current } => return Ok(Err(current)),
                 SwapOutcome::RolledBack(why) => return Err(Failure::new(Code::STORE_ROLLED_BACK, why)),
@@ -156,8 +156,7 @@ impl Store {
                     break;
                 };
                 record.nonce = Nonce(random_u128());
-                let expected = there.map(|e| e.revision);
-                match self.swap_unchecked(key.clone(), expected, Some(record.to_bytes())).await {
+                match self.swap_unchecked(&key, there, Some(record.to_bytes())).await {
                     SwapOutcome::Done { .. } => {
                         written += 1;
                         break;

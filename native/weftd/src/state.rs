@@ -5,6 +5,7 @@
 //! * a file is replaced as a whole, and durable before its content is relied on;
 //! * the watermark never goes back (R11).
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -46,12 +47,15 @@ pub struct HostFile {
     /// Where to read the kernel's boot id instead of /proc: several hosts on one machine reboot separately.
     #[serde(rename = "bootIdFile", default, skip_serializing_if = "Option::is_none")]
     pub boot_id_file: Option<PathBuf>,
+    /// What else its writer keeps there.
+    #[serde(flatten)]
+    pub other: BTreeMap<String, serde_json::Value>,
 }
 
 impl From<Configure> for HostFile {
     fn from(c: Configure) -> Self {
         let Configure { cluster, host, name, address, endpoints } = c;
-        HostFile { cluster, host, name, address, etcd: endpoints, boot_id_file: None }
+        HostFile { cluster, host, name, address, etcd: endpoints, boot_id_file: None, other: BTreeMap::new() }
     }
 }
 
@@ -213,11 +217,12 @@ mod tests {
         let state = StateDir::open(dir.path()).expect("free");
         assert_eq!(state.read_host().expect("none yet"), None);
         let text = r#"{"cluster":"00000000-0000-4000-8000-000000000001","host":"00000000-0000-4000-8000-000000000002",
-            "name":"h1","address":"10.0.0.1","etcd":["http://10.0.0.1:7402"],"bootIdFile":"/x/boot_id"}"#;
+            "name":"h1","since":7,"address":"10.0.0.1","etcd":["http://10.0.0.1:7402"],"bootIdFile":"/x/boot_id"}"#;
         fs::write(dir.path().join("host.json"), text).expect("written");
         let host = state.read_host().expect("read").expect("there");
         assert_eq!((host.name.as_str(), host.etcd.len()), ("h1", 1));
         assert_eq!(host.boot_id_file.as_deref(), Some(Path::new("/x/boot_id")));
+        assert_eq!(host.other.get("since"), Some(&7.into()), "what this version does not know is kept");
     }
 
     #[test]

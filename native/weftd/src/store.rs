@@ -6,6 +6,8 @@
 //! Must always hold:
 //! * a swap whose outcome isn't known is answered as such, never as failed (protocol.md R14). Trying the same swap
 //!   at the next endpoint is no second swap: it compares the same revision, and only one of the two can be applied;
+//! * a swap compares what stood there, not its revision alone: a store that was restored counts its revisions anew, so
+//!   that the compared one may be there again with another meaning (R11, R14);
 //! * every read is linearizable, and is answered only if the store has not gone back behind the watermark, which
 //!   is durable before the answer (R11);
 //! * a watch begins with the keys' present values, also after each time it was cut: nothing is missed, though
@@ -26,7 +28,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::{AbortHandle, LocalSet, spawn_local};
 use tokio::time::{sleep, timeout};
 use weft_control::types::Decimal;
-use weft_proto::ids::{ClusterId, Revision};
+use weft_proto::ids::{ClusterId, Nonce, Revision};
 use weft_proto::message::Watermark;
 
 use crate::errors::{Code, Failure};
@@ -79,8 +81,8 @@ pub enum StoreRequest {
         token: StoreToken,
         /// The key.
         key: String,
-        /// The revision it must have; none: it must not exist.
-        expected: Option<Revision>,
+        /// What must be there; none: it must not exist.
+        expected: Option<Expected>,
         /// Its new value, unique among all that were ever given to this key (it holds a nonce); none deletes it.
         value: Option<Vec<u8>>,
     },
@@ -121,6 +123,60 @@ pub enum StoreRequest {
         /// Takes the answer.
         answer: Answer,
     },
+}
+
+/// What a swap replaces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// The key's revision.
+    pub revision: Revision,
+    /// Its value.
+    pub was: Was,
+}
+
+/// How the value that a swap replaces is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Was {
+    /// As it was read, byte by byte.
+    Value(Vec<u8>),
+    /// By the `nonce` of a record, which is parsed when it is read, and no record has twice.
+    Nonce(Nonce),
+}
+
+impl Expected {
+    /// Is this what stands there? Else whether the store has gone on (`Ok`), or is not the one that was read.
+    fn compare(&self, current: Option<&Entry>) -> Result<bool, String> {
+        let Some(entry) = current else { return Ok(false) };
+        if entry.revision > self.revision {
+            return Ok(false);
+        }
+        let same = entry.revision == self.revision
+            && match &self.was {
+                Was::Value(value) => *value == entry.value,
+                Was::Nonce(nonce) => nonce_of(&entry.value) == Some(*nonce),
+            };
+        if same {
+            return Ok(true);
+        }
+        Err(format!(
+            "{} is at revision {} with another value than this host has read there at revision {}",
+            entry.key, entry.revision.0, self.revision.0
+        ))
+    }
+}
+
+impl From<&Entry> for Expected {
+    fn from(entry: &Entry) -> Expected {
+        Expected { revision: entry.revision, was: Was::Value(entry.value.clone()) }
+    }
+}
+
+fn nonce_of(value: &[u8]) -> Option<Nonce> {
+    #[derive(Deserialize)]
+    struct Nonced {
+        nonce: Nonce,
+    }
+    serde_json::from_slice::<Nonced>(value).ok().map(|n| n.nonce)
 }
 
 /// What the store's thread answers.
@@ -197,7 +253,7 @@ pub enum SwapOutcome {
         /// The key's revision now.
         revision: Revision,
     },
-    /// It is not and never will be; this is what is there instead, read in the same transaction.
+    /// It is not and never will be; this is what is there instead.
     Failed {
         /// The present value.
         current: Option<Entry>,
@@ -415,38 +471,64 @@ impl Store {
         Ok((watermark, answers))
     }
 
-    /// Looks first whether the store may be believed: one that was restored counts its revisions anew, so that
-    /// the compared one may be there again with another meaning. It also tells "surely not applied" from
-    /// "unknown" whenever the store was away already.
+    /// Looks first: whether the store may be believed, and whether what is to be replaced is there. The transaction
+    /// then compares both with what was seen, so that it can't be applied to another history that has the same
+    /// revisions. The look also tells "surely not applied" from "unknown" whenever the store was away already.
     pub(crate) async fn swap(
         &self,
         key: String,
-        expected: Option<Revision>,
+        expected: Option<Expected>,
         value: Option<Vec<u8>>,
     ) -> SwapOutcome {
-        match self.checked_read(vec![TxnOp::get(STORE_KEY, None)]).await {
-            Ok(_) => self.swap_unchecked(key, expected, value).await,
-            Err(ReadError::RolledBack(why)) => SwapOutcome::RolledBack(why),
-            Err(ReadError::Away(why) | ReadError::Watermark(why)) => SwapOutcome::Away(why),
+        let look = vec![TxnOp::get(STORE_KEY, None), TxnOp::get(STORE_KEY, None), TxnOp::get(key.as_str(), None)];
+        let (identity, current) = match self.checked_read(look).await {
+            Ok((_, answers)) => {
+                let mut seen = answers.into_iter().map(|kvs| kvs.into_iter().next());
+                (seen.next().flatten(), seen.next().flatten())
+            }
+            Err(ReadError::RolledBack(why)) => return SwapOutcome::RolledBack(why),
+            Err(ReadError::Away(why) | ReadError::Watermark(why)) => return SwapOutcome::Away(why),
+        };
+        let there = match &expected {
+            None => current.is_none(),
+            Some(expected) => match expected.compare(current.as_ref()) {
+                Ok(there) => there,
+                Err(why) => return SwapOutcome::RolledBack(why),
+            },
+        };
+        if !there {
+            return not_there(current, value.as_deref());
         }
+        let identity = identity.map(|entry| Compare::value(STORE_KEY, CompareOp::Equal, entry.value));
+        self.compare_and_swap(&key, current, value, identity.into_iter().collect()).await
     }
 
-    /// Without that look, for a repair alone.
+    /// Replaces exactly `there`, as it was just read, whatever the store's identity is: for a repair alone.
     pub(crate) async fn swap_unchecked(
         &self,
-        key: String,
-        expected: Option<Revision>,
+        key: &str,
+        there: Option<Entry>,
         value: Option<Vec<u8>>,
     ) -> SwapOutcome {
-        let compared = i64::try_from(expected.map_or(0, |r| r.0)).unwrap_or(i64::MAX);
+        self.compare_and_swap(key, there, value, Vec::new()).await
+    }
+
+    async fn compare_and_swap(
+        &self,
+        key: &str,
+        there: Option<Entry>,
+        value: Option<Vec<u8>>,
+        mut compares: Vec<Compare>,
+    ) -> SwapOutcome {
+        let revision = there.as_ref().map_or(0, |entry| entry.revision.0);
+        let compared = i64::try_from(revision).unwrap_or(i64::MAX);
+        compares.push(Compare::mod_revision(key, CompareOp::Equal, compared));
+        compares.extend(there.as_ref().map(|e| Compare::value(key, CompareOp::Equal, e.value.clone())));
         let change = match &value {
-            Some(value) => TxnOp::put(key.as_str(), value.clone(), None),
-            None => TxnOp::delete(key.as_str(), None),
+            Some(value) => TxnOp::put(key, value.clone(), None),
+            None => TxnOp::delete(key, None),
         };
-        let txn = Txn::new()
-            .when(vec![Compare::mod_revision(key.as_str(), CompareOp::Equal, compared)])
-            .and_then(vec![change])
-            .or_else(vec![TxnOp::get(key.as_str(), None)]);
+        let txn = Txn::new().when(compares).and_then(vec![change]).or_else(vec![TxnOp::get(key, None)]);
         let response = match self.call(async |mut client: Client| client.txn(txn.clone()).await).await {
             Ok(response) => response,
             Err(why) => return SwapOutcome::Unknown(why),
@@ -459,14 +541,11 @@ impl Store {
             Some(TxnOpResponse::Get(mut get)) => get.take_kvs().into_iter().next().and_then(entry_of),
             _ => return SwapOutcome::Unknown("a swap was not answered as one".to_owned()),
         };
-        match (current, value) {
-            // Our own swap, applied by a try whose answer was lost (R14).
-            (Some(entry), Some(value)) if entry.value == value => {
-                SwapOutcome::Done { revision: entry.revision }
-            }
-            (None, None) => SwapOutcome::Done { revision: Revision(0) },
-            (current, _) => SwapOutcome::Failed { current },
+        if current == there {
+            // The store's identity has changed since the look; the next one decides.
+            return SwapOutcome::Unknown("the store was repaired or replaced meanwhile".to_owned());
         }
+        not_there(current, value.as_deref())
     }
 
     pub(crate) async fn set_incarnation(&self, incarnation: u64) -> SwapOutcome {
@@ -487,7 +566,7 @@ impl Store {
         }
         let identity = Identity { cluster, incarnation: Decimal(incarnation) };
         let value = serde_json::to_vec(&identity).expect("an identity is always JSON");
-        self.swap_unchecked(STORE_KEY.to_owned(), current.map(|e| e.revision), Some(value)).await
+        self.swap_unchecked(STORE_KEY, current, Some(value)).await
     }
 
     /// A key's present value, whatever the store's identity is.
@@ -652,6 +731,10 @@ fn check(
         return Err(format!("the store is cluster {}'s, this host is in {cluster}", identity.cluster));
     }
     let seen = Watermark { cluster, incarnation: identity.incarnation.0, revision };
+    if seen.incarnation == 0 {
+        // Below every watermark, also that of a host which has none yet.
+        return Err("the store was restored from a backup and has not been repaired yet".to_owned());
+    }
     match before {
         Some(kept) if kept.cluster != cluster => Err(format!(
             "this host has followed cluster {}'s store, it is asked for {cluster}'s",
@@ -662,6 +745,16 @@ fn check(
             seen.incarnation, kept.incarnation, kept.revision
         )),
         _ => Ok(seen),
+    }
+}
+
+/// The outcome of a swap that found `current` instead of what it was to replace.
+fn not_there(current: Option<Entry>, value: Option<&[u8]>) -> SwapOutcome {
+    match (current, value) {
+        // Our own swap, applied by a try whose answer was lost (R14).
+        (Some(entry), Some(value)) if entry.value == value => SwapOutcome::Done { revision: entry.revision },
+        (None, None) => SwapOutcome::Done { revision: Revision(0) },
+        (current, _) => SwapOutcome::Failed { current },
     }
 }
 
@@ -699,6 +792,7 @@ mod tests {
         assert_eq!(check(CLUSTER, Some(mark(1, 5)), Some(&same), 5), Ok(mark(1, 5)));
         assert!(check(CLUSTER, Some(mark(1, 6)), Some(&same), 5).is_err(), "an old backup");
         assert!(check(CLUSTER, Some(mark(2, 1)), Some(&same), 9).is_err(), "from before a repair");
+        assert!(check(CLUSTER, None, Some(&identity(7, 0)), 9).is_err(), "restored, not repaired, and nothing seen");
     }
 
     #[test]

@@ -12,13 +12,13 @@ use std::time::Instant;
 
 use support::{Etcd, PATIENCE, free_port, mailbox, memory_dir};
 use tempfile::TempDir;
-use weft_proto::ids::{ClusterId, Revision};
+use weft_proto::ids::{ClusterId, Nonce, Revision};
 use weft_proto::message::Watermark;
 use weftd::mail::Mail;
 use weftd::state::StateDir;
 use weftd::store::{
-    CALL_DEADLINE, Entry, ReadError, Snapshot, StoreHandle, StoreReply, StoreRequest, StoreToken,
-    SwapOutcome, WatchEvent, spawn,
+    CALL_DEADLINE, Entry, Expected, ReadError, Snapshot, StoreHandle, StoreReply, StoreRequest, StoreToken,
+    SwapOutcome, Was, WatchEvent, spawn,
 };
 
 const CLUSTER: ClusterId = ClusterId(0x77);
@@ -115,11 +115,11 @@ impl Host {
     }
 
     /// Tried until its outcome is known: a busy machine may need more than 300 ms.
-    fn swap(&mut self, key: &str, expected: Option<Revision>, value: &str) -> SwapOutcome {
-        until_known(|| self.swap_once(key, expected, value))
+    fn swap(&mut self, key: &str, expected: Option<Expected>, value: &str) -> SwapOutcome {
+        until_known(|| self.swap_once(key, expected.clone(), value))
     }
 
-    fn swap_once(&mut self, key: &str, expected: Option<Revision>, value: &str) -> SwapOutcome {
+    fn swap_once(&mut self, key: &str, expected: Option<Expected>, value: &str) -> SwapOutcome {
         let token = self.token();
         let value = Some(value.as_bytes().to_vec());
         self.store.send(StoreRequest::Swap { token, key: key.to_owned(), expected, value });
@@ -179,6 +179,10 @@ fn until_known(mut swap: impl FnMut() -> SwapOutcome) -> SwapOutcome {
     }
 }
 
+fn was(revision: Revision, value: &str) -> Option<Expected> {
+    Some(Expected { revision, was: Was::Value(value.as_bytes().to_vec()) })
+}
+
 fn done(outcome: SwapOutcome) -> Revision {
     match outcome {
         SwapOutcome::Done { revision } => revision,
@@ -199,11 +203,11 @@ fn a_swap_compares_the_revision_and_a_failed_one_shows_what_is_there() {
     let mut host = Host::new(&[&etcd.url]);
     host.found_cluster(1);
     let first = done(host.swap("/k", None, "a"));
-    let second = done(host.swap("/k", Some(first), "b"));
-    let current = failed(host.swap("/k", Some(first), "c")).expect("there");
+    let second = done(host.swap("/k", was(first, "a"), "b"));
+    let current = failed(host.swap("/k", was(first, "a"), "c")).expect("there");
     assert_eq!((current.value.as_slice(), current.revision), (b"b".as_slice(), second));
     assert_eq!(failed(host.swap("/k", None, "d")).expect("there").revision, second, "it exists");
-    assert_eq!(failed(host.swap("/none", Some(first), "e")), None, "it does not");
+    assert_eq!(failed(host.swap("/none", was(first, "a"), "e")), None, "it does not");
 }
 
 #[test]
@@ -217,7 +221,7 @@ fn a_swap_that_was_applied_by_a_lost_try_is_recognised_as_ours() {
         done(until_known(|| {
             let token = host.token();
             let delete =
-                StoreRequest::Swap { token, key: "/k".to_owned(), expected: Some(first), value: None };
+                StoreRequest::Swap { token, key: "/k".to_owned(), expected: was(first, "nonce 1"), value: None };
             host.store.send(delete);
             host.swapped(token)
         }));
@@ -301,12 +305,12 @@ fn a_swap_whose_answer_is_lost_is_unknown_and_settled_by_its_value() {
     let mut host = Host::new(&[&relay.url]);
     host.found_cluster(1);
     let first = done(host.swap("/k", None, "a"));
-    assert!(matches!(host.swap_once("/k", Some(first), "the lost answer"), SwapOutcome::Unknown(_)));
-    assert!(matches!(host.swap_once("/k", Some(first), "another"), SwapOutcome::Away(_)));
+    assert!(matches!(host.swap_once("/k", was(first, "a"), "the lost answer"), SwapOutcome::Unknown(_)));
+    assert!(matches!(host.swap_once("/k", was(first, "a"), "another"), SwapOutcome::Away(_)));
     host.connect(&[&etcd.url]);
-    let second = done(host.swap("/k", Some(first), "the lost answer"));
+    let second = done(host.swap("/k", was(first, "a"), "the lost answer"));
     assert!(second > first);
-    assert_eq!(failed(host.swap("/k", Some(first), "another")).expect("there").revision, second);
+    assert_eq!(failed(host.swap("/k", was(first, "a"), "another")).expect("there").revision, second);
 }
 
 #[test]
@@ -317,6 +321,51 @@ fn a_store_that_went_back_is_not_written_to() {
     let higher = Watermark { cluster: CLUSTER, incarnation: 1, revision: 1 << 40 };
     host.store.send(StoreRequest::Raise(higher));
     assert!(matches!(host.swap("/k", None, "a"), SwapOutcome::RolledBack(_)));
+}
+
+/// The store is restored from a backup and goes on: its revisions are counted anew, so the revision that a host
+/// compares is there again, on a value of another history. The revision alone would let the swap through.
+#[test]
+fn a_swap_is_not_applied_to_another_history_that_has_the_same_revision() {
+    let (ours, restored) = (Etcd::start(), Etcd::start());
+    let mut host = Host::new(&[&ours.url]);
+    host.found_cluster(1);
+    let nonce = |n: u8| format!(r#"{{"nonce":"00000000-0000-4000-8000-0000000000{n:02}"}}"#);
+    let read = done(host.swap("/k", None, &nonce(1)));
+    let also = done(host.swap("/j", None, &nonce(1)));
+
+    // Another host's writes to the restored store come to the same revisions.
+    let mut other = Host::new(&[&restored.url]);
+    other.found_cluster(1);
+    assert_eq!(done(other.swap("/k", None, &nonce(2))), read, "the plot needs the same revision");
+    assert_eq!(done(other.swap("/j", None, &nonce(1))), also);
+    host.connect(&[&restored.url]);
+    assert!(matches!(host.swap("/k", was(read, &nonce(1)), &nonce(3)), SwapOutcome::RolledBack(_)));
+    let by_nonce = |n: u128, revision| {
+        let nonce = Nonce(0x0000_0000_0000_4000_8000_0000_0000_0000 + n);
+        Some(Expected { revision, was: Was::Nonce(nonce) })
+    };
+    assert!(matches!(host.swap("/k", by_nonce(1, read), &nonce(3)), SwapOutcome::RolledBack(_)));
+    let there = host.read(&["/k"]).expect("read").entries.remove(0).expect("there");
+    assert_eq!((there.value, there.revision), (nonce(2).into_bytes(), read), "nothing was written over it");
+    // What both histories agree on may be swapped.
+    let third = done(host.swap("/j", by_nonce(1, also), &nonce(4)));
+    assert!(third > also);
+    assert_eq!(failed(host.swap("/j", by_nonce(1, also), &nonce(5))).expect("there").revision, third);
+}
+
+/// A restored store is marked with incarnation 0 until it is repaired: also a host that has seen no store yet (a new
+/// one, or one whose state directory is new) must not believe it.
+#[test]
+fn a_store_that_was_restored_and_not_repaired_is_believed_by_nobody() {
+    let etcd = Etcd::start();
+    let mut host = Host::new(&[&etcd.url]);
+    host.found_cluster(0);
+    assert!(matches!(host.read(&["/k"]), Err(ReadError::RolledBack(_))));
+    assert!(matches!(host.swap("/k", None, "a"), SwapOutcome::RolledBack(_)));
+    assert_eq!(host.state.read_watermark().expect("readable"), None);
+    host.found_cluster(1);
+    done(host.swap("/k", None, "a"));
 }
 
 #[test]
@@ -337,7 +386,7 @@ fn a_watch_begins_with_the_present_and_goes_on_after_the_store_was_away() {
         }
     };
     assert_eq!(entries.len(), 1);
-    done(host.swap("/p/a", Some(first), "2"));
+    done(host.swap("/p/a", was(first, "1"), "2"));
     match host.watched(token) {
         WatchEvent::Put(entry) => assert_eq!(entry.value, b"2"),
         other => panic!("{other:?}"),
