@@ -12,10 +12,15 @@ export function profile(): Profile {
   return process.env["WEFT_PROFILE"] === "dev" ? "dev" : "release";
 }
 
+/** Where cargo builds. */
+export function nativeTarget(): string {
+  const target = process.env["CARGO_TARGET_DIR"] ?? join(repository, "native/target");
+  return resolve(repository, "native", target);
+}
+
 /** Where cargo puts the programs of a profile. */
 export function nativeBin(of: Profile = profile()): string {
-  const target = process.env["CARGO_TARGET_DIR"] ?? join(repository, "native/target");
-  return resolve(repository, "native", target, of === "dev" ? "debug" : "release");
+  return join(nativeTarget(), of === "dev" ? "debug" : "release");
 }
 
 /** The path of `weftd`; an error says how to make it. */

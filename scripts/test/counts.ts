@@ -21,6 +21,21 @@ export function tapCounts(output: string): Counts {
   return { passed: number("pass"), failed: number("fail") };
 }
 
+/**
+ * weft-sim ends with "1000 seeds, 0 violations, 14.2 s: …" or with "17 of 17 broken rules caught": every seed and every
+ * broken rule is a test.
+ */
+export function simulatorCounts(output: string): Counts {
+  const seeds = /^(\d+) seeds, (\d+) violations,/m.exec(output);
+  const rules = /^(\d+) of (\d+) broken rules caught$/m.exec(output);
+  const count = (text: string | undefined): number => Number(text ?? 0);
+  const [failedSeeds, caught] = [count(seeds?.[2]), count(rules?.[1])];
+  return {
+    passed: count(seeds?.[1]) - failedSeeds + caught,
+    failed: failedSeeds + count(rules?.[2]) - caught,
+  };
+}
+
 /** A program that failed without naming a failed test counts as one. */
 export function withStatus(counts: Counts, ok: boolean): Counts {
   return ok || counts.failed > 0 ? counts : { ...counts, failed: 1 };
