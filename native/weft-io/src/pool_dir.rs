@@ -139,7 +139,7 @@ impl PoolDir {
         let at = |name: &str| path.join(name);
         std::fs::create_dir_all(path).map_err(said("create", path))?;
         refuse_foreign(path)?;
-        let lock = lock_file(path)?;
+        let lock = lock_file(path, libc::LOCK_NB)?;
         for name in ["trash", "replicas"] {
             match std::fs::create_dir(at(name)) {
                 Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
@@ -170,14 +170,27 @@ impl PoolDir {
 
     /// Locks and opens a pool. Blocks, but not for the lock: [`OpenError::Locked`] says to come again.
     pub fn open(path: &Path) -> Result<PoolDir, OpenError> {
-        match std::fs::symlink_metadata(path.join("superblock")) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound && path.is_dir() => {
-                return Err(OpenError::NotAPool);
+        require_superblock(path)?;
+        let lock = lock_file(path, libc::LOCK_NB)?;
+        PoolDir::open_locked(path, lock)
+    }
+
+    /// Locks and opens a pool, however long its lock is held (protocol.md R13); `waits` is called once if it is. Blocks.
+    pub fn open_when_free(path: &Path, waits: impl FnOnce()) -> Result<PoolDir, OpenError> {
+        require_superblock(path)?;
+        let lock = match lock_file(path, libc::LOCK_NB) {
+            Err(OpenError::Locked) => {
+                waits();
+                lock_file(path, 0)?
             }
-            Err(e) => return Err(said("open", &path.join("superblock"))(e)),
-            Ok(_) => {}
-        }
-        let lock = lock_file(path)?;
+            other => other?,
+        };
+        // While it was waited for, another pool may have been put there.
+        require_superblock(path)?;
+        PoolDir::open_locked(path, lock)
+    }
+
+    fn open_locked(path: &Path, lock: Fd) -> Result<PoolDir, OpenError> {
         let root = open_dir(None, path)?;
         let probe = probe(&root)?;
         PoolDir::finish_open(path, lock, root, probe)
@@ -564,14 +577,29 @@ fn refuse_foreign(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-fn lock_file(path: &Path) -> Result<Fd, OpenError> {
-    let dir = open_dir(None, path)?;
-    let lock = open_at(&dir, "lock", libc::O_RDWR | libc::O_CREAT).map_err(said_at("open", path, "lock"))?;
-    // SAFETY: no memory is passed.
-    match checked(unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }) {
-        Ok(_) => Ok(lock),
-        Err(Errno(libc::EWOULDBLOCK)) => Err(OpenError::Locked),
-        Err(errno) => Err(said_at("lock", path, "lock")(errno)),
+fn require_superblock(path: &Path) -> Result<(), OpenError> {
+    match std::fs::symlink_metadata(path.join("superblock")) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound && path.is_dir() => Err(OpenError::NotAPool),
+        Err(e) => Err(said("open", &path.join("superblock"))(e)),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// Locks a pool; without `LOCK_NB` in `how` it waits.
+fn lock_file(path: &Path, how: i32) -> Result<Fd, OpenError> {
+    loop {
+        let dir = open_dir(None, path)?;
+        let lock =
+            open_at(&dir, "lock", libc::O_RDWR | libc::O_CREAT).map_err(said_at("open", path, "lock"))?;
+        // SAFETY: no memory is passed.
+        match checked(unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX | how) }) {
+            // The lock of a file that is not there any more is nobody's.
+            Ok(_) if matches!(space(path, &lock), Err(Errno(libc::ESTALE | libc::ENOENT))) => {}
+            Ok(_) => return Ok(lock),
+            Err(Errno(libc::EINTR)) => {}
+            Err(Errno(libc::EWOULDBLOCK)) => return Err(OpenError::Locked),
+            Err(errno) => return Err(said_at("lock", path, "lock")(errno)),
+        }
     }
 }
 

@@ -235,6 +235,10 @@ impl Record {
         }
         let record: Record = serde_json::from_slice(bytes).map_err(malformed)?;
         record.check()?;
+        // No volume gets there by changes; whoever reads it must be able to raise both without looking.
+        if record.epoch.0 > Epoch::MAX.0 / 2 || record.rev.0 > u64::MAX / 2 {
+            return Err(RecordError::Illegal("epoch or rev at the end of its range"));
+        }
         Ok(record)
     }
 
@@ -367,6 +371,8 @@ mod tests {
             Record::parse(&record.to_bytes()).is_err()
         };
         assert!(broken(|r| r.size = 4097));
+        assert!(broken(|r| r.epoch = Epoch::MAX), "it could not be raised");
+        assert!(broken(|r| r.rev.0 = u64::MAX), "nor could this");
         assert!(broken(|r| r.replicas.iter_mut().for_each(|e| e.state = ReplicaState::Stale)));
         assert!(broken(|r| r.replicas[1].rid = r.replicas[0].rid));
         assert!(broken(|r| r.policy.min_isr = 3));

@@ -48,7 +48,8 @@ use crate::records::{RecordChange, record_key};
 use crate::sessions::{Opening, Slot, read_reply, swap_reply};
 use crate::state::{HostFile, StateDir, boot_id, raise_open_files};
 use crate::store::{
-    self, Expected, ReadError, Snapshot, StoreHandle, StoreReply, StoreRequest, StoreToken, SwapOutcome, WatchEvent, Was,
+    self, Expected, ReadError, Snapshot, StoreHandle, StoreReply, StoreRequest, StoreToken, SwapOutcome, Was,
+    WatchEvent,
 };
 use crate::tokens::Part;
 
@@ -325,7 +326,8 @@ impl Daemon {
                     StoreCall::Swap { expect, record } => {
                         let token = self.call(Caller::SessionSwap(volume, session));
                         let value = Some(record.to_bytes());
-                        let expected = nonce.map(|nonce| Expected { revision: expect, was: Was::Nonce(nonce) });
+                        let expected =
+                            nonce.map(|nonce| Expected { revision: expect, was: Was::Nonce(nonce) });
                         self.store.send(StoreRequest::Swap { token, key, expected, value });
                     }
                 }
@@ -910,8 +912,7 @@ impl Daemon {
         match command {
             Command::Hello(_) => tell(answer, &self.hello()),
             Command::Configure(c) => {
-                let host = HostFile::from(c);
-                let result = self.configure(host.clone()).and_then(|()| self.keep_host(host));
+                let result = self.reconfigure(HostFile::from(c));
                 match result {
                     Ok(()) => tell(answer, &json!({})),
                     Err(failure) => refuse(answer, failure),
@@ -945,6 +946,10 @@ impl Daemon {
             Command::ReplicaList(_) => tell(answer, &ReplicaList { replicas: self.pools.replicas() }),
             Command::ReplicaRecords(_) => tell(answer, &KeptRecords { records: self.pools.kept_records() }),
             Command::ReplicaAdd(r) => {
+                if r.rid.0 == u32::MAX {
+                    let message = format!("{} leaves no number for a later replica", r.rid);
+                    return refuse(answer, Failure::new(Code::BAD_VALUE, message));
+                }
                 if let Some((slot, answer)) = self.open_slot(r.volume, answer) {
                     slot.changes.entry(r.rid).or_default().push(answer);
                     slot.machine.add_replica(now, r.rid, r.node, r.pool);
@@ -1010,19 +1015,18 @@ impl Daemon {
         }
     }
 
-    /// Keeps what `configure` was told; the agent's own fields of the file stay.
-    fn keep_host(&mut self, host: HostFile) -> Result<(), Failure> {
-        let before: Option<HostFile> = self.state.read_host()?;
+    /// Takes and keeps what `configure` was told. What only the file says stays: where the boot id is, and the agent's
+    /// own fields.
+    fn reconfigure(&mut self, told: HostFile) -> Result<(), Failure> {
+        let before = self.state.read_host()?;
         let host = match &before {
-            Some(before) => {
-                HostFile { boot_id_file: before.boot_id_file.clone(), other: before.other.clone(), ..host }
+            Some(HostFile { boot_id_file, other, .. }) => {
+                HostFile { boot_id_file: boot_id_file.clone(), other: other.clone(), ..told }
             }
-            None => host,
+            None => told,
         };
-        if before.as_ref() != Some(&host) {
-            self.state.write_host(&host)?;
-        }
-        Ok(())
+        self.configure(host.clone())?;
+        if before.as_ref() != Some(&host) { self.state.write_host(&host) } else { Ok(()) }
     }
 
     fn change(&mut self, change: RecordChange, answer: Answer) {

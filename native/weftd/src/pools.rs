@@ -436,6 +436,7 @@ impl Pools {
             PoolAction::Swap { inc, intent } => {
                 let value = pool.store_value(inc, intent, self.owner.as_ref());
                 let expected = pool.stored.clone();
+                pool.swapping = Some(value.clone());
                 self.out.push_back(PoolsOut::Call(PoolsCall::SwapPool {
                     pool: id,
                     expected,
@@ -1691,20 +1692,7 @@ fn stored_pool(entry: &Entry) -> Result<StoredPool, String> {
 /// Opens a pool on a thread of its own, waiting for its lock for as long as it takes (R13).
 fn open_in_background(path: PathBuf, mailbox: Mailbox) {
     spawn_opening(path, mailbox, |path, told| {
-        let mut said_so = false;
-        loop {
-            match PoolDir::open(path) {
-                Err(OpenError::Locked) => {
-                    if !said_so {
-                        said_so = true;
-                        told(Err(OpenError::Locked));
-                    }
-                    // Whoever holds it can't tell us when its last request has ended.
-                    std::thread::sleep(std::time::Duration::from_millis(RETRY_MS));
-                }
-                result => return told(result),
-            }
-        }
+        told(PoolDir::open_when_free(path, || told(Err(OpenError::Locked))));
     });
 }
 

@@ -480,7 +480,8 @@ impl Store {
         expected: Option<Expected>,
         value: Option<Vec<u8>>,
     ) -> SwapOutcome {
-        let look = vec![TxnOp::get(STORE_KEY, None), TxnOp::get(STORE_KEY, None), TxnOp::get(key.as_str(), None)];
+        let look =
+            vec![TxnOp::get(STORE_KEY, None), TxnOp::get(STORE_KEY, None), TxnOp::get(key.as_str(), None)];
         let (identity, current) = match self.checked_read(look).await {
             Ok((_, answers)) => {
                 let mut seen = answers.into_iter().map(|kvs| kvs.into_iter().next());
@@ -792,7 +793,10 @@ mod tests {
         assert_eq!(check(CLUSTER, Some(mark(1, 5)), Some(&same), 5), Ok(mark(1, 5)));
         assert!(check(CLUSTER, Some(mark(1, 6)), Some(&same), 5).is_err(), "an old backup");
         assert!(check(CLUSTER, Some(mark(2, 1)), Some(&same), 9).is_err(), "from before a repair");
-        assert!(check(CLUSTER, None, Some(&identity(7, 0)), 9).is_err(), "restored, not repaired, and nothing seen");
+        assert!(
+            check(CLUSTER, None, Some(&identity(7, 0)), 9).is_err(),
+            "restored, not repaired, and nothing seen"
+        );
     }
 
     #[test]

@@ -220,8 +220,12 @@ fn a_swap_that_was_applied_by_a_lost_try_is_recognised_as_ours() {
     for _ in 0..2 {
         done(until_known(|| {
             let token = host.token();
-            let delete =
-                StoreRequest::Swap { token, key: "/k".to_owned(), expected: was(first, "nonce 1"), value: None };
+            let delete = StoreRequest::Swap {
+                token,
+                key: "/k".to_owned(),
+                expected: was(first, "nonce 1"),
+                value: None,
+            };
             host.store.send(delete);
             host.swapped(token)
         }));

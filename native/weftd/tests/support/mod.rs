@@ -1,6 +1,8 @@
 //! A real etcd on loopback, and a mailbox to wait on.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub(crate) mod host;
+
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};

@@ -1,0 +1,271 @@
+//! Whole daemons on loopback: processes, a store, pools on disk, guests that are stock NBD clients.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use weft_proto::ids::VolumeId;
+use weftd::clock::{random_u128, random_uuid};
+
+use super::{Etcd, PATIENCE, memory_dir};
+
+/// Bytes of a volume in these tests.
+pub(crate) const SIZE: u64 = 8 << 20;
+
+/// A store and the hosts around it.
+pub(crate) struct Cluster {
+    pub(crate) etcd: Etcd,
+    pub(crate) id: String,
+    pub(crate) subnet: u8,
+    pub(crate) dir: TempDir,
+}
+
+impl Cluster {
+    pub(crate) fn start() -> Cluster {
+        let etcd = Etcd::start();
+        // Loopback has a /8: each test takes addresses of its own.
+        let subnet = u8::try_from(random_u128() % 200).expect("below 200") + 20;
+        let cluster = Cluster { etcd, id: uuid(), subnet, dir: memory_dir() };
+        cluster.put("/weft/v1/store", &json!({ "cluster": cluster.id, "incarnation": "1" }));
+        cluster
+    }
+
+    pub(crate) fn put(&self, key: &str, value: &Value) {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let put = Command::new("etcdctl")
+                .env("ETCDCTL_API", "3")
+                .args(["--endpoints", &self.etcd.url, "put", key, &value.to_string()])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status();
+            if put.expect("etcdctl is installed").success() {
+                return;
+            }
+            assert!(Instant::now() < until, "etcd takes no value");
+        }
+    }
+
+    pub(crate) fn host(&self, number: u8) -> Host {
+        let id = uuid();
+        let address = format!("127.{}.{}.{number}", self.subnet, random_u128() % 250 + 1);
+        self.put(&format!("/weft/v1/host/{id}"), &json!({ "id": id, "address": address }));
+        let home = self.dir.path().join(number.to_string());
+        for name in ["state", "run"] {
+            std::fs::create_dir_all(home.join(name)).expect("made");
+        }
+        let file = json!({ "cluster": self.id, "host": id, "name": format!("h{number}"), "address": address,
+            "etcd": [self.etcd.url] });
+        std::fs::write(home.join("state/host.json"), file.to_string()).expect("written");
+        let mut host = Host { number, id, home, process: None, pool: String::new() };
+        host.start();
+        host
+    }
+}
+
+/// A host: its daemon's process and its directories.
+pub(crate) struct Host {
+    pub(crate) number: u8,
+    pub(crate) id: String,
+    pub(crate) home: PathBuf,
+    pub(crate) process: Option<Child>,
+    pub(crate) pool: String,
+}
+
+impl Host {
+    pub(crate) fn start(&mut self) {
+        let log =
+            std::fs::File::options().create(true).append(true).open(self.home.join("log")).expect("a log");
+        // Hosts of one cluster may have different kernels.
+        let driver = if self.number.is_multiple_of(2) { "libaio" } else { "io_uring" };
+        let child = Command::new(env!("CARGO_BIN_EXE_weftd"))
+            .args(["--driver", driver])
+            .args(["--state-dir".as_ref(), self.home.join("state").as_os_str()])
+            .args(["--run-dir".as_ref(), self.home.join("run").as_os_str()])
+            .env("WEFT_LOG", "info")
+            .stderr(log)
+            .spawn();
+        self.process = Some(child.expect("weftd"));
+        self.client();
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        let path = self.home.join("run/weftd.sock");
+        let until = Instant::now() + PATIENCE;
+        loop {
+            match UnixStream::connect(&path) {
+                Ok(stream) => {
+                    stream.set_read_timeout(Some(2 * PATIENCE)).expect("set");
+                    return Client {
+                        reader: BufReader::new(stream.try_clone().expect("cloned")),
+                        stream,
+                        next: 0,
+                    };
+                }
+                Err(e) => assert!(Instant::now() < until, "weftd does not listen: {e}\n{}", self.log()),
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.home.join("log")).unwrap_or_default()
+    }
+
+    /// The answer, which must be a result.
+    pub(crate) fn ask(&self, method: &str, params: Value) -> Value {
+        match self.try_ask(method, params) {
+            Ok(result) => result,
+            Err(error) => panic!("{method}: {error}\n{}", self.log()),
+        }
+    }
+
+    pub(crate) fn try_ask(&self, method: &str, params: Value) -> Result<Value, Value> {
+        self.client().ask(method, params)
+    }
+
+    /// Asks until `good`.
+    pub(crate) fn ask_until(&self, method: &str, params: &Value, good: impl Fn(&Value) -> bool) -> Value {
+        let until = Instant::now() + 2 * PATIENCE;
+        let mut client = self.client();
+        loop {
+            let answer = client.ask(method, params.clone());
+            match &answer {
+                Ok(result) if good(result) => return result.clone(),
+                other => assert!(Instant::now() < until, "{method}: {other:?}\n{}", self.log()),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub(crate) fn make_pool(&mut self) {
+        let made = self.ask("pool.create", json!({ "path": self.home.join("pool") }));
+        self.pool = made["pool"].as_str().expect("an id").to_owned();
+        self.await_pool();
+    }
+
+    pub(crate) fn await_pool(&self) {
+        self.ask_until("pool.list", &json!({}), |list| list["pools"][0]["state"] == "serving");
+    }
+
+    pub(crate) fn kill(&mut self) {
+        if let Some(mut child) = self.process.take() {
+            child.kill().expect("killed");
+            child.wait().expect("gone");
+        }
+    }
+
+    pub(crate) fn terminate(&mut self) {
+        if let Some(mut child) = self.process.take() {
+            let pid = rustix::process::Pid::from_child(&child);
+            rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signalled");
+            let status = child.wait().expect("gone");
+            assert!(status.success(), "{status}\n{}", self.log());
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+pub(crate) struct Client {
+    pub(crate) stream: UnixStream,
+    pub(crate) reader: BufReader<UnixStream>,
+    pub(crate) next: u64,
+}
+
+impl Client {
+    pub(crate) fn ask(&mut self, method: &str, params: Value) -> Result<Value, Value> {
+        self.next += 1;
+        let line = json!({ "id": self.next, "method": method, "params": params });
+        self.stream.write_all(format!("{line}\n").as_bytes()).expect("sent");
+        let mut line = String::new();
+        self.reader.read_line(&mut line).unwrap_or_else(|e| panic!("{method}: {e}"));
+        let answer: Value = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{line:?}: {e}"));
+        assert_eq!(answer["id"], self.next);
+        match answer.get("result") {
+            Some(result) => Ok(result.clone()),
+            None => Err(answer["error"].clone()),
+        }
+    }
+}
+
+pub(crate) fn uuid() -> String {
+    VolumeId(random_uuid()).to_string()
+}
+
+/// A volume with one in-sync replica on each of `hosts`.
+pub(crate) fn make_volume(hosts: &[&Host]) -> String {
+    let volume = uuid();
+    let mut replicas = Vec::new();
+    for (rid, host) in hosts.iter().enumerate() {
+        let ask = json!({ "volume": volume, "rid": rid, "pool": host.pool, "size": SIZE.to_string(), "region_shift": 20 });
+        host.ask("replica.create", ask.clone());
+        host.ask("replica.create", ask);
+        replicas.push(
+            json!({ "rid": rid, "node": host.id, "pool": host.pool, "pool_inc": "1", "state": "INSYNC",
+            "base": "0", "reason": "made", "since": "0" }),
+        );
+    }
+    let record = json!({ "fmt": 1, "min_reader": 1, "vol": volume, "size": SIZE.to_string(), "region_shift": 20,
+        "mode": "excl", "policy": { "copies": hosts.len(), "min_isr": 1, "ack": "durable", "on_loss": "pause",
+        "spread": "host" }, "epoch": "1", "rev": "1", "next_rid": hosts.len(), "deleted": null,
+        "created_by": volume, "nonce": uuid(), "owner": null, "next": null, "clean": true, "closed_gen": "0",
+        "replicas": replicas, "snaps": { "count": 0, "newest": null }, "parent": null, "lineage": [], "wait": false });
+    hosts[0].ask("volume.create", json!({ "record": record }));
+    hosts[0].ask("volume.create", json!({ "record": record }));
+    volume
+}
+
+pub(crate) fn open(host: &Host, volume: &str, mode: &str) -> Result<PathBuf, Value> {
+    let ask = json!({ "volume": volume, "mode": mode, "export": { "nbd": { "path": null } }, "caretaker": false,
+        "old_stopped": false });
+    let opened = host.try_ask("session.open", ask)?;
+    Ok(PathBuf::from(opened["path"].as_str().expect("a path")))
+}
+
+pub(crate) fn close(host: &Host, volume: &str) {
+    let closed = host.ask("session.close", json!({ "volume": volume, "abandon": false }));
+    assert_eq!(closed["lost_writes"], 0);
+}
+
+pub(crate) fn nbd(socket: &Path, volume: &str) -> String {
+    format!("nbd+unix:///{volume}?socket={}", socket.display())
+}
+
+pub(crate) fn copy(from: &str, to: &str) {
+    let status = Command::new("nbdcopy").args([from, to]).status().expect("nbdcopy is installed");
+    assert!(status.success(), "nbdcopy {from} {to}");
+}
+
+/// Random bytes in a file of the cluster's directory.
+pub(crate) fn random_file(cluster: &Cluster, name: &str) -> PathBuf {
+    let mut bytes = Vec::new();
+    while bytes.len() < usize::try_from(SIZE).expect("fits") {
+        bytes.extend_from_slice(&random_u128().to_le_bytes());
+    }
+    let path = cluster.dir.path().join(name);
+    std::fs::write(&path, bytes).expect("written");
+    path
+}
+
+pub(crate) fn assert_same(cluster: &Cluster, host: &Host, socket: &Path, volume: &str, file: &Path) {
+    let read = cluster.dir.path().join("read");
+    copy(&nbd(socket, volume), read.to_str().expect("UTF-8"));
+    let same = std::fs::read(&read).expect("read") == std::fs::read(file).expect("read");
+    assert!(same, "other bytes come back\n{}", host.log());
+}
+
+/// `weftd debug` on the host's pool: whether it succeeded, and what it printed.
+pub(crate) fn examine(host: &Host, what: &str) -> (bool, String) {
+    let mut debug = Command::new(env!("CARGO_BIN_EXE_weftd"));
+    let output = debug.args(["debug", what]).arg(host.home.join("pool")).output().expect("weftd");
+    (output.status.success(), String::from_utf8(output.stdout).expect("UTF-8"))
+}
