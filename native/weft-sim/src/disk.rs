@@ -108,9 +108,15 @@ impl Disk {
         })
     }
 
+    /// The power goes, and everything that was not flushed with it.
+    pub fn lose_cache(&mut self) {
+        self.cache.clone_from(&self.stable);
+    }
+
     /// The power goes: every block that was not flushed is the old or the new one.
     pub fn lose_power(&mut self, rng: &mut Rng) {
-        let changed: Vec<u64> = self.cache.keys().copied().filter(|b| self.cache.get(b) != self.stable.get(b)).collect();
+        let changed: Vec<u64> =
+            self.cache.keys().copied().filter(|b| self.cache.get(b) != self.stable.get(b)).collect();
         for block in changed {
             if rng.chance(70) {
                 match self.stable.get(&block).copied() {

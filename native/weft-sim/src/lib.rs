@@ -8,6 +8,7 @@ pub mod disk;
 pub mod oracle;
 pub mod plan;
 pub mod rng;
+pub mod stage;
 pub mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -16,10 +17,22 @@ use weft_proto::mutants::{Broken, Mutation};
 
 use crate::world::{Counts, World};
 
+/// How a seed is run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Run {
+    /// Draw a plan that leans towards what shows this broken rule.
+    pub lean: Option<Mutation>,
+    /// Break it as well; without, the run is the control.
+    pub broken: bool,
+    /// Keep the history.
+    pub verbose: bool,
+}
+
 /// Runs one seed; the error tells what was violated, an assertion of the machines included.
-pub fn run_seed(seed: u64, mutation: Option<Mutation>, verbose: bool) -> Result<Counts, String> {
+pub fn run_seed(seed: u64, run: Run) -> Result<Counts, String> {
+    let rule = run.lean.filter(|_| run.broken);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
-        let mut world = World::new(seed, mutation, broken(mutation), verbose);
+        let mut world = World::new(seed, run.lean, broken(rule), run.verbose);
         world.run().map(|()| world.counts)
     }));
     outcome.unwrap_or_else(|panic| {

@@ -1,11 +1,11 @@
-//! `weft-sim [--seed S] [--seeds N] [--mutation NAME|all] [--json FILE] [--verbose]`
+//! `weft-sim [--seed S] [--seeds N] [--mutation NAME|all [--control]] [--json FILE] [--verbose]`
 
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use weft_proto::mutants::Mutation;
-use weft_sim::run_seed;
+use weft_sim::{Run, run_seed};
 
 /// Seeds within which a broken rule must be found.
 const MUTATION_BUDGET: u64 = 3000;
@@ -17,13 +17,16 @@ struct Options {
     mutation: Option<String>,
     json: Option<String>,
     verbose: bool,
+    control: bool,
 }
 
 fn main() -> ExitCode {
     let options = match parse(std::env::args().skip(1)) {
         Ok(options) => options,
         Err(what) => {
-            eprintln!("weft-sim: {what}\nusage: weft-sim [--seed S] [--seeds N] [--mutation NAME|all] [--json FILE] [--verbose]");
+            eprintln!(
+                "weft-sim: {what}\nusage: weft-sim [--seed S] [--seeds N] [--mutation NAME|all [--control]] [--json FILE] [--verbose]"
+            );
             return ExitCode::from(1);
         }
     };
@@ -31,12 +34,13 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|_| {}));
     let started = Instant::now();
     let (lines, failed) = match options.mutation.as_deref() {
-        None => sweep(&options),
+        None => sweep(&options, None),
         Some(_) if !cfg!(feature = "mutants") => {
             eprintln!("weft-sim: --mutation needs a build with the feature `mutants`");
             return ExitCode::from(1);
         }
         Some(name) => match mutations(name) {
+            Ok(list) if options.control => sweep(&options, Some(list[0].0)),
             Ok(list) => gate(&options, &list),
             Err(what) => {
                 eprintln!("weft-sim: {what}");
@@ -57,14 +61,14 @@ fn main() -> ExitCode {
     if failed { ExitCode::from(1) } else { ExitCode::SUCCESS }
 }
 
-/// Correct rules, many seeds.
-fn sweep(options: &Options) -> (serde_json::Value, bool) {
+/// Correct rules, many seeds; `lean`: under the plans that are to show one broken rule.
+fn sweep(options: &Options, lean: Option<Mutation>) -> (serde_json::Value, bool) {
     let first = options.seed.unwrap_or(1);
     let seeds = options.seeds.unwrap_or(if options.seed.is_some() { 1 } else { 300 });
     let started = Instant::now();
     let (mut violations, mut sum) = (Vec::new(), [0u64; 6]);
     for seed in first..first.saturating_add(seeds) {
-        match run_seed(seed, None, options.verbose) {
+        match run_seed(seed, Run { lean, broken: false, verbose: options.verbose }) {
             Ok(c) => {
                 let counts = [c.opens, c.demotions, c.admissions, c.fenced, c.acks, c.reads];
                 for (total, n) in sum.iter_mut().zip(counts) {
@@ -73,9 +77,11 @@ fn sweep(options: &Options) -> (serde_json::Value, bool) {
             }
             Err(_) => {
                 // Again, with the history.
-                let what = run_seed(seed, None, true).err().unwrap_or_default();
+                let what =
+                    run_seed(seed, Run { lean, broken: false, verbose: true }).err().unwrap_or_default();
                 println!("seed {seed}: {what}\nreplay: npm run sim -- --seed {seed} --verbose");
-                violations.push(serde_json::json!({"seed": seed, "what": what.lines().next().unwrap_or_default()}));
+                violations
+                    .push(serde_json::json!({"seed": seed, "what": what.lines().next().unwrap_or_default()}));
                 if violations.len() >= 5 {
                     break;
                 }
@@ -99,10 +105,29 @@ fn gate(options: &Options, list: &[(Mutation, &'static str)]) -> (serde_json::Va
     let mut rows = Vec::new();
     let mut missed = 0;
     for (mutation, name) in list {
-        let found = (first..first.saturating_add(budget)).find_map(|seed| run_seed(seed, Some(*mutation), false).err().map(|w| (seed, w)));
+        let mut false_alarms = 0u64;
+        let found = (first..first.saturating_add(budget)).find_map(|seed| {
+            let lean = Some(*mutation);
+            let what = run_seed(seed, Run { lean, broken: true, verbose: false }).err()?;
+            // The control: the same seed and plan with the rule in force must hold, or nothing was shown.
+            let control = run_seed(seed, Run { lean, broken: false, verbose: false }).err();
+            if let Some(what) = &control {
+                println!(
+                    "{name}: seed {seed} fails with the rule in force, too: {}",
+                    what.lines().next().unwrap_or_default()
+                );
+                false_alarms += 1;
+            }
+            control.is_none().then_some((seed, what))
+        });
+        missed += usize::from(false_alarms > 0 && found.is_some());
         match &found {
             Some((seed, what)) => {
-                println!("{name}: caught after {} seeds (seed {seed}): {}", seed - first + 1, what.lines().next().unwrap_or_default());
+                println!(
+                    "{name}: caught after {} seeds (seed {seed}): {}",
+                    seed - first + 1,
+                    what.lines().next().unwrap_or_default()
+                );
             }
             None => {
                 missed += 1;
@@ -110,7 +135,7 @@ fn gate(options: &Options, list: &[(Mutation, &'static str)]) -> (serde_json::Va
             }
         }
         let seeds = found.as_ref().map_or(budget, |(seed, _)| seed - first + 1);
-        rows.push(serde_json::json!({"name": name, "caught": found.is_some(), "seeds": seeds}));
+        rows.push(serde_json::json!({"name": name, "caught": found.is_some(), "seeds": seeds, "false_alarms": false_alarms}));
     }
     println!("{} of {} broken rules caught", list.len() - missed, list.len());
     (serde_json::json!({"mutations": rows}), missed > 0)
@@ -138,6 +163,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
             "--mutation" => options.mutation = Some(value()?),
             "--json" => options.json = Some(value()?),
             "--verbose" => options.verbose = true,
+            "--control" => options.control = true,
             _ => return Err(format!("unknown option \"{arg}\"")),
         }
     }

@@ -43,8 +43,14 @@ pub struct Oracle {
 impl Oracle {
     fn cluster(&mut self, block: u64, value: Value) -> Option<&mut Cluster> {
         let values = self.blocks.entry(block).or_insert_with(|| {
-            let initial =
-                Cluster { write_call: i64::MIN, first_answer: i64::MIN, last_call: i64::MIN, is_read: false, is_acked: true, acked_at: i64::MIN };
+            let initial = Cluster {
+                write_call: i64::MIN,
+                first_answer: i64::MIN,
+                last_call: i64::MIN,
+                is_read: false,
+                is_acked: true,
+                acked_at: i64::MIN,
+            };
             BTreeMap::from([(ABSENT, initial)])
         });
         values.get_mut(&value)
@@ -54,7 +60,14 @@ impl Oracle {
     pub fn write_called(&mut self, block: u64, value: Value, now: u64) {
         let _ = self.cluster(block, ABSENT);
         let at = i64::try_from(now).expect("simulated time is short");
-        let cluster = Cluster { write_call: at, first_answer: i64::MAX, last_call: at, is_read: false, is_acked: false, acked_at: i64::MAX };
+        let cluster = Cluster {
+            write_call: at,
+            first_answer: i64::MAX,
+            last_call: at,
+            is_read: false,
+            is_acked: false,
+            acked_at: i64::MAX,
+        };
         self.blocks.get_mut(&block).expect("made above").insert(value, cluster);
     }
 
@@ -99,7 +112,13 @@ impl Oracle {
 
     /// Every in-sync cache is lost (cached mode): what was not flushed may be gone. The history so far must be
     /// consistent; a new one begins with what the disks hold, none of which may be older than what was flushed.
-    pub fn new_era(&mut self, held: &BTreeMap<u64, Vec<Value>>, now: u64) -> Result<(), String> {
+    /// What the caches held just `before` may still come from a copy that was under way.
+    pub fn new_era(
+        &mut self,
+        held: &BTreeMap<u64, Vec<Value>>,
+        before: &BTreeMap<u64, Vec<Value>>,
+        now: u64,
+    ) -> Result<(), String> {
         self.check()?;
         for (block, candidates) in held {
             let floor = self.flushed.get(block).copied().unwrap_or(i64::MIN);
@@ -107,7 +126,9 @@ impl Oracle {
             for value in candidates {
                 let acked_at = values.get(value).map_or(i64::MIN, |c| c.acked_at);
                 if acked_at < floor {
-                    return Err(format!("block {block}: after the power loss it holds value {value}, older than what was flushed"));
+                    return Err(format!(
+                        "block {block}: after the power loss it holds value {value}, older than what was flushed"
+                    ));
                 }
             }
         }
@@ -119,7 +140,7 @@ impl Oracle {
             for (value, _) in values.iter().filter(|(v, c)| **v != ABSENT && !c.is_acked) {
                 self.write_called(block, *value, now);
             }
-            for value in held.get(&block).into_iter().flatten() {
+            for value in held.get(&block).into_iter().chain(before.get(&block)).flatten() {
                 if *value != ABSENT {
                     self.write_called(block, *value, now);
                 }
@@ -152,7 +173,9 @@ impl Oracle {
                 }
             }
             for (low, high, value) in backward {
-                if let Some((from, to, other)) = forward.iter().find(|(from, to, _)| *from < low && high < *to) {
+                if let Some((from, to, other)) =
+                    forward.iter().find(|(from, to, _)| *from < low && high < *to)
+                {
                     return Err(format!(
                         "block {block}: value {value}, written between {low} and {high} ns, is lost: value {other} was seen at {from} ns and again at {to} ns"
                     ));

@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use weft_proto::durable::Durable;
 use weft_proto::guest::{GuestOp, GuestReply, RequestId};
 use weft_proto::ids::{
-    ClusterId, Epoch, Generation, HostId, Instant, Nonce, Ordinal, PoolId, PoolInc, Rev, Revision, Rid, SessionId, VolumeId,
+    ClusterId, Epoch, Generation, HostId, Instant, Nonce, Ordinal, PoolId, PoolInc, Rev, Revision, Rid,
+    SessionId, VolumeId,
 };
 use weft_proto::log::LogRecord;
 use weft_proto::message::{Extent, Hole, Request, Response, Watermark};
@@ -15,7 +16,9 @@ use weft_proto::mutants::{Broken, Mutation};
 use weft_proto::payload::{BLOCK, HeapPayload, Payload};
 use weft_proto::record::{Ack, Mode, OnLoss, Policy, REPAIR_EPOCH_JUMP, Record, ReplicaEntry, ReplicaState};
 use weft_proto::replica::{Action, AttachmentId, DiskDone, DiskOp, Replica, ReplicaConfig, Token};
-use weft_proto::session::{EndReason, Event as SessionEvent, OpenMode, Session, SessionConfig, StoreCall, StoreReply, Timing};
+use weft_proto::session::{
+    EndReason, Event as SessionEvent, OpenMode, Session, SessionConfig, StoreCall, StoreReply, Timing,
+};
 
 use crate::disk::{Disk, Stored, bytes_of, value_of};
 use crate::oracle::{ABSENT, Oracle, Value, ZERO};
@@ -42,7 +45,7 @@ enum Event {
     Verified { rep: Id, inc: u64, token: Token },
     Store { session: Id, call: StoreCall },
     StoreAnswer { session: Id, reply: StoreReply, watermark: Option<Watermark> },
-    LateSwap { expect: Revision, record: Record },
+    LateSwap { expect: Revision, base: Nonce, record: Record },
     Tick { session: Id },
     Guest { session: Id },
     LinkDown { session: Id, rid: Rid, refused: bool },
@@ -52,6 +55,7 @@ enum Event {
     Open { host: Id, steal: bool },
     Heal { from: Id, to: Id },
     Repair,
+    ReplaceLost,
 }
 
 enum Io {
@@ -91,6 +95,9 @@ struct Sess {
     started: bool,
     /// Answers to requests of a past era are not judged.
     stale_answers: bool,
+    /// The store's revision and nonce that its last answer showed.
+    known: (Revision, Nonce),
+    sent_nonce: Nonce,
 }
 
 #[derive(Default)]
@@ -115,10 +122,10 @@ pub struct World {
     rng: Rng,
     plan: Plan,
     broken: Broken,
-    mutation: Option<Mutation>,
     now: u64,
     seq: u64,
     steps: u64,
+    held_before: BTreeMap<u64, Vec<Value>>,
     queue: BTreeMap<(u64, u64), Event>,
     store: Store,
     hosts: Vec<Host>,
@@ -168,9 +175,9 @@ fn pool_id(host: Id) -> PoolId {
 impl World {
     /// The world of a seed.
     #[must_use]
-    pub fn new(seed: u64, mutation: Option<Mutation>, broken: Broken, verbose: bool) -> World {
+    pub fn new(seed: u64, lean: Option<Mutation>, broken: Broken, verbose: bool) -> World {
         let mut rng = Rng::new(seed);
-        let plan = Plan::draw(&mut rng, mutation);
+        let plan = Plan::draw(&mut rng, lean);
         let entry = |i: usize| ReplicaEntry {
             rid: Rid(i as u32 + 1),
             node: host_id(i),
@@ -216,7 +223,15 @@ impl World {
         };
         let watermark = Watermark { cluster: CLUSTER, incarnation: 1, revision: 1 };
         let mut world = World {
-            store: Store { record, revision: 1, incarnation: 1, down_until: 0, backup: None, rolled_back: false, repaired: false },
+            store: Store {
+                record,
+                revision: 1,
+                incarnation: 1,
+                down_until: 0,
+                backup: None,
+                rolled_back: false,
+                repaired: false,
+            },
             hosts: (0..plan.hosts).map(|_| Host { paused_until: 0, watermark }).collect(),
             reps: Vec::new(),
             sessions: Vec::new(),
@@ -236,10 +251,10 @@ impl World {
             now: 1000 * MS,
             seq: 0,
             steps: 0,
+            held_before: BTreeMap::new(),
             rng,
             plan,
             broken,
-            mutation,
             verbose,
         };
         for host in 0..world.plan.copies {
@@ -309,7 +324,7 @@ impl World {
         if self.verbose {
             let text = format!("{:>10.3} ms {}", self.now as f64 / 1e6 - 1000.0, line(self));
             self.history.push_back(text);
-            if self.history.len() > 400 {
+            if self.history.len() > 4000 {
                 self.history.pop_front();
             }
         }
@@ -337,7 +352,9 @@ impl World {
 
     fn step(&mut self, event: Event) {
         let host = match &event {
-            Event::Deliver { rep, .. } | Event::Io { rep, .. } | Event::Verified { rep, .. } => Some(self.reps[*rep].host),
+            Event::Deliver { rep, .. } | Event::Io { rep, .. } | Event::Verified { rep, .. } => {
+                Some(self.reps[*rep].host)
+            }
             Event::Answer { session, .. }
             | Event::StoreAnswer { session, .. }
             | Event::Tick { session }
@@ -356,7 +373,9 @@ impl World {
         };
         let now = Instant(self.now);
         match event {
-            Event::Deliver { rep, inc, session, ordinal, request } => self.deliver(rep, inc, session, ordinal, request),
+            Event::Deliver { rep, inc, session, ordinal, request } => {
+                self.deliver(rep, inc, session, ordinal, request)
+            }
             Event::Answer { session, rid, ordinal, link, response } => {
                 let s = &mut self.sessions[session];
                 let current = s.links.get(&rid).is_some_and(|l| l.up && l.generation == link);
@@ -369,7 +388,9 @@ impl World {
             Event::Verified { rep, inc, token } => {
                 let reachable = self.store.down_until <= self.now;
                 let record = reachable.then(|| self.store.record.clone());
-                if self.reps[rep].inc == inc && let Some(m) = &mut self.reps[rep].machine {
+                if self.reps[rep].inc == inc
+                    && let Some(m) = &mut self.reps[rep].machine
+                {
                     m.handle_verified(now, token, record.as_ref());
                     self.drain_replica(rep);
                 }
@@ -380,13 +401,23 @@ impl World {
                 if let Some(w) = watermark {
                     self.hosts[host].watermark = self.hosts[host].watermark.max(w);
                 }
+                match &reply {
+                    StoreReply::Record { record, revision } | StoreReply::Conflict { record, revision } => {
+                        self.sessions[session].known = (*revision, record.nonce);
+                    }
+                    StoreReply::Swapped { revision } => {
+                        let sent = self.sessions[session].sent_nonce;
+                        self.sessions[session].known = (*revision, sent);
+                    }
+                    _ => {}
+                }
                 if let Some(m) = &mut self.sessions[session].machine {
                     m.handle_store(now, reply, watermark);
                     self.drain_session(session);
                 }
             }
-            Event::LateSwap { expect, record } => {
-                if self.store.revision_of() == expect {
+            Event::LateSwap { expect, base, record } => {
+                if self.store.revision_of() == expect && self.store.record.nonce == base {
                     self.note(|_| "the store applies a late swap".into());
                     self.apply(record);
                 }
@@ -420,6 +451,7 @@ impl World {
                 self.relink_all();
             }
             Event::Repair => self.repair(),
+            Event::ReplaceLost => self.replace_lost(),
         }
     }
 
@@ -469,6 +501,7 @@ impl World {
             }
         }
         if power {
+            self.held_before = self.held();
             let r = &mut self.reps[rep];
             r.stored.disk.lose_power(&mut self.rng);
             r.stored.lossy = true;
@@ -491,11 +524,9 @@ impl World {
         if !self.plan.cached || !members.iter().all(|r| self.reps[*r].stored.lossy) {
             return;
         }
-        let held = (0..SIZE / BLOCK)
-            .map(|block| (block, members.iter().map(|r| self.reps[*r].stored.disk.value(block)).collect()))
-            .collect();
+        let held = self.held();
         self.note(|_| "every in-sync cache is lost".into());
-        if let Err(what) = self.oracle.new_era(&held, self.now) {
+        if let Err(what) = self.oracle.new_era(&held, &self.held_before, self.now) {
             self.fail(what);
         }
         for s in &mut self.sessions {
@@ -503,6 +534,13 @@ impl World {
             s.guests.retain(|_, asked| !matches!(asked, Asked::Write { .. }));
             s.stale_answers = true;
         }
+    }
+
+    /// What the in-sync members hold, per block.
+    fn held(&self) -> BTreeMap<u64, Vec<Value>> {
+        let members: Vec<Id> = self.store.record.in_sync().filter_map(|e| self.rep_of(e.rid)).collect();
+        let values = |block| members.iter().map(|r| self.reps[*r].stored.disk.value(block)).collect();
+        (0..SIZE / BLOCK).map(|block| (block, values(block))).collect()
     }
 
     fn rep_of(&self, rid: Rid) -> Option<Id> {
@@ -537,7 +575,10 @@ impl World {
                 }
                 Action::Reply { attachment, response } => {
                     let r = &self.reps[rep];
-                    let Some(((session, ordinal), _)) = r.attachments.iter().find(|(_, a)| **a == attachment) else { continue };
+                    let Some(((session, ordinal), _)) = r.attachments.iter().find(|(_, a)| **a == attachment)
+                    else {
+                        continue;
+                    };
                     let (session, ordinal, rid) = (*session, *ordinal, r.rid);
                     let to = self.sessions[session].host;
                     let link = self.sessions[session].links.get(&rid).map_or(0, |l| l.generation);
@@ -602,6 +643,15 @@ impl World {
                 }
             }
             Io::Disk { token, op } => {
+                if self.verbose
+                    && let DiskOp::Write { offset, data, .. } = &op
+                {
+                    let values: Vec<Value> = data.bytes().chunks_exact(4096).map(value_of).collect();
+                    let (rid, first) = (r.rid, offset / BLOCK);
+                    let line = format!("{rid} has blocks {first}.. = {values:?} on its disk");
+                    self.note(|_| line);
+                }
+                let r = &mut self.reps[rep];
                 let outcome: Result<DiskDone<HeapPayload>, _> = r.stored.disk.run(&op);
                 if let Some(m) = &mut r.machine {
                     m.handle_disk(now, token, outcome);
@@ -684,7 +734,8 @@ impl World {
         let id = SessionId(self.next_session);
         // A process that restarts on its host knows that its former self has ended.
         let owner = self.store.record.owner;
-        let stopped = owner.filter(|o| o.node == host_id(host)).map(|o| o.session).filter(|s| !self.is_alive(*s));
+        let stopped =
+            owner.filter(|o| o.node == host_id(host)).map(|o| o.session).filter(|s| !self.is_alive(*s));
         let mode = if steal { OpenMode::Steal { old_stopped: stopped } } else { OpenMode::Closed };
         let config = SessionConfig {
             volume: VOLUME,
@@ -700,9 +751,21 @@ impl World {
         };
         let machine = Session::new(config, Instant(self.now));
         let (guests, links) = (BTreeMap::new(), BTreeMap::new());
-        self.sessions.push(Sess { host, machine: Some(machine), guests, links, tick_at: u64::MAX, started: false, stale_answers: false });
+        self.sessions.push(Sess {
+            host,
+            machine: Some(machine),
+            guests,
+            links,
+            tick_at: u64::MAX,
+            started: false,
+            stale_answers: false,
+            known: (Revision(0), Nonce(0)),
+            sent_nonce: Nonce(0),
+        });
         let session = self.sessions.len() - 1;
-        self.note(|_| format!("session {session} opens on host {host}{}", if steal { " (steal)" } else { "" }));
+        self.note(|_| {
+            format!("session {session} opens on host {host}{}", if steal { " (steal)" } else { "" })
+        });
         self.drain_session(session);
     }
 
@@ -757,8 +820,11 @@ impl World {
 
     fn relink_new(&mut self, session: Id) {
         let Some(m) = &self.sessions[session].machine else { return };
-        let fresh: Vec<Rid> =
-            m.wanted_links().map(|(rid, _, _)| rid).filter(|rid| !self.sessions[session].links.contains_key(rid)).collect();
+        let fresh: Vec<Rid> = m
+            .wanted_links()
+            .map(|(rid, _, _)| rid)
+            .filter(|rid| !self.sessions[session].links.contains_key(rid))
+            .collect();
         for rid in fresh {
             self.sessions[session].links.insert(rid, Link::default());
             let delay = 1 + self.rng.delay(300_000);
@@ -786,9 +852,11 @@ impl World {
                 if matches!(reason, EndReason::Fenced { .. }) {
                     self.counts.fenced += 1;
                 }
-                let rollback_possible = self.store.rolled_back || self.plan.rollback > 0 || self.mutation.is_some();
+                let rollback_possible = self.store.rolled_back || self.plan.rollback > 0;
                 if reason == EndReason::MetadataRollback && !rollback_possible {
-                    self.fail(format!("session {session} believes in a rolled-back store, but there was none"));
+                    self.fail(format!(
+                        "session {session} believes in a rolled-back store, but there was none"
+                    ));
                 }
                 if let EndReason::Unusable(_) | EndReason::Missing = reason {
                     self.fail(format!("session {session} ended: {reason:?}"));
@@ -826,7 +894,11 @@ impl World {
                 for (i, value) in values.iter().enumerate() {
                     self.oracle.write_called(first + i as u64, *value, now);
                 }
-                (GuestOp::Write { offset, data: bytes_of(&values), fua: false }, Asked::Write { first, values })
+                self.note(|_| format!("session {session}: a guest writes blocks {first}.. = {values:?}"));
+                (
+                    GuestOp::Write { offset, data: bytes_of(&values), fua: false },
+                    Asked::Write { first, values },
+                )
             } else if dice < 97 && self.zeroed.insert(first) {
                 self.oracle.write_called(first, ZERO, now);
                 let op = GuestOp::Zero { offset, len: BLOCK, discard: true, keep_space: false, fua: true };
@@ -857,6 +929,7 @@ impl World {
         match (asked, reply) {
             (_, GuestReply::Failed(_)) => {}
             (Asked::Write { first, values }, GuestReply::Done) => {
+                self.note(|_| format!("session {session}: blocks {first}.. = {values:?} are acknowledged"));
                 for (i, value) in values.iter().enumerate() {
                     let block = first + i as u64;
                     self.counts.acks += 1;
@@ -902,7 +975,9 @@ impl World {
             })
         });
         if let Some(rid) = missing {
-            self.fail(format!("I6: block {block} was acknowledged with value {value}, {rid} is in sync and does not have it"));
+            self.fail(format!(
+                "I6: block {block} was acknowledged with value {value}, {rid} is in sync and does not have it"
+            ));
         }
     }
 
@@ -917,14 +992,19 @@ impl World {
         if !self.store.rolled_back && record.epoch < old.epoch {
             self.fail(format!("I1: epoch {} after {}", record.epoch, old.epoch));
         }
-        let changed = old.owner != record.owner || old.in_sync().map(|e| e.rid).ne(record.in_sync().map(|e| e.rid));
+        let changed =
+            old.owner != record.owner || old.in_sync().map(|e| e.rid).ne(record.in_sync().map(|e| e.rid));
         if changed && record.epoch == old.epoch && !self.store.rolled_back {
             self.fail(format!("I1: owner or in-sync set changed within epoch {}", old.epoch));
         }
         if let Err(e) = record.check() {
             self.fail(format!("the store took a bad record: {e}"));
         }
-        if self.plan.rollback > 0 && !self.store.repaired && self.store.backup.is_none() && self.rng.chance(30) {
+        if self.plan.rollback > 0
+            && !self.store.repaired
+            && self.store.backup.is_none()
+            && self.rng.chance(30)
+        {
             self.store.backup = Some((self.store.record.clone(), self.store.revision));
         }
         self.store.revision += 1;
@@ -934,7 +1014,9 @@ impl World {
         if changed {
             self.era();
         }
-        self.note(|w| format!("store: revision {} epoch {epoch} owner {owner:?} in sync {members:?}", w.store.revision));
+        self.note(|w| {
+            format!("store: revision {} epoch {epoch} owner {owner:?} in sync {members:?}", w.store.revision)
+        });
     }
 
     fn store_call(&mut self, session: Id, call: StoreCall) {
@@ -950,29 +1032,47 @@ impl World {
             return self.at(300 * MS, Event::StoreAnswer { session, reply, watermark: None });
         }
         if guarded && seen < known {
-            return self.at(reply_delay, Event::StoreAnswer { session, reply: StoreReply::RolledBack, watermark: None });
+            return self.at(
+                reply_delay,
+                Event::StoreAnswer { session, reply: StoreReply::RolledBack, watermark: None },
+            );
         }
         let revision = self.store.revision_of();
         let (reply, watermark) = match call {
             StoreCall::Get if faulty => (StoreReply::Unknown, None),
-            StoreCall::Get => (StoreReply::Record { record: self.store.record.clone(), revision }, Some(seen)),
+            StoreCall::Get => {
+                (StoreReply::Record { record: self.store.record.clone(), revision }, Some(seen))
+            }
             StoreCall::Swap { expect, record } => {
+                // A restored store counts its revisions anew: the value that is replaced is compared as well.
+                let base = self.sessions[session].known.1;
+                self.sessions[session].sent_nonce = record.nonce;
+                let matches = expect == revision && self.store.record.nonce == base;
                 if faulty {
                     match self.rng.below(4) {
-                        0 => return self.at(300 * MS, Event::StoreAnswer { session, reply: StoreReply::Unavailable, watermark: None }),
+                        0 => {
+                            return self.at(
+                                300 * MS,
+                                Event::StoreAnswer {
+                                    session,
+                                    reply: StoreReply::Unavailable,
+                                    watermark: None,
+                                },
+                            );
+                        }
                         1 => {}
                         2 => {
                             let late = self.rng.below(4000) * MS;
-                            self.at(late, Event::LateSwap { expect, record });
+                            self.at(late, Event::LateSwap { expect, base, record });
                         }
                         _ => {
-                            if expect == revision {
+                            if matches {
                                 self.apply(record);
                             }
                         }
                     }
                     (StoreReply::Unknown, None)
-                } else if expect == revision {
+                } else if matches {
                     self.apply(record);
                     (StoreReply::Swapped { revision: self.store.revision_of() }, Some(self.host_watermark()))
                 } else {
@@ -993,7 +1093,8 @@ impl World {
         if self.reps.iter().any(|r| r.machine.is_none() && !r.lost) {
             return self.at(500 * MS, Event::Repair);
         }
-        let copies = self.reps.iter().filter(|r| !r.lost).filter_map(|r| Record::parse(&r.stored.durable.record).ok());
+        let copies =
+            self.reps.iter().filter(|r| !r.lost).filter_map(|r| Record::parse(&r.stored.durable.record).ok());
         let mut best = copies.max_by_key(Record::version).unwrap_or_else(|| self.store.record.clone());
         if best.version() < self.store.record.version() {
             best = self.store.record.clone();
@@ -1116,7 +1217,10 @@ impl World {
             let rid = entries[self.rng.index(entries.len())];
             self.for_owner(|m, now| m.remove_replica(now, rid));
         }
-        if !self.store.repaired && dice(self, plan.rollback) && let Some((record, revision)) = self.store.backup.take() {
+        if !self.store.repaired
+            && dice(self, plan.rollback)
+            && let Some((record, revision)) = self.store.backup.take()
+        {
             if record.epoch < self.store.record.epoch {
                 self.store.record = record;
                 self.store.revision = revision;
@@ -1142,7 +1246,11 @@ impl World {
             if self.sessions[session].machine.take().is_some() {
                 self.note(|_| format!("session {session} is killed"));
                 let delay = self.rng.below(1000) * MS;
-                let host = if self.rng.chance(50) { self.sessions[session].host } else { self.rng.index(self.plan.hosts) };
+                let host = if self.rng.chance(50) {
+                    self.sessions[session].host
+                } else {
+                    self.rng.index(self.plan.hosts)
+                };
                 self.at(delay, Event::Open { host, steal: true });
             }
         }
@@ -1165,6 +1273,22 @@ impl World {
         }
     }
 
+    /// A disk that is gone for good is replaced, as an agent would, until enough copies are there.
+    fn replace_lost(&mut self) {
+        let alive = |w: &World, rid: Rid| w.rep_of(rid).is_some_and(|r| !w.reps[r].lost);
+        let record = self.store.record.clone();
+        let in_sync = record.in_sync().filter(|e| alive(self, e.rid)).count();
+        let coming = record.replicas.iter().any(|e| e.state == ReplicaState::Stale && alive(self, e.rid));
+        if in_sync >= usize::from(self.plan.min_isr) {
+            return;
+        }
+        if !coming {
+            self.plan.spares += 1;
+            self.add_spare();
+        }
+        self.at(1000 * MS, Event::ReplaceLost);
+    }
+
     fn add_spare(&mut self) {
         let used: Vec<Id> = self.reps.iter().filter(|r| !r.lost).map(|r| r.host).collect();
         let free: Vec<Id> = (0..self.plan.hosts).filter(|h| !used.contains(h)).collect();
@@ -1172,7 +1296,8 @@ impl World {
             return;
         }
         let host = free[self.rng.index(free.len())];
-        let rid = Rid(self.store.record.next_rid.max(self.reps.iter().map(|r| r.rid.0 + 1).max().unwrap_or(1)));
+        let rid =
+            Rid(self.store.record.next_rid.max(self.reps.iter().map(|r| r.rid.0 + 1).max().unwrap_or(1)));
         self.make_replica(rid, host);
         self.note(|_| format!("{rid} is made on host {host}"));
         self.for_owner(|m, now| m.add_replica(now, rid, host_id(host), pool_id(host)));
@@ -1180,7 +1305,8 @@ impl World {
 
     fn for_owner(&mut self, f: impl FnOnce(&mut Session<HeapPayload>, Instant)) {
         let owner = self.store.record.owner.map(|o| o.session);
-        let session = self.sessions.iter().position(|s| s.machine.as_ref().is_some_and(|m| Some(m.id()) == owner));
+        let session =
+            self.sessions.iter().position(|s| s.machine.as_ref().is_some_and(|m| Some(m.id()) == owner));
         if let Some(session) = session
             && let Some(m) = &mut self.sessions[session].machine
         {
@@ -1220,8 +1346,15 @@ impl World {
         }
         let host = self.rng.index(self.plan.hosts);
         self.at(10 * MS, Event::Open { host, steal: true });
+        if self.reps.iter().any(|r| r.lost) {
+            self.at(3000 * MS, Event::ReplaceLost);
+        }
         let limit = self.now + LIVENESS_MS * MS;
-        let opened = |w: &World| w.sessions.iter().any(|s| s.machine.as_ref().is_some_and(|m| w.is_owner(m) && m.view().phase == "serving"));
+        let opened = |w: &World| {
+            w.sessions
+                .iter()
+                .any(|s| s.machine.as_ref().is_some_and(|m| w.is_owner(m) && m.view().phase == "serving"))
+        };
         self.until(limit, "a healed cluster does not serve", opened)?;
         let session = self.owner_session();
         let Some(session) = session else { return Err(self.report("no owner after healing")) };
@@ -1235,7 +1368,9 @@ impl World {
         }
         self.drain_session(session);
         let limit = self.now + LIVENESS_MS * MS;
-        self.until(limit, "a guest's requests hang in a healed cluster", |w| w.sessions[session].guests.is_empty())?;
+        self.until(limit, "a guest's requests hang in a healed cluster", |w| {
+            w.sessions[session].guests.is_empty()
+        })?;
         let lost: BTreeSet<Rid> = self.reps.iter().filter(|r| r.lost).map(|r| r.rid).collect();
         let limit = self.now + LIVENESS_MS * MS;
         self.until(limit, "a copy does not come back in sync", |w| {
@@ -1247,12 +1382,15 @@ impl World {
         if self.sessions[session].machine.is_some() {
             let limit = self.now + LIVENESS_MS * MS;
             self.until(limit, "a close does not end", |w| {
-                w.sessions[session].machine.is_none() || w.store.record.in_sync().count() > 0 && w.sessions[session].machine.as_ref().is_some_and(|m| m.view().dirty_regions == 0)
+                w.sessions[session].machine.is_none()
+                    || w.store.record.in_sync().count() > 0
+                        && w.sessions[session].machine.as_ref().is_some_and(|m| m.view().dirty_regions == 0)
             })?;
             let limit = self.now + LIVENESS_MS * MS;
             loop {
                 // Refused while a member is waited for: asked again a little later.
-                let accepted = self.sessions[session].machine.as_mut().is_none_or(|m| m.close(Instant(self.now)));
+                let accepted =
+                    self.sessions[session].machine.as_mut().is_none_or(|m| m.close(Instant(self.now)));
                 self.drain_session(session);
                 let later = self.now + 100 * MS;
                 self.run_until(|w| w.now > later || w.sessions[session].machine.is_none())?;
@@ -1301,11 +1439,19 @@ impl World {
         if !self.store.record.clean {
             return Ok(());
         }
-        let members: Vec<Id> = self.store.record.in_sync().filter_map(|e| self.rep_of(e.rid)).filter(|r| !self.reps[*r].lost).collect();
+        let members: Vec<Id> = self
+            .store
+            .record
+            .in_sync()
+            .filter_map(|e| self.rep_of(e.rid))
+            .filter(|r| !self.reps[*r].lost)
+            .collect();
         for block in 0..SIZE / BLOCK {
             let values: Vec<Value> = members.iter().map(|r| self.reps[*r].stored.disk.value(block)).collect();
             if values.windows(2).any(|p| p[0] != p[1]) {
-                return Err(self.report(&format!("I10: block {block} differs between sealed copies: {values:?}")));
+                return Err(
+                    self.report(&format!("I10: block {block} differs between sealed copies: {values:?}"))
+                );
             }
         }
         Ok(())

@@ -220,7 +220,10 @@ impl<P: Payload> Session<P> {
 
     /// Equalises regions, those that guests wait for first.
     pub(super) fn reconcile(&mut self, now: Instant) {
-        if self.dirty.is_empty() || now < self.copy_hold || !matches!(self.phase, Phase::Serving | Phase::Closing(_)) {
+        if self.dirty.is_empty()
+            || now < self.copy_hold
+            || !matches!(self.phase, Phase::Serving | Phase::Closing(_))
+        {
             return;
         }
         let members = self.in_sync();

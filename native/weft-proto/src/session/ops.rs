@@ -10,7 +10,8 @@
 //! Must always hold:
 //! * overlapping writes are carried out in the order of their locks, on all members (D2);
 //! * an operation that a guest was answered for stays locked until every recipient answered or was dropped;
-//! * a read never overlaps an unfinished write, so that two reads can't go backwards.
+//! * a read never returns what an unfinished write brought: it waits for one that came before it, and is asked
+//!   again when one began meanwhile; so two reads can't go backwards, not even across a change of owner.
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
@@ -456,8 +457,8 @@ impl<P: Payload> Session<P> {
     pub(super) fn required(&self) -> Vec<Rid> {
         let mut all = self.in_sync();
         if let Some(rid) = self.join_rid()
-            && (self.join_is_required(rid) && !self.config.broken.is(Mutation::AdmitEarly)
-                || self.admission_pending(rid))
+            && (self.join_is_required(rid) || self.admission_pending(rid))
+            && !self.config.broken.is(Mutation::AdmitEarly)
             && !all.contains(&rid)
         {
             all.push(rid);
@@ -736,6 +737,7 @@ impl<P: Payload> Session<P> {
 
     pub(super) fn read_answered(&mut self, now: Instant, id: OpId, rid: Rid, answer: Answer<P>) {
         let lease = self.lease_holds(now);
+        let overtaken = self.ops.get(&id).is_some_and(|op| self.has_unfinished_write(op.start, op.end));
         let Some(op) = self.ops.get_mut(&id) else { return };
         op.sent.clear();
         let len = op.end - op.start;
@@ -767,8 +769,9 @@ impl<P: Payload> Session<P> {
                 if !verified(&extents, len) {
                     return self.read_failed(id, rid, Some(Refusal::BadCrc));
                 }
-                if !lease {
-                    // The answer may be older than what a new owner has completed (R9): asked again.
+                if !lease || overtaken {
+                    // The answer may be older than what a new owner has completed (R9), or newer than what every
+                    // member has: a write that began meanwhile may yet vanish with this session. Asked again.
                     return self.requeue_read(id);
                 }
                 let (start, request) = (op.start, op.request);
@@ -784,7 +787,7 @@ impl<P: Payload> Session<P> {
                 if kinds.iter().map(|(l, _)| *l).sum::<u64>() != len {
                     return self.read_failed(id, rid, Some(Refusal::BadCrc));
                 }
-                if !lease {
+                if !lease || overtaken {
                     return self.requeue_read(id);
                 }
                 let (start, request) = (op.start, op.request);
@@ -798,6 +801,15 @@ impl<P: Payload> Session<P> {
             }
             _ => self.read_failed(id, rid, Some(Refusal::BadCrc)),
         }
+    }
+
+    /// Is there a write in this range that some required member may lack?
+    fn has_unfinished_write(&self, start: u64, end: u64) -> bool {
+        let held = self.locks.range(..end).rev().take_while(|(_, (stop, _))| *stop > start);
+        held.into_iter().any(|(_, (_, lock))| match lock {
+            Lock::Op(id) => self.ops.get(id).is_some_and(|o| o.stage != Stage::Complete),
+            Lock::Piece(_) => false,
+        })
     }
 
     fn requeue_read(&mut self, id: OpId) {

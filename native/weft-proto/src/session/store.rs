@@ -204,6 +204,7 @@ impl<P: Payload> Session<P> {
             StoreReply::RolledBack => self.end(EndReason::MetadataRollback),
             StoreReply::Unknown => {
                 self.ask_again();
+                self.get_wanted |= self.config.broken.is(Mutation::RereadSettles);
                 self.store_retry = Some(now.after_ms(self.config.timing.retry_ms));
                 if matches!(self.phase, Phase::Reading) {
                     self.get_wanted = true;
@@ -269,6 +270,7 @@ impl<P: Payload> Session<P> {
                 // The old revision settles nothing (R14) …
                 if by_read && self.config.broken.is(Mutation::RereadSettles) {
                     self.attempts.clear();
+                    self.abandon_join("its admission is believed not to have happened");
                 }
                 // … but it does show that a replica knows of an epoch that the store does not (R11).
                 if by_read
