@@ -10,12 +10,11 @@
  * - a wait has a deadline and says what it waited for.
  */
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from "node:fs";
 import { join, resolve } from "node:path";
 
 import { z } from "zod";
 
-import { until } from "../lib/until.ts";
 import { Host } from "./host.ts";
 import type { HostLayout, Services } from "./host.ts";
 import { Network } from "./network.ts";
@@ -106,14 +105,6 @@ export class Cluster {
       await host.output(["weft", "pool", "add", host.poolDir]);
       say(`${host.name}: weft pool add ${host.poolDir}`);
     }
-    // How much room a pool has travels through the store behind the pool itself.
-    await until(
-      async () => {
-        const known = await Promise.all(cluster.hosts.map((host) => host.agent().pools()));
-        return known.every((pools) => pools.every(({ free }) => free !== null && free > 0n)) ? true : null;
-      },
-      { what: "every host to know the room in every pool", deadlineMs: 15_000 },
-    );
     return cluster;
   }
 
@@ -139,6 +130,7 @@ export class Cluster {
     }
     rmSync(shortRunDir(key), { recursive: true, force: true });
     rmSync(file, { force: true });
+    if (existsSync(dir) && readdirSync(dir).length === 0) rmdirSync(dir);
   }
 
   down(options: { readonly keep?: boolean } = {}): Promise<void> {

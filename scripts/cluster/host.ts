@@ -72,7 +72,7 @@ export type CommandOptions = {
 
 /** A command that ends with an error is an answer here, not an exception. */
 export type CommandResult = {
-  /** Null when a signal ended it. */
+  /** Null when a signal ended it; in namespaces 128 and the signal's number, as a shell tells it. */
   readonly exitCode: number | null;
   readonly stdout: string;
   readonly stderr: string;
@@ -280,12 +280,19 @@ export class Host {
     if (this.#network === null) return command;
     const init = (await this.pids()).find(isInit);
     if (init === undefined) throw new Error(`${this.name} is not running`);
-    return ["nsenter", `--target=${init}`, "--net", "--uts", "--mount", "--pid", "--wd", ...command];
+    const enter = ["nsenter", `--target=${init}`, "--net", "--uts", "--mount", "--pid", "--wd", "--no-fork"];
+    return [...enter, "sh", "-c", FORK, "sh", ...command];
   }
 }
 
 // --kill-child: should the outer process be killed, the namespace's init dies too, and the kernel takes the rest.
 const unshareFlags = ["--pid", "--fork", "--kill-child", "--mount", "--mount-proc", "--uts"];
+
+/**
+ * A process enters a PID namespace by being born in it. nsenter would fork by itself, and then halt itself a moment after its
+ * child was halted: `cont` may have been through by then, and who waits for the command waits for ever.
+ */
+const FORK = '"$@"; exit $?';
 
 /** The first process of a PID namespace below ours. */
 function isInit(pid: number): boolean {

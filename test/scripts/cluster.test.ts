@@ -3,7 +3,7 @@
  *
  * Needs root, as everything that makes namespaces does; without it the same plots run on loopback addresses, links aside.
  */
-import { existsSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -13,7 +13,7 @@ import { Cluster } from "../../scripts/cluster/cluster.ts";
 import type { Host, Services } from "../../scripts/cluster/host.ts";
 import { Network } from "../../scripts/cluster/network.ts";
 import { identify, isAlive, statOf } from "../../scripts/cluster/processes.ts";
-import { until } from "../../scripts/lib/until.ts";
+import { until, within } from "../../scripts/lib/until.ts";
 
 const isRoot = process.getuid?.() === 0;
 const socketOf = (host: Host): string => join(host.layout.runDir, "sock");
@@ -66,8 +66,7 @@ async function withCluster(plot: (cluster: Cluster) => Promise<void>): Promise<v
     await plot(cluster);
   } finally {
     await Cluster.down(dir);
-    t.strictSame(readdirSync(dir), [], "down leaves nothing in the directory");
-    rmSync(dir, { recursive: true });
+    t.notOk(existsSync(dir), "down leaves nothing, not even the directory");
   }
 }
 
@@ -105,6 +104,22 @@ await t.test("cluster: a stopped host is silent, and goes on afterwards", async 
     t.equal(await call(h1, h2, 300), "silence");
     await h2.cont();
     t.equal(await call(h1, h2, 5000), "h2");
+  });
+});
+
+await t.test("cluster: a command goes on as often as its host does", async (t) => {
+  await withCluster(async (cluster) => {
+    const h2 = cluster.host("h2");
+    const pipe = join(h2.layout.dir, "pipe");
+    await h2.output(["mkfifo", pipe]);
+    const { result } = await h2.exec(["sh", "-c", `echo here; read line <"${pipe}"; echo "$line"; exit 7`]);
+    for (let round = 0; round < 30; round += 1) {
+      await h2.stop();
+      await h2.cont();
+    }
+    await h2.output(["sh", "-c", `echo told >"${pipe}"`]);
+    const end = await within(result, { what: "the command's end", deadlineMs: 20_000 });
+    t.match(end, { exitCode: 7, stdout: "here\ntold" });
   });
 });
 
