@@ -341,6 +341,9 @@ pub struct Session<P> {
     rollback_suspect: Option<Epoch>,
     /// The suspicion that the read under way was sent after: only that one can it confirm (R11).
     suspect_asked: Option<Epoch>,
+    /// The host of a member that promised had seen more of the store than ours: nothing is answered before a read
+    /// of ours was believed (R11). True once that read is under way.
+    behind: Option<bool>,
 
     // Members.
     peers: BTreeMap<Rid, Peer>,
@@ -411,6 +414,7 @@ impl<P: Payload> Session<P> {
             get_wanted: true,
             rollback_suspect: None,
             suspect_asked: None,
+            behind: None,
             peers: BTreeMap::new(),
             first_promise: None,
             steal_wait: false,

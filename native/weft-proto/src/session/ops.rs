@@ -476,14 +476,15 @@ impl<P: Payload> Session<P> {
     /// which it completes (4.15). A member that is merely out of reach holds it since it promised.
     fn everyone_obeys(&self) -> bool {
         let epoch = self.rec().epoch;
-        self.in_sync().iter().all(|rid| {
-            self.peers.get(rid).is_some_and(|p| {
-                p.promised == Some(epoch)
-                    || p.view
-                        .as_ref()
-                        .is_some_and(|v| v.promised == epoch && v.session == self.config.session)
+        self.behind.is_none()
+            && self.in_sync().iter().all(|rid| {
+                self.peers.get(rid).is_some_and(|p| {
+                    p.promised == Some(epoch)
+                        || p.view
+                            .as_ref()
+                            .is_some_and(|v| v.promised == epoch && v.session == self.config.session)
+                })
             })
-        })
     }
 
     /// R9: a thief completes no write before the old owner's read lease has surely ended.

@@ -293,7 +293,7 @@ impl<P: Payload> Session<P> {
     }
 
     fn take_answer(&mut self, now: Instant, rid: Rid, sent: Sent, current: Epoch, answer: Answer<P>) {
-        let owns = self.owns();
+        let (owns, session) = (self.owns(), self.config.session);
         let peer = self.peers.get_mut(&rid).expect("answered a moment ago");
         match (sent.purpose, answer) {
             (Purpose::Attach, Answer::Attached(view)) => {
@@ -312,8 +312,16 @@ impl<P: Payload> Session<P> {
                     // A promise answered is a sign of obedience at least as new as a heartbeat (R9).
                     peer.lease = Some(sent.at);
                     let watermark = view.watermark;
+                    let obeyed = |v: &ReplicaView| v.promised == current && v.session == session;
+                    let again = peer.view.as_ref().is_some_and(obeyed);
                     peer.view = Some(view);
                     self.first_promise.get_or_insert(now);
+                    if watermark > self.watermark && !again {
+                        // The record may be one of a store that went back: a read shows it (R11). Not for a promise
+                        // that is only repeated, so that members come and go while the store is away (4.15).
+                        self.behind = Some(false);
+                        self.get_wanted = true;
+                    }
                     self.see_watermark(watermark);
                     self.promised(now, rid);
                 }

@@ -78,6 +78,7 @@ impl<P: Payload> Session<P> {
             self.get_wanted = false;
             self.store_busy = true;
             self.suspect_asked = self.rollback_suspect.take();
+            self.behind = self.behind.map(|_| true);
             self.store_calls.push_back(StoreCall::Get);
         }
     }
@@ -192,7 +193,13 @@ impl<P: Payload> Session<P> {
         self.store_busy = false;
         self.store_retry = None;
         match reply {
-            StoreReply::Record { record, revision } => self.take_record(now, record, revision, true),
+            StoreReply::Record { record, revision } => {
+                self.take_record(now, record, revision, true);
+                if self.behind.take_if(|under_way| *under_way).is_some() {
+                    self.check_all_ops(now);
+                    self.retry_reads(now);
+                }
+            }
             StoreReply::Conflict { record, revision } => self.take_record(now, record, revision, false),
             StoreReply::Swapped { revision } => {
                 if let Some(attempt) = self.attempts.last().cloned() {
@@ -227,6 +234,8 @@ impl<P: Payload> Session<P> {
 
     /// A read that did not come back confirms nothing.
     fn ask_again(&mut self) {
+        self.behind = self.behind.map(|_| false);
+        self.get_wanted |= self.behind.is_some();
         if let Some(epoch) = self.suspect_asked.take() {
             self.rollback_suspect = self.rollback_suspect.max(Some(epoch));
             self.get_wanted = true;

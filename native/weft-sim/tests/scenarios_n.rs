@@ -1,0 +1,371 @@
+//! Scenarios N1 to N21 of docs/scenarios.md, as far as the protocol machines decide them.
+
+use weft_proto::ids::Epoch;
+use weft_proto::record::{REPAIR_EPOCH_JUMP, ReplicaState};
+use weft_proto::session::{EndReason, Event};
+use weft_sim::oracle::ZERO;
+use weft_sim::stage::{A, B, C, D, E, Fate, R0, R1, R2, Scene, all_writes, guest_writes};
+
+#[test]
+fn a_joiner_stays_required_until_its_admission_is_settled() {
+    // N1: the admission's answer is lost and the store shows the old record; the joiner is cut off, the store
+    // applies the swap later, and the next owner finds the joiner only. Nothing acknowledged may be missing there.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    let first = stage.written(owner, 0);
+    stage.kill(R1);
+    let second = stage.written(owner, 1);
+    stage.next_swaps(&[Fate::LateUnknown]);
+    stage.next_swaps(&[Fate::LostUnknown; 100]);
+    stage.start(R1);
+    stage.run_until("the admission is sent", |s| s.late() == 1);
+    stage.cut(D, B);
+    let third = stage.write(owner, 2);
+    stage.run_for(8000);
+    assert!(!stage.done(third.id), "acknowledged without a joiner that may be in sync");
+    assert_eq!(stage.in_sync(), [R0]);
+
+    assert_eq!(stage.apply_late(), 1);
+    assert_eq!(stage.in_sync(), [R0, R1]);
+    stage.vanish(owner);
+    stage.kill(R0);
+    stage.heal();
+    let next = stage.steal(C);
+    stage.serving(next);
+    assert_eq!(stage.in_sync(), [R1]);
+    assert_eq!((stage.read_now(next, 0), stage.read_now(next, 1)), (first, second));
+}
+
+#[test]
+fn nobody_opens_on_a_store_that_was_put_back_before_it_is_repaired() {
+    // N2: the store is restored from a backup taken before the last steal, both owners live, and the replica that
+    // promised the thief is away. Watermarks refuse everybody; repair raises the epochs over all promises.
+    let mut stage = Scene::copies(2).stage();
+    let old = stage.owner(D);
+    stage.written(old, 0);
+    let backup = stage.backup();
+    stage.cut(D, B);
+    stage.store_away(&[D]);
+    stage.cut(C, A);
+    let thief = stage.steal(C);
+    stage.serving(thief);
+    stage.written(thief, 1);
+    stage.host_reads_store(A);
+    let before = stage.record().epoch;
+    stage.restore(backup);
+    stage.store_back();
+    stage.kill_silently(R1);
+
+    let writes = [stage.write(old, 2), stage.write(thief, 2)];
+    stage.run_for(5000);
+    assert!(!writes.iter().any(|w| stage.done(w.id)), "a write completed under a record of the past");
+    let third = stage.steal(E);
+    assert_eq!(stage.over(third), EndReason::MetadataRollback);
+    assert!(stage.record().epoch < before);
+
+    stage.start(R1);
+    stage.heal();
+    stage.repair(false).expect("every member of the best copy answers");
+    assert_eq!(stage.record().epoch, Epoch(before.0 + REPAIR_EPOCH_JUMP));
+    let next = stage.steal(E);
+    stage.serving(next);
+    stage.written(next, 3);
+    stage.run_for(3000);
+    assert!(stage.ended(old).is_some() && stage.ended(thief).is_some(), "old owners go on");
+}
+
+#[test]
+fn a_range_is_locked_until_the_joiner_has_the_older_write() {
+    // N4: a best-effort write to a joiner is slower than a newer one to the same block would be.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    stage.kill(R1);
+    stage.written(owner, 40);
+    stage.hold(owner, R1, all_writes);
+    stage.start(R1);
+    stage.run_until("the joiner is copied to", |s| s.held(owner, R1) > 0);
+    let older = stage.written(owner, 5);
+    let newer = stage.write(owner, 5);
+    stage.run_for(500);
+    assert!(!stage.done(newer.id), "it may overtake the older one on its way to the joiner");
+    assert_eq!((stage.disk(R0, 5), stage.line(owner, R1)), (older, "joining acked=0 sent=2 window=17"));
+    stage.release(owner, R1);
+    stage.run_until("both copies are in sync", |s| s.in_sync() == [R0, R1]);
+    assert_eq!((stage.disk(R0, 5), stage.disk(R1, 5)), (newer.value, newer.value));
+}
+
+#[test]
+fn a_range_is_given_back_when_the_joiner_was_dropped() {
+    // N4: as above, but the older write never arrives: the join is dropped, the newer write goes on without it, and
+    // the older one finds its attachment ended when it is read at last.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    stage.kill(R1);
+    stage.written(owner, 40);
+    stage.hold(owner, R1, all_writes);
+    stage.start(R1);
+    stage.run_until("the joiner is copied to", |s| s.held(owner, R1) > 0);
+    stage.written(owner, 5);
+    let newer = stage.write(owner, 5);
+    stage.run_until("the newer write is acknowledged", |s| s.done(newer.id));
+    assert!(stage.told(owner, |e| matches!(e, Event::JoinAbandoned { rid: R1, .. })));
+    stage.release(owner, R1);
+    stage.run_until("both copies are in sync", |s| s.in_sync() == [R0, R1]);
+    assert_eq!(stage.disk(R1, 5), newer.value);
+}
+
+#[test]
+fn a_thief_that_reaches_only_the_store_fences_nobody() {
+    // N6: a host with a link to the witness only steals: it is refused before its swap.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    stage.written(owner, 0);
+    let swaps = stage.swaps().len();
+    stage.cut(E, A);
+    stage.cut(E, B);
+    let thief = stage.steal(E);
+    stage.run_for(10_000);
+    assert_eq!(stage.view(thief).paused.as_deref(), Some("no in-sync member answers"));
+    stage.written(owner, 1);
+    assert!(stage.owns(owner));
+    assert_eq!(stage.swaps().len(), swaps);
+}
+
+#[test]
+fn requests_unread_in_an_old_connection_never_execute() {
+    // N7: the session reconnects while a write of the old connection is unread in the replica's socket; it is read
+    // after a newer write of the same block was acknowledged.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    stage.hold(owner, R0, guest_writes);
+    let older = stage.write(owner, 7);
+    stage.run_for(10);
+    assert_eq!(stage.held(owner, R0), 1);
+    stage.hold_no_more(owner, R0);
+    stage.reconnect(owner, R0);
+    stage.run_until("the older write is acknowledged", |s| s.done(older.id));
+    let newer = stage.written(owner, 7);
+    stage.release(owner, R0);
+    stage.run_for(100);
+    assert_eq!((stage.disk(R0, 7), stage.read_now(owner, 7)), (newer, newer));
+    assert_eq!(stage.demotions(owner), 0);
+}
+
+#[test]
+fn a_trimmed_block_reads_as_zero_after_the_power_was_lost() {
+    // N8: a discard is acknowledged from a volatile cache's volume, then every host loses its power.
+    let mut stage = Scene::copies(2).cached().stage();
+    let owner = stage.owner(D);
+    stage.written(owner, 3);
+    stage.run_for(3000);
+    let trim = stage.discard(owner, 3);
+    stage.run_until("the discard is acknowledged", |s| s.done(trim));
+    stage.vanish(owner);
+    stage.power_off(R0);
+    stage.power_off(R1);
+    stage.start(R0);
+    stage.start(R1);
+    let next = stage.steal(D);
+    stage.serving(next);
+    assert_eq!(stage.read_now(next, 3), ZERO);
+}
+
+#[test]
+fn a_paused_write_does_not_block_its_own_rescue() {
+    // N10: two copies, min_isr 2, one disk dead for good: the guest's write waits. A third host gives a new copy;
+    // the join passes the paused write, and one swap brings the new copy in and takes the dead one out.
+    let mut stage = Scene::copies(2).min_isr(2).stage();
+    let owner = stage.owner(D);
+    let before = stage.written(owner, 1);
+    stage.lose_disk(R1);
+    let paused = stage.write(owner, 2);
+    stage.run_for(5000);
+    assert_eq!(stage.view(owner).paused.as_deref(), Some("waits for r1: refused: NoReplica"));
+    assert!(!stage.done(paused.id));
+
+    stage.add(owner, R2, C);
+    stage.run_until("the paused write completes", |s| s.done(paused.id));
+    assert_eq!(stage.in_sync(), [R0, R2]);
+    assert_eq!((stage.disk(R2, 1), stage.disk(R2, 2)), (before, paused.value));
+    let both = |r: &weft_proto::record::Record| {
+        let state = |rid| r.replica(rid).map(|e| e.state);
+        state(R1) == Some(ReplicaState::InSync) && state(R2) == Some(ReplicaState::InSync)
+    };
+    assert!(!stage.swaps().iter().any(both), "admission and removal are one swap");
+    assert_eq!(stage.view(owner).phase, "serving");
+}
+
+#[test]
+fn writes_that_ran_on_while_an_interval_sealed_are_copied_to_who_left_at_that_seal() {
+    // N11: a write of interval k hangs at r1 for a while, writes of k+1 run on; k seals, its bitmap goes; then r1 is
+    // lost with base k. Its copy set when it returns holds what was written in k+1, before and after it left.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    stage.written(owner, 0);
+    stage.run_for(3000);
+    stage.hold(owner, R1, guest_writes);
+    let slow = stage.write(owner, 1);
+    stage.run_for(1250);
+    stage.hold_no_more(owner, R1);
+    let with = stage.written(owner, 20);
+    assert!(!stage.done(slow.id));
+    let sealed = stage.view(owner).sealed;
+    stage.release(owner, R1);
+    stage.run_until("the older interval is sealed", |s| s.view(owner).sealed > sealed);
+    stage.kill(R1);
+    let without = stage.written(owner, 40);
+    stage.start(R1);
+    stage.run_until("both copies are in sync", |s| s.in_sync() == [R0, R1]);
+    assert!(stage.told(owner, |e| *e == Event::ResyncStarted { rid: R1, bytes: 8192 }));
+    assert_eq!((stage.disk(R1, 20), stage.disk(R1, 40)), (with, without));
+}
+
+#[test]
+fn a_join_survives_the_loss_of_another_member() {
+    // N12: the owner demotes r1 while r2 joins. The epoch changes under the join; nothing hangs.
+    let mut stage = Scene::copies(3).stage();
+    let owner = stage.owner(D);
+    stage.kill(R2);
+    let early = stage.written(owner, 4);
+    stage.hold(owner, R2, all_writes);
+    stage.start(R2);
+    stage.run_until("r2 is copied to", |s| s.held(owner, R2) > 0);
+    stage.kill(R1);
+    let late = stage.written(owner, 30);
+    assert_eq!(stage.in_sync(), [R0]);
+    assert_eq!(stage.line(owner, R1), "stale acked=1 sent=2 window=0 [refused]");
+    stage.release(owner, R2);
+    stage.run_until("r2 is in sync", |s| s.in_sync() == [R0, R2]);
+    assert_eq!((stage.disk(R2, 4), stage.disk(R2, 30)), (early, late));
+    stage.start(R1);
+    stage.run_until("all copies are in sync", |s| s.in_sync() == [R0, R1, R2]);
+    stage.close(owner);
+}
+
+#[test]
+fn a_write_stuck_in_a_joiner_never_executes_after_its_join_was_dropped() {
+    // N13: one best-effort write is unread in the joiner's socket and one hangs in its disk; the join is dropped and
+    // begins anew over the same connection, after newer writes to both blocks.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    stage.kill(R1);
+    stage.written(owner, 40);
+    stage.stall(R1);
+    stage.start(R1);
+    stage.run_until("r1 joins", |s| s.line(owner, R1).starts_with("joining"));
+    stage.written(owner, 5);
+    stage.run_for(20);
+    stage.hold(owner, R1, guest_writes);
+    stage.written(owner, 6);
+    let newer = [stage.write(owner, 5), stage.write(owner, 6)];
+    stage.run_until("the join is dropped", |s| s.told(owner, |e| matches!(e, Event::JoinAbandoned { .. })));
+    stage.run_until("newer writes go on", |s| newer.iter().all(|w| s.done(w.id)));
+    stage.unstall(R1);
+    stage.run_for(50);
+    stage.release(owner, R1);
+    stage.run_until("both copies are in sync", |s| s.in_sync() == [R0, R1]);
+    assert_eq!((stage.disk(R1, 5), stage.disk(R1, 6)), (newer[0].value, newer[1].value));
+}
+
+#[test]
+fn whoever_opens_during_a_thiefs_wait_waits_too() {
+    // N15: the owner is cut off from the store and from r1, but still reads from r0. A thief that reaches r1 only is
+    // gone before its wait is over; the next one knows that the thief has ended, and waits all the same.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    let old = stage.written(owner, 9);
+    stage.run_for(500);
+    stage.cut(D, B);
+    stage.store_away(&[D]);
+    for host in [C, E] {
+        stage.cut(host, A);
+    }
+    let cut_at = stage.now_ms();
+    let thief = stage.steal(C);
+    stage.run_until("the thief owns", |s| s.owns(thief));
+    stage.vanish(thief);
+    assert!(stage.record().wait);
+    let second = stage.replace(E, thief);
+    stage.run_until("the second owns", |s| s.owns(second));
+    let owned_at = stage.now_ms();
+    let write = stage.write(second, 9);
+    let mut last_read = 0;
+    while !stage.done(write.id) {
+        let read = stage.read(owner, 9);
+        stage.run_for(20);
+        if let Some(value) = stage.value(read) {
+            assert_eq!(value, old);
+            last_read = stage.now_ms();
+        }
+        assert!(stage.now_ms() < cut_at + 10_000, "the second thief's write hangs");
+    }
+    assert!(last_read > cut_at, "the plot needs an owner that still reads");
+    let done = stage.answered_at_ms(write.id).expect("done");
+    assert!(done >= owned_at + 2000 && last_read < done, "{last_read} {owned_at} {done}");
+    assert!(!stage.told(owner, |e| matches!(e, Event::Demoted { .. })));
+}
+
+#[test]
+fn a_thief_that_read_just_before_an_admission_is_not_told_of_a_rollback() {
+    // N16: between the thief's read and its contact the owner admits a joiner: replicas have promised more than the
+    // record that was read shows. A race: read again, and taken over.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    stage.kill(R1);
+    let value = stage.written(owner, 2);
+    let before = stage.backup();
+    stage.start(R1);
+    stage.run_until("r1 is admitted", |s| s.in_sync() == [R0, R1]);
+    stage.run_for(50);
+    stage.stale_read(before);
+    let thief = stage.steal(E);
+    stage.serving(thief);
+    assert_eq!(stage.read_now(thief, 2), value);
+    assert!(matches!(stage.over(owner), EndReason::Fenced { .. }));
+}
+
+#[test]
+fn a_host_that_was_off_accepts_the_repaired_store() {
+    // N17: the store is put back and repaired while r1's host is off. Its promise is below the jump, its watermark
+    // below the new incarnation: it obeys, and is copied to.
+    let mut stage = Scene::copies(2).stage();
+    let backup = stage.backup();
+    let owner = stage.owner(D);
+    stage.written(owner, 0);
+    stage.power_off(R1);
+    let value = stage.written(owner, 1);
+    stage.vanish(owner);
+    stage.restore(backup);
+    stage.repair(false).expect("the best copy names r0 only");
+    let next = stage.steal(E);
+    stage.serving(next);
+    stage.start(R1);
+    stage.run_until("r1 is in sync again", |s| s.in_sync() == [R0, R1]);
+    assert_eq!((stage.disk(R1, 1), stage.read_now(next, 1)), (value, value));
+    assert!(stage.durable(R1).promised > Epoch(REPAIR_EPOCH_JUMP));
+}
+
+#[test]
+fn a_volume_with_too_few_copies_opens_paused_and_is_rescued() {
+    // N21: min_isr 2, one disk dead for good, and the owner's host reboots: it opens paused, joins a new copy, and
+    // only then serves.
+    let mut stage = Scene::copies(2).min_isr(2).stage();
+    let owner = stage.owner(D);
+    let value = stage.written(owner, 1);
+    stage.lose_disk(R1);
+    stage.vanish(owner);
+    let next = stage.replace(D, owner);
+    let write = stage.write(next, 2);
+    let read = stage.read(next, 1);
+    stage.run_for(10_000);
+    assert!(stage.owns(next) && stage.view(next).phase == "opening");
+    assert_eq!(stage.view(next).paused.as_deref(), Some("fewer in-sync members than min_isr"));
+    assert_eq!(stage.line(next, R1), "in-sync acked=0 sent=0 window=0 [attaching] [NoReplica]");
+    assert!(stage.reply(write.id).is_none() && stage.reply(read).is_none());
+
+    stage.add(next, R2, C);
+    stage.serving(next);
+    assert_eq!(stage.in_sync(), [R0, R2]);
+    stage.run_until("the guest goes on", |s| s.done(write.id) && s.value(read) == Some(value));
+    assert_eq!((stage.disk(R2, 1), stage.disk(R2, 2)), (value, write.value));
+}
