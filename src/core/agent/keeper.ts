@@ -96,7 +96,7 @@ export class Keeper {
       { kind: "record", record: facts.record },
       { kind: "made", made: facts.made },
       { kind: "want", want: facts.want },
-      { kind: "caretaker", session: caretakerOf(facts, self) },
+      { kind: "caretaker", session: caretakerOf(facts) },
       { kind: mirror.get(keys.emptyTrash(volume)) === null ? "tick" : "empty-trash" },
     ];
     // All facts first, then one look: an effect of a half-told story would be asked for too early.
@@ -128,7 +128,8 @@ export class Keeper {
       .then(() => this.#failures.delete(key))
       .catch((error: unknown) => {
         if (!(error instanceof WeftError)) log.error({ volume, error: reasonOf(error) }, `${line}: a bug`);
-        else log.warn({ volume, code: error.code, facts: error.facts }, `${line}: ${error.message}`);
+        else
+          log[levelOf(error)]({ volume, code: error.code, facts: error.facts }, `${line}: ${error.message}`);
         this.#retry(volume, line, key);
       })
       .finally(() => this.#busy.delete(key));
@@ -167,10 +168,15 @@ export class Keeper {
   }
 }
 
-/** The session without a guest that this host has of a volume, by the record's own word. */
-function caretakerOf({ record, extra }: VolumeFacts, self: HostId): SessionId | null {
+/** The owner's session if there is no guest behind it, on whatever host, by the record's own word. */
+function caretakerOf({ record, extra }: VolumeFacts): SessionId | null {
   const owner = record?.owner ?? null;
-  return owner !== null && owner.host === self && extra?.caretaker === true ? owner.session : null;
+  return owner !== null && extra?.caretaker === true ? owner.session : null;
+}
+
+/** weftd keeps a replica for up to a day after nobody wants it any more (R15): no news. */
+function levelOf(error: WeftError): "debug" | "warn" {
+  return error.code === "E-REPL-05" ? "debug" : "warn";
 }
 
 function performer(effect: VolumeEffect): HostId | "placer" {

@@ -1,7 +1,9 @@
 /**
  * This host's weftd, as its agent cares for it: configured after each connection, its pools and resyncs made known.
  *
- * Must always hold: what it says of pools and progress is display and placement only; no safety rests on it.
+ * Must always hold:
+ * - what it says of pools and progress is display and placement only; no safety rests on it;
+ * - what it says of pools last is what weftd said last.
  */
 import type { HostId } from "../model/ids.ts";
 import { DaemonClient, type DaemonEvent } from "../wire/daemon-client.ts";
@@ -35,6 +37,7 @@ export class LocalDaemon {
   #endpoints: readonly string[] = [];
   #connected = false;
   #usage = new Map<string, string>();
+  #publishing: Promise<void> = Promise.resolve();
   #usageTimer: NodeJS.Timeout | null = null;
   readonly #progressAt = new Map<string, number>();
   #hello: Hello | null = null;
@@ -80,8 +83,14 @@ export class LocalDaemon {
     await this.client.call("store.endpoints", { endpoints });
   }
 
-  /** Free space and state of each pool, where they changed. */
+  /** Free space and state of each pool, where they changed. One after the other: an older answer never goes last. */
   async publishPools(): Promise<void> {
+    const publishing = this.#publishing.then(() => this.#publishPools());
+    this.#publishing = publishing.catch(() => undefined);
+    return publishing;
+  }
+
+  async #publishPools(): Promise<void> {
     const duties = this.#duties;
     if (duties === null || !this.#connected) return;
     const { pools } = await this.client.call("pool.list", {});
@@ -105,7 +114,7 @@ export class LocalDaemon {
     if (duties === null) return;
     switch (event.event) {
       case "pool.changed":
-        await this.#publishPool(duties, event.data);
+        await this.publishPools();
         return;
       case "session.changed":
         await this.#publishProgress(duties, event.data);

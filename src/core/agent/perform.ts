@@ -56,6 +56,7 @@ export async function perform(
       await daemon.call("replica.remove", { volume, rid: effect.rid });
       return;
     case "open-caretaker":
+      // weftd takes a volume from another caretaker in this mode, too. A guest that came in between keeps it.
       await daemon.call("session.open", {
         volume,
         mode: "closed",

@@ -9,14 +9,21 @@ import { hostName } from "../model/cluster.ts";
 
 const SHOWN_MS = 15_000;
 
+/** Returns when the pool's room stands in the store: from then on any host can place copies there. */
 export async function createPool(context: MemberContext, path: string): Promise<PoolAnswer> {
   const { daemon, mirror } = context;
   const made = await daemon.client.call("pool.create", { path });
   await daemon.publishPools();
   return mirror.until(`The pool ${path}`, SHOWN_MS, () => {
-    const found = poolAnswers(context).find(({ id, total }) => id === made.pool && total !== null);
-    return found ?? null;
+    const found = poolAnswers(context).find(({ id }) => id === made.pool);
+    return found !== undefined && isSettled(found) ? found : null;
   });
+}
+
+/** It serves and its room is known, or it can't serve and says why. */
+function isSettled({ state, total }: PoolAnswer): boolean {
+  if (state === "serving") return total !== null && total > 0n;
+  return state === "quarantined" || state === "failed";
 }
 
 export async function removePool(context: MemberContext, ref: string): Promise<void> {

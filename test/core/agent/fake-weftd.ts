@@ -5,6 +5,7 @@
 import { randomUUID } from "node:crypto";
 import { join } from "node:path";
 
+import type { PoolInfo } from "../../../src/core/wire/daemon.gen.ts";
 import { StoreClient } from "../../../src/core/wire/store-client.ts";
 import { keys } from "../../../src/core/wire/store-keys.ts";
 import { FakeDaemon, type Handler, refuse } from "../wire/fake-daemon.ts";
@@ -36,6 +37,8 @@ export class FakeWeftd {
     { session: string; caretaker: boolean; epoch: string; path: string | null }
   >();
   readonly pools = new Map<string, string>();
+  /** A pool that is made starts, and serves when `letPoolsServe` is called. */
+  holdPools = false;
   watermark = "1";
   #host: string | null = null;
   #cluster: string | null = null;
@@ -73,7 +76,7 @@ export class FakeWeftd {
       }),
       "store.repair_apply": (params) => this.#repair(params),
       "pool.create": ({ path }) => this.#createPool(String(path)),
-      "pool.list": () => ({ pools: [...this.pools].map(([pool, path]) => poolInfo(pool, path)) }),
+      "pool.list": () => ({ pools: this.#poolInfos() }),
       "pool.remove": ({ pool }) => {
         this.pools.delete(String(pool));
         return {};
@@ -137,12 +140,25 @@ export class FakeWeftd {
     };
   }
 
-  async #createPool(path: string): Promise<Json> {
+  async #createPool(path: string): Promise<PoolInfo> {
     const pool = randomUUID();
     const value = { id: pool, node: this.#host, inc: "1", boot_id: "b", intent: null, path, kind: "dir" };
     await this.#connected().put(keys.pool(pool), JSON.stringify(value));
     this.pools.set(pool, path);
-    return poolInfo(pool, path);
+    return poolInfo(pool, path, this.holdPools);
+  }
+
+  /** First it serves, a moment later it knows its room: as the real one. */
+  letPoolsServe(): void {
+    this.holdPools = false;
+    for (const data of this.#poolInfos()) {
+      this.daemon.emit({ event: "pool.changed", data: { ...data, free: "0", total: "0" } });
+      this.daemon.emit({ event: "pool.changed", data });
+    }
+  }
+
+  #poolInfos(): PoolInfo[] {
+    return [...this.pools].map(([pool, path]) => poolInfo(pool, path, this.holdPools));
   }
 
   async #swap(volume: string, change: (record: RecordJson) => RecordJson): Promise<Json> {
@@ -173,7 +189,8 @@ export class FakeWeftd {
     const id = String(volume);
     const session = randomUUID();
     await this.#swap(id, (r) => {
-      if (r.owner !== null && mode !== "steal") refuse("E-VOL-12", "open elsewhere");
+      if (r.owner !== null && r.owner.caretaker !== true && mode !== "steal")
+        refuse("E-VOL-12", "open elsewhere");
       const owner = { node: this.host, session, ...(caretaker === true ? { caretaker: true } : {}) };
       return { ...r, epoch: up(r.epoch), owner, clean: false };
     });
@@ -247,9 +264,10 @@ export class FakeWeftd {
   }
 }
 
-function poolInfo(pool: string, path: string): Json {
-  const bytes = String(100n << 30n);
-  return { pool, path, state: "serving", reason: null, inc: "1", free: bytes, total: bytes, replicas: 0 };
+function poolInfo(pool: string, path: string, starting: boolean): PoolInfo {
+  const bytes = starting ? "0" : String(100n << 30n);
+  const state = starting ? "starting" : "serving";
+  return { pool, path, state, reason: null, inc: "1", free: bytes, total: bytes, replicas: 0 };
 }
 
 function up(number: string): string {

@@ -71,6 +71,30 @@ void t.test(
   },
 );
 
+void t.test("agent: a pool that was added can be used at once, from any host", async (t) => {
+  const [h1, h2] = await startCluster(t, 2, 41);
+  if (h1 === undefined || h2 === undefined) throw new Error("two hosts");
+  h1.weftd.holdPools = true;
+  let answered = false;
+  const adding = h1.client.createPool({ path: "/second" }).finally(() => {
+    answered = true;
+  });
+  await eventually(
+    "the pool that starts",
+    () => h2.client.pools(),
+    (pools) => pools.some((pool) => pool.path === "/second" && pool.state === "starting"),
+  );
+  t.notOk(answered, "it has no room that anybody knows of");
+  h1.weftd.letPoolsServe();
+  const pool = await adding;
+  t.match(pool, { state: "serving", free: 100n * GIB, total: 100n * GIB });
+  t.same(
+    (await h2.client.pools()).find(({ id }) => id === pool.id),
+    pool,
+    "h2 knows the same",
+  );
+});
+
 void t.test("agent: copies are added and removed on a detached volume by a caretaker", async (t) => {
   const [h1, h2] = await three(t, 11);
   const made = await h1.client.createVolume({ name: "db", size: GIB, hosts: ["h1"] });
