@@ -1060,6 +1060,10 @@ impl Pools {
             }
             Purpose::Space => {
                 if let Ok(PoolAnswer::Space { free, total }) = result {
+                    if pool.total == 0 {
+                        // From now on copies can be placed here: whoever waits for that is told.
+                        self.out.push_back(PoolsOut::Changed(id));
+                    }
                     (pool.free, pool.total) = (free, total);
                     for slot in pool.replicas.values_mut() {
                         slot.machine.handle_free_bytes(free);
