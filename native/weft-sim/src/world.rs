@@ -745,7 +745,7 @@ impl World {
             caretaker: false,
             watermark: self.hosts[host].watermark,
             timing: Timing { roll_ms: 3000, ..Timing::default() },
-            seed: u128::from(self.rng.next()),
+            seed: u128::from(self.rng.number()),
             unix_ms_at_zero: 0,
             broken: self.broken,
         };
@@ -971,7 +971,8 @@ impl World {
         let missing = record.in_sync().map(|e| e.rid).find(|rid| {
             self.rep_of(*rid).is_some_and(|rep| {
                 let r = &self.reps[rep];
-                !r.lost && !(r.stored.lossy && self.plan.cached) && r.stored.disk.value(block) != value
+                let trusted = !r.lost && (!r.stored.lossy || !self.plan.cached);
+                trusted && r.stored.disk.value(block) != value
             })
         });
         if let Some(rid) = missing {
@@ -1105,7 +1106,7 @@ impl World {
         best.rev.0 += 1;
         best.owner = None;
         best.clean = false;
-        best.nonce = Nonce(u128::from(self.rng.next()));
+        best.nonce = Nonce(u128::from(self.rng.number()));
         self.store.incarnation += 1;
         self.store.revision += 1;
         self.store.record = best;
@@ -1220,17 +1221,16 @@ impl World {
         if !self.store.repaired
             && dice(self, plan.rollback)
             && let Some((record, revision)) = self.store.backup.take()
+            && record.epoch < self.store.record.epoch
         {
-            if record.epoch < self.store.record.epoch {
-                self.store.record = record;
-                self.store.revision = revision;
-                self.store.rolled_back = true;
-                self.note(|w| format!("the store is restored from a backup: epoch {}", w.store.record.epoch));
-                let delay = (500 + self.rng.below(3000)) * MS;
-                self.at(delay, Event::Repair);
-                let host = self.rng.index(plan.hosts);
-                self.at(MS, Event::Open { host, steal: true });
-            }
+            self.store.record = record;
+            self.store.revision = revision;
+            self.store.rolled_back = true;
+            self.note(|w| format!("the store is restored from a backup: epoch {}", w.store.record.epoch));
+            let delay = (500 + self.rng.below(3000)) * MS;
+            self.at(delay, Event::Repair);
+            let host = self.rng.index(plan.hosts);
+            self.at(MS, Event::Open { host, steal: true });
         }
         let alive = self.sessions.iter().filter(|s| s.machine.is_some()).count();
         if alive == 0 {
