@@ -336,8 +336,9 @@ mod tests {
     }
 
     /// Serves until `script` (a shell command that sees the export's address as $URI) has ended; answers whether
-    /// it succeeded.
-    fn serve_while(kind: DriverKind, script: &str, fence_at: Option<usize>) -> bool {
+    /// it succeeded. From request `fence_at` on none is answered; when so many wait that the client waits for their
+    /// answers, the session is fenced.
+    fn serve_while(kind: DriverKind, script: &str, fence_at: Option<(usize, usize)>) -> bool {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("v.sock");
         let mut driver = open(Some(kind), DriverConfig::default()).expect("a driver");
@@ -367,7 +368,7 @@ mod tests {
         };
         let mut memory = Memory::default();
         let mut completions = Vec::new();
-        let mut answered = 0;
+        let (mut asked, mut held) = (0, Vec::new());
         while !ended.load(Ordering::SeqCst) {
             driver.wait(Some(Duration::from_secs(10)), &mut completions).expect("wait");
             for done in completions.drain(..) {
@@ -377,10 +378,18 @@ mod tests {
             }
             while let Some((volume, request)) = exports.poll_request() {
                 assert_eq!(volume, VOLUME);
-                answered += 1;
-                if fence_at == Some(answered) {
-                    exports.close(&mut driver, VOLUME);
-                    exports.reply(&mut driver, request.id, GuestReply::Failed(GuestError::Fenced));
+                asked += 1;
+                if let Some((from, depth)) = fence_at
+                    && asked >= from
+                {
+                    held.push(request.id);
+                    if held.len() == depth {
+                        // As a session ends: it fails what it has, then its export closes.
+                        for id in held.drain(..) {
+                            exports.reply(&mut driver, id, GuestReply::Failed(GuestError::Fenced));
+                        }
+                        exports.close(&mut driver, VOLUME);
+                    }
                     continue;
                 }
                 let reply = memory.answer(request.op);
@@ -410,7 +419,11 @@ mod tests {
 
     #[test]
     fn a_fenced_client_gets_an_error_and_the_socket_is_gone() {
-        let script = "head -c 4194304 /dev/urandom >in; ! nbdcopy in $URI";
-        assert!(serve_while(DriverKind::IoUring, script, Some(5)));
+        // Every one of its 16 requests waits when the session is fenced: error 108 is ESHUTDOWN.
+        let script = "fio --name=f --ioengine=nbd --uri=$URI --rw=randwrite --bs=16k --iodepth=16 --size=4m \
+            --time_based --runtime=60 >out 2>&1; test $? = 1 && grep -q err=108 out";
+        for kind in [DriverKind::IoUring, DriverKind::Libaio] {
+            assert!(serve_while(kind, script, Some((300, 16))), "{kind}");
+        }
     }
 }
