@@ -44,7 +44,7 @@ use crate::exports::Exports;
 use crate::links::{DATA_PORT, Links, LinksOut};
 use crate::mail::{Answer, ControlRequest, Mail, Mailbox};
 use crate::pools::{LOGS_FILE, PoolOwner, Pools, PoolsCall, PoolsOut, not_configured, pool_key, refuse};
-use crate::records::{RecordChange, record_key};
+use crate::records::{RecordChange, record_key, record_of};
 use crate::sessions::{Opening, Slot, read_reply, swap_reply};
 use crate::state::{HostFile, StateDir, boot_id, raise_open_files};
 use crate::store::{
@@ -1072,7 +1072,8 @@ impl Daemon {
                     Some(path) => PathBuf::from(path),
                     None => self.run_dir.join("nbd").join(format!("{}.sock", open.volume)),
                 };
-                if !path.is_absolute() || path.as_os_str().len() > SOCKET_PATH_MAX {
+                let bytes = path.as_os_str().as_encoded_bytes();
+                if !path.is_absolute() || bytes.len() > SOCKET_PATH_MAX || bytes.contains(&0) {
                     let message =
                         format!("{} is no absolute path of at most {SOCKET_PATH_MAX} bytes", path.display());
                     return refuse(answer, Failure::new(Code::BAD_VALUE, message));
@@ -1112,7 +1113,7 @@ impl Daemon {
         let volume = opening.volume;
         self.opening.remove(&volume);
         let failure = match entry {
-            Ok(Some(entry)) => match Record::parse(&entry.value) {
+            Ok(Some(entry)) => match record_of(&entry) {
                 Ok(record) => {
                     let Some(host) = self.identity.as_ref().map(|i| i.host) else { return };
                     let watermark = self.watermark.unwrap_or_default();

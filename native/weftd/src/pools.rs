@@ -44,7 +44,7 @@ use weft_proto::wire::PoolLog;
 use crate::clock::{random_u128, random_uuid, unix_seconds};
 use crate::errors::{Code, Failure};
 use crate::mail::{Answer, Mail, Mailbox};
-use crate::records::may_trash;
+use crate::records::{may_trash, record_of};
 use crate::state::StateDir;
 use crate::store::{Entry, ReadError, SwapOutcome};
 use crate::tokens::Part;
@@ -65,6 +65,8 @@ const TRASH_LOOK_MS: u64 = 600_000;
 pub const LOGS_FILE: &str = "pool-logs.json";
 /// Between two writes of it: what it says may lag, never lead.
 const LOGS_MS: u64 = 5000;
+/// The kernel takes no longer path.
+const PATH_MAX: usize = 4095;
 /// The file of the state directory that names this host's pools.
 const POOLS_FILE: &str = "pools.json";
 
@@ -341,8 +343,11 @@ impl Pools {
     /// Makes a pool at `path`, or takes up one of this host that is there.
     pub fn create(&mut self, path: PathBuf, answer: Answer) {
         let Some(owner) = self.owner else { return refuse(answer, not_configured()) };
-        if !path.is_absolute() {
-            let message = format!("{} is not an absolute path", path.display());
+        let length = path.as_os_str().len();
+        if !path.is_absolute() || length > PATH_MAX {
+            let start: String = path.display().to_string().chars().take(64).collect();
+            let message =
+                format!("{start:?} ({length} bytes) is no absolute path of at most {PATH_MAX} bytes");
             return refuse(answer, Failure::new(Code::BAD_VALUE, message));
         }
         if let Some(pool) = self.pools.values().find(|p| p.path == path) {
@@ -625,7 +630,7 @@ impl Pools {
                 return refuse(trashing.answer, Failure::new(Code::STORE_ROLLED_BACK, why));
             }
         };
-        let present = match entry.map(|e| Record::parse(&e.value)).transpose() {
+        let present = match entry.as_ref().map(record_of).transpose() {
             Ok(present) => present,
             Err(error) => return stay(trashing.answer, error.to_string()),
         };
@@ -858,7 +863,7 @@ impl Pools {
         result: &Result<Option<Entry>, ReadError>,
     ) {
         let record = match result {
-            Ok(Some(entry)) => Record::parse(&entry.value).ok(),
+            Ok(Some(entry)) => record_of(entry).ok(),
             _ => None,
         };
         for pool in self.pools.values_mut() {
@@ -1059,15 +1064,19 @@ impl Pools {
                 pool.handle_checkpoint(now, key, (side, counter, log_seq), result.is_ok(), &mut self.out);
             }
             Purpose::Space => {
-                if let Ok(PoolAnswer::Space { free, total }) = result {
-                    if pool.total == 0 {
-                        // From now on copies can be placed here: whoever waits for that is told.
-                        self.out.push_back(PoolsOut::Changed(id));
+                match result {
+                    Ok(PoolAnswer::Space { free, total }) => {
+                        if pool.total == 0 {
+                            // From now on copies can be placed here: whoever waits for that is told.
+                            self.out.push_back(PoolsOut::Changed(id));
+                        }
+                        (pool.free, pool.total) = (free, total);
+                        for slot in pool.replicas.values_mut() {
+                            slot.machine.handle_free_bytes(free);
+                        }
                     }
-                    (pool.free, pool.total) = (free, total);
-                    for slot in pool.replicas.values_mut() {
-                        slot.machine.handle_free_bytes(free);
-                    }
+                    // What is written to files without a name is lost at the next start.
+                    other => self.fail(id, format!("its directory is not where it was: {}", said(&other))),
                 }
             }
             Purpose::Create { durable, answer } => match result {

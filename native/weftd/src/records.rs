@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 use weft_proto::ids::{Epoch, Nonce, Rev, Revision, Rid, VolumeId};
-use weft_proto::record::{REPAIR_EPOCH_JUMP, Record};
+use weft_proto::record::{REPAIR_EPOCH_JUMP, Record, RecordError};
 
 use crate::clock::{random_u128, unix_seconds};
 use crate::errors::{Code, Failure};
@@ -26,6 +26,16 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[must_use]
 pub fn record_key(volume: VolumeId) -> String {
     format!("/weft/v1/vol/{volume}/state")
+}
+
+/// The record under a volume's key; another volume's would lead to the wrong data.
+pub fn record_of(entry: &Entry) -> Result<Record, RecordError> {
+    let record = Record::parse(&entry.value)?;
+    if entry.key == record_key(record.vol) {
+        Ok(record)
+    } else {
+        Err(RecordError::Illegal("it is another volume's"))
+    }
 }
 
 /// A change of records.
@@ -272,7 +282,7 @@ pub fn may_trash(kept: Option<&Record>, present: Option<&Record>, rid: Rid) -> R
 }
 
 fn parse(entry: &Entry) -> Result<Record, Failure> {
-    Record::parse(&entry.value).map_err(|e| {
+    record_of(entry).map_err(|e| {
         Failure::new(Code::BAD_RECORD, format!("{}: {e}", entry.key)).with("key", entry.key.as_str())
     })
 }

@@ -29,6 +29,7 @@ use crate::clock::{random_u128, random_uuid};
 use crate::errors::{Code, Failure};
 use crate::mail::Answer;
 use crate::pools::refuse;
+use crate::records::record_of;
 use crate::store::{Entry, ReadError, SwapOutcome};
 
 /// How long an open may take before its asker is told for what it waits.
@@ -281,7 +282,7 @@ pub fn end_failure(volume: VolumeId, reason: &EndReason) -> Failure {
 #[must_use]
 pub fn read_reply(result: Result<Option<Entry>, ReadError>) -> MachineReply {
     match result {
-        Ok(Some(entry)) => match Record::parse(&entry.value) {
+        Ok(Some(entry)) => match record_of(&entry) {
             Ok(record) => MachineReply::Record { record, revision: entry.revision },
             Err(error) => MachineReply::Unusable(error),
         },
@@ -296,7 +297,7 @@ pub fn read_reply(result: Result<Option<Entry>, ReadError>) -> MachineReply {
 pub fn swap_reply(outcome: SwapOutcome) -> MachineReply {
     match outcome {
         SwapOutcome::Done { revision } => MachineReply::Swapped { revision },
-        SwapOutcome::Failed { current: Some(entry) } => match Record::parse(&entry.value) {
+        SwapOutcome::Failed { current: Some(entry) } => match record_of(&entry) {
             Ok(record) => MachineReply::Conflict { record, revision: entry.revision },
             Err(error) => MachineReply::Unusable(error),
         },

@@ -35,11 +35,15 @@ impl Cluster {
     }
 
     pub(crate) fn put(&self, key: &str, value: &Value) {
+        self.put_text(key, &value.to_string());
+    }
+
+    pub(crate) fn put_text(&self, key: &str, value: &str) {
         let until = Instant::now() + PATIENCE;
         loop {
             let put = Command::new("etcdctl")
                 .env("ETCDCTL_API", "3")
-                .args(["--endpoints", &self.etcd.url, "put", key, &value.to_string()])
+                .args(["--endpoints", &self.etcd.url, "put", "--", key, value])
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
                 .status();
@@ -50,10 +54,26 @@ impl Cluster {
         }
     }
 
+    /// The value of a key; it must exist.
+    pub(crate) fn get(&self, key: &str) -> Value {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let got = Command::new("etcdctl")
+                .env("ETCDCTL_API", "3")
+                .args(["--endpoints", &self.etcd.url, "get", "--print-value-only", key])
+                .output()
+                .expect("etcdctl is installed");
+            if got.status.success() {
+                return serde_json::from_slice(&got.stdout).unwrap_or_else(|e| panic!("{key}: {e}"));
+            }
+            assert!(Instant::now() < until, "etcd answers nothing");
+        }
+    }
+
     pub(crate) fn host(&self, number: u8) -> Host {
         let id = uuid();
         let address = format!("127.{}.{}.{number}", self.subnet, random_u128() % 250 + 1);
-        self.put(&format!("/weft/v1/host/{id}"), &json!({ "id": id, "address": address }));
+        self.say_address(&id, &address);
         let home = self.dir.path().join(number.to_string());
         for name in ["state", "run"] {
             std::fs::create_dir_all(home.join(name)).expect("made");
@@ -61,9 +81,14 @@ impl Cluster {
         let file = json!({ "cluster": self.id, "host": id, "name": format!("h{number}"), "address": address,
             "etcd": [self.etcd.url] });
         std::fs::write(home.join("state/host.json"), file.to_string()).expect("written");
-        let mut host = Host { number, id, home, process: None, pool: String::new() };
+        let mut host = Host { number, id, address, home, process: None, pool: String::new() };
         host.start();
         host
+    }
+
+    /// Where the other hosts find one.
+    pub(crate) fn say_address(&self, id: &str, address: &str) {
+        self.put(&format!("/weft/v1/host/{id}"), &json!({ "id": id, "address": address }));
     }
 }
 
@@ -71,6 +96,7 @@ impl Cluster {
 pub(crate) struct Host {
     pub(crate) number: u8,
     pub(crate) id: String,
+    pub(crate) address: String,
     pub(crate) home: PathBuf,
     pub(crate) process: Option<Child>,
     pub(crate) pool: String,
@@ -78,6 +104,12 @@ pub(crate) struct Host {
 
 impl Host {
     pub(crate) fn start(&mut self) {
+        self.spawn();
+        self.client();
+    }
+
+    /// Starts the daemon, which may not come up.
+    pub(crate) fn spawn(&mut self) {
         let log =
             std::fs::File::options().create(true).append(true).open(self.home.join("log")).expect("a log");
         // Hosts of one cluster may have different kernels.
@@ -90,7 +122,6 @@ impl Host {
             .stderr(log)
             .spawn();
         self.process = Some(child.expect("weftd"));
-        self.client();
     }
 
     pub(crate) fn client(&self) -> Client {
@@ -146,6 +177,34 @@ impl Host {
         let made = self.ask("pool.create", json!({ "path": self.home.join("pool") }));
         self.pool = made["pool"].as_str().expect("an id").to_owned();
         self.await_pool();
+    }
+
+    /// Bytes of memory that the daemon has now.
+    pub(crate) fn resident(&self) -> u64 {
+        let pid = self.process.as_ref().expect("it runs").id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).expect("a line");
+        1024 * line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number")
+    }
+
+    /// One more answer from the same process: it lives, and answers this client like any other.
+    pub(crate) fn assert_alive(&self) {
+        let pid = self.process.as_ref().expect("it runs").id();
+        assert_eq!(self.ask("hello", json!({}))["pid"], pid, "{}", self.log());
+    }
+
+    /// What `pool.list` says of the pool.
+    pub(crate) fn pool_info(&self) -> Value {
+        self.pool_until(|_| true)
+    }
+
+    /// Waits until what `pool.list` says of the pool is `good`.
+    pub(crate) fn pool_until(&self, good: impl Fn(&Value) -> bool) -> Value {
+        let ours = |list: &Value| {
+            list["pools"].as_array().and_then(|p| p.iter().find(|p| p["pool"] == self.pool.as_str()).cloned())
+        };
+        let list = self.ask_until("pool.list", &json!({}), |list| ours(list).is_some_and(|p| good(&p)));
+        ours(&list).expect("it was there")
     }
 
     pub(crate) fn await_pool(&self) {

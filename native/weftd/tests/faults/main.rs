@@ -1,0 +1,13 @@
+//! Bad input at every door of the daemon, and faults of what it stands on: real processes, a real store, real disks.
+//!
+//! Every plot ends in the same way: whoever sent nonsense has an answer with a code (or has lost its own connection),
+//! everybody else is served as before, no byte of a volume has changed, and the daemon is the same process with about
+//! the same memory.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod commands;
+mod frames;
+mod guests;
+mod records;
