@@ -15,6 +15,9 @@ import type { Counts } from "./counts.ts";
 /** Some 15 s. A longer search: `npm run sim -- --seeds 10000`. */
 const SIM_SEEDS = 1000;
 
+/** A file that hangs is ended then. Tests have deadlines of their own, which name what did not happen. */
+const FILE_SECONDS = 300;
+
 const sections: Readonly<Record<string, () => Promise<Counts>>> = { cargo, tap, cluster, sim };
 
 const asked = process.argv.slice(2);
@@ -68,7 +71,7 @@ function needsCluster(path: string): boolean {
 async function runTap(jobs: number, wanted: (path: string) => boolean): Promise<Counts> {
   const files = repositoryFiles().filter((path) => path.endsWith(".test.ts") && wanted(path));
   if (files.length === 0) return none;
-  const command = ["tap", `--jobs=${jobs}`, "--reporter=tap", ...files];
+  const command = ["tap", `--jobs=${jobs}`, `--timeout=${FILE_SECONDS}`, "--reporter=tap", ...files];
   // One line for each file while it runs, and all that a failed one said afterwards.
   const { ok, output } = await runTask({ name: "tap", command, show: (line) => /^(not )?ok /.test(line) });
   if (!ok) console.log(output);
