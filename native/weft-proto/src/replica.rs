@@ -230,6 +230,8 @@ enum Stage<P> {
     Stamping { op: DiskOp<P>, regions: (u32, u32), generation: Generation },
     /// At the disk.
     Disk,
+    /// At the disk, all of it to be made durable.
+    Flush,
     /// At the disk for a seal; then the log.
     SealDisk(Generation),
     /// At the log, answered when durable.
@@ -450,7 +452,7 @@ impl<P: Payload> Replica<P> {
                     DiskError::BadCrc => Refusal::BadCrc,
                 };
                 // A failed flush or seal is never retried on the same files: what the kernel dropped is unknown.
-                if matches!(running.stage, Stage::SealDisk(_)) {
+                if matches!(running.stage, Stage::Flush | Stage::SealDisk(_)) {
                     self.failed = true;
                 }
                 self.finish(now, token, Err(refusal));
@@ -651,7 +653,10 @@ impl<P: Payload> Replica<P> {
                 self.check_range(offset, len, HASH_MAX)?;
                 DiskOp::Hash { offset, len, key }
             }
-            Ask::Flush => DiskOp::Flush,
+            Ask::Flush => {
+                self.run(now, id, tag, epoch, Stage::Flush, DiskOp::Flush);
+                return Ok(());
+            }
             Ask::Seal { generation } => {
                 // Promised by the owner (R7); a peer that breaks it is refused, not believed.
                 let in_flight = self

@@ -76,13 +76,14 @@ pub struct Scene {
     cached: bool,
     on_loss: OnLoss,
     blocks: u64,
+    seed: u128,
 }
 
 impl Scene {
     /// A volume with so many copies, `R0` on host `A` and so on, all in sync and empty.
     #[must_use]
     pub fn copies(copies: u32) -> Scene {
-        Scene { copies, min_isr: 1, cached: false, on_loss: OnLoss::Pause, blocks: 48 }
+        Scene { copies, min_isr: 1, cached: false, on_loss: OnLoss::Pause, blocks: 48, seed: 0 }
     }
 
     /// Fewest in-sync copies under which writes complete.
@@ -107,6 +108,12 @@ impl Scene {
     #[must_use]
     pub fn blocks(self, blocks: u64) -> Scene {
         Scene { blocks, ..self }
+    }
+
+    /// What the sessions' own randomness (nonces, which of several equal members is a source) is made from.
+    #[must_use]
+    pub fn seed(self, seed: u128) -> Scene {
+        Scene { seed, ..self }
     }
 
     /// The stage, with nobody on it.
@@ -179,14 +186,47 @@ pub fn copies(ask: &Ask<HeapPayload>) -> bool {
 }
 
 enum Cue {
-    Request { who: Who, rid: Rid, inc: u64, ordinal: Ordinal, request: Request<HeapPayload> },
-    Answer { who: Who, rid: Rid, ordinal: Ordinal, link: u64, response: Response<HeapPayload> },
-    Io { rid: Rid, inc: u64, io: u64 },
-    Verified { rid: Rid, inc: u64, token: Token },
-    Store { who: Who, call: StoreCall },
-    StoreAnswer { who: Who, reply: StoreReply, watermark: Option<Watermark> },
-    Tick { who: Who },
-    Relink { who: Who },
+    Request {
+        who: Who,
+        rid: Rid,
+        inc: u64,
+        ordinal: Ordinal,
+        request: Request<HeapPayload>,
+    },
+    Answer {
+        who: Who,
+        rid: Rid,
+        ordinal: Ordinal,
+        link: u64,
+        response: Response<HeapPayload>,
+    },
+    Io {
+        rid: Rid,
+        inc: u64,
+        io: u64,
+    },
+    Verified {
+        rid: Rid,
+        inc: u64,
+        token: Token,
+    },
+    Store {
+        who: Who,
+        call: StoreCall,
+    },
+    StoreAnswer {
+        who: Who,
+        reply: StoreReply,
+        watermark: Option<Watermark>,
+    },
+    Tick {
+        who: Who,
+    },
+    /// `again`: one of a chain that lasts as long as its session.
+    Relink {
+        who: Who,
+        again: bool,
+    },
 }
 
 enum Io {
@@ -384,7 +424,7 @@ impl Stage {
             Cue::Answer { who, .. }
             | Cue::StoreAnswer { who, .. }
             | Cue::Tick { who }
-            | Cue::Relink { who }
+            | Cue::Relink { who, .. }
             | Cue::Store { who, .. } => self.acts[who.0].host,
         };
         if let Some(backlog) = self.frozen.get_mut(&host)
@@ -436,10 +476,10 @@ impl Stage {
                     self.drain(who);
                 }
             }
-            Cue::Relink { who } => {
+            Cue::Relink { who, again } => {
                 self.relink(who);
-                if self.acts[who.0].machine.is_some() {
-                    self.at(RELINK_NS, Cue::Relink { who });
+                if again && self.acts[who.0].machine.is_some() {
+                    self.at(RELINK_NS, Cue::Relink { who, again });
                 }
             }
         }
@@ -484,7 +524,7 @@ impl Stage {
             caretaker,
             watermark: self.watermarks[&host],
             timing: Timing::default(),
-            seed: 1 + who.0 as u128,
+            seed: (self.scene.seed << 32) + 1 + who.0 as u128,
             unix_ms_at_zero: self.wall_ms.get(&host).copied().unwrap_or(0),
             broken: Broken::default(),
         };
@@ -493,7 +533,7 @@ impl Stage {
         let (links, events) = (BTreeMap::new(), Vec::new());
         self.acts.push(Act { host, machine: Some(machine), links, tick_at: u64::MAX, events, view });
         self.drain(who);
-        self.at(MS, Cue::Relink { who });
+        self.at(MS, Cue::Relink { who, again: true });
         who
     }
 
@@ -1117,7 +1157,7 @@ impl Stage {
     fn relink_soon(&mut self) {
         for who in (0..self.acts.len()).map(Who) {
             if self.acts[who.0].machine.is_some() {
-                self.at(MS / 2, Cue::Relink { who });
+                self.at(MS / 2, Cue::Relink { who, again: false });
             }
         }
     }

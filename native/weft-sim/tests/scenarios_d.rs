@@ -1,0 +1,150 @@
+//! Scenarios D1 to D9 of docs/scenarios.md (data operations), as far as they concern built parts.
+
+use weft_proto::guest::GuestOp;
+use weft_proto::payload::{BLOCK, HeapPayload, Payload};
+use weft_proto::replica::DiskOp;
+use weft_sim::disk::bytes_of;
+use weft_sim::oracle::ZERO;
+use weft_sim::stage::{C, D, R0, R1, Scene, all_writes, guest_writes};
+
+#[test]
+fn a_guest_that_changes_its_buffer_during_a_write_does_not_split_the_members() {
+    // D1: the guest scribbles over the buffer after it submitted it, between the sendings to r0 and to r1.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    let mut buffer = bytes_of(&[4711]);
+    stage.hold(owner, R1, guest_writes);
+    let write = stage.submit(owner, GuestOp::Write { offset: 5 * BLOCK, data: buffer.clone(), fua: false });
+    buffer.bytes_mut().fill(0xFF);
+    stage.run_for(10);
+    stage.release(owner, R1);
+    stage.run_until("the write is acknowledged", |s| s.done(write));
+    assert_eq!((stage.disk(R0, 5), stage.disk(R1, 5)), (4711, 4711));
+}
+
+#[test]
+fn overlapping_writes_happen_in_one_order_on_all_members() {
+    // D2: three writes that overlap are asked at once, and the links are differently slow.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    stage.hold(owner, R1, guest_writes);
+    let writes = [stage.write_run(owner, 5, 3), stage.write_run(owner, 6, 3), stage.write_run(owner, 4, 3)];
+    stage.run_for(200);
+    stage.release(owner, R1);
+    stage.hold(owner, R0, guest_writes);
+    stage.run_for(200);
+    stage.release(owner, R0);
+    stage.run_until("all are acknowledged", |s| writes.iter().all(|w| s.done(w.id)));
+    let [a, b, c] = writes.map(|w| w.value);
+    let held = |rid| (4..9).map(|block| stage.disk(rid, block)).collect::<Vec<_>>();
+    assert_eq!(
+        (held(R0), held(R1)),
+        (vec![c, c + 1, c + 2, b + 1, b + 2], vec![c, c + 1, c + 2, b + 1, b + 2])
+    );
+    assert!(a < b);
+}
+
+#[test]
+fn small_writes_to_one_block_do_not_undo_each_other() {
+    // D3: 32 writes of 512 bytes at once, four times over every sector of a block, the first sector's among them.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    stage.written(owner, 7);
+    let mut last = 0;
+    let writes: Vec<_> = (0..32u64)
+        .map(|i| {
+            let sector = (i * 5 + 3) % 8;
+            let mut data = HeapPayload::zeroed(512);
+            data.bytes_mut()[..8].copy_from_slice(&(9000 + i).to_le_bytes());
+            if sector == 0 {
+                last = 9000 + i;
+            }
+            stage.submit(owner, GuestOp::Write { offset: 7 * BLOCK + sector * 512, data, fua: false })
+        })
+        .collect();
+    stage.run_until("all are acknowledged", |s| writes.iter().all(|id| s.done(*id)));
+    assert!(last > 0);
+    assert_eq!((stage.disk(R0, 7), stage.disk(R1, 7)), (last, last));
+    let sizes = stage.ran(R1).iter().filter_map(|op| match op {
+        DiskOp::Write { data, .. } => Some(data.len()),
+        _ => None,
+    });
+    assert!(sizes.into_iter().all(|len| len == 4096), "members get whole blocks");
+}
+
+#[test]
+fn a_write_over_a_border_that_was_torn_is_the_same_on_all() {
+    // D4: a write of 256 KiB is cut into two messages and covers the borders of regions; the owner crashes when r0 has
+    // both and r1 the second only. Every block is the old or the new one, and equal everywhere.
+    let mut stage = Scene::copies(2).blocks(96).stage();
+    let owner = stage.owner(D);
+    let old = stage.write_run(owner, 8, 64);
+    stage.run_until("the old one is acknowledged", |s| s.done(old.id));
+    stage.run_for(3000);
+    stage.hold(owner, R1, |ask| {
+        matches!(ask, weft_proto::message::Ask::Write { offset, copy: false, .. } if *offset == 8 * BLOCK)
+    });
+    let torn = stage.write_run(owner, 8, 64);
+    stage.run_for(10);
+    stage.vanish(owner);
+    assert_eq!((stage.disk(R1, 10), stage.disk(R1, 70)), (old.value + 2, torn.value + 62));
+    let next = stage.steal(C);
+    stage.serving(next);
+    stage.run_until("nothing may differ", |s| s.view(next).dirty_regions == 0);
+    for block in 8..72 {
+        let read = stage.read_now(next, block);
+        assert!(read == old.value + block - 8 || read == torn.value + block - 8, "block {block}");
+        assert_eq!((stage.disk(R0, block), stage.disk(R1, block)), (read, read), "block {block}");
+    }
+}
+
+#[test]
+fn a_discard_during_a_resync_stays_a_hole() {
+    // D6: a block is on its way to a joiner when the guest discards it: the discard waits for the copy, and the hole
+    // is there on both; blocks that were never written stay absent.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    stage.kill(R1);
+    for block in 0..32 {
+        stage.written(owner, block);
+    }
+    stage.hold(owner, R1, all_writes);
+    stage.start(R1);
+    stage.run_until("copies are on their way", |s| s.held(owner, R1) > 0);
+    let discard = stage.discard(owner, 3);
+    stage.run_for(200);
+    assert!(!stage.done(discard), "its range is being copied");
+    stage.release(owner, R1);
+    stage.run_until("both are in sync", |s| s.done(discard) && s.in_sync() == [R0, R1]);
+    assert_eq!((stage.disk(R0, 3), stage.disk(R1, 3)), (ZERO, ZERO));
+    for block in 0..48 {
+        assert_eq!(stage.disk(R0, block), stage.disk(R1, block), "block {block}");
+    }
+    assert_eq!(stage.read_now(owner, 3), ZERO);
+}
+
+#[test]
+fn a_bit_that_flips_on_its_way_is_never_stored() {
+    // D9: a write arrives at r1 with a flipped bit: refused, sent again, and nobody is demoted for it.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    stage.flip_a_bit(owner, R1);
+    let write = stage.write(owner, 5);
+    stage.run_for(5);
+    assert!(!stage.done(write.id));
+    assert!(!stage.ran(R1).iter().any(|op| matches!(op, DiskOp::Write { .. })), "it was stored");
+    stage.run_until("the write is acknowledged", |s| s.done(write.id));
+    assert_eq!((stage.disk(R1, 5), stage.demotions(owner)), (write.value, 0));
+    assert_eq!(stage.line(owner, R1), "in-sync acked=1 sent=2 window=0");
+}
+
+#[test]
+fn a_rotten_block_is_read_from_another_member() {
+    // D7, its first half (repair in place comes with scrub): r0's stored block fails its checksum.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(weft_sim::stage::A);
+    let value = stage.written(owner, 5);
+    stage.rot(R0, 5);
+    assert_eq!(stage.read_now(owner, 5), value);
+    assert_eq!(stage.demotions(owner), 0);
+}

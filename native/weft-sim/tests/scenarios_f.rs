@@ -1,0 +1,279 @@
+//! Scenarios F1 to F16 of docs/scenarios.md (writer and fencing), as far as they concern built parts.
+
+use weft_proto::guest::GuestError;
+use weft_proto::record::ReplicaState;
+use weft_proto::replica::DiskOp;
+use weft_proto::session::EndReason;
+use weft_sim::oracle::ABSENT;
+use weft_sim::stage::{A, B, C, D, E, Fate, R0, R1, Scene, Stage, Who, Write, guest_writes};
+
+/// A volume of two copies, a sealed write to block 3, and then one that reaches r0 only; its writer is gone.
+fn torn(seed: u128) -> (Stage, u64, Write) {
+    let mut stage = Scene::copies(2).seed(seed).stage();
+    let owner = stage.owner(D);
+    let old = stage.written(owner, 3);
+    stage.run_for(3000);
+    stage.hold(owner, R1, guest_writes);
+    let torn = stage.write(owner, 3);
+    stage.run_for(10);
+    stage.vanish(owner);
+    assert_eq!((stage.disk(R0, 3), stage.disk(R1, 3)), (torn.value, old));
+    (stage, old, torn)
+}
+
+fn fenced(stage: &mut Stage, who: Who) {
+    assert!(matches!(stage.over(who), EndReason::Fenced { .. }), "{:?}", stage.ended(who));
+}
+
+#[test]
+fn a_write_that_reached_one_member_only_is_there_or_not_on_all() {
+    // F1: the writer crashes with a write on r0 only. What may differ is equalised before it is first read.
+    let (mut stage, old, torn) = torn(1);
+    let next = stage.steal(C);
+    stage.serving(next);
+    assert_eq!(stage.view(next).dirty_regions, 1);
+    let read = stage.read_now(next, 3);
+    assert!(read == torn.value || read == old);
+    assert_eq!((stage.disk(R0, 3), stage.disk(R1, 3)), (read, read));
+    assert_eq!(stage.view(next).dirty_regions, 0);
+    assert_eq!(stage.view(next).figures.reconciled_bytes, 4096);
+}
+
+#[test]
+fn what_was_read_stays_after_the_member_that_had_it_is_gone() {
+    // F2: as F1; the new owner reads the torn write from r0, then r0 dies: r1 returns it too (I12).
+    // Which member it is equalised from is the session's draw.
+    let mut seen = 0;
+    for seed in 0..16 {
+        let (mut stage, _, torn) = torn(seed);
+        let next = stage.steal(C);
+        stage.serving(next);
+        let read = stage.read_now(next, 3);
+        seen += u32::from(read == torn.value);
+        stage.kill(R0);
+        assert_eq!(stage.read_now(next, 3), read);
+        assert_eq!(stage.in_sync(), [R1]);
+    }
+    assert!(seen > 0, "the plot needs an owner that saw the write");
+}
+
+#[test]
+fn a_write_that_nobody_acknowledged_vanishes_with_the_member_that_had_it() {
+    // F3: as F1, but r0 is out of reach when the next owner opens. It returns later: its own stamp says that the
+    // region may differ, which no other member knows, and the torn write is overwritten.
+    let (mut stage, old, _) = torn(1);
+    stage.power_off(R0);
+    let next = stage.steal(C);
+    stage.serving(next);
+    assert_eq!((stage.in_sync(), stage.read_now(next, 3)), (vec![R1], old));
+    stage.written(next, 40);
+    stage.start(R0);
+    stage.run_until("r0 is in sync", |s| s.in_sync() == [R0, R1]);
+    assert_eq!((stage.disk(R0, 3), stage.read_now(next, 3)), (old, old));
+}
+
+#[test]
+fn an_owner_that_is_cut_off_with_one_member_reads_nothing_stale() {
+    // F4: the owner and r0 share a host; it loses the store, r1 and everybody else. Its writes stall, its reads end
+    // within the lease; the next owner's first write completes after the lease only.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(A);
+    let old = stage.written(owner, 9);
+    stage.run_for(500);
+    for host in [B, C, D] {
+        stage.cut(A, host);
+    }
+    stage.store_away(&[A]);
+    let cut_at = stage.now_ms();
+    let stalled = stage.write(owner, 20);
+    let next = stage.steal(C);
+    stage.run_until("the next one owns", |s| s.owns(next));
+    let owned_at = stage.now_ms();
+    let first = stage.write(next, 9);
+    let mut last_read = 0;
+    while !stage.done(first.id) {
+        let read = stage.read(owner, 9);
+        stage.run_for(20);
+        if stage.value(read) == Some(old) {
+            last_read = stage.now_ms();
+        }
+    }
+    assert!(cut_at < last_read && last_read <= cut_at + 2100, "{cut_at} {last_read}");
+    assert!(stage.answered_at_ms(first.id).is_some_and(|at| at >= owned_at + 2000));
+    let silent_read = stage.read(owner, 9);
+    stage.run_for(1000);
+    assert!(stage.reply(stalled.id).is_none() && stage.reply(silent_read).is_none());
+    stage.store_back();
+    stage.heal();
+    fenced(&mut stage, owner);
+    assert_eq!(stage.failure(silent_read), Some(GuestError::Fenced));
+    stage.run_until("r0 is in sync again", |s| s.in_sync() == [R0, R1]);
+}
+
+#[test]
+fn an_owner_that_was_stopped_for_an_hour_changes_nothing_when_it_goes_on() {
+    // F5: the owner's host is stopped in the middle of a write, the volume is stolen, and an hour later it goes on.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    stage.written(owner, 3);
+    stage.hold(owner, R1, guest_writes);
+    let torn = stage.write(owner, 3);
+    stage.run_for(1);
+    stage.freeze(D);
+    let next = stage.steal(C);
+    stage.serving(next);
+    let newer = stage.written(next, 3);
+    stage.run_for(3_600_000);
+    stage.thaw(D);
+    stage.release(owner, R1);
+    let late = stage.write(owner, 3);
+    stage.run_for(500);
+    fenced(&mut stage, owner);
+    assert_eq!([stage.failure(torn.id), stage.failure(late.id)], [Some(GuestError::Fenced); 2]);
+    assert_eq!((stage.disk(R0, 3), stage.disk(R1, 3)), (newer, newer));
+    assert_eq!(stage.read_now(next, 3), newer);
+}
+
+#[test]
+fn a_write_that_hangs_in_a_disk_does_not_land_on_a_newer_one() {
+    // F6: the dead owner's write hangs in r0's disk for 40 s. r0 does not promise before it has ended, so r0 is taken
+    // out; when the write lands r0 is stale, with a stamp, and is copied to.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    stage.written(owner, 3);
+    stage.run_for(3000);
+    stage.stall(R0);
+    let hung = stage.write(owner, 3);
+    stage.run_for(10);
+    stage.vanish(owner);
+    let next = stage.steal(C);
+    stage.serving(next);
+    assert_eq!(stage.line(next, R0), "joining acked=0 sent=0 window=1", "its promise waits for the write");
+    let newer = stage.written(next, 3);
+    stage.run_for(40_000);
+    assert_eq!(stage.in_sync(), [R1]);
+    stage.unstall(R0);
+    stage.run_for(1);
+    assert_eq!(stage.disk(R0, 3), hung.value, "the plot needs a write that lands late");
+    stage.run_until("r0 is in sync", |s| s.in_sync() == [R0, R1]);
+    assert_eq!((stage.disk(R0, 3), stage.read_now(next, 3)), (newer, newer));
+}
+
+#[test]
+fn of_two_that_open_at_once_one_wins() {
+    // F7: two sessions open a closed volume at the same time; the loser is told by whom it is held, and sent nothing
+    // but attaches.
+    let mut stage = Scene::copies(2).stage();
+    let (one, two) = (stage.open(D), stage.open(E));
+    stage.run_for(3000);
+    let (winner, loser) = if stage.owns(one) { (one, two) } else { (two, one) };
+    assert_eq!(stage.view(winner).phase, "serving");
+    assert!(
+        matches!(stage.ended(loser), Some(EndReason::Busy { owner }) if Some(owner) == stage.record().owner)
+    );
+    assert_eq!(stage.swaps().len(), 1);
+    stage.written(winner, 0);
+    assert!(stage.ran(R0).iter().filter(|op| matches!(op, DiskOp::Write { .. })).count() == 1);
+}
+
+#[test]
+fn an_open_whose_answer_was_lost_goes_on_as_the_same_session() {
+    // F8: the claim was applied, its answer is lost: recognised by its nonce, the epoch is used up once.
+    let mut stage = Scene::copies(2).stage();
+    let epoch = stage.record().epoch;
+    stage.next_swaps(&[Fate::AppliedUnknown]);
+    let owner = stage.open(D);
+    stage.serving(owner);
+    assert_eq!((stage.view(owner).epoch, stage.swaps().len()), (epoch.next(), 1));
+    stage.written(owner, 0);
+}
+
+#[test]
+fn an_open_whose_answer_was_lost_and_that_was_stolen_from_is_a_lost_race() {
+    // F9: a claim's answer is lost, with the claim applied or not; meanwhile another session stole the volume.
+    for fate in [Fate::AppliedUnknown, Fate::LostUnknown, Fate::LateUnknown] {
+        let mut stage = Scene::copies(2).stage();
+        stage.next_swaps(&[fate]);
+        let first = stage.open(D);
+        stage.run_until("the claim was made", |s| s.fates_left() == 0);
+        let thief = stage.steal(E);
+        stage.run_for(4);
+        stage.freeze(D);
+        stage.serving(thief);
+        assert_eq!(stage.apply_late(), 0);
+        stage.thaw(D);
+        let why = stage.over(first);
+        assert!(matches!(why, EndReason::Busy { owner } if Some(owner) == stage.record().owner), "{why:?}");
+        assert!(stage.owns(thief));
+    }
+}
+
+#[test]
+fn a_write_whose_answer_was_lost_is_executed_again_with_the_same_bytes() {
+    // F10: r0 executed a write, the answer is lost with the connection. It is sent again; a later write to the same
+    // block waited all the while.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    stage.lose_answers(owner, R0, true);
+    let first = stage.write(owner, 5);
+    let second = stage.write(owner, 5);
+    stage.run_for(10);
+    assert_eq!((stage.disk(R0, 5), stage.done(first.id)), (first.value, false));
+    stage.lose_answers(owner, R0, false);
+    stage.reconnect(owner, R0);
+    stage.run_until("both are acknowledged", |s| s.done(first.id) && s.done(second.id));
+    let bytes = |value| weft_sim::disk::bytes_of(&[value]);
+    let written = stage.ran(R0).iter().filter_map(|op| match op {
+        DiskOp::Write { data, .. } => Some(data.clone()),
+        _ => None,
+    });
+    assert_eq!(written.collect::<Vec<_>>(), [bytes(first.value), bytes(first.value), bytes(second.value)]);
+    assert_eq!(stage.line(owner, R0), "in-sync acked=2 sent=3 window=0");
+}
+
+#[test]
+fn a_guest_restarted_elsewhere_without_fencing_is_safe() {
+    // F11: the owner's host, with r0, loses its power under a write; the guest is restarted on another host, which
+    // steals. The old host returns with a copy that has more and less than the others.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(A);
+    let old = stage.written(owner, 3);
+    stage.run_for(3000);
+    stage.hold(owner, R1, guest_writes);
+    stage.write(owner, 3);
+    stage.run_for(1);
+    stage.power_off(R0);
+    stage.vanish(owner);
+    let next = stage.steal(C);
+    stage.serving(next);
+    assert_eq!(stage.read_now(next, 3), old);
+    let newer = stage.written(next, 30);
+    stage.start(R0);
+    stage.run_until("r0 is in sync", |s| s.in_sync() == [R0, R1]);
+    assert_eq!((stage.disk(R0, 3), stage.disk(R0, 30)), (old, newer));
+    assert_eq!(stage.disk(R0, 31), ABSENT);
+}
+
+#[test]
+fn a_healthy_volume_that_is_stolen_by_mistake_is_not_damaged() {
+    // F16: an administrator steals a volume whose owner is well and busy: the old guest gets errors, nothing more.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    let kept = stage.written(owner, 1);
+    let busy: Vec<Write> = (2..10).map(|block| stage.write(owner, block)).collect();
+    let thief = stage.steal(E);
+    let more: Vec<Write> = (10..18).map(|block| stage.write(owner, block)).collect();
+    stage.serving(thief);
+    let late = stage.write(owner, 1);
+    fenced(&mut stage, owner);
+    assert_eq!(stage.failure(late.id), Some(GuestError::Fenced));
+    for write in busy.iter().chain(&more) {
+        assert!(stage.reply(write.id).is_some(), "a guest's write hangs");
+    }
+    assert_eq!(stage.read_now(thief, 1), kept);
+    for block in 2..18 {
+        let value = stage.read_now(thief, block);
+        assert_eq!((stage.disk(R0, block), stage.disk(R1, block)), (value, value));
+    }
+    assert!(stage.record().replicas.iter().all(|r| r.state == ReplicaState::InSync));
+}

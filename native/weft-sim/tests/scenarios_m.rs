@@ -1,0 +1,381 @@
+//! Scenarios M1 to M26 of docs/scenarios.md (members), as far as they concern built parts.
+
+use weft_proto::message::Ask;
+use weft_proto::record::ReplicaState;
+use weft_proto::replica::{DiskError, DiskOp};
+use weft_proto::session::{EndReason, Event};
+use weft_sim::stage::{A, B, C, D, Fate, R0, R1, R2, Scene, Stage, Who, guest_writes};
+
+const BLOCK: u64 = 4096;
+
+fn resynced(stage: &Stage, who: Who) -> u64 {
+    stage.view(who).figures.resynced_bytes
+}
+
+fn equal(stage: &Stage, one: weft_proto::ids::Rid, two: weft_proto::ids::Rid, blocks: u64) {
+    for block in 0..blocks {
+        assert_eq!(stage.disk(one, block), stage.disk(two, block), "block {block}");
+    }
+}
+
+#[test]
+fn a_member_that_restarts_within_a_second_is_not_demoted() {
+    // M1: r1's daemon is killed under a write and back a second later, before anybody was refused there: the write is
+    // sent again, the guest waited as long as the restart took.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    stage.written(owner, 0);
+    stage.stall(R1);
+    let write = stage.write(owner, 1);
+    stage.run_for(10);
+    stage.kill_silently(R1);
+    stage.run_for(1000);
+    stage.unstall(R1);
+    stage.start(R1);
+    stage.run_until("the write is acknowledged", |s| s.done(write.id));
+    assert_eq!((stage.demotions(owner), stage.disk(R1, 1)), (0, write.value));
+    assert!(stage.view(owner).figures.stall_ms_max < 1150);
+    stage.run_for(50);
+    assert_eq!(stage.line(owner, R1), "in-sync acked=2 sent=3 window=0");
+}
+
+#[test]
+fn a_member_that_refuses_connections_is_demoted_at_once() {
+    // M1, the other half (4.9): where nobody listens nobody is waited for. The guest waits for one swap.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    stage.kill(R1);
+    let write = stage.write(owner, 1);
+    stage.run_for(10);
+    assert!(stage.done(write.id));
+    assert_eq!(stage.line(owner, R1), "stale acked=0 sent=1 window=0 [refused]");
+    stage.start(R1);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
+    assert_eq!(stage.disk(R1, 1), write.value);
+}
+
+#[test]
+fn a_member_that_was_away_is_brought_what_was_written_and_nothing_else() {
+    // M2: r1 is gone for ten minutes and rejoins the same session: as many bytes are copied as were written.
+    let mut stage = Scene::copies(2).blocks(1600).stage();
+    let owner = stage.owner(D);
+    for block in (0..1600).step_by(16) {
+        stage.written(owner, block);
+    }
+    stage.run_for(3000);
+    stage.kill(R1);
+    for i in 0..60 {
+        stage.written(owner, i * 20);
+        stage.written(owner, i * 20);
+        stage.run_for(10_000);
+    }
+    stage.start(R1);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
+    assert_eq!(resynced(&stage, owner), 60 * BLOCK);
+    assert_eq!(stage.view(owner).figures.changed_bytes, 60 * BLOCK);
+    equal(&stage, R0, R1, 1600);
+}
+
+#[test]
+fn a_member_that_was_away_while_the_owner_restarted_is_compared_by_region() {
+    // M3: r1 is gone, the owner restarts too, r1 rejoins: at most the regions that were touched are compared, and only
+    // what differs is copied.
+    let mut stage = Scene::copies(2).blocks(1600).stage();
+    let owner = stage.owner(D);
+    for block in (0..1600).step_by(16) {
+        stage.written(owner, block);
+    }
+    stage.run_for(3000);
+    stage.kill(R1);
+    for block in [5, 6, 700, 1599] {
+        stage.written(owner, block);
+    }
+    stage.run_for(3000);
+    stage.vanish(owner);
+    let next = stage.replace(D, owner);
+    stage.serving(next);
+    stage.start(R1);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
+    assert_eq!(resynced(&stage, next), 4 * BLOCK);
+    assert_eq!(stage.view(next).figures.hashed_bytes, 3 * 16 * BLOCK);
+    equal(&stage, R0, R1, 1600);
+}
+
+#[test]
+fn a_stamp_without_its_data_costs_a_comparison_and_nothing_else() {
+    // M4: r1 crashes between a write's stamp and its data, which no other member got either.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    let old = stage.written(owner, 3);
+    stage.run_for(3000);
+    stage.hold(owner, R0, guest_writes);
+    stage.stall(R1);
+    stage.write(owner, 3);
+    stage.run_for(10);
+    stage.vanish(owner);
+    stage.kill(R1);
+    stage.unstall(R1);
+    assert!(stage.durable(R1).rgm[0] > stage.durable(R1).sealed, "the plot needs a stamp");
+    stage.start(R1);
+    let next = stage.steal(C);
+    stage.serving(next);
+    assert_eq!(stage.view(next).dirty_regions, 1);
+    assert_eq!(stage.read_now(next, 3), old);
+    stage.run_until("nothing may differ", |s| s.view(next).dirty_regions == 0);
+    let figures = stage.view(next).figures;
+    assert_eq!((figures.hashed_bytes, figures.reconciled_bytes), (16 * BLOCK, 0));
+}
+
+#[test]
+fn an_owner_that_dies_after_a_demotion_leaves_the_write_with_who_stayed() {
+    // M6: the owner dies between the swap that takes r1 out and the completion of the write that waited for it.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    stage.kill_silently(R1);
+    let write = stage.write(owner, 3);
+    stage.run_until("r1 is taken out", |s| s.in_sync() == [R0]);
+    assert!(!stage.done(write.id));
+    stage.vanish(owner);
+    let next = stage.steal(C);
+    stage.serving(next);
+    assert_eq!((stage.in_sync(), stage.read_now(next, 3)), (vec![R0], write.value));
+    stage.start(R1);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
+    assert_eq!(stage.disk(R1, 3), write.value);
+}
+
+#[test]
+fn a_demotion_with_an_unknown_outcome_holds_every_write_until_it_is_known() {
+    // M8: the swap that takes r1 out is applied, its answer lost, and the store away for 8 s.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    stage.next_swaps(&[Fate::AppliedUnknown]);
+    stage.kill(R1);
+    let epoch = stage.record().epoch;
+    let write = stage.write(owner, 3);
+    stage.run_until("the swap was made", |s| s.fates_left() == 0);
+    stage.store_down();
+    stage.run_for(8000);
+    assert_eq!((stage.in_sync(), stage.done(write.id)), (vec![R0], false));
+    assert_eq!(stage.disk(R0, 3), write.value);
+    stage.store_back();
+    stage.run_until("the write is acknowledged", |s| s.done(write.id));
+    assert_eq!((stage.record().epoch, stage.demotions(owner)), (epoch.next(), 1));
+    assert!((8000..9000).contains(&stage.view(owner).figures.stall_ms_max));
+}
+
+#[test]
+fn members_that_fail_together_leave_by_one_swap() {
+    // M9: r0 and r1 lose power at once, r2 is left, and min_isr is 1.
+    let mut stage = Scene::copies(3).stage();
+    let owner = stage.owner(D);
+    let swaps = stage.swaps().len();
+    stage.power_off(R0);
+    stage.power_off(R1);
+    let write = stage.write(owner, 3);
+    stage.run_until("the write is acknowledged", |s| s.done(write.id));
+    assert_eq!((stage.in_sync(), stage.swaps().len()), (vec![R2], swaps + 1));
+    assert!(stage.told(owner, |e| matches!(e, Event::Demoted { rids, .. } if *rids == [R0, R1])));
+    assert!(stage.view(owner).figures.stall_ms_max < 2000);
+}
+
+#[test]
+fn too_few_members_pause_the_volume_until_one_returns() {
+    // M10: as M9 with min_isr 2: the volume waits, nobody is taken out; r1 returns, is in sync still, and the volume
+    // goes on without r0.
+    let mut stage = Scene::copies(3).min_isr(2).stage();
+    let owner = stage.owner(D);
+    let swaps = stage.swaps().len();
+    stage.power_off(R0);
+    stage.power_off(R1);
+    let write = stage.write(owner, 3);
+    stage.run_for(20_000);
+    assert_eq!(stage.view(owner).paused.as_deref(), Some("waits for 2 members"));
+    assert_eq!((stage.swaps().len(), stage.done(write.id)), (swaps, false));
+    stage.start(R1);
+    stage.run_until("the write is acknowledged", |s| s.done(write.id));
+    assert_eq!((stage.in_sync(), stage.view(owner).phase), (vec![R1, R2], "serving"));
+    assert_eq!(stage.disk(R1, 3), write.value);
+}
+
+#[test]
+fn a_stale_copy_is_never_opened_in_place_of_the_last_good_one() {
+    // M11: r1 is stale and up, r0, the last in-sync copy, is away: whoever opens waits for r0, however long.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    stage.kill(R1);
+    let value = stage.written(owner, 3);
+    stage.power_off(R0);
+    stage.run_for(3000);
+    stage.start(R1);
+    stage.run_for(3000);
+    assert_eq!(stage.view(owner).paused.as_deref(), Some("waits for r0: silent"));
+    stage.vanish(owner);
+    let swaps = stage.swaps().len();
+    let next = stage.steal(C);
+    stage.run_for(600_000);
+    assert_eq!(stage.view(next).phase, "opening");
+    assert_eq!(stage.view(next).paused.as_deref(), Some("no in-sync member answers"));
+    assert_eq!(stage.line(next, R1), "stale acked=0 sent=0 window=0");
+    assert_eq!((stage.in_sync(), stage.swaps().len()), (vec![R0], swaps));
+    stage.start(R0);
+    stage.serving(next);
+    assert_eq!(stage.read_now(next, 3), value);
+}
+
+#[test]
+fn a_joiner_that_dies_near_the_end_is_not_admitted() {
+    // M14: the joiner dies with one block to go: its base is what it was, nobody admits it, and it begins anew.
+    let mut stage = Scene::copies(2).blocks(480).stage();
+    let owner = stage.owner(D);
+    stage.written(owner, 0);
+    stage.run_for(3000);
+    stage.kill(R1);
+    for block in (0..480).step_by(5) {
+        stage.written(owner, block);
+    }
+    let base = stage.record().replica(R1).expect("it is stale").base;
+    let last = |ask: &Ask<_>| matches!(ask, Ask::Write { offset, copy: true, .. } if *offset == 475 * BLOCK);
+    stage.hold(owner, R1, last);
+    stage.start(R1);
+    stage.run_until("the last block is on its way", |s| s.held(owner, R1) > 0);
+    stage.run_for(100);
+    assert!(stage.view(owner).resync.is_some_and(|r| r.copied == 95 * BLOCK && r.remaining == BLOCK));
+    stage.kill(R1);
+    stage.run_for(1000);
+    let entry = stage.record().replica(R1).expect("it is stale");
+    assert_eq!((entry.state, entry.base), (ReplicaState::Stale, base));
+    stage.hold_no_more(owner, R1);
+    stage.start(R1);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
+    equal(&stage, R0, R1, 480);
+}
+
+#[test]
+fn a_joiner_admitted_by_an_owner_that_never_knew_has_everything() {
+    // M15: the owner dies after the admission was applied and before it knows; r0 dies too.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    stage.kill(R1);
+    let values: Vec<u64> = (0..8).map(|block| stage.written(owner, block)).collect();
+    stage.next_swaps(&[Fate::AppliedUnknown]);
+    stage.start(R1);
+    stage.run_until("the admission is applied", |s| s.in_sync() == [R0, R1]);
+    let unsure = stage.write(owner, 9);
+    stage.run_for(50);
+    assert!(stage.done(unsure.id), "both have it");
+    stage.vanish(owner);
+    stage.kill(R0);
+    let next = stage.steal(C);
+    stage.serving(next);
+    assert_eq!((0..8).map(|block| stage.read_now(next, block)).collect::<Vec<_>>(), values);
+    assert_eq!(stage.read_now(next, 9), unsure.value);
+}
+
+#[test]
+fn an_admission_that_lost_against_a_steal_did_not_happen() {
+    // M16: a thief's claim comes before the owner's admission: the replica stays stale, the new owner joins it.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    stage.kill(R1);
+    let value = stage.written(owner, 3);
+    stage.next_swaps(&[Fate::LateUnknown]);
+    stage.start(R1);
+    stage.run_until("the admission is on its way", |s| s.late() == 1);
+    let thief = stage.steal(C);
+    stage.run_until("the thief owns", |s| s.owns(thief));
+    assert_eq!((stage.apply_late(), stage.in_sync()), (0, vec![R0]));
+    assert!(matches!(stage.over(owner), EndReason::Fenced { .. }));
+    stage.run_until("the thief has joined r1", |s| s.in_sync() == [R0, R1]);
+    assert_eq!((stage.disk(R1, 3), stage.read_now(thief, 3)), (value, value));
+}
+
+#[test]
+fn a_join_goes_on_from_another_member_when_its_source_is_lost() {
+    // M17: r1 is copied to from r0, which dies half way; r2 has everything that r0 had.
+    let mut stage = Scene::copies(3).blocks(480).stage();
+    let owner = stage.owner(D);
+    stage.written(owner, 0);
+    stage.run_for(3000);
+    stage.kill(R1);
+    for block in 0..240 {
+        stage.written(owner, block * 2);
+    }
+    stage.run_for(3000);
+    stage.vanish(owner);
+    let next = stage.replace(D, owner);
+    stage.serving(next);
+    let half = |ask: &Ask<_>| matches!(ask, Ask::Write { offset, copy: true, .. } if *offset >= 240 * BLOCK);
+    stage.hold(next, R1, half);
+    stage.start(R1);
+    stage.run_until("half of it is copied", |s| s.held(next, R1) > 0);
+    stage.run_for(50);
+    stage.kill(R0);
+    let during = stage.written(next, 7);
+    assert_eq!(stage.line(next, R0), "stale acked=0 sent=1 window=0 [refused]");
+    stage.release(next, R1);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R1, R2]);
+    assert_eq!(stage.disk(R1, 7), during);
+    equal(&stage, R1, R2, 480);
+    assert!(stage.ran(R2).iter().any(|op| matches!(op, DiskOp::Hash { .. })), "r2 was a source");
+}
+
+#[test]
+fn a_member_whose_disk_hangs_is_taken_out_though_it_answers() {
+    // M23: r1 answers heartbeats, its disk does nothing: the oldest write that others have done decides.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    stage.written(owner, 3);
+    stage.stall(R1);
+    let write = stage.write(owner, 4);
+    stage.run_until("the write is acknowledged", |s| s.done(write.id));
+    let stall = stage.view(owner).figures.stall_ms_max;
+    assert!((1500..1700).contains(&stall), "{stall} ms");
+    let why = "a write hangs that others have done";
+    assert!(
+        stage.told(owner, |e| matches!(e, Event::Demoted { rids, reason } if *rids == [R1] && reason == why))
+    );
+    stage.unstall(R1);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
+    equal(&stage, R0, R1, 48);
+}
+
+#[test]
+fn a_member_that_hears_but_is_not_heard_is_as_good_as_dead() {
+    // M24: the owner reaches r1, r1 does not reach the owner: it executes what it is sent, is taken out like a dead
+    // one, and its stamps bring it back.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    stage.written(owner, 3);
+    stage.cut_way(B, D);
+    let write = stage.write(owner, 4);
+    stage.run_until("the write is acknowledged", |s| s.done(write.id));
+    let stall = stage.view(owner).figures.stall_ms_max;
+    assert!((1400..1800).contains(&stall), "{stall} ms");
+    assert_eq!((stage.in_sync(), stage.disk(R1, 4)), (vec![R0], write.value));
+    assert!(stage.durable(R1).unsealed_regions() > 0);
+    let newer = stage.written(owner, 4);
+    stage.heal();
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
+    assert_eq!(stage.disk(R1, 4), newer);
+}
+
+#[test]
+fn a_flush_that_failed_once_is_not_asked_again() {
+    // M26: r1's fdatasync fails, and would succeed if it were repeated, without what the first one lost. The member is
+    // taken out, and its copy serves nothing before it was opened anew.
+    let mut stage = Scene::copies(2).cached().stage();
+    let owner = stage.owner(A);
+    let value = stage.written(owner, 3);
+    stage.fail_once(R1, |op| matches!(op, DiskOp::Flush), DiskError::Io);
+    let flush = stage.submit(owner, weft_proto::guest::GuestOp::Flush);
+    stage.run_until("the flush is answered", |s| s.done(flush));
+    assert_eq!(stage.in_sync(), [R0]);
+    stage.run_for(30_000);
+    assert_eq!(stage.in_sync(), [R0], "its files were not opened anew");
+    assert!(!stage.ran(R1).iter().any(|op| matches!(op, DiskOp::Flush)));
+    stage.kill(R1);
+    stage.start(R1);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
+    assert_eq!(stage.disk(R1, 3), value);
+}

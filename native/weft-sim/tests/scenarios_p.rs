@@ -1,0 +1,134 @@
+//! Scenarios P1 to P6 of docs/scenarios.md (caches and power).
+
+use weft_proto::guest::{GuestError, GuestOp};
+use weft_proto::session::{EndReason, Event};
+use weft_sim::stage::{C, D, R0, R1, Scene, Stage, Who, guest_writes};
+
+fn flush(stage: &mut Stage, who: Who) {
+    let id = stage.submit(who, GuestOp::Flush);
+    stage.run_until("a flush is answered", |s| s.done(id));
+}
+
+#[test]
+fn every_acknowledged_write_survives_the_loss_of_all_power() {
+    // P1: durable mode; all hosts lose power under load, with one write on r0 only and one on r1 only.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    let values: Vec<u64> = (0..40).map(|block| stage.written(owner, block)).collect();
+    stage.hold(owner, R1, guest_writes);
+    stage.write(owner, 3);
+    stage.run_for(5);
+    stage.hold_no_more(owner, R1);
+    stage.hold(owner, R0, guest_writes);
+    stage.write(owner, 20);
+    stage.run_for(5);
+    stage.vanish(owner);
+    for rid in [R0, R1] {
+        stage.power_off(rid);
+        stage.start(rid);
+    }
+    let next = stage.steal(C);
+    stage.serving(next);
+    assert_eq!(stage.view(next).dirty_regions, 3, "every region was written since the last seal");
+    for (block, value) in (0..40).zip(values) {
+        let read = stage.read_now(next, block);
+        assert!(read == value || block == 3 || block == 20, "block {block} is lost");
+        assert_eq!((stage.disk(R0, block), stage.disk(R1, block)), (read, read), "block {block}");
+    }
+    stage.run_until("nothing may differ", |s| s.view(next).dirty_regions == 0);
+}
+
+#[test]
+fn a_member_that_lost_its_cache_is_copied_to() {
+    // P2: cached mode; r1 loses power and is back within half a second, r0 and the owner are well. r1 acknowledged
+    // what it no longer has: it is taken out with the last seal as its base, and brought everything since.
+    let mut stage = Scene::copies(2).cached().stage();
+    let owner = stage.owner(D);
+    let early = stage.written(owner, 1);
+    stage.run_for(3000);
+    let late = stage.written(owner, 2);
+    stage.power_off(R1);
+    assert_eq!((stage.disk(R1, 1), stage.disk(R1, 2)), (early, 0));
+    stage.run_for(300);
+    stage.start(R1);
+    stage.run_until("r1 is taken out", |s| s.in_sync() == [R0]);
+    let base = stage.record().replica(R1).expect("it is stale").base;
+    assert_eq!(base, stage.view(owner).sealed);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
+    assert_eq!((stage.disk(R1, 1), stage.disk(R1, 2)), (early, late));
+    assert_eq!(stage.view(owner).figures.resynced_bytes, 4096);
+}
+
+#[test]
+fn a_guest_is_told_when_every_cache_is_lost() {
+    // P3: cached mode; both members lose power, the owner and its guest live on. What the guest believes to be
+    // written is gone: it gets a device error instead of an old disk.
+    let mut stage = Scene::copies(2).cached().stage();
+    let owner = stage.owner(D);
+    stage.written(owner, 1);
+    for rid in [R0, R1] {
+        stage.power_off(rid);
+    }
+    let read = stage.read(owner, 1);
+    stage.run_for(3000);
+    assert!(stage.reply(read).is_none());
+    for rid in [R0, R1] {
+        stage.start(rid);
+    }
+    assert_eq!(stage.over(owner), EndReason::CachesLost);
+    assert_eq!(stage.failure(read), Some(GuestError::Fenced));
+}
+
+#[test]
+fn flushed_data_survives_the_loss_of_all_caches_and_copies_are_equal() {
+    // P4: cached mode; everybody loses power, the owner too. What was flushed is there, the rest may be gone, and the
+    // copies agree on which.
+    let mut stage = Scene::copies(2).cached().stage();
+    let owner = stage.owner(D);
+    let flushed = stage.written(owner, 1);
+    flush(&mut stage, owner);
+    let unflushed = stage.written(owner, 2);
+    stage.vanish(owner);
+    // By chance r1's kernel had written everything back.
+    stage.power_off(R0);
+    stage.shut_down(R1);
+    stage.power_off(R1);
+    assert_eq!((stage.disk(R0, 2), stage.disk(R1, 2)), (0, unflushed), "the plot needs copies that differ");
+    stage.start(R0);
+    stage.start(R1);
+    let next = stage.steal(C);
+    stage.serving(next);
+    assert_eq!(stage.read_now(next, 1), flushed);
+    let read = stage.read_now(next, 2);
+    assert!(read == 0 || read == unflushed);
+    assert_eq!((stage.disk(R0, 2), stage.disk(R1, 2)), (read, read));
+    assert_eq!(stage.in_sync(), [R0, R1]);
+}
+
+#[test]
+fn a_member_whose_process_crashed_keeps_its_cache() {
+    // P5: cached mode; r1's process is killed, its kernel and its cache live on: not lossy, as M1.
+    let mut stage = Scene::copies(2).cached().stage();
+    let owner = stage.owner(D);
+    let value = stage.written(owner, 1);
+    stage.kill_after_io(R1);
+    stage.start(R1);
+    stage.run_for(3000);
+    assert_eq!((stage.demotions(owner), stage.in_sync()), (0, vec![R0, R1]));
+    assert_eq!((stage.disk(R1, 1), stage.read_now(owner, 1)), (value, value));
+}
+
+#[test]
+fn a_member_that_was_shut_down_in_order_is_trusted() {
+    // P6: cached mode; r0's host is rebooted in order while nobody has the volume open; its stop flushed everything.
+    let mut stage = Scene::copies(2).cached().stage();
+    let owner = stage.owner(D);
+    let value = stage.written(owner, 1);
+    stage.vanish(owner);
+    stage.shut_down(R0);
+    stage.start(R0);
+    let next = stage.steal(C);
+    stage.serving(next);
+    assert!(!stage.told(next, |e| matches!(e, Event::Demoted { .. })));
+    assert_eq!((stage.in_sync(), stage.read_now(next, 1)), (vec![R0, R1], value));
+}
