@@ -33,7 +33,11 @@ pub fn run_seed(seed: u64, run: Run) -> Result<Counts, String> {
     let rule = run.lean.filter(|_| run.broken);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let mut world = World::new(seed, run.lean, broken(rule), run.verbose);
-        world.run().map(|()| world.counts)
+        let outcome = world.run();
+        if run.verbose && outcome.is_ok() {
+            world.print_history();
+        }
+        outcome.map(|()| world.counts)
     }));
     outcome.unwrap_or_else(|panic| {
         let what = panic

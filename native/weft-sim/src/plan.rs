@@ -55,6 +55,8 @@ pub struct Plan {
     pub stall_disk: u64,
     /// A replica's disk is lost for good.
     pub lose_disk: u64,
+    /// Chance in 100 that a request stays unread in a socket's buffer for up to 3 s.
+    pub stuck: u64,
 }
 
 impl Plan {
@@ -89,6 +91,7 @@ impl Plan {
             rollback: 0,
             stall_disk: on(40, 60),
             lose_disk: 0,
+            stuck: 1,
         };
         plan.cached = rng.chance(30);
         plan.spares = if hosts > copies { rng.index(hosts - copies + 1) } else { 0 };
@@ -132,13 +135,19 @@ impl Plan {
                 self.cut = 150;
             }
             Mutation::AdmitBeforePausedWrite => {
+                // With caches lost and a disk gone as well, waiting for an operator is right: nothing to show.
+                self.cached = false;
                 self.min_isr = 2;
                 self.copies = 2;
                 self.hosts = 4;
                 self.spares = 2;
-                self.add_replica = 250;
-                self.lose_disk = 60;
-                self.kill_owner = 80;
+                self.add_replica = 300;
+                self.lose_disk = 150;
+                self.kill_owner = 120;
+                self.stuck = 15;
+                self.fault_every_ms = 300;
+                (self.kill_replica, self.power_off, self.cut, self.steal, self.close) = (20, 0, 0, 0, 0);
+                (self.store_outage, self.stall_disk, self.pause_host, self.remove_replica) = (0, 0, 0, 0);
             }
             Mutation::NoFence => {
                 self.steal = 150;

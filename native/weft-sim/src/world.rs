@@ -330,6 +330,13 @@ impl World {
         }
     }
 
+    /// Prints what happened.
+    pub fn print_history(&self) {
+        for line in &self.history {
+            println!("{line}");
+        }
+    }
+
     fn fail(&mut self, what: String) {
         self.violation.get_or_insert(what);
     }
@@ -789,7 +796,11 @@ impl World {
                     continue;
                 }
                 // Now and then a request stays unread in a socket's buffer for a while.
-                let stuck = if self.faults_on && self.rng.chance(1) { self.rng.below(3000) * MS } else { 0 };
+                let stuck = if self.faults_on && self.rng.chance(self.plan.stuck) {
+                    self.rng.below(3000) * MS
+                } else {
+                    0
+                };
                 let delay = self.net_delay(host, to) + stuck;
                 self.at(delay, Event::Deliver { rep, inc, session, ordinal: t.ordinal, request: t.request });
             } else if let Some(call) = m.poll_store() {
@@ -862,7 +873,9 @@ impl World {
                     self.fail(format!("session {session} ended: {reason:?}"));
                 }
                 let host = self.rng.index(self.plan.hosts);
-                let steal = !matches!(reason, EndReason::Closed) && self.rng.chance(70);
+                // One that was fenced does not steal back at once, or two hosts would do nothing else.
+                let chance = if matches!(reason, EndReason::Fenced { .. }) { 10 } else { 70 };
+                let steal = !matches!(reason, EndReason::Closed) && self.rng.chance(chance);
                 let delay = self.rng.below(1500) * MS;
                 if !matches!(reason, EndReason::Busy { .. }) {
                     self.at(delay, Event::Open { host, steal });
@@ -1290,6 +1303,11 @@ impl World {
     }
 
     fn add_spare(&mut self) {
+        // One that was made and whose request was lost is asked for again, as an agent does.
+        let made = self.reps.iter().find(|r| !r.lost && r.rid.0 >= self.store.record.next_rid);
+        if let Some((rid, host)) = made.map(|r| (r.rid, r.host)) {
+            return self.for_owner(|m, now| m.add_replica(now, rid, host_id(host), pool_id(host)));
+        }
         let used: Vec<Id> = self.reps.iter().filter(|r| !r.lost).map(|r| r.host).collect();
         let free: Vec<Id> = (0..self.plan.hosts).filter(|h| !used.contains(h)).collect();
         if free.is_empty() || self.reps.len() >= self.plan.copies + self.plan.spares {

@@ -237,6 +237,13 @@ impl<P: Payload> Session<P> {
             }
             self.start_piece(now, range, None, source, alloc::vec![rid], hashed);
         }
+        if self.config.broken.is(Mutation::AdmitBeforePausedWrite) {
+            // The range of a write that is on its way counts as copied.
+            let held: Vec<(u64, u64)> = self.locks.iter().map(|(start, (end, _))| (*start, *end)).collect();
+            for (start, end) in held {
+                self.join_covered(start, end);
+            }
+        }
         let last = self.next_id;
         let Some(join) = &mut self.join else { return };
         if join.todo.is_empty() && self.pieces.is_empty() {

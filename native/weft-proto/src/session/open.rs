@@ -271,6 +271,12 @@ impl<P: Payload> Session<P> {
         let found = core::mem::take(&mut stamping.regions);
         self.dirty = found.into_keys().filter(|r| u64::from(*r) < regions).map(|r| (r, None)).collect();
         self.dirty_wanted.clear();
+        if !self.dirty.is_empty() && self.trusted.is_none() {
+            // Any one of them will do (R5); drawn, so that no order of members hides a fault.
+            let members = self.in_sync();
+            let draw = self.fresh_random() % members.len() as u128;
+            self.trusted = members.get(usize::try_from(draw).expect("below 8")).copied();
+        }
         self.phase = Phase::Serving;
         self.rolled = now;
         self.interval = self.interval.max(1);
