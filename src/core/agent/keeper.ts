@@ -136,6 +136,8 @@ export class Keeper {
   }
 
   #retry(volume: VolumeId, line: string, key: string): void {
+    // What was under way when the keeper stopped may fail later: nobody asks for it again.
+    if (this.#forget === null) return;
     const count = (this.#failures.get(key) ?? 0) + 1;
     this.#failures.set(key, count);
     const timer = setTimeout(

@@ -149,3 +149,30 @@ await t.test("keeper: a replica that weftd keeps for now (R15) is no news", asyn
   await failed("E-POOL-07");
   t.same(levels, ["debug", "warn"]);
 });
+
+await t.test("keeper: what fails after its stop is not asked for again", async (t) => {
+  const { endpoints } = await startStore(t, 1, 3);
+  const store = new StoreClient({ endpoints });
+  await store.put(keys.want(VOLUME), wantText());
+  const mirror = new Mirror(store);
+  await mirror.sync();
+  const timers = (): number => process.getActiveResourcesInfo().filter((name) => name === "Timeout").length;
+  const before = timers();
+  let fail: () => void = () => {};
+  const failing = new Promise<never>((_resolve, reject) => {
+    fail = () => reject(new WeftError({ code: "E-AGENT-01", message: "gone" }));
+  });
+  const keeper = new Keeper({
+    self: hostId(1),
+    mirror,
+    log: openLog("silent"),
+    cluster: () => cluster([1, 2]),
+    isPlacer: () => false,
+    perform: async () => failing,
+  });
+  keeper.start();
+  keeper.stop();
+  fail();
+  await new Promise(setImmediate);
+  t.equal(timers(), before, "no timer is left");
+});
