@@ -71,12 +71,19 @@ export function signal(pid: number, name: NodeJS.Signals): void {
   }
 }
 
-/** SIGKILL to whatever the question names, again and again until it names nobody. */
+/**
+ * SIGKILL to whatever the question names, again and again until it names nobody and all that it named are gone: a process
+ * that is ending has left its namespaces already, and still holds its files and locks.
+ */
 export async function killAll(pids: () => readonly number[], what: string): Promise<void> {
+  const named = new Map<string, ProcessId>();
   await until(
     () => {
-      const living = pids().filter((pid) => !["Z", "X", undefined].includes(statOf(pid)?.state));
-      for (const pid of living) signal(pid, "SIGKILL");
+      for (const id of pids().map(identify)) {
+        if (id !== null) named.set(`${id.pid} ${id.startedAt}`, id);
+      }
+      const living = [...named.values()].filter(isAlive);
+      for (const { pid } of living) signal(pid, "SIGKILL");
       return living.length === 0 ? true : null;
     },
     { what: `the end of the processes of ${what}`, deadlineMs: 20_000, everyMs: 20 },
