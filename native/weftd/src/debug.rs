@@ -63,7 +63,10 @@ pub fn examine(path: &Path) -> Result<Report, Failure> {
             let from_seq = found.iter().map(|(_, (_, c))| c.log_seq + 1).min().unwrap_or(1);
             let inc = superblock.map(|s| s.inc).unwrap_or_default();
             let expect = LogExpectation { pool, inc, from_seq, known_durable: 0 };
-            if (MIN_LOG_BLOCKS..=MAX_LOG_BLOCKS).contains(&blocks) {
+            let said = superblock.map_or(blocks, |s| s.log_blocks);
+            if said != blocks {
+                Err(format!("it has {blocks} blocks, the superblock says {said}"))
+            } else if (MIN_LOG_BLOCKS..=MAX_LOG_BLOCKS).contains(&blocks) {
                 recover(ring.bytes(), &expect).map_err(|damage| damage.to_string())
             } else {
                 Err(format!("a log of {blocks} blocks, allowed are {MIN_LOG_BLOCKS} to {MAX_LOG_BLOCKS}"))

@@ -377,6 +377,18 @@ impl Links {
 
     /// Time has come.
     pub fn handle_timeout(&mut self, driver: &mut impl Driver, now: Instant) {
+        if let Some((due, address)) = self.listen_due
+            && now >= due
+        {
+            match self.listen(driver, now, address) {
+                Ok(()) if self.listener.is_some() => tracing::info!(%address, "listens"),
+                Ok(()) => {}
+                Err(failure) => {
+                    tracing::error!(%failure, "no other host can reach this one; tried again");
+                    self.listen_due = Some((now.after_ms(MISMATCH_MS), address));
+                }
+            }
+        }
         let due: Vec<HostId> =
             self.calls.iter().filter(|(_, c)| c.due.is_some_and(|d| now >= d)).map(|(h, _)| *h).collect();
         for host in due {

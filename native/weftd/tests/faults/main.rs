@@ -8,6 +8,8 @@
 mod support;
 
 mod commands;
+mod disks;
 mod frames;
 mod guests;
 mod records;
+mod space;

@@ -81,8 +81,19 @@ impl Cluster {
         let file = json!({ "cluster": self.id, "host": id, "name": format!("h{number}"), "address": address,
             "etcd": [self.etcd.url] });
         std::fs::write(home.join("state/host.json"), file.to_string()).expect("written");
-        let mut host = Host { number, id, address, home, process: None, pool: String::new() };
+        let mut host = Host { number, id, address, home, process: None, pool: String::new(), room_mib: None };
         host.start();
+        host
+    }
+
+    /// A host whose pool has so many MiB of room.
+    pub(crate) fn small_host(&self, number: u8, room_mib: u32) -> Host {
+        let mut host = self.host(number);
+        host.kill();
+        host.room_mib = Some(room_mib);
+        std::fs::create_dir_all(host.home.join("pool")).expect("made");
+        host.start();
+        host.make_pool();
         host
     }
 
@@ -100,6 +111,8 @@ pub(crate) struct Host {
     pub(crate) home: PathBuf,
     pub(crate) process: Option<Child>,
     pub(crate) pool: String,
+    /// The pool's directory is a file system of its own, in memory and of so many MiB; it ends with the process.
+    pub(crate) room_mib: Option<u32>,
 }
 
 impl Host {
@@ -114,7 +127,16 @@ impl Host {
             std::fs::File::options().create(true).append(true).open(self.home.join("log")).expect("a log");
         // Hosts of one cluster may have different kernels.
         let driver = if self.number.is_multiple_of(2) { "libaio" } else { "io_uring" };
-        let child = Command::new(env!("CARGO_BIN_EXE_weftd"))
+        let weftd = env!("CARGO_BIN_EXE_weftd");
+        let mut command = Command::new(if self.room_mib.is_some() { "unshare" } else { weftd });
+        if let Some(mib) = self.room_mib {
+            if !rustix::process::geteuid().is_root() {
+                command.arg("--map-root-user");
+            }
+            let script = format!("mount -t tmpfs -o size={mib}m none \"$0\" && exec \"$@\"");
+            command.args(["--mount", "sh", "-c", &script]).arg(self.home.join("pool")).arg(weftd);
+        }
+        let child = command
             .args(["--driver", driver])
             .args(["--state-dir".as_ref(), self.home.join("state").as_os_str()])
             .args(["--run-dir".as_ref(), self.home.join("run").as_os_str()])
@@ -177,6 +199,18 @@ impl Host {
         let made = self.ask("pool.create", json!({ "path": self.home.join("pool") }));
         self.pool = made["pool"].as_str().expect("an id").to_owned();
         self.await_pool();
+    }
+
+    /// The pool's directory as the daemon sees it.
+    pub(crate) fn pool_dir(&self) -> PathBuf {
+        let pool = self.home.join("pool");
+        match (&self.process, self.room_mib) {
+            (Some(process), Some(_)) => {
+                let pool = pool.strip_prefix("/").expect("absolute");
+                PathBuf::from(format!("/proc/{}/root", process.id())).join(pool)
+            }
+            _ => pool,
+        }
     }
 
     /// Bytes of memory that the daemon has now.
@@ -327,4 +361,13 @@ pub(crate) fn examine(host: &Host, what: &str) -> (bool, String) {
     let mut debug = Command::new(env!("CARGO_BIN_EXE_weftd"));
     let output = debug.args(["debug", what]).arg(host.home.join("pool")).output().expect("weftd");
     (output.status.success(), String::from_utf8(output.stdout).expect("UTF-8"))
+}
+
+/// What `weftd debug` finds wrong with a pool's directory.
+pub(crate) fn examine_dir(path: &Path) -> String {
+    let mut debug = Command::new(env!("CARGO_BIN_EXE_weftd"));
+    let output = debug.args(["debug", "check"]).arg(path).output().expect("weftd");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.success(), said.is_empty(), "{said}");
+    said
 }

@@ -1,0 +1,139 @@
+//! A full file system under a pool (R20, N9): writes wait and never fail; what makes room, and what moves the volume
+//! elsewhere, needs none.
+
+use std::fs;
+use std::io::Write as _;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::guests::Guest;
+use super::support::host::{
+    Cluster, Host, SIZE, assert_same, close, copy, make_volume, nbd, open, random_file,
+};
+
+const WRITE: u16 = 1;
+const TRIM: u16 = 4;
+const MIB: u64 = 1 << 20;
+
+/// Fills the file system under a host's pool to its last byte.
+fn fill(host: &Host) {
+    let mut ballast =
+        fs::File::options().create(true).append(true).open(host.pool_dir().join("ballast")).expect("made");
+    for piece in [64 << 10, 4096, 1] {
+        while ballast.write(&vec![0x55; piece]).is_ok() {}
+    }
+}
+
+fn make_room(host: &Host) {
+    fs::remove_file(host.pool_dir().join("ballast")).expect("removed");
+}
+
+fn write(guest: &mut Guest, cookie: u64, offset: u64, byte: u8) {
+    guest.send(WRITE, cookie, offset, 64 << 10);
+    guest.0.write_all(&[byte; 64 << 10]).expect("sent");
+}
+
+/// The volume is paused, and says why.
+fn await_pause(host: &Host, volume: &str) {
+    let shown = host.ask_until("session.show", &json!({ "volume": volume }), |s| s["phase"] == "paused");
+    assert!(shown["paused_reason"].as_str().is_some_and(|r| !r.is_empty()), "{shown}");
+}
+
+/// The only copy is full. The guest waits; a trim of another guest makes room, and what waited goes on. Filled once
+/// more, the room comes from outside.
+#[test]
+fn writes_to_a_full_pool_wait_and_go_on_when_there_is_room() {
+    for number in [1, 2] {
+        let cluster = Cluster::start();
+        let host = cluster.small_host(number, 40);
+        let volume = make_volume(&[&host]);
+        let socket = open(&host, &volume, "closed").expect("opens");
+        let mut file = fs::read(random_file(&cluster, "a")).expect("read");
+        let half = cluster.dir.path().join("half");
+        let unwritten = usize::try_from(SIZE / 2).expect("fits");
+        fs::write(&half, &file[..unwritten]).expect("written");
+        copy(half.to_str().expect("UTF-8"), &nbd(&socket, &volume));
+        file[unwritten..].fill(0);
+        fill(&host);
+
+        let mut guest = Guest::connect(&socket);
+        write(&mut guest, 1, SIZE / 2, 0xaa);
+        guest.0.set_read_timeout(Some(Duration::from_secs(3))).expect("set");
+        let early = std::io::Read::read(&mut guest.0, &mut [0; 16]);
+        assert!(early.is_err(), "answered although there is no room: {early:?}\n{}", host.log());
+        guest.0.set_read_timeout(Some(Duration::from_secs(20))).expect("set");
+        await_pause(&host, &volume);
+        let error =
+            host.try_ask("session.close", json!({ "volume": volume, "abandon": false })).expect_err("paused");
+        assert_eq!(error["code"], "E-VOL-10", "{error}");
+        let create = json!({ "volume": cluster.id, "rid": 1, "pool": host.pool, "size": SIZE.to_string(), "region_shift": 20 });
+        assert_eq!(host.try_ask("replica.create", create).expect_err("full")["code"], "E-POOL-06");
+
+        let mut second = Guest::connect(&socket);
+        second.send(TRIM, 2, MIB, u32::try_from(MIB).expect("fits"));
+        assert_eq!(second.reply(), (2, 0), "a trim needs no room\n{}", host.log());
+        assert_eq!(guest.reply(), (1, 0), "the write goes on\n{}", host.log());
+        let at = usize::try_from(MIB).expect("fits");
+        file[at..2 * at].fill(0);
+        file[unwritten..unwritten + (64 << 10)].fill(0xaa);
+
+        fill(&host);
+        write(&mut guest, 3, SIZE / 2 + MIB, 0xbb);
+        await_pause(&host, &volume);
+        make_room(&host);
+        assert_eq!(guest.reply(), (3, 0), "the write goes on\n{}", host.log());
+        let at = unwritten + at;
+        file[at..at + (64 << 10)].fill(0xbb);
+        let whole = cluster.dir.path().join("whole");
+        fs::write(&whole, &file).expect("written");
+        host.ask_until("session.show", &json!({ "volume": volume }), |s| s["phase"] == "serving");
+        drop((guest, second));
+        assert_same(&cluster, &host, &socket, &volume, &whole);
+        close(&host, &volume);
+    }
+}
+
+/// The only copy is full and its owner halts: another host takes the volume over, reads it, and closes it.
+#[test]
+fn a_volume_in_a_full_pool_is_stolen_and_closed() {
+    let cluster = Cluster::start();
+    let keeper = cluster.small_host(1, 40);
+    let [owner, thief] = [cluster.host(2), cluster.host(3)];
+    let volume = make_volume(&[&keeper]);
+    let file = random_file(&cluster, "a");
+    let socket = open(&owner, &volume, "closed").expect("opens");
+    copy(file.to_str().expect("UTF-8"), &nbd(&socket, &volume));
+    fill(&keeper);
+    let socket = open(&thief, &volume, "steal").expect("steals");
+    assert_same(&cluster, &thief, &socket, &volume, &file);
+    close(&thief, &volume);
+    let socket = open(&thief, &volume, "closed").expect("opens again");
+    assert_same(&cluster, &thief, &socket, &volume, &file);
+    close(&thief, &volume);
+    keeper.assert_alive();
+}
+
+/// One of two copies is full: it is taken out, the guest goes on with the other, and it comes back when there is room.
+#[test]
+fn a_copy_in_a_full_pool_is_demoted_and_comes_back() {
+    let cluster = Cluster::start();
+    let small = cluster.small_host(1, 40);
+    let mut large = cluster.host(2);
+    large.make_pool();
+    let volume = make_volume(&[&small, &large]);
+    let show = json!({ "volume": volume });
+    let socket = open(&large, &volume, "closed").expect("opens");
+    fill(&small);
+    let file = random_file(&cluster, "a");
+    copy(file.to_str().expect("UTF-8"), &nbd(&socket, &volume));
+    large.ask_until("session.show", &show, |s| s["members"][0]["state"] == "STALE");
+    assert_same(&cluster, &large, &socket, &volume, &file);
+    make_room(&small);
+    large.ask_until("session.show", &show, |s| s["members"][0]["state"] == "INSYNC");
+    close(&large, &volume);
+    large.kill();
+    let socket = open(&small, &volume, "closed").expect("opens without the other copy");
+    assert_same(&cluster, &small, &socket, &volume, &file);
+    close(&small, &volume);
+}
