@@ -246,6 +246,7 @@ struct Rep {
     data_stalled: bool,
     log_stalled: bool,
     failing: Option<(fn(&DiskOp<HeapPayload>) -> bool, DiskError)>,
+    full: bool,
     rotten: BTreeSet<u64>,
     ran: Vec<DiskOp<HeapPayload>>,
 }
@@ -813,6 +814,7 @@ impl Stage {
             data_stalled: false,
             log_stalled: false,
             failing: None,
+            full: false,
             rotten: BTreeSet::new(),
             ran: Vec::new(),
         };
@@ -921,6 +923,11 @@ impl Stage {
     /// The next disk request that is picked fails; the ones after it don't.
     pub fn fail_once(&mut self, rid: Rid, pick: fn(&DiskOp<HeapPayload>) -> bool, error: DiskError) {
         self.rep(rid).failing = Some((pick, error));
+    }
+
+    /// Its pool is full, or has room again: blocks that hold no data can't be written, its log goes on (R20).
+    pub fn fill(&mut self, rid: Rid, full: bool) {
+        self.rep(rid).full = full;
     }
 
     /// A block's stored checksum no longer fits its data, until it is written again.
@@ -1444,6 +1451,10 @@ impl Rep {
             DiskOp::Flush | DiskOp::Seal | DiskOp::Grow { .. } => (0, 0),
         };
         let blocks = offset / BLOCK..(offset + len) / BLOCK;
+        let empty = |block: u64| matches!(self.stored.disk.value(block), ABSENT | ZERO);
+        if self.full && matches!(op, DiskOp::Write { .. }) && blocks.clone().any(empty) {
+            return Err(DiskError::NoSpace);
+        }
         match op {
             DiskOp::Write { .. } | DiskOp::Zero { .. } => self.rotten.retain(|b| !blocks.contains(b)),
             DiskOp::Read { .. } | DiskOp::Hash { .. }

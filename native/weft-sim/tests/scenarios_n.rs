@@ -171,6 +171,28 @@ fn a_trimmed_block_reads_as_zero_after_the_power_was_lost() {
 }
 
 #[test]
+fn a_volume_in_full_pools_is_trimmed_stolen_and_goes_on_without_a_member() {
+    // N9: both pools are full to the last byte: a trim, a steal and a demotion all work. (What makes them work, the
+    // preallocated log, is tested where files are: weft-io's file_pool and weftd's space.)
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    let value = stage.written(owner, 1);
+    stage.written(owner, 2);
+    stage.fill(R0, true);
+    stage.fill(R1, true);
+    let trim = stage.discard(owner, 2);
+    stage.run_until("the trim is acknowledged", |s| s.done(trim));
+    let thief = stage.steal(C);
+    stage.serving(thief);
+    stage.kill(R1);
+    assert_eq!(stage.read_now(thief, 1), value);
+    assert_eq!(stage.in_sync(), [R0]);
+    let rewritten = stage.written(thief, 1);
+    assert_eq!((stage.disk(R0, 1), stage.disk(R0, 2)), (rewritten, ZERO));
+    stage.close(thief);
+}
+
+#[test]
 fn a_paused_write_does_not_block_its_own_rescue() {
     // N10: two copies, min_isr 2, one disk dead for good: the guest's write waits. A third host gives a new copy;
     // the join passes the paused write, and one swap brings the new copy in and takes the dead one out.
@@ -183,7 +205,11 @@ fn a_paused_write_does_not_block_its_own_rescue() {
     assert_eq!(stage.view(owner).paused.as_deref(), Some("waits for r1: refused: NoReplica"));
     assert!(!stage.done(paused.id));
 
+    stage.hold(owner, R2, guest_writes);
     stage.add(owner, R2, C);
+    stage.run_for(1000);
+    assert!(stage.held(owner, R2) > 0 && stage.in_sync() == [R0, R1], "admitted without the paused write");
+    stage.release(owner, R2);
     stage.run_until("the paused write completes", |s| s.done(paused.id));
     assert_eq!(stage.in_sync(), [R0, R2]);
     assert_eq!((stage.disk(R2, 1), stage.disk(R2, 2)), (before, paused.value));

@@ -1,6 +1,8 @@
 //! Scenarios P1 to P6 of docs/scenarios.md (caches and power).
 
 use weft_proto::guest::{GuestError, GuestOp};
+use weft_proto::message::Ask;
+use weft_proto::payload::BLOCK;
 use weft_proto::session::{EndReason, Event};
 use weft_sim::stage::{C, D, R0, R1, Scene, Stage, Who, guest_writes};
 
@@ -131,4 +133,42 @@ fn a_member_that_was_shut_down_in_order_is_trusted() {
     stage.serving(next);
     assert!(!stage.told(next, |e| matches!(e, Event::Demoted { .. })));
     assert_eq!((stage.in_sync(), stage.read_now(next, 1)), (vec![R0, R1], value));
+}
+
+#[test]
+fn what_may_differ_is_found_again_after_a_crash_in_the_middle_of_equalising() {
+    // P8: while the new owner equalises two regions, every host loses power; the next one finds all that is left.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    let old = [stage.written(owner, 3), stage.written(owner, 20)];
+    stage.run_for(3000);
+    stage.hold(owner, R1, guest_writes);
+    let torn = [stage.write(owner, 3), stage.write(owner, 20)];
+    stage.run_for(5);
+    stage.vanish(owner);
+    let next = stage.steal(C);
+    stage.serving(next);
+    assert_eq!(stage.view(next).dirty_regions, 2);
+    for rid in [R0, R1] {
+        stage.hold(
+            next,
+            rid,
+            |ask| matches!(ask, Ask::Write { offset, copy: true, .. } if *offset == 20 * BLOCK),
+        );
+    }
+    let seen = stage.read_now(next, 3);
+    stage.vanish(next);
+    for rid in [R0, R1] {
+        stage.power_off(rid);
+        stage.start(rid);
+    }
+    let last = stage.steal(D);
+    stage.serving(last);
+    assert!(stage.view(last).dirty_regions >= 1, "block 20 still differs");
+    assert_eq!(stage.read_now(last, 3), seen);
+    for (i, block) in [3, 20].into_iter().enumerate() {
+        let read = stage.read_now(last, block);
+        assert!(read == old[i] || read == torn[i].value);
+        assert_eq!((stage.disk(R0, block), stage.disk(R1, block)), (read, read));
+    }
 }

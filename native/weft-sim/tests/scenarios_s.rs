@@ -50,6 +50,47 @@ fn a_member_lost_while_the_store_is_away_pauses_the_volume_until_it_is_back() {
 }
 
 #[test]
+fn an_owner_on_the_stores_minority_side_goes_on() {
+    // S3: the owner and all copies are cut off from the store's majority. I/O goes on; on the majority's side somebody
+    // steals, reaches no copy, and waits.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(D);
+    stage.written(owner, 1);
+    stage.store_away(&[A, B, D]);
+    for host in [A, B, D] {
+        stage.cut(host, E);
+    }
+    let swaps = stage.swaps().len();
+    let thief = stage.steal(E);
+    for block in 0..48 {
+        let value = stage.written(owner, block);
+        stage.run_for(2500);
+        assert_eq!(stage.read_now(owner, block), value);
+    }
+    assert_eq!((stage.swaps().len(), stage.owns(owner)), (swaps, true));
+    assert_eq!(stage.view(thief).phase, "opening");
+}
+
+#[test]
+fn a_witness_that_dies_after_a_member_is_not_missed() {
+    // S7: two hosts and a witness; A dies, B goes on with the witness's help; then the witness dies: the store is down,
+    // and nothing is noticed before the next fault.
+    let mut stage = Scene::copies(2).stage();
+    let owner = stage.owner(B);
+    stage.written(owner, 1);
+    stage.power_off(R0);
+    stage.written(owner, 2);
+    assert_eq!(stage.in_sync(), [R1]);
+    stage.store_down();
+    for block in 3..40 {
+        let value = stage.written(owner, block);
+        stage.run_for(5000);
+        assert_eq!(stage.read_now(owner, block), value);
+    }
+    assert_eq!(stage.view(owner).paused, None);
+}
+
+#[test]
 fn a_record_that_was_read_from_a_lagging_member_changes_nothing() {
     // S6: an opener reads a record of before the volume was opened, and claims it: the swap compares the revision.
     let mut stage = Scene::copies(2).stage();
