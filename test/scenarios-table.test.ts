@@ -1,0 +1,84 @@
+/**
+ * docs/scenarios.md can't lie: each of the catalogue's numbers stands there once, each named test exists, and each plot
+ * that the stage plays stands in the row of its number.
+ */
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+
+import t from "tap";
+
+import { repository, repositoryFiles } from "../scripts/lib/repository.ts";
+
+const read = (path: string): string => readFileSync(join(repository, path), "utf8");
+
+/** protocol.md 4.22: letters and their highest numbers, 112 in all. */
+const catalogue = { F: 16, M: 30, P: 9, S: 16, D: 20, N: 21 };
+
+type Row = {
+  readonly number: string;
+  readonly tests: readonly (readonly [file: string, name: string])[];
+  readonly status: string;
+};
+
+const rows: readonly Row[] = read("docs/scenarios.md")
+  .split("\n")
+  .filter((line) => /^\| [FMPSDN]\d/.test(line))
+  .map((line) => {
+    const [, number = "", , tests = "", status = ""] = line.split("|").map((cell) => cell.trim());
+    const named = [...tests.matchAll(/`([^`]+?)::([^`]+)`/g)];
+    return { number, tests: named.map(([, file = "", name = ""]) => [file, name] as const), status };
+  });
+
+/** Is there a test of this name? Rust's are functions, TypeScript's are titles, the simulator's gate has broken rules. */
+function isTest(file: string, name: string): boolean {
+  const text = read(file);
+  if (!file.endsWith(".rs") || file.endsWith("/mutants.rs")) return text.includes(`"${name}"`);
+  const asFunction = new RegExp(String.raw`#\[test\]\s+(?:#\[[^\]]*\]\s+)*fn ${name}\b`);
+  const overBothDrivers = new RegExp(String.raw`both_drivers!\([^)]*\b${name}\b`);
+  return asFunction.test(text) || overBothDrivers.test(text);
+}
+
+await t.test("scenarios: each number of the catalogue stands in the table once, in its order", async (t) => {
+  const numbers = Object.entries(catalogue).flatMap(([letter, highest]) =>
+    Array.from({ length: highest }, (_, i) => `${letter}${i + 1}`),
+  );
+  t.equal(numbers.length, 112);
+  t.strictSame(
+    rows.map((row) => row.number),
+    numbers,
+  );
+});
+
+await t.test(
+  "scenarios: each named test exists, and a row is called tested if and only if it names one",
+  async (t) => {
+    const files = new Set(repositoryFiles());
+    for (const { number, tests, status } of rows) {
+      t.match(status, /^(?:tested\b|comes with \S|not yet$)/, number);
+      t.equal(
+        tests.length > 0,
+        status.startsWith("tested"),
+        `${number} is "${status}" with ${tests.length} tests`,
+      );
+      for (const [file, name] of tests)
+        t.ok(files.has(file) && isTest(file, name), `${number}: ${file}::${name}`);
+    }
+  },
+);
+
+await t.test("scenarios: each plot on the stage begins with its number and stands in that row", async (t) => {
+  const stage = repositoryFiles().filter((path) => /^native\/weft-sim\/tests\/scenarios_.*\.rs$/.test(path));
+  const plots = stage.flatMap((file) =>
+    [...read(file).matchAll(/#\[test\]\s+fn (\w+)\(\) \{\s+(.*)/g)].map(([, name = "", first = ""]) => {
+      return { file, name, number: /^\/\/ ([A-Z]\d+)\b/.exec(first)?.[1] };
+    }),
+  );
+  t.ok(plots.length > 50, "the plots were found");
+  for (const { file, name, number } of plots) {
+    const row = rows.find((r) => r.number === number);
+    t.ok(
+      row?.tests.some(([f, n]) => f === file && n === name),
+      `${file}::${name} is a plot of ${number}`,
+    );
+  }
+});
