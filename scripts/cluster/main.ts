@@ -1,24 +1,46 @@
-/** `npm run cluster -- …`: hosts on this machine, to try things by hand and to play faults. */
+/**
+ * `npm run cluster -- …`: hosts on this machine, to try things by hand and to play faults.
+ *
+ * Must always hold: after `up --dir DIR` the other commands mean that cluster until it is down, named or not.
+ */
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { join, resolve } from "node:path";
+
 import { Command } from "commander";
 
 import { Cluster, leftOutWithoutRoot } from "./cluster.ts";
 
 const program = new Command("npm run cluster --")
   .description("A cluster of real hosts on this machine.")
-  .option("--dir <dir>", "where the hosts keep their state", ".cluster")
   .enablePositionalOptions();
 
-const cluster = (): Cluster => Cluster.open(program.opts<{ dir: string }>().dir);
-const dir = (): string => program.opts<{ dir: string }>().dir;
+const DEFAULT_DIR = ".cluster";
+/** Which directory the last `up` was given. */
+const POINTER = join(".tap", "cluster-dir");
+
+function lastDir(): string {
+  try {
+    return readFileSync(POINTER, "utf8");
+  } catch {
+    return DEFAULT_DIR;
+  }
+}
+
+type WithDir = { readonly dir?: string };
+const dir = (options: WithDir): string => options.dir ?? program.opts<WithDir>().dir ?? lastDir();
+const cluster = (options: WithDir): Cluster => Cluster.open(dir(options));
 
 program
   .command("up")
   .description("make, start and form a cluster")
   .option("--hosts <n>", "number of hosts", "3")
   .option("--pools <names>", "hosts that hold copies", "h1,h2")
-  .action(async (options: { hosts: string; pools: string }) => {
+  .action(async (options: WithDir & { hosts: string; pools: string }) => {
+    const where = options.dir ?? program.opts<WithDir>().dir ?? DEFAULT_DIR;
+    mkdirSync(".tap", { recursive: true });
+    writeFileSync(POINTER, resolve(where));
     const made = await Cluster.up({
-      dir: dir(),
+      dir: where,
       hosts: Number(options.hosts),
       pools: options.pools.split(",").filter((name) => name !== ""),
       say: (line) => console.log(line),
@@ -33,8 +55,9 @@ program
   .argument("<host>")
   .argument("<command...>")
   .passThroughOptions()
-  .action(async (host: string, command: string[]) => {
-    const { result } = await cluster().host(host).exec(command, { stdio: "inherit" });
+  .action(async (host: string, words: string[], options: WithDir) => {
+    const command = words[0] === "--" ? words.slice(1) : words;
+    const { result } = await cluster(options).host(host).exec(command, { stdio: "inherit" });
     process.exitCode = (await result).exitCode ?? 1;
   });
 
@@ -50,7 +73,7 @@ for (const verb of ["kill", "stop", "cont", "start"] as const) {
     .command(verb)
     .description(verbs[verb])
     .argument("<host>")
-    .action(async (host: string) => cluster().host(host)[verb]());
+    .action(async (host: string, options: WithDir) => cluster(options).host(host)[verb]());
 }
 
 for (const verb of ["cut", "heal"] as const) {
@@ -59,15 +82,15 @@ for (const verb of ["cut", "heal"] as const) {
     .description(verb === "cut" ? "drop every packet between two hosts" : "undo a cut")
     .argument("<host>")
     .argument("<other>")
-    .action(async (host: string, other: string) => cluster()[verb](host, other));
+    .action(async (host: string, other: string, options: WithDir) => cluster(options)[verb](host, other));
 }
 
 program
   .command("logs")
   .description("what a host's processes wrote")
   .argument("<host>")
-  .action((host: string) => {
-    for (const [name, text] of Object.entries(cluster().host(host).logs()))
+  .action((host: string, options: WithDir) => {
+    for (const [name, text] of Object.entries(cluster(options).host(host).logs()))
       console.log(`==> ${name} <==\n${text}`);
   });
 
@@ -75,7 +98,14 @@ program
   .command("down")
   .description("end and remove everything, also after a crash")
   .option("--keep", "leave the hosts' directories (state and logs)")
-  .action(async (options: { keep?: boolean }) => Cluster.down(dir(), { keep: options.keep === true }));
+  .action(async (options: WithDir & { keep?: boolean }) => {
+    await Cluster.down(dir(options), { keep: options.keep === true });
+    rmSync(POINTER, { force: true });
+  });
+
+// Before or after the command's name: both read well.
+for (const command of [program, ...program.commands])
+  command.option("--dir <dir>", `where the hosts keep their state (${DEFAULT_DIR}, or the last up's)`);
 
 try {
   await program.parseAsync();
