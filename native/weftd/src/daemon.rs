@@ -44,7 +44,7 @@ use crate::exports::Exports;
 use crate::links::{DATA_PORT, Links, LinksOut};
 use crate::mail::{Answer, ControlRequest, Mail, Mailbox};
 use crate::pools::{LOGS_FILE, PoolOwner, Pools, PoolsCall, PoolsOut, not_configured, pool_key, refuse};
-use crate::records::{RecordChange, record_key, record_of};
+use crate::records::{RecordChange, code_of, record_key, record_of};
 use crate::sessions::{Opening, Slot, read_reply, swap_reply};
 use crate::state::{HostFile, StateDir, boot_id, raise_open_files};
 use crate::store::{
@@ -1125,7 +1125,7 @@ impl Daemon {
                     self.touched.insert(volume);
                     return;
                 }
-                Err(error) => Failure::new(Code::BAD_RECORD, format!("volume {volume}: {error}")),
+                Err(error) => Failure::new(code_of(&error), format!("volume {volume}: {error}")),
             },
             Ok(None) => Failure::new(Code::NO_SUCH, format!("no volume {volume} in the store")),
             Err(ReadError::Away(why) | ReadError::Watermark(why)) => Failure::new(Code::STORE_AWAY, why),

@@ -81,6 +81,8 @@ codes! {
     OUTCOME_UNKNOWN = "E-STORE-06";
     /// A record in the store can't be used.
     BAD_RECORD = "E-STORE-07";
+    /// A record in the store is newer than this software.
+    NEWER_RECORD = "E-STORE-13";
     /// The disk failed.
     DISK_FAILED = "E-DISK-01";
     /// The session ended before the command was done.

@@ -38,6 +38,15 @@ pub fn record_of(entry: &Entry) -> Result<Record, RecordError> {
     }
 }
 
+/// The code of a record that can't be used.
+#[must_use]
+pub fn code_of(error: &RecordError) -> Code {
+    match error {
+        RecordError::Newer(_) => Code::NEWER_RECORD,
+        RecordError::TooLong(_) | RecordError::Malformed(_) | RecordError::Illegal(_) => Code::BAD_RECORD,
+    }
+}
+
 /// A change of records.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RecordChange {
@@ -282,9 +291,8 @@ pub fn may_trash(kept: Option<&Record>, present: Option<&Record>, rid: Rid) -> R
 }
 
 fn parse(entry: &Entry) -> Result<Record, Failure> {
-    record_of(entry).map_err(|e| {
-        Failure::new(Code::BAD_RECORD, format!("{}: {e}", entry.key)).with("key", entry.key.as_str())
-    })
+    record_of(entry)
+        .map_err(|e| Failure::new(code_of(&e), format!("{}: {e}", entry.key)).with("key", entry.key.as_str()))
 }
 
 fn no_record(volume: VolumeId) -> Failure {

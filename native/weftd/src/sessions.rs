@@ -29,7 +29,7 @@ use crate::clock::{random_u128, random_uuid};
 use crate::errors::{Code, Failure};
 use crate::mail::Answer;
 use crate::pools::refuse;
-use crate::records::record_of;
+use crate::records::{code_of, record_of};
 use crate::store::{Entry, ReadError, SwapOutcome};
 
 /// How long an open may take before its asker is told for what it waits.
@@ -260,7 +260,7 @@ pub fn end_failure(volume: VolumeId, reason: &EndReason) -> Failure {
         EndReason::Missing => {
             Failure::new(Code::DELETED, format!("volume {volume} does not exist, or was deleted"))
         }
-        EndReason::Unusable(error) => Failure::new(Code::BAD_RECORD, format!("volume {volume}: {error}")),
+        EndReason::Unusable(error) => Failure::new(code_of(error), format!("volume {volume}: {error}")),
         EndReason::MetadataRollback => Failure::new(
             Code::STORE_ROLLED_BACK,
             format!("the store shows less of volume {volume} than its replicas or this host have seen"),

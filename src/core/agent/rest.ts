@@ -8,7 +8,7 @@
 import { chmod, rm } from "node:fs/promises";
 import { connect } from "node:net";
 import { join } from "node:path";
-import { fastify, type FastifyInstance } from "fastify";
+import { fastify, type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
 import type { z } from "zod";
 
 import { parseVolumeId } from "../model/ids.ts";
@@ -34,6 +34,10 @@ import { progressAnswer, whyAnswer } from "./why.ts";
 
 const SOCKET_MODE = 0o660;
 const BODY_MAX = 64 * 1024;
+/** Longer names of volumes, pools and hosts are no path of ours; shorter ones are looked for, and not found. */
+const PARAM_MAX = 256;
+/** As much of a path that we don't know is repeated. */
+const SHOWN_MAX = 100;
 
 /** The host's own socket: everything. */
 export async function serveLocal(agent: Agent, runDir: string, log: Log): Promise<FastifyInstance> {
@@ -55,7 +59,17 @@ export async function serveCluster(agent: Agent, address: string, log: Log): Pro
 }
 
 function createApp(log: Log): FastifyInstance {
-  const app = fastify({ logger: false, bodyLimit: BODY_MAX, forceCloseConnections: true });
+  const app = fastify({
+    logger: false,
+    bodyLimit: BODY_MAX,
+    forceCloseConnections: true,
+    routerOptions: { maxParamLength: PARAM_MAX },
+    // What fastify refuses before it has looked for a route: a path that can't be decoded, or is too long.
+    frameworkErrors: (error, _request: FastifyRequest, reply: FastifyReply) => {
+      const known = unexpected(error);
+      void reply.status(known.status).send({ error: known.toBody() });
+    },
+  });
   // A POST without a body is one with an empty body.
   app.addContentTypeParser("application/json", { parseAs: "string" }, (_request, body, done) => {
     try {
@@ -73,7 +87,7 @@ function createApp(log: Log): FastifyInstance {
   app.setNotFoundHandler((request, reply) => {
     const error = new WeftError({
       code: "E-ARG-01",
-      message: `No request ${request.method} ${request.url}.`,
+      message: `No request ${request.method} ${request.url.slice(0, SHOWN_MAX)}.`,
     });
     return reply.status(404).send({ error: error.toBody() });
   });
@@ -231,7 +245,8 @@ function parse<S extends z.ZodType>(schema: S, body: unknown): z.output<S> {
 function unexpected(error: unknown): WeftError {
   // fastify's own refusals: too large, another content type.
   if (error instanceof Error && "statusCode" in error && Number(error.statusCode) < 500) {
-    return new WeftError({ code: "E-ARG-02", message: `${error.message}.`, cause: error });
+    const message = `${error.message.slice(0, SHOWN_MAX)}.`;
+    return new WeftError({ code: "E-ARG-02", message, cause: error });
   }
   return new WeftError({
     code: "E-AGENT-06",
