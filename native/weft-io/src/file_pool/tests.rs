@@ -20,6 +20,8 @@ use crate::pool_dir::{FileSystem, OpenError};
 use crate::sidecar::SEGMENT_BYTES;
 use crate::testing::TempDir;
 
+mod killed;
+
 const SEGMENT: u64 = SEGMENT_BYTES;
 const KEY: ReplicaKey = ReplicaKey { volume: VolumeId(0x1234_5678), rid: Rid(1) };
 const SPACE: TokenSpace = TokenSpace(7);
@@ -242,6 +244,29 @@ fn a_second_pool_on_the_directory_is_refused_until_the_first_is_gone() {
         lock.lock().expect("flocked");
         drop(lock);
         assert_eq!(PoolDir::open(path).expect("opened").superblock(), b"hello");
+    });
+}
+
+/// protocol.md R13: the wait is in the kernel, and said before it begins.
+#[test]
+fn who_waits_for_a_pool_gets_it_when_its_lock_is_free() {
+    everywhere(|path, kind| {
+        let mut rig = Rig::open(path, kind);
+        let (says, said) = std::sync::mpsc::channel();
+        let (waits, at) = (says.clone(), path.to_owned());
+        let waiting = std::thread::spawn(move || {
+            let opened = PoolDir::open_when_free(&at, || waits.send("waits").expect("heard"));
+            says.send("opened").expect("heard");
+            opened
+        });
+        assert_eq!(said.recv(), Ok("waits"));
+        assert!(said.try_recv().is_err(), "the lock is held");
+        rig.pool.stop(&mut rig.driver).expect("stopped");
+        drop(rig.driver);
+        assert_eq!(waiting.join().expect("no panic").expect("opened").superblock(), b"hello");
+        assert_eq!(said.recv(), Ok("opened"));
+        let free = PoolDir::open_when_free(path, || panic!("nobody holds it"));
+        assert_eq!(free.expect("opened").superblock(), b"hello");
     });
 }
 
