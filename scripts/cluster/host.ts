@@ -199,6 +199,7 @@ export class Host {
       PATH: path.join(":"),
       WEFT_RUN_DIR: this.layout.runDir,
       WEFT_STATE_DIR: this.stateDir,
+      WEFTD: join(nativeBin(), "weftd"),
       WEFT_CLUSTER_HOST: this.#mark(),
     };
   }
