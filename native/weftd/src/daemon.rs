@@ -123,6 +123,8 @@ struct Daemon {
     process: u64,
     identity: Option<HostFile>,
     watermark: Option<Watermark>,
+    /// Who asked for the records that replicas keep, and the watermark that must be durable first.
+    records_asked: Vec<(Watermark, Answer)>,
     store_reachable: (bool, Instant, Option<String>),
     rolled_back: bool,
     calls: BTreeMap<StoreToken, Caller>,
@@ -164,6 +166,7 @@ pub fn run(options: Options) -> Result<(), Failure> {
         driver,
         mail,
         watermark: state.read_watermark()?,
+        records_asked: Vec::new(),
         state,
         run_dir: options.run_dir,
         boot_id_file: options.boot_id_file,
@@ -715,6 +718,28 @@ impl Daemon {
                 if let Some(links) = &mut self.links {
                     links.set_hello(watermark, logs);
                 }
+                let asked = std::mem::take(&mut self.records_asked);
+                for (fence, answer) in asked {
+                    if watermark < fence {
+                        self.records_asked.push((fence, answer));
+                    } else {
+                        tell(answer, &KeptRecords { records: self.pools.kept_records() });
+                    }
+                }
+            }
+        }
+    }
+
+    /// The records for a repair of the store. While the store is not believed, this host first durably raises the
+    /// incarnation that it obeys: an owner of before, whose promise is still on its way, is refused from then on, so
+    /// that no record younger than the answer can come to be here (R11; `weft-model`, case repair-without-fence).
+    fn tell_records(&mut self, answer: Answer) {
+        match self.watermark.filter(|_| self.rolled_back) {
+            None => tell(answer, &KeptRecords { records: self.pools.kept_records() }),
+            Some(known) => {
+                let fence = Watermark { incarnation: known.incarnation + 1, revision: 0, ..known };
+                self.records_asked.push((fence, answer));
+                self.store.send(StoreRequest::Raise(fence));
             }
         }
     }
@@ -944,7 +969,7 @@ impl Daemon {
                 self.pools.trash_replica(r.pool, ReplicaKey { volume: r.volume, rid: r.rid }, answer);
             }
             Command::ReplicaList(_) => tell(answer, &ReplicaList { replicas: self.pools.replicas() }),
-            Command::ReplicaRecords(_) => tell(answer, &KeptRecords { records: self.pools.kept_records() }),
+            Command::ReplicaRecords(_) => self.tell_records(answer),
             Command::ReplicaAdd(r) => {
                 if r.rid.0 == u32::MAX {
                     let message = format!("{} leaves no number for a later replica", r.rid);

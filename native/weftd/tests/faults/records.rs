@@ -112,6 +112,14 @@ fn a_record_that_makes_no_sense_is_refused() {
     cluster.put(&key(&bad), &sound);
     open(&host, &bad, "closed").expect("opens when the record makes sense");
     close(&host, &bad);
+    // What a replica keeps is put in its place by a repair.
+    cluster.put_text(&key(&bad), "{");
+    let kept = host.ask("replica.records", json!({}));
+    let kept = kept["records"].as_array().and_then(|all| all.iter().find(|r| r["volume"] == bad.as_str()));
+    let repair = json!({ "records": [kept.expect("kept")["record"]], "incarnation": "2" });
+    assert_eq!(host.ask("store.repair_apply", repair), json!({ "written": 1, "kept": 0 }));
+    open(&host, &bad, "closed").expect("opens when it was repaired");
+    close(&host, &bad);
     assert_same(&cluster, &host, &socket, &good, &file);
     close(&host, &good);
 }
@@ -166,4 +174,50 @@ fn garbage_under_the_stores_other_keys_ends_nothing_that_runs() {
         .ask_until("session.show", &json!({ "volume": volume }), |s| s["members"][1]["state"] == "INSYNC");
     assert_same(&cluster, &hosts[0], &socket, &volume, &file);
     close(&hosts[0], &volume);
+}
+
+/// The store was restored from a backup while an owner lives. A repair reads what the replicas keep: from then on the
+/// host obeys nobody of the store's past, or a promise that was on its way could make a younger record after the
+/// answer (R11).
+#[test]
+fn a_host_that_tells_its_records_to_a_repair_obeys_no_session_of_before() {
+    let cluster = Cluster::start();
+    let mut host = cluster.host(1);
+    host.make_pool();
+    let volume = make_volume(&[&host]);
+    open(&host, &volume, "closed").expect("opens");
+    let before = host.ask("replica.records", json!({}));
+    assert_eq!(
+        host.ask("store.show", json!({}))["watermark"]["incarnation"],
+        "1",
+        "nothing is fenced in peace"
+    );
+
+    cluster.put("/weft/v1/store", &json!({ "cluster": cluster.id, "incarnation": "0" }));
+    let refused = host.try_ask(
+        "session.open",
+        json!({
+            "volume": make_id(), "mode": "closed", "export": null, "caretaker": false, "old_stopped": false
+        }),
+    );
+    assert!(refused.is_err(), "{refused:?}");
+    host.ask_until("store.show", &json!({}), |s| s["rolled_back"] == true);
+    let told = host.ask("replica.records", json!({}));
+    assert_eq!(told["records"], before["records"], "the copy is told all the same");
+    assert_eq!(
+        host.ask("store.show", json!({}))["watermark"]["incarnation"],
+        "2",
+        "and nobody of before is obeyed"
+    );
+
+    let incarnation = "3";
+    let records: Vec<Value> =
+        told["records"].as_array().expect("a list").iter().map(|r| r["record"].clone()).collect();
+    host.ask("store.repair_apply", json!({ "records": records, "incarnation": incarnation }));
+    open(&host, &volume, "steal").expect("opens in the repaired store");
+    close(&host, &volume);
+}
+
+fn make_id() -> String {
+    "00000000-0000-4000-8000-00000000aaaa".to_owned()
 }
