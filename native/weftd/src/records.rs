@@ -169,7 +169,14 @@ impl Store {
             let key = record_key(best.vol);
             loop {
                 let there = self.read_unchecked(&key).await.map_err(|why| away(&why))?;
-                let present = there.as_ref().map(parse).transpose()?;
+                let present = match there.as_ref().map(record_of).transpose() {
+                    Ok(present) => present,
+                    // Newer software knows better than this one what stands there.
+                    Err(error @ RecordError::Newer(_)) => {
+                        return Err(Failure::new(code_of(&error), format!("{key}: {error}")).with("key", key));
+                    }
+                    Err(_) => None,
+                };
                 let Some(mut record) = repaired(best.clone(), present.as_ref()) else {
                     kept += 1;
                     break;

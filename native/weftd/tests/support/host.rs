@@ -111,7 +111,7 @@ pub(crate) struct Host {
     pub(crate) home: PathBuf,
     pub(crate) process: Option<Child>,
     pub(crate) pool: String,
-    /// The pool's directory is a file system of its own, in memory and of so many MiB; it ends with the process.
+    /// The pool's directory is a file system of its own, of so many MiB; it ends with the process.
     pub(crate) room_mib: Option<u32>,
 }
 
@@ -133,7 +133,11 @@ impl Host {
             if !rustix::process::geteuid().is_root() {
                 command.arg("--map-root-user");
             }
-            let script = format!("mount -t tmpfs -o size={mib}m none \"$0\" && exec \"$@\"");
+            // ext4 where loop devices may be had, memory elsewhere.
+            let script = format!(
+                "(truncate -s {mib}M \"$0.img\" && mkfs.ext4 -q -F -m 0 \"$0.img\" && mount -o loop \"$0.img\" \"$0\") \
+                 2>/dev/null || mount -t tmpfs -o size={mib}m none \"$0\" && exec \"$@\""
+            );
             command.args(["--mount", "sh", "-c", &script]).arg(self.home.join("pool")).arg(weftd);
         }
         let child = command
