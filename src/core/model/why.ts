@@ -134,7 +134,7 @@ function idleSentence(want: Want, cluster: Cluster, health: Health, now: number)
   if (health.kind === "paused") return "It waits for a further in-sync copy.";
   if (health.kind === "creating")
     return `Its ${want.copies === 1 ? "copy is" : `${want.copies} copies are`} being made.`;
-  return "Nothing, nothing is needed.";
+  return "Nothing is under way, and nothing is needed.";
 }
 
 function doneSentence({ health, rebuild, job }: WhyInput, now: number): string {

@@ -45,7 +45,7 @@ void t.test("why: healthy", async (t) => {
   t.strictSame(whySentences(answer), [
     "Data is safe: 2 copies have every completed write, on h1 and h2.",
     "Nobody: the guest on h1 goes on.",
-    "Nothing, nothing is needed.",
+    "Nothing is under way, and nothing is needed.",
     "It is done.",
   ]);
 });
