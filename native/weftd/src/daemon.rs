@@ -316,6 +316,9 @@ impl Daemon {
                 self.route(now, volume, transmit);
             } else if let Some((id, reply)) = slot.machine.poll_reply() {
                 self.exports.reply(&mut self.driver, id, reply);
+            } else if let Some(event) = slot.machine.poll_event() {
+                // Before the store is asked: a watermark among them is what its answer is judged by (R11).
+                self.handle_session_event(now, volume, event);
             } else if let Some(call) = slot.machine.poll_store() {
                 let session = slot.machine.id();
                 // While a swap is under way the session's record is the one that the swap replaces.
@@ -334,8 +337,6 @@ impl Daemon {
                         self.store.send(StoreRequest::Swap { token, key, expected, value });
                     }
                 }
-            } else if let Some(event) = slot.machine.poll_event() {
-                self.handle_session_event(now, volume, event);
             } else {
                 break;
             }
