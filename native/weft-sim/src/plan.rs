@@ -149,6 +149,18 @@ impl Plan {
                 (self.kill_replica, self.power_off, self.cut, self.steal, self.close) = (20, 0, 0, 0, 0);
                 (self.store_outage, self.stall_disk, self.pause_host, self.remove_replica) = (0, 0, 0, 0);
             }
+            Mutation::ResyncWithoutUnion => {
+                // A write that one member got, whose acknowledgement was lost, an owner that dies early, and few
+                // other writes: any of them to the same region would stamp the source as well.
+                self.copies = 2;
+                self.min_isr = 1;
+                self.blocks = 48;
+                self.guest_every_ms = 60;
+                self.kill_replica = 150;
+                self.kill_owner = 150;
+                self.cut = 150;
+                self.fault_every_ms = self.fault_every_ms.min(250);
+            }
             Mutation::NoFence => {
                 self.steal = 150;
                 self.pause_host = 150;
