@@ -72,6 +72,12 @@ impl BlockSet {
         self.chunks.values().flatten().map(|w| u64::from(w.count_ones())).sum::<u64>() * BLOCK
     }
 
+    /// Number of 1 MiB pieces with a block in the set.
+    #[must_use]
+    pub fn pieces(&self) -> u64 {
+        self.chunks.len() as u64
+    }
+
     /// Is the block at this byte offset in the set?
     #[must_use]
     pub fn contains(&self, offset: u64) -> bool {

@@ -57,6 +57,10 @@ pub struct Plan {
     pub lose_disk: u64,
     /// Chance in 100 that a request stays unread in a socket's buffer for up to 3 s.
     pub stuck: u64,
+    /// Intervals of an epoch before a new one is asked for (R21): few in some runs.
+    pub renew_interval: u32,
+    /// Every host has read the store since the backup that it is put back to.
+    pub all_hosts_know: bool,
 }
 
 impl Plan {
@@ -92,6 +96,8 @@ impl Plan {
             stall_disk: on(40, 60),
             lose_disk: 0,
             stuck: 1,
+            renew_interval: 1 << 23,
+            all_hosts_know: true,
         };
         plan.cached = rng.chance(30);
         plan.spares = if hosts > copies { rng.index(hosts - copies + 1) } else { 0 };
@@ -101,6 +107,9 @@ impl Plan {
         plan.fault_every_ms = 60 + rng.below(500);
         if copies > 1 && rng.chance(30) {
             plan.min_isr = 2;
+        }
+        if rng.chance(20) {
+            plan.renew_interval = 3;
         }
         plan.rollback = if rng.chance(6) && !plan.cached { 60 } else { 0 };
         if let Some(mutation) = mutation {
@@ -123,6 +132,8 @@ impl Plan {
             }
             Mutation::PromiseToEpochAlone | Mutation::NoWatermark => {
                 self.cached = false;
+                // A promise that is bound to a session guards hosts that don't know, too.
+                self.all_hosts_know = mutation == Mutation::NoWatermark;
                 self.rollback = 150;
                 self.steal = 150;
                 self.cut = 150;

@@ -751,7 +751,12 @@ impl World {
             mode,
             caretaker: false,
             watermark: self.hosts[host].watermark,
-            timing: Timing { roll_ms: 3000, ..Timing::default() },
+            timing: Timing {
+                roll_ms: 3000,
+                busy_roll_ms: 300,
+                renew_interval: self.plan.renew_interval,
+                ..Timing::default()
+            },
             seed: u128::from(self.rng.number()),
             unix_ms_at_zero: 0,
             broken: self.broken,
@@ -1236,6 +1241,12 @@ impl World {
             && let Some((record, revision)) = self.store.backup.take()
             && record.epoch < self.store.record.epoch
         {
+            // A rollback is noticed only by who has met the lost revisions (docs/model.md, finding 3). weft's own
+            // restore marks the store; one by other means is told by hosts that had read it since the backup.
+            let seen = self.host_watermark();
+            for host in self.hosts.iter_mut().filter(|_| plan.all_hosts_know) {
+                host.watermark = host.watermark.max(seen);
+            }
             self.store.record = record;
             self.store.revision = revision;
             self.store.rolled_back = true;

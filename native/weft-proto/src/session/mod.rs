@@ -68,6 +68,13 @@ pub struct Timing {
     pub roll_ms: u64,
     /// Roll after so much quiet.
     pub idle_roll_ms: u64,
+    /// Under load, an interval is at least so long …
+    pub busy_roll_ms: u64,
+    /// … and has so many writes for each 1 MiB that it stamped: then a roll's new stamps cost little beside them, and
+    /// a member that goes away lacks little more than what it missed (M2).
+    pub writes_per_stamp: u64,
+    /// From this interval of an epoch on a new epoch is asked for: intervals never wrap (R21).
+    pub renew_interval: u32,
     /// Before a store call or an attach is tried again.
     pub retry_ms: u64,
     /// Before a failed join is tried again; doubles up to 32 times.
@@ -84,6 +91,9 @@ impl Default for Timing {
             lease_wait_ms: 2020,
             roll_ms: 60_000,
             idle_roll_ms: 1000,
+            busy_roll_ms: 1000,
+            writes_per_stamp: 8,
+            renew_interval: 1 << 23,
             retry_ms: 200,
             rejoin_ms: 300,
         }
@@ -358,6 +368,8 @@ pub struct Session<P> {
     interval: u32,
     rolled: Instant,
     last_write: Instant,
+    /// Writes of the current interval.
+    interval_writes: u64,
     sealed: Generation,
     roll_now: bool,
     bitmaps: BTreeMap<Generation, BlockSet>,
@@ -425,6 +437,7 @@ impl<P: Payload> Session<P> {
             interval: 0,
             rolled: now,
             last_write: now,
+            interval_writes: 0,
             sealed: Generation::NEVER,
             roll_now: false,
             bitmaps: BTreeMap::new(),

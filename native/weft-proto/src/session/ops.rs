@@ -328,6 +328,7 @@ impl<P: Payload> Session<P> {
         if op.is_write() {
             self.locks.insert(start, (end, Lock::Op(id)));
             self.last_write = now;
+            self.interval_writes += 1;
             self.stamped = true;
             self.bitmaps.entry(generation).or_default().insert(start, end - start);
         }

@@ -360,10 +360,10 @@ impl<P: Payload> Session<P> {
         promised: Epoch,
         refusal: Refusal,
     ) {
-        let (next_tick, owns) = (self.next_tick, self.owns());
+        let (later, owns) = (now.after_ms(self.config.timing.heartbeat_ms), self.owns());
         let peer = self.peers.get_mut(&rid).expect("answered a moment ago");
         if matches!(sent.purpose, Purpose::Promise | Purpose::Attach) {
-            peer.hold = Some(next_tick);
+            peer.hold = Some(later);
         }
         if sent.purpose == Purpose::Promise && sent.epoch == current {
             peer.promising = false;
@@ -373,7 +373,7 @@ impl<P: Payload> Session<P> {
                 if promised > current || (promised == current && sent.epoch == current && owns) {
                     // Somebody else has been promised something: the store knows whom (R11, fencing).
                     peer.promised = None;
-                    peer.hold = Some(next_tick);
+                    peer.hold = Some(later);
                     self.suspect(promised);
                 } else if let Some(peer) = self.peers.get_mut(&rid)
                     && sent.epoch == current
@@ -420,7 +420,7 @@ impl<P: Payload> Session<P> {
             Purpose::Read(op) => self.read_failed(op, rid, Some(refusal)),
             Purpose::Piece(piece) => self.piece_failed(piece, rid),
             Purpose::OpenStamps => {
-                self.copy_hold = next_tick;
+                self.copy_hold = later;
                 self.restart_gather();
             }
             Purpose::JoinStamps => self.abandon_join("the stamps were refused"),

@@ -104,6 +104,8 @@ impl<P: Payload> Session<P> {
             self.propose(now, Intent::Admit { rid });
         } else if self.steal_wait && self.steal_wait_over(now) {
             self.propose(now, Intent::ClearWait);
+        } else if lost.is_empty() && self.interval >= self.config.timing.renew_interval {
+            self.propose(now, Intent::Renew);
         } else if self.attempts.is_empty() && self.propose_change(now, false) {
             // The agent's change is under way.
         } else if !self.attempts.is_empty() {
@@ -264,7 +266,7 @@ impl<P: Payload> Session<P> {
         let timing = self.config.timing;
         let idle = now.ms_since(self.last_write) >= timing.idle_roll_ms
             && now.ms_since(self.rolled) >= timing.idle_roll_ms;
-        let due = self.roll_now || idle || now.ms_since(self.rolled) >= timing.roll_ms;
+        let due = self.roll_now || idle || self.roll_pays(now) || now.ms_since(self.rolled) >= timing.roll_ms;
         if busy
             && due
             && self.seal_next.is_none()
@@ -274,6 +276,7 @@ impl<P: Payload> Session<P> {
             self.seal_next = Some((self.generation(), None));
             self.interval += 1;
             self.rolled = now;
+            self.interval_writes = 0;
             self.roll_now = false;
             self.stamped = false;
         }
@@ -306,6 +309,16 @@ impl<P: Payload> Session<P> {
             }
         }
         self.drop_bitmaps();
+    }
+
+    /// Under load: is a new interval worth its stamps?
+    fn roll_pays(&self, now: Instant) -> bool {
+        let timing = &self.config.timing;
+        now.ms_since(self.rolled) >= timing.busy_roll_ms
+            && self
+                .bitmaps
+                .get(&self.generation())
+                .is_some_and(|b| self.interval_writes >= timing.writes_per_stamp * b.pieces())
     }
 
     fn everyone_promised(&self) -> bool {

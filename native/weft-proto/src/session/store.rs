@@ -34,6 +34,8 @@ pub(super) enum Intent {
     Admit { rid: Rid },
     /// The wait of a steal is over (R9).
     ClearWait,
+    /// A new epoch before intervals wrap (R21).
+    Renew,
     /// A new replica, stale at base 0.
     Add { rid: Rid, node: HostId, pool: PoolId },
     /// A replica leaves.
@@ -147,6 +149,7 @@ impl<P: Payload> Session<P> {
                 membership = true;
             }
             Intent::ClearWait => r.wait = false,
+            Intent::Renew => membership = true,
             Intent::Add { rid, node, pool } => {
                 r.next_rid = r.next_rid.max(rid.0 + 1);
                 r.replicas.push(ReplicaEntry {
@@ -353,7 +356,7 @@ impl<P: Payload> Session<P> {
             }
             Some(Intent::ClearWait) => self.steal_wait = false,
             Some(Intent::Settle) => self.settled(now),
-            None => self.demoted(now),
+            Some(Intent::Renew) | None => self.demoted(now),
         }
         self.check_all_ops(now);
     }
