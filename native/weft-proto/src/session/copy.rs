@@ -30,14 +30,14 @@ pub struct PieceId(pub u64);
 pub(super) const PIECES_MAX: usize = 4;
 
 #[derive(Debug)]
-pub(super) struct Piece<P> {
+pub(super) struct Piece {
     start: u64,
     end: u64,
     /// The region that is equalised; none for a resync.
     region: Option<u32>,
     source: Rid,
     targets: Vec<Rid>,
-    stage: Stage<P>,
+    stage: Stage,
     pub(super) generation: Generation,
     /// Requests without an answer.
     open: usize,
@@ -45,7 +45,7 @@ pub(super) struct Piece<P> {
 }
 
 #[derive(Debug)]
-enum Stage<P> {
+enum Stage {
     Hashing {
         hashes: BTreeMap<Rid, Vec<[u8; 16]>>,
     },
@@ -55,7 +55,6 @@ enum Stage<P> {
     },
     Writing {
         written: u64,
-        done: core::marker::PhantomData<P>,
     },
 }
 
@@ -144,7 +143,7 @@ impl<P: Payload> Session<P> {
                 let writes = copies(&extents, offset, piece.start, &differs, piece.generation);
                 let targets = piece.targets.clone();
                 let written = differs.iter().filter(|d| **d).count() as u64 * BLOCK;
-                piece.stage = Stage::Writing { written, done: core::marker::PhantomData };
+                piece.stage = Stage::Writing { written };
                 piece.open = writes.len() * targets.len();
                 if !targets.iter().all(|rid| self.obeys(*rid)) {
                     if let Some(piece) = self.pieces.get_mut(&id) {
@@ -158,7 +157,7 @@ impl<P: Payload> Session<P> {
                     }
                 }
             }
-            (Stage::Writing { written, .. }, Answer::Done) => {
+            (Stage::Writing { written }, Answer::Done) => {
                 let written = *written;
                 if piece.open == 0 {
                     self.piece_done(now, id, written);

@@ -226,8 +226,7 @@ impl<P: Payload> Session<P> {
         if now < self.copy_hold {
             return;
         }
-        let resyncing = |s: &Self| s.pieces.len();
-        while resyncing(self) < PIECES_MAX {
+        while self.pieces.len() < PIECES_MAX {
             let Some(join) = &self.join else { return };
             let (cursor, hashed) = (join.cursor, join.hashed);
             let run = self.free_run(&join.todo, cursor).or_else(|| self.free_run(&join.todo, 0));

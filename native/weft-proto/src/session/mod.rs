@@ -379,7 +379,7 @@ pub struct Session<P> {
     waiting: VecDeque<OpId>,
     locks: BTreeMap<u64, (u64, ops::Lock)>,
     guests: BTreeMap<RequestId, GuestRequest<P>>,
-    pieces: BTreeMap<PieceId, Piece<P>>,
+    pieces: BTreeMap<PieceId, Piece>,
     /// After a piece failed: no new one before this.
     copy_hold: Instant,
     /// Regions that may differ between members (R5): what of them is still to be equalised, once begun.

@@ -767,41 +767,34 @@ impl<P: Payload> Session<P> {
                     self.read_edge(now, id);
                 }
             }
-            (OpKind::Read { .. }, Answer::Data(extents)) => {
-                if !verified(&extents, len) {
-                    return self.read_failed(id, rid, Some(Refusal::BadCrc));
-                }
+            // The answer may be older than what a new owner has completed (R9), or newer than what every member has:
+            // a write that began meanwhile may yet vanish with this session. Asked again.
+            (OpKind::Read { .. }, Answer::Data(extents)) if verified(&extents, len) => {
                 if !lease || overtaken {
-                    // The answer may be older than what a new owner has completed (R9), or newer than what every
-                    // member has: a write that began meanwhile may yet vanish with this session. Asked again.
                     return self.requeue_read(id);
                 }
-                let (start, request) = (op.start, op.request);
-                self.ops.remove(&id);
-                if let Some(request) = request {
-                    if let Some(guest) = self.guests.get_mut(&request) {
-                        guest.parts.push((start, extents));
-                    }
-                    self.part_done(now, request);
-                }
+                self.read_done(now, id, |guest, start| guest.parts.push((start, extents)));
             }
-            (OpKind::Kinds { .. }, Answer::Kinds(kinds)) => {
-                if kinds.iter().map(|(l, _)| *l).sum::<u64>() != len {
-                    return self.read_failed(id, rid, Some(Refusal::BadCrc));
-                }
+            (OpKind::Kinds { .. }, Answer::Kinds(kinds))
+                if kinds.iter().map(|(l, _)| *l).sum::<u64>() == len =>
+            {
                 if !lease || overtaken {
                     return self.requeue_read(id);
                 }
-                let (start, request) = (op.start, op.request);
-                self.ops.remove(&id);
-                if let Some(request) = request {
-                    if let Some(guest) = self.guests.get_mut(&request) {
-                        guest.kinds.push((start, kinds));
-                    }
-                    self.part_done(now, request);
-                }
+                self.read_done(now, id, |guest, start| guest.kinds.push((start, kinds)));
             }
             _ => self.read_failed(id, rid, Some(Refusal::BadCrc)),
+        }
+    }
+
+    /// A read has its answer: its guest's request takes it in.
+    fn read_done(&mut self, now: Instant, id: OpId, take: impl FnOnce(&mut GuestRequest<P>, u64)) {
+        let Some(op) = self.ops.remove(&id) else { return };
+        if let Some(request) = op.request {
+            if let Some(guest) = self.guests.get_mut(&request) {
+                take(guest, op.start);
+            }
+            self.part_done(now, request);
         }
     }
 
