@@ -245,8 +245,6 @@ impl<P: Payload> Session<P> {
     /// Asks for a promise at the current epoch, with the record under which it is asked (4.15).
     pub(super) fn ask_promise(&mut self, now: Instant, rid: Rid) {
         let epoch = self.rec().epoch;
-        let record = self.rec().to_bytes();
-        let watermark = self.watermark;
         let Some(peer) = self.peers.get_mut(&rid) else { return };
         if peer.is_attached()
             && !peer.promising
@@ -255,7 +253,8 @@ impl<P: Payload> Session<P> {
             && peer.hold.is_none_or(|at| now >= at)
         {
             peer.promising = true;
-            self.send(now, rid, Purpose::Promise, Ask::Promise { record, watermark });
+            let ask = Ask::Promise { record: self.rec().to_bytes(), watermark: self.watermark };
+            self.send(now, rid, Purpose::Promise, ask);
         }
     }
 
