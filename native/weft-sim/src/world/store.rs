@@ -1,0 +1,154 @@
+//! The store: one record, compared and swapped, now and then unsure, away, late or rolled back.
+
+use super::*;
+
+impl World {
+    pub(super) fn host_watermark(&self) -> Watermark {
+        Watermark { cluster: CLUSTER, incarnation: self.store.incarnation, revision: self.store.revision }
+    }
+
+    pub(super) fn apply(&mut self, record: Record) {
+        let old = self.store.record.clone();
+        if !self.store.rolled_back && record.epoch < old.epoch {
+            self.fail(format!("I1: epoch {} after {}", record.epoch, old.epoch));
+        }
+        let changed =
+            old.owner != record.owner || old.in_sync().map(|e| e.rid).ne(record.in_sync().map(|e| e.rid));
+        if changed && record.epoch == old.epoch && !self.store.rolled_back {
+            self.fail(format!("I1: owner or in-sync set changed within epoch {}", old.epoch));
+        }
+        if let Err(e) = record.check() {
+            self.fail(format!("the store took a bad record: {e}"));
+        }
+        if self.plan.rollback > 0
+            && !self.store.repaired
+            && self.store.backup.is_none()
+            && self.rng.chance(30)
+        {
+            self.store.backup = Some((self.store.record.clone(), self.store.revision));
+        }
+        self.store.revision += 1;
+        self.store.record = record;
+        let (epoch, owner) = (self.store.record.epoch, self.store.record.owner.map(|o| o.session));
+        let members: Vec<Rid> = self.store.record.in_sync().map(|e| e.rid).collect();
+        if changed {
+            self.era();
+        }
+        self.note(|w| {
+            format!("store: revision {} epoch {epoch} owner {owner:?} in sync {members:?}", w.store.revision)
+        });
+    }
+
+    pub(super) fn store_call(&mut self, session: Id, call: StoreCall) {
+        let down = self.store.down_until > self.now;
+        let faulty = self.faults_on && self.rng.chance(self.plan.store_fault);
+        let host = self.sessions[session].host;
+        let seen = self.host_watermark();
+        let known = self.hosts[host].watermark;
+        let guarded = !self.broken.is(Mutation::NoWatermark);
+        let reply_delay = self.rng.delay(2 * MS);
+        if down {
+            let reply = if self.rng.chance(50) { StoreReply::Unavailable } else { StoreReply::Unknown };
+            return self.at(300 * MS, Event::StoreAnswer { session, reply, watermark: None });
+        }
+        if guarded && seen < known {
+            return self.at(
+                reply_delay,
+                Event::StoreAnswer { session, reply: StoreReply::RolledBack, watermark: None },
+            );
+        }
+        let revision = self.store.revision_of();
+        let (reply, watermark) = match call {
+            StoreCall::Get if faulty => (StoreReply::Unknown, None),
+            StoreCall::Get => {
+                (StoreReply::Record { record: self.store.record.clone(), revision }, Some(seen))
+            }
+            StoreCall::Swap { expect, record } => {
+                // A restored store counts its revisions anew: the value that is replaced is compared as well.
+                let base = self.sessions[session].known.1;
+                self.sessions[session].sent_nonce = record.nonce;
+                let matches = expect == revision && self.store.record.nonce == base;
+                if faulty {
+                    match self.rng.below(4) {
+                        0 => {
+                            return self.at(
+                                300 * MS,
+                                Event::StoreAnswer {
+                                    session,
+                                    reply: StoreReply::Unavailable,
+                                    watermark: None,
+                                },
+                            );
+                        }
+                        1 => {}
+                        2 => {
+                            let late = self.rng.below(4000) * MS;
+                            self.at(late, Event::LateSwap { expect, base, record });
+                        }
+                        _ => {
+                            if matches {
+                                self.apply(record);
+                            }
+                        }
+                    }
+                    (StoreReply::Unknown, None)
+                } else if matches {
+                    self.apply(record);
+                    (StoreReply::Swapped { revision: self.store.revision_of() }, Some(self.host_watermark()))
+                } else {
+                    (StoreReply::Conflict { record: self.store.record.clone(), revision }, Some(seen))
+                }
+            }
+        };
+        let delay = if reply == StoreReply::Unknown { 300 * MS } else { reply_delay };
+        self.at(delay, Event::StoreAnswer { session, reply, watermark });
+    }
+
+    /// `weft store repair`: the record with the highest (epoch, rev) that replicas keep, epochs raised (R11).
+    pub(super) fn repair(&mut self) {
+        if !self.store.rolled_back {
+            return;
+        }
+        // Every member named in the best copy must answer, else an operator would have to assent.
+        if self.reps.iter().any(|r| r.machine.is_none() && !r.lost) {
+            return self.at(500 * MS, Event::Repair);
+        }
+        let copies =
+            self.reps.iter().filter(|r| !r.lost).filter_map(|r| Record::parse(&r.stored.durable.record).ok());
+        let mut best = copies.max_by_key(Record::version).unwrap_or_else(|| self.store.record.clone());
+        if best.version() < self.store.record.version() {
+            best = self.store.record.clone();
+        }
+        if !self.broken.is(Mutation::NoWatermark) {
+            best.epoch = Epoch(best.epoch.0 + REPAIR_EPOCH_JUMP);
+        }
+        best.rev.0 += 1;
+        best.owner = None;
+        best.clean = false;
+        best.nonce = Nonce(u128::from(self.rng.number()));
+        self.store.incarnation += 1;
+        self.store.revision += 1;
+        self.store.record = best;
+        self.store.rolled_back = false;
+        self.store.repaired = true;
+        self.store.backup = None;
+        let w = self.host_watermark();
+        for host in &mut self.hosts {
+            host.watermark = host.watermark.max(w);
+        }
+        for rep in &mut self.reps {
+            if let Some(m) = &mut rep.machine {
+                m.handle_watermark(w);
+            }
+        }
+        self.note(|w| format!("the store is repaired: epoch {}", w.store.record.epoch));
+        let host = self.rng.index(self.plan.hosts);
+        self.at(MS, Event::Open { host, steal: true });
+    }
+}
+
+impl Store {
+    pub(super) fn revision_of(&self) -> Revision {
+        Revision(self.revision)
+    }
+}
