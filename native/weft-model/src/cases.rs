@@ -117,12 +117,14 @@ const LEASE: lease::Config = lease::Config {
     closes: false,
     assertions: false,
     heartbeats: false,
+    handover: false,
     strict: false,
     mutation: None,
 };
 
 const BEATING: lease::Config = lease::Config { heartbeats: true, ..LEASE };
 const CHAIN: lease::Config = lease::Config { sessions: 3, ..LEASE };
+const HANDOVER: lease::Config = lease::Config { handover: true, strict: true, ..LEASE };
 
 const fn broken(
     name: &'static str,
@@ -427,6 +429,55 @@ pub const CASES: &[Case] = &[
         1_500_000,
         Expected::Bounded,
     ),
+    // The handover.
+    broken_lease(
+        "handover-token-before-stop",
+        "4.11 the token is given while the source still serves",
+        HANDOVER,
+        lease::Mutation::TokenBeforeStop,
+        500_000,
+        Expected::Steps(14),
+    ),
+    broken_lease(
+        "handover-token-before-drain",
+        "4.11 the token is given with a write under way",
+        lease::Config { heartbeats: true, lease: 1, max_epoch: 2, ..HANDOVER },
+        lease::Mutation::TokenBeforeDrain,
+        500_000,
+        Expected::Steps(21),
+    ),
+    broken_lease(
+        "handover-next-is-enough",
+        "F12 being next is taken for having the token",
+        HANDOVER,
+        lease::Mutation::NextIsEnough,
+        500_000,
+        Expected::Steps(12),
+    ),
+    broken_lease(
+        "handover-source-resumes",
+        "F13, F14 a source that hears nothing goes on without a swap",
+        HANDOVER,
+        lease::Mutation::SourceResumes,
+        500_000,
+        Expected::Steps(15),
+    ),
+    broken_lease(
+        "handover-stale-token",
+        "a token that was taken back still counts",
+        lease::Config { replicas: 1, in_sync: 0b01, heartbeats: true, lease: 1, max_epoch: 3, ..HANDOVER },
+        lease::Mutation::StaleToken,
+        500_000,
+        Expected::Steps(19),
+    ),
+    broken_lease(
+        "handover-before-wait",
+        "R9 a thief hands over before its wait is over",
+        lease::Config { sessions: 3, ..HANDOVER },
+        lease::Mutation::HandoverBeforeWait,
+        1_500_000,
+        Expected::Steps(17),
+    ),
     // Unbroken.
     unbroken(
         "core",
@@ -482,6 +533,27 @@ pub const CASES: &[Case] = &[
         "R9, two hosts, everything",
         Setup::Lease(lease::Config { strict: true, drift: true, closes: true, assertions: true, ..BEATING }),
         1_500_000,
+        Expected::Bounded,
+    ),
+    unbroken(
+        "handover",
+        "4.11 handovers, taken back, repeated, stolen from; two hosts",
+        Setup::Lease(lease::Config { closes: true, assertions: true, ..HANDOVER }),
+        1_500_000,
+        Expected::Exhausted,
+    ),
+    unbroken(
+        "handover-beating",
+        "4.11 and R9 with heartbeats, three epochs",
+        Setup::Lease(lease::Config { heartbeats: true, lease: 1, max_epoch: 3, ..HANDOVER }),
+        700_000,
+        Expected::Bounded,
+    ),
+    unbroken(
+        "handover-chain",
+        "4.11 chains of steals and handovers, three hosts",
+        Setup::Lease(lease::Config { sessions: 3, closes: true, assertions: true, ..HANDOVER }),
+        800_000,
         Expected::Bounded,
     ),
     unbroken(

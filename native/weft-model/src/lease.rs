@@ -9,6 +9,10 @@
 //! its session has ended, demotions and admissions whose compare-and-swap is applied or not while the owner does not
 //! know. A paused process needs no step of its own: any session may do nothing for any number of ticks.
 //!
+//! The handover (4.11) is part of it, because it is an exception of R9: the source sets `next`, stops, drains and gives
+//! the destination a token; the destination takes over by a swap without a wait and without equalising anything. The
+//! source may take it back by a swap of its own, die, or hand over again; others may steal in between.
+//!
 //! Left out, because `core` checks it: stamps, resync, reconciliation. A copy is one atomic step here, and so is
 //! the equalising at an open.
 //!
@@ -64,11 +68,23 @@ pub enum Mutation {
     ReadsRemoved,
     /// Answers given at an older epoch of the same session count for the lease.
     OlderEpochCounts,
+    /// 4.11: the source gives its token while it still serves.
+    TokenBeforeStop,
+    /// 4.11: the source has stopped, but a write that not all members have is under way.
+    TokenBeforeDrain,
+    /// F12: being `next` is taken for having the token.
+    NextIsEnough,
+    /// F13, F14: a source that hears nothing goes on without a swap.
+    SourceResumes,
+    /// A token of an attempt that was taken back still counts: the swap compares `next`, not the token's epoch.
+    StaleToken,
+    /// R9: a thief hands over before its wait is over, and takes the mark away.
+    HandoverBeforeWait,
 }
 
 impl Mutation {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Mutation); 16] = [
+    pub const ALL: [(&'static str, Mutation); 22] = [
         ("lease-no-wait", Mutation::NoWait),
         ("lease-wait-only-if-promise-missing", Mutation::WaitOnlyIfPromiseMissing),
         ("lease-reads-while-waiting", Mutation::ReadsWhileWaiting),
@@ -85,6 +101,12 @@ impl Mutation {
         ("lease-removed-not-asked", Mutation::RemovedNotInLease),
         ("lease-reads-removed", Mutation::ReadsRemoved),
         ("lease-older-epoch-counts", Mutation::OlderEpochCounts),
+        ("handover-token-before-stop", Mutation::TokenBeforeStop),
+        ("handover-token-before-drain", Mutation::TokenBeforeDrain),
+        ("handover-next-is-enough", Mutation::NextIsEnough),
+        ("handover-source-resumes", Mutation::SourceResumes),
+        ("handover-stale-token", Mutation::StaleToken),
+        ("handover-before-wait", Mutation::HandoverBeforeWait),
     ];
 }
 
@@ -113,6 +135,8 @@ pub struct Config {
     pub assertions: bool,
     /// Sessions send heartbeats; without, the first owner lives on the ones it has at the start.
     pub heartbeats: bool,
+    /// Sessions may hand over.
+    pub handover: bool,
     /// Judge reads at their completion too.
     pub strict: bool,
     /// The rule that is broken.
@@ -133,6 +157,7 @@ impl Default for Config {
             closes: true,
             assertions: true,
             heartbeats: true,
+            handover: false,
             strict: true,
             mutation: None,
         }
@@ -143,6 +168,7 @@ impl Default for Config {
 struct Record {
     epoch: u8,
     owner: u8,
+    next: u8,
     in_sync: Mask,
     wait: bool,
 }
@@ -162,6 +188,8 @@ enum Phase {
     Serving,
     /// Serves nothing any more, its closing CAS is on its way.
     Closing,
+    /// Has given its token: serves nothing until the record says what became of it.
+    Stopped,
     Ended,
 }
 
@@ -196,6 +224,7 @@ enum Change {
     Admit(u8),
     ClearWait,
     Close,
+    Next(u8),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -237,6 +266,8 @@ struct Session {
     acked: Mask,
     joiner: u8,
     swap: Swap,
+    /// Took over by a token: the members are known to be equal.
+    handed: bool,
     /// This host's clock has missed its tick already.
     missed: bool,
 }
@@ -257,6 +288,7 @@ const IDLE: Session = Session {
     acked: Mask::EMPTY,
     joiner: NOBODY,
     swap: Swap::None,
+    handed: false,
     missed: false,
 };
 
@@ -266,6 +298,8 @@ pub struct State {
     record: Record,
     replicas: [Replica; MAX_REPLICAS],
     sessions: [Session; MAX_SESSIONS],
+    /// The epoch of the token that each session was given, on its way or there; 0: none.
+    tokens: [u8; MAX_SESSIONS],
     writes: u8,
     /// Oracle: the newest value that a write completed or a read returned.
     floor: u8,
@@ -301,6 +335,12 @@ pub enum Step {
     SwapSentClose(usize),
     SwapApplied(usize),
     SwapLearned(usize),
+    SwapSentNext(usize, u8),
+    TokenGiven(usize, u8),
+    TakenOver(usize),
+    TakenBack(usize),
+    ResumedSilently(usize),
+    ServeHanded(usize),
     Fenced(usize),
     Crashed(usize),
 }
@@ -336,6 +376,12 @@ impl fmt::Display for Step {
             Step::SwapSentClose(c) => write!(f, "s{c} stops, sends CAS: closed"),
             Step::SwapApplied(c) => write!(f, "the store applies the CAS of s{c}"),
             Step::SwapLearned(c) => write!(f, "s{c} learns that its CAS succeeded"),
+            Step::SwapSentNext(c, d) => write!(f, "s{c} sends CAS: next is s{d}"),
+            Step::TokenGiven(c, d) => write!(f, "s{c} gives its token to s{d}"),
+            Step::TakenOver(c) => write!(f, "s{c} takes over by its token (CAS)"),
+            Step::TakenBack(c) => write!(f, "s{c} takes the handover back (CAS)"),
+            Step::ResumedSilently(c) => write!(f, "s{c} hears nothing and goes on"),
+            Step::ServeHanded(c) => write!(f, "s{c} serves; nothing to equalise"),
             Step::Fenced(c) => write!(f, "s{c} sees another owner and ends"),
             Step::Crashed(c) => write!(f, "s{c} dies"),
         }
@@ -408,7 +454,8 @@ impl Lease {
 
     fn owner_changes(&self, state: &State, out: &mut Out) {
         for c in 0..self.0.sessions {
-            let first_idle = c == 0 || state.sessions[c - 1].phase != Phase::Idle;
+            // Sessions are alike until one of them is named by `next`.
+            let first_idle = c == 0 || state.sessions[c - 1].phase != Phase::Idle || self.0.handover;
             if state.sessions[c].phase != Phase::Idle || !first_idle || state.record.epoch >= self.0.max_epoch
             {
                 continue;
@@ -417,6 +464,14 @@ impl Lease {
             if state.record.owner == NOBODY {
                 out.push((Step::Open(c), self.opened(state, c, marked)));
                 continue;
+            }
+            let has_token = state.tokens[c] == state.record.epoch
+                || (state.tokens[c] != 0 && self.broken(Mutation::StaleToken))
+                || self.broken(Mutation::NextIsEnough);
+            if state.record.next == index(c) && has_token {
+                let mut next = self.opened(state, c, marked && !self.broken(Mutation::HandoverBeforeWait));
+                next.sessions[c].handed = true;
+                out.push((Step::TakenOver(c), next));
             }
             let always = !self.broken(Mutation::WaitOnlyIfPromiseMissing);
             out.push((Step::Steal(c), self.opened(state, c, always || state.record.wait)));
@@ -431,6 +486,7 @@ impl Lease {
         let mut next = *state;
         next.record.epoch += 1;
         next.record.owner = index(c);
+        next.record.next = NOBODY;
         next.record.wait = must_wait && !self.broken(Mutation::NoWaitMark);
         next.sessions[c] = Session {
             phase: Phase::Opening,
@@ -506,7 +562,10 @@ impl Lease {
         let session = &state.sessions[c];
         let current = state.record.owner == index(c) && state.record.epoch == session.epoch;
         let all = session.promised.contains(session.in_sync);
-        if all && session.in_sync.iter().all(|r| Self::executes(state, c, r)) {
+        let obeyed = all && session.in_sync.iter().all(|r| Self::executes(state, c, r));
+        if obeyed && session.handed {
+            out.push((Step::ServeHanded(c), with(state, c, |s| s.phase = Phase::Serving)));
+        } else if obeyed {
             for source in session.in_sync.iter() {
                 let mut next = *state;
                 for r in session.in_sync.iter() {
@@ -538,7 +597,57 @@ impl Lease {
         self.reads(state, c, out)?;
         self.writes(state, c, out);
         self.reconfigurations(state, c, out);
+        if self.0.handover {
+            self.hand_over(state, c, out);
+        }
         Ok(())
+    }
+
+    /// 4.11: `next` by a swap, then stop, drain, and give the token.
+    fn hand_over(&self, state: &State, c: usize, out: &mut Out) {
+        let session = &state.sessions[c];
+        if session.swap != Swap::None {
+            return;
+        }
+        let compares = state.record.owner == index(c) && state.record.epoch == session.epoch;
+        if !compares || state.record.next == NOBODY {
+            for d in (0..self.0.sessions).filter(|d| state.sessions[*d].phase == Phase::Idle) {
+                let swap = Swap::Sent(Change::Next(index(d)));
+                out.push((Step::SwapSentNext(c, index(d)), with(state, c, |s| s.swap = swap)));
+            }
+            return;
+        }
+        let to = state.record.next;
+        let drained = session.write == 0 || self.broken(Mutation::TokenBeforeDrain);
+        let quiet = drained && session.read == Read::None;
+        let may = !session.must_wait || self.broken(Mutation::HandoverBeforeWait);
+        if may
+            && (quiet || self.broken(Mutation::TokenBeforeStop))
+            && state.tokens[usize::from(to)] != session.epoch
+        {
+            let mut next = *state;
+            next.tokens[usize::from(to)] = session.epoch;
+            if !self.broken(Mutation::TokenBeforeStop) {
+                next.sessions[c].phase = Phase::Stopped;
+            }
+            out.push((Step::TokenGiven(c, to), next));
+        }
+    }
+
+    fn stopped(&self, state: &State, c: usize, out: &mut Out) {
+        let session = &state.sessions[c];
+        let compares = state.record.owner == index(c) && state.record.epoch == session.epoch;
+        if compares && state.record.epoch < self.0.max_epoch {
+            let mut next = with(state, c, |s| s.phase = Phase::Serving);
+            next.record.epoch += 1;
+            next.record.next = NOBODY;
+            self.enter_epoch(&mut next, c);
+            out.push((Step::TakenBack(c), next));
+        }
+        if self.broken(Mutation::SourceResumes) {
+            let next = with(state, c, |s| s.phase = Phase::Serving);
+            out.push((Step::ResumedSilently(c), next));
+        }
     }
 
     fn reads(&self, state: &State, c: usize, out: &mut Out) -> Result<(), Violation> {
@@ -666,8 +775,10 @@ impl Lease {
                     Change::Demote(r) => record.in_sync = record.in_sync.without(r.into()),
                     Change::Admit(r) => record.in_sync = record.in_sync.with(r.into()),
                     Change::ClearWait => record.wait = false,
+                    Change::Next(d) => record.next = d,
                     Change::Close => {
                         record.owner = NOBODY;
+                        record.next = NOBODY;
                         record.wait &= !self.broken(Mutation::CloseBeforeWait);
                     }
                 }
@@ -677,10 +788,10 @@ impl Lease {
             Swap::Applied(change) if state.record.owner == index(c) && session.phase == Phase::Serving => {
                 let mut next = *state;
                 next.sessions[c].swap = Swap::None;
-                if change == Change::ClearWait {
-                    next.sessions[c].must_wait = false;
-                } else {
-                    self.enter_epoch(&mut next, c);
+                match change {
+                    Change::ClearWait => next.sessions[c].must_wait = false,
+                    Change::Next(_) => {}
+                    Change::Demote(_) | Change::Admit(_) | Change::Close => self.enter_epoch(&mut next, c),
                 }
                 out.push((Step::SwapLearned(c), next));
             }
@@ -766,7 +877,15 @@ impl Lease {
                         *session = Session { phase: Phase::Ended, promising: session.promising, ..IDLE };
                     }
                 }
-                Phase::Idle | Phase::Opening | Phase::Serving => {}
+                Phase::Stopped if !self.broken(Mutation::SourceResumes) => {
+                    session.age = [self.0.lease; MAX_REPLICAS];
+                    session.beats = [Beat::None; MAX_REPLICAS];
+                }
+                Phase::Idle | Phase::Opening | Phase::Serving | Phase::Stopped => {}
+            }
+            let useless = state.tokens[c] < state.record.epoch && !self.broken(Mutation::StaleToken);
+            if useless || state.sessions[c].phase != Phase::Idle {
+                state.tokens[c] = 0;
             }
         }
     }
@@ -779,9 +898,10 @@ impl Model for Lease {
     fn initial(&self) -> State {
         let in_sync = Mask(self.0.in_sync).and(Mask::first(self.0.replicas));
         let mut state = State {
-            record: Record { epoch: 1, owner: 0, in_sync, wait: false },
+            record: Record { epoch: 1, owner: 0, next: NOBODY, in_sync, wait: false },
             replicas: [Replica::default(); MAX_REPLICAS],
             sessions: [IDLE; MAX_SESSIONS],
+            tokens: [0; MAX_SESSIONS],
             writes: 0,
             floor: 0,
         };
@@ -804,6 +924,7 @@ impl Model for Lease {
             match session.phase {
                 Phase::Opening => self.opening(state, c, out),
                 Phase::Serving => self.serving(state, c, out)?,
+                Phase::Stopped => self.stopped(state, c, out),
                 Phase::Idle | Phase::Closing | Phase::Ended => {}
             }
             if session.phase != Phase::Ended {
@@ -827,6 +948,7 @@ impl Model for Lease {
             Step::Fenced(_) => 40,
             Step::Crashed(_) => 12,
             Step::Steal(_) | Step::Open(_) | Step::SwapSentClose(_) => 8,
+            Step::SwapSentNext(..) => 6,
             Step::Tick | Step::TickMissedBy(_) | Step::SwapSentDemote(..) => 4,
             _ => 1,
         }
@@ -836,7 +958,7 @@ impl Model for Lease {
         match step {
             Step::WriteCompleted(..) => Some(Counted::WriteAcked),
             Step::ReadCompleted(..) => Some(Counted::ReadServed),
-            Step::Serve(..) => Some(Counted::Opened),
+            Step::Serve(..) | Step::ServeHanded(_) => Some(Counted::Opened),
             Step::GiveUpSilent(_) | Step::SwapSentDemote(..) => Some(Counted::Removed),
             Step::SwapSentAdmit(..) => Some(Counted::Admitted),
             _ => None,
@@ -853,6 +975,9 @@ impl Model for Lease {
             record.in_sync.0,
             if record.wait { " wait" } else { "" }
         );
+        if record.next != NOBODY {
+            let _ = write!(line, " next=s{}", record.next);
+        }
         for (r, replica) in state.replicas.iter().enumerate().take(self.0.replicas) {
             let _ = write!(line, " r{r}(E={} to s{} value={})", replica.promised, replica.to, replica.value);
         }

@@ -26,7 +26,7 @@ bounds: --replicas R --sessions C --writes W --epochs E --in-sync BITS (as 011: 
 core:   --blocks B --min-isr M --cached yes|no --losses N --late never|admissions|all --best-effort yes|no
         --rescue yes|no --rescue-open yes|no --fine-bitmap yes|no --rollback never|this-volume|every-host
 lease:  --lease TICKS --drift yes|no --reconfigure yes|no --closes yes|no --assertions yes|no
-        --heartbeats yes|no --strict yes|no";
+        --heartbeats yes|no --handover yes|no --strict yes|no";
 
 struct Command {
     setup: Setup,
@@ -192,6 +192,7 @@ fn set(setup: &mut Setup, name: &str, value: &str) -> Result<(), String> {
             "--reconfigure" => config.reconfigure = flag(name, value)?,
             "--closes" => config.closes = flag(name, value)?,
             "--assertions" => config.assertions = flag(name, value)?,
+            "--handover" => config.handover = flag(name, value)?,
             "--heartbeats" => config.heartbeats = flag(name, value)?,
             "--strict" => config.strict = flag(name, value)?,
             _ => return Err(format!("the model lease has no option {name}")),

@@ -112,6 +112,12 @@ fn the_unbroken_lease_never_serves_a_stale_read() {
     all_as_expected(&names.map(|name| named(name).expect("a case")));
 }
 
+#[test]
+fn a_handover_needs_no_wait_and_loses_nothing() {
+    let names = ["handover", "handover-beating", "handover-chain"];
+    all_as_expected(&names.map(|name| named(name).expect("a case")));
+}
+
 /// Walks go where the search can't: three sessions, many epochs, every feature that can be combined.
 #[test]
 fn long_random_walks_of_the_core_find_nothing() {
@@ -148,9 +154,10 @@ fn long_random_walks_of_the_lease_find_nothing() {
         reconfigure: true,
         ..Default::default()
     };
-    let configs = [wide, lease::Config { in_sync: 0b011, lease: 4, ..wide }];
+    let configs =
+        [wide, lease::Config { in_sync: 0b011, lease: 4, ..wide }, lease::Config { handover: true, ..wide }];
     for (number, config) in (1u64..).zip(configs) {
-        let report = walk(&Lease(config), Walks { count: 60_000, length: 160, seed: number });
+        let report = walk(&Lease(config), Walks { count: 40_000, length: 160, seed: number });
         println!("walks {number}: {} steps; {}", report.visited, report.counts);
         assert!(report.is_clean(), "seed {number}: {:#?}", report.outcome);
         let counts = report.counts;
