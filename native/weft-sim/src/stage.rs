@@ -158,6 +158,14 @@ pub struct Backup {
     revision: u64,
 }
 
+impl Backup {
+    /// The revision that the record had.
+    #[must_use]
+    pub fn revision(&self) -> Revision {
+        Revision(self.revision)
+    }
+}
+
 /// Picks requests.
 pub type Filter = fn(&Ask<HeapPayload>) -> bool;
 
@@ -294,7 +302,7 @@ pub struct Stage {
     incarnation: u64,
     store_away: BTreeSet<HostId>,
     fates: VecDeque<Fate>,
-    late: Vec<(Revision, Record)>,
+    late: Vec<(Revision, Nonce, Record)>,
     stale_read: Option<Backup>,
     swaps: Vec<Record>,
     calls: u64,
@@ -1265,11 +1273,11 @@ impl Stage {
         self.late.len()
     }
 
-    /// Applies the swaps that were held back, each if its revision still is the store's.
+    /// Applies the swaps that were held back, each if what it replaces still stands there.
     pub fn apply_late(&mut self) -> usize {
         let mut applied = 0;
-        for (expect, record) in std::mem::take(&mut self.late) {
-            if expect == Revision(self.revision) {
+        for (expect, base, record) in std::mem::take(&mut self.late) {
+            if expect == Revision(self.revision) && self.record.nonce == base {
                 self.apply(record);
                 applied += 1;
             }
@@ -1383,9 +1391,9 @@ impl Stage {
                 };
                 answer(self, reply);
             }
-            StoreCall::Swap { expect, record } => {
+            StoreCall::Swap { expect, base, record } => {
                 let fate = self.fates.pop_front().unwrap_or(Fate::Answered);
-                let applies = expect == revision;
+                let applies = expect == revision && self.record.nonce == base;
                 match fate {
                     Fate::Answered if applies => {
                         self.apply(record);
@@ -1402,7 +1410,7 @@ impl Stage {
                     }
                     Fate::LostUnknown => answer(self, StoreReply::Unknown),
                     Fate::LateUnknown => {
-                        self.late.push((expect, record));
+                        self.late.push((expect, base, record));
                         answer(self, StoreReply::Unknown);
                     }
                     Fate::Refused => answer(self, StoreReply::Unavailable),

@@ -75,6 +75,27 @@ fn nobody_opens_on_a_store_that_was_put_back_before_it_is_repaired() {
 }
 
 #[test]
+fn a_claim_from_before_a_repair_is_not_put_over_the_repaired_record() {
+    // N2, R14: a claim's outcome is unknown; the store is put back and repaired, and the repaired record happens to
+    // stand at the revision that the claim compares. It is another record: the claim fails, and the session takes it
+    // up. Found by the simulator: seed 1053710 of 9926c9e.
+    let mut stage = Scene::copies(2).stage();
+    let backup = stage.backup();
+    let first = stage.owner(D);
+    stage.written(first, 0);
+    stage.vanish(first);
+    stage.next_swaps(&[Fate::LostUnknown]);
+    let thief = stage.steal(E);
+    stage.run_until("the claim was made", |s| s.fates_left() == 0);
+    let compared = stage.backup();
+    stage.restore(backup);
+    stage.repair(false).expect("both members answer");
+    assert_eq!(stage.backup().revision(), compared.revision());
+    stage.serving(thief);
+    assert!(stage.view(thief).epoch > Epoch(REPAIR_EPOCH_JUMP), "{}", stage.view(thief).epoch);
+}
+
+#[test]
 fn a_range_is_locked_until_the_joiner_has_the_older_write() {
     // N4: a best-effort write to a joiner is slower than a newer one to the same block would be.
     let mut stage = Scene::copies(2).stage();

@@ -321,19 +321,16 @@ impl Daemon {
                 self.handle_session_event(now, volume, event);
             } else if let Some(call) = slot.machine.poll_store() {
                 let session = slot.machine.id();
-                // While a swap is under way the session's record is the one that the swap replaces.
-                let nonce = slot.machine.record().map(|record| record.nonce);
                 let key = record_key(volume);
                 match call {
                     StoreCall::Get => {
                         let token = self.call(Caller::SessionGet(volume, session));
                         self.store.send(StoreRequest::Read { token, keys: vec![key] });
                     }
-                    StoreCall::Swap { expect, record } => {
+                    StoreCall::Swap { expect, base, record } => {
                         let token = self.call(Caller::SessionSwap(volume, session));
                         let value = Some(record.to_bytes());
-                        let expected =
-                            nonce.map(|nonce| Expected { revision: expect, was: Was::Nonce(nonce) });
+                        let expected = Some(Expected { revision: expect, was: Was::Nonce(base) });
                         self.store.send(StoreRequest::Swap { token, key, expected, value });
                     }
                 }

@@ -158,10 +158,13 @@ pub struct Transmit<P> {
 pub enum StoreCall {
     /// A linearizable read of the record.
     Get,
-    /// Write `record` iff the key's revision is `expect`; read it in the same transaction if not.
+    /// Write `record` iff what stands there is the record with the nonce `base` at the revision `expect`; read it in
+    /// the same transaction if not. A store that was put back counts its revisions anew, so neither is enough (R11).
     Swap {
         /// The revision to compare.
         expect: Revision,
+        /// The nonce of the record that is replaced.
+        base: Nonce,
         /// The new record.
         record: Record,
     },

@@ -1,7 +1,7 @@
 //! The session and the store: one call at a time, and swaps whose outcome may be unknown (protocol.md R14).
 //!
 //! Must always hold:
-//! * every unsettled attempt compares the same revision, so at most one of them can ever be applied;
+//! * every unsettled attempt replaces the same record at the same revision, so at most one of them can ever be applied;
 //! * an attempt is forgotten only when its outcome is known: its nonce was seen, a swap of ours on the same
 //!   revision succeeded, the key was seen at a higher revision, or the store said "surely not applied";
 //! * what the session believes of the record changes in [`Session::adopt`] only.
@@ -94,7 +94,7 @@ impl<P: Payload> Session<P> {
         // A swap that takes members out is not sent before they have stopped being read.
         self.attempts.push(Attempt { nonce, record: record.clone(), intent });
         self.store_busy = true;
-        self.store_calls.push_back(StoreCall::Swap { expect: self.revision, record });
+        self.store_calls.push_back(StoreCall::Swap { expect: self.revision, base: self.rec().nonce, record });
     }
 
     fn amended(&self, now: Instant, intent: &Intent, nonce: Nonce) -> Record {
@@ -251,8 +251,10 @@ impl<P: Payload> Session<P> {
             return self.adopt(now, record, revision, Some(attempt.intent));
         }
         match self.phase {
-            Phase::Claiming if revision == self.revision => {
-                // A claim with unknown outcome may still be applied (R14): it is settled by another one.
+            Phase::Claiming if revision == self.revision && record.nonce == self.rec().nonce => {
+                // A claim with unknown outcome may still be applied (R14): it is settled by another one. A record
+                // with another nonce at this revision is of a store that was put back: no claim can replace it that
+                // was made from the record it lost.
             }
             Phase::Reading | Phase::Contacting { .. } | Phase::Claiming => {
                 // Nothing of ours was applied (its nonce would be there, or somebody came after it: a claim of

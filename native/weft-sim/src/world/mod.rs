@@ -105,9 +105,6 @@ struct Sess {
     started: bool,
     /// Answers to requests of a past era are not judged.
     stale_answers: bool,
-    /// The store's revision and nonce that its last answer showed.
-    known: (Revision, Nonce),
-    sent_nonce: Nonce,
 }
 
 #[derive(Default)]
@@ -398,16 +395,6 @@ impl World {
                 let host = self.sessions[session].host;
                 if let Some(w) = watermark {
                     self.hosts[host].watermark = self.hosts[host].watermark.max(w);
-                }
-                match &reply {
-                    StoreReply::Record { record, revision } | StoreReply::Conflict { record, revision } => {
-                        self.sessions[session].known = (*revision, record.nonce);
-                    }
-                    StoreReply::Swapped { revision } => {
-                        let sent = self.sessions[session].sent_nonce;
-                        self.sessions[session].known = (*revision, sent);
-                    }
-                    _ => {}
                 }
                 if let Some(m) = &mut self.sessions[session].machine {
                     m.handle_store(now, reply, watermark);

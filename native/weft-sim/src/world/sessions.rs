@@ -41,8 +41,6 @@ impl World {
             tick_at: u64::MAX,
             started: false,
             stale_answers: false,
-            known: (Revision(0), Nonce(0)),
-            sent_nonce: Nonce(0),
         });
         let session = self.sessions.len() - 1;
         self.note(|_| {

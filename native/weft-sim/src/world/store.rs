@@ -63,10 +63,7 @@ impl World {
             StoreCall::Get => {
                 (StoreReply::Record { record: self.store.record.clone(), revision }, Some(seen))
             }
-            StoreCall::Swap { expect, record } => {
-                // A restored store counts its revisions anew: the value that is replaced is compared as well.
-                let base = self.sessions[session].known.1;
-                self.sessions[session].sent_nonce = record.nonce;
+            StoreCall::Swap { expect, base, record } => {
                 let matches = expect == revision && self.store.record.nonce == base;
                 if faulty {
                     match self.rng.below(4) {
