@@ -6,8 +6,13 @@ impl World {
     /// Cached mode: when every in-sync cache is gone, unflushed writes may legally be.
     pub(super) fn era(&mut self) {
         let members: Vec<Id> = self.store.record.in_sync().filter_map(|e| self.rep_of(e.rid)).collect();
-        if !self.plan.cached || !members.iter().all(|r| self.reps[*r].stored.lossy) {
+        let all_lossy = members.iter().all(|r| self.reps[*r].stored.lossy);
+        // Members that were taken up after such a loss go on as lossy ones until they are stopped in order.
+        if !self.plan.cached || !all_lossy || !members.iter().any(|r| self.reps[*r].cache_went) {
             return;
+        }
+        for member in &members {
+            self.reps[*member].cache_went = false;
         }
         let held = self.held();
         self.note(|_| "every in-sync cache is lost".into());

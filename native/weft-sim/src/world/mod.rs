@@ -83,6 +83,8 @@ struct Rep {
     pending: BTreeMap<u64, Io>,
     stalled_until: u64,
     lost: bool,
+    /// Its cache went since the oracle's last era began.
+    cache_went: bool,
 }
 
 struct Host {

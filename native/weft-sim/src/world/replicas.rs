@@ -16,6 +16,7 @@ impl World {
             pending: BTreeMap::new(),
             stalled_until: 0,
             lost: false,
+            cache_went: false,
         });
         let rep = self.reps.len() - 1;
         self.start_replica(rep);
@@ -70,6 +71,7 @@ impl World {
             let r = &mut self.reps[rep];
             r.stored.disk.lose_power(&mut self.rng);
             r.stored.lossy = true;
+            r.cache_went = true;
             self.era();
         }
         self.note(|_| format!("{rid} {}", if power { "loses power" } else { "is killed" }));
