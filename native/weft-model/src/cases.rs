@@ -6,15 +6,38 @@
 //! - `steps` is exact: a change of a model that makes a trace longer or shorter is looked at before it is accepted.
 
 use crate::core::{self, LateSwaps, Rollback};
-use crate::lease;
+use crate::explore::{Report, Walks, search, walk};
+use crate::{lease, snapshot};
 
 /// A model with its bounds.
 #[derive(Debug, Clone, Copy)]
 pub enum Setup {
     /// The replication core.
     Core(core::Config),
-    /// Read leases.
+    /// Read leases and the handover.
     Lease(lease::Config),
+    /// Snapshots.
+    Snapshot(snapshot::Config),
+}
+
+/// Binds the model of a setup, whatever its type.
+macro_rules! with_model {
+    ($setup:expr, $model:ident => $does:expr) => {
+        match $setup {
+            Setup::Core(config) => {
+                let $model = core::Core(config);
+                $does
+            }
+            Setup::Lease(config) => {
+                let $model = lease::Lease(config);
+                $does
+            }
+            Setup::Snapshot(config) => {
+                let $model = snapshot::Snapshot(config);
+                $does
+            }
+        }
+    };
 }
 
 impl Setup {
@@ -24,7 +47,26 @@ impl Setup {
         match self {
             Setup::Core(_) => "core",
             Setup::Lease(_) => "lease",
+            Setup::Snapshot(_) => "snapshot",
         }
+    }
+
+    /// The rule that is broken, as its model calls it.
+    #[must_use]
+    pub fn mutation(&self) -> Option<String> {
+        with_model!(*self, model => model.0.mutation.map(|mutation| format!("{mutation:?}")))
+    }
+
+    /// Breadth-first search.
+    #[must_use]
+    pub fn search(&self, max_states: usize) -> Report {
+        with_model!(*self, model => search(&model, max_states))
+    }
+
+    /// Random walks.
+    #[must_use]
+    pub fn walk(&self, walks: Walks) -> Report {
+        with_model!(*self, model => walk(&model, walks))
     }
 
     /// Whether the bounds make sense.
@@ -40,6 +82,8 @@ impl Setup {
                 (config.replicas, config.sessions, config.in_sync)
             }
             Setup::Lease(config) => (config.replicas, config.sessions, config.in_sync),
+            // Their bounds are those of their cases.
+            _ => return Ok(()),
         };
         let members = (0..replicas).any(|r| in_sync & (1 << r) != 0);
         if replicas == 0 || sessions == 0 || !members {
@@ -160,7 +204,12 @@ const fn unbroken(
     Case { name, rule, setup, max_states, expected }
 }
 
-/// All cases: first the table of protocol.md 4.12, then what came after it, then R9, then the unbroken runs.
+/// All cases of all models.
+pub fn all() -> impl Iterator<Item = &'static Case> {
+    [CASES, snapshot::CASES].into_iter().flatten()
+}
+
+/// Cases of core and lease: first the table of protocol.md 4.12, then what came after it, then R9, then the unbroken runs.
 pub const CASES: &[Case] = &[
     // The table of 4.12.
     broken("no-union", "R4 source stamps only", CORE, core::Mutation::NoUnion, 1_000_000, 17),
@@ -596,5 +645,5 @@ pub const CASES: &[Case] = &[
 /// The case of this name.
 #[must_use]
 pub fn named(name: &str) -> Option<&'static Case> {
-    CASES.iter().find(|case| case.name == name)
+    all().find(|case| case.name == name)
 }

@@ -18,7 +18,7 @@
 
 use core::fmt;
 
-use crate::explore::{Counted, Model, Violation};
+use crate::explore::{Counted, Happening, Model, Violation};
 use crate::mask::Mask;
 
 const MAX_REPLICAS: usize = 3;
@@ -551,6 +551,33 @@ impl Session {
         self.join = NO_JOIN;
         for write in &mut self.writes {
             write.to_joiner = false;
+        }
+    }
+}
+
+impl Happening for Step {
+    fn reluctance(&self) -> u32 {
+        match self.what {
+            What::Crash => 40,
+            What::CacheLoss | What::Backup | What::Restore | What::Repair => 20,
+            What::JoinAbort => 6,
+            What::Remove | What::ExcludeSilent | What::SendDemote => 4,
+            What::Fenced | What::OpenSwap => 3,
+            _ => 1,
+        }
+    }
+
+    fn counted(&self) -> Option<Counted> {
+        match self.what {
+            What::WriteAck => Some(Counted::WriteAcked),
+            What::Read => Some(Counted::ReadServed),
+            What::Serve | What::Reconciled => Some(Counted::Opened),
+            What::Remove | What::ExcludeSilent | What::ExcludeLossy | What::ReconcileDrop => {
+                Some(Counted::Removed)
+            }
+            What::Admit | What::AdmitDemote | What::RescueSwap => Some(Counted::Admitted),
+            What::SealDone | What::FlushDone => Some(Counted::Sealed),
+            _ => None,
         }
     }
 }
@@ -1707,31 +1734,6 @@ impl Model for Core {
             self.canonical(next);
         }
         Ok(())
-    }
-
-    fn reluctance(&self, step: &Step) -> u32 {
-        match step.what {
-            What::Crash => 40,
-            What::CacheLoss | What::Backup | What::Restore | What::Repair => 20,
-            What::JoinAbort => 6,
-            What::Remove | What::ExcludeSilent | What::SendDemote => 4,
-            What::Fenced | What::OpenSwap => 3,
-            _ => 1,
-        }
-    }
-
-    fn counted(&self, step: &Step) -> Option<Counted> {
-        match step.what {
-            What::WriteAck => Some(Counted::WriteAcked),
-            What::Read => Some(Counted::ReadServed),
-            What::Serve | What::Reconciled => Some(Counted::Opened),
-            What::Remove | What::ExcludeSilent | What::ExcludeLossy | What::ReconcileDrop => {
-                Some(Counted::Removed)
-            }
-            What::Admit | What::AdmitDemote | What::RescueSwap => Some(Counted::Admitted),
-            What::SealDone | What::FlushDone => Some(Counted::Sealed),
-            _ => None,
-        }
     }
 
     fn describe(&self, state: &State) -> String {

@@ -12,12 +12,26 @@ use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 
+/// One thing that happens.
+pub trait Happening: Copy + fmt::Display {
+    /// A step is taken by a random walk only once in so many times that it is drawn, so that rare things
+    /// (crashes, fencing) do not end every walk at once.
+    fn reluctance(&self) -> u32 {
+        1
+    }
+
+    /// The name under which a step is counted, if it is: what a run that found nothing has at least exercised.
+    fn counted(&self) -> Option<Counted> {
+        None
+    }
+}
+
 /// A closed system: an initial state and all that may happen next.
 pub trait Model {
     /// Everything that decides the future, in canonical form: equal futures should be equal states.
     type State: Clone + Eq + Hash;
     /// One thing that happens; printed as one line of a trace.
-    type Step: Copy + fmt::Display;
+    type Step: Happening;
 
     /// Where every run begins.
     fn initial(&self) -> Self::State;
@@ -32,15 +46,56 @@ pub trait Model {
         out: &mut Vec<(Self::Step, Self::State)>,
     ) -> Result<(), Violation>;
 
-    /// A step is taken by a random walk only once in so many times that it is drawn, so that rare things
-    /// (crashes, fencing) do not end every walk at once.
-    fn reluctance(&self, step: &Self::Step) -> u32;
-
-    /// The name under which a step is counted, if it is: what a run that found nothing has at least exercised.
-    fn counted(&self, step: &Self::Step) -> Option<Counted>;
-
     /// The state in one line, beside each step of a printed trace.
     fn describe(&self, state: &Self::State) -> String;
+}
+
+/// A step of a small model: a sentence in which `{0}`, `{1}` and `{2}` stand for numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Event {
+    text: &'static str,
+    numbers: [usize; 3],
+    rare: u32,
+    counted: Option<Counted>,
+}
+
+impl Event {
+    /// The sentence with its numbers.
+    #[must_use]
+    pub fn new(text: &'static str, numbers: &[usize]) -> Event {
+        let number = |at: usize| numbers.get(at).copied().unwrap_or(0);
+        Event { text, numbers: [number(0), number(1), number(2)], rare: 1, counted: None }
+    }
+
+    /// Drawn by a walk only once in so many times.
+    #[must_use]
+    pub fn rare(self, times: u32) -> Event {
+        Event { rare: times, ..self }
+    }
+
+    /// Counted under this name.
+    #[must_use]
+    pub fn counts(self, counted: Counted) -> Event {
+        Event { counted: Some(counted), ..self }
+    }
+}
+
+impl Happening for Event {
+    fn reluctance(&self) -> u32 {
+        self.rare
+    }
+
+    fn counted(&self) -> Option<Counted> {
+        self.counted
+    }
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c] = self.numbers.map(|number| number.to_string());
+        // `pad`, so that traces can line up what follows.
+        f.pad(&self.text.replace("{0}", &a).replace("{1}", &b).replace("{2}", &c))
+    }
 }
 
 /// A promise of the protocol, broken.
@@ -257,7 +312,7 @@ pub fn search<M: Model>(model: &M, max_states: usize) -> Report {
             if !visited.insert(fingerprint(&next)) {
                 continue;
             }
-            if let Some(counted) = model.counted(&step) {
+            if let Some(counted) = step.counted() {
                 counts.add(counted);
             }
             let child = u32::try_from(parents.len()).expect("fewer than 2^32 states");
@@ -325,9 +380,9 @@ pub fn walk<M: Model>(model: &M, walks: Walks) -> Report {
             if out.is_empty() {
                 break;
             }
-            let position = draw(model, &out, &mut random);
+            let position = draw(&out, &mut random);
             let (step, next) = out.swap_remove(position);
-            if let Some(counted) = model.counted(&step) {
+            if let Some(counted) = step.counted() {
                 counts.add(counted);
             }
             path.push(u16::try_from(position).expect("fewer than 2^16 successors"));
@@ -339,11 +394,11 @@ pub fn walk<M: Model>(model: &M, walks: Walks) -> Report {
 }
 
 /// Draws a step, up to six times when reluctant ones come up.
-fn draw<M: Model>(model: &M, out: &[(M::Step, M::State)], random: &mut Random) -> usize {
+fn draw<S: Happening, T>(out: &[(S, T)], random: &mut Random) -> usize {
     let mut position = 0;
     for _ in 0..6 {
         position = random.below(out.len());
-        let reluctance = model.reluctance(&out[position].0);
+        let reluctance = out[position].0.reluctance();
         if reluctance <= 1 || random.below(reluctance as usize) == 0 {
             break;
         }
@@ -378,6 +433,8 @@ mod tests {
         forbidden: u8,
     }
 
+    impl Happening for u8 {}
+
     impl Model for Stairs {
         type State = u8;
         type Step = u8;
@@ -392,12 +449,6 @@ mod tests {
                 out.extend([(1, state + 1), (2, state + 2)]);
             }
             Ok(())
-        }
-        fn reluctance(&self, _: &u8) -> u32 {
-            1
-        }
-        fn counted(&self, _: &u8) -> Option<Counted> {
-            None
         }
         fn describe(&self, state: &u8) -> String {
             state.to_string()

@@ -23,7 +23,7 @@
 
 use core::fmt;
 
-use crate::explore::{Counted, Model, Violation};
+use crate::explore::{Counted, Happening, Model, Violation};
 use crate::mask::Mask;
 
 const MAX_REPLICAS: usize = 3;
@@ -384,6 +384,31 @@ impl fmt::Display for Step {
             Step::ServeHanded(c) => write!(f, "s{c} serves; nothing to equalise"),
             Step::Fenced(c) => write!(f, "s{c} sees another owner and ends"),
             Step::Crashed(c) => write!(f, "s{c} dies"),
+        }
+    }
+}
+
+impl Happening for Step {
+    fn reluctance(&self) -> u32 {
+        match self {
+            // An evicted owner that has not noticed is what this model is about.
+            Step::Fenced(_) => 40,
+            Step::Crashed(_) => 12,
+            Step::Steal(_) | Step::Open(_) | Step::SwapSentClose(_) => 8,
+            Step::SwapSentNext(..) => 6,
+            Step::Tick | Step::TickMissedBy(_) | Step::SwapSentDemote(..) => 4,
+            _ => 1,
+        }
+    }
+
+    fn counted(&self) -> Option<Counted> {
+        match self {
+            Step::WriteCompleted(..) => Some(Counted::WriteAcked),
+            Step::ReadCompleted(..) => Some(Counted::ReadServed),
+            Step::Serve(..) | Step::ServeHanded(_) => Some(Counted::Opened),
+            Step::GiveUpSilent(_) | Step::SwapSentDemote(..) => Some(Counted::Removed),
+            Step::SwapSentAdmit(..) => Some(Counted::Admitted),
+            _ => None,
         }
     }
 }
@@ -940,29 +965,6 @@ impl Model for Lease {
             self.canonical(next);
         }
         Ok(())
-    }
-
-    fn reluctance(&self, step: &Step) -> u32 {
-        match step {
-            // An evicted owner that has not noticed is what this model is about.
-            Step::Fenced(_) => 40,
-            Step::Crashed(_) => 12,
-            Step::Steal(_) | Step::Open(_) | Step::SwapSentClose(_) => 8,
-            Step::SwapSentNext(..) => 6,
-            Step::Tick | Step::TickMissedBy(_) | Step::SwapSentDemote(..) => 4,
-            _ => 1,
-        }
-    }
-
-    fn counted(&self, step: &Step) -> Option<Counted> {
-        match step {
-            Step::WriteCompleted(..) => Some(Counted::WriteAcked),
-            Step::ReadCompleted(..) => Some(Counted::ReadServed),
-            Step::Serve(..) | Step::ServeHanded(_) => Some(Counted::Opened),
-            Step::GiveUpSilent(_) | Step::SwapSentDemote(..) => Some(Counted::Removed),
-            Step::SwapSentAdmit(..) => Some(Counted::Admitted),
-            _ => None,
-        }
     }
 
     fn describe(&self, state: &State) -> String {

@@ -8,8 +8,25 @@
 
 #![forbid(unsafe_code)]
 
+/// The enumeration of a small model's mutations, and a list that a test compares with its cases.
+macro_rules! mutations {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// A rule taken away.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum Mutation {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Mutation {
+            /// All of them.
+            pub const ALL: &[Mutation] = &[$(Mutation::$name,)*];
+        }
+    };
+}
+
 pub mod cases;
 pub mod core;
 pub mod explore;
 pub mod lease;
 mod mask;
+pub mod snapshot;

@@ -7,10 +7,9 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use weft_model::cases::{CASES, Setup, named};
-use weft_model::core::{Core, LateSwaps, Rollback};
-use weft_model::explore::{Outcome, Report, Walks, search, walk};
-use weft_model::lease::Lease;
+use weft_model::cases::{Setup, all, named};
+use weft_model::core::{LateSwaps, Rollback};
+use weft_model::explore::{Outcome, Report, Walks};
 
 const USAGE: &str = "\
 usage: weft-model [--model core|lease] [--mutation NAME | --case NAME] [options]
@@ -42,8 +41,8 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     if arguments.iter().any(|a| a == "--list") {
-        for case in CASES {
-            println!("{:<36} {:<5} {}", case.name, case.setup.model(), case.rule);
+        for case in all() {
+            println!("{:<36} {:<9} {}", case.name, case.setup.model(), case.rule);
         }
         return ExitCode::SUCCESS;
     }
@@ -66,11 +65,9 @@ fn main() -> ExitCode {
 }
 
 fn run(command: &Command) -> Report {
-    match (&command.setup, command.walks) {
-        (Setup::Core(config), None) => search(&Core(*config), command.states),
-        (Setup::Core(config), Some(walks)) => walk(&Core(*config), walks),
-        (Setup::Lease(config), None) => search(&Lease(*config), command.states),
-        (Setup::Lease(config), Some(walks)) => walk(&Lease(*config), walks),
+    match command.walks {
+        None => command.setup.search(command.states),
+        Some(walks) => command.setup.walk(walks),
     }
 }
 
@@ -197,6 +194,10 @@ fn set(setup: &mut Setup, name: &str, value: &str) -> Result<(), String> {
             "--strict" => config.strict = flag(name, value)?,
             _ => return Err(format!("the model lease has no option {name}")),
         },
+        other => {
+            let model = other.model();
+            return Err(format!("the bounds of the model {model} are those of its cases, it has no {name}"));
+        }
     }
     setup.check()
 }

@@ -3,21 +3,15 @@
 //! A checker that finds nothing when a rule is broken would prove nothing when none is, so these tests guard the
 //! checker as much as the protocol. Cases run in groups, each group one test, so that each takes seconds.
 
-use weft_model::cases::{CASES, Case, Expected, Setup, named};
+use weft_model::cases::{CASES, Case, Expected, Setup, all, named};
 use weft_model::core::{self, Core};
-use weft_model::explore::{Outcome, Report, Walks, search, walk};
+use weft_model::explore::{Outcome, Walks, walk};
 use weft_model::lease::{self, Lease};
-
-fn run(case: &Case) -> Report {
-    match case.setup {
-        Setup::Core(config) => search(&Core(config), case.max_states),
-        Setup::Lease(config) => search(&Lease(config), case.max_states),
-    }
-}
+use weft_model::snapshot;
 
 /// Compares a run with its case; the text is empty when they agree.
 fn verdict(case: &Case) -> String {
-    let report = run(case);
+    let report = case.setup.search(case.max_states);
     let found = match report.outcome {
         Outcome::Exhausted => Expected::Exhausted,
         Outcome::Bounded => Expected::Bounded,
@@ -118,6 +112,11 @@ fn a_handover_needs_no_wait_and_loses_nothing() {
     all_as_expected(&names.map(|name| named(name).expect("a case")));
 }
 
+#[test]
+fn snapshots_hold_what_their_barrier_saw() {
+    all_as_expected(&snapshot::CASES.iter().collect::<Vec<_>>());
+}
+
 /// Walks go where the search can't: three sessions, many epochs, every feature that can be combined.
 #[test]
 fn long_random_walks_of_the_core_find_nothing() {
@@ -208,8 +207,18 @@ fn every_mutation_has_a_case() {
 }
 
 #[test]
+fn every_mutation_of_the_small_models_has_a_case() {
+    fn missing<M: std::fmt::Debug>(all: &[M], cases: &[Case]) -> Vec<String> {
+        let named: Vec<_> = cases.iter().filter_map(|case| case.setup.mutation()).collect();
+        all.iter().map(|mutation| format!("{mutation:?}")).filter(|name| !named.contains(name)).collect()
+    }
+    let missing = [missing(snapshot::Mutation::ALL, snapshot::CASES)];
+    assert!(missing.concat().is_empty(), "no case: {missing:?}");
+}
+
+#[test]
 fn names_of_cases_are_unique() {
-    for (number, case) in CASES.iter().enumerate() {
-        assert!(CASES[..number].iter().all(|other| other.name != case.name), "{}", case.name);
+    for (number, case) in all().enumerate() {
+        assert!(all().take(number).all(|other| other.name != case.name), "{}", case.name);
     }
 }
