@@ -277,6 +277,7 @@ const crateFloors: Readonly<Record<string, number>> = {
   "weft-sim": 2,
   "weft-model": 2,
   "weft-floor": 2,
+  "weft-faultfs": 2,
 };
 
 function cratesGoDown(tree: Tree): Finding[] {
