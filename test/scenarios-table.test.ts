@@ -1,6 +1,6 @@
 /**
  * docs/scenarios.md can't lie: each of the catalogue's numbers stands there once, each named test exists, and each plot
- * that the stage plays stands in the row of its number.
+ * that the stage plays, by its registry, stands in the row of its number.
  */
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
@@ -34,8 +34,9 @@ function isTest(file: string, name: string): boolean {
   const text = read(file);
   if (!file.endsWith(".rs") || file.endsWith("/mutants.rs")) return text.includes(`"${name}"`);
   const asFunction = new RegExp(String.raw`#\[test\]\s+(?:#\[[^\]]*\]\s+)*fn ${name}\b`);
+  const asPlot = new RegExp(String.raw`^plots! \{[^}]*=> ${name},`, "m");
   const overBothDrivers = new RegExp(String.raw`both_drivers!\([^)]*\b${name}\b`);
-  return asFunction.test(text) || overBothDrivers.test(text);
+  return [asFunction, asPlot, overBothDrivers].some((shape) => shape.test(text));
 }
 
 await t.test("scenarios: each number of the catalogue stands in the table once, in its order", async (t) => {
@@ -66,19 +67,40 @@ await t.test(
   },
 );
 
-await t.test("scenarios: each plot on the stage begins with its number and stands in that row", async (t) => {
-  const stage = repositoryFiles().filter((path) => /^native\/weft-sim\/tests\/scenarios_.*\.rs$/.test(path));
-  const plots = stage.flatMap((file) =>
-    [...read(file).matchAll(/#\[test\]\s+fn (\w+)\(\) \{\s+(.*)/g)].map(([, name = "", first = ""]) => {
-      return { file, name, number: /^\/\/ ([A-Z]\d+)\b/.exec(first)?.[1] };
-    }),
-  );
-  t.ok(plots.length > 50, "the plots were found");
-  for (const { file, name, number } of plots) {
-    const row = rows.find((r) => r.number === number);
-    t.ok(
-      row?.tests.some(([f, n]) => f === file && n === name),
-      `${file}::${name} is a plot of ${number}`,
+await t.test(
+  "scenarios: each plot on the stage stands in the row of its number, and only there",
+  async (t) => {
+    const letters = repositoryFiles().filter((path) =>
+      /^native\/weft-sim\/src\/scenarios\/.\.rs$/.test(path),
     );
-  }
-});
+    const plots = letters.flatMap((file) => {
+      const text = read(file);
+      const registry = /^plots! \{([^}]*)\}/m.exec(text)?.[1] ?? "";
+      return Array.from(registry.matchAll(/(\w+) => (\w+),/g), ([, number = "", name = ""]) => {
+        return { file, name, number, text };
+      });
+    });
+    t.ok(plots.length > 50, "the plots were found");
+    for (const { file, name, number, text } of plots) {
+      const plot = `${file}::${name}`;
+      const head = text.slice(0, text.indexOf(`\nfn ${name}(`));
+      t.match(
+        head.slice(head.lastIndexOf("\n\n")),
+        new RegExp(`^\\s+/// ${number}\\b`),
+        `${plot} tells ${number}`,
+      );
+      const row = rows.find((r) => r.number === number);
+      t.ok(
+        row?.tests.some(([f, n]) => f === file && n === name),
+        `${plot} is a plot of ${number}`,
+      );
+    }
+    for (const { number, tests } of rows) {
+      for (const [file, name] of tests.filter(([file]) => letters.includes(file)))
+        t.ok(
+          plots.some((plot) => plot.file === file && plot.name === name),
+          `${number}: ${file}::${name} is in its registry`,
+        );
+    }
+  },
+);

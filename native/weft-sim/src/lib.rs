@@ -8,6 +8,7 @@ pub mod disk;
 pub mod oracle;
 pub mod plan;
 pub mod rng;
+pub mod scenarios;
 pub mod stage;
 pub mod world;
 

@@ -1,11 +1,11 @@
-//! `weft-sim [--seed S] [--seeds N] [--mutation NAME|all [--control]] [--json FILE] [--verbose]`
+//! `weft-sim [--seed S] [--seeds N] [--scenario NUMBER|all] [--mutation NAME|all [--control]] [--json FILE] [--verbose]`
 
 use std::io::Write;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use weft_proto::mutants::Mutation;
-use weft_sim::{Run, run_seed};
+use weft_sim::{Run, run_seed, scenarios};
 
 /// Seeds within which a broken rule must be found.
 const MUTATION_BUDGET: u64 = 3000;
@@ -14,6 +14,7 @@ const MUTATION_BUDGET: u64 = 3000;
 struct Options {
     seed: Option<u64>,
     seeds: Option<u64>,
+    scenario: Option<String>,
     mutation: Option<String>,
     json: Option<String>,
     verbose: bool,
@@ -25,7 +26,7 @@ fn main() -> ExitCode {
         Ok(options) => options,
         Err(what) => {
             eprintln!(
-                "weft-sim: {what}\nusage: weft-sim [--seed S] [--seeds N] [--mutation NAME|all [--control]] [--json FILE] [--verbose]"
+                "weft-sim: {what}\nusage: weft-sim [--seed S] [--seeds N] [--scenario NUMBER|all] [--mutation NAME|all [--control]] [--json FILE] [--verbose]"
             );
             return ExitCode::from(1);
         }
@@ -34,6 +35,15 @@ fn main() -> ExitCode {
     std::panic::set_hook(Box::new(|_| {}));
     let started = Instant::now();
     let (lines, failed) = match options.mutation.as_deref() {
+        None if let Some(number) = &options.scenario => {
+            match scenarios::play(number, options.seed.unwrap_or(0), options.seeds.unwrap_or(1)) {
+                Ok(played) => played,
+                Err(what) => {
+                    eprintln!("weft-sim: {what}");
+                    return ExitCode::from(1);
+                }
+            }
+        }
         None => sweep(&options, None),
         Some(_) if !cfg!(feature = "mutants") => {
             eprintln!("weft-sim: --mutation needs a build with the feature `mutants`");
@@ -160,6 +170,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
         match arg.as_str() {
             "--seed" => options.seed = Some(number(value()?)?),
             "--seeds" => options.seeds = Some(number(value()?)?),
+            "--scenario" => options.scenario = Some(value()?),
             "--mutation" => options.mutation = Some(value()?),
             "--json" => options.json = Some(value()?),
             "--verbose" => options.verbose = true,

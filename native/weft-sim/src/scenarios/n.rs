@@ -1,16 +1,36 @@
-//! Scenarios N1 to N21 of docs/scenarios.md, as far as the protocol machines decide them.
+//! Plots N1 to N21 of docs/scenarios.md, as far as the protocol machines decide them.
 
+use crate::oracle::ZERO;
+use crate::scenarios::plots;
+use crate::stage::{A, B, C, D, E, Fate, Play, R0, R1, R2, Scene, all_writes, guest_writes};
 use weft_proto::ids::Epoch;
 use weft_proto::record::{REPAIR_EPOCH_JUMP, ReplicaState};
 use weft_proto::session::{EndReason, Event};
-use weft_sim::oracle::ZERO;
-use weft_sim::stage::{A, B, C, D, E, Fate, R0, R1, R2, Scene, all_writes, guest_writes};
 
-#[test]
-fn a_joiner_stays_required_until_its_admission_is_settled() {
-    // N1: the admission's answer is lost and the store shows the old record; the joiner is cut off, the store
-    // applies the swap later, and the next owner finds the joiner only. Nothing acknowledged may be missing there.
-    let mut stage = Scene::copies(2).stage();
+plots! {
+    N1 => a_joiner_stays_required_until_its_admission_is_settled,
+    N2 => nobody_opens_on_a_store_that_was_put_back_before_it_is_repaired,
+    N2 => a_claim_from_before_a_repair_is_not_put_over_the_repaired_record,
+    N4 => a_range_is_locked_until_the_joiner_has_the_older_write,
+    N4 => a_range_is_given_back_when_the_joiner_was_dropped,
+    N6 => a_thief_that_reaches_only_the_store_fences_nobody,
+    N7 => requests_unread_in_an_old_connection_never_execute,
+    N8 => a_trimmed_block_reads_as_zero_after_the_power_was_lost,
+    N9 => a_volume_in_full_pools_is_trimmed_stolen_and_goes_on_without_a_member,
+    N10 => a_paused_write_does_not_block_its_own_rescue,
+    N11 => writes_that_ran_on_while_an_interval_sealed_are_copied_to_who_left_at_that_seal,
+    N12 => a_join_survives_the_loss_of_another_member,
+    N13 => a_write_stuck_in_a_joiner_never_executes_after_its_join_was_dropped,
+    N15 => whoever_opens_during_a_thiefs_wait_waits_too,
+    N16 => a_thief_that_read_just_before_an_admission_is_not_told_of_a_rollback,
+    N17 => a_host_that_was_off_accepts_the_repaired_store,
+    N21 => a_volume_with_too_few_copies_opens_paused_and_is_rescued,
+}
+
+/// N1: the admission's answer is lost and the store shows the old record; the joiner is cut off, the store
+/// applies the swap later, and the next owner finds the joiner only. Nothing acknowledged may be missing there.
+fn a_joiner_stays_required_until_its_admission_is_settled(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     let first = stage.written(owner, 0);
     stage.kill(R1);
@@ -36,11 +56,10 @@ fn a_joiner_stays_required_until_its_admission_is_settled() {
     assert_eq!((stage.read_now(next, 0), stage.read_now(next, 1)), (first, second));
 }
 
-#[test]
-fn nobody_opens_on_a_store_that_was_put_back_before_it_is_repaired() {
-    // N2: the store is restored from a backup taken before the last steal, both owners live, and the replica that
-    // promised the thief is away. Watermarks refuse everybody; repair raises the epochs over all promises.
-    let mut stage = Scene::copies(2).stage();
+/// N2: the store is restored from a backup taken before the last steal, both owners live, and the replica that
+/// promised the thief is away. Watermarks refuse everybody; repair raises the epochs over all promises.
+fn nobody_opens_on_a_store_that_was_put_back_before_it_is_repaired(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let old = stage.owner(D);
     stage.written(old, 0);
     let backup = stage.backup();
@@ -74,12 +93,11 @@ fn nobody_opens_on_a_store_that_was_put_back_before_it_is_repaired() {
     assert!(stage.ended(old).is_some() && stage.ended(thief).is_some(), "old owners go on");
 }
 
-#[test]
-fn a_claim_from_before_a_repair_is_not_put_over_the_repaired_record() {
-    // N2, R14: a claim's outcome is unknown; the store is put back and repaired, and the repaired record happens to
-    // stand at the revision that the claim compares. It is another record: the claim fails, and the session takes it
-    // up. Found by the simulator: seed 1053710 of 9926c9e.
-    let mut stage = Scene::copies(2).stage();
+/// N2, R14: a claim's outcome is unknown; the store is put back and repaired, and the repaired record happens to
+/// stand at the revision that the claim compares. It is another record: the claim fails, and the session takes it
+/// up. Found by the simulator: seed 1053710 of 9926c9e.
+fn a_claim_from_before_a_repair_is_not_put_over_the_repaired_record(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let backup = stage.backup();
     let first = stage.owner(D);
     stage.written(first, 0);
@@ -95,10 +113,9 @@ fn a_claim_from_before_a_repair_is_not_put_over_the_repaired_record() {
     assert!(stage.view(thief).epoch > Epoch(REPAIR_EPOCH_JUMP), "{}", stage.view(thief).epoch);
 }
 
-#[test]
-fn a_range_is_locked_until_the_joiner_has_the_older_write() {
-    // N4: a best-effort write to a joiner is slower than a newer one to the same block would be.
-    let mut stage = Scene::copies(2).stage();
+/// N4: a best-effort write to a joiner is slower than a newer one to the same block would be.
+fn a_range_is_locked_until_the_joiner_has_the_older_write(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.kill(R1);
     stage.written(owner, 40);
@@ -115,11 +132,10 @@ fn a_range_is_locked_until_the_joiner_has_the_older_write() {
     assert_eq!((stage.disk(R0, 5), stage.disk(R1, 5)), (newer.value, newer.value));
 }
 
-#[test]
-fn a_range_is_given_back_when_the_joiner_was_dropped() {
-    // N4: as above, but the older write never arrives: the join is dropped, the newer write goes on without it, and
-    // the older one finds its attachment ended when it is read at last.
-    let mut stage = Scene::copies(2).stage();
+/// N4: as above, but the older write never arrives: the join is dropped, the newer write goes on without it, and
+/// the older one finds its attachment ended when it is read at last.
+fn a_range_is_given_back_when_the_joiner_was_dropped(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.kill(R1);
     stage.written(owner, 40);
@@ -135,10 +151,9 @@ fn a_range_is_given_back_when_the_joiner_was_dropped() {
     assert_eq!(stage.disk(R1, 5), newer.value);
 }
 
-#[test]
-fn a_thief_that_reaches_only_the_store_fences_nobody() {
-    // N6: a host with a link to the witness only steals: it is refused before its swap.
-    let mut stage = Scene::copies(2).stage();
+/// N6: a host with a link to the witness only steals: it is refused before its swap.
+fn a_thief_that_reaches_only_the_store_fences_nobody(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.written(owner, 0);
     let swaps = stage.swaps().len();
@@ -152,11 +167,10 @@ fn a_thief_that_reaches_only_the_store_fences_nobody() {
     assert_eq!(stage.swaps().len(), swaps);
 }
 
-#[test]
-fn requests_unread_in_an_old_connection_never_execute() {
-    // N7: the session reconnects while a write of the old connection is unread in the replica's socket; it is read
-    // after a newer write of the same block was acknowledged.
-    let mut stage = Scene::copies(2).stage();
+/// N7: the session reconnects while a write of the old connection is unread in the replica's socket; it is read
+/// after a newer write of the same block was acknowledged.
+fn requests_unread_in_an_old_connection_never_execute(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.hold(owner, R0, guest_writes);
     let older = stage.write(owner, 7);
@@ -172,10 +186,9 @@ fn requests_unread_in_an_old_connection_never_execute() {
     assert_eq!(stage.demotions(owner), 0);
 }
 
-#[test]
-fn a_trimmed_block_reads_as_zero_after_the_power_was_lost() {
-    // N8: a discard is acknowledged from a volatile cache's volume, then every host loses its power.
-    let mut stage = Scene::copies(2).cached().stage();
+/// N8: a discard is acknowledged from a volatile cache's volume, then every host loses its power.
+fn a_trimmed_block_reads_as_zero_after_the_power_was_lost(play: &Play) {
+    let mut stage = Scene::copies(2).cached().stage(play);
     let owner = stage.owner(D);
     stage.written(owner, 3);
     stage.run_for(3000);
@@ -191,11 +204,10 @@ fn a_trimmed_block_reads_as_zero_after_the_power_was_lost() {
     assert_eq!(stage.read_now(next, 3), ZERO);
 }
 
-#[test]
-fn a_volume_in_full_pools_is_trimmed_stolen_and_goes_on_without_a_member() {
-    // N9: both pools are full to the last byte: a trim, a steal and a demotion all work. (What makes them work, the
-    // preallocated log, is tested where files are: weft-io's file_pool and weftd's space.)
-    let mut stage = Scene::copies(2).stage();
+/// N9: both pools are full to the last byte: a trim, a steal and a demotion all work. (What makes them work, the
+/// preallocated log, is tested where files are: weft-io's file_pool and weftd's space.)
+fn a_volume_in_full_pools_is_trimmed_stolen_and_goes_on_without_a_member(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     let value = stage.written(owner, 1);
     stage.written(owner, 2);
@@ -213,11 +225,10 @@ fn a_volume_in_full_pools_is_trimmed_stolen_and_goes_on_without_a_member() {
     stage.close(thief);
 }
 
-#[test]
-fn a_paused_write_does_not_block_its_own_rescue() {
-    // N10: two copies, min_isr 2, one disk dead for good: the guest's write waits. A third host gives a new copy;
-    // the join passes the paused write, and one swap brings the new copy in and takes the dead one out.
-    let mut stage = Scene::copies(2).min_isr(2).stage();
+/// N10: two copies, min_isr 2, one disk dead for good: the guest's write waits. A third host gives a new copy;
+/// the join passes the paused write, and one swap brings the new copy in and takes the dead one out.
+fn a_paused_write_does_not_block_its_own_rescue(play: &Play) {
+    let mut stage = Scene::copies(2).min_isr(2).stage(play);
     let owner = stage.owner(D);
     let before = stage.written(owner, 1);
     stage.lose_disk(R1);
@@ -242,11 +253,10 @@ fn a_paused_write_does_not_block_its_own_rescue() {
     assert_eq!(stage.view(owner).phase, "serving");
 }
 
-#[test]
-fn writes_that_ran_on_while_an_interval_sealed_are_copied_to_who_left_at_that_seal() {
-    // N11: a write of interval k hangs at r1 for a while, writes of k+1 run on; k seals, its bitmap goes; then r1 is
-    // lost with base k. Its copy set when it returns holds what was written in k+1, before and after it left.
-    let mut stage = Scene::copies(2).stage();
+/// N11: a write of interval k hangs at r1 for a while, writes of k+1 run on; k seals, its bitmap goes; then r1 is
+/// lost with base k. Its copy set when it returns holds what was written in k+1, before and after it left.
+fn writes_that_ran_on_while_an_interval_sealed_are_copied_to_who_left_at_that_seal(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.written(owner, 0);
     stage.run_for(3000);
@@ -267,10 +277,9 @@ fn writes_that_ran_on_while_an_interval_sealed_are_copied_to_who_left_at_that_se
     assert_eq!((stage.disk(R1, 20), stage.disk(R1, 40)), (with, without));
 }
 
-#[test]
-fn a_join_survives_the_loss_of_another_member() {
-    // N12: the owner demotes r1 while r2 joins. The epoch changes under the join; nothing hangs.
-    let mut stage = Scene::copies(3).stage();
+/// N12: the owner demotes r1 while r2 joins. The epoch changes under the join; nothing hangs.
+fn a_join_survives_the_loss_of_another_member(play: &Play) {
+    let mut stage = Scene::copies(3).stage(play);
     let owner = stage.owner(D);
     stage.kill(R2);
     let early = stage.written(owner, 4);
@@ -289,11 +298,10 @@ fn a_join_survives_the_loss_of_another_member() {
     stage.close(owner);
 }
 
-#[test]
-fn a_write_stuck_in_a_joiner_never_executes_after_its_join_was_dropped() {
-    // N13: one best-effort write is unread in the joiner's socket and one hangs in its disk; the join is dropped and
-    // begins anew over the same connection, after newer writes to both blocks.
-    let mut stage = Scene::copies(2).stage();
+/// N13: one best-effort write is unread in the joiner's socket and one hangs in its disk; the join is dropped and
+/// begins anew over the same connection, after newer writes to both blocks.
+fn a_write_stuck_in_a_joiner_never_executes_after_its_join_was_dropped(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.kill(R1);
     stage.written(owner, 40);
@@ -314,11 +322,10 @@ fn a_write_stuck_in_a_joiner_never_executes_after_its_join_was_dropped() {
     assert_eq!((stage.disk(R1, 5), stage.disk(R1, 6)), (newer[0].value, newer[1].value));
 }
 
-#[test]
-fn whoever_opens_during_a_thiefs_wait_waits_too() {
-    // N15: the owner is cut off from the store and from r1, but still reads from r0. A thief that reaches r1 only is
-    // gone before its wait is over; the next one knows that the thief has ended, and waits all the same.
-    let mut stage = Scene::copies(2).stage();
+/// N15: the owner is cut off from the store and from r1, but still reads from r0. A thief that reaches r1 only is
+/// gone before its wait is over; the next one knows that the thief has ended, and waits all the same.
+fn whoever_opens_during_a_thiefs_wait_waits_too(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     let old = stage.written(owner, 9);
     stage.run_for(500);
@@ -352,11 +359,10 @@ fn whoever_opens_during_a_thiefs_wait_waits_too() {
     assert!(!stage.told(owner, |e| matches!(e, Event::Demoted { .. })));
 }
 
-#[test]
-fn a_thief_that_read_just_before_an_admission_is_not_told_of_a_rollback() {
-    // N16: between the thief's read and its contact the owner admits a joiner: replicas have promised more than the
-    // record that was read shows. A race: read again, and taken over.
-    let mut stage = Scene::copies(2).stage();
+/// N16: between the thief's read and its contact the owner admits a joiner: replicas have promised more than the
+/// record that was read shows. A race: read again, and taken over.
+fn a_thief_that_read_just_before_an_admission_is_not_told_of_a_rollback(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.kill(R1);
     let value = stage.written(owner, 2);
@@ -371,11 +377,10 @@ fn a_thief_that_read_just_before_an_admission_is_not_told_of_a_rollback() {
     assert!(matches!(stage.over(owner), EndReason::Fenced { .. }));
 }
 
-#[test]
-fn a_host_that_was_off_accepts_the_repaired_store() {
-    // N17: the store is put back and repaired while r1's host is off. Its promise is below the jump, its watermark
-    // below the new incarnation: it obeys, and is copied to.
-    let mut stage = Scene::copies(2).stage();
+/// N17: the store is put back and repaired while r1's host is off. Its promise is below the jump, its watermark
+/// below the new incarnation: it obeys, and is copied to.
+fn a_host_that_was_off_accepts_the_repaired_store(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let backup = stage.backup();
     let owner = stage.owner(D);
     stage.written(owner, 0);
@@ -392,11 +397,10 @@ fn a_host_that_was_off_accepts_the_repaired_store() {
     assert!(stage.durable(R1).promised > Epoch(REPAIR_EPOCH_JUMP));
 }
 
-#[test]
-fn a_volume_with_too_few_copies_opens_paused_and_is_rescued() {
-    // N21: min_isr 2, one disk dead for good, and the owner's host reboots: it opens paused, joins a new copy, and
-    // only then serves.
-    let mut stage = Scene::copies(2).min_isr(2).stage();
+/// N21: min_isr 2, one disk dead for good, and the owner's host reboots: it opens paused, joins a new copy, and
+/// only then serves.
+fn a_volume_with_too_few_copies_opens_paused_and_is_rescued(play: &Play) {
+    let mut stage = Scene::copies(2).min_isr(2).stage(play);
     let owner = stage.owner(D);
     let value = stage.written(owner, 1);
     stage.lose_disk(R1);

@@ -1,16 +1,28 @@
-//! Scenarios S1 to S15 of docs/scenarios.md (store, time, metadata), as far as they concern built parts.
+//! Plots S1 to S15 of docs/scenarios.md (store, time, metadata), as far as they concern built parts.
 
+use crate::scenarios::plots;
+use crate::stage::{A, B, C, D, E, Play, R0, R1, Scene};
 use weft_proto::record::{Record, ReplicaState};
 use weft_proto::session::EndReason;
-use weft_sim::stage::{A, B, C, D, E, R0, R1, Scene};
+
+plots! {
+    S1 => a_store_that_is_away_for_an_hour_is_not_missed,
+    S2 => a_member_lost_while_the_store_is_away_pauses_the_volume_until_it_is_back,
+    S3 => an_owner_on_the_stores_minority_side_goes_on,
+    S6 => a_record_that_was_read_from_a_lagging_member_changes_nothing,
+    S7 => a_witness_that_dies_after_a_member_is_not_missed,
+    S8 => two_hosts_that_lost_each_other_do_not_take_turns,
+    S9 => an_owner_that_sees_both_hosts_does_not_notice_that_they_lost_each_other,
+    S10 => wall_clocks_that_jump_change_nothing,
+    S15 => a_demoted_copy_knows_that_it_is_not_enough_for_a_repair,
+}
 
 const HOUR_MS: u64 = 3_600_000;
 
-#[test]
-fn a_store_that_is_away_for_an_hour_is_not_missed() {
-    // S1: the store is down for an hour and nothing else is wrong: writes, reads and seals go on; a member whose
-    // connection breaks meanwhile is taken up again. Then the volume closes.
-    let mut stage = Scene::copies(2).stage();
+/// S1: the store is down for an hour and nothing else is wrong: writes, reads and seals go on; a member whose
+/// connection breaks meanwhile is taken up again. Then the volume closes.
+fn a_store_that_is_away_for_an_hour_is_not_missed(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.written(owner, 0);
     let sealed = stage.view(owner).sealed;
@@ -29,11 +41,10 @@ fn a_store_that_is_away_for_an_hour_is_not_missed() {
     assert!(stage.record().clean);
 }
 
-#[test]
-fn a_member_lost_while_the_store_is_away_pauses_the_volume_until_it_is_back() {
-    // S2: the store is down and r1 dies: nothing can be decided. Writes wait, and reads once the lease has ended; both
-    // go on by themselves.
-    let mut stage = Scene::copies(2).stage();
+/// S2: the store is down and r1 dies: nothing can be decided. Writes wait, and reads once the lease has ended; both
+/// go on by themselves.
+fn a_member_lost_while_the_store_is_away_pauses_the_volume_until_it_is_back(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     let value = stage.written(owner, 1);
     stage.store_down();
@@ -49,11 +60,10 @@ fn a_member_lost_while_the_store_is_away_pauses_the_volume_until_it_is_back() {
     assert_eq!((stage.in_sync(), stage.demotions(owner)), (vec![R0], 1));
 }
 
-#[test]
-fn an_owner_on_the_stores_minority_side_goes_on() {
-    // S3: the owner and all copies are cut off from the store's majority. I/O goes on; on the majority's side somebody
-    // steals, reaches no copy, and waits.
-    let mut stage = Scene::copies(2).stage();
+/// S3: the owner and all copies are cut off from the store's majority. I/O goes on; on the majority's side somebody
+/// steals, reaches no copy, and waits.
+fn an_owner_on_the_stores_minority_side_goes_on(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.written(owner, 1);
     stage.store_away(&[A, B, D]);
@@ -71,11 +81,10 @@ fn an_owner_on_the_stores_minority_side_goes_on() {
     assert_eq!(stage.view(thief).phase, "opening");
 }
 
-#[test]
-fn a_witness_that_dies_after_a_member_is_not_missed() {
-    // S7: two hosts and a witness; A dies, B goes on with the witness's help; then the witness dies: the store is down,
-    // and nothing is noticed before the next fault.
-    let mut stage = Scene::copies(2).stage();
+/// S7: two hosts and a witness; A dies, B goes on with the witness's help; then the witness dies: the store is down,
+/// and nothing is noticed before the next fault.
+fn a_witness_that_dies_after_a_member_is_not_missed(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(B);
     stage.written(owner, 1);
     stage.power_off(R0);
@@ -90,10 +99,9 @@ fn a_witness_that_dies_after_a_member_is_not_missed() {
     assert_eq!(stage.view(owner).paused, None);
 }
 
-#[test]
-fn a_record_that_was_read_from_a_lagging_member_changes_nothing() {
-    // S6: an opener reads a record of before the volume was opened, and claims it: the swap compares the revision.
-    let mut stage = Scene::copies(2).stage();
+/// S6: an opener reads a record of before the volume was opened, and claims it: the swap compares the revision.
+fn a_record_that_was_read_from_a_lagging_member_changes_nothing(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let closed = stage.backup();
     let owner = stage.owner(D);
     let swaps = stage.swaps().len();
@@ -104,11 +112,10 @@ fn a_record_that_was_read_from_a_lagging_member_changes_nothing() {
     stage.written(owner, 0);
 }
 
-#[test]
-fn two_hosts_that_lost_each_other_do_not_take_turns() {
-    // S8: two hosts with a copy each and a witness; the link between them is cut, both see the witness. The owner, on
-    // A, takes r1 out; on B nobody can open, and nothing is changed by trying.
-    let mut stage = Scene::copies(2).stage();
+/// S8: two hosts with a copy each and a witness; the link between them is cut, both see the witness. The owner, on
+/// A, takes r1 out; on B nobody can open, and nothing is changed by trying.
+fn two_hosts_that_lost_each_other_do_not_take_turns(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(A);
     stage.written(owner, 1);
     stage.cut(A, B);
@@ -128,10 +135,9 @@ fn two_hosts_that_lost_each_other_do_not_take_turns() {
     stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
 }
 
-#[test]
-fn an_owner_that_sees_both_hosts_does_not_notice_that_they_lost_each_other() {
-    // S9: as S8, but the owner is on a third host: replicas never talk to each other.
-    let mut stage = Scene::copies(2).stage();
+/// S9: as S8, but the owner is on a third host: replicas never talk to each other.
+fn an_owner_that_sees_both_hosts_does_not_notice_that_they_lost_each_other(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(C);
     stage.cut(A, B);
     let swaps = stage.swaps().len();
@@ -143,12 +149,11 @@ fn an_owner_that_sees_both_hosts_does_not_notice_that_they_lost_each_other() {
     assert!(stage.view(owner).figures.stall_ms_max < 10);
 }
 
-#[test]
-fn wall_clocks_that_jump_change_nothing() {
-    // S10: the same plot on hosts whose wall clocks are an hour early, right and an hour late. Only `since` in the
-    // record, which nobody decides by, may differ.
+/// S10: the same plot on hosts whose wall clocks are an hour early, right and an hour late. Only `since` in the
+/// record, which nobody decides by, may differ.
+fn wall_clocks_that_jump_change_nothing(play: &Play) {
     let plays = [10 * HOUR_MS, 11 * HOUR_MS, 9 * HOUR_MS].map(|clock| {
-        let mut stage = Scene::copies(2).stage();
+        let mut stage = Scene::copies(2).stage(play);
         stage.set_wall_clock(D, clock);
         stage.set_wall_clock(E, 20 * HOUR_MS - clock);
         let owner = stage.owner(D);
@@ -167,11 +172,10 @@ fn wall_clocks_that_jump_change_nothing() {
     assert!(plays[0].1 != plays[1].1, "the plot needs clocks that differ");
 }
 
-#[test]
-fn a_demoted_copy_knows_that_it_is_not_enough_for_a_repair() {
-    // S15: the store is lost right after r1 was taken out; of the copies of the record only r1's can be asked. It
-    // names r0, which does not answer, so r0 may hold a later one: a repair without assent is refused.
-    let mut stage = Scene::copies(2).stage();
+/// S15: the store is lost right after r1 was taken out; of the copies of the record only r1's can be asked. It
+/// names r0, which does not answer, so r0 may hold a later one: a repair without assent is refused.
+fn a_demoted_copy_knows_that_it_is_not_enough_for_a_repair(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     let lost = stage.backup();
     stage.written(owner, 1);

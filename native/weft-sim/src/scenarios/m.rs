@@ -1,10 +1,35 @@
-//! Scenarios M1 to M26 of docs/scenarios.md (members), as far as they concern built parts.
+//! Plots M1 to M26 of docs/scenarios.md (members), as far as they concern built parts.
 
+use crate::scenarios::plots;
+use crate::stage::{A, B, C, D, Fate, Play, R0, R1, R2, Scene, Stage, Who, guest_writes};
 use weft_proto::message::Ask;
 use weft_proto::record::ReplicaState;
 use weft_proto::replica::{DiskError, DiskOp};
 use weft_proto::session::{EndReason, Event};
-use weft_sim::stage::{A, B, C, D, Fate, R0, R1, R2, Scene, Stage, Who, guest_writes};
+
+plots! {
+    M1 => a_member_that_restarts_within_a_second_is_not_demoted,
+    M1 => a_member_that_refuses_connections_is_demoted_at_once,
+    M2 => a_member_that_was_away_is_brought_what_was_written_and_nothing_else,
+    M3 => a_member_that_was_away_while_the_owner_restarted_is_compared_by_region,
+    M4 => a_stamp_without_its_data_costs_a_comparison_and_nothing_else,
+    M6 => an_owner_that_dies_after_a_demotion_leaves_the_write_with_who_stayed,
+    M8 => a_demotion_with_an_unknown_outcome_holds_every_write_until_it_is_known,
+    M9 => members_that_fail_together_leave_by_one_swap,
+    M9 => after_a_removal_everybody_who_remains_must_have_the_write,
+    M10 => too_few_members_pause_the_volume_until_one_returns,
+    M11 => a_stale_copy_is_never_opened_in_place_of_the_last_good_one,
+    M14 => a_joiner_that_dies_near_the_end_is_not_admitted,
+    M15 => a_joiner_admitted_by_an_owner_that_never_knew_has_everything,
+    M16 => an_admission_that_lost_against_a_steal_did_not_happen,
+    M17 => a_join_goes_on_from_another_member_when_its_source_is_lost,
+    M18 => a_member_that_comes_and_goes_costs_little,
+    M21 => members_that_are_equally_slow_are_not_taken_out,
+    M23 => a_member_whose_disk_hangs_is_taken_out_though_it_answers,
+    M24 => a_member_that_hears_but_is_not_heard_is_as_good_as_dead,
+    M25 => a_full_member_leaves_and_a_full_volume_waits,
+    M26 => a_flush_that_failed_once_is_not_asked_again,
+}
 
 const BLOCK: u64 = 4096;
 
@@ -18,11 +43,10 @@ fn equal(stage: &Stage, one: weft_proto::ids::Rid, two: weft_proto::ids::Rid, bl
     }
 }
 
-#[test]
-fn a_member_that_restarts_within_a_second_is_not_demoted() {
-    // M1: r1's daemon is killed under a write and back a second later, before anybody was refused there: the write is
-    // sent again, the guest waited as long as the restart took.
-    let mut stage = Scene::copies(2).stage();
+/// M1: r1's daemon is killed under a write and back a second later, before anybody was refused there: the write is
+/// sent again, the guest waited as long as the restart took.
+fn a_member_that_restarts_within_a_second_is_not_demoted(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.written(owner, 0);
     stage.stall(R1);
@@ -39,10 +63,9 @@ fn a_member_that_restarts_within_a_second_is_not_demoted() {
     assert_eq!(stage.line(owner, R1), "in-sync acked=2 sent=3 window=0");
 }
 
-#[test]
-fn a_member_that_refuses_connections_is_demoted_at_once() {
-    // M1, the other half (4.9): where nobody listens nobody is waited for. The guest waits for one swap.
-    let mut stage = Scene::copies(2).stage();
+/// M1, the other half (4.9): where nobody listens nobody is waited for. The guest waits for one swap.
+fn a_member_that_refuses_connections_is_demoted_at_once(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.kill(R1);
     let write = stage.write(owner, 1);
@@ -54,10 +77,9 @@ fn a_member_that_refuses_connections_is_demoted_at_once() {
     assert_eq!(stage.disk(R1, 1), write.value);
 }
 
-#[test]
-fn a_member_that_was_away_is_brought_what_was_written_and_nothing_else() {
-    // M2: r1 is gone for ten minutes and rejoins the same session: as many bytes are copied as were written.
-    let mut stage = Scene::copies(2).blocks(1600).stage();
+/// M2: r1 is gone for ten minutes and rejoins the same session: as many bytes are copied as were written.
+fn a_member_that_was_away_is_brought_what_was_written_and_nothing_else(play: &Play) {
+    let mut stage = Scene::copies(2).blocks(1600).stage(play);
     let owner = stage.owner(D);
     for block in (0..1600).step_by(16) {
         stage.written(owner, block);
@@ -76,11 +98,10 @@ fn a_member_that_was_away_is_brought_what_was_written_and_nothing_else() {
     equal(&stage, R0, R1, 1600);
 }
 
-#[test]
-fn a_member_that_was_away_while_the_owner_restarted_is_compared_by_region() {
-    // M3: r1 is gone, the owner restarts too, r1 rejoins: at most the regions that were touched are compared, and only
-    // what differs is copied.
-    let mut stage = Scene::copies(2).blocks(1600).stage();
+/// M3: r1 is gone, the owner restarts too, r1 rejoins: at most the regions that were touched are compared, and only
+/// what differs is copied.
+fn a_member_that_was_away_while_the_owner_restarted_is_compared_by_region(play: &Play) {
+    let mut stage = Scene::copies(2).blocks(1600).stage(play);
     let owner = stage.owner(D);
     for block in (0..1600).step_by(16) {
         stage.written(owner, block);
@@ -101,10 +122,9 @@ fn a_member_that_was_away_while_the_owner_restarted_is_compared_by_region() {
     equal(&stage, R0, R1, 1600);
 }
 
-#[test]
-fn a_stamp_without_its_data_costs_a_comparison_and_nothing_else() {
-    // M4: r1 crashes between a write's stamp and its data, which no other member got either.
-    let mut stage = Scene::copies(2).stage();
+/// M4: r1 crashes between a write's stamp and its data, which no other member got either.
+fn a_stamp_without_its_data_costs_a_comparison_and_nothing_else(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     let old = stage.written(owner, 3);
     stage.run_for(3000);
@@ -126,10 +146,9 @@ fn a_stamp_without_its_data_costs_a_comparison_and_nothing_else() {
     assert_eq!((figures.hashed_bytes, figures.reconciled_bytes), (16 * BLOCK, 0));
 }
 
-#[test]
-fn an_owner_that_dies_after_a_demotion_leaves_the_write_with_who_stayed() {
-    // M6: the owner dies between the swap that takes r1 out and the completion of the write that waited for it.
-    let mut stage = Scene::copies(2).stage();
+/// M6: the owner dies between the swap that takes r1 out and the completion of the write that waited for it.
+fn an_owner_that_dies_after_a_demotion_leaves_the_write_with_who_stayed(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.kill_silently(R1);
     let write = stage.write(owner, 3);
@@ -144,10 +163,9 @@ fn an_owner_that_dies_after_a_demotion_leaves_the_write_with_who_stayed() {
     assert_eq!(stage.disk(R1, 3), write.value);
 }
 
-#[test]
-fn a_demotion_with_an_unknown_outcome_holds_every_write_until_it_is_known() {
-    // M8: the swap that takes r1 out is applied, its answer lost, and the store away for 8 s.
-    let mut stage = Scene::copies(2).stage();
+/// M8: the swap that takes r1 out is applied, its answer lost, and the store away for 8 s.
+fn a_demotion_with_an_unknown_outcome_holds_every_write_until_it_is_known(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.next_swaps(&[Fate::AppliedUnknown]);
     stage.kill(R1);
@@ -164,10 +182,9 @@ fn a_demotion_with_an_unknown_outcome_holds_every_write_until_it_is_known() {
     assert!((8000..9000).contains(&stage.view(owner).figures.stall_ms_max));
 }
 
-#[test]
-fn members_that_fail_together_leave_by_one_swap() {
-    // M9: r0 and r1 lose power at once, r2 is left, and min_isr is 1.
-    let mut stage = Scene::copies(3).stage();
+/// M9: r0 and r1 lose power at once, r2 is left, and min_isr is 1.
+fn members_that_fail_together_leave_by_one_swap(play: &Play) {
+    let mut stage = Scene::copies(3).stage(play);
     let owner = stage.owner(D);
     let swaps = stage.swaps().len();
     stage.power_off(R0);
@@ -179,10 +196,9 @@ fn members_that_fail_together_leave_by_one_swap() {
     assert!(stage.view(owner).figures.stall_ms_max < 2000);
 }
 
-#[test]
-fn after_a_removal_everybody_who_remains_must_have_the_write() {
-    // M9, with one loss only: r0 is taken out while r2 has not acknowledged; r1 alone is not enough.
-    let mut stage = Scene::copies(3).stage();
+/// M9, with one loss only: r0 is taken out while r2 has not acknowledged; r1 alone is not enough.
+fn after_a_removal_everybody_who_remains_must_have_the_write(play: &Play) {
+    let mut stage = Scene::copies(3).stage(play);
     let owner = stage.owner(D);
     stage.hold(owner, R2, guest_writes);
     let write = stage.write(owner, 3);
@@ -196,11 +212,10 @@ fn after_a_removal_everybody_who_remains_must_have_the_write() {
     assert_eq!((stage.disk(R1, 3), stage.disk(R2, 3)), (write.value, write.value));
 }
 
-#[test]
-fn too_few_members_pause_the_volume_until_one_returns() {
-    // M10: as M9 with min_isr 2: the volume waits, nobody is taken out; r1 returns, is in sync still, and the volume
-    // goes on without r0.
-    let mut stage = Scene::copies(3).min_isr(2).stage();
+/// M10: as M9 with min_isr 2: the volume waits, nobody is taken out; r1 returns, is in sync still, and the volume
+/// goes on without r0.
+fn too_few_members_pause_the_volume_until_one_returns(play: &Play) {
+    let mut stage = Scene::copies(3).min_isr(2).stage(play);
     let owner = stage.owner(D);
     let swaps = stage.swaps().len();
     stage.power_off(R0);
@@ -215,10 +230,9 @@ fn too_few_members_pause_the_volume_until_one_returns() {
     assert_eq!(stage.disk(R1, 3), write.value);
 }
 
-#[test]
-fn a_stale_copy_is_never_opened_in_place_of_the_last_good_one() {
-    // M11: r1 is stale and up, r0, the last in-sync copy, is away: whoever opens waits for r0, however long.
-    let mut stage = Scene::copies(2).stage();
+/// M11: r1 is stale and up, r0, the last in-sync copy, is away: whoever opens waits for r0, however long.
+fn a_stale_copy_is_never_opened_in_place_of_the_last_good_one(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.kill(R1);
     let value = stage.written(owner, 3);
@@ -240,10 +254,9 @@ fn a_stale_copy_is_never_opened_in_place_of_the_last_good_one() {
     assert_eq!(stage.read_now(next, 3), value);
 }
 
-#[test]
-fn a_joiner_that_dies_near_the_end_is_not_admitted() {
-    // M14: the joiner dies with one block to go: its base is what it was, nobody admits it, and it begins anew.
-    let mut stage = Scene::copies(2).blocks(480).stage();
+/// M14: the joiner dies with one block to go: its base is what it was, nobody admits it, and it begins anew.
+fn a_joiner_that_dies_near_the_end_is_not_admitted(play: &Play) {
+    let mut stage = Scene::copies(2).blocks(480).stage(play);
     let owner = stage.owner(D);
     stage.written(owner, 0);
     stage.run_for(3000);
@@ -268,10 +281,9 @@ fn a_joiner_that_dies_near_the_end_is_not_admitted() {
     equal(&stage, R0, R1, 480);
 }
 
-#[test]
-fn a_joiner_admitted_by_an_owner_that_never_knew_has_everything() {
-    // M15: the owner dies after the admission was applied and before it knows; r0 dies too.
-    let mut stage = Scene::copies(2).stage();
+/// M15: the owner dies after the admission was applied and before it knows; r0 dies too.
+fn a_joiner_admitted_by_an_owner_that_never_knew_has_everything(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.kill(R1);
     let values: Vec<u64> = (0..8).map(|block| stage.written(owner, block)).collect();
@@ -289,10 +301,9 @@ fn a_joiner_admitted_by_an_owner_that_never_knew_has_everything() {
     assert_eq!(stage.read_now(next, 9), unsure.value);
 }
 
-#[test]
-fn an_admission_that_lost_against_a_steal_did_not_happen() {
-    // M16: a thief's claim comes before the owner's admission: the replica stays stale, the new owner joins it.
-    let mut stage = Scene::copies(2).stage();
+/// M16: a thief's claim comes before the owner's admission: the replica stays stale, the new owner joins it.
+fn an_admission_that_lost_against_a_steal_did_not_happen(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.kill(R1);
     let value = stage.written(owner, 3);
@@ -307,10 +318,9 @@ fn an_admission_that_lost_against_a_steal_did_not_happen() {
     assert_eq!((stage.disk(R1, 3), stage.read_now(thief, 3)), (value, value));
 }
 
-#[test]
-fn a_join_goes_on_from_another_member_when_its_source_is_lost() {
-    // M17: r1 is copied to from r0, which dies half way; r2 has everything that r0 had.
-    let mut stage = Scene::copies(3).blocks(480).stage();
+/// M17: r1 is copied to from r0, which dies half way; r2 has everything that r0 had.
+fn a_join_goes_on_from_another_member_when_its_source_is_lost(play: &Play) {
+    let mut stage = Scene::copies(3).blocks(480).stage(play);
     let owner = stage.owner(D);
     stage.written(owner, 0);
     stage.run_for(3000);
@@ -337,10 +347,9 @@ fn a_join_goes_on_from_another_member_when_its_source_is_lost() {
     assert!(stage.ran(R2).iter().any(|op| matches!(op, DiskOp::Hash { .. })), "r2 was a source");
 }
 
-#[test]
-fn a_member_whose_disk_hangs_is_taken_out_though_it_answers() {
-    // M23: r1 answers heartbeats, its disk does nothing: the oldest write that others have done decides.
-    let mut stage = Scene::copies(2).stage();
+/// M23: r1 answers heartbeats, its disk does nothing: the oldest write that others have done decides.
+fn a_member_whose_disk_hangs_is_taken_out_though_it_answers(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.written(owner, 3);
     stage.stall(R1);
@@ -357,11 +366,10 @@ fn a_member_whose_disk_hangs_is_taken_out_though_it_answers() {
     equal(&stage, R0, R1, 48);
 }
 
-#[test]
-fn a_member_that_hears_but_is_not_heard_is_as_good_as_dead() {
-    // M24: the owner reaches r1, r1 does not reach the owner: it executes what it is sent, is taken out like a dead
-    // one, and its stamps bring it back.
-    let mut stage = Scene::copies(2).stage();
+/// M24: the owner reaches r1, r1 does not reach the owner: it executes what it is sent, is taken out like a dead
+/// one, and its stamps bring it back.
+fn a_member_that_hears_but_is_not_heard_is_as_good_as_dead(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.written(owner, 3);
     stage.cut_way(B, D);
@@ -377,11 +385,10 @@ fn a_member_that_hears_but_is_not_heard_is_as_good_as_dead() {
     assert_eq!(stage.disk(R1, 4), newer);
 }
 
-#[test]
-fn a_full_member_leaves_and_a_full_volume_waits() {
-    // M25: r1's pool is full: it is taken out, for want of room. Then r0's is: the guest waits, and goes on when there
-    // is room, without being told.
-    let mut stage = Scene::copies(2).stage();
+/// M25: r1's pool is full: it is taken out, for want of room. Then r0's is: the guest waits, and goes on when there
+/// is room, without being told.
+fn a_full_member_leaves_and_a_full_volume_waits(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.written(owner, 0);
     stage.fill(R1, true);
@@ -403,11 +410,10 @@ fn a_full_member_leaves_and_a_full_volume_waits() {
     equal(&stage, R0, R1, 48);
 }
 
-#[test]
-fn a_member_that_comes_and_goes_costs_little() {
-    // M18: r1 is gone for a moment every 20 s. Each time it is brought what it missed, and nothing else; the record
-    // changes at most once in 10 s.
-    let mut stage = Scene::copies(2).blocks(480).stage();
+/// M18: r1 is gone for a moment every 20 s. Each time it is brought what it missed, and nothing else; the record
+/// changes at most once in 10 s.
+fn a_member_that_comes_and_goes_costs_little(play: &Play) {
+    let mut stage = Scene::copies(2).blocks(480).stage(play);
     let owner = stage.owner(D);
     for block in 0..480 {
         stage.written(owner, block);
@@ -425,10 +431,9 @@ fn a_member_that_comes_and_goes_costs_little() {
     assert_eq!(stage.swaps().len() - swaps, 30);
 }
 
-#[test]
-fn members_that_are_equally_slow_are_not_taken_out() {
-    // M21: no disk does anything for ten seconds, and all members answer heartbeats: nobody is slower than others.
-    let mut stage = Scene::copies(2).stage();
+/// M21: no disk does anything for ten seconds, and all members answer heartbeats: nobody is slower than others.
+fn members_that_are_equally_slow_are_not_taken_out(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.stall(R0);
     stage.stall(R1);
@@ -440,11 +445,10 @@ fn members_that_are_equally_slow_are_not_taken_out() {
     assert_eq!((stage.demotions(owner), stage.in_sync()), (0, vec![R0, R1]));
 }
 
-#[test]
-fn a_flush_that_failed_once_is_not_asked_again() {
-    // M26: r1's fdatasync fails, and would succeed if it were repeated, without what the first one lost. The member is
-    // taken out, and its copy serves nothing before it was opened anew.
-    let mut stage = Scene::copies(2).cached().stage();
+/// M26: r1's fdatasync fails, and would succeed if it were repeated, without what the first one lost. The member is
+/// taken out, and its copy serves nothing before it was opened anew.
+fn a_flush_that_failed_once_is_not_asked_again(play: &Play) {
+    let mut stage = Scene::copies(2).cached().stage(play);
     let owner = stage.owner(A);
     let value = stage.written(owner, 3);
     stage.fail_once(R1, |op| matches!(op, DiskOp::Flush), DiskError::Io);

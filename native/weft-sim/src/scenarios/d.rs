@@ -1,16 +1,26 @@
-//! Scenarios D1 to D9 of docs/scenarios.md (data operations), as far as they concern built parts.
+//! Plots D1 to D9 of docs/scenarios.md (data operations), as far as they concern built parts.
 
+use crate::disk::bytes_of;
+use crate::oracle::ZERO;
+use crate::scenarios::plots;
+use crate::stage::{C, D, Play, R0, R1, Scene, all_writes, guest_writes};
 use weft_proto::guest::GuestOp;
 use weft_proto::payload::{BLOCK, HeapPayload, Payload};
 use weft_proto::replica::DiskOp;
-use weft_sim::disk::bytes_of;
-use weft_sim::oracle::ZERO;
-use weft_sim::stage::{C, D, R0, R1, Scene, all_writes, guest_writes};
 
-#[test]
-fn a_guest_that_changes_its_buffer_during_a_write_does_not_split_the_members() {
-    // D1: the guest scribbles over the buffer after it submitted it, between the sendings to r0 and to r1.
-    let mut stage = Scene::copies(2).stage();
+plots! {
+    D1 => a_guest_that_changes_its_buffer_during_a_write_does_not_split_the_members,
+    D2 => overlapping_writes_happen_in_one_order_on_all_members,
+    D3 => small_writes_to_one_block_do_not_undo_each_other,
+    D4 => a_write_over_a_border_that_was_torn_is_the_same_on_all,
+    D6 => a_discard_during_a_resync_stays_a_hole,
+    D7 => a_rotten_block_is_read_from_another_member,
+    D9 => a_bit_that_flips_on_its_way_is_never_stored,
+}
+
+/// D1: the guest scribbles over the buffer after it submitted it, between the sendings to r0 and to r1.
+fn a_guest_that_changes_its_buffer_during_a_write_does_not_split_the_members(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     let mut buffer = bytes_of(&[4711]);
     stage.hold(owner, R1, guest_writes);
@@ -22,10 +32,9 @@ fn a_guest_that_changes_its_buffer_during_a_write_does_not_split_the_members() {
     assert_eq!((stage.disk(R0, 5), stage.disk(R1, 5)), (4711, 4711));
 }
 
-#[test]
-fn overlapping_writes_happen_in_one_order_on_all_members() {
-    // D2: three writes that overlap are asked at once, and the links are differently slow.
-    let mut stage = Scene::copies(2).stage();
+/// D2: three writes that overlap are asked at once, and the links are differently slow.
+fn overlapping_writes_happen_in_one_order_on_all_members(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.hold(owner, R1, guest_writes);
     let writes = [stage.write_run(owner, 5, 3), stage.write_run(owner, 6, 3), stage.write_run(owner, 4, 3)];
@@ -44,10 +53,9 @@ fn overlapping_writes_happen_in_one_order_on_all_members() {
     assert!(a < b);
 }
 
-#[test]
-fn small_writes_to_one_block_do_not_undo_each_other() {
-    // D3: 32 writes of 512 bytes at once, four times over every sector of a block, the first sector's among them.
-    let mut stage = Scene::copies(2).stage();
+/// D3: 32 writes of 512 bytes at once, four times over every sector of a block, the first sector's among them.
+fn small_writes_to_one_block_do_not_undo_each_other(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.written(owner, 7);
     let mut last = 0;
@@ -72,11 +80,10 @@ fn small_writes_to_one_block_do_not_undo_each_other() {
     assert!(sizes.into_iter().all(|len| len == 4096), "members get whole blocks");
 }
 
-#[test]
-fn a_write_over_a_border_that_was_torn_is_the_same_on_all() {
-    // D4: a write of 256 KiB is cut into two messages and covers the borders of regions; the owner crashes when r0 has
-    // both and r1 the second only. Every block is the old or the new one, and equal everywhere.
-    let mut stage = Scene::copies(2).blocks(96).stage();
+/// D4: a write of 256 KiB is cut into two messages and covers the borders of regions; the owner crashes when r0 has
+/// both and r1 the second only. Every block is the old or the new one, and equal everywhere.
+fn a_write_over_a_border_that_was_torn_is_the_same_on_all(play: &Play) {
+    let mut stage = Scene::copies(2).blocks(96).stage(play);
     let owner = stage.owner(D);
     let old = stage.write_run(owner, 8, 64);
     stage.run_until("the old one is acknowledged", |s| s.done(old.id));
@@ -98,11 +105,10 @@ fn a_write_over_a_border_that_was_torn_is_the_same_on_all() {
     }
 }
 
-#[test]
-fn a_discard_during_a_resync_stays_a_hole() {
-    // D6: a block is on its way to a joiner when the guest discards it: the discard waits for the copy, and the hole
-    // is there on both; blocks that were never written stay absent.
-    let mut stage = Scene::copies(2).stage();
+/// D6: a block is on its way to a joiner when the guest discards it: the discard waits for the copy, and the hole
+/// is there on both; blocks that were never written stay absent.
+fn a_discard_during_a_resync_stays_a_hole(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.kill(R1);
     for block in 0..32 {
@@ -123,10 +129,9 @@ fn a_discard_during_a_resync_stays_a_hole() {
     assert_eq!(stage.read_now(owner, 3), ZERO);
 }
 
-#[test]
-fn a_bit_that_flips_on_its_way_is_never_stored() {
-    // D9: a write arrives at r1 with a flipped bit: refused, sent again, and nobody is demoted for it.
-    let mut stage = Scene::copies(2).stage();
+/// D9: a write arrives at r1 with a flipped bit: refused, sent again, and nobody is demoted for it.
+fn a_bit_that_flips_on_its_way_is_never_stored(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.flip_a_bit(owner, R1);
     let write = stage.write(owner, 5);
@@ -138,11 +143,10 @@ fn a_bit_that_flips_on_its_way_is_never_stored() {
     assert_eq!(stage.line(owner, R1), "in-sync acked=1 sent=2 window=0");
 }
 
-#[test]
-fn a_rotten_block_is_read_from_another_member() {
-    // D7, its first half (repair in place comes with scrub): r0's stored block fails its checksum.
-    let mut stage = Scene::copies(2).stage();
-    let owner = stage.owner(weft_sim::stage::A);
+/// D7, its first half (repair in place comes with scrub): r0's stored block fails its checksum.
+fn a_rotten_block_is_read_from_another_member(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(crate::stage::A);
     let value = stage.written(owner, 5);
     stage.rot(R0, 5);
     assert_eq!(stage.read_now(owner, 5), value);

@@ -1,20 +1,30 @@
-//! Scenarios P1 to P6 of docs/scenarios.md (caches and power).
+//! Plots P1 to P6 of docs/scenarios.md (caches and power).
 
+use crate::scenarios::plots;
+use crate::stage::{C, D, Play, R0, R1, Scene, Stage, Who, guest_writes};
 use weft_proto::guest::{GuestError, GuestOp};
 use weft_proto::message::Ask;
 use weft_proto::payload::BLOCK;
 use weft_proto::session::{EndReason, Event};
-use weft_sim::stage::{C, D, R0, R1, Scene, Stage, Who, guest_writes};
+
+plots! {
+    P1 => every_acknowledged_write_survives_the_loss_of_all_power,
+    P2 => a_member_that_lost_its_cache_is_copied_to,
+    P3 => a_guest_is_told_when_every_cache_is_lost,
+    P4 => flushed_data_survives_the_loss_of_all_caches_and_copies_are_equal,
+    P5 => a_member_whose_process_crashed_keeps_its_cache,
+    P6 => a_member_that_was_shut_down_in_order_is_trusted,
+    P8 => what_may_differ_is_found_again_after_a_crash_in_the_middle_of_equalising,
+}
 
 fn flush(stage: &mut Stage, who: Who) {
     let id = stage.submit(who, GuestOp::Flush);
     stage.run_until("a flush is answered", |s| s.done(id));
 }
 
-#[test]
-fn every_acknowledged_write_survives_the_loss_of_all_power() {
-    // P1: durable mode; all hosts lose power under load, with one write on r0 only and one on r1 only.
-    let mut stage = Scene::copies(2).stage();
+/// P1: durable mode; all hosts lose power under load, with one write on r0 only and one on r1 only.
+fn every_acknowledged_write_survives_the_loss_of_all_power(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     let values: Vec<u64> = (0..40).map(|block| stage.written(owner, block)).collect();
     stage.hold(owner, R1, guest_writes);
@@ -40,11 +50,10 @@ fn every_acknowledged_write_survives_the_loss_of_all_power() {
     stage.run_until("nothing may differ", |s| s.view(next).dirty_regions == 0);
 }
 
-#[test]
-fn a_member_that_lost_its_cache_is_copied_to() {
-    // P2: cached mode; r1 loses power and is back within half a second, r0 and the owner are well. r1 acknowledged
-    // what it no longer has: it is taken out with the last seal as its base, and brought everything since.
-    let mut stage = Scene::copies(2).cached().stage();
+/// P2: cached mode; r1 loses power and is back within half a second, r0 and the owner are well. r1 acknowledged
+/// what it no longer has: it is taken out with the last seal as its base, and brought everything since.
+fn a_member_that_lost_its_cache_is_copied_to(play: &Play) {
+    let mut stage = Scene::copies(2).cached().stage(play);
     let owner = stage.owner(D);
     let early = stage.written(owner, 1);
     stage.run_for(3000);
@@ -61,11 +70,10 @@ fn a_member_that_lost_its_cache_is_copied_to() {
     assert_eq!(stage.view(owner).figures.resynced_bytes, 4096);
 }
 
-#[test]
-fn a_guest_is_told_when_every_cache_is_lost() {
-    // P3: cached mode; both members lose power, the owner and its guest live on. What the guest believes to be
-    // written is gone: it gets a device error instead of an old disk.
-    let mut stage = Scene::copies(2).cached().stage();
+/// P3: cached mode; both members lose power, the owner and its guest live on. What the guest believes to be
+/// written is gone: it gets a device error instead of an old disk.
+fn a_guest_is_told_when_every_cache_is_lost(play: &Play) {
+    let mut stage = Scene::copies(2).cached().stage(play);
     let owner = stage.owner(D);
     stage.written(owner, 1);
     for rid in [R0, R1] {
@@ -81,11 +89,10 @@ fn a_guest_is_told_when_every_cache_is_lost() {
     assert_eq!(stage.failure(read), Some(GuestError::Fenced));
 }
 
-#[test]
-fn flushed_data_survives_the_loss_of_all_caches_and_copies_are_equal() {
-    // P4: cached mode; everybody loses power, the owner too. What was flushed is there, the rest may be gone, and the
-    // copies agree on which.
-    let mut stage = Scene::copies(2).cached().stage();
+/// P4: cached mode; everybody loses power, the owner too. What was flushed is there, the rest may be gone, and the
+/// copies agree on which.
+fn flushed_data_survives_the_loss_of_all_caches_and_copies_are_equal(play: &Play) {
+    let mut stage = Scene::copies(2).cached().stage(play);
     let owner = stage.owner(D);
     let flushed = stage.written(owner, 1);
     flush(&mut stage, owner);
@@ -107,10 +114,9 @@ fn flushed_data_survives_the_loss_of_all_caches_and_copies_are_equal() {
     assert_eq!(stage.in_sync(), [R0, R1]);
 }
 
-#[test]
-fn a_member_whose_process_crashed_keeps_its_cache() {
-    // P5: cached mode; r1's process is killed, its kernel and its cache live on: not lossy, as M1.
-    let mut stage = Scene::copies(2).cached().stage();
+/// P5: cached mode; r1's process is killed, its kernel and its cache live on: not lossy, as M1.
+fn a_member_whose_process_crashed_keeps_its_cache(play: &Play) {
+    let mut stage = Scene::copies(2).cached().stage(play);
     let owner = stage.owner(D);
     let value = stage.written(owner, 1);
     stage.kill_after_io(R1);
@@ -120,10 +126,9 @@ fn a_member_whose_process_crashed_keeps_its_cache() {
     assert_eq!((stage.disk(R1, 1), stage.read_now(owner, 1)), (value, value));
 }
 
-#[test]
-fn a_member_that_was_shut_down_in_order_is_trusted() {
-    // P6: cached mode; r0's host is rebooted in order while nobody has the volume open; its stop flushed everything.
-    let mut stage = Scene::copies(2).cached().stage();
+/// P6: cached mode; r0's host is rebooted in order while nobody has the volume open; its stop flushed everything.
+fn a_member_that_was_shut_down_in_order_is_trusted(play: &Play) {
+    let mut stage = Scene::copies(2).cached().stage(play);
     let owner = stage.owner(D);
     let value = stage.written(owner, 1);
     stage.vanish(owner);
@@ -135,10 +140,9 @@ fn a_member_that_was_shut_down_in_order_is_trusted() {
     assert_eq!((stage.in_sync(), stage.read_now(next, 1)), (vec![R0, R1], value));
 }
 
-#[test]
-fn what_may_differ_is_found_again_after_a_crash_in_the_middle_of_equalising() {
-    // P8: while the new owner equalises two regions, every host loses power; the next one finds all that is left.
-    let mut stage = Scene::copies(2).stage();
+/// P8: while the new owner equalises two regions, every host loses power; the next one finds all that is left.
+fn what_may_differ_is_found_again_after_a_crash_in_the_middle_of_equalising(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     let old = [stage.written(owner, 3), stage.written(owner, 20)];
     stage.run_for(3000);

@@ -1,15 +1,31 @@
-//! Scenarios F1 to F16 of docs/scenarios.md (writer and fencing), as far as they concern built parts.
+//! Plots F1 to F16 of docs/scenarios.md (writer and fencing), as far as they concern built parts.
 
+use crate::oracle::ABSENT;
+use crate::scenarios::plots;
+use crate::stage::{A, B, C, D, E, Fate, Play, R0, R1, Scene, Stage, Who, Write, guest_writes};
 use weft_proto::guest::GuestError;
 use weft_proto::record::ReplicaState;
 use weft_proto::replica::DiskOp;
 use weft_proto::session::EndReason;
-use weft_sim::oracle::ABSENT;
-use weft_sim::stage::{A, B, C, D, E, Fate, R0, R1, Scene, Stage, Who, Write, guest_writes};
+
+plots! {
+    F1 => a_write_that_reached_one_member_only_is_there_or_not_on_all,
+    F2 => what_was_read_stays_after_the_member_that_had_it_is_gone,
+    F3 => a_write_that_nobody_acknowledged_vanishes_with_the_member_that_had_it,
+    F4 => an_owner_that_is_cut_off_with_one_member_reads_nothing_stale,
+    F5 => an_owner_that_was_stopped_for_an_hour_changes_nothing_when_it_goes_on,
+    F6 => a_write_that_hangs_in_a_disk_does_not_land_on_a_newer_one,
+    F7 => of_two_that_open_at_once_one_wins,
+    F8 => an_open_whose_answer_was_lost_goes_on_as_the_same_session,
+    F9 => an_open_whose_answer_was_lost_and_that_was_stolen_from_is_a_lost_race,
+    F10 => a_write_whose_answer_was_lost_is_executed_again_with_the_same_bytes,
+    F11 => a_guest_restarted_elsewhere_without_fencing_is_safe,
+    F16 => a_healthy_volume_that_is_stolen_by_mistake_is_not_damaged,
+}
 
 /// A volume of two copies, a sealed write to block 3, and then one that reaches r0 only; its writer is gone.
-fn torn(seed: u128) -> (Stage, u64, Write) {
-    let mut stage = Scene::copies(2).seed(seed).stage();
+fn torn(play: &Play, seed: u128) -> (Stage, u64, Write) {
+    let mut stage = Scene::copies(2).seed(seed).stage(play);
     let owner = stage.owner(D);
     let old = stage.written(owner, 3);
     stage.run_for(3000);
@@ -25,10 +41,9 @@ fn fenced(stage: &mut Stage, who: Who) {
     assert!(matches!(stage.over(who), EndReason::Fenced { .. }), "{:?}", stage.ended(who));
 }
 
-#[test]
-fn a_write_that_reached_one_member_only_is_there_or_not_on_all() {
-    // F1: the writer crashes with a write on r0 only. What may differ is equalised before it is first read.
-    let (mut stage, old, torn) = torn(1);
+/// F1: the writer crashes with a write on r0 only. What may differ is equalised before it is first read.
+fn a_write_that_reached_one_member_only_is_there_or_not_on_all(play: &Play) {
+    let (mut stage, old, torn) = torn(play, 1);
     let next = stage.steal(C);
     stage.serving(next);
     assert_eq!(stage.view(next).dirty_regions, 1);
@@ -39,13 +54,12 @@ fn a_write_that_reached_one_member_only_is_there_or_not_on_all() {
     assert_eq!(stage.view(next).figures.reconciled_bytes, 4096);
 }
 
-#[test]
-fn what_was_read_stays_after_the_member_that_had_it_is_gone() {
-    // F2: as F1; the new owner reads the torn write from r0, then r0 dies: r1 returns it too (I12).
-    // Which member it is equalised from is the session's draw.
+/// F2: as F1; the new owner reads the torn write from r0, then r0 dies: r1 returns it too (I12).
+/// Which member it is equalised from is the session's draw.
+fn what_was_read_stays_after_the_member_that_had_it_is_gone(play: &Play) {
     let mut seen = 0;
     for seed in 0..16 {
-        let (mut stage, _, torn) = torn(seed);
+        let (mut stage, _, torn) = torn(play, seed);
         let next = stage.steal(C);
         stage.serving(next);
         let read = stage.read_now(next, 3);
@@ -57,11 +71,10 @@ fn what_was_read_stays_after_the_member_that_had_it_is_gone() {
     assert!(seen > 0, "the plot needs an owner that saw the write");
 }
 
-#[test]
-fn a_write_that_nobody_acknowledged_vanishes_with_the_member_that_had_it() {
-    // F3: as F1, but r0 is out of reach when the next owner opens. It returns later: its own stamp says that the
-    // region may differ, which no other member knows, and the torn write is overwritten.
-    let (mut stage, old, _) = torn(1);
+/// F3: as F1, but r0 is out of reach when the next owner opens. It returns later: its own stamp says that the
+/// region may differ, which no other member knows, and the torn write is overwritten.
+fn a_write_that_nobody_acknowledged_vanishes_with_the_member_that_had_it(play: &Play) {
+    let (mut stage, old, _) = torn(play, 1);
     stage.power_off(R0);
     let next = stage.steal(C);
     stage.serving(next);
@@ -72,11 +85,10 @@ fn a_write_that_nobody_acknowledged_vanishes_with_the_member_that_had_it() {
     assert_eq!((stage.disk(R0, 3), stage.read_now(next, 3)), (old, old));
 }
 
-#[test]
-fn an_owner_that_is_cut_off_with_one_member_reads_nothing_stale() {
-    // F4: the owner and r0 share a host; it loses the store, r1 and everybody else. Its writes stall, its reads end
-    // within the lease; the next owner's first write completes after the lease only.
-    let mut stage = Scene::copies(2).stage();
+/// F4: the owner and r0 share a host; it loses the store, r1 and everybody else. Its writes stall, its reads end
+/// within the lease; the next owner's first write completes after the lease only.
+fn an_owner_that_is_cut_off_with_one_member_reads_nothing_stale(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(A);
     let old = stage.written(owner, 9);
     stage.run_for(500);
@@ -110,10 +122,9 @@ fn an_owner_that_is_cut_off_with_one_member_reads_nothing_stale() {
     stage.run_until("r0 is in sync again", |s| s.in_sync() == [R0, R1]);
 }
 
-#[test]
-fn an_owner_that_was_stopped_for_an_hour_changes_nothing_when_it_goes_on() {
-    // F5: the owner's host is stopped in the middle of a write, the volume is stolen, and an hour later it goes on.
-    let mut stage = Scene::copies(2).stage();
+/// F5: the owner's host is stopped in the middle of a write, the volume is stolen, and an hour later it goes on.
+fn an_owner_that_was_stopped_for_an_hour_changes_nothing_when_it_goes_on(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.written(owner, 3);
     stage.hold(owner, R1, guest_writes);
@@ -134,11 +145,10 @@ fn an_owner_that_was_stopped_for_an_hour_changes_nothing_when_it_goes_on() {
     assert_eq!(stage.read_now(next, 3), newer);
 }
 
-#[test]
-fn a_write_that_hangs_in_a_disk_does_not_land_on_a_newer_one() {
-    // F6: the dead owner's write hangs in r0's disk for 40 s. r0 does not promise before it has ended, so r0 is taken
-    // out; when the write lands r0 is stale, with a stamp, and is copied to.
-    let mut stage = Scene::copies(2).stage();
+/// F6: the dead owner's write hangs in r0's disk for 40 s. r0 does not promise before it has ended, so r0 is taken
+/// out; when the write lands r0 is stale, with a stamp, and is copied to.
+fn a_write_that_hangs_in_a_disk_does_not_land_on_a_newer_one(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.written(owner, 3);
     stage.run_for(3000);
@@ -148,8 +158,8 @@ fn a_write_that_hangs_in_a_disk_does_not_land_on_a_newer_one() {
     stage.vanish(owner);
     let next = stage.steal(C);
     stage.serving(next);
-    assert_eq!(stage.line(next, R0), "joining acked=0 sent=0 window=1", "its promise waits for the write");
     let newer = stage.written(next, 3);
+    assert_eq!(stage.line(next, R0), "joining acked=0 sent=0 window=1", "its promise waits for the write");
     stage.run_for(40_000);
     assert_eq!(stage.in_sync(), [R1]);
     stage.unstall(R0);
@@ -159,11 +169,10 @@ fn a_write_that_hangs_in_a_disk_does_not_land_on_a_newer_one() {
     assert_eq!((stage.disk(R0, 3), stage.read_now(next, 3)), (newer, newer));
 }
 
-#[test]
-fn of_two_that_open_at_once_one_wins() {
-    // F7: two sessions open a closed volume at the same time; the loser is told by whom it is held, and sent nothing
-    // but attaches.
-    let mut stage = Scene::copies(2).stage();
+/// F7: two sessions open a closed volume at the same time; the loser is told by whom it is held, and sent nothing
+/// but attaches.
+fn of_two_that_open_at_once_one_wins(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let (one, two) = (stage.open(D), stage.open(E));
     stage.run_for(3000);
     let (winner, loser) = if stage.owns(one) { (one, two) } else { (two, one) };
@@ -176,10 +185,9 @@ fn of_two_that_open_at_once_one_wins() {
     assert!(stage.ran(R0).iter().filter(|op| matches!(op, DiskOp::Write { .. })).count() == 1);
 }
 
-#[test]
-fn an_open_whose_answer_was_lost_goes_on_as_the_same_session() {
-    // F8: the claim was applied, its answer is lost: recognised by its nonce, the epoch is used up once.
-    let mut stage = Scene::copies(2).stage();
+/// F8: the claim was applied, its answer is lost: recognised by its nonce, the epoch is used up once.
+fn an_open_whose_answer_was_lost_goes_on_as_the_same_session(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let epoch = stage.record().epoch;
     stage.next_swaps(&[Fate::AppliedUnknown]);
     let owner = stage.open(D);
@@ -188,11 +196,10 @@ fn an_open_whose_answer_was_lost_goes_on_as_the_same_session() {
     stage.written(owner, 0);
 }
 
-#[test]
-fn an_open_whose_answer_was_lost_and_that_was_stolen_from_is_a_lost_race() {
-    // F9: a claim's answer is lost, with the claim applied or not; meanwhile another session stole the volume.
+/// F9: a claim's answer is lost, with the claim applied or not; meanwhile another session stole the volume.
+fn an_open_whose_answer_was_lost_and_that_was_stolen_from_is_a_lost_race(play: &Play) {
     for fate in [Fate::AppliedUnknown, Fate::LostUnknown, Fate::LateUnknown] {
-        let mut stage = Scene::copies(2).stage();
+        let mut stage = Scene::copies(2).stage(play);
         stage.next_swaps(&[fate]);
         let first = stage.open(D);
         stage.run_until("the claim was made", |s| s.fates_left() == 0);
@@ -208,11 +215,10 @@ fn an_open_whose_answer_was_lost_and_that_was_stolen_from_is_a_lost_race() {
     }
 }
 
-#[test]
-fn a_write_whose_answer_was_lost_is_executed_again_with_the_same_bytes() {
-    // F10: r0 executed a write, the answer is lost with the connection. It is sent again; a later write to the same
-    // block waited all the while.
-    let mut stage = Scene::copies(2).stage();
+/// F10: r0 executed a write, the answer is lost with the connection. It is sent again; a later write to the same
+/// block waited all the while.
+fn a_write_whose_answer_was_lost_is_executed_again_with_the_same_bytes(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     stage.lose_answers(owner, R0, true);
     let first = stage.write(owner, 5);
@@ -222,7 +228,7 @@ fn a_write_whose_answer_was_lost_is_executed_again_with_the_same_bytes() {
     stage.lose_answers(owner, R0, false);
     stage.reconnect(owner, R0);
     stage.run_until("both are acknowledged", |s| s.done(first.id) && s.done(second.id));
-    let bytes = |value| weft_sim::disk::bytes_of(&[value]);
+    let bytes = |value| crate::disk::bytes_of(&[value]);
     let written = stage.ran(R0).iter().filter_map(|op| match op {
         DiskOp::Write { data, .. } => Some(data.clone()),
         _ => None,
@@ -231,11 +237,10 @@ fn a_write_whose_answer_was_lost_is_executed_again_with_the_same_bytes() {
     assert_eq!(stage.line(owner, R0), "in-sync acked=2 sent=3 window=0");
 }
 
-#[test]
-fn a_guest_restarted_elsewhere_without_fencing_is_safe() {
-    // F11: the owner's host, with r0, loses its power under a write; the guest is restarted on another host, which
-    // steals. The old host returns with a copy that has more and less than the others.
-    let mut stage = Scene::copies(2).stage();
+/// F11: the owner's host, with r0, loses its power under a write; the guest is restarted on another host, which
+/// steals. The old host returns with a copy that has more and less than the others.
+fn a_guest_restarted_elsewhere_without_fencing_is_safe(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(A);
     let old = stage.written(owner, 3);
     stage.run_for(3000);
@@ -254,10 +259,9 @@ fn a_guest_restarted_elsewhere_without_fencing_is_safe() {
     assert_eq!(stage.disk(R0, 31), ABSENT);
 }
 
-#[test]
-fn a_healthy_volume_that_is_stolen_by_mistake_is_not_damaged() {
-    // F16: an administrator steals a volume whose owner is well and busy: the old guest gets errors, nothing more.
-    let mut stage = Scene::copies(2).stage();
+/// F16: an administrator steals a volume whose owner is well and busy: the old guest gets errors, nothing more.
+fn a_healthy_volume_that_is_stolen_by_mistake_is_not_damaged(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(D);
     let kept = stage.written(owner, 1);
     let busy: Vec<Write> = (2..10).map(|block| stage.write(owner, block)).collect();
