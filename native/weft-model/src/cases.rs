@@ -7,7 +7,7 @@
 
 use crate::core::{self, LateSwaps, Rollback};
 use crate::explore::{Report, Walks, search, walk};
-use crate::{lease, snapshot};
+use crate::{lease, register, snapshot};
 
 /// A model with its bounds.
 #[derive(Debug, Clone, Copy)]
@@ -18,6 +18,8 @@ pub enum Setup {
     Lease(lease::Config),
     /// Snapshots.
     Snapshot(snapshot::Config),
+    /// Register mode.
+    Register(register::Config),
 }
 
 /// Binds the model of a setup, whatever its type.
@@ -36,6 +38,10 @@ macro_rules! with_model {
                 let $model = snapshot::Snapshot(config);
                 $does
             }
+            Setup::Register(config) => {
+                let $model = register::Register(config);
+                $does
+            }
         }
     };
 }
@@ -48,6 +54,7 @@ impl Setup {
             Setup::Core(_) => "core",
             Setup::Lease(_) => "lease",
             Setup::Snapshot(_) => "snapshot",
+            Setup::Register(_) => "register",
         }
     }
 
@@ -206,7 +213,7 @@ const fn unbroken(
 
 /// All cases of all models.
 pub fn all() -> impl Iterator<Item = &'static Case> {
-    [CASES, snapshot::CASES].into_iter().flatten()
+    [CASES, snapshot::CASES, register::CASES].into_iter().flatten()
 }
 
 /// Cases of core and lease: first the table of protocol.md 4.12, then what came after it, then R9, then the unbroken runs.

@@ -29,4 +29,5 @@ pub mod core;
 pub mod explore;
 pub mod lease;
 mod mask;
+pub mod register;
 pub mod snapshot;

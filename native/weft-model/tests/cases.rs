@@ -7,6 +7,7 @@ use weft_model::cases::{CASES, Case, Expected, Setup, all, named};
 use weft_model::core::{self, Core};
 use weft_model::explore::{Outcome, Walks, walk};
 use weft_model::lease::{self, Lease};
+use weft_model::register;
 use weft_model::snapshot;
 
 /// Compares a run with its case; the text is empty when they agree.
@@ -117,6 +118,11 @@ fn snapshots_hold_what_their_barrier_saw() {
     all_as_expected(&snapshot::CASES.iter().collect::<Vec<_>>());
 }
 
+#[test]
+fn a_register_is_linearisable_through_changes_of_its_replicas() {
+    all_as_expected(&register::CASES.iter().collect::<Vec<_>>());
+}
+
 /// Walks go where the search can't: three sessions, many epochs, every feature that can be combined.
 #[test]
 fn long_random_walks_of_the_core_find_nothing() {
@@ -212,7 +218,10 @@ fn every_mutation_of_the_small_models_has_a_case() {
         let named: Vec<_> = cases.iter().filter_map(|case| case.setup.mutation()).collect();
         all.iter().map(|mutation| format!("{mutation:?}")).filter(|name| !named.contains(name)).collect()
     }
-    let missing = [missing(snapshot::Mutation::ALL, snapshot::CASES)];
+    let missing = [
+        missing(register::Mutation::ALL, register::CASES),
+        missing(snapshot::Mutation::ALL, snapshot::CASES),
+    ];
     assert!(missing.concat().is_empty(), "no case: {missing:?}");
 }
 
