@@ -18,6 +18,8 @@ use crate::mask::Mask;
 
 const MAX_REPLICAS: usize = 4;
 const MAX_CLIENTS: usize = 2;
+/// The same, for tags.
+const WRITERS: u8 = 2;
 const MAX_CHANGES: usize = 2;
 const MAX_COUNTER: usize = 4;
 
@@ -275,7 +277,7 @@ impl Register {
         asker.sent = client.members;
         asker.answered = Mask::EMPTY;
         if client.writes {
-            let counter = (client.slot.tag / MAX_CLIENTS as u8).max(client.used) + 1;
+            let counter = (client.slot.tag / WRITERS).max(client.used) + 1;
             if usize::from(counter) > MAX_COUNTER {
                 return Ok(());
             }
@@ -478,7 +480,7 @@ impl Register {
 }
 
 fn tag(counter: u8, client: usize) -> Tag {
-    counter * MAX_CLIENTS as u8 + u8::try_from(client).expect("two clients")
+    counter * WRITERS + u8::try_from(client).expect("two clients")
 }
 
 fn store(replica: &mut Replica, slot: Slot) {
