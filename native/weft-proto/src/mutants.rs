@@ -5,62 +5,177 @@
 /// One rule, broken.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mutation {
-    /// R4: the resync set ignores the target's own stamps.
-    ResyncWithoutUnion,
-    /// R5: blocks are read before they are reconciled.
-    ReadBeforeReconcile,
-    /// R2: a write completes before the swap that removes a silent member.
-    CompleteBeforeSwap,
-    /// R3: a joiner is admitted although its acknowledgements were never required.
-    AdmitEarly,
     /// R1: replicas do not compare epochs.
     NoFence,
+    /// R1: a promise is answered while I/O of a lower epoch is under way.
+    PromiseBeforeDrain,
+    /// R1: a promise is answered before the log has it.
+    PromiseBeforeLog,
+    /// R1: an attach is answered while I/O of a lower ordinal is under way.
+    AttachBeforeDrain,
+    /// R1: requests of an older attachment, unread in a buffer until then, still execute.
+    OldOrdinalsExecute,
+    /// R2: a write completes before the swap that removes a silent member.
+    CompleteBeforeSwap,
     /// R2: a removed member's base is the current generation instead of the last sealed one.
     BaseCurrent,
+    /// R2: after a removal a write completes without every remaining member.
+    CompleteWithoutRemaining,
+    /// R2: members are taken out although fewer than min_isr are left.
+    BelowMinIsr,
+    /// R2: a write that was answered with an error is forgotten.
+    ForgetFailedWrite,
+    /// R3: a joiner is admitted although its acknowledgements were never required.
+    AdmitEarly,
+    /// R3: dropping a join leaves its attachment alive.
+    DropKeepsAttachment,
+    /// R3: a range is unlocked before a joiner's best-effort write is done.
+    EarlyUnlock,
+    /// R3: admission does not wait for what was answered without the joiner.
+    AdmitBeforeBestEffort,
+    /// R4: the resync set ignores the target's own stamps.
+    ResyncWithoutUnion,
+    /// R4: what was on its way when a join began is neither sent to the joiner nor copied (docs/model.md, finding
+    /// 4).
+    JoinIgnoresInFlight,
+    /// R5: blocks are read before they are reconciled.
+    ReadBeforeReconcile,
+    /// R5: an interval is sealed while members may differ.
+    SealWhileDirty,
+    /// R5: a partial write is carried out on a block that may differ between members.
+    PatchBeforeReconcile,
     /// R6: data reaches the disk before the stamp.
     StampAfterData,
     /// R7: an interval is sealed with a write in flight.
     SealInFlight,
-    /// After a removal a write completes without every remaining member.
-    CompleteWithoutRemaining,
-    /// R8: a member that lost its cache is trusted.
-    TrustLossy,
     /// R7, cached mode: sealed without a flush.
     SealWithoutFlush,
-    /// R14: a re-read that shows the old revision settles an unknown swap.
-    RereadSettles,
+    /// R8: a member that lost its cache is trusted.
+    TrustLossy,
+    /// R8: a session goes on although every member lost its cache.
+    OutliveCaches,
+    /// R8: members are equalised from one that lost its cache.
+    LossySource,
+    /// R9: reads are answered without a lease.
+    NoLease,
+    /// R9: a thief does not wait.
+    NoWait,
+    /// R9: a thief waits only if a promise is missing.
+    WaitOnlyIfMissing,
+    /// R9: a thief answers reads while it waits (docs/model.md, finding 1).
+    ReadWhileWaiting,
+    /// R9: a steal does not leave its wait in the record.
+    NoWaitMark,
+    /// R9: who need not wait for the last owner does not wait for the one before, either.
+    ExceptionIgnoresMark,
+    /// R9: a thief closes before its wait is over.
+    CloseBeforeWait,
+    /// R9: the wait counts from the claim, not from the first promise.
+    WaitFromClaim,
+    /// R9: no margin for clocks that differ.
+    NoMargin,
+    /// R9: the heartbeat of one member is enough.
+    AnyMemberLease,
+    /// R9: a heartbeat counts from its answer, not from its question.
+    LeaseFromAnswer,
+    /// R9: a joiner whose admission is unsettled is not asked.
+    JoinerNotAsked,
+    /// R9: a member whose removal is unsettled is not asked.
+    RemovedNotAsked,
+    /// R10: a disk one start behind the store is taken for this host's own unfinished start, whatever its intent.
+    IntentIgnored,
+    /// R10: an intent whose swap is unsettled is replaced by a new one.
+    IntentReplaced,
+    /// R10: a disk serves whatever its incarnation.
+    AnyIncarnation,
     /// R11: a promise is bound to the epoch alone, not to the session.
     PromiseToEpochAlone,
     /// R11: no watermark, and repair does not raise epochs.
     NoWatermark,
-    /// R3: dropping a join leaves its attachment alive.
-    DropKeepsAttachment,
+    /// R11: repair does not raise epochs.
+    RepairWithoutJump,
+    /// R11: a promise above the record is taken for a rollback without another read of the store.
+    RollbackUnread,
+    /// R11: a session that meets a higher watermark answers before it has read the store again.
+    AnswerBeforeRead,
+    /// R11: a swap compares the revision alone, which a restored store counts anew (docs/model.md, finding 3).
+    SwapComparesRevision,
+    /// R11, 4.15: after a removal writes complete before the remaining members hold the new record.
+    CompleteBeforeRepromise,
+    /// R13: what a killed process had sent to its disk lands after the next one has begun.
+    LandAfterDeath,
+    /// R14: a re-read that shows the old revision settles an unknown swap.
+    RereadSettles,
+    /// R14: a swap of unknown outcome counts as one that was not applied.
+    UnknownIsFailed,
+    /// R14: a removal of unknown outcome counts as done.
+    UnknownRemovalCounts,
+    /// R14: a session does not look for its own nonce.
+    NonceIgnored,
+    /// R16: a volume is claimed before any in-sync member has answered.
+    ClaimBlind,
+    /// R17: sealing an interval drops the bitmap of the next one, too.
+    DropAllBitmaps,
+    /// R17: bitmaps are dropped although a stale member's base lies below them.
+    DropNeededBitmaps,
+    /// R19: a discard is acknowledged before it is durable.
+    ZeroBeforeFlush,
+    /// R21: intervals begin anew within an epoch.
+    IntervalsWrap,
     /// R23: admission does not wait for the joiner's acknowledgement of a paused write.
     AdmitBeforePausedWrite,
-    /// R3: a range is unlocked before a joiner's best-effort write is done.
-    EarlyUnlock,
+    /// R23: a join waits for a write that waits for a lost member.
+    RescueWaits,
+    /// R24: a quarantined replica goes on serving.
+    QuarantinedServes,
+    /// M26: after a failed flush the member goes on.
+    FailedFlushForgotten,
+    /// I1: a close changes the owner within the epoch.
+    CloseKeepsEpoch,
+    /// I12: a read that a write overtook is answered with what it brought (docs/adr/0007).
+    OvertakenRead,
+    /// I15: a joiner serves reads.
+    ReadFromJoiner,
+    /// I26: a close does not wait until every member has logged its seal.
+    CloseUnsealed,
+    /// I29: an added replica does not use its number up.
+    ReuseReplicaNumber,
+    /// D2: overlapping writes are under way at once.
+    NoRangeLock,
 }
 
 impl Mutation {
-    /// Every mutation with the name that `--mutation` takes.
-    pub const ALL: [(Mutation, &'static str); 17] = [
+    /// Every mutation with the name that `--mutation` takes, in the order of the rules.
+    pub const ALL: [(Mutation, &'static str); 29] = [
+        (Mutation::NoFence, "r1-no-fence"),
+        (Mutation::CompleteBeforeSwap, "r2-complete-before-swap"),
+        (Mutation::BaseCurrent, "r2-base-current"),
+        (Mutation::CompleteWithoutRemaining, "r2-complete-without-remaining"),
+        (Mutation::AdmitEarly, "r3-admit-early"),
+        (Mutation::DropKeepsAttachment, "r3-drop-keeps-attachment"),
+        (Mutation::EarlyUnlock, "r3-early-unlock"),
         (Mutation::ResyncWithoutUnion, "r4-resync-without-union"),
         (Mutation::ReadBeforeReconcile, "r5-read-before-reconcile"),
-        (Mutation::CompleteBeforeSwap, "r2-complete-before-swap"),
-        (Mutation::AdmitEarly, "r3-admit-early"),
-        (Mutation::NoFence, "r1-no-fence"),
-        (Mutation::BaseCurrent, "r2-base-current"),
         (Mutation::StampAfterData, "r6-stamp-after-data"),
         (Mutation::SealInFlight, "r7-seal-in-flight"),
-        (Mutation::CompleteWithoutRemaining, "r2-complete-without-remaining"),
-        (Mutation::TrustLossy, "r8-trust-lossy"),
         (Mutation::SealWithoutFlush, "r7-seal-without-flush"),
-        (Mutation::RereadSettles, "r14-reread-settles"),
+        (Mutation::TrustLossy, "r8-trust-lossy"),
+        (Mutation::OutliveCaches, "r8-outlive-caches"),
+        (Mutation::LossySource, "r8-lossy-source"),
         (Mutation::PromiseToEpochAlone, "r11-promise-to-epoch-alone"),
         (Mutation::NoWatermark, "r11-no-watermark"),
-        (Mutation::DropKeepsAttachment, "r3-drop-keeps-attachment"),
+        (Mutation::RollbackUnread, "r11-rollback-unread"),
+        (Mutation::RereadSettles, "r14-reread-settles"),
+        (Mutation::UnknownIsFailed, "r14-unknown-is-failed"),
+        (Mutation::UnknownRemovalCounts, "r14-unknown-removal-counts"),
+        (Mutation::DropAllBitmaps, "r17-drop-all-bitmaps"),
+        (Mutation::DropNeededBitmaps, "r17-drop-needed-bitmaps"),
+        (Mutation::IntervalsWrap, "r21-intervals-wrap"),
         (Mutation::AdmitBeforePausedWrite, "r23-admit-before-paused-write"),
-        (Mutation::EarlyUnlock, "r3-early-unlock"),
+        (Mutation::CloseKeepsEpoch, "i1-close-keeps-epoch"),
+        (Mutation::ReadFromJoiner, "i15-read-from-joiner"),
+        (Mutation::ReuseReplicaNumber, "i29-reuse-replica-number"),
+        (Mutation::NoRangeLock, "d2-no-range-lock"),
     ];
 }
 

@@ -374,7 +374,7 @@ impl<P: Payload> Replica<P> {
 
     /// The pool or its metadata is not to be trusted any more (R10, R24).
     pub fn handle_quarantine(&mut self) {
-        self.quarantined = true;
+        self.quarantined = !self.config.broken.is(Mutation::QuarantinedServes);
     }
 
     /// An attachment's connection is gone. What it started goes on; its answers are dropped.
@@ -453,7 +453,7 @@ impl<P: Payload> Replica<P> {
                 };
                 // A failed flush or seal is never retried on the same files: what the kernel dropped is unknown.
                 if matches!(running.stage, Stage::Flush | Stage::SealDisk(_)) {
-                    self.failed = true;
+                    self.failed = !self.config.broken.is(Mutation::FailedFlushForgotten);
                 }
                 self.finish(now, token, Err(refusal));
             }
@@ -534,7 +534,10 @@ impl<P: Payload> Replica<P> {
         }
         self.remember_ordinal(attach.session, attach.ordinal);
         for other in self.attachments.values_mut() {
-            if other.session == attach.session && !self.config.broken.is(Mutation::DropKeepsAttachment) {
+            if other.session == attach.session
+                && !self.config.broken.is(Mutation::DropKeepsAttachment)
+                && !self.config.broken.is(Mutation::OldOrdinalsExecute)
+            {
                 other.live = false;
             }
         }
@@ -861,6 +864,13 @@ impl<P: Payload> Replica<P> {
         let record = LogRecord::Promise { epoch: w.epoch, session: w.session, record: w.record.clone() };
         self.actions.push_back(Action::Log { token, record });
         self.waiting_promise = Some(WaitingPromise { stage: PromiseStage::Logging(token), ..w });
+        if self.config.broken.is(Mutation::PromiseBeforeLog)
+            && let Some(w) = &mut self.waiting_promise
+        {
+            (self.promise_logged, w.stage) = (true, PromiseStage::Draining);
+            let now = w.started;
+            self.settle(now);
+        }
     }
 
     // ---- bookkeeping
@@ -952,7 +962,10 @@ impl<P: Payload> Replica<P> {
         let draining = |w: &WaitingPromise| w.stage == PromiseStage::Draining;
         if let Some(w) = self.waiting_promise.take_if(|w| draining(w)) {
             let lower = self.running.values().any(|r| r.epoch < w.epoch || r.session != w.session);
-            if lower && !self.config.broken.is(Mutation::NoFence) {
+            if lower
+                && !self.config.broken.is(Mutation::NoFence)
+                && !self.config.broken.is(Mutation::PromiseBeforeDrain)
+            {
                 self.waiting_promise = Some(w);
             } else {
                 let view = self.view(w.session);
@@ -964,7 +977,10 @@ impl<P: Payload> Replica<P> {
             let w = &self.waiting_attach[i];
             let (session, ordinal) = (w.session, w.ordinal);
             let lower = self.running.values().any(|r| r.session == session && r.ordinal < ordinal);
-            if lower && !self.config.broken.is(Mutation::DropKeepsAttachment) {
+            if lower
+                && !self.config.broken.is(Mutation::DropKeepsAttachment)
+                && !self.config.broken.is(Mutation::AttachBeforeDrain)
+            {
                 i += 1;
                 continue;
             }

@@ -20,6 +20,7 @@ use core::fmt;
 use crate::bytes::{Put, Reader, Short};
 use crate::ids::{ClusterId, HostId, Nonce, PoolId, PoolInc};
 use crate::log::{MAX_LOG_BLOCKS, MIN_LOG_BLOCKS};
+use crate::mutants::{Broken, Mutation};
 
 /// Bytes of one copy.
 pub const SUPERBLOCK_LEN: usize = 4096;
@@ -309,6 +310,7 @@ pub struct PoolStart {
     /// This start has sent its swap, so an incarnation raised with its nonce is for it.
     swapped: bool,
     state: StartState,
+    broken: Broken,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -334,7 +336,13 @@ impl PoolStart {
         } else {
             StartState::Reading
         };
-        PoolStart { superblock, fresh, swapped: false, state }
+        PoolStart { superblock, fresh, swapped: false, state, broken: Broken::default() }
+    }
+
+    /// The same, with a rule broken or not.
+    #[must_use]
+    pub fn with_broken(self, broken: Broken) -> PoolStart {
+        PoolStart { broken, ..self }
     }
 
     /// What to do now; the same until it was handled.
@@ -385,7 +393,22 @@ impl PoolStart {
             }
             // Its swap was never sent, failed, or is still under way: a second one with the same nonce is the
             // same raise, whichever of them the store takes.
+            Some(_) if store == disk && self.broken.is(Mutation::IntentReplaced) => {
+                self.superblock.intent = Some(self.fresh);
+                self.superblock.counter += 1;
+                StartState::Intending
+            }
             Some(nonce) if store == disk => StartState::Swapping(nonce),
+            _ if store.0 == disk.0 + 1 && self.broken.is(Mutation::IntentIgnored) => {
+                self.raised();
+                StartState::Completing
+            }
+            _ if store != disk && self.broken.is(Mutation::AnyIncarnation) => {
+                self.superblock.inc = store;
+                self.superblock.intent = Some(self.fresh);
+                self.superblock.counter += 1;
+                StartState::Intending
+            }
             Some(nonce) if store.0 == disk.0 + 1 && used == Some(nonce) => {
                 self.raised();
                 StartState::Completing

@@ -34,7 +34,7 @@ pub(super) struct Piece {
     start: u64,
     end: u64,
     /// The region that is equalised; none for a resync.
-    region: Option<u32>,
+    pub(super) region: Option<u32>,
     source: Rid,
     targets: Vec<Rid>,
     stage: Stage,

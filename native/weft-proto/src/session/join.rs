@@ -169,6 +169,11 @@ impl<P: Payload> Session<P> {
                 self.send(now, of, Purpose::JoinStamps, Ask::Stamps { above: base, from_region: 0 });
             }
         }
+        if self.config.broken.is(Mutation::JoinIgnoresInFlight) {
+            for op in self.ops.values_mut().filter(|op| op.generation > Generation::NEVER) {
+                op.acked.push(rid);
+            }
+        }
         self.resend_ops(now, rid);
         self.progressed = true;
     }
@@ -281,7 +286,8 @@ impl<P: Payload> Session<P> {
         let Some(Join { stage: JoinStage::Settling { last, .. }, .. }) = &self.join else { return false };
         let paused_ok =
             self.config.broken.is(Mutation::AdmitBeforePausedWrite) || self.acked_up_to(rid, *last);
-        !self.completed_without(rid) && paused_ok
+        let waits = self.config.broken.is(Mutation::RescueWaits) && self.in_flight_up_to(self.generation());
+        !self.completed_without(rid) && paused_ok && !waits
     }
 
     /// The joiner that may be admitted now.

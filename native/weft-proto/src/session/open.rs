@@ -70,6 +70,9 @@ impl<P: Payload> Session<P> {
                 let other_session = view.is_some_and(|v| {
                     v.promised == record.epoch && record.owner.is_some_and(|o| o.session != v.session)
                 });
+                if promised > record.epoch && self.config.broken.is(Mutation::RollbackUnread) {
+                    return self.end(EndReason::MetadataRollback);
+                }
                 if promised > record.epoch || other_session {
                     // Only a read made after this answer tells a race from a rolled-back store (R11).
                     let known = if other_session { Epoch(promised.0 + 1) } else { promised };
@@ -93,6 +96,9 @@ impl<P: Payload> Session<P> {
             return;
         }
         if self.in_sync().iter().all(is_lossy) {
+            if self.config.broken.is(Mutation::OutliveCaches) {
+                return;
+            }
             // Its guest believes in writes that no longer exist anywhere.
             return self.end(EndReason::CachesLost);
         }
@@ -107,7 +113,8 @@ impl<P: Payload> Session<P> {
         let members = self.in_sync();
         let good = members.iter().filter(|r| self.peers.get(r).is_some_and(|p| p.is_attached())).count();
         let patient = now.ms_since(since) < CONTACT_MS && good < members.len();
-        if good == 0 || patient {
+        let blind = self.config.broken.is(Mutation::ClaimBlind);
+        if good == 0 && !blind || patient {
             if good == 0 && now.ms_since(since) > self.config.timing.dead_ms {
                 self.pause(now, "no in-sync member answers");
             }
@@ -129,8 +136,10 @@ impl<P: Payload> Session<P> {
     /// The claim was applied.
     pub(super) fn claimed(&mut self, now: Instant) {
         self.first_epoch = self.rec().epoch;
-        self.steal_wait = self.rec().wait;
-        self.first_promise = None;
+        self.steal_wait = self.rec().wait
+            || self.config.broken.is(Mutation::NoWaitMark)
+                && matches!(self.config.mode, OpenMode::Steal { .. });
+        self.first_promise = self.config.broken.is(Mutation::WaitFromClaim).then_some(now);
         self.phase = Phase::Gathering { since: now };
     }
 
@@ -194,7 +203,8 @@ impl<P: Payload> Session<P> {
             return;
         }
         let missing: Vec<Rid> = members.iter().filter(|r| !good.contains(r)).copied().collect();
-        if good.len() >= usize::from(self.rec().policy.min_isr) {
+        let enough = good.len() >= usize::from(self.rec().policy.min_isr);
+        if enough || self.config.broken.is(Mutation::BelowMinIsr) {
             if self.store_ready(now) {
                 let base = self.highest_seal(&good);
                 let reason = "did not promise when the volume was opened".into();
@@ -205,7 +215,7 @@ impl<P: Payload> Session<P> {
         if got.len() == members.len() {
             // All are here, some without their cache, and min_isr forbids to take those out: what they may have
             // lost is above the highest seal, so reconciling from one that kept its cache brings it back (R8).
-            self.trusted = good.first().copied();
+            self.trusted = good.first().copied().filter(|_| !self.config.broken.is(Mutation::LossySource));
             return self.ask_stamps(now, &members);
         }
         // Fewer than min_isr: opened paused; may only reconcile, join and swap (R16).

@@ -16,7 +16,7 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
-use super::copy::PieceId;
+use super::copy::{Piece, PieceId};
 use super::peer::Purpose;
 use super::{Phase, Session};
 use crate::guest::{GuestError, GuestOp, GuestReply, RequestId};
@@ -305,16 +305,20 @@ impl<P: Payload> Session<P> {
             return;
         };
         let (start, end, read) = (op.start, op.end, op.is_read());
-        if self.locked(start, end).is_some() {
+        let held = self.locked(start, end);
+        let ignored = |lock| matches!(lock, Lock::Op(_)) && self.config.broken.is(Mutation::NoRangeLock);
+        if held.is_some_and(|(_, _, lock)| !ignored(lock)) {
             return;
         }
+        let partial = matches!(op.kind, OpKind::Write { patch: Some(_), .. });
+        let as_it_is = partial && self.config.broken.is(Mutation::PatchBeforeReconcile);
         // Fair: what came earlier and overlaps goes first (reads pass reads).
         let earlier = self
             .waiting
             .iter()
             .take_while(|w| **w != id)
             .any(|w| self.ops.get(w).is_some_and(|o| o.overlaps(start, end) && !(read && o.is_read())));
-        if earlier || self.dirty_blocks(start, end) {
+        if earlier || !as_it_is && self.dirty_blocks(start, end) {
             return;
         }
         if read {
@@ -464,20 +468,24 @@ impl<P: Payload> Session<P> {
         {
             all.push(rid);
         }
+        if self.config.broken.is(Mutation::UnknownRemovalCounts) {
+            all.retain(|rid| !self.removal_unknown(*rid));
+        }
         all
     }
 
     /// May anything complete at all?
     fn completes(&self, now: Instant) -> bool {
         let serving = matches!(self.phase, Phase::Serving | Phase::Closing(_));
-        serving && self.steal_wait_over(now) && self.everyone_obeys()
+        let held = self.config.broken.is(Mutation::CompleteBeforeRepromise) && self.behind.is_none();
+        serving && self.steal_wait_over(now) && (held || self.everyone_obeys())
     }
 
     /// After a reconfiguration nothing completes before every remaining member durably holds the record under
     /// which it completes (4.15). A member that is merely out of reach holds it since it promised.
     fn everyone_obeys(&self) -> bool {
         let epoch = self.rec().epoch;
-        self.behind.is_none()
+        (self.behind.is_none() || self.config.broken.is(Mutation::AnswerBeforeRead))
             && self.in_sync().iter().all(|rid| {
                 self.peers.get(rid).is_some_and(|p| {
                     p.promised == Some(epoch)
@@ -490,8 +498,13 @@ impl<P: Payload> Session<P> {
 
     /// R9: a thief completes no write before the old owner's read lease has surely ended.
     pub(super) fn steal_wait_over(&self, now: Instant) -> bool {
+        let broken = self.config.broken;
+        let timing = &self.config.timing;
+        let ms = if broken.is(Mutation::NoMargin) { timing.lease_ms } else { timing.lease_wait_ms };
         !self.steal_wait
-            || self.first_promise.is_some_and(|at| now >= at.after_ms(self.config.timing.lease_wait_ms))
+            || broken.is(Mutation::NoWait)
+            || broken.is(Mutation::WaitOnlyIfMissing) && self.rec().epoch == self.first_epoch
+            || self.first_promise.is_some_and(|at| now >= at.after_ms(ms))
     }
 
     pub(super) fn check_all_ops(&mut self, now: Instant) {
@@ -581,6 +594,15 @@ impl<P: Payload> Session<P> {
             }
             self.replies.push_back((id, GuestReply::Failed(GuestError::Waiting)));
         }
+        if self.config.broken.is(Mutation::ForgetFailedWrite) {
+            let failed = |o: &Op<P>| o.is_write() && o.request.is_none() && o.stage == Stage::Sent;
+            let forgotten: Vec<OpId> =
+                self.ops.iter().filter(|(_, o)| failed(o)).map(|(id, _)| *id).collect();
+            for id in forgotten {
+                let op = self.ops.remove(&id).expect("listed a moment ago");
+                self.unlock(op.start, Lock::Op(id));
+            }
+        }
         let reads: Vec<OpId> = self.ops.iter().filter(|(_, o)| o.is_read()).map(|(id, _)| *id).collect();
         for id in reads {
             self.ops.remove(&id);
@@ -606,7 +628,8 @@ impl<P: Payload> Session<P> {
                 && matches!(o.stage, Stage::Edges | Stage::Sent | Stage::Complete)
                 && o.generation <= generation
         });
-        ops || self.pieces.values().any(|p| p.generation <= generation)
+        let counts = |p: &Piece| p.region.is_none() || !self.config.broken.is(Mutation::SealWhileDirty);
+        ops || self.pieces.values().any(|p| p.generation <= generation && counts(p))
     }
 
     /// Has this member acknowledged every write with an id up to `last` that is on its way? (R23)
@@ -614,6 +637,9 @@ impl<P: Payload> Session<P> {
         self.ops
             .range(..=OpId(last))
             .filter(|(_, o)| o.is_write() && matches!(o.stage, Stage::Edges | Stage::Sent | Stage::Complete))
+            .filter(|(_, o)| {
+                !(o.stage == Stage::Complete && self.config.broken.is(Mutation::AdmitBeforeBestEffort))
+            })
             .all(|(_, o)| o.acked.contains(&rid))
     }
 
@@ -644,7 +670,11 @@ impl<P: Payload> Session<P> {
 
     /// Every answered write that this member has not acknowledged (R3: none may be left at admission).
     pub(super) fn completed_without(&self, rid: Rid) -> bool {
-        self.ops.values().any(|o| o.is_write() && o.stage == Stage::Complete && !o.acked.contains(&rid))
+        !self.config.broken.is(Mutation::AdmitBeforeBestEffort)
+            && self
+                .ops
+                .values()
+                .any(|o| o.is_write() && o.stage == Stage::Complete && !o.acked.contains(&rid))
     }
 
     /// True when nothing is under way for guests.
@@ -673,7 +703,8 @@ impl<P: Payload> Session<P> {
     fn start_read(&mut self, now: Instant, id: OpId) {
         // A thief answers no read while it waits, either: the old owner's lease may still let it answer an older
         // value after ours (found by weft-model, case lease-reads-while-waiting).
-        if !self.lease_holds(now) || !self.everyone_obeys() || !self.steal_wait_over(now) {
+        let waited = self.steal_wait_over(now) || self.config.broken.is(Mutation::ReadWhileWaiting);
+        if !self.lease_holds(now) || !self.everyone_obeys() || !waited {
             return;
         }
         let Some(op) = self.ops.get(&id) else { return };
@@ -701,7 +732,8 @@ impl<P: Payload> Session<P> {
             let fresh = now.ms_since(p.heard) < self.config.timing.suspect_ms;
             p.obeys(epoch) && fresh && !self.removal_pending(*rid)
         };
-        let all: Vec<Rid> = self.in_sync().into_iter().filter(usable).collect();
+        let joiner = self.join_writes_to().filter(|_| self.config.broken.is(Mutation::ReadFromJoiner));
+        let all: Vec<Rid> = self.in_sync().into_iter().chain(joiner).filter(usable).collect();
         // A member that failed this read before is asked again only when no other is left.
         let fresh: Vec<Rid> = all.iter().filter(|r| !avoid.contains(r)).copied().collect();
         let from = if fresh.is_empty() { all } else { fresh };
@@ -716,13 +748,20 @@ impl<P: Payload> Session<P> {
         let mut members = self.in_sync();
         if let Some(rid) = self.join_rid()
             && self.admission_pending(rid)
+            && !self.config.broken.is(Mutation::JoinerNotAsked)
         {
             members.push(rid);
         }
-        members.iter().all(|rid| {
+        if self.config.broken.is(Mutation::RemovedNotAsked) {
+            members.retain(|rid| !self.removal_pending(*rid));
+        }
+        let fresh = |rid: &Rid| {
             let lease = self.peers.get(rid).and_then(|p| p.lease);
             lease.is_some_and(|at| now.ms_since(at) < self.config.timing.lease_ms)
-        })
+        };
+        self.config.broken.is(Mutation::NoLease)
+            || self.config.broken.is(Mutation::AnyMemberLease) && members.iter().any(fresh)
+            || members.iter().all(fresh)
     }
 
     fn read_edge(&mut self, now: Instant, id: OpId) {
@@ -739,7 +778,8 @@ impl<P: Payload> Session<P> {
 
     pub(super) fn read_answered(&mut self, now: Instant, id: OpId, rid: Rid, answer: Answer<P>) {
         let lease = self.lease_holds(now);
-        let overtaken = self.ops.get(&id).is_some_and(|op| self.has_unfinished_write(op.start, op.end));
+        let overtaken = self.ops.get(&id).is_some_and(|op| self.has_unfinished_write(op.start, op.end))
+            && !self.config.broken.is(Mutation::OvertakenRead);
         let Some(op) = self.ops.get_mut(&id) else { return };
         op.sent.clear();
         let len = op.end - op.start;

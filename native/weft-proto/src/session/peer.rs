@@ -18,6 +18,7 @@ use super::ops::OpId;
 use super::{Phase, Session, Transmit};
 use crate::ids::{Epoch, Generation, HostId, Instant, Ordinal, PoolId, Rid};
 use crate::message::{Answer, Ask, Attach, Refusal, ReplicaView, Request, Response};
+use crate::mutants::Mutation;
 use crate::payload::Payload;
 use crate::record::ReplicaState;
 
@@ -293,6 +294,7 @@ impl<P: Payload> Session<P> {
 
     fn take_answer(&mut self, now: Instant, rid: Rid, sent: Sent, current: Epoch, answer: Answer<P>) {
         let (owns, session) = (self.owns(), self.config.session);
+        let asked = if self.config.broken.is(Mutation::LeaseFromAnswer) { now } else { sent.at };
         let peer = self.peers.get_mut(&rid).expect("answered a moment ago");
         match (sent.purpose, answer) {
             (Purpose::Attach, Answer::Attached(view)) => {
@@ -309,7 +311,7 @@ impl<P: Payload> Session<P> {
                 if owns && sent.epoch == current {
                     peer.promised = Some(current);
                     // A promise answered is a sign of obedience at least as new as a heartbeat (R9).
-                    peer.lease = Some(sent.at);
+                    peer.lease = Some(asked);
                     let watermark = view.watermark;
                     let obeyed = |v: &ReplicaView| v.promised == current && v.session == session;
                     let again = peer.view.as_ref().is_some_and(obeyed);
@@ -327,7 +329,7 @@ impl<P: Payload> Session<P> {
             }
             (Purpose::Heartbeat, Answer::Alive { .. }) => {
                 if sent.epoch == current {
-                    peer.lease = peer.lease.max(Some(sent.at));
+                    peer.lease = peer.lease.max(Some(asked));
                     self.retry_reads(now);
                 }
             }

@@ -81,7 +81,8 @@ impl<P: Payload> Session<P> {
         let lost: Vec<Rid> = failing.iter().map(|(rid, _)| *rid).collect();
         let remaining = members.len() - lost.len();
         let ready = self.join_ready();
-        let enough = remaining >= min_isr.max(1);
+        let enough =
+            remaining >= min_isr.max(1) || remaining >= 1 && self.config.broken.is(Mutation::BelowMinIsr);
         let rescued = remaining >= 1 && ready.is_some() && remaining + 1 >= min_isr;
         if lost.is_empty() {
             self.resume();
@@ -104,7 +105,10 @@ impl<P: Payload> Session<P> {
             self.propose(now, Intent::Admit { rid });
         } else if self.steal_wait && self.steal_wait_over(now) {
             self.propose(now, Intent::ClearWait);
-        } else if lost.is_empty() && self.interval >= self.config.timing.renew_interval {
+        } else if lost.is_empty()
+            && self.interval >= self.config.timing.renew_interval
+            && !self.config.broken.is(Mutation::IntervalsWrap)
+        {
             self.propose(now, Intent::Renew);
         } else if self.attempts.is_empty() && self.propose_change(now, false) {
             // The agent's change is under way.
@@ -266,15 +270,21 @@ impl<P: Payload> Session<P> {
         let timing = self.config.timing;
         let idle = now.ms_since(self.last_write) >= timing.idle_roll_ms
             && now.ms_since(self.rolled) >= timing.idle_roll_ms;
-        let due = self.roll_now || idle || self.roll_pays(now) || now.ms_since(self.rolled) >= timing.roll_ms;
-        if busy
-            && due
-            && self.seal_next.is_none()
-            && self.dirty.is_empty()
-            && self.interval < Generation::INTERVAL_MAX
-        {
+        let early = self.config.broken.is(Mutation::SealWhileDirty) && !self.dirty.is_empty();
+        let due = early
+            || self.roll_now
+            || idle
+            || self.roll_pays(now)
+            || now.ms_since(self.rolled) >= timing.roll_ms;
+        let equal = self.dirty.is_empty() || self.config.broken.is(Mutation::SealWhileDirty);
+        if busy && due && self.seal_next.is_none() && equal && self.interval < Generation::INTERVAL_MAX {
             self.seal_next = Some((self.generation(), None));
             self.interval += 1;
+            if self.interval > self.config.timing.renew_interval
+                && self.config.broken.is(Mutation::IntervalsWrap)
+            {
+                self.interval = 1;
+            }
             self.rolled = now;
             self.interval_writes = 0;
             self.roll_now = false;
@@ -283,7 +293,7 @@ impl<P: Payload> Session<P> {
         let Some((generation, flush)) = self.seal_next else { return };
         let in_flight = self.in_flight_up_to(generation) && !self.config.broken.is(Mutation::SealInFlight);
         let settled = self.attempts.is_empty() && self.everyone_promised();
-        if in_flight || !settled || !self.dirty.is_empty() {
+        if in_flight || !settled || !equal {
             return;
         }
         if self.rec().policy.ack == Ack::Cached && !self.config.broken.is(Mutation::SealWithoutFlush) {
@@ -342,8 +352,12 @@ impl<P: Payload> Session<P> {
             .filter(|r| r.base.epoch() >= self.first_epoch)
             .map(|r| r.base)
             .min();
-        self.bitmaps
-            .retain(|generation, _| *generation > sealed || lowest.is_some_and(|base| *generation > base));
+        let broken = self.config.broken;
+        self.bitmaps.retain(|generation, _| {
+            let open = *generation > sealed && !broken.is(Mutation::DropAllBitmaps);
+            let needed = lowest.is_some_and(|base| *generation > base) && *generation <= sealed;
+            open || needed && !broken.is(Mutation::DropNeededBitmaps)
+        });
         while self.bitmaps.len() > BITMAPS_MAX {
             let Some((_, oldest)) = self.bitmaps.pop_first() else { break };
             if let Some(mut next) = self.bitmaps.first_entry() {
@@ -377,7 +391,8 @@ impl<P: Payload> Session<P> {
             Closing::Draining => {
                 self.abandon_join("the volume is being closed");
                 let quiet = self.is_drained() && self.pieces.is_empty() && self.dirty.is_empty();
-                let settled = self.join.is_none() && self.attempts.is_empty() && !self.steal_wait;
+                let waited = !self.steal_wait || self.config.broken.is(Mutation::CloseBeforeWait);
+                let settled = self.join.is_none() && self.attempts.is_empty() && waited;
                 if quiet && settled && self.seal_next.is_none() {
                     if self.bitmaps.contains_key(&self.generation())
                         || self.stamped
@@ -394,9 +409,10 @@ impl<P: Payload> Session<P> {
             }
             Closing::Sealing(wanted) => {
                 let members = self.in_sync();
-                let durable = self.sealed >= wanted
-                    && self.seal_acks.0 == self.sealed
+                let logged = self.seal_acks.0 == self.sealed
                     && members.iter().all(|rid| self.seal_acks.1.contains(rid));
+                let durable =
+                    self.sealed >= wanted && (logged || self.config.broken.is(Mutation::CloseUnsealed));
                 if durable && self.store_ready(now) && self.failing().is_empty() && self.everyone_promised() {
                     let sealed = self.sealed;
                     self.propose(now, Intent::Close { sealed });

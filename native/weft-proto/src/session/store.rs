@@ -65,6 +65,15 @@ impl<P: Payload> Session<P> {
         })
     }
 
+    /// Was a swap that removes this replica sent, and its outcome not told?
+    pub(super) fn removal_unknown(&self, rid: Rid) -> bool {
+        let told = self.attempts.len() - usize::from(self.store_busy && !self.attempts.is_empty());
+        self.attempts.iter().take(told).any(|a| match &a.intent {
+            Intent::Demote { rids, .. } => rids.contains(&rid),
+            _ => false,
+        })
+    }
+
     /// May a swap be sent now?
     pub(super) fn store_ready(&self, now: Instant) -> bool {
         !self.store_busy && !self.get_wanted && self.store_retry.is_none_or(|at| now >= at)
@@ -112,7 +121,9 @@ impl<P: Payload> Session<P> {
                 };
                 // A caretaker has no guest that could read something stale, but its process does not know that
                 // it is one when it is asked twice; the wait costs two seconds, a stale read costs trust.
-                r.wait |= stolen;
+                let broken = self.config.broken;
+                r.wait = (r.wait && !broken.is(Mutation::ExceptionIgnoresMark))
+                    || (stolen && !broken.is(Mutation::NoWaitMark));
                 r.owner = Some(Owner {
                     node: self.config.host,
                     session: self.config.session,
@@ -151,7 +162,9 @@ impl<P: Payload> Session<P> {
             Intent::ClearWait => r.wait = false,
             Intent::Renew => membership = true,
             Intent::Add { rid, node, pool } => {
-                r.next_rid = r.next_rid.max(rid.0 + 1);
+                if !self.config.broken.is(Mutation::ReuseReplicaNumber) {
+                    r.next_rid = r.next_rid.max(rid.0 + 1);
+                }
                 r.replicas.push(ReplicaEntry {
                     rid: *rid,
                     node: *node,
@@ -175,7 +188,8 @@ impl<P: Payload> Session<P> {
                 r.next = None;
                 r.clean = true;
                 r.closed_gen = *sealed;
-                membership = true;
+                r.wait &= !self.config.broken.is(Mutation::CloseBeforeWait);
+                membership = !self.config.broken.is(Mutation::CloseKeepsEpoch);
             }
         }
         if membership {
@@ -195,6 +209,12 @@ impl<P: Payload> Session<P> {
         }
         self.store_busy = false;
         self.store_retry = None;
+        let reply = match reply {
+            StoreReply::Unknown if self.config.broken.is(Mutation::UnknownIsFailed) => {
+                StoreReply::Unavailable
+            }
+            reply => reply,
+        };
         match reply {
             StoreReply::Record { record, revision } => {
                 self.take_record(now, record, revision, true);
@@ -247,7 +267,8 @@ impl<P: Payload> Session<P> {
 
     /// The record as the store has it, from a read (`by_read`) or from a swap that did not apply.
     fn take_record(&mut self, now: Instant, record: Record, revision: Revision, by_read: bool) {
-        if let Some(attempt) = self.attempts.iter().find(|a| a.nonce == record.nonce).cloned() {
+        let ours = |a: &&Attempt| a.nonce == record.nonce && !self.config.broken.is(Mutation::NonceIgnored);
+        if let Some(attempt) = self.attempts.iter().find(ours).cloned() {
             return self.adopt(now, record, revision, Some(attempt.intent));
         }
         match self.phase {
