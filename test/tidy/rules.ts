@@ -278,6 +278,7 @@ const crateFloors: Readonly<Record<string, number>> = {
   "weft-model": 2,
   "weft-floor": 2,
   "weft-faultfs": 2,
+  "weft-checker": 2,
 };
 
 function cratesGoDown(tree: Tree): Finding[] {
