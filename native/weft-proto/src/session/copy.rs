@@ -41,6 +41,8 @@ pub(super) struct Piece {
     pub(super) generation: Generation,
     /// Requests without an answer.
     open: usize,
+    /// Who answered one.
+    answered: Vec<Rid>,
     failed: bool,
 }
 
@@ -88,7 +90,18 @@ impl<P: Payload> Session<P> {
         let open = asked.len();
         self.pieces.insert(
             id,
-            Piece { start, end, region, source, targets, stage, generation, open, failed: false },
+            Piece {
+                start,
+                end,
+                region,
+                source,
+                targets,
+                stage,
+                generation,
+                open,
+                answered: Vec::new(),
+                failed: false,
+            },
         );
         let key = self.fresh_random().to_le_bytes();
         for rid in asked {
@@ -102,6 +115,7 @@ impl<P: Payload> Session<P> {
     pub(super) fn piece_answered(&mut self, now: Instant, id: PieceId, rid: Rid, answer: Answer<P>) {
         let Some(piece) = self.pieces.get_mut(&id) else { return };
         piece.open -= 1;
+        piece.answered.push(rid);
         if piece.failed {
             return self.piece_ended(id);
         }
@@ -215,6 +229,20 @@ impl<P: Payload> Session<P> {
 
     fn obeys(&self, rid: Rid) -> bool {
         self.peers.get(&rid).is_some_and(|p| p.obeys(self.rec().epoch))
+    }
+
+    pub(super) fn hangs(&self, rid: Rid) -> bool {
+        self.peers.get(&rid).is_some_and(|p| p.hung)
+    }
+
+    /// Did anybody but this member do something for the piece?
+    pub(super) fn others_did(&self, id: PieceId, rid: Rid) -> bool {
+        self.pieces.get(&id).is_some_and(|p| p.answered.iter().any(|other| *other != rid))
+    }
+
+    /// Does it only read, from a join's source?
+    pub(super) fn only_reads_for_join(&self, id: PieceId) -> bool {
+        self.pieces.get(&id).is_some_and(|p| p.region.is_none() && matches!(p.stage, Stage::Reading { .. }))
     }
 
     /// Equalises regions, those that guests wait for first.

@@ -228,7 +228,7 @@ impl<P: Payload> Session<P> {
     }
 
     fn copy_pieces(&mut self, now: Instant, rid: Rid, source: Rid) {
-        if now < self.copy_hold {
+        if now < self.copy_hold || self.hangs(source) {
             return;
         }
         while self.pieces.len() < PIECES_MAX {

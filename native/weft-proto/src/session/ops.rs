@@ -739,8 +739,18 @@ impl<P: Payload> Session<P> {
         let from = if fresh.is_empty() { all } else { fresh };
         from.into_iter().min_by_key(|rid| {
             let p = &self.peers[rid];
-            (p.node != self.config.host, p.outstanding.len(), rid.0)
+            (p.hung, p.node != self.config.host, p.outstanding.len(), rid.0)
         })
+    }
+
+    /// Is there a member to ask whose disk does not hang?
+    pub(super) fn read_elsewhere(&self, now: Instant, id: OpId) -> bool {
+        let Some(op) = self.ops.get(&id) else { return false };
+        let avoid: &[Rid] = match &op.kind {
+            OpKind::Read { avoid, .. } | OpKind::Kinds { avoid, .. } => avoid,
+            _ => &[],
+        };
+        self.reader(now, avoid).is_some_and(|rid| !self.hangs(rid))
     }
 
     /// R9: every in-sync member, and a joiner whose admission may have happened, lately said that it obeys us.

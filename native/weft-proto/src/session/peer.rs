@@ -34,6 +34,10 @@ pub(super) struct Peer {
     pub(super) promising: bool,
     /// When the member last said anything on the newest attachment.
     pub(super) heard: Instant,
+    /// When its disk last answered anything: it may hang while heartbeats are answered.
+    pub(super) worked: Instant,
+    /// A read or a copy hangs in its disk, and nothing came from there since: others are asked first.
+    pub(super) hung: bool,
     /// When the request was sent whose answer last showed that it obeys the current epoch (R9).
     pub(super) lease: Option<Instant>,
     pub(super) outstanding: BTreeMap<u32, Sent>,
@@ -85,6 +89,13 @@ pub(super) enum Purpose {
     JoinFlush,
 }
 
+impl Purpose {
+    /// Is it answered by the member's disk?
+    fn is_of_disk(self) -> bool {
+        matches!(self, Purpose::Op(_) | Purpose::Read(_) | Purpose::Piece(_) | Purpose::JoinFlush)
+    }
+}
+
 impl Peer {
     pub(super) fn new(now: Instant, node: HostId, pool: PoolId) -> Peer {
         Peer {
@@ -96,6 +107,8 @@ impl Peer {
             promised: None,
             promising: false,
             heard: now,
+            worked: now,
+            hung: false,
             lease: None,
             outstanding: BTreeMap::new(),
             bad: None,
@@ -115,6 +128,7 @@ impl Peer {
     }
 
     pub(super) fn link_down(&mut self, now: Instant, refused: bool) {
+        self.hung = false;
         match &mut self.link {
             Link::Down { refused: r, .. } => *r |= refused,
             link => *link = Link::Down { since: now, refused },
@@ -243,6 +257,58 @@ impl<P: Payload> Session<P> {
         self.join_lost_peer(rid);
     }
 
+    /// Reads and copies that hang in a disk whose host answers heartbeats. The oldest-write rule (M23) sees none of
+    /// them, and a guest may wait for each: for its read, or for the range that is copied.
+    ///
+    /// A read is asked of another member. A copy that others have done their part of, or that hangs in the joiner, ends
+    /// the attachment, so that nothing of it executes later; where the source of a join hangs alone, nothing of it can.
+    pub(super) fn pass_over_hung(&mut self, now: Instant) {
+        let dead_ms = self.config.timing.dead_ms;
+        let late = |since: Instant, times: u64| now.ms_since(since) >= dead_ms * times;
+        let mut hung = alloc::vec::Vec::new();
+        for (rid, peer) in &self.peers {
+            for (tag, sent) in &peer.outstanding {
+                let hangs = match sent.purpose {
+                    Purpose::Read(_) => late(sent.at, 1),
+                    // A slow disk works off many copies; one of them alone is waited for longer.
+                    Purpose::Piece(_) => late(sent.at, 1) && late(peer.worked, 1) || late(sent.at, 4),
+                    _ => false,
+                };
+                if hangs {
+                    hung.push((*rid, *tag, sent.purpose));
+                }
+            }
+        }
+        for (rid, tag, purpose) in hung {
+            let Some(peer) = self.peers.get_mut(&rid).filter(|p| p.outstanding.contains_key(&tag)) else {
+                continue;
+            };
+            peer.hung = true;
+            match purpose {
+                Purpose::Read(op) if self.read_elsewhere(now, op) => {
+                    self.give_up(rid, tag);
+                    self.read_failed(op, rid, None);
+                }
+                Purpose::Piece(_) if self.join_rid() == Some(rid) => {
+                    self.abandon_join("a copy hangs in its disk");
+                }
+                Purpose::Piece(piece) if self.others_did(piece, rid) => self.drop_attachment(rid),
+                Purpose::Piece(piece) if self.only_reads_for_join(piece) => {
+                    self.give_up(rid, tag);
+                    self.piece_failed(piece, rid);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Nobody waits for this answer any more. For requests that change nothing.
+    fn give_up(&mut self, rid: Rid, tag: u32) {
+        if let Some(peer) = self.peers.get_mut(&rid) {
+            peer.outstanding.remove(&tag);
+        }
+    }
+
     /// Asks for a promise at the current epoch, with the record under which it is asked (4.15).
     pub(super) fn ask_promise(&mut self, now: Instant, rid: Rid) {
         let epoch = self.rec().epoch;
@@ -281,7 +347,12 @@ impl<P: Payload> Session<P> {
         if peer.ordinal != ordinal {
             return;
         }
-        let Some(sent) = peer.outstanding.remove(&response.tag) else { return };
+        let sent = peer.outstanding.remove(&response.tag);
+        // What was given up is answered late by a disk that goes on.
+        if sent.is_none_or(|s| s.purpose.is_of_disk()) {
+            (peer.worked, peer.hung) = (now, false);
+        }
+        let Some(sent) = sent else { return };
         peer.heard = now;
         if sent.purpose == Purpose::Heartbeat {
             peer.heartbeat_out = false;
@@ -300,6 +371,8 @@ impl<P: Payload> Session<P> {
             (Purpose::Attach, Answer::Attached(view)) => {
                 peer.link = Link::Attached;
                 peer.bad = None;
+                // Whatever hung was drained before this answer (R1).
+                (peer.worked, peer.hung) = (now, false);
                 // Its promise of before the attachment was lost still binds it; ours is asked anew all the same.
                 peer.promised = None;
                 let (promised, watermark) = (view.promised, view.watermark);

@@ -40,10 +40,11 @@ impl<P: Payload> Session<P> {
             self.ask_promise(now, rid);
         }
         self.reconcile(now);
-        let source = self.in_sync().into_iter().find(|rid| {
+        let usable = |rid: &Rid| {
             !failing.iter().any(|(f, _)| f == rid)
                 && self.peers.get(rid).is_some_and(|p| p.obeys(self.rec().epoch))
-        });
+        };
+        let source = self.in_sync().into_iter().filter(usable).min_by_key(|rid| self.hangs(*rid));
         if let Some(source) = source
             && matches!(self.phase, Phase::Serving)
         {
@@ -209,9 +210,11 @@ impl<P: Payload> Session<P> {
         if now.ms_since(self.last_tick) > OWN_PAUSE_MS {
             // We were stopped: silence until now was ours. Leases are not touched, they run out by themselves.
             for peer in self.peers.values_mut() {
-                peer.heard = now;
+                (peer.heard, peer.worked) = (now, now);
                 for sent in peer.outstanding.values_mut() {
-                    sent.at = sent.at.max(if matches!(sent.purpose, Purpose::Op(_)) { now } else { sent.at });
+                    if matches!(sent.purpose, Purpose::Op(_) | Purpose::Read(_) | Purpose::Piece(_)) {
+                        sent.at = now;
+                    }
                 }
             }
         }
@@ -230,11 +233,14 @@ impl<P: Payload> Session<P> {
             return;
         }
         self.beat(now);
+        self.pass_over_hung(now);
         self.stalled.clear();
         for rid in self.in_sync() {
             let Some(peer) = self.peers.get(&rid) else { continue };
             if now.ms_since(peer.heard) >= self.config.timing.dead_ms {
                 self.stalled.insert(rid, "silent");
+            } else if peer.hung && !peer.is_attached() {
+                self.stalled.insert(rid, "a copy hangs that others have done");
             } else if self
                 .oldest_unacked(rid)
                 .is_some_and(|at| now.ms_since(at) >= self.config.timing.dead_ms)

@@ -22,9 +22,12 @@ plots! {
     M14 => a_joiner_that_dies_near_the_end_is_not_admitted,
     M15 => a_joiner_admitted_by_an_owner_that_never_knew_has_everything,
     M16 => an_admission_that_lost_against_a_steal_did_not_happen,
+    M17 => a_join_whose_source_hangs_does_not_hold_a_guest_for_long,
     M17 => a_join_goes_on_from_another_member_when_its_source_is_lost,
     M18 => a_member_that_comes_and_goes_costs_little,
     M21 => members_that_are_equally_slow_are_not_taken_out,
+    M23 => a_member_whose_disk_hangs_while_members_are_equalised_is_taken_out,
+    M23 => a_read_that_hangs_in_a_disk_is_answered_by_another_member,
     M23 => a_member_whose_disk_hangs_is_taken_out_though_it_answers,
     M24 => a_member_that_hears_but_is_not_heard_is_as_good_as_dead,
     M25 => a_full_member_leaves_and_a_full_volume_waits,
@@ -347,6 +350,30 @@ fn a_join_goes_on_from_another_member_when_its_source_is_lost(play: &Play) {
     assert!(stage.ran(R2).iter().any(|op| matches!(op, DiskOp::Hash { .. })), "r2 was a source");
 }
 
+/// M17, its source does not die but hangs, and answers heartbeats: the guest's write to the range that is read for the
+/// joiner goes on, r0 is taken out for that write, and the join goes on from r2.
+fn a_join_whose_source_hangs_does_not_hold_a_guest_for_long(play: &Play) {
+    let mut stage = Scene::copies(3).stage(play);
+    let owner = stage.owner(D);
+    stage.kill(R1);
+    stage.written(owner, 7);
+    stage.stall(R0);
+    stage.start(R1);
+    stage.run_until("r0 is read from for r1", |s| {
+        s.line(owner, R1).starts_with("joining") && s.at_disk(R0) > 0
+    });
+    let write = stage.write(owner, 7);
+    let asked_at = stage.now_ms();
+    stage.run_until("the write is acknowledged", |s| s.done(write.id));
+    let waited = stage.now_ms() - asked_at;
+    assert!(waited < 6000, "{waited} ms");
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R1, R2]);
+    assert_eq!((stage.disk(R1, 7), stage.disk(R2, 7)), (write.value, write.value));
+    stage.unstall(R0);
+    stage.run_until("all are in sync", |s| s.in_sync() == [R0, R1, R2]);
+    equal(&stage, R0, R2, 48);
+}
+
 /// M23: r1 answers heartbeats, its disk does nothing: the oldest write that others have done decides.
 fn a_member_whose_disk_hangs_is_taken_out_though_it_answers(play: &Play) {
     let mut stage = Scene::copies(2).stage(play);
@@ -364,6 +391,59 @@ fn a_member_whose_disk_hangs_is_taken_out_though_it_answers(play: &Play) {
     stage.unstall(R1);
     stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
     equal(&stage, R0, R1, 48);
+}
+
+/// M23, with reads only: r0, from which the guest's host reads, hangs. The read is asked of r1, and so are those that
+/// follow; r0 stays in sync, nothing shows that its disk is slower at writing.
+fn a_read_that_hangs_in_a_disk_is_answered_by_another_member(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(A);
+    let value = stage.written(owner, 3);
+    stage.run_for(3000);
+    stage.stall(R0);
+    let asked_at = stage.now_ms();
+    assert_eq!(stage.read_now(owner, 3), value);
+    let waited = stage.now_ms() - asked_at;
+    assert!((1400..2000).contains(&waited), "{waited} ms");
+    for _ in 0..20 {
+        let asked_at = stage.now_ms();
+        assert_eq!(stage.read_now(owner, 3), value);
+        assert!(stage.now_ms() - asked_at < 10, "it is asked of the hanging disk again");
+    }
+    assert_eq!((stage.demotions(owner), stage.in_sync()), (0, vec![R0, R1]));
+    stage.unstall(R0);
+    stage.run_for(1000);
+    let before = stage.ran(R0).len();
+    assert_eq!(stage.read_now(owner, 3), value);
+    assert!(stage.ran(R0).len() > before, "the near copy is read from again");
+}
+
+/// M23, at an open: members are equalised, and one of them hangs in that. The guest's read of what may differ waits for
+/// its removal, no longer.
+fn a_member_whose_disk_hangs_while_members_are_equalised_is_taken_out(play: &Play) {
+    for hangs in [R0, R1] {
+        let mut stage = Scene::copies(2).stage(play);
+        let owner = stage.owner(D);
+        let old = stage.written(owner, 3);
+        stage.run_for(3000);
+        stage.hold(owner, R1, guest_writes);
+        let torn = stage.write(owner, 3);
+        stage.run_for(10);
+        stage.vanish(owner);
+        let next = stage.steal(C);
+        stage.serving(next);
+        stage.stall(hangs);
+        let asked_at = stage.now_ms();
+        let read = stage.read_now(next, 3);
+        assert_eq!(read, if hangs == R0 { old } else { torn.value });
+        // A thief waits for the old owner's lease as well.
+        let waited = stage.now_ms() - asked_at;
+        assert!(waited < 6000, "{waited} ms");
+        assert_eq!(stage.in_sync(), [if hangs == R0 { R1 } else { R0 }]);
+        stage.unstall(hangs);
+        stage.run_until("both are in sync", |s| s.in_sync() == [R0, R1]);
+        assert_eq!((stage.disk(R0, 3), stage.disk(R1, 3)), (read, read));
+    }
 }
 
 /// M24: the owner reaches r1, r1 does not reach the owner: it executes what it is sent, is taken out like a dead

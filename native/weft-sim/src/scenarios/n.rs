@@ -11,6 +11,7 @@ plots! {
     N1 => a_joiner_stays_required_until_its_admission_is_settled,
     N2 => nobody_opens_on_a_store_that_was_put_back_before_it_is_repaired,
     N2 => a_claim_from_before_a_repair_is_not_put_over_the_repaired_record,
+    N4 => a_copy_that_hangs_in_a_joiners_disk_holds_its_range_for_a_moment_only,
     N4 => a_range_is_locked_until_the_joiner_has_the_older_write,
     N4 => a_range_is_given_back_when_the_joiner_was_dropped,
     N6 => a_thief_that_reaches_only_the_store_fences_nobody,
@@ -149,6 +150,30 @@ fn a_range_is_given_back_when_the_joiner_was_dropped(play: &Play) {
     stage.release(owner, R1);
     stage.run_until("both copies are in sync", |s| s.in_sync() == [R0, R1]);
     assert_eq!(stage.disk(R1, 5), newer.value);
+}
+
+/// N4: no write of a guest but a copy hangs in the joiner's disk, which answers heartbeats. A guest's write to that
+/// range waits until the joiner is dropped for it, no longer.
+fn a_copy_that_hangs_in_a_joiners_disk_holds_its_range_for_a_moment_only(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(D);
+    stage.kill(R1);
+    stage.written(owner, 5);
+    stage.start(R1);
+    stage.stall(R1);
+    stage.run_until("r1 joins", |s| s.view(owner).resync.is_some());
+    stage.run_for(20);
+    let write = stage.write(owner, 5);
+    stage.run_for(100);
+    assert!(!stage.done(write.id), "its range is being copied");
+    stage.run_until("the write is acknowledged", |s| s.done(write.id));
+    let stall = stage.view(owner).figures.stall_ms_max;
+    assert!((1400..2000).contains(&stall), "{stall} ms");
+    assert!(stage.told(owner, |e| matches!(e, Event::JoinAbandoned { rid: R1, .. })));
+    stage.run_for(10_000);
+    stage.unstall(R1);
+    stage.run_until("both copies are in sync", |s| s.in_sync() == [R0, R1]);
+    assert_eq!(stage.disk(R1, 5), write.value);
 }
 
 /// N6: a host with a link to the witness only steals: it is refused before its swap.

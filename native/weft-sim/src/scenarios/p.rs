@@ -150,9 +150,7 @@ fn what_may_differ_is_found_again_after_a_crash_in_the_middle_of_equalising(play
     let torn = [stage.write(owner, 3), stage.write(owner, 20)];
     stage.run_for(5);
     stage.vanish(owner);
-    let next = stage.steal(C);
-    stage.serving(next);
-    assert_eq!(stage.view(next).dirty_regions, 2);
+    let next = stage.replace(C, owner);
     for rid in [R0, R1] {
         stage.hold(
             next,
@@ -160,6 +158,8 @@ fn what_may_differ_is_found_again_after_a_crash_in_the_middle_of_equalising(play
             |ask| matches!(ask, Ask::Write { offset, copy: true, .. } if *offset == 20 * BLOCK),
         );
     }
+    stage.serving(next);
+    assert_eq!(stage.view(next).dirty_regions, 2);
     let seen = stage.read_now(next, 3);
     stage.vanish(next);
     for rid in [R0, R1] {
