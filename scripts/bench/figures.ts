@@ -6,6 +6,8 @@
  * - a figure without a bar neither holds nor fails.
  */
 
+import { table } from "../lib/table.ts";
+
 export type Side = "weft" | "floor" | "quorum";
 
 export type Workload = "write qd1" | "write qd32" | "read qd1" | "read qd32";
@@ -182,18 +184,4 @@ export function renderFigures(figures: readonly Figure[]): string {
 
 function short(value: number): string {
   return value >= 100 ? value.toFixed(0) : value.toFixed(1);
-}
-
-/** Words to the left, everything from the third column on to the right. */
-function table(rows: readonly (readonly string[])[]): string {
-  const columns = rows[0]?.length ?? 0;
-  const widths = Array.from({ length: columns }, (_, i) =>
-    Math.max(...rows.map((row) => row[i]?.length ?? 0)),
-  );
-  const line = (row: readonly string[]): string =>
-    row
-      .map((cell, i) => (/^[0-9]/.test(cell) ? cell.padStart(widths[i] ?? 0) : cell.padEnd(widths[i] ?? 0)))
-      .join("  ")
-      .trimEnd();
-  return rows.map(line).join("\n");
 }

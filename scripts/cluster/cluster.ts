@@ -27,6 +27,8 @@ export type ClusterOptions = {
   readonly pools?: readonly string[];
   /** What the hosts run, where it is not weft: for tests of the machinery itself. */
   readonly services?: Services;
+  /** Done when the hosts have their directories and none is started yet: a file system is mounted now or never. */
+  readonly beforeStart?: (cluster: Cluster) => Promise<void>;
   /** Told what is being done, one line each. */
   readonly say?: (line: string) => void;
 };
@@ -90,6 +92,7 @@ export class Cluster {
   static async up(options: ClusterOptions): Promise<Cluster> {
     const say = options.say ?? (() => {});
     const cluster = await Cluster.create(options);
+    await options.beforeStart?.(cluster);
     await Promise.all(cluster.hosts.map((host) => host.start()));
     say(`started ${cluster.hosts.map((host) => host.name).join(", ")}`);
     const [first, ...others] = cluster.hosts;
@@ -150,6 +153,25 @@ export class Cluster {
   async heal(a: string, b: string): Promise<void> {
     await this.#needNetwork("heal").heal(this.host(a).name, this.host(b).layout.address);
     await this.#needNetwork("heal").heal(this.host(b).name, this.host(a).layout.address);
+  }
+
+  /** A host no longer hears another one; what it says itself arrives. */
+  async deafen(host: string, other: string): Promise<void> {
+    await this.#needNetwork("deafen").deafen(this.host(host).name, this.host(other).layout.address);
+  }
+
+  async lose(host: string, probability: number): Promise<void> {
+    await this.#needNetwork("lose").lose(this.host(host).name, probability);
+  }
+
+  /** `rate` as tc writes it: "1mbit". */
+  async slow(host: string, rate: string): Promise<void> {
+    await this.#needNetwork("slow").slow(this.host(host).name, rate);
+  }
+
+  /** Heals a host's link of everything. */
+  async clear(host: string): Promise<void> {
+    await this.#needNetwork("clear").clear(this.host(host).name);
   }
 
   #needNetwork(verb: string): Network {

@@ -133,13 +133,23 @@ export class Host {
     if (this.layout.pool) mkdirSync(this.poolDir, { recursive: true });
     writeFileSync(this.bootIdFile, `${randomUUID()}\n`);
 
-    const lines = Object.entries(this.#services.commands(this)).map(
-      ([name, command]) => `${command.map(quoted).join(" ")} >>${quoted(join(log, `${name}.log`))} 2>&1 &\n`,
-    );
-    writeFileSync(join(dir, "services"), lines.join(""));
+    const services = Object.keys(this.#services.commands(this));
+    writeFileSync(join(dir, "services"), services.map((name) => this.#startLine(name)).join(""));
     await this.#launch(["sh", join(import.meta.dirname, "host-init.sh"), join(dir, "services")]);
-    const what = `${Object.keys(this.#services.commands(this)).join(" and ")} of ${this.name} (see ${log})`;
+    const what = `${services.join(" and ")} of ${this.name} (see ${log})`;
     await until(async () => ((await this.#services.ready(this)) ? true : null), { what, deadlineMs });
+  }
+
+  /** Starts one service of the running host again, after its process has ended: no boot, the boot id stays. */
+  async restart(service: string): Promise<void> {
+    await this.output(["sh", "-c", this.#startLine(service)]);
+  }
+
+  #startLine(service: string): string {
+    const command = this.#services.commands(this)[service];
+    if (command === undefined) throw new Error(`${this.name} has no service "${service}"`);
+    const log = join(this.layout.dir, "log", `${service}.log`);
+    return `${command.map(quoted).join(" ")} >>${quoted(log)} 2>&1 &\n`;
   }
 
   /** SIGKILL to everything at once, and returns when nothing of it is left. */

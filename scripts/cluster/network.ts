@@ -58,6 +58,33 @@ export class Network {
     }
   }
 
+  /** Packets from the address never arrive at the member; those to it do. */
+  async deafen(member: string, address: string): Promise<void> {
+    await this.#iptables(member, "-I", "INPUT", "-s", address, "-j", "DROP");
+  }
+
+  /** Each packet of the member, to it and from it, is lost with this probability. */
+  async lose(member: string, probability: number): Promise<void> {
+    const dice = ["-m", "statistic", "--mode", "random", "--probability", String(probability)];
+    await this.#iptables(member, "-I", "INPUT", ...dice, "-j", "DROP");
+    await this.#iptables(member, "-I", "OUTPUT", ...dice, "-j", "DROP");
+  }
+
+  /** The member's link carries no more than this, each way. What does not fit waits up to 400 ms, then is dropped. */
+  async slow(member: string, rate: string): Promise<void> {
+    const bucket = ["root", "tbf", "rate", rate, "burst", "16kb", "latency", "400ms"];
+    await this.#tc(member, "replace", "eth0", ...bucket);
+    await this.#tc("sw", "replace", member, ...bucket);
+  }
+
+  /** Undoes everything that was done to the member's link. */
+  async clear(member: string): Promise<void> {
+    await this.#iptables(member, "-F");
+    // Where nothing was slowed there is nothing to delete, which tc calls an error.
+    await this.#tc(member, "del", "eth0", "root").catch(() => {});
+    await this.#tc("sw", "del", member, "root").catch(() => {});
+  }
+
   /** The members whose namespaces exist, whoever made them. */
   members(): readonly string[] {
     const prefix = this.namespace("");
@@ -83,6 +110,11 @@ export class Network {
   /** The veths and the bridge go with their namespaces. No process may be left in them. */
   async remove(): Promise<void> {
     for (const member of this.members()) await ip("netns", "delete", this.namespace(member));
+  }
+
+  async #tc(member: string, verb: string, device: string, ...rest: readonly string[]): Promise<void> {
+    const command = ["tc", "qdisc", verb, "dev", device, ...rest];
+    await execa("ip", ["netns", "exec", this.namespace(member), ...command]);
   }
 
   /** The exit status: 1 says "no such rule" to a question. */
