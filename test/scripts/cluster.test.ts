@@ -3,7 +3,7 @@
  *
  * Needs root, as everything that makes namespaces does; without it the same plots run on loopback addresses, links aside.
  */
-import { existsSync, mkdtempSync, rmSync } from "node:fs";
+import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -138,6 +138,51 @@ if (isRoot) {
     });
   });
 }
+
+if (isRoot) {
+  await t.test("cluster: a host that is deaf, slow or lossy is as before when it is cleared", async (t) => {
+    await withCluster(async (cluster) => {
+      const [h1, h2] = [cluster.host("h1"), cluster.host("h2")];
+      await cluster.deafen("h2", "h1");
+      t.equal(await call(h1, h2, 300), "silence");
+      await cluster.clear("h2");
+      await cluster.slow("h2", "1mbit");
+      t.match(await h2.output(["tc", "qdisc", "show", "dev", "eth0"]), /tbf .*rate 1Mbit/);
+      t.equal(await call(h1, h2, 5000), "h2", "it is slow, no more");
+      await cluster.lose("h2", 1);
+      t.equal(await call(h2, h1, 300), "silence");
+      await cluster.clear("h2");
+      t.notMatch(await h2.output(["tc", "qdisc", "show", "dev", "eth0"]), /tbf/);
+      t.notMatch(await h2.output(["iptables", "-S"]), /DROP/);
+      t.equal(await call(h2, h1, 5000), "h1");
+    });
+  });
+}
+
+await t.test("cluster: a service that died is started again in its host, which does not boot", async (t) => {
+  const waiter: Services = {
+    commands: () => ({ waiter: ["tail", "-f", "/dev/null"] }),
+    ready: async (host) => (await host.running("tail")) !== null,
+  };
+  const dir = mkdtempSync(join(tmpdir(), "weft-cluster-"));
+  try {
+    const cluster = await Cluster.create({ dir, hosts: 1, pools: [], services: waiter });
+    const h1 = cluster.host("h1");
+    await h1.start();
+    const boot = readFileSync(h1.bootIdFile, "utf8");
+    const first = await h1.running("tail");
+    await h1.signal("tail", "SIGKILL");
+    const gone = { what: "the end of the service", deadlineMs: 10_000 };
+    await until(async () => ((await h1.running("tail")) === null ? true : null), gone);
+    await h1.restart("waiter");
+    const second = await until(() => h1.running("tail"), { what: "the service", deadlineMs: 10_000 });
+    t.not(second, first);
+    t.equal(readFileSync(h1.bootIdFile, "utf8"), boot);
+    await t.rejects(h1.restart("no-such"), /has no service "no-such"/);
+  } finally {
+    await Cluster.down(dir);
+  }
+});
 
 await t.test("cluster: down ends a cluster of which only the directory's name is known", async (t) => {
   const dir = mkdtempSync(join(tmpdir(), "weft-cluster-"));
