@@ -109,6 +109,8 @@ pub enum Expected {
     Exhausted,
     /// Nothing within the bound.
     Bounded,
+    /// Too deep for a search: walks of 60 steps from this seed meet a counter-example of so many steps.
+    Walked(u64, usize),
 }
 
 /// A named case.
@@ -126,6 +128,17 @@ pub struct Case {
     pub expected: Expected,
 }
 
+impl Case {
+    /// The search of at most so many states, or the walks, that the case stands for.
+    #[must_use]
+    pub fn run(&self, max_states: usize) -> Report {
+        match self.expected {
+            Expected::Walked(seed, _) => self.setup.walk(Walks { count: 60_000, length: 60, seed }),
+            Expected::Steps(_) | Expected::Exhausted | Expected::Bounded => self.setup.search(max_states),
+        }
+    }
+}
+
 const CORE: core::Config = core::Config {
     replicas: 2,
     sessions: 2,
@@ -136,6 +149,12 @@ const CORE: core::Config = core::Config {
     min_isr: 1,
     cached: false,
     cache_losses: 0,
+    ack_changes: 0,
+    resume_fill: false,
+    renew: false,
+    adds: false,
+    force: false,
+    damage: false,
     late_swaps: LateSwaps::Never,
     best_effort: false,
     rescue: false,
@@ -153,6 +172,11 @@ const LATE_ADMISSION: core::Config = core::Config { late_swaps: LateSwaps::Admis
 const RESTORED: core::Config = core::Config { rollback: Rollback::EveryHostKnows, ..CORE };
 const RESTORED_UNKNOWN: core::Config = core::Config { rollback: Rollback::HostsKnowThisVolume, ..CORE };
 const TWO_BLOCKS: core::Config = core::Config { blocks: 2, ..CORE };
+const ACK: core::Config =
+    core::Config { ack_changes: 1, cached: true, cache_losses: 2, writes: 1, sessions: 2, ..CORE };
+const FILL: core::Config = core::Config { resume_fill: true, ..CORE };
+const FORCE: core::Config = core::Config { force: true, ..CORE };
+const REBUILT: core::Config = core::Config { rollback: Rollback::Lost, writes: 1, max_epoch: 4, ..CORE };
 const FINE: core::Config = core::Config { fine_bitmap: true, ..TWO_BLOCKS };
 
 /// The first owner lives on the heartbeats it has: enough for most counter-examples, and small.
@@ -339,6 +363,128 @@ pub const CASES: &[Case] = &[
         core::Mutation::RepairWithoutFence,
         1_500_000,
         16,
+    ),
+    // Change of the ack mode.
+    broken(
+        "ack-mode-without-flush",
+        "4.18 from cached to durable without a flush",
+        ACK,
+        core::Mutation::AckWithoutFlush,
+        1_000_000,
+        12,
+    ),
+    broken(
+        "ack-mode-in-flight",
+        "4.18 cached acknowledgements of a write in flight count after the change",
+        ACK,
+        core::Mutation::AckInFlight,
+        1_000_000,
+        14,
+    ),
+    broken(
+        "ack-mode-before-swap",
+        "4.18 acknowledged from the cache before the swap",
+        core::Config { cached: false, ..ACK },
+        core::Mutation::AckBeforeSwap,
+        1_000_000,
+        10,
+    ),
+    // Partial fills.
+    broken(
+        "fill-at-copy",
+        "4.13 a fill is dated by its copy, not by a seal",
+        core::Config { sessions: 1, in_sync: 0b001, ..FILL },
+        core::Mutation::FillAtCopy,
+        1_500_000,
+        22,
+    ),
+    broken(
+        "fill-early",
+        "4.13 a seal dates the fill of a joiner that has not everything",
+        FILL,
+        core::Mutation::FillEarly,
+        1_500_000,
+        17,
+    ),
+    Case {
+        name: "fill-survives-force",
+        rule: "4.13, 4.14 a fill of the history that a force has ended still counts",
+        setup: Setup::Core(core::Config {
+            replicas: 3,
+            in_sync: 0b001,
+            writes: 1,
+            resume_fill: true,
+            mutation: Some(core::Mutation::FillSurvivesForce),
+            ..FORCE
+        }),
+        max_states: 1_000_000,
+        expected: Expected::Walked(2, 36),
+    },
+    broken(
+        "interval-wraps",
+        "R21 intervals begin anew within an epoch",
+        core::Config { renew: true, ..CORE },
+        core::Mutation::IntervalWraps,
+        1_000_000,
+        13,
+    ),
+    // Rebuild of the store.
+    broken(
+        "rebuild-without-wait",
+        "4.15 an owner goes on without the promises to its new record",
+        REBUILT,
+        core::Mutation::RebuildWithoutWait,
+        1_000_000,
+        15,
+    ),
+    broken(
+        "repair-without-assent",
+        "S15 a repair goes on whoever has not answered",
+        REBUILT,
+        core::Mutation::RepairWithoutAssent,
+        1_000_000,
+        16,
+    ),
+    broken(
+        "repair-members-only",
+        "4.15 by the letter: a repair waits only for those named in sync",
+        core::Config { in_sync: 0b001, ..REBUILT },
+        core::Mutation::RepairMembersOnly,
+        1_000_000,
+        18,
+    ),
+    broken(
+        "add-keeps-epoch",
+        "4.15 members don't get to know of a replica that is added",
+        core::Config { in_sync: 0b001, adds: true, ..REBUILT },
+        core::Mutation::AddKeepsEpoch,
+        1_000_000,
+        19,
+    ),
+    // Lineage and quarantine.
+    broken(
+        "force-keeps-bases",
+        "4.14 bases of before the fork count after it",
+        core::Config { writes: 1, in_sync: 0b001, max_epoch: 4, ..FORCE },
+        core::Mutation::ForceKeepsBases,
+        1_500_000,
+        20,
+    ),
+    broken(
+        "force-without-fence",
+        "4.14 the forced replica still obeys the old owner",
+        FORCE,
+        core::Mutation::ForceWithoutFence,
+        1_500_000,
+        12,
+    ),
+    broken(
+        "quarantine-reused",
+        "R24 a replica that lost its stamps is used as before",
+        core::Config { damage: true, ..CORE },
+        core::Mutation::QuarantineReused,
+        1_000_000,
+        11,
     ),
     // R9.
     broken_lease(
@@ -575,6 +721,36 @@ pub const CASES: &[Case] = &[
     ),
     unbroken("core-cached", "R8", Setup::Core(CACHED), 1_000_000, Expected::Bounded),
     unbroken("core-fine-bitmap", "R17 and 4.13", Setup::Core(FINE), 1_000_000, Expected::Bounded),
+    unbroken(
+        "core-ack-mode",
+        "4.18 changes of the ack mode",
+        Setup::Core(core::Config { ack_changes: 2, ..ACK }),
+        400_000,
+        Expected::Bounded,
+    ),
+    unbroken("core-fill", "4.13 resume of a fill", Setup::Core(FILL), 400_000, Expected::Bounded),
+    unbroken(
+        "core-renew",
+        "R21",
+        Setup::Core(core::Config { renew: true, ..TWO_BLOCKS }),
+        400_000,
+        Expected::Bounded,
+    ),
+    unbroken(
+        "core-rebuild",
+        "4.15 a store rebuilt from those who answer",
+        Setup::Core(core::Config { adds: true, in_sync: 0b001, ..REBUILT }),
+        400_000,
+        Expected::Bounded,
+    ),
+    unbroken("core-force", "4.14", Setup::Core(FORCE), 400_000, Expected::Bounded),
+    unbroken(
+        "core-damage",
+        "R24",
+        Setup::Core(core::Config { damage: true, ..CORE }),
+        400_000,
+        Expected::Bounded,
+    ),
     unbroken("core-restored", "R11 with repair", Setup::Core(RESTORED), 1_200_000, Expected::Bounded),
     // A hole, kept here so that nobody forgets it: docs/model.md, finding 3.
     Case {

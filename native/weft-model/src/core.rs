@@ -1,6 +1,7 @@
 //! The replication core: epochs, stamps, seals, removal, rejoin, reconciliation, steals (protocol.md 4.4, 4.5,
 //! 4.11, 4.13), with late compare-and-swaps (R14), best-effort writes to a joiner (R3), rescue (R23), cached mode
-//! (R8) and a store that goes back (R11) as switches.
+//! (R8), a change of the ack mode (4.18), resume of a partial fill (4.13), renewed intervals (R21), a store that goes
+//! back or is rebuilt (R11, 4.15), a forced lineage (4.14) and damaged metadata (R24) as switches.
 //!
 //! One region of one or two blocks: stamps, the base and the set D are kept per region, data and range locks per
 //! block, so that two writes of different blocks can be in flight while their region is joined, sealed or stolen.
@@ -77,11 +78,39 @@ pub enum Mutation {
     FineBitmapDropped,
     /// R23: admission before the joiner has the paused write.
     RescueAdmitEarly,
+    /// 4.18: from cached to durable without a flush.
+    AckWithoutFlush,
+    /// 4.18: from cached to durable with a write in flight, whose cached acknowledgements count.
+    AckInFlight,
+    /// 4.18: acknowledged from the cache before the swap that says so.
+    AckBeforeSwap,
+    /// 4.13: a joiner keeps as its fill the generation of the copy, not of a seal.
+    FillAtCopy,
+    /// 4.13: a seal counts for a joiner that has not everything yet.
+    FillEarly,
+    /// 4.13, 4.14: a fill of the history that a force has ended still counts.
+    FillSurvivesForce,
+    /// R21: intervals begin anew within an epoch.
+    IntervalWraps,
+    /// 4.15: an owner goes on after its own swap without waiting for promises.
+    RebuildWithoutWait,
+    /// 4.15: a repair goes on whoever has not answered.
+    RepairWithoutAssent,
+    /// 4.15 by the letter: a repair waits only for those whom the best copy names in sync.
+    RepairMembersOnly,
+    /// 4.15: a replica is added by a swap that the members don't get to know of.
+    AddKeepsEpoch,
+    /// 4.14: bases of before the fork count after it.
+    ForceKeepsBases,
+    /// 4.14: the forced replica has not promised anything, so old requests still reach it.
+    ForceWithoutFence,
+    /// R24: a replica whose stamps are lost is used as before.
+    QuarantineReused,
 }
 
 impl Mutation {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Mutation); 22] = [
+    pub const ALL: [(&'static str, Mutation); 36] = [
         ("no-union", Mutation::NoUnion),
         ("join-ignores-in-flight", Mutation::JoinIgnoresInFlight),
         ("read-before-reconcile", Mutation::ReadBeforeReconcile),
@@ -104,6 +133,20 @@ impl Mutation {
         ("unknown-removal-counts", Mutation::UnknownRemovalCounts),
         ("fine-bitmap-dropped", Mutation::FineBitmapDropped),
         ("rescue-admit-early", Mutation::RescueAdmitEarly),
+        ("ack-mode-without-flush", Mutation::AckWithoutFlush),
+        ("ack-mode-in-flight", Mutation::AckInFlight),
+        ("ack-mode-before-swap", Mutation::AckBeforeSwap),
+        ("fill-at-copy", Mutation::FillAtCopy),
+        ("fill-early", Mutation::FillEarly),
+        ("fill-survives-force", Mutation::FillSurvivesForce),
+        ("interval-wraps", Mutation::IntervalWraps),
+        ("rebuild-without-wait", Mutation::RebuildWithoutWait),
+        ("repair-without-assent", Mutation::RepairWithoutAssent),
+        ("repair-members-only", Mutation::RepairMembersOnly),
+        ("add-keeps-epoch", Mutation::AddKeepsEpoch),
+        ("force-keeps-bases", Mutation::ForceKeepsBases),
+        ("force-without-fence", Mutation::ForceWithoutFence),
+        ("quarantine-reused", Mutation::QuarantineReused),
     ];
 }
 
@@ -117,6 +160,8 @@ pub enum Rollback {
     HostsKnowThisVolume,
     /// Once; every host had read the store after the backup was taken. `weft store repair` may follow.
     EveryHostKnows,
+    /// Once, for good; it is rebuilt from the copies of the replicas that answer (4.15).
+    Lost,
 }
 
 /// R14: which outcomes stay unknown.
@@ -152,6 +197,18 @@ pub struct Config {
     pub cached: bool,
     /// Cache losses altogether.
     pub cache_losses: u8,
+    /// Changes of the ack mode altogether.
+    pub ack_changes: u8,
+    /// 4.13: a joiner that was dropped goes on from its last seal.
+    pub resume_fill: bool,
+    /// R21: an owner may raise the epoch to have intervals again.
+    pub renew: bool,
+    /// 4.18: replicas that are not in sync at the start are not in the record either, owners add them.
+    pub adds: bool,
+    /// 4.14: a stale replica may be promoted by force, once.
+    pub force: bool,
+    /// R24: the metadata of a replica may be damaged, once.
+    pub damage: bool,
     /// Which compare-and-swaps of the owner may be applied late, their outcome unknown.
     pub late_swaps: LateSwaps,
     /// Writes to a joiner that has its copy need not be acknowledged until the join's last phase.
@@ -180,6 +237,12 @@ impl Default for Config {
             min_isr: 1,
             cached: false,
             cache_losses: 0,
+            ack_changes: 0,
+            resume_fill: false,
+            renew: false,
+            adds: false,
+            force: false,
+            damage: false,
             late_swaps: LateSwaps::Never,
             best_effort: false,
             rescue: false,
@@ -197,6 +260,9 @@ struct Record {
     owner: u8,
     in_sync: Mask,
     base: [u8; MAX_REPLICAS],
+    /// The replicas that it names, in sync or not.
+    named: Mask,
+    cached: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -210,10 +276,15 @@ struct Replica {
     /// What survives a loss of the cache.
     stable: [u8; MAX_BLOCKS],
     lossy: bool,
+    /// The newest seal of which it had everything while it was a joiner.
+    fill: u8,
+    /// Its metadata are damaged.
+    quarantined: bool,
     /// The highest revision of the store that this replica's host has met (epochs stand for revisions).
     watermark: u8,
     /// Members and bases of the record under which it promised, for a repair.
     copy_in_sync: Mask,
+    copy_named: Mask,
     copy_base: [u8; MAX_REPLICAS],
 }
 
@@ -225,6 +296,7 @@ enum Message {
         epoch: u8,
         value: u8,
         generation: u8,
+        cached: bool,
     },
     Copy {
         epoch: u8,
@@ -252,6 +324,8 @@ struct Link {
     stray: [Message; MAX_BLOCKS],
     seal: u8,
     seal_epoch: u8,
+    /// The seal goes to a joiner, who keeps it as its fill.
+    fills: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -313,6 +387,8 @@ enum Flush {
     None,
     Guest,
     Seal,
+    /// Before the change to durable.
+    Durable,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -328,6 +404,7 @@ struct Session {
     phase: Phase,
     epoch: u8,
     in_sync: Mask,
+    named: Mask,
     promised: Mask,
     interval: u8,
     sealed: u8,
@@ -335,6 +412,8 @@ struct Session {
     opened: bool,
     /// Only when R5 is broken: D is not empty.
     unreconciled: bool,
+    /// Acknowledges from the cache.
+    cached: bool,
     flush: Flush,
     flushed: Mask,
     equalised: [Mask; MAX_BLOCKS],
@@ -360,6 +439,9 @@ pub struct State {
     replicas: [Replica; MAX_REPLICAS],
     sessions: [Session; MAX_SESSIONS],
     losses: u8,
+    ack_changes: u8,
+    forced: bool,
+    damaged: bool,
     writes: u8,
     /// Oracle, per block: values that a read may return now; and in cached mode after a loss of power.
     possible: [u8; MAX_BLOCKS],
@@ -430,6 +512,13 @@ enum What {
     Backup,
     Restore,
     Repair,
+    AckDurable,
+    AckCached,
+    Renew,
+    Force,
+    Damage,
+    Replace,
+    Add,
 }
 
 impl fmt::Display for Step {
@@ -484,6 +573,13 @@ impl fmt::Display for Step {
             What::Backup => write!(f, "a backup of the store is taken"),
             What::Restore => write!(f, "the store is RESTORED from the backup"),
             What::Repair => write!(f, "weft store repair"),
+            What::AckDurable => write!(f, "s{c}: acknowledged means durable (CAS)"),
+            What::AckCached => write!(f, "s{c}: acknowledged means cached (CAS)"),
+            What::Renew => write!(f, "s{c} renews its intervals (CAS)"),
+            What::Force => write!(f, "the operator FORCES r{r}"),
+            What::Damage => write!(f, "r{r}'s metadata are DAMAGED"),
+            What::Add => write!(f, "s{c} adds r{r} to the record (CAS)"),
+            What::Replace => write!(f, "a new, empty replica in place of r{r}"),
         }
     }
 }
@@ -492,11 +588,13 @@ const IDLE: Session = Session {
     phase: Phase::Idle,
     epoch: 0,
     in_sync: Mask::EMPTY,
+    named: Mask::EMPTY,
     promised: Mask::EMPTY,
     interval: 0,
     sealed: 0,
     opened: false,
     unreconciled: false,
+    cached: false,
     flush: Flush::None,
     flushed: Mask::EMPTY,
     equalised: [Mask::EMPTY; MAX_BLOCKS],
@@ -516,7 +614,24 @@ const IDLE: Session = Session {
         stray: [Message::None; MAX_BLOCKS],
         seal: 0,
         seal_epoch: 0,
+        fills: false,
     }; MAX_REPLICAS],
+};
+
+const FRESH: Replica = Replica {
+    promised: 0,
+    to: NOBODY,
+    stamp: 0,
+    sealed: 0,
+    data: [0; MAX_BLOCKS],
+    stable: [0; MAX_BLOCKS],
+    lossy: false,
+    fill: 0,
+    quarantined: false,
+    watermark: 0,
+    copy_in_sync: Mask::EMPTY,
+    copy_named: Mask::EMPTY,
+    copy_base: [0; MAX_REPLICAS],
 };
 
 fn generation(epoch: u8, interval: u8) -> u8 {
@@ -530,6 +645,11 @@ fn index(number: usize) -> u8 {
 impl Session {
     fn generation(&self) -> u8 {
         generation(self.epoch, self.interval)
+    }
+
+    fn write_message(&self, value: u8) -> Message {
+        let (epoch, generation, cached) = (self.epoch, self.generation(), self.cached);
+        Message::Write { epoch, value, generation, cached }
     }
 
     fn joiner(&self) -> Option<usize> {
@@ -559,8 +679,8 @@ impl Happening for Step {
     fn reluctance(&self) -> u32 {
         match self.what {
             What::Crash => 40,
-            What::CacheLoss | What::Backup | What::Restore | What::Repair => 20,
-            What::JoinAbort => 6,
+            What::CacheLoss | What::Backup | What::Restore | What::Repair | What::Force | What::Damage => 20,
+            What::JoinAbort | What::Renew | What::AckCached => 6,
             What::Remove | What::ExcludeSilent | What::SendDemote => 4,
             What::Fenced | What::OpenSwap => 3,
             _ => 1,
@@ -619,7 +739,7 @@ impl Core {
     fn obeys(&self, state: &State, c: usize, r: usize, epoch: u8) -> bool {
         let replica = &state.replicas[r];
         let bound = usize::from(replica.to) == c || self.broken(Mutation::PromiseBoundToEpoch);
-        replica.promised == epoch && bound
+        replica.promised == epoch && bound && !replica.quarantined
     }
 
     fn executes(&self, state: &State, c: usize, r: usize, epoch: u8) -> bool {
@@ -653,6 +773,11 @@ impl Core {
         members.iter().map(|r| state.replicas[r].sealed).max().unwrap_or(0)
     }
 
+    /// The replicas that its record names.
+    fn known(&self, session: &Session) -> Mask {
+        if self.0.adds { session.named } else { Mask::first(self.0.replicas) }
+    }
+
     /// Who must have the write of block `b` before the guest is answered (R2, R3).
     fn required(&self, session: &Session, b: usize) -> Mask {
         let mut required = session.in_sync;
@@ -679,6 +804,8 @@ impl Core {
         session.phase = Phase::Promising;
         session.epoch = record.epoch;
         session.in_sync = record.in_sync;
+        session.named = record.named;
+        session.cached = record.cached;
         session.interval = 0;
         session.flush = Flush::None;
         session.flushed = Mask::EMPTY;
@@ -730,7 +857,10 @@ impl Core {
                 let mut next = *state;
                 next.sessions[c].links[r].seal = 0;
                 next.sessions[c].links[r].seal_epoch = 0;
-                if self.executes(state, c, r, link.seal_epoch) {
+                next.sessions[c].links[r].fills = false;
+                if self.executes(state, c, r, link.seal_epoch) && link.fills {
+                    next.replicas[r].fill = state.replicas[r].fill.max(link.seal);
+                } else if self.executes(state, c, r, link.seal_epoch) {
                     next.replicas[r].sealed = state.replicas[r].sealed.max(link.seal);
                 }
                 out.push((step(What::SealArrives, 0), next));
@@ -754,12 +884,16 @@ impl Core {
         let same = usize::from(replica.to) == c || self.broken(Mutation::PromiseBoundToEpoch);
         let knows_better = replica.watermark > epoch && !self.broken(Mutation::NoWatermark);
         let newer = epoch > replica.promised || (epoch == replica.promised && same);
+        if replica.quarantined {
+            return next;
+        }
         if (newer && !knows_better) || self.broken(Mutation::NoFence) {
             replica.promised = replica.promised.max(epoch);
             replica.to = index(c);
             if self.0.rollback != Rollback::Never {
                 replica.watermark = replica.watermark.max(epoch);
                 replica.copy_in_sync = state.sessions[c].in_sync;
+                replica.copy_named = state.record.named;
                 replica.copy_base = state.record.base;
             }
             if state.sessions[c].epoch == epoch {
@@ -784,11 +918,11 @@ impl Core {
         let step = |what| Step { what, session: index(c), replica: index(r), block: index(b) };
         match message {
             Message::None => return,
-            Message::Write { value, generation, .. } => {
+            Message::Write { value, generation, cached, .. } => {
                 if executes && !state.replicas[r].lossy {
                     let replica = &mut next.replicas[r];
                     replica.data[b] = value;
-                    if !self.0.cached {
+                    if !cached {
                         replica.stable[b] = value;
                     }
                     if self.broken(Mutation::StampAfterData) {
@@ -807,6 +941,9 @@ impl Core {
                     replica.data[b] = value;
                     replica.stable[b] = value;
                     replica.stamp = replica.stamp.max(generation);
+                    if self.0.resume_fill && self.broken(Mutation::FillAtCopy) {
+                        replica.fill = replica.fill.max(generation);
+                    }
                     if session.epoch == epoch && !stray {
                         let session = &mut next.sessions[c];
                         session.equalised[b] = session.equalised[b].with(r);
@@ -827,12 +964,18 @@ impl Core {
 
     fn world(&self, state: &State, out: &mut Out) {
         let step = |what, replica: usize| Step { what, session: 0, replica: index(replica), block: 0 };
-        if self.0.cached && state.losses < self.0.cache_losses {
+        if self.0.damage {
+            self.damage(state, out);
+        }
+        if self.0.force && !state.forced {
+            self.force(state, out);
+        }
+        if state.losses < self.0.cache_losses {
             for r in 0..self.0.replicas {
                 let mut next = *state;
                 next.losses += 1;
                 next.replicas[r].data = state.replicas[r].stable;
-                next.replicas[r].lossy = !self.broken(Mutation::TrustLossy);
+                next.replicas[r].lossy = state.record.cached && !self.broken(Mutation::TrustLossy);
                 for session in &mut next.sessions {
                     session.links[r] = Link::default();
                 }
@@ -840,6 +983,12 @@ impl Core {
             }
         }
         if self.0.rollback == Rollback::Never {
+            return;
+        }
+        if self.0.rollback == Rollback::Lost {
+            let all = Mask::first(self.0.replicas);
+            let answers = (1..=all.0).filter(|_| !state.repaired);
+            answers.for_each(|some| self.repair(state, Mask(some), out));
             return;
         }
         match state.backup {
@@ -863,30 +1012,105 @@ impl Core {
             None | Some(_) => {}
         }
         if state.restored && !state.repaired && self.0.rollback == Rollback::EveryHostKnows {
-            self.repair(state, out);
+            self.repair(state, Mask::first(self.0.replicas), out);
         }
     }
 
-    /// R11: all replicas answer; the copy with the highest epoch becomes the record, far above every promise.
-    fn repair(&self, state: &State, out: &mut Out) {
-        let replicas = &state.replicas[..self.0.replicas];
-        let Some(best) = replicas.iter().max_by_key(|replica| replica.promised) else { return };
-        if best.promised == 0 {
+    /// R24: what lost its stamps serves nothing any more; in its place comes a new rid on empty space.
+    fn damage(&self, state: &State, out: &mut Out) {
+        let step = |what, r: usize| Step { what, session: 0, replica: index(r), block: 0 };
+        for r in 0..self.0.replicas {
+            let mut next = *state;
+            let replica = &mut next.replicas[r];
+            if !state.damaged {
+                replica.stamp = 0;
+                replica.sealed = 0;
+                replica.fill = 0;
+                replica.quarantined = !self.broken(Mutation::QuarantineReused);
+                next.damaged = true;
+                out.push((step(What::Damage, r), next));
+            } else if replica.quarantined && !state.record.in_sync.has(r) {
+                *replica = FRESH;
+                next.record.base[r] = 0;
+                for session in &mut next.sessions {
+                    session.links[r] = Link::default();
+                }
+                out.push((step(What::Replace, r), next));
+            }
+        }
+    }
+
+    /// 4.14: the last members in sync are gone, and so, on the operator's word, is every owner.
+    fn force(&self, state: &State, out: &mut Out) {
+        if state.sessions.iter().any(|s| !matches!(s.phase, Phase::Idle | Phase::Ended)) {
+            return;
+        }
+        for r in Mask::first(self.0.replicas).minus(state.record.in_sync).iter() {
+            let mut next = *state;
+            let fork = state.record.base[r];
+            next.forced = true;
+            let record = &mut next.record;
+            record.epoch += 1;
+            record.owner = NOBODY;
+            record.in_sync = Mask::one(r);
+            for x in 0..self.0.replicas {
+                let was = state.record.in_sync.has(x);
+                record.base[x] = match (was, self.broken(Mutation::ForceKeepsBases)) {
+                    (true, true) => state.replicas[x].sealed,
+                    (true, false) => fork,
+                    (false, true) => state.record.base[x],
+                    (false, false) => state.record.base[x].min(fork),
+                };
+                if !self.broken(Mutation::FillSurvivesForce) {
+                    // A fill names a seal of the history that ends here.
+                    next.replicas[x].fill = 0;
+                }
+            }
+            next.record.base[r] = 0;
+            if !self.broken(Mutation::ForceWithoutFence) {
+                next.replicas[r].promised = next.record.epoch;
+                next.replicas[r].to = NOBODY;
+            }
+            for b in self.blocks() {
+                // What is lost is lost by the operator's assent.
+                next.possible[b] = 1 << state.replicas[r].data[b];
+                next.candidates[b] = next.possible[b];
+            }
+            out.push((Step { what: What::Force, session: 0, replica: index(r), block: 0 }, next));
+        }
+    }
+
+    /// R11: the copy with the highest epoch becomes the record, far above every promise.
+    fn repair(&self, state: &State, answering: Mask, out: &mut Out) {
+        let Some(best) = answering.iter().max_by_key(|r| state.replicas[*r].promised) else { return };
+        let best = state.replicas[best];
+        // 4.15: a later record may exist on a replica that is missing: it may have become the last member since.
+        let needed = match self.0.mutation {
+            Some(Mutation::RepairWithoutAssent) => Mask::EMPTY,
+            Some(Mutation::RepairMembersOnly) => best.copy_in_sync,
+            _ => best.copy_named,
+        };
+        if best.promised == 0 || !answering.contains(needed) {
             return;
         }
         let mut next = *state;
+        next.restored = true;
         next.repaired = true;
         next.record = Record {
             epoch: if self.broken(Mutation::RepairWithoutJump) { best.promised } else { REPAIRED_EPOCH },
             owner: NOBODY,
             in_sync: best.copy_in_sync,
             base: best.copy_base,
+            named: best.copy_named,
+            cached: state.record.cached,
         };
         // Who hands over a copy refuses the lost history from then on: else an owner of it may still change members.
         let unfenced = self.broken(Mutation::RepairWithoutFence);
-        for replica in &mut next.replicas {
-            replica.watermark = if unfenced { 0 } else { next.record.epoch };
+        for r in answering.iter() {
+            next.replicas[r].watermark = if unfenced { 0 } else { next.record.epoch };
         }
+        // A fill names the store's incarnation, and a repair raises that.
+        next.replicas.iter_mut().for_each(|replica| replica.fill = 0);
         let step = Step { what: What::Repair, session: 0, replica: 0, block: 0 };
         out.push((step, next));
     }
@@ -909,7 +1133,7 @@ impl Core {
         next.record.epoch += 1;
         next.record.owner = index(c);
         Self::enter_epoch(&mut next, c);
-        if self.0.cached {
+        if state.record.cached {
             for b in self.blocks() {
                 next.possible[b] |= next.candidates[b];
             }
@@ -920,7 +1144,9 @@ impl Core {
     fn promising(&self, state: &State, c: usize, out: &mut Out) {
         let session = &state.sessions[c];
         let step = |what, r: usize| Step { what, session: index(c), replica: index(r), block: 0 };
-        if session.promised.contains(session.in_sync) {
+        if session.opened && self.broken(Mutation::RebuildWithoutWait) {
+            out.push((step(What::Resume, 0), self.resume(state, c)));
+        } else if session.promised.contains(session.in_sync) {
             if session.opened {
                 out.push((step(What::Resume, 0), self.resume(state, c)));
             } else {
@@ -948,7 +1174,7 @@ impl Core {
             out.push((step(What::ExcludeSilent, 0), next));
         }
         if self.0.rescue_open && !session.opened && got.len() == 1 && self.room(state) {
-            for j in Mask::first(self.0.replicas).minus(session.in_sync).iter() {
+            for j in self.known(session).minus(session.in_sync).iter() {
                 let mut next = *state;
                 let rescuer = &mut next.sessions[c];
                 rescuer.phase = Phase::Rescuing;
@@ -1002,7 +1228,7 @@ impl Core {
         next.sessions[c].phase = Phase::Reconciling;
         for source in session.in_sync.iter() {
             let mut next = next;
-            if self.0.cached {
+            if state.record.cached {
                 next.replicas[source].stable = next.replicas[source].data;
             }
             for b in self.blocks() {
@@ -1033,7 +1259,7 @@ impl Core {
                 continue;
             }
             let generation = session.generation();
-            let message = Message::Write { epoch: session.epoch, value: write.value, generation };
+            let message = session.write_message(write.value);
             session.written[b] = generation;
             for r in session.in_sync.minus(write.acked).iter() {
                 self.send(session, r, b, message);
@@ -1093,6 +1319,7 @@ impl Core {
             self.answer(state, c, b, out)?;
         }
         self.seal_and_flush(state, c, out);
+        self.renew_or_change(state, c, out);
         self.remove(state, c, out);
         self.join(state, c, out);
         if self.0.late_swaps != LateSwaps::Never {
@@ -1130,7 +1357,7 @@ impl Core {
         let copied = session.join.stage != Stage::Promising && !session.join.todo.has(b);
         let joiner = session.joiner().filter(|_| copied && !self.broken(Mutation::AdmitEarly));
         let generation = session.generation();
-        let message = Message::Write { epoch: session.epoch, value, generation };
+        let message = session.write_message(value);
         let writer = &mut next.sessions[c];
         writer.writes[b] = Write {
             value,
@@ -1174,6 +1401,9 @@ impl Core {
                 }
             }
             next.possible[b] = 1 << value;
+            if self.0.ack_changes > 0 && !state.record.cached {
+                next.candidates[b] = next.possible[b];
+            }
             out.push((
                 Step { what: What::Read, session: index(c), replica: index(r), block: index(b) },
                 next,
@@ -1198,7 +1428,7 @@ impl Core {
             *done = Write::default();
         }
         if write.acked.contains(self.required(session, b)) {
-            if owner || !self.0.cached {
+            if owner || !(self.0.cached || self.0.ack_changes > 0) {
                 self.judge_answer(&mut next, c, b, write.value, owner)?;
             }
             out.push((step(What::WriteAck), next));
@@ -1227,6 +1457,9 @@ impl Core {
         let before = next.before[usize::from(value)];
         if owner {
             next.possible[b] = 1 << value;
+            if self.0.ack_changes > 0 && !next.record.cached {
+                next.candidates[b] = next.possible[b];
+            }
         } else if before.count_ones() == 1 && next.possible[b] & !before != 0 {
             next.possible[b] &= !before;
         } else if next.possible[b] == before {
@@ -1242,10 +1475,15 @@ impl Core {
         let idle = session.flush == Flush::None && !session.unreconciled && session.join.copying.is_empty();
         let first_done = session.writes.iter().all(|write| write.value == 0 || write.after_roll);
         let unsealed = session.sealed < generation(session.epoch, 0);
-        if !self.0.cached || self.broken(Mutation::SealWithoutFlush) {
+        if !session.cached || self.broken(Mutation::SealWithoutFlush) {
             if idle && session.interval == 0 && session.writing() && self.0.blocks > 1 {
                 let mut next = *state;
                 next.sessions[c].interval = 1;
+                out.push((step(What::Roll), next));
+            }
+            if self.broken(Mutation::IntervalWraps) && idle && session.interval == 1 {
+                let mut next = *state;
+                next.sessions[c].interval = 0;
                 out.push((step(What::Roll), next));
             }
             let early = self.broken(Mutation::SealEarly) && session.interval == 0 && session.writing();
@@ -1255,11 +1493,15 @@ impl Core {
         } else if idle && !session.writing() && unsealed && session.interval == 0 {
             out.push((step(What::FlushStart), self.flushing(state, c, Flush::Seal)));
         }
-        if self.0.cached && idle && !session.writing() && state.candidates != state.possible {
+        if session.cached && idle && !session.writing() && state.candidates != state.possible {
             out.push((step(What::FlushStart), self.flushing(state, c, Flush::Guest)));
         }
         let flushed = session.flush != Flush::None && session.flushed.contains(self.flush_required(session));
         if flushed {
+            if session.flush == Flush::Durable {
+                self.make_durable(state, c, out);
+                return;
+            }
             let sealing = session.flush == Flush::Seal;
             let mut next = if sealing { self.sealed(state, c) } else { *state };
             next.sessions[c].flush = Flush::None;
@@ -1268,6 +1510,72 @@ impl Core {
                 next.candidates = next.possible;
             }
             out.push((step(What::FlushDone), next));
+        }
+    }
+
+    /// R21 and 4.18: swaps of the owner that change no members.
+    fn renew_or_change(&self, state: &State, c: usize, out: &mut Out) {
+        let session = &state.sessions[c];
+        let step = |what| Step { what, session: index(c), replica: 0, block: 0 };
+        let step_at = |what, r: usize| Step { what, session: index(c), replica: index(r), block: 0 };
+        let settled = session.unknown == Change::None && session.swap == Change::None;
+        let may = self.compares(state, c) && self.room(state) && session.flush == Flush::None && settled;
+        if !may {
+            return;
+        }
+        if self.0.renew && session.interval == 1 {
+            let mut next = *state;
+            next.record.epoch += 1;
+            Self::enter_epoch(&mut next, c);
+            out.push((step(What::Renew), next));
+        }
+        for r in Mask::first(self.0.replicas).minus(self.known(session)).iter() {
+            let mut next = *state;
+            next.record.named = state.record.named.with(r);
+            if self.broken(Mutation::AddKeepsEpoch) {
+                next.sessions[c].named = next.record.named;
+            } else {
+                next.record.epoch += 1;
+                Self::enter_epoch(&mut next, c);
+            }
+            out.push((step_at(What::Add, r), next));
+        }
+        if state.ack_changes == self.0.ack_changes {
+            return;
+        }
+        let idle = session.join.copying.is_empty() && !session.unreconciled;
+        if !session.cached && self.broken(Mutation::AckBeforeSwap) {
+            let mut next = *state;
+            next.ack_changes += 1;
+            next.sessions[c].cached = true;
+            out.push((step(What::AckCached), next));
+        } else if !session.cached {
+            let mut next = *state;
+            next.ack_changes += 1;
+            next.record.epoch += 1;
+            next.record.cached = true;
+            Self::enter_epoch(&mut next, c);
+            out.push((step(What::AckCached), next));
+        } else if self.broken(Mutation::AckWithoutFlush) {
+            self.make_durable(state, c, out);
+        } else if idle && (!session.writing() || self.broken(Mutation::AckInFlight)) {
+            // No write is in flight, none begins before the swap: acknowledgements from a cache must not count after.
+            out.push((step(What::FlushStart), self.flushing(state, c, Flush::Durable)));
+        }
+    }
+
+    fn make_durable(&self, state: &State, c: usize, out: &mut Out) {
+        let step = |what| Step { what, session: index(c), replica: 0, block: 0 };
+        if !self.compares(state, c) {
+            out.push((step(What::Fenced), ended(state, c)));
+        } else if self.room(state) {
+            let mut next = *state;
+            next.ack_changes += 1;
+            next.record.epoch += 1;
+            next.record.cached = false;
+            next.candidates = next.possible;
+            Self::enter_epoch(&mut next, c);
+            out.push((step(What::AckDurable), next));
         }
     }
 
@@ -1308,6 +1616,13 @@ impl Core {
             session.links[r].seal = sealed;
             session.links[r].seal_epoch = session.epoch;
         }
+        let complete = matches!(session.join.stage, Stage::BestEffort | Stage::Required)
+            || self.broken(Mutation::FillEarly);
+        if let Some(j) = session.joiner().filter(|_| self.0.resume_fill && complete) {
+            session.links[j].seal = sealed;
+            session.links[j].seal_epoch = session.epoch;
+            session.links[j].fills = true;
+        }
         next
     }
 
@@ -1320,7 +1635,7 @@ impl Core {
         let lossy = Self::lossy(state);
         for r in session.in_sync.iter() {
             let rest = session.in_sync.without(r);
-            if self.0.cached && lossy.contains(rest) {
+            if state.record.cached && lossy.contains(rest) {
                 continue; // R8: all that would remain have lost writes
             }
             if !self.compares(state, c) {
@@ -1347,7 +1662,7 @@ impl Core {
             if session.flush != Flush::None {
                 return;
             }
-            for r in Mask::first(self.0.replicas).minus(session.in_sync).iter() {
+            for r in self.known(session).minus(session.in_sync).iter() {
                 let mut next = *state;
                 let owner = &mut next.sessions[c];
                 self.detach(owner, r);
@@ -1425,8 +1740,7 @@ impl Core {
                     owner.join.passed = join.passed.with(b);
                     owner.writes[b].to_joiner = true;
                     owner.writes[b].acked = write.acked.without(j);
-                    let generation = session.generation();
-                    let message = Message::Write { epoch: session.epoch, value: write.value, generation };
+                    let message = session.write_message(write.value);
                     self.send(owner, j, b, message);
                     out.push((step(What::PassPaused, b), next));
                 }
@@ -1451,7 +1765,7 @@ impl Core {
     /// R4, and the fine bitmap of 4.13 where this session itself sealed the base.
     fn copy_set(&self, state: &State, c: usize, source: usize, j: usize) -> Mask {
         let session = &state.sessions[c];
-        let base = state.record.base[j];
+        let base = state.record.base[j].max(state.replicas[j].fill);
         let own = session.first_seal != 0 && base >= session.first_seal;
         let mut todo = if self.0.fine_bitmap && own {
             self.blocks().filter(|b| session.written[*b] > base).fold(Mask::EMPTY, Mask::with)
@@ -1663,6 +1977,7 @@ fn forget_fenced(links: &mut [Link; MAX_REPLICAS], replicas: &[Replica; MAX_REPL
         if link.seal_epoch < replica.promised {
             link.seal = 0;
             link.seal_epoch = 0;
+            link.fills = false;
         }
         for message in link.data.iter_mut().chain(&mut link.stray) {
             if message.epoch() < replica.promised {
@@ -1683,24 +1998,22 @@ impl Model for Core {
     type Step = Step;
 
     fn initial(&self) -> State {
-        let replica = Replica {
-            promised: 0,
-            to: NOBODY,
-            stamp: 0,
-            sealed: 0,
-            data: [0; MAX_BLOCKS],
-            stable: [0; MAX_BLOCKS],
-            lossy: false,
-            watermark: 0,
-            copy_in_sync: Mask::EMPTY,
-            copy_base: [0; MAX_REPLICAS],
-        };
         let in_sync = Mask(self.0.in_sync).and(Mask::first(self.0.replicas));
         State {
-            record: Record { epoch: 0, owner: NOBODY, in_sync, base: [0; MAX_REPLICAS] },
-            replicas: [replica; MAX_REPLICAS],
+            record: Record {
+                epoch: 0,
+                owner: NOBODY,
+                in_sync,
+                base: [0; MAX_REPLICAS],
+                named: if self.0.adds { in_sync } else { Mask::first(self.0.replicas) },
+                cached: self.0.cached,
+            },
+            replicas: [FRESH; MAX_REPLICAS],
             sessions: [IDLE; MAX_SESSIONS],
             losses: 0,
+            ack_changes: 0,
+            forced: false,
+            damaged: false,
             writes: 0,
             possible: [1; MAX_BLOCKS],
             candidates: [1; MAX_BLOCKS],

@@ -7,7 +7,7 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use weft_model::cases::{Setup, all, named};
+use weft_model::cases::{Case, Setup, all, named};
 use weft_model::core::{LateSwaps, Rollback};
 use weft_model::explore::{Outcome, Report, Walks};
 
@@ -23,12 +23,14 @@ usage: weft-model [--model core|lease] [--mutation NAME | --case NAME] [options]
 
 bounds: --replicas R --sessions C --writes W --epochs E --in-sync BITS (as 011: r1 and r0)
 core:   --blocks B --min-isr M --cached yes|no --losses N --late never|admissions|all --best-effort yes|no
-        --rescue yes|no --rescue-open yes|no --fine-bitmap yes|no --rollback never|this-volume|every-host
+        --rescue yes|no --rescue-open yes|no --fine-bitmap yes|no --rollback never|this-volume|every-host|lost
+        --adds yes|no --ack-changes N --resume-fill yes|no --renew yes|no --force yes|no --damage yes|no
 lease:  --lease TICKS --drift yes|no --reconfigure yes|no --closes yes|no --assertions yes|no
         --heartbeats yes|no --handover yes|no --strict yes|no";
 
 struct Command {
     setup: Setup,
+    case: Option<&'static Case>,
     states: usize,
     walks: Option<Walks>,
     json: bool,
@@ -66,7 +68,10 @@ fn main() -> ExitCode {
 
 fn run(command: &Command) -> Report {
     match command.walks {
-        None => command.setup.search(command.states),
+        None => match command.case {
+            Some(case) => Case { setup: command.setup, ..*case }.run(command.states),
+            None => command.setup.search(command.states),
+        },
         Some(walks) => command.setup.walk(walks),
     }
 }
@@ -99,7 +104,7 @@ fn parse(arguments: &[String]) -> Result<Command, String> {
         }
     }
     let walks = walks.map(|count| Walks { count, length, seed });
-    Ok(Command { setup, states, walks, json })
+    Ok(Command { setup, case, states, walks, json })
 }
 
 fn base_setup(model: Option<&str>, mutation: Option<&str>, case: Option<&str>) -> Result<Setup, String> {
@@ -156,6 +161,12 @@ fn set(setup: &mut Setup, name: &str, value: &str) -> Result<(), String> {
             "--losses" => config.cache_losses = number(name, value, 9)?,
             "--best-effort" => config.best_effort = flag(name, value)?,
             "--rescue" => config.rescue = flag(name, value)?,
+            "--ack-changes" => config.ack_changes = number(name, value, 9)?,
+            "--resume-fill" => config.resume_fill = flag(name, value)?,
+            "--renew" => config.renew = flag(name, value)?,
+            "--adds" => config.adds = flag(name, value)?,
+            "--force" => config.force = flag(name, value)?,
+            "--damage" => config.damage = flag(name, value)?,
             "--rescue-open" => config.rescue_open = flag(name, value)?,
             "--fine-bitmap" => config.fine_bitmap = flag(name, value)?,
             "--late" => {
@@ -171,8 +182,11 @@ fn set(setup: &mut Setup, name: &str, value: &str) -> Result<(), String> {
                     "never" => Rollback::Never,
                     "this-volume" => Rollback::HostsKnowThisVolume,
                     "every-host" => Rollback::EveryHostKnows,
+                    "lost" => Rollback::Lost,
                     other => {
-                        return Err(format!("--rollback: never, this-volume or every-host, not {other}"));
+                        return Err(format!(
+                            "--rollback: never, this-volume, every-host or lost, not {other}"
+                        ));
                     }
                 }
             }
