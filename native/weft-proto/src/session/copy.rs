@@ -9,6 +9,7 @@
 //! Must always hold:
 //! * a failed piece gives its range back only when no request of it can still execute: each one was answered, or
 //!   its attachment has ended;
+//! * a piece of a resync counts for the join that began it, and for no other;
 //! * holes are copied as holes, absent as absent.
 
 use alloc::collections::BTreeMap;
@@ -191,6 +192,18 @@ impl<P: Payload> Session<P> {
             piece.failed = true;
         }
         self.piece_ended(id);
+    }
+
+    /// The join is over, and its pieces with it: what they still find says nothing of the next joiner.
+    pub(super) fn fail_join_pieces(&mut self) {
+        let ids: Vec<PieceId> =
+            self.pieces.iter().filter(|(_, piece)| piece.region.is_none()).map(|(id, _)| *id).collect();
+        for id in ids {
+            if let Some(piece) = self.pieces.get_mut(&id) {
+                piece.failed = true;
+            }
+            self.piece_ended(id);
+        }
     }
 
     /// Gives a failed piece's range back once nothing of it can still execute.

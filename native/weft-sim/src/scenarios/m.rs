@@ -24,6 +24,7 @@ plots! {
     M16 => an_admission_that_lost_against_a_steal_did_not_happen,
     M17 => a_join_whose_source_hangs_does_not_hold_a_guest_for_long,
     M17 => a_join_goes_on_from_another_member_when_its_source_is_lost,
+    M17 => a_comparison_with_a_lost_joiner_counts_for_no_other,
     M18 => a_member_that_comes_and_goes_costs_little,
     M21 => members_that_are_equally_slow_are_not_taken_out,
     M23 => a_member_whose_disk_hangs_while_members_are_equalised_is_taken_out,
@@ -372,6 +373,32 @@ fn a_join_whose_source_hangs_does_not_hold_a_guest_for_long(play: &Play) {
     stage.unstall(R0);
     stage.run_until("all are in sync", |s| s.in_sync() == [R0, R1, R2]);
     equal(&stage, R0, R2, 48);
+}
+
+/// M17: r1 is compared with a source that is slow to answer, and lost again; a new replica joins. What the source then
+/// says of r1 says nothing of the new one. Found by the simulator: seed 1189400 of 86f6e7e.
+fn a_comparison_with_a_lost_joiner_counts_for_no_other(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(D);
+    stage.run_for(3000);
+    // Both have it, and its region's stamp is newer than the last seal: it will be compared.
+    let value = stage.written(owner, 1);
+    stage.kill(R1);
+    stage.vanish(owner);
+    let next = stage.replace(D, owner);
+    stage.serving(next);
+    stage.hold(next, R0, |ask| matches!(ask, Ask::Hash { .. }));
+    stage.start(R1);
+    stage.run_until("r1 is compared", |s| s.held(next, R0) > 0);
+    stage.run_for(50);
+    stage.kill(R1);
+    stage.add(next, R2, C);
+    let joins = |e: &Event| matches!(e, Event::ResyncStarted { rid: R2, .. });
+    stage.run_until("the new replica joins", |s| s.told(next, joins));
+    stage.run_for(50);
+    stage.release(next, R0);
+    stage.run_until("the new replica is in sync", |s| s.in_sync().contains(&R2));
+    assert_eq!(stage.disk(R2, 1), value);
 }
 
 /// M23: r1 answers heartbeats, its disk does nothing: the oldest write that others have done decides.
