@@ -4,11 +4,14 @@ use super::*;
 
 impl World {
     /// Cached mode: when every in-sync cache is gone, unflushed writes may legally be.
-    pub(super) fn era(&mut self) {
+    /// `opened`: a session has just become the owner.
+    pub(super) fn era(&mut self, opened: bool) {
         let members: Vec<Id> = self.store.record.in_sync().filter_map(|e| self.rep_of(e.rid)).collect();
         let all_lossy = members.iter().all(|r| self.reps[*r].stored.lossy);
-        // Members that were taken up after such a loss go on as lossy ones until they are stopped in order.
-        if !self.plan.cached || !all_lossy || !members.iter().any(|r| self.reps[*r].cache_went) {
+        // Members that were taken up after such a loss go on as lossy ones until the next seal. One more loss before it
+        // may cost what they had since, and whoever opens then takes any of them for its source (R8).
+        let lost_more = members.iter().any(|r| self.reps[*r].cache_went);
+        if !self.plan.cached || !all_lossy || !(opened || lost_more) {
             return;
         }
         for member in &members {

@@ -72,7 +72,7 @@ impl World {
             r.stored.disk.lose_power(&mut self.rng);
             r.stored.lossy = true;
             r.cache_went = true;
-            self.era();
+            self.era(false);
         }
         self.note(|_| format!("{rid} {}", if power { "loses power" } else { "is killed" }));
         for session in 0..self.sessions.len() {

@@ -29,10 +29,11 @@ impl World {
         }
         self.store.revision += 1;
         self.store.record = record;
+        let opened = self.store.record.owner != old.owner;
         let (epoch, owner) = (self.store.record.epoch, self.store.record.owner.map(|o| o.session));
         let members: Vec<Rid> = self.store.record.in_sync().map(|e| e.rid).collect();
         if changed {
-            self.era();
+            self.era(opened);
         }
         self.note(|w| {
             format!("store: revision {} epoch {epoch} owner {owner:?} in sync {members:?}", w.store.revision)
