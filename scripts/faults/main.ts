@@ -43,7 +43,10 @@ let stopping: Promise<void> | null = null;
 for (const name of ["SIGINT", "SIGTERM"] as const) {
   process.on(name, () => {
     console.error("ending what was started…");
-    stopping ??= clean().finally(() => process.exit(130));
+    // Twice: what was being started meanwhile is there then, and nothing more can start without a network.
+    stopping ??= clean()
+      .then(clean)
+      .finally(() => process.exit(130));
   });
 }
 
@@ -91,9 +94,11 @@ async function playOne(fault: FaultName, turn: number): Promise<FaultRun> {
   const started = performance.now();
   const own = join(scratch, `${fault}-${turn + 1}`);
   const run = await playRun(arena, fault, turn, own);
+  // What ended then ended because everything was.
+  if (stopping !== null) return run;
   const seconds = ((performance.now() - started) / 1000).toFixed(1);
   console.log(`${seconds.padStart(6)} s  ${`${fault} ${turn + 1}/${runs}`.padEnd(32)}  ${lineOf(run)}`);
-  if (!isGood(run) && stopping === null) {
+  if (!isGood(run)) {
     console.log(`         its logs: ${keepLogs(arena, own)}`);
     // Nobody should trust these hosts any more.
     arena = null;

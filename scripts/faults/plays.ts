@@ -3,7 +3,7 @@
  *
  * Must always hold: a step waits for what it needs to have happened, never for time to pass.
  */
-import { existsSync, renameSync } from "node:fs";
+import { renameSync } from "node:fs";
 import { join } from "node:path";
 
 import { isWeftError } from "../../src/core/wire/errors.ts";
@@ -234,16 +234,16 @@ async function storeReturns({ arena }: Scene): Promise<void> {
 }
 
 /** The backup says of a copy that it is in sync, and it is not any more. */
-async function loseStore({ arena, owner, victim, scratch }: Scene): Promise<void> {
+async function loseStore({ arena, owner, victim, scratch, turn }: Scene): Promise<void> {
   const backup = join(scratch, "store.backup");
   await owner.agent().backupStore(backup);
   await arena.killProgram(victim, "weftd");
   await arena.isOut(owner, victim);
-  for (const host of arena.cluster.hosts) {
-    const data = join(host.stateDir, "etcd");
-    await arena.killProgram(host, "etcd");
-    if (existsSync(data)) renameSync(data, `${data}.lost-${Date.now()}`);
-  }
+  // All at once: an agent starts a member again that has its data, and replaces one that has not, while there is a majority.
+  const { hosts } = arena.cluster;
+  for (const host of hosts) await host.signal("etcd", "SIGSTOP");
+  for (const { stateDir } of hosts) renameSync(join(stateDir, "etcd"), join(stateDir, `etcd.lost-${turn}`));
+  await Promise.all(hosts.map((host) => arena.killProgram(host, "etcd")));
   await arena.restartDaemon(victim);
   await until(
     async () => {
