@@ -176,6 +176,9 @@ impl<P: Payload> Session<P> {
                     since,
                     unknown: alloc::collections::BTreeMap::new(),
                 });
+                // The members' copies of the record must name it before it can be the last of them: a repair of the
+                // store goes by those copies (4.15; docs/model.md, finding 9).
+                membership = true;
             }
             Intent::Remove { rid } => {
                 // In-sync or not: the epoch rises, so that the leaver's host sees a record above its promise (R15).

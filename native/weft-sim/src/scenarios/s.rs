@@ -15,6 +15,7 @@ plots! {
     S9 => an_owner_that_sees_both_hosts_does_not_notice_that_they_lost_each_other,
     S10 => wall_clocks_that_jump_change_nothing,
     S15 => a_demoted_copy_knows_that_it_is_not_enough_for_a_repair,
+    S15 => a_member_knows_of_every_copy_that_may_become_the_last_one,
 }
 
 const HOUR_MS: u64 = 3_600_000;
@@ -192,4 +193,18 @@ fn a_demoted_copy_knows_that_it_is_not_enough_for_a_repair(play: &Play) {
     stage.start(R0);
     stage.repair(false).expect("every member of the best copy answers");
     assert_eq!(stage.in_sync(), [R0]);
+}
+
+/// S15: a copy is added and admitted, and in that moment the only other one falls silent: it keeps the record that
+/// it promised before. If the store is lost now, a repair that asks it alone has to learn that there is another copy.
+fn a_member_knows_of_every_copy_that_may_become_the_last_one(play: &Play) {
+    let mut stage = Scene::copies(1).stage(play);
+    let owner = stage.owner(D);
+    stage.written(owner, 0);
+    stage.add(owner, R1, B);
+    stage.run_until("the new copy is admitted", |s| s.in_sync() == [R0, R1]);
+    let admitted = stage.record().epoch;
+    let kept = Record::parse(&stage.durable(R0).record).expect("the record that r0 promised");
+    assert!(kept.epoch < admitted, "r0 has not heard of the admission yet");
+    assert!(kept.replica(R1).is_some(), "r0 knows of r1");
 }
