@@ -8,15 +8,16 @@
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    BsdFileFlags, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    BackgroundSession, BsdFileFlags, Config, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, InitFlags, KernelConfig, LockOwner, MountOption, OpenFlags, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, Request, SessionACL, TimeOrNow, WriteFlags,
 };
 use rustix::fd::AsRawFd;
 use rustix::fs::{
@@ -24,6 +25,7 @@ use rustix::fs::{
     readlinkat, utimensat,
 };
 use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, unmount};
 
 use crate::faults::{Faults, Verdict, What};
 use crate::store::{Entry, Node, Powered, Store};
@@ -37,6 +39,46 @@ const DIRECT: FopenFlags = FopenFlags::FOPEN_DIRECT_IO.union(FopenFlags::FOPEN_P
 
 /// <asm-generic/fcntl.h>; `OFlags::DSYNC` of rustix 1.1 is O_SYNC, which has one bit more.
 const O_DSYNC: i32 = 0o10000;
+
+/// A mount that lasts until it is dropped.
+#[derive(Debug)]
+pub struct Mounted {
+    shared: Arc<Shared>,
+    at: PathBuf,
+    session: Option<BackgroundSession>,
+}
+
+impl Mounted {
+    /// Mounts a directory at another one.
+    pub fn new(backing: &Path, at: &Path) -> io::Result<Mounted> {
+        let shared = Shared::open(backing)?;
+        let mut config = Config::default();
+        config.mount_options = vec![MountOption::FSName("weft-faultfs".to_owned())];
+        config.acl = SessionACL::All;
+        config.n_threads = Some(4);
+        config.clone_fd = true;
+        let session = fuser::spawn_mount(Mount::new(Arc::clone(&shared)), at, &config)?;
+        Ok(Mounted { shared, at: at.to_owned(), session: Some(session) })
+    }
+
+    /// What its control socket works on.
+    #[must_use]
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // A file that is still open must not keep it mounted.
+        let _ = unmount(&self.at, UnmountFlags::DETACH);
+        if self.shared.store.is_powered() {
+            self.shared.store.close();
+        }
+        // Requests that are stalled end with the process: to wait for the session's threads would be to wait for them.
+        std::mem::forget(self.session.take());
+    }
+}
 
 /// What the mount and the control socket share.
 #[derive(Debug)]

@@ -11,5 +11,6 @@ mod commands;
 mod disks;
 mod frames;
 mod guests;
+mod power;
 mod records;
 mod space;

@@ -81,7 +81,8 @@ impl Cluster {
         let file = json!({ "cluster": self.id, "host": id, "name": format!("h{number}"), "address": address,
             "etcd": [self.etcd.url] });
         std::fs::write(home.join("state/host.json"), file.to_string()).expect("written");
-        let mut host = Host { number, id, address, home, process: None, pool: String::new(), room_mib: None };
+        let (pool, room_mib, boot) = (String::new(), None, None);
+        let mut host = Host { number, id, address, home, process: None, pool, room_mib, boot };
         host.start();
         host
     }
@@ -113,6 +114,8 @@ pub(crate) struct Host {
     pub(crate) pool: String,
     /// The pool's directory is a file system of its own, of so many MiB; it ends with the process.
     pub(crate) room_mib: Option<u32>,
+    /// Which boot of the machine it is, if not the real one.
+    pub(crate) boot: Option<u64>,
 }
 
 impl Host {
@@ -139,6 +142,11 @@ impl Host {
                  2>/dev/null || mount -t tmpfs -o size={mib}m none \"$0\" && exec \"$@\""
             );
             command.args(["--mount", "sh", "-c", &script]).arg(self.home.join("pool")).arg(weftd);
+        }
+        if let Some(boot) = self.boot {
+            let file = self.home.join("boot-id");
+            std::fs::write(&file, format!("{boot:08x}-0000-4000-8000-000000000000\n")).expect("written");
+            command.arg("--boot-id-file").arg(file);
         }
         let child = command
             .args(["--driver", driver])
