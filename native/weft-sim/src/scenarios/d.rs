@@ -3,8 +3,10 @@
 use crate::disk::bytes_of;
 use crate::oracle::ZERO;
 use crate::scenarios::plots;
-use crate::stage::{C, D, Play, R0, R1, Scene, all_writes, guest_writes};
-use weft_proto::guest::GuestOp;
+use crate::stage::{B, C, D, Play, R0, R1, R2, Scene, Stage, all_writes, guest_writes};
+use std::collections::BTreeMap;
+
+use weft_proto::guest::{GuestError, GuestOp};
 use weft_proto::payload::{BLOCK, HeapPayload, Payload};
 use weft_proto::replica::DiskOp;
 
@@ -15,7 +17,10 @@ plots! {
     D4 => a_write_over_a_border_that_was_torn_is_the_same_on_all,
     D6 => a_discard_during_a_resync_stays_a_hole,
     D7 => a_rotten_block_is_read_from_another_member,
+    D8 => a_block_that_rots_at_the_only_good_copy_is_refused_alone,
+    D8 => a_rotten_block_that_a_joiner_needs_waits_for_its_next_write,
     D9 => a_bit_that_flips_on_its_way_is_never_stored,
+    D20 => copies_come_and_go_while_a_guest_writes,
 }
 
 /// D1: the guest scribbles over the buffer after it submitted it, between the sendings to r0 and to r1.
@@ -151,4 +156,83 @@ fn a_rotten_block_is_read_from_another_member(play: &Play) {
     stage.rot(R0, 5);
     assert_eq!(stage.read_now(owner, 5), value);
     assert_eq!(stage.demotions(owner), 0);
+}
+
+/// D8, as far as there is no scrub: a block rots at r0 while r1 is stale. The guest is told of that block, whole blocks
+/// around it are served, the stale copy is not read from, and a copy of what changed does not need the block: r1 comes
+/// back in sync and has it.
+fn a_block_that_rots_at_the_only_good_copy_is_refused_alone(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(D);
+    let value = stage.written(owner, 5);
+    stage.run_for(3000);
+    stage.kill(R1);
+    let newer = stage.written(owner, 6);
+    stage.rot(R0, 5);
+    stage.hold(owner, R1, all_writes);
+    stage.start(R1);
+    stage.run_until("r1 is copied to", |s| s.held(owner, R1) > 0);
+    let read = stage.read(owner, 5);
+    stage.run_until("the read is answered", |s| s.reply(read).is_some());
+    assert_eq!(stage.failure(read), Some(GuestError::Unreadable));
+    assert_eq!(stage.read_now(owner, 6), newer);
+    assert!(!stage.ran(R1).iter().any(|op| matches!(op, DiskOp::Read { .. })), "a stale copy was read from");
+    stage.release(owner, R1);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
+    assert_eq!(stage.read_now(owner, 5), value);
+}
+
+/// D8, the block is one that r1 lacks: it can't be brought back in sync, is tried again in time, and guests go on. The
+/// block's next write heals both.
+fn a_rotten_block_that_a_joiner_needs_waits_for_its_next_write(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(D);
+    stage.kill(R1);
+    stage.written(owner, 5);
+    stage.rot(R0, 5);
+    stage.start(R1);
+    stage.run_for(10_000);
+    assert_eq!(stage.in_sync(), [R0]);
+    let asked = stage.ran(R1).len();
+    assert!(asked < 1000, "{asked} requests in ten seconds");
+    stage.written(owner, 30);
+    let read = stage.read(owner, 5);
+    stage.run_until("the read is answered", |s| s.reply(read).is_some());
+    assert_eq!(stage.failure(read), Some(GuestError::Unreadable));
+    let healed = stage.written(owner, 5);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
+    assert_eq!((stage.disk(R1, 5), stage.read_now(owner, 5)), (healed, healed));
+}
+
+/// D20: a volume of one copy gets two more and gives two up, its first one among them, while its guest writes all the
+/// time. No write waits for more than two swaps.
+fn copies_come_and_go_while_a_guest_writes(play: &Play) {
+    let mut stage = Scene::copies(1).stage(play);
+    let owner = stage.owner(D);
+    let mut last = BTreeMap::new();
+    let mut steps = 0u64;
+    let mut write_until = |stage: &mut Stage, done: fn(&Stage) -> bool| {
+        while !done(stage) {
+            let block = steps * 7 % 48;
+            last.insert(block, stage.write(owner, block));
+            stage.run_for(1);
+            steps += 1;
+            assert!(steps < 20_000, "awaited in vain: {:?}", stage.in_sync());
+        }
+    };
+    stage.add(owner, R1, B);
+    stage.add(owner, R2, C);
+    write_until(&mut stage, |s| s.in_sync() == [R0, R1, R2]);
+    stage.remove(owner, R1);
+    stage.remove(owner, R0);
+    write_until(&mut stage, |s| s.in_sync() == [R2]);
+    assert!(stage.state(R0).is_none() && stage.state(R1).is_none());
+    stage.run_until("the last is acknowledged", |s| last.values().all(|w| s.done(w.id)));
+    for (block, write) in &last {
+        assert_eq!(stage.disk(R2, *block), write.value, "block {block}");
+    }
+    // A swap takes 3 ms at most here.
+    let stall = stage.view(owner).figures.stall_ms_max;
+    assert!(stall <= 2 * 3 + 2, "{stall} ms");
+    stage.close(owner);
 }

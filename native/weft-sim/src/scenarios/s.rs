@@ -1,5 +1,6 @@
 //! Plots S1 to S15 of docs/scenarios.md (store, time, metadata), as far as they concern built parts.
 
+use crate::oracle::ABSENT;
 use crate::scenarios::plots;
 use crate::stage::{A, B, C, D, E, Play, R0, R1, Scene};
 use weft_proto::record::{Record, ReplicaState};
@@ -14,6 +15,7 @@ plots! {
     S8 => two_hosts_that_lost_each_other_do_not_take_turns,
     S9 => an_owner_that_sees_both_hosts_does_not_notice_that_they_lost_each_other,
     S10 => wall_clocks_that_jump_change_nothing,
+    S11 => a_clock_that_runs_too_fast_costs_a_stale_read_at_worst,
     S15 => a_demoted_copy_knows_that_it_is_not_enough_for_a_repair,
     S15 => a_member_knows_of_every_copy_that_may_become_the_last_one,
 }
@@ -171,6 +173,50 @@ fn wall_clocks_that_jump_change_nothing(play: &Play) {
     });
     assert!(plays[0].0 == plays[1].0 && plays[1].0 == plays[2].0, "{plays:?}");
     assert!(plays[0].1 != plays[1].1, "the plot needs clocks that differ");
+}
+
+/// S11: the thief's clock runs 2 % fast, more than R9's margin, so that it waits less than the old owner's lease lasts.
+/// The old owner may read what is no longer so, for some milliseconds; nothing that was acknowledged is lost, and its
+/// writes change nothing. By clocks that are right it reads nothing stale.
+fn a_clock_that_runs_too_fast_costs_a_stale_read_at_worst(play: &Play) {
+    let mut stale = [0; 2];
+    for (stale, thousandths) in stale.iter_mut().zip([0, 20]) {
+        // When the thief comes, between two heartbeats of the owner, is what matters.
+        for phase in 0..25 {
+            let mut stage = Scene::copies(2).blocks(320).stage(play);
+            stage.set_clock_rate(E, thousandths);
+            let owner = stage.owner(D);
+            stage.run_for(500 + 4 * phase);
+            stage.store_away(&[D]);
+            stage.cut(E, A);
+            let thief = stage.steal(E);
+            stage.run_until("the thief owns", |s| s.owns(thief));
+            stage.cut(D, B);
+            let refused = stage.write(owner, 310);
+            let mut writes = vec![stage.write(thief, 300)];
+            stage.run_for(1900);
+            let mut reads = Vec::new();
+            for block in 0..250 {
+                writes.push(stage.write(thief, block));
+                if block >= 2 && stage.done(writes[block as usize - 1].id) {
+                    reads.push(stage.read(owner, block - 2));
+                }
+                stage.run_for(1);
+            }
+            *stale += reads.iter().filter(|id| stage.value(**id) == Some(ABSENT)).count();
+            stage.store_back();
+            stage.heal();
+            assert!(matches!(stage.over(owner), EndReason::Fenced { .. }));
+            assert!(stage.failure(refused.id).is_some(), "nobody who obeys the thief took it");
+            stage.run_until("both are in sync", |s| s.in_sync() == [R0, R1]);
+            for (block, write) in (0..250).zip(&writes[1..]) {
+                assert!(stage.done(write.id), "block {block}");
+                assert_eq!((stage.disk(R0, block), stage.disk(R1, block)), (write.value, write.value));
+            }
+        }
+    }
+    assert_eq!(stale[0], 0, "read after the thief's write, by clocks that are right");
+    assert!((1..25 * 40).contains(&stale[1]), "the plot needs a read that is stale: {}", stale[1]);
 }
 
 /// S15: the store is lost right after r1 was taken out; of the copies of the record only r1's can be asked. It

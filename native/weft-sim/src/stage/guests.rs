@@ -13,7 +13,7 @@ impl Stage {
         let id = RequestId(self.next_id);
         self.play.tell_guest(self.now, format_args!("{who} asks {}: {}", id.0, told_op(&op)));
         self.asked.insert(id, asked);
-        let now = Instant(self.now);
+        let now = self.clock(self.acts[who.0].host);
         match &mut self.acts[who.0].machine {
             Some(m) => m.submit(now, id, op),
             None => {
@@ -114,6 +114,8 @@ impl Stage {
                     self.check_i6(who, first + i as u64, *value);
                 }
             }
+            // At worst a stale read by an evicted owner (S11).
+            (Some(Asked::Read { .. }), GuestReply::Data(_)) if self.lying && !self.owns(who) => {}
             (Some(Asked::Read { first, called }), GuestReply::Data(extents)) => {
                 for (i, value) in values(extents).into_iter().enumerate() {
                     let seen = self.oracle.read(first + i as u64, value, called, self.now);

@@ -339,6 +339,9 @@ pub struct Stage {
     next_value: Value,
     next_id: u64,
     wall_ms: BTreeMap<HostId, u64>,
+    /// How many thousandths each clock is too fast.
+    rates: BTreeMap<HostId, u64>,
+    lying: bool,
 }
 
 impl Stage {
@@ -414,6 +417,8 @@ impl Stage {
             next_value: 64,
             next_id: 0,
             wall_ms: BTreeMap::new(),
+            rates: BTreeMap::new(),
+            lying: false,
         };
         for i in 0..scene.copies {
             stage.make(Rid(i), HOSTS[i as usize]);
@@ -448,6 +453,12 @@ impl Stage {
         self.now / MS - 1_000_000
     }
 
+    /// What a host's clock shows.
+    fn clock(&self, host: HostId) -> Instant {
+        let (zero, rate) = (1_000_000 * MS, self.rates.get(&host).copied().unwrap_or(0));
+        Instant(zero + (self.now - zero) / 1000 * (1000 + rate) + (self.now - zero) % 1000)
+    }
+
     fn at(&mut self, delay: u64, cue: Cue) {
         self.seq += 1;
         self.queue.insert((self.now + delay, self.seq), cue);
@@ -474,10 +485,10 @@ impl Stage {
     }
 
     fn play(&mut self, cue: Cue) {
-        let now = Instant(self.now);
         match cue {
             Cue::Request { who, rid, inc, ordinal, request } => self.deliver(who, rid, inc, ordinal, request),
             Cue::Answer { who, rid, ordinal, link, response } => {
+                let now = self.clock(self.acts[who.0].host);
                 let act = &mut self.acts[who.0];
                 let current = act.links.get(&rid).is_some_and(|l| l.up && l.generation == link);
                 if current && let Some(m) = &mut act.machine {
@@ -488,6 +499,7 @@ impl Stage {
             Cue::Io { rid, inc, io } => self.io_done(rid, inc, io),
             Cue::Verified { rid, inc, token } => {
                 let record = (!self.store_away.contains(&self.reps[&rid].host)).then(|| self.record.clone());
+                let now = self.clock(self.reps[&rid].host);
                 let rep = self.reps.get_mut(&rid).expect("made");
                 if rep.inc == inc
                     && let Some(m) = &mut rep.machine
@@ -501,6 +513,7 @@ impl Stage {
                 if let Some(w) = watermark {
                     self.see(self.acts[who.0].host, w);
                 }
+                let now = self.clock(self.acts[who.0].host);
                 if let Some(m) = &mut self.acts[who.0].machine {
                     m.handle_store(now, reply, watermark);
                     self.drain(who);
@@ -508,6 +521,7 @@ impl Stage {
             }
             Cue::Tick { who } => {
                 self.acts[who.0].tick_at = u64::MAX;
+                let now = self.clock(self.acts[who.0].host);
                 if let Some(m) = &mut self.acts[who.0].machine {
                     m.handle_timeout(now);
                     self.drain(who);

@@ -109,8 +109,9 @@ impl Stage {
         link.up = false;
         link.generation += 1;
         link.lost_something = false;
+        let now = self.clock(self.acts[who.0].host);
         if let Some(m) = &mut self.acts[who.0].machine {
-            m.handle_link_down(Instant(self.now), rid, refused);
+            m.handle_link_down(now, rid, refused);
             self.drain(who);
         }
     }
@@ -119,8 +120,9 @@ impl Stage {
         let inc = self.reps[&rid].inc;
         let link = self.acts[who.0].links.entry(rid).or_default();
         (link.up, link.inc) = (true, inc);
+        let now = self.clock(self.acts[who.0].host);
         if let Some(m) = &mut self.acts[who.0].machine {
-            m.handle_link_up(Instant(self.now), rid);
+            m.handle_link_up(now, rid);
             self.drain(who);
         }
     }
@@ -176,6 +178,16 @@ impl Stage {
     pub fn set_wall_clock(&mut self, host: HostId, unix_ms: u64) {
         self.play.tell(self.now, format_args!("host {}'s wall clock is set to {unix_ms} ms", Host(host)));
         self.wall_ms.insert(host, unix_ms);
+    }
+
+    /// From now on a host's clock runs so many thousandths too fast. More than R9's margin is a lie: reads of sessions
+    /// that are owners no more are judged by nobody.
+    pub fn set_clock_rate(&mut self, host: HostId, thousandths: u64) {
+        self.play
+            .tell(self.now, format_args!("host {}'s clock is {thousandths} thousandths fast", Host(host)));
+        assert!(self.acts.iter().all(|a| a.host != host), "before anybody looks at it");
+        self.rates.insert(host, thousandths);
+        self.lying |= thousandths > 10;
     }
 
     pub(super) fn see(&mut self, host: HostId, watermark: Watermark) {

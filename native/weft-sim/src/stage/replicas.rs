@@ -183,7 +183,7 @@ impl Stage {
         ordinal: Ordinal,
         request: Request<HeapPayload>,
     ) {
-        let (now, fresh) = (Instant(self.now), AttachmentId(self.next_id + 1));
+        let (now, fresh) = (self.clock(self.reps[&rid].host), AttachmentId(self.next_id + 1));
         self.next_id += 1;
         let rep = self.rep(rid);
         if rep.inc != inc {
@@ -246,7 +246,7 @@ impl Stage {
     }
 
     pub(super) fn io_done(&mut self, rid: Rid, inc: u64, io: u64) {
-        let now = Instant(self.now);
+        let now = self.clock(self.reps[&rid].host);
         let rep = self.rep(rid);
         let stalled = match rep.pending.get(&io) {
             Some(Io::Disk { .. }) => rep.data_stalled,

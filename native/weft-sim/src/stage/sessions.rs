@@ -45,7 +45,7 @@ impl Stage {
             unix_ms_at_zero: self.wall_ms.get(&host).copied().unwrap_or(0),
             broken: Broken::default(),
         };
-        let machine: Session<HeapPayload> = Session::new(config, Instant(self.now));
+        let machine: Session<HeapPayload> = Session::new(config, self.clock(host));
         let view = machine.view();
         let how = match &machine_mode {
             OpenMode::Closed => "opens",
@@ -74,7 +74,7 @@ impl Stage {
     /// Closes it in order and plays until that is done.
     pub fn close(&mut self, who: Who) {
         self.play.tell(self.now, format_args!("{who} is asked to close"));
-        let now = Instant(self.now);
+        let now = self.clock(self.acts[who.0].host);
         assert!(self.acts[who.0].machine.as_mut().is_some_and(|m| m.close(now)), "the close is refused");
         self.drain(who);
         assert_eq!(self.over(who), EndReason::Closed);
@@ -90,7 +90,7 @@ impl Stage {
     pub fn add(&mut self, who: Who, rid: Rid, host: HostId) {
         self.play.tell(self.now, format_args!("{who} is asked to add {rid} on host {}", Host(host)));
         self.make(rid, host);
-        let now = Instant(self.now);
+        let now = self.clock(self.acts[who.0].host);
         if let Some(m) = &mut self.acts[who.0].machine {
             m.add_replica(now, rid, host, pool_of(host));
         }
@@ -100,7 +100,7 @@ impl Stage {
     /// Asks that a copy leaves.
     pub fn remove(&mut self, who: Who, rid: Rid) {
         self.play.tell(self.now, format_args!("{who} is asked to take {rid} out for good"));
-        let now = Instant(self.now);
+        let now = self.clock(self.acts[who.0].host);
         if let Some(m) = &mut self.acts[who.0].machine {
             m.remove_replica(now, rid);
         }
@@ -178,7 +178,8 @@ impl Stage {
             && at.0 < act.tick_at
         {
             act.tick_at = at.0;
-            let delay = at.0.saturating_sub(self.now);
+            let rate = self.rates.get(&host).copied().unwrap_or(0);
+            let delay = at.0.saturating_sub(self.clock(host).0) * 1000 / (1000 + rate) + u64::from(rate > 0);
             self.at(delay, Cue::Tick { who });
         }
         if ended {
