@@ -15,19 +15,30 @@ use crate::driver::{Fd, Waker};
 
 type Job<T> = Box<dyn FnOnce() -> T + Send>;
 
+/// Who does the jobs.
+enum Doers<T> {
+    Threads(Sender<Job<T>>),
+    /// Whoever asks, at once.
+    Asker(Sender<thread::Result<T>>, Waker),
+}
+
 /// The threads, and the results on their way back.
 pub struct Workers<T> {
-    jobs: Sender<Job<T>>,
+    doers: Doers<T>,
     done: Receiver<thread::Result<T>>,
     /// Jobs whose result was not taken yet.
     pending: usize,
 }
 
 impl<T: Send + 'static> Workers<T> {
-    /// Starts `threads` threads that hold `keep` open and wake `waker` with each result.
+    /// Starts `threads` threads that hold `keep` open and wake `waker` with each result. With no threads each job is
+    /// done within [`Workers::run`]: for tests, whose jobs then come in the same order each time.
     pub fn start(threads: usize, name: &str, keep: &Fd, waker: &Waker) -> io::Result<Workers<T>> {
         let (jobs, queue) = channel::<Job<T>>();
         let (results, done) = channel();
+        if threads == 0 {
+            return Ok(Workers { doers: Doers::Asker(results, waker.clone()), done, pending: 0 });
+        }
         let queue = Arc::new(Mutex::new(queue));
         for _ in 0..threads {
             let (queue, results) = (Arc::clone(&queue), results.clone());
@@ -45,13 +56,21 @@ impl<T: Send + 'static> Workers<T> {
                 }
             })?;
         }
-        Ok(Workers { jobs, done, pending: 0 })
+        Ok(Workers { doers: Doers::Threads(jobs), done, pending: 0 })
     }
 
     /// Queues a job; jobs start in order but may end in any.
     pub fn run(&mut self, job: impl FnOnce() -> T + Send + 'static) {
         self.pending += 1;
-        self.jobs.send(Box::new(job)).expect("the threads live as long as their owner");
+        match &self.doers {
+            Doers::Threads(jobs) => {
+                jobs.send(Box::new(job)).expect("the threads live as long as their owner");
+            }
+            Doers::Asker(results, waker) => {
+                results.send(Ok(job())).expect("the other end is ours");
+                waker.wake();
+            }
+        }
     }
 
     /// The next result, if there is one. To be drained before the next [`Driver::wait`](crate::driver::Driver::wait): many

@@ -133,7 +133,8 @@ impl FilePool {
     /// Starts to serve a locked directory: starts its threads and lets the driver hold the lock (R13).
     pub fn start(dir: PoolDir, config: PoolConfig, driver: &mut impl Driver) -> io::Result<FilePool> {
         driver.hold_lock(dir.lock.clone())?;
-        let workers = Workers::start(config.threads.max(1), "weft-pool", &dir.lock, &driver.waker())?;
+        let threads = if dir.files.is_recorded() { 0 } else { config.threads.max(1) };
+        let workers = Workers::start(threads, "weft-pool", &dir.lock, &driver.waker())?;
         Ok(FilePool {
             config,
             dir,
@@ -198,6 +199,7 @@ impl FilePool {
     pub fn submit(&mut self, token: u64, op: PoolOp) {
         let (replicas, trash, root) =
             (self.dir.replicas.clone(), self.dir.trash.clone(), self.dir.root.clone());
+        let files = self.dir.files.clone();
         match op {
             PoolOp::Disk { replica, op } => self.submit_disk(token, replica, op),
             PoolOp::OpenReplica { replica, size, unsealed } => {
@@ -205,7 +207,9 @@ impl FilePool {
                     return self.answer(token, Err(PoolError::Exists));
                 }
                 self.workers.run(move || {
-                    let result = pool_dir::open_replica(&replicas, replica);
+                    let in_doubt =
+                        |segment| unsealed.iter().any(|range| !doubtful(segment, range).is_empty());
+                    let result = pool_dir::open_replica(&files, &replicas, replica, in_doubt);
                     Called::ReplicaOpened { token, replica, size, unsealed, result }
                 });
             }
@@ -215,11 +219,11 @@ impl FilePool {
                     return self.close(token, replica, Some(now_s));
                 }
                 self.call(token, move || {
-                    missing_is_no_replica(pool_dir::trash_replica(&replicas, &trash, replica, now_s))
+                    missing_is_no_replica(pool_dir::trash_replica(&files, &replicas, &trash, replica, now_s))
                 });
             }
             PoolOp::CreateReplica { replica, meta_bytes } => self.call(token, move || {
-                pool_dir::create_replica(&replicas, replica, meta_bytes)?;
+                pool_dir::create_replica(&files, &replicas, replica, meta_bytes)?;
                 Ok(PoolAnswer::Done)
             }),
             PoolOp::ListReplicas => {
@@ -231,16 +235,22 @@ impl FilePool {
                 self.call(token, move || Ok(PoolAnswer::Bytes(dir()?)));
             }
             PoolOp::WriteCheckpoint { replica, slot, bytes } => self.call(token, move || {
-                missing_is_no_replica(pool_dir::write_checkpoint(&replicas, replica, slot.name(), &bytes))
+                missing_is_no_replica(pool_dir::write_checkpoint(
+                    &files,
+                    &replicas,
+                    replica,
+                    slot.name(),
+                    &bytes,
+                ))
             }),
-            PoolOp::ReadCheckpoint { replica, slot } => {
-                self.call(token, move || match pool_dir::read_checkpoint(&replicas, replica, slot.name()) {
+            PoolOp::ReadCheckpoint { replica, slot } => self.call(token, move || {
+                match pool_dir::read_checkpoint(&files, &replicas, replica, slot.name()) {
                     Err(Errno(libc::ENOENT)) => Err(PoolError::NoReplica),
                     other => Ok(PoolAnswer::Bytes(other?)),
-                })
-            }
+                }
+            }),
             PoolOp::WriteSuperblock { content } => self.call(token, move || {
-                pool_dir::replace_superblock(&root, &content)?;
+                pool_dir::replace_superblock(&files, &root, &content)?;
                 Ok(PoolAnswer::Done)
             }),
             PoolOp::Space => {
@@ -254,10 +264,10 @@ impl FilePool {
                 self.call(token, move || Ok(PoolAnswer::Trash(pool_dir::list_trash(&trash)?)))
             }
             PoolOp::RestoreTrash { name } => self.call(token, move || {
-                missing_is_no_replica(pool_dir::restore_replica(&replicas, &trash, &name))
+                missing_is_no_replica(pool_dir::restore_replica(&files, &replicas, &trash, &name))
             }),
             PoolOp::EmptyTrash { name } => {
-                self.call(token, move || missing_is_no_replica(pool_dir::empty_trash(&trash, &name)));
+                self.call(token, move || missing_is_no_replica(pool_dir::empty_trash(&files, &trash, &name)));
             }
             PoolOp::Cancel { target } => self.cancel(target),
         }
@@ -385,14 +395,8 @@ impl FilePool {
         };
         let mut doubt = Doubt::default();
         for segment in &segments {
-            let start = u64::from(*segment) * u64::from(SEGMENT_BLOCKS);
-            for range in unsealed {
-                let within =
-                    |block: u64| u32::try_from(block.clamp(start, start + 16384) - start).unwrap_or(0);
-                let (lo, hi) = (within(range.start / BLOCK), within(range.end.div_ceil(BLOCK)));
-                if lo < hi {
-                    doubt.add(*segment, lo, hi);
-                }
+            for blocks in unsealed.iter().map(|range| doubtful(*segment, range)).filter(|r| !r.is_empty()) {
+                doubt.add(*segment, blocks.start, blocks.end);
             }
         }
         let replica = Replica {
@@ -630,6 +634,7 @@ impl FilePool {
         self.open_segments -= replica.segments.len();
         let (key, token, error) = (job.replica, job.token, job.error);
         let (replicas, trash) = (self.dir.replicas.clone(), self.dir.trash.clone());
+        let files = self.dir.files.clone();
         let Work::Close { trash: now_s, .. } = job.work else { unreachable!("only a Close closes") };
         self.call(token, move || {
             drop(replica);
@@ -637,7 +642,9 @@ impl FilePool {
                 return Err(error);
             }
             match now_s {
-                Some(now_s) => missing_is_no_replica(pool_dir::trash_replica(&replicas, &trash, key, now_s)),
+                Some(now_s) => {
+                    missing_is_no_replica(pool_dir::trash_replica(&files, &replicas, &trash, key, now_s))
+                }
                 None => Ok(PoolAnswer::Done),
             }
         });
@@ -660,8 +667,9 @@ impl FilePool {
             self.open_segments += 1;
             self.figures.segments_opened += 1;
             let (dir, number, direct) = (replica.dir.clone(), piece.segment, self.dir.probe().direct);
+            let files = self.dir.files.clone();
             self.workers.run(move || {
-                Called::SegmentOpened(key, number, pool_dir::open_segment(&dir, number, direct))
+                Called::SegmentOpened(key, number, pool_dir::open_segment(&files, &dir, number, direct))
             });
         }
         let segment = replica.segments.get_mut(&piece.segment).expect("there by now");
@@ -700,9 +708,9 @@ impl FilePool {
             Work::Zero { .. } | Work::Grow { .. } => {
                 let keep_space = matches!(job.work, Work::Zero { keep_space: true, .. });
                 let len = u64::from(piece.hi - piece.lo) * BLOCK;
-                self.workers.run(move || {
-                    Called::HoleMade(key, piece, pool_dir::make_hole(&file, offset, len, keep_space))
-                });
+                let files = self.dir.files.clone();
+                self.workers
+                    .run(move || Called::HoleMade(key, piece, files.zero(&file, offset, len, keep_space)));
                 None
             }
             work => {
@@ -1057,6 +1065,16 @@ impl FilePool {
             }
         }
     }
+}
+
+/// The blocks of a segment that a range of bytes touches.
+fn doubtful(segment: u32, range: &Range<u64>) -> Range<u32> {
+    let start = at(segment, 0);
+    let within = |block: u64| {
+        let end = start + u64::from(SEGMENT_BLOCKS);
+        u32::try_from(block.clamp(start, end) - start).expect("within a segment")
+    };
+    within(range.start / BLOCK)..within(range.end.div_ceil(BLOCK))
 }
 
 fn missing_is_no_replica(result: Result<(), Errno>) -> Result<PoolAnswer, PoolError> {

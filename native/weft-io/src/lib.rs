@@ -11,6 +11,7 @@ pub mod buffer;
 mod doubt;
 pub mod driver;
 pub mod file_pool;
+pub mod files;
 pub mod pool_dir;
 mod segment;
 pub mod sidecar;

@@ -11,14 +11,11 @@
 //! * no function here runs on a reactor's thread, except through [`crate::blocking`].
 
 use core::fmt;
-use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use weft_proto::ids::{Rid, VolumeId};
 use weft_proto::log::ReplicaKey;
@@ -26,6 +23,7 @@ use weft_proto::payload::Payload;
 
 use crate::buffer::IoBuf;
 use crate::driver::{Errno, Fd, checked};
+use crate::files::{Files, exists_at, names, open_at, open_path, unshared_clone};
 use crate::sidecar::{Entry, SEGMENT_BLOCKS, SEGMENT_BYTES, SIDECAR_BYTES, Sidecar};
 
 /// Longest content of a superblock, in bytes.
@@ -119,6 +117,7 @@ impl FileSystem {
 /// A locked pool directory, ready to be served.
 #[derive(Debug)]
 pub struct PoolDir {
+    pub(crate) files: Files,
     pub(crate) path: PathBuf,
     pub(crate) root: Fd,
     pub(crate) replicas: Fd,
@@ -135,83 +134,118 @@ impl PoolDir {
     /// with a log of `wal_bytes` (a multiple of 4096), written once over its length (protocol.md R20), and
     /// `superblock` (at most [`SUPERBLOCK_MAX`] bytes) as content of the superblock. Blocks.
     pub fn create(path: &Path, wal_bytes: u64, superblock: &[u8]) -> Result<PoolDir, OpenError> {
+        PoolDir::create_through(&Files::default(), path, wal_bytes, superblock)
+    }
+
+    /// [`PoolDir::create`] through a door with a journal.
+    pub fn create_through(
+        files: &Files,
+        path: &Path,
+        wal_bytes: u64,
+        superblock: &[u8],
+    ) -> Result<PoolDir, OpenError> {
         assert!(wal_bytes > 0 && wal_bytes.is_multiple_of(4096), "a log of {wal_bytes} bytes");
-        let at = |name: &str| path.join(name);
-        std::fs::create_dir_all(path).map_err(said("create", path))?;
+        files.make_dirs(path).map_err(said("create", path))?;
         refuse_foreign(path)?;
-        let lock = lock_file(path, libc::LOCK_NB)?;
+        let lock = lock_file(files, path, libc::LOCK_NB)?;
+        let root = open_dir(path)?;
         for name in ["trash", "replicas"] {
-            match std::fs::create_dir(at(name)) {
-                Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(said("create", &at(name))(e));
-                }
-                _ => {}
+            match files.make_dir_at(&root, name) {
+                Ok(_) | Err(Errno(libc::EEXIST)) => {}
+                Err(errno) => return Err(said_at("create", path, name)(errno)),
             }
         }
-        let root = open_dir(None, path)?;
-        let wal =
-            open_at(&root, "wal", libc::O_RDWR | libc::O_CREAT).map_err(said_at("create", path, "wal"))?;
-        write_zeroes(&wal, wal_bytes).map_err(said_at("write", path, "wal"))?;
-        let probe = probe(&root)?;
-        let copies = open_at(&root, "superblock.tmp", libc::O_RDWR | libc::O_CREAT)
-            .and_then(|file| write_superblock(&file, superblock, 1));
+        let wal = files.create_at(&root, "wal", libc::O_RDWR).map_err(said_at("create", path, "wal"))?;
+        files.write_zeroes(&wal, wal_bytes).map_err(said_at("write", path, "wal"))?;
+        let probe = probe(files, &root)?;
+        let copies = files
+            .create_at(&root, "superblock.tmp", libc::O_RDWR)
+            .and_then(|file| write_superblock(files, &file, superblock, 1, 1));
         copies.map_err(said_at("write", path, "superblock.tmp"))?;
-        rename_at(&root, "superblock.tmp", &root, "superblock").map_err(said_at(
+        // A pool is one that has a superblock: by then the rest has its names.
+        files.sync(&root).map_err(said("sync", path))?;
+        files.rename_at(&root, "superblock.tmp", &root, "superblock").map_err(said_at(
             "rename",
             path,
             "superblock",
         ))?;
-        sync_dir(&root).map_err(said("sync", path))?;
+        files.sync(&root).map_err(said("sync", path))?;
         if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
-            sync_dir(&open_dir(None, parent)?).map_err(said("sync", parent))?;
+            files.sync(&open_dir(parent)?).map_err(said("sync", parent))?;
         }
-        PoolDir::finish_open(path, lock, root, probe)
+        PoolDir::finish_open(files, path, lock, root, probe)
     }
 
     /// Locks and opens a pool. Blocks, but not for the lock: [`OpenError::Locked`] says to come again.
     pub fn open(path: &Path) -> Result<PoolDir, OpenError> {
+        PoolDir::open_through(&Files::default(), path)
+    }
+
+    /// [`PoolDir::open`] through a door with a journal.
+    pub fn open_through(files: &Files, path: &Path) -> Result<PoolDir, OpenError> {
         require_superblock(path)?;
-        let lock = lock_file(path, libc::LOCK_NB)?;
-        PoolDir::open_locked(path, lock)
+        let lock = lock_file(files, path, libc::LOCK_NB)?;
+        PoolDir::open_locked(files, path, lock)
     }
 
     /// Locks and opens a pool, however long its lock is held (protocol.md R13); `waits` is called once if it is. Blocks.
     pub fn open_when_free(path: &Path, waits: impl FnOnce()) -> Result<PoolDir, OpenError> {
+        let files = &Files::default();
         require_superblock(path)?;
-        let lock = match lock_file(path, libc::LOCK_NB) {
+        let lock = match lock_file(files, path, libc::LOCK_NB) {
             Err(OpenError::Locked) => {
                 waits();
-                lock_file(path, 0)?
+                lock_file(files, path, 0)?
             }
             other => other?,
         };
         // While it was waited for, another pool may have been put there.
         require_superblock(path)?;
-        PoolDir::open_locked(path, lock)
+        PoolDir::open_locked(files, path, lock)
     }
 
-    fn open_locked(path: &Path, lock: Fd) -> Result<PoolDir, OpenError> {
-        let root = open_dir(None, path)?;
-        let probe = probe(&root)?;
-        PoolDir::finish_open(path, lock, root, probe)
+    fn open_locked(files: &Files, path: &Path, lock: Fd) -> Result<PoolDir, OpenError> {
+        let root = open_dir(path)?;
+        let probe = probe(files, &root)?;
+        PoolDir::finish_open(files, path, lock, root, probe)
     }
 
-    fn finish_open(path: &Path, lock: Fd, root: Fd, probe: Probe) -> Result<PoolDir, OpenError> {
+    fn finish_open(
+        files: &Files,
+        path: &Path,
+        lock: Fd,
+        root: Fd,
+        probe: Probe,
+    ) -> Result<PoolDir, OpenError> {
+        // A process that was killed may have left in the kernel what no power cut would spare. Nothing that is found
+        // here is acted upon before it is durable: names first, then what the files hold.
+        files.sync(&root).map_err(said("sync", path))?;
+        if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+            files.sync(&open_dir(parent)?).map_err(said("sync", parent))?;
+        }
         let superblock = open_at(&root, "superblock", libc::O_RDWR)
+            .and_then(|file| files.sync(&file).map(|()| file))
             .map_err(said_at("open", path, "superblock"))
             .and_then(|file| read_superblock(&file))?
-            .1;
+            .content;
         let direct = if probe.direct { libc::O_DIRECT } else { 0 };
-        let wal = open_at(&root, "wal", libc::O_RDWR | direct).map_err(said_at("open", path, "wal"))?;
+        let wal = open_at(&root, "wal", libc::O_RDWR | direct)
+            .and_then(|wal| files.sync(&wal).map(|()| wal))
+            .map_err(said_at("open", path, "wal"))?;
         let wal_bytes = size_of(&wal).map_err(said_at("stat", path, "wal"))? / 4096 * 4096;
-        let replicas = open_dir(Some(&root), Path::new("replicas"))?;
-        let trash = open_dir(Some(&root), Path::new("trash"))?;
-        let dir =
-            PoolDir { path: path.to_owned(), root, replicas, trash, wal, lock, superblock, wal_bytes, probe };
+        let below = |name| {
+            open_at(&root, name, libc::O_RDONLY | libc::O_DIRECTORY)
+                .and_then(|dir| files.sync(&dir).map(|()| dir))
+                .map_err(said_at("open", path, name))
+        };
+        let (replicas, trash) = (below("replicas")?, below("trash")?);
+        let (files, path) = (files.clone(), path.to_owned());
+        let dir = PoolDir { files, path, root, replicas, trash, wal, lock, superblock, wal_bytes, probe };
+        let path = &dir.path;
         // Replicas whose making was interrupted.
         for name in names(&dir.replicas).map_err(said("list", &path.join("replicas")))? {
             if name.ends_with(".tmp") {
-                remove_tree(&dir.replicas, &name).map_err(said_at("remove", path, &name))?;
+                dir.files.remove_tree(&dir.replicas, &name).map_err(said_at("remove", path, &name))?;
             }
         }
         Ok(dir)
@@ -273,7 +307,7 @@ impl PoolDir {
 
     /// Replaces the superblock's content, both copies one after the other, durably. Blocks.
     pub fn write_superblock(&mut self, content: &[u8]) -> io::Result<()> {
-        replace_superblock(&self.root, content)?;
+        replace_superblock(&self.files, &self.root, content)?;
         content.clone_into(&mut self.superblock);
         Ok(())
     }
@@ -319,90 +353,125 @@ pub(crate) fn list_trash(trash: &Fd) -> Result<Vec<TrashEntry>, Errno> {
 }
 
 /// Makes a replica's directory with its two checkpoint files of `meta_bytes`, written over their length (R20).
-pub(crate) fn create_replica(replicas: &Fd, key: ReplicaKey, meta_bytes: u64) -> Result<(), Errno> {
+pub(crate) fn create_replica(
+    files: &Files,
+    replicas: &Fd,
+    key: ReplicaKey,
+    meta_bytes: u64,
+) -> Result<(), Errno> {
     let name = replica_name(key);
     if exists_at(replicas, &name)? {
         return Err(Errno(libc::EEXIST));
     }
     let temporary = format!("{name}.tmp");
-    remove_tree(replicas, &temporary)?;
-    let made = make_replica(replicas, &temporary, meta_bytes)
-        .and_then(|()| rename_at(replicas, &temporary, replicas, &name))
-        .and_then(|()| sync_dir(replicas));
+    files.remove_tree(replicas, &temporary)?;
+    let made = make_replica(files, replicas, &temporary, meta_bytes)
+        .and_then(|()| files.rename_at(replicas, &temporary, replicas, &name))
+        .and_then(|()| files.sync(replicas));
     if made.is_err() {
         // Out of space, most likely: give back what it took. The first error is the one to tell.
-        let _ = remove_tree(replicas, &temporary);
+        let _ = files.remove_tree(replicas, &temporary);
     }
     made
 }
 
-fn make_replica(replicas: &Fd, name: &str, meta_bytes: u64) -> Result<(), Errno> {
-    make_dir_at(replicas, name)?;
-    let dir = open_at(replicas, name, libc::O_RDONLY | libc::O_DIRECTORY)?;
+fn make_replica(files: &Files, replicas: &Fd, name: &str, meta_bytes: u64) -> Result<(), Errno> {
+    let dir = files.make_dir_at(replicas, name)?;
     for file in ["meta.a", "meta.b"] {
-        write_zeroes(&open_at(&dir, file, libc::O_RDWR | libc::O_CREAT)?, meta_bytes)?;
+        files.write_zeroes(&files.create_at(&dir, file, libc::O_RDWR)?, meta_bytes)?;
     }
-    sync_dir(&dir)
+    files.sync(&dir)
 }
 
-/// Opens a replica's directory: itself, and the numbers of its segments.
-pub(crate) fn open_replica(replicas: &Fd, key: ReplicaKey) -> Result<(Fd, Vec<u32>), Errno> {
+/// Opens a replica's directory: itself, and the numbers of its segments. Those of which `in_doubt` says so may hold
+/// what an earlier process wrote and nothing has flushed since: they are made durable before anybody reads them, or
+/// is told that they were flushed.
+pub(crate) fn open_replica(
+    files: &Files,
+    replicas: &Fd,
+    key: ReplicaKey,
+    in_doubt: impl Fn(u32) -> bool,
+) -> Result<(Fd, Vec<u32>), Errno> {
     let dir = open_at(replicas, &replica_name(key), libc::O_RDONLY | libc::O_DIRECTORY)?;
+    files.sync(&dir)?;
     let number =
         |name: &String| name.strip_prefix("seg-").or_else(|| name.strip_prefix("crc-"))?.parse().ok();
     let mut segments: Vec<u32> = names(&dir)?.iter().filter_map(number).collect();
     segments.sort_unstable();
     segments.dedup();
+    for number in segments.iter().filter(|number| in_doubt(**number)) {
+        for name in [format!("seg-{number:06}"), format!("crc-{number:06}")] {
+            match open_at(&dir, &name, libc::O_RDONLY) {
+                // Half made; `open_segment` says what that means.
+                Err(Errno(libc::ENOENT)) => {}
+                file => files.sync(&file?)?,
+            }
+        }
+    }
     Ok((dir, segments))
 }
 
 /// Writes a checkpoint over the start of `meta.a` or `meta.b`, durably; raises the file's size if needed.
 pub(crate) fn write_checkpoint(
+    files: &Files,
     replicas: &Fd,
     key: ReplicaKey,
     name: &str,
     bytes: &[u8],
 ) -> Result<(), Errno> {
     let dir = open_at(replicas, &replica_name(key), libc::O_RDONLY | libc::O_DIRECTORY)?;
-    let file = File::from(unshared(open_at(&dir, name, libc::O_RDWR)?)?);
-    file.write_all_at(bytes, 0)?;
-    file.sync_all()?;
-    Ok(())
+    let file = open_at(&dir, name, libc::O_RDWR)?;
+    files.write_all_at(&file, bytes, 0)?;
+    files.sync(&file)
 }
 
-pub(crate) fn read_checkpoint(replicas: &Fd, key: ReplicaKey, name: &str) -> Result<IoBuf, Errno> {
+/// Reads a checkpoint, which is durable by then: the log forgets what it holds.
+pub(crate) fn read_checkpoint(
+    files: &Files,
+    replicas: &Fd,
+    key: ReplicaKey,
+    name: &str,
+) -> Result<IoBuf, Errno> {
     let dir = open_at(replicas, &replica_name(key), libc::O_RDONLY | libc::O_DIRECTORY)?;
-    read_all(&open_at(&dir, name, libc::O_RDONLY)?)
+    let file = open_at(&dir, name, libc::O_RDONLY)?;
+    files.sync(&file)?;
+    read_all(&file)
 }
 
 /// Moves a replica to the trash.
-pub(crate) fn trash_replica(replicas: &Fd, trash: &Fd, key: ReplicaKey, now_s: u64) -> Result<(), Errno> {
+pub(crate) fn trash_replica(
+    files: &Files,
+    replicas: &Fd,
+    trash: &Fd,
+    key: ReplicaKey,
+    now_s: u64,
+) -> Result<(), Errno> {
     let name = replica_name(key);
-    rename_at(replicas, &name, trash, &format!("{name}.{now_s}"))?;
+    files.rename_at(replicas, &name, trash, &format!("{name}.{now_s}"))?;
     // The new name first: between the two the replica is in both places rather than in none.
-    sync_dir(trash)?;
-    sync_dir(replicas)
+    files.sync(trash)?;
+    files.sync(replicas)
 }
 
 /// Moves a replica back from the trash.
-pub(crate) fn restore_replica(replicas: &Fd, trash: &Fd, name: &str) -> Result<(), Errno> {
+pub(crate) fn restore_replica(files: &Files, replicas: &Fd, trash: &Fd, name: &str) -> Result<(), Errno> {
     let entry = list_trash(trash)?.into_iter().find(|e| e.name == name).ok_or(Errno(libc::ENOENT))?;
     let home = replica_name(entry.replica);
     if exists_at(replicas, &home)? {
         return Err(Errno(libc::EEXIST));
     }
-    rename_at(trash, name, replicas, &home)?;
-    sync_dir(replicas)?;
-    sync_dir(trash)
+    files.rename_at(trash, name, replicas, &home)?;
+    files.sync(replicas)?;
+    files.sync(trash)
 }
 
 /// Deletes an entry of the trash for good.
-pub(crate) fn empty_trash(trash: &Fd, name: &str) -> Result<(), Errno> {
+pub(crate) fn empty_trash(files: &Files, trash: &Fd, name: &str) -> Result<(), Errno> {
     if !list_trash(trash)?.iter().any(|e| e.name == name) {
         return Err(Errno(libc::ENOENT));
     }
-    remove_tree(trash, name)?;
-    sync_dir(trash)
+    files.remove_tree(trash, name)?;
+    files.sync(trash)
 }
 
 /// A segment's files and its sidecar, or what is wrong with them.
@@ -428,12 +497,17 @@ impl From<Errno> for SegmentError {
 
 /// Opens a segment; makes what is missing of its files, durably: both are sparse and of full length before the
 /// first write, and the sidecar's space is allocated, so that a full file system can still be sealed.
-pub(crate) fn open_segment(dir: &Fd, number: u32, direct: bool) -> Result<SegmentFiles, SegmentError> {
+pub(crate) fn open_segment(
+    files: &Files,
+    dir: &Fd,
+    number: u32,
+    direct: bool,
+) -> Result<SegmentFiles, SegmentError> {
     let flags = libc::O_RDWR | if direct { libc::O_DIRECT } else { 0 };
     let (data_name, side_name) = (format!("seg-{number:06}"), format!("crc-{number:06}"));
     let (data_there, side_there) = (exists_at(dir, &data_name)?, exists_at(dir, &side_name)?);
-    let data = open_at(dir, &data_name, flags | libc::O_CREAT)?;
-    let side = open_at(dir, &side_name, flags | libc::O_CREAT)?;
+    let data = files.create_at(dir, &data_name, flags)?;
+    let side = files.create_at(dir, &side_name, flags)?;
     let data_complete = size_of(&data)? == SEGMENT_BYTES;
     let side_complete = size_of(&side)? == SIDECAR_BYTES as u64;
     if !(data_complete && side_complete && data_there && side_there) {
@@ -444,12 +518,12 @@ pub(crate) fn open_segment(dir: &Fd, number: u32, direct: bool) -> Result<Segmen
         if (!side_complete && allocated) || (!data_complete && sidecar_says_data) {
             return Err(SegmentError::Damaged);
         }
-        truncate(&data, SEGMENT_BYTES)?;
-        truncate(&side, SIDECAR_BYTES as u64)?;
-        allocate(&side, SIDECAR_BYTES as u64)?;
-        sync_file(&data)?;
-        sync_file(&side)?;
-        sync_dir(dir)?;
+        files.truncate(&data, SEGMENT_BYTES)?;
+        files.truncate(&side, SIDECAR_BYTES as u64)?;
+        files.allocate(&side, SIDECAR_BYTES as u64)?;
+        files.sync(&data)?;
+        files.sync(&side)?;
+        files.sync(dir)?;
     }
     let sidecar = read_sidecar(&side)?;
     Ok(SegmentFiles { data, side, sidecar })
@@ -470,25 +544,6 @@ fn read_sidecar(side: &Fd) -> Result<Sidecar, Errno> {
     Ok(Sidecar::from_pages(pages))
 }
 
-/// How a range of a segment loses its data.
-pub(crate) fn make_hole(data: &Fd, offset: u64, len: u64, keep_space: bool) -> Result<(), Errno> {
-    let mode = if keep_space { libc::FALLOC_FL_ZERO_RANGE } else { libc::FALLOC_FL_PUNCH_HOLE };
-    match fallocate(data, mode | libc::FALLOC_FL_KEEP_SIZE, offset, len) {
-        Err(Errno(libc::EOPNOTSUPP)) => {
-            let file = File::from(unshared_clone(data)?);
-            let zeroes = IoBuf::zeroed(1 << 20);
-            let mut at = offset;
-            while at < offset + len {
-                let piece = usize::try_from(offset + len - at).unwrap_or(usize::MAX).min(zeroes.len());
-                file.write_all_at(&zeroes.bytes()[..piece], at)?;
-                at += piece as u64;
-            }
-            Ok(())
-        }
-        other => other,
-    }
-}
-
 /// Free and total bytes of the file system. An error if the pool's directory is not where it was.
 pub(crate) fn space(path: &Path, lock: &Fd) -> Result<(u64, u64), Errno> {
     let (here, held) = (std::fs::metadata(path.join("lock"))?, File::from(unshared_clone(lock)?).metadata()?);
@@ -503,17 +558,23 @@ pub(crate) fn space(path: &Path, lock: &Fd) -> Result<(u64, u64), Errno> {
     Ok((unit.saturating_mul(stat.f_bavail), unit.saturating_mul(stat.f_blocks)))
 }
 
-pub(crate) fn replace_superblock(root: &Fd, content: &[u8]) -> Result<(), Errno> {
+pub(crate) fn replace_superblock(files: &Files, root: &Fd, content: &[u8]) -> Result<(), Errno> {
     let file = open_at(root, "superblock", libc::O_RDWR)?;
-    let sequence = match read_superblock(&file) {
-        Ok((sequence, _)) => sequence + 1,
-        Err(_) => 1,
-    };
-    write_superblock(&file, content, sequence)
+    match read_superblock(&file) {
+        Ok(newest) => write_superblock(files, &file, content, newest.sequence + 1, newest.copy),
+        Err(_) => write_superblock(files, &file, content, 1, 1),
+    }
 }
 
-/// Both copies, the second only after the first is durable: one is always whole.
-fn write_superblock(file: &Fd, content: &[u8], sequence: u64) -> Result<(), Errno> {
+/// Both copies, first the one that is not the newest, then that: a crash may have left only the newest whole, and it
+/// stays so until the other is durable.
+fn write_superblock(
+    files: &Files,
+    file: &Fd,
+    content: &[u8],
+    sequence: u64,
+    newest: u64,
+) -> Result<(), Errno> {
     assert!(content.len() <= SUPERBLOCK_MAX, "a superblock of {} bytes", content.len());
     let mut block = vec![0u8; 4096];
     block[..8].copy_from_slice(SUPERBLOCK_MAGIC);
@@ -523,22 +584,29 @@ fn write_superblock(file: &Fd, content: &[u8], sequence: u64) -> Result<(), Errn
     block[SUPERBLOCK_HEAD..SUPERBLOCK_HEAD + content.len()].copy_from_slice(content);
     let crc = crc32c::crc32c(&block[..4092]);
     block[4092..].copy_from_slice(&crc.to_le_bytes());
-    let file = File::from(unshared_clone(file)?);
-    for copy in [0, 4096] {
-        file.write_all_at(&block, copy)?;
-        file.sync_all()?;
+    for copy in [1 - newest, newest] {
+        files.write_all_at(file, &block, copy * 4096)?;
+        files.sync(file)?;
     }
     Ok(())
 }
 
-/// The newer sound copy: its sequence and content.
-fn read_superblock(file: &Fd) -> Result<(u64, Vec<u8>), OpenError> {
+/// A sound copy of the superblock.
+struct Newest {
+    /// Which of the two, 0 or 1.
+    copy: u64,
+    sequence: u64,
+    content: Vec<u8>,
+}
+
+/// The newer sound copy.
+fn read_superblock(file: &Fd) -> Result<Newest, OpenError> {
     let failed = |e: io::Error| said("read", Path::new("superblock"))(e);
     let file = File::from(unshared_clone(file).map_err(|e| failed(e.into()))?);
-    let mut newest: Option<(u64, Vec<u8>)> = None;
-    for copy in [0, 4096] {
+    let mut newest: Option<Newest> = None;
+    for copy in [0, 1] {
         let mut block = vec![0u8; 4096];
-        match file.read_exact_at(&mut block, copy) {
+        match file.read_exact_at(&mut block, copy * 4096) {
             // A latent error in one copy is what the other is for.
             Err(e) if e.raw_os_error() == Some(libc::EIO) || e.kind() == io::ErrorKind::UnexpectedEof => {
                 continue;
@@ -555,18 +623,18 @@ fn read_superblock(file: &Fd) -> Result<(u64, Vec<u8>), OpenError> {
         let sequence = u64::from_le_bytes(block[16..24].try_into().expect("eight bytes"));
         let end = SUPERBLOCK_HEAD + word(12) as usize;
         let Some(content) = block.get(SUPERBLOCK_HEAD..end.min(4092)) else { continue };
-        if newest.as_ref().is_none_or(|(s, _)| *s < sequence) {
-            newest = Some((sequence, content.to_vec()));
+        if newest.as_ref().is_none_or(|known| known.sequence < sequence) {
+            newest = Some(Newest { copy, sequence, content: content.to_vec() });
         }
     }
     newest.ok_or(OpenError::BadSuperblock)
 }
 
 fn refuse_foreign(path: &Path) -> Result<(), OpenError> {
-    let dir = open_dir(None, path)?;
+    let dir = open_dir(path)?;
     for name in names(&dir).map_err(said("list", path))? {
         let unfinished = match name.as_str() {
-            "lost+found" | "lock" | "wal" | "superblock.tmp" => true,
+            "lost+found" | "lock" | "wal" | "superblock.tmp" | "probe.tmp" => true,
             "trash" | "replicas" => std::fs::read_dir(path.join(&name)).is_ok_and(|mut d| d.next().is_none()),
             _ => false,
         };
@@ -586,11 +654,10 @@ fn require_superblock(path: &Path) -> Result<(), OpenError> {
 }
 
 /// Locks a pool; without `LOCK_NB` in `how` it waits.
-fn lock_file(path: &Path, how: i32) -> Result<Fd, OpenError> {
+fn lock_file(files: &Files, path: &Path, how: i32) -> Result<Fd, OpenError> {
     loop {
-        let dir = open_dir(None, path)?;
-        let lock =
-            open_at(&dir, "lock", libc::O_RDWR | libc::O_CREAT).map_err(said_at("open", path, "lock"))?;
+        let dir = open_dir(path)?;
+        let lock = files.create_at(&dir, "lock", libc::O_RDWR).map_err(said_at("open", path, "lock"))?;
         // SAFETY: no memory is passed.
         match checked(unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX | how) }) {
             // The lock of a file that is not there any more is nobody's.
@@ -604,14 +671,14 @@ fn lock_file(path: &Path, how: i32) -> Result<Fd, OpenError> {
 }
 
 /// Tries what the file system can do, on a file of its own.
-fn probe(root: &Fd) -> Result<Probe, OpenError> {
+fn probe(files: &Files, root: &Fd) -> Result<Probe, OpenError> {
     let failed = |e: Errno| OpenError::Io { what: "try the file system".to_owned(), errno: e };
     // SAFETY: all-zero is a valid statfs; the call overwrites it.
     let mut stat: libc::statfs = unsafe { core::mem::zeroed() };
     // SAFETY: `stat` is writable.
     checked(unsafe { libc::fstatfs(root.as_raw_fd(), &raw mut stat) }).map_err(failed)?;
     let write = |flags: i32| -> Result<(), Errno> {
-        let file = open_at(root, "probe.tmp", libc::O_RDWR | libc::O_CREAT | flags)?;
+        let file = files.create_at(root, "probe.tmp", libc::O_RDWR | flags)?;
         let block = IoBuf::zeroed(4096);
         let iovec = libc::iovec { iov_base: block.as_ptr().cast_mut().cast(), iov_len: 4096 };
         // SAFETY: the gather list names 4096 readable bytes.
@@ -627,7 +694,7 @@ fn probe(root: &Fd) -> Result<Probe, OpenError> {
             Err(errno) => return Err(failed(errno)),
         },
     };
-    remove_file_at(root, "probe.tmp").map_err(failed)?;
+    files.remove_file_at(root, "probe.tmp").map_err(failed)?;
     Ok(Probe { direct, file_system: FileSystem::of_magic(stat.f_type) })
 }
 
@@ -640,83 +707,8 @@ fn said_at<E: Into<Errno>>(verb: &'static str, path: &Path, name: &str) -> impl 
     said(verb, &path.join(name))
 }
 
-fn c_name(name: &OsStr) -> Result<CString, Errno> {
-    CString::new(name.as_bytes()).map_err(|_| Errno(libc::EINVAL))
-}
-
-fn open_dir(parent: Option<&Fd>, path: &Path) -> Result<Fd, OpenError> {
-    let name = c_name(path.as_os_str()).map_err(said("open", path))?;
-    let parent = parent.map_or(libc::AT_FDCWD, |p| p.as_raw_fd());
-    let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
-    // SAFETY: `name` is a C string that lives during the call.
-    owned(unsafe { libc::openat(parent, name.as_ptr(), flags) }).map_err(said("open", path))
-}
-
-fn open_at(dir: &Fd, name: &str, flags: i32) -> Result<Fd, Errno> {
-    let name = c_name(name.as_ref())?;
-    let flags = flags | libc::O_CLOEXEC | libc::O_NOFOLLOW;
-    // SAFETY: `name` is a C string that lives during the call.
-    owned(unsafe { libc::openat(dir.as_raw_fd(), name.as_ptr(), flags, 0o600) })
-}
-
-fn owned(result: i32) -> Result<Fd, Errno> {
-    // SAFETY: a descriptor that open has just made is nobody else's.
-    checked(result).map(|fd| Arc::new(unsafe { OwnedFd::from_raw_fd(fd) }))
-}
-
-/// The descriptor out of its Arc, which must be the only one.
-fn unshared(fd: Fd) -> Result<OwnedFd, Errno> {
-    Arc::try_unwrap(fd).or_else(|fd| unshared_clone(&fd))
-}
-
-/// A second descriptor of the same open file, for std's functions.
-fn unshared_clone(fd: &Fd) -> Result<OwnedFd, Errno> {
-    Ok(fd.try_clone()?)
-}
-
-fn exists_at(dir: &Fd, name: &str) -> Result<bool, Errno> {
-    match open_at(dir, name, libc::O_PATH) {
-        Ok(_) => Ok(true),
-        Err(Errno(libc::ENOENT)) => Ok(false),
-        Err(errno) => Err(errno),
-    }
-}
-
-fn make_dir_at(dir: &Fd, name: &str) -> Result<(), Errno> {
-    let name = c_name(name.as_ref())?;
-    // SAFETY: `name` is a C string that lives during the call.
-    checked(unsafe { libc::mkdirat(dir.as_raw_fd(), name.as_ptr(), 0o700) }).map(drop)
-}
-
-fn rename_at(from_dir: &Fd, from: &str, to_dir: &Fd, to: &str) -> Result<(), Errno> {
-    let (from, to) = (c_name(from.as_ref())?, c_name(to.as_ref())?);
-    // SAFETY: both names are C strings that live during the call.
-    checked(unsafe { libc::renameat(from_dir.as_raw_fd(), from.as_ptr(), to_dir.as_raw_fd(), to.as_ptr()) })
-        .map(drop)
-}
-
-fn remove_file_at(dir: &Fd, name: &str) -> Result<(), Errno> {
-    let name = c_name(name.as_ref())?;
-    // SAFETY: `name` is a C string that lives during the call.
-    checked(unsafe { libc::unlinkat(dir.as_raw_fd(), name.as_ptr(), 0) }).map(drop)
-}
-
-/// Removes a directory below `dir` with all that is in it; fine if there is none.
-fn remove_tree(dir: &Fd, name: &str) -> Result<(), Errno> {
-    let path = PathBuf::from(format!("/proc/self/fd/{}", dir.as_raw_fd())).join(name);
-    match std::fs::remove_dir_all(path) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e.into()),
-        _ => Ok(()),
-    }
-}
-
-/// The names in a directory that are valid UTF-8; ours all are.
-fn names(dir: &Fd) -> Result<Vec<String>, Errno> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(format!("/proc/self/fd/{}", dir.as_raw_fd()))? {
-        names.extend(entry?.file_name().into_string());
-    }
-    Ok(names)
+fn open_dir(path: &Path) -> Result<Fd, OpenError> {
+    open_path(path).map_err(said("open", path))
 }
 
 fn read_all(file: &Fd) -> Result<IoBuf, Errno> {
@@ -734,51 +726,10 @@ fn read_all(file: &Fd) -> Result<IoBuf, Errno> {
     Ok(buf)
 }
 
-fn write_zeroes(file: &Fd, len: u64) -> Result<(), Errno> {
-    truncate(file, 0)?;
-    allocate(file, len)?;
-    let file = File::from(unshared_clone(file)?);
-    let zeroes = IoBuf::zeroed(1 << 20);
-    let mut at = 0;
-    while at < len {
-        let piece = usize::try_from(len - at).unwrap_or(usize::MAX).min(zeroes.len());
-        file.write_all_at(&zeroes.bytes()[..piece], at)?;
-        at += piece as u64;
-    }
-    file.sync_all()?;
-    Ok(())
-}
-
 fn size_of(file: &Fd) -> Result<u64, Errno> {
     Ok(File::from(unshared_clone(file)?).metadata()?.len())
 }
 
 fn has_blocks(file: &Fd) -> Result<bool, Errno> {
     Ok(File::from(unshared_clone(file)?).metadata()?.blocks() > 0)
-}
-
-fn truncate(file: &Fd, len: u64) -> Result<(), Errno> {
-    Ok(File::from(unshared_clone(file)?).set_len(len)?)
-}
-
-fn sync_file(file: &Fd) -> Result<(), Errno> {
-    Ok(File::from(unshared_clone(file)?).sync_all()?)
-}
-
-fn sync_dir(dir: &Fd) -> Result<(), Errno> {
-    sync_file(dir)
-}
-
-/// Allocates space, where the file system can.
-fn allocate(file: &Fd, len: u64) -> Result<(), Errno> {
-    match fallocate(file, 0, 0, len) {
-        Err(Errno(libc::EOPNOTSUPP)) => Ok(()),
-        other => other,
-    }
-}
-
-fn fallocate(file: &Fd, mode: i32, offset: u64, len: u64) -> Result<(), Errno> {
-    let signed = |n: u64| i64::try_from(n).map_err(|_| Errno(libc::EFBIG));
-    // SAFETY: no memory is passed.
-    checked(unsafe { libc::fallocate(file.as_raw_fd(), mode, signed(offset)?, signed(len)?) }).map(drop)
 }

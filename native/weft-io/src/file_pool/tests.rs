@@ -280,7 +280,7 @@ fn a_foreign_directory_is_refused_and_an_unfinished_pool_is_finished() {
     assert!(fs::read(dir.path().join("letter")).is_ok());
     fs::remove_file(dir.path().join("letter")).expect("removed");
     // As left by a crash in the middle of it.
-    for name in ["lock", "wal", "superblock.tmp"] {
+    for name in ["lock", "wal", "superblock.tmp", "probe.tmp"] {
         fs::write(dir.path().join(name), [1; 9000]).expect("written");
     }
     fs::create_dir(dir.path().join("trash")).expect("made");
@@ -307,6 +307,76 @@ fn one_copy_of_the_superblock_may_rot() {
     drop(pool);
     file.write_all_at(&[0xff; 100], 30).expect("written");
     assert_eq!(PoolDir::open(dir.path()).err(), Some(OpenError::BadSuperblock));
+}
+
+/// What is written and synced, by name.
+#[derive(Debug, Default)]
+struct Notes(std::sync::Mutex<Vec<String>>);
+
+impl crate::files::Journal for Notes {
+    fn starts(&self, change: &crate::files::Change<'_>) -> u64 {
+        use crate::files::Change;
+        let name = |file: &crate::driver::Fd| {
+            let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(file));
+            let path = fs::read_link(link).expect("an open file has a path");
+            path.file_name().expect("a name").to_string_lossy().into_owned()
+        };
+        let note = match *change {
+            Change::Sync { file } => format!("sync {}", name(file)),
+            Change::Write { file, offset, .. } => format!("write {} at {offset}", name(file)),
+            _ => return 0,
+        };
+        self.0.lock().expect("one thread").push(note);
+        0
+    }
+
+    fn ended(&self, _number: u64, _done: bool, _made: Option<&crate::driver::Fd>) {}
+}
+
+#[test]
+fn what_a_start_finds_is_durable_before_it_is_acted_upon() {
+    // A killed process leaves in the kernel what no power cut would spare; weft-crash shows what becomes of that.
+    let dir = TempDir::on_disk();
+    let path = dir.path().join("pool");
+    let mut rig = Rig::open(&path, DriverKind::IoUring);
+    rig.made(3 * SEGMENT);
+    rig.write(0, &[1]);
+    rig.write(2 * 16384, &[2]);
+    rig.kill();
+    let notes = std::sync::Arc::new(Notes::default());
+    let take = || core::mem::take(&mut *notes.0.lock().expect("one thread"));
+    let files = crate::files::Files::recorded(notes.clone());
+    let pool = PoolDir::open_through(&files, &path).expect("opened");
+    let above = path.parent().and_then(Path::file_name).expect("a name").to_string_lossy().into_owned();
+    let above = format!("sync {above}");
+    assert_eq!(take(), ["sync pool", &above, "sync superblock", "sync wal", "sync replicas", "sync trash"]);
+    let mut driver = open(Some(DriverKind::IoUring), DriverConfig::default()).expect("a driver");
+    let pool = FilePool::start(pool, PoolConfig::new(SPACE), &mut driver).expect("started");
+    let mut rig = Rig { driver, pool, token: 0 };
+    let read = PoolOp::ReadCheckpoint { replica: KEY, slot: Slot::B };
+    assert!(rig.run(read).is_ok());
+    // Only the last segment may hold what was not flushed.
+    rig.opened(3 * SEGMENT, &[2 * SEGMENT..2 * SEGMENT + BLOCK]);
+    let replica = format!("sync {}", pool_dir::replica_name(KEY));
+    assert_eq!(take(), ["sync meta.b", &replica, "sync seg-000002", "sync crc-000002"]);
+}
+
+#[test]
+fn the_newest_copy_of_the_superblock_is_written_last() {
+    // A crash may have left the other one torn: until that is whole again the newest is all there is.
+    let dir = TempDir::on_disk();
+    drop(PoolDir::create(dir.path(), 4096, b"one").expect("created"));
+    let file = OpenOptions::new().write(true).open(dir.path().join("superblock")).expect("opened");
+    let notes = std::sync::Arc::new(Notes::default());
+    for (damaged, order) in [(4096, [4096, 0]), (0, [0, 4096])] {
+        file.write_all_at(&[0xff; 100], damaged + 30).expect("written");
+        let files = crate::files::Files::recorded(notes.clone());
+        let mut pool = PoolDir::open_through(&files, dir.path()).expect("opened");
+        notes.0.lock().expect("one thread").clear();
+        pool.write_superblock(b"two").expect("written");
+        let expected = order.map(|at| [format!("write superblock at {at}"), "sync superblock".to_owned()]);
+        assert_eq!(*notes.0.lock().expect("one thread"), expected.concat());
+    }
 }
 
 #[test]
