@@ -1,0 +1,88 @@
+//! All workloads, and what becomes of them without each class of flushes.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::run::{Budget, Tally, Trace, Violation, Workspace, examine, flushes};
+use crate::workloads::{ALL, record};
+
+/// One workload with what was found.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Which workload.
+    pub name: &'static str,
+    /// How much was looked at, or what is wrong.
+    pub result: Result<Tally, String>,
+    /// The flushes in its trace, by class.
+    pub flushes: BTreeMap<String, u64>,
+    /// The trace, for what comes after.
+    pub trace: Option<Trace>,
+}
+
+/// Does `job` for each number below `count`, on as many threads as there are cores.
+fn spread<T: Send>(count: usize, job: impl Fn(&mut Workspace, usize) -> T + Sync) -> Vec<T> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(8);
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(BTreeMap::new());
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let mut work = Workspace::new();
+                loop {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= count {
+                        return;
+                    }
+                    let result = job(&mut work, number);
+                    done.lock().unwrap_or_else(PoisonError::into_inner).insert(number, result);
+                }
+            });
+        }
+    });
+    done.into_inner().unwrap_or_else(PoisonError::into_inner).into_values().collect()
+}
+
+/// Records and examines every workload whose name contains `only`.
+#[must_use]
+pub fn workloads(seed: u64, budget: &Budget, only: &str) -> Vec<Outcome> {
+    let chosen: Vec<_> = ALL.iter().filter(|w| w.name.contains(only)).collect();
+    spread(chosen.len(), |work, number| {
+        let name = chosen[number].name;
+        let trace = match record(work, chosen[number], seed) {
+            Ok(trace) => trace,
+            Err(what) => return Outcome { name, result: Err(what), flushes: BTreeMap::new(), trace: None },
+        };
+        let result = examine(work, &trace, budget, None).map_err(|violation| violation.to_string());
+        Outcome { name, result, flushes: flushes(&trace), trace: Some(trace) }
+    })
+}
+
+/// What was found without one class of flushes.
+#[derive(Debug)]
+pub struct Missed {
+    /// The class.
+    pub class: String,
+    /// How often it stands in the traces.
+    pub count: u64,
+    /// The first violation, if any was found.
+    pub violation: Option<Box<Violation>>,
+}
+
+/// Leaves out each class of flushes in turn.
+#[must_use]
+pub fn without_flushes(outcomes: &[Outcome]) -> Vec<Missed> {
+    let mut classes: BTreeMap<&str, u64> = BTreeMap::new();
+    for (class, count) in outcomes.iter().flat_map(|o| &o.flushes) {
+        *classes.entry(class).or_default() += count;
+    }
+    let classes: Vec<_> = classes.into_iter().collect();
+    spread(classes.len(), |work, number| {
+        let (class, count) = classes[number];
+        let has = |outcome: &&Outcome| outcome.flushes.contains_key(class);
+        let traces = outcomes.iter().filter(has).filter_map(|o| o.trace.as_ref());
+        let violation = traces.into_iter().find_map(|t| examine(work, t, &Budget::GATE, Some(class)).err());
+        Missed { class: class.to_owned(), count, violation }
+    })
+}
