@@ -169,6 +169,11 @@ export class Cluster {
     await this.#needNetwork("slow").slow(this.host(host).name, rate);
   }
 
+  /** Nothing leaves a host or reaches it any more. */
+  async unplug(host: string): Promise<void> {
+    await this.#needNetwork("unplug").unplug(this.host(host).name);
+  }
+
   /** Heals a host's link of everything. */
   async clear(host: string): Promise<void> {
     await this.#needNetwork("clear").clear(this.host(host).name);

@@ -77,8 +77,14 @@ export class Network {
     await this.#tc("sw", "replace", member, ...bucket);
   }
 
+  /** The member's cable is pulled: nobody is told of anything that ends there. */
+  async unplug(member: string): Promise<void> {
+    await ip("-n", this.namespace("sw"), "link", "set", member, "down");
+  }
+
   /** Undoes everything that was done to the member's link. */
   async clear(member: string): Promise<void> {
+    await ip("-n", this.namespace("sw"), "link", "set", member, "up");
     await this.#iptables(member, "-F");
     // Where nothing was slowed there is nothing to delete, which tc calls an error.
     await this.#tc(member, "del", "eth0", "root").catch(() => {});

@@ -42,7 +42,7 @@ export const catalogue = {
     barred: true,
   },
   "power-off": {
-    does: "everything on a member's host ends at once, and what its disk was not told to flush is gone",
+    does: "everything on a member's host ends at once and in silence, and what its disk was not told to flush is gone",
     healed: "the host boots, with a new boot id",
     holds: outAndOn,
     barred: true,

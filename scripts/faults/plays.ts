@@ -193,18 +193,29 @@ async function cutOff({ arena }: Scene, host: Host): Promise<void> {
   for (const other of arena.others(host)) await arena.cluster.cut(host.name, other.name);
 }
 
-/** Halted first: nothing that happens after the loss of what was not flushed leaves the host. */
+/**
+ * In this order, for the host as for those who talk to it, all ends in one moment: halted, it changes nothing any more, and
+ * with its link down nobody is told that its connections end.
+ */
 async function powerOff(arena: Arena, hosts: readonly Host[]): Promise<void> {
-  await Promise.all(hosts.map((host) => host.stop()));
-  const disks = hosts.filter(({ layout }) => layout.pool).map((host) => arena.disk(host));
-  await Promise.all(disks.map((disk) => disk.powerCut()));
-  await Promise.all(hosts.map((host) => host.kill()));
+  await each(hosts, async (host) => host.stop());
+  await each(hosts, async ({ name }) => arena.cluster.unplug(name));
+  await each(withDisk(hosts), async (host) => arena.disk(host).powerCut());
+  await each(hosts, async (host) => host.kill());
 }
 
 async function powerOn(arena: Arena, hosts: readonly Host[]): Promise<void> {
-  const disks = hosts.filter(({ layout }) => layout.pool).map((host) => arena.disk(host));
-  await Promise.all(disks.map((disk) => disk.powerOn()));
-  await Promise.all(hosts.map((host) => arena.boot(host)));
+  await each(withDisk(hosts), async (host) => arena.disk(host).powerOn());
+  await each(hosts, async ({ name }) => arena.cluster.clear(name));
+  await each(hosts, async (host) => arena.boot(host));
+}
+
+function withDisk(hosts: readonly Host[]): readonly Host[] {
+  return hosts.filter(({ layout }) => layout.pool);
+}
+
+async function each(hosts: readonly Host[], work: (host: Host) => Promise<void>): Promise<void> {
+  await Promise.all(hosts.map(work));
 }
 
 /** Its owner is dead or was, so that it is taken over: asked again until the hosts that it takes are there. */

@@ -140,23 +140,30 @@ if (isRoot) {
 }
 
 if (isRoot) {
-  await t.test("cluster: a host that is deaf, slow or lossy is as before when it is cleared", async (t) => {
-    await withCluster(async (cluster) => {
-      const [h1, h2] = [cluster.host("h1"), cluster.host("h2")];
-      await cluster.deafen("h2", "h1");
-      t.equal(await call(h1, h2, 300), "silence");
-      await cluster.clear("h2");
-      await cluster.slow("h2", "1mbit");
-      t.match(await h2.output(["tc", "qdisc", "show", "dev", "eth0"]), /tbf .*rate 1Mbit/);
-      t.equal(await call(h1, h2, 5000), "h2", "it is slow, no more");
-      await cluster.lose("h2", 1);
-      t.equal(await call(h2, h1, 300), "silence");
-      await cluster.clear("h2");
-      t.notMatch(await h2.output(["tc", "qdisc", "show", "dev", "eth0"]), /tbf/);
-      t.notMatch(await h2.output(["iptables", "-S"]), /DROP/);
-      t.equal(await call(h2, h1, 5000), "h1");
-    });
-  });
+  await t.test(
+    "cluster: a host that is deaf, slow, lossy or unplugged is as before when it is cleared",
+    async (t) => {
+      await withCluster(async (cluster) => {
+        const [h1, h2] = [cluster.host("h1"), cluster.host("h2")];
+        await cluster.deafen("h2", "h1");
+        t.equal(await call(h1, h2, 300), "silence");
+        await cluster.clear("h2");
+        await cluster.slow("h2", "1mbit");
+        t.match(await h2.output(["tc", "qdisc", "show", "dev", "eth0"]), /tbf .*rate 1Mbit/);
+        t.equal(await call(h1, h2, 5000), "h2", "it is slow, no more");
+        await cluster.lose("h2", 1);
+        t.equal(await call(h2, h1, 300), "silence");
+        await cluster.clear("h2");
+        t.notMatch(await h2.output(["tc", "qdisc", "show", "dev", "eth0"]), /tbf/);
+        t.notMatch(await h2.output(["iptables", "-S"]), /DROP/);
+        t.equal(await call(h2, h1, 5000), "h1");
+        await cluster.unplug("h2");
+        t.equal(await call(h1, h2, 300), "silence");
+        await cluster.clear("h2");
+        t.equal(await call(h1, h2, 5000), "h2");
+      });
+    },
+  );
 }
 
 await t.test("cluster: a service that died is started again in its host, which does not boot", async (t) => {
