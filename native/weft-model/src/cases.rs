@@ -7,7 +7,7 @@
 
 use crate::core::{self, LateSwaps, Rollback};
 use crate::explore::{Report, Walks, search, walk};
-use crate::{lease, register, snapshot};
+use crate::{disk, lease, pool, register, size, snapshot, trash};
 
 /// A model with its bounds.
 #[derive(Debug, Clone, Copy)]
@@ -20,6 +20,14 @@ pub enum Setup {
     Snapshot(snapshot::Config),
     /// Register mode.
     Register(register::Config),
+    /// Incarnations of a pool.
+    Pool(pool::Config),
+    /// The trash.
+    Trash(trash::Config),
+    /// The size of a volume.
+    Size(size::Config),
+    /// A replica's disk.
+    Disk(disk::Config),
 }
 
 /// Binds the model of a setup, whatever its type.
@@ -42,6 +50,22 @@ macro_rules! with_model {
                 let $model = register::Register(config);
                 $does
             }
+            Setup::Pool(config) => {
+                let $model = pool::Pool(config);
+                $does
+            }
+            Setup::Trash(config) => {
+                let $model = trash::Trash(config);
+                $does
+            }
+            Setup::Size(config) => {
+                let $model = size::Size(config);
+                $does
+            }
+            Setup::Disk(config) => {
+                let $model = disk::Disk(config);
+                $does
+            }
         }
     };
 }
@@ -54,6 +78,10 @@ impl Setup {
             Setup::Core(_) => "core",
             Setup::Lease(_) => "lease",
             Setup::Snapshot(_) => "snapshot",
+            Setup::Disk(_) => "disk",
+            Setup::Size(_) => "size",
+            Setup::Trash(_) => "trash",
+            Setup::Pool(_) => "pool",
             Setup::Register(_) => "register",
         }
     }
@@ -237,7 +265,9 @@ const fn unbroken(
 
 /// All cases of all models.
 pub fn all() -> impl Iterator<Item = &'static Case> {
-    [CASES, snapshot::CASES, register::CASES].into_iter().flatten()
+    [CASES, snapshot::CASES, register::CASES, pool::CASES, trash::CASES, size::CASES, disk::CASES]
+        .into_iter()
+        .flatten()
 }
 
 /// Cases of core and lease: first the table of protocol.md 4.12, then what came after it, then R9, then the unbroken runs.

@@ -26,8 +26,12 @@ macro_rules! mutations {
 
 pub mod cases;
 pub mod core;
+pub mod disk;
 pub mod explore;
 pub mod lease;
 mod mask;
+pub mod pool;
 pub mod register;
+pub mod size;
 pub mod snapshot;
+pub mod trash;

@@ -5,10 +5,14 @@
 
 use weft_model::cases::{CASES, Case, Expected, Setup, all, named};
 use weft_model::core::{self, Core};
+use weft_model::disk;
 use weft_model::explore::{Outcome, Walks, walk};
 use weft_model::lease::{self, Lease};
+use weft_model::pool;
 use weft_model::register;
+use weft_model::size;
 use weft_model::snapshot;
+use weft_model::trash;
 
 /// Compares a run with its case; the text is empty when they agree.
 fn verdict(case: &Case) -> String {
@@ -138,6 +142,26 @@ fn a_register_is_linearisable_through_changes_of_its_replicas() {
     all_as_expected(&register::CASES.iter().collect::<Vec<_>>());
 }
 
+#[test]
+fn a_pool_that_was_put_back_never_serves_and_no_other_is_refused() {
+    all_as_expected(&pool::CASES.iter().collect::<Vec<_>>());
+}
+
+#[test]
+fn nothing_that_a_living_volume_names_is_destroyed() {
+    all_as_expected(&trash::CASES.iter().collect::<Vec<_>>());
+}
+
+#[test]
+fn a_volume_that_grows_over_what_was_cut_off_reads_zero_there() {
+    all_as_expected(&size::CASES.iter().collect::<Vec<_>>());
+}
+
+#[test]
+fn a_request_that_outlives_its_process_never_lands_on_newer_data() {
+    all_as_expected(&disk::CASES.iter().collect::<Vec<_>>());
+}
+
 /// Walks go where the search can't: three sessions, many epochs, every feature that can be combined.
 #[test]
 fn long_random_walks_of_the_core_find_nothing() {
@@ -233,6 +257,10 @@ fn every_mutation_of_the_small_models_has_a_case() {
         all.iter().map(|mutation| format!("{mutation:?}")).filter(|name| !named.contains(name)).collect()
     }
     let missing = [
+        missing(disk::Mutation::ALL, disk::CASES),
+        missing(size::Mutation::ALL, size::CASES),
+        missing(trash::Mutation::ALL, trash::CASES),
+        missing(pool::Mutation::ALL, pool::CASES),
         missing(register::Mutation::ALL, register::CASES),
         missing(snapshot::Mutation::ALL, snapshot::CASES),
     ];
