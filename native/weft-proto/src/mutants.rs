@@ -1,4 +1,5 @@
-//! The broken rules of protocol.md 4.12: each switched on in turn must be caught by the simulator.
+//! The protocol's rules, broken: those of protocol.md 4.12 and those that were added since. Each in turn must be
+//! caught by the simulator; docs/mutations.md lists them all, and what can't be broken here.
 //!
 //! Must always hold: without the feature `mutants` every question is answered "no" at compile time.
 
@@ -7,6 +8,10 @@
 pub enum Mutation {
     /// R1: replicas do not compare epochs.
     NoFence,
+    /// R1: a promise is given although the record names another owner than who asks.
+    AnyPromiser,
+    /// R1: a promise far above the last one is given without the replica's own read of the store.
+    UnverifiedJump,
     /// R1: a promise is answered while I/O of a lower epoch is under way.
     PromiseBeforeDrain,
     /// R1: a promise is answered before the log has it.
@@ -42,8 +47,6 @@ pub enum Mutation {
     ReadBeforeReconcile,
     /// R5: an interval is sealed while members may differ.
     SealWhileDirty,
-    /// R5: a partial write is carried out on a block that may differ between members.
-    PatchBeforeReconcile,
     /// R6: data reaches the disk before the stamp.
     StampAfterData,
     /// R7: an interval is sealed with a write in flight.
@@ -72,8 +75,6 @@ pub enum Mutation {
     CloseBeforeWait,
     /// R9: the wait counts from the claim, not from the first promise.
     WaitFromClaim,
-    /// R9: no margin for clocks that differ.
-    NoMargin,
     /// R9: the heartbeat of one member is enough.
     AnyMemberLease,
     /// R9: a heartbeat counts from its answer, not from its question.
@@ -118,10 +119,14 @@ pub enum Mutation {
     DropAllBitmaps,
     /// R17: bitmaps are dropped although a stale member's base lies below them.
     DropNeededBitmaps,
+    /// R18: a grown size is logged before the new part is absent.
+    GrowBeforeAbsent,
     /// R19: a discard is acknowledged before it is durable.
     ZeroBeforeFlush,
     /// R21: intervals begin anew within an epoch.
     IntervalsWrap,
+    /// R22: a seal is logged before the checksums that it makes authoritative are on the disk.
+    SealBeforeSidecar,
     /// R23: admission does not wait for the joiner's acknowledgement of a paused write.
     AdmitBeforePausedWrite,
     /// R23: a join waits for a write that waits for a lost member.
@@ -146,34 +151,75 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every mutation with the name that `--mutation` takes, in the order of the rules.
-    pub const ALL: [(Mutation, &'static str); 29] = [
+    pub const ALL: [(Mutation, &'static str); 70] = [
         (Mutation::NoFence, "r1-no-fence"),
+        (Mutation::AnyPromiser, "r1-any-promiser"),
+        (Mutation::UnverifiedJump, "r1-unverified-jump"),
+        (Mutation::PromiseBeforeDrain, "r1-promise-before-drain"),
+        (Mutation::PromiseBeforeLog, "r1-promise-before-log"),
+        (Mutation::AttachBeforeDrain, "r1-attach-before-drain"),
+        (Mutation::OldOrdinalsExecute, "r1-old-ordinals-execute"),
         (Mutation::CompleteBeforeSwap, "r2-complete-before-swap"),
         (Mutation::BaseCurrent, "r2-base-current"),
         (Mutation::CompleteWithoutRemaining, "r2-complete-without-remaining"),
+        (Mutation::BelowMinIsr, "r2-below-min-isr"),
+        (Mutation::ForgetFailedWrite, "r2-forget-failed-write"),
         (Mutation::AdmitEarly, "r3-admit-early"),
         (Mutation::DropKeepsAttachment, "r3-drop-keeps-attachment"),
         (Mutation::EarlyUnlock, "r3-early-unlock"),
+        (Mutation::AdmitBeforeBestEffort, "r3-admit-before-best-effort"),
         (Mutation::ResyncWithoutUnion, "r4-resync-without-union"),
+        (Mutation::JoinIgnoresInFlight, "r4-join-ignores-in-flight"),
         (Mutation::ReadBeforeReconcile, "r5-read-before-reconcile"),
+        (Mutation::SealWhileDirty, "r5-seal-while-dirty"),
         (Mutation::StampAfterData, "r6-stamp-after-data"),
         (Mutation::SealInFlight, "r7-seal-in-flight"),
         (Mutation::SealWithoutFlush, "r7-seal-without-flush"),
         (Mutation::TrustLossy, "r8-trust-lossy"),
         (Mutation::OutliveCaches, "r8-outlive-caches"),
         (Mutation::LossySource, "r8-lossy-source"),
+        (Mutation::NoLease, "r9-no-lease"),
+        (Mutation::NoWait, "r9-no-wait"),
+        (Mutation::WaitOnlyIfMissing, "r9-wait-only-if-missing"),
+        (Mutation::ReadWhileWaiting, "r9-read-while-waiting"),
+        (Mutation::NoWaitMark, "r9-no-wait-mark"),
+        (Mutation::ExceptionIgnoresMark, "r9-exception-ignores-mark"),
+        (Mutation::CloseBeforeWait, "r9-close-before-wait"),
+        (Mutation::WaitFromClaim, "r9-wait-from-claim"),
+        (Mutation::AnyMemberLease, "r9-any-member"),
+        (Mutation::LeaseFromAnswer, "r9-age-from-answer"),
+        (Mutation::JoinerNotAsked, "r9-joiner-not-asked"),
+        (Mutation::RemovedNotAsked, "r9-removed-not-asked"),
+        (Mutation::IntentIgnored, "r10-intent-ignored"),
+        (Mutation::IntentReplaced, "r10-intent-replaced"),
+        (Mutation::AnyIncarnation, "r10-any-incarnation"),
         (Mutation::PromiseToEpochAlone, "r11-promise-to-epoch-alone"),
         (Mutation::NoWatermark, "r11-no-watermark"),
+        (Mutation::RepairWithoutJump, "r11-repair-without-jump"),
         (Mutation::RollbackUnread, "r11-rollback-unread"),
+        (Mutation::AnswerBeforeRead, "r11-answer-before-read"),
+        (Mutation::SwapComparesRevision, "r11-swap-compares-revision"),
+        (Mutation::CompleteBeforeRepromise, "r11-complete-before-repromise"),
+        (Mutation::LandAfterDeath, "r13-land-after-death"),
         (Mutation::RereadSettles, "r14-reread-settles"),
         (Mutation::UnknownIsFailed, "r14-unknown-is-failed"),
         (Mutation::UnknownRemovalCounts, "r14-unknown-removal-counts"),
+        (Mutation::NonceIgnored, "r14-nonce-ignored"),
+        (Mutation::ClaimBlind, "r16-claim-blind"),
         (Mutation::DropAllBitmaps, "r17-drop-all-bitmaps"),
         (Mutation::DropNeededBitmaps, "r17-drop-needed-bitmaps"),
+        (Mutation::GrowBeforeAbsent, "r18-grow-before-absent"),
+        (Mutation::ZeroBeforeFlush, "r19-zero-before-flush"),
         (Mutation::IntervalsWrap, "r21-intervals-wrap"),
+        (Mutation::SealBeforeSidecar, "r22-seal-before-sidecar"),
         (Mutation::AdmitBeforePausedWrite, "r23-admit-before-paused-write"),
+        (Mutation::RescueWaits, "r23-rescue-waits"),
+        (Mutation::QuarantinedServes, "r24-quarantined-serves"),
+        (Mutation::FailedFlushForgotten, "m26-failed-flush-forgotten"),
         (Mutation::CloseKeepsEpoch, "i1-close-keeps-epoch"),
+        (Mutation::OvertakenRead, "i12-overtaken-read"),
         (Mutation::ReadFromJoiner, "i15-read-from-joiner"),
+        (Mutation::CloseUnsealed, "i26-close-unsealed"),
         (Mutation::ReuseReplicaNumber, "i29-reuse-replica-number"),
         (Mutation::NoRangeLock, "d2-no-range-lock"),
     ];

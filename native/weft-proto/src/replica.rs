@@ -670,6 +670,12 @@ impl<P: Payload> Replica<P> {
                 {
                     return Err(Refusal::OutOfBounds);
                 }
+                if self.config.broken.is(Mutation::SealBeforeSidecar) {
+                    let token = self.token();
+                    self.track(now, token, id, tag, epoch, Stage::SealLog);
+                    self.actions.push_back(Action::Log { token, record: LogRecord::Sealed { generation } });
+                    return Ok(());
+                }
                 self.run(now, id, tag, epoch, Stage::SealDisk(generation), DiskOp::Seal);
                 return Ok(());
             }
@@ -679,6 +685,12 @@ impl<P: Payload> Replica<P> {
                     || size.div_ceil(1 << self.durable.region_shift) > 1 << 20
                 {
                     return Err(Refusal::OutOfBounds);
+                }
+                if self.config.broken.is(Mutation::GrowBeforeAbsent) {
+                    let token = self.token();
+                    self.track(now, token, id, tag, epoch, Stage::GrowLog);
+                    self.actions.push_back(Action::Log { token, record: LogRecord::Grow { size } });
+                    return Ok(());
                 }
                 self.run(now, id, tag, epoch, Stage::GrowDisk(size), DiskOp::Grow { size });
                 return Ok(());
@@ -828,7 +840,8 @@ impl<P: Payload> Replica<P> {
             return Err(Refusal::MetadataRollback);
         }
         let parsed = Record::parse(&record).map_err(|_| Refusal::OutOfBounds)?;
-        let owner_matches = parsed.owner.is_some_and(|o| o.session == session && o.node == host);
+        let owner_matches = parsed.owner.is_some_and(|o| o.session == session && o.node == host)
+            || broken.is(Mutation::AnyPromiser);
         if parsed.vol != self.volume()
             || parsed.epoch != epoch
             || !owner_matches
@@ -843,7 +856,9 @@ impl<P: Payload> Replica<P> {
             self.reply(old.attachment, old.tag, old.started, now, Err(refusal));
         }
         self.config.cached = parsed.policy.ack == Ack::Cached;
-        let far = epoch.0 > self.promised.0 + EPOCH_JUMP_UNVERIFIED && self.promised > Epoch(0);
+        let far = epoch.0 > self.promised.0 + EPOCH_JUMP_UNVERIFIED
+            && self.promised > Epoch(0)
+            && !broken.is(Mutation::UnverifiedJump);
         let stage = PromiseStage::Draining;
         let w = WaitingPromise { attachment: id, tag, epoch, session, record, started: now, stage };
         if far {

@@ -108,6 +108,14 @@ impl Disk {
         })
     }
 
+    /// Carries out a request and leaves what it changed in the cache.
+    pub fn run_unflushed(&mut self, op: &DiskOp<HeapPayload>) -> Result<DiskDone<HeapPayload>, DiskError> {
+        let stable = self.stable.clone();
+        let done = self.run(op);
+        self.stable = stable;
+        done
+    }
+
     /// The power goes, and everything that was not flushed with it.
     pub fn lose_cache(&mut self) {
         self.cache.clone_from(&self.stable);

@@ -5,6 +5,7 @@
 #![allow(clippy::cast_possible_truncation)] // Numbers of hosts and replicas are single digits here.
 
 pub mod disk;
+pub mod gate;
 pub mod oracle;
 pub mod plan;
 pub mod rng;

@@ -115,37 +115,17 @@ fn gate(options: &Options, list: &[(Mutation, &'static str)]) -> (serde_json::Va
     let mut rows = Vec::new();
     let mut missed = 0;
     for (mutation, name) in list {
-        let mut false_alarms = 0u64;
-        let found = (first..first.saturating_add(budget)).find_map(|seed| {
-            let lean = Some(*mutation);
-            let what = run_seed(seed, Run { lean, broken: true, verbose: false }).err()?;
-            // The control: the same seed and plan with the rule in force must hold, or nothing was shown.
-            let control = run_seed(seed, Run { lean, broken: false, verbose: false }).err();
-            if let Some(what) = &control {
-                println!(
-                    "{name}: seed {seed} fails with the rule in force, too: {}",
-                    what.lines().next().unwrap_or_default()
-                );
-                false_alarms += 1;
-            }
-            control.is_none().then_some((seed, what))
-        });
-        missed += usize::from(false_alarms > 0 && found.is_some());
-        match &found {
-            Some((seed, what)) => {
-                println!(
-                    "{name}: caught after {} seeds (seed {seed}): {}",
-                    seed - first + 1,
-                    what.lines().next().unwrap_or_default()
-                );
-            }
-            None => {
-                missed += 1;
-                println!("{name}: NOT caught within {budget} seeds");
-            }
+        let verdict = weft_sim::gate::judge(*mutation, first, budget);
+        missed += usize::from(!verdict.is_good());
+        for alarm in &verdict.false_alarms {
+            println!("{name}: fails with the rule in force, too: {alarm}");
         }
-        let seeds = found.as_ref().map_or(budget, |(seed, _)| seed - first + 1);
-        rows.push(serde_json::json!({"name": name, "caught": found.is_some(), "seeds": seeds, "false_alarms": false_alarms}));
+        match &verdict.found {
+            Some(f) => println!("{name}: caught after {} runs, by {}: {}", f.runs, f.by, f.what),
+            None => println!("{name}: NOT caught"),
+        }
+        let (runs, by) = verdict.found.as_ref().map_or((budget, ""), |f| (f.runs, &f.by));
+        rows.push(serde_json::json!({"name": name, "caught": verdict.found.is_some(), "seeds": runs, "by": by, "false_alarms": verdict.false_alarms.len()}));
     }
     println!("{} of {} broken rules caught", list.len() - missed, list.len());
     (serde_json::json!({"mutations": rows}), missed > 0)

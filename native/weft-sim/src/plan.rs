@@ -125,8 +125,14 @@ impl Plan {
         self.blocks = self.blocks.min(8);
         self.guest_every_ms = self.guest_every_ms.min(6);
         match mutation {
-            Mutation::TrustLossy | Mutation::SealWithoutFlush => {
+            Mutation::TrustLossy
+            | Mutation::SealWithoutFlush
+            | Mutation::OutliveCaches
+            | Mutation::LossySource => {
                 self.cached = true;
+                if mutation == Mutation::LossySource {
+                    self.min_isr = 2;
+                }
                 self.power_off = 150;
                 self.kill_owner = self.kill_owner.max(80);
             }
@@ -139,7 +145,7 @@ impl Plan {
                 self.cut = 150;
                 self.kill_replica = 120;
             }
-            Mutation::RereadSettles => {
+            Mutation::RereadSettles | Mutation::UnknownIsFailed | Mutation::UnknownRemovalCounts => {
                 self.store_fault = 40;
                 self.kill_replica = 150;
                 self.kill_owner = 80;
@@ -172,6 +178,7 @@ impl Plan {
                 self.cut = 150;
                 self.fault_every_ms = self.fault_every_ms.min(250);
             }
+            Mutation::IntervalsWrap => self.renew_interval = 3,
             Mutation::NoFence => {
                 self.steal = 150;
                 self.pause_host = 150;

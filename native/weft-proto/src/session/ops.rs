@@ -310,15 +310,13 @@ impl<P: Payload> Session<P> {
         if held.is_some_and(|(_, _, lock)| !ignored(lock)) {
             return;
         }
-        let partial = matches!(op.kind, OpKind::Write { patch: Some(_), .. });
-        let as_it_is = partial && self.config.broken.is(Mutation::PatchBeforeReconcile);
         // Fair: what came earlier and overlaps goes first (reads pass reads).
         let earlier = self
             .waiting
             .iter()
             .take_while(|w| **w != id)
             .any(|w| self.ops.get(w).is_some_and(|o| o.overlaps(start, end) && !(read && o.is_read())));
-        if earlier || !as_it_is && self.dirty_blocks(start, end) {
+        if earlier || self.dirty_blocks(start, end) {
             return;
         }
         if read {
@@ -499,12 +497,10 @@ impl<P: Payload> Session<P> {
     /// R9: a thief completes no write before the old owner's read lease has surely ended.
     pub(super) fn steal_wait_over(&self, now: Instant) -> bool {
         let broken = self.config.broken;
-        let timing = &self.config.timing;
-        let ms = if broken.is(Mutation::NoMargin) { timing.lease_ms } else { timing.lease_wait_ms };
         !self.steal_wait
             || broken.is(Mutation::NoWait)
             || broken.is(Mutation::WaitOnlyIfMissing) && self.rec().epoch == self.first_epoch
-            || self.first_promise.is_some_and(|at| now >= at.after_ms(ms))
+            || self.first_promise.is_some_and(|at| now >= at.after_ms(self.config.timing.lease_wait_ms))
     }
 
     pub(super) fn check_all_ops(&mut self, now: Instant) {

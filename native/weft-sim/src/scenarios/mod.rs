@@ -134,6 +134,11 @@ fn choose(asked: &str) -> Result<Vec<&'static Plot>, String> {
     })
 }
 
+/// Plays a plot; the error says what was asserted in vain, and where.
+pub(crate) fn outcome(plot: &Plot, play: &Play) -> Result<(), String> {
+    caught(|| (plot.run)(play))
+}
+
 struct Failed {
     play: u64,
     what: String,
@@ -145,11 +150,7 @@ fn plays_of(plot: &Plot, first: u64, plays: u64) -> Result<Vec<String>, Failed> 
     let mut shown = Vec::new();
     for number in first..first.saturating_add(plays.max(1)) {
         let play = Play::new(number);
-        caught(|| (plot.run)(&play)).map_err(|what| Failed {
-            play: number,
-            what,
-            history: play.history(),
-        })?;
+        outcome(plot, &play).map_err(|what| Failed { play: number, what, history: play.history() })?;
         if number == first {
             shown = play.history();
         }

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use super::{DISK_NS, MS, NET_NS, STORE_NS};
 use crate::rng::Rng;
 use weft_proto::ids::{HostId, Rid};
+use weft_proto::mutants::Broken;
 
 /// Guests' requests that are told one by one before the rest of a row is only counted.
 const ROW: usize = 6;
@@ -18,6 +19,7 @@ const ROW: usize = 6;
 #[derive(Clone, Debug, Default)]
 pub struct Play {
     number: u64,
+    broken: Broken,
     told: Rc<RefCell<Told>>,
 }
 
@@ -49,7 +51,19 @@ impl Play {
     /// A play with delays of its own; 0 has those that the plots were written with.
     #[must_use]
     pub fn new(number: u64) -> Play {
-        Play { number, told: Rc::default() }
+        Play::breaking(number, Broken::default())
+    }
+
+    /// The same with a rule broken, for the gate.
+    #[must_use]
+    pub fn breaking(number: u64, broken: Broken) -> Play {
+        Play { number, broken, told: Rc::default() }
+    }
+
+    /// The rule that is broken in it, if any.
+    #[must_use]
+    pub fn broken(&self) -> Broken {
+        self.broken
     }
 
     /// Its number.

@@ -29,7 +29,7 @@ use weft_proto::ids::{
 };
 use weft_proto::log::LogRecord;
 use weft_proto::message::{Ask, Extent, Hole, Refusal, Request, Response, Watermark};
-use weft_proto::mutants::Broken;
+use weft_proto::mutants::Mutation;
 use weft_proto::payload::{BLOCK, HeapPayload, Payload};
 use weft_proto::record::{
     Ack, Mode, OnLoss, Owner, Policy, REPAIR_EPOCH_JUMP, Record, ReplicaEntry, ReplicaState,
@@ -212,6 +212,30 @@ pub fn all_writes(ask: &Ask<HeapPayload>) -> bool {
     matches!(ask, Ask::Write { .. } | Ask::Zero { .. })
 }
 
+/// Comparisons by hash.
+#[must_use]
+pub fn hashes(ask: &Ask<HeapPayload>) -> bool {
+    matches!(ask, Ask::Hash { .. })
+}
+
+/// Promises asked for.
+#[must_use]
+pub fn promises(ask: &Ask<HeapPayload>) -> bool {
+    matches!(ask, Ask::Promise { .. })
+}
+
+/// Reads of data.
+#[must_use]
+pub fn reads(ask: &Ask<HeapPayload>) -> bool {
+    matches!(ask, Ask::Read { .. })
+}
+
+/// Seals.
+#[must_use]
+pub fn seals(ask: &Ask<HeapPayload>) -> bool {
+    matches!(ask, Ask::Seal { .. })
+}
+
 /// Copies of a resync or a reconcile.
 #[must_use]
 pub fn copies(ask: &Ask<HeapPayload>) -> bool {
@@ -281,6 +305,8 @@ struct Rep {
     failing: Option<(fn(&DiskOp<HeapPayload>) -> bool, DiskError)>,
     full: bool,
     rotten: BTreeSet<u64>,
+    /// What a killed daemon had sent to its disk and what lands all the same, under a broken R13.
+    ghosts: Vec<DiskOp<HeapPayload>>,
     ran: Vec<DiskOp<HeapPayload>>,
 }
 

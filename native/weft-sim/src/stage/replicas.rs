@@ -20,6 +20,7 @@ impl Stage {
             failing: None,
             full: false,
             rotten: BTreeSet::new(),
+            ghosts: Vec::new(),
             ran: Vec::new(),
         };
         self.reps.insert(rid, rep);
@@ -34,6 +35,7 @@ impl Stage {
     pub fn start(&mut self, rid: Rid) {
         self.play.tell(self.now, format_args!("{rid} is started"));
         let (watermark, cached) = (self.watermarks[&self.reps[&rid].host], self.scene.cached);
+        let broken = self.play.broken();
         let rep = self.rep(rid);
         assert!(rep.machine.is_none() && !rep.lost, "{rid} can't start");
         rep.inc += 1;
@@ -45,7 +47,7 @@ impl Stage {
             watermark,
             lossy: rep.stored.lossy,
             cached,
-            broken: Broken::default(),
+            broken,
         };
         rep.machine = Some(Replica::new(config, rep.stored.durable.clone()));
         self.relink_soon();
@@ -55,10 +57,25 @@ impl Stage {
     /// request does not, either: its pool's lock is held until it has, R13).
     pub fn kill(&mut self, rid: Rid) {
         self.play.tell(self.now, format_args!("{rid}'s daemon is killed"));
+        let lands = self.play.broken().is(Mutation::LandAfterDeath);
         let rep = self.rep(rid);
         rep.machine = None;
-        rep.pending.clear();
+        let pending = std::mem::take(&mut rep.pending).into_values();
+        rep.ghosts =
+            pending.filter_map(|io| if let Io::Disk { op, .. } = io { Some(op) } else { None }).collect();
+        if !lands {
+            rep.ghosts.clear();
+        }
         self.relink_soon();
+    }
+
+    /// Its pool or its metadata is found not to be trusted.
+    pub fn quarantine(&mut self, rid: Rid) {
+        self.play.tell(self.now, format_args!("{rid} is quarantined"));
+        if let Some(m) = &mut self.rep(rid).machine {
+            m.handle_quarantine();
+        }
+        self.drain_replica(rid);
     }
 
     /// As [`Stage::kill`], but somebody keeps its port: connections are neither refused nor accepted.
@@ -127,10 +144,20 @@ impl Stage {
         self.play.tell(self.now, format_args!("{rid}'s disk goes on"));
         let rep = self.rep(rid);
         (rep.data_stalled, rep.log_stalled) = (false, false);
+        for op in std::mem::take(&mut rep.ghosts) {
+            drop(rep.stored.disk.run(&op));
+        }
         let (inc, stuck) = (rep.inc, rep.pending.keys().copied().collect::<Vec<u64>>());
         for io in stuck {
             self.at(0, Cue::Io { rid, inc, io });
         }
+    }
+
+    /// Its disk takes requests again; what stuck still does.
+    pub fn unstall_new(&mut self, rid: Rid) {
+        self.play.tell(self.now, format_args!("{rid}'s disk takes requests again"));
+        let rep = self.rep(rid);
+        (rep.data_stalled, rep.log_stalled) = (false, false);
     }
 
     /// The next disk request that is picked fails; the ones after it don't.
@@ -247,6 +274,7 @@ impl Stage {
 
     pub(super) fn io_done(&mut self, rid: Rid, inc: u64, io: u64) {
         let now = self.clock(self.reps[&rid].host);
+        let unflushed = self.play.broken().is(Mutation::ZeroBeforeFlush);
         let rep = self.rep(rid);
         let stalled = match rep.pending.get(&io) {
             Some(Io::Disk { .. }) => rep.data_stalled,
@@ -267,7 +295,7 @@ impl Stage {
                 }
             }
             Io::Disk { token, op } => {
-                let outcome = rep.run(&op);
+                let outcome = rep.run(&op, unflushed);
                 if let Some(m) = &mut rep.machine {
                     m.handle_disk(now, token, outcome);
                 }
@@ -278,7 +306,8 @@ impl Stage {
 }
 
 impl Rep {
-    fn run(&mut self, op: &DiskOp<HeapPayload>) -> Result<DiskDone<HeapPayload>, DiskError> {
+    /// `unflushed`: a zero is not made durable.
+    fn run(&mut self, op: &DiskOp<HeapPayload>, unflushed: bool) -> Result<DiskDone<HeapPayload>, DiskError> {
         if let Some((_, error)) = self.failing.take_if(|(pick, _)| pick(op)) {
             return Err(error);
         }
@@ -304,6 +333,9 @@ impl Rep {
                 return Err(DiskError::BitRot);
             }
             _ => {}
+        }
+        if unflushed && matches!(op, DiskOp::Zero { .. }) {
+            return self.stored.disk.run_unflushed(op);
         }
         self.stored.disk.run(op)
     }

@@ -43,7 +43,7 @@ impl Stage {
             timing: Timing::default(),
             seed: (self.scene.seed << 32) + (u128::from(self.play.number()) << 64) + 1 + who.0 as u128,
             unix_ms_at_zero: self.wall_ms.get(&host).copied().unwrap_or(0),
-            broken: Broken::default(),
+            broken: self.play.broken(),
         };
         let machine: Session<HeapPayload> = Session::new(config, self.clock(host));
         let view = machine.view();
@@ -71,12 +71,17 @@ impl Stage {
         self.ended(who).expect("awaited")
     }
 
-    /// Closes it in order and plays until that is done.
-    pub fn close(&mut self, who: Who) {
+    /// Asks it to close in order.
+    pub fn begin_close(&mut self, who: Who) {
         self.play.tell(self.now, format_args!("{who} is asked to close"));
         let now = self.clock(self.acts[who.0].host);
         assert!(self.acts[who.0].machine.as_mut().is_some_and(|m| m.close(now)), "the close is refused");
         self.drain(who);
+    }
+
+    /// Closes it in order and plays until that is done.
+    pub fn close(&mut self, who: Who) {
+        self.begin_close(who);
         assert_eq!(self.over(who), EndReason::Closed);
     }
 

@@ -50,7 +50,7 @@ impl Stage {
         self.play.tell(self.now, "swaps that were held back reach the store");
         let mut applied = 0;
         for (expect, base, record) in std::mem::take(&mut self.late) {
-            if expect == Revision(self.revision) && self.record.nonce == base {
+            if self.replaces(expect, base) {
                 self.apply(record);
                 applied += 1;
             }
@@ -123,13 +123,21 @@ impl Stage {
         if let (Some(rid), false) = (missing, assent) {
             return Err(rid);
         }
-        best.epoch = Epoch(best.epoch.0 + REPAIR_EPOCH_JUMP);
+        if !self.play.broken().is(Mutation::RepairWithoutJump) {
+            best.epoch = Epoch(best.epoch.0 + REPAIR_EPOCH_JUMP);
+        }
         best.rev.0 += 1;
         (best.owner, best.clean, best.nonce) = (None, false, Nonce(0xE1));
         self.incarnation += 1;
         self.revision += 1;
         self.record = best;
         Ok(())
+    }
+
+    /// Is what a swap replaces what stands there?
+    fn replaces(&self, expect: Revision, base: Nonce) -> bool {
+        let same = self.record.nonce == base || self.play.broken().is(Mutation::SwapComparesRevision);
+        expect == Revision(self.revision) && same
     }
 
     pub(super) fn apply(&mut self, record: Record) {
@@ -174,7 +182,7 @@ impl Stage {
             }
             StoreCall::Swap { expect, base, record } => {
                 let fate = self.fates.pop_front().unwrap_or(Fate::Answered);
-                let applies = expect == revision && self.record.nonce == base;
+                let applies = self.replaces(expect, base);
                 match fate {
                     Fate::Answered if applies => {
                         self.apply(record);

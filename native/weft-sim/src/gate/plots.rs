@@ -1,0 +1,523 @@
+//! Which plots show which broken rule, and the plots that stand in no row of docs/scenarios.md: what each tells is what
+//! its rule is for.
+
+use weft_proto::durable::Durable;
+use weft_proto::guest::GuestError;
+use weft_proto::ids::{ClusterId, Epoch, HostId, Instant, Nonce, Ordinal, PoolId, PoolInc, SessionId};
+use weft_proto::message::{Ask, Attach, Request, Watermark};
+use weft_proto::mutants::Mutation;
+use weft_proto::payload::HeapPayload;
+use weft_proto::record::{Owner, Record, ReplicaState};
+use weft_proto::replica::{Action, AttachmentId, DiskOp, Replica, ReplicaConfig};
+use weft_proto::session::Event;
+use weft_proto::superblock::{PoolAction, PoolStart, SEGMENT_BYTES, StoredPool, Superblock, SwapOutcome};
+
+use crate::scenarios::Plot;
+use crate::stage::{
+    A, B, C, D, E, Fate, Play, R0, R1, Scene, Stage, Who, guest_writes, hashes, promises, reads, seals,
+};
+
+/// The plots of a rule that no seed is needed for.
+pub(super) const SHOWN_BY: &[(Mutation, &str)] = &[
+    (Mutation::AnyPromiser, "a_promise_is_given_to_the_records_owner_only"),
+    (Mutation::UnverifiedJump, "a_promise_far_above_the_last_is_checked_with_the_store"),
+    (Mutation::PromiseBeforeDrain, "a_write_that_hangs_in_a_disk_does_not_land_on_a_newer_one"),
+    (Mutation::PromiseBeforeLog, "a_promise_is_in_the_log_before_it_counts"),
+    (Mutation::AttachBeforeDrain, "an_attach_waits_for_what_came_before_it"),
+    (Mutation::OldOrdinalsExecute, "requests_unread_in_an_old_connection_never_execute"),
+    (Mutation::BelowMinIsr, "too_few_members_pause_the_volume_until_one_returns"),
+    (Mutation::ForgetFailedWrite, "a_write_that_failed_is_still_brought_to_every_member"),
+    (Mutation::AdmitBeforeBestEffort, "a_joiner_is_not_admitted_while_it_lacks_a_write"),
+    (Mutation::JoinIgnoresInFlight, "a_paused_write_does_not_block_its_own_rescue"),
+    (Mutation::SealWhileDirty, "what_may_differ_is_not_sealed"),
+    (Mutation::NoLease, "an_owner_that_is_cut_off_with_one_member_reads_nothing_stale"),
+    (Mutation::NoWait, "an_owner_that_is_cut_off_with_one_member_reads_nothing_stale"),
+    (Mutation::AnyMemberLease, "an_owner_that_is_cut_off_with_one_member_reads_nothing_stale"),
+    (Mutation::RemovedNotAsked, "an_owner_that_is_cut_off_with_one_member_reads_nothing_stale"),
+    (Mutation::NoWaitMark, "whoever_opens_during_a_thiefs_wait_waits_too"),
+    (Mutation::ExceptionIgnoresMark, "whoever_opens_during_a_thiefs_wait_waits_too"),
+    (Mutation::WaitOnlyIfMissing, "the_second_of_two_thieves_waits_as_well"),
+    (Mutation::ReadWhileWaiting, "a_thief_answers_no_read_while_it_waits"),
+    (Mutation::CloseBeforeWait, "a_thief_closes_after_its_wait"),
+    (Mutation::WaitFromClaim, "a_thief_waits_from_the_first_promise_on"),
+    (Mutation::LeaseFromAnswer, "a_late_answer_makes_no_lease"),
+    (Mutation::JoinerNotAsked, "a_joiner_that_may_be_in_sync_is_asked_for_the_lease"),
+    (Mutation::IntentIgnored, "a_disk_that_lags_by_one_start_of_another_is_quarantined"),
+    (Mutation::IntentReplaced, "an_intent_is_used_until_its_swap_is_settled"),
+    (Mutation::AnyIncarnation, "a_disk_that_was_put_back_is_quarantined"),
+    (Mutation::RepairWithoutJump, "nobody_opens_on_a_store_that_was_put_back_before_it_is_repaired"),
+    (Mutation::AnswerBeforeRead, "nobody_opens_on_a_store_that_was_put_back_before_it_is_repaired"),
+    (Mutation::SwapComparesRevision, "a_claim_from_before_a_repair_is_not_put_over_the_repaired_record"),
+    (Mutation::CompleteBeforeRepromise, "a_demoted_copy_knows_that_it_is_not_enough_for_a_repair"),
+    (Mutation::LandAfterDeath, "what_a_killed_daemon_sent_to_its_disk_lands_on_nothing_newer"),
+    (Mutation::NonceIgnored, "an_open_whose_answer_was_lost_goes_on_as_the_same_session"),
+    (Mutation::ClaimBlind, "a_thief_that_reaches_only_the_store_fences_nobody"),
+    (Mutation::GrowBeforeAbsent, "a_size_counts_when_its_new_part_is_absent"),
+    (Mutation::ZeroBeforeFlush, "a_trimmed_block_reads_as_zero_after_the_power_was_lost"),
+    (Mutation::SealBeforeSidecar, "a_seal_counts_when_its_checksums_are_on_the_disk"),
+    (Mutation::RescueWaits, "a_paused_write_does_not_block_its_own_rescue"),
+    (Mutation::QuarantinedServes, "a_quarantined_member_is_taken_out"),
+    (Mutation::FailedFlushForgotten, "a_flush_that_failed_once_is_not_asked_again"),
+    (Mutation::OvertakenRead, "a_read_that_was_overtaken_shows_nothing_that_may_vanish"),
+    (Mutation::CloseUnsealed, "a_clean_volume_is_sealed_on_every_member"),
+];
+
+macro_rules! own {
+    ($($rule:ident => $name:ident,)*) => {
+        /// Plots of rules.
+        pub(super) const OWN: &[Plot] = &[$(Plot {
+            number: stringify!($rule),
+            name: stringify!($name),
+            run: $name,
+        }),*];
+    };
+}
+
+own! {
+    R1 => a_promise_is_given_to_the_records_owner_only,
+    R1 => a_promise_far_above_the_last_is_checked_with_the_store,
+    R1 => a_promise_is_in_the_log_before_it_counts,
+    R1 => an_attach_waits_for_what_came_before_it,
+    R2 => a_write_that_failed_is_still_brought_to_every_member,
+    R3 => a_joiner_is_not_admitted_while_it_lacks_a_write,
+    R5 => what_may_differ_is_not_sealed,
+    R9 => the_second_of_two_thieves_waits_as_well,
+    R9 => a_thief_answers_no_read_while_it_waits,
+    R9 => a_thief_closes_after_its_wait,
+    R9 => a_thief_waits_from_the_first_promise_on,
+    R9 => a_late_answer_makes_no_lease,
+    R9 => a_joiner_that_may_be_in_sync_is_asked_for_the_lease,
+    R10 => a_disk_that_lags_by_one_start_of_another_is_quarantined,
+    R10 => an_intent_is_used_until_its_swap_is_settled,
+    R10 => a_disk_that_was_put_back_is_quarantined,
+    R13 => what_a_killed_daemon_sent_to_its_disk_lands_on_nothing_newer,
+    R18 => a_size_counts_when_its_new_part_is_absent,
+    R22 => a_seal_counts_when_its_checksums_are_on_the_disk,
+    R24 => a_quarantined_member_is_taken_out,
+    I12 => a_read_that_was_overtaken_shows_nothing_that_may_vanish,
+    I26 => a_clean_volume_is_sealed_on_every_member,
+}
+
+/// The block that the plots are about.
+const BLOCK: u64 = 3;
+
+const SESSION: SessionId = SessionId(7);
+const MARK: Watermark = Watermark { cluster: CLUSTER, incarnation: 1, revision: 1 };
+
+/// A replica without a stage, to which `SESSION` has attached from host C; and the record that it is of.
+fn replica(play: &Play) -> (Replica<HeapPayload>, Record) {
+    let record = Scene::copies(1).stage(play).record().clone();
+    let (pool, pool_inc, broken) = (record.replicas[0].pool, PoolInc(1), play.broken());
+    let config = ReplicaConfig { pool, pool_inc, watermark: MARK, lossy: false, cached: false, broken };
+    let durable = Durable::new(record.vol, R0, record.size, record.region_shift);
+    let mut replica = Replica::new(config, durable);
+    let attach = Attach {
+        volume: record.vol,
+        rid: R0,
+        pool,
+        host: C,
+        session: SESSION,
+        ordinal: Ordinal(1),
+        watermark: MARK,
+    };
+    asked(&mut replica, Epoch(0), Ask::Attach(attach));
+    (replica, record)
+}
+
+/// What a replica wants done for a request.
+fn asked(
+    replica: &mut Replica<HeapPayload>,
+    epoch: Epoch,
+    ask: Ask<HeapPayload>,
+) -> Vec<Action<HeapPayload>> {
+    replica.handle_request(Instant(1), AttachmentId(1), Request { tag: 1, epoch, ask });
+    std::iter::from_fn(|| replica.poll_action()).collect()
+}
+
+/// A promise asked for at an epoch, under a record that names this host as the owner's.
+fn promise(record: &Record, epoch: Epoch, node: HostId) -> Ask<HeapPayload> {
+    let owner = Some(Owner { node, session: SESSION, caretaker: false });
+    let record = Record { epoch, owner, ..record.clone() };
+    Ask::Promise { record: record.to_bytes(), watermark: MARK }
+}
+
+fn logs(actions: &[Action<HeapPayload>]) -> usize {
+    actions.iter().filter(|action| matches!(action, Action::Log { .. })).count()
+}
+
+/// It promises epoch 2, and its log has that.
+fn promised(replica: &mut Replica<HeapPayload>, record: &Record) {
+    for action in asked(replica, Epoch(2), promise(record, Epoch(2), C)) {
+        if let Action::Log { token, record } = action {
+            replica.handle_logged(Instant(2), token, record, Ok(()));
+        }
+    }
+    assert_eq!(replica.durable().promised, Epoch(2));
+    while replica.poll_action().is_some() {}
+}
+
+/// R1: host C asks under a record whose owner is on host D.
+fn a_promise_is_given_to_the_records_owner_only(play: &Play) {
+    let (mut replica, record) = replica(play);
+    assert_eq!(logs(&asked(&mut replica, Epoch(2), promise(&record, Epoch(2), D))), 0);
+}
+
+/// R1: 98 epochs are more than a session could have come by within the life of a replica's attachment.
+fn a_promise_far_above_the_last_is_checked_with_the_store(play: &Play) {
+    let (mut replica, record) = replica(play);
+    promised(&mut replica, &record);
+    let actions = asked(&mut replica, Epoch(100), promise(&record, Epoch(100), C));
+    assert!(matches!(actions[..], [Action::ReadStore { .. }]), "{actions:?}");
+}
+
+/// R18: an interrupted shrink may have left old data there.
+fn a_size_counts_when_its_new_part_is_absent(play: &Play) {
+    let (mut replica, record) = replica(play);
+    promised(&mut replica, &record);
+    let size = record.size * 2;
+    let actions = asked(&mut replica, Epoch(2), Ask::Grow { size });
+    assert!(matches!(actions[..], [Action::Disk { op: DiskOp::Grow { .. }, .. }]), "{actions:?}");
+}
+
+/// R22: r1's disk hangs when the volume is closed.
+fn a_seal_counts_when_its_checksums_are_on_the_disk(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(D);
+    stage.written(owner, BLOCK);
+    let before = stage.durable(R1).sealed;
+    stage.stall(R1);
+    stage.begin_close(owner);
+    stage.run_for(1000);
+    assert_eq!(stage.durable(R1).sealed, before, "sealed, and what that makes authoritative is not written");
+    stage.unstall(R1);
+    stage.over(owner);
+}
+
+/// R1: r1's log hangs while a thief asks for promises.
+fn a_promise_is_in_the_log_before_it_counts(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(D);
+    stage.written(owner, BLOCK);
+    stage.stall_all(R1);
+    let thief = stage.steal(E);
+    stage.serving(thief);
+    let epoch = stage.record().epoch;
+    for rid in stage.in_sync() {
+        let promised = stage.durable(rid).promised;
+        assert!(promised >= epoch, "{rid} is in sync at {epoch}, its log has {promised}");
+    }
+}
+
+/// R1: a write hangs in r1's disk when the connection is made anew; the attach is answered when it has ended.
+fn an_attach_waits_for_what_came_before_it(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(D);
+    stage.stall(R1);
+    let write = stage.write(owner, BLOCK);
+    stage.run_for(20);
+    stage.reconnect(owner, R1);
+    stage.run_for(200);
+    assert!(stage.line(owner, R1).contains("attaching"), "{}", stage.line(owner, R1));
+    stage.unstall(R1);
+    stage.run_until("the write is acknowledged", |s| s.done(write.id));
+}
+
+/// R2: the guest is told that its write failed while r1 is away; r1 gets it all the same when it is back.
+fn a_write_that_failed_is_still_brought_to_every_member(play: &Play) {
+    let mut stage = Scene::copies(2).min_isr(2).fail_on_loss().stage(play);
+    let owner = stage.owner(D);
+    stage.written(owner, BLOCK);
+    stage.cut(D, B);
+    let write = stage.write(owner, BLOCK);
+    stage.run_until("the guest is told", |s| s.failure(write.id) == Some(GuestError::Waiting));
+    stage.heal();
+    stage.run_for(3000);
+    assert_eq!(stage.in_sync(), [R0, R1]);
+    assert_eq!(stage.disk(R0, BLOCK), stage.disk(R1, BLOCK), "members differ in what nobody sends again");
+}
+
+/// R3: while r1 is copied to, a write is acknowledged without it and stays unread in its socket.
+fn a_joiner_is_not_admitted_while_it_lacks_a_write(play: &Play) {
+    let mut stage = Scene::copies(2).blocks(4096).stage(play);
+    let owner = stage.owner(D);
+    stage.kill(R1);
+    for i in 0..20 {
+        stage.write_run(owner, i * 32, 32);
+    }
+    stage.run_for(3000);
+    stage.hold(owner, R1, guest_writes);
+    stage.start(R1);
+    stage.run_until("r1 joins", |s| s.told(owner, |e| matches!(e, Event::ResyncStarted { .. })));
+    let write = stage.write(owner, 2000);
+    stage.run_for(1000);
+    assert!(stage.done(write.id) && stage.held(owner, R1) > 0, "the plot needs a write that r1 lacks");
+    assert_ne!(stage.state(R1), Some(ReplicaState::InSync), "admitted without a write that was acknowledged");
+    stage.release(owner, R1);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
+}
+
+/// R5: a write is on r0 only; the next owner may not compare, and is gone before it has: whoever comes then finds the
+/// difference again.
+fn what_may_differ_is_not_sealed(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let first = stage.owner(D);
+    stage.written(first, BLOCK);
+    stage.hold(first, R1, guest_writes);
+    stage.write(first, BLOCK);
+    stage.run_for(20);
+    stage.vanish(first);
+    let second = stage.steal(E);
+    stage.hold(second, R0, hashes);
+    stage.hold(second, R1, hashes);
+    stage.serving(second);
+    stage.run_for(300);
+    stage.vanish(second);
+    let third = stage.steal(A);
+    stage.serving(third);
+    stage.read_now(third, BLOCK);
+    stage.run_for(1);
+    stage.kill(R0);
+    stage.read_now(third, BLOCK);
+}
+
+/// An owner beside r1 that nobody can tell it from: thieves reach r0 only.
+fn owner_beside_r1(play: &Play) -> (Stage, Who) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(B);
+    stage.written(owner, BLOCK);
+    for host in [C, D, E] {
+        stage.cut(B, host);
+    }
+    stage.run_for(300);
+    (stage, owner)
+}
+
+/// Now the owner reaches only r1, and not the store. Its lease goes on for a while.
+fn cut_off_with_r1(stage: &mut Stage) {
+    stage.cut(B, A);
+    stage.store_away(&[B]);
+}
+
+/// A thief that serves without r1 while the cut-off owner's lease goes on.
+fn thief(stage: &mut Stage) -> Who {
+    let thief = stage.steal(C);
+    // It has a little patience for r1 before its claim.
+    stage.run_for(250);
+    cut_off_with_r1(stage);
+    stage.serving(thief);
+    thief
+}
+
+/// The old owner's guest goes on reading.
+fn owner_reads(stage: &mut Stage, owner: Who, times: usize) {
+    for _ in 0..times {
+        stage.read(owner, BLOCK);
+        stage.run_for(20);
+    }
+}
+
+/// R9: all members promise the second thief, none is missing, and the first owner's lease is still good.
+fn the_second_of_two_thieves_waits_as_well(play: &Play) {
+    let (mut stage, owner) = owner_beside_r1(play);
+    thief(&mut stage);
+    let second = stage.steal(D);
+    stage.serving(second);
+    stage.written(second, BLOCK);
+    owner_reads(&mut stage, owner, 3);
+}
+
+/// R9, docs/model.md finding 1: what a second thief's guest reads during its wait, the first owner must not contradict.
+fn a_thief_answers_no_read_while_it_waits(play: &Play) {
+    let (mut stage, owner) = owner_beside_r1(play);
+    let first = thief(&mut stage);
+    stage.write(first, BLOCK);
+    stage.run_for(20);
+    let second = stage.steal(D);
+    stage.serving(second);
+    stage.read(second, BLOCK);
+    stage.run_for(20);
+    owner_reads(&mut stage, owner, 3);
+}
+
+/// R9: a thief that closes at once and in order leaves a volume that is open to all without a wait.
+fn a_thief_closes_after_its_wait(play: &Play) {
+    let (mut stage, owner) = owner_beside_r1(play);
+    let thief = thief(&mut stage);
+    stage.close(thief);
+    let next = stage.owner(D);
+    stage.written(next, BLOCK);
+    owner_reads(&mut stage, owner, 3);
+}
+
+/// R9: r0 reads the promise late, and obeys the old owner until then.
+fn a_thief_waits_from_the_first_promise_on(play: &Play) {
+    let (mut stage, owner) = owner_beside_r1(play);
+    let thief = stage.steal(C);
+    stage.hold(thief, R0, promises);
+    stage.run_until("the thief owns", |s| s.owns(thief));
+    stage.run_for(1000);
+    cut_off_with_r1(&mut stage);
+    stage.release(thief, R0);
+    stage.serving(thief);
+    let write = stage.write(thief, BLOCK);
+    while !stage.done(write.id) {
+        owner_reads(&mut stage, owner, 1);
+    }
+    owner_reads(&mut stage, owner, 3);
+}
+
+/// R9: the owner is stopped while r0's answer to a heartbeat is on its way, for longer than a lease.
+fn a_late_answer_makes_no_lease(play: &Play) {
+    let (mut stage, owner) = owner_beside_r1(play);
+    stage.run_until("a heartbeat is under way", |s| s.line(owner, R0).contains("window=1"));
+    stage.freeze(B);
+    stage.run_for(5);
+    stage.cut(B, A);
+    stage.store_away(&[B]);
+    let thief = stage.steal(C);
+    stage.serving(thief);
+    stage.written(thief, BLOCK);
+    stage.thaw(B);
+    owner_reads(&mut stage, owner, 5);
+}
+
+/// R9: the store has admitted r1, the owner does not know it; a thief opens with r1 alone.
+fn a_joiner_that_may_be_in_sync_is_asked_for_the_lease(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(A);
+    stage.kill(R1);
+    stage.written(owner, BLOCK);
+    stage.next_swaps(&[Fate::AppliedUnknown]);
+    stage.start(R1);
+    stage.run_until("r1 is admitted", |s| s.in_sync() == [R0, R1]);
+    for host in [B, C, D, E] {
+        stage.cut(A, host);
+    }
+    stage.store_away(&[A]);
+    let thief = stage.steal(C);
+    stage.serving(thief);
+    stage.written(thief, BLOCK);
+    owner_reads(&mut stage, owner, 3);
+}
+
+const CLUSTER: ClusterId = ClusterId(0xC1);
+
+fn disk(inc: u64, intent: Option<u128>) -> Superblock {
+    Superblock {
+        pool: PoolId(0xB0),
+        cluster: CLUSTER,
+        host: A,
+        inc: PoolInc(inc),
+        intent: intent.map(Nonce),
+        segment_bytes: SEGMENT_BYTES,
+        log_blocks: 4096,
+        created: 1_790_000_000,
+        counter: 1,
+    }
+}
+
+fn start(play: &Play, superblock: Superblock, fresh: u128) -> PoolStart {
+    PoolStart::new(superblock, CLUSTER, A, Nonce(fresh)).with_broken(play.broken())
+}
+
+fn stored(host: HostId, inc: u64, intent: u128) -> Option<StoredPool> {
+    Some(StoredPool { host, inc: PoolInc(inc), intent: Some(Nonce(intent)) })
+}
+
+/// R10: a copy of the disk was started elsewhere since; this one has an intent of its own that was never sent.
+fn a_disk_that_lags_by_one_start_of_another_is_quarantined(play: &Play) {
+    let mut start = start(play, disk(3, Some(7)), 8);
+    start.handle_store(stored(A, 4, 9));
+    assert!(matches!(start.action(), PoolAction::Quarantine(_)), "{:?}", start.action());
+}
+
+/// R10: a disk is as it was two starts ago.
+fn a_disk_that_was_put_back_is_quarantined(play: &Play) {
+    let mut start = start(play, disk(3, None), 8);
+    start.handle_store(stored(A, 5, 9));
+    assert!(matches!(start.action(), PoolAction::Quarantine(_)), "{:?}", start.action());
+}
+
+/// R10, N14: a swap of unknown outcome reaches the store after the next start has begun: it was the same raise.
+fn an_intent_is_used_until_its_swap_is_settled(play: &Play) {
+    let mut first = start(play, disk(3, None), 7);
+    first.handle_store(stored(A, 3, 1));
+    first.handle_written();
+    assert_eq!(first.action(), PoolAction::Swap { inc: PoolInc(4), intent: Nonce(7) });
+    let mut second = start(play, *first.superblock(), 8);
+    second.handle_store(stored(A, 3, 1));
+    if let PoolAction::WriteSuperblock(_) = second.action() {
+        second.handle_written();
+    }
+    second.handle_swap(SwapOutcome::Lost);
+    second.handle_store(stored(A, 4, 7));
+    assert!(!matches!(second.action(), PoolAction::Quarantine(_)), "{:?}", second.action());
+}
+
+/// R13: r1's daemon is killed with a write at its disk, comes back and gets a newer one. What a dead process sent has
+/// ended before its pool's lock is free.
+fn what_a_killed_daemon_sent_to_its_disk_lands_on_nothing_newer(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(D);
+    stage.written(owner, BLOCK);
+    stage.stall(R1);
+    let write = stage.write(owner, BLOCK);
+    stage.run_for(20);
+    stage.kill(R1);
+    stage.unstall_new(R1);
+    stage.start(R1);
+    stage.run_until("the write is acknowledged", |s| s.done(write.id));
+    stage.run_for(1);
+    stage.written(owner, BLOCK);
+    stage.run_for(1);
+    stage.unstall(R1);
+    stage.kill(R0);
+    stage.read_now(owner, BLOCK);
+}
+
+/// R24: r1's metadata is found damaged while it serves.
+fn a_quarantined_member_is_taken_out(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(D);
+    stage.written(owner, BLOCK);
+    stage.quarantine(R1);
+    stage.written(owner, BLOCK);
+    stage.run_for(3000);
+    assert_eq!(stage.in_sync(), [R0], "a quarantined copy counts");
+}
+
+/// I12: a read is on its way to r0 when a write to the same block begins, which only r0 gets before the owner and r0
+/// are gone.
+fn a_read_that_was_overtaken_shows_nothing_that_may_vanish(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(D);
+    stage.written(owner, BLOCK);
+    stage.run_for(1);
+    stage.hold(owner, R0, reads);
+    stage.hold(owner, R1, guest_writes);
+    stage.read(owner, BLOCK);
+    stage.write(owner, BLOCK);
+    stage.run_for(20);
+    assert_eq!((stage.held(owner, R0), stage.held(owner, R1)), (1, 1));
+    stage.release(owner, R0);
+    stage.run_for(20);
+    stage.vanish(owner);
+    stage.kill_silently(R0);
+    let next = stage.steal(E);
+    stage.serving(next);
+    stage.read_now(next, BLOCK);
+}
+
+/// I26: r1 reads the seal late.
+fn a_clean_volume_is_sealed_on_every_member(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(D);
+    stage.written(owner, BLOCK);
+    stage.hold(owner, R1, seals);
+    stage.begin_close(owner);
+    stage.run_for(1000);
+    assert!(!stage.record().clean, "clean, and r1 has sealed {}", stage.durable(R1).sealed);
+    stage.release(owner, R1);
+    stage.over(owner);
+    assert!(stage.record().clean && stage.durable(R1).sealed >= stage.record().closed_gen);
+}
