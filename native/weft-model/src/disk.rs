@@ -13,6 +13,7 @@ use crate::cases::{Case, Expected, Setup};
 use crate::explore::{Counted, Event, Model, Violation};
 
 const MAX_QUEUE: usize = 3;
+const MAX_EPOCHS: usize = 8;
 
 mutations! {
     /// R13: a process starts while requests of the dead one are in the kernel.
@@ -71,7 +72,8 @@ pub struct State {
     running: bool,
     run: u8,
     promised: u8,
-    attached: u8,
+    /// The highest ordinal of each session; there is one session an epoch here.
+    attached: [u8; MAX_EPOCHS],
     /// The owner: its epoch, whether that was promised, its attachment, and whether that was answered.
     epoch: u8,
     has_promise: bool,
@@ -122,7 +124,7 @@ impl Disk {
                 Self::drained(state, |request| request.epoch == state.epoch && request.ordinal < ordinal);
             if state.running && (drained || self.broken(Mutation::AttachBeforeDrain)) {
                 next.has_attachment = true;
-                next.attached = ordinal;
+                next.attached[usize::from(state.epoch)] = ordinal;
                 next.unsent = state.writing != 0;
                 out.push((Event::new("attachment {0} is answered", &[ordinal.into()]), next));
             }
@@ -186,7 +188,8 @@ impl Disk {
         for (at, request) in state.wire.iter().enumerate().filter(|(_, request)| request.write != 0) {
             let mut next = *state;
             next.wire[at] = Request::default();
-            let old = self.broken(Mutation::OldOrdinalExecutes) || request.ordinal == state.attached;
+            let old = self.broken(Mutation::OldOrdinalExecutes)
+                || request.ordinal == state.attached[usize::from(request.epoch)];
             let free = state.kernel.iter().position(|slot| slot.write == 0);
             if let (true, true, Some(free)) = (request.epoch == state.promised, old, free) {
                 next.kernel[free] = Request { run: state.run, ..*request };

@@ -16,7 +16,7 @@ usage: weft-model [--model core|lease] [--mutation NAME | --case NAME] [options]
        weft-model --list
 
   --mutation NAME   break one rule; takes the bounds under which its counter-example is found, unless given
-  --case NAME       the bounds of a named case (--list shows them)
+  --case NAME       a named case with its bounds; every model has some (--list shows them)
   --states N        stop the search after N states (that of the case, or 2000000)
   --walks N         random walks instead of a search; with --length STEPS (160) and --seed S (1)
   --json            one JSON object instead of text
@@ -116,7 +116,11 @@ fn base_setup(model: Option<&str>, mutation: Option<&str>, case: Option<&str>) -
         }
         (None, None | Some("core")) => Setup::Core(weft_model::core::Config::default()),
         (None, Some("lease")) => Setup::Lease(weft_model::lease::Config::default()),
-        (None, Some(other)) => return Err(format!("no model is called {other}: core or lease")),
+        (None, Some(other)) => {
+            return Err(format!(
+                "{other}: bounds can be given to core and lease; the other models run by --case"
+            ));
+        }
     };
     if let Some(model) = model
         && model != setup.model()
