@@ -194,11 +194,11 @@ async function cutOff({ arena }: Scene, host: Host): Promise<void> {
 }
 
 /**
- * In this order, for the host as for those who talk to it, all ends in one moment: halted, it changes nothing any more, and
- * with its link down nobody is told that its connections end.
+ * In this order all ends in one moment: what the disk is asked from now on never happens, with the link down nobody is told
+ * of it, and the host, which finds no disk, has nobody to tell either until it is killed.
  */
 async function powerOff(arena: Arena, hosts: readonly Host[]): Promise<void> {
-  await each(hosts, async (host) => host.stop());
+  await each(withDisk(hosts), async (host) => arena.disk(host).stall());
   await each(hosts, async ({ name }) => arena.cluster.unplug(name));
   await each(withDisk(hosts), async (host) => arena.disk(host).powerCut());
   await each(hosts, async (host) => host.kill());
