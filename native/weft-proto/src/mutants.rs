@@ -75,6 +75,8 @@ pub enum Mutation {
     CloseBeforeWait,
     /// R9: the wait counts from the claim, not from the first promise.
     WaitFromClaim,
+    /// R9: no margin for clocks that differ.
+    NoMargin,
     /// R9: the heartbeat of one member is enough.
     AnyMemberLease,
     /// R9: a heartbeat counts from its answer, not from its question.
@@ -151,7 +153,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every mutation with the name that `--mutation` takes, in the order of the rules.
-    pub const ALL: [(Mutation, &'static str); 70] = [
+    pub const ALL: [(Mutation, &'static str); 71] = [
         (Mutation::NoFence, "r1-no-fence"),
         (Mutation::AnyPromiser, "r1-any-promiser"),
         (Mutation::UnverifiedJump, "r1-unverified-jump"),
@@ -186,6 +188,7 @@ impl Mutation {
         (Mutation::ExceptionIgnoresMark, "r9-exception-ignores-mark"),
         (Mutation::CloseBeforeWait, "r9-close-before-wait"),
         (Mutation::WaitFromClaim, "r9-wait-from-claim"),
+        (Mutation::NoMargin, "r9-no-margin"),
         (Mutation::AnyMemberLease, "r9-any-member"),
         (Mutation::LeaseFromAnswer, "r9-age-from-answer"),
         (Mutation::JoinerNotAsked, "r9-joiner-not-asked"),

@@ -497,10 +497,12 @@ impl<P: Payload> Session<P> {
     /// R9: a thief completes no write before the old owner's read lease has surely ended.
     pub(super) fn steal_wait_over(&self, now: Instant) -> bool {
         let broken = self.config.broken;
+        let timing = &self.config.timing;
+        let ms = if broken.is(Mutation::NoMargin) { timing.lease_ms } else { timing.lease_wait_ms };
         !self.steal_wait
             || broken.is(Mutation::NoWait)
             || broken.is(Mutation::WaitOnlyIfMissing) && self.rec().epoch == self.first_epoch
-            || self.first_promise.is_some_and(|at| now >= at.after_ms(self.config.timing.lease_wait_ms))
+            || self.first_promise.is_some_and(|at| now >= at.after_ms(ms))
     }
 
     pub(super) fn check_all_ops(&mut self, now: Instant) {

@@ -12,6 +12,7 @@ use weft_proto::replica::{Action, AttachmentId, DiskOp, Replica, ReplicaConfig};
 use weft_proto::session::Event;
 use weft_proto::superblock::{PoolAction, PoolStart, SEGMENT_BYTES, StoredPool, Superblock, SwapOutcome};
 
+use crate::oracle::ABSENT;
 use crate::scenarios::Plot;
 use crate::stage::{
     A, B, C, D, E, Fate, Play, R0, R1, Scene, Stage, Who, guest_writes, hashes, promises, reads, seals,
@@ -32,6 +33,7 @@ pub(super) const SHOWN_BY: &[(Mutation, &str)] = &[
     (Mutation::SealWhileDirty, "what_may_differ_is_not_sealed"),
     (Mutation::NoLease, "an_owner_that_is_cut_off_with_one_member_reads_nothing_stale"),
     (Mutation::NoWait, "an_owner_that_is_cut_off_with_one_member_reads_nothing_stale"),
+    (Mutation::NoMargin, "a_clock_within_the_margin_costs_no_stale_read"),
     (Mutation::AnyMemberLease, "an_owner_that_is_cut_off_with_one_member_reads_nothing_stale"),
     (Mutation::RemovedNotAsked, "an_owner_that_is_cut_off_with_one_member_reads_nothing_stale"),
     (Mutation::NoWaitMark, "whoever_opens_during_a_thiefs_wait_waits_too"),
@@ -85,6 +87,7 @@ own! {
     R9 => a_thief_answers_no_read_while_it_waits,
     R9 => a_thief_closes_after_its_wait,
     R9 => a_thief_waits_from_the_first_promise_on,
+    R9 => a_clock_within_the_margin_costs_no_stale_read,
     R9 => a_late_answer_makes_no_lease,
     R9 => a_joiner_that_may_be_in_sync_is_asked_for_the_lease,
     R10 => a_disk_that_lags_by_one_start_of_another_is_quarantined,
@@ -364,6 +367,34 @@ fn a_thief_waits_from_the_first_promise_on(play: &Play) {
         owner_reads(&mut stage, owner, 1);
     }
     owner_reads(&mut stage, owner, 3);
+}
+
+/// R9: the thief's clock runs 0.8 % fast. As S11, which has a clock beyond the margin.
+fn a_clock_within_the_margin_costs_no_stale_read(play: &Play) {
+    // When the thief comes, between two heartbeats of the owner, is what matters.
+    for phase in 0..25 {
+        let mut stage = Scene::copies(2).blocks(320).stage(play);
+        stage.set_clock_rate(E, 8);
+        let owner = stage.owner(D);
+        stage.run_for(500 + 4 * phase);
+        stage.store_away(&[D]);
+        stage.cut(E, A);
+        let thief = stage.steal(E);
+        stage.run_until("the thief owns", |s| s.owns(thief));
+        stage.cut(D, B);
+        let mut last = stage.write(thief, 300);
+        stage.run_for(1900);
+        let mut reads = Vec::new();
+        for block in 0..250 {
+            if block > 0 && stage.done(last.id) {
+                reads.push(stage.read(owner, block - 1));
+            }
+            last = stage.write(thief, block);
+            stage.run_for(1);
+        }
+        let stale = reads.iter().filter(|id| stage.value(**id) == Some(ABSENT)).count();
+        assert_eq!(stale, 0, "read after the thief's writes were acknowledged");
+    }
 }
 
 /// R9: the owner is stopped while r0's answer to a heartbeat is on its way, for longer than a lease.
