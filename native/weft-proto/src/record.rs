@@ -23,6 +23,10 @@ pub const RECORD_MAX: usize = 8192;
 pub const SIZE_MAX: u64 = 64 << 40;
 /// The most replicas of one volume.
 pub const REPLICAS_MAX: usize = 8;
+/// The most bytes of JSON for all that only others write: fields of newer software, snapshots, layers, lineage, free
+/// texts. What is left of [`RECORD_MAX`] holds the longest that this software ever makes of the rest, so that no
+/// session that opened a volume finds it too long to be changed.
+pub const FOREIGN_MAX: usize = 4096;
 /// The most lineage entries.
 pub const LINEAGE_MAX: usize = 20;
 /// How far `weft store repair` raises every epoch (R11): above what any replica can have promised meanwhile.
@@ -277,6 +281,9 @@ impl Record {
         if self.mode == Mode::Excl && self.in_sync().next().is_none() {
             return illegal("no in-sync replica");
         }
+        if self.foreign_len() > FOREIGN_MAX {
+            return illegal("texts and fields of other software take more than 4 KiB");
+        }
         if self.owner.is_some() && self.deleted.is_some() {
             return illegal("a deleted volume has no owner");
         }
@@ -284,6 +291,23 @@ impl Record {
             return illegal("a cleanly closed volume has no owner");
         }
         Ok(())
+    }
+
+    /// See [`FOREIGN_MAX`]; times and reasons count as far as they are longer than ours.
+    fn foreign_len(&self) -> usize {
+        let texts = [&self.created_by, &self.policy.spread].map(json_len).iter().sum::<usize>();
+        let times = json_len(&self.deleted).saturating_sub(TIME_LEN);
+        let layers = json_len(&self.snaps) + json_len(&self.parent) + json_len(&self.lineage);
+        let entries: usize = self
+            .replicas
+            .iter()
+            .map(|r| {
+                json_len(&r.unknown)
+                    + json_len(&r.reason).saturating_sub(REASON_LEN)
+                    + json_len(&r.since).saturating_sub(TIME_LEN)
+            })
+            .sum();
+        texts + times + layers + entries + json_len(&self.unknown) + json_len(&self.policy.unknown)
     }
 
     /// Number of regions.
@@ -313,6 +337,16 @@ impl Record {
     pub fn version(&self) -> (Epoch, Rev) {
         (self.epoch, self.rev)
     }
+}
+
+/// A time as decimal text in JSON is never longer.
+const TIME_LEN: usize = 24;
+/// Nor is a reason that this software writes.
+const REASON_LEN: usize = 120;
+
+/// Bytes of a value as JSON.
+fn json_len<T: Serialize>(value: &T) -> usize {
+    serde_json::to_vec(value).expect("parts of a record are always JSON").len()
 }
 
 /// The region shift for a volume of `size` bytes: 1 MiB, raised so that there are at most 2^20 regions.
@@ -380,6 +414,40 @@ mod tests {
         assert!(broken(|r| r.region_shift = 63));
         assert!(Record::parse(b"{}").is_err());
         assert!(Record::parse(&[b' '; RECORD_MAX + 1]).is_err());
+    }
+
+    #[test]
+    fn whatever_a_session_makes_of_an_accepted_record_is_short_enough() {
+        // A session that owns a volume must be able to write: demote, admit, add. The longest of everything.
+        let mut longest = Record::parse(SPECIMEN.as_bytes()).expect("specimen");
+        let owner = Owner { node: HostId(u128::MAX), session: SessionId(u128::MAX), caretaker: true };
+        (longest.owner, longest.next) = (Some(owner), Some(owner));
+        (longest.epoch, longest.rev) = (Epoch::MAX, Rev(u64::MAX));
+        (longest.size, longest.region_shift) = (SIZE_MAX, 26);
+        longest.closed_gen = Generation(u64::MAX);
+        longest.next_rid = u32::MAX;
+        longest.unknown.clear();
+        longest.policy.unknown.clear();
+        longest.replicas.truncate(1);
+        longest.replicas[0].state = ReplicaState::Quarantined;
+        longest.replicas[0].pool_inc = PoolInc(u64::MAX);
+        longest.replicas[0].base = Generation(u64::MAX);
+        longest.replicas[0].reason = "r".repeat(REASON_LEN - 2);
+        longest.replicas[0].since = "1".repeat(TIME_LEN - 2);
+        for at in 1..8 {
+            let mut entry = longest.replicas[0].clone();
+            entry.rid = Rid(u32::MAX - at);
+            longest.replicas.push(entry);
+        }
+        let room = FOREIGN_MAX - longest.foreign_len();
+        assert!(longest.to_bytes().len() + room <= RECORD_MAX, "{} bytes", longest.to_bytes().len());
+        // And what others add is refused before it takes that room, however it is spelt.
+        let text = SPECIMEN.trim_end().trim_end_matches('}');
+        let long = alloc::format!("{text}, \"more\": \"{}\" }}", "x".repeat(FOREIGN_MAX));
+        assert!(matches!(Record::parse(long.as_bytes()), Err(RecordError::Illegal(_))));
+        let numbers = alloc::vec!["1e15"; 600].join(",");
+        let swelling = alloc::format!("{text}, \"more\": [{numbers}] }}");
+        assert!(matches!(Record::parse(swelling.as_bytes()), Err(RecordError::Illegal(_))));
     }
 
     #[test]
