@@ -175,7 +175,9 @@ impl Superblock {
             counter,
         };
         let intent_fits = has_intent == 1 || (has_intent == 0 && nonce == 0);
-        if version == 0 || !intent_fits || !superblock.is_plausible() {
+        // No pool gets there by starts; whoever reads it must be able to raise both without looking.
+        let has_room = superblock.inc.0 < u64::MAX / 4 && superblock.counter < u64::MAX / 4;
+        if version == 0 || !intent_fits || !has_room || !superblock.is_plausible() {
             return Err(SuperblockError::Malformed);
         }
         Ok(superblock)
@@ -514,6 +516,15 @@ mod tests {
         let crc = crc32c::crc32c(&newer[8..]);
         newer[4..8].copy_from_slice(&crc.to_le_bytes());
         assert_eq!(choose(&old, &newer), Err(SuperblockError::NewerVersion(2)));
+    }
+
+    #[test]
+    fn a_superblock_that_could_not_be_raised_is_refused() {
+        // Its checksum is right. A start raises both numbers, and what it then writes must be a superblock.
+        for (inc, counter) in [(u64::MAX / 2 - 1, 1), (1, u64::MAX / 2 - 1)] {
+            let last = Superblock { inc: PoolInc(inc), counter, ..made() }.encode();
+            assert_eq!(Superblock::decode(&last), Err(SuperblockError::Malformed));
+        }
     }
 
     #[test]
