@@ -829,7 +829,11 @@ pub fn recover(ring: &[u8], expect: &LogExpectation) -> Result<Recovered, LogDam
     }
     // A torn block may be gone after the next write, and what it said with it.
     let kept = found.iter().flatten().filter(|block| block.header.seq < recovered.next_seq);
-    recovered.reusable = kept.map(|block| block.header.first).max().unwrap_or(1);
+    let named = kept.map(|block| block.header.first).max().unwrap_or(1);
+    // The block before the next one was written when there was room for it and for one more, as a durable block said:
+    // so it is also where no block that says so is left, because rot took what recovery does not need.
+    let room_for_two = (recovered.next_seq + 1).saturating_sub(blocks);
+    recovered.reusable = named.max(room_for_two);
     // Whatever a batch in flight left behind lies in the blocks that follow.
     recovered.truncated_tail = (recovered.next_seq..recovered.next_seq + MAX_BATCH_BLOCKS).any(|seq| {
         let position = usize::try_from(seq % blocks).expect("below 2^20");
@@ -983,6 +987,34 @@ mod tests {
             LogRecord::Identity { boot_id: 0xb007, device_generation: 3, clean_stop: true },
             LogRecord::Trashed,
         ]
+    }
+
+    #[test]
+    fn a_log_goes_on_when_no_block_is_left_that_says_how_much_of_it_is_free() {
+        // Everything durable is in checkpoints; its blocks rot, unread. Then a batch is torn: its last block stays.
+        let mut ring = empty_ring();
+        let mut log = start(&ring, 1);
+        for number in 1..=80 {
+            log.append(KEY, &numbered(number, 1)).expect("space");
+            commit(&mut log, &mut ring);
+            log.trim_to(log.durable_seq());
+            commit(&mut log, &mut ring);
+        }
+        let from_seq = log.durable_seq() + 1;
+        ring.fill(0);
+        log.append(KEY, &numbered(81, 8)).expect("space");
+        let writes = in_flight(&mut log);
+        let mut fates = vec![Fate::New, Fate::Old, Fate::Old];
+        crash(&mut ring, &writes, || fates.pop().unwrap_or(Fate::New));
+        let recovered =
+            recover(&ring, &expecting(1, from_seq, 0)).expect("nothing that is needed is missing");
+        assert_eq!(numbers(&recovered), [0u64; 0]);
+        let mut log = Log::new(place(2), &recovered);
+        commit(&mut log, &mut ring);
+        log.append(KEY, &numbered(82, 1)).expect("a ring with room");
+        commit(&mut log, &mut ring);
+        let again = recover(&ring, &expecting(2, from_seq, 0)).expect("sound");
+        assert_eq!(numbers(&again), [82]);
     }
 
     #[test]
