@@ -10,6 +10,9 @@ use alloc::vec::Vec;
 use crate::ids::{Epoch, Generation, Rid, SessionId, VolumeId};
 use crate::log::LogRecord;
 
+/// Most regions of a volume (protocol.md 4.2).
+const MAX_REGIONS: u64 = 1 << 20;
+
 /// The durable state of one replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Durable {
@@ -61,6 +64,18 @@ impl Durable {
         durable
     }
 
+    /// Can this record of the log be this replica's? What a disk kept has the right checksums and may still say what
+    /// no writer says: a size with more regions than a replica has memory for.
+    #[must_use]
+    pub fn admits(&self, record: &LogRecord) -> bool {
+        match record {
+            LogRecord::Create { size, .. } | LogRecord::Grow { size } => {
+                size.div_ceil(1 << self.region_shift) <= MAX_REGIONS
+            }
+            _ => true,
+        }
+    }
+
     /// Takes in one record of the log.
     pub fn apply(&mut self, record: &LogRecord) {
         match record {
@@ -110,5 +125,20 @@ impl Durable {
     #[must_use]
     pub fn unsealed_regions(&self) -> u32 {
         u32::try_from(self.rgm.iter().filter(|g| **g > self.sealed).count()).expect("at most 2^20 regions")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_that_no_writer_asks_for_is_not_admitted() {
+        // Its log block has a right checksum; taken in, it would ask for more memory than there is.
+        let durable = Durable::new(VolumeId(1), Rid(1), 1 << 20, 20);
+        assert!(durable.admits(&LogRecord::Grow { size: 1 << 40 }));
+        assert!(!durable.admits(&LogRecord::Grow { size: (1 << 40) + 1 }));
+        assert!(!durable.admits(&LogRecord::Create { size: u64::MAX, region_shift: 20 }));
+        assert!(durable.admits(&LogRecord::Trashed));
     }
 }

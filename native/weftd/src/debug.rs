@@ -16,7 +16,7 @@ use weft_proto::payload::Payload as _;
 use weft_proto::record::Record;
 
 use crate::errors::{Code, Failure};
-use crate::pools::read_superblock;
+use crate::pools::{impossible, read_superblock};
 
 /// What was found in a pool.
 #[derive(Debug)]
@@ -80,7 +80,11 @@ pub fn examine(path: &Path) -> Result<Report, Failure> {
                 let newer =
                     |(key, (_, c)): &&mut (ReplicaKey, Chosen)| *key == entry.key && entry.seq > c.log_seq;
                 if let Some((_, (_, checkpoint))) = found.iter_mut().find(newer) {
-                    checkpoint.durable.apply(&entry.record);
+                    if checkpoint.durable.admits(&entry.record) {
+                        checkpoint.durable.apply(&entry.record);
+                    } else {
+                        problems.push(impossible(entry));
+                    }
                 }
             }
             let records = recovered.records.iter().map(|e| {

@@ -28,8 +28,8 @@ use weft_proto::checkpoint::{self, Checkpoint, Side, checkpoint_len};
 use weft_proto::durable::Durable;
 use weft_proto::ids::{ClusterId, HostId, Instant, Nonce, PoolId, PoolInc, Rid, VolumeId};
 use weft_proto::log::{
-    AppendError, LOG_BLOCK, Log, LogExpectation, LogPlace, LogRecord, LogToken, LogWriteFailed, ReplicaKey,
-    recover,
+    AppendError, LOG_BLOCK, Log, LogExpectation, LogPlace, LogRecord, LogToken, LogWriteFailed, Recorded,
+    ReplicaKey, recover,
 };
 use weft_proto::message::{Refusal, Request, Response, Watermark};
 use weft_proto::mutants::Broken;
@@ -1386,6 +1386,9 @@ impl Pool {
                 if let Some((_, checkpoint)) = found.get_mut(&entry.key)
                     && entry.seq > checkpoint.log_seq
                 {
+                    if !checkpoint.durable.admits(&entry.record) {
+                        return Err(impossible(entry));
+                    }
                     checkpoint.durable.apply(&entry.record);
                 }
             }
@@ -1661,6 +1664,12 @@ impl Slotted {
             state,
         }
     }
+}
+
+/// A record whose checksum is right and that no writer made: nothing of such a log is believed (R24).
+pub(crate) fn impossible(entry: &Recorded) -> String {
+    let (ReplicaKey { volume, rid }, seq) = (entry.key, entry.seq);
+    format!("log sequence {seq}: {rid} of volume {volume} can't have that size")
 }
 
 /// The byte ranges of the regions stamped above what is sealed, adjoining ones joined.
