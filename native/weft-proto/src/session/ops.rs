@@ -24,7 +24,7 @@ use crate::ids::{Epoch, Generation, Instant, Rid};
 use crate::message::{Answer, Ask, Extent, Hole, MAX_DATA, Refusal};
 use crate::mutants::Mutation;
 use crate::payload::{BLOCK, Payload, block_crcs};
-use crate::record::Ack;
+use crate::record::{Ack, SIZE_MAX};
 
 /// An operation within a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -157,9 +157,9 @@ impl<P: Payload> Session<P> {
             GuestOp::Zero { offset, len, .. } => (GuestKind::Write, *offset, *len),
             GuestOp::Flush => (GuestKind::Flush, 0, 0),
         };
-        if let Some(record) = &self.record
-            && offset.checked_add(len).is_none_or(|end| end > record.size)
-        {
+        // Before the record is known, no volume is larger than this.
+        let size = self.record.as_ref().map_or(SIZE_MAX, |record| record.size);
+        if offset.checked_add(len).is_none_or(|end| end > size) {
             return self.replies.push_back((id, GuestReply::Failed(GuestError::OutOfRange)));
         }
         let request = GuestRequest {

@@ -129,6 +129,8 @@ impl<P: Payload> Session<P> {
                 if let Some(known) = self.rec().replica(rid) {
                     let same = known.node == node && known.pool == pool;
                     (rid, if same { Ok(None) } else { Err("this replica number is in use") })
+                } else if rid.0 == u32::MAX {
+                    (rid, Err("there is no replica number after this one"))
                 } else if rid.0 < self.rec().next_rid {
                     (rid, Err("a replica number is never reused"))
                 } else if self.rec().replicas.len() >= crate::record::REPLICAS_MAX {
