@@ -18,6 +18,8 @@ import type { Changed, Mirror } from "./mirror.ts";
 
 const RETRY_MS = 500;
 const RETRY_MAX_MS = 15_000;
+/** A timer of Node holds 2^31 ms, and fires at once beyond: who waits longer looks again in between. */
+const WAIT_MAX_MS = 24 * 60 * 60 * 1000;
 
 export type KeeperOptions = {
   readonly self: HostId;
@@ -165,8 +167,8 @@ export class Keeper {
     const now = Date.now();
     const times = [...this.#volumes.values()].flatMap((state) => wakeAt(state, now) ?? []);
     if (times.length === 0) return;
-    // A timer of Node holds at most 2^31 ms; the trash's 24 h fit.
-    this.#timer = setTimeout(() => this.stepAll(), Math.max(50, Math.min(...times) - now));
+    const wait = Math.min(WAIT_MAX_MS, Math.max(50, Math.min(...times) - now));
+    this.#timer = setTimeout(() => this.stepAll(), wait);
   }
 }
 

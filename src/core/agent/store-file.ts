@@ -59,7 +59,8 @@ export async function backupStore(context: MemberContext, path: string): Promise
     await syncDirectory(dirname(path));
     return { path, bytes: BigInt(bytes), revision, sha256 };
   } catch (error) {
-    await rm(beside, { force: true });
+    // Where nothing could be made nothing can be removed either: the first error says why.
+    await rm(beside, { force: true }).catch(() => undefined);
     if (isWeftError(error)) throw error;
     throw badFile(path, `can't be written: ${reasonOf(error)}`, error);
   }

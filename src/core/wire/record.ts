@@ -80,8 +80,12 @@ const madeJson = z
   .transform((m): Made => ({ rid: m.rid, host: m.host, pool: m.pool }));
 
 const replicaState = z.enum(["INSYNC", "STALE", "JOINING", "REMOVING", "QUARANTINED"]);
-const seconds = u64.transform((value) => Number(value) * 1000);
-const milliseconds = u64.transform(Number);
+/** A later moment is nobody's: shown, or counted a day further, it would be no date any more. */
+const YEAR_9000_MS = Date.UTC(9000, 0);
+const TOO_LATE = "expected a moment before the year 9000";
+const moment = instant.refine((text) => Date.parse(text) < YEAR_9000_MS, TOO_LATE);
+const milliseconds = u64.transform(Number).refine((ms) => ms < YEAR_9000_MS, TOO_LATE);
+const seconds = u64.transform((value) => Number(value) * 1000).refine((ms) => ms < YEAR_9000_MS, TOO_LATE);
 
 const memberJson = z
   .object({
@@ -140,7 +144,7 @@ const wantJson = z
     copies: z.int().min(1).max(255),
     minIsr: z.int().min(1).max(255),
     placements: z.array(placeJson).max(255),
-    deletedAt: instant.nullable().default(null),
+    deletedAt: moment.nullable().default(null),
     createdBy: z.string(),
   })
   .transform((w): Want => ({

@@ -23,6 +23,8 @@ void t.test("agent: store: backup, loss, restore, repair", async (t) => {
   t.equal(BigInt(found.size), backup.bytes);
   t.match(backup.sha256, /^[0-9a-f]{64}$/);
   await t.rejects(h1.client.backupStore("/nowhere/at/all"), { code: "E-STORE-04" });
+  // Where a file stands for a directory not even the removal of what was begun succeeds.
+  await t.rejects(h1.client.backupStore("/dev/null/store.backup"), { code: "E-STORE-04" });
   await t.rejects(h1.client.restoreStore(file), { code: "E-STORE-12", exitCode: 2 }, "it works");
 
   // After the backup: a new volume, and a change of the old one.

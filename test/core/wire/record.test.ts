@@ -85,6 +85,7 @@ void t.test("record: damage is named with its key and place", async (t) => {
     [{ ...record, replicas: [{ ...record.replicas[0], state: "FINE" }] }, "replicas.0.state"],
     [{ ...record, owner: { node: "h1", session: P } }, "owner.node"],
     [{ ...record, size: "18446744073709551616" }, "size"],
+    [{ ...record, deleted: "18446744073709551615" }, "deleted"],
   ] as const;
   for (const [value, path] of broken) {
     t.throws(() => parseRecord("/weft/v1/vol/x/state", JSON.stringify(value)), {
@@ -93,6 +94,12 @@ void t.test("record: damage is named with its key and place", async (t) => {
     });
   }
   t.throws(() => parseStore("k", "{"), { code: "E-STORE-07" });
+  // A day later, when the trash is emptied, it would be no date that anybody can write.
+  const late = JSON.stringify({ ...want, deletedAt: "9999-12-31T23:59:59.999Z" });
+  t.throws(() => parseWant("k", late), { code: "E-STORE-07", facts: { path: "deletedAt" } });
+  const first = { ...record.replicas[0], since: "18446744073709551615" };
+  const sinceNever = parseRecord("k", JSON.stringify({ ...record, replicas: [first] }));
+  t.equal(sinceNever.replicas[0]?.sinceMs, null, "for people only: it refuses nothing");
 });
 
 void t.test("record: one of newer software asks for newer software, whatever else is in it", async (t) => {
