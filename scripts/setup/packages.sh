@@ -3,6 +3,7 @@
 
 wanted_packages='
 cc:gcc
+c++:g++
 /usr/include/stdio.h:libc6-dev
 protoc:protobuf-compiler
 /usr/include/google/protobuf/empty.proto:libprotobuf-dev

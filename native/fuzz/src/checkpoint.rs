@@ -1,0 +1,89 @@
+//! A replica's checkpoints, and the replica that starts from one.
+//!
+//! Must always hold: a file is read back exactly or refused; what is accepted can be served and written again.
+
+use weft_proto::checkpoint::{Checkpoint, choose};
+use weft_proto::durable::Durable;
+use weft_proto::ids::{ClusterId, PoolId, PoolInc, Rid, SessionId, VolumeId};
+use weft_proto::log::ReplicaKey;
+use weft_proto::message::Watermark;
+use weft_proto::mutants::Broken;
+use weft_proto::payload::HeapPayload;
+use weft_proto::replica::{Replica, ReplicaConfig};
+
+use crate::input::Input;
+
+const POOL: PoolId = PoolId(0xb0);
+const KEY: ReplicaKey = ReplicaKey { volume: VolumeId(0x11), rid: Rid(2) };
+const HEAD: usize = 176;
+
+/// Two files; each as it is, or with its checksums set right.
+pub fn run(bytes: &[u8]) {
+    let mut input = Input::new(bytes);
+    let [a, b] = [file(&mut input), file(&mut input)];
+    for bytes in [&a, &b] {
+        if let Ok(checkpoint) = Checkpoint::decode(bytes, POOL, KEY) {
+            let again = checkpoint.encode();
+            assert_eq!(Checkpoint::decode(&again, POOL, KEY).as_ref(), Ok(&checkpoint));
+        }
+    }
+    let Ok((side, checkpoint)) = choose(&a, &b, POOL, KEY) else { return };
+    assert_ne!(side, side.other());
+    let mut durable = checkpoint.durable;
+    let record = weft_proto::log::LogRecord::Grow { size: input.number() };
+    if durable.admits(&record) {
+        durable.apply(&record);
+    }
+    serve(durable);
+}
+
+fn serve(durable: Durable) {
+    let config = ReplicaConfig {
+        pool: POOL,
+        pool_inc: PoolInc(1),
+        watermark: Watermark { cluster: ClusterId(3), incarnation: 1, revision: 1 },
+        lossy: false,
+        cached: false,
+        broken: Broken::default(),
+    };
+    let (size, promised) = (durable.size, durable.promised);
+    let replica: Replica<HeapPayload> = Replica::new(config, durable);
+    let view = replica.view(SessionId(1));
+    assert_eq!((view.size, view.promised), (size, promised));
+    assert!(!replica.line().is_empty());
+}
+
+fn file(input: &mut Input<'_>) -> Vec<u8> {
+    let mode = input.u8();
+    let len = if mode & 8 == 0 { 0 } else { usize::from(input.u16()) };
+    if mode & 1 == 0 {
+        return input.take(len).to_vec();
+    }
+    let mut bytes = vec![0; 12 * 1024 + 4096 * usize::from(mode >> 6)];
+    let head = input.take(HEAD);
+    bytes[..head.len()].copy_from_slice(head);
+    let body = input.take(len.min(bytes.len() - HEAD));
+    bytes[HEAD..HEAD + body.len()].copy_from_slice(body);
+    bytes[..4].copy_from_slice(b"wchk");
+    if mode & 2 != 0 {
+        bytes[8..12].copy_from_slice(&1u32.to_le_bytes());
+        bytes[12..16].copy_from_slice(&KEY.rid.0.to_le_bytes());
+        bytes[16..32].copy_from_slice(&KEY.volume.0.to_le_bytes());
+        bytes[32..48].copy_from_slice(&POOL.0.to_le_bytes());
+    }
+    if mode & 4 != 0 {
+        // As many regions as fit, of the size that the head names.
+        let regions = (bytes.len() - HEAD - 8192) / 8;
+        let shift = bytes[136].clamp(12, 40);
+        bytes[136] = shift;
+        bytes[64..72].copy_from_slice(&((regions as u64) << shift).to_le_bytes());
+        bytes[128..132].copy_from_slice(&u32::try_from(regions).expect("few").to_le_bytes());
+    }
+    let regions = u32::from_le_bytes([bytes[128], bytes[129], bytes[130], bytes[131]]);
+    let body_len = weft_proto::checkpoint::checkpoint_len(usize::try_from(regions).expect("32 bits"));
+    let crc = crc32c::crc32c(bytes.get(HEAD..body_len).unwrap_or(&[]));
+    bytes[168..172].copy_from_slice(&crc.to_le_bytes());
+    let crc = crc32c::crc32c(&bytes[8..HEAD]);
+    bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+    bytes
+}

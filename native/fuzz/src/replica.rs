@@ -1,0 +1,409 @@
+//! Hostile sessions at a replica: decoded requests in any order with any epoch, ordinal, generation and range, while the
+//! log and the disk answer when they like, or fail.
+//!
+//! Must always hold:
+//! * every request is answered once, unless its connection is gone;
+//! * I3: the promise never goes back, also not over a restart;
+//! * I4: data is touched only for exactly the promised (epoch, session), from its newest attachment;
+//! * I5: when a promise is answered nothing of a lower epoch is unfinished;
+//! * I8: the stamp of a region is durable before the data is given to the disk;
+//! * I18: nothing lies beyond the size; I29: no generation at or below a sealed one is written.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use weft_proto::durable::Durable;
+use weft_proto::ids::{
+    ClusterId, Epoch, Generation, HostId, Instant, Ordinal, PoolId, PoolInc, Rid, SessionId, VolumeId,
+};
+use weft_proto::log::LogRecord;
+use weft_proto::message::{Answer, Ask, Extent, Hole, Refusal, Request, Watermark};
+use weft_proto::mutants::Broken;
+use weft_proto::payload::{BLOCK, HeapPayload, Payload, block_crcs};
+use weft_proto::record::{Owner, Record};
+use weft_proto::replica::{Action, AttachmentId, DiskDone, DiskError, DiskOp, Replica, ReplicaConfig, Token};
+
+use crate::input::Input;
+use crate::messages::{self, Known};
+use crate::record::SPECIMEN;
+
+const KNOWN: Known = Known { volume: VolumeId(1), pool: PoolId(2), cluster: ClusterId(3), size: 1 << 20 };
+const SHIFT: u8 = 16;
+/// Blocks of data in one plot: a kind of clock that its bytes can't outrun.
+const STEPS_MAX: usize = 2000;
+
+/// A request that was not answered yet.
+#[derive(Clone, Copy, Debug)]
+struct Sent {
+    epoch: Epoch,
+    session: Option<SessionId>,
+    is_data: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Attached {
+    session: SessionId,
+    ordinal: Ordinal,
+}
+
+struct World {
+    replica: Replica<HeapPayload>,
+    now: Instant,
+    connections: Vec<AttachmentId>,
+    next_connection: u64,
+    next_tag: u32,
+    sent: BTreeMap<(AttachmentId, u32), Sent>,
+    attached: BTreeMap<AttachmentId, Attached>,
+    /// Each session's highest ordinal that was taken.
+    newest: BTreeMap<SessionId, Ordinal>,
+    log: VecDeque<(Token, LogRecord)>,
+    disk: Vec<(Token, DiskOp<HeapPayload>)>,
+    reads: Vec<Token>,
+    promised: Epoch,
+    failed: bool,
+    broken_log: bool,
+}
+
+/// A replica's life among enemies.
+pub fn run(bytes: &[u8]) {
+    let mut input = Input::new(bytes);
+    let mut world = World::new(Durable::new(KNOWN.volume, Rid(1), KNOWN.size, SHIFT), input.flag());
+    let mut steps = 0;
+    while !input.is_done() && steps < STEPS_MAX {
+        steps += 1;
+        match input.u8() % 16 {
+            0 if input.one_in(4) => world.restart(input.flag()),
+            0 => world.disconnect(&mut input),
+            1..=3 => world.open(&mut input),
+            4..=9 => world.ask(&mut input),
+            10..=12 => world.logged(&mut input),
+            13 | 14 => world.disk_done(&mut input),
+            _ => world.stored(&mut input),
+        }
+        world.now = world.now.after_ms(u64::from(input.u8() % 16));
+    }
+    world.end();
+}
+
+fn config(lossy: bool) -> ReplicaConfig {
+    ReplicaConfig {
+        pool: KNOWN.pool,
+        pool_inc: PoolInc(1),
+        watermark: Watermark { cluster: KNOWN.cluster, incarnation: 1, revision: 1 },
+        lossy,
+        cached: false,
+        broken: Broken::default(),
+    }
+}
+
+/// The record under which `session` of `host` asks for a promise at `epoch`.
+fn record(epoch: Epoch, host: HostId, session: SessionId) -> Vec<u8> {
+    let mut record = Record::parse(SPECIMEN.as_bytes()).expect("the specimen");
+    record.vol = KNOWN.volume;
+    record.size = KNOWN.size;
+    record.epoch = Epoch(epoch.0.min(Epoch::MAX.0 / 2));
+    record.owner = Some(Owner { node: host, session, caretaker: false });
+    record.to_bytes()
+}
+
+impl World {
+    fn new(durable: Durable, lossy: bool) -> World {
+        let promised = durable.promised;
+        World {
+            replica: Replica::new(config(lossy), durable),
+            now: Instant(1),
+            connections: Vec::new(),
+            next_connection: 1,
+            next_tag: 1,
+            sent: BTreeMap::new(),
+            attached: BTreeMap::new(),
+            newest: BTreeMap::new(),
+            log: VecDeque::new(),
+            disk: Vec::new(),
+            reads: Vec::new(),
+            promised,
+            failed: false,
+            broken_log: false,
+        }
+    }
+
+    /// The process was killed: what was not in the log is gone, what the disk has under way may happen.
+    fn restart(&mut self, lossy: bool) {
+        let durable = self.replica.durable().clone();
+        assert!(durable.promised >= Epoch(0) && durable.promised <= self.promised, "I3");
+        *self = World::new(durable, lossy);
+    }
+
+    fn connection(&mut self, input: &mut Input<'_>) -> AttachmentId {
+        if self.connections.len() < 4 && (self.connections.is_empty() || input.one_in(4)) {
+            let id = AttachmentId(self.next_connection);
+            self.next_connection += 1;
+            self.connections.push(id);
+            return id;
+        }
+        *input.pick(&self.connections)
+    }
+
+    fn disconnect(&mut self, input: &mut Input<'_>) {
+        let id = self.connection(input);
+        self.connections.retain(|other| *other != id);
+        self.attached.remove(&id);
+        self.sent.retain(|(of, _), _| *of != id);
+        self.replica.handle_disconnect(id);
+        self.drain(None);
+    }
+
+    /// An attach or a promise that is nearly right: without those nothing deeper is reached.
+    fn open(&mut self, input: &mut Input<'_>) {
+        let id = self.connection(input);
+        let mark =
+            Watermark { cluster: KNOWN.cluster, incarnation: 1 + u64::from(input.one_in(16)), revision: 2 };
+        let ask = if let Some(attached) = self.attached.get(&id).copied().filter(|_| !input.one_in(8)) {
+            let epoch = Epoch(self.promised.0.saturating_add(u64::from(input.u8() % 4)));
+            let epoch = if input.one_in(8) { messages::epoch(input) } else { epoch };
+            let host = HostId(attached.session.0);
+            let record = record(epoch, host, attached.session);
+            return self.send(id, epoch, Ask::Promise { record, watermark: mark });
+        } else {
+            let session = SessionId(1 + u128::from(input.u8() % 3));
+            let ordinal = self.newest.get(&session).map_or(0, |o| o.0).saturating_add(1);
+            let mut attach = messages::attach(&mut Input::new(&[]), &KNOWN);
+            (attach.session, attach.host) = (session, HostId(session.0));
+            (attach.ordinal, attach.watermark) = (Ordinal(ordinal), mark);
+            Ask::Attach(attach)
+        };
+        self.send(id, Epoch(0), ask);
+    }
+
+    fn ask(&mut self, input: &mut Input<'_>) {
+        let id = self.connection(input);
+        let epoch = if input.one_in(4) { messages::epoch(input) } else { self.promised };
+        let mut ask = messages::ask(input, &KNOWN);
+        // Generations are of the promised epoch, mostly.
+        if let Ask::Write { generation, .. } | Ask::Zero { generation, .. } | Ask::Seal { generation } =
+            &mut ask
+            && !input.one_in(4)
+            && epoch <= Epoch::MAX
+        {
+            *generation = Generation::new(epoch, generation.interval() % 8);
+        }
+        self.send(id, epoch, ask);
+    }
+
+    fn send(&mut self, id: AttachmentId, epoch: Epoch, ask: Ask<HeapPayload>) {
+        let tag = self.next_tag;
+        self.next_tag += 1;
+        let request = messages::carried_request(&Request { tag, epoch, ask });
+        let is_data = !matches!(request.ask, Ask::Attach(_) | Ask::Detach | Ask::Promise { .. });
+        let session = self.attached.get(&id).map(|a| a.session);
+        self.sent.insert((id, tag), Sent { epoch, session, is_data });
+        if let Ask::Attach(attach) = &request.ask {
+            self.attach(id, attach.session, attach.ordinal, &request);
+        }
+        let before = self.replica.view(SessionId(0));
+        self.replica.handle_request(self.now, id, request.clone());
+        if matches!(request.ask, Ask::Detach) {
+            self.attached.remove(&id);
+        }
+        let now_allowed = is_data.then_some((id, epoch, before.promised, before.session, request));
+        self.drain(now_allowed);
+    }
+
+    /// What the model believes of an attach: refused ones are known by their answer, and change nothing.
+    fn attach(
+        &mut self,
+        id: AttachmentId,
+        session: SessionId,
+        ordinal: Ordinal,
+        request: &Request<HeapPayload>,
+    ) {
+        let Ask::Attach(attach) = &request.ask else { return };
+        let highest = self.replica.view(session).ordinal;
+        let known = attach.volume == KNOWN.volume
+            && attach.rid == Rid(1)
+            && attach.pool == KNOWN.pool
+            && attach.watermark.cluster == KNOWN.cluster
+            && attach.watermark.incarnation >= 1;
+        if known && ordinal > highest && !self.attached.contains_key(&id) && !self.failed {
+            self.newest.insert(session, ordinal);
+            self.attached.insert(id, Attached { session, ordinal });
+        }
+    }
+
+    /// Takes what the replica wants; `asked`: the data request that made it so, if one did.
+    fn drain(&mut self, asked: Option<(AttachmentId, Epoch, Epoch, SessionId, Request<HeapPayload>)>) {
+        let mut executed = false;
+        while let Some(action) = self.replica.poll_action() {
+            match action {
+                Action::Log { token, record } => {
+                    if let LogRecord::Stamp { generation, .. } = &record {
+                        executed = true;
+                        assert!(*generation > self.replica.durable().sealed, "I29: {generation} is sealed");
+                    }
+                    self.log.push_back((token, record));
+                }
+                Action::Disk { token, op } => {
+                    executed = true;
+                    self.check_op(&op);
+                    self.disk.push((token, op));
+                }
+                Action::ReadStore { token } => self.reads.push(token),
+                Action::Reply { attachment, response } => {
+                    let response = messages::carried_response(&response);
+                    let Some(sent) = self.sent.remove(&(attachment, response.tag)) else {
+                        assert!(
+                            !self.connections.contains(&attachment),
+                            "a second answer to {} of {attachment:?}: {response:?}",
+                            response.tag
+                        );
+                        continue;
+                    };
+                    if let Ok(Answer::Promised(view)) = &response.outcome {
+                        self.promise_answered(view.promised, sent);
+                    }
+                    if response.outcome == Err(Refusal::IoError) && !sent.is_data {
+                        self.failed |= self.replica.is_failed();
+                    }
+                }
+            }
+        }
+        if let Some((id, epoch, promised, session, request)) = asked
+            && executed
+        {
+            let attached = self.attached.get(&id);
+            assert_eq!(epoch, promised, "I4: executed at another epoch than promised: {request:?}");
+            let attached = attached.unwrap_or_else(|| panic!("I4: executed without attachment: {request:?}"));
+            assert_eq!(attached.session, session, "I4: executed for another session than promised");
+            let newest = self.newest.get(&session).copied();
+            assert_eq!(Some(attached.ordinal), newest, "I4: executed for an older attachment: {request:?}");
+        }
+        let promised = self.replica.view(SessionId(0)).promised;
+        assert!(
+            promised >= self.promised || self.broken_log,
+            "I3: promised {promised} after {}",
+            self.promised
+        );
+        assert!(
+            self.replica.durable().promised <= promised || self.broken_log,
+            "I3: memory is behind the disk"
+        );
+        self.promised = promised;
+        self.failed = self.replica.is_failed();
+    }
+
+    fn promise_answered(&self, promised: Epoch, promise: Sent) {
+        assert_eq!(self.replica.durable().promised, promised, "answered before it is durable");
+        let lower =
+            self.sent.values().find(|s| s.is_data && s.epoch < promised && s.session == promise.session);
+        assert!(lower.is_none(), "I5: {lower:?} is unfinished at the promise of {promised}");
+        for (_, op) in &self.disk {
+            if let DiskOp::Write { .. } | DiskOp::Zero { .. } = op {
+                // What is at the disk now was asked for at this very epoch: a promise that is repeated.
+                assert!(promise.epoch == promised, "I5: {op:?} is under way at the promise of {promised}");
+            }
+        }
+    }
+
+    fn check_op(&self, op: &DiskOp<HeapPayload>) {
+        let durable = self.replica.durable();
+        let range = match op {
+            DiskOp::Write { offset, data, crcs, .. } => {
+                assert_eq!(&block_crcs(data.bytes()), crcs, "data with a wrong CRC goes to the disk");
+                Some((*offset, data.len() as u64, true))
+            }
+            DiskOp::Zero { offset, len, .. } => Some((*offset, *len, true)),
+            DiskOp::Read { offset, len }
+            | DiskOp::Kinds { offset, len }
+            | DiskOp::Hash { offset, len, .. } => Some((*offset, *len, false)),
+            DiskOp::Flush | DiskOp::Seal | DiskOp::Grow { .. } => None,
+        };
+        let Some((offset, len, writes)) = range else { return };
+        assert!(len > 0 && offset.is_multiple_of(BLOCK) && len.is_multiple_of(BLOCK));
+        assert!(offset.checked_add(len).is_some_and(|end| end <= durable.size), "I18: {offset}+{len}");
+        if writes {
+            for region in durable.regions_of(offset, len) {
+                let stamp = durable.rgm[usize::try_from(region).expect("32 bits")];
+                assert!(
+                    stamp > durable.sealed || stamp > Generation::NEVER,
+                    "I8: region {region} has no stamp"
+                );
+            }
+        }
+    }
+
+    fn logged(&mut self, input: &mut Input<'_>) {
+        // In order, as a log is; a few at once.
+        for _ in 0..=input.u8() % 3 {
+            let Some((token, record)) = self.log.pop_front() else { return };
+            let outcome = match input.u8() {
+                0..=247 => Ok(()),
+                248..=252 => Err(DiskError::NoSpace),
+                _ => Err(DiskError::Io),
+            };
+            self.broken_log |= outcome.is_err();
+            self.replica.handle_logged(self.now, token, record, outcome);
+            self.drain(None);
+        }
+    }
+
+    fn disk_done(&mut self, input: &mut Input<'_>) {
+        if self.disk.is_empty() {
+            return;
+        }
+        let (token, op) = self.disk.swap_remove(input.below(self.disk.len()));
+        let outcome = match (input.u8(), &op) {
+            (248..=250, _) => Err(DiskError::NoSpace),
+            (251 | 252, _) => Err(DiskError::Io),
+            (253 | 254, _) => Err(DiskError::BitRot),
+            (255, _) => Err(DiskError::BadCrc),
+            (_, DiskOp::Read { len, .. }) => {
+                let data = HeapPayload::zeroed(usize::try_from(*len).expect("one message"));
+                let crcs = block_crcs(data.bytes());
+                Ok(DiskDone::Data(vec![Extent::Data { crcs, data }]))
+            }
+            (_, DiskOp::Kinds { len, .. }) => Ok(DiskDone::Kinds(vec![(*len, Some(Hole::Zero))])),
+            (_, DiskOp::Hash { len, .. }) => {
+                Ok(DiskDone::Hashes(vec![[7; 16]; usize::try_from(len / BLOCK).expect("few")]))
+            }
+            _ => Ok(DiskDone::Done),
+        };
+        self.replica.handle_disk(self.now, token, outcome);
+        self.drain(None);
+    }
+
+    fn stored(&mut self, input: &mut Input<'_>) {
+        let Some(token) = self.reads.pop() else {
+            self.replica.handle_free_bytes(input.number());
+            let incarnation = u64::from(input.u8() % 2);
+            let mark = Watermark { cluster: KNOWN.cluster, incarnation, revision: input.number() };
+            self.replica.handle_watermark(mark);
+            return;
+        };
+        let mut record = Record::parse(SPECIMEN.as_bytes()).expect("the specimen");
+        record.epoch = Epoch(input.number() % Epoch::MAX.0);
+        self.replica.handle_verified(self.now, token, (!input.one_in(4)).then_some(&record));
+        self.drain(None);
+    }
+
+    /// Log, disk and store answer everything: then every request has its answer.
+    fn end(mut self) {
+        for _ in 0..10_000 {
+            if let Some((token, record)) = self.log.pop_front() {
+                self.replica.handle_logged(self.now, token, record, Ok(()));
+            } else if let Some((token, op)) = self.disk.pop() {
+                let done = match op {
+                    DiskOp::Read { .. } => DiskDone::Data(Vec::new()),
+                    _ => DiskDone::Done,
+                };
+                self.replica.handle_disk(self.now, token, Ok(done));
+            } else if let Some(token) = self.reads.pop() {
+                self.replica.handle_verified(self.now, token, None);
+            } else {
+                break;
+            }
+            self.drain(None);
+        }
+        assert!(self.replica.is_idle(), "{}", self.replica.line());
+        assert!(self.sent.is_empty(), "never answered: {:?}", self.sent);
+        self.restart(false);
+    }
+}

@@ -1,0 +1,13 @@
+/** The doors that TypeScript guards, by name. */
+import { openCli } from "./cli.ts";
+import { openDaemonLines } from "./daemon-lines.ts";
+import type { OpenDoor } from "./door.ts";
+import { openRest } from "./rest.ts";
+import { openStoreValues } from "./store-values.ts";
+
+export const doors: ReadonlyMap<string, () => Promise<OpenDoor>> = new Map([
+  ["cli", openCli],
+  ["daemon-lines", openDaemonLines],
+  ["rest", openRest],
+  ["store-values", openStoreValues],
+]);

@@ -1,0 +1,261 @@
+/**
+ * Requests of any kind at a whole agent: real fastify, real etcd, a weftd that keeps no disks; and values in the store
+ * that nobody should have written, between the requests.
+ *
+ * Must always hold: every request is answered, with JSON; a refusal has a code of docs/errors.md and the status of its
+ * class; nothing is ever a bug of ours (E-AGENT-06), and the agent goes on.
+ */
+import { connect } from "node:net";
+import { join } from "node:path";
+
+import * as fc from "fast-check";
+
+import { StoreClient } from "../../src/core/wire/store-client.ts";
+import { keys } from "../../src/core/wire/store-keys.ts";
+import { startCluster } from "../core/agent/test-host.ts";
+import type { TestHost } from "../core/agent/test-host.ts";
+import { assertCode } from "./codes.ts";
+import type { OpenDoor } from "./door.ts";
+import { goodValues } from "./good-values.ts";
+import { anyJson, nearly, textOf } from "./values.ts";
+
+/** No answer within this time is a finding: nothing that is asked here waits for anybody. */
+const ANSWER_MS = 60_000;
+
+type Request = {
+  readonly method: string;
+  readonly path: string;
+  readonly type: string;
+  readonly body: string;
+};
+type Input =
+  | { readonly kind: "request"; readonly request: Request }
+  | { readonly kind: "put"; readonly key: string; readonly value: string };
+
+const volume = { name: "db", size: "1048576", copies: 1, minIsr: 1, hosts: null, createdBy: null };
+/** Paths that the agent itself opens lead nowhere, whatever is in them. */
+const file = { path: "/dev/null/file" };
+const shapes: readonly (readonly [method: string, path: string, body: unknown])[] = [
+  ["GET", "/v1/status", {}],
+  ["GET", "/v1/cluster", {}],
+  ["GET", "/v1/hosts", {}],
+  ["GET", "/v1/pools", {}],
+  ["POST", "/v1/pools", { path: "/pool" }],
+  ["GET", "/v1/volumes", {}],
+  ["POST", "/v1/volumes", volume],
+  ["POST", "/v1/volumes", { ...volume, name: "web" }],
+  ["GET", "/v1/volumes/REF", {}],
+  ["DELETE", "/v1/volumes/REF", {}],
+  ["POST", "/v1/volumes/REF/attach", { steal: false }],
+  ["POST", "/v1/volumes/REF/detach", { abandon: false }],
+  ["POST", "/v1/volumes/REF/steal", {}],
+  ["POST", "/v1/volumes/REF/replicas", { host: null }],
+  ["DELETE", "/v1/volumes/REF/replicas/1", {}],
+  ["GET", "/v1/volumes/REF/why", {}],
+  ["GET", "/v1/volumes/REF/progress", {}],
+  ["GET", "/v1/trash", {}],
+  ["POST", "/v1/trash/REF/restore", {}],
+  ["DELETE", "/v1/trash/REF", {}],
+  ["DELETE", "/v1/trash", {}],
+  ["POST", "/v1/init", { name: "h1", address: "127.0.0.1", clusterName: "lab" }],
+  ["POST", "/v1/join", { from: "127.0.0.1", name: "h1", address: "127.0.0.1" }],
+  ["POST", "/v1/store/backup", file],
+  ["POST", "/v1/store/restore", file],
+];
+
+const ref = fc.oneof(
+  {
+    weight: 4,
+    arbitrary: fc.constantFrom(
+      "db",
+      "web",
+      "1",
+      goodValues.want.id,
+      "nobody",
+      "%2e%2e",
+      "%00",
+      "%zz",
+      "a".repeat(300),
+    ),
+  },
+  { weight: 1, arbitrary: fc.string({ maxLength: 20, unit: "binary" }).map(encoded) },
+);
+
+const request = fc.constantFrom(...shapes).chain(([method, path, good]) =>
+  fc.record({
+    method: fc.oneof(
+      { weight: 15, arbitrary: fc.constant(method) },
+      { weight: 1, arbitrary: fc.constantFrom("PUT", "PATCH", "HEAD", "OPTIONS", "POST") },
+    ),
+    path: fc
+      .tuple(
+        ref,
+        fc.oneof(
+          { weight: 9, arbitrary: fc.constant("") },
+          { weight: 1, arbitrary: fc.string().map(encoded) },
+        ),
+      )
+      .map(([name, more]) => path.replace("REF", name) + more),
+    type: fc.oneof(
+      { weight: 15, arbitrary: fc.constant("application/json") },
+      {
+        weight: 1,
+        arbitrary: fc.constantFrom("text/plain", "", "application/json; charset=x", "multipart/form-data"),
+      },
+    ),
+    body: path.startsWith("/v1/store/")
+      ? // Nothing of these may name a file that is there.
+        fc.oneof(
+          fc.constant(JSON.stringify(good)),
+          textOf(anyJson).filter((text) => !text.includes("path")),
+        )
+      : fc.oneof(
+          { weight: 3, arbitrary: fc.constant(JSON.stringify(good)) },
+          { weight: 3, arbitrary: textOf(nearly(good)) },
+          { weight: 1, arbitrary: textOf(anyJson) },
+          { weight: 1, arbitrary: fc.string({ maxLength: 100, unit: "binary" }) },
+        ),
+  }),
+);
+
+const other = goodValues.want.id;
+const places: readonly (readonly [key: string, good: unknown])[] = [
+  [keys.host(goodValues.host.id), goodValues.host],
+  [keys.alive(goodValues.host.id), goodValues.alive],
+  [keys.pool(goodValues.pool.id), goodValues.pool],
+  [keys.poolUsage(goodValues.pool.id), goodValues.usage],
+  [keys.name("db2"), goodValues.name],
+  [keys.want(other), goodValues.want],
+  [keys.made(other, 1), goodValues.made],
+  [keys.state(other), goodValues.state],
+  [keys.progress(other), { rid: 1, copied: "1", total: "2" }],
+  [keys.emptyTrash(other), {}],
+  [keys.token("t"), { volume: other }],
+];
+
+const put = fc.constantFrom(...places).chain(([key, good]) =>
+  fc.record({
+    kind: fc.constant("put" as const),
+    key: fc.constant(key),
+    value: textOf(fc.oneof(nearly(good), anyJson)),
+  }),
+);
+
+export async function openRest(): Promise<OpenDoor> {
+  const teardowns: (() => Promise<void>)[] = [];
+  const [host] = await startCluster({ teardown: (fn) => void teardowns.push(fn) }, 1, 11);
+  if (host === undefined) throw new Error("no host");
+  const store = new StoreClient({ endpoints: [`http://${host.address}:7402`] });
+  return {
+    arbitrary: fc.oneof(
+      { weight: 4, arbitrary: request.map((it) => ({ kind: "request", request: it }) as const) },
+      { weight: 1, arbitrary: put },
+    ),
+    judge: (input: Input) => judge(host, store, input),
+    kept: [
+      {
+        kind: "request",
+        request: {
+          method: "POST",
+          path: "/v1/store/backup",
+          type: "application/json",
+          body: JSON.stringify(file),
+        },
+      },
+      {
+        kind: "put",
+        key: keys.want(other),
+        value: JSON.stringify({ ...goodValues.want, deletedAt: "9999-12-31T23:59:59.999Z" }),
+      },
+      {
+        kind: "put",
+        key: keys.state(other),
+        value: JSON.stringify({ ...goodValues.state, deleted: "18446744073709551615" }),
+      },
+      {
+        kind: "put",
+        key: keys.want(other),
+        value: JSON.stringify({ ...goodValues.want, deletedAt: "2999-01-01T00:00:00.000Z" }),
+      },
+    ] satisfies readonly Input[],
+    shrinks: false,
+    close: async () => {
+      for (const teardown of teardowns.toReversed()) await teardown();
+    },
+  };
+}
+
+async function judge(host: TestHost, store: StoreClient, input: Input): Promise<void> {
+  if (input.kind === "put") {
+    await store.put(input.key, input.value);
+    // Everything that shows something shows it, or says what is wrong with it.
+    for (const path of [
+      "/v1/status",
+      "/v1/hosts",
+      "/v1/pools",
+      "/v1/volumes",
+      "/v1/trash",
+      `/v1/volumes/${other}`,
+      `/v1/volumes/${other}/why`,
+    ])
+      await asked(host, { method: "GET", path, type: "application/json", body: "" });
+    return;
+  }
+  await asked(host, input.request);
+}
+
+async function asked(host: TestHost, request: Request): Promise<void> {
+  const { status, body } = await exchange(join(host.directory, "run/agent.sock"), request);
+  const shown = `${request.method} ${request.path} ${request.body.slice(0, 300)} -> ${status} ${body.slice(0, 500)}`;
+  if (request.method === "HEAD") return;
+  const json: unknown = JSON.parse(body === "" ? "{}" : body);
+  if (status >= 200 && status < 300) return;
+  if (typeof json !== "object" || json === null || !("error" in json))
+    throw new Error(`no error body: ${shown}`);
+  const { code, message } = json.error as { readonly code: unknown; readonly message: unknown };
+  assertCode(code, shown);
+  if (typeof message !== "string" || message === "") throw new Error(`no sentence: ${shown}`);
+  if (![400, 404, 409, 413, 415, 503].includes(status)) throw new Error(`status ${status}: ${shown}`);
+}
+
+/** By hand: node's client refuses to send half of what is to be tried. */
+function exchange(
+  socketPath: string,
+  { method, path, type, body }: Request,
+): Promise<{ status: number; body: string }> {
+  const bytes = Buffer.from(body);
+  const head = [
+    `${method} ${path} HTTP/1.1`,
+    "host: weft",
+    "connection: close",
+    ...(type === "" ? [] : [`content-type: ${type}`]),
+    ...(method === "GET" || method === "HEAD" ? [] : [`content-length: ${bytes.length}`]),
+  ];
+  return new Promise((resolve, reject) => {
+    const socket = connect(socketPath);
+    const chunks: Buffer[] = [];
+    socket.setTimeout(ANSWER_MS, () => socket.destroy(new Error(`no answer to ${method} ${path}`)));
+    socket.on("error", reject);
+    socket.on("data", (chunk: Buffer) => chunks.push(chunk));
+    socket.on("end", () => {
+      const text = Buffer.concat(chunks).toString("utf8");
+      const [first = "", ...rest] = text.split("\r\n\r\n");
+      const status = Number(/^HTTP\/1\.1 (\d{3})/.exec(first)?.[1] ?? 0);
+      const payload = rest.join("\r\n\r\n");
+      resolve({ status, body: /transfer-encoding: chunked/i.test(first) ? unchunked(payload) : payload });
+    });
+    socket.write(`${head.join("\r\n")}\r\n\r\n`);
+    if (method !== "GET" && method !== "HEAD") socket.write(bytes);
+  });
+}
+
+function unchunked(text: string): string {
+  return text.replaceAll(/^[0-9a-f]+\r\n|\r\n(?=[0-9a-f]+\r\n)|\r\n0\r\n\r\n$/gm, "");
+}
+
+/** Any text as a part of a path: what HTTP itself forbids there is escaped. */
+function encoded(text: string): string {
+  return Buffer.from(text)
+    .toString("latin1")
+    .replaceAll(/[^!-~]|[?#%]/g, (char) => `%${char.charCodeAt(0).toString(16).padStart(2, "0")}`);
+}
