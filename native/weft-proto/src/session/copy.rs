@@ -63,7 +63,7 @@ enum Stage {
 
 impl<P: Payload> Session<P> {
     /// Starts a piece on a range that nobody holds.
-    pub(super) fn start_piece(
+    fn start_piece(
         &mut self,
         now: Instant,
         range: (u64, u64),
@@ -206,6 +206,59 @@ impl<P: Payload> Session<P> {
         }
     }
 
+    /// Does it read now: hashes, or the data?
+    pub(super) fn piece_reads(&self, id: PieceId) -> bool {
+        self.pieces.get(&id).is_some_and(|p| !matches!(p.stage, Stage::Writing { .. }))
+    }
+
+    /// A member can't give a block of the piece: found out which, it is copied from another member, and to this one.
+    pub(super) fn piece_unreadable(&mut self, id: PieceId, rid: Rid) {
+        if let Some(piece) = self.pieces.get(&id) {
+            let (start, len) = (piece.start, piece.end - piece.start);
+            self.singly.insert(start, len);
+            if len == BLOCK {
+                self.unreadable.entry(rid).or_default().insert(start, len);
+            }
+        }
+        self.piece_failed(id, rid);
+    }
+
+    /// The range was written to a member: whatever was there before, it can give this.
+    pub(super) fn readable_again(&mut self, rid: Rid, start: u64, end: u64) {
+        if let Some(blocks) = self.unreadable.get_mut(&rid) {
+            blocks.remove(start, end - start);
+        }
+    }
+
+    /// Could this member not give the block at `start`?
+    fn is_unreadable(&self, rid: Rid, start: u64) -> bool {
+        self.unreadable.get(&rid).is_some_and(|blocks| blocks.contains(start))
+    }
+
+    /// Starts a piece of a range from the first of `sources` that can give it, or says which block none can give.
+    pub(super) fn start_readable_piece(
+        &mut self,
+        now: Instant,
+        range: (u64, u64),
+        region: Option<u32>,
+        sources: &[Rid],
+        targets: Vec<Rid>,
+        hashed: bool,
+    ) -> Result<(), u64> {
+        let (start, mut end) = range;
+        if let Some((at, _)) = self.singly.next_run(start, end - start)
+            && at < end
+        {
+            end = if at == start { start + BLOCK } else { at };
+        }
+        let source = sources.iter().copied().find(|rid| !self.is_unreadable(*rid, start));
+        let Some(source) = source else { return Err(start) };
+        let targets: Vec<Rid> = targets.into_iter().filter(|rid| *rid != source).collect();
+        let hashed = hashed && !targets.iter().any(|rid| self.is_unreadable(*rid, start));
+        self.start_piece(now, (start, end), region, source, targets, hashed);
+        Ok(())
+    }
+
     /// Gives a failed piece's range back once nothing of it can still execute.
     fn piece_ended(&mut self, id: PieceId) {
         self.copy_hold = self.next_tick;
@@ -219,25 +272,35 @@ impl<P: Payload> Session<P> {
     fn piece_done(&mut self, now: Instant, id: PieceId, written: u64) {
         let Some(piece) = self.pieces.remove(&id) else { return };
         self.unlock(piece.start, Lock::Piece(id));
+        if written > 0 {
+            for rid in &piece.targets {
+                self.readable_again(*rid, piece.start, piece.end);
+            }
+        }
         match piece.region {
             Some(region) => {
                 self.figures.reconciled_bytes += written;
-                let done = match self.dirty.get_mut(&region) {
-                    Some(Some(todo)) => {
-                        todo.remove(piece.start, piece.end - piece.start);
-                        todo.is_empty()
-                    }
-                    _ => false,
-                };
-                if done {
-                    self.dirty.remove(&region);
-                    self.roll_now |= self.dirty.is_empty();
-                }
+                self.equalised(region, piece.start, piece.end);
             }
             None => self.join_copied(piece.start, piece.end, written),
         }
         self.progressed = true;
         self.start_waiting(now);
+    }
+
+    /// A range of a region need not be looked at any more.
+    fn equalised(&mut self, region: u32, start: u64, end: u64) {
+        let done = match self.dirty.get_mut(&region) {
+            Some(Some(todo)) => {
+                todo.remove(start, end - start);
+                todo.is_empty()
+            }
+            _ => false,
+        };
+        if done {
+            self.dirty.remove(&region);
+            self.roll_now |= self.dirty.is_empty();
+        }
     }
 
     fn obeys(&self, rid: Rid) -> bool {
@@ -300,9 +363,21 @@ impl<P: Payload> Session<P> {
                 }
             }
             let Some((region, range)) = chosen else { return };
-            let source = self.trusted.filter(|rid| members.contains(rid)).unwrap_or(members[0]);
-            let targets = members.iter().copied().filter(|rid| *rid != source).collect();
-            self.start_piece(now, range, Some(region), source, targets, true);
+            let first = self.trusted.filter(|rid| members.contains(rid)).unwrap_or(members[0]);
+            let mut sources = alloc::vec![first];
+            if !self.trusted_only {
+                sources.extend(members.iter().filter(|rid| **rid != first));
+            }
+            let piece = self.start_readable_piece(now, range, Some(region), &sources, members.clone(), true);
+            if let Err(block) = piece {
+                if self.trusted_only {
+                    return;
+                }
+                // No member can give it, so that none will show a guest what another has not: it reads as an error
+                // everywhere until it is written again.
+                self.equalised(region, block, block + BLOCK);
+                self.progressed = true;
+            }
         }
     }
 

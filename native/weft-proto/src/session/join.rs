@@ -23,7 +23,7 @@ use crate::block_set::BlockSet;
 use crate::ids::{Generation, Instant, Rid};
 use crate::message::{Ask, ReplicaView};
 use crate::mutants::Mutation;
-use crate::payload::Payload;
+use crate::payload::{BLOCK, Payload};
 use crate::record::{Ack, ReplicaState};
 
 #[derive(Debug)]
@@ -130,6 +130,10 @@ impl<P: Payload> Session<P> {
         let candidate =
             self.rec().replicas.iter().find(|r| stale(r.state) && ready(r.rid)).map(|r| (r.rid, r.base));
         if let Some((rid, base)) = candidate {
+            // A stale replica is sent no heartbeats: its silence counts from now on.
+            if let Some(peer) = self.peers.get_mut(&rid) {
+                peer.heard = now;
+            }
             self.join = Some(Join {
                 rid,
                 base,
@@ -231,15 +235,32 @@ impl<P: Payload> Session<P> {
         if now < self.copy_hold || self.hangs(source) {
             return;
         }
+        let epoch = self.rec().epoch;
+        let mut sources = alloc::vec![source];
+        sources.extend(self.in_sync().into_iter().filter(|other| {
+            *other != source && self.peers.get(other).is_some_and(|p| p.obeys(epoch) && p.bad.is_none())
+        }));
+        let mut hopeless = None;
         while self.pieces.len() < PIECES_MAX {
             let Some(join) = &self.join else { return };
             let (cursor, hashed) = (join.cursor, join.hashed);
             let run = self.free_run(&join.todo, cursor).or_else(|| self.free_run(&join.todo, 0));
             let Some(range) = run else { break };
-            if let Some(join) = &mut self.join {
-                join.cursor = range.1;
+            if hopeless == Some(range.0) {
+                break;
             }
-            self.start_piece(now, range, None, source, alloc::vec![rid], hashed);
+            let piece = self.start_readable_piece(now, range, None, &sources, alloc::vec![rid], hashed);
+            let next = match piece {
+                Ok(()) => range.1,
+                // Nobody can give it. It is not copied, so that the joiner stays out until it is written again.
+                Err(block) => {
+                    hopeless = hopeless.or(Some(block));
+                    block + BLOCK
+                }
+            };
+            if let Some(join) = &mut self.join {
+                join.cursor = next;
+            }
         }
         if self.config.broken.is(Mutation::AdmitBeforePausedWrite) {
             // The range of a write that is on its way counts as copied.

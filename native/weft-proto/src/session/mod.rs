@@ -388,8 +388,15 @@ pub struct Session<P> {
     /// Regions that may differ between members (R5): what of them is still to be equalised, once begun.
     dirty: BTreeMap<u32, Option<BlockSet>>,
     dirty_wanted: VecDeque<u32>,
-    /// The member to reconcile from, when not any will do (R8).
+    /// The member to reconcile from.
     trusted: Option<Rid>,
+    /// No other one will do: the others lost what they had in their caches (R8).
+    trusted_only: bool,
+    /// Blocks that a member could not give for a copy, since its attachment: copied to it without a look, and from
+    /// another one.
+    unreadable: BTreeMap<Rid, BlockSet>,
+    /// Where that happened a piece is one block long, so that it is known which.
+    singly: BlockSet,
     join: Option<Join>,
     rejoin: BTreeMap<Rid, (Instant, u32)>,
     /// Members whose silence or whose overdue write was seen at the last tick.
@@ -453,6 +460,9 @@ impl<P: Payload> Session<P> {
             dirty: BTreeMap::new(),
             dirty_wanted: VecDeque::new(),
             trusted: None,
+            trusted_only: false,
+            unreadable: BTreeMap::new(),
+            singly: BlockSet::default(),
             join: None,
             rejoin: BTreeMap::new(),
             stalled: BTreeMap::new(),

@@ -216,6 +216,7 @@ impl<P: Payload> Session<P> {
             // All are here, some without their cache, and min_isr forbids to take those out: what they may have
             // lost is above the highest seal, so reconciling from one that kept its cache brings it back (R8).
             self.trusted = good.first().copied().filter(|_| !self.config.broken.is(Mutation::LossySource));
+            self.trusted_only = self.trusted.is_some();
             return self.ask_stamps(now, &members);
         }
         // Fewer than min_isr: opened paused; may only reconcile, join and swap (R16).

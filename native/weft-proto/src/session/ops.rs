@@ -115,6 +115,8 @@ pub(super) struct Patch {
     /// Blocks (byte offsets in the volume) whose other bytes are still to be read.
     edges: VecDeque<u64>,
     tries: u8,
+    /// Members that could not give a block at an edge.
+    avoid: Vec<Rid>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -239,7 +241,7 @@ impl<P: Payload> Session<P> {
                 OpKind::Write {
                     data: buffer,
                     crcs: Vec::new(),
-                    patch: Some(Patch { from, to, edges, tries: 0 }),
+                    patch: Some(Patch { from, to, edges, tries: 0, avoid: Vec::new() }),
                 }
             };
             self.queue_op(now, id, start, aligned_end, kind);
@@ -317,6 +319,11 @@ impl<P: Payload> Session<P> {
             .take_while(|w| **w != id)
             .any(|w| self.ops.get(w).is_some_and(|o| o.overlaps(start, end) && !(read && o.is_read())));
         if earlier || self.dirty_blocks(start, end) {
+            return;
+        }
+        let flush = self.ops.get(&id).is_some_and(|o| matches!(o.kind, OpKind::Flush));
+        if flush && self.trusted_only && !self.dirty.is_empty() {
+            // A member that lost its cache lacks what the guest had before: its flush would cover nothing of that (R8).
             return;
         }
         if read {
@@ -442,6 +449,9 @@ impl<P: Payload> Session<P> {
             op.acked.push(rid);
         }
         let (start, end, is_write) = (op.start, op.end, op.is_write());
+        if is_write {
+            self.readable_again(rid, start, end);
+        }
         if is_write && self.join_writes_to() == Some(rid) {
             // Overwritten as a whole on the joiner: nothing to copy there.
             self.join_covered(start, end);
@@ -777,7 +787,7 @@ impl<P: Payload> Session<P> {
         let OpKind::Write { patch: Some(patch), .. } = &op.kind else { return };
         let Some(offset) = patch.edges.front().copied() else { return };
         // No lease is needed: a stale value could only be written back by a fenced session, and is refused.
-        let Some(rid) = self.reader(now, &[]) else { return };
+        let Some(rid) = self.reader(now, &patch.avoid) else { return };
         if let Some(op) = self.ops.get_mut(&id) {
             op.sent = alloc::vec![rid];
         }
@@ -887,7 +897,10 @@ impl<P: Payload> Session<P> {
             }
             OpKind::Write { patch: Some(patch), .. } if data_bad => {
                 patch.tries += 1;
-                if patch.tries >= READ_TRIES {
+                if !patch.avoid.contains(&rid) {
+                    patch.avoid.push(rid);
+                }
+                if patch.tries >= READ_TRIES && patch.avoid.len() >= members {
                     self.read_unreadable(id);
                 }
             }
@@ -895,9 +908,37 @@ impl<P: Payload> Session<P> {
         }
     }
 
+    /// No member gave it. Of several blocks each may be good on some member: they are asked for one by one.
     fn read_unreadable(&mut self, id: OpId) {
         let Some(op) = self.ops.remove(&id) else { return };
         self.waiting.retain(|w| *w != id);
+        if let (OpKind::Read { .. }, Some(request)) = (&op.kind, op.request)
+            && op.end - op.start > BLOCK
+        {
+            let mut at = op.start;
+            while at < op.end {
+                let id = OpId(self.fresh_id());
+                let kind = OpKind::Read { tries: 0, avoid: Vec::new() };
+                let part = Op {
+                    request: Some(request),
+                    start: at,
+                    end: at + BLOCK,
+                    kind,
+                    stage: Stage::Waiting,
+                    generation: Generation::NEVER,
+                    acked: Vec::new(),
+                    sent: Vec::new(),
+                };
+                self.ops.insert(id, part);
+                self.waiting.push_back(id);
+                at += BLOCK;
+            }
+            if let Some(guest) = self.guests.get_mut(&request) {
+                guest.remaining += to_usize((op.end - op.start) / BLOCK) - 1;
+            }
+            self.progressed = true;
+            return;
+        }
         if op.is_write() {
             self.unlock(op.start, Lock::Op(id));
         }

@@ -239,6 +239,8 @@ impl<P: Payload> Session<P> {
         peer.promising = false;
         peer.lease = None;
         peer.heartbeat_out = false;
+        self.unreadable.remove(&rid);
+        let Some(peer) = self.peers.get_mut(&rid) else { return };
         let outstanding = core::mem::take(&mut peer.outstanding);
         for sent in outstanding.into_values() {
             match sent.purpose {
@@ -421,7 +423,12 @@ impl<P: Payload> Session<P> {
             }
             (Purpose::JoinFlush, Answer::Done) => self.join_flushed(),
             // An answer of the wrong kind: the peer misbehaves; nothing of this attachment is believed.
-            _ => self.drop_attachment(rid),
+            (purpose, _) => {
+                self.drop_attachment(rid);
+                if let Purpose::Op(op) = purpose {
+                    self.op_unsent(op, rid);
+                }
+            }
         }
     }
 
@@ -470,7 +477,6 @@ impl<P: Payload> Session<P> {
                     peer.link = Link::Up;
                 } else {
                     self.drop_attachment(rid);
-                    return;
                 }
             }
             Refusal::Busy => {
@@ -479,7 +485,12 @@ impl<P: Payload> Session<P> {
                 }
             }
             Refusal::NoReplica | Refusal::Quarantined | Refusal::IoError | Refusal::NoSpace => {
-                let is_read = matches!(sent.purpose, Purpose::Read(_));
+                let is_read = match sent.purpose {
+                    Purpose::Read(_) => true,
+                    Purpose::Piece(id) => self.piece_reads(id),
+                    _ => false,
+                };
+                let Some(peer) = self.peers.get_mut(&rid) else { return };
                 if sent.purpose == Purpose::Attach {
                     peer.link = Link::Up;
                 }
@@ -492,7 +503,14 @@ impl<P: Payload> Session<P> {
         match sent.purpose {
             Purpose::Op(op) => self.op_unsent(op, rid),
             Purpose::Read(op) => self.read_failed(op, rid, Some(refusal)),
-            Purpose::Piece(piece) => self.piece_failed(piece, rid),
+            Purpose::Piece(piece) => {
+                let bad = matches!(refusal, Refusal::BadCrc | Refusal::BitRot | Refusal::IoError);
+                if bad && self.piece_reads(piece) {
+                    self.piece_unreadable(piece, rid);
+                    return;
+                }
+                self.piece_failed(piece, rid);
+            }
             Purpose::OpenStamps => {
                 self.copy_hold = later;
                 self.restart_gather();
