@@ -34,6 +34,8 @@ pub struct Oracle {
     blocks: BTreeMap<u64, BTreeMap<Value, Cluster>>,
     /// Per block: call times of writes that a completed flush covers (cached mode), the latest one.
     flushed: BTreeMap<u64, i64>,
+    /// What is counted as a block here is half of one.
+    halves: bool,
     /// Answered reads, for the summary.
     pub reads: u64,
     /// Answered writes, for the summary.
@@ -41,6 +43,31 @@ pub struct Oracle {
 }
 
 impl Oracle {
+    /// One whose blocks are half blocks: of a torn write each half is judged by itself.
+    #[must_use]
+    pub fn of_halves() -> Oracle {
+        Oracle { halves: true, ..Oracle::default() }
+    }
+
+    /// A block, for people.
+    #[must_use]
+    pub fn name(&self, block: u64) -> String {
+        match (self.halves, block % 2) {
+            (false, _) => format!("block {block}"),
+            (true, 0) => format!("block {}, first half", block / 2),
+            (true, _) => format!("block {}, second half", block / 2),
+        }
+    }
+
+    /// Was `newer` acknowledged or read, and `older` surely overwritten by it? (Then nobody may see `older` again.)
+    #[must_use]
+    pub fn replaced(&self, block: u64, older: Value, newer: Value) -> bool {
+        let Some(values) = self.blocks.get(&block) else { return false };
+        let (Some(old), Some(new)) = (values.get(&older), values.get(&newer)) else { return false };
+        let settled = new.is_acked || new.is_read;
+        settled && old.first_answer < new.write_call && old.write_call < new.write_call
+    }
+
     fn cluster(&mut self, block: u64, value: Value) -> Option<&mut Cluster> {
         let values = self.blocks.entry(block).or_insert_with(|| {
             let initial = Cluster {
@@ -86,11 +113,12 @@ impl Oracle {
     pub fn read(&mut self, block: u64, value: Value, called: u64, now: u64) -> Result<(), String> {
         self.reads += 1;
         let (called, now) = (i64::try_from(called).expect("short"), i64::try_from(now).expect("short"));
+        let name = self.name(block);
         let Some(c) = self.cluster(block, value) else {
-            return Err(format!("block {block}: read value {value} that nobody wrote there"));
+            return Err(format!("{name}: read value {value} that nobody wrote there"));
         };
         if now < c.write_call {
-            return Err(format!("block {block}: value {value} was read before it was written"));
+            return Err(format!("{name}: value {value} was read before it was written"));
         }
         c.is_read = true;
         c.first_answer = c.first_answer.min(now);
@@ -127,7 +155,8 @@ impl Oracle {
                 let acked_at = values.get(value).map_or(i64::MIN, |c| c.acked_at);
                 if acked_at < floor {
                     return Err(format!(
-                        "block {block}: after the power loss it holds value {value}, older than what was flushed"
+                        "{}: after the power loss it holds value {value}, older than what was flushed",
+                        self.name(*block)
                     ));
                 }
             }
@@ -167,8 +196,14 @@ impl Oracle {
             for pair in forward.windows(2) {
                 if pair[1].0 < pair[0].1 {
                     return Err(format!(
-                        "block {block}: value {} was seen from {} to {} ns and value {} from {} to {} ns: one of them came back",
-                        pair[0].2, pair[0].0, pair[0].1, pair[1].2, pair[1].0, pair[1].1
+                        "{}: value {} was seen from {} to {} and value {} from {} to {}: one of them came back",
+                        self.name(*block),
+                        pair[0].2,
+                        time(pair[0].0),
+                        time(pair[0].1),
+                        pair[1].2,
+                        time(pair[1].0),
+                        time(pair[1].1)
                     ));
                 }
             }
@@ -177,12 +212,26 @@ impl Oracle {
                     forward.iter().find(|(from, to, _)| *from < low && high < *to)
                 {
                     return Err(format!(
-                        "block {block}: value {value}, written between {low} and {high} ns, is lost: value {other} was seen at {from} ns and again at {to} ns"
+                        "{}: value {value}, written between {} and {}, is lost: value {other} was seen at {} and again at {}",
+                        self.name(*block),
+                        time(low),
+                        time(high),
+                        time(*from),
+                        time(*to)
                     ));
                 }
             }
         }
         Ok(())
+    }
+}
+
+/// Simulated time, for people; a run begins at 1000 ms.
+fn time(ns: i64) -> String {
+    match ns {
+        i64::MIN => "the beginning".into(),
+        i64::MAX => "never".into(),
+        _ => format!("{:.3} ms", (ns - 1_000_000_000) as f64 / 1e6),
     }
 }
 

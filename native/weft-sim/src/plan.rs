@@ -1,4 +1,7 @@
 //! What a run looks like: topology and fault weights, drawn from the seed (swarm testing: each seed its own).
+//!
+//! Must always hold: a plan that leans towards a broken rule has only the faults of [`Plan::draw`]'s first part and
+//! those that [`Plan::lean_towards`] adds: what shows a rule is not buried under the rest.
 
 use weft_proto::mutants::Mutation;
 
@@ -61,6 +64,54 @@ pub struct Plan {
     pub renew_interval: u32,
     /// Every host has read the store since the backup that it is put back to.
     pub all_hosts_know: bool,
+    /// Hosts with a disk for replicas: the first so many. The others only run sessions, or vote in the store.
+    pub data_hosts: usize,
+    /// Hosts on which sessions open; empty: any.
+    pub owners: Vec<usize>,
+    /// Hosts on which the store's members run; empty: it runs elsewhere and everybody reaches it.
+    pub store_members: Vec<usize>,
+    /// The store's answers are late now and then, in ms; 0: never.
+    pub store_slow_ms: u64,
+    /// Chance in 100 that a change of the record is shown to a session that watches.
+    pub watch: u64,
+    /// Pools start by the rules of incarnations (R10).
+    pub pool_starts: bool,
+    /// A pool's directory is put back to an older image while its process is down.
+    pub roll_back_pool: u64,
+    /// Two hosts' disks are exchanged for a while.
+    pub swap_disks: u64,
+    /// Kill a host's process: its replica and its session.
+    pub kill_host: u64,
+    /// Stop a host in order and start it again.
+    pub reboot: u64,
+    /// Power off every host at once.
+    pub power_off_all: u64,
+    /// Chance in 1000 that a write to a disk fails.
+    pub write_error: u64,
+    /// Chance in 1000 that a flush or a seal fails.
+    pub flush_error: u64,
+    /// A disk is full for a while.
+    pub full: u64,
+    /// A block becomes unreadable until it is written again.
+    pub latent_error: u64,
+    /// A block's content changes by itself.
+    pub bit_rot: u64,
+    /// Chance in 1000 that a write of one block goes to another place.
+    pub misdirect: u64,
+    /// Damage is drawn although no other copy of the block may be left.
+    pub beyond_redundancy: bool,
+    /// Connections keep their order, as TCP does; else each message takes its own time, which is more than can happen.
+    pub ordered: bool,
+    /// Chance in 1000 that a message is sent again by the transport: 200 ms and more.
+    pub loss: u64,
+    /// A link is slow for a while, in one direction.
+    pub slow_link: u64,
+    /// Clocks run fast or slow by up to so many parts in a million (R9 allows 10,000 between two hosts).
+    pub drift_ppm: u64,
+    /// Chance in 100 that a guest's write covers half blocks.
+    pub halves: u64,
+    /// At the end a part of the cluster that suffices must do alone.
+    pub core: bool,
 }
 
 impl Plan {
@@ -98,6 +149,30 @@ impl Plan {
             stuck: 1,
             renew_interval: 1 << 23,
             all_hosts_know: true,
+            data_hosts: hosts,
+            owners: Vec::new(),
+            store_members: Vec::new(),
+            store_slow_ms: 0,
+            watch: 0,
+            pool_starts: false,
+            roll_back_pool: 0,
+            swap_disks: 0,
+            kill_host: 0,
+            reboot: 0,
+            power_off_all: 0,
+            write_error: 0,
+            flush_error: 0,
+            full: 0,
+            latent_error: 0,
+            bit_rot: 0,
+            misdirect: 0,
+            beyond_redundancy: false,
+            ordered: false,
+            loss: 0,
+            slow_link: 0,
+            drift_ppm: 0,
+            halves: 0,
+            core: false,
         };
         plan.cached = rng.chance(30);
         plan.spares = if hosts > copies { rng.index(hosts - copies + 1) } else { 0 };
@@ -112,10 +187,152 @@ impl Plan {
             plan.renew_interval = 3;
         }
         plan.rollback = if rng.chance(6) && !plan.cached { 60 } else { 0 };
-        if let Some(mutation) = mutation {
-            plan.lean_towards(mutation);
+        match mutation {
+            Some(mutation) => {
+                plan.lean_towards(mutation);
+                plan.data_hosts = plan.hosts;
+            }
+            None => {
+                plan.draw_shape(rng);
+                plan.draw_rest(rng);
+            }
         }
         plan
+    }
+
+    /// Which hosts there are, and what runs on them.
+    fn draw_shape(&mut self, rng: &mut Rng) {
+        let copies = self.copies;
+        match rng.below(100) {
+            // A single host with a single copy and a store of one member.
+            0..8 => {
+                (self.hosts, self.copies, self.data_hosts, self.spares) = (1, 1, 1, 0);
+                self.store_members = vec![0];
+            }
+            // Two hosts and a witness that only votes.
+            8..28 => {
+                (self.hosts, self.copies, self.data_hosts, self.spares) = (3, 2, 2, 0);
+                self.owners = vec![0, 1];
+                self.store_members = vec![0, 1, 2];
+            }
+            // Owners without a disk.
+            28..45 => {
+                self.data_hosts = copies + rng.index(2).min(4 - copies);
+                self.hosts = (self.data_hosts + 1 + rng.index(2)).min(5);
+                self.owners = (self.data_hosts..self.hosts).collect();
+                self.spares = self.data_hosts - copies;
+            }
+            // Every host has a copy.
+            45..60 => (self.hosts, self.data_hosts, self.spares) = (copies, copies, 0),
+            _ => self.data_hosts = self.hosts,
+        }
+        self.min_isr = self.min_isr.min(self.copies as u8);
+        if self.store_members.is_empty() {
+            self.store_members = match (rng.below(100), self.hosts) {
+                (0..35, _) => Vec::new(),
+                (35..60, 5) => (0..5).collect(),
+                (_, 3..) => {
+                    let first = rng.index(self.hosts - 2);
+                    (first..first + 3).collect()
+                }
+                (_, hosts) => vec![rng.index(hosts)],
+            };
+        }
+    }
+
+    /// The faults that no broken rule needs to be seen.
+    fn draw_rest(&mut self, rng: &mut Rng) {
+        let mut on = |chance: u64, weight: u64| if rng.chance(chance) { weight } else { 0 };
+        self.store_slow_ms = on(20, 2000);
+        self.watch = on(50, 60);
+        self.pool_starts = on(60, 1) == 1;
+        self.roll_back_pool = on(25, 60);
+        self.swap_disks = on(15, 30);
+        self.kill_host = on(50, 60);
+        self.reboot = on(30, 40);
+        self.power_off_all = on(20, 25);
+        self.write_error = on(25, 4);
+        self.flush_error = on(20, 15);
+        self.full = on(20, 40);
+        self.latent_error = on(30, 60);
+        self.bit_rot = on(20, 40);
+        self.misdirect = on(15, 3);
+        self.beyond_redundancy = on(30, 1) == 1;
+        self.ordered = on(50, 1) == 1;
+        self.loss = on(30, 5);
+        self.slow_link = on(30, 60);
+        self.drift_ppm = on(50, 4900);
+        self.halves = on(40, 30);
+        self.lose_disk = if self.cached { 0 } else { on(15, 20) };
+        self.core = on(75, 1) == 1;
+        // A pool that goes back in time is known by its incarnation.
+        if !self.pool_starts {
+            (self.roll_back_pool, self.swap_disks) = (0, 0);
+        }
+    }
+
+    /// What differs from a quiet run, for people.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let list =
+            |hosts: &[usize]| hosts.iter().map(|h| format!("h{}", h + 1)).collect::<Vec<_>>().join(" ");
+        let mut text = format!(
+            "{} hosts, {} with disks; {} copies, min_isr {}, {}, up to {} spares; owners on {}; store on {}; {} blocks, {} requests at once, one every {} ms; a fault every {} ms for {} ms; pools {}; connections {}",
+            self.hosts,
+            self.data_hosts,
+            self.copies,
+            self.min_isr,
+            if self.cached { "acknowledged from caches" } else { "durable" },
+            self.spares,
+            if self.owners.is_empty() { "any host".into() } else { list(&self.owners) },
+            if self.store_members.is_empty() { "none of them".into() } else { list(&self.store_members) },
+            self.blocks,
+            self.queue_depth,
+            self.guest_every_ms,
+            self.fault_every_ms,
+            self.fault_ms,
+            if self.pool_starts { "start by the store" } else { "start at once" },
+            if self.ordered { "in order" } else { "out of order" },
+        );
+        let weights = [
+            ("kill replica", self.kill_replica),
+            ("power off", self.power_off),
+            ("power off all", self.power_off_all),
+            ("kill owner", self.kill_owner),
+            ("kill host", self.kill_host),
+            ("reboot", self.reboot),
+            ("steal", self.steal),
+            ("close", self.close),
+            ("pause host", self.pause_host),
+            ("cut", self.cut),
+            ("slow link", self.slow_link),
+            ("loss", self.loss),
+            ("unread", self.stuck),
+            ("store fault", self.store_fault),
+            ("store outage", self.store_outage),
+            ("store slow ms", self.store_slow_ms),
+            ("rollback of the store", self.rollback),
+            ("add replica", self.add_replica),
+            ("remove replica", self.remove_replica),
+            ("stall disk", self.stall_disk),
+            ("lose disk", self.lose_disk),
+            ("write error", self.write_error),
+            ("flush error", self.flush_error),
+            ("full", self.full),
+            ("latent error", self.latent_error),
+            ("bit rot", self.bit_rot),
+            ("misdirect", self.misdirect),
+            ("roll pool back", self.roll_back_pool),
+            ("swap disks", self.swap_disks),
+            ("drift ppm", self.drift_ppm),
+            ("half blocks", self.halves),
+            ("watch", self.watch),
+        ];
+        text.push_str("; weights:");
+        for (name, weight) in weights.into_iter().filter(|(_, w)| *w > 0) {
+            text.push_str(&format!(" {name} {weight},"));
+        }
+        text.trim_end_matches(',').to_string()
     }
 
     /// Faults that a broken rule needs to be seen; the seed still draws everything else.
@@ -125,10 +342,17 @@ impl Plan {
         self.blocks = self.blocks.min(8);
         self.guest_every_ms = self.guest_every_ms.min(6);
         match mutation {
-            Mutation::TrustLossy
-            | Mutation::SealWithoutFlush
-            | Mutation::OutliveCaches
-            | Mutation::LossySource => {
+            Mutation::OutliveCaches => {
+                // Every disk loses its power at once, under load, and the owner lives on.
+                self.cached = true;
+                self.power_off = 450;
+                self.kill_owner = 20;
+                self.steal = 0;
+                // Which members are in sync by a store of the past says nothing of caches.
+                self.rollback = 0;
+                self.fault_every_ms = self.fault_every_ms.min(300);
+            }
+            Mutation::TrustLossy | Mutation::SealWithoutFlush | Mutation::LossySource => {
                 self.cached = true;
                 if mutation == Mutation::LossySource {
                     self.min_isr = 2;

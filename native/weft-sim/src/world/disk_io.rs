@@ -1,4 +1,4 @@
-//! What replicas ask of their disks and logs, carried out after a while.
+//! What replicas ask of their disks and logs, carried out after a while, or not.
 
 use super::*;
 
@@ -12,22 +12,18 @@ impl World {
         };
         let stall = self.reps[rep].stalled_until.saturating_sub(self.now);
         let mut delay = self.rng.delay(mean) + stall;
+        let r = &mut self.reps[rep];
         if matches!(io, Io::Log { .. }) {
             // The log keeps its order.
-            let inc = self.reps[rep].inc;
-            let last = self
-                .queue
-                .iter()
-                .filter(|(_, e)| {
-                    matches!(e, Event::Io { rep: r, inc: i, io } if *r == rep && *i == inc
-                        && matches!(self.reps[rep].pending.get(io), Some(Io::Log { .. })))
-                })
-                .map(|((time, _), _)| *time)
-                .max();
-            delay = delay.max(last.map_or(0, |t| t + 1 - self.now.min(t + 1)));
+            delay = delay.max((r.log_until + 1).saturating_sub(self.now));
+            r.log_until = self.now + delay;
         }
-        let inc = self.reps[rep].inc;
-        self.reps[rep].pending.insert(id, io);
+        let inc = r.inc;
+        r.pending.insert(id, io);
+        if r.pending.len() > PENDING_MAX {
+            let rid = r.rid;
+            self.fail(format!("I31: {rid} has more than {PENDING_MAX} requests at its disk"));
+        }
         self.at(delay, Event::Io { rep, inc, io: id });
     }
 
@@ -36,36 +32,97 @@ impl World {
             return;
         }
         let Some(io) = self.reps[rep].pending.remove(&io) else { return };
-        let now = Instant(self.now);
-        let r = &mut self.reps[rep];
+        let now = self.clock(self.reps[rep].host);
         match io {
             Io::Log { token, record } => {
-                let before = r.stored.durable.promised;
-                r.stored.durable.apply(&record);
-                assert!(r.stored.durable.promised >= before, "I3");
-                if matches!(record, LogRecord::Sealed { .. }) {
-                    r.stored.lossy = false;
-                }
-                if let Some(m) = &mut r.machine {
+                self.logged(rep, &record);
+                if let Some(m) = &mut self.reps[rep].machine {
                     m.handle_logged(now, token, record, Ok(()));
                 }
             }
             Io::Disk { token, op } => {
+                let outcome = self.disk_does(rep, &op);
+                if outcome.is_ok() {
+                    self.judge_landed(rep, &op);
+                }
                 if self.verbose
                     && let DiskOp::Write { offset, data, .. } = &op
                 {
-                    let values: Vec<Value> = data.bytes().chunks_exact(4096).map(value_of).collect();
-                    let (rid, first) = (r.rid, offset / BLOCK);
-                    let line = format!("{rid} has blocks {first}.. = {values:?} on its disk");
-                    self.note(|_| line);
+                    let (rid, what) =
+                        (self.reps[rep].rid, written(offset * 2 / BLOCK, halves_of(data.bytes())));
+                    let how = if outcome.is_ok() { "has" } else { "fails to write" };
+                    self.note(|_| format!("{rid} {how} {what}"));
                 }
-                let r = &mut self.reps[rep];
-                let outcome: Result<DiskDone<HeapPayload>, _> = r.stored.disk.run(&op);
-                if let Some(m) = &mut r.machine {
+                if let Some(m) = &mut self.reps[rep].machine {
                     m.handle_disk(now, token, outcome);
                 }
             }
         }
         self.drain_replica(rep);
     }
+
+    /// The disk carries a request out, or something of it.
+    fn disk_does(&mut self, rep: Id, op: &DiskOp<HeapPayload>) -> Result<DiskDone<HeapPayload>, DiskError> {
+        let plan = &self.plan;
+        let (write_error, flush_error, misdirect) = (plan.write_error, plan.flush_error, plan.misdirect);
+        let mut happens = |weight: u64| weight > 0 && self.faults_on && self.rng.below(1000) < weight;
+        match op {
+            DiskOp::Write { .. } | DiskOp::Zero { .. } if happens(write_error) => {
+                self.reps[rep].stored.media.interrupt(op, Interrupted::Device, &mut self.rng);
+                return Err(DiskError::Io);
+            }
+            DiskOp::Flush | DiskOp::Seal if happens(flush_error) => {
+                // What the kernel dropped is unknown: as if the power had gone for this file.
+                if self.plan.cached {
+                    self.lose_cache(rep);
+                }
+                return Err(DiskError::Io);
+            }
+            DiskOp::Write { offset, .. } if happens(misdirect) => {
+                let place = self.rng.index(self.plan.blocks as usize);
+                let meant = (offset / BLOCK) as usize;
+                if self.may_spoil(rep, meant)
+                    && self.may_spoil(rep, place)
+                    && self.reps[rep].stored.media.misdirect(op, place)
+                {
+                    let rid = self.reps[rep].rid;
+                    self.note(|_| format!("{rid}: the write to block {meant} goes to block {place}"));
+                    return Ok(DiskDone::Done);
+                }
+            }
+            _ => {}
+        }
+        self.reps[rep].stored.media.run(op)
+    }
+
+    /// May a block of this replica be damaged: within what copies are promised for?
+    pub(super) fn may_spoil(&self, rep: Id, block: usize) -> bool {
+        self.plan.beyond_redundancy
+            || self.store.record.in_sync().any(|e| {
+                self.rep_of(e.rid).is_some_and(|other| {
+                    let r = &self.reps[other];
+                    other != rep && r.is_serving() && !r.stored.media.is_bad(block)
+                })
+            })
+    }
+}
+
+/// A write, for people: which blocks get which values.
+pub(super) fn written(first: u64, values: impl Iterator<Item = Value>) -> String {
+    let values: Vec<Value> = values.collect();
+    let mut text = String::new();
+    let mut at = 0;
+    while at < values.len() {
+        let half = first + at as u64;
+        let whole = half.is_multiple_of(2) && values.get(at + 1) == Some(&values[at]);
+        let place = match (whole, half % 2) {
+            (true, _) => format!("{}", half / 2),
+            (false, 0) => format!("{} (first half)", half / 2),
+            _ => format!("{} (second half)", half / 2),
+        };
+        let separator = if text.is_empty() { "block" } else { ", block" };
+        text.push_str(&format!("{separator} {place} = {}", values[at]));
+        at += if whole { 2 } else { 1 };
+    }
+    text
 }

@@ -1,8 +1,49 @@
-//! What must hold over the global state (protocol.md 4.21).
+//! What must hold over the global state (protocol.md 4.21), each by a check of its own name.
+//!
+//! | | judged | where |
+//! |-|-|-|
+//! | I1, I2, I7, I14, I18, I29 | at each change of the record | [`World::judge_record`] |
+//! | I3 | at each log record and each start of a process | `logged`, `start_replica` |
+//! | I4 | whenever a replica starts something for a request | [`World::judge_start`] |
+//! | I5 | whenever a replica answers a promise | [`World::judge_promised`] |
+//! | I6, I27 | at each acknowledgement: every in-sync member has it, in durable mode on stable media | [`World::judge_acknowledged`] |
+//! | I7 | at each acknowledgement: min_isr members are in sync | [`World::judge_answering`] |
+//! | I8, I22 | whenever data lands on a disk: its region's stamp is durable and above the seal, its checksums are its own | [`World::judge_landed`] |
+//! | I9 | whenever a replica has sealed | [`World::judge_seal`] |
+//! | I10, I11 | at each change of the record, and at the end | [`World::judge_copies`] |
+//! | I12, I13, I23 | by the oracle: at each read, at each loss of all caches and at the end | `crate::oracle` |
+//! | I15 | whenever a read is sent | [`World::judge_sent`] |
+//! | I16, I17, I32 | when a joiner is in sync by the record: nothing that was settled is missing on it; I6 thereafter | [`World::judge_admission`] |
+//! | I19 | when a pool would serve | `pool_step` |
+//! | I20 | when a session begins to serve | [`World::judge_opened`] |
+//! | I24 | I6 and the oracle do, since a lossy member holds older values | |
+//! | I26 | when the record is clean | [`World::judge_clean`] |
+//! | I30 | at the end, first for a part of the cluster that suffices, then for all of it | `ending` |
+//! | I31 | requests at a disk and of a guest, the record's size; steps of a run | `start_io`, [`World::judge_answering`], `Record::check`, `run_until` |
+//!
+//! Not judged here: I21, I25 and I28 (snapshots, lineages and register mode are not built), I33 (weftd trashes, its own
+//! tests judge it).
+
+use weft_proto::payload::block_crcs;
 
 use super::*;
 
+/// Blocks of a region.
+const REGION: usize = (1 << REGION_SHIFT) / BLOCK as usize;
+
 impl World {
+    /// Is this copy what the protocol may rely on? Not one whose disk is gone, is older than it says, or has lost what it
+    /// acknowledged from its cache.
+    pub(super) fn is_trusted(&self, rep: Id) -> bool {
+        let r = &self.reps[rep];
+        !(r.is_gone() || r.put_back || r.stored.lossy && self.plan.cached)
+    }
+
+    fn trusted_in_sync(&self) -> Vec<Id> {
+        let members = self.store.record.in_sync().filter_map(|e| self.rep_of(e.rid));
+        members.filter(|rep| self.is_trusted(*rep)).collect()
+    }
+
     /// Cached mode: when every in-sync cache is gone, unflushed writes may legally be.
     /// `opened`: a session has just become the owner.
     pub(super) fn era(&mut self, opened: bool) {
@@ -29,54 +70,313 @@ impl World {
         }
     }
 
-    /// What the in-sync members hold, per block.
+    /// What the in-sync members hold, per half block.
     pub(super) fn held(&self) -> BTreeMap<u64, Vec<Value>> {
+        if !self.plan.cached {
+            return BTreeMap::new();
+        }
         let members: Vec<Id> = self.store.record.in_sync().filter_map(|e| self.rep_of(e.rid)).collect();
-        let values = |block| members.iter().map(|r| self.reps[*r].stored.disk.value(block)).collect();
-        (0..SIZE / BLOCK).map(|block| (block, values(block))).collect()
+        let value = |rep: Id, half: usize| self.reps[rep].stored.media.content(half / 2).0[half % 2];
+        let values = |half| members.iter().map(|rep| value(*rep, half)).collect();
+        (0..2 * BLOCKS).map(|half| (half as u64, values(half))).collect()
     }
 
-    /// I6: what is acknowledged is at every member that is in sync by the record, on stable media.
-    pub(super) fn check_i6(&mut self, session: Id, block: u64, value: Value) {
-        let Some(m) = &self.sessions[session].machine else { return };
-        let record = &self.store.record;
-        if record.owner.is_none_or(|o| o.session != m.id()) || self.store.rolled_back {
+    /// A record took the place of `old`; `writer` sent it.
+    pub(super) fn judge_record(&mut self, writer: SessionId, old: &Record) {
+        let new = &self.store.record;
+        if self.store.rolled_back {
             return;
         }
-        let missing = record.in_sync().map(|e| e.rid).find(|rid| {
-            self.rep_of(*rid).is_some_and(|rep| {
-                let r = &self.reps[rep];
-                let trusted = !r.lost && (!r.stored.lossy || !self.plan.cached);
-                trusted && r.stored.disk.value(block) != value
-            })
+        let states = |r: &Record| r.replicas.iter().map(|e| (e.rid, e.state)).collect::<Vec<_>>();
+        let members = |r: &Record| r.in_sync().map(|e| e.rid).collect::<Vec<_>>();
+        let (before, after) = (members(old), members(new));
+        let changed = old.owner != new.owner || before != after || old.policy.ack != new.policy.ack;
+        let what = if new.epoch < old.epoch {
+            Some(format!("I1: epoch {} after {}", new.epoch, old.epoch))
+        } else if changed && new.epoch == old.epoch {
+            Some(format!("I1: owner, in-sync set or ack mode changed within epoch {}", old.epoch))
+        } else if let Err(e) = new.check() {
+            Some(format!("the store took a bad record: {e}"))
+        } else if old.owner.is_none_or(|o| o.session != writer)
+            && new.owner.is_none_or(|o| o.session != writer)
+        {
+            Some(format!("I2: {} changed the record of another owner", session_name(writer)))
+        } else if old.owner.is_none_or(|o| o.session != writer) && states(old) != states(new) {
+            Some(format!("I2: {} changed the copies before it owned the volume", session_name(writer)))
+        } else if after.is_empty() {
+            Some("I7: no copy is in sync".into())
+        } else if after.len() < before.len() && after.len() < usize::from(new.policy.min_isr) {
+            Some(format!("I7: {} copies are left in sync, min_isr is {}", after.len(), new.policy.min_isr))
+        } else if new.replicas.iter().any(|e| old.replica(e.rid).is_none() && e.rid.0 < old.next_rid) {
+            Some("I29: a replica number was used again".into())
+        } else {
+            None
+        };
+        if let Some(what) = what {
+            return self.fail(what);
+        }
+        let small = new.in_sync().find(|e| {
+            let rep = self.rep_of(e.rid).map(|rep| &self.reps[rep]);
+            rep.is_some_and(|r| !r.is_gone() && !r.put_back && r.stored.durable.size < new.size)
         });
-        if let Some(rid) = missing {
+        if let Some(rid) = small.map(|e| e.rid) {
+            return self.fail(format!("I18: {rid} is smaller than the volume"));
+        }
+        let clean = new.clean;
+        for rid in after.iter().filter(|rid| !before.contains(rid)) {
+            self.judge_admission(*rid, &before);
+        }
+        self.judge_copies();
+        if clean {
+            self.judge_clean();
+        }
+    }
+
+    /// I16: a joiner that is in sync by the record lacks nothing that anybody was told of.
+    fn judge_admission(&mut self, rid: Rid, before: &[Rid]) {
+        let Some(joiner) = self.rep_of(rid).filter(|rep| self.is_trusted(*rep)) else { return };
+        let members: Vec<Id> =
+            before.iter().filter_map(|r| self.rep_of(*r)).filter(|rep| self.is_trusted(*rep)).collect();
+        let Some(first) = members.first().copied() else { return };
+        for half in 0..2 * BLOCKS {
+            let value = |rep: Id| self.reps[rep].stored.media.content(half / 2).0[half % 2];
+            let (theirs, its) = (value(first), value(joiner));
+            if its != theirs
+                && members.iter().all(|m| value(*m) == theirs)
+                && self.oracle.replaced(half as u64, its, theirs)
+            {
+                let name = self.oracle.name(half as u64);
+                return self.fail(format!(
+                    "I16: {rid} came in sync with value {its} in {name}, which {theirs} had replaced for good"
+                ));
+            }
+        }
+    }
+
+    /// I10, I11: copies differ only where stamps say so.
+    pub(super) fn judge_copies(&mut self) {
+        if self.store.rolled_back {
+            return;
+        }
+        let members = self.trusted_in_sync();
+        let sealed = members.iter().map(|m| self.reps[*m].stored.durable.sealed).max().unwrap_or_default();
+        let stale = self.store.record.replicas.iter().filter(|e| e.state == ReplicaState::Stale);
+        let stale: Vec<(Id, Generation)> = stale
+            .filter_map(|e| self.rep_of(e.rid).map(|rep| (rep, e.base)))
+            .filter(|(rep, _)| !self.reps[*rep].is_gone() && !self.reps[*rep].put_back)
+            .collect();
+        let mut found = None;
+        for (i, x) in members.iter().enumerate() {
+            for y in &members[i + 1..] {
+                found = found.or_else(|| self.difference(*x, *y, sealed).map(|b| ("I10", *x, *y, b, sealed)));
+            }
+            for (y, base) in &stale {
+                found = found.or_else(|| self.difference(*x, *y, *base).map(|b| ("I11", *x, *y, b, *base)));
+            }
+        }
+        if let Some((rule, x, y, block, above)) = found {
+            let (a, b) = (self.reps[x].rid, self.reps[y].rid);
+            let (va, vb) =
+                (self.reps[x].stored.media.content(block).0, self.reps[y].stored.media.content(block).0);
             self.fail(format!(
-                "I6: block {block} was acknowledged with value {value}, {rid} is in sync and does not have it"
+                "{rule}: block {block} is {va:?} on {a} and {vb:?} on {b}, and neither has a stamp above {above} there"
             ));
         }
     }
 
-    /// After a clean close all in-sync copies hold the same, by value, everywhere.
-    pub(super) fn check_equal(&mut self) -> Result<(), String> {
-        if !self.store.record.clean {
-            return Ok(());
+    /// A block that differs although neither has a stamp above `above`.
+    fn difference(&self, x: Id, y: Id, above: Generation) -> Option<usize> {
+        let (x, y) = (&self.reps[x].stored, &self.reps[y].stored);
+        (0..BLOCKS).find(|block| {
+            x.media.content(*block) != y.media.content(*block)
+                && x.durable.rgm[block / REGION] <= above
+                && y.durable.rgm[block / REGION] <= above
+        })
+    }
+
+    /// I9: a replica has sealed a generation: in-sync members are equal up to it.
+    pub(super) fn judge_seal(&mut self, rep: Id, generation: Generation) {
+        let members = self.trusted_in_sync();
+        if self.store.rolled_back || !members.contains(&rep) {
+            return;
         }
-        let members: Vec<Id> = self
-            .store
-            .record
-            .in_sync()
-            .filter_map(|e| self.rep_of(e.rid))
-            .filter(|r| !self.reps[*r].lost)
-            .collect();
-        for block in 0..SIZE / BLOCK {
-            let values: Vec<Value> = members.iter().map(|r| self.reps[*r].stored.disk.value(block)).collect();
-            if values.windows(2).any(|p| p[0] != p[1]) {
-                return Err(
-                    self.report(&format!("I10: block {block} differs between sealed copies: {values:?}"))
-                );
+        let other = members.iter().find_map(|m| self.difference(rep, *m, generation).map(|b| (*m, b)));
+        if let Some((m, block)) = other {
+            let (a, b) = (self.reps[rep].rid, self.reps[m].rid);
+            self.fail(format!("I9: {a} sealed {generation}, and block {block} differs from {b}"));
+        }
+    }
+
+    /// I26: a closed volume is sealed and equal everywhere.
+    fn judge_clean(&mut self) {
+        let record = &self.store.record;
+        if let Some(owner) = record.owner {
+            return self.fail(format!("I26: clean with an owner, {}", session_name(owner.session)));
+        }
+        let closed = record.closed_gen;
+        let members = self.trusted_in_sync();
+        let behind = members.iter().find(|m| self.reps[**m].stored.durable.sealed < closed);
+        if let Some(rid) = behind.map(|m| self.reps[*m].rid) {
+            return self.fail(format!("I26: closed at {closed}, which {rid} has not sealed"));
+        }
+        for pair in members.windows(2) {
+            let (x, y) = (&self.reps[pair[0]], &self.reps[pair[1]]);
+            let differs = (0..BLOCKS).find(|b| x.stored.media.content(*b) != y.stored.media.content(*b));
+            if let Some(block) = differs {
+                let (a, b) = (x.rid, y.rid);
+                return self.fail(format!("I26: closed, and block {block} differs between {a} and {b}"));
             }
         }
-        Ok(())
+    }
+
+    /// I4: whatever a replica starts for a data request is of the promised epoch and session, on the newest attachment.
+    pub(super) fn judge_start(&mut self, rep: Id) {
+        let Some(((epoch, id), _, ordinal)) = self.executing else { return };
+        let Some(view) = self.reps[rep].machine.as_ref().map(|m| m.view(id)) else { return };
+        let rid = self.reps[rep].rid;
+        if (view.promised, view.session) != (epoch, id) {
+            self.fail(format!(
+                "I4: {rid} promised {} to {}, and obeys {} at {epoch}",
+                view.promised,
+                session_name(view.session),
+                session_name(id)
+            ));
+        } else if view.ordinal != ordinal {
+            self.fail(format!("I4: {rid} obeys an attachment of {} that has ended", session_name(id)));
+        }
+    }
+
+    /// I5: when a promise is answered, nothing that changes data is under way.
+    pub(super) fn judge_promised(&mut self, rep: Id) {
+        let changes = |io: &Io| matches!(io, Io::Disk { op: DiskOp::Write { .. } | DiskOp::Zero { .. }, .. });
+        if self.reps[rep].pending.values().any(changes) {
+            let rid = self.reps[rep].rid;
+            self.fail(format!("I5: {rid} answers a promise with older writes on their way to its disk"));
+        }
+    }
+
+    /// I15: reads go to members that are in sync.
+    pub(super) fn judge_sent(&mut self, session: Id, to: Rid, ask: &Ask<HeapPayload>) {
+        if !matches!(ask, Ask::Read { .. } | Ask::Kinds { .. }) {
+            return;
+        }
+        let record = self.sessions[session].machine.as_ref().and_then(Session::record);
+        let in_sync = |r: &Record| r.replica(to).is_some_and(|e| e.state == ReplicaState::InSync);
+        if !record.is_some_and(in_sync) {
+            self.fail(format!("I15: s{} reads {to}, which is not in sync", session + 1));
+        }
+    }
+
+    /// I8, I22: data is on the disk.
+    pub(super) fn judge_landed(&mut self, rep: Id, op: &DiskOp<HeapPayload>) {
+        let (offset, len) = match op {
+            DiskOp::Write { offset, data, crcs, .. } => {
+                if *crcs != block_crcs(data.bytes()) {
+                    let rid = self.reps[rep].rid;
+                    return self
+                        .fail(format!("I22: {rid} stores bytes that are not those of their checksums"));
+                }
+                (*offset, data.len() as u64)
+            }
+            DiskOp::Zero { offset, len, .. } => (*offset, *len),
+            _ => return,
+        };
+        let durable = &self.reps[rep].stored.durable;
+        let bare = durable.regions_of(offset, len).find(|r| durable.rgm[*r as usize] <= durable.sealed);
+        if let Some(region) = bare {
+            let (rid, sealed) = (self.reps[rep].rid, durable.sealed);
+            self.fail(format!(
+                "I8: {rid} has data in region {region} whose stamp is not above its seal {sealed}"
+            ));
+        }
+    }
+
+    /// I7, I31: a guest's write is answered.
+    pub(super) fn judge_answering(&mut self, session: Id) {
+        let Some(m) = &self.sessions[session].machine else { return };
+        let (pending, record) = (m.pending(), m.record());
+        let enough = record.is_none_or(|r| r.in_sync().count() >= usize::from(r.policy.min_isr));
+        if !enough {
+            self.fail(format!("I7: s{} answers a write with fewer than min_isr copies in sync", session + 1));
+        } else if pending > self.plan.queue_depth + 4 {
+            self.fail(format!("I31: s{} has {pending} requests", session + 1));
+        }
+    }
+
+    /// I6: what is acknowledged is at every member that is in sync by the record; in durable mode on stable media.
+    pub(super) fn judge_acknowledged(&mut self, session: Id, half: u64, value: Value) {
+        let record = &self.store.record;
+        let owner = record.owner.is_some_and(|o| o.session == self.sessions[session].id);
+        if !owner || self.sessions[session].machine.is_none() || self.store.rolled_back {
+            return;
+        }
+        let (block, side) = ((half / 2) as usize, (half % 2) as usize);
+        let missing = self.trusted_in_sync().into_iter().find(|rep| {
+            let media = &self.reps[*rep].stored.media;
+            let stable = self.plan.cached || media.stable(block).0[side] == value;
+            media.content(block).0[side] != value || !stable
+        });
+        if let Some(rid) = missing.map(|rep| self.reps[rep].rid) {
+            let name = self.oracle.name(half);
+            self.fail(format!(
+                "I6: {name} was acknowledged with value {value}, {rid} is in sync and does not have it"
+            ));
+        }
+    }
+
+    /// A session begins to serve: no member within its reach has promised more than the record says (I20).
+    pub(super) fn judge_opened(&mut self, session: Id) {
+        let s = &self.sessions[session];
+        let record = &self.store.record;
+        if record.owner.is_none_or(|o| o.session != s.id) || !self.plan.all_hosts_know {
+            return;
+        }
+        let higher = record.in_sync().map(|e| e.rid).find(|rid| {
+            let linked = s.links.get(rid).is_some_and(|l| l.up);
+            let rep = self.rep_of(*rid).filter(|rep| linked && self.reps[*rep].is_serving());
+            rep.is_some_and(|rep| self.reps[rep].stored.durable.promised > record.epoch)
+        });
+        if let Some(rid) = higher {
+            let epoch = record.epoch;
+            self.fail(format!("I20: s{} serves at {epoch}, {rid} has promised more", session + 1));
+        }
+    }
+
+    /// A guest was told that a range can't be read: true only if a block of it is good on no member that is in sync, or the
+    /// good ones refuse everything since a flush failed. An error is allowed then, a lie never.
+    pub(super) fn judge_unreadable(&mut self, session: Id, first: u64, count: u64) {
+        let record = self.sessions[session].machine.as_ref().and_then(Session::record);
+        let members: Vec<Rid> = record.iter().flat_map(|r| r.in_sync()).map(|e| e.rid).collect();
+        let good = |rid: &Rid, block: usize| {
+            let rep = self.rep_of(*rid).map(|rep| &self.reps[rep]);
+            let failed = |r: &Rep| r.failed_inc > 0 && self.now - r.failed_at < 10_000 * MS;
+            rep.is_some_and(|r| !r.is_gone() && !failed(r) && !r.stored.media.is_bad(block))
+        };
+        let mut blocks = (first / 2) as usize..=((first + count - 1) / 2) as usize;
+        let all_good = blocks.clone().all(|block| members.iter().any(|rid| good(rid, block)));
+        let range = (*blocks.start(), *blocks.end());
+        if all_good {
+            let where_from = blocks.find_map(|b| members.iter().find(|rid| good(rid, b)).copied());
+            let from = where_from.map(|rid| rid.to_string()).unwrap_or_default();
+            self.fail(format!(
+                "s{} tells its guest that blocks {} to {} can't be read; each is good on some member, {from} for one",
+                session + 1,
+                range.0,
+                range.1
+            ));
+        } else {
+            self.counts.unreadable += 1;
+            self.note(|_| {
+                format!("s{}: blocks {} to {} can't be read anywhere", session + 1, range.0, range.1)
+            });
+        }
+    }
+}
+
+/// A session, for people.
+pub(super) fn session_name(id: SessionId) -> String {
+    match id.0.checked_sub(FIRST_SESSION) {
+        Some(n) => format!("s{n}"),
+        None => "nobody".into(),
     }
 }

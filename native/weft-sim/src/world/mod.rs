@@ -7,7 +7,9 @@ mod ending;
 mod faults;
 mod guests;
 mod judge;
+mod media;
 mod net;
+mod pools;
 mod replicas;
 mod sessions;
 mod store;
@@ -21,16 +23,24 @@ use weft_proto::ids::{
     SessionId, VolumeId,
 };
 use weft_proto::log::LogRecord;
-use weft_proto::message::{Extent, Hole, Request, Response, Watermark};
+use weft_proto::message::{Answer, Ask, Extent, Hole, Request, Response, Watermark};
 use weft_proto::mutants::{Broken, Mutation};
 use weft_proto::payload::{BLOCK, HeapPayload, Payload};
 use weft_proto::record::{Ack, Mode, OnLoss, Policy, REPAIR_EPOCH_JUMP, Record, ReplicaEntry, ReplicaState};
-use weft_proto::replica::{Action, AttachmentId, DiskDone, DiskOp, Replica, ReplicaConfig, Token};
+use weft_proto::replica::{Action, AttachmentId, DiskDone, DiskError, DiskOp, Replica, ReplicaConfig, Token};
 use weft_proto::session::{
     EndReason, Event as SessionEvent, OpenMode, Session, SessionConfig, StoreCall, StoreReply, Timing,
 };
+use weft_proto::superblock::{
+    PoolAction, PoolStart, SEGMENT_BYTES, StoredPool, Superblock, SwapOutcome as PoolSwapOutcome,
+};
 
-use crate::disk::{Disk, Stored, bytes_of, value_of};
+use self::disk_io::written;
+use self::judge::session_name;
+use self::media::{BLOCKS, Bad, Interrupted, Media, bytes_of_halves, halves_of};
+use self::net::in_turn;
+use self::replicas::Stop;
+use self::sessions::names;
 use crate::oracle::{ABSENT, Oracle, Value, ZERO};
 use crate::plan::Plan;
 use crate::rng::Rng;
@@ -41,10 +51,14 @@ const SIZE: u64 = 48 * BLOCK;
 const VOLUME: VolumeId = VolumeId(0xF00D);
 const CLUSTER: ClusterId = ClusterId(0xC1);
 const MS: u64 = 1_000_000;
-/// After the faults: until everything must be served, and until every copy must be in sync again.
-const LIVENESS_MS: u64 = 60_000;
 /// More events than any legal run has: machines that ask each other in circles are a fault, too.
 const STEPS_MAX: u64 = 400_000;
+/// Sessions are numbered from here: s1 is the next one.
+const FIRST_SESSION: u128 = 0x5000;
+/// Lines of history that a failing seed shows.
+const HISTORY_MAX: usize = 4000;
+/// Requests at one disk: more would mean that some limit does not limit (I31).
+const PENDING_MAX: usize = 1000;
 
 type Id = usize;
 
@@ -53,17 +67,28 @@ enum Event {
     Answer { session: Id, rid: Rid, ordinal: Ordinal, link: u64, response: Response<HeapPayload> },
     Io { rep: Id, inc: u64, io: u64 },
     Verified { rep: Id, inc: u64, token: Token },
+    PoolRead { rep: Id, inc: u64 },
+    PoolWritten { rep: Id, inc: u64 },
+    PoolSwap { rep: Id, inc: u64 },
+    PoolSwapped { rep: Id, inc: u64, outcome: PoolSwapOutcome },
+    LatePoolSwap { pool: PoolId, compared: u64, stored: StoredPool },
+    Reopen { rep: Id, inc: u64 },
+    SwapBack { rep: Id },
+    Space { rep: Id },
     Store { session: Id, call: StoreCall },
     StoreAnswer { session: Id, reply: StoreReply, watermark: Option<Watermark> },
-    LateSwap { expect: Revision, base: Nonce, record: Record },
+    LateSwap { writer: SessionId, expect: Revision, base: Nonce, record: Record },
+    Seen { session: Id, revision: Revision },
     Tick { session: Id },
     Guest { session: Id },
     LinkDown { session: Id, rid: Rid, refused: bool },
     LinkUp { session: Id, rid: Rid },
     Fault,
     Restart { rep: Id },
+    PowerOn { host: Id },
     Open { host: Id, steal: bool },
     Heal { from: Id, to: Id },
+    Hurry { from: Id, to: Id },
     Repair,
     ReplaceLost,
 }
@@ -73,32 +98,100 @@ enum Io {
     Log { token: Token, record: LogRecord },
 }
 
+/// A replica in a pool of its own.
 struct Rep {
     rid: Rid,
     host: Id,
+    pool: PoolId,
     stored: Stored,
     machine: Option<Replica<HeapPayload>>,
+    /// Counts processes; what was begun by an earlier one is not ours.
     inc: u64,
     attachments: BTreeMap<(Id, Ordinal), AttachmentId>,
     pending: BTreeMap<u64, Io>,
+    /// When the log's newest write is done: it keeps its order.
+    log_until: u64,
     stalled_until: u64,
+    start: Option<Starting>,
+    /// The disk is gone for good.
     lost: bool,
+    /// The pool was found to be another, or an older one, than the store knows: it never serves again.
+    quarantined: bool,
+    /// Another host's disk is in its place.
+    foreign: Option<Superblock>,
+    /// An image to which the directory may be put back.
+    image: Option<Box<Stored>>,
+    /// It was put back: must never serve.
+    put_back: bool,
+    /// The highest promise that was ever durable, for I3.
+    promised_max: Epoch,
+    /// The process whose failed flush was seen, and when.
+    failed_inc: u64,
+    failed_at: u64,
     /// Its cache went since the oracle's last era began.
     cache_went: bool,
+}
+
+/// A pool that is on its way to serve (R10).
+struct Starting {
+    machine: PoolStart,
+    /// Revision of the pool's key at the last read.
+    read: u64,
+}
+
+/// What lies on a pool's disk.
+#[derive(Clone)]
+struct Stored {
+    /// Metadata, as the log has it.
+    durable: Durable,
+    /// Data.
+    media: Media,
+    /// The power was lost since the last clean stop.
+    lossy: bool,
+    superblock: Superblock,
+    /// Records in the log.
+    log_seq: u64,
+}
+
+impl Rep {
+    /// Its content will never be of use again.
+    fn is_gone(&self) -> bool {
+        self.lost || self.quarantined
+    }
+
+    /// A process serves it.
+    fn is_serving(&self) -> bool {
+        self.machine.is_some() && !self.is_gone() && self.foreign.is_none()
+    }
 }
 
 struct Host {
     paused_until: u64,
     watermark: Watermark,
+    powered: bool,
+    drift_ppm: i64,
+    /// What the host keeps of its pools' logs outside of the pools (R10).
+    logs: BTreeMap<PoolId, u64>,
 }
 
 enum Asked {
-    Read { first: u64, called: u64 },
-    Write { first: u64, values: Vec<Value> },
-    Flush { called: u64 },
+    /// From this half block on.
+    Read {
+        first: u64,
+        count: u64,
+        called: u64,
+    },
+    Write {
+        first: u64,
+        values: Vec<Value>,
+    },
+    Flush {
+        called: u64,
+    },
 }
 
 struct Sess {
+    id: SessionId,
     host: Id,
     machine: Option<Session<HeapPayload>>,
     guests: BTreeMap<RequestId, Asked>,
@@ -114,16 +207,24 @@ struct Link {
     up: bool,
     generation: u64,
     lost_something: bool,
+    /// When the newest message of the connection arrives, there and back.
+    there_until: u64,
+    back_until: u64,
 }
 
 struct Store {
     record: Record,
+    /// Of the record's key.
+    record_revision: u64,
+    /// Of the store.
     revision: u64,
     incarnation: u64,
     down_until: u64,
     backup: Option<(Record, u64)>,
     rolled_back: bool,
     repaired: bool,
+    /// Keys of pools with their revisions (R10). A restore does not touch them here.
+    pools: BTreeMap<PoolId, (StoredPool, u64)>,
 }
 
 /// One run.
@@ -135,6 +236,11 @@ pub struct World {
     seq: u64,
     steps: u64,
     held_before: BTreeMap<u64, Vec<Value>>,
+    /// Whose data request a replica has just been given.
+    executing: Option<((Epoch, SessionId), Id, Ordinal)>,
+    /// Hosts that must do alone, while they must.
+    core: Option<BTreeSet<Id>>,
+    slow: BTreeSet<(Id, Id)>,
     queue: BTreeMap<(u64, u64), Event>,
     store: Store,
     hosts: Vec<Host>,
@@ -150,6 +256,8 @@ pub struct World {
     zeroed: BTreeSet<u64>,
     violation: Option<String>,
     faults_on: bool,
+    /// The run's last act: the volume is closed, and stays so.
+    closing: bool,
     history: VecDeque<String>,
     verbose: bool,
     /// What happened, for the summary.
@@ -171,14 +279,61 @@ pub struct Counts {
     pub acks: u64,
     /// Blocks read.
     pub reads: u64,
+    /// Requests of guests that could not be carried out, since no copy of a block was good.
+    pub unreadable: u64,
+    /// Parts of the cluster that had to suffice at the end.
+    pub cores: u64,
+    /// Longest time until a part of the cluster that suffices served, in ms.
+    pub serve_ms_max: u64,
+    /// … until it answered a request.
+    pub answer_ms_max: u64,
+    /// … until whoever was behind there was in sync.
+    pub resync_ms_max: u64,
+}
+
+impl Counts {
+    /// Takes another run's in.
+    pub fn add(&mut self, other: &Counts) {
+        self.opens += other.opens;
+        self.demotions += other.demotions;
+        self.admissions += other.admissions;
+        self.fenced += other.fenced;
+        self.acks += other.acks;
+        self.reads += other.reads;
+        self.unreadable += other.unreadable;
+        self.cores += other.cores;
+        self.serve_ms_max = self.serve_ms_max.max(other.serve_ms_max);
+        self.answer_ms_max = self.answer_ms_max.max(other.answer_ms_max);
+        self.resync_ms_max = self.resync_ms_max.max(other.resync_ms_max);
+    }
+
+    /// For people.
+    #[must_use]
+    pub fn line(&self) -> String {
+        format!(
+            "{} opens, {} demotions, {} admissions, {} fenced sessions, {} blocks acknowledged, {} read, {} requests for blocks without a good copy; {} parts did alone and served in {} ms, answered in {} ms, resynced in {} ms at most",
+            self.opens,
+            self.demotions,
+            self.admissions,
+            self.fenced,
+            self.acks,
+            self.reads,
+            self.unreadable,
+            self.cores,
+            self.serve_ms_max,
+            self.answer_ms_max,
+            self.resync_ms_max
+        )
+    }
 }
 
 fn host_id(host: Id) -> HostId {
     HostId(0x1000 + host as u128)
 }
 
-fn pool_id(host: Id) -> PoolId {
-    PoolId(0x2000 + host as u128)
+/// Of the replica with this index; hosts' first pools come first.
+fn pool_id(rep: Id) -> PoolId {
+    PoolId(0x2000 + rep as u128)
 }
 
 impl World {
@@ -231,29 +386,48 @@ impl World {
             unknown: BTreeMap::new(),
         };
         let watermark = Watermark { cluster: CLUSTER, incarnation: 1, revision: 1 };
+        let mut drift = || match plan.drift_ppm {
+            0 => 0,
+            most => most as i64 - rng.below(2 * most) as i64,
+        };
+        let hosts = (0..plan.hosts)
+            .map(|_| Host {
+                paused_until: 0,
+                watermark,
+                powered: true,
+                drift_ppm: drift(),
+                logs: BTreeMap::new(),
+            })
+            .collect();
         let mut world = World {
             store: Store {
                 record,
+                record_revision: 1,
                 revision: 1,
                 incarnation: 1,
                 down_until: 0,
                 backup: None,
                 rolled_back: false,
                 repaired: false,
+                pools: BTreeMap::new(),
             },
-            hosts: (0..plan.hosts).map(|_| Host { paused_until: 0, watermark }).collect(),
+            hosts,
             reps: Vec::new(),
             sessions: Vec::new(),
             cuts: BTreeSet::new(),
-            oracle: Oracle::default(),
+            oracle: Oracle::of_halves(),
+            executing: None,
+            core: None,
+            slow: BTreeSet::new(),
             next_value: 64,
             next_request: 0,
             next_attachment: 0,
             next_io: 0,
-            next_session: 0x5000,
+            next_session: FIRST_SESSION,
             zeroed: BTreeSet::new(),
             violation: None,
             faults_on: true,
+            closing: false,
             history: VecDeque::new(),
             counts: Counts::default(),
             queue: BTreeMap::new(),
@@ -275,11 +449,12 @@ impl World {
 
     /// Runs to the end; the error is the violation, with the end of the history.
     pub fn run(&mut self) -> Result<(), String> {
-        let host = self.rng.index(self.plan.hosts);
+        let host = self.any_owner();
         self.at(0, Event::Open { host, steal: false });
         self.at(50 * MS, Event::Fault);
         let end = self.now + self.plan.fault_ms * MS;
         self.run_until(|w| w.now >= end)?;
+        self.heal_core()?;
         self.heal_all();
         self.finish()
     }
@@ -301,7 +476,10 @@ impl World {
     }
 
     fn report(&self, what: &str) -> String {
-        let mut text = format!("{what}\n  plan: {:?}\n", self.plan);
+        let mut text = format!("{what}\n  plan: {}\n", self.plan.line());
+        if self.history.len() == HISTORY_MAX {
+            text.push_str(&format!("  (the last {HISTORY_MAX} lines of the history)\n"));
+        }
         for line in &self.history {
             text.push_str("  ");
             text.push_str(line);
@@ -314,7 +492,7 @@ impl World {
         if self.verbose {
             let text = format!("{:>10.3} ms {}", self.now as f64 / 1e6 - 1000.0, line(self));
             self.history.push_back(text);
-            if self.history.len() > 4000 {
+            if self.history.len() > HISTORY_MAX {
                 self.history.pop_front();
             }
         }
@@ -336,6 +514,28 @@ impl World {
         self.queue.insert((self.now + delay, self.seq), event);
     }
 
+    /// A host's own clock: it runs a little fast or slow.
+    fn clock(&self, host: Id) -> Instant {
+        let drift = self.now as i64 / 1000 * self.hosts[host].drift_ppm / 1000;
+        Instant(self.now.saturating_add_signed(drift))
+    }
+
+    /// How long until a host's clock shows this time.
+    fn until_clock(&self, host: Id, at: Instant) -> u64 {
+        let left = at.0.saturating_sub(self.clock(host).0);
+        (left as i64 * 1_000_000 / (1_000_000 + self.hosts[host].drift_ppm)) as u64 + 1000
+    }
+
+    /// A host on which sessions may open.
+    fn any_owner(&mut self) -> Id {
+        let (owners, core) = (&self.plan.owners, &self.core);
+        let may = |h: &Id| {
+            (owners.is_empty() || owners.contains(h)) && core.as_ref().is_none_or(|core| core.contains(h))
+        };
+        let hosts: Vec<Id> = (0..self.plan.hosts).filter(may).collect();
+        hosts[self.rng.index(hosts.len())]
+    }
+
     /// A host that is stopped sees events when it goes on.
     fn deferred(&mut self, host: Id, event: Event) -> Option<Event> {
         let until = self.hosts[host].paused_until;
@@ -349,13 +549,18 @@ impl World {
 
     fn step(&mut self, event: Event) {
         let host = match &event {
-            Event::Deliver { rep, .. } | Event::Io { rep, .. } | Event::Verified { rep, .. } => {
-                Some(self.reps[*rep].host)
-            }
+            Event::Deliver { rep, .. }
+            | Event::Io { rep, .. }
+            | Event::Verified { rep, .. }
+            | Event::PoolRead { rep, .. }
+            | Event::PoolWritten { rep, .. }
+            | Event::PoolSwap { rep, .. }
+            | Event::PoolSwapped { rep, .. } => Some(self.reps[*rep].host),
             Event::Answer { session, .. }
             | Event::StoreAnswer { session, .. }
             | Event::Tick { session }
             | Event::Guest { session }
+            | Event::Seen { session, .. }
             | Event::LinkDown { session, .. }
             | Event::LinkUp { session, .. } => Some(self.sessions[*session].host),
             _ => None,
@@ -368,7 +573,7 @@ impl World {
             },
             None => event,
         };
-        let now = Instant(self.now);
+        let now = host.map_or(Instant(self.now), |host| self.clock(host));
         match event {
             Event::Deliver { rep, inc, session, ordinal, request } => {
                 self.deliver(rep, inc, session, ordinal, request)
@@ -383,7 +588,7 @@ impl World {
             }
             Event::Io { rep, inc, io } => self.io_done(rep, inc, io),
             Event::Verified { rep, inc, token } => {
-                let reachable = self.store.down_until <= self.now;
+                let reachable = self.reaches_store(self.reps[rep].host);
                 let record = reachable.then(|| self.store.record.clone());
                 if self.reps[rep].inc == inc
                     && let Some(m) = &mut self.reps[rep].machine
@@ -403,12 +608,34 @@ impl World {
                     self.drain_session(session);
                 }
             }
-            Event::LateSwap { expect, base, record } => {
-                if self.store.revision_of() == expect && self.store.record.nonce == base {
+            Event::LateSwap { writer, expect, base, record } => {
+                let taken = (0..self.plan.hosts).any(|host| self.reaches_store(host));
+                if taken && self.store.revision_of() == expect && self.store.record.nonce == base {
                     self.note(|_| "the store applies a late swap".into());
-                    self.apply(record);
+                    self.apply(writer, record);
                 }
             }
+            Event::Seen { session, revision } => {
+                if let Some(m) = &mut self.sessions[session].machine {
+                    m.handle_record_seen(now, revision);
+                    self.drain_session(session);
+                }
+            }
+            Event::PoolRead { rep, inc } => self.pool_read(rep, inc),
+            Event::PoolWritten { rep, inc } => self.pool_written(rep, inc),
+            Event::PoolSwap { rep, inc } => self.pool_swap(rep, inc),
+            Event::PoolSwapped { rep, inc, outcome } => self.pool_swapped(rep, inc, outcome),
+            Event::LatePoolSwap { pool, compared, stored } => {
+                self.raise_pool(pool, compared, stored);
+            }
+            Event::Reopen { rep, inc } => {
+                if self.reps[rep].inc == inc {
+                    self.stop_replica(rep, Stop::Kill);
+                    self.start_replica(rep);
+                }
+            }
+            Event::SwapBack { rep } => self.swap_back(rep),
+            Event::Space { rep } => self.reps[rep].stored.media.full = false,
             Event::Tick { session } => {
                 self.sessions[session].tick_at = u64::MAX;
                 if let Some(m) = &mut self.sessions[session].machine {
@@ -432,10 +659,14 @@ impl World {
             Event::LinkUp { session, rid } => self.link_up(session, rid),
             Event::Fault => self.fault(),
             Event::Restart { rep } => self.start_replica(rep),
+            Event::PowerOn { host } => self.power_on(host),
             Event::Open { host, steal } => self.open(host, steal),
             Event::Heal { from, to } => {
                 self.cuts.remove(&(from, to));
                 self.relink_all();
+            }
+            Event::Hurry { from, to } => {
+                self.slow.remove(&(from, to));
             }
             Event::Repair => self.repair(),
             Event::ReplaceLost => self.replace_lost(),

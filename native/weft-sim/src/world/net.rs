@@ -4,7 +4,12 @@ use super::*;
 
 impl World {
     pub(super) fn net_delay(&mut self, from: Id, to: Id) -> u64 {
-        if from == to { 1000 } else { self.rng.delay(120_000) }
+        if from == to {
+            return 1000;
+        }
+        let mean = if self.slow.contains(&(from, to)) { 30 * MS } else { 120_000 };
+        let lost = self.faults_on && self.plan.loss > 0 && self.rng.below(1000) < self.plan.loss;
+        self.rng.delay(mean) + if lost { (200 + self.rng.below(600)) * MS } else { 0 }
     }
 
     pub(super) fn link_up(&mut self, session: Id, rid: Rid) {
@@ -12,6 +17,7 @@ impl World {
         let (a, b) = (self.sessions[session].host, self.reps[rep].host);
         let cut = self.cuts.contains(&(a, b)) || self.cuts.contains(&(b, a));
         let running = self.reps[rep].machine.is_some();
+        let now = self.clock(a);
         let s = &mut self.sessions[session];
         let link = s.links.entry(rid).or_default();
         if link.up || cut || !running {
@@ -19,8 +25,10 @@ impl World {
         }
         link.up = true;
         link.lost_something = false;
+        // A new connection: its messages need not wait for those of the old one.
+        (link.there_until, link.back_until) = (0, 0);
         if let Some(m) = &mut s.machine {
-            m.handle_link_up(Instant(self.now), rid);
+            m.handle_link_up(now, rid);
             self.drain_session(session);
         }
     }
@@ -80,7 +88,7 @@ impl World {
 
     pub(super) fn cut(&mut self, from: Id, to: Id, ms: u64) {
         self.cuts.insert((from, to));
-        self.note(|_| format!("host {from} no longer reaches host {to}"));
+        self.note(|_| format!("h{} no longer reaches h{}", from + 1, to + 1));
         self.at(ms * MS, Event::Heal { from, to });
         for session in 0..self.sessions.len() {
             let rids: Vec<Rid> = self.sessions[session].links.keys().copied().collect();
@@ -94,4 +102,14 @@ impl World {
             }
         }
     }
+}
+
+/// A connection keeps its order: a message arrives after the one before it.
+pub(super) fn in_turn(ordered: bool, until: &mut u64, now: u64, delay: u64) -> u64 {
+    if !ordered {
+        return delay;
+    }
+    let at = (now + delay).max(*until + 1);
+    *until = at;
+    at - now
 }

@@ -4,7 +4,9 @@ use super::*;
 
 impl World {
     pub(super) fn open(&mut self, host: Id, steal: bool) {
-        if self.hosts[host].paused_until > self.now {
+        let host_up = self.hosts[host].powered && self.hosts[host].paused_until <= self.now;
+        let in_core = self.core.as_ref().is_none_or(|core| core.contains(&host));
+        if !host_up || !in_core {
             return;
         }
         self.next_session += 1;
@@ -28,12 +30,14 @@ impl World {
                 ..Timing::default()
             },
             seed: u128::from(self.rng.number()),
-            unix_ms_at_zero: 0,
+            // Wall clocks jump by hours; nothing may depend on them.
+            unix_ms_at_zero: 1_790_000_000_000 + self.now % 7_200_000,
             broken: self.broken,
         };
-        let machine = Session::new(config, Instant(self.now));
+        let machine = Session::new(config, self.clock(host));
         let (guests, links) = (BTreeMap::new(), BTreeMap::new());
         self.sessions.push(Sess {
+            id,
             host,
             machine: Some(machine),
             guests,
@@ -44,7 +48,7 @@ impl World {
         });
         let session = self.sessions.len() - 1;
         self.note(|_| {
-            format!("session {session} opens on host {host}{}", if steal { " (steal)" } else { "" })
+            format!("s{} opens on h{}{}", session + 1, host + 1, if steal { " (steal)" } else { "" })
         });
         self.drain_session(session);
     }
@@ -75,6 +79,10 @@ impl World {
                     0
                 };
                 let delay = self.net_delay(host, to) + stuck;
+                self.judge_sent(session, t.rid, &t.request.ask);
+                let ordered = self.plan.ordered;
+                let link = self.sessions[session].links.entry(t.rid).or_default();
+                let delay = in_turn(ordered, &mut link.there_until, self.now, delay);
                 self.at(delay, Event::Deliver { rep, inc, session, ordinal: t.ordinal, request: t.request });
             } else if let Some(call) = m.poll_store() {
                 let delay = self.rng.delay(2 * MS);
@@ -94,7 +102,7 @@ impl World {
             && at.0 < self.sessions[session].tick_at
         {
             self.sessions[session].tick_at = at.0;
-            let delay = at.0.saturating_sub(self.now);
+            let delay = self.until_clock(host, at);
             self.at(delay, Event::Tick { session });
         }
         if ended {
@@ -103,10 +111,13 @@ impl World {
     }
 
     pub(super) fn session_event(&mut self, session: Id, event: SessionEvent) {
-        self.note(|_| format!("session {session}: {event:?}"));
+        if let Some(line) = line_of(&event) {
+            self.note(|_| format!("s{} {line}", session + 1));
+        }
         match event {
             SessionEvent::Opened { .. } => {
                 self.counts.opens += 1;
+                self.judge_opened(session);
                 if !self.sessions[session].started {
                     self.sessions[session].started = true;
                     self.at(MS, Event::Guest { session });
@@ -125,13 +136,25 @@ impl World {
                 let rollback_possible = self.store.rolled_back || self.plan.rollback > 0;
                 if reason == EndReason::MetadataRollback && !rollback_possible {
                     self.fail(format!(
-                        "session {session} believes in a rolled-back store, but there was none"
+                        "s{} believes in a rolled-back store, but there was none",
+                        session + 1
                     ));
                 }
                 if let EndReason::Unusable(_) | EndReason::Missing = reason {
-                    self.fail(format!("session {session} ended: {reason:?}"));
+                    self.fail(format!("s{} ended: {reason:?}", session + 1));
                 }
-                let host = self.rng.index(self.plan.hosts);
+                if !self.faults_on {
+                    let id = self.sessions[session].id;
+                    let inside = |host: Id| self.core.as_ref().is_none_or(|core| core.contains(&host));
+                    let others = |s: &Sess| s.machine.is_some() && s.id != id && inside(s.host);
+                    if self.closing || self.sessions.iter().any(others) {
+                        return;
+                    }
+                    // The end of the run: whoever must serve is opened anew.
+                    let host = self.any_owner();
+                    return self.at(500 * MS, Event::Open { host, steal: true });
+                }
+                let host = self.any_owner();
                 // One that was fenced does not steal back at once, or two hosts would do nothing else.
                 let chance = if matches!(reason, EndReason::Fenced { .. }) { 10 } else { 70 };
                 let steal = !matches!(reason, EndReason::Closed) && self.rng.chance(chance);
@@ -148,10 +171,10 @@ impl World {
         let owner = self.store.record.owner.map(|o| o.session);
         let session =
             self.sessions.iter().position(|s| s.machine.as_ref().is_some_and(|m| Some(m.id()) == owner));
-        if let Some(session) = session
-            && let Some(m) = &mut self.sessions[session].machine
-        {
-            f(m, Instant(self.now));
+        let Some(session) = session else { return };
+        let now = self.clock(self.sessions[session].host).0;
+        if let Some(m) = &mut self.sessions[session].machine {
+            f(m, Instant(now));
             self.drain_session(session);
         }
     }
@@ -167,15 +190,53 @@ impl World {
     pub(super) fn kill_sessions(&mut self) {
         for session in 0..self.sessions.len() {
             if self.sessions[session].machine.take().is_some() {
-                self.note(|_| format!("session {session} is killed"));
+                self.note(|_| format!("s{} is killed", session + 1));
                 let delay = self.rng.below(1000) * MS;
-                let host = if self.rng.chance(50) {
-                    self.sessions[session].host
-                } else {
-                    self.rng.index(self.plan.hosts)
-                };
+                let host = if self.rng.chance(50) { self.sessions[session].host } else { self.any_owner() };
                 self.at(delay, Event::Open { host, steal: true });
             }
         }
     }
+}
+
+/// What a session says happened, for people.
+fn line_of(event: &SessionEvent) -> Option<String> {
+    Some(match event {
+        SessionEvent::Opened { epoch } => format!("serves at epoch {epoch}"),
+        SessionEvent::Paused { reason } => format!("pauses: {reason}"),
+        SessionEvent::Resumed => "goes on".into(),
+        SessionEvent::Demoted { rids, reason } => format!("took {} out: {reason}", names(rids)),
+        SessionEvent::ResyncStarted { rid, bytes } => {
+            format!("brings {rid} up to date: {} blocks may differ", bytes / BLOCK)
+        }
+        SessionEvent::Admitted { rid, copied } => {
+            format!("has {rid} in sync again, {} blocks copied", copied / BLOCK)
+        }
+        SessionEvent::JoinAbandoned { rid, reason } => format!("gives up bringing {rid} in: {reason}"),
+        SessionEvent::ChangeDone { rid, outcome: Ok(()) } => format!("changed the place of {rid} as asked"),
+        SessionEvent::ChangeDone { rid, outcome: Err(why) } => format!("refuses to change {rid}: {why}"),
+        SessionEvent::Ended(reason) => match reason {
+            EndReason::Closed => "is closed".into(),
+            EndReason::Abandoned { lost_writes } => {
+                format!("is abandoned with {lost_writes} writes unanswered")
+            }
+            EndReason::Fenced { owner: Some(owner) } => {
+                format!("is fenced: {} owns the volume", session_name(owner.session))
+            }
+            EndReason::Fenced { owner: None } => "is fenced: nobody owns the volume".into(),
+            EndReason::Busy { owner } => {
+                format!("is refused: {} owns the volume", session_name(owner.session))
+            }
+            EndReason::MetadataRollback => "ends: the store went back".into(),
+            EndReason::CachesLost => "ends: every cache with its writes is lost".into(),
+            EndReason::Missing => "ends: no such volume".into(),
+            EndReason::Unusable(why) => format!("ends: the record is of no use: {why}"),
+            EndReason::Unsupported(what) => format!("ends: {what} is not served"),
+        },
+        SessionEvent::RecordChanged | SessionEvent::Watermark(_) => return None,
+    })
+}
+
+pub(super) fn names(rids: &[Rid]) -> String {
+    rids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
 }

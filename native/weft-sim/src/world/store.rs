@@ -7,19 +7,29 @@ impl World {
         Watermark { cluster: CLUSTER, incarnation: self.store.incarnation, revision: self.store.revision }
     }
 
-    pub(super) fn apply(&mut self, record: Record) {
-        let old = self.store.record.clone();
-        if !self.store.rolled_back && record.epoch < old.epoch {
-            self.fail(format!("I1: epoch {} after {}", record.epoch, old.epoch));
+    /// Can a host use the store? It reaches a member that is with a leader of a majority.
+    pub(super) fn reaches_store(&self, host: Id) -> bool {
+        if self.store.down_until > self.now || !self.hosts[host].powered {
+            return false;
         }
+        let members = &self.plan.store_members;
+        if members.is_empty() {
+            return self.core.as_ref().is_none_or(|core| core.contains(&host));
+        }
+        let runs = |m: Id| self.hosts[m].powered && self.hosts[m].paused_until <= self.now;
+        let linked = |a: Id, b: Id| a == b || !self.cuts.contains(&(a, b)) && !self.cuts.contains(&(b, a));
+        members.iter().filter(|m| runs(**m) && linked(host, **m)).any(|near| {
+            members.iter().filter(|m| runs(**m) && linked(*near, **m)).any(|leader| {
+                let with = members.iter().filter(|m| runs(**m) && linked(*leader, **m)).count();
+                with > members.len() / 2
+            })
+        })
+    }
+
+    pub(super) fn apply(&mut self, writer: SessionId, record: Record) {
+        let old = self.store.record.clone();
         let changed =
             old.owner != record.owner || old.in_sync().map(|e| e.rid).ne(record.in_sync().map(|e| e.rid));
-        if changed && record.epoch == old.epoch && !self.store.rolled_back {
-            self.fail(format!("I1: owner or in-sync set changed within epoch {}", old.epoch));
-        }
-        if let Err(e) = record.check() {
-            self.fail(format!("the store took a bad record: {e}"));
-        }
         if self.plan.rollback > 0
             && !self.store.repaired
             && self.store.backup.is_none()
@@ -28,6 +38,7 @@ impl World {
             self.store.backup = Some((self.store.record.clone(), self.store.revision));
         }
         self.store.revision += 1;
+        self.store.record_revision = self.store.revision;
         self.store.record = record;
         let opened = self.store.record.owner != old.owner;
         let (epoch, owner) = (self.store.record.epoch, self.store.record.owner.map(|o| o.session));
@@ -36,20 +47,51 @@ impl World {
             self.era(opened);
         }
         self.note(|w| {
-            format!("store: revision {} epoch {epoch} owner {owner:?} in sync {members:?}", w.store.revision)
+            format!(
+                "store: revision {}, epoch {epoch}, {}, in sync {}",
+                w.store.revision,
+                owner.map_or("no owner".into(), |o| format!("owner {}", session_name(o))),
+                names(&members)
+            )
         });
+        self.judge_record(writer, &old);
+        // Whoever watches is told, or not.
+        for session in 0..self.sessions.len() {
+            let s = &self.sessions[session];
+            if s.machine.is_some()
+                && s.id != writer
+                && self.plan.watch > 0
+                && self.rng.chance(self.plan.watch)
+            {
+                let (delay, revision) = (self.rng.delay(3 * MS), self.store.revision_of());
+                self.at(delay, Event::Seen { session, revision });
+            }
+        }
     }
 
     pub(super) fn store_call(&mut self, session: Id, call: StoreCall) {
-        let down = self.store.down_until > self.now;
         let faulty = self.faults_on && self.rng.chance(self.plan.store_fault);
-        let host = self.sessions[session].host;
+        let (host, writer) = (self.sessions[session].host, self.sessions[session].id);
+        let down = !self.reaches_store(host);
         let seen = self.host_watermark();
         let known = self.hosts[host].watermark;
         let guarded = !self.broken.is(Mutation::NoWatermark);
-        let reply_delay = self.rng.delay(2 * MS);
+        let slow = self.faults_on && self.plan.store_slow_ms > 0 && self.rng.chance(3);
+        let reply_delay =
+            self.rng.delay(2 * MS) + if slow { self.rng.below(self.plan.store_slow_ms) * MS } else { 0 };
         if down {
             let reply = if self.rng.chance(50) { StoreReply::Unavailable } else { StoreReply::Unknown };
+            // A member that has lost the others takes it in, and may bring it through when they are back.
+            if let (StoreReply::Unknown, StoreCall::Swap { expect, base, record }) = (&reply, &call)
+                && !self.plan.store_members.is_empty()
+                && self.rng.chance(30)
+            {
+                let late = self.rng.below(4000) * MS;
+                self.at(
+                    late,
+                    Event::LateSwap { writer, expect: *expect, base: *base, record: record.clone() },
+                );
+            }
             return self.at(300 * MS, Event::StoreAnswer { session, reply, watermark: None });
         }
         if guarded && seen < known {
@@ -81,17 +123,17 @@ impl World {
                         1 => {}
                         2 => {
                             let late = self.rng.below(4000) * MS;
-                            self.at(late, Event::LateSwap { expect, base, record });
+                            self.at(late, Event::LateSwap { writer, expect, base, record });
                         }
                         _ => {
                             if matches {
-                                self.apply(record);
+                                self.apply(writer, record);
                             }
                         }
                     }
                     (StoreReply::Unknown, None)
                 } else if matches {
-                    self.apply(record);
+                    self.apply(writer, record);
                     (StoreReply::Swapped { revision: self.store.revision_of() }, Some(self.host_watermark()))
                 } else {
                     (StoreReply::Conflict { record: self.store.record.clone(), revision }, Some(seen))
@@ -108,11 +150,16 @@ impl World {
             return;
         }
         // Every member named in the best copy must answer, else an operator would have to assent.
-        if self.reps.iter().any(|r| r.machine.is_none() && !r.lost) {
+        // A pool that waits for a store it can believe tells its records all the same.
+        let silent = |r: &Rep| r.machine.is_none() && r.start.is_none() && !r.is_gone();
+        if self.reps.iter().any(silent) {
             return self.at(500 * MS, Event::Repair);
         }
-        let copies =
-            self.reps.iter().filter(|r| !r.lost).filter_map(|r| Record::parse(&r.stored.durable.record).ok());
+        let copies = self
+            .reps
+            .iter()
+            .filter(|r| !r.is_gone() && !r.put_back)
+            .filter_map(|r| Record::parse(&r.stored.durable.record).ok());
         let mut best = copies.max_by_key(Record::version).unwrap_or_else(|| self.store.record.clone());
         if best.version() < self.store.record.version() {
             best = self.store.record.clone();
@@ -126,6 +173,7 @@ impl World {
         best.nonce = Nonce(u128::from(self.rng.number()));
         self.store.incarnation += 1;
         self.store.revision += 1;
+        self.store.record_revision = self.store.revision;
         self.store.record = best;
         self.store.rolled_back = false;
         self.store.repaired = true;
@@ -140,13 +188,13 @@ impl World {
             }
         }
         self.note(|w| format!("the store is repaired: epoch {}", w.store.record.epoch));
-        let host = self.rng.index(self.plan.hosts);
+        let host = self.any_owner();
         self.at(MS, Event::Open { host, steal: true });
     }
 }
 
 impl Store {
     pub(super) fn revision_of(&self) -> Revision {
-        Revision(self.revision)
+        Revision(self.record_revision)
     }
 }

@@ -1,0 +1,303 @@
+//! One replica's blocks on a disk of the world: what the device holds, what of it survives a power cut, what of it
+//! can't be read, and what the pool (weft-io's `FilePool`) makes of that.
+//!
+//! Must always hold:
+//! * a completed durable write survives everything but damage; an unfinished one leaves each block old, new or, when the
+//!   power goes, torn in the middle; what was not flushed may vanish block by block;
+//! * damage is seen, never served: the pool's checksums are the authority for a block that was written, looked at or
+//!   sealed by this process, or sealed before it. For others ("in doubt": written after the last seal and before a
+//!   restart) no checksum is, there or in a real pool (protocol.md 4.10): a wrong content is put right when a block comes
+//!   into doubt, since nobody promises to find it; an unreadable one stays unreadable.
+
+use weft_proto::message::{Extent, Hole};
+use weft_proto::payload::{BLOCK, HeapPayload, Payload, block_crcs};
+use weft_proto::replica::{DiskDone, DiskError, DiskOp};
+
+use super::SIZE;
+use crate::oracle::{ABSENT, Value, ZERO};
+use crate::rng::Rng;
+
+/// Blocks of the volume; one bit each.
+pub(super) const BLOCKS: usize = (SIZE / BLOCK) as usize;
+const _: () = assert!(BLOCKS <= 64);
+
+/// What a block holds: a value in each half.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Content(pub(super) [Value; 2]);
+
+impl Content {
+    pub(super) fn whole(value: Value) -> Content {
+        Content([value, value])
+    }
+
+    /// The first half of one, the second of the other.
+    fn torn(first: Content, second: Content) -> Content {
+        Content([first.0[0], second.0[1]])
+    }
+
+    fn hole(self) -> Option<Hole> {
+        match self.0 {
+            [ABSENT, ABSENT] => Some(Hole::Absent),
+            [ZERO, ZERO] => Some(Hole::Zero),
+            _ => None,
+        }
+    }
+}
+
+const HALF: usize = BLOCK as usize / 2;
+
+/// The bytes that carry values, one for each half of a block.
+pub(super) fn bytes_of_halves(values: &[Value]) -> HeapPayload {
+    let mut payload = HeapPayload::zeroed(values.len() * HALF);
+    for (chunk, value) in payload.bytes_mut().chunks_exact_mut(HALF).zip(values) {
+        chunk[..8].copy_from_slice(&value.to_le_bytes());
+    }
+    payload
+}
+
+/// The values that bytes carry, one for each half of a block.
+pub(super) fn halves_of(bytes: &[u8]) -> impl Iterator<Item = Value> + '_ {
+    bytes.chunks_exact(HALF).map(|c| Value::from_le_bytes(c[..8].try_into().expect("8 of 2048 bytes")))
+}
+
+fn contents_of(bytes: &[u8]) -> impl Iterator<Item = Content> + '_ {
+    bytes.chunks_exact(2 * HALF).map(|block| {
+        let mut halves = halves_of(block);
+        Content([halves.next().expect("two"), halves.next().expect("two")])
+    })
+}
+
+/// What is wrong with a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Bad {
+    /// The device can't read it.
+    Unreadable,
+    /// The device gives something else; its checksum does not match.
+    Wrong,
+    /// It was unreadable when it was sealed: its checksum says so from then on.
+    Damaged,
+}
+
+/// What a disk does of a request when it is interrupted.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Interrupted {
+    /// The process died: each block is old or new.
+    Process,
+    /// The power went, or the device failed: a block may be torn as well.
+    Device,
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(super) struct Media {
+    cache: [Content; BLOCKS],
+    stable: [Content; BLOCKS],
+    bad: [Option<Bad>; BLOCKS],
+    doubt: u64,
+    /// No space is left: nothing is written, holes can still be made (R20).
+    pub(super) full: bool,
+}
+
+impl Default for Media {
+    fn default() -> Media {
+        let empty = [Content::default(); BLOCKS];
+        Media { cache: empty, stable: empty, bad: [None; BLOCKS], doubt: 0, full: false }
+    }
+}
+
+fn blocks(offset: u64, len: u64) -> core::ops::Range<usize> {
+    (offset / BLOCK) as usize..((offset + len) / BLOCK) as usize
+}
+
+impl Media {
+    /// What the block holds, as if the device had no fault.
+    pub(super) fn content(&self, block: usize) -> Content {
+        self.cache[block]
+    }
+
+    /// What of it a power cut would leave.
+    pub(super) fn stable(&self, block: usize) -> Content {
+        self.stable[block]
+    }
+
+    /// Can the pool not give it?
+    pub(super) fn is_bad(&self, block: usize) -> bool {
+        self.bad[block].is_some()
+    }
+
+    /// Number of blocks that the pool can't give.
+    pub(super) fn bad_blocks(&self) -> usize {
+        self.bad.iter().flatten().count()
+    }
+
+    fn set(&mut self, block: usize, content: Content, durable: bool) {
+        self.cache[block] = content;
+        self.bad[block] = None;
+        self.doubt &= !(1 << block);
+        if durable {
+            self.stable[block] = content;
+        }
+    }
+
+    /// The pool looks at a block's data.
+    fn look(&mut self, block: usize) -> Result<Content, DiskError> {
+        match self.bad[block] {
+            Some(Bad::Unreadable) if self.cache[block].hole().is_none() => Err(DiskError::Io),
+            Some(Bad::Wrong | Bad::Damaged) => Err(DiskError::BitRot),
+            _ => {
+                self.doubt &= !(1 << block);
+                Ok(self.cache[block])
+            }
+        }
+    }
+
+    /// Carries out a request.
+    pub(super) fn run(&mut self, op: &DiskOp<HeapPayload>) -> Result<DiskDone<HeapPayload>, DiskError> {
+        Ok(match op {
+            DiskOp::Write { .. } if self.full => return Err(DiskError::NoSpace),
+            DiskOp::Write { offset, data, durable, .. } => {
+                for (i, content) in contents_of(data.bytes()).enumerate() {
+                    self.set((offset / BLOCK) as usize + i, content, *durable);
+                }
+                DiskDone::Done
+            }
+            DiskOp::Zero { offset, len, kind, .. } => {
+                for block in blocks(*offset, *len) {
+                    let value = if *kind == Hole::Zero { ZERO } else { ABSENT };
+                    self.set(block, Content::whole(value), true);
+                }
+                DiskDone::Done
+            }
+            DiskOp::Read { offset, len } => {
+                let mut extents: Vec<Extent<HeapPayload>> = Vec::new();
+                for block in blocks(*offset, *len) {
+                    let content = self.look(block)?;
+                    extents.push(match content.hole() {
+                        Some(kind) => Extent::Hole { len: BLOCK, kind },
+                        None => {
+                            let data = bytes_of_halves(&content.0);
+                            Extent::Data { crcs: block_crcs(data.bytes()), data }
+                        }
+                    });
+                }
+                DiskDone::Data(extents)
+            }
+            DiskOp::Kinds { offset, len } => {
+                DiskDone::Kinds(blocks(*offset, *len).map(|b| (BLOCK, self.cache[b].hole())).collect())
+            }
+            DiskOp::Hash { offset, len, key } => {
+                let mut hashes = Vec::new();
+                for block in blocks(*offset, *len) {
+                    let Content([first, second]) = self.look(block)?;
+                    let mut hash = *key;
+                    for (h, v) in
+                        hash.iter_mut().zip(first.to_le_bytes().into_iter().chain(second.to_le_bytes()))
+                    {
+                        *h ^= v;
+                    }
+                    hashes.push(hash);
+                }
+                DiskDone::Hashes(hashes)
+            }
+            DiskOp::Flush => {
+                self.stable = self.cache;
+                DiskDone::Done
+            }
+            DiskOp::Seal => {
+                // What nobody looked at is looked at by the seal; what can't be read is entered as that. Data that was not
+                // flushed is not flushed here: the rules must hold with a disk that does no more than it has to.
+                for (block, bad) in self.bad.iter_mut().enumerate() {
+                    if *bad == Some(Bad::Unreadable) && self.doubt & (1 << block) != 0 {
+                        *bad = Some(Bad::Damaged);
+                    }
+                }
+                self.doubt = 0;
+                DiskDone::Done
+            }
+            DiskOp::Grow { .. } => DiskDone::Done,
+        })
+    }
+
+    /// A request that never ended: of a write any part may have happened.
+    pub(super) fn interrupt(&mut self, op: &DiskOp<HeapPayload>, by: Interrupted, rng: &mut Rng) {
+        match op {
+            DiskOp::Write { offset, data, durable, .. } if !self.full => {
+                for (i, new) in contents_of(data.bytes()).enumerate() {
+                    let block = (offset / BLOCK) as usize + i;
+                    let old = self.cache[block];
+                    let content = match rng.below(10) {
+                        0..4 => new,
+                        4 if by == Interrupted::Device => Content::torn(new, old),
+                        5 if by == Interrupted::Device => Content::torn(old, new),
+                        _ => continue,
+                    };
+                    self.set(block, content, *durable);
+                    self.doubt |= 1 << block;
+                }
+            }
+            DiskOp::Zero { .. } if rng.chance(50) => drop(self.run(op)),
+            _ => {}
+        }
+    }
+
+    /// The device writes a block, says so, and it went to another place: neither place holds what the pool expects.
+    /// `false` if the request is none that this can happen to.
+    pub(super) fn misdirect(&mut self, op: &DiskOp<HeapPayload>, place: usize) -> bool {
+        let DiskOp::Write { offset, data, durable: true, .. } = op else { return false };
+        let meant = (offset / BLOCK) as usize;
+        if data.len() as u64 != BLOCK || place == meant || self.full || self.cache[place].hole().is_some() {
+            return false;
+        }
+        if self.doubt & (1 << place) != 0 {
+            return false;
+        }
+        self.run(op).expect("space was looked for");
+        self.bad[meant] = Some(Bad::Wrong);
+        self.bad[place] = Some(Bad::Wrong);
+        true
+    }
+
+    /// A block goes bad; `false` if it holds no data or its checksum is no authority.
+    pub(super) fn spoil(&mut self, block: usize, bad: Bad) -> bool {
+        let possible = self.cache[block].hole().is_none()
+            && self.bad[block].is_none()
+            && self.cache[block] == self.stable[block]
+            && (bad == Bad::Unreadable || self.doubt & (1 << block) == 0);
+        if possible {
+            self.bad[block] = Some(bad);
+        }
+        possible
+    }
+
+    /// The process that served it is gone; blocks of the regions in `unsealed` (a bit each block) are in doubt.
+    pub(super) fn reopen(&mut self, unsealed: u64) {
+        self.doubt = unsealed;
+        for (block, bad) in self.bad.iter_mut().enumerate() {
+            if unsealed & (1 << block) != 0 && matches!(bad, Some(Bad::Wrong)) {
+                *bad = None;
+            }
+        }
+    }
+
+    /// The power goes: every block that was not flushed is the old, the new, or half of each.
+    pub(super) fn lose_power(&mut self, rng: &mut Rng) {
+        for block in 0..BLOCKS {
+            let (old, new) = (self.stable[block], self.cache[block]);
+            if old == new {
+                continue;
+            }
+            self.cache[block] = match rng.below(10) {
+                0..6 => old,
+                6 => Content::torn(new, old),
+                _ => new,
+            };
+            self.stable[block] = self.cache[block];
+            self.doubt |= 1 << block;
+        }
+    }
+
+    /// Everything that was written is on stable media: a stop in order.
+    pub(super) fn flush(&mut self) {
+        self.stable = self.cache;
+    }
+}
