@@ -15,6 +15,8 @@ const runSchema = z.strictObject({
   /** Seeds with a violation. */
   violations: z.int().nonnegative(),
   seconds: z.number().nonnegative(),
+  /** What was found, and where it was mended. */
+  note: z.string().min(1).optional(),
 });
 
 export type Run = z.infer<typeof runSchema>;
@@ -34,9 +36,10 @@ export function parseManifest(text: string): readonly Run[] {
 
 /** One run a line, so that a change of the manifest is read as what was run. */
 export function writeManifest(runs: readonly Run[]): string {
-  const line = ({ range, commit, date, violations, seconds }: Run): string =>
+  const line = ({ range, commit, date, violations, seconds, note }: Run): string =>
     `  { "range": [${range.join(", ")}], "commit": "${commit}", "date": "${date}", ` +
-    `"violations": ${violations}, "seconds": ${seconds} }`;
+    `"violations": ${violations}, "seconds": ${seconds}` +
+    (note === undefined ? " }" : `, "note": ${JSON.stringify(note)} }`);
   return `[\n${runs.map(line).join(",\n")}\n]\n`;
 }
 

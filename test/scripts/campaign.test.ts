@@ -18,9 +18,12 @@ const run = (first: number, last: number): Run => ({
   seconds: 1.5,
 });
 
-await t.test("seeds: the manifest of this repository is whole", async (t) => {
+await t.test("seeds: the manifest of this repository is whole, and each finding has its end", async (t) => {
   const runs = parseManifest(readFileSync(join(repository, "docs/seeds.json"), "utf8"));
   t.ok(sumOf(runs).seeds > 0);
+  for (const { range, violations, note } of runs) {
+    t.equal(violations > 0, note !== undefined, `what became of the finding in ${range.join(" to ")}`);
+  }
 });
 
 await t.test("seeds: a range that was run is not run again, and none stands there twice", async (t) => {
