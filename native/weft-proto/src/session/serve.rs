@@ -93,6 +93,10 @@ impl<P: Payload> Session<P> {
                 _ => format!("waits for {} members", failing.len()),
             };
             self.pause(now, &reason);
+        } else if self.store_retry.is_some() {
+            // The last call of the store failed: nothing completes without a member before its removal is known.
+            let reason = format!("waits for the store, to go on without {}", lost[0]);
+            self.pause(now, &reason);
         }
         if !self.store_ready(now) {
             return;

@@ -58,8 +58,11 @@ fn a_member_lost_while_the_store_is_away_pauses_the_volume_until_it_is_back(play
     stage.run_for(60_000);
     assert!(stage.reply(write.id).is_none() && stage.reply(read).is_none());
     assert_eq!(stage.line(owner, R1), "in-sync acked=1 sent=2 window=0 [refused]");
+    let why = stage.view(owner).paused.as_deref();
+    assert_eq!(why, Some("waits for the store, to go on without r1"));
     stage.store_back();
     stage.run_until("the guest goes on", |s| s.done(write.id) && s.value(read) == Some(value));
+    assert_eq!(stage.view(owner).paused, None);
     assert_eq!((stage.in_sync(), stage.demotions(owner)), (vec![R0], 1));
 }
 
