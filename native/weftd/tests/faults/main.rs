@@ -13,4 +13,5 @@ mod frames;
 mod guests;
 mod power;
 mod records;
+mod scenarios;
 mod space;
