@@ -99,6 +99,10 @@ enum Caller {
     PoolSwap(PoolId),
     Verify(ReplicaKey, Token),
     Trash(ReplicaKey),
+    Emptying {
+        job: u64,
+        volume: VolumeId,
+    },
     Hosts,
     Why(VolumeId, Answer),
 }
@@ -657,6 +661,10 @@ impl Daemon {
                 let token = self.call(Caller::Trash(key));
                 self.store.send(StoreRequest::Read { token, keys: vec![record_key(key.volume)] });
             }
+            PoolsCall::Emptying { job, volume } => {
+                let token = self.call(Caller::Emptying { job, volume });
+                self.store.send(StoreRequest::Read { token, keys: vec![record_key(volume)] });
+            }
         }
     }
 
@@ -772,6 +780,7 @@ impl Daemon {
             Caller::PoolRead(pool) => self.pools.handle_pool_read(now, pool, entry),
             Caller::Verify(key, token) => self.pools.handle_verified(now, key, token, &entry),
             Caller::Trash(key) => self.pools.handle_trash_read(key, entry),
+            Caller::Emptying { job, volume } => self.pools.handle_emptying_read(job, volume, &entry),
             Caller::Why(volume, answer) => {
                 let record = entry.ok().flatten().and_then(|e| serde_json::from_slice(&e.value).ok());
                 let _ = answer.send(Ok(json!(self.why(now, volume, record))));

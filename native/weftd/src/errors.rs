@@ -49,6 +49,8 @@ codes! {
     LAST_COPY = "E-REPL-03";
     /// The limit of copies.
     TOO_MANY_REPLICAS = "E-REPL-04";
+    /// A copy that was to go is one that its volume's record names.
+    STILL_NAMED = "E-REPL-05";
     /// No pool can be made there.
     POOL_PATH = "E-POOL-01";
     /// The directory is not empty.

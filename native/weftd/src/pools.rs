@@ -9,9 +9,10 @@
 //! * a pool serves only after its start raised its incarnation in the store, and only that pool waits for its lock;
 //! * a replica's log record is reported durable when the pool's log says so, and never otherwise;
 //! * a replica is trashed only by [`may_trash`], against a linearizable read, with no attachment in between (R15);
+//! * nothing leaves the trash for good before [`may_empty`] has seen such a read;
 //! * what a log or checkpoint can't prove sound is quarantined, never an empty replica (R24).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -44,7 +45,7 @@ use weft_proto::wire::PoolLog;
 use crate::clock::{random_u128, random_uuid, unix_seconds};
 use crate::errors::{Code, Failure};
 use crate::mail::{Answer, Mail, Mailbox};
-use crate::records::{may_trash, record_of};
+use crate::records::{EmptiedBy, code_of, may_empty, may_trash, record_of};
 use crate::state::StateDir;
 use crate::store::{Entry, ReadError, SwapOutcome};
 use crate::tokens::Part;
@@ -105,6 +106,13 @@ pub enum PoolsCall {
     Verify(ReplicaKey, Token),
     /// Reads a volume's record before a replica is trashed; tell [`Pools::handle_trash_read`].
     Trash(ReplicaKey),
+    /// Reads a volume's record before its replicas in the trash are destroyed; tell [`Pools::handle_emptying_read`].
+    Emptying {
+        /// Which look through the trash asks.
+        job: u64,
+        /// The volume.
+        volume: VolumeId,
+    },
 }
 
 /// What comes out of the pools.
@@ -257,7 +265,7 @@ enum Purpose {
     Trash(ReplicaKey),
     ListTrash { job: u64 },
     RestoreTrash { job: u64, key: ReplicaKey },
-    EmptyTrash { job: u64 },
+    EmptyTrash { job: u64, rid: Rid },
 }
 
 /// A command that concerns the trash of all pools.
@@ -266,11 +274,11 @@ struct TrashJob {
     kind: TrashKind,
     /// None: nobody asked.
     answer: Option<Answer>,
-    /// Ops that have not ended.
+    /// Ops and reads of the store that have not ended.
     waiting: usize,
     entries: Vec<(PoolId, TrashEntry)>,
     done: Vec<Rid>,
-    error: Option<PoolError>,
+    error: Option<Failure>,
     /// The lists are there, ops on entries are under way.
     acting: bool,
 }
@@ -281,6 +289,17 @@ enum TrashKind {
     Restore(VolumeId),
     Empty(Option<VolumeId>),
     Expire,
+}
+
+impl TrashKind {
+    /// Is an entry of the trash one that this is about?
+    fn concerns(self, entry: &TrashEntry, now_s: u64) -> bool {
+        match self {
+            TrashKind::Tell | TrashKind::Empty(None) => true,
+            TrashKind::Restore(volume) | TrashKind::Empty(Some(volume)) => volume == entry.replica.volume,
+            TrashKind::Expire => entry.since_s.saturating_add(TRASH_KEEP_S) < now_s,
+        }
+    }
 }
 
 impl Pools {
@@ -743,23 +762,25 @@ impl Pools {
         if !job.acting {
             job.acting = true;
             let now = unix_seconds();
-            for (pool, entry) in &job.entries {
-                let Some(pool) = self.pools.get_mut(pool) else { continue };
-                let (name, key) = (entry.name.clone(), entry.replica);
-                match job.kind {
-                    TrashKind::Restore(volume) if volume == key.volume => {
+            job.entries.retain(|(_, entry)| job.kind.concerns(entry, now));
+            match job.kind {
+                TrashKind::Tell => {}
+                TrashKind::Restore(_) => {
+                    for (pool, entry) in &job.entries {
+                        let Some(pool) = self.pools.get_mut(pool) else { continue };
+                        let (name, key) = (entry.name.clone(), entry.replica);
                         pool.submit(Purpose::RestoreTrash { job: id, key }, PoolOp::RestoreTrash { name });
+                        job.waiting += 1;
                     }
-                    TrashKind::Empty(volume) if volume.is_none_or(|v| v == key.volume) => {
-                        pool.submit(Purpose::EmptyTrash { job: id }, PoolOp::EmptyTrash { name });
-                    }
-                    TrashKind::Expire if entry.since_s + TRASH_KEEP_S < now && !self.rolled_back => {
-                        tracing::info!(pool = %pool.id, name, "its time in the trash is over");
-                        pool.submit(Purpose::EmptyTrash { job: id }, PoolOp::EmptyTrash { name });
-                    }
-                    _ => continue,
                 }
-                job.waiting += 1;
+                TrashKind::Empty(_) | TrashKind::Expire => {
+                    let volumes: BTreeSet<VolumeId> =
+                        job.entries.iter().map(|(_, entry)| entry.replica.volume).collect();
+                    for volume in volumes {
+                        self.out.push_back(PoolsOut::Call(PoolsCall::Emptying { job: id, volume }));
+                        job.waiting += 1;
+                    }
+                }
             }
             if job.waiting > 0 {
                 return;
@@ -768,7 +789,7 @@ impl Pools {
         let Some(job) = self.trash_jobs.remove(&id) else { return };
         let Some(answer) = job.answer else { return };
         if let Some(error) = job.error {
-            return refuse(answer, disk_failure(&error));
+            return refuse(answer, error);
         }
         let result = match job.kind {
             TrashKind::Tell => {
@@ -786,6 +807,56 @@ impl Pools {
             TrashKind::Empty(_) | TrashKind::Expire => json!({ "removed": job.done.len() }),
         };
         let _ = answer.send(Ok(result));
+    }
+
+    /// The store answered [`PoolsCall::Emptying`]: destroys what the volume's record does not need.
+    pub fn handle_emptying_read(
+        &mut self,
+        id: u64,
+        volume: VolumeId,
+        result: &Result<Option<Entry>, ReadError>,
+    ) {
+        let Some(job) = self.trash_jobs.get_mut(&id) else { return };
+        job.waiting -= 1;
+        let by = match job.kind {
+            TrashKind::Empty(_) => EmptiedBy::Operator,
+            TrashKind::Expire | TrashKind::Tell | TrashKind::Restore(_) => EmptiedBy::Age,
+        };
+        let record = match result {
+            Ok(entry) => entry.as_ref().map(record_of).transpose().map_err(|error| {
+                Failure::new(code_of(&error), format!("the record of volume {volume}: {error}"))
+            }),
+            Err(ReadError::Away(why) | ReadError::Watermark(why)) => {
+                Err(Failure::new(Code::STORE_AWAY, why.clone()))
+            }
+            Err(ReadError::RolledBack(why)) => Err(Failure::new(Code::STORE_ROLLED_BACK, why.clone())),
+        };
+        for (pool, entry) in job.entries.iter().filter(|(_, entry)| entry.replica.volume == volume) {
+            let Some(pool) = self.pools.get_mut(pool) else { continue };
+            let (name, rid) = (entry.name.clone(), entry.replica.rid);
+            let verdict = record.as_ref().map_err(Clone::clone).and_then(|record| {
+                may_empty(record.as_ref(), rid, by).map_err(|why| {
+                    Failure::new(
+                        Code::STILL_NAMED,
+                        format!("{rid} of volume {volume} stays in the trash: {why}"),
+                    )
+                    .with("volume", volume.to_string())
+                    .with("rid", rid.0)
+                })
+            });
+            match verdict {
+                Ok(()) => {
+                    tracing::info!(pool = %pool.id, name, "removed from the trash for good");
+                    pool.submit(Purpose::EmptyTrash { job: id, rid }, PoolOp::EmptyTrash { name });
+                    job.waiting += 1;
+                }
+                Err(failure) => {
+                    tracing::info!(pool = %pool.id, name, why = failure.message, "kept in the trash");
+                    job.error = Some(failure);
+                }
+            }
+        }
+        self.drive_trash(id);
     }
 
     /// The store is, or is no longer, behind the watermark.
@@ -1133,7 +1204,7 @@ impl Pools {
                             job.entries.extend(entries.into_iter().map(|e| (id, e)))
                         }
                         Ok(_) => {}
-                        Err(error) => job.error = Some(error),
+                        Err(error) => job.error = Some(disk_failure(&error)),
                     }
                 }
                 self.drive_trash(job);
@@ -1146,17 +1217,17 @@ impl Pools {
                             job.done.push(key.rid);
                             pool.load(key);
                         }
-                        Err(error) => job.error = Some(error),
+                        Err(error) => job.error = Some(disk_failure(&error)),
                     }
                 }
                 self.drive_trash(job);
             }
-            Purpose::EmptyTrash { job } => {
+            Purpose::EmptyTrash { job, rid } => {
                 if let Some(job) = self.trash_jobs.get_mut(&job) {
                     job.waiting -= 1;
                     match result {
-                        Ok(_) => job.done.push(Rid(0)),
-                        Err(error) => job.error = Some(error),
+                        Ok(_) => job.done.push(rid),
+                        Err(error) => job.error = Some(disk_failure(&error)),
                     }
                 }
                 self.drive_trash(job);
@@ -1188,6 +1259,8 @@ impl Pools {
                 if pool.phase == Phase::Recovering {
                     pool.phase = Phase::Serving;
                     pool.space_due = now;
+                    // What became too old while it was not served.
+                    self.trash_due = now;
                     tracing::info!(pool = %id, inc = %pool.inc, replicas = pool.replicas.len(), "pool serves");
                 }
             }

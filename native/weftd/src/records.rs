@@ -297,6 +297,34 @@ pub fn may_trash(kept: Option<&Record>, present: Option<&Record>, rid: Rid) -> R
     Ok(())
 }
 
+/// Who wants a replica in the trash destroyed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EmptiedBy {
+    /// Nobody: its time is over.
+    Age,
+    /// An operator said so.
+    Operator,
+}
+
+/// May a replica in the trash be destroyed, now that the store shows `present`? Else why not, as a sentence
+/// (docs/model.md, finding 14).
+///
+/// Age alone proves nothing: the volume may have been restored while this host was off, and the copy in the trash is
+/// then one that the record counts on. Absence proves nothing either (R15): a store that lost its data, or a repair
+/// that has not come to this volume yet, looks the same, and the trash may hold what the repair needs. An operator who
+/// asks has decided that; but no word of theirs destroys a copy that a living record names.
+pub fn may_empty(present: Option<&Record>, rid: Rid, by: EmptiedBy) -> Result<(), String> {
+    match present {
+        None if by == EmptiedBy::Operator => Ok(()),
+        None => Err("the store has no record of the volume: absence deletes nothing".to_owned()),
+        Some(record) if record.deleted.is_some() => Ok(()),
+        Some(record) if record.replica(rid).is_some() => {
+            Err(format!("the volume is not deleted, and its record names {rid}"))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
 fn parse(entry: &Entry) -> Result<Record, Failure> {
     record_of(entry)
         .map_err(|e| Failure::new(code_of(&e), format!("{}: {e}", entry.key)).with("key", entry.key.as_str()))
@@ -366,6 +394,23 @@ mod tests {
         let mut restored = deleted.clone();
         assert_eq!(mark_restored(&mut restored), Ok(true));
         assert!(may_trash(Some(&kept), Some(&restored), rid).is_err(), "N19: restored in between");
+    }
+
+    #[test]
+    fn the_trash_keeps_what_a_living_record_names() {
+        let living = record();
+        let rid = living.replicas[0].rid;
+        let mut deleted = living.clone();
+        assert_eq!(mark_deleted(&mut deleted, "77"), Ok(true));
+        let mut without = living.clone();
+        without.replicas.retain(|r| r.rid != rid);
+        for by in [EmptiedBy::Age, EmptiedBy::Operator] {
+            assert_eq!(may_empty(Some(&deleted), rid, by), Ok(()));
+            assert_eq!(may_empty(Some(&without), rid, by), Ok(()));
+            assert!(may_empty(Some(&living), rid, by).is_err(), "restored meanwhile");
+        }
+        assert!(may_empty(None, rid, EmptiedBy::Age).is_err(), "N5: the store lost its data");
+        assert_eq!(may_empty(None, rid, EmptiedBy::Operator), Ok(()));
     }
 
     #[test]

@@ -2,7 +2,11 @@
 
 mod support;
 
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
 use serde_json::{Value, json};
+use support::PATIENCE;
 use support::host::{
     Cluster, Host, SIZE, assert_same, close, copy, examine, make_volume, nbd, open, random_file,
 };
@@ -140,4 +144,72 @@ fn a_copy_is_added_removed_and_trashed() {
     hosts[0].ask_until("replica.list", &json!({}), |list| list["replicas"][0]["state"] == "serving");
     open(&hosts[0], &volume, "closed").expect("opens after its way through the trash");
     close(&hosts[0], &volume);
+}
+
+/// What is in the trash for more than a day goes, but not by its age alone: the volume may have been restored while
+/// this host was off, and its copy is then one that counts (docs/model.md, finding 14).
+#[test]
+fn the_trash_keeps_the_copy_of_a_volume_that_was_restored_while_its_host_was_off() {
+    let cluster = Cluster::start();
+    let mut hosts: Vec<Host> = (1..=2).map(|n| cluster.host(n)).collect();
+    for host in &mut hosts {
+        host.make_pool();
+    }
+    let volumes = [(); 4].map(|()| make_volume(&[&hosts[0], &hosts[1]]));
+    let [restored, deleted, gone, recent] = &volumes;
+    let file = random_file(&cluster, "a");
+    let socket = open(&hosts[0], restored, "closed").expect("opens");
+    copy(file.to_str().expect("UTF-8"), &nbd(&socket, restored));
+    close(&hosts[0], restored);
+    for volume in &volumes {
+        hosts[0].ask("volume.delete", json!({ "volume": volume }));
+        let trashed =
+            hosts[1].ask("replica.trash", json!({ "volume": volume, "rid": 1, "pool": hosts[1].pool }));
+        assert_eq!(trashed["trashed"], true, "{trashed}");
+    }
+    hosts[1].terminate();
+    hosts[0].ask("volume.restore", json!({ "volume": restored }));
+    cluster.delete(&format!("/weft/v1/vol/{gone}/state"));
+    let trash = hosts[1].home.join("pool/trash");
+    for volume in [restored, deleted, gone] {
+        let mut names = std::fs::read_dir(&trash).expect("read").map(|e| e.expect("read").file_name());
+        let name = names.find(|n| n.to_str().is_some_and(|n| n.starts_with(volume))).expect("in the trash");
+        let (replica, since) = name.to_str().and_then(|n| n.rsplit_once('.')).expect("a name and a time");
+        let since = since.parse::<u64>().expect("a time") - 25 * 3600;
+        std::fs::rename(trash.join(&name), trash.join(format!("{replica}.{since}"))).expect("renamed");
+    }
+
+    hosts[1].start();
+    hosts[1].await_pool();
+    let left = |list: &Value| {
+        let items = list["items"].as_array().expect("a list").iter();
+        items.map(|i| i["volume"].as_str().expect("an id").to_owned()).collect::<BTreeSet<String>>()
+    };
+    let list = hosts[1].ask_until("trash.list", &json!({}), |list| !left(list).contains(deleted));
+    assert_eq!(left(&list), [restored, gone, recent].map(String::clone).into());
+    let until = Instant::now() + PATIENCE;
+    while hosts[1].log().matches("kept in the trash").count() < 2 {
+        assert!(Instant::now() < until, "it says what it keeps\n{}", hosts[1].log());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert!(hosts[1].log().contains("absence deletes nothing"), "{}", hosts[1].log());
+
+    // An operator who asks decides, but not against a living record, and not behind a store that went back.
+    let empty = |volume: &str| hosts[1].try_ask("trash.empty", json!({ "volume": volume }));
+    assert_eq!(empty(restored).expect_err("it counts")["code"], "E-REPL-05");
+    let identity = cluster.get("/weft/v1/store");
+    cluster.put("/weft/v1/store", &json!({ "cluster": cluster.id, "incarnation": "0" }));
+    assert_eq!(empty(gone).expect_err("may be needed")["code"], "E-STORE-02");
+    cluster.put("/weft/v1/store", &identity);
+    hosts[1].ask("why", json!({ "volume": restored }));
+    assert_eq!(empty(gone).expect("nobody names it")["removed"], 1);
+    assert_eq!(empty(recent).expect("deleted")["removed"], 1);
+    assert_eq!(left(&hosts[1].ask("trash.list", json!({}))), [restored.clone()].into());
+
+    assert_eq!(hosts[1].ask("trash.restore", json!({ "volume": restored }))["rids"], json!([1]));
+    hosts[1].ask_until("replica.list", &json!({}), |list| list["replicas"][0]["state"] == "serving");
+    hosts[0].kill();
+    let socket = open(&hosts[1], restored, "closed").expect("opens from the copy that was kept");
+    assert_same(&cluster, &hosts[1], &socket, restored, &file);
+    close(&hosts[1], restored);
 }

@@ -54,6 +54,13 @@ impl Cluster {
         }
     }
 
+    pub(crate) fn delete(&self, key: &str) {
+        let mut etcdctl = Command::new("etcdctl");
+        etcdctl.env("ETCDCTL_API", "3").args(["--endpoints", &self.etcd.url, "del", key]);
+        let output = etcdctl.output().expect("etcdctl is installed");
+        assert_eq!(output.stdout, b"1\n", "{key}: {output:?}");
+    }
+
     /// The value of a key; it must exist.
     pub(crate) fn get(&self, key: &str) -> Value {
         let until = Instant::now() + PATIENCE;
