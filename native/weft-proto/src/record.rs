@@ -302,12 +302,12 @@ impl Record {
             .replicas
             .iter()
             .map(|r| {
-                json_len(&r.unknown)
+                fields_len(&r.unknown)
                     + json_len(&r.reason).saturating_sub(REASON_LEN)
                     + json_len(&r.since).saturating_sub(TIME_LEN)
             })
             .sum();
-        texts + times + layers + entries + json_len(&self.unknown) + json_len(&self.policy.unknown)
+        texts + times + layers + entries + fields_len(&self.unknown) + fields_len(&self.policy.unknown)
     }
 
     /// Number of regions.
@@ -347,6 +347,11 @@ const REASON_LEN: usize = 120;
 /// Bytes of a value as JSON.
 fn json_len<T: Serialize>(value: &T) -> usize {
     serde_json::to_vec(value).expect("parts of a record are always JSON").len()
+}
+
+/// The same of fields within an object: none take nothing, so that a copy that a session adds counts nothing.
+fn fields_len(fields: &BTreeMap<String, Value>) -> usize {
+    json_len(fields).saturating_sub(2)
 }
 
 /// The region shift for a volume of `size` bytes: 1 MiB, raised so that there are at most 2^20 regions.
@@ -441,6 +446,10 @@ mod tests {
         }
         let room = FOREIGN_MAX - longest.foreign_len();
         assert!(longest.to_bytes().len() + room <= RECORD_MAX, "{} bytes", longest.to_bytes().len());
+        // A copy more takes nothing of what others may write.
+        let before = longest.foreign_len();
+        longest.replicas.pop();
+        assert_eq!(longest.foreign_len(), before);
         // And what others add is refused before it takes that room, however it is spelt.
         let text = SPECIMEN.trim_end().trim_end_matches('}');
         let long = alloc::format!("{text}, \"more\": \"{}\" }}", "x".repeat(FOREIGN_MAX));
