@@ -22,6 +22,8 @@ const target = join(nativeTarget(), "fuzz");
 /** What a kept corpus may have in each target: the tests hold the limit of files, and 1 MiB in all. */
 const KEPT_FILES = 150;
 const KEPT_BYTES = 90 * 1024;
+/** Longer plots cost more to replay than they are worth; of the others the longest go deepest, and are kept first. */
+const KEPT_LENGTH = 2048;
 
 const LIMITS = ["-rss_limit_mb=2048", "-malloc_limit_mb=1024", "-timeout=20", "-max_len=16384"];
 
@@ -179,13 +181,14 @@ export async function minimise(fuzzer: Fuzzer, name: string): Promise<string> {
   const named = readdirSync(kept).filter((file) => !/^[0-9a-f]{40}\.input$/.test(file));
   const files = readdirSync(merged)
     .map((file) => ({ file, bytes: statSync(join(merged, file)).size }))
-    .toSorted((a, b) => a.bytes - b.bytes);
+    .toSorted((a, b) => b.bytes - a.bytes);
   for (const file of readdirSync(kept)) if (!named.includes(file)) rmSync(join(kept, file));
   let bytes = named.reduce((sum, file) => sum + statSync(join(kept, file)).size, 0);
   let count = named.length;
   const contents = new Set(named.map((file) => readFileSync(join(kept, file), "latin1")));
   for (const one of files) {
-    if (count >= KEPT_FILES || bytes + one.bytes > KEPT_BYTES) break;
+    if (count >= KEPT_FILES) break;
+    if (one.bytes > KEPT_LENGTH || bytes + one.bytes > KEPT_BYTES) continue;
     if (contents.has(readFileSync(join(merged, one.file), "latin1"))) continue;
     copyFileSync(join(merged, one.file), join(kept, `${basename(one.file, ".input")}.input`));
     count += 1;

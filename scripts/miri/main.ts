@@ -20,10 +20,7 @@ const COMMIT_DATE = "2026-10-29";
  */
 const PARTS: readonly (readonly [crate: string, tests: readonly string[]])[] = [
   ["weft-io", ["buffer::", "sidecar::"]],
-  [
-    "weft-proto",
-    ["payload::", "block_set::", "record::", "durable::", "a_header_with", "hello_of_a_newer", "is_chosen"],
-  ],
+  ["weft-proto", ["record::", "durable::", "a_header_with", "hello_of_a_newer", "is_chosen"]],
 ];
 
 const native = join(repository, "native");
