@@ -292,6 +292,13 @@ impl<P: Payload> Session<P> {
         }
     }
 
+    /// Asked at an epoch that the joiner no longer obeyed, or not yet: asked again.
+    pub(super) fn join_flush_refused(&mut self) {
+        if let Some(JoinStage::Settling { flush, .. }) = self.join.as_mut().map(|j| &mut j.stage) {
+            *flush = Flushed::NotYet;
+        }
+    }
+
     pub(super) fn join_flushed(&mut self) {
         if let Some(JoinStage::Settling { flush, .. }) = self.join.as_mut().map(|j| &mut j.stage) {
             *flush = Flushed::Done;

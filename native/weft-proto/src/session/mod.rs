@@ -348,6 +348,8 @@ pub struct Session<P> {
     // The store.
     attempts: Vec<Attempt>,
     store_busy: bool,
+    /// The call under way is a swap.
+    swapping: bool,
     store_retry: Option<Instant>,
     get_wanted: bool,
     /// Highest (epoch) that a replica told us it promised to someone else, and whether a read followed.
@@ -432,6 +434,7 @@ impl<P: Payload> Session<P> {
             revision: Revision(0),
             attempts: Vec::new(),
             store_busy: false,
+            swapping: false,
             store_retry: None,
             get_wanted: true,
             rollback_suspect: None,

@@ -516,6 +516,7 @@ impl<P: Payload> Session<P> {
                 self.restart_gather();
             }
             Purpose::JoinStamps => self.abandon_join("the stamps were refused"),
+            Purpose::JoinFlush => self.join_flush_refused(),
             _ => {}
         }
         if self.join_rid() == Some(rid) && !matches!(refusal, Refusal::Busy | Refusal::StaleEpoch) {

@@ -87,7 +87,7 @@ impl<P: Payload> Session<P> {
             && !self.is_ended()
         {
             self.get_wanted = false;
-            self.store_busy = true;
+            (self.store_busy, self.swapping) = (true, false);
             self.suspect_asked = self.rollback_suspect.take();
             self.behind = self.behind.map(|_| true);
             self.store_calls.push_back(StoreCall::Get);
@@ -102,7 +102,7 @@ impl<P: Payload> Session<P> {
         record.check().unwrap_or_else(|e| panic!("{intent:?} would write a bad record: {e}"));
         // A swap that takes members out is not sent before they have stopped being read.
         self.attempts.push(Attempt { nonce, record: record.clone(), intent });
-        self.store_busy = true;
+        (self.store_busy, self.swapping) = (true, true);
         self.store_calls.push_back(StoreCall::Swap { expect: self.revision, base: self.rec().nonce, record });
     }
 
@@ -244,9 +244,11 @@ impl<P: Payload> Session<P> {
                 }
             }
             StoreReply::Unavailable => {
-                // This try was surely not applied; earlier unknown ones stay unsettled.
+                // This try, if it was one, was surely not applied; earlier unknown ones stay unsettled (R14).
                 self.ask_again();
-                self.attempts.pop();
+                if self.swapping {
+                    self.attempts.pop();
+                }
                 self.store_retry = Some(now.after_ms(self.config.timing.retry_ms));
                 if matches!(self.phase, Phase::Reading | Phase::Contacting { .. }) {
                     self.get_wanted = true;
