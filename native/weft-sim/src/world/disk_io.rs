@@ -63,6 +63,9 @@ impl World {
 
     /// The disk carries a request out, or something of it.
     fn disk_does(&mut self, rep: Id, op: &DiskOp<HeapPayload>) -> Result<DiskDone<HeapPayload>, DiskError> {
+        if self.reps[rep].flush_failed == self.reps[rep].inc {
+            return Err(DiskError::Io);
+        }
         let plan = &self.plan;
         let (write_error, flush_error, misdirect) = (plan.write_error, plan.flush_error, plan.misdirect);
         let mut happens = |weight: u64| weight > 0 && self.faults_on && self.rng.below(1000) < weight;
@@ -72,6 +75,7 @@ impl World {
                 return Err(DiskError::Io);
             }
             DiskOp::Flush | DiskOp::Seal if happens(flush_error) => {
+                self.reps[rep].flush_failed = self.reps[rep].inc;
                 // What the kernel dropped is unknown: as if the power had gone for this file.
                 if self.plan.cached {
                     self.lose_cache(rep);

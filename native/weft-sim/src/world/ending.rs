@@ -162,6 +162,11 @@ impl World {
             // A swap that was on its way took a member out that was counted on: the premise does not hold.
             return Ok(());
         }
+        if self.owner_session().is_none_or(|s| !inside(self, self.sessions[s].host)) {
+            // Whoever owns it by the record has ended, perhaps by a claim that the store took late: opened anew.
+            let host = self.any_owner();
+            self.at(10 * MS, Event::Open { host, steal: true });
+        }
         self.counts.cores += 1;
         let began = self.now;
         let session = self.serving(SERVE_MS, "a part of the cluster that suffices does not serve")?;

@@ -28,6 +28,8 @@ use weft_proto::payload::block_crcs;
 
 use super::*;
 
+/// Requests of one guest, of all eras.
+const REQUESTS_MAX: usize = 100;
 /// Blocks of a region.
 const REGION: usize = (1 << REGION_SHIFT) / BLOCK as usize;
 
@@ -65,7 +67,7 @@ impl World {
         }
         for s in &mut self.sessions {
             // What was called before and is answered later belongs to no era.
-            s.guests.retain(|_, asked| !matches!(asked, Asked::Write { .. }));
+            s.guests.retain(|_, asked| matches!(asked, Asked::Flush { .. }));
             s.stale_answers = true;
         }
     }
@@ -188,7 +190,9 @@ impl World {
     fn difference(&self, x: Id, y: Id, above: Generation) -> Option<usize> {
         let (x, y) = (&self.reps[x].stored, &self.reps[y].stored);
         (0..BLOCKS).find(|block| {
+            // What neither can give nobody sees before it is written again.
             x.media.content(*block) != y.media.content(*block)
+                && !(x.media.is_bad(*block) && y.media.is_bad(*block))
                 && x.durable.rgm[block / REGION] <= above
                 && y.durable.rgm[block / REGION] <= above
         })
@@ -221,7 +225,9 @@ impl World {
         }
         for pair in members.windows(2) {
             let (x, y) = (&self.reps[pair[0]], &self.reps[pair[1]]);
-            let differs = (0..BLOCKS).find(|b| x.stored.media.content(*b) != y.stored.media.content(*b));
+            let (a, b) = (&x.stored.media, &y.stored.media);
+            let both_bad = |block: usize| a.is_bad(block) && b.is_bad(block);
+            let differs = (0..BLOCKS).find(|i| a.content(*i) != b.content(*i) && !both_bad(*i));
             if let Some(block) = differs {
                 let (a, b) = (x.rid, y.rid);
                 return self.fail(format!("I26: closed, and block {block} differs between {a} and {b}"));
@@ -298,7 +304,7 @@ impl World {
         let enough = record.is_none_or(|r| r.in_sync().count() >= usize::from(r.policy.min_isr));
         if !enough {
             self.fail(format!("I7: s{} answers a write with fewer than min_isr copies in sync", session + 1));
-        } else if pending > self.plan.queue_depth + 4 {
+        } else if pending > REQUESTS_MAX {
             self.fail(format!("I31: s{} has {pending} requests", session + 1));
         }
     }
@@ -350,7 +356,7 @@ impl World {
         let good = |rid: &Rid, block: usize| {
             let rep = self.rep_of(*rid).map(|rep| &self.reps[rep]);
             let failed = |r: &Rep| r.failed_inc > 0 && self.now - r.failed_at < 10_000 * MS;
-            rep.is_some_and(|r| !r.is_gone() && !failed(r) && !r.stored.media.is_bad(block))
+            rep.is_some_and(|r| !r.is_gone() && !failed(r) && !r.stored.media.was_bad(block))
         };
         let mut blocks = (first / 2) as usize..=((first + count - 1) / 2) as usize;
         let all_good = blocks.clone().all(|block| members.iter().any(|rid| good(rid, block)));

@@ -94,6 +94,8 @@ pub(super) struct Media {
     stable: [Content; BLOCKS],
     bad: [Option<Bad>; BLOCKS],
     doubt: u64,
+    /// Blocks that the pool could not give at some time.
+    ever_bad: u64,
     /// No space is left: nothing is written, holes can still be made (R20).
     pub(super) full: bool,
 }
@@ -101,7 +103,7 @@ pub(super) struct Media {
 impl Default for Media {
     fn default() -> Media {
         let empty = [Content::default(); BLOCKS];
-        Media { cache: empty, stable: empty, bad: [None; BLOCKS], doubt: 0, full: false }
+        Media { cache: empty, stable: empty, bad: [None; BLOCKS], doubt: 0, ever_bad: 0, full: false }
     }
 }
 
@@ -123,6 +125,11 @@ impl Media {
     /// Can the pool not give it?
     pub(super) fn is_bad(&self, block: usize) -> bool {
         self.bad[block].is_some()
+    }
+
+    /// Could the pool not give it at some time? What was asked then may be answered now.
+    pub(super) fn was_bad(&self, block: usize) -> bool {
+        self.ever_bad & (1 << block) != 0
     }
 
     /// Number of blocks that the pool can't give.
@@ -254,6 +261,7 @@ impl Media {
         self.run(op).expect("space was looked for");
         self.bad[meant] = Some(Bad::Wrong);
         self.bad[place] = Some(Bad::Wrong);
+        self.ever_bad |= 1 << meant | 1 << place;
         true
     }
 
@@ -265,6 +273,7 @@ impl Media {
             && (bad == Bad::Unreadable || self.doubt & (1 << block) == 0);
         if possible {
             self.bad[block] = Some(bad);
+            self.ever_bad |= 1 << block;
         }
         possible
     }

@@ -128,6 +128,8 @@ struct Rep {
     /// The process whose failed flush was seen, and when.
     failed_inc: u64,
     failed_at: u64,
+    /// The process whose flush failed: its pool does nothing more for this replica.
+    flush_failed: u64,
     /// Its cache went since the oracle's last era began.
     cache_went: bool,
 }

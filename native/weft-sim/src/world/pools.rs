@@ -150,7 +150,7 @@ impl World {
         let Some(image) = self.reps[rep].image.take() else { return };
         let r = &mut self.reps[rep];
         // An image that lacks no record of the log can't be told from the present: said in docs/RELIABILITY.md.
-        if image.log_seq == r.stored.log_seq && image.superblock == r.stored.superblock {
+        if image.log_seq == r.stored.log_seq {
             return;
         }
         r.stored = *image;

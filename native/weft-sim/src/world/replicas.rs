@@ -43,6 +43,7 @@ impl World {
             promised_max: Epoch(0),
             failed_inc: 0,
             failed_at: 0,
+            flush_failed: 0,
             cache_went: false,
         });
         self.start_replica(rep);
