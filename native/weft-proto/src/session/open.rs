@@ -30,6 +30,8 @@ pub(super) struct Stamping {
     sealed: Generation,
     /// The regions so far.
     regions: BTreeMap<u32, ()>,
+    /// When they were asked.
+    asked: Instant,
 }
 
 impl<P: Payload> Session<P> {
@@ -170,9 +172,19 @@ impl<P: Payload> Session<P> {
             // All of them lost their caches and no session lives: what was not flushed may legally be gone (R8).
             good.clone_from(&got);
         }
-        if let Phase::Stamping(_) = self.phase {
+        if let Phase::Stamping(stamping) = &self.phase {
             if got.len() == members.len() {
-                return self.stamps_complete(now);
+                // One that promised and falls silent before it has told its stamps is asked for its promise again:
+                // whoever does not give it is not waited for.
+                let asked = stamping.asked;
+                let silent = stamping.missing.iter().copied().find(|rid| {
+                    let heard = self.peers.get(rid).map_or(asked, |peer| peer.heard.max(asked));
+                    now.ms_since(heard) >= self.config.timing.dead_ms
+                });
+                return match silent {
+                    Some(rid) => self.drop_attachment(rid),
+                    None => self.stamps_complete(now),
+                };
             }
             self.phase = Phase::Gathering { since: now };
             return;
@@ -241,13 +253,13 @@ impl<P: Payload> Session<P> {
         let ask: Vec<Rid> = members.iter().filter(|r| differs(r)).copied().collect();
         let single = members.len() == 1;
         if single || ask.is_empty() || self.config.broken.is(Mutation::ReadBeforeReconcile) {
-            self.phase = Phase::Stamping(Stamping { missing: Vec::new(), sealed, regions: BTreeMap::new() });
+            self.phase = Phase::Stamping(Stamping { missing: Vec::new(), sealed, regions: BTreeMap::new(), asked: now });
             return self.stamps_complete(now);
         }
         for rid in &ask {
             self.send(now, *rid, Purpose::OpenStamps, Ask::Stamps { above: sealed, from_region: 0 });
         }
-        self.phase = Phase::Stamping(Stamping { missing: ask, sealed, regions: BTreeMap::new() });
+        self.phase = Phase::Stamping(Stamping { missing: ask, sealed, regions: BTreeMap::new(), asked: now });
     }
 
     pub(super) fn open_stamps(

@@ -4,6 +4,7 @@ use crate::oracle::ABSENT;
 use crate::scenarios::plots;
 use crate::stage::{A, B, C, D, E, Fate, Play, R0, R1, Scene, Stage, Who, Write, guest_writes};
 use weft_proto::guest::GuestError;
+use weft_proto::message::Ask;
 use weft_proto::record::ReplicaState;
 use weft_proto::replica::DiskOp;
 use weft_proto::session::EndReason;
@@ -12,6 +13,7 @@ plots! {
     F1 => a_write_that_reached_one_member_only_is_there_or_not_on_all,
     F2 => what_was_read_stays_after_the_member_that_had_it_is_gone,
     F3 => a_write_that_nobody_acknowledged_vanishes_with_the_member_that_had_it,
+    F3 => a_member_that_falls_silent_after_its_promise_is_not_waited_for,
     F4 => an_owner_that_is_cut_off_with_one_member_reads_nothing_stale,
     F5 => an_owner_that_was_stopped_for_an_hour_changes_nothing_when_it_goes_on,
     F6 => a_write_that_hangs_in_a_disk_does_not_land_on_a_newer_one,
@@ -83,6 +85,22 @@ fn a_write_that_nobody_acknowledged_vanishes_with_the_member_that_had_it(play: &
     stage.start(R0);
     stage.run_until("r0 is in sync", |s| s.in_sync() == [R0, R1]);
     assert_eq!((stage.disk(R0, 3), stage.read_now(next, 3)), (old, old));
+}
+
+/// F3, r0 falls silent a moment later: it has promised, and is cut off before it says what may differ on it. Found by
+/// the simulator: seed 129444 of 74ac5d7.
+fn a_member_that_falls_silent_after_its_promise_is_not_waited_for(play: &Play) {
+    let (mut stage, old, _) = torn(play, 1);
+    let next = stage.steal(C);
+    stage.hold(next, R0, |ask| matches!(ask, Ask::Stamps { .. }));
+    stage.run_until("r0 is asked for its stamps", |s| s.held(next, R0) > 0);
+    stage.cut(C, A);
+    stage.serving(next);
+    assert_eq!((stage.in_sync(), stage.read_now(next, 3)), (vec![R1], old));
+    stage.release(next, R0);
+    stage.heal();
+    stage.run_until("r0 is in sync", |s| s.in_sync() == [R0, R1]);
+    assert_eq!(stage.disk(R0, 3), old);
 }
 
 /// F4: the owner and r0 share a host; it loses the store, r1 and everybody else. Its writes stall, its reads end
