@@ -253,7 +253,12 @@ impl<P: Payload> Session<P> {
         let ask: Vec<Rid> = members.iter().filter(|r| differs(r)).copied().collect();
         let single = members.len() == 1;
         if single || ask.is_empty() || self.config.broken.is(Mutation::ReadBeforeReconcile) {
-            self.phase = Phase::Stamping(Stamping { missing: Vec::new(), sealed, regions: BTreeMap::new(), asked: now });
+            self.phase = Phase::Stamping(Stamping {
+                missing: Vec::new(),
+                sealed,
+                regions: BTreeMap::new(),
+                asked: now,
+            });
             return self.stamps_complete(now);
         }
         for rid in &ask {
