@@ -103,6 +103,12 @@ enum Caller {
         job: u64,
         volume: VolumeId,
     },
+    /// Somebody who wants the records for a repair.
+    Records {
+        answer: Answer,
+        /// Asked once more: the connection was to the store that is no more.
+        again: bool,
+    },
     Hosts,
     Why(VolumeId, Answer),
 }
@@ -736,7 +742,17 @@ impl Daemon {
         }
     }
 
-    /// The records for a repair of the store. While the store is not believed, this host first durably raises the
+    /// The records for a repair of the store, which is looked at first: whoever has not asked it since it went back
+    /// believes in it still.
+    fn records_for_repair(&mut self, answer: Answer, again: bool) {
+        if self.identity.is_none() {
+            return refuse(answer, not_configured());
+        }
+        let token = self.call(Caller::Records { answer, again });
+        self.store.send(StoreRequest::Read { token, keys: Vec::new() });
+    }
+
+    /// Tells the records to a repair. While the store is not believed, this host first durably raises the
     /// incarnation that it obeys: an owner of before, whose promise is still on its way, is refused from then on, so
     /// that no record younger than the answer can come to be here (R11; `weft-model`, case repair-without-fence).
     fn tell_records(&mut self, answer: Answer) {
@@ -781,6 +797,13 @@ impl Daemon {
             Caller::Verify(key, token) => self.pools.handle_verified(now, key, token, &entry),
             Caller::Trash(key) => self.pools.handle_trash_read(key, entry),
             Caller::Emptying { job, volume } => self.pools.handle_emptying_read(job, volume, &entry),
+            Caller::Records { answer, again } => match entry {
+                Err(ReadError::Away(_)) if !again => self.records_for_repair(answer, true),
+                Err(ReadError::Away(why) | ReadError::Watermark(why)) if !self.rolled_back => {
+                    refuse(answer, Failure::new(Code::STORE_AWAY, why));
+                }
+                _ => self.tell_records(answer),
+            },
             Caller::Why(volume, answer) => {
                 let record = entry.ok().flatten().and_then(|e| serde_json::from_slice(&e.value).ok());
                 let _ = answer.send(Ok(json!(self.why(now, volume, record))));
@@ -976,7 +999,7 @@ impl Daemon {
                 self.pools.trash_replica(r.pool, ReplicaKey { volume: r.volume, rid: r.rid }, answer);
             }
             Command::ReplicaList(_) => tell(answer, &ReplicaList { replicas: self.pools.replicas() }),
-            Command::ReplicaRecords(_) => self.tell_records(answer),
+            Command::ReplicaRecords(_) => self.records_for_repair(answer, false),
             Command::ReplicaAdd(r) => {
                 if r.rid.0 == u32::MAX {
                     let message = format!("{} leaves no number for a later replica", r.rid);

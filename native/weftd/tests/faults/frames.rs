@@ -8,11 +8,11 @@ use std::time::Instant;
 use serde_json::json;
 use weft_io::buffer::IoBuf;
 use weft_proto::ids::{ClusterId, Epoch, HostId, Ordinal};
-use weft_proto::message::{Ask, Request, Response, Watermark};
+use weft_proto::message::{Answer, Ask, Refusal, Request, Response, Watermark};
 use weft_proto::payload::Payload as _;
 use weft_proto::wire::{
-    EncodedFrame, HEADER_LEN, Header, Hello, MAX_FRAME, MAX_PAYLOAD, Version, decode_request, encode_hello,
-    encode_request, encode_response,
+    EncodedFrame, FrameKind, HEADER_LEN, Header, Hello, MAX_FRAME, MAX_PAYLOAD, Version, decode_request,
+    decode_response, encode_hello, encode_request, encode_response,
 };
 use weftd::clock::random_u128;
 use weftd::links::DATA_PORT;
@@ -58,7 +58,15 @@ impl Stage {
     }
 
     fn call(&self) -> TcpStream {
-        let stream = TcpStream::connect((self.keeper.address.as_str(), DATA_PORT)).expect("connected");
+        let until = Instant::now() + PATIENCE;
+        let stream = loop {
+            match TcpStream::connect((self.keeper.address.as_str(), DATA_PORT)) {
+                Ok(stream) => break stream,
+                // The kernel frees a killed daemon's port a moment after the process has gone.
+                Err(e) => assert!(Instant::now() < until, "{e}\n{}", self.keeper.log()),
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        };
         stream.set_read_timeout(Some(PATIENCE)).expect("set");
         stream
     }
@@ -448,4 +456,105 @@ fn sound_frames_with_senseless_fields_do_not_end_the_daemon() {
     close(&stage.owner, &volume);
     let why = stage.owner.ask("why", json!({ "volume": victim }));
     assert_eq!(why["volume"], victim.as_str());
+}
+
+/// One attachment of a peer that says what it likes.
+struct Peer {
+    stream: TcpStream,
+    tag: u32,
+}
+
+impl Peer {
+    fn ask(&mut self, epoch: Epoch, ask: Ask<IoBuf>) -> Result<Answer<IoBuf>, Refusal> {
+        self.tag += 1;
+        let frame = encode_request(Version::V1, 7, &Request { tag: self.tag, epoch, ask });
+        self.stream.write_all(&bytes_of(&frame)).expect("sent");
+        loop {
+            let mut head = [0; HEADER_LEN];
+            self.stream.read_exact(&mut head).expect("an answer");
+            let len = u32::from_le_bytes(head[8..12].try_into().expect("four bytes"));
+            let mut payload = vec![0; usize::try_from(len).expect("short")];
+            self.stream.read_exact(&mut payload).expect("its payload");
+            let Ok(header) = Header::parse(&head, Version::V1) else { continue };
+            if header.kind() == FrameKind::Response && header.tag == self.tag {
+                let (meta, data) = payload.split_at(header.meta_len());
+                let response = decode_response(&header, meta, IoBuf::copy_of(data)).expect("sound");
+                return response.outcome;
+            }
+        }
+    }
+}
+
+/// R11: a host that has told its records to a repair obeys no session of the store's past, whatever is on its way, also
+/// when its daemon was restarted. A promise that it still took could make a record that the repair never hears of
+/// (docs/model.md, finding 2; `weft-model`, case repair-without-fence).
+#[test]
+fn a_promise_of_before_a_repair_is_refused_once_the_records_were_told() {
+    let mut stage = Stage::set();
+    let volume = make_volume(&[&stage.keeper]);
+    open(&stage.owner, &volume, "closed").expect("opens");
+    let said: Vec<Request<IoBuf>> = stage.relay.frames().iter().filter_map(|f| request_of(f)).collect();
+    let attach = said.iter().find_map(|r| match &r.ask {
+        Ask::Attach(attach) => Some(attach.clone()),
+        _ => None,
+    });
+    let promise = said.iter().find_map(|r| match &r.ask {
+        Ask::Promise { record, watermark } => Some((r.epoch, record.clone(), *watermark)),
+        _ => None,
+    });
+    let (attach, (epoch, record, watermark)) = (attach.expect("attached"), promise.expect("promised"));
+    assert_eq!(watermark.incarnation, 1);
+    close(&stage.owner, &volume);
+    // The session's next records, of which the store that is put back will know nothing.
+    let promise = |later: u64| {
+        let mut record: serde_json::Value = serde_json::from_slice(&record).expect("JSON");
+        let rev = record["rev"].as_str().and_then(|rev| rev.parse::<u64>().ok()).expect("a number");
+        record["epoch"] = json!((epoch.0 + later).to_string());
+        record["rev"] = json!((rev + later).to_string());
+        (Epoch(epoch.0 + later), Ask::Promise { record: record.to_string().into_bytes(), watermark })
+    };
+    let hello = encode_hello(&stage.hello());
+    let call = |stage: &Stage, ordinal: u64| {
+        let mut stream = stage.call();
+        stream.write_all(&hello).expect("sent");
+        let mut peer = Peer { stream, tag: 0 };
+        let ask = Ask::Attach(weft_proto::message::Attach { ordinal: Ordinal(ordinal), ..attach.clone() });
+        let answer = peer.ask(epoch, ask);
+        (peer, answer)
+    };
+    let promised = |host: &Host| host.ask("replica.records", json!({}))["records"][0]["promised"].clone();
+    let (mut peer, answer) = call(&stage, 1_000_000);
+    assert!(matches!(answer, Ok(Answer::Attached(_))), "{answer:?}");
+    let (later, ask) = promise(1);
+    assert!(matches!(peer.ask(later, ask), Ok(Answer::Promised(_))), "in peace it is obeyed");
+
+    // The host has asked its store nothing since that was put back.
+    let identity = |incarnation| json!({ "cluster": stage.cluster.id, "incarnation": incarnation });
+    stage.cluster.put("/weft/v1/store", &identity("0"));
+    let told = stage.keeper.ask("replica.records", json!({}));
+    assert_eq!(told["records"][0]["promised"], json!((epoch.0 + 1).to_string()));
+    let (later, ask) = promise(2);
+    assert_eq!(peer.ask(later, ask), Err(Refusal::MetadataRollback), "{}", stage.keeper.log());
+
+    // Nothing but what the host has written down speaks against the store that comes up now.
+    stage.cluster.put("/weft/v1/store", &identity("1"));
+    stage.keeper.kill();
+    stage.keeper.start();
+    let shown = stage.keeper.ask_until("store.show", &json!({}), |s| s["reachable"] == true);
+    assert_eq!(shown["watermark"]["incarnation"], "2", "{shown}");
+    stage.keeper.ask_until("store.show", &json!({}), |s| s["rolled_back"] == true);
+    let (_, answer) = call(&stage, 1_000_001);
+    assert_eq!(answer, Err(Refusal::Busy), "its pools wait for the repair");
+    let repair = json!({ "records": [told["records"][0]["record"]], "incarnation": "3" });
+    stage.keeper.ask("store.repair_apply", repair);
+    stage.keeper.await_pool();
+    let (_, answer) = call(&stage, 1_000_002);
+    assert_eq!(answer, Err(Refusal::MetadataRollback), "{}", stage.keeper.log());
+    assert_eq!(
+        promised(&stage.keeper),
+        json!((epoch.0 + 1).to_string()),
+        "no record is younger than what was told"
+    );
+    open(&stage.owner, &volume, "steal").expect("opens in the repaired store");
+    close(&stage.owner, &volume);
 }

@@ -214,6 +214,7 @@ fn a_host_that_tells_its_records_to_a_repair_obeys_no_session_of_before() {
     let records: Vec<Value> =
         told["records"].as_array().expect("a list").iter().map(|r| r["record"].clone()).collect();
     host.ask("store.repair_apply", json!({ "records": records, "incarnation": incarnation }));
+    host.ask_until("session.show", &json!({ "volume": volume }), |s| s["phase"] == "ended");
     open(&host, &volume, "steal").expect("opens in the repaired store");
     close(&host, &volume);
 }
