@@ -35,7 +35,7 @@ pub const HASH_MAX: u64 = 1 << 20;
 pub const EPOCH_JUMP_UNVERIFIED: u64 = 16;
 /// Unanswered requests of one attachment; more are refused as busy, so that memory stays bounded.
 pub const REQUESTS_MAX: usize = 1024;
-/// Sessions whose highest ordinal is remembered.
+/// Sessions without an attachment whose highest ordinal is remembered.
 const SESSIONS_REMEMBERED: usize = 32;
 
 /// One attachment of a session to this replica, named by the caller; never reused within a process.
@@ -1031,9 +1031,58 @@ impl<P: Payload> Replica<P> {
         self.ordinals.retain(|(s, _)| *s != session);
         self.ordinals.push_back((session, ordinal));
         if self.ordinals.len() > SESSIONS_REMEMBERED {
-            // The promised session's ordinal is never forgotten: only it can execute anything.
-            let oldest = self.ordinals.iter().position(|(s, _)| *s != self.session).unwrap_or(0);
-            self.ordinals.remove(oldest);
+            // The promised session's ordinal is never forgotten: only it can execute anything. Nor is that of a session
+            // which is attached: it may be the next one, however many were attached since.
+            let attached = |session: &SessionId| self.attachments.values().any(|a| a.session == *session);
+            let kept = |s: &SessionId| [self.session, session].contains(s) || attached(s);
+            let oldest = self.ordinals.iter().position(|(s, _)| !kept(s));
+            oldest.map(|oldest| self.ordinals.remove(oldest));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::ClusterId;
+    use crate::payload::HeapPayload;
+
+    const MARK: Watermark = Watermark { cluster: ClusterId(1), incarnation: 1, revision: 1 };
+
+    fn attach(replica: &mut Replica<HeapPayload>, id: u64, session: u128, ordinal: u64) -> bool {
+        let attach = Attach {
+            volume: VolumeId(1),
+            rid: Rid(0),
+            pool: PoolId(1),
+            host: HostId(1),
+            session: SessionId(session),
+            ordinal: Ordinal(ordinal),
+            watermark: MARK,
+        };
+        let request = Request { tag: 1, epoch: Epoch(0), ask: Ask::Attach(attach) };
+        replica.handle_request(Instant(1), AttachmentId(id), request);
+        let mut attached = false;
+        while let Some(action) = replica.poll_action() {
+            attached |= matches!(action, Action::Reply { response, .. } if response.outcome.is_ok());
+        }
+        attached
+    }
+
+    /// R1: an attachment that is there keeps its session's ordinal, however many other sessions come and go: an older
+    /// connection of it must never take over. Found by the simulator: seed 1344744 of 4fbc85e.
+    #[test]
+    fn an_attached_session_keeps_its_ordinal_among_any_number_of_others() {
+        let (pool, pool_inc, broken) = (PoolId(1), PoolInc(1), Broken::default());
+        let config = ReplicaConfig { pool, pool_inc, watermark: MARK, lossy: false, cached: false, broken };
+        let mut replica = Replica::new(config, Durable::new(VolumeId(1), Rid(0), 1 << 20, 20));
+        assert!(attach(&mut replica, 1, 1, 5));
+        for other in 2..200 {
+            assert!(attach(&mut replica, other, u128::from(other), 1));
+            replica.handle_disconnect(AttachmentId(other));
+        }
+        assert!(!attach(&mut replica, 1000, 1, 4), "an older connection took over");
+        assert_eq!(replica.view(SessionId(1)).ordinal, Ordinal(5));
+        assert!(replica.ordinals.len() <= SESSIONS_REMEMBERED + 2, "they would grow without bound");
+        assert!(attach(&mut replica, 1001, 1, 6));
     }
 }

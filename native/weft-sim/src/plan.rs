@@ -263,7 +263,9 @@ impl Plan {
         self.slow_link = on(30, 60);
         self.drift_ppm = on(50, 4900);
         self.halves = on(40, 30);
-        self.lose_disk = if self.cached { 0 } else { on(15, 20) };
+        let lose_disk = on(15, 20);
+        // A repair of the store without a member needs the operator's assent, and what it loses then is lost (S15).
+        self.lose_disk = if self.cached || self.rollback > 0 { 0 } else { lose_disk };
         self.core = on(75, 1) == 1;
         // A pool that goes back in time is known by its incarnation.
         if !self.pool_starts {
