@@ -12,8 +12,9 @@ import { runTask } from "../lib/task.ts";
 import { cargoCounts, none, simulatorCounts, sum, tapCounts, withStatus } from "./counts.ts";
 import type { Counts } from "./counts.ts";
 
-/** Some 15 s. A longer search: `npm run sim -- --seeds 10000`. */
-const SIM_SEEDS = 1000;
+/** Some 10 s; slow machines end it after two minutes. A longer search: `npm run sim -- --seeds 100000`. */
+const SIM_SEEDS = 4000;
+const SIM_SECONDS = 120;
 
 /** A file that hangs is ended then. Tests have deadlines of their own, which name what did not happen. */
 const FILE_SECONDS = 300;
@@ -89,7 +90,7 @@ async function sim(): Promise<Counts> {
   }
   const runs = [];
   for (const options of [
-    ["--seeds", String(SIM_SEEDS)],
+    ["--seeds", String(SIM_SEEDS), "--seconds", String(SIM_SECONDS)],
     ["--mutation", "all"],
   ]) {
     const { ok, output } = await runTask({ name: "sim", command: [simulator, ...options], show: everything });
