@@ -252,11 +252,15 @@ impl World {
         }
     }
 
-    /// I5: when a promise is answered, nothing that changes data is under way.
-    pub(super) fn judge_promised(&mut self, rep: Id) {
+    /// I5: when a promise is answered, nothing of a lower epoch that changes data is under way. Nothing at all is, unless
+    /// it was answered before: a promise whose answer was lost is asked for again among writes of its own epoch.
+    pub(super) fn judge_promised(&mut self, rep: Id, session: SessionId) {
         let changes = |io: &Io| matches!(io, Io::Disk { op: DiskOp::Write { .. } | DiskOp::Zero { .. }, .. });
-        if self.reps[rep].pending.values().any(changes) {
-            let rid = self.reps[rep].rid;
+        let r = &mut self.reps[rep];
+        let Some(promised) = r.machine.as_ref().map(|m| (m.view(session).promised, session)) else { return };
+        let again = std::mem::replace(&mut r.answered, promised) == promised;
+        if !again && r.pending.values().any(changes) {
+            let rid = r.rid;
             self.fail(format!("I5: {rid} answers a promise with older writes on their way to its disk"));
         }
     }

@@ -132,6 +132,8 @@ struct Rep {
     flush_failed: u64,
     /// Its cache went since the oracle's last era began.
     cache_went: bool,
+    /// The last promise that it answered.
+    answered: (Epoch, SessionId),
 }
 
 /// A pool that is on its way to serve (R10).

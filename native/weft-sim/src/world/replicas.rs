@@ -45,6 +45,7 @@ impl World {
             failed_at: 0,
             flush_failed: 0,
             cache_went: false,
+            answered: (Epoch(0), SessionId(0)),
         });
         self.start_replica(rep);
         rep
@@ -232,8 +233,8 @@ impl World {
                     self.at(delay, Event::Verified { rep, inc, token });
                 }
                 Action::Reply { attachment, response } => {
-                    if matches!(response.outcome, Ok(Answer::Promised(_))) {
-                        self.judge_promised(rep);
+                    if let Ok(Answer::Promised(view)) = &response.outcome {
+                        self.judge_promised(rep, view.session);
                     }
                     let r = &self.reps[rep];
                     let Some(((session, ordinal), _)) = r.attachments.iter().find(|(_, a)| **a == attachment)
