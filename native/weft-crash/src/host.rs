@@ -356,12 +356,21 @@ impl Host {
             }
             PoolsCall::Verify(key, token) => self.pools.handle_verified(self.now, key, token, &Ok(None)),
             PoolsCall::Trash(key) => {
-                let record = self.trash_record.clone().expect("asked for by the workload");
-                let (key_name, value) = (format!("/weft/v1/vol/{}/state", key.volume), record.to_bytes());
-                let entry = Entry { key: key_name, value, revision: Revision(self.revision) };
+                let entry = self.record_entry(key.volume).expect("asked for by the workload");
                 self.pools.handle_trash_read(key, Ok(Some(entry)));
             }
+            PoolsCall::Emptying { job, volume } => {
+                let entry = self.record_entry(volume);
+                self.pools.handle_emptying_read(job, volume, &Ok(entry));
+            }
         }
+    }
+
+    /// A volume's record as the store has it, if the workload made one.
+    fn record_entry(&self, volume: VolumeId) -> Option<Entry> {
+        let value = self.trash_record.as_ref()?.to_bytes();
+        let key = format!("/weft/v1/vol/{volume}/state");
+        Some(Entry { key, value, revision: Revision(self.revision) })
     }
 
     fn answer(&mut self, mut pending: Pending) -> Result<Value, String> {
@@ -479,7 +488,7 @@ impl Host {
             next_rid: key.rid.0 + 1,
             deleted: None,
             // Every third record is long: its batch has several blocks.
-            created_by: "x".repeat(if epoch.0.is_multiple_of(3) { 5000 } else { 10 }),
+            created_by: "x".repeat(if epoch.0.is_multiple_of(3) { 3900 } else { 10 }),
             nonce: Nonce(1),
             owner: Some(Owner { node: HOST, session, caretaker: false }),
             next: None,
