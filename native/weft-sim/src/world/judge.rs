@@ -335,16 +335,23 @@ impl World {
     }
 
     /// A session begins to serve: no member within its reach has promised more than the record says (I20).
+    ///
+    /// A rollback may take back the last epochs of an owner that has claimed and still gathers promises, and leave its
+    /// claim. It serves by what its members promised to it (R1), and repair finds that at them (R11): only then may a
+    /// promise be above the store's record, and only one to this very session, up to its own epoch.
     pub(super) fn judge_opened(&mut self, session: Id) {
         let s = &self.sessions[session];
         let record = &self.store.record;
         if record.owner.is_none_or(|o| o.session != s.id) || !self.plan.all_hosts_know {
             return;
         }
+        let own_epoch = s.machine.as_ref().map_or(Epoch(0), Session::epoch);
+        let taken_back = |d: &Durable| self.store.rolled_back && d.session == s.id && d.promised <= own_epoch;
         let higher = record.in_sync().map(|e| e.rid).find(|rid| {
             let linked = s.links.get(rid).is_some_and(|l| l.up);
             let rep = self.rep_of(*rid).filter(|rep| linked && self.reps[*rep].is_serving());
-            rep.is_some_and(|rep| self.reps[rep].stored.durable.promised > record.epoch)
+            let durable = rep.map(|rep| &self.reps[rep].stored.durable);
+            durable.is_some_and(|d| d.promised > record.epoch && !taken_back(d))
         });
         if let Some(rid) = higher {
             let epoch = record.epoch;
