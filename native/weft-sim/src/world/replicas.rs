@@ -179,7 +179,9 @@ impl World {
             self.fail(format!("I3: {rid} promised {before}, then {after}"));
         }
         if let LogRecord::Sealed { generation } = record {
-            self.reps[rep].stored.lossy = false;
+            // One that was on its way when a later flush failed tells nothing of what that flush dropped.
+            let r = &mut self.reps[rep];
+            r.stored.lossy &= r.flush_failed == r.inc;
             self.judge_seal(rep, *generation);
         }
     }
