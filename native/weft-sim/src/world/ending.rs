@@ -250,10 +250,16 @@ impl World {
         let left = self.store.record.in_sync().filter_map(|e| self.rep_of(e.rid));
         let nothing = left.into_iter().all(|rep| self.reps[rep].is_gone() || self.reps[rep].put_back);
         let (good, need) = self.good_members();
-        if nothing || good.len() < need && !self.readable_at(&good) {
-            // The last copy that was in sync is gone for good, or too few are left and a block can't be copied from them:
-            // the volume waits for an operator, and must (M11).
-            self.note(|_| "too few copies in sync are left".into());
+        let unrepaired = self.store.rolled_back && self.store.needs_assent;
+        if unrepaired || nothing || good.len() < need && !self.readable_at(&good) {
+            // The last copy that was in sync is gone for good, or too few are left and a block can't be copied from them,
+            // or nobody tells of the latest record: the volume waits for an operator, and must (M11, S15).
+            let why = if unrepaired {
+                "nobody tells of the latest record"
+            } else {
+                "too few copies in sync are left"
+            };
+            self.note(|_| why.into());
             return match self.oracle.check() {
                 Ok(()) => Ok(()),
                 Err(what) => Err(self.report(&what)),

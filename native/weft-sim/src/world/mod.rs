@@ -227,6 +227,8 @@ struct Store {
     backup: Option<(Record, u64)>,
     rolled_back: bool,
     repaired: bool,
+    /// A repair was refused: a member that may have kept the latest record is gone.
+    needs_assent: bool,
     /// Keys of pools with their revisions (R10). A restore does not touch them here.
     pools: BTreeMap<PoolId, (StoredPool, u64)>,
 }
@@ -413,6 +415,7 @@ impl World {
                 backup: None,
                 rolled_back: false,
                 repaired: false,
+                needs_assent: false,
                 pools: BTreeMap::new(),
             },
             hosts,

@@ -149,7 +149,6 @@ impl World {
         if !self.store.rolled_back {
             return;
         }
-        // Every member named in the best copy must answer, else an operator would have to assent.
         // A pool that waits for a store it can believe tells its records all the same.
         let silent = |r: &Rep| r.machine.is_none() && r.start.is_none() && !r.is_gone();
         if self.reps.iter().any(silent) {
@@ -163,6 +162,18 @@ impl World {
         let mut best = copies.max_by_key(Record::version).unwrap_or_else(|| self.store.record.clone());
         if best.version() < self.store.record.version() {
             best = self.store.record.clone();
+        }
+        // Whoever the best copy names must have told its own, in sync or not, else an operator has to assent: a later
+        // record may exist there alone (4.15; docs/model.md, finding 9). This one knows what was on the disks, and
+        // assents where it costs nothing; where the only copies of a later record are gone, the volume waits.
+        let later = |r: &Rep| (r.is_gone() || r.put_back) && r.promised_max > best.epoch;
+        let missing = self.reps.iter().find(|r| later(r) && best.replica(r.rid).is_some()).map(|r| r.rid);
+        self.store.needs_assent = missing.is_some();
+        if let Some(rid) = missing {
+            self.note(|_| {
+                format!("no repair of the store without an operator's assent: {rid} tells no record")
+            });
+            return self.at(500 * MS, Event::Repair);
         }
         if !self.broken.is(Mutation::NoWatermark) {
             best.epoch = Epoch(best.epoch.0 + REPAIR_EPOCH_JUMP);
