@@ -9,7 +9,7 @@
 //! Must always hold:
 //! * a failed piece gives its range back only when no request of it can still execute: each one was answered, or
 //!   its attachment has ended;
-//! * a piece of a resync counts for the join that began it, and for no other;
+//! * a piece ends with the attachment of any of its members: it counts for no other join, nor for the next attachment;
 //! * holes are copied as holes, absent as absent.
 
 use alloc::collections::BTreeMap;
@@ -194,10 +194,12 @@ impl<P: Payload> Session<P> {
         self.piece_ended(id);
     }
 
-    /// The join is over, and its pieces with it: what they still find says nothing of the next joiner.
-    pub(super) fn fail_join_pieces(&mut self) {
+    /// A member's attachment has ended, and with it every piece that it has a part in: what it said of its blocks says
+    /// nothing of them when it is attached again, nor of another joiner's.
+    pub(super) fn fail_pieces_of(&mut self, rid: Rid) {
+        let concerned = |piece: &Piece| piece.source == rid || piece.targets.contains(&rid);
         let ids: Vec<PieceId> =
-            self.pieces.iter().filter(|(_, piece)| piece.region.is_none()).map(|(id, _)| *id).collect();
+            self.pieces.iter().filter(|(_, piece)| concerned(piece)).map(|(id, _)| *id).collect();
         for id in ids {
             if let Some(piece) = self.pieces.get_mut(&id) {
                 piece.failed = true;

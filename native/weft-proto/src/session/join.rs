@@ -375,7 +375,6 @@ impl<P: Payload> Session<P> {
             // R3: nothing that was sent executes once the next attachment is answered.
             self.drop_attachment(rid);
         }
-        self.fail_join_pieces();
         self.events.push_back(Event::JoinAbandoned { rid, reason: reason.to_string() });
         self.progressed = true;
     }

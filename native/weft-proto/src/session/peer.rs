@@ -240,6 +240,7 @@ impl<P: Payload> Session<P> {
         peer.lease = None;
         peer.heartbeat_out = false;
         self.unreadable.remove(&rid);
+        self.fail_pieces_of(rid);
         let Some(peer) = self.peers.get_mut(&rid) else { return };
         let outstanding = core::mem::take(&mut peer.outstanding);
         for sent in outstanding.into_values() {
