@@ -568,7 +568,9 @@ impl Pools {
     pub fn kept_records(&self) -> Vec<KeptRecord> {
         let all =
             self.pools.values().flat_map(|p| p.replicas.iter().map(move |(key, slot)| (p.id, key, slot)));
-        let kept = all.map(|(pool, key, slot)| {
+        // One whose metadata can't be read tells nothing, which is another thing than having promised nothing yet.
+        let unread = |slot: &Slotted| slot.quarantined && slot.machine.durable().record.is_empty();
+        let kept = all.filter(|(_, _, slot)| !unread(slot)).map(|(pool, key, slot)| {
             let durable = slot.machine.durable();
             let record = serde_json::from_slice::<Value>(&durable.record).ok().map(RecordJson);
             KeptRecord { volume: key.volume, rid: key.rid, pool, promised: durable.promised, record }

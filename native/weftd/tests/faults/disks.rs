@@ -194,6 +194,10 @@ fn each_damaged_pool_is_refused_with_its_reason_and_the_others_serve() {
     for (pool, (what, _, state, reason)) in pools.iter().zip(DAMAGES) {
         let info = pool.info(&host);
         assert_eq!(info["state"], *state, "{what}: {info}\n{}", host.log());
+        // A copy that is not believed tells a repair of the store nothing, not even that it has promised nothing (4.15).
+        let told = host.ask("replica.records", json!({}));
+        let told = told["records"].as_array().is_some_and(|r| r.iter().any(|r| r["volume"] == pool.volume));
+        assert_eq!(told, *state == "serving" && reason.is_empty(), "told to a repair: {what}");
         let create =
             json!({ "volume": pool.id, "rid": 1, "pool": pool.id, "size": "4096", "region_shift": 20 });
         let trash = json!({ "volume": pool.volume, "rid": 0, "pool": pool.id });
