@@ -5,7 +5,8 @@
  *     ──▶ weftd writes them, every epoch raised by 2^20, at last the incarnation ──▶ wishes made to fit
  *
  * Must always hold:
- * - highest (epoch, rev) wins; a member named in the best copy that did not answer needs the operator's assent (4.15);
+ * - highest (epoch, rev) wins; a member named in the best copy that told nothing needs the operator's assent (4.15), be
+ *   its host silent or there without it: its pool may wait or be quarantined, and a later record be there alone;
  * - the incarnation after it is above every watermark that any host has seen (protocol.md R11);
  * - repeating it finishes what was begun.
  */
@@ -33,6 +34,8 @@ const answerJson = z.object({
   ask: uuid,
   incarnation: u64,
   records: z.array(z.record(z.string(), z.unknown())),
+  /** The replicas that told what they keep, also if that is nothing yet. */
+  told: z.array(z.string()),
 });
 
 type Kept = { readonly record: VolumeRecord; readonly json: RecordJson; readonly host: string };
@@ -61,7 +64,8 @@ async function answer({ host, daemon, store }: MemberContext, ask: string): Prom
     if (known === undefined || isNewer(record, known.record)) best.set(volume, { record, json });
   }
   const incarnation = shown.watermark?.incarnation ?? "0";
-  const said = { ask, incarnation, records: [...best.values()].map(({ json }) => json) };
+  const told = records.map(({ volume, rid }) => replicaName(volume, rid));
+  const said = { ask, incarnation, records: [...best.values()].map(({ json }) => json), told };
   await store.put(keys.repair(host), JSON.stringify(said));
 }
 
@@ -72,7 +76,7 @@ export async function repairStore(context: MemberContext, assent: boolean): Prom
   await store.put(keys.repairAsk, JSON.stringify({ id: ask, by: self.host }));
   const answers = await collect(context, ask);
   const best = bestOf(answers);
-  const missing = missingOf(context, best, new Set(answers.keys()));
+  const missing = missingOf(context, best, answers);
   if (missing.length > 0 && !assent) throw needsAssent(missing, [...best.values()]);
   const stored = mirror.get(keys.store);
   const known = stored === null ? 0n : parseStore(stored.key, stored.value).incarnation;
@@ -160,17 +164,23 @@ function isNewer(a: VolumeRecord, b: VolumeRecord): boolean {
   return a.epoch > b.epoch || (a.epoch === b.epoch && a.rev > b.rev);
 }
 
-/** Names of hosts that a best copy names and that did not answer. */
+/** Names of hosts with a member that a best copy names and that told nothing. */
 function missingOf(
   context: MemberContext,
   best: ReadonlyMap<string, Kept>,
-  answered: ReadonlySet<string>,
+  answers: ReadonlyMap<string, z.output<typeof answerJson>>,
 ): string[] {
+  const told = new Map([...answers].map(([host, answer]) => [host, new Set(answer.told)]));
   const hosts = new Set<string>();
   for (const { record } of best.values()) {
-    for (const { host } of record.replicas) if (!answered.has(host)) hosts.add(nameOf(context, host));
+    for (const { host, rid } of record.replicas)
+      if (told.get(host)?.has(replicaName(record.volume, rid)) !== true) hosts.add(nameOf(context, host));
   }
   return [...hosts].toSorted();
+}
+
+function replicaName(volume: string, rid: number): string {
+  return `${volume}.${rid}`;
 }
 
 function nameOf({ mirror }: MemberContext, id: string): string {
@@ -215,11 +225,11 @@ async function fitWish({ mirror, store }: MemberContext, record: VolumeRecord): 
 function needsAssent(missing: readonly string[], best: readonly Kept[]): WeftError {
   return new WeftError({
     code: "E-STORE-03",
-    message: `${missing.join(", ")} did not answer, but ${missing.length === 1 ? "holds a copy" : "hold copies"} named in the best records found (${best.length} volumes). A later record may exist there alone.`,
+    message: `${missing.join(", ")} did not tell what ${missing.length === 1 ? "it keeps" : "they keep"} of copies named in the best records found (${best.length} volumes). A later record may exist there alone.`,
     facts: { missing },
     safe: "Nothing was changed.",
     do: [
-      { why: "Bring the host back, then again", command: "weft store repair" },
+      { why: "Bring the host and its pools back, then again", command: "weft store repair" },
       { why: "It is lost for good", command: "weft store repair --assent" },
     ],
   });

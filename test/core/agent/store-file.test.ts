@@ -88,6 +88,11 @@ void t.test(
     );
     if (kept === null) throw new Error("a record");
     for (const host of [h1, h2]) host.weftd.kept.set(volume.id, kept);
+    // Its host is there, but the disk of the copy is not, or is not believed: an answer of the host alone is none.
+    const copies = [...h2.weftd.replicas];
+    h2.weftd.replicas.clear();
+    await t.rejects(h1.client.repairStore(), { code: "E-STORE-03", exitCode: 2, facts: { missing: ["h2"] } });
+    for (const [key, replica] of copies) h2.weftd.replicas.set(key, replica);
     await h2.stopAgent();
     await t.rejects(h1.client.repairStore(), { code: "E-STORE-03", exitCode: 2, facts: { missing: ["h2"] } });
     const done = await h1.client.repairStore({ assent: true });
