@@ -6,7 +6,8 @@
  *
  * Must always hold:
  * - highest (epoch, rev) wins; a member named in the best copy that told nothing needs the operator's assent (4.15), be
- *   its host silent or there without it: its pool may wait or be quarantined, and a later record be there alone;
+ *   its host silent or there without it: its pool may be quarantined or gone, and a later record be there alone. A pool
+ *   that starts passes with its host: it waits for the very store that is repaired, and can tell nothing before;
  * - the incarnation after it is above every watermark that any host has seen (protocol.md R11);
  * - repeating it finishes what was begun.
  */
@@ -36,6 +37,8 @@ const answerJson = z.object({
   records: z.array(z.record(z.string(), z.unknown())),
   /** The replicas that told what they keep, also if that is nothing yet. */
   told: z.array(z.string()),
+  /** Pools that wait for the store. */
+  starting: z.array(uuid),
 });
 
 type Kept = { readonly record: VolumeRecord; readonly json: RecordJson; readonly host: string };
@@ -65,7 +68,9 @@ async function answer({ host, daemon, store }: MemberContext, ask: string): Prom
   }
   const incarnation = shown.watermark?.incarnation ?? "0";
   const told = records.map(({ volume, rid }) => replicaName(volume, rid));
-  const said = { ask, incarnation, records: [...best.values()].map(({ json }) => json), told };
+  const { pools } = await daemon.client.call("pool.list", {});
+  const starting = pools.filter(({ state }) => state === "starting").map(({ pool }) => pool);
+  const said = { ask, incarnation, records: [...best.values()].map(({ json }) => json), told, starting };
   await store.put(keys.repair(host), JSON.stringify(said));
 }
 
@@ -170,11 +175,16 @@ function missingOf(
   best: ReadonlyMap<string, Kept>,
   answers: ReadonlyMap<string, z.output<typeof answerJson>>,
 ): string[] {
-  const told = new Map([...answers].map(([host, answer]) => [host, new Set(answer.told)]));
+  const told = new Map(
+    [...answers].map(([host, { told, starting }]) => [host, new Set([...told, ...starting])]),
+  );
   const hosts = new Set<string>();
   for (const { record } of best.values()) {
-    for (const { host, rid } of record.replicas)
-      if (told.get(host)?.has(replicaName(record.volume, rid)) !== true) hosts.add(nameOf(context, host));
+    for (const { host, rid, pool } of record.replicas) {
+      const names = told.get(host);
+      if (names?.has(replicaName(record.volume, rid)) === true || names?.has(pool) === true) continue;
+      hosts.add(nameOf(context, host));
+    }
   }
   return [...hosts].toSorted();
 }
