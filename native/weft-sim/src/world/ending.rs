@@ -247,6 +247,9 @@ impl World {
         if self.reps.iter().any(|r| r.is_gone() || r.put_back) {
             self.at(3000 * MS, Event::ReplaceLost);
         }
+        // A swap that is on its way may yet leave a lost copy as the last one in sync.
+        let settled = self.now + SETTLE_MS * MS;
+        self.run_until(|w| w.now >= settled)?;
         let left = self.store.record.in_sync().filter_map(|e| self.rep_of(e.rid));
         let nothing = left.into_iter().all(|rep| self.reps[rep].is_gone() || self.reps[rep].put_back);
         let (good, need) = self.good_members();
