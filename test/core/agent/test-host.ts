@@ -1,5 +1,5 @@
 /** A host for tests: a real agent and a real etcd on a loopback address of its own, a fake weftd. */
-import { mkdtemp, rm } from "node:fs/promises";
+import { mkdir, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -76,8 +76,10 @@ export async function startHost(
 ): Promise<TestHost> {
   const host = new TestHost(await mkdtemp(join(tmpdir(), "weft-host-")), n, rebuildAfterMs);
   t.teardown(() => host.destroy());
-  await host.startAgent();
+  // The agent finds it at its first try: what is asked right after `init` needs a configured weftd.
+  await mkdir(join(host.directory, "run"));
   await host.weftd.daemon.start();
+  await host.startAgent();
   return host;
 }
 
