@@ -5,7 +5,7 @@
  *     npm run fuzz -- --seconds 600 --json FILE      as long as you have
  *     npm run fuzz -- --target log --target rest     some of them; --list names all
  *     npm run fuzz -- --target log --replay FILE     one input again
- *     npm run fuzz -- --target rest --seed 42        the same for a door in TypeScript
+ *     npm run fuzz -- --seed 42                      the same inputs again, as far as the time reaches
  *     npm run fuzz -- --canary                       do the fuzzers find what was put there for them?
  *     npm run fuzz -- --minimise                     keep the smallest corpus that reaches everything known
  *     npm run fuzz -- --unit-tests                   weft-io's and weft-export's tests under AddressSanitizer
@@ -73,7 +73,7 @@ async function run(): Promise<boolean> {
   const jobs = chosen.map((name) => async (): Promise<Outcome> => {
     const outcome =
       fuzzer !== null && native.includes(name)
-        ? await fuzz(fuzzer, name, seconds)
+        ? await fuzz(fuzzer, name, seconds, asked.seed ?? null)
         : await tryDoor(name, seconds, asked.seed ?? null);
     console.log(outcomeLine(outcome));
     for (const { input, replay: command, text } of outcome.findings)

@@ -113,13 +113,19 @@ async function hostTriple(): Promise<string> {
   return triple;
 }
 
-export async function fuzz(fuzzer: Fuzzer, name: string, seconds: number): Promise<Outcome> {
+export async function fuzz(
+  fuzzer: Fuzzer,
+  name: string,
+  seconds: number,
+  seed: string | null = null,
+): Promise<Outcome> {
   const [found, findings] = [join(target, "corpus", name), join(artifacts, name)];
   mkdirSync(found, { recursive: true });
   mkdirSync(findings, { recursive: true });
   const before = new Set(readdirSync(findings));
   const { exitCode, output } = await fuzzer(name, [
     `-max_total_time=${seconds}`,
+    ...(seed === null ? [] : [`-seed=${seed}`]),
     ...LIMITS,
     "-print_final_stats=1",
     `-artifact_prefix=${findings}/`,

@@ -24,6 +24,7 @@ import { parseRecord, parseStore, renderWant } from "../wire/record.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
 import { aliveOf, hostsOf, volumeOf } from "./facts.ts";
+import { readValue } from "./store-value.ts";
 
 /** For hosts that aren't back yet: after a restore their agents come within seconds. */
 const ALL_MS = 5000;
@@ -48,11 +49,11 @@ export async function answerRepair(context: MemberContext): Promise<void> {
   const { mirror, host } = context;
   const entry = mirror.get(keys.repairAsk);
   if (entry === null) return;
-  const ask = askJson.parse(JSON.parse(entry.value));
+  const ask = readValue(askJson, entry.value);
   // The asker answers itself: an older answer that is still under way must not replace a newer one.
-  if (ask.by === host) return;
+  if (ask === null || ask.by === host) return;
   const before = mirror.get(keys.repair(host));
-  if (before !== null && answerJson.safeParse(JSON.parse(before.value)).data?.ask === ask.id) return;
+  if (before !== null && readValue(answerJson, before.value)?.ask === ask.id) return;
   await answer(context, ask.id);
 }
 
@@ -125,8 +126,8 @@ async function collect(
   const answers = (): ReadonlyMap<string, z.output<typeof answerJson>> => {
     const found = new Map<string, z.output<typeof answerJson>>();
     for (const { key, value } of mirror.entries(keys.repairs)) {
-      const parsed = answerJson.safeParse(JSON.parse(value));
-      if (parsed.success && parsed.data.ask === ask) found.set(key.slice(keys.repairs.length), parsed.data);
+      const answered = readValue(answerJson, value);
+      if (answered?.ask === ask) found.set(key.slice(keys.repairs.length), answered);
     }
     return found;
   };

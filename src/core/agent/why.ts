@@ -17,6 +17,7 @@ import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
 import { findVolume, type WantedVolume } from "./find.ts";
 import type { LocalDaemon } from "./local-daemon.ts";
+import { readValue } from "./store-value.ts";
 
 const progressJson = z.object({ host: z.string(), rid: u32, copied: u64, total: u64 });
 
@@ -93,9 +94,7 @@ export function progressAnswer(context: MemberContext, ref: string): api.Progres
 
 function progressOf({ mirror }: MemberContext, { id }: WantedVolume): z.output<typeof progressJson> | null {
   const entry = mirror.get(keys.progress(id));
-  if (entry === null) return null;
-  const parsed = progressJson.safeParse(JSON.parse(entry.value));
-  return parsed.success ? parsed.data : null;
+  return entry === null ? null : readValue(progressJson, entry.value);
 }
 
 function jobOf(context: MemberContext, volume: WantedVolume): JobState | null {
