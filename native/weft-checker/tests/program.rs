@@ -19,7 +19,10 @@ impl Server {
         let child = Command::new("nbdkit")
             .args(["--foreground", "--exit-with-parent", "--unix"])
             .arg(socket)
+            // A file's reads and writes may meet within a page: one request at a time, over all connections.
+            .args(["--filter", "noparallel"])
             .args(plugin)
+            .arg("serialize=all-requests")
             .stderr(Stdio::null())
             .spawn()
             .expect("nbdkit is installed");

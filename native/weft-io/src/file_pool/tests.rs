@@ -46,6 +46,10 @@ impl Rig {
 
     fn over(path: &Path, kind: DriverKind, config: PoolConfig, adapt: fn(PoolDir) -> PoolDir) -> Rig {
         let mut driver = open(Some(kind), DriverConfig::default()).expect("a driver");
+        // The kernel takes a ring down after its owner has let go of it, and the lock with it.
+        if let Ok(lock) = OpenOptions::new().write(true).open(path.join("lock")) {
+            lock.lock().expect("flocked");
+        }
         let dir = match PoolDir::open(path) {
             Err(OpenError::NotAPool | OpenError::Io { .. }) => {
                 PoolDir::create(path, 1 << 20, b"hello").expect("created")
