@@ -9,14 +9,14 @@
 //! * I8: the stamp of a region is durable before the data is given to the disk;
 //! * I18: nothing lies beyond the size; I29: no generation at or below a sealed one is written.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use weft_proto::durable::Durable;
 use weft_proto::ids::{
     ClusterId, Epoch, Generation, HostId, Instant, Ordinal, PoolId, PoolInc, Rid, SessionId, VolumeId,
 };
 use weft_proto::log::LogRecord;
-use weft_proto::message::{Answer, Ask, Extent, Hole, Refusal, Request, Watermark};
+use weft_proto::message::{Answer, Ask, Extent, Hole, Request, Watermark};
 use weft_proto::mutants::Broken;
 use weft_proto::payload::{BLOCK, HeapPayload, Payload, block_crcs};
 use weft_proto::record::{Owner, Record};
@@ -53,13 +53,12 @@ struct World {
     next_tag: u32,
     sent: BTreeMap<(AttachmentId, u32), Sent>,
     attached: BTreeMap<AttachmentId, Attached>,
-    /// Each session's highest ordinal that was taken.
+    /// Each session's newest ordinal that was taken.
     newest: BTreeMap<SessionId, Ordinal>,
     log: VecDeque<(Token, LogRecord)>,
     disk: Vec<(Token, DiskOp<HeapPayload>)>,
     reads: Vec<Token>,
     promised: Epoch,
-    failed: bool,
     broken_log: bool,
 }
 
@@ -121,7 +120,6 @@ impl World {
             disk: Vec::new(),
             reads: Vec::new(),
             promised,
-            failed: false,
             broken_log: false,
         }
     }
@@ -196,42 +194,39 @@ impl World {
         let is_data = !matches!(request.ask, Ask::Attach(_) | Ask::Detach | Ask::Promise { .. });
         let session = self.attached.get(&id).map(|a| a.session);
         self.sent.insert((id, tag), Sent { epoch, session, is_data });
-        if let Ask::Attach(attach) = &request.ask {
-            self.attach(id, attach.session, attach.ordinal, &request);
-        }
+        let attach = match &request.ask {
+            Ask::Attach(attach) => Some(Attached { session: attach.session, ordinal: attach.ordinal }),
+            _ => None,
+        };
         let before = self.replica.view(SessionId(0));
         self.replica.handle_request(self.now, id, request.clone());
         if matches!(request.ask, Ask::Detach) {
             self.attached.remove(&id);
         }
         let now_allowed = is_data.then_some((id, epoch, before.promised, before.session, request));
-        self.drain(now_allowed);
-    }
-
-    /// What the model believes of an attach: refused ones are known by their answer, and change nothing.
-    fn attach(
-        &mut self,
-        id: AttachmentId,
-        session: SessionId,
-        ordinal: Ordinal,
-        request: &Request<HeapPayload>,
-    ) {
-        let Ask::Attach(attach) = &request.ask else { return };
-        let highest = self.replica.view(session).ordinal;
-        let known = attach.volume == KNOWN.volume
-            && attach.rid == Rid(1)
-            && attach.pool == KNOWN.pool
-            && attach.watermark.cluster == KNOWN.cluster
-            && attach.watermark.incarnation >= 1;
-        if known && ordinal > highest && !self.attached.contains_key(&id) && !self.failed {
-            self.newest.insert(session, ordinal);
-            self.attached.insert(id, Attached { session, ordinal });
+        let refused = self.drain(now_allowed);
+        if let Some(attached) = attach.filter(|_| !refused.contains(&tag)) {
+            self.taken(id, attached);
         }
     }
 
-    /// Takes what the replica wants; `asked`: the data request that made it so, if one did.
-    fn drain(&mut self, asked: Option<(AttachmentId, Epoch, Epoch, SessionId, Request<HeapPayload>)>) {
+    /// An attach that was not refused at once is in force, also before its answer (R1).
+    fn taken(&mut self, id: AttachmentId, new: Attached) {
+        for old in self.attached.values().filter(|old| old.session == new.session) {
+            assert!(old.ordinal < new.ordinal, "R1: {new:?} was taken after {old:?}");
+        }
+        self.newest.insert(new.session, new.ordinal);
+        self.attached.insert(id, new);
+    }
+
+    /// Takes what the replica wants, and gives the tags that it refused; `asked`: the data request that made it so, if
+    /// one did.
+    fn drain(
+        &mut self,
+        asked: Option<(AttachmentId, Epoch, Epoch, SessionId, Request<HeapPayload>)>,
+    ) -> BTreeSet<u32> {
         let mut executed = false;
+        let mut refused = BTreeSet::new();
         while let Some(action) = self.replica.poll_action() {
             match action {
                 Action::Log { token, record } => {
@@ -260,8 +255,8 @@ impl World {
                     if let Ok(Answer::Promised(view)) = &response.outcome {
                         self.promise_answered(view.promised, sent);
                     }
-                    if response.outcome == Err(Refusal::IoError) && !sent.is_data {
-                        self.failed |= self.replica.is_failed();
+                    if response.outcome.is_err() {
+                        refused.insert(response.tag);
                     }
                 }
             }
@@ -287,7 +282,7 @@ impl World {
             "I3: memory is behind the disk"
         );
         self.promised = promised;
-        self.failed = self.replica.is_failed();
+        refused
     }
 
     fn promise_answered(&self, promised: Epoch, promise: Sent) {

@@ -7,7 +7,8 @@
 
 use weft_proto::ids::{ClusterId, HostId, Nonce, PoolId, PoolInc};
 use weft_proto::superblock::{
-    PoolAction, PoolStart, SEGMENT_BYTES, SUPERBLOCK_LEN, StoredPool, Superblock, SwapOutcome, choose,
+    COUNTS_END, PoolAction, PoolStart, SEGMENT_BYTES, SUPERBLOCK_LEN, StoredPool, Superblock,
+    SuperblockError, SwapOutcome, choose,
 };
 
 use crate::input::Input;
@@ -87,10 +88,10 @@ fn start(input: &mut Input<'_>, superblock: Superblock) {
                 start.handle_store(key);
             }
             PoolAction::WriteSuperblock(written) => {
-                // A counter at the end of its range, after 2^62 starts, is written once and refused from then on.
-                if written.counter < u64::MAX / 4 {
-                    assert_eq!(Superblock::decode(&written.encode()), Ok(written));
-                }
+                // At the end of its range it is written once more and refused from then on.
+                let has_room = written.inc.0 < COUNTS_END && written.counter < COUNTS_END;
+                let expected = if has_room { Ok(written) } else { Err(SuperblockError::Malformed) };
+                assert_eq!(Superblock::decode(&written.encode()), expected);
                 assert!(written.inc >= superblock.inc && written.counter > superblock.counter);
                 start.handle_written();
             }

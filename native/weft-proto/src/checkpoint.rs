@@ -24,12 +24,12 @@ use crate::bytes::{Put, Reader, Short, as_len, len_u32};
 use crate::durable::Durable;
 use crate::ids::{Epoch, Generation, PoolId, Rid, SessionId, VolumeId};
 use crate::log::ReplicaKey;
-use crate::wire::MAX_RECORD;
+use crate::record::RECORD_MAX;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"wchk");
 const VERSION: u32 = 1;
 const HEAD: usize = 176;
-const STAMPS_AT: usize = HEAD + MAX_RECORD;
+const STAMPS_AT: usize = HEAD + RECORD_MAX;
 const BLOCK: usize = 4096;
 /// Most regions of a volume (protocol.md 4.2).
 const MAX_REGIONS: u64 = 1 << 20;
@@ -154,7 +154,7 @@ impl Checkpoint {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let d = &self.durable;
-        assert!(d.record.len() <= MAX_RECORD, "record of {} bytes, limit {MAX_RECORD}", d.record.len());
+        assert!(d.record.len() <= RECORD_MAX, "record of {} bytes, limit {RECORD_MAX}", d.record.len());
         assert!(d.rgm.len() as u64 <= MAX_REGIONS, "{} regions, limit {MAX_REGIONS}", d.rgm.len());
         let mut out = Vec::with_capacity(checkpoint_len(d.rgm.len()));
         out.u32(MAGIC);
@@ -221,7 +221,7 @@ impl Checkpoint {
             && u64::from(regions) == size.div_ceil(1 << region_shift)
             && u64::from(regions) <= MAX_REGIONS;
         let sequences_fit = log_seq <= u64::MAX / 2 && counter < u64::MAX && promised <= Epoch::MAX;
-        if version == 0 || !regions_fit || !sequences_fit || record_len > MAX_RECORD || clean_stop > 1 {
+        if version == 0 || !regions_fit || !sequences_fit || record_len > RECORD_MAX || clean_stop > 1 {
             return Err(CheckpointError::Malformed);
         }
         let regions = as_len(regions);
@@ -233,7 +233,7 @@ impl Checkpoint {
             return Err(CheckpointError::Foreign);
         }
         let mut r = Reader::new(body);
-        let record = r.take(MAX_RECORD)?[..record_len].to_vec();
+        let record = r.take(RECORD_MAX)?[..record_len].to_vec();
         let mut rgm = Vec::with_capacity(regions);
         for _ in 0..regions {
             rgm.push(Generation(r.u64()?));
@@ -381,7 +381,7 @@ mod tests {
         #[test]
         fn any_state_is_read_back_equal(
             stamps in proptest::collection::vec(any::<u64>(), 0..300), numbers in any::<[u32; 5]>(),
-            record in proptest::collection::vec(any::<u8>(), 0..=MAX_RECORD), ids in any::<[u128; 2]>(),
+            record in proptest::collection::vec(any::<u8>(), 0..=RECORD_MAX), ids in any::<[u128; 2]>(),
             clean_stop in any::<bool>(), shift in 16u8..=32,
         ) {
             let [counter, log_seq, epoch, sealed, device] = numbers.map(u64::from);

@@ -9,9 +9,7 @@ use alloc::vec::Vec;
 
 use crate::ids::{Epoch, Generation, Rid, SessionId, VolumeId};
 use crate::log::LogRecord;
-
-/// Most regions of a volume (protocol.md 4.2).
-const MAX_REGIONS: u64 = 1 << 20;
+use crate::record::REGIONS_MAX;
 
 /// The durable state of one replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -70,7 +68,7 @@ impl Durable {
     pub fn admits(&self, record: &LogRecord) -> bool {
         match record {
             LogRecord::Create { size, .. } | LogRecord::Grow { size } => {
-                size.div_ceil(1 << self.region_shift) <= MAX_REGIONS
+                size.div_ceil(1 << self.region_shift) <= REGIONS_MAX
             }
             _ => true,
         }

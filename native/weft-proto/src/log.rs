@@ -23,7 +23,7 @@ use core::fmt;
 
 use crate::bytes::{Put, Reader, Short, as_len, len_u32};
 use crate::ids::{Epoch, Generation, PoolId, PoolInc, Rid, SessionId, VolumeId};
-use crate::wire::MAX_RECORD;
+use crate::record::{RECORD_MAX, REGIONS_MAX};
 
 /// Bytes of a block: what a disk writes at once, or tears.
 pub const LOG_BLOCK: usize = 4096;
@@ -42,8 +42,6 @@ const BATCH_PAYLOAD: usize = BLOCK_PAYLOAD * 16;
 const _: () = assert!(MAX_BATCH_BLOCKS == 16);
 /// Regions of one stamp record; more are split, so that any record fits into a batch.
 const STAMP_REGIONS: usize = 4000;
-/// Most regions of a volume (protocol.md 4.2).
-const MAX_REGIONS: u64 = 1 << 20;
 
 /// Whose record it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -568,7 +566,7 @@ fn encode_entry(key: ReplicaKey, record: &LogRecord) -> Vec<u8> {
             body.put(&[*region_shift]);
         }
         LogRecord::Promise { epoch, session, record } => {
-            assert!(record.len() <= MAX_RECORD, "record of {} bytes, limit {MAX_RECORD}", record.len());
+            assert!(record.len() <= RECORD_MAX, "record of {} bytes, limit {RECORD_MAX}", record.len());
             body.u64(epoch.0);
             body.u128(session.0);
             body.put(record);
@@ -606,7 +604,7 @@ fn decode_entry(r: &mut Reader<'_>) -> Result<Option<(ReplicaKey, LogRecord)>, S
     let record = match kind {
         KIND_CREATE => {
             let (size, region_shift) = (body.u64()?, body.u8()?);
-            if !(12..=62).contains(&region_shift) || size.div_ceil(1 << region_shift) > MAX_REGIONS {
+            if !(12..=62).contains(&region_shift) || size.div_ceil(1 << region_shift) > REGIONS_MAX {
                 return Err(Short);
             }
             LogRecord::Create { size, region_shift }
@@ -614,7 +612,7 @@ fn decode_entry(r: &mut Reader<'_>) -> Result<Option<(ReplicaKey, LogRecord)>, S
         KIND_PROMISE => {
             let (epoch, session) = (Epoch(body.u64()?), SessionId(body.u128()?));
             let record = body.take(body.rest().len())?.to_vec();
-            if epoch > Epoch::MAX || record.len() > MAX_RECORD {
+            if epoch > Epoch::MAX || record.len() > RECORD_MAX {
                 return Err(Short);
             }
             LogRecord::Promise { epoch, session, record }

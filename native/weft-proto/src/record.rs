@@ -21,6 +21,8 @@ pub const FORMAT: u32 = 1;
 pub const RECORD_MAX: usize = 8192;
 /// The largest volume: 64 TiB.
 pub const SIZE_MAX: u64 = 64 << 40;
+/// The most regions of one volume (protocol.md 4.2): what a replica has memory for.
+pub const REGIONS_MAX: u64 = 1 << 20;
 /// The most replicas of one volume.
 pub const REPLICAS_MAX: usize = 8;
 /// The most bytes of JSON for all that only others write: fields of newer software, snapshots, layers, lineage, free
@@ -258,7 +260,7 @@ impl Record {
         if self.size == 0 || !self.size.is_multiple_of(4096) || self.size > SIZE_MAX {
             return illegal("size must be whole 4 KiB blocks, 4 KiB to 64 TiB");
         }
-        if !(16..=32).contains(&self.region_shift) || self.regions() > 1 << 20 {
+        if !(16..=32).contains(&self.region_shift) || self.regions() > REGIONS_MAX {
             return illegal("region_shift must give at most 2^20 regions of 64 KiB to 4 GiB");
         }
         if self.epoch > Epoch::MAX {
@@ -358,7 +360,7 @@ fn fields_len(fields: &BTreeMap<String, Value>) -> usize {
 #[must_use]
 pub fn region_shift_for(size: u64) -> u8 {
     let mut shift = 20;
-    while size.div_ceil(1 << shift) > 1 << 20 {
+    while size.div_ceil(1 << shift) > REGIONS_MAX {
         shift += 1;
     }
     shift

@@ -23,7 +23,7 @@ use crate::message::{
 };
 use crate::mutants::{Broken, Mutation};
 use crate::payload::{BLOCK, Payload};
-use crate::record::{Ack, Record};
+use crate::record::{Ack, REGIONS_MAX, Record};
 
 /// A page of a STAMPS answer has at most this many entries: it fits one frame.
 pub const STAMPS_PAGE: usize = 4096;
@@ -682,7 +682,7 @@ impl<P: Payload> Replica<P> {
             Ask::Grow { size } => {
                 if size % BLOCK != 0
                     || size < self.durable.size
-                    || size.div_ceil(1 << self.durable.region_shift) > 1 << 20
+                    || size.div_ceil(1 << self.durable.region_shift) > REGIONS_MAX
                 {
                     return Err(Refusal::OutOfBounds);
                 }

@@ -27,6 +27,10 @@ pub const SUPERBLOCK_LEN: usize = 4096;
 /// Size of the files that hold a replica's data, in bytes (4.19: 64 MiB or less).
 pub const SEGMENT_BYTES: u64 = 64 << 20;
 
+/// Incarnation and counter of a superblock that is accepted are below this, so that whoever reads it can raise both
+/// without looking; no pool gets there by starts.
+pub const COUNTS_END: u64 = u64::MAX / 4;
+
 const MAGIC: u32 = u32::from_le_bytes(*b"wsup");
 const VERSION: u32 = 1;
 
@@ -175,8 +179,7 @@ impl Superblock {
             counter,
         };
         let intent_fits = has_intent == 1 || (has_intent == 0 && nonce == 0);
-        // No pool gets there by starts; whoever reads it must be able to raise both without looking.
-        let has_room = superblock.inc.0 < u64::MAX / 4 && superblock.counter < u64::MAX / 4;
+        let has_room = superblock.inc.0 < COUNTS_END && superblock.counter < COUNTS_END;
         if version == 0 || !intent_fits || !has_room || !superblock.is_plausible() {
             return Err(SuperblockError::Malformed);
         }

@@ -32,6 +32,7 @@ use crate::message::{
     Answer, Ask, Attach, Extent, Hole, MAX_DATA, Refusal, ReplicaView, Request, Response, Watermark,
 };
 use crate::payload::{BLOCK, Payload};
+use crate::record::RECORD_MAX;
 
 /// Length of the header in bytes.
 pub const HEADER_LEN: usize = 64;
@@ -43,8 +44,6 @@ pub const MAX_PAYLOAD: usize = MAX_DATA_LEN + MAX_META;
 pub const MAX_FRAME: usize = HEADER_LEN + MAX_PAYLOAD;
 /// Most stamps in one answer to `Stamps`.
 pub const MAX_STAMPS: usize = 4096;
-/// Longest record in `Promise`, in bytes (protocol.md 4.2: below 8 KiB).
-pub const MAX_RECORD: usize = 8 * 1024;
 /// Most pools that a host can list in HELLO.
 pub const MAX_POOLS: usize = 1024;
 
@@ -492,7 +491,7 @@ impl Draft {
 }
 
 /// A request as a frame. Panics on a message that no peer would accept (more than [`MAX_DATA`], CRCs that are not
-/// one per block, a record above [`MAX_RECORD`]): that is a bug of the caller.
+/// one per block, a record above [`RECORD_MAX`]): that is a bug of the caller.
 #[must_use]
 pub fn encode_request<P: Payload>(version: Version, handle: u32, request: &Request<P>) -> EncodedFrame<P> {
     let mut data = Vec::new();
@@ -510,7 +509,7 @@ pub fn encode_request<P: Payload>(version: Version, handle: u32, request: &Reque
         }
         Ask::Detach => Draft::new(Op::Detach),
         Ask::Promise { record, watermark } => {
-            assert!(record.len() <= MAX_RECORD, "record of {} bytes, limit {MAX_RECORD}", record.len());
+            assert!(record.len() <= RECORD_MAX, "record of {} bytes, limit {RECORD_MAX}", record.len());
             let mut d = Draft::new(Op::Promise);
             put_watermark(&mut d.meta, watermark);
             d.meta.put(record);
@@ -582,7 +581,7 @@ pub fn decode_request<P: Payload>(header: &Header, meta: &[u8], data: P) -> Resu
         Op::Promise => {
             let watermark = watermark(&mut r)?;
             let record = r.take(r.rest().len())?;
-            if record.len() > MAX_RECORD {
+            if record.len() > RECORD_MAX {
                 return Err(FrameError::BadMeta);
             }
             Ask::Promise { record: record.to_vec(), watermark }
@@ -1491,7 +1490,7 @@ mod tests {
                 })
             ),
             Just(Ask::Detach),
-            (proptest::collection::vec(any::<u8>(), 0..MAX_RECORD), any_watermark())
+            (proptest::collection::vec(any::<u8>(), 0..RECORD_MAX), any_watermark())
                 .prop_map(|(record, watermark)| Ask::Promise { record, watermark }),
             (generation(), any::<u64>(), any_blocks(32), any::<bool>()).prop_map(
                 |(generation, offset, (crcs, data), copy)| Ask::Write {
