@@ -3,7 +3,7 @@
 use crate::disk::bytes_of;
 use crate::oracle::ZERO;
 use crate::scenarios::plots;
-use crate::stage::{B, C, D, Play, R0, R1, R2, Scene, Stage, all_writes, guest_writes};
+use crate::stage::{A, B, C, D, Play, R0, R1, R2, Scene, Stage, all_writes, guest_writes};
 use std::collections::BTreeMap;
 
 use weft_proto::guest::{GuestError, GuestOp};
@@ -17,6 +17,10 @@ plots! {
     D4 => a_write_over_a_border_that_was_torn_is_the_same_on_all,
     D6 => a_discard_during_a_resync_stays_a_hole,
     D7 => a_rotten_block_is_read_from_another_member,
+    D7 => a_read_of_blocks_that_are_each_rotten_somewhere_is_put_together,
+    D7 => a_small_write_beside_rot_takes_the_rest_of_its_block_from_another_member,
+    D7 => a_rotten_block_of_what_may_differ_is_taken_from_who_has_it,
+    D7 => a_rotten_block_is_brought_to_a_joiner_by_another_member,
     D8 => a_block_that_rots_at_the_only_good_copy_is_refused_alone,
     D8 => a_rotten_block_that_a_joiner_needs_waits_for_its_next_write,
     D9 => a_bit_that_flips_on_its_way_is_never_stored,
@@ -151,11 +155,88 @@ fn a_bit_that_flips_on_its_way_is_never_stored(play: &Play) {
 /// D7, its first half (repair in place comes with scrub): r0's stored block fails its checksum.
 fn a_rotten_block_is_read_from_another_member(play: &Play) {
     let mut stage = Scene::copies(2).stage(play);
-    let owner = stage.owner(crate::stage::A);
+    let owner = stage.owner(A);
     let value = stage.written(owner, 5);
     stage.rot(R0, 5);
     assert_eq!(stage.read_now(owner, 5), value);
     assert_eq!(stage.demotions(owner), 0);
+}
+
+/// D7, two blocks that are read at once, each rotten on another member.
+fn a_read_of_blocks_that_are_each_rotten_somewhere_is_put_together(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(A);
+    let values = [stage.written(owner, 5), stage.written(owner, 6)];
+    stage.rot(R0, 5);
+    stage.rot(R1, 6);
+    let read = stage.read_run(owner, 5, 2);
+    stage.run_until("the read is answered", |s| s.reply(read).is_some());
+    assert_eq!(stage.values(read), values);
+    assert_eq!(stage.demotions(owner), 0);
+}
+
+/// D7, a sector is written into a block that is rotten on the near member: the rest of it is read from the other one,
+/// and the near one is given the whole block.
+fn a_small_write_beside_rot_takes_the_rest_of_its_block_from_another_member(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(A);
+    let value = stage.written(owner, 5);
+    stage.rot(R0, 5);
+    let mut data = HeapPayload::zeroed(512);
+    data.bytes_mut().fill(0x77);
+    let write = stage.submit(owner, GuestOp::Write { offset: 5 * BLOCK + 512, data, fua: false });
+    stage.run_until("the write is answered", |s| s.reply(write).is_some());
+    assert!(stage.done(write), "{:?}", stage.failure(write));
+    assert_eq!((stage.disk(R0, 5), stage.disk(R1, 5)), (value, value), "the block's first bytes");
+    let read = stage.ran(R0).len();
+    assert_eq!((stage.read_now(owner, 5), stage.ran(R0).len()), (value, read + 1), "r0 has it again");
+}
+
+/// D7, in a region that may differ: what is rotten on one member is taken from the other one, on whichever it is; what
+/// is rotten on both stays an error, and is in nobody's way.
+fn a_rotten_block_of_what_may_differ_is_taken_from_who_has_it(play: &Play) {
+    for rots in [R0, R1] {
+        let mut stage = Scene::copies(2).stage(play);
+        let owner = stage.owner(D);
+        let values = [3, 5, 6].map(|block| stage.written(owner, block));
+        stage.run_for(3000);
+        stage.hold(owner, R1, guest_writes);
+        let torn = stage.write(owner, 3);
+        stage.run_for(10);
+        stage.vanish(owner);
+        stage.rot(rots, 5);
+        stage.rot(R0, 6);
+        stage.rot(R1, 6);
+        let next = stage.steal(C);
+        stage.serving(next);
+        stage.run_until("nothing may differ", |s| s.view(next).dirty_regions == 0);
+        let read = stage.read_now(next, 3);
+        assert!(read == torn.value || read == values[0]);
+        assert_eq!((stage.disk(R0, 3), stage.disk(R1, 3)), (read, read));
+        assert_eq!(stage.read_now(next, 5), values[1]);
+        let healed = |op: &DiskOp<_>| matches!(op, DiskOp::Write { offset, .. } if *offset == 5 * BLOCK);
+        assert_eq!(stage.ran(rots).iter().filter(|op| healed(op)).count(), 2, "written, and copied back");
+        let lost = stage.read(next, 6);
+        stage.run_until("the read is answered", |s| s.reply(lost).is_some());
+        assert_eq!(stage.failure(lost), Some(GuestError::Unreadable));
+        let again = stage.written(next, 6);
+        assert_eq!((stage.read_now(next, 6), stage.demotions(next)), (again, 0));
+    }
+}
+
+/// D7, in a resync: the joiner is brought what is rotten on one member from the other, on whichever it is.
+fn a_rotten_block_is_brought_to_a_joiner_by_another_member(play: &Play) {
+    for rots in [R0, R2] {
+        let mut stage = Scene::copies(3).stage(play);
+        let owner = stage.owner(D);
+        stage.kill(R1);
+        let values = [4, 5, 6].map(|block| stage.written(owner, block));
+        stage.rot(rots, 5);
+        stage.start(R1);
+        stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1, R2]);
+        assert_eq!([4, 5, 6].map(|block| stage.disk(R1, block)), values);
+        assert_eq!(stage.demotions(owner), 1);
+    }
 }
 
 /// D8, as far as there is no scrub: a block rots at r0 while r1 is stale. The guest is told of that block, whole blocks

@@ -2,13 +2,16 @@
 
 use crate::oracle::ZERO;
 use crate::scenarios::plots;
-use crate::stage::{A, B, C, D, E, Fate, Play, R0, R1, R2, Scene, all_writes, guest_writes};
+use crate::stage::{
+    A, B, C, D, E, Fate, Play, R0, R1, R2, Scene, all_writes, flushes, guest_writes, promises,
+};
 use weft_proto::ids::Epoch;
 use weft_proto::record::{REPAIR_EPOCH_JUMP, ReplicaState};
 use weft_proto::session::{EndReason, Event};
 
 plots! {
     N1 => a_joiner_stays_required_until_its_admission_is_settled,
+    N1 => a_read_that_fails_takes_no_admission_back,
     N2 => nobody_opens_on_a_store_that_was_put_back_before_it_is_repaired,
     N2 => a_claim_from_before_a_repair_is_not_put_over_the_repaired_record,
     N4 => a_copy_that_hangs_in_a_joiners_disk_holds_its_range_for_a_moment_only,
@@ -21,6 +24,8 @@ plots! {
     N10 => a_paused_write_does_not_block_its_own_rescue,
     N11 => writes_that_ran_on_while_an_interval_sealed_are_copied_to_who_left_at_that_seal,
     N12 => a_join_survives_the_loss_of_another_member,
+    N12 => a_flush_that_a_new_epoch_refused_is_asked_of_the_joiner_again,
+    N12 => a_joiner_that_waited_for_its_turn_is_not_silent,
     N13 => a_write_stuck_in_a_joiner_never_executes_after_its_join_was_dropped,
     N15 => whoever_opens_during_a_thiefs_wait_waits_too,
     N16 => a_thief_that_read_just_before_an_admission_is_not_told_of_a_rollback,
@@ -55,6 +60,32 @@ fn a_joiner_stays_required_until_its_admission_is_settled(play: &Play) {
     stage.serving(next);
     assert_eq!(stage.in_sync(), [R1]);
     assert_eq!((stage.read_now(next, 0), stage.read_now(next, 1)), (first, second));
+}
+
+/// N1, the admission was applied and its answer lost; a thief that reaches the joiner only steals, and the owner, which
+/// asks the store what that means, is told that nothing was done. That is said of the question, not of the admission:
+/// the joiner stays required, out of reach though it is. Found by the simulator: seed 107994.
+fn a_read_that_fails_takes_no_admission_back(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(D);
+    stage.kill(R1);
+    stage.written(owner, 1);
+    stage.next_swaps(&[Fate::AppliedUnknown]);
+    stage.start(R1);
+    stage.run_until("the admission is applied", |s| s.in_sync() == [R0, R1]);
+    stage.store_refuses(&[D]);
+    stage.cut(C, A);
+    let thief = stage.steal(C);
+    stage.serving(thief);
+    stage.cut(D, B);
+    let write = stage.write(owner, 2);
+    stage.run_for(10_000);
+    assert_eq!(stage.in_sync(), [R1]);
+    assert!(stage.reply(write.id).is_none(), "acknowledged without a joiner that is in sync");
+    stage.store_back();
+    assert!(matches!(stage.over(owner), EndReason::Fenced { .. }));
+    stage.heal();
+    stage.run_until("both copies are in sync", |s| s.in_sync() == [R0, R1]);
 }
 
 /// N2: the store is restored from a backup taken before the last steal, both owners live, and the replica that
@@ -321,6 +352,48 @@ fn a_join_survives_the_loss_of_another_member(play: &Play) {
     stage.start(R1);
     stage.run_until("all copies are in sync", |s| s.in_sync() == [R0, R1, R2]);
     stage.close(owner);
+}
+
+/// N12, cached mode: r2 has everything and is asked to flush it when r1 is taken out, so that it refuses the flush as
+/// one of the past. Found by the simulator: seed 111844.
+fn a_flush_that_a_new_epoch_refused_is_asked_of_the_joiner_again(play: &Play) {
+    let mut stage = Scene::copies(3).cached().stage(play);
+    let owner = stage.owner(D);
+    stage.kill(R2);
+    let value = stage.written(owner, 4);
+    stage.hold(owner, R2, flushes);
+    stage.start(R2);
+    stage.run_until("r2 is asked to flush", |s| s.held(owner, R2) > 0);
+    stage.kill(R1);
+    stage.written(owner, 30);
+    assert_eq!(stage.in_sync(), [R0]);
+    stage.run_for(20);
+    stage.release(owner, R2);
+    stage.run_until("r2 is in sync", |s| s.in_sync() == [R0, R2]);
+    assert_eq!(stage.disk(R2, 4), value);
+    assert!(!stage.told(owner, |e| matches!(e, Event::JoinAbandoned { .. })));
+}
+
+/// N12, a stale copy is there for seconds before it can join, since a swap's outcome is unknown: it was sent no
+/// heartbeats, so that it is not called silent for having answered none. Found by the simulator: seed 114.
+fn a_joiner_that_waited_for_its_turn_is_not_silent(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(D);
+    stage.kill(R1);
+    stage.written(owner, 1);
+    stage.next_swaps(&[Fate::AppliedUnknown]);
+    stage.add(owner, R2, C);
+    stage.run_until("r2 is added", |s| s.state(R2).is_some());
+    stage.store_down();
+    stage.start(R1);
+    stage.run_for(5000);
+    stage.hold(owner, R1, promises);
+    stage.store_back();
+    stage.run_until("r1 is asked to join", |s| s.held(owner, R1) > 0);
+    stage.run_for(300);
+    stage.release(owner, R1);
+    stage.run_until("all copies are in sync", |s| s.in_sync() == [R0, R1, R2]);
+    assert!(!stage.told(owner, |e| matches!(e, Event::JoinAbandoned { .. })), "{:?}", stage.events(owner));
 }
 
 /// N13: one best-effort write is unread in the joiner's socket and one hangs in its disk; the join is dropped and

@@ -58,8 +58,13 @@ impl Stage {
 
     /// Reads a block.
     pub fn read(&mut self, who: Who, block: u64) -> RequestId {
-        let op = GuestOp::Read { offset: block * BLOCK, len: BLOCK };
-        self.ask(who, op, Asked::Read { first: block, called: self.now })
+        self.read_run(who, block, 1)
+    }
+
+    /// Reads several blocks at once.
+    pub fn read_run(&mut self, who: Who, first: u64, count: u64) -> RequestId {
+        let op = GuestOp::Read { offset: first * BLOCK, len: count * BLOCK };
+        self.ask(who, op, Asked::Read { first, called: self.now })
     }
 
     /// Reads a block and plays until that is answered.
@@ -93,9 +98,15 @@ impl Stage {
     /// What a read found in its first block.
     #[must_use]
     pub fn value(&self, id: RequestId) -> Option<Value> {
+        self.values(id).first().copied()
+    }
+
+    /// What a read found in its blocks.
+    #[must_use]
+    pub fn values(&self, id: RequestId) -> Vec<Value> {
         match self.reply(id) {
-            Some(GuestReply::Data(extents)) => values(extents).first().copied(),
-            _ => None,
+            Some(GuestReply::Data(extents)) => values(extents),
+            _ => Vec::new(),
         }
     }
 

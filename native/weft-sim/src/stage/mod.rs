@@ -28,7 +28,7 @@ use weft_proto::ids::{
     SessionId, VolumeId,
 };
 use weft_proto::log::LogRecord;
-use weft_proto::message::{Ask, Extent, Hole, Refusal, Request, Response, Watermark};
+use weft_proto::message::{Answer, Ask, Extent, Hole, Refusal, Request, Response, Watermark};
 use weft_proto::mutants::Mutation;
 use weft_proto::payload::{BLOCK, HeapPayload, Payload};
 use weft_proto::record::{
@@ -194,6 +194,9 @@ impl Backup {
 /// Picks requests.
 pub type Filter = fn(&Ask<HeapPayload>) -> bool;
 
+/// Picks answers.
+pub type AnswerFilter = fn(&Answer<HeapPayload>) -> bool;
+
 /// Every request.
 #[must_use]
 pub fn any(_: &Ask<HeapPayload>) -> bool {
@@ -216,6 +219,12 @@ pub fn all_writes(ask: &Ask<HeapPayload>) -> bool {
 #[must_use]
 pub fn hashes(ask: &Ask<HeapPayload>) -> bool {
     matches!(ask, Ask::Hash { .. })
+}
+
+/// Flushes of what is in a cache.
+#[must_use]
+pub fn flushes(ask: &Ask<HeapPayload>) -> bool {
+    matches!(ask, Ask::Flush)
 }
 
 /// Promises asked for.
@@ -319,7 +328,10 @@ struct Link {
     hold: Option<Filter>,
     held: VecDeque<(u64, Ordinal, Request<HeapPayload>)>,
     hold_answers: bool,
+    delay: Option<AnswerFilter>,
+    delayed: Vec<(Ordinal, u64, Response<HeapPayload>)>,
     corrupt: bool,
+    refuse: Option<(Filter, Refusal)>,
 }
 
 struct Act {
@@ -353,6 +365,7 @@ pub struct Stage {
     revision: u64,
     incarnation: u64,
     store_away: BTreeSet<HostId>,
+    store_refuses: BTreeSet<HostId>,
     fates: VecDeque<Fate>,
     late: Vec<(Revision, Nonce, Record)>,
     stale_read: Option<Backup>,
@@ -431,6 +444,7 @@ impl Stage {
             revision: 1,
             incarnation: 1,
             store_away: BTreeSet::new(),
+            store_refuses: BTreeSet::new(),
             fates: VecDeque::new(),
             late: Vec::new(),
             stale_read: None,

@@ -59,10 +59,39 @@ impl Stage {
         self.acts[who.0].links.entry(rid).or_default().hold_answers = lose;
     }
 
+    /// Answers that are picked are overtaken by whatever the replica says later, from now on.
+    pub fn delay_answers(&mut self, who: Who, rid: Rid, pick: AnswerFilter) {
+        self.play.tell(self.now, format_args!("{who}: some answers of {rid} are late from now on"));
+        self.acts[who.0].links.entry(rid).or_default().delay = Some(pick);
+    }
+
+    /// How many are late.
+    #[must_use]
+    pub fn delayed(&self, who: Who, rid: Rid) -> usize {
+        self.acts[who.0].links.get(&rid).map_or(0, |l| l.delayed.len())
+    }
+
+    /// They arrive now, and no more are late.
+    pub fn deliver_answers(&mut self, who: Who, rid: Rid) {
+        self.play.tell(self.now, format_args!("{who}: the late answers of {rid} arrive"));
+        let link = self.acts[who.0].links.entry(rid).or_default();
+        link.delay = None;
+        for (ordinal, link, response) in std::mem::take(&mut link.delayed) {
+            self.at(0, Cue::Answer { who, rid, ordinal, link, response });
+        }
+    }
+
     /// A bit of the next write to this replica flips on its way.
     pub fn flip_a_bit(&mut self, who: Who, rid: Rid) {
         self.play.tell(self.now, format_args!("{who}: a bit of the next write to {rid} flips on its way"));
         self.acts[who.0].links.entry(rid).or_default().corrupt = true;
+    }
+
+    /// The next request that is picked is refused; the ones after it are not.
+    pub fn refuse_once(&mut self, who: Who, rid: Rid, pick: Filter, refusal: Refusal) {
+        self.play
+            .tell(self.now, format_args!("{who}: a request to {rid} is going to be refused: {refusal:?}"));
+        self.acts[who.0].links.entry(rid).or_default().refuse = Some((pick, refusal));
     }
 
     /// The connection breaks; a new one is made at once.

@@ -221,6 +221,14 @@ impl Stage {
             let response = Response { tag, epoch: Epoch(0), outcome, service_us: 0 };
             return self.answer(who, rid, ordinal, response);
         }
+        let refuse =
+            self.acts[who.0].links.entry(rid).or_default().refuse.take_if(|(pick, _)| pick(&request.ask));
+        let rep = self.rep(rid);
+        if let Some((_, refusal)) = refuse {
+            let (tag, epoch) = (request.tag, rep.stored.durable.promised);
+            let response = Response { tag, epoch, outcome: Err(refusal), service_us: 0 };
+            return self.answer(who, rid, ordinal, response);
+        }
         let attachment = *rep.attachments.entry((who, ordinal)).or_insert(fresh);
         if let Some(m) = &mut rep.machine {
             m.handle_request(now, attachment, request);
@@ -254,6 +262,11 @@ impl Stage {
         let link = self.acts[who.0].links.entry(rid).or_default();
         if cut || link.hold_answers {
             link.lost_something = true;
+            return;
+        }
+        let picked = |pick: AnswerFilter| response.outcome.as_ref().is_ok_and(pick);
+        if link.delay.is_some_and(picked) {
+            link.delayed.push((ordinal, link.generation, response));
             return;
         }
         let link = link.generation;

@@ -70,10 +70,18 @@ impl Stage {
         self.store_away.extend(HOSTS);
     }
 
+    /// The store answers these hosts that it surely did nothing, as one without a leader does.
+    pub fn store_refuses(&mut self, hosts: &[HostId]) {
+        self.play
+            .tell(self.now, format_args!("the store refuses whatever is asked by {}", told_hosts(hosts)));
+        self.store_refuses.extend(hosts);
+    }
+
     /// Everybody reaches it again.
     pub fn store_back(&mut self) {
         self.play.tell(self.now, "the store is back for everybody");
         self.store_away.clear();
+        self.store_refuses.clear();
     }
 
     /// Every record that was swapped in, in order.
@@ -166,6 +174,9 @@ impl Stage {
         };
         if self.store_away.contains(&host) {
             return answer(self, StoreReply::Unknown);
+        }
+        if self.store_refuses.contains(&host) {
+            return answer(self, StoreReply::Unavailable);
         }
         self.calls += 1;
         if seen < self.watermarks[&host] {
