@@ -49,7 +49,6 @@ pub(super) struct GuestRequest<P> {
     remaining: usize,
     parts: Vec<(u64, Vec<Extent<P>>)>,
     kinds: Vec<(u64, Vec<(u64, Option<Hole>)>)>,
-    failed: Option<GuestError>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -95,12 +94,10 @@ pub(super) enum OpKind<P> {
         keep_space: bool,
     },
     Read {
-        tries: u8,
-        avoid: Vec<Rid>,
+        bad: Bad,
     },
     Kinds {
-        tries: u8,
-        avoid: Vec<Rid>,
+        bad: Bad,
     },
     Flush,
 }
@@ -114,9 +111,30 @@ pub(super) struct Patch {
     to: usize,
     /// Blocks (byte offsets in the volume) whose other bytes are still to be read.
     edges: VecDeque<u64>,
+    bad: Bad,
+}
+
+/// Which members could not give what is read: true of their content, their attachment and the in-sync set of then.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Bad {
     tries: u8,
-    /// Members that could not give a block at an edge.
-    avoid: Vec<Rid>,
+    members: Vec<Rid>,
+    /// The record's, whose in-sync members were asked.
+    epoch: Epoch,
+}
+
+impl Bad {
+    /// One more could not give it: is that each of those that are in sync, and were they asked often enough?
+    fn add(&mut self, rid: Rid, epoch: Epoch, in_sync: &[Rid]) -> bool {
+        if self.epoch != epoch {
+            *self = Bad { epoch, ..Bad::default() };
+        }
+        self.tries += 1;
+        if !self.members.contains(&rid) {
+            self.members.push(rid);
+        }
+        self.tries >= READ_TRIES && in_sync.iter().all(|member| self.members.contains(member))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +153,23 @@ impl<P: Payload> Op<P> {
 
     fn is_write(&self) -> bool {
         matches!(self.kind, OpKind::Write { .. } | OpKind::Zero { .. })
+    }
+
+    /// Who could not give what it reads.
+    fn bad(&self) -> Option<&Bad> {
+        match &self.kind {
+            OpKind::Read { bad } | OpKind::Kinds { bad } => Some(bad),
+            OpKind::Write { patch, .. } => patch.as_ref().map(|patch| &patch.bad),
+            OpKind::Zero { .. } | OpKind::Flush => None,
+        }
+    }
+
+    fn bad_mut(&mut self) -> Option<&mut Bad> {
+        match &mut self.kind {
+            OpKind::Read { bad } | OpKind::Kinds { bad } => Some(bad),
+            OpKind::Write { patch, .. } => patch.as_mut().map(|patch| &mut patch.bad),
+            OpKind::Zero { .. } | OpKind::Flush => None,
+        }
     }
 
     fn overlaps(&self, start: u64, end: u64) -> bool {
@@ -164,29 +199,16 @@ impl<P: Payload> Session<P> {
         if offset.checked_add(len).is_none_or(|end| end > size) {
             return self.replies.push_back((id, GuestReply::Failed(GuestError::OutOfRange)));
         }
-        let request = GuestRequest {
-            arrived: now,
-            kind,
-            remaining: 0,
-            parts: Vec::new(),
-            kinds: Vec::new(),
-            failed: None,
-        };
+        let request = GuestRequest { arrived: now, kind, remaining: 0, parts: Vec::new(), kinds: Vec::new() };
         self.guests.insert(id, request);
         match op {
             GuestOp::Read { offset, len } => {
                 let (start, end) = (offset / BLOCK * BLOCK, (offset + len).next_multiple_of(BLOCK));
-                self.split(now, id, start, end, MAX_DATA, |_, _| OpKind::Read {
-                    tries: 0,
-                    avoid: Vec::new(),
-                });
+                self.split(now, id, start, end, MAX_DATA, |_, _| OpKind::Read { bad: Bad::default() });
             }
             GuestOp::Kinds { offset, len } => {
                 let (start, end) = (offset / BLOCK * BLOCK, (offset + len).next_multiple_of(BLOCK));
-                self.split(now, id, start, end, ZERO_PIECE, |_, _| OpKind::Kinds {
-                    tries: 0,
-                    avoid: Vec::new(),
-                });
+                self.split(now, id, start, end, ZERO_PIECE, |_, _| OpKind::Kinds { bad: Bad::default() });
             }
             GuestOp::Write { offset, data, .. } => self.accept_write(now, id, offset, &data),
             GuestOp::Zero { offset, len, keep_space, .. } => {
@@ -241,7 +263,7 @@ impl<P: Payload> Session<P> {
                 OpKind::Write {
                     data: buffer,
                     crcs: Vec::new(),
-                    patch: Some(Patch { from, to, edges, tries: 0, avoid: Vec::new() }),
+                    patch: Some(Patch { from, to, edges, bad: Bad::default() }),
                 }
             };
             self.queue_op(now, id, start, aligned_end, kind);
@@ -309,7 +331,11 @@ impl<P: Payload> Session<P> {
         let (start, end, read) = (op.start, op.end, op.is_read());
         let held = self.locked(start, end);
         let ignored = |lock| matches!(lock, Lock::Op(_)) && self.config.broken.is(Mutation::NoRangeLock);
-        if held.is_some_and(|(_, _, lock)| !ignored(lock)) {
+        if let Some((_, _, lock)) = held.filter(|(_, _, lock)| !ignored(*lock)) {
+            if let (Lock::Op(_), Some(bad)) = (lock, self.ops.get_mut(&id).and_then(Op::bad_mut)) {
+                // It is being written: who could not give it before can give this.
+                *bad = Bad::default();
+            }
             return;
         }
         // Fair: what came earlier and overlaps goes first (reads pass reads).
@@ -574,14 +600,16 @@ impl<P: Payload> Session<P> {
             return;
         }
         let Some(guest) = self.guests.remove(&id) else { return };
-        let reply = match (guest.failed, guest.kind) {
-            (Some(error), _) => GuestReply::Failed(error),
-            (None, GuestKind::Write | GuestKind::Flush) => GuestReply::Done,
-            (None, GuestKind::Read { offset, len }) => GuestReply::Data(clip_data(guest.parts, offset, len)),
-            (None, GuestKind::Kinds { offset, len }) => {
-                GuestReply::Kinds(clip_kinds(guest.kinds, offset, len))
-            }
+        self.count_answer(now, &guest);
+        let reply = match guest.kind {
+            GuestKind::Write | GuestKind::Flush => GuestReply::Done,
+            GuestKind::Read { offset, len } => GuestReply::Data(clip_data(guest.parts, offset, len)),
+            GuestKind::Kinds { offset, len } => GuestReply::Kinds(clip_kinds(guest.kinds, offset, len)),
         };
+        self.replies.push_back((id, reply));
+    }
+
+    fn count_answer(&mut self, now: Instant, guest: &GuestRequest<P>) {
         match guest.kind {
             GuestKind::Write | GuestKind::Flush => {
                 self.figures.writes += 1;
@@ -589,7 +617,6 @@ impl<P: Payload> Session<P> {
             }
             GuestKind::Read { .. } | GuestKind::Kinds { .. } => self.figures.reads += 1,
         }
-        self.replies.push_back((id, reply));
     }
 
     /// `on_loss = error`: every waiting guest is told; the operations stay until every member has them (R2).
@@ -717,12 +744,8 @@ impl<P: Payload> Session<P> {
         }
         let Some(op) = self.ops.get(&id) else { return };
         let (start, len) = (op.start, op.end - op.start);
-        let (avoid, is_kinds) = match &op.kind {
-            OpKind::Read { avoid, .. } => (avoid.clone(), false),
-            OpKind::Kinds { avoid, .. } => (avoid.clone(), true),
-            _ => return,
-        };
-        let Some(rid) = self.reader(now, &avoid) else { return };
+        let is_kinds = matches!(op.kind, OpKind::Kinds { .. });
+        let Some(rid) = self.reader(now, op.bad()) else { return };
         self.waiting.retain(|w| *w != id);
         if let Some(op) = self.ops.get_mut(&id) {
             op.stage = Stage::Sent;
@@ -733,8 +756,9 @@ impl<P: Payload> Session<P> {
     }
 
     /// The member to read from: here if there is one, else the one with the least on its way.
-    fn reader(&self, now: Instant, avoid: &[Rid]) -> Option<Rid> {
+    fn reader(&self, now: Instant, bad: Option<&Bad>) -> Option<Rid> {
         let epoch = self.rec().epoch;
+        let avoid = bad.filter(|bad| bad.epoch == epoch).map_or(&[][..], |bad| &bad.members);
         let usable = |rid: &Rid| {
             let Some(p) = self.peers.get(rid) else { return false };
             let fresh = now.ms_since(p.heard) < self.config.timing.suspect_ms;
@@ -754,11 +778,7 @@ impl<P: Payload> Session<P> {
     /// Is there a member to ask whose disk does not hang?
     pub(super) fn read_elsewhere(&self, now: Instant, id: OpId) -> bool {
         let Some(op) = self.ops.get(&id) else { return false };
-        let avoid: &[Rid] = match &op.kind {
-            OpKind::Read { avoid, .. } | OpKind::Kinds { avoid, .. } => avoid,
-            _ => &[],
-        };
-        self.reader(now, avoid).is_some_and(|rid| !self.hangs(rid))
+        self.reader(now, op.bad()).is_some_and(|rid| !self.hangs(rid))
     }
 
     /// R9: every in-sync member, and a joiner whose admission may have happened, lately said that it obeys us.
@@ -787,7 +807,7 @@ impl<P: Payload> Session<P> {
         let OpKind::Write { patch: Some(patch), .. } = &op.kind else { return };
         let Some(offset) = patch.edges.front().copied() else { return };
         // No lease is needed: a stale value could only be written back by a fenced session, and is refused.
-        let Some(rid) = self.reader(now, &patch.avoid) else { return };
+        let Some(rid) = self.reader(now, Some(&patch.bad)) else { return };
         if let Some(op) = self.ops.get_mut(&id) {
             op.sent = alloc::vec![rid];
         }
@@ -805,7 +825,7 @@ impl<P: Payload> Session<P> {
             (OpKind::Write { data, crcs, patch: Some(patch) }, Answer::Data(extents)) => {
                 let Some(offset) = patch.edges.front().copied() else { return };
                 let Some(block) = whole_block::<P>(&extents) else {
-                    return self.read_failed(id, rid, Some(Refusal::BadCrc));
+                    return self.read_failed(now, id, rid, Refusal::BadCrc);
                 };
                 patch.edges.pop_front();
                 let at = to_usize(offset - op.start);
@@ -841,7 +861,7 @@ impl<P: Payload> Session<P> {
                 }
                 self.read_done(now, id, |guest, start| guest.kinds.push((start, kinds)));
             }
-            _ => self.read_failed(id, rid, Some(Refusal::BadCrc)),
+            _ => self.read_failed(now, id, rid, Refusal::BadCrc),
         }
     }
 
@@ -873,43 +893,37 @@ impl<P: Payload> Session<P> {
         }
     }
 
-    /// A read did not come back, or not well: another member, or the same later.
-    pub(super) fn read_failed(&mut self, id: OpId, rid: Rid, refusal: Option<Refusal>) {
-        let members = self.in_sync().len();
+    /// A read did not come back: another member is asked, or the same later.
+    pub(super) fn read_unsent(&mut self, id: OpId) {
         let Some(op) = self.ops.get_mut(&id) else { return };
         op.sent.clear();
-        let data_bad = matches!(
-            refusal,
-            Some(Refusal::BadCrc | Refusal::BitRot | Refusal::IoError | Refusal::OutOfBounds)
-        );
-        match &mut op.kind {
-            OpKind::Read { tries, avoid } | OpKind::Kinds { tries, avoid } => {
-                if data_bad {
-                    *tries += 1;
-                    if !avoid.contains(&rid) {
-                        avoid.push(rid);
-                    }
-                    if *tries >= READ_TRIES && avoid.len() >= members {
-                        return self.read_unreadable(id);
-                    }
-                }
-                self.requeue_read(id);
-            }
-            OpKind::Write { patch: Some(patch), .. } if data_bad => {
-                patch.tries += 1;
-                if !patch.avoid.contains(&rid) {
-                    patch.avoid.push(rid);
-                }
-                if patch.tries >= READ_TRIES && patch.avoid.len() >= members {
-                    self.read_unreadable(id);
-                }
-            }
-            _ => {}
+        if op.is_read() {
+            self.requeue_read(id);
+        }
+    }
+
+    /// A read was refused, or what came back was not what it should be.
+    pub(super) fn read_failed(&mut self, now: Instant, id: OpId, rid: Rid, refusal: Refusal) {
+        let (members, epoch) = (self.in_sync(), self.rec().epoch);
+        let data_bad =
+            matches!(refusal, Refusal::BadCrc | Refusal::BitRot | Refusal::IoError | Refusal::OutOfBounds);
+        let bad = self.ops.get_mut(&id).and_then(Op::bad_mut).filter(|_| data_bad);
+        if bad.is_some_and(|bad| bad.add(rid, epoch, &members)) {
+            self.read_unreadable(now, id);
+        } else {
+            self.read_unsent(id);
+        }
+    }
+
+    /// A member's attachment has ended: what it could not give, it may when it is asked again.
+    pub(super) fn forget_bad(&mut self, rid: Rid) {
+        for bad in self.ops.values_mut().filter_map(Op::bad_mut) {
+            bad.members.retain(|member| *member != rid);
         }
     }
 
     /// No member gave it. Of several blocks each may be good on some member: they are asked for one by one.
-    fn read_unreadable(&mut self, id: OpId) {
+    fn read_unreadable(&mut self, now: Instant, id: OpId) {
         let Some(op) = self.ops.remove(&id) else { return };
         self.waiting.retain(|w| *w != id);
         if let (OpKind::Read { .. }, Some(request)) = (&op.kind, op.request)
@@ -918,7 +932,7 @@ impl<P: Payload> Session<P> {
             let mut at = op.start;
             while at < op.end {
                 let id = OpId(self.fresh_id());
-                let kind = OpKind::Read { tries: 0, avoid: Vec::new() };
+                let kind = OpKind::Read { bad: Bad::default() };
                 let part = Op {
                     request: Some(request),
                     start: at,
@@ -941,15 +955,23 @@ impl<P: Payload> Session<P> {
         }
         if op.is_write() {
             self.unlock(op.start, Lock::Op(id));
+            self.progressed = true;
         }
-        if let Some(request) = op.request
-            && let Some(guest) = self.guests.get_mut(&request)
-        {
-            guest.failed = Some(GuestError::Unreadable);
-            guest.remaining -= 1;
-            let arrived = guest.arrived;
-            self.finish_guest(arrived, request);
+        if let Some(request) = op.request {
+            self.refuse_guest(now, request);
         }
+    }
+
+    /// Part of a request can't be read: its guest is told now, while that is so, not when its other parts are done.
+    fn refuse_guest(&mut self, now: Instant, id: RequestId) {
+        let Some(guest) = self.guests.remove(&id) else { return };
+        self.count_answer(now, &guest);
+        // What it writes elsewhere stays until every member has it (R2).
+        self.ops.retain(|_, op| !(op.is_read() && op.request == Some(id)));
+        for op in self.ops.values_mut().filter(|op| op.request == Some(id)) {
+            op.request = None;
+        }
+        self.replies.push_back((id, GuestReply::Failed(GuestError::Unreadable)));
     }
 }
 

@@ -241,12 +241,13 @@ impl<P: Payload> Session<P> {
         peer.heartbeat_out = false;
         self.unreadable.remove(&rid);
         self.fail_pieces_of(rid);
+        self.forget_bad(rid);
         let Some(peer) = self.peers.get_mut(&rid) else { return };
         let outstanding = core::mem::take(&mut peer.outstanding);
         for sent in outstanding.into_values() {
             match sent.purpose {
                 Purpose::Op(op) => self.op_unsent(op, rid),
-                Purpose::Read(op) => self.read_failed(op, rid, None),
+                Purpose::Read(op) => self.read_unsent(op),
                 Purpose::Piece(piece) => self.piece_failed(piece, rid),
                 Purpose::OpenStamps => self.restart_gather(),
                 Purpose::JoinStamps
@@ -290,7 +291,7 @@ impl<P: Payload> Session<P> {
             match purpose {
                 Purpose::Read(op) if self.read_elsewhere(now, op) => {
                     self.give_up(rid, tag);
-                    self.read_failed(op, rid, None);
+                    self.read_unsent(op);
                 }
                 Purpose::Piece(_) if self.join_rid() == Some(rid) => {
                     self.abandon_join("a copy hangs in its disk");
@@ -503,7 +504,7 @@ impl<P: Payload> Session<P> {
         }
         match sent.purpose {
             Purpose::Op(op) => self.op_unsent(op, rid),
-            Purpose::Read(op) => self.read_failed(op, rid, Some(refusal)),
+            Purpose::Read(op) => self.read_failed(now, op, rid, refusal),
             Purpose::Piece(piece) => {
                 let bad = matches!(refusal, Refusal::BadCrc | Refusal::BitRot | Refusal::IoError);
                 if bad && self.piece_reads(piece) {

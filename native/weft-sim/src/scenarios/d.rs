@@ -23,6 +23,7 @@ plots! {
     D7 => a_rotten_block_is_brought_to_a_joiner_by_another_member,
     D8 => a_block_that_rots_at_the_only_good_copy_is_refused_alone,
     D8 => a_rotten_block_that_a_joiner_needs_waits_for_its_next_write,
+    D8 => a_guest_is_told_of_a_rotten_block_while_it_is_rotten,
     D9 => a_bit_that_flips_on_its_way_is_never_stored,
     D20 => copies_come_and_go_while_a_guest_writes,
 }
@@ -283,6 +284,29 @@ fn a_rotten_block_that_a_joiner_needs_waits_for_its_next_write(play: &Play) {
     let healed = stage.written(owner, 5);
     stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
     assert_eq!((stage.disk(R1, 5), stage.read_now(owner, 5)), (healed, healed));
+}
+
+/// D8, part of a long read waits for something else: the guest is told of the rotten block at once, not when the other
+/// part is there and r1, back in sync, could give the block that was written again meanwhile.
+fn a_guest_is_told_of_a_rotten_block_while_it_is_rotten(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(D);
+    stage.kill(R1);
+    stage.written(owner, 40);
+    stage.rot(R0, 40);
+    stage.hold(owner, R0, guest_writes);
+    let unread = stage.write(owner, 3);
+    let read = stage.submit(owner, GuestOp::Read { offset: 0, len: 48 * BLOCK });
+    stage.run_until("the guest is told of block 40", |s| s.reply(read).is_some());
+    assert_eq!(stage.failure(read), Some(GuestError::Unreadable));
+    assert!(!stage.done(unread.id));
+    assert_eq!(stage.in_sync(), [R0]);
+    stage.release(owner, R0);
+    let healed = stage.written(owner, 40);
+    stage.start(R1);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
+    assert_eq!(stage.read_now(owner, 40), healed);
+    stage.close(owner);
 }
 
 /// D20: a volume of one copy gets two more and gives two up, its first one among them, while its guest writes all the
