@@ -38,6 +38,8 @@ pub(super) struct Join {
     pub(super) total: u64,
     /// It failed while its admission was unsettled; given up as soon as that is known.
     broken: Option<&'static str>,
+    /// Its attachment was lost and made anew while its admission was unsettled.
+    anew: bool,
 }
 
 #[derive(Debug)]
@@ -144,6 +146,7 @@ impl<P: Payload> Session<P> {
                 copied: 0,
                 total: 0,
                 broken: None,
+                anew: false,
             });
             self.progressed = true;
         }
@@ -341,6 +344,18 @@ impl<P: Payload> Session<P> {
         self.rejoin.remove(&rid);
         self.roll_now = true;
         self.progressed = true;
+    }
+
+    /// A joiner is attached again: its admission is unsettled, or the join had ended with the attachment.
+    pub(super) fn join_attached(&mut self, rid: Rid) {
+        if let Some(join) = self.join.as_mut().filter(|j| j.rid == rid) {
+            join.anew = true;
+        }
+    }
+
+    /// The joiner that went and came back while its admission was unsettled.
+    pub(super) fn join_anew(&self) -> Option<Rid> {
+        self.join.as_ref().filter(|j| j.anew).map(|j| j.rid)
     }
 
     /// The connection to a member is gone; if it was the joiner or its source of stamps, so is the join.

@@ -86,12 +86,15 @@ impl<P: Payload> Session<P> {
                 *since = (*since).min(now);
             }
             Phase::Gathering { .. } | Phase::Stamping(_) => self.restart_gather(),
-            _ => self.lost_cache(now, rid),
+            _ => {
+                self.join_attached(rid);
+                self.lost_cache(now, rid);
+            }
         }
     }
 
     /// R8: a member came back without the cache that it had acknowledged from, while we live.
-    fn lost_cache(&mut self, now: Instant, rid: Rid) {
+    pub(super) fn lost_cache(&mut self, now: Instant, rid: Rid) {
         let cached = self.rec().policy.ack == Ack::Cached && !self.config.broken.is(Mutation::TrustLossy);
         let is_lossy = |r: &Rid| self.peers.get(r).and_then(|p| p.view.as_ref()).is_some_and(|v| v.lossy);
         if !cached || !self.in_sync().contains(&rid) || !is_lossy(&rid) {

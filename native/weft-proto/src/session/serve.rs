@@ -349,6 +349,10 @@ impl<P: Payload> Session<P> {
     }
 
     pub(super) fn seal_acked(&mut self, rid: Rid, generation: Generation) {
+        if let Some(view) = self.peers.get_mut(&rid).and_then(|peer| peer.view.as_mut()) {
+            // It was flushed and equal then: what it lost before is not missed any more (R8).
+            view.lossy = false;
+        }
         if self.seal_acks.0 == generation && !self.seal_acks.1.contains(&rid) {
             self.seal_acks.1.push(rid);
         }

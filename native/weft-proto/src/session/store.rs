@@ -349,6 +349,7 @@ impl<P: Payload> Session<P> {
             .map(|e| e.rid)
             .filter(|rid| record.replica(*rid).is_none_or(|e| e.state != ReplicaState::InSync))
             .collect();
+        let came_back = self.join_anew();
         self.attempts.clear();
         self.rollback_suspect = None;
         self.suspect_asked = None;
@@ -385,6 +386,12 @@ impl<P: Payload> Session<P> {
             Some(Intent::ClearWait) => self.steal_wait = false,
             Some(Intent::Settle) => self.settled(now),
             Some(Intent::Renew) | None => self.demoted(now),
+        }
+        // A joiner that came back without its cache was not known for a member then (R8, R14).
+        if let Some(rid) = came_back
+            && matches!(self.phase, Phase::Serving | Phase::Closing(_))
+        {
+            self.lost_cache(now, rid);
         }
         self.check_all_ops(now);
     }

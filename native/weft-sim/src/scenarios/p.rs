@@ -1,7 +1,7 @@
 //! Plots P1 to P6 of docs/scenarios.md (caches and power).
 
 use crate::scenarios::plots;
-use crate::stage::{C, D, Play, R0, R1, Scene, Stage, Who, guest_writes};
+use crate::stage::{B, C, D, Fate, Play, R0, R1, Scene, Stage, Who, guest_writes};
 use weft_proto::guest::{GuestError, GuestOp};
 use weft_proto::message::Ask;
 use weft_proto::payload::BLOCK;
@@ -10,7 +10,9 @@ use weft_proto::session::{EndReason, Event};
 plots! {
     P1 => every_acknowledged_write_survives_the_loss_of_all_power,
     P2 => a_member_that_lost_its_cache_is_copied_to,
+    P2 => a_joiner_that_lost_its_cache_while_its_admission_was_unknown_is_copied_to,
     P3 => a_guest_is_told_when_every_cache_is_lost,
+    P3 => a_cache_that_was_lost_before_the_last_seal_is_not_missed,
     P4 => flushed_data_survives_the_loss_of_all_caches_and_copies_are_equal,
     P5 => a_member_whose_process_crashed_keeps_its_cache,
     P6 => a_member_that_was_shut_down_in_order_is_trusted,
@@ -70,6 +72,32 @@ fn a_member_that_lost_its_cache_is_copied_to(play: &Play) {
     assert_eq!(stage.view(owner).figures.resynced_bytes, 4096);
 }
 
+/// P2, R14: r1's admission was applied, which the owner does not know. r1 acknowledges a write, loses power and is back
+/// before the owner learns that it was in sync: it is taken out all the same, and its hole is read by nobody.
+fn a_joiner_that_lost_its_cache_while_its_admission_was_unknown_is_copied_to(play: &Play) {
+    let mut stage = Scene::copies(2).cached().stage(play);
+    let owner = stage.owner(B);
+    stage.kill(R1);
+    stage.written(owner, 1);
+    stage.run_until("r1 is taken out", |s| s.in_sync() == [R0]);
+    stage.next_swaps(&[Fate::AppliedUnknown]);
+    stage.start(R1);
+    stage.run_until("the admission is applied", |s| s.in_sync() == [R0, R1]);
+    stage.store_down();
+    let late = stage.written(owner, 2);
+    stage.power_off(R1);
+    assert_eq!(stage.disk(R1, 2), 0);
+    stage.run_for(300);
+    stage.start(R1);
+    stage.run_for(1000);
+    let taken_out = stage.demotions(owner);
+    stage.store_back();
+    stage.run_until("r1 is taken out again", |s| s.demotions(owner) > taken_out);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
+    assert_eq!((stage.disk(R1, 2), stage.read_now(owner, 2)), (late, late));
+    stage.close(owner);
+}
+
 /// P3: cached mode; both members lose power, the owner and its guest live on. What the guest believes to be
 /// written is gone: it gets a device error instead of an old disk.
 fn a_guest_is_told_when_every_cache_is_lost(play: &Play) {
@@ -87,6 +115,27 @@ fn a_guest_is_told_when_every_cache_is_lost(play: &Play) {
     }
     assert_eq!(stage.over(owner), EndReason::CachesLost);
     assert_eq!(stage.failure(read), Some(GuestError::Fenced));
+}
+
+/// P3, one after the other: r1 lost its cache, was brought up to date and sealed; then r0 loses its own. Everything is on
+/// r1, so that the guest goes on and r0 is copied to.
+fn a_cache_that_was_lost_before_the_last_seal_is_not_missed(play: &Play) {
+    let mut stage = Scene::copies(2).cached().stage(play);
+    let owner = stage.owner(D);
+    stage.written(owner, 1);
+    stage.power_off(R1);
+    stage.run_for(300);
+    stage.start(R1);
+    stage.run_until("r1 is taken out", |s| s.in_sync() == [R0]);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
+    stage.run_for(3000);
+    let late = stage.written(owner, 2);
+    stage.power_off(R0);
+    stage.run_for(300);
+    stage.start(R0);
+    stage.run_until("r0 is taken out", |s| s.in_sync() == [R1]);
+    stage.run_until("r0 is in sync", |s| s.in_sync() == [R0, R1]);
+    assert_eq!((stage.ended(owner), stage.read_now(owner, 2), stage.disk(R0, 2)), (None, late, late));
 }
 
 /// P4: cached mode; everybody loses power, the owner too. What was flushed is there, the rest may be gone, and the
