@@ -617,7 +617,12 @@ impl World {
             }
             Event::LateSwap { writer, expect, base, record } => {
                 let taken = (0..self.plan.hosts).any(|host| self.reaches_store(host));
-                if taken && self.store.revision_of() == expect && self.store.record.nonce == base {
+                // What the members had not applied is not in a backup.
+                if taken
+                    && !self.store.rolled_back
+                    && self.store.revision_of() == expect
+                    && self.store.record.nonce == base
+                {
                     self.note(|_| "the store applies a late swap".into());
                     self.apply(writer, record);
                 }
@@ -633,7 +638,9 @@ impl World {
             Event::PoolSwap { rep, inc } => self.pool_swap(rep, inc),
             Event::PoolSwapped { rep, inc, outcome } => self.pool_swapped(rep, inc, outcome),
             Event::LatePoolSwap { pool, compared, stored } => {
-                self.raise_pool(pool, compared, stored);
+                if !self.store.rolled_back {
+                    self.raise_pool(pool, compared, stored);
+                }
             }
             Event::Reopen { rep, inc } => {
                 if self.reps[rep].inc == inc {

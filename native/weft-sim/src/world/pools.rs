@@ -87,7 +87,10 @@ impl World {
         let (pool, compared) = (r.pool, start.read);
         let stored = StoredPool { host: host_id(r.host), inc: raised, intent: Some(intent) };
         let faulty = self.faults_on && self.rng.chance(self.plan.store_fault);
-        let outcome = match (self.reaches_store(r.host), faulty) {
+        // weftd looks before each swap whether the store may be believed.
+        let believed =
+            self.host_watermark() >= self.hosts[r.host].watermark || self.broken.is(Mutation::NoWatermark);
+        let outcome = match (self.reaches_store(r.host) && believed, faulty) {
             (true, false) if self.raise_pool(pool, compared, stored) => PoolSwapOutcome::Done,
             (true, false) => PoolSwapOutcome::Lost,
             (false, _) => PoolSwapOutcome::Unknown,
