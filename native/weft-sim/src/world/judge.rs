@@ -61,8 +61,12 @@ impl World {
             self.reps[*member].cache_went = false;
         }
         let held = self.held();
+        let mut before = self.held_before.clone();
+        for (half, values) in self.held_by(&self.coming()) {
+            before.entry(half).or_default().extend(values);
+        }
         self.note(|_| "every in-sync cache is lost".into());
-        if let Err(what) = self.oracle.new_era(&held, &self.held_before, self.now) {
+        if let Err(what) = self.oracle.new_era(&held, &before, self.now) {
             self.fail(what);
         }
         for s in &mut self.sessions {
@@ -78,9 +82,28 @@ impl World {
             return BTreeMap::new();
         }
         let members: Vec<Id> = self.store.record.in_sync().filter_map(|e| self.rep_of(e.rid)).collect();
+        self.held_by(&members)
+    }
+
+    fn held_by(&self, reps: &[Id]) -> BTreeMap<u64, Vec<Value>> {
         let value = |rep: Id, half: usize| self.reps[rep].stored.media.content(half / 2).0[half % 2];
-        let values = |half| members.iter().map(|rep| value(*rep, half)).collect();
+        let values = |half| reps.iter().map(|rep| value(*rep, half)).collect();
         (0..2 * BLOCKS).map(|half| (half as u64, values(half))).collect()
+    }
+
+    /// Copies that a swap on its way to the store would bring in sync: such a one has everything that was answered, and
+    /// its cache is not lost with the members' (R3, R14).
+    fn coming(&self) -> Vec<Id> {
+        let in_sync = |rid: Rid| self.store.record.in_sync().any(|e| e.rid == rid);
+        let swaps = self.queue.values().filter_map(|event| match event {
+            Event::LateSwap { record, .. } | Event::Store { call: StoreCall::Swap { record, .. }, .. } => {
+                Some(record)
+            }
+            _ => None,
+        });
+        let rids: BTreeSet<Rid> =
+            swaps.flat_map(Record::in_sync).map(|e| e.rid).filter(|rid| !in_sync(*rid)).collect();
+        rids.into_iter().filter_map(|rid| self.rep_of(rid)).collect()
     }
 
     /// A record took the place of `old`; `writer` sent it.
