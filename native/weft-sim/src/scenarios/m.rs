@@ -26,7 +26,9 @@ plots! {
     M17 => a_join_goes_on_from_another_member_when_its_source_is_lost,
     M17 => a_comparison_with_a_lost_joiner_counts_for_no_other,
     M18 => a_member_that_comes_and_goes_costs_little,
+    M20 => a_member_with_a_slow_disk_is_not_taken_for_a_dead_one,
     M21 => members_that_are_equally_slow_are_not_taken_out,
+    M22 => an_owner_with_a_slow_card_takes_nobody_out,
     M23 => a_member_whose_disk_hangs_while_members_are_equalised_is_taken_out,
     M23 => a_read_that_hangs_in_a_disk_is_answered_by_another_member,
     M23 => a_member_whose_disk_hangs_is_taken_out_though_it_answers,
@@ -538,6 +540,32 @@ fn a_member_that_comes_and_goes_costs_little(play: &Play) {
     assert_eq!(stage.swaps().len() - swaps, 30);
 }
 
+/// M20, as far as it is built (nobody is taken out for being slow): a disk takes 200 ms for a request. It is not taken
+/// for a dead one, writes wait for it and no longer, reads do not; and once it is as fast as the others, all is well.
+fn a_member_with_a_slow_disk_is_not_taken_for_a_dead_one(play: &Play) {
+    let mut stage = Scene::copies(3).blocks(480).stage(play);
+    let owner = stage.owner(D);
+    let early = stage.written(owner, 0);
+    stage.slow_down(R1, 200);
+    let mut writes = Vec::new();
+    for block in 1..300 {
+        writes.push(stage.write(owner, block));
+        stage.run_for(100);
+        let asked_at = stage.now_ms();
+        assert_eq!(stage.read_now(owner, 0), early);
+        assert!(stage.now_ms() - asked_at < 10, "a read waits for the slow one");
+    }
+    stage.run_until("all are acknowledged", |s| writes.iter().all(|w| s.done(w.id)));
+    let stall = stage.view(owner).figures.stall_ms_max;
+    assert!((200..420).contains(&stall), "{stall} ms");
+    assert_eq!((stage.demotions(owner), stage.in_sync()), (0, vec![R0, R1, R2]));
+    stage.slow_down(R1, 0);
+    stage.run_for(1000);
+    let last = stage.write(owner, 301);
+    stage.run_for(5);
+    assert!(stage.done(last.id), "fast again");
+}
+
 /// M21: no disk does anything for ten seconds, and all members answer heartbeats: nobody is slower than others.
 fn members_that_are_equally_slow_are_not_taken_out(play: &Play) {
     let mut stage = Scene::copies(2).stage(play);
@@ -550,6 +578,25 @@ fn members_that_are_equally_slow_are_not_taken_out(play: &Play) {
     stage.unstall(R1);
     stage.run_until("the write is acknowledged", |s| s.done(write.id));
     assert_eq!((stage.demotions(owner), stage.in_sync()), (0, vec![R0, R1]));
+}
+
+/// M22, but for the alert: every message that the owner sends or gets takes 300 ms. All members are late alike, so
+/// that it is not theirs: nobody is taken out, guests are served, if slowly, and the volume closes.
+fn an_owner_with_a_slow_card_takes_nobody_out(play: &Play) {
+    let mut stage = Scene::copies(3).stage(play);
+    let owner = stage.owner(D);
+    stage.written(owner, 0);
+    stage.slow_card(D, 300);
+    for block in 1..40 {
+        let asked_at = stage.now_ms();
+        let value = stage.written(owner, block);
+        assert_eq!(stage.read_now(owner, block), value);
+        assert!(stage.now_ms() - asked_at < 1400, "{} ms", stage.now_ms() - asked_at);
+        stage.run_for(500);
+    }
+    assert_eq!((stage.demotions(owner), stage.in_sync()), (0, vec![R0, R1, R2]));
+    assert_eq!(stage.view(owner).paused, None);
+    stage.close(owner);
 }
 
 /// M26: r1's fdatasync fails, and would succeed if it were repeated, without what the first one lost. The member is

@@ -311,6 +311,8 @@ struct Rep {
     pending: BTreeMap<u64, Io>,
     data_stalled: bool,
     log_stalled: bool,
+    /// What each request of its disk takes longer than others'.
+    slower: u64,
     failing: Option<(fn(&DiskOp<HeapPayload>) -> bool, DiskError)>,
     full: bool,
     rotten: BTreeSet<u64>,
@@ -359,6 +361,8 @@ pub struct Stage {
     reps: BTreeMap<Rid, Rep>,
     acts: Vec<Act>,
     cuts: BTreeSet<(HostId, HostId)>,
+    /// What a host's network card adds to each message, one way.
+    cards: BTreeMap<HostId, u64>,
     frozen: BTreeMap<HostId, Vec<Cue>>,
     watermarks: BTreeMap<HostId, Watermark>,
     record: Record,
@@ -438,6 +442,7 @@ impl Stage {
             reps: BTreeMap::new(),
             acts: Vec::new(),
             cuts: BTreeSet::new(),
+            cards: BTreeMap::new(),
             frozen: BTreeMap::new(),
             watermarks: HOSTS.iter().map(|h| (*h, mark(1, 1))).collect(),
             record,

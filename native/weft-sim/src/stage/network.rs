@@ -22,6 +22,18 @@ impl Stage {
         self.relink_soon();
     }
 
+    /// A host's network card takes so much longer for each message that comes or goes, from now on.
+    pub fn slow_card(&mut self, host: HostId, ms: u64) {
+        self.play.tell(self.now, format_args!("host {}'s network card takes {ms} ms longer", Host(host)));
+        self.cards.insert(host, ms * MS);
+    }
+
+    /// One way between two hosts.
+    pub(super) fn net(&self, from: HostId, to: HostId) -> u64 {
+        let card = |host| if from == to { 0 } else { self.cards.get(&host).copied().unwrap_or(0) };
+        self.play.net(from, to) + card(from) + card(to)
+    }
+
     /// Requests that are picked stay unread in the replica's socket, from now on.
     pub fn hold(&mut self, who: Who, rid: Rid, pick: Filter) {
         self.play.tell(self.now, format_args!("{who}: some requests to {rid} stay unread from now on"));
@@ -130,7 +142,7 @@ impl Stage {
             link.held.push_back((inc, ordinal, request));
             return;
         }
-        self.at(self.play.net(from, to), Cue::Request { who, rid, inc, ordinal, request });
+        self.at(self.net(from, to), Cue::Request { who, rid, inc, ordinal, request });
     }
 
     pub(super) fn link_down(&mut self, who: Who, rid: Rid, refused: bool) {

@@ -17,6 +17,7 @@ impl Stage {
             pending: BTreeMap::new(),
             data_stalled: false,
             log_stalled: false,
+            slower: 0,
             failing: None,
             full: false,
             rotten: BTreeSet::new(),
@@ -137,6 +138,12 @@ impl Stage {
         self.play.tell(self.now, format_args!("{rid}'s disk and log hang"));
         let rep = self.rep(rid);
         (rep.data_stalled, rep.log_stalled) = (true, true);
+    }
+
+    /// Each request of its disk takes so much longer from now on; its log is as fast as ever.
+    pub fn slow_down(&mut self, rid: Rid, ms: u64) {
+        self.play.tell(self.now, format_args!("{rid}'s disk takes {ms} ms longer"));
+        self.rep(rid).slower = ms * MS;
     }
 
     /// Its disk goes on; what stuck happens now.
@@ -270,7 +277,7 @@ impl Stage {
             return;
         }
         let link = link.generation;
-        self.at(self.play.net(from, to), Cue::Answer { who, rid, ordinal, link, response });
+        self.at(self.net(from, to), Cue::Answer { who, rid, ordinal, link, response });
     }
 
     pub(super) fn start_io(&mut self, rid: Rid, io: Io) {
@@ -278,7 +285,7 @@ impl Stage {
         let (io_id, rep) = (self.next_id, self.reps.get_mut(&rid).expect("made"));
         let inc = rep.inc;
         let wait = match &io {
-            Io::Disk { .. } => self.play.disk(rid),
+            Io::Disk { .. } => self.play.disk(rid) + rep.slower,
             Io::Log { .. } => self.play.log(rid),
         };
         rep.pending.insert(io_id, io);
