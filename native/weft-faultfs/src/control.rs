@@ -56,7 +56,12 @@ pub enum Command {
         /// How many.
         bytes: u64,
     },
-    /// All of the above is taken away.
+    /// Flushes are answered and do nothing, and a write's own wish to be durable is not heeded.
+    Lie {
+        /// A pattern of `*` and `?` on the path below the mount; all files and directories if there is none.
+        path: Option<String>,
+    },
+    /// All of the above is taken away; what was lied about is volatile until it is flushed.
     Heal,
     /// Every request fails from now on, and what is not durable is lost.
     PowerCut {
@@ -89,6 +94,7 @@ pub fn obey(shared: &Shared, command: Command) -> Result<Value, String> {
             shared.faults.add(Rule { what: what.unwrap_or(What::Any), path, count: None, effect });
         }
         Command::Full { bytes } => shared.store.limit_room(Some(bytes)),
+        Command::Lie { path } => shared.store.lie_about(Some(path.unwrap_or_else(|| "*".to_owned()))),
         Command::Heal => heal(shared),
         Command::PowerCut { keep, seed } => {
             let (dropped, kept) = shared
@@ -110,6 +116,7 @@ pub fn obey(shared: &Shared, command: Command) -> Result<Value, String> {
 
 fn heal(shared: &Shared) {
     shared.store.limit_room(None);
+    shared.store.lie_about(None);
     shared.faults.heal();
 }
 

@@ -167,7 +167,7 @@ impl Faults {
 }
 
 /// Whether a path matches a pattern of `*` (any bytes, slashes too) and `?` (one byte).
-fn matches(pattern: &[u8], path: &[u8]) -> bool {
+pub(crate) fn matches(pattern: &[u8], path: &[u8]) -> bool {
     match (pattern.split_first(), path.split_first()) {
         (None, None) => true,
         (Some((b'*', rest)), _) if matches(rest, path) => true,

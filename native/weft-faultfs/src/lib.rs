@@ -1,5 +1,5 @@
 //! A file system for tests that passes everything through to a directory and breaks on command: errors, stalls, a full
-//! disk, and power cuts that take everything with them that was not flushed.
+//! disk, flushes that flush nothing, and power cuts that take everything with them that was not flushed.
 //!
 //! ```text
 //! weft-faultfs --backing DIR --mount DIR --control SOCK

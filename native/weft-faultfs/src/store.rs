@@ -20,6 +20,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use serde::Serialize;
 
+use crate::faults::matches;
 use crate::names::{Change, Names, Place};
 use crate::undo::{Undo, positive, read_up_to, room_wanted, write_all};
 
@@ -136,6 +137,8 @@ pub struct Store {
     /// Bytes that may yet be allocated.
     room: Mutex<Option<u64>>,
     durable_writes: AtomicU64,
+    /// What is called durable here and is not.
+    lies: Mutex<Option<String>>,
 }
 
 /// Says that the power is on, and that it stays on as long as this lives.
@@ -175,6 +178,7 @@ impl Store {
             root,
             room: Mutex::new(None),
             durable_writes: AtomicU64::new(0),
+            lies: Mutex::new(None),
         })
     }
 
@@ -226,6 +230,16 @@ impl Store {
     /// Allows so many more bytes to be allocated; none is as many as the disk has.
     pub fn limit_room(&self, bytes: Option<u64>) {
         *self.room() = bytes;
+    }
+
+    /// Whatever matches this pattern is called durable from now on and is not; nothing any more if there is none.
+    pub fn lie_about(&self, pattern: Option<String>) {
+        *self.lies.lock().unwrap_or_else(PoisonError::into_inner) = pattern;
+    }
+
+    fn lies_about(&self, node: &Node) -> bool {
+        let lies = self.lies.lock().unwrap_or_else(PoisonError::into_inner);
+        lies.as_ref().is_some_and(|pattern| matches(pattern.as_bytes(), node.path().as_bytes()))
     }
 
     /// Bytes that may yet be allocated, if that is limited.
@@ -527,7 +541,7 @@ impl Powered<'_> {
         let mut data = node.data();
         let file = node.file(&mut data)?;
         self.need_room(&file, offset, end)?;
-        if durable {
+        if durable && !self.store.lies_about(node) {
             self.store.durable_writes.fetch_add(1, Ordering::Relaxed);
             write_all(&*file, bytes, offset)?;
             if let Some(undo) = &mut data.undo {
@@ -579,6 +593,9 @@ impl Powered<'_> {
 
     /// Makes a file's content and size durable, or what was done in a directory.
     pub fn flush(&self, node: &Arc<Node>) {
+        if self.store.lies_about(node) {
+            return;
+        }
         if node.kind == FileType::Directory {
             self.store.names.write().unwrap_or_else(PoisonError::into_inner).flush(node);
         } else {

@@ -57,6 +57,27 @@ fn a_flushed_write_survives_a_power_cut_and_another_does_not() {
 }
 
 #[test]
+fn what_is_lied_about_is_volatile_whatever_it_was_called() {
+    let rig = Rig::start();
+    let (lied, honest) = (durable_file(&rig, "f", 3), durable_file(&rig, "g", 2));
+    rig.ask(json!({ "op": "lie", "path": "f" }));
+    let synchronous = File::options().write(true).custom_flags(0o10000).open(rig.path("f")).expect("opened");
+    synchronous.write_all_at(&block(2), 0).expect("written");
+    for file in [&lied, &honest] {
+        file.write_all_at(&block(3), 4096).expect("written");
+        file.sync_data().expect("flushed");
+    }
+    assert_eq!(firsts(&lied, 3), [2, 3, 1]);
+    rig.power_cycle(json!({}));
+    assert_eq!((firsts(&lied, 3), firsts(&honest, 2)), (vec![1, 1, 1], vec![1, 3]));
+    // The truth again: what is flushed now is durable.
+    lied.write_all_at(&block(4), 0).expect("written");
+    lied.sync_data().expect("flushed");
+    rig.power_cycle(json!({}));
+    assert_eq!(firsts(&lied, 3), [4, 1, 1]);
+}
+
+#[test]
 fn a_write_that_asks_for_it_is_durable_without_a_flush() {
     // The pool's way (RWF_DSYNC, with and without O_DIRECT) comes as a flag of the write; so does O_DSYNC of the file.
     let rig = Rig::start();

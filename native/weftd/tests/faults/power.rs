@@ -11,7 +11,9 @@ use weft_faultfs::faults::What;
 use weft_faultfs::mount::Mounted;
 
 use super::support::PATIENCE;
-use super::support::host::{Cluster, Host, examine_dir, make_volume, open};
+use super::support::host::{
+    Cluster, Host, assert_same, close, copy, examine_dir, make_volume, nbd as url, open, random_file,
+};
 
 const BLOCK: u64 = 4096;
 const RUN: u64 = 1;
@@ -152,6 +154,61 @@ fn what_was_acknowledged_survives_power_cuts_and_the_pool_is_sound() {
         }
         assert!(plot.cluster.get("/weft/v1/store")["incarnation"] == "1");
     }
+}
+
+/// P7: a drive calls durable what is in its cache. What it loses with the power is found by checksum, block by block,
+/// where its log tells the truth, and by what the host keeps of the log where that lies too; either way the other copy
+/// serves.
+#[test]
+fn what_a_lying_drive_lost_is_found_and_served_by_the_other_copy() {
+    let mut plot = Plot::start(1);
+    let mut other = plot.cluster.host(2);
+    other.make_pool();
+    plot.volume = make_volume(&[&plot.host, &other]);
+    let volume = plot.volume.clone();
+    let [first, second] = ["a", "b"].map(|name| random_file(&plot.cluster, name));
+    let written = |plot: &Plot, file: &std::path::Path| {
+        let socket = open(&plot.host, &volume, "closed").expect("opens");
+        copy(file.to_str().expect("UTF-8"), &url(&socket, &volume));
+        close(&plot.host, &volume);
+    };
+    let rebooted = |plot: &mut Plot, boot: u64| {
+        let cut = control::obey(plot.disk.shared(), Fault::PowerCut { keep: 0, seed: 1 }).expect("cut");
+        assert!(cut["dropped"]["blocks"].as_u64().is_some_and(|n| n > 100), "the plot needs a lie: {cut}");
+        plot.host.kill();
+        plot.fault(Fault::PowerOn);
+        plot.host.boot = Some(boot);
+        plot.host.start();
+        plot.host.pool_until(|p| p["state"] == "quarantined" || p["state"] == "serving")
+    };
+
+    // The volume was closed in order: every block is sealed, and both copies count as in sync.
+    written(&plot, &first);
+    plot.fault(Fault::Lie { path: Some("*/seg-*".to_owned()) });
+    written(&plot, &second);
+    assert_eq!(rebooted(&mut plot, 2)["state"], "serving");
+    let socket = open(&plot.host, &volume, "closed").expect("opens");
+    assert_same(&plot.cluster, &plot.host, &socket, &volume, &second);
+    let session = plot.host.ask("session.show", json!({ "volume": volume }));
+    assert_eq!(session["members"][0]["state"], "INSYNC", "only what is lost is not believed: {session}");
+    close(&plot.host, &volume);
+
+    // What the host keeps of the log is some seconds old at times: the second time it is surely of after the lie.
+    plot.fault(Fault::Lie { path: None });
+    let kept = || std::fs::read(plot.host.home.join("state/pool-logs.json")).unwrap_or_default();
+    for _ in 0..2 {
+        let before = kept();
+        until("what is kept of the log grows", || {
+            written(&plot, &first);
+            kept() != before
+        });
+    }
+    let pool = rebooted(&mut plot, 3);
+    assert_eq!(pool["state"], "quarantined", "{pool}\n{}", plot.host.log());
+    assert!(pool["reason"].as_str().is_some_and(|r| r.contains("log")), "{pool}");
+    let socket = open(&other, &volume, "closed").expect("opens without the first copy");
+    assert_same(&plot.cluster, &other, &socket, &volume, &first);
+    close(&other, &volume);
 }
 
 #[test]
