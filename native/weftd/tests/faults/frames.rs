@@ -135,7 +135,7 @@ impl Relay {
     }
 }
 
-fn pass(mut from: &TcpStream, mut to: &TcpStream, mut look: impl FnMut(&[u8])) {
+pub(crate) fn pass(mut from: &TcpStream, mut to: &TcpStream, mut look: impl FnMut(&[u8])) {
     let mut buffer = vec![0; 65536];
     while let Ok(n @ 1..) = from.read(&mut buffer) {
         look(&buffer[..n]);
@@ -154,7 +154,7 @@ fn bytes_of(frame: &EncodedFrame<IoBuf>) -> Vec<u8> {
 }
 
 /// Makes both checksums of a frame right again, as far as its lengths make sense.
-fn seal(frame: &mut [u8]) {
+pub(crate) fn seal(frame: &mut [u8]) {
     let meta_len = u32::from_le_bytes(frame[12..16].try_into().expect("four bytes")) as usize;
     if let Some(meta) = frame.get(HEADER_LEN..HEADER_LEN + meta_len) {
         let crc = crc32c::crc32c(meta);

@@ -15,3 +15,4 @@ mod power;
 mod records;
 mod scenarios;
 mod space;
+mod versions;
