@@ -148,6 +148,8 @@ pub struct Host {
     log: u64,
     /// What the store says of a volume that is asked for before its replica is trashed.
     trash_record: Option<Record>,
+    /// A read of it whose answer is on its way, if such answers are held.
+    held_read: Option<Option<(ReplicaKey, Entry)>>,
     sessions: BTreeMap<ReplicaKey, Session>,
     next: u64,
     replies: BTreeMap<(AttachmentId, u32), Result<Answer<IoBuf>, Refusal>>,
@@ -236,6 +238,7 @@ impl Host {
             revision: around.store.as_ref().map_or(0, |e| e.revision.0),
             log: around.log,
             trash_record: None,
+            held_read: None,
             sessions: BTreeMap::new(),
             next: around.asked,
             replies: BTreeMap::new(),
@@ -357,7 +360,10 @@ impl Host {
             PoolsCall::Verify(key, token) => self.pools.handle_verified(self.now, key, token, &Ok(None)),
             PoolsCall::Trash(key) => {
                 let entry = self.record_entry(key.volume).expect("asked for by the workload");
-                self.pools.handle_trash_read(key, Ok(Some(entry)));
+                match &mut self.held_read {
+                    Some(held) => *held = Some((key, entry)),
+                    None => self.pools.handle_trash_read(key, Ok(Some(entry))),
+                }
             }
             PoolsCall::Emptying { job, volume } => {
                 let entry = self.record_entry(volume);
@@ -405,8 +411,8 @@ impl Host {
         Ok(())
     }
 
-    /// Puts a replica into the trash.
-    pub fn trash(&mut self, key: ReplicaKey) -> Result<(), String> {
+    /// Asks for a replica to be put into the trash.
+    pub fn ask_trash(&mut self, key: ReplicaKey) -> Pending {
         let epoch = self.sessions.get(&key).map_or(Epoch(1), |s| s.epoch);
         let mut record = self.record(key, Epoch(epoch.0 + 1), SessionId(0));
         record.owner = None;
@@ -415,6 +421,31 @@ impl Host {
         self.fact(Fact::TrashAsked(key));
         let (answer, pending) = oneshot::channel();
         self.pools.trash_replica(POOL, key, answer);
+        pending
+    }
+
+    /// Puts a replica into the trash.
+    pub fn trash(&mut self, key: ReplicaKey) -> Result<(), String> {
+        let pending = self.ask_trash(key);
+        self.trashed(key, pending)
+    }
+
+    /// Has a replica's tombstone read, and keeps the answer on its way while `meanwhile` happens.
+    pub fn trash_late(
+        &mut self,
+        key: ReplicaKey,
+        meanwhile: impl FnOnce(&mut Host) -> Result<(), String>,
+    ) -> Result<(), String> {
+        self.held_read = Some(None);
+        let pending = self.ask_trash(key);
+        self.settle();
+        let (key, entry) = self.held_read.take().flatten().ok_or("the store was not asked")?;
+        meanwhile(self)?;
+        self.pools.handle_trash_read(key, Ok(Some(entry)));
+        self.trashed(key, pending)
+    }
+
+    fn trashed(&mut self, key: ReplicaKey, pending: Pending) -> Result<(), String> {
         let value = self.answer(pending)?;
         if value["trashed"] != true {
             return Err(value.to_string());
