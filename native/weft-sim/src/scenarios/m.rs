@@ -182,6 +182,8 @@ fn a_demotion_with_an_unknown_outcome_holds_every_write_until_it_is_known(play: 
     stage.run_for(8000);
     assert_eq!((stage.in_sync(), stage.done(write.id)), (vec![R0], false));
     assert_eq!(stage.disk(R0, 3), write.value);
+    let why = stage.view(owner).paused.as_deref();
+    assert_eq!(why, Some("waits for the store, to go on without r1"));
     stage.store_back();
     stage.run_until("the write is acknowledged", |s| s.done(write.id));
     assert_eq!((stage.record().epoch, stage.demotions(owner)), (epoch.next(), 1));

@@ -1,12 +1,15 @@
 //! Plots N1 to N21 of docs/scenarios.md, as far as the protocol machines decide them.
 
+use crate::disk::value_of;
 use crate::oracle::ZERO;
 use crate::scenarios::plots;
 use crate::stage::{
     A, B, C, D, E, Fate, Play, R0, R1, R2, Scene, all_writes, flushes, guest_writes, promises,
 };
 use weft_proto::ids::Epoch;
+use weft_proto::payload::{BLOCK, HeapPayload, Payload as _};
 use weft_proto::record::{REPAIR_EPOCH_JUMP, ReplicaState};
+use weft_proto::replica::DiskOp;
 use weft_proto::session::{EndReason, Event};
 
 plots! {
@@ -406,10 +409,10 @@ fn a_write_stuck_in_a_joiner_never_executes_after_its_join_was_dropped(play: &Pl
     stage.stall(R1);
     stage.start(R1);
     stage.run_until("r1 joins", |s| s.line(owner, R1).starts_with("joining"));
-    stage.written(owner, 5);
+    let in_disk = stage.written(owner, 5);
     stage.run_for(20);
     stage.hold(owner, R1, guest_writes);
-    stage.written(owner, 6);
+    let unread = stage.written(owner, 6);
     let newer = [stage.write(owner, 5), stage.write(owner, 6)];
     stage.run_until("the join is dropped", |s| s.told(owner, |e| matches!(e, Event::JoinAbandoned { .. })));
     stage.run_until("newer writes go on", |s| newer.iter().all(|w| s.done(w.id)));
@@ -418,6 +421,19 @@ fn a_write_stuck_in_a_joiner_never_executes_after_its_join_was_dropped(play: &Pl
     stage.release(owner, R1);
     stage.run_until("both copies are in sync", |s| s.in_sync() == [R0, R1]);
     assert_eq!((stage.disk(R1, 5), stage.disk(R1, 6)), (newer[0].value, newer[1].value));
+    let landed = |block: u64| {
+        let at = |op: &DiskOp<HeapPayload>| match op {
+            DiskOp::Write { offset, data, .. } => {
+                let first = block.checked_sub(offset / BLOCK)? as usize * 4096;
+                Some(value_of(data.bytes().get(first..first + 4096)?))
+            }
+            _ => None,
+        };
+        stage.ran(R1).iter().filter_map(at).collect::<Vec<_>>()
+    };
+    assert_eq!(landed(5).first(), Some(&in_disk), "the plot needs one that was in the disk");
+    assert!(landed(5)[1..].iter().all(|v| *v == newer[0].value), "{:?}", landed(5));
+    assert!(!landed(6).contains(&unread), "it was read after its attachment had ended, and was executed");
 }
 
 /// N15: the owner is cut off from the store and from r1, but still reads from r0. A thief that reaches r1 only is

@@ -88,7 +88,7 @@ fn an_owner_on_the_stores_minority_side_goes_on(play: &Play) {
 }
 
 /// S7: two hosts and a witness; A dies, B goes on with the witness's help; then the witness dies: the store is down,
-/// and nothing is noticed before the next fault.
+/// and nothing is noticed before the next fault. That one is waited out, since nobody can decide anything.
 fn a_witness_that_dies_after_a_member_is_not_missed(play: &Play) {
     let mut stage = Scene::copies(2).stage(play);
     let owner = stage.owner(B);
@@ -103,6 +103,13 @@ fn a_witness_that_dies_after_a_member_is_not_missed(play: &Play) {
         assert_eq!(stage.read_now(owner, block), value);
     }
     assert_eq!(stage.view(owner).paused, None);
+    stage.kill(R1);
+    let write = stage.write(owner, 40);
+    stage.run_for(60_000);
+    assert!(stage.reply(write.id).is_none() && stage.view(owner).paused.is_some());
+    stage.start(R1);
+    stage.run_until("the guest goes on", |s| s.done(write.id));
+    assert_eq!((stage.disk(R1, 40), stage.demotions(owner)), (write.value, 1));
 }
 
 /// S6: an opener reads a record of before the volume was opened, and claims it: the swap compares the revision.
