@@ -194,15 +194,10 @@ impl<P: Payload> Session<P> {
         }
         let Phase::Gathering { since } = self.phase else { return };
         if good.len() == members.len() {
-            if !self.attempts.is_empty() {
-                // A rescue's swap is unsettled: what it would have changed must be known first (R14).
-                if self.store_ready(now) {
-                    self.propose(now, Intent::Settle);
-                }
-                return;
+            if self.rescue_ended(now) {
+                self.ask_stamps(now, &members);
             }
-            self.abandon_join("every member is back");
-            return self.ask_stamps(now, &members);
+            return;
         }
         let hopeless = |rid: &Rid| {
             let Some(peer) = self.peers.get(rid) else { return true };
@@ -230,6 +225,9 @@ impl<P: Payload> Session<P> {
         if got.len() == members.len() {
             // All are here, some without their cache, and min_isr forbids to take those out: what they may have
             // lost is above the highest seal, so reconciling from one that kept its cache brings it back (R8).
+            if !self.rescue_ended(now) {
+                return;
+            }
             self.trusted = good.first().copied().filter(|_| !self.config.broken.is(Mutation::LossySource));
             self.trusted_only = self.trusted.is_some();
             return self.ask_stamps(now, &members);
@@ -237,6 +235,24 @@ impl<P: Payload> Session<P> {
         // Fewer than min_isr: opened paused; may only reconcile, join and swap (R16).
         self.pause(now, "fewer in-sync members than min_isr");
         self.rescue(now, &good, missing);
+    }
+
+    /// Every member is here: none has to be replaced. What a rescue's swap would have changed must be known first (R14);
+    /// and no join goes on among members that may differ (R5).
+    fn rescue_ended(&mut self, now: Instant) -> bool {
+        if !self.attempts.is_empty() {
+            if self.store_ready(now) {
+                self.propose(now, Intent::Settle);
+            }
+            return false;
+        }
+        self.abandon_join("every member is back");
+        true
+    }
+
+    /// Is this the one member that kept its cache, and the others are still being brought what they lost (R8)?
+    pub(super) fn is_sole_source(&self, rid: Rid) -> bool {
+        self.trusted_only && self.trusted == Some(rid) && !self.dirty.is_empty()
     }
 
     /// The highest seal of these members.

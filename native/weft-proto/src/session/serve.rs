@@ -82,9 +82,11 @@ impl<P: Payload> Session<P> {
         let lost: Vec<Rid> = failing.iter().map(|(rid, _)| *rid).collect();
         let remaining = members.len() - lost.len();
         let ready = self.join_ready();
-        let enough =
-            remaining >= min_isr.max(1) || remaining >= 1 && self.config.broken.is(Mutation::BelowMinIsr);
-        let rescued = remaining >= 1 && ready.is_some() && remaining + 1 >= min_isr;
+        let irreplaceable = lost.iter().any(|rid| self.is_sole_source(*rid));
+        let enough = !irreplaceable
+            && (remaining >= min_isr.max(1)
+                || remaining >= 1 && self.config.broken.is(Mutation::BelowMinIsr));
+        let rescued = !irreplaceable && remaining >= 1 && ready.is_some() && remaining + 1 >= min_isr;
         if lost.is_empty() {
             self.resume();
         } else if !enough && !rescued {
@@ -149,14 +151,14 @@ impl<P: Payload> Session<P> {
                 Some(ReplicaState::InSync) => {
                     let left = self.in_sync().len() - 1;
                     let min_isr = usize::from(self.rec().policy.min_isr).max(1);
-                    (
-                        rid,
-                        if left >= min_isr {
-                            Ok(Some(Intent::Remove { rid }))
-                        } else {
-                            Err("too few in-sync copies would be left")
-                        },
-                    )
+                    let verdict = if left < min_isr {
+                        Err("too few in-sync copies would be left")
+                    } else if self.is_sole_source(rid) {
+                        Err("the other copies are still being brought what only this one has")
+                    } else {
+                        Ok(Some(Intent::Remove { rid }))
+                    };
+                    (rid, verdict)
                 }
                 Some(_) if self.join_rid() == Some(rid) => {
                     self.abandon_join("it is being removed");

@@ -1,7 +1,7 @@
 //! Plots P1 to P6 of docs/scenarios.md (caches and power).
 
 use crate::scenarios::plots;
-use crate::stage::{B, C, D, Fate, Play, R0, R1, Scene, Stage, Who, guest_writes};
+use crate::stage::{B, C, D, Fate, Play, R0, R1, R2, Scene, Stage, Who, copies, guest_writes};
 use weft_proto::guest::{GuestError, GuestOp};
 use weft_proto::message::Ask;
 use weft_proto::payload::BLOCK;
@@ -11,6 +11,8 @@ plots! {
     P1 => every_acknowledged_write_survives_the_loss_of_all_power,
     P2 => a_member_that_lost_its_cache_is_copied_to,
     P2 => a_joiner_that_lost_its_cache_while_its_admission_was_unknown_is_copied_to,
+    P2 => a_rescue_ends_when_the_member_that_it_would_replace_is_back_without_its_cache,
+    P2 => the_only_member_that_kept_its_cache_is_not_taken_out,
     P3 => a_guest_is_told_when_every_cache_is_lost,
     P3 => a_cache_that_was_lost_before_the_last_seal_is_not_missed,
     P4 => flushed_data_survives_the_loss_of_all_caches_and_copies_are_equal,
@@ -96,6 +98,57 @@ fn a_joiner_that_lost_its_cache_while_its_admission_was_unknown_is_copied_to(pla
     stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
     assert_eq!((stage.disk(R1, 2), stage.read_now(owner, 2)), (late, late));
     stage.close(owner);
+}
+
+/// P2, N21: cached mode, min_isr 2; r0 has lost its cache and is silent when the volume is opened, so that r1 is copied to
+/// from r2. Then r0 is back: it is brought what only r2 has, before anybody else is copied to or taken out.
+fn a_rescue_ends_when_the_member_that_it_would_replace_is_back_without_its_cache(play: &Play) {
+    let mut stage = Scene::copies(3).min_isr(2).cached().stage(play);
+    let owner = stage.owner(D);
+    stage.kill(R1);
+    stage.written(owner, 5);
+    stage.run_for(3000);
+    let late = stage.written(owner, 7);
+    stage.power_off(R0);
+    stage.vanish(owner);
+    stage.start(R1);
+    let next = stage.replace(D, owner);
+    stage.hold(next, R1, copies);
+    stage.run_until("r1 is copied to from r2", |s| s.held(next, R1) > 0);
+    stage.start(R0);
+    stage.serving(next);
+    stage.kill(R2);
+    stage.release(next, R1);
+    stage.run_for(3000);
+    assert_eq!(stage.in_sync(), [R0, R2], "r2 alone has the last write");
+    stage.start(R2);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1, R2]);
+    assert_eq!(stage.read_now(next, 7), late);
+    assert_eq!([R0, R1, R2].map(|rid| stage.disk(rid, 7)), [late; 3]);
+}
+
+/// P2: cached mode, min_isr 2; r0 and r1 have lost their caches, and before they were brought what only r2 has, it is
+/// killed. Two members would be enough, but not these two: the volume waits for r2 (R8).
+fn the_only_member_that_kept_its_cache_is_not_taken_out(play: &Play) {
+    let mut stage = Scene::copies(3).min_isr(2).cached().stage(play);
+    let owner = stage.owner(D);
+    stage.written(owner, 5);
+    stage.run_for(3000);
+    let late = stage.written(owner, 7);
+    stage.vanish(owner);
+    for rid in [R0, R1] {
+        stage.power_off(rid);
+        stage.start(rid);
+    }
+    let next = stage.replace(D, owner);
+    stage.serving(next);
+    stage.kill(R2);
+    stage.remove(next, R2);
+    stage.run_for(3000);
+    assert_eq!(stage.in_sync(), [R0, R1, R2]);
+    stage.start(R2);
+    assert_eq!(stage.read_now(next, 7), late);
+    assert_eq!([R0, R1, R2].map(|rid| stage.disk(rid, 7)), [late; 3]);
 }
 
 /// P3: cached mode; both members lose power, the owner and its guest live on. What the guest believes to be
