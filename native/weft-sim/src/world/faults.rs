@@ -271,7 +271,9 @@ impl World {
 
     /// A disk that is gone for good is replaced, as an agent would, until enough copies are there.
     pub(super) fn replace_lost(&mut self) {
-        let alive = |w: &World, rid: Rid| w.rep_of(rid).is_some_and(|r| !w.reps[r].is_gone());
+        // One whose pool was put back is known for that when it starts.
+        let alive =
+            |w: &World, rid: Rid| w.rep_of(rid).is_some_and(|r| !w.reps[r].is_gone() && !w.reps[r].put_back);
         let record = self.store.record.clone();
         let in_sync = record.in_sync().filter(|e| alive(self, e.rid)).count();
         let coming = record.replicas.iter().any(|e| e.state == ReplicaState::Stale && alive(self, e.rid));
