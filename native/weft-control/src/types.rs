@@ -340,15 +340,37 @@ pub struct KeptRecord {
     pub record: Option<RecordJson>,
 }
 
+/// A pool as a repair of the store needs it: its key there may be older than its disk (protocol.md R10).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KeptPool {
+    /// The pool.
+    #[schemars(with = "Uuid")]
+    pub pool: PoolId,
+    /// Its directory.
+    pub path: String,
+    /// The incarnation of its disk; null if that could not be read, or is not this pool's on this host.
+    #[schemars(with = "Option<Decimal>")]
+    pub inc: Option<PoolInc>,
+    /// The incarnation at which this host served it last, as far as its state directory knows: a disk below was put back.
+    #[schemars(with = "Decimal")]
+    pub served: PoolInc,
+    /// Its copies were heard, and this host knows nothing against its disk: what they keep is their latest.
+    pub tells: bool,
+    /// Why not, as a sentence.
+    pub reason: Option<String>,
+}
+
 /// The records kept by the replicas of this host: what a lost store is rebuilt from.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct KeptRecords {
-    /// In order of volume and number.
+    /// In order of volume and number. Also those of pools that don't tell: there may be later ones.
     pub records: Vec<KeptRecord>,
+    /// In order of their identifiers.
+    pub pools: Vec<KeptPool>,
 }
 
 /// Writes rebuilt records to the store (protocol.md R11): each epoch raised by 2^20 unless the store's already is,
-/// the owner cleared; at last the store's incarnation. Repeating it finishes what was begun.
+/// the owner cleared; the keys of pools; at last the store's incarnation. Repeating it finishes what was begun.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StoreRepair {
@@ -356,6 +378,26 @@ pub struct StoreRepair {
     pub incarnation: Decimal,
     /// The best record of each volume.
     pub records: Vec<RecordJson>,
+    /// What each pool's key is raised to, unless it is as high already (R10).
+    #[serde(default)]
+    pub pools: Vec<RepairPool>,
+}
+
+/// A pool's key after a repair.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RepairPool {
+    /// The pool.
+    #[schemars(with = "Uuid")]
+    pub pool: PoolId,
+    /// The host that has it.
+    #[schemars(with = "Uuid")]
+    pub node: HostId,
+    /// Its directory there.
+    pub path: String,
+    /// The highest incarnation that anybody knows of: a disk below is an old one.
+    #[schemars(with = "Decimal")]
+    pub inc: PoolInc,
 }
 
 /// What a repair wrote.

@@ -22,9 +22,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use weft_control::methods::Command;
 use weft_control::types::{
-    self, Decimal, Event as ControlEvent, Export, Finding, Hello as HelloAnswer, KeptRecords, LinkList,
-    LinkState, PoolList, PoolState, RecordJson, ReplicaList, SessionList, SessionOpen, StoreStatus,
-    WatermarkInfo, Why,
+    self, Decimal, Event as ControlEvent, Export, Finding, Hello as HelloAnswer, LinkList, LinkState,
+    PoolList, PoolState, RecordJson, ReplicaList, SessionList, SessionOpen, StoreStatus, WatermarkInfo, Why,
 };
 use weft_export::nbd::ExportInfo;
 use weft_io::buffer::IoBuf;
@@ -43,7 +42,7 @@ use crate::errors::{Code, Failure};
 use crate::exports::Exports;
 use crate::links::{DATA_PORT, Links, LinksOut};
 use crate::mail::{Answer, ControlRequest, Mail, Mailbox};
-use crate::pools::{LOGS_FILE, PoolOwner, Pools, PoolsCall, PoolsOut, not_configured, pool_key, refuse};
+use crate::pools::{PoolOwner, Pools, PoolsCall, PoolsOut, not_configured, pool_key, refuse};
 use crate::records::{RecordChange, code_of, record_key, record_of};
 use crate::sessions::{Opening, Slot, read_reply, swap_reply};
 use crate::state::{HostFile, StateDir, boot_id, raise_open_files};
@@ -634,7 +633,7 @@ impl Daemon {
                 }
             }
             PoolsOut::Call(call) => self.call_for_pools(call),
-            PoolsOut::KeepLogs(value) => self.store.send(StoreRequest::KeepFile { name: LOGS_FILE, value }),
+            PoolsOut::Keep(name, value) => self.store.send(StoreRequest::KeepFile { name, value }),
             PoolsOut::Changed(id) => {
                 self.links_changed = true;
                 let watermark = self.watermark.unwrap_or_default();
@@ -735,7 +734,7 @@ impl Daemon {
                     if watermark < fence {
                         self.records_asked.push((fence, answer));
                     } else {
-                        tell(answer, &KeptRecords { records: self.pools.kept_records() });
+                        self.pools.tell_records(now, answer);
                     }
                 }
             }
@@ -755,9 +754,9 @@ impl Daemon {
     /// Tells the records to a repair. While the store is not believed, this host first durably raises the
     /// incarnation that it obeys: an owner of before, whose promise is still on its way, is refused from then on, so
     /// that no record younger than the answer can come to be here (R11; `weft-model`, case repair-without-fence).
-    fn tell_records(&mut self, answer: Answer) {
+    fn tell_records(&mut self, now: Instant, answer: Answer) {
         match self.watermark.filter(|_| self.rolled_back) {
-            None => tell(answer, &KeptRecords { records: self.pools.kept_records() }),
+            None => self.pools.tell_records(now, answer),
             Some(known) => {
                 let fence = Watermark { incarnation: known.incarnation + 1, revision: 0, ..known };
                 self.records_asked.push((fence, answer));
@@ -802,7 +801,7 @@ impl Daemon {
                 Err(ReadError::Away(why) | ReadError::Watermark(why)) if !self.rolled_back => {
                     refuse(answer, Failure::new(Code::STORE_AWAY, why));
                 }
-                _ => self.tell_records(answer),
+                _ => self.tell_records(now, answer),
             },
             Caller::Why(volume, answer) => {
                 let record = entry.ok().flatten().and_then(|e| serde_json::from_slice(&e.value).ok());
@@ -985,8 +984,8 @@ impl Daemon {
                 let parsed: Result<Vec<Record>, Failure> = repair.records.iter().map(parse_record).collect();
                 match parsed {
                     Ok(records) => {
-                        let incarnation = repair.incarnation.0;
-                        self.change(RecordChange::Repair { records, incarnation }, answer);
+                        let (pools, incarnation) = (repair.pools, repair.incarnation.0);
+                        self.change(RecordChange::Repair { records, pools, incarnation }, answer);
                     }
                     Err(failure) => refuse(answer, failure),
                 }

@@ -10,7 +10,9 @@
 //! * a replica's log record is reported durable when the pool's log says so, and never otherwise;
 //! * a replica is trashed only by [`may_trash`], against a linearizable read, with no attachment in between (R15);
 //! * nothing leaves the trash for good before [`may_empty`] has seen such a read;
-//! * what a log or checkpoint can't prove sound is quarantined, never an empty replica (R24).
+//! * what a log or checkpoint can't prove sound is quarantined, never an empty replica (R24);
+//! * a pool that was opened tells a repair of the store what its replicas keep, whether it serves or not, and is only
+//!   read for that: nothing is written before its start has settled its incarnation.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -19,7 +21,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use weft_control::types::{
-    Decimal, KeptRecord, PoolInfo, PoolState, RecordJson, ReplicaCreate, ReplicaInfo, ReplicaState, TrashItem,
+    Decimal, KeptPool, KeptRecord, KeptRecords, PoolInfo, PoolState, RecordJson, ReplicaCreate, ReplicaInfo,
+    ReplicaState, TrashItem,
 };
 use weft_io::buffer::IoBuf;
 use weft_io::driver::{Completion, Driver, TokenSpace};
@@ -30,7 +33,7 @@ use weft_proto::durable::Durable;
 use weft_proto::ids::{ClusterId, HostId, Instant, Nonce, PoolId, PoolInc, Rid, VolumeId};
 use weft_proto::log::{
     AppendError, LOG_BLOCK, Log, LogExpectation, LogPlace, LogRecord, LogToken, LogWriteFailed, Recorded,
-    ReplicaKey, recover,
+    Recovered, ReplicaKey, recover,
 };
 use weft_proto::message::{Refusal, Request, Response, Watermark};
 use weft_proto::mutants::Broken;
@@ -38,7 +41,8 @@ use weft_proto::payload::Payload as _;
 use weft_proto::record::Record;
 use weft_proto::replica::{Action, AttachmentId, DiskDone, DiskError, Replica, ReplicaConfig, Token};
 use weft_proto::superblock::{
-    PoolAction, PoolStart, SEGMENT_BYTES, SUPERBLOCK_LEN, StoredPool, Superblock, SwapOutcome as StartSwap,
+    PoolAction, PoolRefusal, PoolStart, SEGMENT_BYTES, SUPERBLOCK_LEN, StoredPool, Superblock,
+    SwapOutcome as StartSwap,
 };
 use weft_proto::wire::PoolLog;
 
@@ -63,9 +67,15 @@ const TRASH_KEEP_S: u64 = 24 * 3600;
 /// Between two looks for what is too old in the trash.
 const TRASH_LOOK_MS: u64 = 600_000;
 /// The file of the state directory that keeps how far each pool's log is durable, outside of the pool (R10).
-pub const LOGS_FILE: &str = "pool-logs.json";
+const LOGS_FILE: &str = "pool-logs.json";
 /// Between two writes of it: what it says may lag, never lead.
 const LOGS_MS: u64 = 5000;
+/// The file beside it that keeps at which incarnation each pool was served last (R10). It may lag, never lead.
+const STARTS_FILE: &str = "pool-starts.json";
+/// Between two looks at the store for a pool of which that knows less than the disk: it may be repaired.
+const STORE_BEHIND_MS: u64 = 2000;
+/// How long a repair of the store waits for pools that are being opened or read.
+const TELL_MS: u64 = 10_000;
 /// The kernel takes no longer path.
 const PATH_MAX: usize = 4095;
 /// The file of the state directory that names this host's pools.
@@ -124,8 +134,8 @@ pub enum PoolsOut {
     Call(PoolsCall),
     /// A pool's state changed.
     Changed(PoolId),
-    /// The new content of [`LOGS_FILE`], to be written by a thread that may block.
-    KeepLogs(Value),
+    /// The new content of a file of the state directory, to be written by a thread that may block.
+    Keep(&'static str, Value),
 }
 
 /// A pool's directory after its blocking open or creation.
@@ -162,6 +172,10 @@ pub struct Pools {
     /// How far each pool's log is durable, as kept.
     kept_logs: BTreeMap<PoolId, Decimal>,
     logs_due: Instant,
+    /// At which incarnation each pool was served last, as kept.
+    kept_starts: BTreeMap<PoolId, PoolInc>,
+    /// Who wants to know what the replicas keep, and until when pools that are being read are waited for.
+    asked: Vec<(Answer, Instant)>,
     trash_due: Instant,
     /// The store is behind the watermark: the trash is not emptied (R15).
     rolled_back: bool,
@@ -182,6 +196,14 @@ struct Pool {
     inc: PoolInc,
     /// The superblock's incarnation before this start.
     inc_before: PoolInc,
+    /// The superblock, once it was read.
+    disk: Option<Superblock>,
+    /// At which incarnation this host served it last, as it has kept.
+    served: PoolInc,
+    /// Quarantined since the store knows less than the disk, or nothing sensible: looked at again.
+    store_behind: bool,
+    /// A look at what it holds while it does not serve.
+    look: Option<Look>,
     log: Option<Log>,
     known_durable: u64,
     replicas: BTreeMap<ReplicaKey, Slotted>,
@@ -220,6 +242,24 @@ enum Phase {
     Failed(String),
 }
 
+/// How far a pool that does not serve was read for a repair of the store.
+#[derive(Debug)]
+enum Look {
+    Log,
+    List(IoBuf),
+    Checkpoints(IoBuf, BTreeMap<ReplicaKey, [Option<IoBuf>; 2]>),
+    /// The records that its replicas keep, or why they can't be known.
+    Done(Result<Vec<KeptRecord>, String>),
+}
+
+/// What a look asked for.
+#[derive(Clone, Copy, Debug)]
+enum LookStep {
+    Log,
+    List,
+    Checkpoint(ReplicaKey, Side),
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stopping {
     No,
@@ -250,6 +290,7 @@ struct Trashing {
 #[derive(Debug)]
 enum Purpose {
     Superblock,
+    Look(LookStep),
     ReadLog,
     List,
     ReadCheckpoint(ReplicaKey, Side),
@@ -307,8 +348,11 @@ impl Pools {
     pub fn new(state: Arc<StateDir>, mailbox: Mailbox) -> Result<Pools, Failure> {
         let saved: Vec<KnownPool> = state.read_json(POOLS_FILE)?.unwrap_or_default();
         let kept_logs = state.read_json(LOGS_FILE)?.unwrap_or_default();
+        let kept_starts = state.read_json(STARTS_FILE)?.unwrap_or_default();
         Ok(Pools {
             kept_logs,
+            kept_starts,
+            asked: Vec::new(),
             logs_due: Instant(0),
             state,
             mailbox,
@@ -334,9 +378,7 @@ impl Pools {
         self.owner = Some(owner);
         self.watermark = watermark;
         for known in self.saved.clone() {
-            let known_durable = self.kept_logs.get(&known.pool).map_or(0, |seq| seq.0);
-            let pool = self.add(known.pool, known.path.clone(), Phase::Opening);
-            pool.known_durable = known_durable;
+            self.add(known.pool, known.path.clone(), Phase::Opening);
             open_in_background(known.path, self.mailbox.clone());
         }
     }
@@ -349,12 +391,15 @@ impl Pools {
         }
     }
 
-    fn add(&mut self, id: PoolId, path: PathBuf, phase: Phase) -> &mut Pool {
+    fn add(&mut self, id: PoolId, path: PathBuf, phase: Phase) {
         let index = self.next_space;
         self.next_space += 1;
         let space =
             Part::Pool.space(u8::try_from(index).expect("fewer than 256 pools are opened by one process"));
-        self.pools.entry(id).or_insert_with(|| Pool::new(id, path, phase, space))
+        let mut pool = Pool::new(id, path, phase, space);
+        pool.known_durable = self.kept_logs.get(&id).map_or(0, |seq| seq.0);
+        pool.served = self.kept_starts.get(&id).copied().unwrap_or_default();
+        self.pools.entry(id).or_insert(pool);
     }
 
     // ---- opening
@@ -450,7 +495,14 @@ impl Pools {
     fn drive_start(&mut self, id: PoolId) {
         let Some(pool) = self.pools.get_mut(&id) else { return };
         let Some(start) = &pool.start else { return };
-        match start.action() {
+        let action = start.action();
+        if pool.store_behind && !matches!(action, PoolAction::ReadStore | PoolAction::Quarantine(_)) {
+            tracing::info!(pool = %id, "the store knows the pool again");
+            pool.store_behind = false;
+            pool.phase = Phase::Starting;
+            self.out.push_back(PoolsOut::Changed(id));
+        }
+        match action {
             PoolAction::ReadStore => self.out.push_back(PoolsOut::Call(PoolsCall::ReadPool(id))),
             PoolAction::WriteSuperblock(superblock) => {
                 let mut content = superblock.encode();
@@ -470,13 +522,22 @@ impl Pools {
             PoolAction::Serve(inc) => {
                 pool.inc = inc;
                 pool.start = None;
+                pool.look = None;
+                self.kept_starts.insert(id, inc);
+                self.out.push_back(PoolsOut::Keep(STARTS_FILE, json!(self.kept_starts)));
                 pool.phase = Phase::Recovering;
                 pool.submit(Purpose::ReadLog, PoolOp::ReadLog);
             }
             PoolAction::Quarantine(reason) => {
+                pool.disk = Some(*start.superblock());
                 pool.start = None;
-                pool.quarantine(reason.to_string());
-                self.out.push_back(PoolsOut::Changed(id));
+                if !matches!(reason, PoolRefusal::Unknown { .. } | PoolRefusal::StoreBehind { .. }) {
+                    pool.store_behind = false;
+                    pool.quarantine(reason.to_string());
+                    self.out.push_back(PoolsOut::Changed(id));
+                } else if pool.quarantine_behind(reason.to_string()) {
+                    self.out.push_back(PoolsOut::Changed(id));
+                }
             }
         }
     }
@@ -492,9 +553,12 @@ impl Pools {
                 let stored = match entry.as_ref().map(stored_pool).transpose() {
                     Ok(stored) => stored,
                     Err(why) => {
-                        pool.start = None;
-                        pool.quarantine(format!("the store's entry of the pool can't be understood: {why}"));
-                        self.out.push_back(PoolsOut::Changed(id));
+                        pool.disk = pool.start.take().map(|start| *start.superblock());
+                        let why = format!("the store's entry of the pool can't be understood: {why}");
+                        if pool.quarantine_behind(why) {
+                            self.out.push_back(PoolsOut::Changed(id));
+                        }
+                        pool.retry_due = Some(now.after_ms(STORE_BEHIND_MS));
                         return;
                     }
                 };
@@ -503,6 +567,10 @@ impl Pools {
                     start.handle_store(stored);
                 }
                 self.drive_start(id);
+                // The store may be repaired, or corrected.
+                if let Some(pool) = self.pools.get_mut(&id).filter(|p| p.store_behind) {
+                    pool.retry_due = Some(now.after_ms(STORE_BEHIND_MS));
+                }
             }
             // A store that went back decides nothing; it may be repaired.
             Err(error) => {
@@ -563,21 +631,43 @@ impl Pools {
         list
     }
 
-    /// The records that the replicas keep.
-    #[must_use]
-    pub fn kept_records(&self) -> Vec<KeptRecord> {
-        let all =
-            self.pools.values().flat_map(|p| p.replicas.iter().map(move |(key, slot)| (p.id, key, slot)));
-        // One whose metadata can't be read tells nothing, which is another thing than having promised nothing yet.
-        let unread = |slot: &Slotted| slot.quarantined && slot.machine.durable().record.is_empty();
-        let kept = all.filter(|(_, _, slot)| !unread(slot)).map(|(pool, key, slot)| {
-            let durable = slot.machine.durable();
-            let record = serde_json::from_slice::<Value>(&durable.record).ok().map(RecordJson);
-            KeptRecord { volume: key.volume, rid: key.rid, pool, promised: durable.promised, record }
-        });
-        let mut kept: Vec<_> = kept.collect();
-        kept.sort_by_key(|r| (r.volume, r.rid));
-        kept
+    /// Tells what the replicas keep, for a repair of the store (4.15), when pools that don't serve were read.
+    pub fn tell_records(&mut self, now: Instant, answer: Answer) {
+        if self.asked.is_empty() {
+            // What was read for an earlier repair is as it was, but an error may be over.
+            for pool in self.pools.values_mut() {
+                pool.look.take_if(|look| matches!(look, Look::Done(_)));
+            }
+        }
+        self.asked.push((answer, now.after_ms(TELL_MS)));
+        self.drive_asked(now);
+    }
+
+    /// Reads what has to be read, and answers when that is done or has taken too long.
+    fn drive_asked(&mut self, now: Instant) {
+        if self.asked.is_empty() {
+            return;
+        }
+        let Some(owner) = self.owner else { return };
+        let mut waits = false;
+        for pool in self.pools.values_mut().filter(|p| !p.retired) {
+            waits |= pool.is_being_read(owner);
+        }
+        for (answer, until) in std::mem::take(&mut self.asked) {
+            if waits && now < until {
+                self.asked.push((answer, until));
+            } else {
+                let _ = answer.send(Ok(json!(self.kept_records(owner))));
+            }
+        }
+    }
+
+    /// The records that the replicas keep, as far as they were read.
+    fn kept_records(&self, owner: PoolOwner) -> KeptRecords {
+        let pools = || self.pools.values().filter(|p| !p.retired);
+        let mut records: Vec<KeptRecord> = pools().flat_map(Pool::kept_records).collect();
+        records.sort_by_key(|r| (r.volume, r.rid));
+        KeptRecords { records, pools: pools().map(|pool| pool.kept(owner)).collect() }
     }
 
     /// Makes a replica durable. Idempotent.
@@ -966,6 +1056,7 @@ impl Pools {
                 self.handle_event(now, id, event);
             }
         }
+        self.drive_asked(now);
     }
 
     /// What happened for others.
@@ -981,7 +1072,7 @@ impl Pools {
             [space, p.retry_due].into_iter().flatten()
         });
         let ours = [self.trash_due, self.logs_due].into_iter().filter(|_| !self.pools.is_empty());
-        pools.chain(ours).min()
+        pools.chain(ours).chain(self.asked.iter().map(|(_, until)| *until)).min()
     }
 
     /// Time has come.
@@ -995,6 +1086,12 @@ impl Pools {
             if pool.retry_due.is_some_and(|due| now >= due) {
                 pool.retry_due = None;
                 retry.push(pool.id);
+                if let (true, None, Some(disk), Some(owner)) =
+                    (pool.store_behind, &pool.start, pool.disk, self.owner)
+                {
+                    let fresh = Nonce(random_u128());
+                    pool.start = Some(PoolStart::new(disk, owner.cluster, owner.host, fresh));
+                }
             }
         }
         for id in retry {
@@ -1022,7 +1119,7 @@ impl Pools {
             }
         }
         if changed {
-            self.out.push_back(PoolsOut::KeepLogs(json!(self.kept_logs)));
+            self.out.push_back(PoolsOut::Keep(LOGS_FILE, json!(self.kept_logs)));
         }
     }
 
@@ -1072,6 +1169,7 @@ impl Pools {
                 (Err(error), _) => self.fail(id, format!("its superblock can't be written: {error}")),
                 (Ok(_), None) => {}
             },
+            Purpose::Look(step) => pool.handle_look(step, result),
             Purpose::ReadLog => match result {
                 Ok(PoolAnswer::Bytes(bytes)) => {
                     pool.recovering_log = Some(bytes);
@@ -1289,6 +1387,10 @@ impl Pool {
             swapping: None,
             inc: PoolInc(0),
             inc_before: PoolInc(0),
+            disk: None,
+            served: PoolInc(0),
+            store_behind: false,
+            look: None,
             log: None,
             known_durable: 0,
             replicas: BTreeMap::new(),
@@ -1345,6 +1447,16 @@ impl Pool {
             .with("pool", self.id.to_string())
     }
 
+    /// Quarantines a pool whose disk nothing speaks against; false when it was already. The store is looked at again.
+    fn quarantine_behind(&mut self, why: String) -> bool {
+        let again = self.phase == Phase::Quarantined(why.clone());
+        self.store_behind = true;
+        if !again {
+            self.quarantine(why);
+        }
+        !again
+    }
+
     fn quarantine(&mut self, why: String) {
         tracing::error!(pool = %self.id, why, "pool quarantined");
         for slot in self.replicas.values_mut() {
@@ -1385,6 +1497,7 @@ impl Pool {
         if superblock.pool != self.id {
             return self.quarantine(format!("its directory holds pool {}", superblock.pool));
         }
+        self.disk = Some(superblock);
         if superblock.log_blocks * LOG_BLOCK as u64 != dir.wal_bytes() {
             return self.quarantine(format!(
                 "its log has {} bytes, its superblock says {} blocks",
@@ -1403,6 +1516,14 @@ impl Pool {
         self.space_due = now;
         self.inc_before = superblock.inc;
         self.inc = superblock.inc;
+        if self.is_own(owner) && superblock.inc < self.served {
+            // Also when the store does not know better: it may have been restored from a backup (R11).
+            let why = format!(
+                "the disk is at incarnation {}, this host has served it at {}: the disk was rolled back, swapped or copied",
+                superblock.inc, self.served
+            );
+            return self.quarantine(why);
+        }
         self.start = Some(PoolStart::new(superblock, owner.cluster, owner.host, Nonce(random_u128())));
     }
 
@@ -1435,38 +1556,9 @@ impl Pool {
         watermark: Watermark,
         owner: Option<&PoolOwner>,
     ) -> Result<(), String> {
-        let mut found: BTreeMap<ReplicaKey, (Side, Checkpoint)> = BTreeMap::new();
-        let mut damaged = Vec::new();
-        for (key, sides) in &loaded {
-            let [a, b] = [0, 1].map(|i| sides[i].as_ref().map_or(&[][..], |buf| buf.bytes()));
-            match checkpoint::choose(a, b, self.id, *key) {
-                Ok(chosen) => {
-                    found.insert(*key, chosen);
-                }
-                // Its creation never got to the first checkpoint: nobody was told that it exists.
-                Err(_) if a.iter().chain(b).all(|byte| *byte == 0) => self.unfinished.push(*key),
-                Err(error) => damaged.push((*key, error.to_string())),
-            }
-        }
-        if let Some(ring) = log {
-            let from_seq = found.values().map(|(_, c)| c.log_seq + 1).min().unwrap_or(1);
-            let expect = LogExpectation {
-                pool: self.id,
-                inc: self.inc_before,
-                from_seq,
-                known_durable: self.known_durable,
-            };
-            let recovered = recover(ring.bytes(), &expect).map_err(|damage| damage.to_string())?;
-            for entry in &recovered.records {
-                if let Some((_, checkpoint)) = found.get_mut(&entry.key)
-                    && entry.seq > checkpoint.log_seq
-                {
-                    if !checkpoint.durable.admits(&entry.record) {
-                        return Err(impossible(entry));
-                    }
-                    checkpoint.durable.apply(&entry.record);
-                }
-            }
+        let ReadBack { found, damaged, unfinished, recovered } = self.read_back(&loaded, log.as_ref())?;
+        self.unfinished.extend(unfinished);
+        if let (Some(ring), Some(recovered)) = (log, recovered) {
             let blocks = (ring.len() / LOG_BLOCK) as u64;
             self.log = Some(Log::new(LogPlace { pool: self.id, inc: self.inc, blocks }, &recovered));
         }
@@ -1489,6 +1581,177 @@ impl Pool {
         }
         self.drive_log();
         Ok(())
+    }
+
+    /// What checkpoints and the log say together; nothing is changed anywhere.
+    fn read_back(
+        &self,
+        loaded: &BTreeMap<ReplicaKey, [Option<IoBuf>; 2]>,
+        log: Option<&IoBuf>,
+    ) -> Result<ReadBack, String> {
+        let mut read = ReadBack::default();
+        for (key, sides) in loaded {
+            let [a, b] = [0, 1].map(|i| sides[i].as_ref().map_or(&[][..], |buf| buf.bytes()));
+            match checkpoint::choose(a, b, self.id, *key) {
+                Ok(chosen) => {
+                    read.found.insert(*key, chosen);
+                }
+                // Its creation never got to the first checkpoint: nobody was told that it exists.
+                Err(_) if a.iter().chain(b).all(|byte| *byte == 0) => read.unfinished.push(*key),
+                Err(error) => read.damaged.push((*key, error.to_string())),
+            }
+        }
+        let Some(ring) = log else { return Ok(read) };
+        let from_seq = read.found.values().map(|(_, c)| c.log_seq + 1).min().unwrap_or(1);
+        let expect = LogExpectation {
+            pool: self.id,
+            inc: self.inc_before,
+            from_seq,
+            known_durable: self.known_durable,
+        };
+        let recovered = recover(ring.bytes(), &expect).map_err(|damage| damage.to_string())?;
+        for entry in &recovered.records {
+            if let Some((_, checkpoint)) = read.found.get_mut(&entry.key)
+                && entry.seq > checkpoint.log_seq
+            {
+                if !checkpoint.durable.admits(&entry.record) {
+                    return Err(impossible(entry));
+                }
+                checkpoint.durable.apply(&entry.record);
+            }
+        }
+        read.recovered = Some(recovered);
+        Ok(read)
+    }
+
+    // ---- what it tells a repair of the store
+
+    /// Is the disk this pool's, and this host's?
+    fn is_own(&self, owner: PoolOwner) -> bool {
+        self.disk.is_some_and(|d| d.pool == self.id && d.cluster == owner.cluster && d.host == owner.host)
+    }
+
+    /// Was it opened, and does it not serve: what it holds is on its disk only, and nobody changes it?
+    fn is_at_rest(&self) -> bool {
+        self.file.is_some()
+            && self.log.is_none()
+            && matches!(self.phase, Phase::Starting | Phase::Quarantined(_))
+    }
+
+    /// Begins to read a pool that does not serve; true while that, or what must come before it, is under way.
+    fn is_being_read(&mut self, owner: PoolOwner) -> bool {
+        match self.phase {
+            Phase::Opening | Phase::Recovering => true,
+            Phase::Starting | Phase::Quarantined(_) => {
+                // Another cluster's volumes are not this one's to rebuild.
+                if !self.is_at_rest() || self.disk.is_none_or(|d| d.cluster != owner.cluster) {
+                    return false;
+                }
+                if self.look.is_none() {
+                    self.look = Some(Look::Log);
+                    self.submit(Purpose::Look(LookStep::Log), PoolOp::ReadLog);
+                }
+                !matches!(self.look, Some(Look::Done(_)))
+            }
+            Phase::WaitingLock | Phase::Serving | Phase::Failed(_) => false,
+        }
+    }
+
+    /// An answer to what [`Pool::is_being_read`] asked for.
+    fn handle_look(&mut self, step: LookStep, result: Result<PoolAnswer, PoolError>) {
+        if !self.is_at_rest() {
+            // It serves by now, and tells by itself.
+            self.look = None;
+            return;
+        }
+        let next = match (self.look.take(), step, result) {
+            (Some(Look::Log), LookStep::Log, Ok(PoolAnswer::Bytes(log))) => {
+                self.submit(Purpose::Look(LookStep::List), PoolOp::ListReplicas);
+                Look::List(log)
+            }
+            (Some(Look::List(log)), LookStep::List, Ok(PoolAnswer::Replicas(keys))) => {
+                for key in &keys {
+                    for (side, slot) in [(Side::A, Slot::A), (Side::B, Slot::B)] {
+                        let step = LookStep::Checkpoint(*key, side);
+                        let op = PoolOp::ReadCheckpoint { replica: *key, slot };
+                        self.submit(Purpose::Look(step), op);
+                    }
+                }
+                Look::Checkpoints(log, keys.into_iter().map(|key| (key, [None, None])).collect())
+            }
+            (Some(Look::Checkpoints(log, mut loaded)), LookStep::Checkpoint(key, side), result) => {
+                if let Some(sides) = loaded.get_mut(&key) {
+                    // An unreadable file is one that proves nothing: the other may.
+                    sides[side as usize] = Some(match result {
+                        Ok(PoolAnswer::Bytes(bytes)) => bytes,
+                        _ => IoBuf::copy_of(&[]),
+                    });
+                }
+                Look::Checkpoints(log, loaded)
+            }
+            (_, _, other) => Look::Done(Err(format!("it can't be read: {}", said(&other)))),
+        };
+        self.look = Some(match next {
+            Look::Checkpoints(log, loaded) if loaded.values().flatten().all(Option::is_some) => {
+                Look::Done(self.looked(&log, &loaded))
+            }
+            next => next,
+        });
+    }
+
+    fn looked(
+        &self,
+        log: &IoBuf,
+        loaded: &BTreeMap<ReplicaKey, [Option<IoBuf>; 2]>,
+    ) -> Result<Vec<KeptRecord>, String> {
+        let read = self.read_back(loaded, Some(log))?;
+        Ok(read
+            .found
+            .iter()
+            .map(|(key, (_, checkpoint))| self.kept_record(*key, &checkpoint.durable))
+            .collect())
+    }
+
+    fn kept_record(&self, key: ReplicaKey, durable: &Durable) -> KeptRecord {
+        let record = serde_json::from_slice::<Value>(&durable.record).ok().map(RecordJson);
+        KeptRecord { volume: key.volume, rid: key.rid, pool: self.id, promised: durable.promised, record }
+    }
+
+    /// The records that its replicas keep, as far as they were read.
+    fn kept_records(&self) -> Vec<KeptRecord> {
+        if let Some(Look::Done(looked)) = &self.look {
+            return looked.clone().unwrap_or_default();
+        }
+        // One whose metadata can't be read tells nothing, which is another thing than having promised nothing yet.
+        let unread = |slot: &Slotted| slot.quarantined && slot.machine.durable().record.is_empty();
+        let told = self.replicas.iter().filter(|(_, slot)| !unread(slot));
+        told.map(|(key, slot)| self.kept_record(*key, slot.machine.durable())).collect()
+    }
+
+    /// The pool for a repair.
+    fn kept(&self, owner: PoolOwner) -> KeptPool {
+        let on_disk = self.start.as_ref().map_or(self.inc, |start| start.superblock().inc);
+        let (tells, reason) = match (&self.phase, &self.look) {
+            (_, Some(Look::Done(Err(why)))) => (false, Some(why.clone())),
+            (Phase::Quarantined(why), Some(Look::Done(Ok(_)))) => (self.store_behind, Some(why.clone())),
+            (_, Some(Look::Done(Ok(_)))) => (true, None),
+            // What it took up when it began to serve is in memory.
+            (Phase::Serving, _) => (true, None),
+            (Phase::Failed(why), _) => (self.log.is_some(), Some(why.clone())),
+            (Phase::Quarantined(why), _) => (false, Some(why.clone())),
+            (Phase::WaitingLock, _) => (false, self.info().reason),
+            (Phase::Opening | Phase::Starting | Phase::Recovering, _) => {
+                (false, Some("it is still being opened or read".to_owned()))
+            }
+        };
+        KeptPool {
+            pool: self.id,
+            path: self.path.display().to_string(),
+            inc: self.is_own(owner).then_some(on_disk),
+            served: self.served.max(if self.phase == Phase::Serving { self.inc } else { PoolInc(0) }),
+            tells: tells && self.is_own(owner),
+            reason,
+        }
     }
 
     /// A replica that lost its cache keeps its old identity, so that it says so after a further restart too; what
@@ -1741,6 +2004,16 @@ impl Slotted {
     }
 }
 
+/// What the files of a pool say together.
+#[derive(Debug, Default)]
+struct ReadBack {
+    found: BTreeMap<ReplicaKey, (Side, Checkpoint)>,
+    damaged: Vec<(ReplicaKey, String)>,
+    /// Directories of replicas whose creation was interrupted.
+    unfinished: Vec<ReplicaKey>,
+    recovered: Option<Recovered>,
+}
+
 /// A record whose checksum is right and that no writer made: nothing of such a log is believed (R24).
 pub(crate) fn impossible(entry: &Recorded) -> String {
     let (ReplicaKey { volume, rid }, seq) = (entry.key, entry.seq);
@@ -1775,7 +2048,8 @@ pub fn read_superblock(content: &[u8]) -> Result<Superblock, String> {
     Superblock::decode(&bytes).map_err(|e| e.to_string())
 }
 
-fn stored_pool(entry: &Entry) -> Result<StoredPool, String> {
+/// A pool's key.
+pub(crate) fn stored_pool(entry: &Entry) -> Result<StoredPool, String> {
     #[derive(Deserialize)]
     struct Stored {
         node: HostId,

@@ -10,11 +10,13 @@ use std::time::Duration;
 
 use serde_json::json;
 use tokio::time::{Instant, sleep};
+use weft_control::types::RepairPool;
 use weft_proto::ids::{Epoch, Nonce, Rev, Revision, Rid, VolumeId};
 use weft_proto::record::{REPAIR_EPOCH_JUMP, Record, RecordError};
 
 use crate::clock::{random_u128, unix_seconds};
 use crate::errors::{Code, Failure};
+use crate::pools::{pool_key, stored_pool};
 use crate::store::{Entry, Expected, ReadError, Store, SwapOutcome};
 
 /// How long a change is tried before its asker is told that the store is away.
@@ -56,10 +58,13 @@ pub enum RecordChange {
     Delete(VolumeId),
     /// Takes the mark away.
     Restore(VolumeId),
-    /// Writes records that were kept by replicas into a lost or restored store, then raises its incarnation.
+    /// Writes records that were kept by replicas into a lost or restored store, and what is known of pools, then raises
+    /// its incarnation.
     Repair {
         /// The best record of each volume.
         records: Vec<Record>,
+        /// The incarnation below which no disk is believed, of each pool.
+        pools: Vec<RepairPool>,
         /// The new incarnation.
         incarnation: u64,
     },
@@ -76,7 +81,9 @@ impl Store {
                 self.alter(volume, until, |record| mark_deleted(record, &deleted)).await
             }
             RecordChange::Restore(volume) => self.alter(volume, until, mark_restored).await,
-            RecordChange::Repair { records, incarnation } => self.repair(records, incarnation, until).await,
+            RecordChange::Repair { records, pools, incarnation } => {
+                self.repair(records, &pools, incarnation, until).await
+            }
         }
     }
 
@@ -161,6 +168,7 @@ impl Store {
     async fn repair(
         &self,
         records: Vec<Record>,
+        pools: &[RepairPool],
         incarnation: u64,
         until: Instant,
     ) -> Result<serde_json::Value, Failure> {
@@ -197,6 +205,9 @@ impl Store {
                 }
             }
         }
+        for pool in pools {
+            self.repair_pool(pool, until).await?;
+        }
         // Last: from now on hosts believe this store.
         match self.set_incarnation(incarnation).await {
             SwapOutcome::Done { .. } => Ok(json!({ "written": written, "kept": kept })),
@@ -211,6 +222,46 @@ impl Store {
             }
         }
     }
+
+    async fn repair_pool(&self, told: &RepairPool, until: Instant) -> Result<(), Failure> {
+        let key = pool_key(told.pool);
+        loop {
+            let there = self.read_unchecked(&key).await.map_err(|why| away(&why))?;
+            let Some(value) = repaired_pool(told, there.as_ref()) else { return Ok(()) };
+            match self.swap_unchecked(&key, there, Some(value)).await {
+                SwapOutcome::Done { .. } => {
+                    tracing::info!(pool = %told.pool, inc = %told.inc, "the pool's key was raised");
+                    return Ok(());
+                }
+                SwapOutcome::Failed { .. } => {}
+                SwapOutcome::Unknown(why) | SwapOutcome::Away(why) | SwapOutcome::RolledBack(why) => {
+                    if Instant::now() > until {
+                        return Err(away(&why));
+                    }
+                    sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+/// The pool's key that a repair writes, or none if the store's is as high. It is only ever raised: a disk that is
+/// behind anything known of it stays behind (R10; docs/adr/0012). No intent: the swap that a start has under way, with a
+/// nonce on its disk, compared what stood in the store before, and is made anew.
+fn repaired_pool(told: &RepairPool, there: Option<&Entry>) -> Option<Vec<u8>> {
+    let present = there.map(stored_pool);
+    if present.is_some_and(|p| p.is_ok_and(|p| p.inc >= told.inc || p.host != told.node)) {
+        return None;
+    }
+    let value = there.and_then(|e| serde_json::from_slice::<serde_json::Value>(&e.value).ok());
+    let mut value = value.filter(serde_json::Value::is_object).unwrap_or_else(|| json!({}));
+    value["id"] = json!(told.pool);
+    value["node"] = json!(told.node);
+    value["inc"] = json!(told.inc);
+    value["intent"] = json!(null);
+    value["path"] = json!(told.path);
+    value["kind"] = json!("dir");
+    Some(serde_json::to_vec(&value).expect("a value is always JSON"))
 }
 
 /// The record that a repair writes for `best`, or none if the store's is as good: an earlier run's.

@@ -2,12 +2,14 @@
  * A store that was lost or restored from a backup is rebuilt from the record copies that the replicas keep.
  *
  *     ask (a key) ──▶ each agent: replica.records of its weftd ──▶ answers (a key each) ──▶ the best of each volume
- *     ──▶ weftd writes them, every epoch raised by 2^20, at last the incarnation ──▶ wishes made to fit
+ *     ──▶ weftd writes them, every epoch raised by 2^20, then the keys of pools, at last the incarnation
+ *     ──▶ wishes made to fit
  *
  * Must always hold:
  * - highest (epoch, rev) wins; a member named in the best copy that told nothing needs the operator's assent (4.15), be
- *   its host silent or there without it: its pool may be quarantined or gone, and a later record be there alone. A pool
- *   that starts passes with its host: it waits for the very store that is repaired, and can tell nothing before;
+ *   its host silent or there without it: its pool may be gone, damaged or older than others remember it, and a later
+ *   record be there alone;
+ * - no pool's key ends below anything that is known of it, so that an old disk stays one (R10, docs/adr/0012);
  * - the incarnation after it is above every watermark that any host has seen (protocol.md R11);
  * - repeating it finishes what was begun.
  */
@@ -17,13 +19,13 @@ import { z } from "zod";
 import { hostName } from "../model/cluster.ts";
 import type { VolumeRecord, Want } from "../model/volume-record.ts";
 import type { RepairAnswer } from "../wire/agent-api.ts";
-import type { RecordJson } from "../wire/daemon.gen.ts";
+import type { RecordJson, RepairPool } from "../wire/daemon.gen.ts";
 import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
 import { u64, uuid } from "../wire/json-types.ts";
 import { parseRecord, parseStore, renderWant } from "../wire/record.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
-import { aliveOf, hostsOf, volumeOf } from "./facts.ts";
+import { aliveOf, hostsOf, poolsOf, volumeOf } from "./facts.ts";
 import { readValue } from "./store-value.ts";
 
 /** For hosts that aren't back yet: after a restore their agents come within seconds. */
@@ -38,10 +40,13 @@ const answerJson = z.object({
   records: z.array(z.record(z.string(), z.unknown())),
   /** The replicas that told what they keep, also if that is nothing yet. */
   told: z.array(z.string()),
-  /** Pools that wait for the store. */
-  starting: z.array(uuid),
+  /** Pools whose disks are there: at which incarnation they are, and at which their host has served them. */
+  pools: z.array(z.object({ pool: uuid, path: z.string(), inc: u64, served: u64 })).default([]),
 });
+/** What a record says of its members' pools. */
+const memberPools = z.object({ replicas: z.array(z.object({ pool: uuid, pool_inc: u64.default(0n) })) });
 
+type Answers = ReadonlyMap<string, z.output<typeof answerJson>>;
 type Kept = { readonly record: VolumeRecord; readonly json: RecordJson; readonly host: string };
 
 /** Every agent: answers the ask that is in the store, once each. */
@@ -57,8 +62,8 @@ export async function answerRepair(context: MemberContext): Promise<void> {
   await answer(context, ask.id);
 }
 
-async function answer({ host, daemon, store }: MemberContext, ask: string): Promise<void> {
-  const { records } = await daemon.client.call("replica.records", {});
+async function answer({ host, daemon, store, log }: MemberContext, ask: string): Promise<void> {
+  const { records, pools } = await daemon.client.call("replica.records", {});
   const shown = await daemon.client.call("store.show", {});
   const best = new Map<string, { readonly record: VolumeRecord; readonly json: RecordJson }>();
   for (const { volume, record: json } of records) {
@@ -68,10 +73,16 @@ async function answer({ host, daemon, store }: MemberContext, ask: string): Prom
     if (known === undefined || isNewer(record, known.record)) best.set(volume, { record, json });
   }
   const incarnation = shown.watermark?.incarnation ?? "0";
-  const told = records.map(({ volume, rid }) => replicaName(volume, rid));
-  const { pools } = await daemon.client.call("pool.list", {});
-  const starting = pools.filter(({ state }) => state === "starting").map(({ pool }) => pool);
-  const said = { ask, incarnation, records: [...best.values()].map(({ json }) => json), told, starting };
+  const telling = new Set(pools.flatMap(({ pool, tells }) => (tells ? pool : [])));
+  const said = {
+    ask,
+    incarnation,
+    records: [...best.values()].map(({ json }) => json),
+    told: records.filter(({ pool }) => telling.has(pool)).map(({ volume, rid }) => replicaName(volume, rid)),
+    pools: pools.flatMap(({ pool, path, inc, served }) => (inc === null ? [] : { pool, path, inc, served })),
+  };
+  for (const { pool, path, tells, reason } of pools)
+    if (!tells) log.warn({ pool, path, reason }, "the pool tells the repair of the store nothing");
   await store.put(keys.repair(host), JSON.stringify(said));
 }
 
@@ -82,16 +93,18 @@ export async function repairStore(context: MemberContext, assent: boolean): Prom
   await store.put(keys.repairAsk, JSON.stringify({ id: ask, by: self.host }));
   const answers = await collect(context, ask);
   const best = bestOf(answers);
-  const missing = missingOf(context, best, answers);
+  const known = knownOf(context, answers);
+  const missing = missingOf(context, best, answers, known);
   if (missing.length > 0 && !assent) throw needsAssent(missing, [...best.values()]);
   const stored = mirror.get(keys.store);
-  const known = stored === null ? 0n : parseStore(stored.key, stored.value).incarnation;
+  const present = stored === null ? 0n : parseStore(stored.key, stored.value).incarnation;
   const seen = [...answers.values()].map(({ incarnation }) => incarnation);
-  const highest = [known, ...seen].reduce((a, b) => (a > b ? a : b));
+  const highest = [present, ...seen].reduce((a, b) => (a > b ? a : b));
   const incarnation = highest + 1n;
   await daemon.client.call("store.repair_apply", {
     incarnation: String(incarnation),
     records: [...best.values()].map(({ json }) => json),
+    pools: raisedPools(context, answers, known),
   });
   await mirror.sync();
   for (const { record } of best.values()) await fitWish(context, record);
@@ -118,12 +131,9 @@ export async function repairStore(context: MemberContext, assent: boolean): Prom
 }
 
 /** Answers of all hosts, or of those that answer in time. */
-async function collect(
-  context: MemberContext,
-  ask: string,
-): Promise<ReadonlyMap<string, z.output<typeof answerJson>>> {
+async function collect(context: MemberContext, ask: string): Promise<Answers> {
   const { mirror } = context;
-  const answers = (): ReadonlyMap<string, z.output<typeof answerJson>> => {
+  const answers = (): Answers => {
     const found = new Map<string, z.output<typeof answerJson>>();
     for (const { key, value } of mirror.entries(keys.repairs)) {
       const answered = readValue(answerJson, value);
@@ -153,7 +163,7 @@ async function collect(
   return answers();
 }
 
-function bestOf(answers: ReadonlyMap<string, z.output<typeof answerJson>>): ReadonlyMap<string, Kept> {
+function bestOf(answers: Answers): ReadonlyMap<string, Kept> {
   const best = new Map<string, Kept>();
   for (const [host, { records }] of answers) {
     for (const json of records) {
@@ -170,24 +180,55 @@ function isNewer(a: VolumeRecord, b: VolumeRecord): boolean {
   return a.epoch > b.epoch || (a.epoch === b.epoch && a.rev > b.rev);
 }
 
-/** Names of hosts with a member that a best copy names and that told nothing. */
+/** The highest incarnation of each pool that the store, its disk, its host or any record knows of. */
+function knownOf({ mirror }: MemberContext, answers: Answers): ReadonlyMap<string, bigint> {
+  const known = new Map<string, bigint>();
+  const note = (pool: string, inc: bigint): void => {
+    if (inc > (known.get(pool) ?? 0n)) known.set(pool, inc);
+  };
+  for (const { id, inc } of poolsOf(mirror)) note(id, inc);
+  for (const { pools, records } of answers.values()) {
+    for (const { pool, inc, served } of pools) note(pool, inc > served ? inc : served);
+    for (const json of records)
+      for (const { pool, pool_inc } of memberPools.parse(json).replicas) note(pool, pool_inc);
+  }
+  return known;
+}
+
+/** Names of hosts with a member that a best copy names and that told nothing, or from a disk that is not the latest. */
 function missingOf(
   context: MemberContext,
   best: ReadonlyMap<string, Kept>,
-  answers: ReadonlyMap<string, z.output<typeof answerJson>>,
+  answers: Answers,
+  known: ReadonlyMap<string, bigint>,
 ): string[] {
-  const told = new Map(
-    [...answers].map(([host, { told, starting }]) => [host, new Set([...told, ...starting])]),
-  );
   const hosts = new Set<string>();
   for (const { record } of best.values()) {
     for (const { host, rid, pool } of record.replicas) {
-      const names = told.get(host);
-      if (names?.has(replicaName(record.volume, rid)) === true || names?.has(pool) === true) continue;
+      const answer = answers.get(host);
+      const disk = answer?.pools.find((there) => there.pool === pool);
+      const latest = disk !== undefined && disk.inc >= (known.get(pool) ?? 0n);
+      if (answer?.told.includes(replicaName(record.volume, rid)) === true && latest) continue;
       hosts.add(nameOf(context, host));
     }
   }
   return [...hosts].toSorted();
+}
+
+/**
+ * What each pool's key has to say at least: what is known of it. A disk that is behind that is then found out at its
+ * start, and one that a backup of the store was older than is not. Nothing is said of a pool that only records name.
+ */
+function raisedPools(
+  { mirror }: MemberContext,
+  answers: Answers,
+  known: ReadonlyMap<string, bigint>,
+): RepairPool[] {
+  const places = new Map<string, { readonly node: string; readonly path: string }>();
+  for (const [node, { pools }] of answers)
+    for (const { pool, path } of pools) places.set(pool, { node, path });
+  for (const { id, node, path } of poolsOf(mirror)) places.set(id, { node, path });
+  return [...places].map(([pool, place]) => ({ pool, ...place, inc: String(known.get(pool) ?? 0n) }));
 }
 
 function replicaName(volume: string, rid: number): string {

@@ -76,6 +76,22 @@ export type Hello = {
   readonly wire_min: number;
 };
 
+/** A pool as a repair of the store needs it: its key there may be older than its disk (protocol.md R10). */
+export type KeptPool = {
+  /** The incarnation of its disk; null if that could not be read, or is not this pool's on this host. */
+  readonly inc: Decimal | null;
+  /** Its directory. */
+  readonly path: string;
+  /** The pool. */
+  readonly pool: Uuid;
+  /** Why not, as a sentence. */
+  readonly reason: string | null;
+  /** The incarnation at which this host served it last, as far as its state directory knows: a disk below was put back. */
+  readonly served: Decimal;
+  /** Its copies were heard, and this host knows nothing against its disk: what they keep is their latest. */
+  readonly tells: boolean;
+};
+
 /** The record that a replica keeps beside its promise (protocol.md 4.15). */
 export type KeptRecord = {
   /** In which pool. */
@@ -92,7 +108,9 @@ export type KeptRecord = {
 
 /** The records kept by the replicas of this host: what a lost store is rebuilt from. */
 export type KeptRecords = {
-  /** In order of volume and number. */
+  /** In order of their identifiers. */
+  readonly pools: readonly KeptPool[];
+  /** In order of volume and number. Also those of pools that don't tell: there may be later ones. */
   readonly records: readonly KeptRecord[];
 };
 
@@ -190,6 +208,18 @@ export type PoolState = "starting" | "waiting_lock" | "serving" | "quarantined" 
 
 /** A volume's record (protocol.md 4.2), unknown fields included. */
 export type RecordJson = Readonly<Record<string, unknown>>;
+
+/** A pool's key after a repair. */
+export type RepairPool = {
+  /** The highest incarnation that anybody knows of: a disk below is an old one. */
+  readonly inc: Decimal;
+  /** The host that has it. */
+  readonly node: Uuid;
+  /** Its directory there. */
+  readonly path: string;
+  /** The pool. */
+  readonly pool: Uuid;
+};
 
 /** Adds a copy: the owner or caretaker here names it in the record as stale with base 0 and joins it. */
 export type ReplicaAdd = {
@@ -375,10 +405,12 @@ export type SessionStatus = {
   readonly volume: Uuid;
 };
 
-/** Writes rebuilt records to the store (protocol.md R11): each epoch raised by 2^20 unless the store's already is, the owner cleared; at last the store's incarnation. Repeating it finishes what was begun. */
+/** Writes rebuilt records to the store (protocol.md R11): each epoch raised by 2^20 unless the store's already is, the owner cleared; the keys of pools; at last the store's incarnation. Repeating it finishes what was begun. */
 export type StoreRepair = {
   /** The store's incarnation after the repair: above every watermark's. */
   readonly incarnation: Decimal;
+  /** What each pool's key is raised to, unless it is as high already (R10). */
+  readonly pools: readonly RepairPool[];
   /** The best record of each volume. */
   readonly records: readonly RecordJson[];
 };

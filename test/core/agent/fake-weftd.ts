@@ -5,7 +5,7 @@
 import { randomUUID } from "node:crypto";
 import { join } from "node:path";
 
-import type { PoolInfo } from "../../../src/core/wire/daemon.gen.ts";
+import type { PoolInfo, RepairPool } from "../../../src/core/wire/daemon.gen.ts";
 import { StoreClient } from "../../../src/core/wire/store-client.ts";
 import { keys } from "../../../src/core/wire/store-keys.ts";
 import { FakeDaemon, type Handler, refuse } from "../wire/fake-daemon.ts";
@@ -37,6 +37,10 @@ export class FakeWeftd {
     { session: string; caretaker: boolean; epoch: string; path: string | null }
   >();
   readonly pools = new Map<string, string>();
+  /** Pools that can't say what they hold, with the reason. */
+  readonly silentPools = new Map<string, string>();
+  /** At which incarnation the disks of pools are, and at which they were served; 1 where nothing is said. */
+  readonly disks = new Map<string, { readonly inc: string; readonly served: string }>();
   /** A pool that is made starts, and serves when `letPoolsServe` is called. */
   holdPools = false;
   watermark = "1";
@@ -248,11 +252,20 @@ export class FakeWeftd {
       promised: this.kept.get(volume)?.epoch ?? "0",
       record: this.kept.get(volume) ?? null,
     }));
-    return { records };
+    const pools = [...this.pools].map(([pool, path]) => {
+      const reason = this.silentPools.get(pool) ?? null;
+      const { inc, served } = this.disks.get(pool) ?? { inc: "1", served: "1" };
+      return { pool, path, inc: reason === null ? inc : null, served, tells: reason === null, reason };
+    });
+    return { records, pools };
   }
 
-  async #repair({ incarnation, records }: Json): Promise<Json> {
+  async #repair({ incarnation, records, pools }: Json): Promise<Json> {
     const store = this.#connected();
+    for (const { pool, node, path, inc } of pools as RepairPool[]) {
+      const value = { id: pool, node, inc, boot_id: "b", intent: null, path, kind: "dir" };
+      await store.put(keys.pool(pool), JSON.stringify(value));
+    }
     for (const json of records as (RecordJson & { vol: string })[]) {
       const raised = { ...json, epoch: String(BigInt(json.epoch) + (1n << 20n)), owner: null };
       await store.put(keys.state(json.vol), JSON.stringify(raised));

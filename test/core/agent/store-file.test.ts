@@ -57,6 +57,9 @@ void t.test("agent: store: backup, loss, restore, repair", async (t) => {
     "the later volume is not in it",
   );
 
+  // Since the backup the daemon of the pool was started seven times.
+  const [pool = ""] = h1.weftd.pools.keys();
+  h1.weftd.disks.set(pool, { inc: "8", served: "8" });
   const repaired = await h1.client.repairStore();
   t.equal(repaired.incarnation, 2n);
   t.same(repaired.answered, ["h1"]);
@@ -67,6 +70,14 @@ void t.test("agent: store: backup, loss, restore, repair", async (t) => {
   t.match(recovered, { name: `recovered-${late.id.slice(0, 8)}`, health: "healthy", size: GIB });
   await h1.client.attach("early");
   t.equal(early.id, after.id);
+  const raised = await new StoreClient({ endpoints: (await h1.client.cluster()).endpoints }).get(
+    keys.pool(pool),
+  );
+  t.match(
+    JSON.parse(raised?.value ?? "{}"),
+    { node: h1.weftd.host, inc: "8" },
+    "no start of its disk is unknown",
+  );
 });
 
 void t.test(
@@ -88,6 +99,16 @@ void t.test(
     );
     if (kept === null) throw new Error("a record");
     for (const host of [h1, h2]) host.weftd.kept.set(volume.id, kept);
+    // Its pool was opened and can't say what it holds, as one that waits for its lock.
+    const [pool = ""] = h2.weftd.pools.keys();
+    h2.weftd.holdPools = true;
+    h2.weftd.silentPools.set(pool, "waiting for the pool's lock");
+    await t.rejects(h1.client.repairStore(), { code: "E-STORE-03", exitCode: 2, facts: { missing: ["h2"] } });
+    h2.weftd.silentPools.delete(pool);
+    // Its disk is an older one than the host has served.
+    h2.weftd.disks.set(pool, { inc: "3", served: "4" });
+    await t.rejects(h1.client.repairStore(), { code: "E-STORE-03", exitCode: 2, facts: { missing: ["h2"] } });
+    h2.weftd.disks.delete(pool);
     // Its host is there, but the disk of the copy is not, or is not believed: an answer of the host alone is none.
     const copies = [...h2.weftd.replicas];
     h2.weftd.replicas.clear();

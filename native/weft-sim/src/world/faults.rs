@@ -249,7 +249,7 @@ impl World {
         if self.store.repaired {
             return;
         }
-        let Some((record, revision)) = self.store.backup.take() else { return };
+        let Some(Backup { record, revision, pools }) = self.store.backup.take() else { return };
         if record.epoch >= self.store.record.epoch {
             return;
         }
@@ -260,6 +260,7 @@ impl World {
             host.watermark = host.watermark.max(seen);
         }
         self.store.record = record;
+        self.store.pools = pools;
         (self.store.revision, self.store.record_revision) = (revision, revision);
         self.store.rolled_back = true;
         self.note(|w| format!("the store is restored from a backup: epoch {}", w.store.record.epoch));

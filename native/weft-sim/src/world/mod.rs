@@ -32,7 +32,7 @@ use weft_proto::session::{
     EndReason, Event as SessionEvent, OpenMode, Session, SessionConfig, StoreCall, StoreReply, Timing,
 };
 use weft_proto::superblock::{
-    PoolAction, PoolStart, SEGMENT_BYTES, StoredPool, Superblock, SwapOutcome as PoolSwapOutcome,
+    PoolAction, PoolRefusal, PoolStart, SEGMENT_BYTES, StoredPool, Superblock, SwapOutcome as PoolSwapOutcome,
 };
 
 use self::disk_io::written;
@@ -71,7 +71,8 @@ enum Event {
     PoolWritten { rep: Id, inc: u64 },
     PoolSwap { rep: Id, inc: u64 },
     PoolSwapped { rep: Id, inc: u64, outcome: PoolSwapOutcome },
-    LatePoolSwap { pool: PoolId, compared: u64, stored: StoredPool },
+    PoolAgain { rep: Id, inc: u64 },
+    LatePoolSwap { pool: PoolId, compared: (u64, Option<StoredPool>), stored: StoredPool },
     Reopen { rep: Id, inc: u64 },
     SwapBack { rep: Id },
     Space { rep: Id },
@@ -139,8 +140,8 @@ struct Rep {
 /// A pool that is on its way to serve (R10).
 struct Starting {
     machine: PoolStart,
-    /// Revision of the pool's key at the last read.
-    read: u64,
+    /// Revision and value of the pool's key at the last read.
+    read: (u64, Option<StoredPool>),
 }
 
 /// What lies on a pool's disk.
@@ -176,6 +177,8 @@ struct Host {
     drift_ppm: i64,
     /// What the host keeps of its pools' logs outside of the pools (R10).
     logs: BTreeMap<PoolId, u64>,
+    /// At which incarnation it served each of them last.
+    served: BTreeMap<PoolId, PoolInc>,
 }
 
 enum Asked {
@@ -224,13 +227,21 @@ struct Store {
     revision: u64,
     incarnation: u64,
     down_until: u64,
-    backup: Option<(Record, u64)>,
+    backup: Option<Backup>,
     rolled_back: bool,
     repaired: bool,
     /// A repair was refused: a member that may have kept the latest record is gone.
     needs_assent: bool,
-    /// Keys of pools with their revisions (R10). A restore does not touch them here.
-    pools: BTreeMap<PoolId, (StoredPool, u64)>,
+    /// Keys of pools with their revisions (R10).
+    pools: Pools,
+}
+
+type Pools = BTreeMap<PoolId, (StoredPool, u64)>;
+
+struct Backup {
+    record: Record,
+    revision: u64,
+    pools: Pools,
 }
 
 /// One run.
@@ -403,6 +414,7 @@ impl World {
                 powered: true,
                 drift_ppm: drift(),
                 logs: BTreeMap::new(),
+                served: BTreeMap::new(),
             })
             .collect();
         let mut world = World {
@@ -637,6 +649,7 @@ impl World {
             Event::PoolWritten { rep, inc } => self.pool_written(rep, inc),
             Event::PoolSwap { rep, inc } => self.pool_swap(rep, inc),
             Event::PoolSwapped { rep, inc, outcome } => self.pool_swapped(rep, inc, outcome),
+            Event::PoolAgain { rep, inc } => self.pool_again(rep, inc),
             Event::LatePoolSwap { pool, compared, stored } => {
                 if !self.store.rolled_back {
                     self.raise_pool(pool, compared, stored);

@@ -17,6 +17,20 @@ impl World {
         }
     }
 
+    /// A start of a pool by the store, or its next try.
+    pub(super) fn start_pool(&mut self, rep: Id) {
+        let r = &self.reps[rep];
+        let superblock = r.foreign.unwrap_or(r.stored.superblock);
+        let served = self.hosts[r.host].served.get(&r.pool).copied().unwrap_or_default();
+        if r.foreign.is_none() && superblock.inc < served {
+            return self.quarantine(rep, "its disk is behind what the host has served");
+        }
+        let fresh = Nonce(u128::from(self.rng.number()));
+        let machine = PoolStart::new(superblock, CLUSTER, host_id(self.reps[rep].host), fresh);
+        self.reps[rep].start = Some(Starting { machine, read: (0, None) });
+        self.pool_step(rep);
+    }
+
     /// What a starting pool does next.
     pub(super) fn pool_step(&mut self, rep: Id) {
         let r = &mut self.reps[rep];
@@ -47,9 +61,23 @@ impl World {
                 if r.foreign.is_some() {
                     return self.fail(format!("I19: {rid} serves from another host's disk"));
                 }
+                self.hosts[r.host].served.insert(r.pool, pool_inc);
                 self.serve(rep, pool_inc);
             }
+            // The store knows less than the disk: it is looked at again, it may be repaired.
+            PoolAction::Quarantine(PoolRefusal::StoreBehind { .. } | PoolRefusal::Unknown { .. })
+                if self.store.rolled_back =>
+            {
+                self.at(500 * MS, Event::PoolAgain { rep, inc });
+            }
             PoolAction::Quarantine(reason) => self.quarantine(rep, &reason.to_string()),
+        }
+    }
+
+    /// The store is looked at again for a pool of which it knew too little.
+    pub(super) fn pool_again(&mut self, rep: Id, inc: u64) {
+        if self.reps[rep].inc == inc && self.reps[rep].start.take().is_some() {
+            self.start_pool(rep);
         }
     }
 
@@ -63,7 +91,7 @@ impl World {
         }
         let stored = self.store.pools.get(&self.reps[rep].pool).copied();
         if let Some(start) = &mut self.reps[rep].start {
-            start.read = stored.map_or(0, |(_, revision)| revision);
+            start.read = stored.map_or((0, None), |(pool, revision)| (revision, Some(pool)));
             start.machine.handle_store(stored.map(|(pool, _)| pool));
         }
         self.pool_step(rep);
@@ -85,6 +113,10 @@ impl World {
         let Some(start) = r.start.as_ref().filter(|_| r.inc == inc) else { return };
         let PoolAction::Swap { inc: raised, intent } = start.machine.action() else { return };
         let (pool, compared) = (r.pool, start.read);
+        // The swap looks first: it is not sent to a store that went back.
+        if self.host_watermark() < self.hosts[r.host].watermark {
+            return self.at(300 * MS, Event::PoolSwap { rep, inc });
+        }
         let stored = StoredPool { host: host_id(r.host), inc: raised, intent: Some(intent) };
         let faulty = self.faults_on && self.rng.chance(self.plan.store_fault);
         // weftd looks before each swap whether the store may be believed.
@@ -120,10 +152,16 @@ impl World {
         self.pool_step(rep);
     }
 
-    /// The store compares and swaps a pool's key.
-    pub(super) fn raise_pool(&mut self, pool: PoolId, compared: u64, stored: StoredPool) -> bool {
-        let revision = self.store.pools.get(&pool).map_or(0, |(_, revision)| *revision);
-        if revision != compared {
+    /// The store compares and swaps a pool's key: its value too, since a restored store counts its revisions anew.
+    pub(super) fn raise_pool(
+        &mut self,
+        pool: PoolId,
+        compared: (u64, Option<StoredPool>),
+        stored: StoredPool,
+    ) -> bool {
+        let there =
+            self.store.pools.get(&pool).map_or((0, None), |(there, revision)| (*revision, Some(*there)));
+        if there != compared {
             return false;
         }
         self.store.revision += 1;

@@ -72,11 +72,7 @@ impl World {
         r.stored.media.reopen(unsealed);
         let pool_inc = PoolInc(r.inc);
         if self.plan.pool_starts {
-            let superblock = r.foreign.unwrap_or(r.stored.superblock);
-            let fresh = Nonce(u128::from(self.rng.number()));
-            let machine = PoolStart::new(superblock, CLUSTER, host_id(host), fresh);
-            self.reps[rep].start = Some(Starting { machine, read: 0 });
-            self.pool_step(rep);
+            self.start_pool(rep);
         } else {
             self.serve(rep, pool_inc);
         }

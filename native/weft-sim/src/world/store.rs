@@ -35,7 +35,9 @@ impl World {
             && self.store.backup.is_none()
             && self.rng.chance(30)
         {
-            self.store.backup = Some((self.store.record.clone(), self.store.revision));
+            let Store { record, revision, pools, .. } = &self.store;
+            let (record, pools) = (record.clone(), pools.clone());
+            self.store.backup = Some(Backup { record, revision: *revision, pools });
         }
         self.store.revision += 1;
         self.store.record_revision = self.store.revision;
@@ -149,8 +151,9 @@ impl World {
         if !self.store.rolled_back {
             return;
         }
-        // A pool that waits for a store it can believe tells its records all the same.
-        let silent = |r: &Rep| r.machine.is_none() && r.start.is_none() && !r.is_gone();
+        // A pool that waits for a store it can believe tells its records all the same. A disk in the wrong host does not.
+        let silent =
+            |r: &Rep| (r.machine.is_none() && r.start.is_none() || r.foreign.is_some()) && !r.is_gone();
         if self.reps.iter().any(silent) {
             return self.at(500 * MS, Event::Repair);
         }
@@ -186,6 +189,7 @@ impl World {
         self.store.revision += 1;
         self.store.record_revision = self.store.revision;
         self.store.record = best;
+        self.repair_pools();
         self.store.rolled_back = false;
         self.store.repaired = true;
         self.store.backup = None;
@@ -201,6 +205,24 @@ impl World {
         self.note(|w| format!("the store is repaired: epoch {}", w.store.record.epoch));
         let host = self.any_owner();
         self.at(MS, Event::Open { host, steal: true });
+    }
+}
+
+impl World {
+    /// The keys of pools are raised to the highest incarnation that anybody knows of (R10; docs/adr/0012).
+    fn repair_pools(&mut self) {
+        for r in self.reps.iter().filter(|r| !r.is_gone()) {
+            let disk = r.start.as_ref().map_or(r.stored.superblock, |start| *start.machine.superblock()).inc;
+            let served = self.hosts[r.host].served.get(&r.pool).copied().unwrap_or_default();
+            let named = self.store.record.replica(r.rid).map(|e| e.pool_inc).unwrap_or_default();
+            let known = disk.max(served).max(named);
+            let stored = self.store.pools.get(&r.pool).map(|(stored, _)| stored.inc).unwrap_or_default();
+            if self.plan.pool_starts && known > stored {
+                self.store.revision += 1;
+                let key = StoredPool { host: host_id(r.host), inc: known, intent: None };
+                self.store.pools.insert(r.pool, (key, self.store.revision));
+            }
+        }
     }
 }
 

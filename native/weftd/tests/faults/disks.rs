@@ -196,8 +196,10 @@ fn each_damaged_pool_is_refused_with_its_reason_and_the_others_serve() {
         assert_eq!(info["state"], *state, "{what}: {info}\n{}", host.log());
         // A copy that is not believed tells a repair of the store nothing, not even that it has promised nothing (4.15).
         let told = host.ask("replica.records", json!({}));
-        let told = told["records"].as_array().is_some_and(|r| r.iter().any(|r| r["volume"] == pool.volume));
-        assert_eq!(told, *state == "serving" && reason.is_empty(), "told to a repair: {what}");
+        let ours = told["records"].as_array().is_some_and(|r| r.iter().any(|r| r["volume"] == pool.volume));
+        assert_eq!(ours, *state == "serving" && reason.is_empty(), "told to a repair: {what}");
+        let listed = told["pools"].as_array().and_then(|p| p.iter().find(|p| p["pool"] == pool.id.as_str()));
+        assert_eq!(listed.expect("named")["tells"], *state == "serving", "{what}: {told}");
         let create =
             json!({ "volume": pool.id, "rid": 1, "pool": pool.id, "size": "4096", "region_shift": 20 });
         let trash = json!({ "volume": pool.volume, "rid": 0, "pool": pool.id });
@@ -446,7 +448,7 @@ fn damaged_files_of_the_state_directory_are_named_and_not_invented_anew() {
     let mut host = cluster.host(1);
     host.make_pool();
     host.kill();
-    for name in ["host.json", "watermark.json", "pools.json", "pool-logs.json"] {
+    for name in ["host.json", "watermark.json", "pools.json", "pool-logs.json", "pool-starts.json"] {
         let path = host.home.join("state").join(name);
         let sound = fs::read(&path).ok();
         for content in [&b""[..], b"{", b"\xff\xfe", b"[1, 2", b"{\"cluster\":7}"] {

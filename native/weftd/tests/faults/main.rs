@@ -13,6 +13,7 @@ mod frames;
 mod guests;
 mod power;
 mod records;
+mod repairs;
 mod scenarios;
 mod space;
 mod versions;
