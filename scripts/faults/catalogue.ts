@@ -102,7 +102,7 @@ export const catalogue = {
     barred: false,
   },
   "store-restore": {
-    does: "the store is lost and restored from a backup that is older than the last changes of the volume",
+    does: "the store is lost and restored from a backup older than the volume's last changes and a member's last start, and its weftd starts again before the repair",
     healed: "weft store repair",
     holds: "nothing opens before the repair; the guest that has the volume open is not disturbed",
     barred: false,

@@ -244,10 +244,16 @@ async function storeReturns({ arena }: Scene): Promise<void> {
   await arena.storeIsWhole();
 }
 
-/** The backup says of a copy that it is in sync, and it is not any more. */
+/**
+ * The backup says of a copy that it is in sync, and it is not any more; and it knows one start less of the copy's pool
+ * than the disk (R10).
+ */
 async function loseStore({ arena, owner, victim, scratch, turn }: Scene): Promise<void> {
   const backup = join(scratch, "store.backup");
   await owner.agent().backupStore(backup);
+  await arena.killProgram(victim, "weftd");
+  await arena.restartDaemon(victim);
+  await arena.allInSync(owner);
   await arena.killProgram(victim, "weftd");
   await arena.isOut(owner, victim);
   // All at once: an agent starts a member again that has its data, and replaces one that has not, while there is a majority.

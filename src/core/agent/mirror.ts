@@ -2,7 +2,8 @@
  * The store as this agent sees it: every key under the root, kept level by one watch.
  *
  * Must always hold:
- * - it never goes back: what is older than what is known is ignored;
+ * - it never goes back: what is older than what is known is ignored, but for a store that itself went back (a restored
+ *   one): its answer shows less than was known when it was asked, which no linearizable answer does;
  * - who needs the present asks for it (`sync`, one linearizable read); the mirror alone is for hints and displays.
  */
 import { isWeftError, WeftError } from "../wire/errors.ts";
@@ -19,6 +20,8 @@ export class Mirror {
   readonly #listeners = new Set<(changed: Changed) => void>();
   #entries = new Map<string, Entry>();
   #revision = 0n;
+  /** How often the store went back. */
+  #setBack = 0;
   #running: Promise<void> | null = null;
 
   constructor(store: StoreClient) {
@@ -59,7 +62,9 @@ export class Mirror {
 
   /** Brings it to the present by a linearizable listing. */
   async sync(): Promise<void> {
-    this.#list(await this.#store.list(ROOT));
+    const [known, setBack] = [this.#revision, this.#setBack];
+    const listing = await this.#store.list(ROOT);
+    this.#list(listing, listing.revision < known && setBack === this.#setBack);
   }
 
   /**
@@ -90,7 +95,7 @@ export class Mirror {
   #take(update: WatchUpdate): void {
     switch (update.kind) {
       case "listing":
-        this.#list(update.listing);
+        this.#list(update.listing, update.wentBack);
         return;
       case "interrupted":
         return;
@@ -113,15 +118,17 @@ export class Mirror {
     }
   }
 
-  #list(listing: Listing): void {
-    if (listing.revision < this.#revision) return;
+  #list(listing: Listing, wentBack: boolean): void {
+    if (listing.revision < this.#revision && !wentBack) return;
+    if (wentBack) this.#setBack += 1;
     const before = this.#entries;
     this.#entries = new Map(listing.entries.map((entry) => [entry.key, entry]));
     this.#revision = listing.revision;
     const changed = new Set<string>();
     for (const key of before.keys()) if (!this.#entries.has(key)) changed.add(key);
     for (const [key, entry] of this.#entries) {
-      if (before.get(key)?.modRevision !== entry.modRevision) changed.add(key);
+      const was = before.get(key);
+      if (was?.modRevision !== entry.modRevision || was.value !== entry.value) changed.add(key);
     }
     if (changed.size > 0) this.#tell(changed);
   }

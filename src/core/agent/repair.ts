@@ -8,7 +8,7 @@
  * Must always hold:
  * - highest (epoch, rev) wins; a member named in the best copy that told nothing needs the operator's assent (4.15), be
  *   its host silent or there without it: its pool may be gone, damaged or older than others remember it, and a later
- *   record be there alone;
+ *   record be there alone. What the store itself still has of a volume counts like a copy, also if no replica tells of it;
  * - no pool's key ends below anything that is known of it, so that an old disk stays one (R10, docs/adr/0012);
  * - the incarnation after it is above every watermark that any host has seen (protocol.md R11);
  * - repeating it finishes what was begun.
@@ -25,7 +25,7 @@ import { u64, uuid } from "../wire/json-types.ts";
 import { parseRecord, parseStore, renderWant } from "../wire/record.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
-import { aliveOf, hostsOf, poolsOf, volumeOf } from "./facts.ts";
+import { aliveOf, hostsOf, poolsOf, volumeOf, volumesOf } from "./facts.ts";
 import { readValue } from "./store-value.ts";
 
 /** For hosts that aren't back yet: after a restore their agents come within seconds. */
@@ -93,8 +93,10 @@ export async function repairStore(context: MemberContext, assent: boolean): Prom
   await store.put(keys.repairAsk, JSON.stringify({ id: ask, by: self.host }));
   const answers = await collect(context, ask);
   const best = bestOf(answers);
+  const named = withStored(context, best);
+  for (const [volume, kept] of named) if (!best.has(volume)) best.set(volume, kept);
   const known = knownOf(context, answers);
-  const missing = missingOf(context, best, answers, known);
+  const missing = missingOf(context, named, answers, known);
   if (missing.length > 0 && !assent) throw needsAssent(missing, [...best.values()]);
   const stored = mirror.get(keys.store);
   const present = stored === null ? 0n : parseStore(stored.key, stored.value).incarnation;
@@ -163,7 +165,7 @@ async function collect(context: MemberContext, ask: string): Promise<Answers> {
   return answers();
 }
 
-function bestOf(answers: Answers): ReadonlyMap<string, Kept> {
+function bestOf(answers: Answers): Map<string, Kept> {
   const best = new Map<string, Kept>();
   for (const [host, { records }] of answers) {
     for (const json of records) {
@@ -174,6 +176,22 @@ function bestOf(answers: Answers): ReadonlyMap<string, Kept> {
     }
   }
   return best;
+}
+
+/**
+ * The best records with those that are in the store, where these are newer or the only ones: what names the members that
+ * must have told. A tombstone of which nobody tells stays as it is: a copy that knows better is above it (R15).
+ */
+function withStored({ mirror }: MemberContext, best: ReadonlyMap<string, Kept>): ReadonlyMap<string, Kept> {
+  const named = new Map(best);
+  for (const { id, record } of volumesOf(mirror)) {
+    if (record === null) continue;
+    const told = best.get(id);
+    if (told === undefined ? record.deletedAtMs !== null : !isNewer(record, told.record)) continue;
+    const json = readValue(z.record(z.string(), z.unknown()), mirror.get(keys.state(id))?.value ?? "");
+    if (json !== null) named.set(id, { record, json, host: "the store" });
+  }
+  return named;
 }
 
 function isNewer(a: VolumeRecord, b: VolumeRecord): boolean {
@@ -187,6 +205,9 @@ function knownOf({ mirror }: MemberContext, answers: Answers): ReadonlyMap<strin
     if (inc > (known.get(pool) ?? 0n)) known.set(pool, inc);
   };
   for (const { id, inc } of poolsOf(mirror)) note(id, inc);
+  const stored = volumesOf(mirror).map(({ id }) => mirror.get(keys.state(id))?.value ?? "");
+  for (const value of stored)
+    for (const { pool, pool_inc } of readValue(memberPools, value)?.replicas ?? []) note(pool, pool_inc);
   for (const { pools, records } of answers.values()) {
     for (const { pool, inc, served } of pools) note(pool, inc > served ? inc : served);
     for (const json of records)

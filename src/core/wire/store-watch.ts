@@ -4,10 +4,11 @@
  *     listing ──► watching(next revision) ──member gone──► watching at the next member
  *        ▲                │
  *        └── compacted ───┘
+ *            or the store went back
  *
  * Must always hold:
  * - events are given in order of revision, each once, none left out; where the store has forgotten some
- *   (compaction), a fresh listing is given instead;
+ *   (compaction), a fresh listing is given instead; also where it went back, since a restored one counts anew;
  * - a member that hangs or lost its majority is left within 3 s.
  */
 import { z } from "zod";
@@ -23,7 +24,7 @@ export type WatchEvent =
 
 export type WatchUpdate =
   /** Everything there is: replaces whatever the watcher knew. */
-  | { readonly kind: "listing"; readonly listing: Listing }
+  | { readonly kind: "listing"; readonly listing: Listing; readonly wentBack: boolean }
   | { readonly kind: "events"; readonly revision: bigint; readonly events: readonly WatchEvent[] }
   /** No member serves now; the watch goes on trying. */
   | { readonly kind: "interrupted"; readonly reason: string };
@@ -49,7 +50,11 @@ const lineJson = z.object({
 const statusJson = z.object({ leader: z.string().default("0") });
 
 type Line = z.output<typeof lineJson>["result"];
-type Ended = { readonly kind: "compacted" } | { readonly kind: "broken"; readonly reason: string };
+type Ended =
+  | { readonly kind: "compacted" }
+  /** The member knows less than was seen: it lags, or the store is a restored one. */
+  | { readonly kind: "behind" }
+  | { readonly kind: "broken"; readonly reason: string };
 
 export type WatchOptions = {
   readonly store: StoreClient;
@@ -63,12 +68,18 @@ export type WatchOptions = {
 /** Runs until the signal is aborted. */
 export async function watchPrefix(options: WatchOptions): Promise<void> {
   let next: bigint | null = options.from ?? null;
+  let doubtful = false;
   while (!options.signal.aborted) {
     try {
-      if (next === null) {
+      if (next === null || doubtful) {
         const listing = await options.store.list(options.prefix);
-        options.onUpdate({ kind: "listing", listing });
-        next = listing.revision + 1n;
+        // A linearizable listing shows at least what was seen before it was asked for.
+        const wentBack = next !== null && listing.revision + 1n < next;
+        if (next === null || wentBack) {
+          options.onUpdate({ kind: "listing", listing, wentBack });
+          next = listing.revision + 1n;
+        }
+        doubtful = false;
       }
     } catch (error) {
       if (options.signal.aborted) return;
@@ -79,6 +90,8 @@ export async function watchPrefix(options: WatchOptions): Promise<void> {
     const stream = new WatchStream(options, next);
     const ended = await stream.run();
     next = ended.kind === "compacted" ? null : stream.next;
+    doubtful = ended.kind === "behind";
+    if (doubtful) await pause(100);
     if (ended.kind === "broken" && !options.signal.aborted) {
       options.onUpdate({ kind: "interrupted", reason: ended.reason });
       if (!stream.created) await pause(100);
@@ -147,7 +160,14 @@ class WatchStream {
   }
 
   #take(line: Line): Ended | null {
-    if (line.created) this.created = true;
+    if (line.created) {
+      this.created = true;
+      const at = line.header?.revision ?? null;
+      if (at !== null && at + 1n < this.next) {
+        this.#options.store.call.avoid(this.#endpoint);
+        return { kind: "behind" };
+      }
+    }
     if (line.compact_revision > 0n) return { kind: "compacted" };
     if (line.canceled)
       throw new Error(line.cancel_reason === "" ? "the member ended the watch" : line.cancel_reason);

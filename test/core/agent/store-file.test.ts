@@ -80,6 +80,39 @@ void t.test("agent: store: backup, loss, restore, repair", async (t) => {
   );
 });
 
+void t.test("agent: store: every host hears of a repair, however old the backup is", async (t) => {
+  const [h1, h2] = await startCluster(t, 2, 31);
+  if (h1 === undefined || h2 === undefined) throw new Error("two hosts");
+  const alone = await h1.client.createVolume({ name: "alone", size: GIB, copies: 1, hosts: ["h2"] });
+  const file = join(h1.directory, "store.backup");
+  await h1.client.backupStore(file);
+  // The restored store counts its revisions anew, from far below what the agents have seen.
+  const store = new StoreClient({ endpoints: (await h1.client.cluster()).endpoints });
+  for (let i = 0; i < 300; i += 1) await store.put(keys.token(`t${i}`), "{}");
+  await Promise.all([h1, h2].map((host) => host.etcd.stop()));
+  await Promise.all([h1, h2].map((host) => host.etcd.setAside()));
+  await eventually(
+    "the restored store",
+    () =>
+      h1.client.restoreStore(file).then(
+        () => true,
+        () => false,
+      ),
+    (restored) => restored,
+  );
+  const before = alone.epoch ?? 0n;
+  // A volume that the backup knows, and of which no copy tells.
+  const copies = [...h2.weftd.replicas];
+  h2.weftd.replicas.clear();
+  await t.rejects(h1.client.repairStore(), { code: "E-STORE-03", facts: { missing: ["h2"] } });
+  const after = await h1.client.volume("alone");
+  t.equal(after.epoch, before, "nothing was changed");
+  for (const [key, replica] of copies) h2.weftd.replicas.set(key, replica);
+  const repaired = await h1.client.repairStore();
+  t.same(repaired.answered.toSorted(), ["h1", "h2"]);
+  t.same(repaired.missing, []);
+});
+
 void t.test(
   "agent: store: repair asks for assent when a member named in the best copy is silent",
   async (t) => {
