@@ -25,7 +25,7 @@ use weft_proto::record::{Ack, Mode, OnLoss, Owner, Policy, Record, ReplicaEntry,
 use weft_proto::replica::AttachmentId;
 use weft_proto::superblock::{SEGMENT_BYTES, Superblock};
 use weftd::mail::{Mail, Mailbox};
-use weftd::pools::{LOGS_FILE, OpenedPool, PoolOwner, Pools, PoolsCall, PoolsOut};
+use weftd::pools::{LOGS_FILE, OpenedPool, PoolOwner, Pools, PoolsCall, PoolsOut, STARTS_FILE};
 use weftd::state::StateDir;
 use weftd::store::{Entry, SwapOutcome};
 
@@ -45,6 +45,8 @@ pub const REGION_SHIFT: u8 = 20;
 pub enum Fact {
     /// The pool was made.
     Pool,
+    /// The host keeps that the pool was served at this incarnation.
+    Served(PoolInc),
     /// A replica is to be made.
     CreateAsked(ReplicaKey, u64),
     /// It was.
@@ -119,6 +121,8 @@ pub struct Around {
     pub store: Option<Entry>,
     /// What the host keeps of the log.
     pub log: u64,
+    /// At which incarnation it has kept that the pool was served.
+    pub served: PoolInc,
     /// The kernel's boot id.
     pub boot: u128,
     /// Requests and sessions so far, of earlier processes too: no number is used twice.
@@ -146,6 +150,7 @@ pub struct Host {
     store: Option<Entry>,
     revision: u64,
     log: u64,
+    served: PoolInc,
     /// What the store says of a volume that is asked for before its replica is trashed.
     trash_record: Option<Record>,
     /// A read of it whose answer is on its way, if such answers are held.
@@ -222,6 +227,7 @@ impl Host {
         };
         write("pools.json", serde_json::json!([{ "pool": POOL, "path": nowhere }]));
         write(LOGS_FILE, serde_json::json!({ POOL.to_string(): Decimal(around.log) }));
+        write(STARTS_FILE, serde_json::json!({ POOL.to_string(): around.served }));
         let (mailbox, mail) = Mailbox::new(Arc::new(|| {}));
         let state = Arc::new(StateDir::open(state).expect("a state directory"));
         let mut pools = Pools::new(state, mailbox).expect("its files are sound");
@@ -237,6 +243,7 @@ impl Host {
             store: around.store.clone(),
             revision: around.store.as_ref().map_or(0, |e| e.revision.0),
             log: around.log,
+            served: around.served,
             trash_record: None,
             held_read: None,
             sessions: BTreeMap::new(),
@@ -272,7 +279,8 @@ impl Host {
     /// The store's entry and the log's durable sequence as they are now.
     #[must_use]
     pub fn around(&self, boot: u128) -> Around {
-        Around { store: self.store.clone(), log: self.log, boot, asked: self.next }
+        let Host { store, log, served, next, .. } = self;
+        Around { store: store.clone(), log: *log, served: *served, boot, asked: *next }
     }
 
     /// Writes and their acknowledgements are of the cached mode from the next promise on.
@@ -294,7 +302,12 @@ impl Host {
             match out {
                 PoolsOut::Reply(attachment, response) => self.on_reply(attachment, response),
                 PoolsOut::Call(call) => self.on_call(call),
-                PoolsOut::Changed(_) | PoolsOut::KeepLogs(_) => {}
+                PoolsOut::Keep(STARTS_FILE, value) => {
+                    let kept = value.get(POOL.to_string()).cloned().unwrap_or_default();
+                    self.served = serde_json::from_value(kept).expect("an incarnation");
+                    self.fact(Fact::Served(self.served));
+                }
+                PoolsOut::Changed(_) | PoolsOut::Keep(..) => {}
             }
         }
         self.pools.drive(&mut self.driver, self.now);

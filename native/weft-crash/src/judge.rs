@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use weft_control::types::ReplicaState;
-use weft_proto::ids::{Epoch, Generation, Rid, SessionId, VolumeId};
+use weft_proto::ids::{Epoch, Generation, PoolInc, Rid, SessionId, VolumeId};
 use weft_proto::log::ReplicaKey;
 use weft_proto::message::ReplicaView;
 use weftd::store::Entry;
@@ -57,6 +57,7 @@ pub struct Expect {
     pub pool: bool,
     store: Option<Entry>,
     log: u64,
+    served: PoolInc,
     replicas: BTreeMap<ReplicaKey, Expected>,
 }
 
@@ -64,7 +65,8 @@ impl Expect {
     /// What is known to the store and the host beside the disk.
     #[must_use]
     pub fn around(&self) -> Around {
-        Around { store: self.store.clone(), log: self.log, boot: 2, asked: 1 << 20 }
+        let Expect { store, log, served, .. } = self;
+        Around { store: store.clone(), log: *log, served: *served, boot: 2, asked: 1 << 20 }
     }
 
     /// Goes on by one fact.
@@ -76,6 +78,7 @@ impl Expect {
             Fact::Pool => self.pool = true,
             Fact::Store(entry) => self.store.clone_from(entry),
             Fact::Log(seq) => self.log = *seq,
+            Fact::Served(inc) => self.served = *inc,
             Fact::Killed => {}
             Fact::CreateAsked(key, size) => {
                 self.replicas.entry(*key).or_insert_with(|| Expected {

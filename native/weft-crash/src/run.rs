@@ -290,7 +290,8 @@ impl Examiner<'_> {
     ) -> Result<(), String> {
         let around = expect.around();
         let revision = around.store.as_ref().map_or(0, |e| e.revision.0);
-        let key = (mix(image.hash, u64::from(expect.pool)), revision, around.log);
+        let known = mix(image.hash, u64::from(expect.pool));
+        let key = (mix(known, around.served.0), revision, around.log);
         if let Some(seen) = self.seen.get(&key) {
             return check(expect, seen);
         }

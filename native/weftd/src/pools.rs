@@ -67,11 +67,11 @@ const TRASH_KEEP_S: u64 = 24 * 3600;
 /// Between two looks for what is too old in the trash.
 const TRASH_LOOK_MS: u64 = 600_000;
 /// The file of the state directory that keeps how far each pool's log is durable, outside of the pool (R10).
-const LOGS_FILE: &str = "pool-logs.json";
+pub const LOGS_FILE: &str = "pool-logs.json";
 /// Between two writes of it: what it says may lag, never lead.
 const LOGS_MS: u64 = 5000;
 /// The file beside it that keeps at which incarnation each pool was served last (R10). It may lag, never lead.
-const STARTS_FILE: &str = "pool-starts.json";
+pub const STARTS_FILE: &str = "pool-starts.json";
 /// Between two looks at the store for a pool of which that knows less than the disk: it may be repaired.
 const STORE_BEHIND_MS: u64 = 2000;
 /// How long a repair of the store waits for pools that are being opened or read.
