@@ -14,7 +14,7 @@ import type { Want } from "../model/volume-record.ts";
 import type { DaemonClient } from "../wire/daemon-client.ts";
 import type { RecordJson } from "../wire/daemon.gen.ts";
 import { WeftError } from "../wire/errors.ts";
-import { parsePool, parseRecordExtra, parseWant, RECORD_FORMAT, renderWant } from "../wire/record.ts";
+import { parseRecordExtra, parseWant, RECORD_FORMAT, renderWant } from "../wire/record.ts";
 import type { Op, StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
 
@@ -43,7 +43,7 @@ export async function perform(
     case "create-record": {
       const entry = await store.get(keys.want(volume));
       if (entry === null) return;
-      const record = await firstRecord(store, parseWant(entry.key, entry.value), Date.now());
+      const record = firstRecord(parseWant(entry.key, entry.value), Date.now());
       await daemon.call("volume.create", { record });
       return;
     }
@@ -156,24 +156,19 @@ async function forget(store: StoreClient, volume: VolumeId, name: string): Promi
 }
 
 /** The first record of a volume: all replicas in sync, empty, closed in order (protocol.md 4.2). */
-async function firstRecord(store: StoreClient, want: Want, nowMs: number): Promise<RecordJson> {
+function firstRecord(want: Want, nowMs: number): RecordJson {
   const places = want.placements.filter((place) => !place.remove);
-  const replicas = [];
-  for (const { rid, host, pool } of places) {
-    const entry = await store.get(keys.pool(pool));
-    const inc = entry === null ? 0n : parsePool(entry.key, entry.value).inc;
-    const since = String(nowMs);
-    replicas.push({
-      rid,
-      node: host,
-      pool,
-      pool_inc: String(inc),
-      state: "INSYNC",
-      base: "0",
-      reason: "",
-      since,
-    });
-  }
+  const replicas = places.map(({ rid, host, pool }) => ({
+    rid,
+    node: host,
+    pool,
+    // None yet: a session says at which one the pool serves. The pool's key may be ahead of its disk for a moment.
+    pool_inc: "0",
+    state: "INSYNC",
+    base: "0",
+    reason: "",
+    since: String(nowMs),
+  }));
   return {
     fmt: RECORD_FORMAT,
     min_reader: RECORD_FORMAT,

@@ -363,7 +363,7 @@ impl World {
             rid: Rid(i as u32 + 1),
             node: host_id(i),
             pool: pool_id(i),
-            pool_inc: PoolInc(1),
+            pool_inc: PoolInc(0),
             state: ReplicaState::InSync,
             base: Generation::NEVER,
             reason: "created".into(),
