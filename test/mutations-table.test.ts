@@ -22,6 +22,8 @@ function pairs(path: string, table: RegExp): readonly (readonly [variant: string
 }
 
 const gate = pairs("native/weft-proto/src/mutants.rs", /pub const ALL[^]*?\n {4}\];/);
+const ofPools = pairs("native/weft-proto/src/mutants.rs", /pub const OF_POOLS[^]*?\n {4}\];/);
+const races = read("native/weft-crash/src/races.rs");
 const shownBy = pairs("native/weft-sim/src/gate/plots.rs", /SHOWN_BY[^]*?\n\];/);
 
 const rows = read("docs/mutations.md")
@@ -34,7 +36,9 @@ const rows = read("docs/mutations.md")
       .map((cell) => cell.trim()),
   );
 const isBroken = (row: readonly string[]): boolean => /^`[a-z]\d+-[a-z0-9-]+`$/.test(row[1] ?? "");
-const broken = rows.filter(isBroken);
+const isOfPools = (row: readonly string[]): boolean => /^(?:power cuts|race )/.test(row[3] ?? "");
+const broken = rows.filter((row) => isBroken(row) && !isOfPools(row));
+const brokenInPools = rows.filter((row) => isBroken(row) && isOfPools(row));
 const others = rows.filter((row) => !isBroken(row));
 
 await t.test("mutations: each rule of the protocol is broken, or it is said why not", async (t) => {
@@ -43,6 +47,17 @@ await t.test("mutations: each rule of the protocol is broken, or it is said why 
     rules.filter((rule) => !named.has(rule)),
     [],
   );
+});
+
+await t.test("mutations: the table has what weft-crash breaks, in its order", async (t) => {
+  t.strictSame(
+    brokenInPools.map((row) => row[1]),
+    ofPools.map(([, name]) => `\`${name}\``),
+  );
+  for (const [rule, , , by = ""] of brokenInPools) {
+    const race = /`([^`]+)`/.exec(by)?.[1];
+    t.ok(race === undefined || races.includes(`"${race}"`), `${rule}: ${by}`);
+  }
 });
 
 await t.test("mutations: the table has the gate's names, in its order, and what shows each", async (t) => {

@@ -1,10 +1,13 @@
-//! All workloads, and what becomes of them without each class of flushes.
+//! All workloads, and what becomes of them without each class of flushes, and with each rule of a pool broken.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use weft_proto::mutants::{Broken, Mutation};
+
+use crate::races;
 use crate::run::{Budget, Tally, Trace, Violation, Workspace, examine, flushes};
 use crate::workloads::{ALL, record};
 
@@ -50,7 +53,7 @@ pub fn workloads(seed: u64, budget: &Budget, only: &str) -> Vec<Outcome> {
     let chosen: Vec<_> = ALL.iter().filter(|w| w.name.contains(only)).collect();
     spread(chosen.len(), |work, number| {
         let name = chosen[number].name;
-        let trace = match record(work, chosen[number], seed) {
+        let trace = match record(work, chosen[number], seed, Broken::default()) {
             Ok(trace) => trace,
             Err(what) => return Outcome { name, result: Err(what), flushes: BTreeMap::new(), trace: None },
         };
@@ -84,5 +87,37 @@ pub fn without_flushes(outcomes: &[Outcome]) -> Vec<Missed> {
         let traces = outcomes.iter().filter(has).filter_map(|o| o.trace.as_ref());
         let violation = traces.into_iter().find_map(|t| examine(work, t, &Budget::GATE, Some(class)).err());
         Missed { class: class.to_owned(), count, violation }
+    })
+}
+
+/// What a broken rule did.
+#[derive(Debug)]
+pub struct Shown {
+    /// The rule's name.
+    pub name: &'static str,
+    /// Where it was found and what is wrong, in a line; none if it was not.
+    pub by: Option<String>,
+}
+
+/// Breaks each rule of a pool in turn. What shows it holds with the rule in force: see [`workloads`] and [`races::ALL`].
+#[must_use]
+pub fn with_broken_rules(rule: fn(Mutation) -> Broken, seed: u64) -> Vec<Shown> {
+    spread(Mutation::OF_POOLS.len(), |work, number| {
+        let (mutation, name) = Mutation::OF_POOLS[number];
+        let broken = rule(mutation);
+        let cut = ALL.iter().find_map(|workload| {
+            let found = match record(work, workload, seed, broken) {
+                Ok(trace) => examine(work, &trace, &Budget::GATE, None).err()?,
+                Err(what) => return Some(what),
+            };
+            Some(format!("{}: {}", found.trace, found.what))
+        });
+        let by = cut.or_else(|| {
+            races::ALL.iter().find_map(|(race, play)| {
+                work.clear();
+                play(work, broken).err().map(|what| format!("{race}: {what}"))
+            })
+        });
+        Shown { name, by }
     })
 }

@@ -20,6 +20,7 @@ use weft_proto::ids::{
 };
 use weft_proto::log::{LOG_BLOCK, MIN_LOG_BLOCKS, ReplicaKey};
 use weft_proto::message::{Answer, Ask, Attach, Extent, Hole, Refusal, Request, Response, Watermark};
+use weft_proto::mutants::Broken;
 use weft_proto::payload::{Payload, block_crcs};
 use weft_proto::record::{Ack, Mode, OnLoss, Owner, Policy, Record, ReplicaEntry, ReplicaState};
 use weft_proto::replica::AttachmentId;
@@ -127,6 +128,8 @@ pub struct Around {
     pub boot: u128,
     /// Requests and sessions so far, of earlier processes too: no number is used twice.
     pub asked: u64,
+    /// The rule that this process breaks, if any.
+    pub broken: Broken,
 }
 
 /// How a replica is spoken to.
@@ -154,13 +157,14 @@ pub struct Host {
     /// What the store says of a volume that is asked for before its replica is trashed.
     trash_record: Option<Record>,
     /// A read of it whose answer is on its way, if such answers are held.
-    held_read: Option<Option<(ReplicaKey, Entry)>>,
+    held_read: Option<Option<ReplicaKey>>,
     sessions: BTreeMap<ReplicaKey, Session>,
     next: u64,
     replies: BTreeMap<(AttachmentId, u32), Result<Answer<IoBuf>, Refusal>>,
     /// What is known when a reply comes.
     awaited: BTreeMap<(AttachmentId, u32), Fact>,
     cached: bool,
+    broken: Broken,
 }
 
 /// Answers that come by channel.
@@ -232,6 +236,7 @@ impl Host {
         let state = Arc::new(StateDir::open(state).expect("a state directory"));
         let mut pools = Pools::new(state, mailbox).expect("its files are sound");
         let owner = PoolOwner { cluster: CLUSTER, host: HOST, boot_id: around.boot };
+        pools.set_broken(around.broken);
         pools.configure(owner, watermark());
         let mut host = Host {
             pools,
@@ -251,6 +256,7 @@ impl Host {
             replies: BTreeMap::new(),
             awaited: BTreeMap::new(),
             cached: false,
+            broken: around.broken,
         };
         host.pools.handle_opened(&mut host.driver, host.now, OpenedPool { path: nowhere, result: Ok(dir) });
         host.fact(Fact::Pool);
@@ -279,8 +285,8 @@ impl Host {
     /// The store's entry and the log's durable sequence as they are now.
     #[must_use]
     pub fn around(&self, boot: u128) -> Around {
-        let Host { store, log, served, next, .. } = self;
-        Around { store: store.clone(), log: *log, served: *served, boot, asked: *next }
+        let Host { store, log, served, next, broken, .. } = self;
+        Around { store: store.clone(), log: *log, served: *served, boot, asked: *next, broken: *broken }
     }
 
     /// Writes and their acknowledgements are of the cached mode from the next promise on.
@@ -372,10 +378,10 @@ impl Host {
             }
             PoolsCall::Verify(key, token) => self.pools.handle_verified(self.now, key, token, &Ok(None)),
             PoolsCall::Trash(key) => {
-                let entry = self.record_entry(key.volume).expect("asked for by the workload");
+                let entry = self.record_entry(key.volume);
                 match &mut self.held_read {
-                    Some(held) => *held = Some((key, entry)),
-                    None => self.pools.handle_trash_read(key, Ok(Some(entry))),
+                    Some(held) => *held = Some(key),
+                    None => self.pools.handle_trash_read(key, Ok(entry)),
                 }
             }
             PoolsCall::Emptying { job, volume } => {
@@ -452,9 +458,17 @@ impl Host {
         self.held_read = Some(None);
         let pending = self.ask_trash(key);
         self.settle();
-        let (key, entry) = self.held_read.take().flatten().ok_or("the store was not asked")?;
+        let read = self.record_entry(key.volume);
+        let key = self.held_read.take().flatten().ok_or("the store was not asked")?;
         meanwhile(self)?;
-        self.pools.handle_trash_read(key, Ok(Some(entry)));
+        self.pools.handle_trash_read(key, Ok(read));
+        self.trashed(key, pending)
+    }
+
+    /// Asks for a replica to be put into the trash, while the store has no record of its volume.
+    pub fn trash_of_nothing(&mut self, key: ReplicaKey) -> Result<(), String> {
+        let pending = self.ask_trash(key);
+        self.trash_record = None;
         self.trashed(key, pending)
     }
 

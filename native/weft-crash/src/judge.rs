@@ -66,7 +66,14 @@ impl Expect {
     #[must_use]
     pub fn around(&self) -> Around {
         let Expect { store, log, served, .. } = self;
-        Around { store: store.clone(), log: *log, served: *served, boot: 2, asked: 1 << 20 }
+        Around {
+            store: store.clone(),
+            log: *log,
+            served: *served,
+            boot: 2,
+            asked: 1 << 20,
+            ..Around::default()
+        }
     }
 
     /// Goes on by one fact.

@@ -15,6 +15,7 @@ pub mod disk;
 pub mod gate;
 pub mod host;
 pub mod judge;
+pub mod races;
 pub mod rng;
 pub mod run;
 pub mod trace;

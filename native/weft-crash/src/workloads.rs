@@ -5,6 +5,7 @@
 use weft_proto::ids::{Epoch, Rid, VolumeId};
 use weft_proto::log::ReplicaKey;
 use weft_proto::message::Hole;
+use weft_proto::mutants::Broken;
 
 use crate::disk::Disk;
 use crate::host::{Around, Fact, Host};
@@ -58,8 +59,8 @@ struct Script<'a> {
     from: usize,
 }
 
-/// Plays a workload and gives its trace.
-pub fn record(work: &mut Workspace, workload: &Workload, seed: u64) -> Result<Trace, String> {
+/// Plays a workload, in which a rule may be broken, and gives its trace.
+pub fn record(work: &mut Workspace, workload: &Workload, seed: u64, broken: Broken) -> Result<Trace, String> {
     work.clear();
     let root = work.disk();
     let recorder = Recorder::below(&root);
@@ -69,7 +70,7 @@ pub fn record(work: &mut Workspace, workload: &Workload, seed: u64) -> Result<Tr
         recorder: recorder.clone(),
         host: None,
         facts: Vec::new(),
-        around: Around { boot: 1, ..Around::default() },
+        around: Around { boot: 1, broken, ..Around::default() },
         rng: Rng::new(seed),
         epoch: 0,
         from: 0,

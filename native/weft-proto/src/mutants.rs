@@ -1,5 +1,5 @@
 //! The protocol's rules, broken: those of protocol.md 4.12 and those that were added since. Each in turn must be
-//! caught by the simulator; docs/mutations.md lists them all, and what can't be broken here.
+//! caught by the simulator or by weft-crash; docs/mutations.md lists them all, and what can't be broken here.
 //!
 //! Must always hold: without the feature `mutants` every question is answered "no" at compile time.
 
@@ -149,6 +149,12 @@ pub enum Mutation {
     ReuseReplicaNumber,
     /// D2: overlapping writes are under way at once.
     NoRangeLock,
+    /// R15: a record that is not there lets a replica be trashed.
+    AbsenceDeletes,
+    /// R15: a tombstone is not compared with the record that the replica keeps.
+    TombstoneOfThePast,
+    /// R20, 4.3: the log forgets records that no checkpoint holds.
+    ForgetWithoutCheckpoint,
 }
 
 impl Mutation {
@@ -225,6 +231,16 @@ impl Mutation {
         (Mutation::CloseUnsealed, "i26-close-unsealed"),
         (Mutation::ReuseReplicaNumber, "i29-reuse-replica-number"),
         (Mutation::NoRangeLock, "d2-no-range-lock"),
+    ];
+
+    /// What weft-crash breaks: rules of what a pool keeps, in the daemon's own code.
+    pub const OF_POOLS: [(Mutation, &'static str); 6] = [
+        (Mutation::PromiseBeforeLog, "r1-promise-before-log"),
+        (Mutation::StampAfterData, "r6-stamp-after-data"),
+        (Mutation::AbsenceDeletes, "r15-absence-deletes"),
+        (Mutation::TombstoneOfThePast, "r15-tombstone-of-the-past"),
+        (Mutation::ForgetWithoutCheckpoint, "r20-forget-without-checkpoint"),
+        (Mutation::SealBeforeSidecar, "r22-seal-before-sidecar"),
     ];
 }
 

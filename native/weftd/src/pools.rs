@@ -36,7 +36,7 @@ use weft_proto::log::{
     Recovered, ReplicaKey, recover,
 };
 use weft_proto::message::{Refusal, Request, Response, Watermark};
-use weft_proto::mutants::Broken;
+use weft_proto::mutants::{Broken, Mutation};
 use weft_proto::payload::Payload as _;
 use weft_proto::record::Record;
 use weft_proto::replica::{Action, AttachmentId, DiskDone, DiskError, Replica, ReplicaConfig, Token};
@@ -179,6 +179,7 @@ pub struct Pools {
     trash_due: Instant,
     /// The store is behind the watermark: the trash is not emptied (R15).
     rolled_back: bool,
+    broken: Broken,
 }
 
 #[derive(Debug)]
@@ -206,6 +207,7 @@ struct Pool {
     look: Option<Look>,
     log: Option<Log>,
     known_durable: u64,
+    broken: Broken,
     replicas: BTreeMap<ReplicaKey, Slotted>,
     /// Checkpoint files of replicas that are being read in.
     loading: BTreeMap<ReplicaKey, [Option<IoBuf>; 2]>,
@@ -365,9 +367,15 @@ impl Pools {
             next_space: 0,
             trash_due: Instant(0),
             rolled_back: false,
+            broken: Broken::default(),
             out: VecDeque::new(),
             saved,
         })
+    }
+
+    /// With a rule broken, before anything is configured; no build of the daemon can break one.
+    pub fn set_broken(&mut self, broken: Broken) {
+        self.broken = broken;
     }
 
     /// Starts every known pool for this cluster and host.
@@ -397,6 +405,7 @@ impl Pools {
         let space =
             Part::Pool.space(u8::try_from(index).expect("fewer than 256 pools are opened by one process"));
         let mut pool = Pool::new(id, path, phase, space);
+        pool.broken = self.broken;
         pool.known_durable = self.kept_logs.get(&id).map_or(0, |seq| seq.0);
         pool.served = self.kept_starts.get(&id).copied().unwrap_or_default();
         self.pools.entry(id).or_insert(pool);
@@ -727,6 +736,7 @@ impl Pools {
 
     /// The store answered [`PoolsCall::Trash`]: decides, and takes the replica out of service in the same moment.
     pub fn handle_trash_read(&mut self, key: ReplicaKey, result: Result<Option<Entry>, ReadError>) {
+        let broken = self.broken;
         let Some(pool) = self.pools.values_mut().find(|p| p.trashing.contains_key(&key)) else { return };
         let Some(trashing) = pool.trashing.remove(&key) else { return };
         let stay = |answer: Answer, reason: String| {
@@ -757,6 +767,8 @@ impl Pools {
             false => Record::parse(&kept.record).map(Some),
         };
         let verdict = match kept {
+            _ if present.is_none() && broken.is(Mutation::AbsenceDeletes) => Ok(()),
+            Ok(_) if broken.is(Mutation::TombstoneOfThePast) => may_trash(None, present.as_ref(), key.rid),
             Ok(kept) => may_trash(kept.as_ref(), present.as_ref(), key.rid),
             Err(error) => Err(format!("the record that the replica keeps: {error}")),
         };
@@ -1393,6 +1405,7 @@ impl Pool {
             look: None,
             log: None,
             known_durable: 0,
+            broken: Broken::default(),
             replicas: BTreeMap::new(),
             loading: BTreeMap::new(),
             unfinished: Vec::new(),
@@ -1775,7 +1788,7 @@ impl Pool {
             watermark,
             lossy,
             cached: record.is_some_and(|r| r.policy.ack == weft_proto::record::Ack::Cached),
-            broken: Broken::default(),
+            broken: self.broken,
         };
         let mut machine = Replica::new(config, durable);
         machine.handle_free_bytes(self.free);
@@ -1905,6 +1918,10 @@ impl Pool {
     fn begin_checkpoints(&mut self) {
         if self.checkpointing.is_none() && !self.log.as_ref().is_none_or(Log::is_poisoned) {
             self.checkpointing = Some(self.replicas.keys().copied().collect());
+            if self.broken.is(Mutation::ForgetWithoutCheckpoint) {
+                self.checkpointing = Some(VecDeque::new());
+                self.replicas.values_mut().for_each(|slot| slot.log_seq = u64::MAX);
+            }
             self.next_checkpoint();
         }
     }
