@@ -9,6 +9,9 @@ use crate::core::{self, LateSwaps, Rollback};
 use crate::explore::{Report, Walks, search, walk};
 use crate::{disk, lease, pool, register, size, snapshot, trash};
 
+/// States within which a short counter-example is found.
+pub(crate) const SMALL: usize = 1_000_000;
+
 /// A model with its bounds.
 #[derive(Debug, Clone, Copy)]
 pub enum Setup {
@@ -229,6 +232,18 @@ const BEATING: lease::Config = lease::Config { heartbeats: true, ..LEASE };
 const CHAIN: lease::Config = lease::Config { sessions: 3, ..LEASE };
 const HANDOVER: lease::Config = lease::Config { handover: true, strict: true, ..LEASE };
 
+impl Case {
+    /// A case whose states are few, one that breaks a rule most of the time.
+    pub(crate) const fn small(
+        name: &'static str,
+        rule: &'static str,
+        setup: Setup,
+        expected: Expected,
+    ) -> Case {
+        Case { name, rule, setup, max_states: SMALL, expected }
+    }
+}
+
 const fn broken(
     name: &'static str,
     rule: &'static str,
@@ -253,7 +268,8 @@ const fn broken_lease(
     Case { name, rule, setup, max_states, expected }
 }
 
-const fn unbroken(
+/// A case with every rule in force.
+pub(crate) const fn unbroken(
     name: &'static str,
     rule: &'static str,
     setup: Setup,
@@ -273,7 +289,7 @@ pub fn all() -> impl Iterator<Item = &'static Case> {
 /// Cases of core and lease: first the table of protocol.md 4.12, then what came after it, then R9, then the unbroken runs.
 pub const CASES: &[Case] = &[
     // The table of 4.12.
-    broken("no-union", "R4 source stamps only", CORE, core::Mutation::NoUnion, 1_000_000, 17),
+    broken("no-union", "R4 source stamps only", CORE, core::Mutation::NoUnion, SMALL, 17),
     broken(
         "read-before-reconcile",
         "R5 read before reconcile",
@@ -292,7 +308,7 @@ pub const CASES: &[Case] = &[
     ),
     broken("admit-early", "R3 admit early", CORE, core::Mutation::AdmitEarly, 500_000, 15),
     broken("no-fence", "R1 no fence", CORE, core::Mutation::NoFence, 100_000, 10),
-    broken("base-current", "R2 base := current generation", CORE, core::Mutation::BaseCurrent, 1_000_000, 17),
+    broken("base-current", "R2 base := current generation", CORE, core::Mutation::BaseCurrent, SMALL, 17),
     broken("stamp-after-data", "R6 stamp after data", CORE, core::Mutation::StampAfterData, 100_000, 10),
     broken("seal-early", "R7 seal with a write in flight", CORE, core::Mutation::SealEarly, 100_000, 12),
     broken(
@@ -334,7 +350,7 @@ pub const CASES: &[Case] = &[
         "R3 a dropped join leaves its attachment alive",
         BEST_EFFORT,
         core::Mutation::DropKeepsAttachment,
-        1_000_000,
+        SMALL,
         26,
     ),
     broken(
@@ -375,7 +391,7 @@ pub const CASES: &[Case] = &[
         "R17 sealing k drops the fine bitmap of k + 1",
         core::Config { sessions: 1, ..FINE },
         core::Mutation::FineBitmapDropped,
-        1_000_000,
+        SMALL,
         19,
     ),
     broken(
@@ -400,7 +416,7 @@ pub const CASES: &[Case] = &[
         "4.18 from cached to durable without a flush",
         ACK,
         core::Mutation::AckWithoutFlush,
-        1_000_000,
+        SMALL,
         12,
     ),
     broken(
@@ -408,7 +424,7 @@ pub const CASES: &[Case] = &[
         "4.18 cached acknowledgements of a write in flight count after the change",
         ACK,
         core::Mutation::AckInFlight,
-        1_000_000,
+        SMALL,
         14,
     ),
     broken(
@@ -416,7 +432,7 @@ pub const CASES: &[Case] = &[
         "4.18 acknowledged from the cache before the swap",
         core::Config { cached: false, ..ACK },
         core::Mutation::AckBeforeSwap,
-        1_000_000,
+        SMALL,
         10,
     ),
     // Partial fills.
@@ -447,7 +463,7 @@ pub const CASES: &[Case] = &[
             mutation: Some(core::Mutation::FillSurvivesForce),
             ..FORCE
         }),
-        max_states: 1_000_000,
+        max_states: SMALL,
         expected: Expected::Walked(2, 36),
     },
     broken(
@@ -455,7 +471,7 @@ pub const CASES: &[Case] = &[
         "R21 intervals begin anew within an epoch",
         core::Config { renew: true, ..CORE },
         core::Mutation::IntervalWraps,
-        1_000_000,
+        SMALL,
         13,
     ),
     // Rebuild of the store.
@@ -464,7 +480,7 @@ pub const CASES: &[Case] = &[
         "4.15 an owner goes on without the promises to its new record",
         REBUILT,
         core::Mutation::RebuildWithoutWait,
-        1_000_000,
+        SMALL,
         15,
     ),
     broken(
@@ -472,7 +488,7 @@ pub const CASES: &[Case] = &[
         "S15 a repair goes on whoever has not answered",
         REBUILT,
         core::Mutation::RepairWithoutAssent,
-        1_000_000,
+        SMALL,
         16,
     ),
     broken(
@@ -480,7 +496,7 @@ pub const CASES: &[Case] = &[
         "4.15 by the letter: a repair waits only for those named in sync",
         core::Config { in_sync: 0b001, ..REBUILT },
         core::Mutation::RepairMembersOnly,
-        1_000_000,
+        SMALL,
         18,
     ),
     broken(
@@ -488,7 +504,7 @@ pub const CASES: &[Case] = &[
         "4.15 members don't get to know of a replica that is added",
         core::Config { in_sync: 0b001, adds: true, ..REBUILT },
         core::Mutation::AddKeepsEpoch,
-        1_000_000,
+        SMALL,
         19,
     ),
     // Lineage and quarantine.
@@ -513,7 +529,7 @@ pub const CASES: &[Case] = &[
         "R24 a replica that lost its stamps is used as before",
         core::Config { damage: true, ..CORE },
         core::Mutation::QuarantineReused,
-        1_000_000,
+        SMALL,
         11,
     ),
     // R9.
@@ -594,7 +610,7 @@ pub const CASES: &[Case] = &[
         "R9 a lease from one member is enough",
         BEATING,
         lease::Mutation::LeaseAnyMember,
-        1_000_000,
+        SMALL,
         Expected::Steps(15),
     ),
     broken_lease(
@@ -650,7 +666,7 @@ pub const CASES: &[Case] = &[
         "R2 a member of unsettled removal is read: harmless under the rest of R9",
         lease::Config { reconfigure: true, strict: true, ..LEASE },
         lease::Mutation::ReadsRemoved,
-        1_000_000,
+        SMALL,
         Expected::Exhausted,
     ),
     broken_lease(
@@ -736,21 +752,21 @@ pub const CASES: &[Case] = &[
         "core-three-replicas",
         "three replicas",
         Setup::Core(core::Config { replicas: 3, ..TWO_BLOCKS }),
-        1_000_000,
+        SMALL,
         Expected::Bounded,
     ),
-    unbroken("core-late", "R14", Setup::Core(LATE), 1_000_000, Expected::Bounded),
-    unbroken("core-best-effort", "R3", Setup::Core(BEST_EFFORT), 1_000_000, Expected::Exhausted),
-    unbroken("core-rescue", "R23", Setup::Core(RESCUE), 1_000_000, Expected::Bounded),
+    unbroken("core-late", "R14", Setup::Core(LATE), SMALL, Expected::Bounded),
+    unbroken("core-best-effort", "R3", Setup::Core(BEST_EFFORT), SMALL, Expected::Exhausted),
+    unbroken("core-rescue", "R23", Setup::Core(RESCUE), SMALL, Expected::Bounded),
     unbroken(
         "core-rescue-open",
         "R23 at an open",
         Setup::Core(core::Config { rescue_open: true, blocks: 2, ..RESCUE }),
-        1_000_000,
+        SMALL,
         Expected::Bounded,
     ),
-    unbroken("core-cached", "R8", Setup::Core(CACHED), 1_000_000, Expected::Bounded),
-    unbroken("core-fine-bitmap", "R17 and 4.13", Setup::Core(FINE), 1_000_000, Expected::Bounded),
+    unbroken("core-cached", "R8", Setup::Core(CACHED), SMALL, Expected::Bounded),
+    unbroken("core-fine-bitmap", "R17 and 4.13", Setup::Core(FINE), SMALL, Expected::Bounded),
     unbroken(
         "core-ack-mode",
         "4.18 changes of the ack mode",

@@ -9,7 +9,7 @@
 //! - what was acknowledged, or what the disk held when a promise was given, stays until the owner writes again (I5);
 //! - a sound block whose region is sealed has a checksum that fits (no false alarm of bit rot).
 
-use crate::cases::{Case, Expected, Setup};
+use crate::cases::{Case, Expected, SMALL, Setup};
 use crate::explore::{Counted, Event, Model, Violation};
 
 const MAX_QUEUE: usize = 3;
@@ -331,7 +331,7 @@ const fn case(
     mutation: Option<Mutation>,
     expected: Expected,
 ) -> Case {
-    Case { name, rule, setup: Setup::Disk(Config { mutation, ..BOUNDS }), max_states: 1_000_000, expected }
+    Case::small(name, rule, Setup::Disk(Config { mutation, ..BOUNDS }), expected)
 }
 
 /// Every mutation's case, and the bounds of the unbroken runs.
@@ -388,7 +388,7 @@ pub const CASES: &[Case] = &[
         name: "disk",
         rule: "R1, R13, R19, R22: four writes, four faults",
         setup: Setup::Disk(Config { writes: 4, faults: 4, ..BOUNDS }),
-        max_states: 1_000_000,
+        max_states: SMALL,
         expected: Expected::Exhausted,
     },
 ];

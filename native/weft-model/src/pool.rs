@@ -279,7 +279,7 @@ const fn case(
     mutation: Option<Mutation>,
     expected: Expected,
 ) -> Case {
-    Case { name, rule, setup: Setup::Pool(Config { mutation, ..config }), max_states: 1_000_000, expected }
+    Case::small(name, rule, Setup::Pool(Config { mutation, ..config }), expected)
 }
 
 /// Every mutation's case, and the bounds of the unbroken runs.

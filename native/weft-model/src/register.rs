@@ -12,7 +12,7 @@
 
 use core::fmt::Write as _;
 
-use crate::cases::{Case, Expected, Setup};
+use crate::cases::{Case, Expected, SMALL, Setup, unbroken};
 use crate::explore::{Counted, Event, Model, Violation};
 use crate::mask::Mask;
 
@@ -582,17 +582,7 @@ const fn broken(
     expected: Expected,
 ) -> Case {
     let setup = Setup::Register(Config { mutation: Some(mutation), ..config });
-    Case { name, rule, setup, max_states: 1_000_000, expected }
-}
-
-const fn unbroken(
-    name: &'static str,
-    rule: &'static str,
-    config: Config,
-    max_states: usize,
-    expected: Expected,
-) -> Case {
-    Case { name, rule, setup: Setup::Register(config), max_states, expected }
+    Case::small(name, rule, setup, expected)
 }
 
 /// Every mutation's case, and the bounds of the unbroken runs.
@@ -681,33 +671,45 @@ pub const CASES: &[Case] = &[
         Mutation::AnswersAcrossChange,
         Expected::Steps(18),
     ),
-    unbroken("register", "4.17, two writers, one request given up", STEADY, 3_000_000, Expected::Exhausted),
-    unbroken("register-change", "4.17, a change of replicas", CHANGING, 3_000_000, Expected::Exhausted),
+    unbroken(
+        "register",
+        "4.17, two writers, one request given up",
+        Setup::Register(STEADY),
+        3_000_000,
+        Expected::Exhausted,
+    ),
+    unbroken(
+        "register-change",
+        "4.17, a change of replicas",
+        Setup::Register(CHANGING),
+        3_000_000,
+        Expected::Exhausted,
+    ),
     unbroken(
         "register-lost-disk",
         "4.17, a lost disk and its return",
-        LOSING,
+        Setup::Register(LOSING),
         3_000_000,
         Expected::Exhausted,
     ),
     unbroken(
         "register-change-and-loss",
         "4.17, one host, a change of replicas and a lost disk",
-        Config { clients: 1, losses: 1, ..CHANGING },
-        1_000_000,
+        Setup::Register(Config { clients: 1, losses: 1, ..CHANGING }),
+        SMALL,
         Expected::Exhausted,
     ),
     unbroken(
         "register-two-changes",
         "4.17, one host, two changes, the first may die half-way",
-        Config { clients: 1, changes: 2, ..CHANGING },
+        Setup::Register(Config { clients: 1, changes: 2, ..CHANGING }),
         500_000,
         Expected::Bounded,
     ),
     unbroken(
         "register-everything",
         "4.17, two hosts, two changes, a lost disk, a request given up",
-        Config { changes: 2, losses: 1, given_up: 1, writes: 2, ..CHANGING },
+        Setup::Register(Config { changes: 2, losses: 1, given_up: 1, writes: 2, ..CHANGING }),
         500_000,
         Expected::Bounded,
     ),

@@ -252,7 +252,7 @@ const fn case(
     mutation: Option<Mutation>,
     expected: Expected,
 ) -> Case {
-    Case { name, rule, setup: Setup::Size(Config { mutation, ..BOUNDS }), max_states: 1_000_000, expected }
+    Case::small(name, rule, Setup::Size(Config { mutation, ..BOUNDS }), expected)
 }
 
 /// Every mutation's case, and the bounds of the unbroken runs.

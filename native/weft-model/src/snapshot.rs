@@ -14,7 +14,7 @@
 
 use core::fmt::Write as _;
 
-use crate::cases::{Case, Expected, Setup};
+use crate::cases::{Case, Expected, SMALL, Setup, unbroken};
 use crate::explore::{Counted, Event, Model, Violation};
 use crate::mask::Mask;
 
@@ -771,17 +771,7 @@ const fn broken(
     expected: Expected,
 ) -> Case {
     let setup = Setup::Snapshot(Config { mutation: Some(mutation), ..config });
-    Case { name, rule, setup, max_states: 1_000_000, expected }
-}
-
-const fn unbroken(
-    name: &'static str,
-    rule: &'static str,
-    config: Config,
-    max_states: usize,
-    expected: Expected,
-) -> Case {
-    Case { name, rule, setup: Setup::Snapshot(config), max_states, expected }
+    Case::small(name, rule, setup, expected)
 }
 
 /// Every mutation's case, and the bounds of the unbroken runs.
@@ -891,26 +881,32 @@ pub const CASES: &[Case] = &[
         Mutation::GroupTwoSwaps,
         Expected::Steps(12),
     ),
-    unbroken("snapshot", "4.19, two attempts, two owners", ONE, 3_000_000, Expected::Exhausted),
+    unbroken(
+        "snapshot",
+        "4.19, two attempts, two owners",
+        Setup::Snapshot(ONE),
+        3_000_000,
+        Expected::Exhausted,
+    ),
     unbroken(
         "snapshot-janitor",
         "4.19 with R15's janitor",
-        Config { attempts: 1, ..JANITOR },
-        1_000_000,
+        Setup::Snapshot(Config { attempts: 1, ..JANITOR }),
+        SMALL,
         Expected::Exhausted,
     ),
     unbroken(
         "snapshot-lost-store",
         "4.19 with R15, a store that is lost and rebuilt",
-        LOST,
+        Setup::Snapshot(LOST),
         500_000,
         Expected::Bounded,
     ),
     unbroken(
         "snapshot-group",
         "4.19, two volumes of one guest",
-        Config { sessions: 2, max_epoch: 2, ..GROUP },
-        1_000_000,
+        Setup::Snapshot(Config { sessions: 2, max_epoch: 2, ..GROUP }),
+        SMALL,
         Expected::Exhausted,
     ),
 ];

@@ -282,7 +282,7 @@ const fn case(
     mutation: Option<Mutation>,
     expected: Expected,
 ) -> Case {
-    Case { name, rule, setup: Setup::Trash(Config { mutation, ..config }), max_states: 1_000_000, expected }
+    Case::small(name, rule, Setup::Trash(Config { mutation, ..config }), expected)
 }
 
 /// Every mutation's case, and the bounds of the unbroken runs.
