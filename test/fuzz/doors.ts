@@ -2,12 +2,14 @@
 import { openCli } from "./cli.ts";
 import { openDaemonLines } from "./daemon-lines.ts";
 import type { OpenDoor } from "./door.ts";
+import { openJoinToken } from "./join-token.ts";
 import { openRest } from "./rest.ts";
 import { openStoreValues } from "./store-values.ts";
 
 export const doors: ReadonlyMap<string, () => Promise<OpenDoor>> = new Map([
   ["cli", openCli],
   ["daemon-lines", openDaemonLines],
+  ["join-token", openJoinToken],
   ["rest", openRest],
   ["store-values", openStoreValues],
 ]);

@@ -85,6 +85,7 @@ const kinds = {
   "E-REPL-05": degraded,
   "E-POOL-04": refused,
   "E-POOL-06": degraded,
+  "E-TOKEN-01": { culprit: "caller", exit: 1, status: 400 },
 } as const satisfies Readonly<Record<string, Kind>>;
 
 export type KnownCode = keyof typeof kinds;
