@@ -12,6 +12,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 import * as fc from "fast-check";
+import { z } from "zod";
 
 import { DaemonClient } from "../../src/core/wire/daemon-client.ts";
 import { isWeftError } from "../../src/core/wire/errors.ts";
@@ -27,6 +28,8 @@ const good = [
   { id: null, error: { code: "E-ARG-02", message: "no line", facts: {} } },
   { event: "session.changed", data: { volume: "6c1f0a52-3b1d-4e0b-9d52-6f3a0c9e1b77" } },
 ] as const;
+
+const errorLine = z.object({ error: z.object({ code: z.string() }) });
 
 type Input = { readonly lines: readonly string[]; readonly cut: number; readonly end: boolean };
 
@@ -73,10 +76,23 @@ async function call(socketPath: string, input: Input): Promise<void> {
     await client.call("pool.list", {});
   } catch (error) {
     if (!isWeftError(error)) throw error;
-    const passed = input.lines.some((line) => line.includes(error.code));
+    const passed = arrived(input.lines).some((line) => codeOf(line) === error.code);
     if (!passed && !/^E-AGENT-05$/.test(error.code)) throw error;
   } finally {
     client.close();
+  }
+}
+
+/** The lines as the client has them: what is no UTF-8 was replaced on the way. */
+function arrived(lines: readonly string[]): readonly string[] {
+  return lines.join("\n").toWellFormed().split("\n");
+}
+
+function codeOf(line: string): unknown {
+  try {
+    return errorLine.safeParse(JSON.parse(line)).data?.error.code;
+  } catch {
+    return undefined;
   }
 }
 
