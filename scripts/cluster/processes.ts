@@ -43,15 +43,18 @@ export function pidsInNetwork(namespace: string): readonly number[] {
 }
 
 /**
- * Processes that carry this setting in their environment, or that were told a file below this directory: the agent
- * starts etcd with an environment of its own.
+ * Processes that carry this setting in their environment, or that were told a path below this directory, as a word or as
+ * the value of a flag: the agent starts etcd with an environment of its own.
  */
 export function pidsMarked(mark: { readonly setting: string; readonly below: string }): readonly number[] {
   return allPids().filter((pid) => {
     if (pid === process.pid) return false;
     const environment = read(`/proc/${pid}/environ`)?.split("\0") ?? [];
     const words = read(`/proc/${pid}/cmdline`)?.split("\0") ?? [];
-    return environment.includes(mark.setting) || words.some((word) => word.startsWith(`${mark.below}/`));
+    return (
+      environment.includes(mark.setting) ||
+      words.some((word) => word.replace(/^--[a-z-]+=/, "").startsWith(`${mark.below}/`))
+    );
   });
 }
 

@@ -24,7 +24,7 @@ const greeter = `
   import { writeFileSync } from "node:fs";
   import { createServer } from "node:net";
   const [name, address, ready, state] = process.argv.slice(1);
-  const child = ["-e", "setInterval(() => {}, 1e6)", state + "/etcd.conf"];
+  const child = ["-e", "setInterval(() => {}, 1e6)", "--", "--data-dir=" + state + "/etcd"];
   spawn(process.execPath, child, { detached: true, stdio: "ignore", env: {} }).unref();
   createServer((socket) => socket.on("error", () => {}).end(name)).listen(7400, address, () => writeFileSync(ready, ""));
 `;

@@ -1,9 +1,13 @@
 /**
- * The etcd of this host: its configuration, its process. Detached: a restart of the agent never touches it.
+ * The etcd of this host: its plan, its process. Detached: a restart of the agent never touches it.
+ *
+ * The plan is a file of ours, `etcd.json`, and etcd is started by flags made from it. etcd's own `--config-file` is not
+ * used: beside it all flags are ignored, and a revocation list (`--client-crl-file`) can be given by flag only
+ * (2026-11, etcd 3.4.23: named in the file it was ignored without a word).
  *
  * Must always hold:
  * - it listens on the host's cluster address only;
- * - a process is believed to be ours only if its command line names our configuration file (pids are reused);
+ * - a process is believed to be ours only if its command line names our data directory (pids are reused);
  * - data of an old membership is moved aside, never deleted, before a new one begins.
  */
 import { spawn } from "node:child_process";
@@ -35,7 +39,19 @@ export type EtcdStart = {
   readonly initialState: "new" | "existing";
 };
 
-const configJson = z.looseObject({ name: z.string(), "data-dir": z.string() });
+const planJson = z.looseObject({
+  name: z.string().min(1),
+  /** Where it listens for clients, and what it tells them. */
+  clientUrl: z.url(),
+  peerUrl: z.url(),
+  initialCluster: z.string().min(1),
+  initialState: z.enum(["new", "existing"]),
+  /** The cluster's id: members of another cluster are refused. */
+  token: z.string().min(1),
+});
+
+/** How this host's etcd is started: `etcd.json` of the state directory (0600). Unknown fields are kept. */
+export type EtcdPlan = z.output<typeof planJson>;
 
 export class EtcdProcess {
   readonly #stateDir: string;
@@ -56,8 +72,8 @@ export class EtcdProcess {
     return join(this.#stateDir, "etcd.log");
   }
 
-  get #configPath(): string {
-    return join(this.#stateDir, "etcd.conf.json");
+  get #planPath(): string {
+    return join(this.#stateDir, "etcd.json");
   }
 
   get #pidPath(): string {
@@ -66,18 +82,7 @@ export class EtcdProcess {
 
   /** Whether this host was made a member once (and not removed since). */
   async isConfigured(): Promise<boolean> {
-    try {
-      configJson.parse(JSON.parse(await readFile(this.#configPath, "utf8")));
-      return true;
-    } catch (error) {
-      if (isMissing(error)) return false;
-      throw new WeftError({
-        code: "E-STORE-09",
-        message: `${this.#configPath} can't be understood.`,
-        facts: { path: this.#configPath },
-        cause: error,
-      });
-    }
+    return (await this.#readPlan()) !== null;
   }
 
   /** Whether data of a member is there. */
@@ -91,8 +96,7 @@ export class EtcdProcess {
 
   /** `client` is where clients reach it, when that is not the host's usual address. */
   async configure(start: EtcdStart, client: string = clientUrl(start.identity.address)): Promise<void> {
-    const config = etcdConfig(start, this.dataDir, client);
-    await writeDurably(this.#configPath, `${JSON.stringify(config, null, 2)}\n`);
+    await writeDurably(this.#planPath, `${JSON.stringify(etcdPlan(start, client), null, 2)}\n`);
   }
 
   /** Adopts the running process, or starts one. */
@@ -126,7 +130,7 @@ export class EtcdProcess {
   /** This host isn't a member any more: its process ends, its data goes aside. */
   async retire(): Promise<void> {
     await this.stop();
-    await rm(this.#configPath, { force: true });
+    await rm(this.#planPath, { force: true });
     await this.setAside();
   }
 
@@ -138,13 +142,54 @@ export class EtcdProcess {
     }
   }
 
+  /** Null: this host has no member. */
+  async #readPlan(): Promise<EtcdPlan | null> {
+    let text: string;
+    try {
+      text = await readFile(this.#planPath, "utf8");
+    } catch (error) {
+      if (!isMissing(error)) throw cannotRead(this.#planPath, error);
+      await this.#refuseOlder();
+      return null;
+    }
+    try {
+      return planJson.parse(JSON.parse(text));
+    } catch (error) {
+      throw cannotRead(this.#planPath, error);
+    }
+  }
+
+  /**
+   * A state directory of before the first release: its etcd was started by a configuration file, and may still run
+   * where we would not know it by its command line. It is not taken over, and its data is not touched.
+   */
+  async #refuseOlder(): Promise<void> {
+    const path = join(this.#stateDir, "etcd.conf.json");
+    try {
+      await stat(path);
+    } catch (error) {
+      if (isMissing(error)) return;
+      throw cannotRead(path, error);
+    }
+    throw new WeftError({
+      code: "E-STORE-09",
+      message: `${path} is of an older weft, whose store this version can't take over.`,
+      facts: { path },
+      safe: "Nothing was changed.",
+      do: [{ why: "End its etcd, move the state directory aside, and begin anew", command: "weft init" }],
+    });
+  }
+
   async #start(): Promise<number> {
+    const plan = await this.#readPlan();
+    // Who starts it has made it a member before.
+    if (plan === null) throw new Error(`no ${this.#planPath}: this host is no member of the store`);
     await mkdir(this.dataDir, { recursive: true, mode: 0o700 });
     await chmod(this.dataDir, 0o700);
     await mkdir(this.#runDir, { recursive: true });
     const log = await open(this.logPath, "a", 0o600);
     try {
-      const child = spawn(this.#program, ["--config-file", this.#configPath], {
+      const child = spawn(this.#program, etcdArguments(plan, this.dataDir), {
         detached: true,
         stdio: ["ignore", log.fd, log.fd],
         env: { PATH: process.env["PATH"] ?? "" },
@@ -166,43 +211,58 @@ export class EtcdProcess {
     try {
       const state = (await readFile(`/proc/${pid}/stat`, "utf8")).split(") ").at(-1) ?? "";
       const args = (await readFile(`/proc/${pid}/cmdline`, "utf8")).split("\0");
-      return !state.startsWith("Z") && args.includes(this.#configPath);
+      return !state.startsWith("Z") && args.includes(dataDirFlag(this.dataDir));
     } catch {
       return false;
     }
   }
 }
 
-/** As architecture.md decides it: heartbeat 100 ms, election 500 ms, compaction and quota from the start. */
-export function etcdConfig(
-  { identity, initialCluster, initialState }: EtcdStart,
-  dataDir: string,
-  client: string,
-): unknown {
-  const peer = peerUrl(identity.address);
+function etcdPlan({ identity, initialCluster, initialState }: EtcdStart, client: string): EtcdPlan {
   return {
     name: identity.host,
-    "data-dir": dataDir,
-    "listen-client-urls": client,
-    "advertise-client-urls": client,
-    "listen-peer-urls": peer,
-    "initial-advertise-peer-urls": peer,
-    "initial-cluster": initialCluster,
-    "initial-cluster-state": initialState,
-    "initial-cluster-token": identity.cluster,
-    // etcd then refuses to add a voter until all members have been connected for 5 s: worth the wait.
-    "strict-reconfig-check": true,
-    // 2026-11: on by default as a flag, off by default in a configuration file (etcd 3.4.23): all our calls were 404.
-    "enable-grpc-gateway": true,
-    "heartbeat-interval": 100,
-    "election-timeout": 500,
-    "auto-compaction-mode": "periodic",
-    "auto-compaction-retention": "1h",
-    "quota-backend-bytes": Number(QUOTA_BYTES),
-    logger: "zap",
-    "log-level": "warn",
-    "log-outputs": ["stderr"],
+    clientUrl: client,
+    peerUrl: peerUrl(identity.address),
+    initialCluster,
+    initialState,
+    token: identity.cluster,
   };
+}
+
+/**
+ * The command line of etcd, each argument with its value (`--name=…`), so that no value can be read as a flag.
+ *
+ * As architecture.md decides it: heartbeat 100 ms, election 500 ms, compaction and quota from the start.
+ */
+export function etcdArguments(plan: EtcdPlan, dataDir: string): readonly string[] {
+  return [
+    `--name=${plan.name}`,
+    dataDirFlag(dataDir),
+    `--listen-client-urls=${plan.clientUrl}`,
+    `--advertise-client-urls=${plan.clientUrl}`,
+    `--listen-peer-urls=${plan.peerUrl}`,
+    `--initial-advertise-peer-urls=${plan.peerUrl}`,
+    `--initial-cluster=${plan.initialCluster}`,
+    `--initial-cluster-state=${plan.initialState}`,
+    `--initial-cluster-token=${plan.token}`,
+    // etcd then refuses to add a voter until all members have been connected for 5 s: worth the wait.
+    "--strict-reconfig-check=true",
+    // All our calls go there.
+    "--enable-grpc-gateway=true",
+    "--heartbeat-interval=100",
+    "--election-timeout=500",
+    "--auto-compaction-mode=periodic",
+    "--auto-compaction-retention=1h",
+    `--quota-backend-bytes=${QUOTA_BYTES}`,
+    "--logger=zap",
+    "--log-level=warn",
+    "--log-outputs=stderr",
+  ];
+}
+
+/** By this argument our process is known among all others. */
+function dataDirFlag(dataDir: string): string {
+  return `--data-dir=${dataDir}`;
 }
 
 export function clientUrl(address: string): string {
@@ -227,6 +287,16 @@ function signal(pid: number, name: NodeJS.Signals): void {
 
 function isMissing(error: unknown): boolean {
   return error instanceof Error && "code" in error && error.code === "ENOENT";
+}
+
+function cannotRead(path: string, cause: unknown): WeftError {
+  return new WeftError({
+    code: "E-STORE-09",
+    message: `${path} can't be read or understood.`,
+    facts: { path },
+    safe: "Nothing was changed.",
+    cause,
+  });
 }
 
 function cannotStart(program: string, log: string, cause: Error): WeftError {

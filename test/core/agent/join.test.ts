@@ -35,10 +35,10 @@ void t.test("init: cut short before the store runs, it continues with the same i
   t.equal(made.id, intent?.cluster);
   t.equal(made.host, intent?.host);
   t.equal(await files.readIntent(), null);
-  const config: unknown = JSON.parse(await readFile(join(host.stateDir, "etcd.conf.json"), "utf8"));
-  t.match(config, {
-    "listen-client-urls": `http://${host.address}:7402`,
-    "listen-peer-urls": `http://${host.address}:7403`,
+  const plan: unknown = JSON.parse(await readFile(join(host.stateDir, "etcd.json"), "utf8"));
+  t.match(plan, {
+    clientUrl: `http://${host.address}:7402`,
+    peerUrl: `http://${host.address}:7403`,
   });
 });
 
