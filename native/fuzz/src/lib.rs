@@ -12,6 +12,7 @@ pub mod checkpoint;
 pub mod control;
 pub mod input;
 pub mod log;
+pub mod mac_frames;
 pub mod messages;
 pub mod nbd;
 pub mod record;
@@ -22,10 +23,11 @@ pub mod superblock;
 pub mod wire;
 
 /// The doors, by the names of their folders in `corpus/` and of their programs.
-pub const TARGETS: [(&str, fn(&[u8])); 10] = [
+pub const TARGETS: [(&str, fn(&[u8])); 11] = [
     ("checkpoint", checkpoint::run),
     ("control", control::run),
     ("log", log::run),
+    ("mac_frames", mac_frames::run),
     ("nbd", nbd::run),
     ("record", record::run),
     ("replica", replica::run),
