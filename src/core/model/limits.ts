@@ -21,6 +21,10 @@ export const DEGRADED_OPEN_MS = 60 * 1000;
 /** An asked-for change that did not show up is asked for again; every one is idempotent. */
 export const ASK_AGAIN_MS = 15_000;
 
+/** Certificates begin this much before they are made, and are remembered this much after their end: a clock may be
+ * wrong by a day, and by an hour more for a time zone taken for UTC. */
+export const CLOCK_SLACK_MS = 25 * 3600 * 1000;
+
 /** Kept free in each pool for the log, checkpoints and stamps that every later repair needs (protocol.md R20). */
 export function poolReserveBytes(totalBytes: bigint): bigint {
   const twentieth = totalBytes / 20n;

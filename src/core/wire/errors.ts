@@ -68,6 +68,8 @@ const kinds = {
   "E-HOST-08": user,
   "E-HOST-09": away,
   "E-HOST-10": refused,
+  "E-HOST-14": refused,
+  "E-HOST-15": refused,
   "E-VOL-01": user,
   "E-VOL-02": user,
   "E-VOL-03": user,
@@ -85,6 +87,8 @@ const kinds = {
   "E-REPL-05": degraded,
   "E-POOL-04": refused,
   "E-POOL-06": degraded,
+  "E-TRUST-01": refused,
+  "E-TRUST-02": refused,
   "E-TOKEN-01": { culprit: "caller", exit: 1, status: 400 },
 } as const satisfies Readonly<Record<string, Kind>>;
 
