@@ -19,6 +19,7 @@ ip:iproute2
 iptables:iptables
 nsenter:util-linux
 git:git
+openssl:openssl
 '
 
 missing_packages() {

@@ -1,0 +1,67 @@
+/**
+ * What a certificate says, read by Node: whose key it is, which names it has, who signed it.
+ *
+ * Must always hold: a key is known by the hash of its public half (KID), never by a name or an address.
+ */
+import { createHash, X509Certificate } from "node:crypto";
+import type { KeyObject } from "node:crypto";
+
+import type { CertFacts } from "../model/trust.ts";
+
+/** KID: SHA-256 of the public key (SubjectPublicKeyInfo, DER), lower-case hex. */
+export function kidOf(publicKey: KeyObject): string {
+  return createHash("sha256")
+    .update(publicKey.export({ type: "spki", format: "der" }))
+    .digest("hex");
+}
+
+/** The certificate of a PEM block; null: it is none, or there is more than one. */
+export function readCertificate(pem: string): X509Certificate | null {
+  if (pem.split("-----BEGIN").length !== 2) return null;
+  try {
+    return new X509Certificate(pem);
+  } catch {
+    return null;
+  }
+}
+
+/** ECDSA on P-256 is what hosts and authorities have; other keys are nobody's. */
+export function isP256(key: KeyObject): boolean {
+  return key.asymmetricKeyType === "ec" && key.asymmetricKeyDetails?.namedCurve === "prime256v1";
+}
+
+const SERVER_AUTH = "1.3.6.1.5.5.7.3.1";
+const CLIENT_AUTH = "1.3.6.1.5.5.7.3.2";
+
+/** What the model judges a peer by. Signatures are verified here, against every one of `authorities` until one fits. */
+export function factsOf(
+  certificate: X509Certificate,
+  authorities: readonly { readonly kid: string; readonly pem: string }[],
+): CertFacts {
+  const usages = certificate.keyUsage ?? [];
+  return {
+    kid: kidOf(certificate.publicKey),
+    uris: urisOf(certificate.subjectAltName),
+    notBeforeMs: Date.parse(certificate.validFrom),
+    notAfterMs: Date.parse(certificate.validTo),
+    issuerKid: authorities.find(({ pem }) => isSignedBy(certificate, pem))?.kid ?? null,
+    serverAndClient: !certificate.ca && usages.includes(SERVER_AUTH) && usages.includes(CLIENT_AUTH),
+  };
+}
+
+function isSignedBy(certificate: X509Certificate, authorityPem: string): boolean {
+  const authority = readCertificate(authorityPem);
+  return (
+    authority !== null &&
+    authority.ca &&
+    certificate.checkIssued(authority) &&
+    certificate.verify(authority.publicKey)
+  );
+}
+
+/** None where a name of another kind stands beside, or one that Node had to quote: a host's certificate has one plain URI. */
+function urisOf(names: string | undefined): readonly string[] {
+  if (names === undefined || names.includes('"')) return [];
+  const parts = names.split(", ");
+  return parts.every((part) => part.startsWith("URI:")) ? parts.map((part) => part.slice("URI:".length)) : [];
+}
