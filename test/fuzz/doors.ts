@@ -4,6 +4,7 @@ import { openDaemonLines } from "./daemon-lines.ts";
 import type { OpenDoor } from "./door.ts";
 import { openJoinToken } from "./join-token.ts";
 import { openRest } from "./rest.ts";
+import { openSignedDoor } from "./signed.ts";
 import { openStoreValues } from "./store-values.ts";
 
 export const doors: ReadonlyMap<string, () => Promise<OpenDoor>> = new Map([
@@ -11,5 +12,6 @@ export const doors: ReadonlyMap<string, () => Promise<OpenDoor>> = new Map([
   ["daemon-lines", openDaemonLines],
   ["join-token", openJoinToken],
   ["rest", openRest],
+  ["signed", openSignedDoor],
   ["store-values", openStoreValues],
 ]);

@@ -48,7 +48,7 @@ const id = <T extends string>(parse: (text: string) => T | null): z.ZodType<T> =
     return z.NEVER;
   });
 const volumeId = id<VolumeId>(parseVolumeId);
-const hostId = id<HostId>(parseHostId);
+export const hostId = id<HostId>(parseHostId);
 const poolId = id<PoolId>(parsePoolId);
 const sessionId = id<SessionId>(parseSessionId);
 const rid = u32.transform((value, context): Rid => {
@@ -214,8 +214,8 @@ export function renderWant(want: Want, before: string | null): string {
   });
 }
 
-/** A parser of one kind of value. `key` is named in the error. */
-function reader<T>(schema: z.ZodType<T>): (key: string, text: string) => T {
+/** A parser of one kind of value. `key` is named in the error: E-STORE-07, or E-STORE-13 from newer software. */
+export function reader<T>(schema: z.ZodType<T>): (key: string, text: string) => T {
   return (key, text) => {
     const json = parseJson(key, text);
     refuseNewer(key, json);
@@ -259,11 +259,11 @@ function damaged(key: string, what: string, path: string, cause?: unknown): Weft
   });
 }
 
-function objectOf(text: string): Record<string, unknown> {
+export function objectOf(text: string): Record<string, unknown> {
   const json: unknown = JSON.parse(text);
   return isObject(json) ? json : {};
 }
 
-function isObject(value: unknown): value is Record<string, unknown> {
+export function isObject(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }

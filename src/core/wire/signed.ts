@@ -1,0 +1,82 @@
+/**
+ * Values of the store that not every host may write: signed by an authority, whose key only members hold.
+ *
+ *     {"body": "<text>", "by": "<KID>", "sig": "<base64 of DER>"}      ECDSA P-256 over SHA-256 of "weft KIND v1\0" + body
+ *
+ * Must always hold:
+ * - the body is believed only after its signature was verified, byte for byte as it was signed;
+ * - a body of one kind is never taken for another: the kind is signed with it;
+ * - whether the signer may sign *now* is the model's to judge (`acceptTrust`).
+ */
+import { createPublicKey, sign as signBytes, verify } from "node:crypto";
+import type { KeyObject } from "node:crypto";
+import { z } from "zod";
+
+import { finding, ok, refused } from "../model/finding.ts";
+import type { Decision } from "../model/finding.ts";
+import { isP256, kidOf, readCertificate } from "./certificate.ts";
+
+export type SignedKind = "trust" | "join-token" | "api-token";
+export type Opened = { readonly body: string; readonly by: string };
+
+/** A list of 1,000 hosts has 700 KiB; etcd takes requests of 1.5 MiB. */
+const SIGNED_LENGTH_MAX = 1_500_000;
+
+const signedJson = z.object({
+  // Text with half a surrogate pair has no bytes of its own: several such texts would have one signature.
+  body: z.string().refine((text) => text.isWellFormed()),
+  by: z.string().regex(/^[0-9a-f]{64}$/),
+  sig: z
+    .string()
+    .max(100)
+    .regex(/^[A-Za-z0-9+/]+={0,2}$/),
+});
+
+/** `key` is the private key of an authority; its KID is put down as the signer. */
+export function sign(kind: SignedKind, body: string, key: KeyObject): string {
+  if (!isP256(key)) throw new Error("an authority's key is on P-256");
+  if (!body.isWellFormed()) throw new Error("a body is Unicode text");
+  const by = kidOf(createPublicKey(key));
+  return JSON.stringify({ body, by, sig: signBytes("sha256", toSign(kind, body), key).toString("base64") });
+}
+
+/** Refused with E-TRUST-01 when it isn't signed, as this kind, by one of `authorities`. */
+export function openSigned(
+  kind: SignedKind,
+  text: string,
+  authorities: readonly { readonly kid: string; readonly pem: string }[],
+): Decision<Opened> {
+  const parsed = signedJson.safeParse(text.length > SIGNED_LENGTH_MAX ? null : jsonOf(text));
+  if (!parsed.success) return untrusted(kind, "is not a signed value");
+  const { body, by, sig } = parsed.data;
+  const pem = authorities.find((authority) => authority.kid === by)?.pem;
+  const key = pem === undefined ? undefined : readCertificate(pem)?.publicKey;
+  // The KID is what others believe, so it is the key's own hash and not what a list calls it.
+  if (key === undefined || !isP256(key) || kidOf(key) !== by) {
+    return untrusted(kind, `is signed by ${by.slice(0, 16)}, which is no authority that this host knows`);
+  }
+  return verify("sha256", toSign(kind, body), key, Buffer.from(sig, "base64"))
+    ? ok({ body, by })
+    : untrusted(kind, `is not what ${by.slice(0, 16)} signed`);
+}
+
+function toSign(kind: SignedKind, body: string): Buffer {
+  return Buffer.from(`weft ${kind} v1\0${body}`, "utf8");
+}
+
+function jsonOf(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+}
+
+function untrusted(kind: SignedKind, what: string): Decision<Opened> {
+  return refused(
+    finding("E-TRUST-01", `A value of kind ${kind} in the store ${what}.`, {
+      facts: { kind },
+      safe: "It is not believed, and nothing was changed.",
+    }),
+  );
+}
