@@ -15,9 +15,9 @@ import { chmod, mkdir, open, readFile, rename, rm, stat } from "node:fs/promises
 import { join } from "node:path";
 import { z } from "zod";
 
+import { writeDurably } from "../wire/durable-file.ts";
 import { WeftError } from "../wire/errors.ts";
 import { pause } from "../wire/store-call.ts";
-import { writeDurably } from "./host-file.ts";
 
 export const AGENT_PORT = 7400;
 export const CLIENT_PORT = 7402;

@@ -6,10 +6,11 @@
  * - `host.json` exists exactly when the host belongs to a cluster; `joining.json` is the intent before that, so that
  *   a crash in the middle of init or join is continued with the same identifiers.
  */
-import { mkdir, open, readFile, rename, rm } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { readFile, rename, rm } from "node:fs/promises";
+import { join } from "node:path";
 import { z } from "zod";
 
+import { writeDurably } from "../wire/durable-file.ts";
 import { WeftError } from "../wire/errors.ts";
 import { uuid } from "../wire/json-types.ts";
 
@@ -83,30 +84,6 @@ export class HostFiles {
     } catch (error) {
       throw fileError(path, error);
     }
-  }
-}
-
-/** Written beside, flushed, renamed, and the directory flushed. */
-export async function writeDurably(path: string, content: string, mode: number = 0o600): Promise<void> {
-  await mkdir(dirname(path), { recursive: true });
-  const beside = `${path}.new`;
-  const file = await open(beside, "w", mode);
-  try {
-    await file.writeFile(content);
-    await file.sync();
-  } finally {
-    await file.close();
-  }
-  await rename(beside, path);
-  await syncDirectory(dirname(path));
-}
-
-export async function syncDirectory(path: string): Promise<void> {
-  const directory = await open(path, "r");
-  try {
-    await directory.sync();
-  } finally {
-    await directory.close();
   }
 }
 

@@ -14,12 +14,12 @@ import { dirname } from "node:path";
 import { promisify } from "node:util";
 
 import type { BackupAnswer } from "../wire/agent-api.ts";
+import { syncDirectory } from "../wire/durable-file.ts";
 import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
 import { StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
 import { bracketed, clientUrl, peerUrl } from "./etcd-process.ts";
-import { syncDirectory } from "./host-file.ts";
 
 const run = promisify(execFile);
 
