@@ -9,6 +9,7 @@ protoc:protobuf-compiler
 /usr/include/google/protobuf/empty.proto:libprotobuf-dev
 etcd:etcd-server
 etcdctl:etcd-client
+openssl:openssl
 fio:fio
 nbdkit:nbdkit
 nbdcopy:libnbd-bin

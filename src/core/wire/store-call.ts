@@ -1,5 +1,5 @@
 /**
- * One call to the store: etcd's JSON gateway by fetch, 300 ms an endpoint, then the next one at once.
+ * One call to the store: etcd's JSON gateway over HTTP(S), 300 ms an endpoint, then the next one at once.
  *
  * Must always hold:
  * - a call that can change something is never sent twice unless it is known that the first was not executed;
@@ -8,6 +8,7 @@
 import type { z } from "zod";
 
 import { reasonOf, WeftError } from "./errors.ts";
+import { post, type PostAnswer, PostFailure } from "./store-http.ts";
 
 /** Deadline of one call at one endpoint: a local quorum answers in 2 to 10 ms, a dead host never does. */
 const CALL_DEADLINE_MS = 300;
@@ -108,23 +109,25 @@ export class StoreCall {
     }
   }
 
+  /** One request as it is, for streams: rejects as `post` of store-http.ts does. */
+  post(endpoint: string, path: string, body: unknown, signal: AbortSignal | null): Promise<PostAnswer> {
+    return post(endpoint, path, JSON.stringify(body), { signal, tls: null });
+  }
+
   /** One attempt at one endpoint. Throws only what no other endpoint can answer better. */
   async once<S extends z.ZodType>(endpoint: string, spec: CallSpec<S>): Promise<Attempt<z.output<S>>> {
     const deadlineMs = spec.deadlineMs ?? this.#deadlineMs;
     let status: number;
     let text: string;
     try {
-      const response = await fetch(endpoint + spec.path, {
-        method: "POST",
-        body: JSON.stringify(spec.body),
-        headers: { "content-type": "application/json" },
-        signal: AbortSignal.any([AbortSignal.timeout(deadlineMs), this.#closed.signal]),
-      });
-      status = response.status;
-      text = await response.text();
+      const signal = AbortSignal.any([AbortSignal.timeout(deadlineMs), this.#closed.signal]);
+      const answer = await this.post(endpoint, spec.path, spec.body, signal);
+      status = answer.status;
+      text = await textOf(answer.body);
     } catch (error) {
       const reason = `${endpoint}: ${reasonOf(error)}`;
-      return { kind: neverSent(error) ? "not-executed" : "unknown", reason };
+      // A failure of the body is one after the answer began.
+      return { kind: error instanceof PostFailure ? error.kind : "unknown", reason };
     }
     if (status !== 200) return refusal(endpoint, status, text);
     const parsed = spec.answer.safeParse(parseJson(text));
@@ -221,13 +224,10 @@ export class StoreRefusal extends Error {
   }
 }
 
-/** Whether the request cannot have reached the other side. */
-function neverSent(error: unknown): boolean {
-  const cause = error instanceof Error ? error.cause : undefined;
-  if (!(cause instanceof Error) || !("code" in cause)) return false;
-  return ["ECONNREFUSED", "EHOSTUNREACH", "ENETUNREACH", "EADDRNOTAVAIL", "UND_ERR_CONNECT_TIMEOUT"].includes(
-    String(cause.code),
-  );
+async function textOf(body: AsyncIterable<Uint8Array>): Promise<string> {
+  const chunks: Uint8Array[] = [];
+  for await (const chunk of body) chunks.push(chunk);
+  return Buffer.concat(chunks).toString();
 }
 
 function messageOf(text: string): string {

@@ -200,16 +200,22 @@ export class StoreMembers {
 
   /** The bytes of a snapshot of one member's data, with etcd's SHA-256 at the end. */
   async *snapshot(endpoint: string): AsyncGenerator<Buffer> {
-    const response = await fetch(`${endpoint}/v3/maintenance/snapshot`, { method: "POST", body: "{}" });
-    if (response.status !== 200 || response.body === null) {
-      throw new WeftError({
-        code: "E-STORE-01",
-        message: `${endpoint} gave no snapshot: status ${response.status}.`,
-        facts: { endpoint },
-      });
-    }
-    for await (const line of lines(response.body)) {
-      yield Buffer.from(snapshotLine.parse(JSON.parse(line)).result.blob, "base64");
+    const stop = new AbortController();
+    try {
+      const answer = await this.#store.call.post(endpoint, "/v3/maintenance/snapshot", {}, stop.signal);
+      if (answer.status !== 200) {
+        throw new WeftError({
+          code: "E-STORE-01",
+          message: `${endpoint} gave no snapshot: status ${answer.status}.`,
+          facts: { endpoint },
+        });
+      }
+      for await (const line of lines(answer.body)) {
+        yield Buffer.from(snapshotLine.parse(JSON.parse(line)).result.blob, "base64");
+      }
+    } finally {
+      // An answer that nobody reads to its end would hold its connection.
+      stop.abort();
     }
   }
 }

@@ -15,6 +15,7 @@ import { z } from "zod";
 
 import { reasonOf } from "./errors.ts";
 import { pause } from "./store-call.ts";
+import type { PostAnswer } from "./store-http.ts";
 import { type Entry, keyValue, type Listing, type StoreClient, toBase64 } from "./store-client.ts";
 import { prefixEnd } from "./store-keys.ts";
 
@@ -140,19 +141,14 @@ class WatchStream {
       },
     };
     const connect = setTimeout(() => this.#stop.abort(new Error("no answer to the watch")), PULSE_MS);
-    let response: Response;
+    let answer: PostAnswer;
     try {
-      response = await fetch(`${this.#endpoint}/v3/watch`, {
-        method: "POST",
-        body: JSON.stringify(body),
-        headers: { "content-type": "application/json" },
-        signal: this.#stop.signal,
-      });
+      answer = await this.#options.store.call.post(this.#endpoint, "/v3/watch", body, this.#stop.signal);
     } finally {
       clearTimeout(connect);
     }
-    if (response.status !== 200 || response.body === null) throw new Error(`status ${response.status}`);
-    for await (const line of lines(response.body)) {
+    if (answer.status !== 200) throw new Error(`status ${answer.status}`);
+    for await (const line of lines(answer.body)) {
       const ended = this.#take(lineJson.parse(JSON.parse(line)).result);
       if (ended !== null) return ended;
     }
