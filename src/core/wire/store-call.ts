@@ -8,7 +8,7 @@
 import type { z } from "zod";
 
 import { reasonOf, WeftError } from "./errors.ts";
-import { post, type PostAnswer, PostFailure } from "./store-http.ts";
+import { post, type PostAnswer, PostFailure, type StoreTls } from "./store-http.ts";
 
 /** Deadline of one call at one endpoint: a local quorum answers in 2 to 10 ms, a dead host never does. */
 const CALL_DEADLINE_MS = 300;
@@ -23,6 +23,8 @@ export type StoreCallOptions = {
   readonly endpoints: readonly string[];
   readonly deadlineMs?: number;
   readonly patienceMs?: number;
+  /** What is shown and believed; null (as when it isn't given): the endpoints are `http://` and nobody proves who he is. */
+  readonly tls?: StoreTls | null;
 };
 
 /** `settled: false`: the change may have been made, or may still be made later (protocol.md R14). */
@@ -42,12 +44,14 @@ export class StoreCall {
   #endpoints: readonly string[];
   /** The one that answered last stands first. */
   #preferred = 0;
+  readonly tls: StoreTls | null;
   readonly #deadlineMs: number;
   readonly #patienceMs: number;
   readonly #closed = new AbortController();
 
   constructor(options: StoreCallOptions) {
     this.#endpoints = [...options.endpoints];
+    this.tls = options.tls ?? null;
     this.#deadlineMs = options.deadlineMs ?? CALL_DEADLINE_MS;
     this.#patienceMs = options.patienceMs ?? PATIENCE_MS;
   }
@@ -111,7 +115,7 @@ export class StoreCall {
 
   /** One request as it is, for streams: rejects as `post` of store-http.ts does. */
   post(endpoint: string, path: string, body: unknown, signal: AbortSignal | null): Promise<PostAnswer> {
-    return post(endpoint, path, JSON.stringify(body), { signal, tls: null });
+    return post(endpoint, path, JSON.stringify(body), { signal, tls: this.tls });
   }
 
   /** One attempt at one endpoint. Throws only what no other endpoint can answer better. */

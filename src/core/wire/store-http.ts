@@ -102,6 +102,14 @@ export async function post(
   });
 }
 
+/** Stands for the certificate and authorities of a moment. */
+export type StoreMark = object | null;
+
+/** What connections are made with now: a long stream that was begun with another mark is made anew. */
+export function markOf(tls: StoreTls | null): StoreMark {
+  return tls === null ? null : heldFor(tls).mark;
+}
+
 const clearAgent = new ClearAgent({ keepAlive: true, timeout: IDLE_MS });
 
 type Held = {
@@ -109,6 +117,7 @@ type Held = {
   readonly key: string;
   readonly ca: string;
   readonly agent: TlsAgent;
+  readonly mark: object;
 };
 
 const agents = new WeakMap<StoreTls, Held>();
@@ -130,7 +139,7 @@ function heldFor(tls: StoreTls): Held {
     // A resumed session would carry the proof of an older certificate.
     maxCachedSessions: 0,
   });
-  const made = { cert, key, ca, agent };
+  const made = { cert, key, ca, agent, mark: {} };
   agents.set(tls, made);
   return made;
 }

@@ -9,13 +9,14 @@
  * Must always hold:
  * - events are given in order of revision, each once, none left out; where the store has forgotten some
  *   (compaction), a fresh listing is given instead; also where it went back, since a restored one counts anew;
- * - a member that hangs or lost its majority is left within 3 s.
+ * - a member that hangs or lost its majority is left within 3 s;
+ * - a stream does not outlive the certificate that it was opened with: it is made anew a second after a renewal.
  */
 import { z } from "zod";
 
 import { reasonOf } from "./errors.ts";
 import { pause } from "./store-call.ts";
-import type { PostAnswer } from "./store-http.ts";
+import { markOf, type PostAnswer, type StoreMark } from "./store-http.ts";
 import { type Entry, keyValue, type Listing, type StoreClient, toBase64 } from "./store-client.ts";
 import { prefixEnd } from "./store-keys.ts";
 
@@ -55,6 +56,8 @@ type Ended =
   | { readonly kind: "compacted" }
   /** The member knows less than was seen: it lags, or the store is a restored one. */
   | { readonly kind: "behind" }
+  /** Our certificate or the authorities are others now. */
+  | { readonly kind: "renewed" }
   | { readonly kind: "broken"; readonly reason: string };
 
 export type WatchOptions = {
@@ -106,12 +109,14 @@ class WatchStream {
   created = false;
   readonly #options: WatchOptions;
   readonly #endpoint: string;
+  readonly #mark: StoreMark;
   readonly #stop = new AbortController();
 
   constructor(options: WatchOptions, next: bigint) {
     this.#options = options;
     this.next = next;
     this.#endpoint = options.store.call.inOrder()[0] ?? "";
+    this.#mark = markOf(options.store.call.tls);
   }
 
   async run(): Promise<Ended> {
@@ -122,6 +127,7 @@ class WatchStream {
     try {
       return await this.#read();
     } catch (error) {
+      if (this.#isRenewed && !signal.aborted) return { kind: "renewed" };
       this.#options.store.call.avoid(this.#endpoint);
       return { kind: "broken", reason: `${this.#endpoint}: ${reasonOf(error)}` };
     } finally {
@@ -177,11 +183,17 @@ class WatchStream {
   }
 
   #missed = 0;
+  #isRenewed = false;
 
   async #pulse(): Promise<void> {
     const spec = { path: "/v3/maintenance/status", body: {}, answer: statusJson };
     let reason: string;
     try {
+      if (markOf(this.#options.store.call.tls) !== this.#mark) {
+        this.#isRenewed = true;
+        this.#stop.abort(new Error("our certificate was renewed"));
+        return;
+      }
       const attempt = await this.#options.store.call.once(this.#endpoint, spec);
       if (attempt.kind === "answered" && attempt.value.leader !== "0") {
         this.#missed = 0;

@@ -6,7 +6,7 @@ import t from "tap";
 import { StoreClient } from "../../../src/core/wire/store-client.ts";
 import { StoreMembers } from "../../../src/core/wire/store-members.ts";
 import { watchPrefix, type WatchUpdate } from "../../../src/core/wire/store-watch.ts";
-import { startStore, type TestStore } from "./etcd-for-tests.ts";
+import { HOST_NAMES, makePki, startStore, type TestStore } from "./etcd-for-tests.ts";
 
 /** Collects updates and resolves when one satisfies a condition. */
 class Collector {
@@ -51,8 +51,9 @@ async function survives(
   cluster: TestStore,
   hurt: (cluster: TestStore) => void,
 ): Promise<void> {
-  const store = new StoreClient({ endpoints: cluster.endpoints });
-  const seen = watch(t, new StoreClient({ endpoints: cluster.endpoints }), "/w/");
+  const { endpoints, tls } = cluster;
+  const store = new StoreClient({ endpoints, tls });
+  const seen = watch(t, new StoreClient({ endpoints, tls }), "/w/");
   await seen.until(() => seen.updates.length > 0);
   const wanted: string[] = [];
   for (let i = 0; i < 60; i += 1) {
@@ -71,6 +72,46 @@ void t.test("store: watch: every change once and in order (the member was killed
 void t.test("store: watch: every change once and in order (the member hangs)", async (t) => {
   // Its connection stays open and silent: only the pulse tells.
   await survives(t, await startStore(t, 3, 11), ({ members }) => members[0]?.kill("SIGSTOP"));
+});
+
+void t.test("store: watch: with TLS too (the member was killed, another hangs)", async (t) => {
+  const pki = await makePki(t);
+  await survives(t, await startStore(t, 3, 51, [], pki), ({ members }) => members[0]?.kill("SIGKILL"));
+  await survives(t, await startStore(t, 3, 61, [], pki), ({ members }) => members[0]?.kill("SIGSTOP"));
+});
+
+void t.test("store: watch: our certificate is renewed in the middle, and no event is lost", async (t) => {
+  const pki = await makePki(t);
+  const { endpoints } = await startStore(t, 1, 71, [], pki);
+  let leaf = pki.host;
+  const tls = { current: () => leaf, storeCa: () => pki.store.cert };
+  const store = new StoreClient({ endpoints, tls });
+  const streams: string[] = [];
+  const watching = new StoreClient({ endpoints, tls });
+  const open = watching.call.post.bind(watching.call);
+  watching.call.post = (endpoint, path, ...rest) => {
+    if (path === "/v3/watch") streams.push(endpoint);
+    return open(endpoint, path, ...rest);
+  };
+  const seen = watch(t, watching, "/w/");
+  await seen.until(() => seen.updates.length > 0);
+  const wanted: string[] = [];
+  const put = async (): Promise<void> => {
+    await store.put("/w/k", String(wanted.length));
+    wanted.push(String(wanted.length));
+  };
+  for (let i = 0; i < 20; i += 1) await put();
+  leaf = await pki.hosts.issue({ names: HOST_NAMES });
+  const end = performance.now() + 10_000;
+  while (streams.length < 2 && performance.now() < end) await put();
+  for (let i = 0; i < 20; i += 1) await put();
+  await seen.until(() => seen.values().includes(wanted.at(-1) ?? ""));
+  t.same(seen.values(), wanted);
+  t.equal(streams.length, 2, "a stream with the new certificate, once");
+  t.notOk(
+    seen.updates.some((u) => u.kind === "interrupted"),
+    "a renewal is no interruption",
+  );
 });
 
 void t.test("store: watch: a fresh listing where the store has forgotten changes", async (t) => {
@@ -112,8 +153,8 @@ void t.test("store: members: a learner is added, caught up, promoted and removed
 });
 
 void t.test("store: snapshot: the bytes end with etcd's own SHA-256 of them", async (t) => {
-  const one = await startStore(t, 1, 41);
-  const store = new StoreClient({ endpoints: one.endpoints });
+  const one = await startStore(t, 1, 41, [], await makePki(t));
+  const store = new StoreClient({ endpoints: one.endpoints, tls: one.tls });
   for (let i = 0; i < 50; i += 1) await store.put(`/k/${i}`, "x".repeat(2000));
   const chunks: Buffer[] = [];
   for await (const chunk of new StoreMembers(store).snapshot(one.endpoints[0] ?? "")) chunks.push(chunk);
