@@ -20,10 +20,11 @@ pub mod replica;
 pub mod session;
 pub mod stream;
 pub mod superblock;
+pub mod trust;
 pub mod wire;
 
 /// The doors, by the names of their folders in `corpus/` and of their programs.
-pub const TARGETS: [(&str, fn(&[u8])); 11] = [
+pub const TARGETS: [(&str, fn(&[u8])); 12] = [
     ("checkpoint", checkpoint::run),
     ("control", control::run),
     ("log", log::run),
@@ -34,5 +35,6 @@ pub const TARGETS: [(&str, fn(&[u8])); 11] = [
     ("session", session::run),
     ("stream", stream::run),
     ("superblock", superblock::run),
+    ("trust", trust::run),
     ("wire", wire::run),
 ];

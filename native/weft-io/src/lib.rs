@@ -12,6 +12,7 @@ mod doubt;
 pub mod driver;
 pub mod file_pool;
 pub mod files;
+pub mod identity;
 pub mod mac;
 pub mod pool_dir;
 mod segment;
