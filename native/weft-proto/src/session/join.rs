@@ -16,7 +16,7 @@ use alloc::string::ToString;
 use alloc::vec::Vec;
 
 use super::copy::PIECES_MAX;
-use super::peer::Purpose;
+use super::peer::{Purpose, StampsId};
 use super::store::Intent;
 use super::{Event, Session};
 use crate::block_set::BlockSet;
@@ -47,6 +47,7 @@ pub(super) enum JoinStage {
     Promising,
     /// Whose stamps are still to come, and the regions so far.
     Stamps {
+        id: StampsId,
         missing: Vec<Rid>,
         source: Rid,
         regions: BTreeMap<u32, ()>,
@@ -154,6 +155,7 @@ impl<P: Payload> Session<P> {
 
     /// The joiner obeys: from now on it gets every write. Then, not before, it is asked what it lacks.
     fn begin_double_writes(&mut self, now: Instant, rid: Rid, source: Rid) {
+        let id = StampsId(self.fresh_id());
         let by_this_session = self.sealed_here(self.join.as_ref().map(|j| j.base).unwrap_or_default());
         let Some(join) = &mut self.join else { return };
         let base = join.base;
@@ -171,9 +173,9 @@ impl<P: Payload> Session<P> {
             self.events.push_back(Event::ResyncStarted { rid, bytes });
         } else {
             let missing = alloc::vec![rid, source];
-            join.stage = JoinStage::Stamps { missing, source, regions: BTreeMap::new() };
+            join.stage = JoinStage::Stamps { id, missing, source, regions: BTreeMap::new() };
             for of in [rid, source] {
-                self.send(now, of, Purpose::JoinStamps, Ask::Stamps { above: base, from_region: 0 });
+                self.send(now, of, Purpose::JoinStamps(id), Ask::Stamps { above: base, from_region: 0 });
             }
         }
         if self.config.broken.is(Mutation::JoinIgnoresInFlight) {
@@ -193,6 +195,7 @@ impl<P: Payload> Session<P> {
     pub(super) fn join_stamps(
         &mut self,
         now: Instant,
+        id: StampsId,
         rid: Rid,
         stamps: &[(u32, Generation)],
         next: Option<u32>,
@@ -207,7 +210,10 @@ impl<P: Payload> Session<P> {
         let without_union = self.config.broken.is(Mutation::ResyncWithoutUnion);
         let Some(join) = &mut self.join else { return };
         let (base, joiner) = (join.base, join.rid);
-        let JoinStage::Stamps { missing, regions, .. } = &mut join.stage else { return };
+        let JoinStage::Stamps { id: asked, missing, regions, .. } = &mut join.stage else { return };
+        if *asked != id {
+            return;
+        }
         for (region, stamp) in stamps {
             // R4: the union of both sides' stamps; the joiner may hold writes that nobody else ever got.
             if *stamp > base && u64::from(*region) < regions_max && !(without_union && rid == joiner) {
@@ -215,7 +221,7 @@ impl<P: Payload> Session<P> {
             }
         }
         if let Some(from_region) = next {
-            return self.send(now, rid, Purpose::JoinStamps, Ask::Stamps { above: base, from_region });
+            return self.send(now, rid, Purpose::JoinStamps(id), Ask::Stamps { above: base, from_region });
         }
         missing.retain(|r| *r != rid);
         if !missing.is_empty() {
@@ -232,6 +238,13 @@ impl<P: Payload> Session<P> {
         let bytes = join.total;
         self.events.push_back(Event::ResyncStarted { rid: joiner, bytes });
         self.progressed = true;
+    }
+
+    pub(super) fn join_stamps_refused(&mut self, id: StampsId) {
+        let asked = |join: &Join| matches!(&join.stage, JoinStage::Stamps { id: asked, .. } if *asked == id);
+        if self.join.as_ref().is_some_and(asked) {
+            self.abandon_join("the stamps were refused");
+        }
     }
 
     fn copy_pieces(&mut self, now: Instant, rid: Rid, source: Rid) {

@@ -9,7 +9,7 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use super::peer::{Link, Purpose};
+use super::peer::{Link, Purpose, StampsId};
 use super::store::Intent;
 use super::{EndReason, Event, OpenMode, Phase, Session};
 use crate::ids::{Epoch, Generation, Instant, Revision, Rid};
@@ -24,6 +24,7 @@ const CONTACT_MS: u64 = 300;
 /// Which stamps are still to come.
 #[derive(Debug)]
 pub(super) struct Stamping {
+    id: StampsId,
     /// Members whose answer is not complete.
     missing: Vec<Rid>,
     /// The highest seal of any in-sync member.
@@ -270,9 +271,10 @@ impl<P: Payload> Session<P> {
         let differs =
             |rid: &Rid| self.peers.get(rid).and_then(|p| p.view.as_ref()).is_some_and(|v| v.newest > sealed);
         let ask: Vec<Rid> = members.iter().filter(|r| differs(r)).copied().collect();
-        let single = members.len() == 1;
+        let (single, id) = (members.len() == 1, StampsId(self.fresh_id()));
         if single || ask.is_empty() || self.config.broken.is(Mutation::ReadBeforeReconcile) {
             self.phase = Phase::Stamping(Stamping {
+                id,
                 missing: Vec::new(),
                 sealed,
                 regions: BTreeMap::new(),
@@ -281,19 +283,24 @@ impl<P: Payload> Session<P> {
             return self.stamps_complete(now);
         }
         for rid in &ask {
-            self.send(now, *rid, Purpose::OpenStamps, Ask::Stamps { above: sealed, from_region: 0 });
+            self.send(now, *rid, Purpose::OpenStamps(id), Ask::Stamps { above: sealed, from_region: 0 });
         }
-        self.phase = Phase::Stamping(Stamping { missing: ask, sealed, regions: BTreeMap::new(), asked: now });
+        self.phase =
+            Phase::Stamping(Stamping { id, missing: ask, sealed, regions: BTreeMap::new(), asked: now });
     }
 
     pub(super) fn open_stamps(
         &mut self,
         now: Instant,
+        id: StampsId,
         rid: Rid,
         stamps: &[(u32, Generation)],
         next: Option<u32>,
     ) {
         let Phase::Stamping(stamping) = &mut self.phase else { return };
+        if stamping.id != id {
+            return;
+        }
         let sealed = stamping.sealed;
         for (region, stamp) in stamps {
             if *stamp > sealed {
@@ -302,7 +309,7 @@ impl<P: Payload> Session<P> {
         }
         match next {
             Some(from_region) => {
-                self.send(now, rid, Purpose::OpenStamps, Ask::Stamps { above: sealed, from_region });
+                self.send(now, rid, Purpose::OpenStamps(id), Ask::Stamps { above: sealed, from_region });
             }
             None => stamping.missing.retain(|r| *r != rid),
         }

@@ -69,6 +69,11 @@ pub(super) struct Sent {
 }
 
 /// Whose answer it will be.
+/// One gathering of stamps. An answer counts for the one that asked for it, and for no other: the next asks above another
+/// seal, for another joiner, and from the first page on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct StampsId(pub u64);
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     Attach,
@@ -82,9 +87,9 @@ pub(super) enum Purpose {
     Piece(PieceId),
     Seal(Generation),
     /// Stamps for the set of regions that may differ at open.
-    OpenStamps,
+    OpenStamps(StampsId),
     /// Stamps for a join.
-    JoinStamps,
+    JoinStamps(StampsId),
     /// Flush of the joiner before its admission, cached mode.
     JoinFlush,
 }
@@ -249,8 +254,8 @@ impl<P: Payload> Session<P> {
                 Purpose::Op(op) => self.op_unsent(op, rid),
                 Purpose::Read(op) => self.read_unsent(op),
                 Purpose::Piece(piece) => self.piece_failed(piece, rid),
-                Purpose::OpenStamps => self.restart_gather(),
-                Purpose::JoinStamps
+                Purpose::OpenStamps(_) => self.restart_gather(),
+                Purpose::JoinStamps(_)
                 | Purpose::JoinFlush
                 | Purpose::Attach
                 | Purpose::Promise
@@ -417,11 +422,11 @@ impl<P: Payload> Session<P> {
             (Purpose::Read(op), answer) => self.read_answered(now, op, rid, answer),
             (Purpose::Piece(piece), answer) => self.piece_answered(now, piece, rid, answer),
             (Purpose::Seal(generation), Answer::Done) => self.seal_acked(rid, generation),
-            (Purpose::OpenStamps, Answer::Stamps { stamps, next }) => {
-                self.open_stamps(now, rid, &stamps, next)
+            (Purpose::OpenStamps(id), Answer::Stamps { stamps, next }) => {
+                self.open_stamps(now, id, rid, &stamps, next);
             }
-            (Purpose::JoinStamps, Answer::Stamps { stamps, next }) => {
-                self.join_stamps(now, rid, &stamps, next)
+            (Purpose::JoinStamps(id), Answer::Stamps { stamps, next }) => {
+                self.join_stamps(now, id, rid, &stamps, next);
             }
             (Purpose::JoinFlush, Answer::Done) => self.join_flushed(),
             // An answer of the wrong kind: the peer misbehaves; nothing of this attachment is believed.
@@ -513,11 +518,11 @@ impl<P: Payload> Session<P> {
                 }
                 self.piece_failed(piece, rid);
             }
-            Purpose::OpenStamps => {
+            Purpose::OpenStamps(_) => {
                 self.copy_hold = later;
                 self.restart_gather();
             }
-            Purpose::JoinStamps => self.abandon_join("the stamps were refused"),
+            Purpose::JoinStamps(id) => self.join_stamps_refused(id),
             Purpose::JoinFlush => self.join_flush_refused(),
             _ => {}
         }

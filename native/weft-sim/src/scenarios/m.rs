@@ -25,6 +25,7 @@ plots! {
     M17 => a_join_whose_source_hangs_does_not_hold_a_guest_for_long,
     M17 => a_join_goes_on_from_another_member_when_its_source_is_lost,
     M17 => a_comparison_with_a_lost_joiner_counts_for_no_other,
+    M17 => stamps_told_for_a_lost_joiner_count_for_no_other,
     M18 => a_member_that_comes_and_goes_costs_little,
     M20 => a_member_with_a_slow_disk_is_not_taken_for_a_dead_one,
     M21 => members_that_are_equally_slow_are_not_taken_out,
@@ -403,6 +404,34 @@ fn a_comparison_with_a_lost_joiner_counts_for_no_other(play: &Play) {
     stage.release(next, R0);
     stage.run_until("the new replica is in sync", |s| s.in_sync().contains(&R2));
     assert_eq!(stage.disk(R2, 1), value);
+}
+
+/// M17: r0 is asked what r1 lacks, and is slow to answer; r1 is lost again, and r2 joins, which lacks more. What r0 then says
+/// of r1 is not all that r2 lacks. Found by the simulator: seed 2603046 of 9e4ee33.
+fn stamps_told_for_a_lost_joiner_count_for_no_other(play: &Play) {
+    let mut stage = Scene::copies(3).stage(play);
+    let first = stage.owner(D);
+    stage.kill(R2);
+    let old = stage.written(first, 1);
+    // Sealed at r0 and r1: only r2 lacks it.
+    stage.close(first);
+    let second = stage.owner(D);
+    stage.kill(R1);
+    let new = stage.written(second, 20);
+    stage.vanish(second);
+    let owner = stage.replace(D, second);
+    stage.serving(owner);
+    stage.hold(owner, R0, |ask| matches!(ask, Ask::Stamps { .. }));
+    stage.start(R1);
+    stage.run_until("r0 is asked what r1 lacks", |s| s.held(owner, R0) == 1);
+    stage.kill(R1);
+    stage.start(R2);
+    stage.run_until("r0 is asked what r2 lacks", |s| s.held(owner, R0) == 2);
+    // r2 has told its own.
+    stage.run_for(50);
+    stage.release(owner, R0);
+    stage.run_until("r2 is in sync", |s| s.in_sync().contains(&R2));
+    assert_eq!((stage.disk(R2, 1), stage.disk(R2, 20)), (old, new));
 }
 
 /// M23: r1 answers heartbeats, its disk does nothing: the oldest write that others have done decides.
