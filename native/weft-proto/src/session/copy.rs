@@ -117,9 +117,15 @@ impl<P: Payload> Session<P> {
         let Some(piece) = self.pieces.get_mut(&id) else { return };
         piece.open -= 1;
         piece.answered.push(rid);
-        if piece.failed {
+        let (failed, start, end) = (piece.failed, piece.start, piece.end);
+        if matches!((&piece.stage, &answer), (Stage::Writing { .. }, Answer::Done)) && end - start == BLOCK {
+            // Also when another target is lost meanwhile, and the piece with it: this one has the block.
+            self.readable_again(rid, start, end);
+        }
+        if failed {
             return self.piece_ended(id);
         }
+        let Some(piece) = self.pieces.get_mut(&id) else { return };
         let blocks = usize::try_from((piece.end - piece.start) / BLOCK).expect("at most 32");
         match (&mut piece.stage, answer) {
             (Stage::Hashing { hashes }, Answer::Hashes(list)) if list.len() == blocks => {
