@@ -59,6 +59,8 @@ export type Rotation = {
   readonly phase: RotationPhase;
   readonly why: "asked" | "revoked";
   readonly sinceMs: number;
+  /** Hosts that the operator left behind: not waited for. They come back by their key. */
+  readonly without: readonly HostId[];
 };
 
 export type Trust = {
@@ -273,7 +275,7 @@ export function revokeHost(
         ...after,
         authorities: [{ ...replacement.authority, state: "active" }, ...outgoing],
         storeAuthorities: [{ ...replacement.storeAuthority, state: "active" }],
-        rotation: { id: replacement.id, phase: "issue", why: "revoked", sinceMs: nowMs },
+        rotation: { id: replacement.id, phase: "issue", why: "revoked", sinceMs: nowMs, without: [] },
       },
       revoke,
     ),
@@ -331,12 +333,13 @@ function parseHostUri(uri: string): { readonly cluster: string; readonly host: H
   return host === id && parseUuid(cluster) === cluster ? { cluster, host } : null;
 }
 
+/**
+ * An incoming authority may sign before this host saw the list that makes it active: that one is signed by the old
+ * authority, and a host that reads only the newest list can miss it. It is no wider a door: its key is where the old one's
+ * is, and the old one announced it.
+ */
 function maySign(trust: Trust, kid: string): boolean {
-  return trust.authorities.some(
-    (authority) =>
-      authority.kid === kid &&
-      (authority.state === "active" || (authority.state === "incoming" && trust.rotation?.phase === "issue")),
-  );
+  return trust.authorities.some((authority) => authority.kid === kid && authority.state !== "outgoing");
 }
 
 function isActive(trust: Trust, kid: string): boolean {

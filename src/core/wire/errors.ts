@@ -89,6 +89,7 @@ const kinds = {
   "E-POOL-06": degraded,
   "E-TRUST-01": refused,
   "E-TRUST-02": refused,
+  "E-CA-02": refused,
   "E-CA-05": { culprit: "disk", exit: 2, status: 409 },
   "E-TOKEN-01": { culprit: "caller", exit: 1, status: 400 },
 } as const satisfies Readonly<Record<string, Kind>>;

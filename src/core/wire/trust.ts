@@ -81,8 +81,15 @@ const rotation = z
     phase: z.enum(["announce", "bundle", "issue", "drop"]),
     why: z.enum(["asked", "revoked"]),
     since: moment,
+    without: z.array(hostId).max(10_000).default([]),
   })
-  .transform((r): Rotation => ({ id: r.id, phase: r.phase, why: r.why, sinceMs: r.since }));
+  .transform((r): Rotation => ({
+    id: r.id,
+    phase: r.phase,
+    why: r.why,
+    sinceMs: r.since,
+    without: r.without,
+  }));
 
 const trustJson = z
   .object({
@@ -149,6 +156,7 @@ export function renderTrust(trust: Trust, before: string | null): string {
             phase: trust.rotation.phase,
             why: trust.rotation.why,
             since: iso(trust.rotation.sinceMs),
+            without: trust.rotation.without,
           },
   });
 }

@@ -51,7 +51,13 @@ const list: Trust = {
       },
     ],
   ]),
-  rotation: { id: "30000000-0000-4000-8000-000000000000", phase: "announce", why: "asked", sinceMs: nowMs },
+  rotation: {
+    id: "30000000-0000-4000-8000-000000000000",
+    phase: "announce",
+    why: "asked",
+    sinceMs: nowMs,
+    without: [host("2")],
+  },
 };
 
 function codeOf(text: string): string {
