@@ -96,8 +96,8 @@ export type CertFacts = {
 
 export type PeerVerdict =
   | { readonly kind: "ok"; readonly host: HostId; readonly notAfterMs: number }
-  | { readonly kind: "stranger" | "other-cluster" }
-  | { readonly kind: "not-listed" | "bad-chain"; readonly host: HostId }
+  | { readonly kind: "bad-chain" | "stranger" | "other-cluster" | "not-listed" }
+  /** `host` is whose identity it was, also where another name stands beside its key. */
   | { readonly kind: "revoked"; readonly host: HostId; readonly atMs: number }
   /** `limitMs` is the end or beginning of its validity, `nowMs` this host's clock: both belong in the message. */
   | {
@@ -111,13 +111,19 @@ export function hostUri(cluster: string, host: HostId): string {
   return `weft://${cluster}/host/${host}`;
 }
 
-/** Whether a peer that has proven the key of this certificate (by TLS) is a host of the cluster. */
+/**
+ * Whether a peer that has proven the key of this certificate (by TLS) is a host of the cluster. The first of these that
+ * doesn't hold names the refusal, in the data daemon too: name · cluster · key not revoked · purpose · authority · host not
+ * revoked · key listed · validity.
+ */
 export function judgePeer(trust: Trust, cert: CertFacts, nowMs: number): PeerVerdict {
-  const listed = judgeKey(trust, cert);
+  const named = judgeName(trust, cert);
+  if (named.kind !== "ok") return named;
+  if (!cert.serverAndClient) return { kind: "bad-chain" };
+  if (!trust.authorities.some((authority) => authority.kid === cert.issuerKid)) return { kind: "stranger" };
+  const listed = judgeListed(trust, cert, named.host);
   if (listed.kind !== "ok") return listed;
   const { host } = listed;
-  const issuer = trust.authorities.some((authority) => authority.kid === cert.issuerKid);
-  if (!issuer || !cert.serverAndClient) return { kind: "bad-chain", host };
   if (nowMs < cert.notBeforeMs) return { kind: "not-yet-valid", host, limitMs: cert.notBeforeMs, nowMs };
   if (nowMs > cert.notAfterMs) return { kind: "expired", host, limitMs: cert.notAfterMs, nowMs };
   return listed;
@@ -128,29 +134,40 @@ export function judgePeer(trust: Trust, cert: CertFacts, nowMs: number): PeerVer
  * authority that is gone. Never enough for anything else.
  */
 export function judgeKey(trust: Trust, cert: CertFacts): PeerVerdict {
+  const named = judgeName(trust, cert);
+  return named.kind === "ok" ? judgeListed(trust, cert, named.host) : named;
+}
+
+function judgeName(trust: Trust, cert: CertFacts): PeerVerdict {
   const [uri, ...others] = cert.uris;
   const named = others.length > 0 || uri === undefined ? null : parseHostUri(uri);
   if (named === null) return { kind: "stranger" };
   if (named.cluster !== trust.cluster) return { kind: "other-cluster" };
-  const { host } = named;
-  const revoked = trust.revoked.get(host) ?? revokedKey(trust, cert.kid);
+  for (const [host, { keys, atMs }] of trust.revoked) {
+    if (keys.includes(cert.kid)) return { kind: "revoked", host, atMs };
+  }
+  return { kind: "ok", host: named.host, notAfterMs: cert.notAfterMs };
+}
+
+function judgeListed(trust: Trust, cert: CertFacts, host: HostId): PeerVerdict {
+  const revoked = trust.revoked.get(host);
   if (revoked !== undefined) return { kind: "revoked", host, atMs: revoked.atMs };
   const isListed = trust.hosts.get(host)?.keys.some((key) => key.kid === cert.kid) ?? false;
-  return isListed ? { kind: "ok", host, notAfterMs: cert.notAfterMs } : { kind: "not-listed", host };
+  return isListed ? { kind: "ok", host, notAfterMs: cert.notAfterMs } : { kind: "not-listed" };
 }
 
 /**
  * Whether `next` may take the place of `known`; `known` null: the first list, whose authority the caller has verified by
- * other means (a token's fingerprint). A host that was away during rotations needs the list that ended each of them, in
- * turn: every step is signed by an authority that the step before names.
+ * other means (a token's fingerprint, or that it lay in this host's own file). A host that was away during rotations needs
+ * the list that ended each of them, in turn: every step is signed by an authority that the step before names.
  */
 export function acceptTrust(known: SignedTrust | null, next: SignedTrust): Decision<SignedTrust> {
   const fault = faultOf(next.trust);
   if (fault !== null) return untrusted(next, `it contradicts itself: ${fault}`);
   if (known === null) {
-    return isActive(next.trust, next.by)
-      ? ok(next)
-      : untrusted(next, "its signer is not its active authority");
+    // Also one on its way out: it signed the list that says so.
+    const isOwn = next.trust.authorities.some(({ kid }) => kid === next.by);
+    return isOwn ? ok(next) : untrusted(next, "its signer is none of its authorities");
   }
   if (known.trust.cluster !== next.trust.cluster) {
     return untrusted(next, `it is of cluster ${next.trust.cluster}, this host is of ${known.trust.cluster}`);
@@ -340,10 +357,6 @@ function parseHostUri(uri: string): { readonly cluster: string; readonly host: H
  */
 function maySign(trust: Trust, kid: string): boolean {
   return trust.authorities.some((authority) => authority.kid === kid && authority.state !== "outgoing");
-}
-
-function isActive(trust: Trust, kid: string): boolean {
-  return trust.authorities.some((authority) => authority.kid === kid && authority.state === "active");
 }
 
 function revokedKey(trust: Trust, kid: string): Revoked | undefined {

@@ -6,7 +6,8 @@
 import { createHash, X509Certificate } from "node:crypto";
 import type { KeyObject } from "node:crypto";
 
-import type { CertFacts } from "../model/trust.ts";
+import { judgePeer } from "../model/trust.ts";
+import type { CertFacts, PeerVerdict, Trust } from "../model/trust.ts";
 
 /** KID: SHA-256 of the public key (SubjectPublicKeyInfo, DER), lower-case hex. */
 export function kidOf(publicKey: KeyObject): string {
@@ -45,8 +46,21 @@ export function factsOf(
     notBeforeMs: Date.parse(certificate.validFrom),
     notAfterMs: Date.parse(certificate.validTo),
     issuerKid: authorities.find(({ pem }) => isSignedBy(certificate, pem))?.kid ?? null,
-    serverAndClient: !certificate.ca && usages.includes(SERVER_AUTH) && usages.includes(CLIENT_AUTH),
+    serverAndClient:
+      !mayBeAuthority(certificate) && usages.includes(SERVER_AUTH) && usages.includes(CLIENT_AUTH),
   };
+}
+
+/** `judgePeer` of what a peer sent: its leaf, DER; undefined: it sent none. */
+export function judgeCertificate(trust: Trust, der: Uint8Array | undefined, nowMs: number): PeerVerdict {
+  try {
+    if (der === undefined) return { kind: "bad-chain" };
+    return judgePeer(trust, factsOf(new X509Certificate(der), trust.authorities), nowMs);
+  } catch (error) {
+    // Node's reader and OpenSSL below it say so, each in their own words.
+    if (error instanceof Error && "code" in error) return { kind: "bad-chain" };
+    throw error;
+  }
 }
 
 function isSignedBy(certificate: X509Certificate, authorityPem: string): boolean {
@@ -57,6 +71,23 @@ function isSignedBy(certificate: X509Certificate, authorityPem: string): boolean
     certificate.checkIssued(authority) &&
     certificate.verify(authority.publicKey)
   );
+}
+
+/** `BasicConstraints`, critical or not, that says nothing: the only one that a leaf may have, as DER writes it. */
+const BASIC_CONSTRAINTS = Buffer.from("0603551d13", "hex");
+const NO_AUTHORITY = ["0101ff04023000", "04023000"].map((hex) => Buffer.from(hex, "hex"));
+
+/**
+ * Node's `ca` asks for the usage too, and so calls "CA:TRUE" without `keyCertSign` no authority; the daemon refuses it.
+ * Where the bytes stand in another place by chance, the certificate is refused as well.
+ */
+function mayBeAuthority({ ca, raw }: X509Certificate): boolean {
+  if (ca) return true;
+  for (let at = raw.indexOf(BASIC_CONSTRAINTS); at >= 0; at = raw.indexOf(BASIC_CONSTRAINTS, at + 1)) {
+    const value = raw.subarray(at + BASIC_CONSTRAINTS.length);
+    if (!NO_AUTHORITY.some((none) => value.subarray(0, none.length).equals(none))) return true;
+  }
+  return false;
 }
 
 /** None where a name of another kind stands beside, or one that Node had to quote: a host's certificate has one plain URI. */
