@@ -11,19 +11,23 @@
 //! * every read is linearizable, and is answered only if the store has not gone back behind the watermark, which
 //!   is durable before the answer (R11);
 //! * a watch begins with the keys' present values, also after each time it was cut: nothing is missed, though
-//!   changes in between may be seen as one.
+//!   changes in between may be seen as one;
+//! * with credentials nothing is said in clear, and a connection made with older ones gets no new call or watch.
 
+use core::fmt;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, KeyValue, Txn, TxnOp, TxnOpResponse,
-    WatchOptions,
+    Certificate, Client, Compare, CompareOp, ConnectOptions, EventType, GetOptions, Identity as TlsIdentity,
+    KeyValue, TlsOptions, Txn, TxnOp, TxnOpResponse, WatchOptions,
 };
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::{AbortHandle, LocalSet, spawn_local};
 use tokio::time::{sleep, timeout};
@@ -61,6 +65,9 @@ pub enum StoreRequest {
         /// Client URLs.
         endpoints: Vec<String>,
     },
+    /// What is shown to the store and believed of it from now on; none: it is spoken to in clear. Calls under way end
+    /// on their connections, watches are opened anew.
+    Credentials(Option<StoreCredentials>),
     /// The values of some keys at one revision.
     Read {
         /// Told back.
@@ -123,6 +130,32 @@ pub enum StoreRequest {
         /// Takes the answer.
         answer: Answer,
     },
+}
+
+/// What the store's members are shown, and whom this host believes to be one.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StoreCredentials {
+    /// Certificates in PEM of the authorities that may have issued a member's.
+    pub authorities: Vec<u8>,
+    /// This host's certificate with its issuers, in PEM; other PEM sections, as its key's, may stand beside.
+    pub certificate: Vec<u8>,
+    /// Its key, in PEM; other PEM sections may stand beside.
+    pub key: Vec<u8>,
+}
+
+impl StoreCredentials {
+    fn options(&self) -> TlsOptions {
+        TlsOptions::new()
+            .ca_certificate(Certificate::from_pem(&self.authorities))
+            .identity(TlsIdentity::from_pem(&self.certificate, &self.key))
+    }
+}
+
+/// A key is never shown.
+impl fmt::Debug for StoreCredentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StoreCredentials")
+    }
 }
 
 /// What a swap replaces.
@@ -304,6 +337,8 @@ pub fn spawn(state: Arc<StateDir>, mailbox: Mailbox) -> Result<StoreHandle, Fail
         let store = Store(Rc::new(RefCell::new(Shared {
             cluster: ClusterId::default(),
             endpoints: Vec::new(),
+            credentials: None,
+            renewed: Rc::new(Notify::new()),
             clients: Vec::new(),
             preferred: 0,
             generation: 0,
@@ -329,11 +364,14 @@ struct Identity {
 struct Shared {
     cluster: ClusterId,
     endpoints: Vec<String>,
+    credentials: Option<StoreCredentials>,
+    /// Wakes the watches when the credentials have changed.
+    renewed: Rc<Notify>,
     /// One client per endpoint: a client of several balances over them, and would wait for one that is gone.
     clients: Vec<Option<Client>>,
     /// The endpoint that answered last.
     preferred: usize,
-    /// Raised with each change of endpoints.
+    /// Raised with each change of endpoints or credentials.
     generation: u64,
     kept: Option<Watermark>,
     reachable: Option<bool>,
@@ -365,6 +403,7 @@ impl Store {
                     });
                 }
                 StoreRequest::Connect { cluster, endpoints } => store.connect(cluster, endpoints),
+                StoreRequest::Credentials(credentials) => store.renew(credentials),
                 StoreRequest::Read { token, keys } => {
                     spawn_local(async move {
                         let result = store.read(keys).await;
@@ -421,6 +460,16 @@ impl Store {
             shared.endpoints = endpoints;
             shared.preferred = 0;
             shared.generation += 1;
+        }
+    }
+
+    fn renew(&self, credentials: Option<StoreCredentials>) {
+        let mut shared = self.0.borrow_mut();
+        if shared.credentials != credentials {
+            shared.credentials = credentials;
+            shared.clients.fill(None);
+            shared.generation += 1;
+            shared.renewed.notify_waiters();
         }
     }
 
@@ -616,7 +665,7 @@ impl Store {
     }
 
     async fn client(&self, index: usize, generation: u64) -> Result<Client, etcd_client::Error> {
-        let endpoint = {
+        let (endpoint, tls) = {
             let shared = self.0.borrow();
             if shared.generation != generation {
                 return Err(etcd_client::Error::InvalidArgs("the endpoints have changed".to_owned()));
@@ -624,12 +673,21 @@ impl Store {
             if let Some(client) = &shared.clients[index] {
                 return Ok(client.clone());
             }
-            shared.endpoints[index].clone()
+            (shared.endpoints[index].clone(), shared.credentials.as_ref().map(StoreCredentials::options))
         };
+        // The client would take either: who has an identity to show says nothing in clear.
+        let scheme = if tls.is_some() { "https://" } else { "http://" };
+        if !endpoint.starts_with(scheme) {
+            return Err(etcd_client::Error::InvalidArgs(format!("not an address that begins with {scheme}")));
+        }
         let options = ConnectOptions::new()
             .with_connect_timeout(CALL_DEADLINE)
             .with_keep_alive(PING_INTERVAL, PING_TIMEOUT)
             .with_require_leader(true);
+        let options = match tls {
+            Some(tls) => options.with_tls(tls),
+            None => options,
+        };
         let client = Client::connect([endpoint], Some(options)).await?;
         let mut shared = self.0.borrow_mut();
         if shared.generation == generation {
@@ -670,9 +728,9 @@ impl Store {
 
     async fn watch(self, token: StoreToken, key: String, prefix: bool) {
         loop {
-            // Ends only by failing.
             let why = match self.watch_once(token, &key, prefix).await {
-                Ok(()) => "the stream ended".to_owned(),
+                Ok(Ended::Renewed) => continue,
+                Ok(Ended::Closed) => "the stream ended".to_owned(),
                 Err(why) => why,
             };
             tracing::debug!(key, why, "watch cut");
@@ -681,7 +739,11 @@ impl Store {
         }
     }
 
-    async fn watch_once(&self, token: StoreToken, key: &str, prefix: bool) -> Result<(), String> {
+    async fn watch_once(&self, token: StoreToken, key: &str, prefix: bool) -> Result<Ended, String> {
+        // Before the first connection is made: no renewal is missed.
+        let renewed = self.0.borrow().renewed.clone();
+        let renewed = renewed.notified();
+        let mut renewed = pin!(renewed);
         let snapshot = if prefix { self.list(key).await } else { self.read(vec![key.to_owned()]).await };
         let snapshot = snapshot.map_err(|e| format!("{e:?}"))?;
         let from = i64::try_from(snapshot.watermark.revision).unwrap_or(i64::MAX - 1) + 1;
@@ -696,7 +758,13 @@ impl Store {
         };
         let generation = self.0.borrow().generation;
         let mut stream = self.call(open).await?;
-        while let Some(response) = stream.message().await.map_err(|e| e.to_string())? {
+        loop {
+            let message = tokio::select! {
+                biased;
+                () = &mut renewed => return Ok(Ended::Renewed),
+                message = stream.message() => message.map_err(|e| e.to_string())?,
+            };
+            let Some(response) = message else { return Ok(Ended::Closed) };
             if response.canceled() {
                 return Err(response.cancel_reason().to_owned());
             }
@@ -712,8 +780,15 @@ impl Store {
                 return Err("the endpoints have changed".to_owned());
             }
         }
-        Ok(())
     }
+}
+
+/// How a watch's stream ended without failing.
+enum Ended {
+    /// The member closed it.
+    Closed,
+    /// The credentials are others now: opened anew, which is no cut.
+    Renewed,
 }
 
 /// Decides whether a store that shows `identity` at `revision` may be believed by a host that had seen `before`.

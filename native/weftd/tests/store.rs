@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
+use support::pki::{Authority, Pki, host_name};
 use support::{Etcd, PATIENCE, free_port, mailbox, memory_dir};
 use tempfile::TempDir;
 use weft_proto::ids::{ClusterId, Nonce, Revision};
@@ -17,8 +18,8 @@ use weft_proto::message::Watermark;
 use weftd::mail::Mail;
 use weftd::state::StateDir;
 use weftd::store::{
-    CALL_DEADLINE, Entry, Expected, ReadError, Snapshot, StoreHandle, StoreReply, StoreRequest, StoreToken,
-    SwapOutcome, Was, WatchEvent, spawn,
+    CALL_DEADLINE, Entry, Expected, ReadError, Snapshot, StoreCredentials, StoreHandle, StoreReply,
+    StoreRequest, StoreToken, SwapOutcome, Was, WatchEvent, spawn,
 };
 
 const CLUSTER: ClusterId = ClusterId(0x77);
@@ -107,6 +108,10 @@ impl Host {
     fn connect(&self, endpoints: &[&str]) {
         let endpoints = endpoints.iter().map(|e| (*e).to_owned()).collect();
         self.store.send(StoreRequest::Connect { cluster: CLUSTER, endpoints });
+    }
+
+    fn show(&self, credentials: Option<StoreCredentials>) {
+        self.store.send(StoreRequest::Credentials(credentials));
     }
 
     fn token(&mut self) -> StoreToken {
@@ -411,4 +416,76 @@ fn a_watch_begins_with_the_present_and_goes_on_after_the_store_was_away() {
     host.read(&[]).expect("read");
     let told = |reply: &StoreReply| matches!(reply, StoreReply::Watched { event: WatchEvent::Put(_), .. });
     assert!(!host.early.borrow().iter().any(told), "nobody watches");
+}
+
+/// Only a valid certificate of the cluster's authority is served, only a member of the store's authority is believed,
+/// and whoever has a certificate says nothing in clear. Which certificate is shown may change at any time.
+#[test]
+fn a_store_with_tls_serves_who_shows_a_certificate_of_this_cluster() {
+    let pki = Pki::new();
+    let etcd = Etcd::start_tls(&pki);
+    let mut host = Host::new(&[&etcd.url]);
+    host.show(Some(pki.credentials(&pki.hosts)));
+    host.found_cluster(1);
+    let revision = done(host.swap("/k", None, "a"));
+
+    let stranger = Authority::new("hosts");
+    let mut other_store = pki.credentials(&pki.hosts);
+    other_store.authorities = stranger.pem().into_bytes();
+    for (what, shown) in [
+        ("another authority's certificate", Some(pki.credentials(&stranger))),
+        ("an expired one", Some(pki.shown(pki.hosts.issue_expired(vec![host_name()])))),
+        ("a store of another authority", Some(other_store)),
+        ("no certificate", None),
+    ] {
+        host.show(shown);
+        assert!(matches!(host.read_once(&["/k"]), Err(ReadError::Away(_))), "{what}: read");
+        let swap = host.swap_once("/k", was(revision, "a"), what);
+        assert!(matches!(swap, SwapOutcome::Away(_)), "{what}: {swap:?}");
+    }
+    host.show(Some(pki.credentials(&pki.hosts)));
+    let snapshot = host.read(&["/k"]).expect("served again");
+    assert_eq!(snapshot.watermark.revision, revision.0, "nobody of them has left a trace");
+
+    let clear = Etcd::start();
+    host.connect(&[&clear.url]);
+    let Err(ReadError::Away(why)) = host.read_once(&[]) else { panic!("said in clear") };
+    assert!(why.contains("https://"), "{why}");
+}
+
+/// A renewed certificate gets a connection of its own for the watch; that is no cut, and no change is missed.
+#[test]
+fn a_watch_goes_on_while_the_certificate_is_renewed() {
+    let pki = Pki::new();
+    let etcd = Etcd::start_tls(&pki);
+    let mut host = Host::new(&[&etcd.url]);
+    let first = pki.credentials(&pki.hosts);
+    host.show(Some(first.clone()));
+    host.found_cluster(1);
+    let mut revision = done(host.swap("/p/k", None, "0"));
+    let token = host.token();
+    host.store.send(StoreRequest::Watch { token, key: "/p/".to_owned(), prefix: true });
+    let mut cuts = 0;
+    let mut next = |host: &Host| loop {
+        match host.watched(token) {
+            // A busy machine may need more than 300 ms for a connection.
+            WatchEvent::Cut => cuts += 1,
+            WatchEvent::Now(entries) => break (true, entries.into_iter().next_back().expect("there").value),
+            WatchEvent::Put(entry) => break (false, entry.value),
+            WatchEvent::Deleted(key) => panic!("{key}"),
+        }
+    };
+    let text = |turn: u64| turn.to_string().into_bytes();
+    assert_eq!(next(&host), (true, text(0)));
+    for turn in 1..=5 {
+        host.show(Some(if turn == 3 { first.clone() } else { pki.credentials(&pki.hosts) }));
+        assert_eq!(next(&host), (true, text(turn - 1)), "opened anew");
+        revision = done(host.swap("/p/k", was(revision, &(turn - 1).to_string()), &turn.to_string()));
+        assert_eq!(next(&host), (false, text(turn)));
+    }
+    assert!(cuts < 5, "a renewal is no cut");
+    assert_eq!(
+        format!("{:?}", StoreRequest::Credentials(Some(first))),
+        "Credentials(Some(StoreCredentials))"
+    );
 }

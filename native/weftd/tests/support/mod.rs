@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub(crate) mod host;
+pub(crate) mod pki;
 
 use std::net::TcpListener;
 use std::path::Path;
@@ -10,6 +11,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
+use pki::Pki;
 use tempfile::TempDir;
 use weftd::mail::{Mail, Mailbox};
 
@@ -31,16 +33,29 @@ impl Etcd {
         etcd
     }
 
+    /// With mutual TLS for clients and peers.
+    pub(crate) fn start_tls(pki: &Pki) -> Etcd {
+        let data = memory_dir();
+        let mut etcd = Etcd::run(data.path(), free_port(), "https", &pki.etcd_flags(data.path()));
+        etcd._data = Some(data);
+        etcd
+    }
+
     /// With data of an earlier run, or at a port of its own.
     pub(crate) fn start_in(data: &Path, port: u16) -> Etcd {
-        let url = format!("http://127.0.0.1:{port}");
-        let peer = format!("http://127.0.0.1:{}", free_port());
+        Etcd::run(data, port, "http", &[])
+    }
+
+    fn run(data: &Path, port: u16, scheme: &str, more: &[String]) -> Etcd {
+        let url = format!("{scheme}://127.0.0.1:{port}");
+        let peer = format!("{scheme}://127.0.0.1:{}", free_port());
         let child = Command::new("etcd")
             .args(["--data-dir", data.join("etcd").to_str().expect("UTF-8"), "--name", "m"])
             .args(["--listen-client-urls", &url, "--advertise-client-urls", &url])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("m={peer}"), "--heartbeat-interval", "100"])
             .args(["--election-timeout", "500", "--log-level", "error"])
+            .args(more)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
