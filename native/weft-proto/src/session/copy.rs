@@ -311,7 +311,7 @@ impl<P: Payload> Session<P> {
         }
     }
 
-    fn obeys(&self, rid: Rid) -> bool {
+    pub(super) fn obeys(&self, rid: Rid) -> bool {
         self.peers.get(&rid).is_some_and(|p| p.obeys(self.rec().epoch))
     }
 

@@ -18,7 +18,7 @@ use alloc::vec::Vec;
 use super::copy::PIECES_MAX;
 use super::peer::{Purpose, StampsId};
 use super::store::Intent;
-use super::{Event, Session};
+use super::{Event, Phase, Session};
 use crate::block_set::BlockSet;
 use crate::ids::{Generation, Instant, Rid};
 use crate::message::{Ask, ReplicaView};
@@ -253,8 +253,12 @@ impl<P: Payload> Session<P> {
         }
         let epoch = self.rec().epoch;
         let mut sources = alloc::vec![source];
+        // While the volume is opened, those that are not waited for may have lost what they had (R8).
+        let equal = matches!(self.phase, Phase::Serving);
         sources.extend(self.in_sync().into_iter().filter(|other| {
-            *other != source && self.peers.get(other).is_some_and(|p| p.obeys(epoch) && p.bad.is_none())
+            equal
+                && *other != source
+                && self.peers.get(other).is_some_and(|p| p.obeys(epoch) && p.bad.is_none())
         }));
         let mut hopeless = None;
         while self.pieces.len() < PIECES_MAX {

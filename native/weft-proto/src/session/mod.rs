@@ -340,6 +340,8 @@ enum Change {
 pub struct Session<P> {
     config: SessionConfig,
     phase: Phase,
+    /// Gathers again what may differ, as at an open: a member lost its cache, and this is where it goes on after (R8).
+    back: Option<Phase>,
     record: Option<Record>,
     revision: Revision,
     watermark: Watermark,
@@ -430,6 +432,7 @@ impl<P: Payload> Session<P> {
             watermark: config.watermark,
             random: config.seed,
             phase: Phase::Reading,
+            back: None,
             record: None,
             revision: Revision(0),
             attempts: Vec::new(),
@@ -510,7 +513,7 @@ impl<P: Payload> Session<P> {
     /// True once guest requests are served (or wait for a member).
     #[must_use]
     pub fn is_serving(&self) -> bool {
-        matches!(self.phase, Phase::Serving | Phase::Closing(_))
+        matches!(self.phase, Phase::Serving | Phase::Closing(_)) || self.back.is_some() && !self.is_ended()
     }
 
     /// True when the session is over.

@@ -10,6 +10,7 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use super::peer::{Link, Purpose, StampsId};
+use super::serve::Closing;
 use super::store::Intent;
 use super::{EndReason, Event, OpenMode, Phase, Session};
 use crate::ids::{Epoch, Generation, Instant, Revision, Rid};
@@ -86,10 +87,12 @@ impl<P: Payload> Session<P> {
                 }
                 *since = (*since).min(now);
             }
-            Phase::Gathering { .. } | Phase::Stamping(_) => self.restart_gather(),
             _ => {
-                self.join_attached(rid);
-                self.lost_cache(now, rid);
+                self.restart_gather();
+                if self.is_serving() {
+                    self.join_attached(rid);
+                    self.lost_cache(now, rid);
+                }
             }
         }
     }
@@ -101,15 +104,34 @@ impl<P: Payload> Session<P> {
         if !cached || !self.in_sync().contains(&rid) || !is_lossy(&rid) {
             return;
         }
-        if self.in_sync().iter().all(is_lossy) {
+        let kept = self.in_sync().iter().filter(|r| !is_lossy(r)).count();
+        if kept == 0 {
             if self.config.broken.is(Mutation::OutliveCaches) {
                 return;
             }
             // Its guest believes in writes that no longer exist anywhere.
             return self.end(EndReason::CachesLost);
         }
-        if let Some(peer) = self.peers.get_mut(&rid) {
-            peer.bad = Some((Refusal::IoError, now));
+        // What it said of writes and flushes that others have yet to answer is not true any more.
+        for op in self.ops.values_mut() {
+            op.acked.retain(|r| *r != rid);
+        }
+        if let Some((_, flush)) = &mut self.seal_next {
+            *flush = None;
+        }
+        if kept >= usize::from(self.rec().policy.min_isr) {
+            if let Some(peer) = self.peers.get_mut(&rid) {
+                peer.bad = Some((Refusal::IoError, now));
+            }
+            return;
+        }
+        // min_isr forbids to take it out: it is brought what it lost as by an open, and what is under way waits.
+        self.abandon_join("a member lost its cache");
+        self.dirty.clear();
+        match core::mem::replace(&mut self.phase, Phase::Gathering { since: now }) {
+            Phase::Serving => self.back = Some(Phase::Serving),
+            Phase::Closing(_) => self.back = Some(Phase::Closing(Closing::Draining)),
+            _ => {}
         }
     }
 
@@ -173,6 +195,9 @@ impl<P: Payload> Session<P> {
         let got: Vec<Rid> = members.iter().filter(|r| obeys(r)).copied().collect();
         let mut good: Vec<Rid> = got.iter().filter(|r| !lossy(r)).copied().collect();
         if good.is_empty() && got.len() == members.len() {
+            if self.back.is_some() && !self.config.broken.is(Mutation::OutliveCaches) {
+                return self.end(EndReason::CachesLost);
+            }
             // All of them lost their caches and no session lives: what was not flushed may legally be gone (R8).
             good.clone_from(&got);
         }
@@ -196,6 +221,7 @@ impl<P: Payload> Session<P> {
         let Phase::Gathering { since } = self.phase else { return };
         if good.len() == members.len() {
             if self.rescue_ended(now) {
+                self.trusted_only = false;
                 self.ask_stamps(now, &members);
             }
             return;
@@ -251,15 +277,15 @@ impl<P: Payload> Session<P> {
         true
     }
 
-    /// Is this the one member that kept its cache, and the others are still being brought what they lost (R8)?
-    pub(super) fn is_sole_source(&self, rid: Rid) -> bool {
-        self.trusted_only && self.trusted == Some(rid) && !self.dirty.is_empty()
+    /// The one member that kept its cache, while the others are still being brought what they lost (R8).
+    pub(super) fn sole_source(&self) -> Option<Rid> {
+        self.trusted.filter(|_| self.trusted_only && !self.dirty.is_empty())
     }
 
-    /// The highest seal of these members.
+    /// The highest seal of these members, and of this session.
     pub(super) fn highest_seal(&self, members: &[Rid]) -> Generation {
         let seal = |rid: &Rid| self.peers.get(rid).and_then(|p| p.view.as_ref()).map(|v| v.sealed);
-        members.iter().filter_map(seal).max().unwrap_or_default()
+        members.iter().filter_map(seal).max().unwrap_or_default().max(self.sealed)
     }
 
     fn ask_stamps(&mut self, now: Instant, members: &[Rid]) {
@@ -267,9 +293,12 @@ impl<P: Payload> Session<P> {
             return;
         }
         let sealed = self.highest_seal(members);
-        self.sealed = self.sealed.max(sealed);
-        let differs =
-            |rid: &Rid| self.peers.get(rid).and_then(|p| p.view.as_ref()).is_some_and(|v| v.newest > sealed);
+        self.sealed = sealed;
+        // What a member told when it was attached is old once the session has served.
+        let differs = |rid: &Rid| {
+            let view = self.peers.get(rid).and_then(|p| p.view.as_ref());
+            self.back.is_some() || view.is_some_and(|v| v.newest > sealed)
+        };
         let ask: Vec<Rid> = members.iter().filter(|r| differs(r)).copied().collect();
         let (single, id) = (members.len() == 1, StampsId(self.fresh_id()));
         if single || ask.is_empty() || self.config.broken.is(Mutation::ReadBeforeReconcile) {
@@ -331,11 +360,13 @@ impl<P: Payload> Session<P> {
             let draw = self.fresh_random() % members.len() as u128;
             self.trusted = members.get(usize::try_from(draw).expect("below 8")).copied();
         }
-        self.phase = Phase::Serving;
         self.rolled = now;
         self.interval = self.interval.max(1);
         let epoch = self.rec().epoch;
-        self.events.push_back(Event::Opened { epoch });
+        self.phase = self.back.take().unwrap_or_else(|| {
+            self.events.push_back(Event::Opened { epoch });
+            Phase::Serving
+        });
         self.resume();
         for rid in self.in_sync() {
             self.resend_ops(now, rid);

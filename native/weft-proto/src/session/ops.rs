@@ -181,7 +181,8 @@ impl<P: Payload> Session<P> {
     /// Takes a guest's request in: checks it, splits it, queues its operations.
     pub(super) fn accept(&mut self, now: Instant, id: RequestId, op: GuestOp<P>) {
         assert!(!self.guests.contains_key(&id), "request {id:?} is used twice");
-        if self.is_ended() || matches!(self.phase, Phase::Closing(_)) {
+        let closing = |phase: &Phase| matches!(phase, Phase::Closing(_));
+        if self.is_ended() || closing(&self.phase) || self.back.as_ref().is_some_and(closing) {
             self.figures.fenced += 1;
             return self.replies.push_back((id, GuestReply::Failed(GuestError::Fenced)));
         }
@@ -347,11 +348,6 @@ impl<P: Payload> Session<P> {
         if earlier || self.dirty_blocks(start, end) {
             return;
         }
-        let flush = self.ops.get(&id).is_some_and(|o| matches!(o.kind, OpKind::Flush));
-        if flush && self.trusted_only && !self.dirty.is_empty() {
-            // A member that lost its cache lacks what the guest had before: its flush would cover nothing of that (R8).
-            return;
-        }
         if read {
             self.start_read(now, id);
             return;
@@ -419,7 +415,7 @@ impl<P: Payload> Session<P> {
 
     /// Sends an operation to one recipient, unless it has it, it is on its way, or it must promise first.
     pub(super) fn send_op(&mut self, now: Instant, id: OpId, rid: Rid) {
-        let epoch = self.rec().epoch;
+        let (epoch, sole_source) = (self.rec().epoch, self.sole_source());
         if !self.peers.get(&rid).is_some_and(|p| p.obeys(epoch) && p.bad.is_none()) {
             return;
         }
@@ -429,6 +425,10 @@ impl<P: Payload> Session<P> {
             || op.acked.contains(&rid)
             || op.sent.contains(&rid)
         {
+            return;
+        }
+        if matches!(op.kind, OpKind::Flush) && sole_source.is_some() {
+            // A member that lost its cache lacks what the guest had before: its flush would cover nothing of that (R8).
             return;
         }
         op.sent.push(rid);
@@ -806,8 +806,16 @@ impl<P: Payload> Session<P> {
         let Some(op) = self.ops.get(&id) else { return };
         let OpKind::Write { patch: Some(patch), .. } = &op.kind else { return };
         let Some(offset) = patch.edges.front().copied() else { return };
+        if self.back.is_some() {
+            return;
+        }
         // No lease is needed: a stale value could only be written back by a fenced session, and is refused.
-        let Some(rid) = self.reader(now, Some(&patch.bad)) else { return };
+        let reader = match self.sole_source() {
+            // It may have begun before a member lost its cache, where only this one has what was there.
+            Some(rid) => Some(rid).filter(|rid| self.obeys(*rid)),
+            None => self.reader(now, Some(&patch.bad)),
+        };
+        let Some(rid) = reader else { return };
         if let Some(op) = self.ops.get_mut(&id) {
             op.sent = alloc::vec![rid];
         }

@@ -82,7 +82,7 @@ impl<P: Payload> Session<P> {
         let lost: Vec<Rid> = failing.iter().map(|(rid, _)| *rid).collect();
         let remaining = members.len() - lost.len();
         let ready = self.join_ready();
-        let irreplaceable = lost.iter().any(|rid| self.is_sole_source(*rid));
+        let irreplaceable = lost.iter().any(|rid| self.sole_source() == Some(*rid));
         let enough = !irreplaceable
             && (remaining >= min_isr.max(1)
                 || remaining >= 1 && self.config.broken.is(Mutation::BelowMinIsr));
@@ -153,7 +153,7 @@ impl<P: Payload> Session<P> {
                     let min_isr = usize::from(self.rec().policy.min_isr).max(1);
                     let verdict = if left < min_isr {
                         Err("too few in-sync copies would be left")
-                    } else if self.is_sole_source(rid) {
+                    } else if self.sole_source() == Some(rid) {
                         Err("the other copies are still being brought what only this one has")
                     } else {
                         Ok(Some(Intent::Remove { rid }))
@@ -270,6 +270,8 @@ impl<P: Payload> Session<P> {
             }
             self.check_all_ops(now);
             self.retry_reads(now);
+        }
+        if self.is_serving() {
             let patient = self.paused_since.is_none_or(|at| now.ms_since(at) < ON_LOSS_PATIENCE_MS);
             if self.rec().policy.on_loss == OnLoss::Error && !patient {
                 self.fail_waiting_guests();

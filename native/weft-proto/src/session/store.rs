@@ -389,7 +389,7 @@ impl<P: Payload> Session<P> {
         }
         // A joiner that came back without its cache was not known for a member then (R8, R14).
         if let Some(rid) = came_back
-            && matches!(self.phase, Phase::Serving | Phase::Closing(_))
+            && self.is_serving()
         {
             self.lost_cache(now, rid);
         }

@@ -92,6 +92,7 @@ impl<P: Payload> Session<P> {
             Phase::Closing(_) => "closing",
             Phase::Serving if self.paused.is_none() => "serving",
             Phase::Serving => "paused",
+            _ if self.back.is_some() => "paused",
             _ => "opening",
         };
         let remaining = self.join_remaining();

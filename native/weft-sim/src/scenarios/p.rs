@@ -1,10 +1,12 @@
 //! Plots P1 to P6 of docs/scenarios.md (caches and power).
 
 use crate::scenarios::plots;
-use crate::stage::{B, C, D, Fate, Play, R0, R1, R2, Scene, Stage, Who, copies, guest_writes};
+use crate::stage::{
+    B, C, D, Fate, Play, R0, R1, R2, Scene, Stage, Who, copies, flushes, guest_writes, reads,
+};
 use weft_proto::guest::{GuestError, GuestOp};
 use weft_proto::message::Ask;
-use weft_proto::payload::BLOCK;
+use weft_proto::payload::{BLOCK, HeapPayload, Payload};
 use weft_proto::session::{EndReason, Event};
 
 plots! {
@@ -13,7 +15,11 @@ plots! {
     P2 => a_joiner_that_lost_its_cache_while_its_admission_was_unknown_is_copied_to,
     P2 => a_rescue_ends_when_the_member_that_it_would_replace_is_back_without_its_cache,
     P2 => the_only_member_that_kept_its_cache_is_not_taken_out,
+    P2 => a_member_that_may_not_be_taken_out_is_brought_what_it_lost,
+    P2 => what_is_under_way_when_a_member_loses_its_cache_reaches_it_anew,
+    P2 => what_a_member_lost_is_found_again_after_another_loss_and_by_the_next_owner,
     P3 => a_guest_is_told_when_every_cache_is_lost,
+    P3 => a_guest_is_told_when_the_last_cache_is_lost_before_the_others_have_it,
     P3 => a_cache_that_was_lost_before_the_last_seal_is_not_missed,
     P4 => flushed_data_survives_the_loss_of_all_caches_and_copies_are_equal,
     P5 => a_member_whose_process_crashed_keeps_its_cache,
@@ -149,6 +155,117 @@ fn the_only_member_that_kept_its_cache_is_not_taken_out(play: &Play) {
     stage.start(R2);
     assert_eq!(stage.read_now(next, 7), late);
     assert_eq!([R0, R1, R2].map(|rid| stage.disk(rid, 7)), [late; 3]);
+}
+
+/// P2, I30: cached mode, min_isr 2 of 2; r0 loses power after a seal. It may not be taken out: its session brings it what it
+/// lost, from r1, while the guest waits, and everybody is sealed anew.
+fn a_member_that_may_not_be_taken_out_is_brought_what_it_lost(play: &Play) {
+    let mut stage = Scene::copies(2).min_isr(2).cached().stage(play);
+    let owner = stage.owner(D);
+    let early = stage.written(owner, 5);
+    stage.run_for(3000);
+    let sealed = stage.view(owner).sealed;
+    let late = stage.written(owner, 7);
+    stage.power_off(R0);
+    assert_eq!((stage.disk(R0, 5), stage.disk(R0, 7)), (early, 0));
+    stage.run_for(300);
+    stage.start(R0);
+    assert_eq!(stage.read_now(owner, 7), late);
+    let next = stage.written(owner, 7);
+    stage.run_until("it is sealed", |s| s.view(owner).sealed > sealed && s.view(owner).dirty_regions == 0);
+    assert_eq!((stage.demotions(owner), stage.in_sync()), (0, vec![R0, R1]));
+    assert_eq!([R0, R1].map(|rid| stage.disk(rid, 7)), [next; 2]);
+    // The seal says that nothing is missed any more: r1 may lose its own cache now.
+    stage.run_for(300);
+    stage.power_off(R1);
+    stage.start(R1);
+    assert_eq!((stage.read_now(owner, 7), stage.ended(owner)), (next, None));
+    stage.run_for(3000);
+    stage.close(owner);
+    assert_eq!([R0, R1].map(|rid| stage.disk(rid, 7)), [next; 2]);
+}
+
+/// P2: as before, with a write and a flush that r0 has acknowledged and r1 has not, and a small write whose block is still
+/// to be read: r0 gets the write anew, the block's rest is read from r1, and the flush covers what r0 was brought.
+fn what_is_under_way_when_a_member_loses_its_cache_reaches_it_anew(play: &Play) {
+    let mut stage = Scene::copies(2).min_isr(2).cached().stage(play);
+    let owner = stage.owner(D);
+    stage.written(owner, 5);
+    stage.run_for(3000);
+    let late = [7, 40].map(|block| stage.written(owner, block));
+    stage.hold(owner, R0, reads);
+    let mut data = HeapPayload::zeroed(512);
+    data.bytes_mut().fill(0x77);
+    let small = stage.submit(owner, GuestOp::Write { offset: 7 * BLOCK + 512, data, fua: false });
+    stage.run_until("the block's rest is asked for", |s| s.held(owner, R0) > 0);
+    stage.hold_no_more(owner, R0);
+    stage.hold(owner, R0, flushes);
+    stage.hold(owner, R1, |ask| guest_writes(ask) || flushes(ask));
+    let write = stage.write(owner, 9);
+    let flush = stage.submit(owner, GuestOp::Flush);
+    stage.run_for(20);
+    assert_eq!(stage.disk(R0, 9), write.value);
+    stage.power_off(R0);
+    stage.hold_no_more(owner, R0);
+    stage.hold(owner, R0, copies);
+    stage.start(R0);
+    stage.run_until("r0 is copied to", |s| s.held(owner, R0) > 0);
+    stage.release(owner, R1);
+    stage.run_for(300);
+    assert!(!stage.done(flush), "r0 lacks what the guest wrote before");
+    stage.release(owner, R0);
+    stage.run_until("all is answered", |s| s.done(small) && s.done(write.id) && s.done(flush));
+    for rid in [R0, R1] {
+        stage.power_off(rid);
+        assert_eq!([7, 40, 9].map(|block| stage.disk(rid, block)), [late[0], late[1], write.value], "{rid}");
+    }
+}
+
+/// P2: r0 loses its cache again while it is brought what it lost; then the owner dies. The next one sees that r0 lacks
+/// something as long as no seal has been.
+fn what_a_member_lost_is_found_again_after_another_loss_and_by_the_next_owner(play: &Play) {
+    let mut stage = Scene::copies(2).min_isr(2).cached().stage(play);
+    let owner = stage.owner(D);
+    stage.written(owner, 5);
+    stage.run_for(3000);
+    let late = [7, 40].map(|block| stage.written(owner, block));
+    stage.power_off(R0);
+    stage.hold(
+        owner,
+        R0,
+        |ask| matches!(ask, Ask::Write { offset, copy: true, .. } if *offset == 40 * BLOCK),
+    );
+    stage.start(R0);
+    stage.run_until("block 7 is brought", |s| s.disk(R0, 7) == late[0] && s.held(owner, R0) > 0);
+    stage.power_off(R0);
+    assert_eq!(stage.disk(R0, 7), 0);
+    stage.start(R0);
+    stage.run_until("block 7 is brought again", |s| s.disk(R0, 7) == late[0] && s.held(owner, R0) > 0);
+    stage.vanish(owner);
+    let next = stage.replace(C, owner);
+    stage.serving(next);
+    assert_eq!([7, 40].map(|block| stage.read_now(next, block)), late);
+    stage.run_until("nothing may differ", |s| s.view(next).dirty_regions == 0);
+    assert_eq!([R0, R1].map(|rid| [stage.disk(rid, 7), stage.disk(rid, 40)]), [late; 2]);
+    stage.close(next);
+}
+
+/// P3: r0 has lost its cache and is not yet brought everything when r1 loses its own: nobody has what the guest wrote.
+fn a_guest_is_told_when_the_last_cache_is_lost_before_the_others_have_it(play: &Play) {
+    let mut stage = Scene::copies(2).min_isr(2).cached().stage(play);
+    let owner = stage.owner(D);
+    stage.written(owner, 5);
+    stage.power_off(R0);
+    stage.hold(owner, R0, copies);
+    stage.start(R0);
+    stage.run_until("r0 is copied to", |s| s.held(owner, R0) > 0);
+    stage.power_off(R1);
+    let read = stage.read(owner, 5);
+    stage.run_for(300);
+    assert!(stage.reply(read).is_none());
+    stage.start(R1);
+    assert_eq!(stage.over(owner), EndReason::CachesLost);
+    assert_eq!(stage.failure(read), Some(GuestError::Fenced));
 }
 
 /// P3: cached mode; both members lose power, the owner and its guest live on. What the guest believes to be
