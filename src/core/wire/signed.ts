@@ -19,8 +19,8 @@ import { isP256, kidOf, readCertificate } from "./certificate.ts";
 export type SignedKind = "trust" | "join-token" | "api-token";
 export type Opened = { readonly body: string; readonly by: string };
 
-/** A list of 1,000 hosts has 700 KiB; etcd takes requests of 1.5 MiB. */
-const SIGNED_LENGTH_MAX = 1_500_000;
+/** As the daemon reads it: what one of them takes and the other refuses would part a host in two. */
+export const SIGNED_BYTES_MAX = 1 << 20;
 
 const signedJson = z.object({
   // Text with half a surrogate pair has no bytes of its own: several such texts would have one signature.
@@ -37,7 +37,13 @@ export function sign(kind: SignedKind, body: string, key: KeyObject): string {
   if (!isP256(key)) throw new Error("an authority's key is on P-256");
   if (!body.isWellFormed()) throw new Error("a body is Unicode text");
   const by = kidOf(createPublicKey(key));
-  return JSON.stringify({ body, by, sig: signBytes("sha256", toSign(kind, body), key).toString("base64") });
+  const text = JSON.stringify({
+    body,
+    by,
+    sig: signBytes("sha256", toSign(kind, body), key).toString("base64"),
+  });
+  if (Buffer.byteLength(text) > SIGNED_BYTES_MAX) throw new Error(`a signed ${kind} of ${text.length} bytes`);
+  return text;
 }
 
 /** Refused with E-TRUST-01 when it isn't signed, as this kind, by one of `authorities`. */
@@ -46,7 +52,7 @@ export function openSigned(
   text: string,
   authorities: readonly { readonly kid: string; readonly pem: string }[],
 ): Decision<Opened> {
-  const parsed = signedJson.safeParse(text.length > SIGNED_LENGTH_MAX ? null : jsonOf(text));
+  const parsed = signedJson.safeParse(Buffer.byteLength(text) > SIGNED_BYTES_MAX ? null : jsonOf(text));
   if (!parsed.success) return untrusted(kind, "is not a signed value");
   const { body, by, sig } = parsed.data;
   const pem = authorities.find((authority) => authority.kid === by)?.pem;

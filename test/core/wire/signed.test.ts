@@ -7,7 +7,7 @@ import { createHash, createPublicKey, generateKeyPairSync, verify } from "node:c
 import * as fc from "fast-check";
 import t from "tap";
 
-import { openSigned, sign } from "../../../src/core/wire/signed.ts";
+import { openSigned, sign, SIGNED_BYTES_MAX } from "../../../src/core/wire/signed.ts";
 import { makeKey } from "../../../src/core/wire/x509-make.ts";
 import { testAuthority } from "./authority-for-tests.ts";
 
@@ -88,10 +88,11 @@ void t.test("signed: nothing that isn't of this form is opened", async (t) => {
     JSON.stringify({ ...good, by: a.kid.toUpperCase() }),
     JSON.stringify({ ...good, body: 1 }),
     JSON.stringify({ ...good, body: "\ud800" }),
-    JSON.stringify({ ...good, more: "x".repeat(1_500_000) }),
+    JSON.stringify({ ...good, more: "é".repeat(SIGNED_BYTES_MAX / 2) }),
   ])
     t.equal(opened(bad), "E-TRUST-01", bad.slice(0, 60));
   t.throws(() => sign("trust", "\ud800", a.key), /Unicode/);
+  t.throws(() => sign("trust", "x".repeat(SIGNED_BYTES_MAX), a.key), /a signed trust of/);
   t.throws(() => sign("trust", "", generateKeyPairSync("ed25519").privateKey), /P-256/);
   t.not(makeKey().reveal(), makeKey().reveal());
 });
