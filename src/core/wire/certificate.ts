@@ -16,11 +16,15 @@ export function kidOf(publicKey: KeyObject): string {
     .digest("hex");
 }
 
-/** The certificate of a PEM block; null: it is none, or there is more than one. */
+/** The certificate of a PEM block, with a key that can be read; null: it is none, or there is more than one. */
 export function readCertificate(pem: string): X509Certificate | null {
   if (pem.split("-----BEGIN").length !== 2) return null;
   try {
-    return new X509Certificate(pem);
+    const certificate = new X509Certificate(pem);
+    // Node decodes the key when it is asked for: a damaged one shows itself only then.
+    kidOf(certificate.publicKey);
+    isP256(certificate.publicKey);
+    return certificate;
   } catch {
     return null;
   }

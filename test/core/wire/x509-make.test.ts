@@ -16,7 +16,13 @@ import t from "tap";
 import { parseHostId } from "../../../src/core/model/ids.ts";
 import type { HostId } from "../../../src/core/model/ids.ts";
 import { judgePeer } from "../../../src/core/model/trust.ts";
-import { factsOf, isP256, kidOf, readCertificate } from "../../../src/core/wire/certificate.ts";
+import {
+  factsOf,
+  isP256,
+  judgeCertificate,
+  kidOf,
+  readCertificate,
+} from "../../../src/core/wire/certificate.ts";
 import {
   HOST_CERT_LIFE_MS,
   makeAuthority,
@@ -49,6 +55,20 @@ for (const [name, content] of [
   ["store", store.pem],
 ] as const)
   await writeFile(path(name), content);
+
+const trust = {
+  cluster: CLUSTER,
+  generation: 1n,
+  nonce: "n",
+  transport: "tls" as const,
+  authorities: [{ kid: a.kid, pem: a.pem, state: "active" as const, sinceMs: 0 }],
+  storeAuthorities: [],
+  hosts: new Map([
+    [HOST, { name: "h1", keys: [{ kid: kidOf(publicKey), sinceMs: 0 }], certs: [], held: [] }],
+  ]),
+  revoked: new Map(),
+  rotation: null,
+};
 
 const run = promisify(execFile);
 async function openssl(...words: readonly string[]): Promise<string> {
@@ -142,20 +162,26 @@ void t.test("x509: Node reads what the model judges by", async (t) => {
   t.equal(readCertificate(host.pem.replace("MII", "QII")), null);
 });
 
+void t.test(
+  "x509: a certificate with any bit flipped is read, or is none; by its authority it never is",
+  async (t) => {
+    const { raw } = new X509Certificate(host.pem);
+    let accepted = 0;
+    for (let bit = 0; bit < raw.length * 8; bit += 1) {
+      const flipped = Buffer.from(raw);
+      flipped[bit >> 3] = (flipped[bit >> 3] ?? 0) ^ (1 << (bit & 7));
+      const pem = `-----BEGIN CERTIFICATE-----\n${flipped.toString("base64")}\n-----END CERTIFICATE-----\n`;
+      const certificate = readCertificate(pem);
+      if (certificate !== null && factsOf(certificate, [a]).issuerKid !== null) accepted += 1;
+      // As a peer's it is judged from its bytes.
+      if (judgeCertificate(trust, flipped, nowMs).kind === "ok") accepted += 1;
+    }
+    t.equal(accepted, 0);
+    t.equal(judgeCertificate(trust, raw, nowMs).kind, "ok");
+  },
+);
+
 void t.test("x509: two hosts shake hands by TLS 1.3, and each sees who the other is", async (t) => {
-  const trust = {
-    cluster: CLUSTER,
-    generation: 1n,
-    nonce: "n",
-    transport: "tls" as const,
-    authorities: [{ kid: a.kid, pem: a.pem, state: "active" as const, sinceMs: 0 }],
-    storeAuthorities: [],
-    hosts: new Map([
-      [HOST, { name: "h1", keys: [{ kid: kidOf(publicKey), sinceMs: 0 }], certs: [], held: [] }],
-    ]),
-    revoked: new Map(),
-    rotation: null,
-  };
   const tls = { key: keyPem.reveal(), cert: host.pem, ca: a.pem, minVersion: "TLSv1.3" as const };
   const server = createServer({ ...tls, requestCert: true, rejectUnauthorized: true }, (socket) => {
     const peer = socket.getPeerX509Certificate();
