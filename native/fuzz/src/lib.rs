@@ -20,11 +20,12 @@ pub mod replica;
 pub mod session;
 pub mod stream;
 pub mod superblock;
+pub mod tls_records;
 pub mod trust;
 pub mod wire;
 
 /// The doors, by the names of their folders in `corpus/` and of their programs.
-pub const TARGETS: [(&str, fn(&[u8])); 12] = [
+pub const TARGETS: [(&str, fn(&[u8])); 13] = [
     ("checkpoint", checkpoint::run),
     ("control", control::run),
     ("log", log::run),
@@ -35,6 +36,7 @@ pub const TARGETS: [(&str, fn(&[u8])); 12] = [
     ("session", session::run),
     ("stream", stream::run),
     ("superblock", superblock::run),
+    ("tls_records", tls_records::run),
     ("trust", trust::run),
     ("wire", wire::run),
 ];

@@ -20,7 +20,7 @@ use weft_proto::ids::ClusterId;
 use crate::input::Input;
 
 const LIST: &[u8] = include_bytes!("../../weft-io/specimens/trust.json");
-const HOST: &[u8] = include_bytes!("../../weft-io/specimens/h1.pem");
+pub(crate) const HOST: &[u8] = include_bytes!("../../weft-io/specimens/h1.pem");
 const KEY: &[u8] = include_bytes!("../../weft-io/specimens/authority-key.pem");
 /// As `specimens/` has it.
 const CLUSTER: ClusterId = ClusterId(0x2f4c_9a66_3a0e_4ad0_9a83_5c2d_58b3_f9f1);
@@ -48,6 +48,21 @@ static KNOWN: LazyLock<Known> = LazyLock::new(|| {
         key: EcdsaKeyPair::from_pkcs8(algorithm, der.secret_pkcs8_der(), &random).expect("a P-256 key"),
     }
 });
+
+/// The known list with another transport.
+pub(crate) fn list_of(transport: &str) -> Trust {
+    let mut body = KNOWN.body.clone();
+    body["transport"] = json!(transport);
+    Trust::open_first(&sign(&body.to_string()), CLUSTER).expect("a list")
+}
+
+/// What the authority says.
+fn sign(body: &str) -> Vec<u8> {
+    let message = [b"weft trust v1\0", body.as_bytes()].concat();
+    let signature = KNOWN.key.sign(&SystemRandom::new(), &message).expect("signed");
+    let sig = STANDARD.encode(signature.as_ref());
+    json!({ "body": body, "by": KNOWN.envelope["by"], "sig": sig }).to_string().into_bytes()
+}
 
 /// First byte: any bytes, the known list altered, another one that is really signed, or a peer's certificate.
 pub fn run(bytes: &[u8]) {
@@ -114,11 +129,7 @@ fn signed(input: &mut Input<'_>) {
     if input.one_in(8) {
         body = String::from_utf8_lossy(&altered(body.into_bytes(), input)).into_owned();
     }
-    let message = [b"weft trust v1\0", body.as_bytes()].concat();
-    let signature = KNOWN.key.sign(&SystemRandom::new(), &message).expect("signed");
-    let list =
-        json!({ "body": body, "by": KNOWN.envelope["by"], "sig": STANDARD.encode(signature.as_ref()) });
-    let list = list.to_string().into_bytes();
+    let list = sign(&body);
     let first = Trust::open_first(&list, CLUSTER);
     let next = KNOWN.trust.advance(&list);
     let same = KNOWN.envelope["body"] == json!(body);

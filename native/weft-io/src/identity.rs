@@ -265,6 +265,10 @@ impl Identity {
         self.not_after
     }
 
+    pub(crate) fn certified(&self) -> Arc<CertifiedKey> {
+        self.certified.clone()
+    }
+
     /// What it shows to peers, as [`Trust::judge`] takes it: its certificate (DER), then the authority's.
     #[must_use]
     pub fn chain(&self) -> Vec<&[u8]> {

@@ -19,6 +19,7 @@ mod segment;
 pub mod sidecar;
 pub mod stream;
 pub mod tcp;
+pub mod tls;
 
 #[cfg(test)]
 mod testing;

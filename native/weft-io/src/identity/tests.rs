@@ -19,7 +19,7 @@ pub(crate) mod pki {
     use serde_json::{Value, json};
     use weft_proto::ids::{ClusterId, HostId};
 
-    use crate::identity::{Kid, Trust, WallTime, host_uri};
+    use crate::identity::{Identity, Kid, Trust, WallTime, host_uri};
 
     pub(crate) const CLUSTER: ClusterId = ClusterId(0x2f4c_9a66_3a0e_4ad0_9a83_5c2d_58b3_f9f1);
     pub(crate) const H1: HostId = HostId(0x0b52_a3f6_3a0e_4ad0_9a83_5c2d_58b3_0001);
@@ -110,6 +110,10 @@ pub(crate) mod pki {
 
         pub(crate) fn identity_pem(&self, key: &KeyPair, leaf: &Leaf) -> String {
             [self.issue(key, leaf).1, self.pem.clone(), key.serialize_pem()].concat()
+        }
+
+        pub(crate) fn identity(&self, key: &KeyPair, leaf: &Leaf) -> Identity {
+            Identity::from_pem(self.identity_pem(key, leaf).as_bytes()).expect("an identity")
         }
 
         pub(crate) fn entry(&self, state: &str) -> Value {
