@@ -414,7 +414,6 @@ struct Body {
     authorities: Vec<BodyAuthority>,
     hosts: BTreeMap<String, BodyHost>,
     revoked: BTreeMap<String, BodyRevoked>,
-    rotation: Option<BodyRotation>,
 }
 
 #[derive(Deserialize)]
@@ -438,11 +437,6 @@ struct BodyKey {
 struct BodyRevoked {
     at: String,
     keys: Vec<String>,
-}
-
-#[derive(Deserialize)]
-struct BodyRotation {
-    phase: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -477,8 +471,6 @@ pub struct Trust {
     authorities: Vec<Authority>,
     hosts: BTreeMap<HostId, Vec<Kid>>,
     revoked: BTreeMap<HostId, Revoked>,
-    /// The rotation's phase in which the incoming authority signs.
-    issuing: bool,
     body: String,
 }
 
@@ -495,17 +487,18 @@ impl Trust {
         Ok(trust)
     }
 
-    /// The next list, if it is one: signed by an authority that is active in this one (or incoming while a rotation
-    /// issues), with a higher generation. The same list again gives the same; anything else is refused and this list stays
-    /// in force.
+    /// The next list, if it is one: signed by an authority that is active or incoming in this one, with a higher
+    /// generation. The same list again gives the same; anything else is refused and this list stays in force.
+    ///
+    /// An incoming authority counts in every phase of a rotation: a host that missed the list which begins to issue, the
+    /// last one that the old authority signs, has to take the next one.
     pub fn advance(&self, signed: &[u8]) -> Result<Trust, TrustError> {
         let signed = envelope(signed)?;
         if signed.body == self.body {
             return Ok(self.clone());
         }
         self.verify(&signed, |state| match state {
-            AuthorityState::Active => true,
-            AuthorityState::Incoming => self.issuing,
+            AuthorityState::Active | AuthorityState::Incoming => true,
             AuthorityState::Outgoing => false,
         })?;
         let next = Trust::read(&signed.body)?;
@@ -571,7 +564,6 @@ impl Trust {
             authorities: authorities?,
             hosts,
             revoked,
-            issuing: read.rotation.is_some_and(|rotation| rotation.phase == "issue"),
             body: body.to_owned(),
         })
     }
