@@ -1,7 +1,7 @@
 //! Two ends in memory: the protocol alone, then streams over a driver that cuts everything anywhere.
 
+use rustls::Tls13CipherSuite;
 use rustls::crypto::CryptoProvider;
-use rustls::{SupportedCipherSuite, Tls13CipherSuite};
 
 use super::*;
 use crate::driver::{Outcome, TokenSpace};
@@ -376,7 +376,7 @@ fn an_altered_record_ends_the_connection() {
 #[test]
 fn keys_are_renewed_before_their_limit() {
     let stage = Stage::new();
-    let SupportedCipherSuite::Tls13(suite) = cipher_suite::TLS13_AES_128_GCM_SHA256;
+    let suite = cipher_suite::TLS13_AES_128_GCM_SHA256.tls13().expect("one of TLS 1.3");
     let mut common = rustls::CipherSuiteCommon { confidentiality_limit: 8, ..suite.common };
     common.suite = suite.common.suite;
     let short: &'static Tls13CipherSuite = Box::leak(Box::new(Tls13CipherSuite {
