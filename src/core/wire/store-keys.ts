@@ -33,6 +33,16 @@ export const keys = {
   repairAsk: `${ROOT}repair-ask`,
   repairs: `${ROOT}repair/`,
   repair: (host: string) => `${ROOT}repair/${host}`,
+  /** Who belongs to the cluster: signed by an authority. */
+  trust: `${ROOT}trust`,
+  /** How far a host followed the trust list, while the authority changes. */
+  trustAcks: `${ROOT}trust-ack/`,
+  trustAck: (host: string) => `${ROOT}trust-ack/${host}`,
+  joinTokens: `${ROOT}join-token/`,
+  /** Signed; its secret as a hash. */
+  joinToken: (id: string) => `${ROOT}join-token/${id}`,
+  /** Made once: a token that has it can't be used again. */
+  joinTokenUsed: (id: string) => `${ROOT}join-token-used/${id}`,
 } as const;
 
 export type ParsedKey =
