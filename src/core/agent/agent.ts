@@ -10,17 +10,22 @@ import { join } from "node:path";
 import type { FastifyInstance } from "fastify";
 import type { z } from "zod";
 
-import { parseHostId } from "../model/ids.ts";
+import { type HostId, parseHostId } from "../model/ids.ts";
 import type * as api from "../wire/agent-api.ts";
 import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
+import { IdentityFiles } from "../wire/identity-files.ts";
 import { StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
+import { AuthorityKeeper } from "./authority.ts";
 import { ClusterView } from "./cluster-view.ts";
 import type { MemberContext } from "./context.ts";
+import type { JoinContext } from "./entering.ts";
 import { EtcdProcess, peerUrl } from "./etcd-process.ts";
 import { hostsOf } from "./facts.ts";
 import { type HostFile, HostFiles } from "./host-file.ts";
-import { initCluster, joinCluster } from "./join.ts";
+import { IdentityKeeper } from "./identity.ts";
+import { initCluster } from "./init.ts";
+import { joinCluster } from "./join.ts";
 import { Keeper } from "./keeper.ts";
 import { LocalDaemon } from "./local-daemon.ts";
 import { type Log, openLog } from "./log.ts";
@@ -29,9 +34,11 @@ import type { AgentOptions } from "./options.ts";
 import { perform } from "./perform.ts";
 import { Placer } from "./placer.ts";
 import { Presence } from "./presence.ts";
+import { issueOwn, renewBeforeStart } from "./renew.ts";
 import { answerRepair } from "./repair.ts";
 import { serveCluster, serveLocal } from "./rest.ts";
 import { agentFacts, clusterStatus, daemonStatus } from "./status.ts";
+import { StoreIdentity } from "./store-identity.ts";
 import { StoreKeeper } from "./store-keeper.ts";
 
 /** How long `join` waits for its place in the store; it goes on in the background. */
@@ -48,6 +55,7 @@ export class Agent {
   readonly #options: AgentOptions;
   readonly #log: Log;
   readonly #files: HostFiles;
+  readonly #identityFiles: IdentityFiles;
   readonly #etcd: EtcdProcess;
   readonly #daemon: LocalDaemon;
   #member: Member | null = null;
@@ -59,6 +67,7 @@ export class Agent {
     this.#options = options;
     this.#log = log;
     this.#files = new HostFiles(options.stateDir);
+    this.#identityFiles = new IdentityFiles(options.stateDir);
     this.#etcd = new EtcdProcess({
       stateDir: options.stateDir,
       runDir: options.runDir,
@@ -130,15 +139,24 @@ export class Agent {
     return mine;
   }
 
-  #joining(): Parameters<typeof initCluster>[0] {
-    return { files: this.#files, etcd: this.#etcd, bootIdFile: this.#options.bootIdFile };
+  #joining(): JoinContext {
+    const { bootIdFile, certificateLifeMs } = this.#options;
+    return {
+      files: this.#files,
+      identityFiles: this.#identityFiles,
+      etcd: this.#etcd,
+      bootIdFile,
+      certificateLifeMs,
+      log: this.#log,
+    };
   }
 
   async #begin(self: HostFile): Promise<void> {
     const host = parseHostId(self.host);
     if (host === null) throw new Error(`host.json names no host: ${self.host}`);
     const log = this.#log;
-    const store = new StoreClient({ endpoints: self.etcd });
+    const { authority, identity, storeIdentity } = await this.#identify(self, host);
+    const store = new StoreClient({ endpoints: self.etcd, tls: identity.tls });
     const mirror = new Mirror(store);
     const loops: { keeper: Keeper | null; storeKeeper: StoreKeeper | null; presence: Presence | null } = {
       keeper: null,
@@ -158,6 +176,11 @@ export class Agent {
       log,
       liveness: () => view.liveness,
       isPlacer,
+      authority,
+      identity,
+      identityFiles: this.#identityFiles,
+      storeIdentity,
+      credentials: () => Promise.reject(new Error("")),
       onEndpoints: (endpoints) => this.#onEndpoints(self, endpoints, store),
     });
     const shared = {
@@ -181,6 +204,9 @@ export class Agent {
       storeKeeper,
       placer,
       log,
+      identity,
+      authority,
+      storeIdentity,
     };
     const keeper = new Keeper({
       self: host,
@@ -217,6 +243,8 @@ export class Agent {
       }
     });
     mirror.start();
+    identity.start({ mirror, renew: () => issueOwn(authority, identity) });
+    identity.onChange(() => storeKeeper.nudge());
     presence.start();
     storeKeeper.start();
     keeper.start();
@@ -228,6 +256,23 @@ export class Agent {
     this.#background("repair", answerRepair(context));
   }
 
+  /** Who this host is. A member's own certificates are renewed here if they must be: before anybody is asked. */
+  async #identify(
+    self: HostFile,
+    host: HostId,
+  ): Promise<Pick<MemberContext, "authority" | "identity" | "storeIdentity">> {
+    const log = this.#log;
+    const files = this.#identityFiles;
+    const { certificateLifeMs } = this.#options;
+    const life = certificateLifeMs === null ? {} : { certificateLifeMs };
+    const identity = await IdentityKeeper.open({ files, cluster: self.cluster, host, log });
+    const authority = await AuthorityKeeper.open({ files, ...life });
+    await renewBeforeStart(authority, identity);
+    const storeIdentity = new StoreIdentity({ files, authority, identity, address: self.address, log });
+    this.#etcd.prepareBy(() => storeIdentity.prepare());
+    return { authority, identity, storeIdentity };
+  }
+
   async #end(): Promise<void> {
     const member = this.#member;
     if (member === null) return;
@@ -236,6 +281,7 @@ export class Agent {
     await door.close();
     this.#daemon.end();
     keeper.stop();
+    context.identity.stop();
     context.placer.stop();
     await presence.stop();
     // From here on nobody waits for the store.
@@ -265,6 +311,8 @@ export class Agent {
     await this.#inTurn(async () => {
       await this.#end();
       await this.#etcd.retire();
+      await this.#identityFiles.dropAuthorities();
+      await this.#identityFiles.dropHost();
       await this.#files.retireHost();
     });
   }

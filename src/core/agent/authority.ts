@@ -16,8 +16,15 @@ import { WeftError } from "../wire/errors.ts";
 import type { AuthorityKind, IdentityFiles } from "../wire/identity-files.ts";
 import { sign } from "../wire/signed.ts";
 import type { SignedKind } from "../wire/signed.ts";
-import { HOST_CERT_LIFE_MS, makeAuthority, makeCrl, makeHostCert, makeStoreCert } from "../wire/x509-make.ts";
-import type { AuthorityKeys, MadeCert } from "../wire/x509-make.ts";
+import {
+  HOST_CERT_LIFE_MS,
+  makeAuthority,
+  makeCanary,
+  makeCrl,
+  makeHostCert,
+  makeStoreCert,
+} from "../wire/x509-make.ts";
+import type { AuthorityKeys, Canary, MadeCert } from "../wire/x509-make.ts";
 
 /** Of both kinds: those that sign hosts and lists, and those that sign etcd's own certificates. */
 export type HeldAuthorities = Readonly<Record<AuthorityKind, readonly AuthorityKeys[]>>;
@@ -88,11 +95,16 @@ export class AuthorityKeeper {
     return { ...made, chainPem: authority.pem, by: authority.kid };
   }
 
-  /** Serials of the revoked, DER: for etcd, which looks at nothing else of it. `more`: serials beside the list's. */
-  crl(trust: Trust, more: readonly string[] = []): Promise<Uint8Array> {
+  /** Serials of the revoked, DER: for etcd, which looks at nothing else of it; with the canary's, whom it must refuse. */
+  async crl(trust: Trust): Promise<{ readonly crl: Uint8Array; readonly canary: Canary }> {
     const nowMs = this.#nowMs();
-    const serials = [...crlSerials(trust, nowMs), ...more];
-    return makeCrl({ authority: this.#active("store", trust), serials, nowMs });
+    const canary = await makeCanary({
+      authority: this.#active("host", trust),
+      cluster: trust.cluster,
+      nowMs,
+    });
+    const serials = [...crlSerials(trust, nowMs), canary.serial];
+    return { crl: await makeCrl({ authority: this.#active("store", trust), serials, nowMs }), canary };
   }
 
   /** By the authority that is active in `trust`: for a list, the one before it. */

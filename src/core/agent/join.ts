@@ -1,5 +1,5 @@
 /**
- * How a host becomes part of a cluster: `init` makes one, `join` enters one.
+ * How a host enters a cluster.
  *
  *     nothing ──intent written──▶ store started / asked ──host registered──▶ host.json written ──▶ member
  *
@@ -8,60 +8,18 @@
  * - host.json is written last: until then this host is in no cluster.
  */
 import { randomUUID } from "node:crypto";
-import { createServer } from "node:net";
-import { hostname } from "node:os";
 import type { z } from "zod";
 
-import { parseName } from "../model/name.ts";
-import { type ClusterAnswer, clusterAnswer, type initRequest, type joinRequest } from "../wire/agent-api.ts";
-import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
+import { type ClusterAnswer, clusterAnswer, type joinRequest } from "../wire/agent-api.ts";
+import { reasonOf, WeftError } from "../wire/errors.ts";
 import { parseCluster } from "../wire/record.ts";
 import { type Op, StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
-import { AGENT_PORT, CLIENT_PORT, clientUrl, type EtcdProcess, peerUrl } from "./etcd-process.ts";
-import type { HostFile, HostFiles, JoinIntent } from "./host-file.ts";
+import { checkLocal, type JoinContext, ownName, refuseMember, takenBy } from "./entering.ts";
+import { AGENT_PORT } from "./etcd-process.ts";
+import type { HostFile, JoinIntent } from "./host-file.ts";
 
-/** A member that is started alone elects itself within a second; a slow disk may take longer. */
-const START_PATIENCE_MS = 20_000;
 const ASK_MS = 5000;
-
-export type JoinContext = {
-  readonly files: HostFiles;
-  readonly etcd: EtcdProcess;
-  readonly bootIdFile: string | null;
-};
-
-export async function initCluster(
-  context: JoinContext,
-  request: z.output<typeof initRequest>,
-): Promise<HostFile> {
-  const { files, etcd } = context;
-  await refuseMember(files);
-  await checkLocal(request.address, etcd);
-  const before = await files.readIntent();
-  const again = before?.kind === "init" && before.address === request.address ? before : null;
-  const intent: JoinIntent = {
-    kind: "init",
-    cluster: again?.cluster ?? randomUUID(),
-    clusterName: request.clusterName ?? again?.clusterName ?? "weft",
-    createdAt: again?.createdAt ?? new Date().toISOString(),
-    host: again?.host ?? randomUUID(),
-    name: request.name ?? again?.name ?? ownName(),
-    address: request.address,
-  };
-  if (again === null) await etcd.retire();
-  await files.writeIntent(intent);
-  const identity = { host: intent.host, address: intent.address, cluster: intent.cluster };
-  const initialCluster = `${intent.host}=${peerUrl(intent.address)}`;
-  await etcd.configure({ identity, initialCluster, initialState: "new" });
-  await etcd.ensureRunning();
-  const store = new StoreClient({ endpoints: [clientUrl(intent.address)], patienceMs: START_PATIENCE_MS });
-  await started(store, etcd);
-  const { cluster, clusterName, createdAt } = intent;
-  await createOnly(store, keys.cluster, JSON.stringify({ id: cluster, name: clusterName, createdAt }));
-  await createOnly(store, keys.store, JSON.stringify({ cluster, incarnation: "1" }));
-  return register(context, store, intent, [clientUrl(intent.address)]);
-}
 
 export async function joinCluster(
   context: JoinContext,
@@ -160,84 +118,6 @@ async function askCluster(from: string): Promise<ClusterAnswer> {
   const parsed = clusterAnswer.safeParse(json);
   if (!parsed.success) throw notACluster(from, "it is in no cluster");
   return parsed.data;
-}
-
-async function refuseMember(files: HostFiles): Promise<void> {
-  const member = await files.readHost();
-  if (member === null) return;
-  throw new WeftError({
-    code: "E-HOST-04",
-    message: `This host is "${member.name}" of cluster ${member.cluster} already.`,
-    facts: { cluster: member.cluster, host: member.host, name: member.name },
-    safe: "Nothing was changed.",
-    do: [{ why: "Look at it", command: "weft status" }],
-  });
-}
-
-/** The address is one of this host's, and nobody else has the store's port there. */
-async function checkLocal(address: string, etcd: EtcdProcess): Promise<void> {
-  if ((await etcd.runningPid()) !== null) return;
-  const server = createServer();
-  try {
-    await new Promise<void>((resolve, reject) => {
-      server.once("error", reject);
-      server.listen({ host: address, port: CLIENT_PORT, exclusive: true }, resolve);
-    });
-  } catch (cause) {
-    const busy = cause instanceof Error && "code" in cause && cause.code === "EADDRINUSE";
-    throw new WeftError({
-      code: busy ? "E-HOST-08" : "E-ARG-02",
-      message: busy
-        ? `Port ${CLIENT_PORT} on ${address} is used by another program.`
-        : `${address} is not an address of this host.`,
-      facts: { address, port: CLIENT_PORT },
-      safe: "Nothing was changed.",
-      do: busy ? [{ why: "Debian's own etcd service?", command: "systemctl disable --now etcd" }] : [],
-      cause,
-    });
-  } finally {
-    server.close();
-  }
-}
-
-async function started(store: StoreClient, etcd: EtcdProcess): Promise<void> {
-  try {
-    await store.get(keys.cluster);
-  } catch (error) {
-    if (!isWeftError(error, "E-STORE-01")) throw error;
-    const pid = await etcd.runningPid();
-    throw new WeftError({
-      code: "E-STORE-09",
-      message: `The store's member on this host ${pid === null ? "ended at once" : "does not answer"}: see ${etcd.logPath}.`,
-      facts: { log: etcd.logPath, pid },
-      cause: error,
-    });
-  }
-}
-
-async function createOnly(store: StoreClient, key: string, value: string): Promise<void> {
-  const outcome = await store.cas(key, 0n, value);
-  if (outcome.kind === "won" || outcome.current !== null) return;
-  throw new Error(`the store lost ${key} while a cluster was made`);
-}
-
-function ownName(): string {
-  const name = (hostname().split(".")[0] ?? "").toLowerCase();
-  const decision = parseName("host", name);
-  if (decision.kind === "ok") return decision.value;
-  throw WeftError.fromFinding(decision.finding);
-}
-
-function takenBy(name: string, address: string, isName: boolean): WeftError {
-  return new WeftError({
-    code: "E-HOST-03",
-    message: isName
-      ? `A host named "${name}" is a member already.`
-      : `A host with the address ${address} is a member already.`,
-    facts: { name, address },
-    safe: "Nothing was changed in the cluster.",
-    do: [{ why: "With another name", command: "weft join HOST --name NAME" }],
-  });
 }
 
 function notACluster(from: string, reason: string, cause?: unknown): WeftError {

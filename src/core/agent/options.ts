@@ -14,6 +14,8 @@ export type AgentOptions = {
   readonly logLevel: string;
   /** After this a lost copy is made anew; null: the default of 30 min. */
   readonly rebuildAfterMs: number | null;
+  /** How long certificates live that this host issues; null: 30 days. Shorter in tests of renewal. */
+  readonly certificateLifeMs: number | null;
 };
 
 /** Longest path of a unix socket is 107 bytes; the longest name below the run directory is a volume's export. */
@@ -27,6 +29,7 @@ export function parseOptions(argv: readonly string[]): AgentOptions {
       "run-dir": { type: "string", default: "/run/weft" },
       "boot-id-file": { type: "string" },
       "rebuild-after": { type: "string" },
+      "certificate-life": { type: "string" },
       etcd: { type: "string", default: "/usr/bin/etcd" },
       etcdctl: { type: "string", default: "/usr/bin/etcdctl" },
       "log-level": { type: "string", default: "info" },
@@ -35,8 +38,6 @@ export function parseOptions(argv: readonly string[]): AgentOptions {
   if (Buffer.byteLength(values["run-dir"]) > RUN_DIR_MAX) {
     throw new Error(`--run-dir ${values["run-dir"]} is longer than ${RUN_DIR_MAX} bytes: sockets don't fit`);
   }
-  const seconds = values["rebuild-after"] === undefined ? null : Number(values["rebuild-after"]);
-  if (seconds !== null && !(seconds > 0)) throw new Error("--rebuild-after wants seconds, more than 0");
   return {
     stateDir: values["state-dir"],
     runDir: values["run-dir"],
@@ -44,6 +45,13 @@ export function parseOptions(argv: readonly string[]): AgentOptions {
     etcdctl: values.etcdctl,
     bootIdFile: values["boot-id-file"] ?? null,
     logLevel: values["log-level"],
-    rebuildAfterMs: seconds === null ? null : seconds * 1000,
+    rebuildAfterMs: millisecondsOf("--rebuild-after", values["rebuild-after"]),
+    certificateLifeMs: millisecondsOf("--certificate-life", values["certificate-life"]),
   };
+}
+
+function millisecondsOf(option: string, seconds: string | undefined): number | null {
+  if (seconds === undefined) return null;
+  if (!(Number(seconds) > 0)) throw new Error(`${option} wants seconds, more than 0`);
+  return Number(seconds) * 1000;
 }

@@ -93,6 +93,14 @@ export class IdentityFiles {
     await this.#write(path, parts.map(endingLine).join(""));
   }
 
+  /** What an attempt to make or enter another cluster left: key, certificate and list are overwritten and removed. */
+  async dropHost(): Promise<void> {
+    const directory = join(this.stateDir, "identity");
+    for (const name of await namesIn(directory)) await shred(join(directory, name));
+    await rm(directory, { recursive: true, force: true });
+    await syncDirectory(this.stateDir);
+  }
+
   /** The signed text; null: none yet. Whether it may be believed says `acceptTrust`. */
   readTrust(): Promise<string | null> {
     return textOf(this.#identity("trust.json"));
@@ -202,8 +210,13 @@ export class IdentityFiles {
   }
 
   #tls(name: string): string {
-    return join(this.stateDir, "authority", "tls", name);
+    return join(tlsDirectory(this.stateDir), name);
   }
+}
+
+/** Where etcd's own files lie: `etcd.pem`, `clients.pem`, `peers.pem`, `crl.der`. */
+export function tlsDirectory(stateDir: string): string {
+  return join(stateDir, "authority", "tls");
 }
 
 function authorityName(kind: AuthorityKind, kid: string): string {

@@ -104,6 +104,33 @@ export async function makeStoreCert(options: {
   return makeLeaf({ authority, host, publicKey, nowMs, lifeMs: lifeMs ?? HOST_CERT_LIFE_MS, names });
 }
 
+/** A certificate that must be refused, with its key: it is on the list of the revoked from its first moment on. */
+export type Canary = { readonly cert: string; readonly keyPem: Secret<string>; readonly serial: string };
+
+/**
+ * To prove that etcd obeys its list of the revoked: signed as a host's is, and of no host. Its key is nowhere but in the
+ * memory of who made it.
+ */
+export async function makeCanary(options: {
+  readonly authority: AuthorityKeys;
+  readonly cluster: string;
+  readonly nowMs: number;
+}): Promise<Canary> {
+  const { authority, cluster, nowMs } = options;
+  const keyPem = makeKey();
+  const publicKey = createPublicKey(keyPem.reveal());
+  const names = [{ type: "url" as const, value: `weft://${cluster}/canary` }];
+  const { pem, serial } = await makeLeaf({
+    authority,
+    host: "canary",
+    publicKey,
+    nowMs,
+    lifeMs: HOST_CERT_LIFE_MS,
+    names,
+  });
+  return { cert: pem, keyPem, serial };
+}
+
 /** The list of certificates that etcd refuses, DER. etcd looks at the serials only; it must exist before etcd starts. */
 export async function makeCrl(options: {
   readonly authority: AuthorityKeys;
@@ -126,7 +153,8 @@ export async function makeCrl(options: {
 
 async function makeLeaf(options: {
   readonly authority: AuthorityKeys;
-  readonly host: HostId;
+  /** The subject's common name, for people. */
+  readonly host: string;
   readonly publicKey: KeyObject;
   readonly nowMs: number;
   readonly lifeMs: number;

@@ -1,11 +1,8 @@
 /** Init and join may be cut short anywhere; the same command finishes them. A member may lose its disk. */
-import { readFile } from "node:fs/promises";
-import { join } from "node:path";
 import t from "tap";
 
 import { HostFiles } from "../../../src/core/agent/host-file.ts";
-import { initCluster, joinUrl } from "../../../src/core/agent/join.ts";
-import { EtcdProcess } from "../../../src/core/agent/etcd-process.ts";
+import { joinUrl } from "../../../src/core/agent/join.ts";
 import { StoreClient } from "../../../src/core/wire/store-client.ts";
 import { keys } from "../../../src/core/wire/store-keys.ts";
 import { eventually, startCluster, startHost } from "./test-host.ts";
@@ -17,29 +14,6 @@ void t.test("join: the address to ask is read as people write it", async (t) => 
   t.equal(joinUrl("fd00::1"), "http://[fd00::1]:7400");
   t.equal(joinUrl("[fd00::1]"), "http://[fd00::1]:7400");
   t.equal(joinUrl("[fd00::1]:7400"), "http://[fd00::1]:7400");
-});
-
-void t.test("init: cut short before the store runs, it continues with the same identifiers", async (t) => {
-  const host = await startHost(t, 1);
-  const files = new HostFiles(host.stateDir);
-  const broken = new EtcdProcess({
-    stateDir: host.stateDir,
-    runDir: join(host.directory, "run"),
-    program: "/nowhere/etcd",
-  });
-  const request = { name: "h1", address: host.address, clusterName: "lab" };
-  await t.rejects(initCluster({ files, etcd: broken, bootIdFile: null }, request), { code: "E-STORE-09" });
-  const intent = await files.readIntent();
-  t.equal(await files.readHost(), null, "in no cluster until the end");
-  const made = await host.client.init(request);
-  t.equal(made.id, intent?.cluster);
-  t.equal(made.host, intent?.host);
-  t.equal(await files.readIntent(), null);
-  const plan: unknown = JSON.parse(await readFile(join(host.stateDir, "etcd.json"), "utf8"));
-  t.match(plan, {
-    clientUrl: `http://${host.address}:7402`,
-    peerUrl: `http://${host.address}:7403`,
-  });
 });
 
 void t.test("join: cut short after the registration, it is the same host the second time", async (t) => {

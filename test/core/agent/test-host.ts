@@ -51,6 +51,7 @@ export class TestHost {
       bootIdFile: null,
       logLevel: level,
       rebuildAfterMs: this.#rebuildAfterMs,
+      certificateLifeMs: null,
     };
     this.#agent = new Agent(options, openLog(level));
     await this.#agent.start();

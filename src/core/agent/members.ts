@@ -1,0 +1,83 @@
+/**
+ * What a host needs to become a member of the store: the authorities' private keys, given by a member over a connection
+ * on which both have proven who they are.
+ *
+ * Must always hold:
+ * - they are given to a host only that the store counts as its member, and that the list trusts;
+ * - the list says for ever that this host had them, and says so before it has them: revoking it calls for new ones.
+ */
+import { createPrivateKey, createPublicKey } from "node:crypto";
+
+import type { HostId } from "../model/ids.ts";
+import { withHeld } from "../model/trust.ts";
+import { kidOf } from "../wire/certificate.ts";
+import { WeftError } from "../wire/errors.ts";
+import type { Member } from "../wire/store-members.ts";
+import { Secret } from "../model/secret.ts";
+import type { AuthorityKeys } from "../wire/x509-make.ts";
+import type { HeldAuthorities } from "./authority.ts";
+import { peerUrl } from "./etcd-process.ts";
+import { changeTrust } from "./trust-change.ts";
+import type { TrustWriter } from "./trust-change.ts";
+
+/** As it goes over the wire; `key` is PKCS#8, PEM. */
+type SentAuthority = { readonly kid: string; readonly pem: string; readonly key: string };
+export type MemberCredentials = {
+  readonly authorities: readonly SentAuthority[];
+  readonly storeAuthorities: readonly SentAuthority[];
+  /** The newest trust list, signed. */
+  readonly trust: string;
+};
+
+export type CredentialsContext = TrustWriter & {
+  readonly members: () => Promise<readonly Member[]>;
+  /** Null: no such host is registered. */
+  readonly addressOf: (host: HostId) => Promise<string | null>;
+};
+
+/** To `host`, which has proven itself. E-CA-01 where this host has none to give, E-CA-07 where `host` is no member. */
+export async function memberCredentials(
+  context: CredentialsContext,
+  host: HostId,
+): Promise<MemberCredentials> {
+  const { authority } = context;
+  const address = await context.addressOf(host);
+  const url = address === null ? null : peerUrl(address);
+  const isMember = url !== null && (await context.members()).some(({ peerUrls }) => peerUrls.includes(url));
+  if (!isMember) throw noMember(host);
+  const change = await changeTrust(context, (trust) => {
+    const held = authority.give(trust);
+    const kids = [...held.host, ...held.store].map(({ kid }) => kid);
+    return withHeld(trust, { host, kids, nonce: "" });
+  });
+  if (change.kind !== "changed") throw new Error("a change of the list alone has nothing else to compare");
+  const given = authority.give(change.signed.trust);
+  return { authorities: given.host.map(sent), storeAuthorities: given.store.map(sent), trust: change.text };
+}
+
+/** What a member answered, as keys whose certificates fit them: E-CA-05 otherwise, when they are written. */
+export function receivedAuthorities(answer: MemberCredentials): HeldAuthorities {
+  return {
+    host: answer.authorities.map(received),
+    store: answer.storeAuthorities.map(received),
+  };
+}
+
+function sent({ kid, pem, keyPem }: AuthorityKeys): SentAuthority {
+  return { kid, pem, key: keyPem.reveal() };
+}
+
+/** Its name is the hash of its key, whatever the answer calls it. */
+function received({ pem, key }: SentAuthority): AuthorityKeys {
+  const kid = kidOf(createPublicKey(createPrivateKey(key)));
+  return { kid, pem, keyPem: new Secret(key) };
+}
+
+function noMember(host: HostId): WeftError {
+  return new WeftError({
+    code: "E-CA-07",
+    message: `Host ${host} is no member of the store: it gets no authority's key.`,
+    facts: { host },
+    safe: "Nothing was changed.",
+  });
+}
