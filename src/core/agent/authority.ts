@@ -13,7 +13,7 @@ import type { HostId } from "../model/ids.ts";
 import { crlSerials } from "../model/trust.ts";
 import type { Authority, Trust } from "../model/trust.ts";
 import { WeftError } from "../wire/errors.ts";
-import type { AuthorityKind, IdentityFiles } from "../wire/identity-files.ts";
+import type { AuthorityKind, IdentityFiles, Unlisted } from "../wire/identity-files.ts";
 import { sign } from "../wire/signed.ts";
 import type { SignedKind } from "../wire/signed.ts";
 import {
@@ -44,6 +44,7 @@ export class AuthorityKeeper {
   readonly #lifeMs: number;
   readonly #nowMs: () => number;
   #held: HeldAuthorities;
+  #writing: Promise<void> = Promise.resolve();
 
   private constructor(options: AuthorityOptions, held: HeldAuthorities) {
     this.#files = options.files;
@@ -128,6 +129,33 @@ export class AuthorityKeeper {
     for (const kind of ["host", "store"] as const)
       for (const authority of authorities[kind]) await this.#files.writeAuthority(kind, authority);
     this.#held = await this.#files.readAuthorities();
+  }
+
+  /** Certificates that were issued here and that the trust list may not name yet. */
+  unlisted(): Promise<readonly Unlisted[]> {
+    return this.#files.readUnlisted();
+  }
+
+  /** Before an issued certificate leaves this host. */
+  remember(issued: Unlisted): Promise<void> {
+    return this.#rewrite((known) => [...known, issued]);
+  }
+
+  /** The list names them now. */
+  async forget(listed: readonly Unlisted[]): Promise<void> {
+    if (listed.length === 0) return;
+    await this.#rewrite((known) =>
+      known.filter(({ serial }) => !listed.some((cert) => cert.serial === serial)),
+    );
+  }
+
+  /** One after the other. */
+  async #rewrite(change: (known: readonly Unlisted[]) => readonly Unlisted[]): Promise<void> {
+    const mine = this.#writing.then(async () =>
+      this.#files.writeUnlisted(change(await this.#files.readUnlisted())),
+    );
+    this.#writing = mine.catch(() => undefined);
+    await mine;
   }
 
   /** This host is no store member any more. */

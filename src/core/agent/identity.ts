@@ -65,6 +65,7 @@ export class IdentityKeeper {
   readonly #listeners = new Set<(change: IdentityChange) => void>();
   #identity: HostIdentity;
   #known: SignedTrust;
+  #text: string;
   #refused: Finding | null = null;
   #duties: IdentityDuties | null = null;
   #forget: (() => void) | null = null;
@@ -73,8 +74,9 @@ export class IdentityKeeper {
   #renewing: Promise<void> | null = null;
   #spread = Math.random() * 2 - 1;
 
-  private constructor(options: IdentityOptions, identity: HostIdentity, known: SignedTrust) {
+  private constructor(options: IdentityOptions, identity: HostIdentity, known: SignedTrust, text: string) {
     this.#options = options;
+    this.#text = text;
     this.host = options.host;
     this.#nowMs = options.nowMs ?? Date.now;
     this.#identity = identity;
@@ -96,12 +98,17 @@ export class IdentityKeeper {
     if (opened.kind === "refused") throw WeftError.fromFinding(opened.finding);
     const isOwn = identity.facts.uris.length === 1 && identity.facts.uris[0] === hostUri(cluster, host);
     if (!isOwn || opened.value.trust.cluster !== cluster) throw notThisHosts(files.stateDir, host);
-    return new IdentityKeeper(options, identity, opened.value);
+    return new IdentityKeeper(options, identity, opened.value, text);
   }
 
   /** The accepted list as it was signed. */
   get known(): SignedTrust {
     return this.#known;
+  }
+
+  /** The same with its signature, as it is passed on. */
+  get text(): string {
+    return this.#text;
   }
 
   /** Why the store's list is not the accepted one; null: it is, or none is known. */
@@ -146,6 +153,7 @@ export class IdentityKeeper {
     this.#refused = null;
     if (taken.value === before) return taken;
     this.#known = taken.value;
+    this.#text = text;
     this.#options.log.info(
       { generation: String(taken.value.trust.generation) },
       "a newer trust list is in force",

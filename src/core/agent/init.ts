@@ -47,7 +47,8 @@ export async function initCluster(
     files: identityFiles,
     ...(life === null ? {} : { certificateLifeMs: life }),
   });
-  if ((await identityFiles.readTrust()) === null) await makeIdentity(context, authority, intent, host);
+  if ((await identityFiles.readTrust()) === null)
+    await makeIdentity(context, authority, { ...intent, transport: request.transport }, host);
   const identity = await IdentityKeeper.open({ files: identityFiles, cluster, host, log });
   const shown = new StoreIdentity({ files: identityFiles, authority, identity, address, log });
   etcd.prepareBy(() => shown.prepare());
@@ -112,7 +113,7 @@ async function begun(
 async function makeIdentity(
   { identityFiles }: JoinContext,
   authority: AuthorityKeeper,
-  { cluster, address, name }: JoinIntent,
+  { cluster, address, name, transport }: JoinIntent & Pick<Trust, "transport">,
   host: HostId,
 ): Promise<void> {
   const keyPem = (await identityFiles.readHostKey()) ?? makeKey();
@@ -124,7 +125,7 @@ async function makeIdentity(
     cluster,
     generation: 1n,
     nonce: randomUUID(),
-    transport: "tls",
+    transport,
     authorities: [{ kid: made.host.kid, pem: made.host.pem, state: "active", sinceMs }],
     storeAuthorities: [{ kid: made.store.kid, pem: made.store.pem, state: "active", sinceMs }],
     hosts: new Map(),

@@ -9,10 +9,12 @@
 import type { X509Certificate } from "node:crypto";
 
 import { ok } from "../model/finding.ts";
-import type { Decision } from "../model/finding.ts";
-import { withCert } from "../model/trust.ts";
+import { parseHostId } from "../model/ids.ts";
+import type { HostId } from "../model/ids.ts";
+import { judgeKey, withLateCert } from "../model/trust.ts";
 import type { ListedCert, Trust } from "../model/trust.ts";
-import { readCertificate } from "../wire/certificate.ts";
+import { factsOf, readCertificate } from "../wire/certificate.ts";
+import { isWeftError, WeftError } from "../wire/errors.ts";
 import type { IdentityFiles } from "../wire/identity-files.ts";
 import type { AuthorityKeeper } from "./authority.ts";
 import type { IdentityKeeper, RenewedCert } from "./identity.ts";
@@ -32,24 +34,76 @@ export async function renewBeforeStart(authority: AuthorityKeeper, identity: Ide
   await identity.take(await issueOwn(authority, identity));
 }
 
-/** The certificates that this member made for itself are named in the list, so that a revocation names them too. */
-export async function listOwn(writer: TrustWriter, files: IdentityFiles): Promise<void> {
-  const { identity, authority } = writer;
-  const { host } = identity;
+export type RenewAnswer = { readonly cert: string; readonly authority: string; readonly trust: string };
+
+export type RenewContext = TrustWriter & { readonly files: IdentityFiles };
+
+/**
+ * For a caller whose TLS handshake has proven the key of `certificate`, which may have ended, or be of an authority that is
+ * gone. Served without the store too, by the list that this host has. E-AUTH-01 where the key is not listed, E-HOST-14
+ * where it was revoked, E-CA-01 where this host is no member.
+ */
+export async function renewIdentity(
+  context: RenewContext,
+  certificate: X509Certificate | null,
+): Promise<RenewAnswer> {
+  const { authority, identity } = context;
+  const trust = identity.trust();
+  const host = certificate === null ? null : hostByKey(trust, certificate);
+  if (certificate === null || host === null) throw notListed();
+  const { publicKey } = certificate;
+  const { pem, chainPem, serial, by, notAfterMs } = await authority.issueHost(trust, { host, publicKey });
+  // Before it leaves: whatever happens, the list names it sooner or later.
+  await authority.remember({ host, serial, by, notAfterMs });
+  try {
+    await listIssued(context);
+  } catch (error) {
+    if (!isWeftError(error, "E-STORE-01")) throw error;
+  }
+  return { cert: pem, authority: chainPem, trust: identity.text };
+}
+
+/** A member whose loop calls it: certificates that it made are named in the list, so that a revocation names them too. */
+export async function listIssued(context: RenewContext): Promise<void> {
+  const { identity, authority, files } = context;
   if (!authority.holds(identity.trust())) return;
-  const own = await ownCerts(identity, files);
-  const isListed = (trust: Trust): boolean => {
-    const listed = trust.hosts.get(host)?.certs ?? [];
-    return own.every(({ serial }) => listed.some((cert) => cert.serial === serial));
-  };
-  if (isListed(identity.trust()) || !identity.trust().hosts.has(host)) return;
-  await changeTrust(writer, (trust) =>
-    own.reduce<Decision<Trust>>(
-      (so, cert) =>
-        so.kind === "refused" ? so : withCert(so.value, { host, cert, nowMs: Date.now(), nonce: "" }),
-      ok(trust),
+  const { host } = identity;
+  const late = await authority.unlisted();
+  const own = (await ownCerts(identity, files)).map((cert) => ({ ...cert, host }));
+  const listed = identity.trust().hosts.get(host)?.certs ?? [];
+  const fresh = own.filter(({ serial }) => !listed.some((cert) => cert.serial === serial));
+  if (late.length + fresh.length === 0) return;
+  await changeTrust(context, (trust) =>
+    ok(
+      [...late, ...fresh].reduce((so, { serial, by, notAfterMs, ...of }) => {
+        const whose = parseHostId(of.host);
+        const cert = { serial, by, notAfterMs };
+        return whose === null ? so : withLateCert(so, { host: whose, cert, nowMs: Date.now(), nonce: "" });
+      }, trust),
     ),
   );
+  await authority.forget(late);
+}
+
+function hostByKey(trust: Trust, certificate: X509Certificate): HostId | null {
+  const verdict = judgeKey(trust, factsOf(certificate, trust.authorities));
+  if (verdict.kind === "ok") return verdict.host;
+  if (verdict.kind !== "revoked") return null;
+  throw new WeftError({
+    code: "E-HOST-14",
+    message: `This host was revoked at ${new Date(verdict.atMs).toISOString()}: its identity is never trusted again.`,
+    facts: { host: verdict.host },
+    safe: "Nothing was changed.",
+  });
+}
+
+function notListed(): WeftError {
+  return new WeftError({
+    code: "E-AUTH-01",
+    message:
+      "Only a host of this cluster gets a new certificate, and this connection has proven no key of one.",
+    safe: "Nothing was changed.",
+  });
 }
 
 async function ownCerts(identity: IdentityKeeper, files: IdentityFiles): Promise<readonly ListedCert[]> {

@@ -26,7 +26,7 @@ import type { IdentityKeeper } from "./identity.ts";
 import type { Log } from "./log.ts";
 import { type MemberCredentials, receivedAuthorities } from "./members.ts";
 import type { Mirror } from "./mirror.ts";
-import { listOwn } from "./renew.ts";
+import { listIssued } from "./renew.ts";
 import type { StoreIdentity } from "./store-identity.ts";
 import { Upkeep } from "./store-upkeep.ts";
 import { Wake } from "./wake.ts";
@@ -105,7 +105,7 @@ export class StoreKeeper {
       if (authority.holds(identity.trust())) {
         await storeIdentity.follow();
         await storeIdentity.prove();
-        await listOwn({ store, authority, identity }, identityFiles);
+        await listIssued({ store, authority, identity, files: identityFiles });
       }
     }
     const members = await this.members.list();

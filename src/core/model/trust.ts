@@ -227,6 +227,36 @@ export function withCert(
   return ok(withHost(trust, host, { ...before, certs }, add));
 }
 
+/**
+ * The same for one that was issued while the list couldn't be changed. If its host was revoked meanwhile, it is named among
+ * the revoked; if it left the cluster, nobody believes it.
+ */
+export function withLateCert(
+  trust: Trust,
+  add: Write & { readonly host: HostId; readonly cert: ListedCert; readonly nowMs: number },
+): Trust {
+  const { host, cert } = add;
+  const revoked = trust.revoked.get(host);
+  if (revoked === undefined) {
+    const listed = withCert(trust, add);
+    return listed.kind === "ok" ? listed.value : trust;
+  }
+  if (revoked.serials.some(({ serial }) => serial === cert.serial)) return trust;
+  const serials = [...revoked.serials, { serial: cert.serial, notAfterMs: cert.notAfterMs }];
+  return next({ ...trust, revoked: new Map(trust.revoked).set(host, { ...revoked, serials }) }, add);
+}
+
+/**
+ * A host has left the cluster in order: its identity was destroyed, and nobody believes its key any more. Its certificates
+ * are on no list of the revoked: who doesn't trust the host with that revokes it.
+ */
+export function withoutHost(trust: Trust, leave: Write & { readonly host: HostId }): Trust {
+  if (!trust.hosts.has(leave.host)) return trust;
+  const hosts = new Map(trust.hosts);
+  hosts.delete(leave.host);
+  return next({ ...trust, hosts }, leave);
+}
+
 /** A host is about to be given an authority's private key. Kept for ever: it may have kept a copy. */
 export function withHeld(
   trust: Trust,

@@ -17,6 +17,8 @@ export const initRequest = z.strictObject({
   name: hostName.nullable().default(null),
   address,
   clusterName: clusterName.nullable().default(null),
+  /** How hosts speak about volumes: `clear` only where every weftd was built for it. */
+  transport: z.enum(["tls", "auth", "clear"]).default("tls"),
 });
 
 export const joinRequest = z.strictObject({

@@ -5,6 +5,7 @@
  *     identity/host.pem              leaf, its authority, the key: one file, so that no reader sees halves of two
  *     identity/trust.json            the last accepted trust list, signed; after joining weftd alone writes it
  *     authority/{host,store}-KID8.pem, .key     store members only
+ *     authority/unlisted.json        certificates that were issued while the list could not be changed
  *     authority/tls/etcd.pem         etcd's leaf and the host's key
  *     authority/tls/clients.pem, peers.pem, crl.der     whom etcd believes, and whom no more
  *
@@ -17,6 +18,7 @@ import { createPrivateKey, createPublicKey } from "node:crypto";
 import type { KeyObject, X509Certificate } from "node:crypto";
 import { chmod, mkdir, open, readdir, readFile, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
+import { z } from "zod";
 
 import { Secret } from "../model/secret.ts";
 import type { CertFacts } from "../model/trust.ts";
@@ -34,6 +36,12 @@ export type HostIdentity = {
   /** `issuerKid` is the authority's of the file: whether it is trusted says the trust list. */
   readonly facts: CertFacts;
 };
+
+const unlistedJson = z.array(
+  z.object({ host: z.string(), serial: z.string(), by: z.string(), notAfterMs: z.number() }),
+);
+/** A certificate that was issued: to whom, its serial (lower-case hex), the issuing authority's KID. */
+export type Unlisted = Readonly<z.output<typeof unlistedJson>[number]>;
 
 export type AuthorityKind = "host" | "store";
 
@@ -143,6 +151,21 @@ export class IdentityFiles {
     }
     await rm(directory, { recursive: true, force: true });
     await syncDirectory(this.stateDir);
+  }
+
+  /** Certificates that this host issued and the trust list doesn't name yet. */
+  async readUnlisted(): Promise<readonly Unlisted[]> {
+    const path = this.#authority("unlisted.json");
+    const text = await textOf(path);
+    try {
+      return text === null ? [] : unlistedJson.parse(JSON.parse(text));
+    } catch {
+      throw damaged(path, "it is no list of certificates", "E-CA-05");
+    }
+  }
+
+  writeUnlisted(certs: readonly Unlisted[]): Promise<void> {
+    return this.#write(this.#authority("unlisted.json"), `${JSON.stringify(certs)}\n`);
   }
 
   /** In the order in which a reader may meet them: a certificate never stands there before what vouches for it. */

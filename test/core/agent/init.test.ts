@@ -100,7 +100,7 @@ void t.test("init: an identity, a signed list, and a store that answers nobody e
 void t.test("init: cut short anywhere, it continues with the same identifiers and authorities", async (t) => {
   const host = await startHost(t, 11);
   const context = contextOf(host, "/nowhere/etcd");
-  const request = { name: "h1", address: host.address, clusterName: "lab" };
+  const request = { name: "h1", address: host.address, clusterName: "lab", transport: "tls" as const };
   await t.rejects(initCluster(context, request), { code: "E-STORE-09" });
   const { files, identityFiles } = context;
   const intent = await files.readIntent();
@@ -127,7 +127,7 @@ void t.test("init: cut short anywhere, it continues with the same identifiers an
 void t.test("init: after the store was made, and under another name", async (t) => {
   const host = await startHost(t, 21);
   const context = contextOf(host, "/usr/bin/etcd");
-  const request = { name: "h1", address: host.address, clusterName: null };
+  const request = { name: "h1", address: host.address, clusterName: null, transport: "auth" as const };
   const made = await initCluster(context, request);
   const intent = {
     kind: "init",
@@ -147,6 +147,7 @@ void t.test("init: after the store was made, and under another name", async (t) 
   const renamed = await initCluster(context, { ...request, name: "h7" });
   t.match(renamed, { name: "h7", cluster: made.cluster });
   const trust = openFirstTrust((await context.identityFiles.readTrust()) ?? "");
+  t.match(trust, { value: { trust: { transport: "auth" } } });
   t.same(trust.kind === "ok" ? Array.from(trust.value.trust.hosts.values(), ({ name }) => name) : [], ["h7"]);
 });
 
