@@ -29,6 +29,7 @@ import type { Mirror } from "./mirror.ts";
 import { listIssued } from "./renew.ts";
 import type { StoreIdentity } from "./store-identity.ts";
 import { Upkeep } from "./store-upkeep.ts";
+import { forgetRemoved } from "./trust-upkeep.ts";
 import { Wake } from "./wake.ts";
 
 /** Between looks when nothing tells of a change: a member's etcd that died is started again after this. */
@@ -98,19 +99,19 @@ export class StoreKeeper {
 
   /** True: something was done, look again at once. */
   async #look(): Promise<boolean> {
-    const { etcd, store, authority, identity, identityFiles, storeIdentity } = this.#options;
+    const { etcd, authority, identity, storeIdentity } = this.#options;
     // First, and without asking anybody: the store may be away because our own member is.
     if ((await etcd.isConfigured()) && (await etcd.hasData())) {
       await etcd.ensureRunning();
       if (authority.holds(identity.trust())) {
         await storeIdentity.follow();
         await storeIdentity.prove();
-        await listIssued({ store, authority, identity, files: identityFiles });
       }
     }
     const members = await this.members.list();
     await this.#learnEndpoints(members);
     if (await this.#tendOwn(members)) return true;
+    await this.#tendTrust();
     if (!this.#options.isPlacer()) return false;
     if (await this.#tendMembership(members)) return true;
     await this.#upkeep.look(members.flatMap((m) => m.clientUrls));
@@ -154,6 +155,21 @@ export class StoreKeeper {
     await etcd.ensureRunning();
     log.info({ learner: own.learner }, "this host's member of the store is started");
     return true;
+  }
+
+  /** A store that went back in time, or a list that somebody put there, holds up nothing else. */
+  async #tendTrust(): Promise<void> {
+    const { store, authority, identity, identityFiles, mirror, log } = this.#options;
+    if (!authority.holds(identity.trust())) return;
+    const writer = { store, authority, identity };
+    try {
+      await listIssued({ ...writer, files: identityFiles });
+      for (const host of await forgetRemoved(writer, mirror))
+        log.info({ host }, "the list of who is trusted names a removed host no more");
+    } catch (error) {
+      // The keeper of the identity has said so.
+      if (!isWeftError(error) || !error.code.startsWith("E-TRUST-")) throw error;
+    }
   }
 
   async #fetchAuthorities(): Promise<void> {
