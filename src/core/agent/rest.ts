@@ -8,9 +8,6 @@
  * - bodies are parsed before anything is done, answers are encoded by the schema that clients decode with;
  * - every error has a code; what has none is a bug and says so (E-AGENT-06).
  */
-import { chmod, rm } from "node:fs/promises";
-import { connect } from "node:net";
-import { join } from "node:path";
 import { fastify, type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
 import type { z } from "zod";
 
@@ -18,13 +15,15 @@ import { mayDo, type Principal, type Right, roleOf, shownPrincipal, type Subject
 import { badRequest } from "../wire/agent-client.ts";
 import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
 import { methodAndPath, type RouteName, routeNames, routes, type RouteSpec } from "../wire/routes.ts";
-import type { Agent } from "./agent.ts";
+import { loadAddon } from "./addon.ts";
 import { AGENT_PORT } from "./etcd-process.ts";
 import { findDeleted, findVolume } from "./find.ts";
 import { type AskedAgent, handlers } from "./handlers.ts";
+import { listenLocal, removeLocal } from "./local-socket.ts";
 import type { Log } from "./log.ts";
+import type { AgentOptions } from "./options.ts";
+import { UnixPrincipals } from "./principal.ts";
 
-const SOCKET_MODE = 0o660;
 const BODY_MAX = 64 * 1024;
 /** Longer names of volumes, pools and hosts are no path of ours; shorter ones are looked for, and not found. */
 const PARAM_MAX = 256;
@@ -40,19 +39,21 @@ export type RestDoor = {
 };
 
 /** The host's own socket: everything. */
-export async function serveLocal(agent: Agent, runDir: string, log: Log): Promise<FastifyInstance> {
-  const path = join(runDir, "agent.sock");
-  await refuseSecond(path);
-  // Who may open the socket's file is the file system's to say.
-  const principalOf = (): Principal => ({ kind: "root", uid: 0, pid: 0 });
+export async function serveLocal(
+  agent: AskedAgent,
+  { runDir, viewerGroup, addon }: Pick<AgentOptions, "runDir" | "viewerGroup" | "addon">,
+  log: Log,
+): Promise<FastifyInstance> {
+  const principals = new UnixPrincipals(loadAddon(addon), process.getuid?.() ?? 0, viewerGroup !== null);
+  const principalOf = ({ raw }: FastifyRequest): Principal => principals.of(raw.socket);
   const app = createApp({ agent, log, names: routeNames, principalOf });
-  await app.listen({ path });
-  await chmod(path, SOCKET_MODE);
+  app.addHook("onClose", () => removeLocal(runDir));
+  await listenLocal(app, runDir, viewerGroup);
   return app;
 }
 
 /** The cluster's address: read-only, for `weft join`. */
-export async function serveCluster(agent: Agent, address: string, log: Log): Promise<FastifyInstance> {
+export async function serveCluster(agent: AskedAgent, address: string, log: Log): Promise<FastifyInstance> {
   const principalOf = ({ ip }: FastifyRequest): Principal => ({ kind: "nobody", address: ip });
   const app = createApp({ agent, log, names: ["GET /v1/cluster"], principalOf });
   await app.listen({ host: address, port: AGENT_PORT });
@@ -213,24 +214,4 @@ function unexpected(error: unknown): WeftError {
 
 function stackOf(error: unknown): string {
   return error instanceof Error ? (error.stack ?? "") : "";
-}
-
-/** A socket file that nobody listens on is left from a crash; one that answers is another agent's. */
-async function refuseSecond(path: string): Promise<void> {
-  const answers = await new Promise<boolean>((resolve) => {
-    const socket = connect(path);
-    socket.once("connect", () => {
-      socket.destroy();
-      resolve(true);
-    });
-    socket.once("error", () => resolve(false));
-  });
-  if (answers) {
-    throw new WeftError({
-      code: "E-HOST-08",
-      message: `Another agent serves ${path}.`,
-      facts: { socket: path },
-    });
-  }
-  await rm(path, { force: true });
 }

@@ -206,6 +206,10 @@ impl Host {
             std::fs::write(&file, format!("{boot:08x}-0000-4000-8000-000000000000\n")).expect("written");
             command.arg("--boot-id-file").arg(file);
         }
+        if !rustix::process::geteuid().is_root() {
+            // Its /proc/PID/root is looked into.
+            command.arg("--allow-core-dumps");
+        }
         let child = command
             .args(["--driver", driver])
             .args(["--state-dir".as_ref(), self.home.join("state").as_os_str()])
