@@ -88,7 +88,7 @@ const plots: readonly (readonly [
     { "native/weft-proto/src/a.rs": "//! Head.\nuse std::fs;\nunsafe { x() }\n" },
     [
       "native/weft-proto/src/a.rs:2: std on floor 0; instead: core or alloc; clock, file and randomness are arguments",
-      "native/weft-proto/src/a.rs:3: unsafe; instead: safe code, or move it to weft-io or weft-export",
+      "native/weft-proto/src/a.rs:3: unsafe; instead: safe code, or move it to weft-io, weft-export or weft-node",
     ],
   ],
   [

@@ -53,9 +53,18 @@ const weftServices: Services = {
       "--boot-id-file",
       host.bootIdFile,
     ];
+    // The environment of a process that writes no core dump is root's to read, and without root the mark is in there.
+    const cores = process.getuid?.() === 0 ? [] : ["--allow-core-dumps"];
     return {
-      weftd: [weftd(), ...places],
-      agent: [process.execPath, join(repository, "src/core/agent/main.ts"), ...places],
+      weftd: [weftd(), ...places, ...cores],
+      agent: [
+        process.execPath,
+        join(repository, "src/core/agent/main.ts"),
+        ...places,
+        "--addon",
+        join(nativeBin(), "libweft_node.so"),
+        ...cores,
+      ],
     };
   },
   ready: async (host) => {

@@ -1,4 +1,4 @@
-# The pinned Rust, and the daemon built with it where a script needs it: WEFT_PROFILE is release (the default) or dev.
+# The pinned Rust, and the daemon and the agent's addon built with it where a script needs them: WEFT_PROFILE is release (the default) or dev.
 # Sourced by ensure.sh.
 
 ensure_rust() {
@@ -16,5 +16,5 @@ ensure_rust() {
 ensure_native() {
   WEFT_PROFILE=${WEFT_PROFILE:-release}
   export WEFT_PROFILE
-  (cd native && cargo build --quiet --profile "$WEFT_PROFILE" -p weftd >&2)
+  (cd native && cargo build --quiet --profile "$WEFT_PROFILE" -p weftd -p weft-node >&2)
 }

@@ -38,7 +38,7 @@ const rust = (path: string): boolean => path.endsWith(".rs");
 const anyText = (path: string): boolean => !isGenerated(path) && !path.endsWith(".svg");
 /** Rust that runs on a host: what only a test, the simulator or a checker runs may stop with any message. */
 const daemon = (path: string): boolean =>
-  /^native\/(weft-proto|weft-io|weft-export|weft-control|weftd)\/src\//.test(path) &&
+  /^native\/(weft-proto|weft-io|weft-export|weft-control|weft-node|weftd)\/src\//.test(path) &&
   !/\/(testing|tests?|mutants)(\/|\.rs)/.test(path);
 
 // Written in pieces where the rule would otherwise find itself.
@@ -112,9 +112,9 @@ const bans: readonly Ban[] = [
   {
     pattern: /\bunsafe *(?:\{|fn|impl)/,
     found: "unsafe",
-    instead: "safe code, or move it to weft-io or weft-export",
+    instead: "safe code, or move it to weft-io, weft-export or weft-node",
     // And where a fault is planted for the sanitizer to find.
-    where: (path) => rust(path) && !/^native\/(?:weft-(?:io|export)|fuzz\/fuzz_targets)\//.test(path),
+    where: (path) => rust(path) && !/^native\/(?:weft-(?:io|export|node)|fuzz\/fuzz_targets)\//.test(path),
   },
   {
     pattern: /\bstd::/,
@@ -190,7 +190,8 @@ function titlesAndLinks(tree: Tree): Finding[] {
   });
 }
 
-const CODE = /E-(?:ARG|VOL|REPL|POOL|HOST|STORE|DISK|SESS|NBD|NET|AGENT|TOKEN|TRUST|CA)-[0-9]{2}\b/g;
+const CODE =
+  /E-(?:ARG|VOL|REPL|POOL|HOST|STORE|DISK|SESS|NBD|NET|AGENT|TOKEN|TRUST|CA|AUTH|LIMIT|AUDIT|CTX)-[0-9]{2}\b/g;
 const ERRORS = "docs/errors.md";
 
 function errorCodes(tree: Tree): Finding[] {
@@ -274,6 +275,7 @@ const crateFloors: Readonly<Record<string, number>> = {
   "weft-io": 1,
   "weft-export": 1,
   "weft-control": 1,
+  "weft-node": 1,
   weftd: 2,
   "weft-sim": 2,
   "weft-model": 2,

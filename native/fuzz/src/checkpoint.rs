@@ -4,12 +4,12 @@
 
 use weft_proto::checkpoint::{Checkpoint, choose};
 use weft_proto::durable::Durable;
-use weft_proto::ids::{ClusterId, PoolId, PoolInc, Rid, SessionId, VolumeId};
+use weft_proto::ids::{ClusterId, HostId, PoolId, PoolInc, Rid, SessionId, VolumeId};
 use weft_proto::log::ReplicaKey;
 use weft_proto::message::Watermark;
 use weft_proto::mutants::Broken;
 use weft_proto::payload::HeapPayload;
-use weft_proto::replica::{Replica, ReplicaConfig};
+use weft_proto::replica::{Party, Replica, ReplicaConfig};
 
 use crate::input::Input;
 
@@ -48,7 +48,7 @@ fn serve(durable: Durable) {
     };
     let (size, promised) = (durable.size, durable.promised);
     let replica: Replica<HeapPayload> = Replica::new(config, durable);
-    let view = replica.view(SessionId(1));
+    let view = replica.view(Party { host: HostId(1), session: SessionId(1) });
     assert_eq!((view.size, view.promised), (size, promised));
     assert!(!replica.line().is_empty());
 }

@@ -4,7 +4,7 @@
 //! Must always hold:
 //! * every request is answered once, unless its connection is gone;
 //! * I3: the promise never goes back, also not over a restart;
-//! * I4: data is touched only for exactly the promised (epoch, session), from its newest attachment;
+//! * I4: data is touched only for exactly the promised (epoch, host, session), from its newest attachment;
 //! * I5: when a promise is answered nothing of a lower epoch is unfinished;
 //! * I8: the stamp of a region is durable before the data is given to the disk;
 //! * I18: nothing lies beyond the size; I29: no generation at or below a sealed one is written.
@@ -20,7 +20,9 @@ use weft_proto::message::{Answer, Ask, Extent, Hole, Request, Watermark};
 use weft_proto::mutants::Broken;
 use weft_proto::payload::{BLOCK, HeapPayload, Payload, block_crcs};
 use weft_proto::record::{Owner, Record};
-use weft_proto::replica::{Action, AttachmentId, DiskDone, DiskError, DiskOp, Replica, ReplicaConfig, Token};
+use weft_proto::replica::{
+    Action, AttachmentId, DiskDone, DiskError, DiskOp, Party, Replica, ReplicaConfig, Token,
+};
 
 use crate::input::Input;
 use crate::messages::{self, Known};
@@ -41,7 +43,7 @@ struct Sent {
 
 #[derive(Clone, Copy, Debug)]
 struct Attached {
-    session: SessionId,
+    party: Party,
     ordinal: Ordinal,
 }
 
@@ -54,7 +56,7 @@ struct World {
     sent: BTreeMap<(AttachmentId, u32), Sent>,
     attached: BTreeMap<AttachmentId, Attached>,
     /// Each session's newest ordinal that was taken.
-    newest: BTreeMap<SessionId, Ordinal>,
+    newest: BTreeMap<Party, Ordinal>,
     log: VecDeque<(Token, LogRecord)>,
     disk: Vec<(Token, DiskOp<HeapPayload>)>,
     reads: Vec<Token>,
@@ -94,8 +96,8 @@ fn config(lossy: bool) -> ReplicaConfig {
     }
 }
 
-/// The record under which `session` of `host` asks for a promise at `epoch`.
-fn record(epoch: Epoch, host: HostId, session: SessionId) -> Vec<u8> {
+/// The record under which a session of a host asks for a promise at `epoch`.
+fn record(epoch: Epoch, Party { host, session }: Party) -> Vec<u8> {
     let mut record = Record::parse(SPECIMEN.as_bytes()).expect("the specimen");
     record.vol = KNOWN.volume;
     record.size = KNOWN.size;
@@ -158,14 +160,15 @@ impl World {
         let ask = if let Some(attached) = self.attached.get(&id).copied().filter(|_| !input.one_in(8)) {
             let epoch = Epoch(self.promised.0.saturating_add(u64::from(input.u8() % 4)));
             let epoch = if input.one_in(8) { messages::epoch(input) } else { epoch };
-            let host = HostId(attached.session.0);
-            let record = record(epoch, host, attached.session);
+            let record = record(epoch, attached.party);
             return self.send(id, epoch, Ask::Promise { record, watermark: mark });
         } else {
             let session = SessionId(1 + u128::from(input.u8() % 3));
-            let ordinal = self.newest.get(&session).map_or(0, |o| o.0).saturating_add(1);
+            // Mostly its own host; now and then another one that names it.
+            let party = Party { host: HostId(if input.one_in(8) { 99 } else { session.0 }), session };
+            let ordinal = self.newest.get(&party).map_or(0, |o| o.0).saturating_add(1);
             let mut attach = messages::attach(&mut Input::new(&[]), &KNOWN);
-            (attach.session, attach.host) = (session, HostId(session.0));
+            (attach.session, attach.host) = (session, party.host);
             (attach.ordinal, attach.watermark) = (Ordinal(ordinal), mark);
             Ask::Attach(attach)
         };
@@ -192,18 +195,21 @@ impl World {
         self.next_tag += 1;
         let request = messages::carried_request(&Request { tag, epoch, ask });
         let is_data = !matches!(request.ask, Ask::Attach(_) | Ask::Detach | Ask::Promise { .. });
-        let session = self.attached.get(&id).map(|a| a.session);
+        let session = self.attached.get(&id).map(|a| a.party.session);
         self.sent.insert((id, tag), Sent { epoch, session, is_data });
         let attach = match &request.ask {
-            Ask::Attach(attach) => Some(Attached { session: attach.session, ordinal: attach.ordinal }),
+            Ask::Attach(attach) => {
+                let party = Party { host: attach.host, session: attach.session };
+                Some(Attached { party, ordinal: attach.ordinal })
+            }
             _ => None,
         };
-        let before = self.replica.view(SessionId(0));
+        let before = self.replica.promised();
         self.replica.handle_request(self.now, id, request.clone());
         if matches!(request.ask, Ask::Detach) {
             self.attached.remove(&id);
         }
-        let now_allowed = is_data.then_some((id, epoch, before.promised, before.session, request));
+        let now_allowed = is_data.then_some((id, epoch, before, request));
         let refused = self.drain(now_allowed);
         if let Some(attached) = attach.filter(|_| !refused.contains(&tag)) {
             self.taken(id, attached);
@@ -212,10 +218,10 @@ impl World {
 
     /// An attach that was not refused at once is in force, also before its answer (R1).
     fn taken(&mut self, id: AttachmentId, new: Attached) {
-        for old in self.attached.values().filter(|old| old.session == new.session) {
+        for old in self.attached.values().filter(|old| old.party == new.party) {
             assert!(old.ordinal < new.ordinal, "R1: {new:?} was taken after {old:?}");
         }
-        self.newest.insert(new.session, new.ordinal);
+        self.newest.insert(new.party, new.ordinal);
         self.attached.insert(id, new);
     }
 
@@ -223,7 +229,7 @@ impl World {
     /// one did.
     fn drain(
         &mut self,
-        asked: Option<(AttachmentId, Epoch, Epoch, SessionId, Request<HeapPayload>)>,
+        asked: Option<(AttachmentId, Epoch, (Epoch, Option<Party>), Request<HeapPayload>)>,
     ) -> BTreeSet<u32> {
         let mut executed = false;
         let mut refused = BTreeSet::new();
@@ -261,17 +267,17 @@ impl World {
                 }
             }
         }
-        if let Some((id, epoch, promised, session, request)) = asked
+        if let Some((id, epoch, (promised, party), request)) = asked
             && executed
         {
             let attached = self.attached.get(&id);
             assert_eq!(epoch, promised, "I4: executed at another epoch than promised: {request:?}");
             let attached = attached.unwrap_or_else(|| panic!("I4: executed without attachment: {request:?}"));
-            assert_eq!(attached.session, session, "I4: executed for another session than promised");
-            let newest = self.newest.get(&session).copied();
+            assert_eq!(Some(attached.party), party, "I4: executed for another session than promised");
+            let newest = self.newest.get(&attached.party).copied();
             assert_eq!(Some(attached.ordinal), newest, "I4: executed for an older attachment: {request:?}");
         }
-        let promised = self.replica.view(SessionId(0)).promised;
+        let promised = self.replica.promised().0;
         assert!(
             promised >= self.promised || self.broken_log,
             "I3: promised {promised} after {}",

@@ -103,6 +103,10 @@ methods! {
     "store.endpoints" StoreEndpoints(t::Endpoints) -> t::Nothing;
     /// How the store looks from here.
     "store.show" StoreShow(t::Nothing) -> t::StoreStatus;
+    /// Reads the identity directory again, after a renewal: from now on that certificate is shown.
+    "identity.reload" IdentityReload(t::Nothing) -> t::IdentityReloaded;
+    /// Who this host is, and by which list it judges others.
+    "identity.show" IdentityShow(t::Nothing) -> t::IdentityShown;
     /// Writes rebuilt records to a store that was lost or restored (protocol.md R11).
     "store.repair_apply" StoreRepairApply(t::StoreRepair) -> t::StoreRepaired;
     /// Makes a pool in an empty or new directory.

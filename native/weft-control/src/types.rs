@@ -720,6 +720,57 @@ pub struct StoreStatus {
     pub watermark: Option<WatermarkInfo>,
 }
 
+/// How hosts speak to each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TransportKind {
+    /// TLS 1.3, everything encrypted.
+    Tls,
+    /// The same handshake, then clear frames with a MAC.
+    Auth,
+    /// Nothing.
+    Clear,
+}
+
+/// The identity in use after it was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct IdentityReloaded {
+    /// Whose certificate it is: this host's.
+    #[schemars(with = "Uuid")]
+    pub host: HostId,
+    /// The last second at which it is valid, in seconds since 1970.
+    pub not_after: Decimal,
+    /// The trust list in force.
+    pub generation: Decimal,
+}
+
+/// Who this host is, and by which list it judges others.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct IdentityShown {
+    /// This host.
+    #[schemars(with = "Uuid")]
+    pub host: HostId,
+    /// SHA-256 of its public key (SubjectPublicKeyInfo, DER), in lower-case hex.
+    pub key: String,
+    /// The last second at which its certificate is valid, in seconds since 1970.
+    pub not_after: Decimal,
+    /// The trust list in force.
+    pub generation: Decimal,
+    /// That list is on this host's disk.
+    pub durable: bool,
+    /// How the list says that hosts speak to each other.
+    pub transport: TransportKind,
+    /// What is wrong with the list that the store has.
+    pub findings: Vec<Finding>,
+}
+
+/// Another trust list is in force, and durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct TrustChanged {
+    /// Its generation.
+    pub generation: Decimal,
+}
+
 /// How the connection to another host is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -806,4 +857,7 @@ pub enum Event {
     /// The store was lost or came back.
     #[serde(rename = "store.changed")]
     Store(StoreStatus),
+    /// Another trust list is in force: a host was added or revoked, or an authority changed.
+    #[serde(rename = "trust.changed")]
+    Trust(TrustChanged),
 }

@@ -67,6 +67,32 @@ impl WallTime {
     }
 }
 
+/// ISO 8601, UTC: `2026-11-21T12:00:00Z`.
+impl fmt::Display for WallTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (mut days, seconds) = (self.0 / 86_400, self.0 % 86_400);
+        // 400 years always have as many days; from there on by years, then by months.
+        let mut year = 1970 + 400 * (days / 146_097);
+        days %= 146_097;
+        let is_leap =
+            |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+        while days >= 365 + u64::from(is_leap(year)) {
+            days -= 365 + u64::from(is_leap(year));
+            year += 1;
+        }
+        let mut month = 1;
+        for length in [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30] {
+            if days < length {
+                break;
+            }
+            days -= length;
+            month += 1;
+        }
+        let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+        write!(f, "{year:04}-{month:02}-{:02}T{hour:02}:{minute:02}:{second:02}Z", days + 1)
+    }
+}
+
 /// A key by the SHA-256 of its SPKI (DER); shown as 64 lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Kid(pub [u8; 32]);
@@ -202,17 +228,24 @@ impl fmt::Debug for Identity {
 }
 
 impl Identity {
-    /// Reads [`HOST_PEM`] in the identity directory. Refuses a file that group or others can read or write. Blocks.
+    /// Reads [`HOST_PEM`] in the identity directory as [`Identity::read_pem`] does. Blocks.
     pub fn load(dir: &Path) -> io::Result<Identity> {
+        let pem = Identity::read_pem(dir)?;
+        let path = dir.join(HOST_PEM);
+        Identity::from_pem(&pem)
+            .map_err(|what| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {what}", path.display())))
+    }
+
+    /// The bytes of [`HOST_PEM`] in the identity directory, for [`Identity::from_pem`]. Refuses a file that group or
+    /// others can read or write. Blocks.
+    pub fn read_pem(dir: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
         let path = dir.join(HOST_PEM);
         let mode = std::fs::metadata(&path)?.permissions().mode();
         if mode & 0o077 != 0 {
             let text = format!("{} is open to others (mode {:04o})", path.display(), mode & 0o7777);
             return Err(io::Error::new(io::ErrorKind::PermissionDenied, text));
         }
-        let pem = Zeroizing::new(std::fs::read(&path)?);
-        Identity::from_pem(&pem)
-            .map_err(|what| io::Error::new(io::ErrorKind::InvalidData, format!("{}: {what}", path.display())))
+        Ok(Zeroizing::new(std::fs::read(&path)?))
     }
 
     /// From a combined PEM: the leaf, then the authority that signed it, and the key (PKCS#8, P-256) anywhere. The error
@@ -335,18 +368,10 @@ impl fmt::Display for PeerRefusal {
             PeerRefusal::NotListed => f.write_str("its key is not on the list for its host"),
             PeerRefusal::Revoked { host, at } => write!(f, "host {host} was revoked at {at}"),
             PeerRefusal::Expired { host, at, now } => {
-                write!(
-                    f,
-                    "the certificate of host {host} ended at {}, this host's clock says {}",
-                    at.0, now.0
-                )
+                write!(f, "the certificate of host {host} ended at {at}, this host's clock says {now}")
             }
             PeerRefusal::NotYetValid { host, at, now } => {
-                write!(
-                    f,
-                    "the certificate of host {host} begins at {}, this host's clock says {}",
-                    at.0, now.0
-                )
+                write!(f, "the certificate of host {host} begins at {at}, this host's clock says {now}")
             }
             PeerRefusal::BadChain => f.write_str("its certificate can't be read or is not for this use"),
         }
@@ -378,6 +403,11 @@ pub enum TrustError {
         /// That generation.
         generation: u64,
     },
+    /// It takes back a revocation: what was revoked once is in every later list.
+    TakesBack {
+        /// Whose.
+        host: HostId,
+    },
 }
 
 impl fmt::Display for TrustError {
@@ -393,6 +423,9 @@ impl fmt::Display for TrustError {
             }
             TrustError::Forked { generation } => {
                 write!(f, "there are two trust lists of generation {generation}")
+            }
+            TrustError::TakesBack { host } => {
+                write!(f, "the trust list takes back the revocation of host {host}")
             }
         }
     }
@@ -412,6 +445,8 @@ struct Body {
     generation: String,
     transport: String,
     authorities: Vec<BodyAuthority>,
+    #[serde(rename = "storeAuthorities")]
+    store_authorities: Vec<BodyAuthority>,
     hosts: BTreeMap<String, BodyHost>,
     revoked: BTreeMap<String, BodyRevoked>,
 }
@@ -469,6 +504,7 @@ pub struct Trust {
     pub transport: Transport,
     cluster: ClusterId,
     authorities: Vec<Authority>,
+    store_authorities: Vec<String>,
     hosts: BTreeMap<HostId, Vec<Kid>>,
     revoked: BTreeMap<HostId, Revoked>,
     body: String,
@@ -510,8 +546,18 @@ impl Trust {
                 Err(TrustError::Older { known: self.generation, offered: next.generation })
             }
             core::cmp::Ordering::Equal => Err(TrustError::Forked { generation: self.generation }),
-            core::cmp::Ordering::Greater => Ok(next),
+            core::cmp::Ordering::Greater => match self.revocation_missing(&next) {
+                Some(host) => Err(TrustError::TakesBack { host }),
+                None => Ok(next),
+            },
         }
+    }
+
+    fn revocation_missing(&self, next: &Trust) -> Option<HostId> {
+        let stays = |(host, entry): &(&HostId, &Revoked)| {
+            next.revoked.get(host).is_some_and(|still| entry.keys.iter().all(|key| still.keys.contains(key)))
+        };
+        self.revoked.iter().find(|entry| !stays(entry)).map(|(host, _)| *host)
     }
 
     fn verify(&self, signed: &Signed, may: impl Fn(AuthorityState) -> bool) -> Result<(), TrustError> {
@@ -544,7 +590,14 @@ impl Trust {
         if read.authorities.is_empty() || read.authorities.len() > MAX_AUTHORITIES {
             return Err(bad("authorities"));
         }
+        if read.store_authorities.len() > MAX_AUTHORITIES {
+            return Err(bad("store authorities"));
+        }
         let authorities: Result<_, _> = read.authorities.iter().map(authority).collect();
+        for entry in &read.store_authorities {
+            authority(entry)?;
+        }
+        let store_authorities = read.store_authorities.into_iter().map(|entry| entry.pem).collect();
         let mut hosts = BTreeMap::new();
         for (host, entry) in &read.hosts {
             let keys = entry.keys.iter().map(|key| Kid::parse(&key.kid));
@@ -562,6 +615,7 @@ impl Trust {
             transport,
             cluster: read.cluster.parse().map_err(|_| bad("cluster"))?,
             authorities: authorities?,
+            store_authorities,
             hosts,
             revoked,
             body: body.to_owned(),
@@ -572,6 +626,18 @@ impl Trust {
     #[must_use]
     pub fn cluster(&self) -> ClusterId {
         self.cluster
+    }
+
+    /// The authorities that sign certificates of the store's members, in PEM, one after the other.
+    #[must_use]
+    pub fn store_authorities(&self) -> String {
+        let lines = |pem: &String| format!("{}\n", pem.trim_end());
+        self.store_authorities.iter().map(lines).collect()
+    }
+
+    /// Hosts that nothing is listened to of any more, in the order of their ids.
+    pub fn revoked(&self) -> impl Iterator<Item = HostId> + '_ {
+        self.revoked.keys().copied()
     }
 
     /// True if nothing of this host is listened to any more.

@@ -7,7 +7,7 @@
 
 use crate::core::{self, LateSwaps, Rollback};
 use crate::explore::{Report, Walks, search, walk};
-use crate::{disk, lease, pool, register, size, snapshot, trash};
+use crate::{claims, disk, lease, liar, pool, register, size, snapshot, trash};
 
 /// States within which a short counter-example is found.
 pub(crate) const SMALL: usize = 1_000_000;
@@ -31,6 +31,10 @@ pub enum Setup {
     Size(size::Config),
     /// A replica's disk.
     Disk(disk::Config),
+    /// A host that lies.
+    Liar(liar::Config),
+    /// What hosts tell each other of the store.
+    Claims(claims::Config),
 }
 
 /// Binds the model of a setup, whatever its type.
@@ -69,6 +73,14 @@ macro_rules! with_model {
                 let $model = disk::Disk(config);
                 $does
             }
+            Setup::Liar(config) => {
+                let $model = liar::Liar(config);
+                $does
+            }
+            Setup::Claims(config) => {
+                let $model = claims::Claims(config);
+                $does
+            }
         }
     };
 }
@@ -82,6 +94,8 @@ impl Setup {
             Setup::Lease(_) => "lease",
             Setup::Snapshot(_) => "snapshot",
             Setup::Disk(_) => "disk",
+            Setup::Liar(_) => "liar",
+            Setup::Claims(_) => "claims",
             Setup::Size(_) => "size",
             Setup::Trash(_) => "trash",
             Setup::Pool(_) => "pool",
@@ -224,12 +238,14 @@ const LEASE: lease::Config = lease::Config {
     assertions: false,
     heartbeats: false,
     handover: false,
+    revocable: 0,
     strict: false,
     mutation: None,
 };
 
 const BEATING: lease::Config = lease::Config { heartbeats: true, ..LEASE };
 const CHAIN: lease::Config = lease::Config { sessions: 3, ..LEASE };
+const REVOKED: lease::Config = lease::Config { revocable: 0b101, strict: true, ..CHAIN };
 const HANDOVER: lease::Config = lease::Config { handover: true, strict: true, ..LEASE };
 
 impl Case {
@@ -281,9 +297,9 @@ pub(crate) const fn unbroken(
 
 /// All cases of all models.
 pub fn all() -> impl Iterator<Item = &'static Case> {
-    [CASES, snapshot::CASES, register::CASES, pool::CASES, trash::CASES, size::CASES, disk::CASES]
-        .into_iter()
-        .flatten()
+    let small = [snapshot::CASES, register::CASES, pool::CASES, trash::CASES, size::CASES, disk::CASES];
+    let lied_to = [liar::CASES, claims::CASES];
+    CASES.iter().chain(small.into_iter().chain(lied_to).flatten())
 }
 
 /// Cases of core and lease: first the table of protocol.md 4.12, then what came after it, then R9, then the unbroken runs.
@@ -854,6 +870,36 @@ pub const CASES: &[Case] = &[
         Setup::Lease(lease::Config { strict: true, closes: true, assertions: true, ..CHAIN }),
         1_500_000,
         Expected::Exhausted,
+    ),
+    broken_lease(
+        "fence-without-wait",
+        "R9 a fence by another host leaves no wait",
+        REVOKED,
+        lease::Mutation::FenceWithoutWait,
+        1_000_000,
+        Expected::Steps(13),
+    ),
+    broken_lease(
+        "fence-before-cut",
+        "a revoked host is fenced while the store still takes its swaps",
+        REVOKED,
+        lease::Mutation::FenceBeforeCut,
+        1_000_000,
+        Expected::Steps(4),
+    ),
+    unbroken(
+        "fence-by-other",
+        "R9 and a host that is revoked and fenced by another",
+        Setup::Lease(lease::Config { lease: 1, max_epoch: 4, closes: true, assertions: true, ..REVOKED }),
+        3_000_000,
+        Expected::Exhausted,
+    ),
+    unbroken(
+        "fence-by-other-handover",
+        "the same with heartbeats and handovers",
+        Setup::Lease(lease::Config { lease: 1, max_epoch: 4, heartbeats: true, handover: true, ..REVOKED }),
+        700_000,
+        Expected::Bounded,
     ),
     unbroken(
         "lease-reconfigure",

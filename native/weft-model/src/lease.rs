@@ -13,13 +13,17 @@
 //! the destination a token; the destination takes over by a swap without a wait and without equalising anything. The
 //! source may take it back by a swap of its own, die, or hand over again; others may steal in between.
 //!
+//! A host may be revoked: its sessions lose the store, and the replicas one by one, in any order, some never; then somebody
+//! else fences what it owned, by a swap that leaves no owner and the mark `wait`, and another host opens.
+//!
 //! Left out, because `core` checks it: stamps, resync, reconciliation. A copy is one atomic step here, and so is
 //! the equalising at an open.
 //!
 //! Must always hold (the oracle):
 //! - *linearisable*: a read returns nothing older than what had completed, or had been returned by a read anywhere,
 //!   when the guest asked for it;
-//! - *strict* (switchable): nothing older than what has completed when the answer is given.
+//! - *strict* (switchable): nothing older than what has completed when the answer is given;
+//! - no session of a revoked host owns the volume once it was fenced.
 
 use core::fmt;
 
@@ -80,11 +84,15 @@ pub enum Mutation {
     StaleToken,
     /// R9: a thief hands over before its wait is over, and takes the mark away.
     HandoverBeforeWait,
+    /// A fence by another host leaves the volume closed, without the mark `wait`.
+    FenceWithoutWait,
+    /// A revoked host's sessions are fenced while the store still takes its swaps.
+    FenceBeforeCut,
 }
 
 impl Mutation {
     /// All of them, by name.
-    pub const ALL: [(&'static str, Mutation); 22] = [
+    pub const ALL: [(&'static str, Mutation); 24] = [
         ("lease-no-wait", Mutation::NoWait),
         ("lease-wait-only-if-promise-missing", Mutation::WaitOnlyIfPromiseMissing),
         ("lease-reads-while-waiting", Mutation::ReadsWhileWaiting),
@@ -107,6 +115,8 @@ impl Mutation {
         ("handover-source-resumes", Mutation::SourceResumes),
         ("handover-stale-token", Mutation::StaleToken),
         ("handover-before-wait", Mutation::HandoverBeforeWait),
+        ("fence-without-wait", Mutation::FenceWithoutWait),
+        ("fence-before-cut", Mutation::FenceBeforeCut),
     ];
 }
 
@@ -137,6 +147,8 @@ pub struct Config {
     pub heartbeats: bool,
     /// Sessions may hand over.
     pub handover: bool,
+    /// The sessions of the host that may be revoked, as bits; 0: none is.
+    pub revocable: u8,
     /// Judge reads at their completion too.
     pub strict: bool,
     /// The rule that is broken.
@@ -158,6 +170,7 @@ impl Default for Config {
             assertions: true,
             heartbeats: true,
             handover: false,
+            revocable: 0,
             strict: true,
             mutation: None,
         }
@@ -292,6 +305,19 @@ const IDLE: Session = Session {
     missed: false,
 };
 
+/// How far the revocation of a host is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+struct Revocation {
+    /// It is decided.
+    decided: bool,
+    /// The store takes nothing from that host any more.
+    store_cut: bool,
+    /// Replicas that take nothing from it any more.
+    cut: Mask,
+    /// The host owns nothing, says who revoked it.
+    fenced: bool,
+}
+
 /// The whole world.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct State {
@@ -300,6 +326,7 @@ pub struct State {
     sessions: [Session; MAX_SESSIONS],
     /// The epoch of the token that each session was given, on its way or there; 0: none.
     tokens: [u8; MAX_SESSIONS],
+    revocation: Revocation,
     writes: u8,
     /// Oracle: the newest value that a write completed or a read returned.
     floor: u8,
@@ -343,6 +370,11 @@ pub enum Step {
     ServeHanded(usize),
     Fenced(usize),
     Crashed(usize),
+    Revoked,
+    StoreCut,
+    ReplicaCut(usize),
+    FencedByOther,
+    FenceDone,
 }
 
 impl fmt::Display for Step {
@@ -384,6 +416,11 @@ impl fmt::Display for Step {
             Step::ServeHanded(c) => write!(f, "s{c} serves; nothing to equalise"),
             Step::Fenced(c) => write!(f, "s{c} sees another owner and ends"),
             Step::Crashed(c) => write!(f, "s{c} dies"),
+            Step::Revoked => write!(f, "the host is revoked"),
+            Step::StoreCut => write!(f, "the store refuses the revoked host"),
+            Step::ReplicaCut(r) => write!(f, "r{r} refuses the revoked host"),
+            Step::FencedByOther => write!(f, "the revoked owner is fenced (CAS)"),
+            Step::FenceDone => write!(f, "the revoked host owns nothing"),
         }
     }
 }
@@ -392,7 +429,7 @@ impl Happening for Step {
     fn reluctance(&self) -> u32 {
         match self {
             // An evicted owner that has not noticed is what this model is about.
-            Step::Fenced(_) => 40,
+            Step::Fenced(_) | Step::Revoked => 40,
             Step::Crashed(_) => 12,
             Step::Steal(_) | Step::Open(_) | Step::SwapSentClose(_) => 8,
             Step::SwapSentNext(..) => 6,
@@ -477,10 +514,75 @@ impl Lease {
         }
     }
 
+    fn is_revocable(&self, c: usize) -> bool {
+        Mask(self.0.revocable).has(c)
+    }
+
+    /// The store takes this session's swaps.
+    fn reaches_store(&self, state: &State, c: usize) -> bool {
+        !(state.revocation.store_cut && self.is_revocable(c))
+    }
+
+    /// Nothing passes between this session and the replica any more.
+    fn is_cut(&self, state: &State, c: usize, r: usize) -> bool {
+        state.revocation.cut.has(r) && self.is_revocable(c)
+    }
+
+    /// Decide; refuse and cut, in any order, some never; then fence what the host owns, and say so.
+    fn revocation(&self, state: &State, out: &mut Out) -> Result<(), Violation> {
+        let revocation = state.revocation;
+        let owner = state.record.owner;
+        let owns = owner != NOBODY && self.is_revocable(owner.into());
+        if revocation.fenced && owns {
+            let promise = "a revoked host owns nothing once it was fenced";
+            return Err(Violation { promise, observation: format!("s{owner} is the owner") });
+        }
+        let mut step = |step, change: &dyn Fn(&mut State)| {
+            let mut next = *state;
+            change(&mut next);
+            out.push((step, next));
+        };
+        if !revocation.decided {
+            step(Step::Revoked, &|next| next.revocation.decided = true);
+            return Ok(());
+        }
+        if !revocation.store_cut {
+            step(Step::StoreCut, &|next| next.revocation.store_cut = true);
+        }
+        for r in Mask::first(self.0.replicas).minus(revocation.cut).iter() {
+            step(Step::ReplicaCut(r), &|next| {
+                next.revocation.cut = next.revocation.cut.with(r);
+                for c in (0..self.0.sessions).filter(|c| self.is_revocable(*c)) {
+                    let session = &mut next.sessions[c];
+                    session.promising = session.promising.without(r);
+                    session.writing = session.writing.without(r);
+                    session.beats[r] = Beat::None;
+                }
+            });
+        }
+        if !revocation.store_cut && !self.broken(Mutation::FenceBeforeCut) || revocation.fenced {
+            return Ok(());
+        }
+        if owns && state.record.epoch < self.0.max_epoch {
+            let wait = !self.broken(Mutation::FenceWithoutWait);
+            step(Step::FencedByOther, &|next| {
+                next.record.epoch += 1;
+                next.record.owner = NOBODY;
+                next.record.next = NOBODY;
+                next.record.wait = wait;
+            });
+        }
+        if !owns {
+            step(Step::FenceDone, &|next| next.revocation.fenced = true);
+        }
+        Ok(())
+    }
+
     fn owner_changes(&self, state: &State, out: &mut Out) {
-        for c in 0..self.0.sessions {
+        for c in (0..self.0.sessions).filter(|c| self.reaches_store(state, *c)) {
             // Sessions are alike until one of them is named by `next`.
-            let first_idle = c == 0 || state.sessions[c - 1].phase != Phase::Idle || self.0.handover;
+            let alike = !self.0.handover && self.0.revocable == 0;
+            let first_idle = c == 0 || state.sessions[c - 1].phase != Phase::Idle || !alike;
             if state.sessions[c].phase != Phase::Idle || !first_idle || state.record.epoch >= self.0.max_epoch
             {
                 continue;
@@ -526,7 +628,7 @@ impl Lease {
 
     fn deliveries(&self, state: &State, c: usize, out: &mut Out) {
         let session = &state.sessions[c];
-        for r in 0..self.0.replicas {
+        for r in (0..self.0.replicas).filter(|r| !self.is_cut(state, c, *r)) {
             if session.promising.has(r) {
                 let mut next = *state;
                 next.sessions[c].promising = session.promising.without(r);
@@ -572,7 +674,7 @@ impl Lease {
         if let Read::Sent { to, floor } = session.read {
             let r = usize::from(to);
             let mut next = *state;
-            if Self::executes(state, c, r) {
+            if Self::executes(state, c, r) && !self.is_cut(state, c, r) {
                 let value = state.replicas[r].value;
                 next.sessions[c].read = Read::Answered { value, floor };
                 out.push((Step::ReadExecuted(c, r, value), next));
@@ -585,9 +687,12 @@ impl Lease {
 
     fn opening(&self, state: &State, c: usize, out: &mut Out) {
         let session = &state.sessions[c];
-        let current = state.record.owner == index(c) && state.record.epoch == session.epoch;
+        let current = state.record.owner == index(c)
+            && state.record.epoch == session.epoch
+            && self.reaches_store(state, c);
         let all = session.promised.contains(session.in_sync);
-        let obeyed = all && session.in_sync.iter().all(|r| Self::executes(state, c, r));
+        let obeys = |r: usize| Self::executes(state, c, r) && !self.is_cut(state, c, r);
+        let obeyed = all && session.in_sync.iter().all(obeys);
         if obeyed && session.handed {
             out.push((Step::ServeHanded(c), with(state, c, |s| s.phase = Phase::Serving)));
         } else if obeyed {
@@ -662,7 +767,7 @@ impl Lease {
     fn stopped(&self, state: &State, c: usize, out: &mut Out) {
         let session = &state.sessions[c];
         let compares = state.record.owner == index(c) && state.record.epoch == session.epoch;
-        if compares && state.record.epoch < self.0.max_epoch {
+        if compares && state.record.epoch < self.0.max_epoch && self.reaches_store(state, c) {
             let mut next = with(state, c, |s| s.phase = Phase::Serving);
             next.record.epoch += 1;
             next.record.next = NOBODY;
@@ -775,7 +880,11 @@ impl Lease {
         if self.0.reconfigure && session.joiner == NOBODY && session.write == 0 {
             for r in Mask::first(self.0.replicas).minus(session.in_sync).iter() {
                 // The joiner's promise and its copy in one step; the source must still obey this session.
-                let source = session.in_sync.iter().find(|source| Self::executes(state, c, *source));
+                if self.is_cut(state, c, r) {
+                    continue;
+                }
+                let reads = |r: &usize| Self::executes(state, c, *r) && !self.is_cut(state, c, *r);
+                let source = session.in_sync.iter().find(reads);
                 let replica = state.replicas[r];
                 let promises = session.epoch > replica.promised || Self::executes(state, c, r);
                 let Some(source) = source.filter(|_| promises) else { continue };
@@ -790,7 +899,9 @@ impl Lease {
     /// The store and the session's knowledge of it. A dead session's swap may still be applied.
     fn swaps(&self, state: &State, c: usize, out: &mut Out) {
         let session = &state.sessions[c];
-        let compares = state.record.owner == index(c) && state.record.epoch == session.epoch;
+        let compares = state.record.owner == index(c)
+            && state.record.epoch == session.epoch
+            && self.reaches_store(state, c);
         match session.swap {
             Swap::Sent(change) if compares => {
                 let mut next = *state;
@@ -927,6 +1038,7 @@ impl Model for Lease {
             replicas: [Replica::default(); MAX_REPLICAS],
             sessions: [IDLE; MAX_SESSIONS],
             tokens: [0; MAX_SESSIONS],
+            revocation: Revocation::default(),
             writes: 0,
             floor: 0,
         };
@@ -938,6 +1050,9 @@ impl Model for Lease {
     }
 
     fn successors(&self, state: &State, out: &mut Out) -> Result<(), Violation> {
+        if self.0.revocable != 0 {
+            self.revocation(state, out)?;
+        }
         self.owner_changes(state, out);
         for c in 0..self.0.sessions {
             let session = &state.sessions[c];
@@ -977,6 +1092,12 @@ impl Model for Lease {
             record.in_sync.0,
             if record.wait { " wait" } else { "" }
         );
+        let Revocation { decided, store_cut, cut, fenced } = state.revocation;
+        if decided {
+            let how = if store_cut { " store" } else { "" };
+            let done = if fenced { " fenced" } else { "" };
+            let _ = write!(line, " revoked(cut={:03b}{how}{done})", cut.0);
+        }
         if record.next != NOBODY {
             let _ = write!(line, " next=s{}", record.next);
         }

@@ -25,10 +25,12 @@ macro_rules! mutations {
 }
 
 pub mod cases;
+pub mod claims;
 pub mod core;
 pub mod disk;
 pub mod explore;
 pub mod lease;
+pub mod liar;
 mod mask;
 pub mod pool;
 pub mod register;

@@ -4,10 +4,12 @@
 //! checker as much as the protocol. Cases run in groups, each group one test, so that each takes seconds.
 
 use weft_model::cases::{CASES, Case, Expected, Setup, all, named};
+use weft_model::claims;
 use weft_model::core::{self, Core};
 use weft_model::disk;
 use weft_model::explore::{Outcome, Walks, walk};
 use weft_model::lease::{self, Lease};
+use weft_model::liar;
 use weft_model::pool;
 use weft_model::register;
 use weft_model::size;
@@ -130,6 +132,22 @@ fn the_unbroken_lease_never_serves_a_stale_read() {
 fn a_handover_needs_no_wait_and_loses_nothing() {
     let names = ["handover", "handover-beating", "handover-chain"];
     all_as_expected(&names.map(|name| named(name).expect("a case")));
+}
+
+#[test]
+fn a_revoked_host_is_fenced_by_another_without_a_stale_read() {
+    let names = ["fence-by-other", "fence-by-other-handover"];
+    all_as_expected(&names.map(|name| named(name).expect("a case")));
+}
+
+#[test]
+fn a_host_that_lies_bricks_no_volume_and_writes_in_nobodys_session() {
+    all_as_expected(&liar::CASES.iter().collect::<Vec<_>>());
+}
+
+#[test]
+fn what_hosts_tell_each_other_of_the_store_is_no_truth_and_is_not_lost() {
+    all_as_expected(&claims::CASES.iter().collect::<Vec<_>>());
 }
 
 #[test]
@@ -257,7 +275,9 @@ fn every_mutation_of_the_small_models_has_a_case() {
         all.iter().map(|mutation| format!("{mutation:?}")).filter(|name| !named.contains(name)).collect()
     }
     let missing = [
+        missing(claims::Mutation::ALL, claims::CASES),
         missing(disk::Mutation::ALL, disk::CASES),
+        missing(liar::Mutation::ALL, liar::CASES),
         missing(size::Mutation::ALL, size::CASES),
         missing(trash::Mutation::ALL, trash::CASES),
         missing(pool::Mutation::ALL, pool::CASES),

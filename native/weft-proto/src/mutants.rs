@@ -10,6 +10,8 @@ pub enum Mutation {
     NoFence,
     /// R1: a promise is given although the record names another owner than who asks.
     AnyPromiser,
+    /// R1: an attachment and a promise are bound to the session alone: whoever names it is it.
+    AttachUnbound,
     /// R1: a promise far above the last one is given without the replica's own read of the store.
     UnverifiedJump,
     /// R1: a promise is answered while I/O of a lower epoch is under way.
@@ -159,9 +161,10 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every mutation with the name that `--mutation` takes, in the order of the rules.
-    pub const ALL: [(Mutation, &'static str); 71] = [
+    pub const ALL: [(Mutation, &'static str); 72] = [
         (Mutation::NoFence, "r1-no-fence"),
         (Mutation::AnyPromiser, "r1-any-promiser"),
+        (Mutation::AttachUnbound, "r1-attach-unbound"),
         (Mutation::UnverifiedJump, "r1-unverified-jump"),
         (Mutation::PromiseBeforeDrain, "r1-promise-before-drain"),
         (Mutation::PromiseBeforeLog, "r1-promise-before-log"),

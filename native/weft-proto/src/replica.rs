@@ -7,8 +7,9 @@
 //! ```
 //!
 //! Must always hold:
-//! * data requests execute only at exactly the promised (epoch, session), from the session's newest attachment
+//! * data requests execute only at exactly the promised (epoch, host, session), from the session's newest attachment
 //!   (R1, I4), and none of a lower epoch is unfinished when a promise is answered (I5);
+//! * a session is its host's: what another host says in its name is another session's, and gets nothing;
 //! * a region's stamp is durable before data of that generation may reach the medium (R6, I8);
 //! * what the log or the disk refused is answered as refused, and nothing is assumed of it.
 
@@ -45,6 +46,16 @@ pub struct AttachmentId(pub u64);
 /// Names an action until its outcome is told.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 pub struct Token(pub u64);
+
+/// A session as its host is proven to be. One uuid that two hosts name is two sessions: uuids stand in the store, where
+/// every host reads them.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+pub struct Party {
+    /// The host, as its connection's identity proves it.
+    pub host: HostId,
+    /// The session.
+    pub session: SessionId,
+}
 
 /// What the replica wants done.
 #[derive(Clone, Debug, PartialEq)]
@@ -187,11 +198,13 @@ pub struct Replica<P> {
     /// Promised in memory; `durable.promised` follows when the log has it.
     promised: Epoch,
     session: SessionId,
+    /// The host of that session; none before the first promise.
+    host: Option<HostId>,
     promise_logged: bool,
     /// Stamps asked of the log, durable or not: what `Stamps` reports (a superset does no harm).
     asked: BTreeMap<u32, Generation>,
     attachments: BTreeMap<AttachmentId, Attachment>,
-    ordinals: VecDeque<(SessionId, Ordinal)>,
+    ordinals: VecDeque<(Party, Ordinal)>,
     running: BTreeMap<Token, Running<P>>,
     waiting_promise: Option<WaitingPromise>,
     waiting_attach: Vec<WaitingAttach>,
@@ -205,8 +218,7 @@ pub struct Replica<P> {
 
 #[derive(Debug)]
 struct Attachment {
-    session: SessionId,
-    host: HostId,
+    party: Party,
     ordinal: Ordinal,
     live: bool,
     unanswered: usize,
@@ -218,7 +230,7 @@ struct Running<P> {
     attachment: AttachmentId,
     tag: u32,
     epoch: Epoch,
-    session: SessionId,
+    party: Party,
     ordinal: Ordinal,
     started: Instant,
     stage: Stage<P>,
@@ -249,7 +261,7 @@ struct WaitingPromise {
     attachment: AttachmentId,
     tag: u32,
     epoch: Epoch,
-    session: SessionId,
+    party: Party,
     record: Vec<u8>,
     started: Instant,
     stage: PromiseStage,
@@ -266,7 +278,7 @@ enum PromiseStage {
 struct WaitingAttach {
     attachment: AttachmentId,
     tag: u32,
-    session: SessionId,
+    party: Party,
     ordinal: Ordinal,
     started: Instant,
     detach: bool,
@@ -279,6 +291,7 @@ impl<P: Payload> Replica<P> {
         Replica {
             promised: durable.promised,
             session: durable.session,
+            host: owner_host(&durable),
             promise_logged: true,
             config,
             durable,
@@ -328,9 +341,9 @@ impl<P: Payload> Replica<P> {
         self.failed
     }
 
-    /// What it tells of itself to `session`.
+    /// What it tells of itself to a session.
     #[must_use]
-    pub fn view(&self, session: SessionId) -> ReplicaView {
+    pub fn view(&self, asker: Party) -> ReplicaView {
         let newest_asked = self.asked.values().copied().max().unwrap_or_default();
         ReplicaView {
             promised: self.promised,
@@ -342,8 +355,14 @@ impl<P: Payload> Replica<P> {
             size: self.durable.size,
             pool_inc: self.config.pool_inc,
             watermark: self.config.watermark,
-            ordinal: self.highest_ordinal(session),
+            ordinal: self.highest_ordinal(asker),
         }
+    }
+
+    /// What it has promised, and to whom: none before the first promise. Durable only once its log has it.
+    #[must_use]
+    pub fn promised(&self) -> (Epoch, Option<Party>) {
+        (self.promised, self.host.map(|host| Party { host, session: self.session }))
     }
 
     /// One line for people.
@@ -529,30 +548,28 @@ impl<P: Payload> Replica<P> {
         {
             return Err(Refusal::MetadataRollback);
         }
-        if attach.ordinal <= self.highest_ordinal(attach.session) || self.attachments.contains_key(&id) {
+        let party = Party { host: attach.host, session: attach.session };
+        if attach.session == self.session && self.host.is_some() && !self.is_promised_to(party) {
             return Err(Refusal::NotAttached);
         }
-        self.remember_ordinal(attach.session, attach.ordinal);
+        if attach.ordinal <= self.highest_ordinal(party) || self.attachments.contains_key(&id) {
+            return Err(Refusal::NotAttached);
+        }
+        self.remember_ordinal(party, attach.ordinal);
+        let unbound = self.config.broken.is(Mutation::AttachUnbound);
         for other in self.attachments.values_mut() {
-            if other.session == attach.session
+            if (other.party == party || unbound && other.party.session == party.session)
                 && !self.config.broken.is(Mutation::DropKeepsAttachment)
                 && !self.config.broken.is(Mutation::OldOrdinalsExecute)
             {
                 other.live = false;
             }
         }
-        let (session, ordinal) = (attach.session, attach.ordinal);
-        let new = Attachment { session, host: attach.host, ordinal, live: true, unanswered: 0 };
+        let ordinal = attach.ordinal;
+        let new = Attachment { party, ordinal, live: true, unanswered: 0 };
         self.attachments.insert(id, new);
         let detach = false;
-        self.waiting_attach.push(WaitingAttach {
-            attachment: id,
-            tag,
-            session,
-            ordinal,
-            started: now,
-            detach,
-        });
+        self.waiting_attach.push(WaitingAttach { attachment: id, tag, party, ordinal, started: now, detach });
         self.settle(now);
         Ok(())
     }
@@ -573,7 +590,7 @@ impl<P: Payload> Replica<P> {
             return Ok(());
         }
         let bound =
-            attachment.session == self.session || self.config.broken.is(Mutation::PromiseToEpochAlone);
+            self.is_promised_to(attachment.party) || self.config.broken.is(Mutation::PromiseToEpochAlone);
         if epoch != self.promised || !bound {
             return Err(Refusal::StaleEpoch);
         }
@@ -597,10 +614,10 @@ impl<P: Payload> Replica<P> {
             Ask::Detach => {
                 if let Some(a) = self.attachments.get_mut(&id) {
                     a.live = false;
-                    let (session, ordinal) = (a.session, Ordinal(a.ordinal.0 + 1));
+                    let (party, ordinal) = (a.party, Ordinal(a.ordinal.0 + 1));
                     // Answered when everything of this attachment has ended, as a newer attachment would be.
                     let (attachment, started, detach) = (id, now, true);
-                    let w = WaitingAttach { attachment, tag, session, ordinal, started, detach };
+                    let w = WaitingAttach { attachment, tag, party, ordinal, started, detach };
                     self.waiting_attach.push(w);
                 }
                 self.settle(now);
@@ -821,7 +838,7 @@ impl<P: Payload> Replica<P> {
         watermark: Watermark,
     ) -> Result<(), Refusal> {
         let Some(attachment) = self.attachments.get(&id) else { return Err(Refusal::NotAttached) };
-        let (session, host) = (attachment.session, attachment.host);
+        let party = attachment.party;
         let known = self.config.watermark;
         let broken = self.config.broken;
         if !broken.is(Mutation::NoWatermark)
@@ -833,14 +850,14 @@ impl<P: Payload> Replica<P> {
             return Err(Refusal::StaleEpoch);
         }
         if epoch == self.promised
-            && session != self.session
+            && !self.is_promised_to(party)
             && !broken.is(Mutation::PromiseToEpochAlone)
             && !broken.is(Mutation::NoFence)
         {
             return Err(Refusal::MetadataRollback);
         }
         let parsed = Record::parse(&record).map_err(|_| Refusal::OutOfBounds)?;
-        let owner_matches = parsed.owner.is_some_and(|o| o.session == session && o.node == host)
+        let owner_matches = parsed.owner.is_some_and(|o| o.session == party.session && o.node == party.host)
             || broken.is(Mutation::AnyPromiser);
         if parsed.vol != self.volume()
             || parsed.epoch != epoch
@@ -851,7 +868,7 @@ impl<P: Payload> Replica<P> {
         }
         if let Some(old) = self.waiting_promise.take() {
             // Superseded, or repeated after a lost connection.
-            let again = old.epoch == epoch && old.session == session;
+            let again = old.epoch == epoch && old.party == party;
             let refusal = if again { Refusal::Busy } else { Refusal::StaleEpoch };
             self.reply(old.attachment, old.tag, old.started, now, Err(refusal));
         }
@@ -860,7 +877,7 @@ impl<P: Payload> Replica<P> {
             && self.promised > Epoch(0)
             && !broken.is(Mutation::UnverifiedJump);
         let stage = PromiseStage::Draining;
-        let w = WaitingPromise { attachment: id, tag, epoch, session, record, started: now, stage };
+        let w = WaitingPromise { attachment: id, tag, epoch, party, record, started: now, stage };
         if far {
             let token = self.token();
             self.actions.push_back(Action::ReadStore { token });
@@ -874,9 +891,11 @@ impl<P: Payload> Replica<P> {
     fn log_promise(&mut self, w: WaitingPromise) {
         let token = self.token();
         self.promised = self.promised.max(w.epoch);
-        self.session = w.session;
+        self.session = w.party.session;
+        self.host = Some(w.party.host);
         self.promise_logged = false;
-        let record = LogRecord::Promise { epoch: w.epoch, session: w.session, record: w.record.clone() };
+        let record =
+            LogRecord::Promise { epoch: w.epoch, session: w.party.session, record: w.record.clone() };
         self.actions.push_back(Action::Log { token, record });
         self.waiting_promise = Some(WaitingPromise { stage: PromiseStage::Logging(token), ..w });
         if self.config.broken.is(Mutation::PromiseBeforeLog)
@@ -920,9 +939,9 @@ impl<P: Payload> Replica<P> {
     ) {
         let attachment = self.attachments.get_mut(&id).expect("admitted a moment ago");
         attachment.unanswered += 1;
-        let (session, ordinal) = (attachment.session, attachment.ordinal);
+        let (party, ordinal) = (attachment.party, attachment.ordinal);
         self.running
-            .insert(token, Running { attachment: id, tag, epoch, session, ordinal, started: now, stage });
+            .insert(token, Running { attachment: id, tag, epoch, party, ordinal, started: now, stage });
     }
 
     fn finish(&mut self, now: Instant, token: Token, outcome: Result<Answer<P>, Refusal>) {
@@ -966,6 +985,7 @@ impl<P: Payload> Replica<P> {
             // Not durable: the old promise stands again, and stands on disk.
             self.promised = self.durable.promised;
             self.session = self.durable.session;
+            self.host = owner_host(&self.durable);
             self.promise_logged = true;
             self.reply(w.attachment, w.tag, w.started, now, Err(refusal));
         }
@@ -976,22 +996,22 @@ impl<P: Payload> Replica<P> {
     fn settle(&mut self, now: Instant) {
         let draining = |w: &WaitingPromise| w.stage == PromiseStage::Draining;
         if let Some(w) = self.waiting_promise.take_if(|w| draining(w)) {
-            let lower = self.running.values().any(|r| r.epoch < w.epoch || r.session != w.session);
+            let lower = self.running.values().any(|r| r.epoch < w.epoch || r.party != w.party);
             if lower
                 && !self.config.broken.is(Mutation::NoFence)
                 && !self.config.broken.is(Mutation::PromiseBeforeDrain)
             {
                 self.waiting_promise = Some(w);
             } else {
-                let view = self.view(w.session);
+                let view = self.view(w.party);
                 self.reply(w.attachment, w.tag, w.started, now, Ok(Answer::Promised(view)));
             }
         }
         let mut i = 0;
         while i < self.waiting_attach.len() {
             let w = &self.waiting_attach[i];
-            let (session, ordinal) = (w.session, w.ordinal);
-            let lower = self.running.values().any(|r| r.session == session && r.ordinal < ordinal);
+            let (party, ordinal) = (w.party, w.ordinal);
+            let lower = self.running.values().any(|r| r.party == party && r.ordinal < ordinal);
             if lower
                 && !self.config.broken.is(Mutation::DropKeepsAttachment)
                 && !self.config.broken.is(Mutation::AttachBeforeDrain)
@@ -1003,7 +1023,7 @@ impl<P: Payload> Replica<P> {
             let live = self.attachments.get(&w.attachment).is_some_and(|a| a.live);
             let outcome = match (w.detach, live) {
                 (true, _) => Ok(Answer::Done),
-                (false, true) => Ok(Answer::Attached(self.view(session))),
+                (false, true) => Ok(Answer::Attached(self.view(party))),
                 (false, false) => Err(Refusal::NotAttached),
             };
             self.reply(w.attachment, w.tag, w.started, now, outcome);
@@ -1023,22 +1043,35 @@ impl<P: Payload> Replica<P> {
         self.actions.push_back(Action::Reply { attachment, response });
     }
 
-    fn highest_ordinal(&self, session: SessionId) -> Ordinal {
-        self.ordinals.iter().find(|(s, _)| *s == session).map_or(Ordinal(0), |(_, o)| *o)
+    /// Is this the host and session that the promised epoch is of? (R1)
+    fn is_promised_to(&self, party: Party) -> bool {
+        party.session == self.session
+            && (self.host == Some(party.host) || self.config.broken.is(Mutation::AttachUnbound))
     }
 
-    fn remember_ordinal(&mut self, session: SessionId, ordinal: Ordinal) {
-        self.ordinals.retain(|(s, _)| *s != session);
-        self.ordinals.push_back((session, ordinal));
+    fn highest_ordinal(&self, party: Party) -> Ordinal {
+        let unbound = self.config.broken.is(Mutation::AttachUnbound);
+        let same = |p: Party| p == party || unbound && p.session == party.session;
+        self.ordinals.iter().filter(|(p, _)| same(*p)).map(|(_, o)| *o).max().unwrap_or(Ordinal(0))
+    }
+
+    fn remember_ordinal(&mut self, party: Party, ordinal: Ordinal) {
+        self.ordinals.retain(|(p, _)| *p != party);
+        self.ordinals.push_back((party, ordinal));
         if self.ordinals.len() > SESSIONS_REMEMBERED {
             // The promised session's ordinal is never forgotten: only it can execute anything. Nor is that of a session
             // which is attached: it may be the next one, however many were attached since.
-            let attached = |session: &SessionId| self.attachments.values().any(|a| a.session == *session);
-            let kept = |s: &SessionId| [self.session, session].contains(s) || attached(s);
-            let oldest = self.ordinals.iter().position(|(s, _)| !kept(s));
+            let attached = |party: &Party| self.attachments.values().any(|a| a.party == *party);
+            let kept = |p: &Party| self.is_promised_to(*p) || *p == party || attached(p);
+            let oldest = self.ordinals.iter().position(|(p, _)| !kept(p));
             oldest.map(|oldest| self.ordinals.remove(oldest));
         }
     }
+}
+
+/// Whom the record names under which the promise was given.
+fn owner_host(durable: &Durable) -> Option<HostId> {
+    Record::parse(&durable.record).ok()?.owner.map(|owner| owner.node)
 }
 
 #[cfg(test)]
@@ -1049,12 +1082,27 @@ mod tests {
 
     const MARK: Watermark = Watermark { cluster: ClusterId(1), incarnation: 1, revision: 1 };
 
+    fn empty() -> Replica<HeapPayload> {
+        let (pool, pool_inc, broken) = (PoolId(1), PoolInc(1), Broken::default());
+        let config = ReplicaConfig { pool, pool_inc, watermark: MARK, lossy: false, cached: false, broken };
+        Replica::new(config, Durable::new(VolumeId(1), Rid(0), 1 << 20, 20))
+    }
+
     fn attach(replica: &mut Replica<HeapPayload>, id: u64, session: u128, ordinal: u64) -> bool {
+        attach_from(replica, id, (1, session), ordinal)
+    }
+
+    fn attach_from(
+        replica: &mut Replica<HeapPayload>,
+        id: u64,
+        (host, session): (u128, u128),
+        ordinal: u64,
+    ) -> bool {
         let attach = Attach {
             volume: VolumeId(1),
             rid: Rid(0),
             pool: PoolId(1),
-            host: HostId(1),
+            host: HostId(host),
             session: SessionId(session),
             ordinal: Ordinal(ordinal),
             watermark: MARK,
@@ -1072,17 +1120,28 @@ mod tests {
     /// connection of it must never take over. Found by the simulator: seed 1344744 of 4fbc85e.
     #[test]
     fn an_attached_session_keeps_its_ordinal_among_any_number_of_others() {
-        let (pool, pool_inc, broken) = (PoolId(1), PoolInc(1), Broken::default());
-        let config = ReplicaConfig { pool, pool_inc, watermark: MARK, lossy: false, cached: false, broken };
-        let mut replica = Replica::new(config, Durable::new(VolumeId(1), Rid(0), 1 << 20, 20));
+        let mut replica = empty();
         assert!(attach(&mut replica, 1, 1, 5));
         for other in 2..200 {
             assert!(attach(&mut replica, other, u128::from(other), 1));
             replica.handle_disconnect(AttachmentId(other));
         }
         assert!(!attach(&mut replica, 1000, 1, 4), "an older connection took over");
-        assert_eq!(replica.view(SessionId(1)).ordinal, Ordinal(5));
+        assert_eq!(replica.view(Party { host: HostId(1), session: SessionId(1) }).ordinal, Ordinal(5));
         assert!(replica.ordinals.len() <= SESSIONS_REMEMBERED + 2, "they would grow without bound");
         assert!(attach(&mut replica, 1001, 1, 6));
+    }
+
+    /// R1: session uuids stand in the store. Another host that names one has a session of its own, and uses up nothing
+    /// of the owner's.
+    #[test]
+    fn one_uuid_that_two_hosts_name_is_two_sessions() {
+        let mut replica = empty();
+        assert!(attach_from(&mut replica, 1, (7, 70), 1));
+        assert!(attach_from(&mut replica, 2, (8, 70), u64::MAX));
+        assert!(replica.attachments[&AttachmentId(1)].live, "the liar has ended the owner's attachment");
+        assert!(attach_from(&mut replica, 3, (7, 70), 2), "the liar has used up the owner's ordinals");
+        assert!(!replica.attachments[&AttachmentId(1)].live);
+        assert!(replica.attachments[&AttachmentId(2)].live);
     }
 }

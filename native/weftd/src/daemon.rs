@@ -23,7 +23,8 @@ use serde_json::{Value, json};
 use weft_control::methods::Command;
 use weft_control::types::{
     self, Decimal, Event as ControlEvent, Export, Finding, Hello as HelloAnswer, LinkList, LinkState,
-    PoolList, PoolState, RecordJson, ReplicaList, SessionList, SessionOpen, StoreStatus, WatermarkInfo, Why,
+    PoolList, PoolState, RecordJson, ReplicaList, SessionList, SessionOpen, StoreStatus, TrustChanged,
+    WatermarkInfo, Why,
 };
 use weft_export::nbd::ExportInfo;
 use weft_io::buffer::IoBuf;
@@ -51,6 +52,7 @@ use crate::store::{
     WatchEvent,
 };
 use crate::tokens::Part;
+use crate::trust::{IdentityFiles, TRUST_KEY, TrustChange, TrustKeeper};
 
 /// Sessions of one host (architecture.md, Limits).
 const SESSIONS_MAX: usize = 500;
@@ -109,6 +111,7 @@ enum Caller {
         again: bool,
     },
     Hosts,
+    Trust,
     Why(VolumeId, Answer),
 }
 
@@ -131,6 +134,8 @@ struct Daemon {
     events: EventSender,
     process: u64,
     identity: Option<HostFile>,
+    /// None on a host without certificate: then nothing of it is proven to anybody.
+    trust: Option<TrustKeeper>,
     watermark: Option<Watermark>,
     /// Who asked for the records that replicas keep, and the watermark that must be durable first.
     records_asked: Vec<(Watermark, Answer)>,
@@ -183,6 +188,7 @@ pub fn run(options: Options) -> Result<(), Failure> {
         events,
         process: u64::try_from(random_u128() >> 64).unwrap_or(1),
         identity: None,
+        trust: None,
         store_reachable: (false, at, None),
         rolled_back: false,
         calls: BTreeMap::new(),
@@ -236,7 +242,8 @@ impl Daemon {
             [s.machine.poll_timeout(), s.opening.as_ref().map(|(_, until)| *until)].into_iter().flatten()
         });
         let links = self.links.as_ref().and_then(Links::poll_timeout);
-        sessions.chain(links).chain(self.pools.poll_timeout()).chain(self.stopping).min()
+        let trust = self.trust.as_ref().and_then(TrustKeeper::poll_timeout);
+        sessions.chain(links).chain(self.pools.poll_timeout()).chain(trust).chain(self.stopping).min()
     }
 
     fn handle_completion(&mut self, now: Instant, done: Completion) {
@@ -268,6 +275,9 @@ impl Daemon {
             self.give_up_opening(now, volume);
         }
         self.pools.handle_timeout(now);
+        if let Some((generation, signed)) = self.trust.as_mut().and_then(|trust| trust.retry(now)) {
+            self.store.send(StoreRequest::KeepTrust { generation, signed });
+        }
         if let Some(links) = &mut self.links {
             links.handle_timeout(&mut self.driver, now);
         }
@@ -722,6 +732,12 @@ impl Daemon {
                 self.store_reachable = (reachable, now, error);
                 self.events.send(ControlEvent::Store(self.store_status(now)));
             }
+            StoreReply::TrustKept { generation, result } => {
+                if self.trust.as_mut().is_some_and(|trust| trust.handle_kept(now, generation, result)) {
+                    let generation = Decimal(generation);
+                    self.events.send(ControlEvent::Trust(TrustChanged { generation }));
+                }
+            }
             StoreReply::Watermark(watermark) => {
                 self.watermark = Some(watermark);
                 self.pools.handle_watermark(watermark);
@@ -807,7 +823,11 @@ impl Daemon {
                 let record = entry.ok().flatten().and_then(|e| serde_json::from_slice(&e.value).ok());
                 let _ = answer.send(Ok(json!(self.why(now, volume, record))));
             }
-            Caller::SessionSwap(..) | Caller::SessionWatch(..) | Caller::PoolSwap(_) | Caller::Hosts => {}
+            Caller::SessionSwap(..)
+            | Caller::SessionWatch(..)
+            | Caller::PoolSwap(_)
+            | Caller::Hosts
+            | Caller::Trust => {}
         }
     }
 
@@ -833,6 +853,14 @@ impl Daemon {
                 }
                 WatchEvent::Put(entry) => self.learn_host(now, &entry.key, Some(&entry.value)),
                 WatchEvent::Deleted(key) => self.learn_host(now, &key, None),
+                WatchEvent::Cut => {}
+            },
+            Some(Caller::Trust) => match event {
+                WatchEvent::Now(entries) => {
+                    self.offer_trust(entries.first().map(|entry| entry.value.as_slice()));
+                }
+                WatchEvent::Put(entry) => self.offer_trust(Some(&entry.value)),
+                WatchEvent::Deleted(_) => self.offer_trust(None),
                 WatchEvent::Cut => {}
             },
             _ => {}
@@ -862,6 +890,53 @@ impl Daemon {
         }
     }
 
+    // ---- identity and trust
+
+    /// What stands in the store as the list of whom to trust.
+    fn offer_trust(&mut self, signed: Option<&[u8]>) {
+        let Some(trust) = &mut self.trust else { return };
+        let Some(TrustChange { generation, signed, .. }) = trust.offer(signed) else { return };
+        let credentials = trust.credentials();
+        self.store.send(StoreRequest::KeepTrust { generation, signed });
+        self.store.send(StoreRequest::Credentials(Some(credentials)));
+    }
+
+    /// The identity directory was read: at first, and whenever its certificate was renewed.
+    fn take_identity(&mut self, files: IdentityFiles) {
+        if let Some(trust) = &mut self.trust {
+            trust.renew(files);
+        } else {
+            self.trust = Some(TrustKeeper::new(files));
+            let token = self.call(Caller::Trust);
+            self.store.send(StoreRequest::Watch { token, key: TRUST_KEY.to_owned(), prefix: false });
+        }
+        let Some(trust) = &self.trust else { return };
+        let identity = trust.identity();
+        tracing::info!(key = %identity.kid(), not_after = %identity.not_after(), "identity");
+        self.store.send(StoreRequest::Credentials(Some(trust.credentials())));
+    }
+
+    fn handle_identity(&mut self, files: Result<Option<IdentityFiles>, Failure>, answer: Option<Answer>) {
+        let result = match files {
+            Ok(Some(files)) => {
+                self.take_identity(files);
+                Ok(())
+            }
+            Ok(None) if answer.is_none() => Ok(()),
+            Ok(None) => Err(no_identity()),
+            Err(failure) => {
+                tracing::error!(%failure, "the identity stays as it was");
+                Err(failure)
+            }
+        };
+        let Some(answer) = answer else { return };
+        match (result, &self.trust) {
+            (Ok(()), Some(trust)) => tell(answer, &trust.reloaded()),
+            (Ok(()), None) => refuse(answer, no_identity()),
+            (Err(failure), _) => refuse(answer, failure),
+        }
+    }
+
     // ---- mail
 
     fn handle_mail(&mut self, now: Instant, mail: Mail) {
@@ -869,6 +944,7 @@ impl Daemon {
             Mail::Store(reply) => self.handle_store(now, reply),
             Mail::Pool(opened) => self.pools.handle_opened(&mut self.driver, now, opened),
             Mail::Control(request) => self.handle_command(now, request),
+            Mail::Identity(files, answer) => self.handle_identity(*files, answer),
             Mail::Stop => self.stop(now),
         }
     }
@@ -919,6 +995,7 @@ impl Daemon {
                 return Err(Failure::new(Code::OTHER_CLUSTER, message));
             }
             self.store.send(StoreRequest::Connect { cluster: host.cluster, endpoints: host.etcd.clone() });
+            self.store.send(StoreRequest::ReadIdentity { host: host.host, answer: None });
             self.identity = Some(host);
             return Ok(());
         }
@@ -928,6 +1005,8 @@ impl Daemon {
             let message = format!("this host has followed the store of cluster {}", watermark.cluster);
             return Err(Failure::new(Code::OTHER_CLUSTER, message));
         }
+        // Nobody is served yet: the reactor may wait for these few files.
+        let files = IdentityFiles::read(&self.state, host.cluster, host.host)?;
         let file = self.boot_id_file.clone().or_else(|| host.boot_id_file.clone());
         let boot_id = boot_id(file.as_deref())?;
         let watermark = self.watermark.unwrap_or(Watermark { cluster: host.cluster, ..Watermark::default() });
@@ -948,6 +1027,9 @@ impl Daemon {
         links.listen(&mut self.driver, now(), SocketAddr::new(address, DATA_PORT))?;
         self.links = Some(links);
         self.store.send(StoreRequest::Connect { cluster: host.cluster, endpoints: host.etcd.clone() });
+        if let Some(files) = files {
+            self.take_identity(files);
+        }
         let token = self.call(Caller::Hosts);
         self.store.send(StoreRequest::Watch { token, key: HOSTS_PREFIX.to_owned(), prefix: true });
         self.pools.configure(PoolOwner { cluster: host.cluster, host: host.host, boot_id }, watermark);
@@ -1048,6 +1130,14 @@ impl Daemon {
                 let token = self.call(Caller::Why(v.volume, answer));
                 self.store.send(StoreRequest::Read { token, keys: vec![record_key(v.volume)] });
             }
+            Command::IdentityReload(_) => match self.identity.as_ref().map(|identity| identity.host) {
+                Some(host) => self.store.send(StoreRequest::ReadIdentity { host, answer: Some(answer) }),
+                None => refuse(answer, not_configured()),
+            },
+            Command::IdentityShow(_) => match &self.trust {
+                Some(trust) => tell(answer, &trust.shown()),
+                None => refuse(answer, no_identity()),
+            },
             // The control thread answers it.
             Command::Events(_) => tell(answer, &json!({})),
         }
@@ -1230,6 +1320,7 @@ impl Daemon {
             let why = store.last_error.clone().unwrap_or_default();
             find(Code::STORE_AWAY, format!("the store can't be reached: {why}"));
         }
+        let distrust = self.trust.as_ref().and_then(TrustKeeper::finding);
         if let Some(reason) = session.as_ref().and_then(|s| s.paused_reason.clone()) {
             find(Code::WAITING, reason);
         }
@@ -1241,6 +1332,7 @@ impl Daemon {
             let why = pool.reason.clone().unwrap_or_else(|| "it is being started".to_owned());
             find(Code::POOL_NOT_SERVING, format!("pool {}: {why}", pool.pool));
         }
+        findings.extend(distrust);
         let record = record.map(RecordJson);
         Why { volume, record, session, replicas, pools, links, store, findings }
     }
@@ -1259,6 +1351,10 @@ fn parse_record(record: &RecordJson) -> Result<Record, Failure> {
 fn not_open(volume: VolumeId) -> Failure {
     Failure::new(Code::NOT_OPEN, format!("volume {volume} is not open on this host"))
         .with("volume", volume.to_string())
+}
+
+fn no_identity() -> Failure {
+    Failure::new(Code::NO_IDENTITY, "this host has no identity yet: no certificate and no trust list")
 }
 
 fn changing(volume: VolumeId) -> Failure {

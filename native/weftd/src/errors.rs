@@ -85,6 +85,12 @@ codes! {
     BAD_RECORD = "E-STORE-07";
     /// A record in the store is newer than this software.
     NEWER_RECORD = "E-STORE-13";
+    /// A trust list that nobody who may sign has signed, or that is none.
+    TRUST_REFUSED = "E-TRUST-01";
+    /// The store's trust list is older than this host's.
+    TRUST_OLDER = "E-TRUST-02";
+    /// This host has no identity yet.
+    NO_IDENTITY = "E-TRUST-03";
     /// The disk failed.
     DISK_FAILED = "E-DISK-01";
     /// The session ended before the command was done.

@@ -25,6 +25,7 @@ pub mod sessions;
 pub mod state;
 pub mod store;
 pub mod tokens;
+pub mod trust;
 
 /// Logs to standard error: what `WEFT_LOG` names (`weftd=debug`), else everything from `info` on. Journals add the
 /// time, terminals want it.

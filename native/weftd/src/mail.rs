@@ -10,8 +10,10 @@ use tokio::sync::oneshot;
 use weft_control::methods::Command;
 use weft_control::types::ErrorBody;
 
+use crate::errors::Failure;
 use crate::pools::OpenedPool;
 use crate::store::StoreReply;
+use crate::trust::IdentityFiles;
 
 /// Wakes the reactor; cheap, and callable from every thread.
 pub type Waker = Arc<dyn Fn() + Send + Sync>;
@@ -25,6 +27,8 @@ pub enum Mail {
     Control(ControlRequest),
     /// A pool's directory was opened, or can't be.
     Pool(OpenedPool),
+    /// What the identity directory holds, read because somebody asked.
+    Identity(Box<Result<Option<IdentityFiles>, Failure>>, Option<Answer>),
     /// SIGTERM or SIGINT: drain, seal, end.
     Stop,
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
 use weftd::daemon::{self, DriverChoice, Options};
 use weftd::debug;
 
@@ -23,6 +24,9 @@ struct CommandLine {
     /// Read the boot id from this file instead of the kernel (several hosts on one machine).
     #[arg(long)]
     boot_id_file: Option<PathBuf>,
+    /// Let the kernel write a core dump, and debuggers in: both show keys and guests' data.
+    #[arg(long)]
+    allow_core_dumps: bool,
     #[command(subcommand)]
     command: Option<Subcommands>,
 }
@@ -59,10 +63,22 @@ enum Driver {
     Libaio,
 }
 
+/// Memory holds keys and guests' data: no core dump is written of it, and only root may look into it.
+fn protect() -> rustix::io::Result<()> {
+    setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)
+}
+
 fn main() -> ExitCode {
     let line = CommandLine::parse();
     if let Some(Subcommands::Debug(command)) = &line.command {
         return run_debug(command);
+    }
+    if !line.allow_core_dumps
+        && let Err(errno) = protect()
+    {
+        eprintln!("weftd can't keep core dumps from being written: {errno}");
+        return ExitCode::FAILURE;
     }
     weftd::log_to_stderr();
     let options = Options {

@@ -134,16 +134,28 @@ impl StateDir {
     /// Replaces a JSON file of the state directory: written beside, made durable, renamed, the directory made
     /// durable.
     pub fn write_json<T: Serialize>(&self, name: &str, value: &T) -> Result<(), Failure> {
-        let path = self.path.join(name);
-        let beside = self.path.join(format!("{name}.new"));
         let mut bytes = serde_json::to_vec_pretty(value).expect("these types are always JSON");
         bytes.push(b'\n');
+        self.replace(Path::new(name), &bytes, 0o644)
+    }
+
+    /// The same with these bytes, for a path below the state directory whose parent exists.
+    pub fn replace(&self, name: &Path, bytes: &[u8], mode: u32) -> Result<(), Failure> {
+        let path = self.path.join(name);
+        let mut beside = path.clone().into_os_string();
+        beside.push(".new");
+        let beside = PathBuf::from(beside);
         let write = || -> io::Result<()> {
-            let mut file = File::create(&beside)?;
-            file.write_all(&bytes)?;
+            // One that a crash left behind may have another mode.
+            match fs::remove_file(&beside) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                _ => {}
+            }
+            let mut file = OpenOptions::new().create_new(true).write(true).mode(mode).open(&beside)?;
+            file.write_all(bytes)?;
             file.sync_all()?;
             fs::rename(&beside, &path)?;
-            File::open(&self.path)?.sync_all()
+            File::open(path.parent().unwrap_or(&self.path))?.sync_all()
         };
         write().map_err(|e| file_failure("write", &path, &e))
     }

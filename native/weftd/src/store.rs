@@ -17,6 +17,7 @@
 use core::fmt;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -32,13 +33,14 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::task::{AbortHandle, LocalSet, spawn_local};
 use tokio::time::{sleep, timeout};
 use weft_control::types::Decimal;
-use weft_proto::ids::{ClusterId, Nonce, Revision};
+use weft_proto::ids::{ClusterId, HostId, Nonce, Revision};
 use weft_proto::message::Watermark;
 
 use crate::errors::{Code, Failure};
 use crate::mail::{Answer, Mail, Mailbox};
 use crate::records::RecordChange;
 use crate::state::StateDir;
+use crate::trust::{IDENTITY_DIR, IdentityFiles, TRUST_FILE};
 
 /// How long one endpoint may take for one call.
 pub const CALL_DEADLINE: Duration = Duration::from_millis(300);
@@ -122,6 +124,20 @@ pub enum StoreRequest {
         name: &'static str,
         /// Its content.
         value: serde_json::Value,
+    },
+    /// Makes an accepted trust list durable; answered by [`StoreReply::TrustKept`].
+    KeepTrust {
+        /// Told back.
+        generation: u64,
+        /// As it was signed.
+        signed: Vec<u8>,
+    },
+    /// Reads the identity directory; the mail is [`Mail::Identity`].
+    ReadIdentity {
+        /// Whose certificate it must be.
+        host: HostId,
+        /// Who asked, if anybody waits.
+        answer: Option<Answer>,
     },
     /// A change of a record that no session is needed for.
     Change {
@@ -245,6 +261,13 @@ pub enum StoreReply {
     },
     /// The watermark is durable at this value now.
     Watermark(Watermark),
+    /// To `KeepTrust`.
+    TrustKept {
+        /// Told back.
+        generation: u64,
+        /// Durable, or why not.
+        result: Result<(), Failure>,
+    },
 }
 
 /// A key with its value.
@@ -394,6 +417,16 @@ impl Store {
                     if let Err(error) = written {
                         tracing::error!(%error, "not kept");
                     }
+                }
+                StoreRequest::KeepTrust { generation, signed } => {
+                    let path = Path::new(IDENTITY_DIR).join(TRUST_FILE);
+                    let result = store.0.borrow().state.replace(&path, &signed, 0o600);
+                    store.tell(StoreReply::TrustKept { generation, result });
+                }
+                StoreRequest::ReadIdentity { host, answer } => {
+                    let shared = store.0.borrow();
+                    let files = IdentityFiles::read(&shared.state, shared.cluster, host);
+                    shared.mailbox.send(Mail::Identity(Box::new(files), answer));
                 }
                 StoreRequest::Change { change, answer } => {
                     spawn_local(async move {

@@ -3,6 +3,9 @@
 mod support;
 
 use std::collections::BTreeSet;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -212,4 +215,33 @@ fn the_trash_keeps_the_copy_of_a_volume_that_was_restored_while_its_host_was_off
     let socket = open(&hosts[1], restored, "closed").expect("opens from the copy that was kept");
     assert_same(&cluster, &hosts[1], &socket, restored, &file);
     close(&hosts[1], restored);
+}
+
+/// Its memory holds keys and guests' data: not even an abort writes it to a disk.
+#[test]
+fn a_daemon_leaves_no_core_dump() {
+    let home = tempfile::tempdir().expect("temporary directory");
+    let mut daemon = Command::new(env!("CARGO_BIN_EXE_weftd"))
+        .args([
+            "--driver".as_ref(),
+            "libaio".as_ref(),
+            "--state-dir".as_ref(),
+            home.path().join("s").as_os_str(),
+        ])
+        .args(["--run-dir".as_ref(), home.path().join("r").as_os_str()])
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("weftd");
+    let until = Instant::now() + PATIENCE;
+    while UnixStream::connect(home.path().join("r/weftd.sock")).is_err() {
+        assert!(Instant::now() < until, "weftd does not listen");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", daemon.id())).expect("it runs");
+    let core = limits.lines().find_map(|line| line.strip_prefix("Max core file size")).expect("a line");
+    assert_eq!(core.split_whitespace().collect::<Vec<_>>(), ["0", "0", "bytes"]);
+    let pid = rustix::process::Pid::from_child(&daemon);
+    rustix::process::kill_process(pid, rustix::process::Signal::ABORT).expect("signalled");
+    let status = daemon.wait().expect("ended");
+    assert_eq!((status.signal(), status.core_dumped()), (Some(6), false));
 }

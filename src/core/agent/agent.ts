@@ -81,7 +81,7 @@ export class Agent {
     await mkdir(this.#options.runDir, { recursive: true });
     const self = await this.#files.readHost();
     if (self !== null) await this.#begin(self);
-    this.#rest = await serveLocal(this, this.#options.runDir, this.#log);
+    this.#rest = await serveLocal(this, this.#options, this.#log);
     this.#log.info({ member: self !== null, runDir: this.#options.runDir }, "the agent serves");
   }
 

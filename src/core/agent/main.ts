@@ -1,5 +1,6 @@
 /** `weft-agent`: the host's control process. */
 import { isWeftError, reasonOf } from "../wire/errors.ts";
+import { loadAddon } from "./addon.ts";
 import { Agent } from "./agent.ts";
 import { openLog } from "./log.ts";
 import { parseOptions } from "./options.ts";
@@ -7,6 +8,7 @@ import { parseOptions } from "./options.ts";
 async function main(): Promise<void> {
   const options = parseOptions(process.argv.slice(2));
   const log = openLog(options.logLevel);
+  if (!options.allowCoreDumps) loadAddon(options.addon).protect();
   const agent = new Agent(options, log);
   const end = (signal: string): void => {
     log.info({ signal }, "the agent ends; etcd and weftd go on");

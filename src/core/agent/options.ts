@@ -1,6 +1,8 @@
 /** What the agent is told on its command line. */
 import { parseArgs } from "node:util";
 
+import { defaultAddon } from "./addon.ts";
+
 export type AgentOptions = {
   /** Durable: host.json, etcd's data and log. */
   readonly stateDir: string;
@@ -12,6 +14,12 @@ export type AgentOptions = {
   /** Several hosts on one machine reboot separately: passed on to the daemon by host.json. */
   readonly bootIdFile: string | null;
   readonly logLevel: string;
+  /** The addon of native/weft-node. */
+  readonly addon: string;
+  /** Members of this group of the system may read by the unix socket; null: only root may. */
+  readonly viewerGroup: string | null;
+  /** For debuggers, and for clusters without root: /proc/PID/environ of a protected process is root's. */
+  readonly allowCoreDumps: boolean;
   /** After this a lost copy is made anew; null: the default of 30 min. */
   readonly rebuildAfterMs: number | null;
   /** How long certificates live that this host issues; null: 30 days. Shorter in tests of renewal. */
@@ -29,6 +37,9 @@ export function parseOptions(argv: readonly string[]): AgentOptions {
       "run-dir": { type: "string", default: "/run/weft" },
       "boot-id-file": { type: "string" },
       "rebuild-after": { type: "string" },
+      addon: { type: "string", default: defaultAddon(process.env) },
+      "viewer-group": { type: "string" },
+      "allow-core-dumps": { type: "boolean", default: false },
       "certificate-life": { type: "string" },
       etcd: { type: "string", default: "/usr/bin/etcd" },
       etcdctl: { type: "string", default: "/usr/bin/etcdctl" },
@@ -45,6 +56,9 @@ export function parseOptions(argv: readonly string[]): AgentOptions {
     etcdctl: values.etcdctl,
     bootIdFile: values["boot-id-file"] ?? null,
     logLevel: values["log-level"],
+    addon: values.addon,
+    viewerGroup: values["viewer-group"] ?? null,
+    allowCoreDumps: values["allow-core-dumps"],
     rebuildAfterMs: millisecondsOf("--rebuild-after", values["rebuild-after"]),
     certificateLifeMs: millisecondsOf("--certificate-life", values["certificate-life"]),
   };

@@ -95,7 +95,7 @@ function valueOf<Value>(decision: Decision<Value>): Value {
 
 function noTrustYet(): WeftError {
   return new WeftError({
-    code: "E-TRUST-03",
+    code: "E-TRUST-05",
     message: "The store has no list of who belongs to the cluster.",
     safe: "Nothing was changed. Every host goes on by the list that it has.",
     do: [

@@ -29,7 +29,8 @@ export type DaemonError = {
 export type DaemonEvent =
   | { readonly data: SessionStatus; readonly event: "session.changed" }
   | { readonly data: PoolInfo; readonly event: "pool.changed" }
-  | { readonly data: StoreStatus; readonly event: "store.changed" };
+  | { readonly data: StoreStatus; readonly event: "store.changed" }
+  | { readonly data: TrustChanged; readonly event: "trust.changed" };
 
 /** A 64-bit number, written as a decimal string. */
 export type Decimal = string;
@@ -74,6 +75,34 @@ export type Hello = {
   readonly wire_max: number;
   /** Oldest wire version it speaks. */
   readonly wire_min: number;
+};
+
+/** The identity in use after it was read. */
+export type IdentityReloaded = {
+  /** The trust list in force. */
+  readonly generation: Decimal;
+  /** Whose certificate it is: this host's. */
+  readonly host: Uuid;
+  /** The last second at which it is valid, in seconds since 1970. */
+  readonly not_after: Decimal;
+};
+
+/** Who this host is, and by which list it judges others. */
+export type IdentityShown = {
+  /** That list is on this host's disk. */
+  readonly durable: boolean;
+  /** What is wrong with the list that the store has. */
+  readonly findings: readonly Finding[];
+  /** The trust list in force. */
+  readonly generation: Decimal;
+  /** This host. */
+  readonly host: Uuid;
+  /** SHA-256 of its public key (SubjectPublicKeyInfo, DER), in lower-case hex. */
+  readonly key: string;
+  /** The last second at which its certificate is valid, in seconds since 1970. */
+  readonly not_after: Decimal;
+  /** How the list says that hosts speak to each other. */
+  readonly transport: TransportKind;
 };
 
 /** A pool as a repair of the store needs it: its key there may be older than its disk (protocol.md R10). */
@@ -437,6 +466,9 @@ export type StoreStatus = {
   readonly watermark: WatermarkInfo | null;
 };
 
+/** How hosts speak to each other. */
+export type TransportKind = "tls" | "auth" | "clear";
+
 /** What was emptied. */
 export type TrashEmptied = {
   /** Replicas removed for good. */
@@ -479,6 +511,12 @@ export type Trashed = {
   readonly reason: string | null;
   /** True when the replica rests in the trash now. */
   readonly trashed: boolean;
+};
+
+/** Another trust list is in force, and durable. */
+export type TrustChanged = {
+  /** Its generation. */
+  readonly generation: Decimal;
 };
 
 /** An identifier: 32 hexadecimal digits, hyphenated. */
@@ -534,6 +572,10 @@ export type DaemonMethods = {
   readonly "events": { readonly params: Nothing; readonly result: Nothing };
   /** Who answers. */
   readonly "hello": { readonly params: Nothing; readonly result: Hello };
+  /** Reads the identity directory again, after a renewal: from now on that certificate is shown. */
+  readonly "identity.reload": { readonly params: Nothing; readonly result: IdentityReloaded };
+  /** Who this host is, and by which list it judges others. */
+  readonly "identity.show": { readonly params: Nothing; readonly result: IdentityShown };
   /** The connections to other hosts. */
   readonly "link.list": { readonly params: Nothing; readonly result: LinkList };
   /** Makes a pool in an empty or new directory. */

@@ -13,7 +13,7 @@ export type Culprit = "caller" | "peer" | "disk" | "us";
 /** 1 user error, 2 refused for safety, 3 degraded, 4 unreachable. */
 export type ExitCode = 1 | 2 | 3 | 4;
 
-export type HttpStatus = 400 | 404 | 409 | 503;
+export type HttpStatus = 400 | 401 | 403 | 404 | 409 | 503;
 
 /** One thing a person can do about it. `command` is null when no command of ours helps. */
 export type Advice = { readonly why: string; readonly command: string | null };
@@ -48,6 +48,9 @@ const kinds = {
   "E-AGENT-04": degraded,
   "E-AGENT-05": away,
   "E-AGENT-06": { culprit: "us", exit: 4, status: 503 },
+  "E-AGENT-07": { culprit: "us", exit: 4, status: 503 },
+  "E-AUTH-01": { culprit: "caller", exit: 1, status: 401 },
+  "E-AUTH-02": { culprit: "caller", exit: 1, status: 403 },
   "E-STORE-01": away,
   "E-STORE-02": refused,
   "E-STORE-03": refused,
@@ -91,6 +94,7 @@ const kinds = {
   "E-TRUST-01": refused,
   "E-TRUST-02": refused,
   "E-TRUST-03": degraded,
+  "E-TRUST-05": degraded,
   "E-CA-01": user,
   "E-CA-02": refused,
   "E-CA-05": { culprit: "disk", exit: 2, status: 409 },

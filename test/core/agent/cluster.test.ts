@@ -22,7 +22,7 @@ void t.test("agent: without a cluster it serves status, and refuses the rest wit
   t.equal(status.kind, "no-cluster");
   await t.rejects(host.client.volumes(), { code: "E-AGENT-03", status: 409, exitCode: 1 });
   const mode = (await stat(join(host.directory, "run", "agent.sock"))).mode & 0o777;
-  t.equal(mode, 0o660);
+  t.equal(mode, 0o600);
   await t.rejects(host.client.init({ address: "192.0.2.1" }), {
     code: "E-ARG-02",
     message: /not an address of this host/,

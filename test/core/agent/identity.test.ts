@@ -67,7 +67,7 @@ void t.test("trust list: changed by one swap, followed by others, never taken ba
   const writer = { store, authority, identity };
   await t.rejects(
     changeTrust(writer, (trust) => ok(trust)),
-    { code: "E-TRUST-03" },
+    { code: "E-TRUST-05" },
   );
   await store.put(keys.trust, made.text);
   const follower = await IdentityKeeper.open({ files, cluster, host, log: silent });

@@ -3,6 +3,7 @@ import { mkdir, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
+import { nativeBin } from "../../../scripts/lib/repository.ts";
 import { Agent } from "../../../src/core/agent/agent.ts";
 import { EtcdProcess } from "../../../src/core/agent/etcd-process.ts";
 import { openLog } from "../../../src/core/agent/log.ts";
@@ -52,6 +53,9 @@ export class TestHost {
       logLevel: level,
       rebuildAfterMs: this.#rebuildAfterMs,
       certificateLifeMs: null,
+      addon: join(nativeBin(), "libweft_node.so"),
+      viewerGroup: null,
+      allowCoreDumps: true,
     };
     this.#agent = new Agent(options, openLog(level));
     await this.#agent.start();

@@ -209,6 +209,52 @@ fn a_lower_list_is_refused_and_an_equal_one_must_be_the_same() {
 }
 
 #[test]
+fn a_list_that_takes_back_a_revocation_is_refused() {
+    let stage = Stage::new();
+    let mut body = stage.body(17);
+    pki::revoke(&mut body, H2, &[pki::kid(&stage.h2)]);
+    let trust = pki::open(&stage.ca.sign(&body));
+    assert_eq!(trust.revoked().collect::<Vec<_>>(), [H2]);
+    let taken_back = Some(TrustError::TakesBack { host: H2 });
+    assert_eq!(trust.advance(&stage.ca.sign(&stage.body(18))).err(), taken_back);
+    let mut without_its_key = stage.body(18);
+    pki::revoke(&mut without_its_key, H2, &[]);
+    assert_eq!(trust.advance(&stage.ca.sign(&without_its_key)).err(), taken_back);
+    body["generation"] = json!("18");
+    assert_eq!(trust.advance(&stage.ca.sign(&body)).map(|trust| trust.generation), Ok(18));
+}
+
+#[test]
+fn the_authorities_of_the_store_are_told_as_they_stand_in_the_list() {
+    let stage = Stage::new();
+    let store = [Ca::new("weft store"), Ca::new("weft store")];
+    let mut body = stage.body(17);
+    body["storeAuthorities"] = json!([store[0].entry("active"), store[1].entry("incoming")]);
+    let told = pki::open(&stage.ca.sign(&body)).store_authorities();
+    let there: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(told.as_bytes()).collect();
+    let expected: Result<Vec<_>, _> =
+        store.iter().map(|ca| CertificateDer::from_pem_slice(ca.pem.as_bytes())).collect();
+    assert_eq!(there.expect("PEM"), expected.expect("PEM"));
+    body["storeAuthorities"][0]["pem"] = json!("-----BEGIN");
+    let spoilt = Trust::open_first(&stage.ca.sign(&body), CLUSTER);
+    assert_eq!(spoilt.err(), Some(TrustError::Malformed("authority")));
+}
+
+#[test]
+fn a_time_is_shown_as_a_date() {
+    for (seconds, text) in [
+        (0, "1970-01-01T00:00:00Z"),
+        (68_255_999, "1972-02-29T23:59:59Z"),
+        (951_868_800, "2000-03-01T00:00:00Z"),
+        (NOW.0, "2026-11-21T12:00:00Z"),
+        (4_107_542_400, "2100-03-01T00:00:00Z"),
+        (253_402_300_799, "9999-12-31T23:59:59Z"),
+    ] {
+        assert_eq!(WallTime(seconds).to_string(), text);
+    }
+}
+
+#[test]
 fn a_list_by_a_stranger_a_leaf_or_nobody_is_refused() {
     let stage = Stage::new();
     let trust = stage.trust(17);

@@ -21,6 +21,7 @@ use crate::stage::{
 /// The plots of a rule that no seed is needed for.
 pub(super) const SHOWN_BY: &[(Mutation, &str)] = &[
     (Mutation::AnyPromiser, "a_promise_is_given_to_the_records_owner_only"),
+    (Mutation::AttachUnbound, "nobody_is_attached_in_anothers_session"),
     (Mutation::UnverifiedJump, "a_promise_far_above_the_last_is_checked_with_the_store"),
     (Mutation::PromiseBeforeDrain, "a_write_that_hangs_in_a_disk_does_not_land_on_a_newer_one"),
     (Mutation::PromiseBeforeLog, "a_promise_is_in_the_log_before_it_counts"),
@@ -77,6 +78,7 @@ macro_rules! own {
 
 own! {
     R1 => a_promise_is_given_to_the_records_owner_only,
+    R1 => nobody_is_attached_in_anothers_session,
     R1 => a_promise_far_above_the_last_is_checked_with_the_store,
     R1 => a_promise_is_in_the_log_before_it_counts,
     R1 => an_attach_waits_for_what_came_before_it,
@@ -163,6 +165,27 @@ fn promised(replica: &mut Replica<HeapPayload>, record: &Record) {
 fn a_promise_is_given_to_the_records_owner_only(play: &Play) {
     let (mut replica, record) = replica(play);
     assert_eq!(logs(&asked(&mut replica, Epoch(2), promise(&record, Epoch(2), D))), 0);
+}
+
+/// R1: host D names C's session, which stands in the store, with an ordinal above all. C comes back by another connection.
+fn nobody_is_attached_in_anothers_session(play: &Play) {
+    let (mut replica, record) = replica(play);
+    promised(&mut replica, &record);
+    let mut attaches = |id: u64, host: HostId, ordinal: u64| {
+        let (volume, rid, pool) = (record.vol, R0, record.replicas[0].pool);
+        let (session, ordinal, watermark) = (SESSION, Ordinal(ordinal), MARK);
+        let ask = Ask::Attach(Attach { volume, rid, pool, host, session, ordinal, watermark });
+        replica.handle_request(Instant(3), AttachmentId(id), Request { tag: 1, epoch: Epoch(0), ask });
+        let replies = std::iter::from_fn(|| replica.poll_action());
+        replies.filter(|a| matches!(a, Action::Reply { response, .. } if response.outcome.is_ok())).count()
+            > 0
+    };
+    assert!(!attaches(2, D, u64::MAX), "D is attached in C's session");
+    assert!(attaches(3, C, 2), "C is not attached in its own");
+    let read = Request { tag: 2, epoch: Epoch(2), ask: Ask::Read { offset: 0, len: 4096 } };
+    replica.handle_request(Instant(4), AttachmentId(2), read);
+    let actions: Vec<_> = std::iter::from_fn(|| replica.poll_action()).collect();
+    assert!(matches!(actions[..], [Action::Reply { .. }]), "D reads at C's epoch: {actions:?}");
 }
 
 /// R1: 98 epochs are more than a session could have come by within the life of a replica's attachment.

@@ -260,8 +260,9 @@ impl World {
 
     /// I4: whatever a replica starts for a data request is of the promised epoch and session, on the newest attachment.
     pub(super) fn judge_start(&mut self, rep: Id) {
-        let Some(((epoch, id), _, ordinal)) = self.executing else { return };
-        let Some(view) = self.reps[rep].machine.as_ref().map(|m| m.view(id)) else { return };
+        let Some(((epoch, id), session, ordinal)) = self.executing else { return };
+        let party = Party { host: host_id(self.sessions[session].host), session: id };
+        let Some(view) = self.reps[rep].machine.as_ref().map(|m| m.view(party)) else { return };
         let rid = self.reps[rep].rid;
         if (view.promised, view.session) != (epoch, id) {
             self.fail(format!(
@@ -280,7 +281,7 @@ impl World {
     pub(super) fn judge_promised(&mut self, rep: Id, session: SessionId) {
         let changes = |io: &Io| matches!(io, Io::Disk { op: DiskOp::Write { .. } | DiskOp::Zero { .. }, .. });
         let r = &mut self.reps[rep];
-        let Some(promised) = r.machine.as_ref().map(|m| (m.view(session).promised, session)) else { return };
+        let Some(promised) = r.machine.as_ref().map(|m| (m.promised().0, session)) else { return };
         let again = std::mem::replace(&mut r.answered, promised) == promised;
         if !again && r.pending.values().any(changes) {
             let rid = r.rid;

@@ -27,7 +27,9 @@ use weft_proto::message::{Answer, Ask, Extent, Hole, Request, Response, Watermar
 use weft_proto::mutants::{Broken, Mutation};
 use weft_proto::payload::{BLOCK, HeapPayload, Payload};
 use weft_proto::record::{Ack, Mode, OnLoss, Policy, REPAIR_EPOCH_JUMP, Record, ReplicaEntry, ReplicaState};
-use weft_proto::replica::{Action, AttachmentId, DiskDone, DiskError, DiskOp, Replica, ReplicaConfig, Token};
+use weft_proto::replica::{
+    Action, AttachmentId, DiskDone, DiskError, DiskOp, Party, Replica, ReplicaConfig, Token,
+};
 use weft_proto::session::{
     EndReason, Event as SessionEvent, OpenMode, Session, SessionConfig, StoreCall, StoreReply, Timing,
 };

@@ -392,6 +392,7 @@ fn a_second_daemon_on_a_pool_waits_for_the_lock_and_serves_when_the_first_is_gon
         pool: first.pool.clone(),
         room_mib: None,
         boot: None,
+        key: first.key.clone(),
     };
     second.start();
     let pool = second.pool_until(|p| p["state"] == "waiting_lock");

@@ -11,6 +11,7 @@ mod commands;
 mod disks;
 mod frames;
 mod guests;
+mod identity;
 mod power;
 mod records;
 mod repairs;

@@ -1,16 +1,22 @@
 //! Whole daemons on loopback: processes, a store, pools on disk, guests that are stock NBD clients.
 
+use std::cell::RefCell;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use rcgen::KeyPair;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use weft_proto::ids::VolumeId;
 use weftd::clock::{random_u128, random_uuid};
+use weftd::trust::{IDENTITY_DIR, TRUST_FILE, TRUST_KEY};
 
+use super::pki::{self, Pki, SOUND};
 use super::{Etcd, PATIENCE, memory_dir};
 
 /// Bytes of a volume in these tests.
@@ -22,14 +28,29 @@ pub(crate) struct Cluster {
     pub(crate) id: String,
     pub(crate) subnet: u8,
     pub(crate) dir: TempDir,
+    /// None: everything is said in clear.
+    pub(crate) pki: Option<Pki>,
+    /// The body of the trust list that the store has.
+    pub(crate) trust: RefCell<Value>,
 }
 
 impl Cluster {
     pub(crate) fn start() -> Cluster {
-        let etcd = Etcd::start();
+        Cluster::found(Etcd::start(), None, "clear")
+    }
+
+    /// Whose hosts have identities; `transport` as the trust list says it.
+    pub(crate) fn trusted(transport: &str) -> Cluster {
+        let pki = Pki::new();
+        Cluster::found(Etcd::start_tls(&pki), Some(pki), transport)
+    }
+
+    fn found(etcd: Etcd, pki: Option<Pki>, transport: &str) -> Cluster {
         // Loopback has a /8: each test takes addresses of its own.
         let subnet = u8::try_from(random_u128() % 200).expect("below 200") + 20;
-        let cluster = Cluster { etcd, id: uuid(), subnet, dir: memory_dir() };
+        let id = uuid();
+        let trust = RefCell::new(pki.as_ref().map_or(Value::Null, |pki| pki.list(&id, transport)));
+        let cluster = Cluster { etcd, id, subnet, dir: memory_dir(), pki, trust };
         cluster.put("/weft/v1/store", &json!({ "cluster": cluster.id, "incarnation": "1" }));
         cluster
     }
@@ -41,12 +62,9 @@ impl Cluster {
     pub(crate) fn put_text(&self, key: &str, value: &str) {
         let until = Instant::now() + PATIENCE;
         loop {
-            let put = Command::new("etcdctl")
-                .env("ETCDCTL_API", "3")
-                .args(["--endpoints", &self.etcd.url, "put", "--", key, value])
-                .stdout(Stdio::null())
-                .stderr(Stdio::null())
-                .status();
+            let mut etcdctl = self.etcd.etcdctl();
+            let put =
+                etcdctl.args(["put", "--", key, value]).stdout(Stdio::null()).stderr(Stdio::null()).status();
             if put.expect("etcdctl is installed").success() {
                 return;
             }
@@ -55,9 +73,7 @@ impl Cluster {
     }
 
     pub(crate) fn delete(&self, key: &str) {
-        let mut etcdctl = Command::new("etcdctl");
-        etcdctl.env("ETCDCTL_API", "3").args(["--endpoints", &self.etcd.url, "del", key]);
-        let output = etcdctl.output().expect("etcdctl is installed");
+        let output = self.etcd.etcdctl().args(["del", key]).output().expect("etcdctl is installed");
         assert_eq!(output.stdout, b"1\n", "{key}: {output:?}");
     }
 
@@ -65,11 +81,9 @@ impl Cluster {
     pub(crate) fn get(&self, key: &str) -> Value {
         let until = Instant::now() + PATIENCE;
         loop {
-            let got = Command::new("etcdctl")
-                .env("ETCDCTL_API", "3")
-                .args(["--endpoints", &self.etcd.url, "get", "--print-value-only", key])
-                .output()
-                .expect("etcdctl is installed");
+            let mut etcdctl = self.etcd.etcdctl();
+            let got =
+                etcdctl.args(["get", "--print-value-only", key]).output().expect("etcdctl is installed");
             if got.status.success() {
                 return serde_json::from_slice(&got.stdout).unwrap_or_else(|e| panic!("{key}: {e}"));
             }
@@ -88,8 +102,14 @@ impl Cluster {
         let file = json!({ "cluster": self.id, "host": id, "name": format!("h{number}"), "address": address,
             "etcd": [self.etcd.url] });
         std::fs::write(home.join("state/host.json"), file.to_string()).expect("written");
+        let key = Rc::new(KeyPair::generate().expect("a key"));
+        if let Some(pki) = &self.pki {
+            self.admit(&id, &key);
+            let name = host_uri(&self.id, &id);
+            write_identity(&home, pki, &pki.hosts.identity(&key, &name, SOUND), &self.trust.borrow());
+        }
         let (pool, room_mib, boot) = (String::new(), None, None);
-        let mut host = Host { number, id, address, home, process: None, pool, room_mib, boot };
+        let mut host = Host { number, id, address, home, process: None, pool, room_mib, boot, key };
         host.start();
         host
     }
@@ -103,6 +123,35 @@ impl Cluster {
         host.start();
         host.make_pool();
         host
+    }
+
+    /// A host's key is on the list from now on.
+    pub(crate) fn admit(&self, id: &str, key: &KeyPair) {
+        self.change_trust(|list| {
+            list["hosts"][id] = json!({ "name": "h", "certs": [], "held": [],
+                "keys": [{ "kid": pki::kid(key), "since": "2026-11-20T11:00:00Z" }] });
+        });
+    }
+
+    /// Nothing of this host is listened to from now on.
+    pub(crate) fn revoke(&self, host: &Host) {
+        self.change_trust(|list| {
+            list["hosts"].as_object_mut().expect("a map").remove(&host.id);
+            list["revoked"][&host.id] = json!({ "name": "h", "at": "2026-11-21T10:00:00Z", "by": "root@h1",
+                "keys": [pki::kid(&host.key)], "serials": [] });
+        });
+    }
+
+    /// Puts the next list into the store, signed; its generation.
+    pub(crate) fn change_trust(&self, change: impl FnOnce(&mut Value)) -> u64 {
+        let pki = self.pki.as_ref().expect("hosts with identities");
+        let mut list = self.trust.borrow_mut();
+        let generation =
+            list["generation"].as_str().and_then(|g| g.parse::<u64>().ok()).expect("a number") + 1;
+        list["generation"] = json!(generation.to_string());
+        change(&mut list);
+        self.put_text(TRUST_KEY, &pki.hosts.sign(&list));
+        generation
     }
 
     /// Where the other hosts find one.
@@ -123,6 +172,8 @@ pub(crate) struct Host {
     pub(crate) room_mib: Option<u32>,
     /// Which boot of the machine it is, if not the real one.
     pub(crate) boot: Option<u64>,
+    /// The key of its identity, where it has one.
+    pub(crate) key: Rc<KeyPair>,
 }
 
 impl Host {
@@ -154,6 +205,10 @@ impl Host {
             let file = self.home.join("boot-id");
             std::fs::write(&file, format!("{boot:08x}-0000-4000-8000-000000000000\n")).expect("written");
             command.arg("--boot-id-file").arg(file);
+        }
+        if !rustix::process::geteuid().is_root() {
+            // Its /proc/PID/root is looked into.
+            command.arg("--allow-core-dumps");
         }
         let child = command
             .args(["--driver", driver])
@@ -306,6 +361,24 @@ impl Client {
             Some(result) => Ok(result.clone()),
             None => Err(answer["error"].clone()),
         }
+    }
+}
+
+/// The name in a host's certificate.
+pub(crate) fn host_uri(cluster: &str, host: &str) -> String {
+    format!("weft://{cluster}/host/{host}")
+}
+
+/// A host's identity directory.
+pub(crate) fn write_identity(home: &Path, pki: &Pki, pem: &str, list: &Value) {
+    let dir = home.join("state").join(IDENTITY_DIR);
+    std::fs::create_dir_all(&dir).expect("made");
+    for (name, text) in [("host.pem", pem), (TRUST_FILE, &pki.hosts.sign(list))] {
+        // As a renewal does it: nobody reads half of it.
+        let beside = dir.join("beside");
+        std::fs::write(&beside, text).expect("written");
+        std::fs::set_permissions(&beside, std::fs::Permissions::from_mode(0o600)).expect("mode");
+        std::fs::rename(&beside, dir.join(name)).expect("renamed");
     }
 }
 

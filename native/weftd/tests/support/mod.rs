@@ -5,7 +5,7 @@ pub(crate) mod host;
 pub(crate) mod pki;
 
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
@@ -22,6 +22,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 pub(crate) struct Etcd {
     child: Child,
     pub(crate) url: String,
+    /// Where its certificate lies.
+    tls: Option<PathBuf>,
     _data: Option<TempDir>,
 }
 
@@ -37,8 +39,20 @@ impl Etcd {
     pub(crate) fn start_tls(pki: &Pki) -> Etcd {
         let data = memory_dir();
         let mut etcd = Etcd::run(data.path(), free_port(), "https", &pki.etcd_flags(data.path()));
+        etcd.tls = Some(data.path().to_owned());
         etcd._data = Some(data);
         etcd
+    }
+
+    /// `etcdctl` at this member, as one who may do everything.
+    pub(crate) fn etcdctl(&self) -> Command {
+        let mut etcdctl = Command::new("etcdctl");
+        etcdctl.env("ETCDCTL_API", "3").args(["--endpoints", &self.url]);
+        if let Some(dir) = &self.tls {
+            let own = dir.join("etcd.pem");
+            etcdctl.arg("--cacert").arg(dir.join("peers.pem")).arg("--cert").arg(&own).arg("--key").arg(&own);
+        }
+        etcdctl
     }
 
     /// With data of an earlier run, or at a port of its own.
@@ -61,7 +75,7 @@ impl Etcd {
             .spawn();
         let mut child = child.expect("etcd is installed");
         assert!(wait_for_port(port, &mut child), "etcd did not come up on {url}");
-        Etcd { child, url, _data: None }
+        Etcd { child, url, tls: None, _data: None }
     }
 
     pub(crate) fn port(&self) -> u16 {

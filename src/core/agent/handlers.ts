@@ -1,0 +1,141 @@
+/**
+ * What is done for each route of the table. Who asks was judged before, the body was parsed; the answer is encoded after.
+ *
+ * Must always hold: one handler for each route, and none besides (the type says so).
+ */
+import { maySee, type Principal } from "../model/roles.ts";
+import { parseVolumeId } from "../model/ids.ts";
+import type * as api from "../wire/agent-api.ts";
+import { WeftError } from "../wire/errors.ts";
+import type { RouteAnswer, RouteBody, RouteName, RouteParams } from "../wire/routes.ts";
+import type { Agent } from "./agent.ts";
+import { attachVolume, detachVolume } from "./attach.ts";
+import type { MemberContext } from "./context.ts";
+import { volumeOf, volumesOf } from "./facts.ts";
+import { findVolume } from "./find.ts";
+import { removeHost } from "./hosts.ts";
+import { syncIfPossible } from "./mirror.ts";
+import { createPool, removePool } from "./pools.ts";
+import { repairStore } from "./repair.ts";
+import * as show from "./status.ts";
+import { backupStore, restoreStore } from "./store-file.ts";
+import { membersOrNone } from "./store-status.ts";
+import * as volumes from "./volumes.ts";
+import { progressAnswer, whyAnswer } from "./why.ts";
+
+/** As much of the agent as a request may use. */
+export type AskedAgent = Pick<Agent, "member" | "status" | "init" | "join" | "restart">;
+
+export type Asked<Name extends RouteName> = {
+  readonly principal: Principal;
+  readonly params: RouteParams<Name>;
+  readonly body: RouteBody<Name>;
+};
+
+type Handlers = {
+  readonly [Name in RouteName]: (
+    agent: AskedAgent,
+    asked: Asked<Name>,
+  ) => Promise<RouteAnswer<Name>> | RouteAnswer<Name>;
+};
+
+export const handlers: Handlers = {
+  "GET /v1/status": (agent) => agent.status(),
+  "POST /v1/init": async (agent, { body }) => {
+    await agent.init(body);
+    return show.clusterAnswer(agent.member());
+  },
+  "POST /v1/join": async (agent, { body }) => {
+    await agent.join(body);
+    return show.clusterAnswer(agent.member());
+  },
+  "GET /v1/cluster": (agent) => show.clusterAnswer(agent.member()),
+
+  "GET /v1/hosts": async (agent) => {
+    const context = await fresh(agent);
+    return show.hostAnswers(context, await membersOrNone(context, context.view.storeUp));
+  },
+  "DELETE /v1/hosts/:ref": (agent, { params }) => removeHost(agent.member(), params.ref),
+
+  "GET /v1/pools": async (agent) => show.poolAnswers(await fresh(agent)),
+  "POST /v1/pools": (agent, { body }) => createPool(agent.member(), body.path),
+  "DELETE /v1/pools/:ref": async (agent, { params }) => {
+    await removePool(agent.member(), params.ref);
+    return {};
+  },
+
+  "GET /v1/volumes": async (agent, { principal }) => {
+    const context = await fresh(agent);
+    const answers = volumesOf(context.mirror)
+      .filter(({ want }) => want !== null && want.deletedAtMs === null)
+      .flatMap((volume) => show.volumeAnswer(context, volume) ?? []);
+    return answers.filter(({ id }) => maySee(principal, id)).toSorted((a, b) => (a.name < b.name ? -1 : 1));
+  },
+  "POST /v1/volumes": async (agent, { body }) => {
+    const context = agent.member();
+    return shown(context, await volumes.createVolume(context, body));
+  },
+  "GET /v1/volumes/:ref": async (agent, { params }) => {
+    const context = await fresh(agent);
+    return shown(context, findVolume(context.mirror, params.ref).id);
+  },
+  "DELETE /v1/volumes/:ref": async (agent, { params }) => {
+    await volumes.deleteVolume(agent.member(), params.ref);
+    return {};
+  },
+  "POST /v1/volumes/:ref/attach": (agent, { params, body }) =>
+    attachVolume(agent.member(), params.ref, body.steal),
+  "POST /v1/volumes/:ref/steal": (agent, { params }) => attachVolume(agent.member(), params.ref, true),
+  "POST /v1/volumes/:ref/detach": (agent, { params, body }) =>
+    detachVolume(agent.member(), params.ref, body.abandon),
+  "GET /v1/volumes/:ref/why": async (agent, { params }) => whyAnswer(await fresh(agent), params.ref),
+  "GET /v1/volumes/:ref/progress": async (agent, { params }) =>
+    progressAnswer(await fresh(agent), params.ref),
+
+  "POST /v1/volumes/:ref/replicas": async (agent, { params, body }) => {
+    const context = agent.member();
+    return shown(context, await volumes.addReplica(context, params.ref, body.host));
+  },
+  "DELETE /v1/volumes/:ref/replicas/:rid": async (agent, { params }) => {
+    const context = agent.member();
+    return shown(context, await volumes.removeReplica(context, params.ref, Number(params.rid)));
+  },
+
+  "GET /v1/trash": async (agent, { principal }) =>
+    show.trashAnswers(await fresh(agent)).filter(({ volume }) => maySee(principal, volume)),
+  "POST /v1/trash/:ref/restore": async (agent, { params }) => {
+    const context = agent.member();
+    return shown(context, await volumes.restoreVolume(context, params.ref));
+  },
+  "DELETE /v1/trash": async (agent) => {
+    await volumes.emptyTrash(agent.member(), null);
+    return {};
+  },
+  "DELETE /v1/trash/:ref": async (agent, { params }) => {
+    await volumes.emptyTrash(agent.member(), params.ref);
+    return {};
+  },
+
+  "POST /v1/store/backup": (agent, { body }) => backupStore(agent.member(), body.path),
+  "POST /v1/store/restore": async (agent, { body }) => {
+    await restoreStore(agent.member(), body.path);
+    await agent.restart();
+    return {};
+  },
+  "POST /v1/store/repair": (agent, { body }) => repairStore(agent.member(), body.assent),
+};
+
+async function fresh(agent: AskedAgent): Promise<MemberContext> {
+  const context = agent.member();
+  // While the store is away the last known state is shown; status says so.
+  if (context.view.storeUp) await syncIfPossible(context.mirror);
+  return context;
+}
+
+function shown(context: MemberContext, id: string): api.VolumeAnswer {
+  const volume = parseVolumeId(id);
+  const answer = volume === null ? null : show.volumeAnswer(context, volumeOf(context.mirror, volume));
+  if (answer === null)
+    throw new WeftError({ code: "E-ARG-01", message: `No volume "${id}".`, facts: { ref: id } });
+  return answer;
+}

@@ -1,0 +1,138 @@
+/**
+ * The one table of the REST interface: every request, who may make it, and what it takes and answers.
+ *
+ * Must always hold:
+ * - the agent serves exactly these: it registers from here, and refuses to register anything else;
+ * - a mutation is a row of `mutation(…)`: it is written into the audit before it is done, and after;
+ * - `logs` names no field that may hold a secret.
+ */
+import type { z } from "zod";
+
+import type { Right } from "../model/roles.ts";
+import * as api from "./agent-api.ts";
+
+/** What the path's `:ref` is about, for tokens that are bound to volumes. */
+export type RouteSubject = "cluster" | "volumes" | "volume" | "deleted volume";
+
+export type RouteSpec = {
+  /** What anybody needs who makes this request at all: judged before its body is read. */
+  readonly right: Right;
+  /** What the body asks for besides: judged before anything is done. Null: nothing. */
+  readonly raise: ((body: unknown) => Right) | null;
+  readonly subject: RouteSubject;
+  /** Null: it takes none, and one that is sent is not looked at. */
+  readonly request: z.ZodType | null;
+  readonly answer: z.ZodType;
+  readonly audit: "mutation" | "read";
+  /** Fields of the body that the audit shows. */
+  readonly logs: readonly string[];
+};
+
+export const routes = {
+  "GET /v1/status": read("viewer", "cluster", api.statusAnswer),
+  "POST /v1/init": mutation("local-root", "cluster", api.initRequest, api.clusterAnswer, {
+    logs: ["name", "address", "clusterName"],
+  }),
+  "POST /v1/join": mutation("local-root", "cluster", api.joinRequest, api.clusterAnswer, {
+    logs: ["from", "name", "address"],
+  }),
+  // Until hosts have identities, whoever wants to join asks without one.
+  "GET /v1/cluster": read("open", "cluster", api.clusterAnswer),
+
+  "GET /v1/hosts": read("viewer", "cluster", api.hostAnswer.array()),
+  "DELETE /v1/hosts/:ref": mutation("admin", "cluster", null, api.hostRemoveAnswer),
+
+  "GET /v1/pools": read("viewer", "cluster", api.poolAnswer.array()),
+  "POST /v1/pools": mutation("admin", "cluster", api.poolCreateRequest, api.poolAnswer, { logs: ["path"] }),
+  "DELETE /v1/pools/:ref": mutation("admin", "cluster", null, api.okAnswer),
+
+  "GET /v1/volumes": read("viewer", "volumes", api.volumeAnswer.array()),
+  "POST /v1/volumes": mutation("operator", "cluster", api.volumeCreateRequest, api.volumeAnswer, {
+    logs: ["name", "size", "copies", "minIsr", "hosts"],
+  }),
+  "GET /v1/volumes/:ref": read("viewer", "volume", api.volumeAnswer),
+  "DELETE /v1/volumes/:ref": mutation("admin", "volume", null, api.okAnswer),
+  "POST /v1/volumes/:ref/attach": mutation("operator", "volume", api.attachRequest, api.attachAnswer, {
+    raise: ({ steal }) => (steal ? "admin" : "operator"),
+    logs: ["steal"],
+  }),
+  "POST /v1/volumes/:ref/steal": mutation("admin", "volume", null, api.attachAnswer),
+  "POST /v1/volumes/:ref/detach": mutation("operator", "volume", api.detachRequest, api.detachAnswer, {
+    raise: ({ abandon }) => (abandon ? "admin" : "operator"),
+    logs: ["abandon"],
+  }),
+  "GET /v1/volumes/:ref/why": read("viewer", "volume", api.whyAnswer),
+  "GET /v1/volumes/:ref/progress": read("viewer", "volume", api.progressAnswer),
+
+  "POST /v1/volumes/:ref/replicas": mutation("operator", "volume", api.replicaAddRequest, api.volumeAnswer, {
+    logs: ["host"],
+  }),
+  "DELETE /v1/volumes/:ref/replicas/:rid": mutation("admin", "volume", null, api.volumeAnswer),
+
+  "GET /v1/trash": read("viewer", "volumes", api.trashAnswer.array()),
+  "POST /v1/trash/:ref/restore": mutation("operator", "deleted volume", null, api.volumeAnswer),
+  "DELETE /v1/trash": mutation("admin", "cluster", null, api.okAnswer),
+  "DELETE /v1/trash/:ref": mutation("admin", "deleted volume", null, api.okAnswer),
+
+  "POST /v1/store/backup": mutation("admin", "cluster", api.storeFileRequest, api.backupAnswer, {
+    logs: ["path"],
+  }),
+  "POST /v1/store/restore": mutation("admin", "cluster", api.storeFileRequest, api.okAnswer, {
+    logs: ["path"],
+  }),
+  "POST /v1/store/repair": mutation("admin", "cluster", api.storeRepairRequest, api.repairAnswer, {
+    logs: ["assent"],
+  }),
+} as const satisfies Readonly<Record<`${Method} /v1/${string}`, RouteSpec>>;
+
+export type Method = "GET" | "POST" | "PUT" | "DELETE";
+export type Routes = typeof routes;
+export type RouteName = keyof Routes;
+
+/** The body that a handler gets: parsed, null where none is taken. */
+export type RouteBody<Name extends RouteName> = Routes[Name]["request"] extends z.ZodType
+  ? z.output<Routes[Name]["request"]>
+  : null;
+export type RouteAnswer<Name extends RouteName> = z.output<Routes[Name]["answer"]>;
+/** What stands for the `:words` of its path, decoded. */
+export type RouteParams<Name extends RouteName> = Readonly<Record<WordsOf<Name>, string>>;
+
+type WordsOf<Path extends string> = Path extends `${string}:${infer Word}/${infer Rest}`
+  ? Word | WordsOf<Rest>
+  : Path extends `${string}:${infer Word}`
+    ? Word
+    : never;
+
+export const routeNames = Object.keys(routes) as readonly RouteName[];
+
+export function methodAndPath(name: RouteName): { readonly method: Method; readonly path: string } {
+  const [method, path] = name.split(" ") as [Method, string];
+  return { method, path };
+}
+
+function read<Answer extends z.ZodType>(right: Right, subject: RouteSubject, answer: Answer) {
+  return { right, raise: null, subject, request: null, answer, audit: "read", logs: [] } as const;
+}
+
+function mutation<Request extends z.ZodType | null, Answer extends z.ZodType>(
+  right: Right,
+  subject: RouteSubject,
+  request: Request,
+  answer: Answer,
+  more: {
+    readonly raise?: (body: z.output<NonNullable<Request>>) => Right;
+    readonly logs?: readonly (keyof z.output<NonNullable<Request>> & string)[];
+  } = {},
+) {
+  const { raise, logs } = more;
+  return {
+    right,
+    // The body was parsed by `request` before it comes here.
+    raise: raise === undefined ? null : (body: unknown) => raise(body as z.output<NonNullable<Request>>),
+    subject,
+    request,
+    answer,
+    audit: "mutation",
+    logs: logs ?? [],
+  } as const;
+}

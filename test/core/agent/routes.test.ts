@@ -1,0 +1,140 @@
+/**
+ * Plot: requests of every principal at the door that is registered from the table of routes, with an agent behind it that
+ * only says that it was reached.
+ */
+import t from "tap";
+
+import { handlers } from "../../../src/core/agent/handlers.ts";
+import type { AskedAgent } from "../../../src/core/agent/handlers.ts";
+import { openLog } from "../../../src/core/agent/log.ts";
+import { createApp } from "../../../src/core/agent/rest.ts";
+import { mayDo, roles } from "../../../src/core/model/roles.ts";
+import type { Principal } from "../../../src/core/model/roles.ts";
+import { WeftError } from "../../../src/core/wire/errors.ts";
+import { methodAndPath, routeNames, routes, type RouteSpec } from "../../../src/core/wire/routes.ts";
+
+function reached(): never {
+  throw new WeftError({ code: "E-AGENT-03", message: "reached" });
+}
+const agent: AskedAgent = {
+  member: reached,
+  status: reached,
+  init: reached,
+  join: reached,
+  restart: reached,
+};
+
+function door(principal: Principal): ReturnType<typeof createApp> {
+  return createApp({ agent, log: openLog("silent"), names: routeNames, principalOf: () => principal });
+}
+
+const root: Principal = { kind: "root", uid: 0, pid: 1 };
+const token = (role: (typeof roles)[number], volumes: readonly string[] | null = null): Principal => ({
+  kind: "token",
+  id: "a81c04fe",
+  name: "ci",
+  role,
+  volumes,
+});
+const principals: readonly Principal[] = [
+  root,
+  { kind: "group", uid: 1000, pid: 1 },
+  { kind: "host", host: "00000000-0000-4000-8000-000000000001" as never, name: "h2" },
+  ...roles.map((role) => token(role)),
+  ...roles.map((role) => token(role, [])),
+  { kind: "nobody", address: "10.0.0.9" },
+];
+
+type Ask = { readonly status: number; readonly code: string | null };
+
+async function ask(app: ReturnType<typeof door>, name: string, body: unknown = {}): Promise<Ask> {
+  const [method, path = ""] = name.split(" ");
+  const answer = await app.inject({
+    method: method as "GET",
+    url: path.replace(":ref", "db").replace(":rid", "1"),
+    payload: JSON.stringify(body),
+    headers: { "content-type": "application/json" },
+  });
+  const json = answer.json<{ readonly error?: { readonly code: string } }>();
+  return { status: answer.statusCode, code: json.error?.code ?? null };
+}
+
+void t.test("routes: what is in the table is served, and nothing else can be", async (t) => {
+  const app = door(root);
+  t.teardown(() => app.close());
+  for (const name of routeNames) {
+    const { method, path } = methodAndPath(name);
+    t.ok(app.hasRoute({ method, url: path }), name);
+    t.not((await ask(app, name)).status, 404, name);
+  }
+  t.strictSame(Object.keys(handlers).toSorted(), [...routeNames].toSorted());
+  const again = createApp({ agent, log: openLog("silent"), names: [], principalOf: () => root });
+  t.throws(() => again.get("/v1/more", () => ({})), /GET \/v1\/more is not in the table/);
+  t.throws(() => again.all("/v1/status", () => ({})), /is not in the table/);
+  t.same(await ask(app, "PUT /v1/status"), { status: 404, code: "E-ARG-01" });
+  t.same(await ask(app, "GET /v1/more"), { status: 404, code: "E-ARG-01" });
+});
+
+void t.test("routes: each principal reaches what its rights allow, and is refused the rest", async (t) => {
+  for (const principal of principals) {
+    const app = door(principal);
+    t.teardown(() => app.close());
+    for (const name of routeNames) {
+      const spec: RouteSpec = routes[name];
+      const subject =
+        spec.subject === "deleted volume" || spec.subject === "volume"
+          ? ({ kind: "volume", volume: null } as const)
+          : ({ kind: spec.subject } as const);
+      const { code, status } = await ask(app, name);
+      const what = `${JSON.stringify(principal)} ${name}`;
+      if (mayDo(principal, spec.right, subject)) {
+        // An empty body is no body for some; the judgement came before.
+        t.ok(code === "E-AGENT-03" || code === "E-ARG-02", what);
+      } else {
+        const nobody = principal.kind === "nobody";
+        t.same({ code, status }, nobody ? refusal(401) : refusal(403), what);
+      }
+    }
+  }
+});
+
+void t.test("routes: every change is a mutation of the table, and nobody's by default", async (t) => {
+  for (const name of routeNames) {
+    const spec: RouteSpec = routes[name];
+    t.equal(spec.audit, methodAndPath(name).method === "GET" ? "read" : "mutation", name);
+    if (spec.audit === "mutation") t.not(spec.right, "viewer", name);
+    if (/^DELETE|\/store\/|\/steal$/.test(name)) t.equal(spec.right, "admin", name);
+  }
+});
+
+void t.test("routes: an operator neither steals nor abandons by a field of the body", async (t) => {
+  const app = door(token("operator"));
+  const admin = door(token("admin"));
+  t.teardown(() => app.close());
+  t.teardown(() => admin.close());
+  for (const [name, field] of [
+    ["POST /v1/volumes/:ref/attach", "steal"],
+    ["POST /v1/volumes/:ref/detach", "abandon"],
+  ] as const) {
+    t.same(await ask(app, name, { [field]: false }), { status: 409, code: "E-AGENT-03" });
+    t.same(await ask(app, name, { [field]: true }), refusal(403));
+    t.same(await ask(admin, name, { [field]: true }), { status: 409, code: "E-AGENT-03" });
+    t.same(await ask(app, name, { [field]: "true" }), { status: 400, code: "E-ARG-02" });
+  }
+});
+
+void t.test("routes: who may not ask is refused before the body is read", async (t) => {
+  const app = door({ kind: "nobody", address: "10.0.0.9" });
+  t.teardown(() => app.close());
+  const answer = await app.inject({
+    method: "POST",
+    url: "/v1/volumes",
+    payload: "{".repeat(200_000),
+    headers: { "content-type": "application/json" },
+  });
+  t.equal(answer.statusCode, 401);
+});
+
+function refusal(status: 401 | 403): Ask {
+  return { status, code: status === 401 ? "E-AUTH-01" : "E-AUTH-02" };
+}
