@@ -73,6 +73,15 @@ export class AuthorityKeeper {
     return { host, store };
   }
 
+  /** Two more authorities, for a change of both: durable here, and trusted by nobody until a list names them. */
+  async makeNext(cluster: string): Promise<{ readonly host: AuthorityKeys; readonly store: AuthorityKeys }> {
+    const nowMs = this.#nowMs();
+    const host = await makeAuthority({ kind: "host", cluster, nowMs });
+    const store = await makeAuthority({ kind: "store", cluster, nowMs });
+    await this.take({ host: [host], store: [store] });
+    return { host, store };
+  }
+
   /** What a host proves itself with: of its own public key. */
   async issueHost(
     trust: Trust,

@@ -125,16 +125,32 @@ export class EtcdProcess {
     return Number.isInteger(pid) && pid > 1 && (await this.#isOurs(pid)) ? pid : null;
   }
 
+  /**
+   * Ends it and starts it again, with the files of now. `at-once`: without giving the others notice, which takes a second
+   * less (2026-11: 0.4 s); what it had promised is on its disk.
+   */
+  async restart(how: "in-order" | "at-once"): Promise<number> {
+    const pid = await this.runningPid();
+    // The pid file stays: where the start fails, nobody takes another process for ours.
+    if (pid !== null && how === "at-once") await this.#end(pid, "SIGKILL");
+    if (pid !== null && how === "in-order") await this.#end(pid, "SIGTERM");
+    return this.#start();
+  }
+
   async stop(): Promise<void> {
     const pid = await this.runningPid();
     if (pid === null) return;
-    signal(pid, "SIGTERM");
+    await this.#end(pid, "SIGTERM");
+    await rm(this.#pidPath, { force: true });
+  }
+
+  async #end(pid: number, first: NodeJS.Signals): Promise<void> {
+    signal(pid, first);
     const end = performance.now() + 5000;
     while (await this.#isOurs(pid)) {
       if (performance.now() > end) signal(pid, "SIGKILL");
       await pause(20);
     }
-    await rm(this.#pidPath, { force: true });
   }
 
   /** This host isn't a member any more: its process ends, its data goes aside. */

@@ -24,6 +24,7 @@ import { crlSerials } from "../model/trust.ts";
 import type { Authority, Trust } from "../model/trust.ts";
 import { kidOf, readCertificate } from "../wire/certificate.ts";
 import type { IdentityFiles } from "../wire/identity-files.ts";
+import { pause } from "../wire/store-call.ts";
 import { post } from "../wire/store-http.ts";
 import type { StoreTls } from "../wire/store-http.ts";
 import type { Canary } from "../wire/x509-make.ts";
@@ -34,6 +35,8 @@ import { bundle } from "./identity.ts";
 import type { Log } from "./log.ts";
 
 const PROBE_MS = 2000;
+/** The turn of a member that is restarted ends then. */
+const SERVED_MS = 2500;
 
 export type StoreIdentityOptions = {
   readonly files: IdentityFiles;
@@ -68,7 +71,20 @@ export class StoreIdentity {
     const { crl, canary } = await authority.crl(trust);
     const { keyPem } = identity.certificate;
     await files.writeEtcd({ certPem, keyPem, ...storeBundles(trust), crl });
+    await files.writeEtcdStart({ bundle: [...storeBundle(trust)], revoked: revokedHosts(trust) });
     this.#wrote(trust, canary);
+  }
+
+  /**
+   * Why the running etcd has to be started again: `bundle`: it believes other authorities than it should, and takes that
+   * only at its start; `cut`: a host that was revoked may have connections open, which etcd never ends by itself.
+   */
+  async restartDue(): Promise<"bundle" | "cut" | null> {
+    const { files, identity } = this.#options;
+    const trust = identity.trust();
+    const started = await files.readEtcdStart();
+    if (started === null || !sameSet(started.bundle, storeBundle(trust))) return "bundle";
+    return revokedHosts(trust).some((host) => !started.revoked.includes(host)) ? "cut" : null;
   }
 
   /** What the running etcd takes without a restart: its certificate when it is due, and the list of the revoked. */
@@ -77,9 +93,8 @@ export class StoreIdentity {
     const trust = identity.trust();
     const known = await files.readEtcdCertificate();
     if (known === null || this.#isDue(known, trust)) {
-      await this.prepare();
+      await files.writeEtcdCertificate(await this.#certificate(trust), identity.certificate.keyPem);
       log.info({}, "this host's etcd has a new certificate");
-      return;
     }
     if (sameList(this.#serials, crlSerials(trust, Date.now()))) return;
     const { crl, canary } = await authority.crl(trust);
@@ -102,6 +117,12 @@ export class StoreIdentity {
     this.#proven = true;
     this.#finding = isObeyed ? null : notObeyed(address);
     if (this.#finding !== null) log.error({ code: this.#finding.code }, this.#finding.message);
+  }
+
+  /** After a start: until it serves this host itself, with a majority or without; or for some seconds. */
+  async untilServed(): Promise<void> {
+    const end = performance.now() + SERVED_MS;
+    while (!(await this.#isServed(this.#options.identity.tls)) && performance.now() < end) await pause(20);
   }
 
   async #certificate(trust: Trust): Promise<string> {
@@ -153,6 +174,14 @@ export function storeBundles(trust: Trust): { readonly clients: string; readonly
   const peers = among(trust.storeAuthorities);
   // etcd's own gateway is a client of it, with the member's certificate.
   return { clients: among(trust.authorities) + peers, peers };
+}
+
+function revokedHosts(trust: Trust): string[] {
+  return Array.from(trust.revoked.keys());
+}
+
+function sameSet(a: readonly string[], b: readonly string[]): boolean {
+  return a.length === b.length && a.every((item) => b.includes(item));
 }
 
 function sameList(a: readonly string[] | null, b: readonly string[]): boolean {

@@ -26,6 +26,7 @@ import type { IdentityKeeper } from "./identity.ts";
 import type { Log } from "./log.ts";
 import { type MemberCredentials, receivedAuthorities } from "./members.ts";
 import type { Mirror } from "./mirror.ts";
+import { inTurn } from "./member-turn.ts";
 import { listIssued } from "./renew.ts";
 import type { StoreIdentity } from "./store-identity.ts";
 import { Upkeep } from "./store-upkeep.ts";
@@ -34,6 +35,8 @@ import { Wake } from "./wake.ts";
 
 /** Between looks when nothing tells of a change: a member's etcd that died is started again after this. */
 const LOOK_MS = 3000;
+/** A member whose turn it isn't asks again after this. */
+const TURN_MS = 100;
 /** A list without us must be seen this often before it is believed: a member of etcd 3.4 answers as it knows it. */
 const ABSENT_LOOKS = 3;
 
@@ -105,6 +108,7 @@ export class StoreKeeper {
       await etcd.ensureRunning();
       if (authority.holds(identity.trust())) {
         await storeIdentity.follow();
+        await this.#restartIfDue();
         await storeIdentity.prove();
       }
     }
@@ -155,6 +159,24 @@ export class StoreKeeper {
     await etcd.ensureRunning();
     log.info({ learner: own.learner }, "this host's member of the store is started");
     return true;
+  }
+
+  /**
+   * One member after the other; but all at once, and without asking the store, when a host is out that held the
+   * authority's key: members that still believe the old one are no store for those that don't.
+   */
+  async #restartIfDue(): Promise<void> {
+    const { storeIdentity, etcd, identity, store, self, log } = this.#options;
+    const why = await storeIdentity.restartDue();
+    if (why === null) return;
+    const isEmergency = identity.trust().rotation?.why === "revoked";
+    const restart = async (): Promise<void> => {
+      await etcd.restart(why === "cut" || isEmergency ? "at-once" : "in-order");
+      await storeIdentity.untilServed();
+      log.info({ why }, "this host's etcd was started again");
+    };
+    if (why === "bundle" && isEmergency) await restart();
+    else if (!(await inTurn(store, { host: self.host, why }, restart))) this.#wake.nudgeIn(TURN_MS);
   }
 
   /** A store that went back in time, or a list that somebody put there, holds up nothing else. */

@@ -245,6 +245,30 @@ export const repairAnswer = z.object({
 });
 
 export const hostRemoveAnswer = z.object({ host: uuid, name: z.string(), storeMemberRemoved: z.boolean() });
+/** What a revocation did; times are from the decision on, null: not said in time. */
+export const hostRevokeAnswer = z.object({
+  host: uuid,
+  name: z.string(),
+  generation: u64,
+  /** KID of the authority that took the place of the one whose key the host held; null: it held none. */
+  authority: z.string().nullable(),
+  hosts: z.array(
+    z.object({
+      host: uuid,
+      name: z.string(),
+      /** Its agent and its weftd refuse the host, and have cut what it had open. */
+      refusedMs: z.number().nullable(),
+      /** It has a member of the store. */
+      member: z.boolean(),
+      /** That member has no connection of the host any more. */
+      storeMs: z.number().nullable(),
+    }),
+  ),
+  /** Every host that is alive said all of it. Where one has not, its sessions may not be fenced yet: revoke it again. */
+  complete: z.boolean(),
+  /** Volumes whose session on the host was ended; `fenced` false: somebody else had opened it before. */
+  fenced: z.array(z.object({ volume: uuid, name: z.string(), epoch: u64, fenced: z.boolean() })),
+});
 export const okAnswer = z.object({});
 
 export const errorAnswer = z.object({
@@ -281,4 +305,5 @@ export type WhyAnswer = z.output<typeof whyAnswer>;
 export type TrashAnswer = z.output<typeof trashAnswer>;
 export type BackupAnswer = z.output<typeof backupAnswer>;
 export type RepairAnswer = z.output<typeof repairAnswer>;
+export type HostRevokeAnswer = z.output<typeof hostRevokeAnswer>;
 export type HostRemoveAnswer = z.output<typeof hostRemoveAnswer>;

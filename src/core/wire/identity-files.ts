@@ -8,6 +8,7 @@
  *     authority/unlisted.json        certificates that were issued while the list could not be changed
  *     authority/tls/etcd.pem         etcd's leaf and the host's key
  *     authority/tls/clients.pem, peers.pem, crl.der     whom etcd believes, and whom no more
+ *     authority/tls/started.json     what the running etcd was started with
  *
  * Must always hold:
  * - directories are 0700 and files 0600, whatever the process's umask, also before the first byte is written;
@@ -42,6 +43,10 @@ const unlistedJson = z.array(
 );
 /** A certificate that was issued: to whom, its serial (lower-case hex), the issuing authority's KID. */
 export type Unlisted = Readonly<z.output<typeof unlistedJson>[number]>;
+
+const startedJson = z.object({ bundle: z.array(z.string()), revoked: z.array(z.string()) });
+/** KIDs that the running etcd believes, and hosts that were revoked before it started: they have nothing open there. */
+export type EtcdStarted = Readonly<z.output<typeof startedJson>>;
 
 export type AuthorityKind = "host" | "store";
 
@@ -174,7 +179,28 @@ export class IdentityFiles {
     await this.#write(this.#tls("crl.der"), crl);
     await this.#write(this.#tls("clients.pem"), clients);
     await this.#write(this.#tls("peers.pem"), peers);
-    await this.#write(this.#tls("etcd.pem"), endingLine(certPem) + endingLine(keyPem.reveal()));
+    await this.writeEtcdCertificate(certPem, keyPem);
+  }
+
+  /** etcd reads it at every handshake. */
+  writeEtcdCertificate(certPem: string, keyPem: Secret<string>): Promise<void> {
+    return this.#write(this.#tls("etcd.pem"), endingLine(certPem) + endingLine(keyPem.reveal()));
+  }
+
+  /** What the running etcd was started with; null: nothing is known of it. */
+  async readEtcdStart(): Promise<EtcdStarted | null> {
+    const text = await textOf(this.#tls("started.json"));
+    try {
+      return text === null ? null : startedJson.parse(JSON.parse(text));
+    } catch {
+      // What it says is only whether a restart is due.
+      return null;
+    }
+  }
+
+  /** Right before a start. */
+  writeEtcdStart(started: EtcdStarted): Promise<void> {
+    return this.#write(this.#tls("started.json"), `${JSON.stringify(started)}\n`);
   }
 
   /** etcd reads it at every handshake. */

@@ -38,6 +38,11 @@ export const keys = {
   /** How far a host followed the trust list, while the authority changes. */
   trustAcks: `${ROOT}trust-ack/`,
   trustAck: (host: string) => `${ROOT}trust-ack/${host}`,
+  /** Held while a member restarts its etcd: one at a time. */
+  memberTurn: `${ROOT}member-turn`,
+  /** How far a revocation got: each host writes its own. */
+  revocation: (host: string) => `${ROOT}revoke/${host}/by/`,
+  revocationBy: (host: string, by: string) => `${ROOT}revoke/${host}/by/${by}`,
   joinTokens: `${ROOT}join-token/`,
   /** Signed; its secret as a hash. */
   joinToken: (id: string) => `${ROOT}join-token/${id}`,
