@@ -244,13 +244,16 @@ export class Agent {
     });
     mirror.start();
     identity.start({ mirror, renew: () => issueOwn(authority, identity) });
-    identity.onChange(() => storeKeeper.nudge());
+    identity.onChange(({ kind }) => {
+      storeKeeper.nudge();
+      if (kind === "certificate") this.#background("weftd's certificate", this.#daemon.reloadIdentity());
+    });
     presence.start();
     storeKeeper.start();
     keeper.start();
     placer.start();
     await this.#daemon
-      .begin({ self, host, store, onBack: () => keeper.stepAll() })
+      .begin({ self, host, store, onBack: () => keeper.stepAll(), onTrust: () => undefined })
       .catch((error: unknown) => log.warn({ reason: reasonOf(error) }, "weftd was not configured yet"));
     this.#member = { context, presence, keeper, door };
     this.#background("repair", answerRepair(context));

@@ -66,6 +66,25 @@ export class AuthorityKeeper {
     );
   }
 
+  /** Of every authority whose key this host has. */
+  kids(): readonly string[] {
+    return [...this.#held.host, ...this.#held.store].map(({ kid }) => kid);
+  }
+
+  /** Keys of authorities that the list doesn't name: destroyed. Gives how many. */
+  async dropOthers(trust: Trust): Promise<number> {
+    let dropped = 0;
+    for (const kind of ["host", "store"] as const) {
+      const named = listOf(trust, kind).map(({ kid }) => kid);
+      for (const { kid } of this.#held[kind].filter((keys) => !named.includes(keys.kid))) {
+        await this.#files.dropAuthority(kind, kid);
+        dropped += 1;
+      }
+    }
+    if (dropped > 0) this.#held = await this.#files.readAuthorities();
+    return dropped;
+  }
+
   /** The first two authorities of a cluster; those that a crashed attempt left are taken again. */
   async init(cluster: string): Promise<{ readonly host: AuthorityKeys; readonly store: AuthorityKeys }> {
     const [host, store] = [await this.#first("host", cluster), await this.#first("store", cluster)];

@@ -16,7 +16,8 @@ import type { Decision, Finding } from "../model/finding.ts";
 import type { HostId } from "../model/ids.ts";
 import { CLOCK_SLACK_MS } from "../model/limits.ts";
 import type { SignedTrust, Trust } from "../model/trust.ts";
-import { hostUri } from "../model/trust.ts";
+import { hostUri, signerOf } from "../model/trust.ts";
+import { factsOf, readCertificate } from "../wire/certificate.ts";
 import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
 import type { HostIdentity, IdentityFiles } from "../wire/identity-files.ts";
 import { openFirstTrust, openNextTrust } from "../wire/signed-trust.ts";
@@ -120,6 +121,12 @@ export class IdentityKeeper {
     return this.#identity;
   }
 
+  /** KID of the authority of the list that issued this host's certificate; null: none of them. */
+  issuerOf(trust: Trust): string | null {
+    const leaf = readCertificate(this.#identity.certPem);
+    return leaf === null ? null : factsOf(leaf, trust.authorities).issuerKid;
+  }
+
   trust(): Trust {
     return this.#known.trust;
   }
@@ -175,6 +182,7 @@ export class IdentityKeeper {
 
   /** The list as the mirror shows it. One that is older than ours may be a mirror that lags behind our own change. */
   #follow(mirror: Mirror): void {
+    this.#catchUp(mirror);
     const entry = mirror.get(keys.trust);
     if (entry === null || !isOlder(this.#known, entry.value)) {
       if (entry !== null) this.offer(entry.value);
@@ -183,6 +191,15 @@ export class IdentityKeeper {
     this.#settle(mirror).catch((error: unknown) =>
       this.#options.log.error({ error: reasonOf(error) }, "the trust list: a bug"),
     );
+  }
+
+  /** Where this host was away while other authorities took over: the lists that say so, one after the other. */
+  #catchUp(mirror: Mirror): void {
+    for (;;) {
+      const link = mirror.get(keys.trustLink(signerOf(this.trust())));
+      if (link === null || openNextTrust(this.#known, link.value).kind === "refused") return;
+      if (this.offer(link.value).kind === "refused" || this.#text !== link.value) return;
+    }
   }
 
   async #settle(mirror: Mirror): Promise<void> {

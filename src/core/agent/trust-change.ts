@@ -4,12 +4,14 @@
  * Must always hold:
  * - what is changed is a list that this host accepted: a list that somebody without an authority's key wrote into the
  *   store is never signed by us;
+ * - where another authority takes over, the list that says so can be found by the one before it;
  * - one swap of the key `trust`, with whatever belongs to the change in the same transaction;
  * - an unknown outcome is settled by reading: the list that is there tells by its very text.
  */
 import { randomUUID } from "node:crypto";
 
 import type { Decision } from "../model/finding.ts";
+import { signerOf } from "../model/trust.ts";
 import type { SignedTrust, Trust } from "../model/trust.ts";
 import { WeftError } from "../wire/errors.ts";
 import { openNextTrust } from "../wire/signed-trust.ts";
@@ -58,8 +60,11 @@ export async function changeTrust(
       : authority.sign(before.trust, "trust", renderTrust(after, before.body));
     const compares = [{ key: keys.trust, modRevision: entry.modRevision }, ...extra.compares] as const;
     const put: readonly Op[] = isSame ? [] : [{ kind: "put", key: keys.trust, value: text }];
+    const link = linkOf(before.trust, after, text);
     const won =
-      isSame && extra.ops.length === 0 ? true : await swap(store, compares, [...put, ...extra.ops], text);
+      isSame && extra.ops.length === 0
+        ? true
+        : await swap(store, compares, [...put, ...link, ...extra.ops], text);
     if (won === true) {
       const signed = isSame ? before : valueOf(openNextTrust(before, text));
       if (signed.trust.generation > identity.trust().generation) identity.offer(text);
@@ -67,6 +72,15 @@ export async function changeTrust(
     }
     if (won === entry.modRevision) return { kind: "compare-failed" };
   }
+}
+
+/**
+ * The last list that an authority signed stays for hosts that were away: the next ones are signed by one that they have
+ * never heard of.
+ */
+function linkOf(before: Trust, after: Trust, text: string): readonly Op[] {
+  const [from, to] = [signerOf(before), signerOf(after)];
+  return from === to ? [] : [{ kind: "put", key: keys.trustLink(from), value: text }];
 }
 
 /** True: done. Else the revision at which the list is now. */

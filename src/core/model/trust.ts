@@ -341,6 +341,13 @@ export function setRotation(
   return after;
 }
 
+/** KID of the authority that signs the list after this one. */
+export function signerOf(trust: Trust): string {
+  const active = trust.authorities.find(({ state }) => state === "active");
+  if (active === undefined) throw new Error("a trust list has one active authority");
+  return active.kid;
+}
+
 /** Serials that the store's members must refuse, in the order of text. */
 export function crlSerials(trust: Trust, nowMs: number): readonly string[] {
   const usable = Array.from(trust.revoked.values()).flatMap(({ serials }) =>

@@ -138,6 +138,42 @@ void t.test("trust list: changed by one swap, followed by others, never taken ba
   );
 });
 
+void t.test("trust list: a host that was away while two authorities took over catches up", async (t) => {
+  const { endpoints } = await startStore(t, 1, 69);
+  const store = new StoreClient({ endpoints });
+  const { authority, identity, files, cluster, host, text } = await makeCluster(t);
+  await store.put(keys.trust, text);
+  const asleep = await IdentityKeeper.open({ files, cluster, host, log: silent });
+  const writer = { store, authority, identity };
+  for (const name of ["h2", "h3"]) {
+    const next = await authority.makeNext(cluster);
+    const sinceMs = Date.now();
+    await changeTrust(writer, (trust) =>
+      ok({
+        ...trust,
+        authorities: [
+          { kid: next.host.kid, pem: next.host.pem, state: "active", sinceMs },
+          ...trust.authorities.map((old) => ({ ...old, state: "outgoing" as const })),
+        ],
+        rotation: { id: newHostId(), phase: "issue", why: "asked", sinceMs, without: [] },
+      }),
+    );
+    const add = { host: newHostId(), name, kid: name === "h2" ? KID : "cd".repeat(32), nowMs: sinceMs };
+    await changeTrust(writer, (trust) => withKey(trust, { ...add, nonce: "" }));
+    await changeTrust(writer, ({ authorities, ...trust }) =>
+      ok({ ...trust, authorities: authorities.slice(0, 1), rotation: null }),
+    );
+  }
+  const entry = await store.get(keys.trust);
+  t.match(asleep.offer(entry?.value ?? ""), { kind: "refused", finding: { code: "E-TRUST-01" } });
+  const mirror = new Mirror(store);
+  await mirror.sync();
+  asleep.start({ mirror, renew: () => Promise.reject(new Error("nothing to renew")) });
+  t.teardown(() => asleep.stop());
+  t.equal(asleep.trust().generation, identity.trust().generation);
+  t.equal(asleep.refused, null);
+});
+
 void t.test("renewal: at two thirds of the life, again when it fails, the key stays", async (t) => {
   const { endpoints } = await startStore(t, 1, 62);
   const store = new StoreClient({ endpoints });
