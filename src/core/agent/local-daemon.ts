@@ -151,10 +151,8 @@ export class LocalDaemon {
           this.#log.error({}, "weftd: the store has gone back in time; nothing opens");
         return;
       case "trust.changed":
-        duties.onTrust();
-        return;
-      case "trust.changed":
         this.#log.info({ generation: event.data.generation }, "weftd obeys a new trust list");
+        duties.onTrust();
     }
   }
 
