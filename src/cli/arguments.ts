@@ -110,6 +110,19 @@ export function ownAddress(): string {
   });
 }
 
+/** `60m`, `24h`, `7d`; in milliseconds. */
+export function duration(text: string): number {
+  const [, count = "", unit = ""] = /^(\d{1,6})([smhd])$/.exec(text) ?? [];
+  const ms = Number(count) * (DURATIONS[unit] ?? 0);
+  if (ms > 0) return ms;
+  throw new WeftError({
+    code: "E-ARG-02",
+    message: `"${text}" is not a length of time: 90s, 60m, 24h and 7d are.`,
+  });
+}
+
+const DURATIONS: Readonly<Record<string, number>> = { s: 1000, m: 60_000, h: 3600_000, d: 24 * 3600_000 };
+
 function wholeNumber(option: string, text: string): number {
   if (/^\d{1,6}$/.test(text)) return Number(text);
   throw new WeftError({ code: "E-ARG-02", message: `${option} "${text}" is not a whole number.` });

@@ -25,6 +25,7 @@ import { addPoolCommands } from "./pool-commands.ts";
 import { addReplicaCommands } from "./replica-commands.ts";
 import { addStatusCommand } from "./status-command.ts";
 import { addStoreCommands } from "./store-commands.ts";
+import { addTokenCommands } from "./token-commands.ts";
 import { addTrashCommands } from "./trash-commands.ts";
 import { addVolumeCommands } from "./volume-commands.ts";
 import { addWhyCommand } from "./why-command.ts";
@@ -78,6 +79,7 @@ function buildProgram(surroundings: Surroundings, bind: Bind, ownVersion: string
     .showSuggestionAfterError(true)
     .helpCommand(false);
   addClusterCommands(program, bind);
+  addTokenCommands(program, bind);
   addStatusCommand(program, bind);
   addPoolCommands(program, bind);
   addVolumeCommands(program, bind);

@@ -1,8 +1,11 @@
 /** Plot: an operator's day, command by command: what is asked of the agent, what is printed, how the command ends. */
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import t from "tap";
 
-import { host, ids, pool, replica, status, volume } from "./answers.ts";
-import { FakeAgent } from "./fake-agent.ts";
+import { host, ids, pool, replica, status, token, volume } from "./answers.ts";
+import { FakeAgent, refusal } from "./fake-agent.ts";
 
 void t.test("weft volume list: a table for people, ids with -q, JSON with --json", async (t) => {
   const volumes = [
@@ -144,25 +147,110 @@ void t.test("weft init, weft join: what to do next depends on how many hosts the
     createdAt: "2026-11-21T14:00:00.000Z",
     host: ids.h1,
     endpoints: [],
+    authority: `3f9c21aa77d04be1${"0".repeat(48)}`,
+    certificateUntil: "2026-12-21T14:00:00.000Z",
   };
   await using agent = await FakeAgent.start({
     "POST /v1/init": cluster,
     "POST /v1/join": cluster,
+    "POST /v1/tokens": token(),
     "GET /v1/hosts": [host("h1"), host("h2")],
   });
   t.equal(
     (await agent.weft(["init", "--name", "h1", "--address", "10.0.9.11"])).out,
     [
       'Cluster "lab" created, 1 host. Volumes have 1 copy until a second host has a pool.',
+      "Authority 3f9c 21aa 77d0 4be1",
       "Next:  weft pool add DIRECTORY",
-      "Join others with:  weft join 10.0.9.11",
+      "Join others with:",
+      "    weft join 10.0.9.11 --token 04F6-0000",
+      "    (valid 60 min, for one host of this cluster; for the next one: weft token create)",
       "",
     ].join("\n"),
   );
-  const joined = await agent.weft(["join", "10.0.9.11", "--address", "10.0.9.12"]);
+  const words = ["join", "10.0.9.11", "--address", "10.0.9.12", "--token", "04F6-0000"];
+  const joined = await agent.weft(words);
   t.equal(joined.code, 0, joined.err);
-  t.match(joined.out, /^Joined "lab" as host 2 of 2\.\nThe store has 1 vote:/);
-  t.equal(agent.asked[1], 'POST /v1/join {"from":"10.0.9.11","name":null,"address":"10.0.9.12"}');
+  t.equal(
+    joined.out.split("\n").slice(0, 2).join("\n"),
+    [
+      "10.0.9.11 shows authority 3f9c 21aa 77d0 4be1, as the token says.",
+      'Joined "lab" as host 2 of 2. Certificate valid until 21 Dec, renewed by itself.',
+    ].join("\n"),
+  );
+  t.match(joined.out, /\nThe store has 1 vote:/);
+  t.equal(
+    agent.asked[2],
+    'POST /v1/join {"from":"10.0.9.11","token":"04F6-0000","name":null,"address":"10.0.9.12"}',
+  );
+  // A program asks for a token when it needs one: none is left lying about.
+  t.equal((await agent.weft(["init", "--address", "10.0.9.11", "-q"])).out, `${ids.cluster}\n`);
+  t.notMatch((await agent.weft(["init", "--address", "10.0.9.11", "--json"])).out, /04F6/);
+  t.equal(agent.asked.filter((asked) => asked.startsWith("POST /v1/tokens")).length, 1);
+});
+
+void t.test(
+  "weft join: the token comes from a file or standard input as well, or is asked for",
+  async (t) => {
+    await using agent = await FakeAgent.start({
+      "POST /v1/join": refusal("E-TOKEN-02", "Not this one.", 403),
+    });
+    const directory = await mkdtemp(join(tmpdir(), "weft-token-"));
+    t.teardown(() => rm(directory, { recursive: true }));
+    const file = join(directory, "token");
+    await writeFile(file, "04F6-FILE\n", { mode: 0o600 });
+    const words = ["join", "10.0.9.11", "--address", "10.0.9.12"];
+    const refused = await agent.weft([...words, "--token-file", file]);
+    t.equal(refused.code, 1);
+    t.match(agent.asked.at(-1), /"token":"04F6-FILE"/, "without its line end");
+    t.notMatch(refused.out + refused.err, /04F6/, "no message shows it");
+    await agent.weft([...words, "--token", "-"], undefined, " 04f6-stdin \n");
+    t.match(agent.asked.at(-1), /"token":"04f6-stdin"/);
+    const asked = agent.asked.length;
+    for (const [more, code] of [
+      [[], "E-ARG-03"],
+      [["--token", ""], "E-ARG-03"],
+      [["--token", "04F6", "--token-file", file], "E-ARG-03"],
+      [["--token-file", join(directory, "none")], "E-ARG-02"],
+      [["--token", "X".repeat(5000)], "E-TOKEN-01"],
+    ] as const)
+      t.match((await agent.weft([...words, ...more])).err, new RegExp(`^${code} `), more.join(" "));
+    t.equal(agent.asked.length, asked, "nothing was asked of anybody");
+  },
+);
+
+void t.test("weft token: made, listed and taken back", async (t) => {
+  const at = "2020-01-02T03:04:00.000Z";
+  const list = [
+    { id: "a81c04fe", name: "h2", by: "root@h1", createdAt: at, expiresAt: at, used: { host: "h2", at } },
+    {
+      id: "b81c04fe",
+      name: null,
+      by: "root@h1",
+      createdAt: at,
+      expiresAt: "2999-01-02T12:00:00.000Z",
+      used: null,
+    },
+  ];
+  await using agent = await FakeAgent.start({
+    "POST /v1/tokens": token({ name: "h2" }),
+    "GET /v1/tokens": list,
+    "DELETE /v1/tokens/a81c04fe": {},
+  });
+  const made = await agent.weft(["token", "create", "--for", "24h", "--name", "h2"]);
+  t.match(made.out, /^04F6-0000\nValid until .+, for the host "h2"\. Shown once: only its hash is kept\.\n$/);
+  t.equal(agent.asked[0], 'POST /v1/tokens {"forMs":86400000,"name":"h2"}');
+  t.equal((await agent.weft(["token", "create", "-q"])).out, "04F6-0000\n");
+  const shown = (await agent.weft(["token", "list"])).out.split("\n");
+  t.match(shown[0], /^ID +FOR +MADE BY +EXPIRES +USED$/);
+  t.match(shown[1], /^a81c04fe +h2 +root@h1 +past +by h2, 2 Jan /);
+  t.match(shown[2], /^b81c04fe +any host +root@h1 +2 Jan .* –$/);
+  t.equal(
+    (await agent.weft(["token", "revoke", "a81c04fe"])).out,
+    "Token a81c04fe can't be used any more.\n",
+  );
+  for (const wrong of ["soon", "0m", "-5m", "5", "8y"])
+    t.match((await agent.weft(["token", "create", "--for", wrong])).err, /^E-ARG-02 /, wrong);
 });
 
 void t.test("weft pool add, list, remove: a pool is found by path, HOST:PATH or id", async (t) => {

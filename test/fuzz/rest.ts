@@ -10,7 +10,7 @@ import { join } from "node:path";
 
 import * as fc from "fast-check";
 
-import { StoreClient } from "../../src/core/wire/store-client.ts";
+import type { StoreClient } from "../../src/core/wire/store-client.ts";
 import { keys } from "../../src/core/wire/store-keys.ts";
 import { startCluster } from "../core/agent/test-host.ts";
 import type { TestHost } from "../core/agent/test-host.ts";
@@ -58,7 +58,10 @@ const shapes: readonly (readonly [method: string, path: string, body: unknown])[
   ["DELETE", "/v1/trash/REF", {}],
   ["DELETE", "/v1/trash", {}],
   ["POST", "/v1/init", { name: "h1", address: "127.0.0.1", clusterName: "lab" }],
-  ["POST", "/v1/join", { from: "127.0.0.1", name: "h1", address: "127.0.0.1" }],
+  ["POST", "/v1/join", { from: "127.0.0.1", token: "04F6", name: "h1", address: "127.0.0.1" }],
+  ["GET", "/v1/tokens", {}],
+  ["POST", "/v1/tokens", { forMs: 60_000, name: null }],
+  ["DELETE", "/v1/tokens/REF", {}],
   ["POST", "/v1/store/backup", file],
   ["POST", "/v1/store/restore", file],
 ];
@@ -146,7 +149,7 @@ export async function openRest(): Promise<OpenDoor> {
   const [host] = await startCluster({ teardown: (fn) => void teardowns.push(fn) }, 1, 11);
   if (host === undefined) throw new Error("no host");
   // A busy machine is no finding.
-  const store = new StoreClient({ endpoints: [`http://${host.address}:7402`], patienceMs: 60_000 });
+  const store = await host.store(60_000);
   return {
     arbitrary: fc.oneof(
       { weight: 4, arbitrary: request.map((it) => ({ kind: "request", request: it }) as const) },

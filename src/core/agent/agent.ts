@@ -16,9 +16,12 @@ import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
 import { IdentityFiles } from "../wire/identity-files.ts";
 import { StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
+import { askMembers, renewOwn } from "./ask-members.ts";
 import { AuthorityKeeper } from "./authority.ts";
 import { ClusterView } from "./cluster-view.ts";
 import type { MemberContext } from "./context.ts";
+import type { Door } from "./door.ts";
+import { openDoor } from "./door-handlers.ts";
 import type { JoinContext } from "./entering.ts";
 import { EtcdProcess, peerUrl } from "./etcd-process.ts";
 import { hostsOf } from "./facts.ts";
@@ -34,9 +37,9 @@ import type { AgentOptions } from "./options.ts";
 import { perform } from "./perform.ts";
 import { Placer } from "./placer.ts";
 import { Presence } from "./presence.ts";
-import { issueOwn, renewBeforeStart } from "./renew.ts";
+import { renewBeforeStart } from "./renew.ts";
 import { answerRepair } from "./repair.ts";
-import { serveCluster, serveLocal } from "./rest.ts";
+import { serveLocal } from "./rest.ts";
 import { agentFacts, clusterStatus, daemonStatus } from "./status.ts";
 import { StoreIdentity } from "./store-identity.ts";
 import { StoreKeeper } from "./store-keeper.ts";
@@ -48,7 +51,7 @@ type Member = {
   readonly context: MemberContext;
   readonly presence: Presence;
   readonly keeper: Keeper;
-  readonly door: FastifyInstance;
+  readonly door: Door;
 };
 
 export class Agent {
@@ -180,7 +183,7 @@ export class Agent {
       identity,
       identityFiles: this.#identityFiles,
       storeIdentity,
-      credentials: () => Promise.reject(new Error("")),
+      credentials: () => askMembers({ self, store, identity }, (member) => member.credentials()),
       onEndpoints: (endpoints) => this.#onEndpoints(self, endpoints, store),
     });
     const shared = {
@@ -230,7 +233,7 @@ export class Agent {
     });
     Object.assign(loops, { keeper, storeKeeper, presence });
     // First: when the address can't be served, nothing else has begun.
-    const door = await serveCluster(this, self.address, log);
+    const door = await openDoor(context);
     if ((await this.#etcd.isConfigured()) && (await this.#etcd.hasData())) await this.#etcd.ensureRunning();
     // Best effort: with the store away the agent still serves, and shows that.
     if (await syncIfPossible(mirror)) view.setStore(true);
@@ -243,10 +246,13 @@ export class Agent {
       }
     });
     mirror.start();
-    identity.start({ mirror, renew: () => issueOwn(authority, identity) });
-    identity.onChange(({ kind }) => {
+    identity.start({ mirror, renew: () => renewOwn({ self, store, identity, authority }) });
+    identity.onChange((change) => {
       storeKeeper.nudge();
-      if (kind === "certificate") this.#background("weftd's certificate", this.#daemon.reloadIdentity());
+      if (change.kind === "certificate") {
+        door.renew();
+        this.#background("weftd's certificate", this.#daemon.reloadIdentity());
+      } else for (const revoked of change.after.revoked.keys()) door.dropPeer(revoked);
     });
     presence.start();
     storeKeeper.start();

@@ -21,7 +21,6 @@ import { WeftError } from "../wire/errors.ts";
 import { tlsDirectory } from "../wire/identity-files.ts";
 import { pause } from "../wire/store-call.ts";
 
-export const AGENT_PORT = 7400;
 export const CLIENT_PORT = 7402;
 export const PEER_PORT = 7403;
 

@@ -3,7 +3,7 @@
  *
  * Must always hold: one handler for each route, and none besides (the type says so).
  */
-import { maySee, type Principal } from "../model/roles.ts";
+import { maySee, type Principal, shownPrincipal } from "../model/roles.ts";
 import { parseVolumeId } from "../model/ids.ts";
 import type * as api from "../wire/agent-api.ts";
 import { WeftError } from "../wire/errors.ts";
@@ -14,6 +14,7 @@ import type { MemberContext } from "./context.ts";
 import { volumeOf, volumesOf } from "./facts.ts";
 import { findVolume } from "./find.ts";
 import { removeHost } from "./hosts.ts";
+import { createToken, listTokens, revokeToken } from "./join-tokens.ts";
 import { syncIfPossible } from "./mirror.ts";
 import { createPool, removePool } from "./pools.ts";
 import { repairStore } from "./repair.ts";
@@ -43,13 +44,27 @@ export const handlers: Handlers = {
   "GET /v1/status": (agent) => agent.status(),
   "POST /v1/init": async (agent, { body }) => {
     await agent.init(body);
-    return show.clusterAnswer(agent.member());
+    return show.enteredAnswer(agent.member());
   },
   "POST /v1/join": async (agent, { body }) => {
     await agent.join(body);
-    return show.clusterAnswer(agent.member());
+    return show.enteredAnswer(agent.member());
   },
   "GET /v1/cluster": (agent) => show.clusterAnswer(agent.member()),
+
+  "GET /v1/tokens": async (agent) => {
+    const { store, identity } = agent.member();
+    return [...(await listTokens(store, identity.trust()))];
+  },
+  "POST /v1/tokens": (agent, { principal, body: { forMs, name } }) => {
+    const { store, authority, identity, self } = agent.member();
+    const by = `${shownPrincipal(principal)}@${self.name}`;
+    return createToken({ store, authority, trust: identity.trust() }, { forMs, name, by });
+  },
+  "DELETE /v1/tokens/:ref": async (agent, { params }) => {
+    await revokeToken(agent.member().store, params.ref);
+    return {};
+  },
 
   "GET /v1/hosts": async (agent) => {
     const context = await fresh(agent);

@@ -25,7 +25,7 @@ import { makeKey } from "../wire/x509-make.ts";
 import { AuthorityKeeper } from "./authority.ts";
 import { checkLocal, type JoinContext, ownName, refuseMember, registration } from "./entering.ts";
 import { clientUrl, type EtcdProcess, peerUrl } from "./etcd-process.ts";
-import type { HostFile, JoinIntent } from "./host-file.ts";
+import type { HostFile, InitIntent } from "./host-file.ts";
 import { IdentityKeeper } from "./identity.ts";
 import { storeBundles, StoreIdentity } from "./store-identity.ts";
 
@@ -88,10 +88,10 @@ export async function initCluster(
 async function begun(
   { files, identityFiles, etcd }: JoinContext,
   request: z.output<typeof initRequest>,
-): Promise<JoinIntent> {
+): Promise<InitIntent> {
   const before = await files.readIntent();
   const again = before?.kind === "init" && before.address === request.address ? before : null;
-  const intent: JoinIntent = {
+  const intent: InitIntent = {
     kind: "init",
     cluster: again?.cluster ?? randomUUID(),
     clusterName: request.clusterName ?? again?.clusterName ?? "weft",
@@ -113,7 +113,7 @@ async function begun(
 async function makeIdentity(
   { identityFiles }: JoinContext,
   authority: AuthorityKeeper,
-  { cluster, address, name, transport }: JoinIntent & Pick<Trust, "transport">,
+  { cluster, address, name, transport }: InitIntent & Pick<Trust, "transport">,
   host: HostId,
 ): Promise<void> {
   const keyPem = (await identityFiles.readHostKey()) ?? makeKey();
@@ -185,7 +185,7 @@ async function createOnce(
   }
 }
 
-function hostOf(intent: JoinIntent): HostId {
+function hostOf(intent: InitIntent): HostId {
   const host = parseHostId(intent.host);
   if (host === null) throw new Error(`joining.json names no host: ${intent.host}`);
   return host;

@@ -1,91 +1,142 @@
 /**
- * How a host enters a cluster.
+ * How a host enters a cluster: the joining side.
  *
- *     nothing ──intent written──▶ store started / asked ──host registered──▶ host.json written ──▶ member
+ *     nothing ──intent and key written──▶ a member's authority proven ──token proven──▶ let in ──▶ certificate, trust list,
+ *     host.json written ──▶ member
  *
  * Must always hold:
- * - every step may be repeated: after a crash the same request continues with the same identifiers;
- * - host.json is written last: until then this host is in no cluster.
+ * - what proves the token leaves this host only on a connection whose other end has proven the authority that the token
+ *   names, and is good for this host and its key alone: who stands between learns nothing of use;
+ * - every step may be repeated: after a crash the same request continues with the same identifier and key;
+ * - host.json is written last: until then this host is in no cluster. The token is written nowhere.
  */
-import { randomUUID } from "node:crypto";
+import { createPublicKey, randomUUID } from "node:crypto";
 import type { z } from "zod";
 
-import { type ClusterAnswer, clusterAnswer, type joinRequest } from "../wire/agent-api.ts";
-import { reasonOf, WeftError } from "../wire/errors.ts";
-import { parseCluster } from "../wire/record.ts";
-import { type Op, StoreClient } from "../wire/store-client.ts";
-import { keys } from "../wire/store-keys.ts";
-import { checkLocal, type JoinContext, ownName, refuseMember, takenBy } from "./entering.ts";
-import { AGENT_PORT } from "./etcd-process.ts";
+import { type HostId, parseHostId } from "../model/ids.ts";
+import type { Secret } from "../model/secret.ts";
+import { decodeJoinToken, type JoinToken } from "../model/token-code.ts";
+import { hostUri } from "../model/trust.ts";
+import type { joinRequest } from "../wire/agent-api.ts";
+import { factsOf, kidOf, readCertificate } from "../wire/certificate.ts";
+import type { EnrolAnswer } from "../wire/door-api.ts";
+import { isWeftError, WeftError } from "../wire/errors.ts";
+import { proveToken } from "../wire/join-proof.ts";
+import { AGENT_PORT, HostClient, type ProvenHost } from "../wire/host-client.ts";
+import { openFirstTrust } from "../wire/signed-trust.ts";
+import { makeJoinCert, makeKey } from "../wire/x509-make.ts";
+import { checkLocal, type JoinContext, ownName, refuseMember } from "./entering.ts";
 import type { HostFile, JoinIntent } from "./host-file.ts";
 
-const ASK_MS = 5000;
+/** Of members that are asked instead of a host that is none. */
+const MEMBERS_MAX = 9;
 
-export async function joinCluster(
-  context: JoinContext,
-  request: z.output<typeof joinRequest>,
-): Promise<HostFile> {
+type Request = z.output<typeof joinRequest>;
+type LetIn = { readonly answer: EnrolAnswer; readonly by: ProvenHost };
+
+export async function joinCluster(context: JoinContext, request: Request): Promise<HostFile> {
   const { files, etcd } = context;
+  const token = decoded(request.token);
+  const target = joinTarget(request.from);
   await refuseMember(files);
   await checkLocal(request.address, etcd);
-  const found = await askCluster(request.from);
-  const before = await files.readIntent();
-  const again =
-    before?.kind === "join" && before.cluster === found.id && before.address === request.address
-      ? before
-      : null;
-  const intent: JoinIntent = {
-    kind: "join",
-    cluster: found.id,
-    clusterName: found.name,
-    createdAt: found.createdAt,
-    host: again?.host ?? randomUUID(),
-    name: request.name ?? again?.name ?? ownName(),
-    address: request.address,
+  const { intent, keyPem } = await intend(context, request, token);
+  const kid = kidOf(createPublicKey(keyPem.reveal()));
+  const shown = {
+    cert: await makeJoinCert({ host: intent.host, keyPem, nowMs: Date.now() }),
+    key: keyPem.reveal(),
   };
-  if (again === null) await etcd.retire();
-  await files.writeIntent(intent);
-  const store = new StoreClient({ endpoints: found.endpoints });
-  const cluster = await store.get(keys.cluster);
-  if (cluster === null || parseCluster(cluster.key, cluster.value).id !== found.id) {
-    throw notACluster(request.from, "its store is another cluster's");
-  }
-  return register(context, store, intent, found.endpoints);
+  const letIn = await askMembers(target, { shown, kid, token, intent });
+  return settle(context, intent, keyPem, letIn);
 }
 
-/** The host's keys in one transaction, then host.json. */
-async function register(
-  { files, bootIdFile }: JoinContext,
-  store: StoreClient,
-  intent: JoinIntent,
-  endpoints: readonly string[],
-): Promise<HostFile> {
-  const { host, name, address } = intent;
-  const value = JSON.stringify({ id: host, name, address, joinedAt: new Date().toISOString() });
-  const own = [keys.host(host), keys.hostName(name), keys.hostAddress(address)] as const;
-  const ops: readonly Op[] = own.map((key, i) => ({
-    kind: "put",
-    key,
-    value: i === 0 ? value : JSON.stringify({ host }),
-  }));
-  for (;;) {
-    const outcome = await store.txn(
-      own.map((key) => ({ key, modRevision: 0n })),
-      ops,
-    );
-    if (outcome.kind === "succeeded") break;
-    const there = await Promise.all(own.map((key) => store.get(key)));
-    if (there[0] !== null && there.slice(1).every((entry) => entry?.value === JSON.stringify({ host })))
-      break;
-    if (outcome.kind === "compare-failed") throw takenBy(name, address, there[1] !== null);
+/** What a crash leaves: who this host will be, and its key. The same cluster and address: the same host. */
+async function intend(
+  { files, identityFiles, etcd }: JoinContext,
+  { name, address }: Request,
+  { fingerprint16 }: JoinToken,
+): Promise<{ readonly intent: JoinIntent; readonly keyPem: Secret<string> }> {
+  const authority = Buffer.from(fingerprint16).toString("hex");
+  const before = await files.readIntent();
+  const again =
+    before?.kind === "join" && before.authority === authority && before.address === address ? before : null;
+  if (again === null) {
+    await etcd.retire();
+    await identityFiles.dropHost();
+    await identityFiles.dropAuthorities();
   }
-  const file: HostFile = {
-    cluster: intent.cluster,
-    host,
-    name,
+  const known = await identityFiles.readHostKey();
+  const keyPem = known ?? makeKey();
+  if (known === null) await identityFiles.writeHostKey(keyPem);
+  const intent: JoinIntent = {
+    kind: "join",
+    authority,
+    // A key of its own for every identity: one that was lost takes its identity with it.
+    host: (known === null ? null : again?.host) ?? randomUUID(),
+    name: name ?? again?.name ?? ownName(),
     address,
-    etcd: [...endpoints],
-    clusterName: intent.clusterName,
+  };
+  await files.writeIntent(intent);
+  return { intent, keyPem };
+}
+
+type Ask = {
+  readonly shown: { readonly cert: string; readonly key: string };
+  readonly kid: string;
+  readonly token: JoinToken;
+  readonly intent: JoinIntent;
+};
+
+/** The host that was named; where it is no member, the members that it names. Each has to prove itself as the first. */
+async function askMembers(target: { host: string; port: number }, ask: Ask): Promise<LetIn> {
+  try {
+    return await askOne(target, ask);
+  } catch (error) {
+    if (!isWeftError(error, "E-TOKEN-05")) throw error;
+    const named = error.facts["members"];
+    const members = Array.isArray(named) ? named.slice(0, MEMBERS_MAX).map(String) : [];
+    let last: unknown = error;
+    for (const host of members) {
+      try {
+        return await askOne({ host, port: AGENT_PORT }, ask);
+      } catch (other) {
+        // Away, or no member any more: another one may answer. A refusal is the cluster's answer.
+        if (!isWeftError(other, "E-HOST-09") && !isWeftError(other, "E-TOKEN-05")) throw other;
+        last = other;
+      }
+    }
+    throw last;
+  }
+}
+
+async function askOne({ host: address, port }: { host: string; port: number }, ask: Ask): Promise<LetIn> {
+  const { shown, token, intent, kid } = ask;
+  const expect = { kind: "authority" as const, fingerprint16: token.fingerprint16 };
+  const client = new HostClient({ address, port, shown, expect, from: intent.address });
+  return client.enrol(({ cluster }) => {
+    const host = { id: intent.host, name: intent.name, address: intent.address };
+    return { token: proveToken(token, { cluster, kid, host: host.id, ...host }), host };
+  });
+}
+
+/** What was answered is looked at as if it came from anybody, then written, host.json last. */
+async function settle(
+  { files, identityFiles, bootIdFile }: JoinContext,
+  intent: JoinIntent,
+  keyPem: Secret<string>,
+  { answer, by }: LetIn,
+): Promise<HostFile> {
+  const chainPem = by.authority?.pem ?? "";
+  checkAnswer(intent, keyPem, { answer, by });
+  await identityFiles.writeHost({ certPem: answer.cert, chainPem, keyPem });
+  await identityFiles.writeTrustFirst(answer.trust);
+  const file: HostFile = {
+    cluster: answer.cluster.id,
+    host: intent.host,
+    name: intent.name,
+    address: intent.address,
+    etcd: [...answer.cluster.endpoints],
+    clusterName: answer.cluster.name,
     ...(bootIdFile === null ? {} : { bootIdFile }),
   };
   await files.writeHost(file);
@@ -93,40 +144,47 @@ async function register(
   return file;
 }
 
+function checkAnswer(intent: JoinIntent, keyPem: Secret<string>, { answer, by }: LetIn): void {
+  const host: HostId | null = parseHostId(intent.host);
+  const kid = kidOf(createPublicKey(keyPem.reveal()));
+  const leaf = readCertificate(answer.cert);
+  const facts = leaf === null || by.authority === null ? null : factsOf(leaf, [by.authority]);
+  if (facts === null || host === null || facts.kid !== kid)
+    throw strange("the certificate is not of this host's key");
+  if (facts.issuerKid === null || facts.uris[0] !== hostUri(by.cluster, host))
+    throw strange("the certificate is not this host's, or not by the cluster's authority");
+  const opened = openFirstTrust(answer.trust);
+  if (opened.kind === "refused") throw WeftError.fromFinding(opened.finding);
+  const { trust, by: signer } = opened.value;
+  // During a rotation the next authority may sign as well: the pinned one names it.
+  const isPinned = trust.authorities.some((authority) => authority.kid === by.authority?.kid);
+  if (signer !== by.authority?.kid || !isPinned || trust.cluster !== by.cluster)
+    throw strange("the trust list is not by the cluster's authority");
+  if (trust.hosts.get(host)?.keys.some((key) => key.kid === kid) !== true)
+    throw strange("the trust list does not name this host's key");
+  if (answer.cluster.id !== by.cluster || answer.cluster.host !== host)
+    throw strange("it is about another cluster or host");
+}
+
 /** `HOST`, `HOST:7400`, `[v6]`, `[v6]:7400`, or a bare v6 address. */
-export function joinUrl(from: string): string {
-  const bare = from.replace(/^https?:\/\//, "").replace(/\/+$/, "");
-  const isBareV6 = bare.split(":").length > 2 && !bare.startsWith("[");
-  const host = isBareV6 ? `[${bare}]` : bare;
-  return /:[0-9]+$/.test(host.replace(/^\[.*\]/, "x")) ? `http://${host}` : `http://${host}:${AGENT_PORT}`;
+export function joinTarget(from: string): { readonly host: string; readonly port: number } {
+  const bare = from.replace(/^https:\/\//, "").replace(/\/+$/, "");
+  const bracketed = /^\[(.+)\](?::([0-9]{1,5}))?$/.exec(bare);
+  const named = /^([^:]+)(?::([0-9]{1,5}))?$/.exec(bare);
+  const [, host = bare, port = String(AGENT_PORT)] = bracketed ?? named ?? [];
+  return { host, port: Number(port) };
 }
 
-async function askCluster(from: string): Promise<ClusterAnswer> {
-  let text: string;
-  try {
-    const response = await fetch(`${joinUrl(from)}/v1/cluster`, { signal: AbortSignal.timeout(ASK_MS) });
-    text = await response.text();
-  } catch (error) {
-    throw notACluster(from, reasonOf(error), error);
-  }
-  let json: unknown;
-  try {
-    json = JSON.parse(text);
-  } catch (error) {
-    throw notACluster(from, "it answered something else than JSON", error);
-  }
-  const parsed = clusterAnswer.safeParse(json);
-  if (!parsed.success) throw notACluster(from, "it is in no cluster");
-  return parsed.data;
+function decoded(text: string): JoinToken {
+  const decision = decodeJoinToken(text);
+  if (decision.kind === "ok") return decision.value;
+  throw WeftError.fromFinding(decision.finding);
 }
 
-function notACluster(from: string, reason: string, cause?: unknown): WeftError {
+function strange(what: string): WeftError {
   return new WeftError({
     code: "E-HOST-09",
-    message: `${from} can't be joined: ${reason}.`,
-    facts: { from },
-    safe: "Nothing was changed.",
-    do: [{ why: "Is it a member, and does its agent run?", command: "weft status" }],
-    ...(cause === undefined ? {} : { cause }),
+    message: `The member's answer can't be used: ${what}.`,
+    safe: "This host is in no cluster. The same command continues.",
   });
 }

@@ -1,6 +1,5 @@
 /**
- * The REST interface, registered from the table of routes: on RUN/agent.sock all of it, and on the cluster's address what
- * a host needs that wants to join.
+ * The REST interface on RUN/agent.sock, registered from the table of routes.
  *
  * Must always hold:
  * - a route that isn't in the table can't be registered, and one of the table has a handler;
@@ -8,15 +7,21 @@
  * - bodies are parsed before anything is done, answers are encoded by the schema that clients decode with;
  * - every error has a code; what has none is a bug and says so (E-AGENT-06).
  */
-import { fastify, type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
+import {
+  fastify,
+  type FastifyInstance,
+  type FastifyReply,
+  type FastifyRequest,
+  type FastifyServerOptions,
+} from "fastify";
 import type { z } from "zod";
 
 import { mayDo, type Principal, type Right, roleOf, shownPrincipal, type Subject } from "../model/roles.ts";
 import { badRequest } from "../wire/agent-client.ts";
+import { doorRoutes } from "../wire/door-api.ts";
 import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
 import { methodAndPath, type RouteName, routeNames, routes, type RouteSpec } from "../wire/routes.ts";
 import { loadAddon } from "./addon.ts";
-import { AGENT_PORT } from "./etcd-process.ts";
 import { findDeleted, findVolume } from "./find.ts";
 import { type AskedAgent, handlers } from "./handlers.ts";
 import { listenLocal, removeLocal } from "./local-socket.ts";
@@ -52,22 +57,24 @@ export async function serveLocal(
   return app;
 }
 
-/** The cluster's address: read-only, for `weft join`. */
-export async function serveCluster(agent: AskedAgent, address: string, log: Log): Promise<FastifyInstance> {
-  const principalOf = ({ ip }: FastifyRequest): Principal => ({ kind: "nobody", address: ip });
-  const app = createApp({ agent, log, names: ["GET /v1/cluster"], principalOf });
-  await app.listen({ host: address, port: AGENT_PORT });
+export function createApp(door: RestDoor): FastifyInstance {
+  const app = createBareApp(door.log);
+  for (const name of door.names) addRoute(app, door, name);
   return app;
 }
 
-export function createApp(door: RestDoor): FastifyInstance {
-  const { log } = door;
+/** What every door answers alike: bodies, errors, and what it has no route for. */
+export function createBareApp(
+  log: Log,
+  more: Pick<FastifyServerOptions, "bodyLimit" | "serverFactory"> = {},
+): FastifyInstance {
   const app = fastify({
     logger: false,
     bodyLimit: BODY_MAX,
     forceCloseConnections: true,
     exposeHeadRoutes: false,
     routerOptions: { maxParamLength: PARAM_MAX },
+    ...more,
     // What fastify refuses before it has looked for a route: a path that can't be decoded, or is too long.
     frameworkErrors: (error, _request: FastifyRequest, reply: FastifyReply) => {
       const known = unexpected(error);
@@ -75,8 +82,9 @@ export function createApp(door: RestDoor): FastifyInstance {
     },
   });
   app.addHook("onRoute", ({ method, url }) => {
-    if (Object.hasOwn(routes, `${String(method)} ${url}`)) return;
-    throw new Error(`${String(method)} ${url} is not in the table of routes`);
+    const name = `${String(method)} ${url}`;
+    if (Object.hasOwn(routes, name) || Object.hasOwn(doorRoutes, name)) return;
+    throw new Error(`${name} is not in the table of routes`);
   });
   // A POST without a body is one with an empty body.
   app.addContentTypeParser("application/json", { parseAs: "string" }, (_request, body, done) => {
@@ -99,7 +107,6 @@ export function createApp(door: RestDoor): FastifyInstance {
     });
     return reply.status(404).send({ error: error.toBody() });
   });
-  for (const name of door.names) addRoute(app, door, name);
   return app;
 }
 

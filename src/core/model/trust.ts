@@ -380,7 +380,7 @@ export function faultOf(trust: Trust): string | null {
 }
 
 /** `weft://CLUSTER/host/HOST`, nothing else: no other case, no escapes, nothing behind it. */
-function parseHostUri(uri: string): { readonly cluster: string; readonly host: HostId } | null {
+export function parseHostUri(uri: string): { readonly cluster: string; readonly host: HostId } | null {
   const [, cluster = "", id = ""] = /^weft:\/\/([0-9a-f-]{36})\/host\/([0-9a-f-]{36})$/.exec(uri) ?? [];
   const host = parseHostId(id);
   // Not even a hyphen in another place.

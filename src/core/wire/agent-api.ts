@@ -9,6 +9,7 @@
  */
 import { z } from "zod";
 
+import { JOIN_TOKEN_MS_MAX } from "../model/limits.ts";
 import { address, clusterName, hostName, instant, u32, u64, uuid, volumeName } from "./json-types.ts";
 
 // ---- requests ----
@@ -23,8 +24,16 @@ export const initRequest = z.strictObject({
 
 export const joinRequest = z.strictObject({
   from: z.string().min(1).max(255),
+  /** As `token create` printed it; never written down, and in no answer or log. */
+  token: z.string().min(1).max(1000),
   name: hostName.nullable().default(null),
   address,
+});
+
+export const tokenCreateRequest = z.strictObject({
+  forMs: z.int().min(1000).max(JOIN_TOKEN_MS_MAX).nullable().default(null),
+  /** Only a host of this name can use it; null: any. */
+  name: hostName.nullable().default(null),
 });
 
 export const poolCreateRequest = z.strictObject({ path: z.string().startsWith("/").max(4096) });
@@ -48,14 +57,39 @@ export const storeRepairRequest = z.strictObject({ assent: z.boolean().default(f
 
 // ---- answers ----
 
-/** What a host learns of a cluster that it wants to join; the only thing served outside the host. */
+/** What a host has to know of its cluster. */
 export const clusterAnswer = z.object({
   id: uuid,
   name: z.string(),
   createdAt: instant,
   host: uuid,
-  /** Client addresses of the store's members, `http://ADDRESS:7402`. */
+  /** Client addresses of the store's members, `https://ADDRESS:7402`. */
   endpoints: z.array(z.string()),
+});
+
+export const enteredAnswer = clusterAnswer.extend({
+  /** SHA-256 of the key of the authority that signed this host's certificate, hex. */
+  authority: z.string(),
+  certificateUntil: instant,
+});
+
+/** The only time that the token is shown. */
+export const tokenCreated = z.object({
+  id: z.string(),
+  token: z.string(),
+  expiresAt: instant,
+  name: z.string().nullable(),
+  /** SHA-256 of the key of the authority that it is bound to, hex. */
+  authority: z.string(),
+});
+
+export const tokenAnswer = z.object({
+  id: z.string(),
+  name: z.string().nullable(),
+  by: z.string(),
+  createdAt: instant,
+  expiresAt: instant,
+  used: z.object({ host: z.string(), at: instant }).nullable(),
 });
 
 export const hostAnswer = z.object({
@@ -288,6 +322,9 @@ export type InitRequest = z.input<typeof initRequest>;
 export type JoinRequest = z.input<typeof joinRequest>;
 export type VolumeCreateRequest = z.output<typeof volumeCreateRequest>;
 export type ClusterAnswer = z.output<typeof clusterAnswer>;
+export type EnteredAnswer = z.output<typeof enteredAnswer>;
+export type TokenCreated = z.output<typeof tokenCreated>;
+export type TokenAnswer = z.output<typeof tokenAnswer>;
 export type HostAnswer = z.output<typeof hostAnswer>;
 export type PoolAnswer = z.output<typeof poolAnswer>;
 export type ReplicaAnswer = z.output<typeof replicaAnswer>;

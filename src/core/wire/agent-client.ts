@@ -32,16 +32,28 @@ export class AgentClient {
     return this.#call("GET", "/v1/status", api.statusAnswer);
   }
 
-  init(body: z.input<typeof api.initRequest>): Promise<api.ClusterAnswer> {
-    return this.#call("POST", "/v1/init", api.clusterAnswer, api.initRequest, body);
+  init(body: z.input<typeof api.initRequest>): Promise<api.EnteredAnswer> {
+    return this.#call("POST", "/v1/init", api.enteredAnswer, api.initRequest, body);
   }
 
-  join(body: z.input<typeof api.joinRequest>): Promise<api.ClusterAnswer> {
-    return this.#call("POST", "/v1/join", api.clusterAnswer, api.joinRequest, body);
+  join(body: z.input<typeof api.joinRequest>): Promise<api.EnteredAnswer> {
+    return this.#call("POST", "/v1/join", api.enteredAnswer, api.joinRequest, body);
   }
 
   cluster(): Promise<api.ClusterAnswer> {
     return this.#call("GET", "/v1/cluster", api.clusterAnswer);
+  }
+
+  tokens(): Promise<api.TokenAnswer[]> {
+    return this.#call("GET", "/v1/tokens", api.tokenAnswer.array());
+  }
+
+  createToken(body: z.input<typeof api.tokenCreateRequest> = {}): Promise<api.TokenCreated> {
+    return this.#call("POST", "/v1/tokens", api.tokenCreated, api.tokenCreateRequest, body);
+  }
+
+  async revokeToken(id: string): Promise<void> {
+    await this.#call("DELETE", path`/v1/tokens/${id}`, api.okAnswer);
   }
 
   pools(): Promise<api.PoolAnswer[]> {

@@ -13,7 +13,7 @@ export type Culprit = "caller" | "peer" | "disk" | "us";
 /** 1 user error, 2 refused for safety, 3 degraded, 4 unreachable. */
 export type ExitCode = 1 | 2 | 3 | 4;
 
-export type HttpStatus = 400 | 401 | 403 | 404 | 409 | 503;
+export type HttpStatus = 400 | 401 | 403 | 404 | 409 | 413 | 421 | 429 | 503;
 
 /** One thing a person can do about it. `command` is null when no command of ours helps. */
 export type Advice = { readonly why: string; readonly command: string | null };
@@ -72,7 +72,7 @@ const kinds = {
   "E-HOST-09": away,
   "E-HOST-10": refused,
   "E-HOST-11": refused,
-  "E-HOST-14": refused,
+  "E-HOST-14": { culprit: "caller", exit: 2, status: 403 },
   "E-HOST-15": refused,
   "E-VOL-01": user,
   "E-VOL-02": user,
@@ -100,6 +100,17 @@ const kinds = {
   "E-CA-05": { culprit: "disk", exit: 2, status: 409 },
   "E-CA-07": refused,
   "E-TOKEN-01": { culprit: "caller", exit: 1, status: 400 },
+  "E-TOKEN-02": { culprit: "caller", exit: 1, status: 403 },
+  "E-TOKEN-03": { culprit: "caller", exit: 1, status: 429 },
+  "E-TOKEN-04": refused,
+  "E-TOKEN-05": { culprit: "caller", exit: 1, status: 421 },
+  "E-AUTH-03": { culprit: "caller", exit: 1, status: 429 },
+  "E-LIMIT-01": { culprit: "caller", exit: 1, status: 413 },
+  "E-NET-01": away,
+  "E-NET-02": away,
+  "E-NET-03": away,
+  "E-NET-04": away,
+  "E-NET-05": away,
 } as const satisfies Readonly<Record<string, Kind>>;
 
 export type KnownCode = keyof typeof kinds;

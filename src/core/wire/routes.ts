@@ -30,14 +30,19 @@ export type RouteSpec = {
 
 export const routes = {
   "GET /v1/status": read("viewer", "cluster", api.statusAnswer),
-  "POST /v1/init": mutation("local-root", "cluster", api.initRequest, api.clusterAnswer, {
+  "POST /v1/init": mutation("local-root", "cluster", api.initRequest, api.enteredAnswer, {
     logs: ["name", "address", "clusterName"],
   }),
-  "POST /v1/join": mutation("local-root", "cluster", api.joinRequest, api.clusterAnswer, {
+  "POST /v1/join": mutation("local-root", "cluster", api.joinRequest, api.enteredAnswer, {
     logs: ["from", "name", "address"],
   }),
-  // Until hosts have identities, whoever wants to join asks without one.
-  "GET /v1/cluster": read("open", "cluster", api.clusterAnswer),
+  "GET /v1/cluster": read("viewer", "cluster", api.clusterAnswer),
+
+  "GET /v1/tokens": read("admin", "cluster", api.tokenAnswer.array()),
+  "POST /v1/tokens": mutation("admin", "cluster", api.tokenCreateRequest, api.tokenCreated, {
+    logs: ["forMs", "name"],
+  }),
+  "DELETE /v1/tokens/:ref": mutation("admin", "cluster", null, api.okAnswer),
 
   "GET /v1/hosts": read("viewer", "cluster", api.hostAnswer.array()),
   "DELETE /v1/hosts/:ref": mutation("admin", "cluster", null, api.hostRemoveAnswer),

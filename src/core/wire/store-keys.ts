@@ -48,6 +48,7 @@ export const keys = {
   joinTokens: `${ROOT}join-token/`,
   /** Signed; its secret as a hash. */
   joinToken: (id: string) => `${ROOT}join-token/${id}`,
+  joinTokensUsed: `${ROOT}join-token-used/`,
   /** Made once: a token that has it can't be used again. */
   joinTokenUsed: (id: string) => `${ROOT}join-token-used/${id}`,
 } as const;

@@ -29,6 +29,7 @@ export type AuthorityKeys = { readonly kid: string; readonly pem: string; readon
 export type MadeCert = { readonly pem: string; readonly serial: string; readonly notAfterMs: number };
 
 export const HOST_CERT_LIFE_MS = 30 * 24 * 3600 * 1000;
+const JOIN_CERT_LIFE_MS = 3600 * 1000;
 const AUTHORITY_LIFE_MS = 3650 * 24 * 3600 * 1000;
 
 const ALGORITHM = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" };
@@ -129,6 +130,31 @@ export async function makeCanary(options: {
     names,
   });
   return { cert: pem, keyPem, serial };
+}
+
+/**
+ * What a host shows that has no certificate yet: signed by its own key, so that the handshake proves that key and nothing
+ * else. Nobody is to believe its name.
+ */
+export async function makeJoinCert(options: {
+  readonly host: string;
+  readonly keyPem: Secret<string>;
+  readonly nowMs: number;
+}): Promise<string> {
+  const lib = await library();
+  const key = createPrivateKey(options.keyPem.reveal());
+  const certificate = await lib.X509CertificateGenerator.createSelfSigned({
+    serialNumber: newSerial(),
+    name: `CN=${options.host}`,
+    ...validity(options.nowMs, JOIN_CERT_LIFE_MS),
+    signingAlgorithm: ALGORITHM,
+    keys: { privateKey: await signing(key), publicKey: await verifying(createPublicKey(key)) },
+    extensions: [
+      new lib.BasicConstraintsExtension(false, undefined, true),
+      new lib.SubjectAlternativeNameExtension([{ type: "url", value: `weft://join/${options.host}` }]),
+    ],
+  });
+  return pemOf(certificate);
 }
 
 /** The list of certificates that etcd refuses, DER. etcd looks at the serials only; it must exist before etcd starts. */

@@ -8,6 +8,7 @@ import { join } from "node:path";
 import type { PoolInfo, RepairPool } from "../../../src/core/wire/daemon.gen.ts";
 import { StoreClient } from "../../../src/core/wire/store-client.ts";
 import { keys } from "../../../src/core/wire/store-keys.ts";
+import { storeTlsOf } from "./store-tls-of.ts";
 import { FakeDaemon, type Handler, refuse } from "../wire/fake-daemon.ts";
 
 type Json = Record<string, unknown>;
@@ -48,9 +49,11 @@ export class FakeWeftd {
   #cluster: string | null = null;
   #store: StoreClient | null = null;
   readonly #runDir: string;
+  readonly #stateDir: string;
 
-  constructor(runDir: string) {
+  constructor(runDir: string, stateDir: string) {
     this.#runDir = runDir;
+    this.#stateDir = stateDir;
     this.daemon = new FakeDaemon(join(runDir, "weftd.sock"), this.#handlers());
   }
 
@@ -64,7 +67,7 @@ export class FakeWeftd {
       configure: ({ cluster, host, endpoints }) => {
         this.#cluster = String(cluster);
         this.#host = String(host);
-        this.#store = new StoreClient({ endpoints: endpoints as string[] });
+        this.#store = new StoreClient({ endpoints: endpoints as string[], tls: storeTlsOf(this.#stateDir) });
         return {};
       },
       "store.endpoints": ({ endpoints }) => {

@@ -1,0 +1,70 @@
+/**
+ * Asks the store's members, over their doors, for what only they have: one after the other, until one gives it.
+ *
+ * Must always hold: who is asked has proven by the trust list that it is a host of the cluster.
+ */
+import { kidOf, readCertificate } from "../wire/certificate.ts";
+import { isWeftError, WeftError } from "../wire/errors.ts";
+import { type Answered, HostClient } from "../wire/host-client.ts";
+import type { StoreClient } from "../wire/store-client.ts";
+import type { AuthorityKeeper } from "./authority.ts";
+import type { HostFile } from "./host-file.ts";
+import type { IdentityKeeper, RenewedCert } from "./identity.ts";
+import { issueOwn } from "./renew.ts";
+
+export type AskContext = {
+  readonly self: HostFile;
+  readonly store: StoreClient;
+  readonly identity: IdentityKeeper;
+};
+
+/** Throws what the last of them refused; E-HOST-09 where none answers. */
+export async function askMembers<Answer>(
+  { self, store, identity }: AskContext,
+  ask: (member: HostClient) => Promise<Answered<Answer>>,
+): Promise<Answer> {
+  let last: WeftError = noOther(self);
+  for (const address of memberAddresses(store)) {
+    if (address === self.address) continue;
+    const shown = identity.current();
+    const expect = { kind: "host" as const, trust: identity.trust(), host: null };
+    try {
+      return (await ask(new HostClient({ address, shown, from: self.address, expect }))).answer;
+    } catch (error) {
+      if (!isWeftError(error)) throw error;
+      last = error;
+    }
+  }
+  throw last;
+}
+
+/** A new certificate for this host's key: a member makes its own, others are given one for the key that they prove. */
+export async function renewOwn(
+  context: AskContext & { readonly authority: AuthorityKeeper },
+): Promise<RenewedCert> {
+  const { authority, identity } = context;
+  if (authority.holds(identity.trust())) return issueOwn(authority, identity);
+  const { cert, authority: chainPem, trust } = await askMembers(context, (member) => member.renew());
+  identity.offer(trust);
+  const issuer = readCertificate(chainPem);
+  const kid = issuer === null ? null : kidOf(issuer.publicKey);
+  if (identity.trust().authorities.some((known) => known.kid === kid)) return { certPem: cert, chainPem };
+  throw new WeftError({
+    code: "E-TRUST-01",
+    message: "A member answered with a certificate by an authority that this host's list does not name.",
+    safe: "This host goes on with the certificate that it has.",
+  });
+}
+
+/** Of the store's voters. */
+export function memberAddresses(store: StoreClient): readonly string[] {
+  return store.call.endpoints.map((url) => new URL(url).hostname.replace(/^\[(.*)\]$/, "$1"));
+}
+
+function noOther({ name }: HostFile): WeftError {
+  return new WeftError({
+    code: "E-HOST-09",
+    message: `${name} knows no other member of the store to ask.`,
+    safe: "Nothing was changed.",
+  });
+}

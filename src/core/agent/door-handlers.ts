@@ -1,0 +1,69 @@
+/**
+ * What this host answers to other machines, as a member of its cluster.
+ *
+ * Must always hold: who asks was judged by the door; a request that gives keys away looks itself at whom it gives them to.
+ */
+import { IdentityFiles } from "../wire/identity-files.ts";
+import { parseHost } from "../wire/record.ts";
+import { keys } from "../wire/store-keys.ts";
+import { memberAddresses } from "./ask-members.ts";
+import type { MemberContext } from "./context.ts";
+import { Door, type DoorHandlers } from "./door.ts";
+import { Enrolment } from "./enrol.ts";
+import { hostsOf } from "./facts.ts";
+import { memberCredentials } from "./members.ts";
+import { renewIdentity } from "./renew.ts";
+import { AGENT_VERSION, clusterAnswer } from "./status.ts";
+
+/** E-HOST-08 when the address can't be served. */
+export function openDoor(context: MemberContext): Promise<Door> {
+  const { self, identity, mirror, log } = context;
+  return Door.listen({
+    address: self.address,
+    tls: identity.tls,
+    isHostAddress: (address) => hostsOf(mirror).some((host) => host.address === address),
+    handlers: handlersOf(context),
+    log,
+  });
+}
+
+function handlersOf(context: MemberContext): Partial<DoorHandlers> {
+  const { options, store, authority, identity, self, storeKeeper } = context;
+  const enrolment = new Enrolment({
+    store,
+    authority,
+    identity,
+    cluster: () => clusterAnswer(context),
+    members: () => memberAddresses(store),
+  });
+  const files = new IdentityFiles(options.stateDir);
+  const credentials = {
+    store,
+    authority,
+    identity,
+    members: () => storeKeeper.members.list(),
+    addressOf: async (host: string) => {
+      const entry = await store.get(keys.host(host));
+      return entry === null ? null : parseHost(entry.key, entry.value).address;
+    },
+  };
+  return {
+    "GET /v1/hello": async () => ({
+      cluster: self.cluster,
+      members: [...memberAddresses(store)],
+      version: AGENT_VERSION,
+    }),
+    "POST /v1/enrol": (call) => enrolment.enrol(call),
+    "POST /v1/identity/renew": ({ caller }) =>
+      renewIdentity({ store, authority, identity, files }, caller.certificate),
+    "POST /v1/members/credentials": async ({ caller }) => {
+      if (caller.verdict?.kind !== "ok") throw new Error("the door lets hosts only ask for credentials");
+      const given = await memberCredentials(credentials, caller.verdict.host);
+      return {
+        authorities: [...given.authorities],
+        storeAuthorities: [...given.storeAuthorities],
+        trust: given.trust,
+      };
+    },
+  };
+}
