@@ -122,6 +122,9 @@ export class LocalDaemon {
       case "store.changed":
         if (event.data.rolled_back)
           this.#log.error({}, "weftd: the store has gone back in time; nothing opens");
+        return;
+      case "trust.changed":
+        this.#log.info({ generation: event.data.generation }, "weftd obeys a new trust list");
     }
   }
 
