@@ -61,6 +61,8 @@ const shapes: readonly (readonly [method: string, path: string, body: unknown])[
   ["POST", "/v1/join", { from: "127.0.0.1", name: "h1", address: "127.0.0.1" }],
   ["POST", "/v1/store/backup", file],
   ["POST", "/v1/store/restore", file],
+  ["GET", "/v1/audit?since=2026-11-21T14:00:00Z&volume=db&who=root&refused=true&limit=5", {}],
+  ["GET", "/v1/audit/verify", {}],
 ];
 
 const ref = fc.oneof(

@@ -33,6 +33,8 @@ export const keys = {
   repairAsk: `${ROOT}repair-ask`,
   repairs: `${ROOT}repair/`,
   repair: (host: string) => `${ROOT}repair/${host}`,
+  /** Number and hash of the last line of the host's audit, a minute ago or less. */
+  auditHead: (host: string) => `${ROOT}audit-head/${host}`,
 } as const;
 
 export type ParsedKey =

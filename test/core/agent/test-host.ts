@@ -53,6 +53,7 @@ export class TestHost {
       logLevel: level,
       rebuildAfterMs: this.#rebuildAfterMs,
       addon: join(nativeBin(), "libweft_node.so"),
+      syslogSocket: "",
       viewerGroup: null,
       allowCoreDumps: true,
     };
