@@ -233,6 +233,7 @@ void t.test("audit: a disk that fills up within a line loses nothing that was pr
   const source = join(import.meta.dirname, "../../../src/core/agent");
   // In a process whose files may have 20,000 bytes, until it lets itself have more.
   const script = `
+    process.on("SIGXFSZ", () => undefined);
     const { Audit } = await import(${JSON.stringify(join(source, "audit.ts"))});
     const { openLog } = await import(${JSON.stringify(join(source, "log.ts"))});
     const { execFileSync } = await import("node:child_process");
