@@ -7,6 +7,7 @@ import { networkInterfaces } from "node:os";
 import { resolve } from "node:path";
 
 import type { Decision } from "../core/model/finding.ts";
+import { parseDuration } from "../core/model/duration.ts";
 import { COPIES_MAX } from "../core/model/limits.ts";
 import { parseAddress, parseName } from "../core/model/name.ts";
 import { parseSize } from "../core/model/size.ts";
@@ -43,6 +44,23 @@ export function joinTarget(text: string): string {
     code: "E-ARG-02",
     message: `Agents listen on port 7400, "${text}" names port ${port}.`,
   });
+}
+
+/** A length of time back from now, or a date: what the agent takes is a moment. */
+export function since(text: string): string {
+  const back = parseDuration(text);
+  const moment = back === null ? Date.parse(text) : Date.now() - back;
+  if (Number.isFinite(moment)) return new Date(moment).toISOString();
+  throw new WeftError({
+    code: "E-ARG-02",
+    message: `--since "${text}" is neither a length of time nor a date. Examples: 2h, 30m, 3d, 2026-11-21T14:00.`,
+  });
+}
+
+export function auditLimit(text: string): string {
+  const value = wholeNumber("--limit", text);
+  if (value >= 1 && value <= 1000) return String(value);
+  throw new WeftError({ code: "E-ARG-02", message: `--limit ${value}: from 1 to 1000 lines can be shown.` });
 }
 
 export function absolutePath(text: string): string {

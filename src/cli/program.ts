@@ -13,6 +13,7 @@ import { suggest } from "../core/model/suggest.ts";
 import { WeftError } from "../core/wire/errors.ts";
 import { absolutePath } from "./arguments.ts";
 import { addAttachCommands } from "./attach-commands.ts";
+import { addAuditCommands } from "./audit-commands.ts";
 import { addClusterCommands } from "./cluster-commands.ts";
 import { readCodeRow } from "./code-table.ts";
 import { json } from "./console.ts";
@@ -89,6 +90,7 @@ function buildProgram(surroundings: Surroundings, bind: Bind, ownVersion: string
   addStoreCommands(program, bind);
   addWhyCommand(program, bind);
   addTrashCommands(program, bind);
+  addAuditCommands(program, bind);
   addDebugCommands(program, bind);
   addHelpCommand(program, bind);
   return program;

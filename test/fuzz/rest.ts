@@ -64,6 +64,8 @@ const shapes: readonly (readonly [method: string, path: string, body: unknown])[
   ["DELETE", "/v1/tokens/REF", {}],
   ["POST", "/v1/store/backup", file],
   ["POST", "/v1/store/restore", file],
+  ["GET", "/v1/audit?since=2026-11-21T14:00:00Z&volume=db&who=root&refused=true&limit=5", {}],
+  ["GET", "/v1/audit/verify", {}],
 ];
 
 const ref = fc.oneof(

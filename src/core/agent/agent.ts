@@ -17,6 +17,8 @@ import { IdentityFiles } from "../wire/identity-files.ts";
 import { StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
 import { askMembers, renewOwn } from "./ask-members.ts";
+import { type Audit, openAudit } from "./audit.ts";
+import { AuditHeads } from "./audit-head.ts";
 import { AuthorityKeeper } from "./authority.ts";
 import { ClusterView } from "./cluster-view.ts";
 import type { MemberContext } from "./context.ts";
@@ -52,6 +54,7 @@ type Member = {
   readonly presence: Presence;
   readonly keeper: Keeper;
   readonly door: Door;
+  readonly heads: AuditHeads;
 };
 
 export class Agent {
@@ -61,6 +64,8 @@ export class Agent {
   readonly #identityFiles: IdentityFiles;
   readonly #etcd: EtcdProcess;
   readonly #daemon: LocalDaemon;
+  /** Of everything that is asked of this host, in a cluster or not. */
+  readonly audit: Audit;
   #member: Member | null = null;
   #rest: FastifyInstance | null = null;
   /** One of init, join, restart at a time. */
@@ -77,6 +82,7 @@ export class Agent {
       program: options.etcd,
     });
     this.#daemon = new LocalDaemon({ socketPath: join(options.runDir, "weftd.sock"), log });
+    this.audit = openAudit(options, log, () => this.#member?.context.host ?? null);
   }
 
   async start(): Promise<void> {
@@ -93,6 +99,7 @@ export class Agent {
     await this.#rest?.close();
     await this.#end();
     this.#daemon.close();
+    await this.audit.close();
   }
 
   /** The context of a member's requests, or E-AGENT-03. */
@@ -261,7 +268,9 @@ export class Agent {
     await this.#daemon
       .begin({ self, host, store, onBack: () => keeper.stepAll(), onTrust: () => undefined })
       .catch((error: unknown) => log.warn({ reason: reasonOf(error) }, "weftd was not configured yet"));
-    this.#member = { context, presence, keeper, door };
+    const heads = new AuditHeads(this.audit, store, host, log);
+    heads.start();
+    this.#member = { context, presence, keeper, door, heads };
     this.#background("repair", answerRepair(context));
   }
 
@@ -286,7 +295,8 @@ export class Agent {
     const member = this.#member;
     if (member === null) return;
     this.#member = null;
-    const { context, presence, keeper, door } = member;
+    const { context, presence, keeper, door, heads } = member;
+    heads.stop();
     await door.close();
     this.#daemon.end();
     keeper.stop();

@@ -7,8 +7,9 @@ import { maySee, type Principal, shownPrincipal } from "../model/roles.ts";
 import { parseVolumeId } from "../model/ids.ts";
 import type * as api from "../wire/agent-api.ts";
 import { WeftError } from "../wire/errors.ts";
-import type { RouteAnswer, RouteBody, RouteName, RouteParams } from "../wire/routes.ts";
+import type { RouteAnswer, RouteBody, RouteName, RouteParams, RouteQuery } from "../wire/routes.ts";
 import type { Agent } from "./agent.ts";
+import { auditAnswer, auditVerdict } from "./audit-read.ts";
 import { attachVolume, detachVolume } from "./attach.ts";
 import type { MemberContext } from "./context.ts";
 import { volumeOf, volumesOf } from "./facts.ts";
@@ -25,12 +26,13 @@ import * as volumes from "./volumes.ts";
 import { progressAnswer, whyAnswer } from "./why.ts";
 
 /** As much of the agent as a request may use. */
-export type AskedAgent = Pick<Agent, "member" | "status" | "init" | "join" | "restart">;
+export type AskedAgent = Pick<Agent, "member" | "status" | "init" | "join" | "restart" | "audit">;
 
 export type Asked<Name extends RouteName> = {
   readonly principal: Principal;
   readonly params: RouteParams<Name>;
   readonly body: RouteBody<Name>;
+  readonly query: RouteQuery<Name>;
 };
 
 type Handlers = {
@@ -138,6 +140,9 @@ export const handlers: Handlers = {
     return {};
   },
   "POST /v1/store/repair": (agent, { body }) => repairStore(agent.member(), body.assent),
+
+  "GET /v1/audit": (agent, { query }) => auditAnswer(agent, query),
+  "GET /v1/audit/verify": (agent) => auditVerdict(agent),
 };
 
 async function fresh(agent: AskedAgent): Promise<MemberContext> {

@@ -16,6 +16,8 @@ export type AgentOptions = {
   readonly logLevel: string;
   /** The addon of native/weft-node. */
   readonly addon: string;
+  /** Where the system's log takes datagrams; empty: it gets no copy of the audit. */
+  readonly syslogSocket: string;
   /** Members of this group of the system may read by the unix socket; null: only root may. */
   readonly viewerGroup: string | null;
   /** For debuggers, and for clusters without root: /proc/PID/environ of a protected process is root's. */
@@ -38,6 +40,7 @@ export function parseOptions(argv: readonly string[]): AgentOptions {
       "boot-id-file": { type: "string" },
       "rebuild-after": { type: "string" },
       addon: { type: "string", default: defaultAddon(process.env) },
+      "syslog-socket": { type: "string", default: "/dev/log" },
       "viewer-group": { type: "string" },
       "allow-core-dumps": { type: "boolean", default: false },
       "certificate-life": { type: "string" },
@@ -57,6 +60,7 @@ export function parseOptions(argv: readonly string[]): AgentOptions {
     bootIdFile: values["boot-id-file"] ?? null,
     logLevel: values["log-level"],
     addon: values.addon,
+    syslogSocket: values["syslog-socket"],
     viewerGroup: values["viewer-group"] ?? null,
     allowCoreDumps: values["allow-core-dumps"],
     rebuildAfterMs: millisecondsOf("--rebuild-after", values["rebuild-after"]),

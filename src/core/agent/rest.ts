@@ -19,14 +19,14 @@ import type { z } from "zod";
 import { mayDo, type Principal, type Right, roleOf, shownPrincipal, type Subject } from "../model/roles.ts";
 import { badRequest } from "../wire/agent-client.ts";
 import { doorRoutes } from "../wire/door-api.ts";
-import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
+import { reasonOf, WeftError } from "../wire/errors.ts";
 import { methodAndPath, type RouteName, routeNames, routes, type RouteSpec } from "../wire/routes.ts";
 import { loadAddon } from "./addon.ts";
-import { findDeleted, findVolume } from "./find.ts";
 import { type AskedAgent, handlers } from "./handlers.ts";
 import { listenLocal, removeLocal } from "./local-socket.ts";
 import type { Log } from "./log.ts";
 import type { AgentOptions } from "./options.ts";
+import { type Asking, audited, auditOf, auditRefusal, foundVolume } from "./rest-audit.ts";
 import { UnixPrincipals } from "./principal.ts";
 
 const BODY_MAX = 64 * 1024;
@@ -58,15 +58,19 @@ export async function serveLocal(
 }
 
 export function createApp(door: RestDoor): FastifyInstance {
-  const app = createBareApp(door.log);
-  for (const name of door.names) addRoute(app, door, name);
+  const askings: Askings = new WeakMap();
+  const app = createBareApp(door.log, {}, (request, error) =>
+    auditRefusal(door.agent, askings.get(request), request, error),
+  );
+  for (const name of door.names) addRoute(app, door, askings, name);
   return app;
 }
 
-/** What every door answers alike: bodies, errors, and what it has no route for. */
+/** What every door answers alike: bodies, errors, and what it has no route for. `onRefused`: for the audit. */
 export function createBareApp(
   log: Log,
   more: Pick<FastifyServerOptions, "bodyLimit" | "serverFactory"> = {},
+  onRefused: (request: FastifyRequest, error: WeftError) => Promise<void> = async () => undefined,
 ): FastifyInstance {
   const app = fastify({
     logger: false,
@@ -94,10 +98,11 @@ export function createBareApp(
       done(new WeftError({ code: "E-ARG-02", message: "The request's body is not JSON.", cause }));
     }
   });
-  app.setErrorHandler((error, request, reply) => {
+  app.setErrorHandler(async (error, request, reply) => {
     const known = error instanceof WeftError ? error : unexpected(error);
     if (known.code === "E-AGENT-06")
       log.error({ url: request.url, error: reasonOf(error), stack: stackOf(error) }, "a bug");
+    await onRefused(request, known);
     return reply.status(known.status).send({ error: known.toBody() });
   });
   app.setNotFoundHandler((request, reply) => {
@@ -110,34 +115,41 @@ export function createBareApp(
   return app;
 }
 
-/** Who asks, and the volume it is about where that decides: judged once, before the body is read. */
-type Asking = { readonly principal: Principal; readonly subject: Subject };
+type Askings = WeakMap<FastifyRequest, Asking>;
 
-function addRoute(app: FastifyInstance, { agent, principalOf }: RestDoor, name: RouteName): void {
+function addRoute(app: FastifyInstance, door: RestDoor, askings: Askings, name: RouteName): void {
+  const { agent, principalOf } = door;
   const { method, path } = methodAndPath(name);
   const spec: RouteSpec = routes[name];
   // The table's types tie each handler to its row; here they are walked through alike.
   const handle = handlers[name] as (agent: AskedAgent, asked: object) => unknown;
-  const asking = new WeakMap<FastifyRequest, Asking>();
   app.route({
     method,
     url: path,
     onRequest: async (request) => {
       const principal = await principalOf(request);
       const subject = subjectOf(agent, principal, spec, request);
-      asking.set(request, { principal, subject });
+      askings.set(request, { name, principal, subject, hasBegun: false });
       judge(principal, spec.right, subject, name);
     },
     handler: async (request) => {
-      const known = asking.get(request);
-      if (known === undefined) throw new Error(`${name} was reached without knowing who asks`);
-      const { principal, subject } = known;
+      const asking = askings.get(request);
+      if (asking === undefined) throw new Error(`${name} was reached without knowing who asks`);
+      const { principal, subject } = asking;
       const body = spec.request === null ? null : parse(spec.request, request.body);
-      if (spec.raise !== null) judge(principal, spec.raise(body), subject, name);
+      const query = spec.query === null ? null : parse(spec.query, request.query);
+      const right = spec.raise === null ? spec.right : spec.raise(body);
+      if (spec.raise !== null) judge(principal, right, subject, name);
       // What was judged is what is done, should the name mean another volume by now.
       const judged = subject.kind === "volume" && subject.volume !== null ? { ref: subject.volume } : {};
       const params = { ...(request.params as object), ...judged };
-      return spec.answer.encode(await handle(agent, { principal, params, body }));
+      const work = async (): Promise<unknown> =>
+        spec.answer.encode(await handle(agent, { principal, params, body, query }));
+      if (spec.audit === "read") return work();
+      const begun = auditOf(agent, asking, request, body);
+      await agent.audit.begin(begun, right === "admin" || right === "local-root");
+      asking.hasBegun = true;
+      return audited(agent, begun, work);
     },
   });
 }
@@ -190,13 +202,7 @@ function subjectOf(
   if (subject === "cluster" || subject === "volumes") return { kind: subject };
   if (principal.kind !== "token" || principal.volumes === null) return { kind: "volume", volume: null };
   const { ref } = params as { readonly ref: string };
-  const find = subject === "volume" ? findVolume : findDeleted;
-  try {
-    return { kind: "volume", volume: find(agent.member().mirror, ref).id };
-  } catch (error) {
-    if (isWeftError(error)) return { kind: "volume", volume: null };
-    throw error;
-  }
+  return { kind: "volume", volume: foundVolume(agent, subject, ref) };
 }
 
 function parse(schema: z.ZodType, body: unknown): unknown {

@@ -10,6 +10,7 @@
 import { z } from "zod";
 
 import { JOIN_TOKEN_MS_MAX } from "../model/limits.ts";
+import { auditLine } from "./audit-line.ts";
 import { address, clusterName, hostName, instant, u32, u64, uuid, volumeName } from "./json-types.ts";
 
 // ---- requests ----
@@ -54,6 +55,24 @@ export const detachRequest = z.strictObject({ abandon: z.boolean().default(false
 export const replicaAddRequest = z.strictObject({ host: hostName.nullable().default(null) });
 export const storeFileRequest = z.strictObject({ path: z.string().startsWith("/").max(4096) });
 export const storeRepairRequest = z.strictObject({ assent: z.boolean().default(false) });
+
+/** What stands behind `?`: texts all of them. */
+export const auditQuery = z.strictObject({
+  since: instant.nullable().default(null),
+  /** Name or id. */
+  volume: z.string().max(256).nullable().default(null),
+  /** Name or id of the host that did it. */
+  host: z.string().max(256).nullable().default(null),
+  /** Name or id of who asked. */
+  who: z.string().max(256).nullable().default(null),
+  refused: z.stringbool().default(false),
+  limit: z
+    .string()
+    .regex(/^[0-9]{1,4}$/, "expected a number from 1 to 1000")
+    .transform(Number)
+    .pipe(z.int().min(1).max(1000))
+    .default(200),
+});
 
 // ---- answers ----
 
@@ -305,6 +324,25 @@ export const hostRevokeAnswer = z.object({
 });
 export const okAnswer = z.object({});
 
+export const auditAnswer = z.object({
+  /** In the order of their clocks, the last ones that match. */
+  lines: z.array(auditLine),
+  /** Names of hosts whose audit is not among them, with the reason. */
+  missing: z.array(z.object({ host: z.string(), reason: z.string() })),
+  /** Names of the hosts by id, as far as they are known. */
+  names: z.record(z.string(), z.string()),
+});
+
+export const auditVerdict = z.object({
+  /** Lines that are there, and the number of the first and last. */
+  lines: z.int(),
+  first: u64.nullable(),
+  last: u64.nullable(),
+  broken: z.object({ file: z.string(), line: z.int(), what: z.string() }).nullable(),
+  /** What the store says of the last line, a minute ago or less; null: it says nothing, or is away. */
+  kept: z.object({ seq: u64, agrees: z.boolean() }).nullable(),
+});
+
 export const errorAnswer = z.object({
   error: z.object({
     code: z.string(),
@@ -344,3 +382,6 @@ export type BackupAnswer = z.output<typeof backupAnswer>;
 export type RepairAnswer = z.output<typeof repairAnswer>;
 export type HostRevokeAnswer = z.output<typeof hostRevokeAnswer>;
 export type HostRemoveAnswer = z.output<typeof hostRemoveAnswer>;
+export type AuditQuery = z.output<typeof auditQuery>;
+export type AuditAnswer = z.output<typeof auditAnswer>;
+export type AuditVerdict = z.output<typeof auditVerdict>;

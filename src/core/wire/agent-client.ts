@@ -153,6 +153,15 @@ export class AgentClient {
     return this.#call("POST", "/v1/store/repair", api.repairAnswer, api.storeRepairRequest, body);
   }
 
+  audit(query: Readonly<Record<keyof api.AuditQuery, string | null>>): Promise<api.AuditAnswer> {
+    const given = Object.entries(query).filter((pair): pair is [string, string] => pair[1] !== null);
+    return this.#call("GET", `/v1/audit?${new URLSearchParams(given).toString()}`, api.auditAnswer);
+  }
+
+  verifyAudit(): Promise<api.AuditVerdict> {
+    return this.#call("GET", "/v1/audit/verify", api.auditVerdict);
+  }
+
   async #call<A extends z.ZodType>(method: Method, url: string, answer: A): Promise<z.output<A>>;
   async #call<A extends z.ZodType, B extends z.ZodType>(
     method: Method,

@@ -49,6 +49,8 @@ const kinds = {
   "E-AGENT-05": away,
   "E-AGENT-06": { culprit: "us", exit: 4, status: 503 },
   "E-AGENT-07": { culprit: "us", exit: 4, status: 503 },
+  "E-AUDIT-01": { culprit: "disk", exit: 2, status: 503 },
+  "E-AUDIT-02": { culprit: "disk", exit: 3, status: 409 },
   "E-AUTH-01": { culprit: "caller", exit: 1, status: 401 },
   "E-AUTH-02": { culprit: "caller", exit: 1, status: 403 },
   "E-STORE-01": away,

@@ -22,6 +22,8 @@ export type RouteSpec = {
   readonly subject: RouteSubject;
   /** Null: it takes none, and one that is sent is not looked at. */
   readonly request: z.ZodType | null;
+  /** What may stand behind the path's `?`; null: nothing is looked at. */
+  readonly query: z.ZodType | null;
   readonly answer: z.ZodType;
   readonly audit: "mutation" | "read";
   /** Fields of the body that the audit shows. */
@@ -88,6 +90,9 @@ export const routes = {
   "POST /v1/store/repair": mutation("admin", "cluster", api.storeRepairRequest, api.repairAnswer, {
     logs: ["assent"],
   }),
+
+  "GET /v1/audit": asked("admin", "cluster", api.auditQuery, api.auditAnswer),
+  "GET /v1/audit/verify": read("admin", "cluster", api.auditVerdict),
 } as const satisfies Readonly<Record<`${Method} /v1/${string}`, RouteSpec>>;
 
 export type Method = "GET" | "POST" | "PUT" | "DELETE";
@@ -97,6 +102,9 @@ export type RouteName = keyof Routes;
 /** The body that a handler gets: parsed, null where none is taken. */
 export type RouteBody<Name extends RouteName> = Routes[Name]["request"] extends z.ZodType
   ? z.output<Routes[Name]["request"]>
+  : null;
+export type RouteQuery<Name extends RouteName> = Routes[Name]["query"] extends z.ZodType
+  ? z.output<Routes[Name]["query"]>
   : null;
 export type RouteAnswer<Name extends RouteName> = z.output<Routes[Name]["answer"]>;
 /** What stands for the `:words` of its path, decoded. */
@@ -116,7 +124,16 @@ export function methodAndPath(name: RouteName): { readonly method: Method; reado
 }
 
 function read<Answer extends z.ZodType>(right: Right, subject: RouteSubject, answer: Answer) {
-  return { right, raise: null, subject, request: null, answer, audit: "read", logs: [] } as const;
+  return asked(right, subject, null, answer);
+}
+
+function asked<Query extends z.ZodType | null, Answer extends z.ZodType>(
+  right: Right,
+  subject: RouteSubject,
+  query: Query,
+  answer: Answer,
+) {
+  return { right, raise: null, subject, request: null, query, answer, audit: "read", logs: [] } as const;
 }
 
 function mutation<Request extends z.ZodType | null, Answer extends z.ZodType>(
@@ -136,6 +153,7 @@ function mutation<Request extends z.ZodType | null, Answer extends z.ZodType>(
     raise: raise === undefined ? null : (body: unknown) => raise(body as z.output<NonNullable<Request>>),
     subject,
     request,
+    query: null,
     answer,
     audit: "mutation",
     logs: logs ?? [],

@@ -51,6 +51,8 @@ export const keys = {
   joinTokensUsed: `${ROOT}join-token-used/`,
   /** Made once: a token that has it can't be used again. */
   joinTokenUsed: (id: string) => `${ROOT}join-token-used/${id}`,
+  /** Number and hash of the last line of the host's audit, a minute ago or less. */
+  auditHead: (host: string) => `${ROOT}audit-head/${host}`,
 } as const;
 
 export type ParsedKey =

@@ -4,6 +4,7 @@
  */
 import t from "tap";
 
+import type { Audit, AuditRequest } from "../../../src/core/agent/audit.ts";
 import { handlers } from "../../../src/core/agent/handlers.ts";
 import type { AskedAgent } from "../../../src/core/agent/handlers.ts";
 import { openLog } from "../../../src/core/agent/log.ts";
@@ -16,7 +17,23 @@ import { methodAndPath, routeNames, routes, type RouteSpec } from "../../../src/
 function reached(): never {
   throw new WeftError({ code: "E-AGENT-03", message: "reached" });
 }
+/** What the audit was told, one word each. */
+const told: string[] = [];
+const audit = {
+  begin: async ({ what, who, target }: AuditRequest, durable: boolean): Promise<void> => {
+    told.push(`begin ${what} ${who.name} ${JSON.stringify(target)}${durable ? " durable" : ""}`);
+  },
+  end: async ({ what }: AuditRequest, outcome: string): Promise<void> => {
+    told.push(`end ${what} ${outcome}`);
+  },
+  last: reached,
+  verify: reached,
+  refused: async ({ what, who }: AuditRequest, source: string, outcome: string): Promise<void> => {
+    told.push(`refused ${what} ${who.name} ${source} ${outcome}`);
+  },
+};
 const agent: AskedAgent = {
+  audit: audit as unknown as Audit,
   member: reached,
   status: reached,
   init: reached,
@@ -133,6 +150,64 @@ void t.test("routes: who may not ask is refused before the body is read", async 
     headers: { "content-type": "application/json" },
   });
   t.equal(answer.statusCode, 401);
+});
+
+void t.test(
+  "routes: a mutation begins and ends in the audit, a refusal is one line, reading leaves none",
+  async (t) => {
+    const app = door(token("operator"));
+    t.teardown(() => app.close());
+    const heard = async (...asks: Parameters<typeof ask>): Promise<readonly string[]> => {
+      told.length = 0;
+      await ask(...asks);
+      return [...told];
+    };
+    const volume = { name: "db", size: "1048576", createdBy: "canary" };
+    t.same(await heard(app, "POST /v1/volumes", volume), [
+      'begin POST /v1/volumes ci {"name":"db","size":"1048576","copies":null,"minIsr":null,"hosts":null}',
+      "end POST /v1/volumes E-AGENT-03",
+    ]);
+    t.same(await heard(app, "POST /v1/volumes/:ref/attach", {}), [
+      'begin POST /v1/volumes/:ref/attach ci {"ref":"db","steal":false}',
+      "end POST /v1/volumes/:ref/attach E-AGENT-03",
+    ]);
+    const attach = "refused POST /v1/volumes/:ref/attach ci token a81c04fe";
+    t.same(await heard(app, "POST /v1/volumes/:ref/attach", { steal: true }), [`${attach} E-AUTH-02`]);
+    t.same(await heard(app, "POST /v1/volumes/:ref/attach", { steal: 1 }), [`${attach} E-ARG-02`]);
+    t.same(await heard(app, "GET /v1/volumes"), []);
+    t.same(await heard(app, "GET /v1/volumes/:ref"), []);
+    t.same(await heard(app, "GET /v1/audit"), ["refused GET /v1/audit ci token a81c04fe E-AUTH-02"]);
+
+    // What only an administrator may do stands on the disk before it is done.
+    const admin = door(root);
+    t.teardown(() => admin.close());
+    t.same(await heard(admin, "DELETE /v1/volumes/:ref"), [
+      'begin DELETE /v1/volumes/:ref root {"ref":"db"} durable',
+      "end DELETE /v1/volumes/:ref E-AGENT-03",
+    ]);
+  },
+);
+
+void t.test("routes: what can't be written into the audit is not done", async (t) => {
+  let reached = false;
+  const full: AskedAgent = {
+    ...agent,
+    audit: {
+      ...audit,
+      begin: async () => {
+        throw new WeftError({ code: "E-AUDIT-01", message: "The audit can't be written: no space." });
+      },
+    } as unknown as Audit,
+    member: () => {
+      reached = true;
+      throw new WeftError({ code: "E-AGENT-03", message: "reached" });
+    },
+  };
+  const app = createApp({ agent: full, log: openLog("silent"), names: routeNames, principalOf: () => root });
+  t.teardown(() => app.close());
+  t.same(await ask(app, "POST /v1/pools", { path: "/p" }), { status: 503, code: "E-AUDIT-01" });
+  t.notOk(reached);
+  t.same(await ask(app, "GET /v1/pools"), { status: 409, code: "E-AGENT-03" });
 });
 
 function refusal(status: 401 | 403): Ask {

@@ -62,6 +62,7 @@ export class TestHost {
       rebuildAfterMs: this.#rebuildAfterMs,
       certificateLifeMs: null,
       addon: join(nativeBin(), "libweft_node.so"),
+      syslogSocket: "",
       viewerGroup: null,
       allowCoreDumps: true,
     };

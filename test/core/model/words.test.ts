@@ -2,7 +2,7 @@
 import * as fc from "fast-check";
 import t from "tap";
 
-import { formatDuration } from "../../../src/core/model/duration.ts";
+import { formatDuration, parseDuration } from "../../../src/core/model/duration.ts";
 import { parseHostId, parseRid, parseUuid } from "../../../src/core/model/ids.ts";
 import { VOLUME_BYTES_MAX } from "../../../src/core/model/limits.ts";
 import { parseAddress, parseName } from "../../../src/core/model/name.ts";
@@ -121,6 +121,16 @@ void t.test("identifier: any spelling of a UUID becomes the same text, else noth
   t.equal(parseRid(4_294_967_296), null);
   t.equal(parseRid(-1), null);
   t.equal(parseRid(7), 7);
+});
+
+void t.test("duration: is read with one unit, and nothing else is one", async (t) => {
+  t.equal(parseDuration("90s"), 90_000);
+  t.equal(parseDuration(" 30m "), 30 * 60_000);
+  t.equal(parseDuration("30 min"), 30 * 60_000);
+  t.equal(parseDuration("2h"), 2 * 3_600_000);
+  t.equal(parseDuration("90d"), 90 * 86_400_000);
+  for (const text of ["", "2", "h", "-2h", "1.5h", "2 hours", "1h30m", "9999999s", "2y"])
+    t.equal(parseDuration(text), null, text);
 });
 
 void t.test("duration: two units at most", async (t) => {

@@ -1,0 +1,87 @@
+/** What the audit is asked: its lines, and whether they are all there. */
+import { parseUuid } from "../model/ids.ts";
+import type { AuditAnswer, AuditQuery, AuditVerdict } from "../wire/agent-api.ts";
+import { type AuditFilter, type AuditLine, matchesAudit, mergeAudit } from "../wire/audit-line.ts";
+import { isWeftError } from "../wire/errors.ts";
+import type { Audit } from "./audit.ts";
+import { type KeptHead, readHead } from "./audit-head.ts";
+import type { MemberContext } from "./context.ts";
+import { hostsOf, volumesOf } from "./facts.ts";
+
+type AskedAudit = {
+  readonly audit: Pick<Audit, "last" | "verify">;
+  member(): MemberContext;
+};
+
+export async function auditAnswer(agent: AskedAudit, query: AuditQuery): Promise<AuditAnswer> {
+  const context = memberOrNull(agent);
+  const hosts = context === null ? [] : hostsOf(context.mirror);
+  const names = Object.fromEntries(hosts.map(({ id, name }) => [id, name]));
+  const self = context?.host ?? null;
+  const wanted = (id: string | null, name: string): boolean =>
+    query.host === null || query.host === name || (id !== null && parseUuid(query.host) === id);
+  const here = wanted(self, self === null ? "" : (names[self] ?? ""));
+  const own = here ? await ownLines(agent.audit, filterOf(context, query), query.limit) : [];
+  const missing = hosts
+    .filter(({ id, name }) => id !== self && wanted(id, name))
+    .map(({ name }) => ({ host: name, reason: "its audit is read on the host itself" }));
+  return { lines: [...mergeAudit([own], query.limit)], missing, names };
+}
+
+/** As another host asks for them. */
+export function ownLines(
+  audit: Pick<Audit, "last">,
+  filter: AuditFilter,
+  limit: number,
+): Promise<readonly AuditLine[]> {
+  return audit.last(limit, filter.sinceMs, (line) => matchesAudit(line, filter));
+}
+
+export async function auditVerdict(agent: AskedAudit): Promise<AuditVerdict> {
+  const head = await keptHead(memberOrNull(agent));
+  const { lines, first, head: last, broken, hashOfAsked } = await agent.audit.verify(head?.seq ?? null);
+  // A head that is older than what is kept says nothing any more.
+  const kept =
+    head === null || (first !== null && head.seq < first)
+      ? null
+      : { seq: head.seq, agrees: hashOfAsked === head.hash };
+  return { lines, first, last: last?.seq ?? null, broken, kept };
+}
+
+function filterOf(context: MemberContext | null, query: AuditQuery): AuditFilter {
+  const { since, volume, who, refused } = query;
+  return {
+    sinceMs: since === null ? null : Date.parse(since),
+    volume: volume === null ? null : [volume, ...alsoKnownAs(context, volume)],
+    who,
+    refusedOnly: refused,
+  };
+}
+
+/** The id of a volume of this name, or the name of the one with this id: lines may have either. */
+function alsoKnownAs(context: MemberContext | null, ref: string): readonly string[] {
+  if (context === null) return [];
+  const id = parseUuid(ref);
+  return volumesOf(context.mirror)
+    .filter((volume) => volume.id === id || volume.want?.name === ref)
+    .flatMap((volume) => [volume.id, ...(volume.want === null ? [] : [volume.want.name])]);
+}
+
+async function keptHead(context: MemberContext | null): Promise<KeptHead | null> {
+  if (context === null) return null;
+  try {
+    return await readHead(context.store, context.host);
+  } catch (error) {
+    if (isWeftError(error)) return null;
+    throw error;
+  }
+}
+
+function memberOrNull(agent: AskedAudit): MemberContext | null {
+  try {
+    return agent.member();
+  } catch (error) {
+    if (isWeftError(error, "E-AGENT-03")) return null;
+    throw error;
+  }
+}

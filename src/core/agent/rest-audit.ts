@@ -1,0 +1,132 @@
+/**
+ * What the audit is told of a request: its principal, where it comes from, what it is about, how it ended.
+ *
+ * Must always hold:
+ * - of a body only the fields that the table of routes lists are shown;
+ * - a mutation that was refused leaves a line, and so does a request that its principal may not make.
+ */
+import { randomUUID } from "node:crypto";
+import type { FastifyRequest } from "fastify";
+
+import type { VolumeId } from "../model/ids.ts";
+import { type Principal, principalKey, type Subject } from "../model/roles.ts";
+import { auditTarget, whoOf } from "../wire/audit-line.ts";
+import { isWeftError, type WeftError } from "../wire/errors.ts";
+import { type RouteName, routes, type RouteSpec, type RouteSubject } from "../wire/routes.ts";
+import type { AuditRequest } from "./audit.ts";
+import { findDeleted, findVolume } from "./find.ts";
+import type { AskedAgent } from "./handlers.ts";
+
+/** Who asks, and the volume it is about where that decides: judged once, before the body is read. */
+export type Asking = {
+  readonly name: RouteName;
+  readonly principal: Principal;
+  readonly subject: Subject;
+  /** Its beginning stands in the audit: from then on an error is how it ended, and no refusal. */
+  hasBegun: boolean;
+};
+
+/** Does it, and writes how it ended. */
+export async function audited(
+  agent: AskedAgent,
+  request: AuditRequest,
+  work: () => Promise<unknown>,
+): Promise<unknown> {
+  const begun = performance.now();
+  const took = (): number => Math.round(performance.now() - begun);
+  try {
+    const answer = await work();
+    await agent.audit.end(withMade(request, answer), "ok", took());
+    return answer;
+  } catch (error) {
+    await agent.audit.end(request, isWeftError(error) ? error.code : "E-AGENT-06", took());
+    throw error;
+  }
+}
+
+/** The id of what was made, which had none before. */
+function withMade(request: AuditRequest, answer: unknown): AuditRequest {
+  if (typeof answer !== "object" || answer === null || !("id" in answer)) return request;
+  return typeof answer.id === "string"
+    ? { ...request, target: { ...request.target, made: answer.id } }
+    : request;
+}
+
+/** Of the body only what the table lists; of the path everything: names and numbers. */
+export function auditOf(
+  agent: AskedAgent,
+  asking: Asking,
+  request: FastifyRequest,
+  body: unknown,
+): AuditRequest {
+  const { name, principal } = asking;
+  const spec: RouteSpec = routes[name];
+  const params = Object.entries((request.params ?? {}) as Readonly<Record<string, string>>);
+  const fields = Object.entries(body ?? {}).filter(([field]) => spec.logs.includes(field));
+  const target = auditTarget.parse({
+    ...Object.fromEntries(params),
+    ...Object.fromEntries(fields.map(([field, value]) => [field, shownField(value)])),
+    ...volumeOf(agent, spec, params),
+  });
+  return {
+    id: randomUUID(),
+    who: whoOf(principal),
+    from: fromOf(principal, request),
+    what: name,
+    target,
+  };
+}
+
+function shownField(value: unknown): unknown {
+  return typeof value === "bigint" ? String(value) : value;
+}
+
+/** Its id, so that what was done to it is found also after another one got the name. */
+function volumeOf(
+  agent: AskedAgent,
+  spec: RouteSpec,
+  params: readonly (readonly [string, string])[],
+): { readonly volume?: VolumeId } {
+  const ref = params.find(([name]) => name === "ref")?.[1];
+  const volume = ref === undefined ? null : foundVolume(agent, spec.subject, ref);
+  return volume === null ? {} : { volume };
+}
+
+function fromOf(principal: Principal, { ip, raw }: FastifyRequest): string {
+  switch (principal.kind) {
+    case "root":
+    case "group":
+      return `unix pid ${principal.pid}`;
+    case "nobody":
+      return principal.address;
+    case "host":
+    case "token":
+      return `${ip}:${raw.socket.remotePort ?? 0}`;
+  }
+}
+
+/** A mutation that was not even begun, and what nobody may ask: both are for the audit. */
+export async function auditRefusal(
+  agent: AskedAgent,
+  asking: Asking | undefined,
+  request: FastifyRequest,
+  error: WeftError,
+): Promise<void> {
+  if (asking === undefined || asking.hasBegun) return;
+  const isDenied = error.code.startsWith("E-AUTH-");
+  if (!isDenied && routes[asking.name].audit === "read") return;
+  const refused = auditOf(agent, asking, request, null);
+  await agent.audit.refused(refused, principalKey(asking.principal), error.code);
+}
+
+/** Null: the name stands for no volume. */
+export function foundVolume(agent: AskedAgent, subject: RouteSubject, ref: string): VolumeId | null {
+  if (subject === "cluster" || subject === "volumes") return null;
+  const find = subject === "volume" ? findVolume : findDeleted;
+  try {
+    return find(agent.member().mirror, ref).id;
+  } catch (error) {
+    if (isWeftError(error)) return null;
+    throw error;
+  }
+}

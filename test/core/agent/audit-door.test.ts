@@ -1,0 +1,102 @@
+/** Plot: a whole agent with a real store: what is asked of it can be read afterwards, also after a restart, and is kept apart. */
+import { readFile, truncate } from "node:fs/promises";
+import { join } from "node:path";
+
+import t from "tap";
+
+import { AuditHeads, readHead } from "../../../src/core/agent/audit-head.ts";
+import { Audit } from "../../../src/core/agent/audit.ts";
+import { openLog } from "../../../src/core/agent/log.ts";
+import type { AgentClient } from "../../../src/core/wire/agent-client.ts";
+import type { StoreClient } from "../../../src/core/wire/store-client.ts";
+import { keys } from "../../../src/core/wire/store-keys.ts";
+import { startHost } from "./test-host.ts";
+
+const everything: Parameters<AgentClient["audit"]>[0] = {
+  since: null,
+  volume: null,
+  host: null,
+  who: null,
+  refused: null,
+  limit: null,
+};
+
+void t.test("agent: what was asked of it stands in its audit", async (t) => {
+  const host = await startHost(t, 91);
+  await host.client.init({ name: "h1", address: host.address, clusterName: "lab" });
+  await host.client.createPool({ path: "/pool" });
+  const { id } = await host.client.createVolume({ name: "db", size: 1n << 20n, copies: 1 });
+  await t.rejects(host.client.detach("db"), { code: "E-VOL-13" });
+  await host.client.attach("db");
+  await host.client.detach("db");
+  await host.client.deleteVolume("db");
+  const shown = async (query: Partial<typeof everything> = {}): Promise<readonly string[]> => {
+    const { lines } = await host.client.audit({ ...everything, ...query });
+    return lines.filter(({ event }) => event === "end").map(({ what, outcome }) => `${what} ${outcome}`);
+  };
+  const made = [
+    "POST /v1/volumes ok",
+    "POST /v1/volumes/:ref/detach E-VOL-13",
+    "POST /v1/volumes/:ref/attach ok",
+    "POST /v1/volumes/:ref/detach ok",
+    "DELETE /v1/volumes/:ref ok",
+  ];
+  t.same(await shown(), ["POST /v1/init ok", "POST /v1/pools ok", ...made]);
+  t.same(await shown({ volume: "db" }), made, "by its name, also when it is deleted");
+  t.same(await shown({ volume: id }), made, "by its id");
+  t.same(await shown({ who: "root", limit: "2" }), made.slice(-1));
+  t.same(await shown({ who: "ci" }), []);
+  t.same(await shown({ host: "h1", since: "2999-01-01T00:00:00.000Z" }), []);
+  const { lines, names } = await host.client.audit(everything);
+  t.match(lines.at(-1), { who: { kind: "root", role: "admin" }, from: `unix pid ${process.pid}` });
+  t.equal(names[lines.at(-1)?.host ?? ""], "h1");
+  await t.rejects(host.client.audit({ ...everything, limit: "5000" }), { code: "E-ARG-02" });
+  await host.stopAgent();
+  await host.startAgent();
+  t.match(await host.client.verifyAudit(), { lines: 14, first: 1n, last: 14n, broken: null });
+});
+
+void t.test("agent: lines that were cut off whole are missed by what the store kept", async (t) => {
+  const kept = new Map<string, string>();
+  const store = {
+    get: async (key: string) => {
+      const value = kept.get(key);
+      return value === undefined ? null : { key, value, modRevision: 1n };
+    },
+    put: async (key: string, value: string) => void kept.set(key, value),
+  } as unknown as Pick<StoreClient, "get" | "put">;
+  const directory = t.testdir();
+  const log = openLog("silent");
+  const host = "00000000-0000-4000-8000-000000000001";
+  const open = (): Audit => {
+    const audit = new Audit({ directory, log, syslog: null, host: () => host });
+    t.teardown(() => audit.close());
+    return audit;
+  };
+  const write = async (audit: Audit): Promise<void> => {
+    const who = { kind: "root", name: "root", role: "admin", id: null } as const;
+    await audit.begin({ id: host, who, from: "x", what: "POST /v1/pools", target: {} }, false);
+  };
+  const first = open();
+  for (let n = 0; n < 4; n += 1) await write(first);
+  const heads = new AuditHeads(first, store, host, log);
+  await heads.keep();
+  t.match(await readHead(store, host), { seq: 4n, hash: first.head?.hash });
+  await write(first);
+  await heads.keep();
+  t.match(await readHead(store, host), { seq: 5n });
+  await first.close();
+
+  const file = join(directory, "audit.log");
+  const text = await readFile(file, "utf8");
+  await truncate(file, text.split("\n").slice(0, 3).join("\n").length + 1);
+  const second = open();
+  await write(second);
+  await new AuditHeads(second, store, host, log).keep();
+  const last = await second.last(1, null, () => true);
+  t.match(last, [{ event: "broken", outcome: "E-AUDIT-02" }]);
+
+  // What is no head of ours is none.
+  await store.put(keys.auditHead(host), "{}");
+  t.equal(await readHead(store, host), null);
+});
