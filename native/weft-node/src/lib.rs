@@ -4,14 +4,10 @@
 //! - no call waits: a datagram that can't go at once is an error;
 //! - nothing here keeps state, and nothing is told about secrets.
 
-use std::os::fd::BorrowedFd;
-
 use napi::bindgen_prelude::Buffer;
 use napi_derive::napi;
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sendto, socket_with, sockopt,
-};
+use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType, sendto, socket_with};
 use rustix::process::{
     DumpableBehavior, Resource, Rlimit, dumpable_behavior, set_dumpable_behavior, setrlimit,
 };
@@ -19,7 +15,7 @@ use rustix::process::{
 /// Who connected a unix socket, as the kernel noted it at `connect`.
 #[napi(object)]
 pub struct PeerCredentials {
-    /// Its process, which may have ended since.
+    /// Its process, which may have ended since; 0 where it has no number here, being of another PID namespace.
     pub pid: i32,
     /// Its effective user.
     pub uid: u32,
@@ -36,16 +32,22 @@ pub fn peer_credentials(fd: i32) -> napi::Result<PeerCredentials> {
     if fd < 0 {
         return Err(failed("peer credentials", Errno::BADF));
     }
-    // JUSTIFICATION: Node owns the socket and tells us only its number.
-    // SAFETY: not negative. The caller's socket holds it open during this call, which runs on Node's one thread; of a
-    // number that is none the kernel says EBADF.
-    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-    let peer = sockopt::socket_peercred(fd).map_err(|errno| failed("peer credentials", errno))?;
-    Ok(PeerCredentials {
-        pid: peer.pid.as_raw_nonzero().get(),
-        uid: peer.uid.as_raw(),
-        gid: peer.gid.as_raw(),
-    })
+    let mut peer = libc::ucred { pid: 0, uid: u32::MAX, gid: u32::MAX };
+    let size = size_of::<libc::ucred>();
+    let mut length = libc::socklen_t::try_from(size).expect("a ucred has twelve bytes");
+    let into = (&raw mut peer).cast();
+    // JUSTIFICATION: rustix's type for this has no process 0 (1.1.6), and Node tells us of its socket only the number.
+    // SAFETY: `into` and `length` are of a whole `ucred` that lives until the call is over. The caller's socket holds the
+    // number open during this call, which runs on Node's one thread; of a number that is none the kernel says EBADF.
+    let outcome = unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_PEERCRED, into, &raw mut length) };
+    if outcome != 0 {
+        let errno = Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL);
+        return Err(failed("peer credentials", errno));
+    }
+    if usize::try_from(length) != Ok(size) {
+        return Err(failed("peer credentials", Errno::INVAL));
+    }
+    Ok(PeerCredentials { pid: peer.pid, uid: peer.uid, gid: peer.gid })
 }
 
 /// From now on no core dump is written of this process or of those that it starts, and only root may look into its memory.

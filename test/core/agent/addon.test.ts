@@ -53,6 +53,27 @@ void t.test("addon: names the process at the other end of a unix socket", async 
   t.throws(() => addon.peerCredentials(1_000_000), /peer credentials/);
 });
 
+void t.test("addon: a process of another PID namespace has no number, and its user is known", async (t) => {
+  const at = join(scratch(t), "socket");
+  const program = `
+    const { exports } = (process.dlopen(globalThis.it = { exports: {} }, ${JSON.stringify(path)}), globalThis.it);
+    require("node:net").createServer((socket) => {
+      console.log(JSON.stringify(exports.peerCredentials(socket._handle.fd)));
+      process.exit(0);
+    }).listen(${JSON.stringify(at)}, () => console.log("listening"));`;
+  const mapped = own === 0 ? [] : ["--user", "--map-root-user"];
+  const words = [...mapped, "--pid", "--fork", "--kill-child", process.execPath, "-e", program];
+  const child = spawn("unshare", words, { stdio: ["ignore", "pipe", "inherit"] });
+  let said = "";
+  child.stdout.setEncoding("utf8").on("data", (text: string) => {
+    said += text;
+    if (said === "listening\n") connect(at).on("error", () => undefined);
+  });
+  await new Promise((resolve) => child.once("close", resolve));
+  const uid = own === 0 ? own : 0;
+  t.match(JSON.parse(said.split("\n")[1] ?? "null"), { pid: 0, uid });
+});
+
 void t.test("addon: a datagram arrives, or is an error at once", async (t) => {
   const at = join(scratch(t), "log");
   t.throws(() => addon.sendDatagram(at, Buffer.from("x")), /datagram/, "nobody listens");
