@@ -36,9 +36,9 @@ type LetIn = { readonly answer: EnrolAnswer; readonly by: ProvenHost };
 
 export async function joinCluster(context: JoinContext, request: Request): Promise<HostFile> {
   const { files, etcd } = context;
+  await refuseMember(files);
   const token = decoded(request.token);
   const target = joinTarget(request.from);
-  await refuseMember(files);
   await checkLocal(request.address, etcd);
   const { intent, keyPem } = await intend(context, request, token);
   const kid = kidOf(createPublicKey(keyPem.reveal()));
