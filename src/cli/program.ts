@@ -14,6 +14,7 @@ import { WeftError } from "../core/wire/errors.ts";
 import { absolutePath } from "./arguments.ts";
 import { addAttachCommands } from "./attach-commands.ts";
 import { addAuditCommands } from "./audit-commands.ts";
+import { addCaCommands } from "./ca-commands.ts";
 import { addClusterCommands } from "./cluster-commands.ts";
 import { readCodeRow } from "./code-table.ts";
 import { json } from "./console.ts";
@@ -81,6 +82,7 @@ function buildProgram(surroundings: Surroundings, bind: Bind, ownVersion: string
     .helpCommand(false);
   addClusterCommands(program, bind);
   addTokenCommands(program, bind);
+  addCaCommands(program, bind);
   addStatusCommand(program, bind);
   addPoolCommands(program, bind);
   addVolumeCommands(program, bind);

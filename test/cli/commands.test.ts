@@ -480,3 +480,41 @@ void t.test("weft host, trash, store: lists, and what they did", async (t) => {
   );
   t.equal(repaired.code, 3);
 });
+
+void t.test("weft ca: who signs, until when, and what a change of the authority waits for", async (t) => {
+  const kid = (word: string): string => word.repeat(16);
+  const since = new Date(Date.now() - 60_000).toISOString();
+  const idle = {
+    generation: "17",
+    transport: "tls",
+    authorities: [
+      { kind: "host", kid: kid("3f9c"), state: "active", since, signed: 3 },
+      { kind: "store", kid: kid("21aa"), state: "active", since, signed: 0 },
+    ],
+    rotation: null,
+    hosts: [
+      { host: ids.h1, name: "h1", keys: [kid("5b02")], notAfter: "2026-12-21T10:00:00Z", generation: null },
+    ],
+    revoked: [],
+  };
+  const rotation = {
+    phase: "bundle",
+    why: "asked",
+    since,
+    without: ["h4"],
+    awaited: [{ host: "h2", what: "bundle" }],
+  };
+  await using agent = await FakeAgent.start({
+    "GET /v1/ca": idle,
+    "POST /v1/ca/rotate": { ...idle, rotation },
+  });
+  const shown = (await agent.weft(["ca", "show"])).out;
+  t.match(shown, /^authority {2}3f9c 3f9c 3f9c 3f9c {2}active, since .*, signed 3 hosts' newest$/m);
+  t.match(shown, /^h1 {2}until 21 Dec {2}key 5b02 5b02 5b02 5b02$/m);
+  const rotated = await agent.weft(["ca", "rotate", "--without", "h4", "--yes"]);
+  t.equal(
+    rotated.out,
+    "Phase 2/4 bundle: waits for h2 (bundle)\nWithout h4.\nIt goes on by itself:   weft ca show\n",
+  );
+  t.equal(agent.asked.at(-1), 'POST /v1/ca/rotate {"without":["h4"]}');
+});

@@ -41,6 +41,9 @@ import { Placer } from "./placer.ts";
 import { Presence } from "./presence.ts";
 import { renewBeforeStart } from "./renew.ts";
 import { answerRepair } from "./repair.ts";
+import { RevocationAcks } from "./revocation-acks.ts";
+import { memberHosts } from "./rotate.ts";
+import { RotationKeeper } from "./rotation-keeper.ts";
 import { serveLocal } from "./rest.ts";
 import { agentFacts, clusterStatus, daemonStatus } from "./status.ts";
 import { StoreIdentity } from "./store-identity.ts";
@@ -55,6 +58,16 @@ type Member = {
   readonly keeper: Keeper;
   readonly door: Door;
   readonly heads: AuditHeads;
+  readonly acks: RevocationAcks;
+  readonly rotation: RotationKeeper;
+};
+
+/** Made one after the other, and told of each other. */
+type Loops = {
+  keeper: Keeper | null;
+  storeKeeper: StoreKeeper | null;
+  presence: Presence | null;
+  told: (() => void) | null;
 };
 
 export class Agent {
@@ -168,11 +181,7 @@ export class Agent {
     const { authority, identity, storeIdentity } = await this.#identify(self, host);
     const store = new StoreClient({ endpoints: self.etcd, tls: identity.tls });
     const mirror = new Mirror(store);
-    const loops: { keeper: Keeper | null; storeKeeper: StoreKeeper | null; presence: Presence | null } = {
-      keeper: null,
-      storeKeeper: null,
-      presence: null,
-    };
+    const loops: Loops = { keeper: null, storeKeeper: null, presence: null, told: null };
     const isPlacer = (): boolean => loops.presence?.isPlacer ?? false;
     const view = new ClusterView(mirror, () => {
       loops.keeper?.stepAll();
@@ -192,6 +201,7 @@ export class Agent {
       storeIdentity,
       credentials: () => askMembers({ self, store, identity }, (member) => member.credentials()),
       onEndpoints: (endpoints) => this.#onEndpoints(self, endpoints, store),
+      onRestarted: () => loops.told?.(),
     });
     const shared = {
       store,
@@ -252,25 +262,50 @@ export class Agent {
         this.#background("removal", this.#removed(context));
       }
     });
+    const acks = new RevocationAcks({
+      store,
+      identity,
+      log,
+      cut: (revoked) => door.dropPeer(revoked),
+      daemonGeneration: async () => (await this.#daemon.identity())?.generation ?? null,
+      isStoreCut: async () => ((await this.#isMember()) ? (await storeIdentity.restartDue()) === null : null),
+    });
+    const rotation = new RotationKeeper({
+      store,
+      mirror,
+      identity,
+      authority,
+      files: this.#identityFiles,
+      log,
+      daemon: () => this.#daemon.identity(),
+      members: () => memberHosts(context),
+      isMember: () => this.#isMember(),
+    });
+    const told = (): void => {
+      acks.nudge();
+      rotation.nudge();
+    };
+    Object.assign(loops, { told });
     mirror.start();
     identity.start({ mirror, renew: () => renewOwn({ self, store, identity, authority }) });
     identity.onChange((change) => {
       storeKeeper.nudge();
       if (change.kind === "certificate") {
         door.renew();
-        this.#background("weftd's certificate", this.#daemon.reloadIdentity());
-      } else for (const revoked of change.after.revoked.keys()) door.dropPeer(revoked);
+        this.#background("weftd's certificate", this.#daemon.reloadIdentity().then(told));
+      }
     });
     presence.start();
     storeKeeper.start();
     keeper.start();
     placer.start();
+    rotation.start();
     await this.#daemon
-      .begin({ self, host, store, onBack: () => keeper.stepAll(), onTrust: () => undefined })
+      .begin({ self, host, store, onBack: () => keeper.stepAll(), onTrust: told })
       .catch((error: unknown) => log.warn({ reason: reasonOf(error) }, "weftd was not configured yet"));
     const heads = new AuditHeads(this.audit, store, host, log);
     heads.start();
-    this.#member = { context, presence, keeper, door, heads };
+    this.#member = { context, presence, keeper, door, heads, acks, rotation };
     this.#background("repair", answerRepair(context));
   }
 
@@ -291,11 +326,16 @@ export class Agent {
     return { authority, identity, storeIdentity };
   }
 
+  /** Whether this host runs a member of the store. */
+  async #isMember(): Promise<boolean> {
+    return (await this.#etcd.isConfigured()) && (await this.#etcd.hasData());
+  }
+
   async #end(): Promise<void> {
     const member = this.#member;
     if (member === null) return;
     this.#member = null;
-    const { context, presence, keeper, door, heads } = member;
+    const { context, presence, keeper, door, heads, acks, rotation } = member;
     heads.stop();
     await door.close();
     this.#daemon.end();
@@ -305,6 +345,8 @@ export class Agent {
     await presence.stop();
     // From here on nobody waits for the store.
     context.store.call.close();
+    acks.stop();
+    await rotation.stop();
     await context.storeKeeper.stop();
     await context.mirror.stop();
   }

@@ -7,10 +7,17 @@ import { kidOf, readCertificate } from "../wire/certificate.ts";
 import { isWeftError, WeftError } from "../wire/errors.ts";
 import { type Answered, HostClient } from "../wire/host-client.ts";
 import type { StoreClient } from "../wire/store-client.ts";
-import type { AuthorityKeeper } from "./authority.ts";
+import type { HostId } from "../model/ids.ts";
+import type { AuthorityKeeper, HeldAuthorities } from "./authority.ts";
+import { hostsOf } from "./facts.ts";
 import type { HostFile } from "./host-file.ts";
 import type { IdentityKeeper, RenewedCert } from "./identity.ts";
+import { handedOver } from "./members.ts";
+import type { Mirror } from "./mirror.ts";
 import { issueOwn } from "./renew.ts";
+
+/** A member that takes longer to write four files is away. */
+const GIVE_MS = 3000;
 
 export type AskContext = {
   readonly self: HostFile;
@@ -54,6 +61,33 @@ export async function renewOwn(
     message: "A member answered with a certificate by an authority that this host's list does not name.",
     safe: "This host goes on with the certificate that it has.",
   });
+}
+
+/** Hands keys of authorities to other members of the store, all at once; gives those that did not take them. */
+export async function giveAuthorities(
+  { self, identity, mirror }: Omit<AskContext, "store"> & { readonly mirror: Mirror },
+  authorities: HeldAuthorities,
+  members: readonly HostId[],
+): Promise<readonly HostId[]> {
+  const body = handedOver(authorities, identity.text);
+  const trust = identity.trust();
+  const shown = identity.current();
+  const taken = await Promise.all(
+    members.map(async (host) => {
+      const address = hostsOf(mirror).find(({ id }) => id === host)?.address;
+      if (address === undefined) return false;
+      const expect = { kind: "host" as const, trust, host };
+      try {
+        const client = new HostClient({ address, shown, from: self.address, expect, answerMs: GIVE_MS });
+        await client.putAuthority(body);
+        return true;
+      } catch (error) {
+        if (isWeftError(error)) return false;
+        throw error;
+      }
+    }),
+  );
+  return members.filter((_, i) => taken[i] !== true);
 }
 
 /** Of the store's voters. */

@@ -66,6 +66,12 @@ export class AuthorityKeeper {
     );
   }
 
+  /** Whether this host has the key of every authority of this list, also of those to come. */
+  holdsAll(trust: Trust): boolean {
+    const kids = this.kids();
+    return [...trust.authorities, ...trust.storeAuthorities].every(({ kid }) => kids.includes(kid));
+  }
+
   /** Of every authority whose key this host has. */
   kids(): readonly string[] {
     return [...this.#held.host, ...this.#held.store].map(({ kid }) => kid);

@@ -11,7 +11,7 @@ import type { MemberContext } from "./context.ts";
 import { Door, type DoorHandlers } from "./door.ts";
 import { Enrolment } from "./enrol.ts";
 import { hostsOf } from "./facts.ts";
-import { memberCredentials } from "./members.ts";
+import { memberCredentials, takeAuthorities } from "./members.ts";
 import { renewIdentity } from "./renew.ts";
 import { AGENT_VERSION, clusterAnswer } from "./status.ts";
 
@@ -64,6 +64,11 @@ function handlersOf(context: MemberContext): Partial<DoorHandlers> {
         storeAuthorities: [...given.storeAuthorities],
         trust: given.trust,
       };
+    },
+    "PUT /v1/members/authority": async ({ caller, body }) => {
+      if (caller.verdict?.kind !== "ok") throw new Error("the door lets hosts only hand over authorities");
+      await takeAuthorities({ authority, identity }, caller.verdict.host, body);
+      return {};
     },
   };
 }

@@ -19,6 +19,7 @@ import { createToken, listTokens, revokeToken } from "./join-tokens.ts";
 import { syncIfPossible } from "./mirror.ts";
 import { createPool, removePool } from "./pools.ts";
 import { repairStore } from "./repair.ts";
+import { rotateAuthority, showAuthority } from "./rotate.ts";
 import * as show from "./status.ts";
 import { backupStore, restoreStore } from "./store-file.ts";
 import { membersOrNone } from "./store-status.ts";
@@ -73,6 +74,9 @@ export const handlers: Handlers = {
     return show.hostAnswers(context, await membersOrNone(context, context.view.storeUp));
   },
   "DELETE /v1/hosts/:ref": (agent, { params }) => removeHost(agent.member(), params.ref),
+
+  "GET /v1/ca": async (agent) => showAuthority(await fresh(agent)),
+  "POST /v1/ca/rotate": (agent, { body }) => rotateAuthority(agent.member(), body.without),
 
   "GET /v1/pools": async (agent) => show.poolAnswers(await fresh(agent)),
   "POST /v1/pools": (agent, { body }) => createPool(agent.member(), body.path),

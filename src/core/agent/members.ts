@@ -9,22 +9,25 @@
 import { createPrivateKey, createPublicKey } from "node:crypto";
 
 import type { HostId } from "../model/ids.ts";
-import { withHeld } from "../model/trust.ts";
+import { Secret } from "../model/secret.ts";
+import { signerOf, withHeld } from "../model/trust.ts";
 import { kidOf } from "../wire/certificate.ts";
 import { WeftError } from "../wire/errors.ts";
 import type { Member } from "../wire/store-members.ts";
-import { Secret } from "../model/secret.ts";
 import type { AuthorityKeys } from "../wire/x509-make.ts";
 import type { HeldAuthorities } from "./authority.ts";
 import { peerUrl } from "./etcd-process.ts";
 import { changeTrust } from "./trust-change.ts";
 import type { TrustWriter } from "./trust-change.ts";
 
+/** Of both kinds: those in use, those of a change under way, and some that were never announced. */
+const AUTHORITIES_MAX = 32;
+
 /** As it goes over the wire; `key` is PKCS#8, PEM. */
 type SentAuthority = { readonly kid: string; readonly pem: string; readonly key: string };
 export type MemberCredentials = {
-  readonly authorities: readonly SentAuthority[];
-  readonly storeAuthorities: readonly SentAuthority[];
+  readonly authorities: SentAuthority[];
+  readonly storeAuthorities: SentAuthority[];
   /** The newest trust list, signed. */
   readonly trust: string;
 };
@@ -55,6 +58,31 @@ export async function memberCredentials(
   return { authorities: given.host.map(sent), storeAuthorities: given.store.map(sent), trust: change.text };
 }
 
+/** The keys of authorities that no list names yet, as they are handed to the other members; `trust` is the list of now. */
+export function handedOver(authorities: HeldAuthorities, trust: string): MemberCredentials {
+  return {
+    authorities: authorities.host.map(sent),
+    storeAuthorities: authorities.store.map(sent),
+    trust,
+  };
+}
+
+/**
+ * Another member hands over the keys of authorities that are to come. `from` has proven itself; E-CA-07 where the list
+ * doesn't say that it has the authority's key itself, E-CA-01 where this host is no member.
+ */
+export async function takeAuthorities(
+  { authority, identity }: Pick<TrustWriter, "authority" | "identity">,
+  from: HostId,
+  body: MemberCredentials,
+): Promise<void> {
+  const trust = identity.trust();
+  if (!authority.holds(trust)) authority.give(trust);
+  if (!(trust.hosts.get(from)?.held.includes(signerOf(trust)) ?? false)) throw noMember(from);
+  if (authority.kids().length > AUTHORITIES_MAX) throw tooMany();
+  await authority.take(receivedAuthorities(body));
+}
+
 /** What a member answered, as keys whose certificates fit them: E-CA-05 otherwise, when they are written. */
 export function receivedAuthorities(answer: MemberCredentials): HeldAuthorities {
   return {
@@ -71,6 +99,15 @@ function sent({ kid, pem, keyPem }: AuthorityKeys): SentAuthority {
 function received({ pem, key }: SentAuthority): AuthorityKeys {
   const kid = kidOf(createPublicKey(createPrivateKey(key)));
   return { kid, pem, keyPem: new Secret(key) };
+}
+
+function tooMany(): WeftError {
+  return new WeftError({
+    code: "E-CA-02",
+    message: "This host has keys of more authorities than any change of them needs.",
+    safe: "Nothing was changed.",
+    do: [{ why: "See what is under way", command: "weft ca show" }],
+  });
 }
 
 function noMember(host: HostId): WeftError {

@@ -55,6 +55,8 @@ export type StoreKeeperOptions = {
   /** Asks the members for the authorities' keys. */
   readonly credentials: () => Promise<MemberCredentials>;
   readonly onEndpoints: (endpoints: readonly string[]) => Promise<void>;
+  /** This host's etcd was started again, with the files of now. */
+  readonly onRestarted: () => void;
 };
 
 export class StoreKeeper {
@@ -174,6 +176,7 @@ export class StoreKeeper {
       await etcd.restart(why === "cut" || isEmergency ? "at-once" : "in-order");
       await storeIdentity.untilServed();
       log.info({ why }, "this host's etcd was started again");
+      this.#options.onRestarted();
     };
     if (why === "bundle" && isEmergency) await restart();
     else if (!(await inTurn(store, { host: self.host, why }, restart))) this.#wake.nudgeIn(TURN_MS);
@@ -181,7 +184,9 @@ export class StoreKeeper {
 
   /** A store that went back in time, or a list that somebody put there, holds up nothing else. */
   async #tendTrust(): Promise<void> {
-    const { store, authority, identity, identityFiles, mirror, log } = this.#options;
+    const { store, authority, identity, identityFiles, mirror, log, etcd } = this.#options;
+    const isMember = (await etcd.isConfigured()) && (await etcd.hasData());
+    if (isMember && !authority.holdsAll(identity.trust())) await this.#fetchAuthorities();
     if (!authority.holds(identity.trust())) return;
     const writer = { store, authority, identity };
     try {

@@ -298,6 +298,48 @@ export const repairAnswer = z.object({
 });
 
 export const hostRemoveAnswer = z.object({ host: uuid, name: z.string(), storeMemberRemoved: z.boolean() });
+export const caRotateRequest = z.strictObject({
+  /** Hosts that the change of the authority does not wait for, by name or id. */
+  without: z.array(z.string().min(1).max(64)).max(1000).default([]),
+});
+
+export const caAnswer = z.object({
+  /** Of the list of trusted hosts. */
+  generation: u64,
+  transport: z.enum(["tls", "auth", "clear"]),
+  authorities: z.array(
+    z.object({
+      kind: z.enum(["host", "store"]),
+      /** SHA-256 of its public key, hex. */
+      kid: z.string(),
+      state: z.enum(["active", "incoming", "outgoing"]),
+      since: instant,
+      /** Hosts whose newest certificate it signed. */
+      signed: z.number(),
+    }),
+  ),
+  rotation: z
+    .object({
+      phase: z.enum(["announce", "bundle", "issue", "drop"]),
+      why: z.enum(["asked", "revoked"]),
+      since: instant,
+      without: z.array(z.string()),
+      awaited: z.array(z.object({ host: z.string(), what: z.enum(["list", "bundle", "certificate"]) })),
+    })
+    .nullable(),
+  hosts: z.array(
+    z.object({
+      host: uuid,
+      name: z.string(),
+      keys: z.array(z.string()),
+      notAfter: instant.nullable(),
+      /** Of the list that it acknowledged last; null: it never had to. */
+      generation: u64.nullable(),
+    }),
+  ),
+  revoked: z.array(z.object({ host: uuid, name: z.string(), at: instant, by: z.string() })),
+});
+
 /** What a revocation did; times are from the decision on, null: not said in time. */
 export const hostRevokeAnswer = z.object({
   host: uuid,
@@ -381,6 +423,7 @@ export type TrashAnswer = z.output<typeof trashAnswer>;
 export type BackupAnswer = z.output<typeof backupAnswer>;
 export type RepairAnswer = z.output<typeof repairAnswer>;
 export type HostRevokeAnswer = z.output<typeof hostRevokeAnswer>;
+export type CaAnswer = z.output<typeof caAnswer>;
 export type HostRemoveAnswer = z.output<typeof hostRemoveAnswer>;
 export type AuditQuery = z.output<typeof auditQuery>;
 export type AuditAnswer = z.output<typeof auditAnswer>;

@@ -56,6 +56,15 @@ export class AgentClient {
     await this.#call("DELETE", path`/v1/tokens/${id}`, api.okAnswer);
   }
 
+  authorities(): Promise<api.CaAnswer> {
+    return this.#call("GET", "/v1/ca", api.caAnswer);
+  }
+
+  /** It goes on by itself after the answer. */
+  rotateAuthority(body: z.input<typeof api.caRotateRequest> = {}): Promise<api.CaAnswer> {
+    return this.#call("POST", "/v1/ca/rotate", api.caAnswer, api.caRotateRequest, body);
+  }
+
   pools(): Promise<api.PoolAnswer[]> {
     return this.#call("GET", "/v1/pools", api.poolAnswer.array());
   }

@@ -99,6 +99,7 @@ const kinds = {
   "E-TRUST-05": degraded,
   "E-CA-01": user,
   "E-CA-02": refused,
+  "E-CA-03": degraded,
   "E-CA-05": { culprit: "disk", exit: 2, status: 409 },
   "E-CA-07": refused,
   "E-TOKEN-01": { culprit: "caller", exit: 1, status: 400 },

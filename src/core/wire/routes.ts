@@ -49,6 +49,11 @@ export const routes = {
   "GET /v1/hosts": read("viewer", "cluster", api.hostAnswer.array()),
   "DELETE /v1/hosts/:ref": mutation("admin", "cluster", null, api.hostRemoveAnswer),
 
+  "GET /v1/ca": read("viewer", "cluster", api.caAnswer),
+  "POST /v1/ca/rotate": mutation("admin", "cluster", api.caRotateRequest, api.caAnswer, {
+    logs: ["without"],
+  }),
+
   "GET /v1/pools": read("viewer", "cluster", api.poolAnswer.array()),
   "POST /v1/pools": mutation("admin", "cluster", api.poolCreateRequest, api.poolAnswer, { logs: ["path"] }),
   "DELETE /v1/pools/:ref": mutation("admin", "cluster", null, api.okAnswer),

@@ -2,10 +2,12 @@
  * A weftd that keeps records in the real store and nothing on disks: what an agent's tests need of its behaviour.
  * Copies are level at once, sessions are entries of a map.
  */
-import { randomUUID } from "node:crypto";
+import { randomUUID, X509Certificate } from "node:crypto";
+import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 
 import type { PoolInfo, RepairPool } from "../../../src/core/wire/daemon.gen.ts";
+import { openFirstTrust } from "../../../src/core/wire/signed-trust.ts";
 import { StoreClient } from "../../../src/core/wire/store-client.ts";
 import { keys } from "../../../src/core/wire/store-keys.ts";
 import { storeTlsOf } from "./store-tls-of.ts";
@@ -70,6 +72,8 @@ export class FakeWeftd {
         this.#store = new StoreClient({ endpoints: endpoints as string[], tls: storeTlsOf(this.#stateDir) });
         return {};
       },
+      "identity.reload": () => this.#identity(),
+      "identity.show": () => this.#identity(),
       "store.endpoints": ({ endpoints }) => {
         this.#store?.setEndpoints(endpoints as string[]);
         return {};
@@ -125,6 +129,29 @@ export class FakeWeftd {
       "session.list": () => ({ sessions: [...this.sessions.keys()].map((volume) => this.#session(volume)) }),
       "session.show": ({ volume }) => this.#session(String(volume)),
       why: ({ volume }) => ({ volume, findings: [] }),
+    };
+  }
+
+  /** Follows the store's list when it is asked, and believes it as it is. */
+  async #identity(): Promise<Json> {
+    const path = join(this.#stateDir, "identity");
+    const entry = await this.#connected().get(keys.trust);
+    if (entry !== null) await writeFile(join(path, "trust.json"), entry.value, { mode: 0o600 });
+    const opened = openFirstTrust(await readFile(join(path, "trust.json"), "utf8"));
+    const [certificate] = (await readFile(join(path, "host.pem"), "utf8")).split(
+      /(?<=-----END CERTIFICATE-----\n)/,
+    );
+    const notAfter = Date.parse(new X509Certificate(certificate ?? "").validTo) / 1000;
+    if (opened.kind === "refused") return refuse("E-TRUST-01", opened.finding.message);
+    const { generation, transport } = opened.value.trust;
+    return {
+      host: this.#host,
+      key: "",
+      generation: String(generation),
+      durable: true,
+      not_after: String(notAfter),
+      transport,
+      findings: [],
     };
   }
 
