@@ -4,9 +4,12 @@
  * Must always hold: who asks was judged by the door; a request that gives keys away looks itself at whom it gives them to.
  */
 import { IdentityFiles } from "../wire/identity-files.ts";
+import { judgeKey } from "../model/trust.ts";
+import { factsOf } from "../wire/certificate.ts";
 import { parseHost } from "../wire/record.ts";
 import { keys } from "../wire/store-keys.ts";
 import { memberAddresses } from "./ask-members.ts";
+import type { Audit } from "./audit.ts";
 import type { MemberContext } from "./context.ts";
 import { Door, type DoorHandlers } from "./door.ts";
 import { Enrolment } from "./enrol.ts";
@@ -16,13 +19,14 @@ import { renewIdentity } from "./renew.ts";
 import { AGENT_VERSION, clusterAnswer } from "./status.ts";
 
 /** E-HOST-08 when the address can't be served. */
-export function openDoor(context: MemberContext): Promise<Door> {
+export function openDoor(context: MemberContext, audit: Audit): Promise<Door> {
   const { self, identity, mirror, log } = context;
   return Door.listen({
     address: self.address,
     tls: identity.tls,
     isHostAddress: (address) => hostsOf(mirror).some((host) => host.address === address),
     handlers: handlersOf(context),
+    audit,
     log,
   });
 }
@@ -54,10 +58,16 @@ function handlersOf(context: MemberContext): Partial<DoorHandlers> {
       version: AGENT_VERSION,
     }),
     "POST /v1/enrol": (call) => enrolment.enrol(call),
-    "POST /v1/identity/renew": ({ caller }) =>
-      renewIdentity({ store, authority, identity, files }, caller.certificate),
-    "POST /v1/members/credentials": async ({ caller }) => {
+    "POST /v1/identity/renew": async ({ caller, begin }) => {
+      const { certificate } = caller;
+      const trust = identity.trust();
+      const verdict = certificate === null ? null : judgeKey(trust, factsOf(certificate, trust.authorities));
+      if (verdict?.kind === "ok") await begin({ host: verdict.host });
+      return renewIdentity({ store, authority, identity, files }, certificate);
+    },
+    "POST /v1/members/credentials": async ({ caller, begin }) => {
       if (caller.verdict?.kind !== "ok") throw new Error("the door lets hosts only ask for credentials");
+      await begin({ host: caller.verdict.host });
       const given = await memberCredentials(credentials, caller.verdict.host);
       return {
         authorities: [...given.authorities],

@@ -2,7 +2,7 @@
  * The host's door for other machines: HTTPS on port 7400 of its address.
  *
  *     TCP ──gate──▶ TLS 1.3 handshake ──▶ one request at a time: form ── caller ── right ── allowance ──▶ handler
- *      └─ over a bound: closed, before TLS     └─ each refusal has a code, and the caller's address is logged
+ *      └─ over a bound: closed, before TLS     └─ each refusal has a code, and stands in the audit
  *
  * Must always hold:
  * - a caller is who its certificate's key proves by the trust list of now, judged at every request: never its address;
@@ -10,7 +10,7 @@
  * - what a stranger can make this host keep, compute or wait for is bounded, by address and together (limits.ts);
  * - a host that the list no longer trusts has no connection here, from the moment that `dropPeer` is called.
  */
-import { constants, type X509Certificate } from "node:crypto";
+import { constants, randomUUID, type X509Certificate } from "node:crypto";
 import { createServer as createTlsServer, type Server as TlsServer, type ServerOptions } from "node:https";
 import type { IncomingMessage, RequestListener, ServerResponse } from "node:http";
 import type { Socket } from "node:net";
@@ -32,13 +32,16 @@ import {
   DOOR_REQUESTS,
   DOOR_REQUESTS_PER_CONNECTION,
 } from "../model/limits.ts";
+import type { Principal } from "../model/roles.ts";
 import type { PeerVerdict } from "../model/trust.ts";
 import { badRequest } from "../wire/agent-client.ts";
+import { type AuditTarget, whoOf } from "../wire/audit-line.ts";
 import { judgeCertificate } from "../wire/certificate.ts";
 import { type DoorAnswer, type DoorBody, type DoorRouteName, doorRoutes } from "../wire/door-api.ts";
 import { reasonOf, WeftError } from "../wire/errors.ts";
 import { AGENT_PORT, peerRefusal } from "../wire/host-client.ts";
 import type { ClientTls } from "../wire/tls-context.ts";
+import type { Audit, AuditRequest } from "./audit.ts";
 import type { Log } from "./log.ts";
 import { createBareApp } from "./rest.ts";
 
@@ -54,6 +57,11 @@ export type DoorCaller = {
 export type DoorCall<Name extends DoorRouteName> = {
   readonly caller: DoorCaller;
   readonly body: DoorBody<Name>;
+  /**
+   * Called by a handler that changes something, as soon as it believes the caller, and before it does it: from then on how
+   * it ends stands in the audit too. What strangers only try is counted there, and can't fill a disk.
+   */
+  readonly begin: (target: AuditTarget) => Promise<void>;
 };
 
 export type DoorHandlers = {
@@ -67,6 +75,7 @@ export type DoorOptions = {
   readonly handlers: Partial<DoorHandlers>;
   /** Whether a host of the cluster has this address: a hint that keeps places for it. */
   readonly isHostAddress: (address: string) => boolean;
+  readonly audit: Pick<Audit, "begin" | "end" | "refused">;
   readonly log: Log;
 };
 
@@ -87,10 +96,11 @@ export class Door {
 
   private constructor(options: DoorOptions) {
     this.#options = options;
-    this.#app = createBareApp(options.log, {
-      bodyLimit: DOOR_BODY_BYTES_MAX,
-      serverFactory: (handler) => this.#serve(handler),
-    });
+    this.#app = createBareApp(
+      options.log,
+      { bodyLimit: DOOR_BODY_BYTES_MAX, serverFactory: (handler) => this.#serve(handler) },
+      (request, error) => this.#refused(request, error),
+    );
     this.#addRoutes();
   }
 
@@ -218,16 +228,12 @@ export class Door {
       try {
         this.#enter(request);
       } catch (error) {
-        if (error instanceof WeftError) this.#refused(request, error);
         // What else it sends on this connection is not looked at.
         void reply.header("connection", "close");
         throw error;
       }
     });
     app.addHook("onResponse", async (request) => this.#leave(request));
-    app.addHook("onError", async (request, _reply, error: unknown) => {
-      if (error instanceof WeftError) this.#refused(request, error);
-    });
     for (const name of Object.keys(doorRoutes) as DoorRouteName[]) this.#addRoute(name);
   }
 
@@ -236,7 +242,7 @@ export class Door {
     const [method = "GET", url = "/"] = name.split(" ");
     // The table's types tie each handler to its row; here they are walked through alike.
     const handle = this.#options.handlers[name] as
-      | ((call: { readonly caller: DoorCaller; readonly body: unknown }) => Promise<unknown>)
+      | ((call: Omit<DoorCall<DoorRouteName>, "body"> & { readonly body: unknown }) => Promise<unknown>)
       | undefined;
     if (handle === undefined) return;
     this.#app.route({
@@ -245,8 +251,9 @@ export class Door {
       handler: async (call) => {
         const caller = this.#callerOf(call);
         if (right === "host") refuseStranger(caller);
-        const answered = await handle({ caller, body: parsedBody(request, call.body) });
-        return answer.encode(answered as never);
+        const body = parsedBody(request, call.body);
+        const noted = await this.#noted(name, call, caller, (begin) => handle({ caller, body, begin }));
+        return answer.encode(noted as never);
       },
     });
   }
@@ -283,13 +290,53 @@ export class Door {
     else this.#atOnce.set(key, running);
   }
 
-  #refused(request: FastifyRequest, { code, status }: WeftError): void {
-    const { address, verdict } = this.#callerOf(request);
-    const peer = verdict === null ? "nobody" : "host" in verdict ? verdict.host : verdict.kind;
-    this.#options.log.warn(
-      { from: address, peer, method: request.method, url: request.url.slice(0, 100), code, status },
-      "refused",
-    );
+  async #noted(
+    name: DoorRouteName,
+    request: FastifyRequest,
+    caller: DoorCaller,
+    work: (begin: (target: AuditTarget) => Promise<void>) => Promise<unknown>,
+  ): Promise<unknown> {
+    const { audit } = this.#options;
+    const started = performance.now();
+    let begun: AuditRequest | null = null;
+    const end = async (outcome: string): Promise<void> => {
+      if (begun !== null) await audit.end(begun, outcome, Math.round(performance.now() - started));
+    };
+    try {
+      const answer = await work(async (target) => {
+        const what = this.#auditOf(name, request, caller, target);
+        await audit.begin(what, true);
+        begun = what;
+        begunRequests.add(request);
+      });
+      await end("ok");
+      return answer;
+    } catch (error) {
+      await end(error instanceof WeftError ? error.code : "E-AGENT-06");
+      throw error;
+    }
+  }
+
+  async #refused(request: FastifyRequest, { code }: WeftError): Promise<void> {
+    const caller = this.#callerOf(request);
+    const name = `${request.method} ${request.url.split("?")[0] ?? ""}`.slice(0, 100);
+    const isRow = Object.hasOwn(doorRoutes, name);
+    this.#options.log.debug({ from: caller.address, what: name, code }, "refused");
+    if (!isRow || begunRequests.has(request)) return;
+    await this.#options.audit.refused(this.#auditOf(name, request, caller, {}), keyOf(caller), code);
+  }
+
+  #auditOf(what: string, { raw }: FastifyRequest, caller: DoorCaller, target: AuditTarget): AuditRequest {
+    const { address, verdict } = caller;
+    const port = raw.socket.remotePort ?? 0;
+    const who = whoOf(this.#principalOf(address, verdict));
+    return { id: randomUUID(), who, from: `${address}:${port}`, what, target };
+  }
+
+  #principalOf(address: string, verdict: PeerVerdict | null): Principal {
+    if (verdict?.kind !== "ok") return { kind: "nobody", address };
+    const { host } = verdict;
+    return { kind: "host", host, name: this.#options.tls.peerTrust().hosts.get(host)?.name ?? host };
   }
 
   #callerOf(request: FastifyRequest): DoorCaller {
@@ -307,6 +354,9 @@ export class Door {
     return judgeCertificate(this.#options.tls.peerTrust(), certificate.raw, Date.now());
   }
 }
+
+/** Requests whose beginning stands in the audit: an error is how they ended, and no refusal. */
+const begunRequests = new WeakSet<FastifyRequest>();
 
 /** Requests that count as running, with whose they are. */
 const entered = new WeakMap<FastifyRequest, string>();

@@ -55,7 +55,7 @@ export class Enrolment {
     this.#context = context;
   }
 
-  async enrol({ caller, body }: DoorCall<"POST /v1/enrol">): Promise<EnrolAnswer> {
+  async enrol({ caller, body, begin }: DoorCall<"POST /v1/enrol">): Promise<EnrolAnswer> {
     const { authority, identity } = this.#context;
     const publicKey = provenKey(caller.certificate, body.host.id);
     if (!authority.holds(identity.trust())) throw notMember(this.#context.members());
@@ -71,6 +71,12 @@ export class Enrolment {
         do: [{ why: "Join by that name", command: `weft join HOST --name ${name}` }],
       });
     }
+    await begin({
+      token: token.record.id,
+      host: newcomer.host,
+      name: newcomer.name,
+      address: body.host.address,
+    });
     const made = await this.#letIn(newcomer, token, publicKey);
     return { ...made, cluster: { ...this.#context.cluster(), host: newcomer.host } };
   }

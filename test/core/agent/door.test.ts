@@ -14,7 +14,7 @@ import { HostClient } from "../../../src/core/wire/host-client.ts";
 import { renderTrust } from "../../../src/core/wire/trust.ts";
 import { makeAuthority, makeHostCert, makeJoinCert, makeKey } from "../../../src/core/wire/x509-make.ts";
 import { loopback } from "../wire/etcd-for-tests.ts";
-import { makeCluster, newHostId, silent, type TestCluster } from "./identity-for-tests.ts";
+import { HeardAudit, makeCluster, newHostId, silent, type TestCluster } from "./identity-for-tests.ts";
 
 type Shown = { readonly cert: string; readonly key: string };
 type Scope = { readonly teardown: (fn: () => Promise<void>) => void };
@@ -34,6 +34,7 @@ async function openDoor(
     address,
     tls: made.identity.tls,
     isHostAddress: () => more.isHost ?? false,
+    audit: new HeardAudit(),
     log: silent,
     handlers: {
       "GET /v1/hello": async () => {
@@ -380,6 +381,7 @@ void t.test(
       address,
       tls: made.identity.tls,
       isHostAddress: (from) => from === hostAddress,
+      audit: new HeardAudit(),
       log: silent,
       handlers: { "POST /v1/members/credentials": async () => credentials },
     });

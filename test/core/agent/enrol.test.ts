@@ -27,7 +27,7 @@ import { StoreClient } from "../../../src/core/wire/store-client.ts";
 import { keys } from "../../../src/core/wire/store-keys.ts";
 import { makeHostCert, makeJoinCert, makeKey } from "../../../src/core/wire/x509-make.ts";
 import { loopback, startStore } from "../wire/etcd-for-tests.ts";
-import { emptyFiles, makeCluster, silent, type TestCluster } from "./identity-for-tests.ts";
+import { emptyFiles, HeardAudit, makeCluster, silent, type TestCluster } from "./identity-for-tests.ts";
 
 type Scope = { readonly teardown: (fn: () => Promise<void>) => void };
 
@@ -35,6 +35,7 @@ type TestMember = {
   readonly made: TestCluster;
   readonly store: StoreClient;
   readonly address: string;
+  readonly audit: HeardAudit;
   readonly token: (wanted?: { readonly forMs?: number; readonly name?: string }) => Promise<TokenCreated>;
   readonly hosts: () => readonly string[];
 };
@@ -60,16 +61,19 @@ async function startMember(t: Scope, n: number): Promise<TestMember> {
     members: () => [],
   });
   const address = loopback(n);
+  const audit = new HeardAudit();
   const door = await Door.listen({
     address,
     tls: identity.tls,
     isHostAddress: () => true,
     handlers: { "POST /v1/enrol": (call) => enrolment.enrol(call) },
+    audit,
     log: silent,
   });
   t.teardown(() => door.close());
   return {
     made,
+    audit,
     store,
     address,
     token: ({ forMs = 60_000, name } = {}) =>
@@ -124,6 +128,11 @@ void t.test("token: a host that has one is let in with its own key, once", async
   });
   t.equal(await second.files.readHost(), null);
   t.same(member.hosts(), ["h1", "h2"]);
+  t.same(member.audit.lines, [
+    "begin POST /v1/enrol nobody",
+    "end POST /v1/enrol ok",
+    "refused POST /v1/enrol E-TOKEN-02",
+  ]);
 });
 
 void t.test(
@@ -390,6 +399,7 @@ void t.test(
           return enrolment.enrol(call);
         },
       },
+      audit: new HeardAudit(),
       log: silent,
     });
     t.teardown(() => door.close());

@@ -4,6 +4,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
+import type { AuditRequest } from "../../../src/core/agent/audit.ts";
 import { AuthorityKeeper } from "../../../src/core/agent/authority.ts";
 import { IdentityKeeper } from "../../../src/core/agent/identity.ts";
 import { openLog } from "../../../src/core/agent/log.ts";
@@ -29,6 +30,23 @@ export type TestCluster = {
 };
 
 export const silent = openLog("silent");
+
+/** An audit that remembers: `refused POST /v1/enrol E-TOKEN-02`. */
+export class HeardAudit {
+  readonly lines: string[] = [];
+
+  async begin({ what, who }: AuditRequest): Promise<void> {
+    this.lines.push(`begin ${what} ${who.kind}`);
+  }
+
+  async end({ what }: AuditRequest, outcome: string): Promise<void> {
+    this.lines.push(`end ${what} ${outcome}`);
+  }
+
+  async refused({ what }: AuditRequest, _source: string, outcome: string): Promise<void> {
+    this.lines.push(`refused ${what} ${outcome}`);
+  }
+}
 
 export function newHostId(): HostId {
   const id = parseHostId(randomUUID());
