@@ -75,8 +75,9 @@ function handlersOf(context: MemberContext): Partial<DoorHandlers> {
         trust: given.trust,
       };
     },
-    "PUT /v1/members/authority": async ({ caller, body }) => {
+    "PUT /v1/members/authority": async ({ caller, body, begin }) => {
       if (caller.verdict?.kind !== "ok") throw new Error("the door lets hosts only hand over authorities");
+      await begin({ host: caller.verdict.host });
       await takeAuthorities({ authority, identity }, caller.verdict.host, body);
       return {};
     },

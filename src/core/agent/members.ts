@@ -97,8 +97,20 @@ function sent({ kid, pem, keyPem }: AuthorityKeys): SentAuthority {
 
 /** Its name is the hash of its key, whatever the answer calls it. */
 function received({ pem, key }: SentAuthority): AuthorityKeys {
-  const kid = kidOf(createPublicKey(createPrivateKey(key)));
-  return { kid, pem, keyPem: new Secret(key) };
+  return { kid: kidOfPrivate(key), pem, keyPem: new Secret(key) };
+}
+
+function kidOfPrivate(key: string): string {
+  try {
+    return kidOf(createPublicKey(createPrivateKey(key)));
+  } catch {
+    // The cause may quote what it read.
+    throw new WeftError({
+      code: "E-CA-05",
+      message: "A key of an authority that another host handed over can't be used.",
+      safe: "Nothing was changed.",
+    });
+  }
 }
 
 function tooMany(): WeftError {
