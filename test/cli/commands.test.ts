@@ -518,3 +518,24 @@ void t.test("weft ca: who signs, until when, and what a change of the authority 
   );
   t.equal(agent.asked.at(-1), 'POST /v1/ca/rotate {"without":["h4"]}');
 });
+
+void t.test("weft host revoke: who refuses it after what time, and what is not certain yet", async (t) => {
+  const said = { host: ids.h1, name: "h1", refusedMs: 40, member: true, storeMs: 610 };
+  const answer = {
+    host: ids.h1,
+    name: "h3",
+    generation: "18",
+    authority: "91e0".repeat(16),
+    hosts: [said, { ...said, name: "h2", refusedMs: null, member: false, storeMs: null }],
+    complete: false,
+    open: [{ volume: ids.db, name: "db" }],
+  };
+  await using agent = await FakeAgent.start({ "POST /v1/hosts/h3/revoke": answer });
+  const { out } = await agent.weft(["host", "revoke", "h3", "--yes"]);
+  t.match(out, /^h3 is revoked at generation 18\.$/m);
+  t.match(out, /^ {2}refused by {3}h1 0\.04 s {3}h2 not yet$/m);
+  t.match(out, /^ {2}store {8}h1 0\.61 s {3}\(its connections were cut\)$/m);
+  t.match(out, /^ {2}open there {3}db$/m);
+  t.match(out, /a new authority was made \(91e0 …\)/);
+  t.match(out, /^Ask again: {3}weft host revoke h3$/m);
+});

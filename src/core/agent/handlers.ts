@@ -19,6 +19,7 @@ import { createToken, listTokens, revokeToken } from "./join-tokens.ts";
 import { syncIfPossible } from "./mirror.ts";
 import { createPool, removePool } from "./pools.ts";
 import { repairStore } from "./repair.ts";
+import { revokeHost } from "./revoke.ts";
 import { rotateAuthority, showAuthority } from "./rotate.ts";
 import * as show from "./status.ts";
 import { backupStore, restoreStore } from "./store-file.ts";
@@ -75,6 +76,10 @@ export const handlers: Handlers = {
   },
   "DELETE /v1/hosts/:ref": (agent, { params }) => removeHost(agent.member(), params.ref),
 
+  "POST /v1/hosts/:ref/revoke": (agent, { principal, params }) => {
+    const context = agent.member();
+    return revokeHost(context, params.ref, `${shownPrincipal(principal)}@${context.self.name}`);
+  },
   "GET /v1/ca": async (agent) => showAuthority(await fresh(agent)),
   "POST /v1/ca/rotate": (agent, { body }) => rotateAuthority(agent.member(), body.without),
 

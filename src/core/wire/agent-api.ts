@@ -361,8 +361,8 @@ export const hostRevokeAnswer = z.object({
   ),
   /** Every host that is alive said all of it. Where one has not, its sessions may not be fenced yet: revoke it again. */
   complete: z.boolean(),
-  /** Volumes whose session on the host was ended; `fenced` false: somebody else had opened it before. */
-  fenced: z.array(z.object({ volume: uuid, name: z.string(), epoch: u64, fenced: z.boolean() })),
+  /** Volumes that were open there when it was cut: opening one elsewhere takes it over (`weft volume attach --steal`). */
+  open: z.array(z.object({ volume: uuid, name: z.string() })),
 });
 export const okAnswer = z.object({});
 

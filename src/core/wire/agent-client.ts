@@ -56,6 +56,10 @@ export class AgentClient {
     await this.#call("DELETE", path`/v1/tokens/${id}`, api.okAnswer);
   }
 
+  revokeHost(ref: string): Promise<api.HostRevokeAnswer> {
+    return this.#call("POST", path`/v1/hosts/${ref}/revoke`, api.hostRevokeAnswer);
+  }
+
   authorities(): Promise<api.CaAnswer> {
     return this.#call("GET", "/v1/ca", api.caAnswer);
   }

@@ -49,6 +49,7 @@ export const routes = {
   "GET /v1/hosts": read("viewer", "cluster", api.hostAnswer.array()),
   "DELETE /v1/hosts/:ref": mutation("admin", "cluster", null, api.hostRemoveAnswer),
 
+  "POST /v1/hosts/:ref/revoke": mutation("admin", "cluster", null, api.hostRevokeAnswer),
   "GET /v1/ca": read("viewer", "cluster", api.caAnswer),
   "POST /v1/ca/rotate": mutation("admin", "cluster", api.caRotateRequest, api.caAnswer, {
     logs: ["without"],

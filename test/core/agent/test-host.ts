@@ -77,7 +77,7 @@ export class TestHost {
 
   async destroy(): Promise<void> {
     await this.stopAgent();
-    await this.weftd.daemon.stop();
+    await this.weftd.stop();
     await this.etcd.stop();
     await rm(this.directory, { recursive: true, force: true });
   }
