@@ -30,7 +30,7 @@ function caText(answer: CaAnswer): string {
   const { authorities, hosts, revoked } = answer;
   const lines = authorities.map(
     ({ kind, kid, state, since, signed }) =>
-      `${kind === "host" ? "authority" : "store"}  ${fingerprint(kid)}  ${state}, since ${clock(since)}, signed ${signed} hosts' newest`,
+      `${kind === "host" ? "authority" : "store"}  ${fingerprint(kid)}  ${state}  since ${clock(since)}  ${signed} hosts`,
   );
   const ends = hosts.map(
     ({ name, keys, notAfter }) =>

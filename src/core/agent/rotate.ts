@@ -6,6 +6,7 @@
 import { randomUUID } from "node:crypto";
 
 import { hostName } from "../model/cluster.ts";
+import { byText } from "../model/ids.ts";
 import type { HostId } from "../model/ids.ts";
 import { leaveBehind, startRotation } from "../model/rotation.ts";
 import type { Decision } from "../model/finding.ts";
@@ -62,7 +63,9 @@ export async function showAuthority(context: MemberContext): Promise<CaAnswer> {
       kid,
       state,
       since: new Date(sinceMs).toISOString(),
-      signed: Array.from(trust.hosts.values()).filter(({ certs }) => certs.at(-1)?.by === kid).length,
+      signed: Array.from(trust.hosts.values()).filter(({ certs }) =>
+        certs.some((cert) => cert.by === kid && cert.notAfterMs > Date.now()),
+      ).length,
     }));
   return {
     generation: trust.generation,
@@ -78,7 +81,7 @@ export async function showAuthority(context: MemberContext): Promise<CaAnswer> {
             without: rotation.without.map((id) => hostName(cluster, id)),
             awaited: awaited.map(({ host, what }) => ({ host: hostName(cluster, host), what })),
           },
-    hosts: Array.from(trust.hosts, ([id, { name, keys, certs }]) => ({
+    hosts: byName(trust.hosts).map(([id, { name, keys, certs }]) => ({
       host: id,
       name,
       keys: keys.map(({ kid }) => kid),
@@ -86,7 +89,7 @@ export async function showAuthority(context: MemberContext): Promise<CaAnswer> {
         certs.length === 0 ? null : new Date(Math.max(...certs.map((c) => c.notAfterMs))).toISOString(),
       generation: acks.get(id)?.generation ?? null,
     })),
-    revoked: Array.from(trust.revoked, ([id, { name, atMs, by }]) => ({
+    revoked: byName(trust.revoked).map(([id, { name, atMs, by }]) => ({
       host: id,
       name,
       at: new Date(atMs).toISOString(),
@@ -101,6 +104,12 @@ export async function memberHosts({ mirror, storeKeeper }: MemberContext): Promi
   return hostsOf(mirror)
     .filter(({ address }) => members.some(({ peerUrls }) => peerUrls.includes(peerUrl(address))))
     .map(({ id }) => id);
+}
+
+function byName<Entry extends { readonly name: string }>(
+  hosts: ReadonlyMap<HostId, Entry>,
+): readonly (readonly [HostId, Entry])[] {
+  return Array.from(hosts).toSorted(([, a], [, b]) => byText(a.name, b.name));
 }
 
 function withLeft(trust: Decision<Trust>, left: readonly HostId[]): Decision<Trust> {

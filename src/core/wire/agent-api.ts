@@ -314,7 +314,7 @@ export const caAnswer = z.object({
       kid: z.string(),
       state: z.enum(["active", "incoming", "outgoing"]),
       since: instant,
-      /** Hosts whose newest certificate it signed. */
+      /** Hosts that have a certificate of it. */
       signed: z.number(),
     }),
   ),
@@ -361,7 +361,7 @@ export const hostRevokeAnswer = z.object({
   ),
   /** Every host that is alive said all of it. Where one has not, its sessions may not be fenced yet: revoke it again. */
   complete: z.boolean(),
-  /** Volumes that were open there when it was cut: opening one elsewhere takes it over (`weft volume attach --steal`). */
+  /** Volumes that were open there when it was cut: `weft steal` opens one elsewhere. */
   open: z.array(z.object({ volume: uuid, name: z.string() })),
 });
 export const okAnswer = z.object({});

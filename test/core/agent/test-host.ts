@@ -24,9 +24,16 @@ export class TestHost {
   readonly etcd: EtcdProcess;
   #agent: Agent | null = null;
   readonly #rebuildAfterMs: number | null;
+  readonly #certificateLifeMs: number | null;
 
-  constructor(directory: string, n: number, rebuildAfterMs: number | null) {
+  constructor(
+    directory: string,
+    n: number,
+    rebuildAfterMs: number | null,
+    certificateLifeMs: number | null = null,
+  ) {
     this.#rebuildAfterMs = rebuildAfterMs;
+    this.#certificateLifeMs = certificateLifeMs;
     this.directory = directory;
     this.name = `h${n % 10}`;
     this.address = loopback(n);
@@ -60,7 +67,7 @@ export class TestHost {
       bootIdFile: null,
       logLevel: level,
       rebuildAfterMs: this.#rebuildAfterMs,
-      certificateLifeMs: null,
+      certificateLifeMs: this.#certificateLifeMs,
       addon: join(nativeBin(), "libweft_node.so"),
       syslogSocket: "",
       viewerGroup: null,
@@ -87,8 +94,10 @@ export async function startHost(
   t: Scope,
   n: number,
   rebuildAfterMs: number | null = null,
+  certificateLifeMs: number | null = null,
 ): Promise<TestHost> {
-  const host = new TestHost(await mkdtemp(join(tmpdir(), "weft-host-")), n, rebuildAfterMs);
+  const directory = await mkdtemp(join(tmpdir(), "weft-host-"));
+  const host = new TestHost(directory, n, rebuildAfterMs, certificateLifeMs);
   t.teardown(() => host.destroy());
   // The agent finds it at its first try: what is asked right after `init` needs a configured weftd.
   await mkdir(join(host.directory, "run"));
@@ -103,10 +112,11 @@ export async function startCluster(
   count: number,
   first: number,
   rebuildAfterMs: number | null = null,
+  certificateLifeMs: number | null = null,
 ): Promise<TestHost[]> {
   const hosts: TestHost[] = [];
   for (let n = first; n < first + count; n += 1) {
-    const host = await startHost(t, n, rebuildAfterMs);
+    const host = await startHost(t, n, rebuildAfterMs, certificateLifeMs);
     const [head] = hosts;
     if (head === undefined)
       await host.client.init({ name: host.name, address: host.address, clusterName: "lab" });
