@@ -74,7 +74,10 @@ export const handlers: Handlers = {
     const context = await fresh(agent);
     return show.hostAnswers(context, await membersOrNone(context, context.view.storeUp));
   },
-  "DELETE /v1/hosts/:ref": (agent, { params }) => removeHost(agent.member(), params.ref),
+  "DELETE /v1/hosts/:ref": (agent, { principal, params }) => {
+    const context = agent.member();
+    return removeHost(context, params.ref, `${shownPrincipal(principal)}@${context.self.name}`);
+  },
 
   "POST /v1/hosts/:ref/revoke": (agent, { principal, params }) => {
     const context = agent.member();
