@@ -2,6 +2,7 @@
 import { openCli } from "./cli.ts";
 import { openDaemonLines } from "./daemon-lines.ts";
 import type { OpenDoor } from "./door.ts";
+import { openHostDoor } from "./host-door.ts";
 import { openJoinToken } from "./join-token.ts";
 import { openRest } from "./rest.ts";
 import { openSignedDoor } from "./signed.ts";
@@ -10,6 +11,7 @@ import { openStoreValues } from "./store-values.ts";
 export const doors: ReadonlyMap<string, () => Promise<OpenDoor>> = new Map([
   ["cli", openCli],
   ["daemon-lines", openDaemonLines],
+  ["host-door", openHostDoor],
   ["join-token", openJoinToken],
   ["rest", openRest],
   ["signed", openSignedDoor],

@@ -33,7 +33,7 @@ import {
   DOOR_REQUESTS_PER_CONNECTION,
 } from "../model/limits.ts";
 import type { Principal } from "../model/roles.ts";
-import type { PeerVerdict } from "../model/trust.ts";
+import type { PeerVerdict, Trust } from "../model/trust.ts";
 import { badRequest } from "../wire/agent-client.ts";
 import { type AuditTarget, whoOf } from "../wire/audit-line.ts";
 import { judgeCertificate } from "../wire/certificate.ts";
@@ -79,6 +79,9 @@ export type DoorOptions = {
   readonly log: Log;
 };
 
+/** By the list of a moment: signatures are verified once for each connection and list. */
+type Judged = { readonly trust: Trust; readonly verdict: PeerVerdict | null };
+
 /** A connection from its TCP handshake on. */
 type Visit = { readonly place: Place; readonly socket: Socket; tls: TLSSocket | null };
 
@@ -90,6 +93,7 @@ export class Door {
   /** By the other end's address and port. */
   readonly #visits = new Map<string, Visit>();
   readonly #busy = new WeakSet<Socket>();
+  readonly #judged = new WeakMap<Socket, Judged>();
   readonly #app: FastifyInstance;
   #server: TlsServer | null = null;
   #closed = false;
@@ -349,9 +353,31 @@ export class Door {
   }
 
   #judge(socket: TLSSocket): PeerVerdict | null {
+    const trust = this.#options.tls.peerTrust();
+    const known = this.#judged.get(socket);
+    if (known !== undefined && known.trust === trust && isTimeless(known.verdict)) return known.verdict;
     const certificate = socket.getPeerX509Certificate();
-    if (certificate === undefined) return null;
-    return judgeCertificate(this.#options.tls.peerTrust(), certificate.raw, Date.now());
+    const verdict = certificate === undefined ? null : judgeCertificate(trust, certificate.raw, Date.now());
+    this.#judged.set(socket, { trust, verdict });
+    return verdict;
+  }
+}
+
+/** Whether it is still so while the list is the same. */
+function isTimeless(verdict: PeerVerdict | null): boolean {
+  switch (verdict?.kind) {
+    case "ok":
+      return Date.now() <= verdict.notAfterMs;
+    case "expired":
+    case "not-yet-valid":
+      return false;
+    case "stranger":
+    case "other-cluster":
+    case "bad-chain":
+    case "not-listed":
+    case "revoked":
+    case undefined:
+      return true;
   }
 }
 

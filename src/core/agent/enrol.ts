@@ -15,7 +15,7 @@ import type { Decision } from "../model/finding.ts";
 import { type HostId, parseHostId } from "../model/ids.ts";
 import { WRONG_TOKENS } from "../model/limits.ts";
 import { Tries } from "../model/tries.ts";
-import { type Trust, withCert, withKey } from "../model/trust.ts";
+import { mayIssue, type Trust, withCert, withKey } from "../model/trust.ts";
 import { isP256, kidOf } from "../wire/certificate.ts";
 import type { EnrolAnswer, EnrolRequest } from "../wire/door-api.ts";
 import { WeftError } from "../wire/errors.ts";
@@ -117,6 +117,8 @@ export class Enrolment {
       const nowMs = Date.now();
       const listed = (trust: Trust): Decision<Trust> => {
         if (!isFree(trust, newcomer, before.isAgain)) throw takenBy(name, newcomer.address, true);
+        const allowed = mayIssue(trust, { host, pending: 0, nowMs });
+        if (allowed.kind === "refused") return allowed;
         const keyed = withKey(trust, { host, name, kid, nowMs, nonce: "" });
         return keyed.kind === "ok" ? withCert(keyed.value, { host, cert, nowMs, nonce: "" }) : keyed;
       };

@@ -11,7 +11,7 @@ import type { X509Certificate } from "node:crypto";
 import { ok } from "../model/finding.ts";
 import { parseHostId } from "../model/ids.ts";
 import type { HostId } from "../model/ids.ts";
-import { judgeKey, withLateCert } from "../model/trust.ts";
+import { judgeKey, mayIssue, withLateCert } from "../model/trust.ts";
 import type { ListedCert, Trust } from "../model/trust.ts";
 import { factsOf, readCertificate } from "../wire/certificate.ts";
 import { isWeftError, WeftError } from "../wire/errors.ts";
@@ -51,6 +51,9 @@ export async function renewIdentity(
   const trust = identity.trust();
   const host = certificate === null ? null : hostByKey(trust, certificate);
   if (certificate === null || host === null) throw notListed();
+  const pending = (await authority.unlisted()).filter((issued) => issued.host === host).length;
+  const allowed = mayIssue(trust, { host, pending, nowMs: Date.now() });
+  if (allowed.kind === "refused") throw WeftError.fromFinding(allowed.finding);
   const { publicKey } = certificate;
   const { pem, chainPem, serial, by, notAfterMs } = await authority.issueHost(trust, { host, publicKey });
   // Before it leaves: whatever happens, the list names it sooner or later.

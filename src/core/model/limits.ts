@@ -25,6 +25,9 @@ export const ASK_AGAIN_MS = 15_000;
  * wrong by a day, and by an hour more for a time zone taken for UTC. */
 export const CLOCK_SLACK_MS = 25 * 3600 * 1000;
 
+/** Certificates of one host that may still be used: a renewal each 20 days needs three. */
+export const HOST_CERTS_MAX = 64;
+
 /** The door on port 7400: connections and handshakes by address, before anything of them is read (gate.ts). */
 export const DOOR_LIMITS = {
   connections: 256,

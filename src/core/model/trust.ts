@@ -15,7 +15,7 @@ import type { Decision, Finding } from "./finding.ts";
 import { finding, ok, refused } from "./finding.ts";
 import { byText, parseHostId, parseUuid } from "./ids.ts";
 import type { HostId } from "./ids.ts";
-import { CLOCK_SLACK_MS } from "./limits.ts";
+import { CLOCK_SLACK_MS, HOST_CERTS_MAX } from "./limits.ts";
 
 /** `active` signs. `incoming` is trusted, and will sign. `outgoing` is trusted for what it signed until it is dropped. */
 export type AuthorityState = "active" | "incoming" | "outgoing";
@@ -225,6 +225,25 @@ export function withCert(
   if (before.certs.some((known) => known.serial === cert.serial)) return ok(trust);
   const certs = [...before.certs.filter((known) => isUsable(known, nowMs)), cert];
   return ok(withHost(trust, host, { ...before, certs }, add));
+}
+
+/**
+ * Whether a host may be given another certificate. All that may still be used stand in the list, so that a revocation names
+ * them: a host that asks without end would make the list too long for everybody. `pending`: issued, and not listed yet.
+ */
+export function mayIssue(
+  trust: Trust,
+  { host, pending, nowMs }: { readonly host: HostId; readonly pending: number; readonly nowMs: number },
+): Decision<null> {
+  const certs = trust.hosts.get(host)?.certs ?? [];
+  const count = certs.filter((known) => isUsable(known, nowMs)).length + pending;
+  if (count < HOST_CERTS_MAX) return ok(null);
+  return refused(
+    finding("E-LIMIT-01", `This host has ${count} certificates, the limit is ${HOST_CERTS_MAX}.`, {
+      facts: { host, count, limit: HOST_CERTS_MAX },
+      safe: "Nothing was changed. The certificates that it has go on.",
+    }),
+  );
 }
 
 /**

@@ -7,6 +7,7 @@ import { memberCredentials, receivedAuthorities } from "../../../src/core/agent/
 import { listIssued, renewIdentity } from "../../../src/core/agent/renew.ts";
 import { changeTrust } from "../../../src/core/agent/trust-change.ts";
 import type { HostId } from "../../../src/core/model/ids.ts";
+import { HOST_CERTS_MAX } from "../../../src/core/model/limits.ts";
 import { crlSerials, revokeHost, withKey } from "../../../src/core/model/trust.ts";
 import { judgeCertificate, kidOf } from "../../../src/core/wire/certificate.ts";
 import { StoreClient } from "../../../src/core/wire/store-client.ts";
@@ -169,5 +170,25 @@ void t.test(
     const mixed = { ...given, authorities: [{ ...first, pem: given.storeAuthorities[0]?.pem ?? "" }] };
     const victim = await AuthorityKeeper.open({ files: await emptyFiles(t) });
     await t.rejects(victim.take(receivedAuthorities(mixed)), { code: "E-CA-05" });
+  },
+);
+
+void t.test(
+  "renewal: a host that asks without end gets an end, and the list stays one that all can read",
+  async (t) => {
+    const { endpoints } = await startStore(t, 1, 66);
+    const store = new StoreClient({ endpoints });
+    const made = await makeCluster(t);
+    const { authority, identity, files } = made;
+    const context = { store, authority, identity, files };
+    await store.put(keys.trust, made.text);
+    const [greedy, modest] = [await guestOf(made, "h2"), await guestOf(made, "h3")];
+    await changeTrust(context, (trust) => withKey(trust, greedy.listing));
+    await changeTrust(context, (trust) => withKey(trust, modest.listing));
+    const ask = (): Promise<unknown> => renewIdentity(context, greedy.certificate);
+    for (let n = 0; n < HOST_CERTS_MAX; n += 1) await ask();
+    await t.rejects(ask(), { code: "E-LIMIT-01", status: 413 });
+    t.equal(identity.trust().hosts.get(greedy.host)?.certs.length, HOST_CERTS_MAX);
+    await renewIdentity(context, modest.certificate);
   },
 );
