@@ -16,7 +16,7 @@ import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
 import { IdentityFiles } from "../wire/identity-files.ts";
 import { StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
-import { askMembers, renewOwn } from "./ask-members.ts";
+import { askMembers, catchUp, renewOwn } from "./ask-members.ts";
 import { type Audit, openAudit } from "./audit.ts";
 import { AuditHeads } from "./audit-head.ts";
 import { AuthorityKeeper } from "./authority.ts";
@@ -41,6 +41,7 @@ import { Placer } from "./placer.ts";
 import { Presence } from "./presence.ts";
 import { renewBeforeStart } from "./renew.ts";
 import { answerRepair } from "./repair.ts";
+import { Rescue } from "./rescue.ts";
 import { RevocationAcks } from "./revocation-acks.ts";
 import { memberHosts } from "./rotate.ts";
 import { RotationKeeper } from "./rotation-keeper.ts";
@@ -60,6 +61,7 @@ type Member = {
   readonly heads: AuditHeads;
   readonly acks: RevocationAcks;
   readonly rotation: RotationKeeper;
+  readonly rescue: Rescue;
 };
 
 /** Made one after the other, and told of each other. */
@@ -286,6 +288,11 @@ export class Agent {
       rotation.nudge();
     };
     Object.assign(loops, { told });
+    const rescue = new Rescue({
+      isAway: () => !view.storeUp,
+      catchUp: () => catchUp({ self, store, identity }),
+      log,
+    });
     mirror.start();
     identity.start({ mirror, renew: () => renewOwn({ self, store, identity, authority }) });
     identity.onChange((change) => {
@@ -305,7 +312,7 @@ export class Agent {
       .catch((error: unknown) => log.warn({ reason: reasonOf(error) }, "weftd was not configured yet"));
     const heads = new AuditHeads(this.audit, store, host, log);
     heads.start();
-    this.#member = { context, presence, keeper, door, heads, acks, rotation };
+    this.#member = { context, presence, keeper, door, heads, acks, rotation, rescue };
     this.#background("repair", answerRepair(context));
   }
 
@@ -335,7 +342,7 @@ export class Agent {
     const member = this.#member;
     if (member === null) return;
     this.#member = null;
-    const { context, presence, keeper, door, heads, acks, rotation } = member;
+    const { context, presence, keeper, door, heads, acks, rotation, rescue } = member;
     heads.stop();
     await door.close();
     this.#daemon.end();
@@ -346,6 +353,7 @@ export class Agent {
     // From here on nobody waits for the store.
     context.store.call.close();
     acks.stop();
+    rescue.stop();
     await rotation.stop();
     await context.storeKeeper.stop();
     await context.mirror.stop();

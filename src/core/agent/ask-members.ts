@@ -29,12 +29,14 @@ export type AskContext = {
 export async function askMembers<Answer>(
   { self, store, identity }: AskContext,
   ask: (member: HostClient) => Promise<Answered<Answer>>,
+  kind: "host" | "key" = "host",
 ): Promise<Answer> {
   let last: WeftError = noOther(self);
   for (const address of memberAddresses(store)) {
     if (address === self.address) continue;
     const shown = identity.current();
-    const expect = { kind: "host" as const, trust: identity.trust(), host: null };
+    const trust = identity.trust();
+    const expect = kind === "key" ? { kind, trust } : { kind, trust, host: null };
     try {
       return (await ask(new HostClient({ address, shown, from: self.address, expect }))).answer;
     } catch (error) {
@@ -51,8 +53,26 @@ export async function renewOwn(
 ): Promise<RenewedCert> {
   const { authority, identity } = context;
   if (authority.holds(identity.trust())) return issueOwn(authority, identity);
-  const { cert, authority: chainPem, trust } = await askMembers(context, (member) => member.renew());
-  identity.offer(trust);
+  return renewByMember(context);
+}
+
+/**
+ * While the store is away: other authorities may have taken over without this host, so that the store and it don't believe
+ * each other any more. Any host whose key the list names tells whether there is a newer list.
+ */
+export async function catchUp(context: AskContext): Promise<boolean> {
+  const { identity } = context;
+  const { generation } = await askMembers(context, (member) => member.hello(), "key");
+  if (generation <= identity.trust().generation) return false;
+  await identity.take(await renewByMember(context));
+  return true;
+}
+
+async function renewByMember(context: AskContext): Promise<RenewedCert> {
+  const { identity } = context;
+  const answer = await askMembers(context, (member) => member.renew(), "key");
+  const { cert, authority: chainPem, trust, links } = answer;
+  identity.offerAll([...links, trust]);
   const issuer = readCertificate(chainPem);
   const kid = issuer === null ? null : kidOf(issuer.publicKey);
   if (identity.trust().authorities.some((known) => known.kid === kid)) return { certPem: cert, chainPem };

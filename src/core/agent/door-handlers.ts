@@ -56,6 +56,7 @@ function handlersOf(context: MemberContext): Partial<DoorHandlers> {
       cluster: self.cluster,
       members: [...memberAddresses(store)],
       version: AGENT_VERSION,
+      generation: identity.trust().generation,
     }),
     "POST /v1/enrol": (call) => enrolment.enrol(call),
     "POST /v1/identity/renew": async ({ caller, begin }) => {

@@ -169,6 +169,13 @@ export class IdentityKeeper {
     return taken;
   }
 
+  /** Lists in the order in which they were made: each one that follows what is known then. The last one is the newest. */
+  offerAll(texts: readonly string[]): void {
+    const last = texts.at(-1);
+    for (const text of texts) if (openNextTrust(this.#known, text).kind === "ok") this.offer(text);
+    if (last !== undefined && last !== this.#text) this.offer(last);
+  }
+
   /** From here on the store's list is followed, and the certificate is renewed when it is time. */
   start(duties: IdentityDuties): void {
     this.#duties = duties;

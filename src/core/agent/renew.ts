@@ -16,10 +16,16 @@ import type { ListedCert, Trust } from "../model/trust.ts";
 import { factsOf, readCertificate } from "../wire/certificate.ts";
 import { isWeftError, WeftError } from "../wire/errors.ts";
 import type { IdentityFiles } from "../wire/identity-files.ts";
+import type { StoreClient } from "../wire/store-client.ts";
+import { keys } from "../wire/store-keys.ts";
 import type { AuthorityKeeper } from "./authority.ts";
 import type { IdentityKeeper, RenewedCert } from "./identity.ts";
 import { changeTrust } from "./trust-change.ts";
 import type { TrustWriter } from "./trust-change.ts";
+
+/** A host that was away for more changes of the authority than this joins anew. */
+const LINKS_MAX = 16;
+const LINKS_BYTES_MAX = 2 << 20;
 
 /** By this host's own authority. */
 export async function issueOwn(authority: AuthorityKeeper, identity: IdentityKeeper): Promise<RenewedCert> {
@@ -34,7 +40,13 @@ export async function renewBeforeStart(authority: AuthorityKeeper, identity: Ide
   await identity.take(await issueOwn(authority, identity));
 }
 
-export type RenewAnswer = { readonly cert: string; readonly authority: string; readonly trust: string };
+export type RenewAnswer = {
+  readonly cert: string;
+  readonly authority: string;
+  readonly trust: string;
+  /** Lists by which authorities took over from each other, the oldest first. */
+  readonly links: string[];
+};
 
 export type RenewContext = TrustWriter & { readonly files: IdentityFiles };
 
@@ -63,7 +75,21 @@ export async function renewIdentity(
   } catch (error) {
     if (!isWeftError(error, "E-STORE-01")) throw error;
   }
-  return { cert: pem, authority: chainPem, trust: identity.text };
+  return { cert: pem, authority: chainPem, trust: identity.text, links: await linksOf(context.store) };
+}
+
+/** None while the store is away: then nobody was let in by another authority either. */
+async function linksOf(store: StoreClient): Promise<string[]> {
+  try {
+    const { entries } = await store.list(keys.trustLinks);
+    const inOrder = entries.toSorted((a, b) => Number(a.modRevision - b.modRevision));
+    const links = inOrder.slice(-LINKS_MAX).map(({ value }) => value);
+    while (links.reduce((sum, { length }) => sum + length, 0) > LINKS_BYTES_MAX) links.shift();
+    return links;
+  } catch (error) {
+    if (isWeftError(error, "E-STORE-01")) return [];
+    throw error;
+  }
 }
 
 /** A member whose loop calls it: certificates that it made are named in the list, so that a revocation names them too. */

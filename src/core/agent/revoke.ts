@@ -58,15 +58,14 @@ export async function revokeHost(context: MemberContext, ref: string, by: string
   let decided = await decide(context, target, members, by);
   while (decided.kind === "again") decided = await decide(context, target, members, by);
   log.warn({ host: target.id, name: target.name, by }, "a host was revoked");
-  const hosts = await untilCut(context, target, begun);
-  const isCut = hosts.every(({ member, storeMs }) => !member || storeMs !== null);
+  const { hosts, complete } = await untilCut(context, target, begun);
   return {
     host: target.id,
     name: target.name,
     generation: identity.trust().generation,
     authority: decided.authority,
     hosts,
-    complete: isCut && hosts.every(({ refusedMs }) => refusedMs !== null),
+    complete,
     open: sessionsOf(context, target.id).map(({ id, want }) => ({ volume: id, name: want?.name ?? id })),
   };
 }
@@ -208,7 +207,7 @@ async function untilCut(
   { mirror, view }: MemberContext,
   target: Target,
   begun: number,
-): Promise<HostRevokeAnswer["hosts"]> {
+): Promise<Pick<HostRevokeAnswer, "hosts" | "complete">> {
   const said = new Map<string, { refusedMs: number | null; storeMs: number | null; member: boolean }>();
   const others = (): readonly HostJson[] => hostsOf(mirror).filter(({ id }) => id !== target.id);
   const look = (): true | null => {
@@ -241,15 +240,16 @@ async function untilCut(
   await mirror.until("The revocation", left, look).catch((error: unknown) => {
     if (!(error instanceof WeftError && error.code === "E-AGENT-04")) throw error;
   });
-  look();
+  const complete = look() === true;
   const { hosts } = view.cluster();
-  return Array.from(said, ([id, { refusedMs, storeMs, member }]) => ({
+  const shown = Array.from(said, ([id, { refusedMs, storeMs, member }]) => ({
     host: id,
     name: hosts.find((host) => host.id === parseHostId(id))?.name ?? id.slice(0, 8),
     refusedMs,
     member,
     storeMs,
   }));
+  return { hosts: shown, complete };
 }
 
 function sessionsOf({ mirror }: MemberContext, host: HostId): readonly VolumeFacts[] {

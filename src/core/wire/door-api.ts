@@ -8,7 +8,7 @@
 import { z } from "zod";
 
 import { clusterAnswer } from "./agent-api.ts";
-import { address, hostName, uuid } from "./json-types.ts";
+import { address, hostName, u64, uuid } from "./json-types.ts";
 
 const pem = z.string().max(8192);
 /** A signed value of the store (signed.ts). */
@@ -20,6 +20,8 @@ export const helloAnswer = z.object({
   /** Addresses of the store's members: those that can let a host in. */
   members: z.array(address).max(64),
   version: z.string().max(64),
+  /** Of the trust list that it goes by; a host that has an older one asks for it. */
+  generation: u64,
 });
 
 export const enrolRequest = z.strictObject({
@@ -43,7 +45,13 @@ export const enrolAnswer = z.object({
 
 /** Nothing of a certificate's content is asked for: it is made anew for who has proven the listed key. */
 export const renewRequest = z.strictObject({});
-export const renewAnswer = z.object({ cert: pem, authority: pem, trust: signedText });
+export const renewAnswer = z.object({
+  cert: pem,
+  authority: pem,
+  trust: signedText,
+  /** The lists by which authorities took over from each other, for a host that was away then. */
+  links: z.array(signedText).max(64).default([]),
+});
 
 const authorityKeys = z.object({ kid: z.string().regex(/^[0-9a-f]{64}$/), pem, key: z.string().max(4096) });
 export const credentialsRequest = z.strictObject({});

@@ -18,7 +18,7 @@ import { connect } from "node:tls";
 import type { TLSSocket } from "node:tls";
 
 import type { HostId } from "../model/ids.ts";
-import { parseHostUri } from "../model/trust.ts";
+import { judgeKey, parseHostUri } from "../model/trust.ts";
 import type { PeerVerdict, Trust } from "../model/trust.ts";
 import { errorAnswer } from "./agent-api.ts";
 import { factsOf, isP256, judgeCertificate } from "./certificate.ts";
@@ -36,7 +36,12 @@ export type Expectation =
   /** Any host of the cluster whose authority has this key: the first 16 bytes of its SHA-256, as a token carries them. */
   | { readonly kind: "authority"; readonly fingerprint16: Uint8Array }
   /** A host of this list; null: whichever. */
-  | { readonly kind: "host"; readonly trust: Trust; readonly host: HostId | null };
+  | { readonly kind: "host"; readonly trust: Trust; readonly host: HostId | null }
+  /**
+   * A host whose key this list names, whatever authority signed for it and until when: enough to be told of a newer list,
+   * which is judged by itself. Never for anything that is a secret.
+   */
+  | { readonly kind: "key"; readonly trust: Trust };
 
 export type HostClientOptions = {
   readonly address: string;
@@ -148,9 +153,20 @@ export class HostClient {
 function proven(socket: TLSSocket, { address, expect }: HostClientOptions): ProvenHost {
   const leaf = socket.getPeerX509Certificate();
   if (leaf === undefined) throw unreachable(address, "it shows no certificate");
-  return expect.kind === "authority"
-    ? provenByToken(leaf, expect.fingerprint16, address)
-    : provenByTrust(leaf, expect, address);
+  switch (expect.kind) {
+    case "authority":
+      return provenByToken(leaf, expect.fingerprint16, address);
+    case "host":
+      return provenByTrust(leaf, expect, address);
+    case "key":
+      return provenByKey(leaf, expect.trust, address);
+  }
+}
+
+function provenByKey(leaf: X509Certificate, trust: Trust, address: string): ProvenHost {
+  const verdict = judgeKey(trust, factsOf(leaf, trust.authorities));
+  if (verdict.kind !== "ok") throw peerRefusal(verdict, address);
+  return { host: verdict.host, cluster: trust.cluster, authority: null };
 }
 
 function provenByToken(leaf: X509Certificate, fingerprint16: Uint8Array, address: string): ProvenHost {

@@ -35,6 +35,7 @@ export const keys = {
   repair: (host: string) => `${ROOT}repair/${host}`,
   /** Who belongs to the cluster: signed by an authority. */
   trust: `${ROOT}trust`,
+  trustLinks: `${ROOT}trust-link/`,
   /** By the KID of an authority: the list by which another one took over from it, for hosts that were away then. */
   trustLink: (kid: string) => `${ROOT}trust-link/${kid}`,
   /** How far a host followed the trust list, while the authority changes. */

@@ -154,3 +154,34 @@ void t.test("host revoke: one that is no member, then a member, within 5 s each"
   const made = await h1.client.createVolume({ name: "after", size: 1n << 30n, copies: 2 });
   t.equal(made.replicas.length, 2);
 });
+
+void t.test("host revoke: a host that was off meanwhile comes back by its key", async (t) => {
+  const hosts = await startCluster(t, 4, 11);
+  const [h1] = hosts;
+  if (h1 === undefined) throw new Error("hosts");
+  const list = await eventually(
+    "three voters",
+    () => h1.client.hosts(),
+    (answer) => answer.filter(({ store }) => store === "voter").length === 3,
+    60_000,
+  );
+  const storeOf = (host: TestHost): string => list.find(({ name }) => name === host.name)?.store ?? "";
+  const spare = hosts.find((host) => storeOf(host) === "none");
+  const member = hosts.find((host) => host !== h1 && storeOf(host) === "voter");
+  if (spare === undefined || member === undefined) throw new Error("three members, and one that is none");
+  await spare.stopAgent();
+  await spare.weftd.stop();
+  t.match(await h1.client.revokeHost(member.name), { complete: true, authority: /./ });
+  await t.rejects(h1.client.revokeHost(h1.name), { code: "E-HOST-12" });
+  // The change of the authority waits for it: the old one's chains are good until every host has a new certificate.
+  t.match(await h1.client.authorities(), { rotation: { phase: "issue", awaited: [{ host: spare.name }] } });
+  await spare.weftd.daemon.start();
+  await spare.startAgent();
+  await eventually(
+    "it to see the store",
+    () => spare.client.status(),
+    (status) => status.kind === "cluster" && status.store.writable && status.hosts.length === 3,
+    60_000,
+  );
+  t.equal((await spare.client.authorities()).generation, (await h1.client.authorities()).generation);
+});
