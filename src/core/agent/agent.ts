@@ -252,7 +252,7 @@ export class Agent {
     });
     Object.assign(loops, { keeper, storeKeeper, presence });
     // First: when the address can't be served, nothing else has begun.
-    const door = await openDoor(context, this.audit);
+    const door = await openDoor(context, this);
     if ((await this.#etcd.isConfigured()) && (await this.#etcd.hasData())) await this.#etcd.ensureRunning();
     // Best effort: with the store away the agent still serves, and shows that.
     if (await syncIfPossible(mirror)) view.setStore(true);

@@ -7,26 +7,37 @@ import { IdentityFiles } from "../wire/identity-files.ts";
 import { judgeKey } from "../model/trust.ts";
 import { factsOf } from "../wire/certificate.ts";
 import { parseHost } from "../wire/record.ts";
+import { reasonOf } from "../wire/errors.ts";
 import { keys } from "../wire/store-keys.ts";
+import { ApiTokens } from "./api-tokens.ts";
 import { memberAddresses } from "./ask-members.ts";
-import type { Audit } from "./audit.ts";
 import type { MemberContext } from "./context.ts";
 import { Door, type DoorHandlers } from "./door.ts";
 import { Enrolment } from "./enrol.ts";
 import { hostsOf } from "./facts.ts";
+import type { AskedAgent } from "./handlers.ts";
 import { memberCredentials, takeAuthorities } from "./members.ts";
 import { renewIdentity } from "./renew.ts";
 import { AGENT_VERSION, clusterAnswer } from "./status.ts";
 
 /** E-HOST-08 when the address can't be served. */
-export function openDoor(context: MemberContext, audit: Audit): Promise<Door> {
+export function openDoor(context: MemberContext, agent: AskedAgent): Promise<Door> {
   const { self, identity, mirror, log } = context;
+  const tokens = new ApiTokens(context);
+  // Where this host holds the key: in a planned change of the authority its tokens live on.
+  identity.onChange((change) => {
+    if (change.kind === "certificate") return;
+    tokens.signAnew().catch((error: unknown) => {
+      log.warn({ reason: reasonOf(error) }, "API tokens were not signed anew yet");
+    });
+  });
   return Door.listen({
     address: self.address,
     tls: identity.tls,
     isHostAddress: (address) => hostsOf(mirror).some((host) => host.address === address),
     handlers: handlersOf(context),
-    audit,
+    rest: { agent, judgeToken: (token, address, nowMs) => tokens.judge(token, address, nowMs) },
+    audit: agent.audit,
     log,
   });
 }

@@ -19,6 +19,7 @@ import type { FastifyInstance, FastifyRequest } from "fastify";
 import type { z } from "zod";
 
 import { Allowances, Gate, networkOf, type Place } from "../model/gate.ts";
+import { type ApiTokenText, parseAuthorization } from "../model/api-token-text.ts";
 import type { HostId } from "../model/ids.ts";
 import {
   DOOR_BODY_BYTES_MAX,
@@ -31,19 +32,29 @@ import {
   DOOR_REQUEST_MS,
   DOOR_REQUESTS,
   DOOR_REQUESTS_PER_CONNECTION,
+  WRONG_TOKENS,
 } from "../model/limits.ts";
+<<<<<<< HEAD
 import type { Principal } from "../model/roles.ts";
 import type { PeerVerdict, Trust } from "../model/trust.ts";
+=======
+import { type Principal, principalKey, type TokenPrincipal } from "../model/roles.ts";
+import { Tries } from "../model/tries.ts";
+import type { PeerVerdict } from "../model/trust.ts";
+>>>>>>> 9724ec7 (wip)
 import { badRequest } from "../wire/agent-client.ts";
 import { type AuditTarget, whoOf } from "../wire/audit-line.ts";
 import { judgeCertificate } from "../wire/certificate.ts";
 import { type DoorAnswer, type DoorBody, type DoorRouteName, doorRoutes } from "../wire/door-api.ts";
 import { reasonOf, WeftError } from "../wire/errors.ts";
 import { AGENT_PORT, peerRefusal } from "../wire/host-client.ts";
+import { routeNames } from "../wire/routes.ts";
 import type { ClientTls } from "../wire/tls-context.ts";
 import type { Audit, AuditRequest } from "./audit.ts";
+import type { AskedAgent } from "./handlers.ts";
 import type { Log } from "./log.ts";
-import { createBareApp } from "./rest.ts";
+import { addTable, type Askings, createBareApp } from "./rest.ts";
+import { auditRefusal } from "./rest-audit.ts";
 
 /** Who asks. */
 export type DoorCaller = {
@@ -75,12 +86,22 @@ export type DoorOptions = {
   readonly handlers: Partial<DoorHandlers>;
   /** Whether a host of the cluster has this address: a hint that keeps places for it. */
   readonly isHostAddress: (address: string) => boolean;
+  /** The table of routes, for people and programs with a token; null: the door's own requests alone. */
+  readonly rest: RestBehind | null;
   readonly audit: Pick<Audit, "begin" | "end" | "refused">;
   readonly log: Log;
 };
 
+<<<<<<< HEAD
 /** By the list of a moment: signatures are verified once for each connection and list. */
 type Judged = { readonly trust: Trust; readonly verdict: PeerVerdict | null };
+=======
+export type RestBehind = {
+  readonly agent: AskedAgent;
+  /** Null: no token of this cluster, or not any more. */
+  readonly judgeToken: (token: ApiTokenText, address: string, nowMs: number) => TokenPrincipal | null;
+};
+>>>>>>> 9724ec7 (wip)
 
 /** A connection from its TCP handshake on. */
 type Visit = { readonly place: Place; readonly socket: Socket; tls: TLSSocket | null };
@@ -89,6 +110,8 @@ export class Door {
   readonly #options: DoorOptions;
   readonly #gate = new Gate(DOOR_LIMITS);
   readonly #requests = new Allowances(DOOR_REQUESTS);
+  readonly #wrongTokens = new Tries(WRONG_TOKENS);
+  readonly #askings: Askings = new WeakMap();
   readonly #atOnce = new Map<string, number>();
   /** By the other end's address and port. */
   readonly #visits = new Map<string, Visit>();
@@ -239,6 +262,10 @@ export class Door {
     });
     app.addHook("onResponse", async (request) => this.#leave(request));
     for (const name of Object.keys(doorRoutes) as DoorRouteName[]) this.#addRoute(name);
+    const { rest, log } = this.#options;
+    if (rest === null) return;
+    const principalOf = (request: FastifyRequest): Principal => this.#principalOf(request, rest);
+    addTable(app, { agent: rest.agent, log, names: routeNames, principalOf }, this.#askings);
   }
 
   #addRoute(name: DoorRouteName): void {
@@ -275,11 +302,7 @@ export class Door {
     const key = keyOf(this.#callerOf(request));
     const running = this.#atOnce.get(key) ?? 0;
     if (running >= DOOR_REQUESTS.atOnce || !this.#requests.take(key, performance.now())) {
-      throw new WeftError({
-        code: "E-AUTH-03",
-        message: `Too many requests: ${DOOR_REQUESTS.perSecond} a second and ${DOOR_REQUESTS.atOnce} at once are answered.`,
-        safe: "Nothing was changed.",
-      });
+      throw tooManyRequests();
     }
     this.#atOnce.set(key, running + 1);
     entered.set(request, key);
@@ -321,10 +344,17 @@ export class Door {
     }
   }
 
-  async #refused(request: FastifyRequest, { code }: WeftError): Promise<void> {
+  async #refused(request: FastifyRequest, error: WeftError): Promise<void> {
+    const { code } = error;
+    const { rest } = this.#options;
+    const asking = this.#askings.get(request);
+    if (rest !== null && asking !== undefined) {
+      await auditRefusal(rest.agent, asking, request, error);
+      return;
+    }
     const caller = this.#callerOf(request);
     const name = `${request.method} ${request.url.split("?")[0] ?? ""}`.slice(0, 100);
-    const isRow = Object.hasOwn(doorRoutes, name);
+    const isRow = Object.hasOwn(doorRoutes, name) || isDenial(code);
     this.#options.log.debug({ from: caller.address, what: name, code }, "refused");
     if (!isRow || begunRequests.has(request)) return;
     await this.#options.audit.refused(this.#auditOf(name, request, caller, {}), keyOf(caller), code);
@@ -333,11 +363,26 @@ export class Door {
   #auditOf(what: string, { raw }: FastifyRequest, caller: DoorCaller, target: AuditTarget): AuditRequest {
     const { address, verdict } = caller;
     const port = raw.socket.remotePort ?? 0;
-    const who = whoOf(this.#principalOf(address, verdict));
+    const who = whoOf(this.#peerOf(address, verdict));
     return { id: randomUUID(), who, from: `${address}:${port}`, what, target };
   }
 
-  #principalOf(address: string, verdict: PeerVerdict | null): Principal {
+  /** By the token that it shows, by its certificate, or not at all. */
+  #principalOf(request: FastifyRequest, rest: RestBehind): Principal {
+    const { address, verdict } = this.#callerOf(request);
+    const header = request.headers.authorization;
+    if (header === undefined) return this.#peerOf(address, verdict);
+    const now = performance.now();
+    if (!this.#wrongTokens.begin(address, now)) throw tooManyTokens();
+    const token = parseAuthorization(header);
+    const principal = token === null ? null : rest.judgeToken(token, address, Date.now());
+    if (principal === null) return { kind: "nobody", address };
+    this.#wrongTokens.right(address, now);
+    if (!this.#requests.take(principalKey(principal), now)) throw tooManyRequests();
+    return principal;
+  }
+
+  #peerOf(address: string, verdict: PeerVerdict | null): Principal {
     if (verdict?.kind !== "ok") return { kind: "nobody", address };
     const { host } = verdict;
     return { kind: "host", host, name: this.#options.tls.peerTrust().hosts.get(host)?.name ?? host };
@@ -381,11 +426,33 @@ function isTimeless(verdict: PeerVerdict | null): boolean {
   }
 }
 
+/** Somebody who may not ask, whatever was asked. */
+function isDenial(code: string): boolean {
+  return code.startsWith("E-AUTH-");
+}
+
 /** Requests whose beginning stands in the audit: an error is how they ended, and no refusal. */
 const begunRequests = new WeakSet<FastifyRequest>();
 
 /** Requests that count as running, with whose they are. */
 const entered = new WeakMap<FastifyRequest, string>();
+
+function tooManyRequests(): WeftError {
+  return new WeftError({
+    code: "E-AUTH-03",
+    message: `Too many requests: ${DOOR_REQUESTS.perSecond} a second and ${DOOR_REQUESTS.atOnce} at once are answered.`,
+    safe: "Nothing was changed.",
+  });
+}
+
+function tooManyTokens(): WeftError {
+  const { tries, windowMs } = WRONG_TOKENS;
+  return new WeftError({
+    code: "E-AUTH-03",
+    message: `${tries} wrong tokens came from this address within ${windowMs / 1000} s: no other is looked at for now.`,
+    safe: "Nothing was changed.",
+  });
+}
 
 function refuseStranger({ address, verdict }: DoorCaller): void {
   const safe = "Nothing was changed.";

@@ -7,15 +7,18 @@ import { maySee, type Principal, shownPrincipal } from "../model/roles.ts";
 import { parseVolumeId } from "../model/ids.ts";
 import type * as api from "../wire/agent-api.ts";
 import { WeftError } from "../wire/errors.ts";
+import { whoOf } from "../wire/audit-line.ts";
 import type { RouteAnswer, RouteBody, RouteName, RouteParams, RouteQuery } from "../wire/routes.ts";
 import type { Agent } from "./agent.ts";
+import { createApiToken, listApiTokens, revokeApiToken } from "./api-tokens.ts";
 import { auditAnswer, auditVerdict } from "./audit-read.ts";
 import { attachVolume, detachVolume } from "./attach.ts";
 import type { MemberContext } from "./context.ts";
-import { volumeOf, volumesOf } from "./facts.ts";
+import { clusterJsonOf, volumeOf, volumesOf } from "./facts.ts";
 import { findVolume } from "./find.ts";
 import { removeHost } from "./hosts.ts";
 import { createToken, listTokens, revokeToken } from "./join-tokens.ts";
+import { metricsText } from "./metrics.ts";
 import { syncIfPossible } from "./mirror.ts";
 import { createPool, removePool } from "./pools.ts";
 import { repairStore } from "./repair.ts";
@@ -67,6 +70,29 @@ export const handlers: Handlers = {
   },
   "DELETE /v1/tokens/:ref": async (agent, { params }) => {
     await revokeToken(agent.member().store, params.ref);
+    return {};
+  },
+
+  "GET /v1/me": (agent, { principal }) => {
+    const { identity, mirror, self } = agent.member();
+    const { name, role } = whoOf(principal);
+    const volumes = principal.kind === "token" && principal.volumes !== null ? [...principal.volumes] : null;
+    const cluster = { id: identity.trust().cluster, name: clusterJsonOf(mirror).name };
+    return { cluster, host: { id: self.host, name: self.name }, name, role, volumes };
+  },
+  "GET /v1/api-tokens": async (agent) => {
+    const { store, identity } = agent.member();
+    return [...(await listApiTokens(store, identity.trust()))];
+  },
+  "POST /v1/api-tokens": async (agent, { principal, body }) => {
+    const context = await fresh(agent);
+    const volumes = body.volumes?.map((ref) => findVolume(context.mirror, ref).id) ?? null;
+    const by = `${shownPrincipal(principal)}@${context.self.name}`;
+    return createApiToken(context, { ...body, volumes }, by);
+  },
+  "DELETE /v1/api-tokens/:ref": async (agent, { params }) => {
+    const { store, identity } = agent.member();
+    await revokeApiToken(store, identity.trust(), params.ref);
     return {};
   },
 
@@ -152,6 +178,8 @@ export const handlers: Handlers = {
     return {};
   },
   "POST /v1/store/repair": (agent, { body }) => repairStore(agent.member(), body.assent),
+
+  "GET /metrics": (agent) => metricsText(agent),
 
   "GET /v1/audit": (agent, { query }) => auditAnswer(agent, query),
   "GET /v1/audit/verify": (agent) => auditVerdict(agent),

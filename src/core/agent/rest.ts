@@ -62,7 +62,7 @@ export function createApp(door: RestDoor): FastifyInstance {
   const app = createBareApp(door.log, {}, (request, error) =>
     auditRefusal(door.agent, askings.get(request), request, error),
   );
-  for (const name of door.names) addRoute(app, door, askings, name);
+  addTable(app, door, askings);
   return app;
 }
 
@@ -115,7 +115,13 @@ export function createBareApp(
   return app;
 }
 
-type Askings = WeakMap<FastifyRequest, Asking>;
+/** What is known of each request from its first hook on. */
+export type Askings = WeakMap<FastifyRequest, Asking>;
+
+/** The table's routes, at a door that may have others of its own. */
+export function addTable(app: FastifyInstance, door: RestDoor, askings: Askings): void {
+  for (const name of door.names) addRoute(app, door, askings, name);
+}
 
 function addRoute(app: FastifyInstance, door: RestDoor, askings: Askings, name: RouteName): void {
   const { agent, principalOf } = door;
@@ -132,7 +138,7 @@ function addRoute(app: FastifyInstance, door: RestDoor, askings: Askings, name: 
       askings.set(request, { name, principal, subject, hasBegun: false });
       judge(principal, spec.right, subject, name);
     },
-    handler: async (request) => {
+    handler: async (request, reply) => {
       const asking = askings.get(request);
       if (asking === undefined) throw new Error(`${name} was reached without knowing who asks`);
       const { principal, subject } = asking;
@@ -145,7 +151,12 @@ function addRoute(app: FastifyInstance, door: RestDoor, askings: Askings, name: 
       const params = { ...(request.params as object), ...judged };
       const work = async (): Promise<unknown> =>
         spec.answer.encode(await handle(agent, { principal, params, body, query }));
-      if (spec.audit === "read") return work();
+      if (spec.audit === "read") {
+        const answer = await work();
+        // The one that isn't JSON is for collectors of figures.
+        if (typeof answer === "string") void reply.type("text/plain; version=0.0.4; charset=utf-8");
+        return answer;
+      }
       const begun = auditOf(agent, asking, request, body);
       await agent.audit.begin(begun, right === "admin" || right === "local-root");
       asking.hasBegun = true;
@@ -161,6 +172,7 @@ function judge(principal: Principal, right: Right, subject: Subject, name: Route
       code: "E-AUTH-01",
       message: "Who asks is not known here.",
       safe: "Nothing was changed.",
+      do: [{ why: "With a token of this cluster", command: "weft login URL" }],
     });
   }
   const bound = mayDo(principal, right, { kind: "volumes" }) && roleOf(principal) !== null;

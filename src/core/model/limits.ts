@@ -54,6 +54,12 @@ export const WRONG_TOKENS = { tries: 5, windowMs: 60_000 };
 export const JOIN_TOKENS_MAX = 100;
 export const JOIN_TOKEN_MS = 60 * 60 * 1000;
 export const JOIN_TOKEN_MS_MAX = 7 * 24 * 3600 * 1000;
+export const API_TOKENS_MAX = 1000;
+/** A token of a program that nobody looks after ends some day. */
+export const API_TOKEN_MS = 90 * 24 * 3600 * 1000;
+export const API_TOKEN_MS_MAX = 2 * 365 * 24 * 3600 * 1000;
+/** Connections to the unix socket at one moment: all, and those of one user who isn't root. */
+export const UNIX_CONNECTIONS = { together: 128, perUser: 32 };
 
 /** Kept free in each pool for the log, checkpoints and stamps that every later repair needs (protocol.md R20). */
 export function poolReserveBytes(totalBytes: bigint): bigint {

@@ -9,9 +9,20 @@
  */
 import { z } from "zod";
 
-import { JOIN_TOKEN_MS_MAX } from "../model/limits.ts";
+import { API_TOKEN_MS, API_TOKEN_MS_MAX, JOIN_TOKEN_MS_MAX } from "../model/limits.ts";
+import { roles } from "../model/roles.ts";
 import { auditLine } from "./audit-line.ts";
-import { address, clusterName, hostName, instant, u32, u64, uuid, volumeName } from "./json-types.ts";
+import {
+  address,
+  clusterName,
+  hostName,
+  instant,
+  tokenName,
+  u32,
+  u64,
+  uuid,
+  volumeName,
+} from "./json-types.ts";
 
 // ---- requests ----
 
@@ -35,6 +46,15 @@ export const tokenCreateRequest = z.strictObject({
   forMs: z.int().min(1000).max(JOIN_TOKEN_MS_MAX).nullable().default(null),
   /** Only a host of this name can use it; null: any. */
   name: hostName.nullable().default(null),
+});
+
+export const apiTokenCreateRequest = z.strictObject({
+  /** What it is for: a person or a program. */
+  name: tokenName,
+  role: z.enum(roles),
+  /** Names or ids; null: every volume, and the cluster. */
+  volumes: z.array(z.string().min(1).max(256)).min(1).max(64).nullable().default(null),
+  forMs: z.int().min(1000).max(API_TOKEN_MS_MAX).default(API_TOKEN_MS),
 });
 
 export const poolCreateRequest = z.strictObject({ path: z.string().startsWith("/").max(4096) });
@@ -109,6 +129,35 @@ export const tokenAnswer = z.object({
   createdAt: instant,
   expiresAt: instant,
   used: z.object({ host: z.string(), at: instant }).nullable(),
+});
+
+export const apiTokenCreated = z.object({
+  id: z.string(),
+  name: z.string(),
+  role: z.enum(roles),
+  /** Shown this once. */
+  token: z.string(),
+  expiresAt: instant,
+});
+
+export const apiTokenAnswer = z.object({
+  id: z.string(),
+  name: z.string(),
+  role: z.enum(roles),
+  volumes: z.array(uuid).nullable(),
+  by: z.string(),
+  createdAt: instant,
+  expiresAt: instant,
+  used: z.object({ at: instant, from: z.string(), host: uuid }).nullable(),
+});
+
+/** Who asks, as the agent sees it. */
+export const meAnswer = z.object({
+  cluster: z.object({ id: uuid, name: z.string() }),
+  host: z.object({ id: uuid, name: z.string() }),
+  name: z.string(),
+  role: z.enum(roles).nullable(),
+  volumes: z.array(uuid).nullable(),
 });
 
 export const hostAnswer = z.object({
@@ -403,6 +452,10 @@ export type JoinRequest = z.input<typeof joinRequest>;
 export type VolumeCreateRequest = z.output<typeof volumeCreateRequest>;
 export type ClusterAnswer = z.output<typeof clusterAnswer>;
 export type EnteredAnswer = z.output<typeof enteredAnswer>;
+export type ApiTokenCreateRequest = z.output<typeof apiTokenCreateRequest>;
+export type ApiTokenCreated = z.output<typeof apiTokenCreated>;
+export type ApiTokenAnswer = z.output<typeof apiTokenAnswer>;
+export type MeAnswer = z.output<typeof meAnswer>;
 export type TokenCreated = z.output<typeof tokenCreated>;
 export type TokenAnswer = z.output<typeof tokenAnswer>;
 export type HostAnswer = z.output<typeof hostAnswer>;

@@ -6,7 +6,7 @@
  * - a mutation is a row of `mutation(…)`: it is written into the audit before it is done, and after;
  * - `logs` names no field that may hold a secret.
  */
-import type { z } from "zod";
+import { z } from "zod";
 
 import type { Right } from "../model/roles.ts";
 import * as api from "./agent-api.ts";
@@ -45,6 +45,13 @@ export const routes = {
     logs: ["forMs", "name"],
   }),
   "DELETE /v1/tokens/:ref": mutation("admin", "cluster", null, api.okAnswer),
+
+  "GET /v1/me": read("viewer", "volumes", api.meAnswer),
+  "GET /v1/api-tokens": read("admin", "cluster", api.apiTokenAnswer.array()),
+  "POST /v1/api-tokens": mutation("admin", "cluster", api.apiTokenCreateRequest, api.apiTokenCreated, {
+    logs: ["name", "role", "volumes", "forMs"],
+  }),
+  "DELETE /v1/api-tokens/:ref": mutation("admin", "cluster", null, api.okAnswer),
 
   "GET /v1/hosts": read("viewer", "cluster", api.hostAnswer.array()),
   "DELETE /v1/hosts/:ref": mutation("admin", "cluster", null, api.hostRemoveAnswer),
@@ -97,9 +104,12 @@ export const routes = {
     logs: ["assent"],
   }),
 
+  /** For collectors of figures: text, as Prometheus reads it. */
+  "GET /metrics": read("viewer", "cluster", z.string()),
+
   "GET /v1/audit": asked("admin", "cluster", api.auditQuery, api.auditAnswer),
   "GET /v1/audit/verify": read("admin", "cluster", api.auditVerdict),
-} as const satisfies Readonly<Record<`${Method} /v1/${string}`, RouteSpec>>;
+} as const satisfies Readonly<Record<`${Method} /${string}`, RouteSpec>>;
 
 export type Method = "GET" | "POST" | "PUT" | "DELETE";
 export type Routes = typeof routes;

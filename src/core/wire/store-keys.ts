@@ -52,6 +52,12 @@ export const keys = {
   joinTokensUsed: `${ROOT}join-token-used/`,
   /** Made once: a token that has it can't be used again. */
   joinTokenUsed: (id: string) => `${ROOT}join-token-used/${id}`,
+  apiTokens: `${ROOT}api-token/`,
+  /** Signed; its secret as a hash. */
+  apiToken: (id: string) => `${ROOT}api-token/${id}`,
+  apiTokensUsed: `${ROOT}api-token-used/`,
+  /** When and from where it was used last, a minute ago or less. */
+  apiTokenUsed: (id: string) => `${ROOT}api-token-used/${id}`,
   /** Number and hash of the last line of the host's audit, a minute ago or less. */
   auditHead: (host: string) => `${ROOT}audit-head/${host}`,
 } as const;

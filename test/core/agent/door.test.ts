@@ -34,6 +34,7 @@ async function openDoor(
     address,
     tls: made.identity.tls,
     isHostAddress: () => more.isHost ?? false,
+    rest: null,
     audit: new HeardAudit(),
     log: silent,
     handlers: {
@@ -381,6 +382,7 @@ void t.test(
       address,
       tls: made.identity.tls,
       isHostAddress: (from) => from === hostAddress,
+      rest: null,
       audit: new HeardAudit(),
       log: silent,
       handlers: { "POST /v1/members/credentials": async () => credentials },

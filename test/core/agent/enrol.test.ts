@@ -66,6 +66,7 @@ async function startMember(t: Scope, n: number): Promise<TestMember> {
     address,
     tls: identity.tls,
     isHostAddress: () => true,
+    rest: null,
     handlers: { "POST /v1/enrol": (call) => enrolment.enrol(call) },
     audit,
     log: silent,
@@ -393,6 +394,7 @@ void t.test(
       address: loopback(72),
       tls: identity.tls,
       isHostAddress: () => true,
+      rest: null,
       handlers: {
         "POST /v1/enrol": (call) => {
           asked.push(call.body.host.name);
