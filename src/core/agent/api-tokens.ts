@@ -66,7 +66,7 @@ export async function createApiToken(
   }: Omit<ApiTokenCreateRequest, "volumes"> & {
     readonly volumes: readonly string[] | null;
   },
-  by: string,
+  { by, address }: { readonly by: string; readonly address: string },
 ): Promise<ApiTokenCreated> {
   const now = Date.now();
   const trust = identity.trust();
@@ -86,7 +86,9 @@ export async function createApiToken(
   const signed = authority.sign(trust, "api-token", JSON.stringify(record));
   const outcome = await store.cas(keys.apiToken(id), 0n, signed);
   if (outcome.kind === "lost") throw new Error(`an API token ${id} exists already`);
-  return { id, name, role, token: renderApiToken({ id, secret }), expiresAt: record.expiresAt };
+  const authorityKid = trust.authorities.find(({ state }) => state === "active")?.kid ?? "";
+  const token = renderApiToken({ id, secret });
+  return { id, name, role, token, expiresAt: record.expiresAt, address, authority: authorityKid };
 }
 
 /** Those that an authority signed, the newest first. */

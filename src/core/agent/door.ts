@@ -34,14 +34,9 @@ import {
   DOOR_REQUESTS_PER_CONNECTION,
   WRONG_TOKENS,
 } from "../model/limits.ts";
-<<<<<<< HEAD
-import type { Principal } from "../model/roles.ts";
-import type { PeerVerdict, Trust } from "../model/trust.ts";
-=======
 import { type Principal, principalKey, type TokenPrincipal } from "../model/roles.ts";
 import { Tries } from "../model/tries.ts";
-import type { PeerVerdict } from "../model/trust.ts";
->>>>>>> 9724ec7 (wip)
+import type { PeerVerdict, Trust } from "../model/trust.ts";
 import { badRequest } from "../wire/agent-client.ts";
 import { type AuditTarget, whoOf } from "../wire/audit-line.ts";
 import { judgeCertificate } from "../wire/certificate.ts";
@@ -92,16 +87,14 @@ export type DoorOptions = {
   readonly log: Log;
 };
 
-<<<<<<< HEAD
-/** By the list of a moment: signatures are verified once for each connection and list. */
-type Judged = { readonly trust: Trust; readonly verdict: PeerVerdict | null };
-=======
 export type RestBehind = {
   readonly agent: AskedAgent;
   /** Null: no token of this cluster, or not any more. */
   readonly judgeToken: (token: ApiTokenText, address: string, nowMs: number) => TokenPrincipal | null;
 };
->>>>>>> 9724ec7 (wip)
+
+/** By the list of a moment: signatures are verified once for each connection and list. */
+type Judged = { readonly trust: Trust; readonly verdict: PeerVerdict | null };
 
 /** A connection from its TCP handshake on. */
 type Visit = { readonly place: Place; readonly socket: Socket; tls: TLSSocket | null };

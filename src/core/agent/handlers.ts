@@ -87,8 +87,9 @@ export const handlers: Handlers = {
   "POST /v1/api-tokens": async (agent, { principal, body }) => {
     const context = await fresh(agent);
     const volumes = body.volumes?.map((ref) => findVolume(context.mirror, ref).id) ?? null;
-    const by = `${shownPrincipal(principal)}@${context.self.name}`;
-    return createApiToken(context, { ...body, volumes }, by);
+    const { name, address } = context.self;
+    const by = `${shownPrincipal(principal)}@${name}`;
+    return createApiToken(context, { ...body, volumes }, { by, address });
   },
   "DELETE /v1/api-tokens/:ref": async (agent, { params }) => {
     const { store, identity } = agent.member();

@@ -23,7 +23,7 @@ import { reasonOf, WeftError } from "../wire/errors.ts";
 import { methodAndPath, type RouteName, routeNames, routes, type RouteSpec } from "../wire/routes.ts";
 import { loadAddon } from "./addon.ts";
 import { type AskedAgent, handlers } from "./handlers.ts";
-import { listenLocal, removeLocal } from "./local-socket.ts";
+import { boundConnections, listenLocal, removeLocal } from "./local-socket.ts";
 import type { Log } from "./log.ts";
 import type { AgentOptions } from "./options.ts";
 import { type Asking, audited, auditOf, auditRefusal, foundVolume } from "./rest-audit.ts";
@@ -52,6 +52,7 @@ export async function serveLocal(
   const principals = new UnixPrincipals(loadAddon(addon), process.getuid?.() ?? 0, viewerGroup !== null);
   const principalOf = ({ raw }: FastifyRequest): Principal => principals.of(raw.socket);
   const app = createApp({ agent, log, names: routeNames, principalOf });
+  boundConnections(app.server, principals);
   app.addHook("onClose", () => removeLocal(runDir));
   await listenLocal(app, runDir, viewerGroup);
   return app;
@@ -226,6 +227,10 @@ function parse(schema: z.ZodType, body: unknown): unknown {
 function unexpected(error: unknown): WeftError {
   // fastify's own refusals: too large, another content type.
   if (error instanceof Error && "statusCode" in error && Number(error.statusCode) < 500) {
+    if (Number(error.statusCode) === 413) {
+      const message = `The request's body has more than ${BODY_MAX} bytes.`;
+      return new WeftError({ code: "E-LIMIT-01", message, safe: "Nothing was changed.", cause: error });
+    }
     const message = `${error.message.slice(0, SHOWN_MAX)}.`;
     return new WeftError({ code: "E-ARG-02", message, cause: error });
   }

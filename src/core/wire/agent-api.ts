@@ -138,6 +138,9 @@ export const apiTokenCreated = z.object({
   /** Shown this once. */
   token: z.string(),
   expiresAt: instant,
+  /** For who logs in with it: a host's address, and SHA-256 of the authority's key, hex. */
+  address: z.string(),
+  authority: z.string(),
 });
 
 export const apiTokenAnswer = z.object({

@@ -97,11 +97,13 @@ export class HostClient {
     bodyFor: (by: ProvenHost) => api.DoorBody<Name>,
   ): Promise<Answered<api.DoorAnswer<Name>>> {
     const { address, answerMs = ANSWER_MS } = this.#options;
-    const socket = await this.#connect();
+    const { socket, by } = await connectProven(this.#options);
     try {
-      const by = proven(socket, this.#options);
+      const [method = "GET", path = "/"] = name.split(" ");
       const { status, text } = await exchange(socket, {
-        name,
+        method,
+        path,
+        headers: {},
         body: bodyFor(by),
         address,
         answerMs,
@@ -115,42 +117,60 @@ export class HostClient {
       socket.destroy();
     }
   }
+}
 
-  /** After the handshake, and nothing was written yet. */
-  async #connect(): Promise<TLSSocket> {
-    const { address, port = AGENT_PORT, shown, from = null } = this.#options;
-    const socket = connect({
-      host: address,
-      port,
-      ...(from === null ? {} : { localAddress: from }),
-      ...shown,
-      minVersion: "TLSv1.3",
-      ALPNProtocols: ["http/1.1"],
-      // Identities are no addresses and no names of the DNS: `proven` judges.
-      rejectUnauthorized: false,
-      checkServerIdentity: () => undefined,
-    });
-    return new Promise((resolve, reject) => {
-      const timer = setTimeout(
-        () => socket.destroy(new Error(`no answer within ${CONNECT_MS} ms`)),
-        CONNECT_MS,
-      );
-      const fail = (error: Error): void => {
-        clearTimeout(timer);
-        reject(unreachable(address, reasonOf(error), error));
-      };
-      // Not once: an error that follows the first one must not end the process.
-      socket.on("error", fail);
-      socket.once("secureConnect", () => {
-        clearTimeout(timer);
-        resolve(socket);
-      });
-      socket.once("close", () => fail(new Error("the connection ended")));
-    });
+/** Who is at the other end, and who this end says it is. */
+export type Connecting = Omit<HostClientOptions, "shown" | "answerMs"> & {
+  /** Null: it shows no certificate. */
+  readonly shown: HostClientOptions["shown"] | null;
+};
+
+/** A connection on which nothing was written yet, its other end proven. */
+export async function connectProven(
+  options: Connecting,
+): Promise<{ readonly socket: TLSSocket; readonly by: ProvenHost }> {
+  const socket = await connected(options);
+  try {
+    return { socket, by: proven(socket, options) };
+  } catch (error) {
+    socket.destroy();
+    throw error;
   }
 }
 
-function proven(socket: TLSSocket, { address, expect }: HostClientOptions): ProvenHost {
+/** After the handshake, and nothing was written yet. */
+async function connected({ address, port = AGENT_PORT, shown, from = null }: Connecting): Promise<TLSSocket> {
+  const socket = connect({
+    host: address,
+    port,
+    ...(from === null ? {} : { localAddress: from }),
+    ...shown,
+    minVersion: "TLSv1.3",
+    ALPNProtocols: ["http/1.1"],
+    // Identities are no addresses and no names of the DNS: `proven` judges.
+    rejectUnauthorized: false,
+    checkServerIdentity: () => undefined,
+  });
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(
+      () => socket.destroy(new Error(`no answer within ${CONNECT_MS} ms`)),
+      CONNECT_MS,
+    );
+    const fail = (error: Error): void => {
+      clearTimeout(timer);
+      reject(unreachable(address, reasonOf(error), error));
+    };
+    // Not once: an error that follows the first one must not end the process.
+    socket.on("error", fail);
+    socket.once("secureConnect", () => {
+      clearTimeout(timer);
+      resolve(socket);
+    });
+    socket.once("close", () => fail(new Error("the connection ended")));
+  });
+}
+
+function proven(socket: TLSSocket, { address, expect }: Connecting): ProvenHost {
   const leaf = socket.getPeerX509Certificate();
   if (leaf === undefined) throw unreachable(address, "it shows no certificate");
   switch (expect.kind) {
@@ -252,20 +272,27 @@ const strangerWords = {
   "bad-chain": "shows no certificate, or one that no host has",
 };
 
-function exchange(
+/** One request on a connection that was proven; the connection is the caller's to end. */
+export function exchange(
   socket: TLSSocket,
   asked: {
-    readonly name: api.DoorRouteName;
+    readonly method: string;
+    readonly path: string;
+    readonly headers: Readonly<Record<string, string>>;
+    /** Null: none. */
     readonly body: unknown;
     readonly address: string;
     readonly answerMs: number;
   },
 ): Promise<{ readonly status: number; readonly text: string }> {
-  const { name, body, address, answerMs } = asked;
-  const [method = "GET", path = "/"] = name.split(" ");
+  const { method, path, body, address, answerMs } = asked;
   const payload = body === null ? "" : JSON.stringify(body);
-  const headers =
-    body === null ? {} : { "content-type": "application/json", "content-length": Buffer.byteLength(payload) };
+  const headers = {
+    ...asked.headers,
+    ...(body === null
+      ? {}
+      : { "content-type": "application/json", "content-length": Buffer.byteLength(payload) }),
+  };
   return new Promise((resolve, reject) => {
     const fail = (error: Error): void => {
       clearTimeout(timer);
