@@ -21,6 +21,7 @@ export function addClusterCommands(program: Command, bind: Bind): void {
     .option("--cluster-name <name>", "the cluster's name", clusterName)
     .option("--pool <directory>", "add a pool there at once", absolutePath);
   bind<[], Init>(init, async (context, _, options) => {
+    context.stayHere();
     const own = options.address ?? ownAddress();
     const cluster = await context.client.init({
       name: options.name ?? null,
@@ -51,6 +52,7 @@ export function addClusterCommands(program: Command, bind: Bind): void {
     .option("--address <address>", "this host's address on the storage network", address)
     .option("--pool <directory>", "add a pool there at once", absolutePath);
   bind<[string], Membership & TokenOptions>(join, async (context, [from], options) => {
+    context.stayHere();
     const target = joinTarget(from);
     const own = options.address ?? ownAddress();
     const cluster = await context.client.join({
