@@ -55,6 +55,7 @@ const good: Readonly<Record<keyof typeof doorRoutes, unknown>> = {
   "POST /v1/enrol": enrol,
   "POST /v1/identity/renew": {},
   "POST /v1/members/credentials": {},
+  "POST /v1/internal/audit": { sinceMs: null, volume: ["db"], who: null, refusedOnly: false, limit: 10 },
   "PUT /v1/members/authority": { authorities: [authority], storeAuthorities: [authority], trust: "{}" },
 };
 

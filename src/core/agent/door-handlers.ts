@@ -11,6 +11,7 @@ import { reasonOf } from "../wire/errors.ts";
 import { keys } from "../wire/store-keys.ts";
 import { ApiTokens } from "./api-tokens.ts";
 import { memberAddresses } from "./ask-members.ts";
+import { ownLines } from "./audit-read.ts";
 import type { MemberContext } from "./context.ts";
 import { Door, type DoorHandlers } from "./door.ts";
 import { Enrolment } from "./enrol.ts";
@@ -35,14 +36,14 @@ export function openDoor(context: MemberContext, agent: AskedAgent): Promise<Doo
     address: self.address,
     tls: identity.tls,
     isHostAddress: (address) => hostsOf(mirror).some((host) => host.address === address),
-    handlers: handlersOf(context),
+    handlers: handlersOf(context, agent.audit),
     rest: { agent, judgeToken: (token, address, nowMs) => tokens.judge(token, address, nowMs) },
     audit: agent.audit,
     log,
   });
 }
 
-function handlersOf(context: MemberContext): Partial<DoorHandlers> {
+function handlersOf(context: MemberContext, audit: AskedAgent["audit"]): DoorHandlers {
   const { options, store, authority, identity, self, storeKeeper } = context;
   const enrolment = new Enrolment({
     store,
@@ -87,6 +88,9 @@ function handlersOf(context: MemberContext): Partial<DoorHandlers> {
         trust: given.trust,
       };
     },
+    "POST /v1/internal/audit": async ({ body: { limit, ...filter } }) => ({
+      lines: [...(await ownLines(audit, filter, limit))],
+    }),
     "PUT /v1/members/authority": async ({ caller, body, begin }) => {
       if (caller.verdict?.kind !== "ok") throw new Error("the door lets hosts only hand over authorities");
       await begin({ host: caller.verdict.host });

@@ -8,6 +8,7 @@
 import { z } from "zod";
 
 import { clusterAnswer } from "./agent-api.ts";
+import { auditLine } from "./audit-line.ts";
 import { address, hostName, u64, uuid } from "./json-types.ts";
 
 const pem = z.string().max(8192);
@@ -64,6 +65,16 @@ export const credentialsAnswer = z.object({
 export const authorityRequest = credentialsAnswer.strict();
 export const authorityAnswer = z.object({});
 
+/** As `GET /v1/audit` asks, where the host and its names were looked up already. */
+export const auditLinesRequest = z.strictObject({
+  sinceMs: z.number().nullable(),
+  volume: z.array(z.string().max(256)).max(100).nullable(),
+  who: z.string().max(256).nullable(),
+  refusedOnly: z.boolean(),
+  limit: z.int().min(1).max(1000),
+});
+export const auditLinesAnswer = z.object({ lines: z.array(auditLine) });
+
 export const doorRoutes = {
   "GET /v1/hello": { right: "open", request: null, answer: helloAnswer, audit: "read" },
   "POST /v1/enrol": { right: "open", request: enrolRequest, answer: enrolAnswer, audit: "mutation" },
@@ -79,6 +90,12 @@ export const doorRoutes = {
     request: credentialsRequest,
     answer: credentialsAnswer,
     audit: "mutation",
+  },
+  "POST /v1/internal/audit": {
+    right: "host",
+    request: auditLinesRequest,
+    answer: auditLinesAnswer,
+    audit: "read",
   },
   "PUT /v1/members/authority": {
     right: "host",
@@ -109,5 +126,7 @@ export type DoorAnswer<Name extends DoorRouteName> = z.output<DoorRoutes[Name]["
 export type Hello = z.output<typeof helloAnswer>;
 export type EnrolRequest = z.output<typeof enrolRequest>;
 export type EnrolAnswer = z.output<typeof enrolAnswer>;
+export type AuditLinesRequest = z.output<typeof auditLinesRequest>;
+export type AuditLinesAnswer = z.output<typeof auditLinesAnswer>;
 export type RenewAnswer = z.output<typeof renewAnswer>;
 export type CredentialsAnswer = z.output<typeof credentialsAnswer>;

@@ -29,7 +29,8 @@ export const AGENT_PORT = 7400;
 const CONNECT_MS = 5000;
 /** A member answers within this, or its store does not. */
 const ANSWER_MS = 30_000;
-const ANSWER_BYTES_MAX = 4 << 20;
+/** 1,000 lines of an audit. */
+const ANSWER_BYTES_MAX = 8 << 20;
 
 /** Who the other end shall be. */
 export type Expectation =
@@ -86,6 +87,10 @@ export class HostClient {
 
   credentials(): Promise<Answered<api.CredentialsAnswer>> {
     return this.#ask("POST /v1/members/credentials", () => ({}));
+  }
+
+  audit(body: api.AuditLinesRequest): Promise<Answered<api.AuditLinesAnswer>> {
+    return this.#ask("POST /v1/internal/audit", () => body);
   }
 
   async putAuthority(body: api.CredentialsAnswer): Promise<void> {
