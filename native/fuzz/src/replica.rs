@@ -21,7 +21,7 @@ use weft_proto::mutants::Broken;
 use weft_proto::payload::{BLOCK, HeapPayload, Payload, block_crcs};
 use weft_proto::record::{Owner, Record};
 use weft_proto::replica::{
-    Action, AttachmentId, DiskDone, DiskError, DiskOp, Party, Replica, ReplicaConfig, Token,
+    Action, AttachmentId, DiskDone, DiskError, DiskOp, Party, Replica, ReplicaConfig, Token, Verified,
 };
 
 use crate::input::Input;
@@ -60,6 +60,8 @@ struct World {
     log: VecDeque<(Token, LogRecord)>,
     disk: Vec<(Token, DiskOp<HeapPayload>)>,
     reads: Vec<Token>,
+    /// The last promise that was asked for: mostly the store shows that it is its asker's.
+    owned: Option<(Epoch, Party)>,
     promised: Epoch,
     broken_log: bool,
 }
@@ -121,6 +123,7 @@ impl World {
             log: VecDeque::new(),
             disk: Vec::new(),
             reads: Vec::new(),
+            owned: None,
             promised,
             broken_log: false,
         }
@@ -161,6 +164,7 @@ impl World {
             let epoch = Epoch(self.promised.0.saturating_add(u64::from(input.u8() % 4)));
             let epoch = if input.one_in(8) { messages::epoch(input) } else { epoch };
             let record = record(epoch, attached.party);
+            self.owned = Some((Epoch(epoch.0.min(Epoch::MAX.0 / 2)), attached.party));
             return self.send(id, epoch, Ask::Promise { record, watermark: mark });
         } else {
             let session = SessionId(1 + u128::from(input.u8() % 3));
@@ -380,8 +384,18 @@ impl World {
             return;
         };
         let mut record = Record::parse(SPECIMEN.as_bytes()).expect("the specimen");
+        record.vol = KNOWN.volume;
         record.epoch = Epoch(input.number() % Epoch::MAX.0);
-        self.replica.handle_verified(self.now, token, (!input.one_in(4)).then_some(&record));
+        if let Some((epoch, Party { host: node, session })) = self.owned.filter(|_| !input.one_in(4)) {
+            (record.epoch, record.owner) = (epoch, Some(Owner { node, session, caretaker: false }));
+        }
+        let shown = match input.u8() % 16 {
+            0 => Verified::Gone,
+            1 => Verified::RolledBack,
+            2 | 3 => Verified::Away,
+            _ => Verified::Record(&record),
+        };
+        self.replica.handle_verified(self.now, token, shown);
         self.drain(None);
     }
 
@@ -397,7 +411,7 @@ impl World {
                 };
                 self.replica.handle_disk(self.now, token, Ok(done));
             } else if let Some(token) = self.reads.pop() {
-                self.replica.handle_verified(self.now, token, None);
+                self.replica.handle_verified(self.now, token, Verified::Away);
             } else {
                 break;
             }

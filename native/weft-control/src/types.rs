@@ -312,6 +312,8 @@ pub struct ReplicaInfo {
     pub size: Decimal,
     /// How it is.
     pub state: ReplicaState,
+    /// Promises that it gave without a read of the store, which was away, since it was started.
+    pub unverified_promises: Decimal,
 }
 
 /// The replicas of this host.

@@ -27,6 +27,7 @@ use weft_proto::replica::AttachmentId;
 use weft_proto::superblock::{SEGMENT_BYTES, Superblock};
 use weftd::mail::{Mail, Mailbox};
 use weftd::pools::{LOGS_FILE, OpenedPool, PoolOwner, Pools, PoolsCall, PoolsOut, STARTS_FILE};
+use weftd::records::record_key;
 use weftd::state::StateDir;
 use weftd::store::{Entry, SwapOutcome};
 
@@ -376,7 +377,14 @@ impl Host {
                 };
                 self.pools.handle_pool_swap(self.now, pool, outcome);
             }
-            PoolsCall::Verify(key, token) => self.pools.handle_verified(self.now, key, token, &Ok(None)),
+            PoolsCall::Verify(key, token) => {
+                // Whoever asks here is whom the store names.
+                let entry = self.sessions.get(&key).map(|asker| {
+                    let value = self.record(key, asker.epoch, asker.session).to_bytes();
+                    Entry { key: record_key(key.volume), value, revision: Revision(self.revision) }
+                });
+                self.pools.handle_verified(self.now, key, token, &Ok(entry));
+            }
             PoolsCall::Trash(key) => {
                 let entry = self.record_entry(key.volume);
                 match &mut self.held_read {
@@ -394,7 +402,7 @@ impl Host {
     /// A volume's record as the store has it, if the workload made one.
     fn record_entry(&self, volume: VolumeId) -> Option<Entry> {
         let value = self.trash_record.as_ref()?.to_bytes();
-        let key = format!("/weft/v1/vol/{volume}/state");
+        let key = record_key(volume);
         Some(Entry { key, value, revision: Revision(self.revision) })
     }
 

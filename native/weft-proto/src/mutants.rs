@@ -14,6 +14,10 @@ pub enum Mutation {
     AttachUnbound,
     /// R1: a promise far above the last one is given without the replica's own read of the store.
     UnverifiedJump,
+    /// R1: only a promise far above the last one is given after a read of the store.
+    VerifyFarOnly,
+    /// R1: the read has to show the epoch or a later one, whomever it names as the owner.
+    VerifyEpochOnly,
     /// R1: a promise is answered while I/O of a lower epoch is under way.
     PromiseBeforeDrain,
     /// R1: a promise is answered before the log has it.
@@ -101,8 +105,8 @@ pub enum Mutation {
     RepairWithoutJump,
     /// R11: a promise above the record is taken for a rollback without another read of the store.
     RollbackUnread,
-    /// R11: a session that meets a higher watermark answers before it has read the store again.
-    AnswerBeforeRead,
+    /// R11: while the store is away, a promise is given to a session that has seen less of it than this host.
+    PromiseBehind,
     /// R11: a swap compares the revision alone, which a restored store counts anew (docs/model.md, finding 3).
     SwapComparesRevision,
     /// R11, 4.15: after a removal writes complete before the remaining members hold the new record.
@@ -161,11 +165,13 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every mutation with the name that `--mutation` takes, in the order of the rules.
-    pub const ALL: [(Mutation, &'static str); 72] = [
+    pub const ALL: [(Mutation, &'static str); 74] = [
         (Mutation::NoFence, "r1-no-fence"),
         (Mutation::AnyPromiser, "r1-any-promiser"),
         (Mutation::AttachUnbound, "r1-attach-unbound"),
         (Mutation::UnverifiedJump, "r1-unverified-jump"),
+        (Mutation::VerifyFarOnly, "r1-verify-far-only"),
+        (Mutation::VerifyEpochOnly, "r1-verify-epoch-only"),
         (Mutation::PromiseBeforeDrain, "r1-promise-before-drain"),
         (Mutation::PromiseBeforeLog, "r1-promise-before-log"),
         (Mutation::AttachBeforeDrain, "r1-attach-before-drain"),
@@ -209,7 +215,7 @@ impl Mutation {
         (Mutation::NoWatermark, "r11-no-watermark"),
         (Mutation::RepairWithoutJump, "r11-repair-without-jump"),
         (Mutation::RollbackUnread, "r11-rollback-unread"),
-        (Mutation::AnswerBeforeRead, "r11-answer-before-read"),
+        (Mutation::PromiseBehind, "r11-promise-behind"),
         (Mutation::SwapComparesRevision, "r11-swap-compares-revision"),
         (Mutation::CompleteBeforeRepromise, "r11-complete-before-repromise"),
         (Mutation::LandAfterDeath, "r13-land-after-death"),

@@ -2,13 +2,16 @@
 //!
 //! ```text
 //! request ──check (epoch, session, ordinal, bounds)──▶ stamp needed? ──log──▶ disk ──▶ response
-//! promise ──remember at once──▶ log ──▶ wait for all lower-epoch I/O ──▶ response
+//! promise ──higher: the store's record──▶ remember ──▶ log ──▶ wait for all lower-epoch I/O ──▶ response
 //! attach  ──remember at once──▶ wait for all I/O of lower ordinals ──▶ response
 //! ```
 //!
 //! Must always hold:
 //! * data requests execute only at exactly the promised (epoch, host, session), from the session's newest attachment
 //!   (R1, I4), and none of a lower epoch is unfinished when a promise is answered (I5);
+//! * the promised epoch rises only to what a read of the store, made after it was asked, shows to be the asker's; while
+//!   the store is away, at most to [`EPOCH_JUMP_UNVERIFIED`] above the last epoch that a read has shown. What is asked
+//!   and not verified yet changes nothing;
 //! * a session is its host's: what another host says in its name is another session's, and gets nothing;
 //! * a region's stamp is durable before data of that generation may reach the medium (R6, I8);
 //! * what the log or the disk refused is answered as refused, and nothing is assumed of it.
@@ -32,8 +35,10 @@ pub const STAMPS_PAGE: usize = 4096;
 pub const KINDS_MAX: u64 = 64 << 20;
 /// Largest range of one HASH request, in bytes.
 pub const HASH_MAX: u64 = 1 << 20;
-/// A promise that jumps further than this needs the replica's own read of the store (R1).
+/// While the store is away, a promise goes at most this many epochs above the last one that a read has shown (R1).
 pub const EPOCH_JUMP_UNVERIFIED: u64 = 16;
+/// Promises of one host that wait for a read of the store; more are refused as busy.
+const VERIFYING_MAX: usize = 4;
 /// Unanswered requests of one attachment; more are refused as busy, so that memory stays bounded.
 pub const REQUESTS_MAX: usize = 1024;
 /// Sessions without an attachment whose highest ordinal is remembered.
@@ -173,6 +178,19 @@ pub enum DiskError {
     BadCrc,
 }
 
+/// What the store answered to [`Action::ReadStore`].
+#[derive(Clone, Copy, Debug)]
+pub enum Verified<'a> {
+    /// The volume's record.
+    Record(&'a Record),
+    /// It has none that can be read.
+    Gone,
+    /// It is behind what this host has seen (R11).
+    RolledBack,
+    /// It did not answer.
+    Away,
+}
+
 /// What a replica is made from.
 #[derive(Clone, Debug)]
 pub struct ReplicaConfig {
@@ -207,6 +225,12 @@ pub struct Replica<P> {
     ordinals: VecDeque<(Party, Ordinal)>,
     running: BTreeMap<Token, Running<P>>,
     waiting_promise: Option<WaitingPromise>,
+    /// Promises that the store is read for; none changes anything before that.
+    verifying: Vec<(Token, WaitingPromise)>,
+    /// The highest epoch that a read of the store has shown to be its promiser's; none since the replica was started,
+    /// which knows of no promise on its disk whether it was verified.
+    verified: Option<Epoch>,
+    unverified_promises: u64,
     waiting_attach: Vec<WaitingAttach>,
     actions: VecDeque<Action<P>>,
     next_token: u64,
@@ -263,13 +287,14 @@ struct WaitingPromise {
     epoch: Epoch,
     party: Party,
     record: Vec<u8>,
+    cached: bool,
+    watermark: Watermark,
     started: Instant,
     stage: PromiseStage,
 }
 
 #[derive(Debug, PartialEq)]
 enum PromiseStage {
-    Verifying(Token),
     Logging(Token),
     Draining,
 }
@@ -300,6 +325,9 @@ impl<P: Payload> Replica<P> {
             ordinals: VecDeque::new(),
             running: BTreeMap::new(),
             waiting_promise: None,
+            verifying: Vec::new(),
+            verified: None,
+            unverified_promises: 0,
             waiting_attach: Vec::new(),
             actions: VecDeque::new(),
             next_token: 0,
@@ -332,7 +360,7 @@ impl<P: Payload> Replica<P> {
     /// True when no request is unfinished.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.waiting_promise.is_none()
+        self.running.is_empty() && self.waiting_promise.is_none() && self.verifying.is_empty()
     }
 
     /// True after a failed log or disk: the copy serves no more until it is opened anew.
@@ -363,6 +391,12 @@ impl<P: Payload> Replica<P> {
     #[must_use]
     pub fn promised(&self) -> (Epoch, Option<Party>) {
         (self.promised, self.host.map(|host| Party { host, session: self.session }))
+    }
+
+    /// How many promises were given without a read of the store, because it was away.
+    #[must_use]
+    pub fn unverified_promises(&self) -> u64 {
+        self.unverified_promises
     }
 
     /// One line for people.
@@ -399,6 +433,7 @@ impl<P: Payload> Replica<P> {
     /// An attachment's connection is gone. What it started goes on; its answers are dropped.
     pub fn handle_disconnect(&mut self, attachment: AttachmentId) {
         self.attachments.remove(&attachment);
+        self.verifying.retain(|(_, w)| w.attachment != attachment);
         self.waiting_attach.retain(|w| w.attachment != attachment);
     }
 
@@ -506,21 +541,56 @@ impl<P: Payload> Replica<P> {
         self.settle(now);
     }
 
-    /// The store answered the read that a far promise asked for: the record, or `None` when out of reach.
-    pub fn handle_verified(&mut self, now: Instant, token: Token, record: Option<&Record>) {
-        let Some(w) = self.waiting_promise.take_if(|w| w.stage == PromiseStage::Verifying(token)) else {
+    /// The store answered the read that a promise asked for.
+    pub fn handle_verified(&mut self, now: Instant, token: Token, shown: Verified<'_>) {
+        let Some(at) = self.verifying.iter().position(|(of, _)| *of == token) else { return };
+        let (_, w) = self.verifying.remove(at);
+        if let Err(refusal) = self.verify(&w, shown) {
+            self.reply(w.attachment, w.tag, w.started, now, Err(refusal));
             return;
-        };
-        match record {
-            None => self.reply(w.attachment, w.tag, w.started, now, Err(Refusal::Busy)),
-            Some(r) if r.epoch < w.epoch => {
-                self.reply(w.attachment, w.tag, w.started, now, Err(Refusal::MetadataRollback));
-            }
-            Some(_) if w.epoch < self.promised => {
-                self.reply(w.attachment, w.tag, w.started, now, Err(Refusal::StaleEpoch));
-            }
-            Some(_) => self.log_promise(w),
         }
+        if let Verified::Record(_) = shown {
+            self.verified = self.verified.max(Some(w.epoch));
+        } else {
+            self.unverified_promises += 1;
+        }
+        self.accept(now, w);
+    }
+
+    /// May this promise be given, by what the store shows and by what has come meanwhile?
+    fn verify(&self, w: &WaitingPromise, shown: Verified<'_>) -> Result<(), Refusal> {
+        let Party { host, session } = w.party;
+        match shown {
+            Verified::Gone | Verified::RolledBack => return Err(Refusal::MetadataRollback),
+            Verified::Away => {
+                let near = |from: Epoch| w.epoch.0 <= from.0.saturating_add(EPOCH_JUMP_UNVERIFIED);
+                // And to nobody who has seen less of the store than this host: that one may have gone back (R11).
+                let known =
+                    w.watermark >= self.config.watermark || self.config.broken.is(Mutation::PromiseBehind);
+                if !self.verified.is_some_and(near) || !known {
+                    return Err(Refusal::Busy);
+                }
+            }
+            Verified::Record(record) if record.epoch < w.epoch => return Err(Refusal::MetadataRollback),
+            Verified::Record(_) if self.config.broken.is(Mutation::VerifyEpochOnly) => {}
+            Verified::Record(record) => {
+                // An owner's next swap may be in the store before its promise to the last one is answered here.
+                let owns = record.owner.is_some_and(|o| (o.node, o.session) == (host, session));
+                if !owns && record.epoch > w.epoch {
+                    return Err(Refusal::StaleEpoch);
+                }
+                if !owns {
+                    return Err(Refusal::MetadataRollback);
+                }
+            }
+        }
+        if self.quarantined {
+            return Err(Refusal::Quarantined);
+        }
+        if self.failed {
+            return Err(Refusal::IoError);
+        }
+        self.may_promise(w.epoch, w.party, w.watermark)
     }
 
     // ---- what to do next
@@ -839,8 +909,47 @@ impl<P: Payload> Replica<P> {
     ) -> Result<(), Refusal> {
         let Some(attachment) = self.attachments.get(&id) else { return Err(Refusal::NotAttached) };
         let party = attachment.party;
-        let known = self.config.watermark;
         let broken = self.config.broken;
+        self.may_promise(epoch, party, watermark)?;
+        let parsed = Record::parse(&record).map_err(|_| Refusal::OutOfBounds)?;
+        let owner_matches = parsed.owner.is_some_and(|o| o.session == party.session && o.node == party.host)
+            || broken.is(Mutation::AnyPromiser);
+        if parsed.vol != self.volume()
+            || parsed.epoch != epoch
+            || !owner_matches
+            || parsed.replica(self.rid()).is_none()
+        {
+            return Err(Refusal::OutOfBounds);
+        }
+        let cached = parsed.policy.ack == Ack::Cached;
+        let (attachment, stage) = (id, PromiseStage::Draining);
+        let w =
+            WaitingPromise { attachment, tag, epoch, party, record, cached, watermark, started: now, stage };
+        let far = self.promised.0.saturating_add(EPOCH_JUMP_UNVERIFIED) < epoch.0;
+        let unread =
+            if far { broken.is(Mutation::UnverifiedJump) } else { broken.is(Mutation::VerifyFarOnly) };
+        if epoch <= self.promised || unread {
+            self.accept(now, w);
+            return Ok(());
+        }
+        // One of the same session, over an attachment that was lost: asked again.
+        while let Some(at) = self.verifying.iter().position(|(_, old)| old.party == party) {
+            let (_, old) = self.verifying.remove(at);
+            self.reply(old.attachment, old.tag, old.started, now, Err(Refusal::Busy));
+        }
+        if self.verifying.iter().filter(|(_, other)| other.party.host == party.host).count() >= VERIFYING_MAX
+        {
+            return Err(Refusal::Busy);
+        }
+        let token = self.token();
+        self.verifying.push((token, w));
+        self.actions.push_back(Action::ReadStore { token });
+        Ok(())
+    }
+
+    /// Is this promise none of a store that went back, none below what is promised, and none in another's name?
+    fn may_promise(&self, epoch: Epoch, party: Party, watermark: Watermark) -> Result<(), Refusal> {
+        let (known, broken) = (self.config.watermark, self.config.broken);
         if !broken.is(Mutation::NoWatermark)
             && (watermark.cluster != known.cluster || watermark.incarnation < known.incarnation)
         {
@@ -856,36 +965,19 @@ impl<P: Payload> Replica<P> {
         {
             return Err(Refusal::MetadataRollback);
         }
-        let parsed = Record::parse(&record).map_err(|_| Refusal::OutOfBounds)?;
-        let owner_matches = parsed.owner.is_some_and(|o| o.session == party.session && o.node == party.host)
-            || broken.is(Mutation::AnyPromiser);
-        if parsed.vol != self.volume()
-            || parsed.epoch != epoch
-            || !owner_matches
-            || parsed.replica(self.rid()).is_none()
-        {
-            return Err(Refusal::OutOfBounds);
-        }
+        Ok(())
+    }
+
+    /// From here on it is promised.
+    fn accept(&mut self, now: Instant, w: WaitingPromise) {
         if let Some(old) = self.waiting_promise.take() {
             // Superseded, or repeated after a lost connection.
-            let again = old.epoch == epoch && old.party == party;
+            let again = old.epoch == w.epoch && old.party == w.party;
             let refusal = if again { Refusal::Busy } else { Refusal::StaleEpoch };
             self.reply(old.attachment, old.tag, old.started, now, Err(refusal));
         }
-        self.config.cached = parsed.policy.ack == Ack::Cached;
-        let far = epoch.0 > self.promised.0 + EPOCH_JUMP_UNVERIFIED
-            && self.promised > Epoch(0)
-            && !broken.is(Mutation::UnverifiedJump);
-        let stage = PromiseStage::Draining;
-        let w = WaitingPromise { attachment: id, tag, epoch, party, record, started: now, stage };
-        if far {
-            let token = self.token();
-            self.actions.push_back(Action::ReadStore { token });
-            self.waiting_promise = Some(WaitingPromise { stage: PromiseStage::Verifying(token), ..w });
-        } else {
-            self.log_promise(w);
-        }
-        Ok(())
+        self.config.cached = w.cached;
+        self.log_promise(w);
     }
 
     fn log_promise(&mut self, w: WaitingPromise) {

@@ -741,6 +741,7 @@ impl Daemon {
             StoreReply::Watermark(watermark) => {
                 self.watermark = Some(watermark);
                 self.pools.handle_watermark(watermark);
+                self.sessions.values_mut().for_each(|slot| slot.machine.handle_watermark(watermark));
                 let logs = self.pools.logs();
                 if let Some(links) = &mut self.links {
                     links.set_hello(watermark, logs);

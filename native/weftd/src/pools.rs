@@ -39,7 +39,9 @@ use weft_proto::message::{Refusal, Request, Response, Watermark};
 use weft_proto::mutants::{Broken, Mutation};
 use weft_proto::payload::Payload as _;
 use weft_proto::record::Record;
-use weft_proto::replica::{Action, AttachmentId, DiskDone, DiskError, Replica, ReplicaConfig, Token};
+use weft_proto::replica::{
+    Action, AttachmentId, DiskDone, DiskError, Replica, ReplicaConfig, Token, Verified,
+};
 use weft_proto::superblock::{
     PoolAction, PoolRefusal, PoolStart, SEGMENT_BYTES, SUPERBLOCK_LEN, StoredPool, Superblock,
     SwapOutcome as StartSwap,
@@ -1041,9 +1043,19 @@ impl Pools {
             Ok(Some(entry)) => record_of(entry).ok(),
             _ => None,
         };
+        let shown = match (&record, result) {
+            (Some(record), _) => Verified::Record(record),
+            (None, Ok(_)) => Verified::Gone,
+            (None, Err(ReadError::RolledBack(_))) => Verified::RolledBack,
+            (None, Err(ReadError::Away(_) | ReadError::Watermark(_))) => Verified::Away,
+        };
         for pool in self.pools.values_mut() {
             if let Some(slot) = pool.replicas.get_mut(&key) {
-                slot.machine.handle_verified(now, token, record.as_ref());
+                let before = slot.machine.unverified_promises();
+                slot.machine.handle_verified(now, token, shown);
+                if slot.machine.unverified_promises() > before {
+                    tracing::warn!(volume = %key.volume, rid = %key.rid, "promised while the store is away, unverified");
+                }
                 pool.drive_replica(now, key, &mut self.out);
             }
         }
@@ -2017,6 +2029,7 @@ impl Slotted {
             sealed: Decimal(durable.sealed.0),
             size: Decimal(durable.size),
             state,
+            unverified_promises: Decimal(self.machine.unverified_promises()),
         }
     }
 }

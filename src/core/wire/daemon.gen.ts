@@ -290,6 +290,8 @@ export type ReplicaInfo = {
   readonly size: Decimal;
   /** How it is. */
   readonly state: ReplicaState;
+  /** Promises that it gave without a read of the store, which was away, since it was started. */
+  readonly unverified_promises: Decimal;
   /** Of which volume. */
   readonly volume: Uuid;
 };

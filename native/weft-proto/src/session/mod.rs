@@ -358,9 +358,6 @@ pub struct Session<P> {
     rollback_suspect: Option<Epoch>,
     /// The suspicion that the read under way was sent after: only that one can it confirm (R11).
     suspect_asked: Option<Epoch>,
-    /// The host of a member that promised had seen more of the store than ours: nothing is answered before a read
-    /// of ours was believed (R11). True once that read is under way.
-    behind: Option<bool>,
 
     // Members.
     peers: BTreeMap<Rid, Peer>,
@@ -442,7 +439,6 @@ impl<P: Payload> Session<P> {
             get_wanted: true,
             rollback_suspect: None,
             suspect_asked: None,
-            behind: None,
             peers: BTreeMap::new(),
             first_promise: None,
             steal_wait: false,
@@ -583,6 +579,11 @@ impl<P: Payload> Session<P> {
             self.tick(now);
         }
         self.maintain(now);
+    }
+
+    /// This host has seen the store further.
+    pub fn handle_watermark(&mut self, seen: Watermark) {
+        self.watermark = self.watermark.max(seen);
     }
 
     // ---- what the caller wants

@@ -511,7 +511,7 @@ impl<P: Payload> Session<P> {
     /// May anything complete at all?
     fn completes(&self, now: Instant) -> bool {
         let serving = matches!(self.phase, Phase::Serving | Phase::Closing(_));
-        let held = self.config.broken.is(Mutation::CompleteBeforeRepromise) && self.behind.is_none();
+        let held = self.config.broken.is(Mutation::CompleteBeforeRepromise);
         serving && self.steal_wait_over(now) && (held || self.everyone_obeys())
     }
 
@@ -519,15 +519,14 @@ impl<P: Payload> Session<P> {
     /// which it completes (4.15). A member that is merely out of reach holds it since it promised.
     fn everyone_obeys(&self) -> bool {
         let epoch = self.rec().epoch;
-        (self.behind.is_none() || self.config.broken.is(Mutation::AnswerBeforeRead))
-            && self.in_sync().iter().all(|rid| {
-                self.peers.get(rid).is_some_and(|p| {
-                    p.promised == Some(epoch)
-                        || p.view
-                            .as_ref()
-                            .is_some_and(|v| v.promised == epoch && v.session == self.config.session)
-                })
+        self.in_sync().iter().all(|rid| {
+            self.peers.get(rid).is_some_and(|p| {
+                p.promised == Some(epoch)
+                    || p.view
+                        .as_ref()
+                        .is_some_and(|v| v.promised == epoch && v.session == self.config.session)
             })
+        })
     }
 
     /// R9: a thief completes no write before the old owner's read lease has surely ended.

@@ -373,7 +373,7 @@ impl<P: Payload> Session<P> {
     }
 
     fn take_answer(&mut self, now: Instant, rid: Rid, sent: Sent, current: Epoch, answer: Answer<P>) {
-        let (owns, session) = (self.owns(), self.config.session);
+        let owns = self.owns();
         let asked = if self.config.broken.is(Mutation::LeaseFromAnswer) { now } else { sent.at };
         let peer = self.peers.get_mut(&rid).expect("answered a moment ago");
         match (sent.purpose, answer) {
@@ -389,22 +389,16 @@ impl<P: Payload> Session<P> {
                 self.attached(now, rid, promised, watermark);
             }
             (Purpose::Promise, Answer::Promised(view)) => {
-                peer.promising = false;
+                if sent.epoch == current {
+                    peer.promising = false;
+                }
                 if owns && sent.epoch == current {
                     peer.promised = Some(current);
                     // A promise answered is a sign of obedience at least as new as a heartbeat (R9).
                     peer.lease = Some(asked);
                     let watermark = view.watermark;
-                    let obeyed = |v: &ReplicaView| v.promised == current && v.session == session;
-                    let again = peer.view.as_ref().is_some_and(obeyed);
                     peer.view = Some(view);
                     self.first_promise.get_or_insert(now);
-                    if watermark > self.watermark && !again {
-                        // The record may be one of a store that went back: a read shows it (R11). Not for a promise
-                        // that is only repeated, so that members come and go while the store is away (4.15).
-                        self.behind = Some(false);
-                        self.get_wanted = true;
-                    }
                     self.see_watermark(watermark);
                     self.promised(now, rid);
                 }
@@ -450,7 +444,8 @@ impl<P: Payload> Session<P> {
     ) {
         let (later, owns) = (now.after_ms(self.config.timing.heartbeat_ms), self.owns());
         let peer = self.peers.get_mut(&rid).expect("answered a moment ago");
-        if matches!(sent.purpose, Purpose::Promise | Purpose::Attach) {
+        // What is said of a promise that a later one has followed holds nothing up.
+        if sent.purpose == Purpose::Attach || sent.purpose == Purpose::Promise && sent.epoch == current {
             peer.hold = Some(later);
         }
         if sent.purpose == Purpose::Promise && sent.epoch == current {
@@ -467,6 +462,8 @@ impl<P: Payload> Session<P> {
                     && sent.epoch == current
                 {
                     peer.promised = None;
+                    // Its host has read a record above ours: somebody else's, perhaps.
+                    self.get_wanted |= sent.purpose == Purpose::Promise;
                 }
             }
             Refusal::MetadataRollback => {
@@ -476,7 +473,10 @@ impl<P: Payload> Session<P> {
                     peer.link = Link::Up;
                     self.get_wanted = true;
                 } else {
-                    self.suspect(promised);
+                    // Its host has read the store for this promise: what that showed is not our record, or less than it
+                    // has seen. If a read of ours shows the same epoch still, the store has gone back (R11).
+                    let asked = sent.purpose == Purpose::Promise && sent.epoch == current && owns;
+                    self.suspect(if asked { promised.max(current) } else { promised });
                 }
             }
             Refusal::NotAttached => {
@@ -526,8 +526,14 @@ impl<P: Payload> Session<P> {
             Purpose::JoinFlush => self.join_flush_refused(),
             _ => {}
         }
-        if self.join_rid() == Some(rid) && !matches!(refusal, Refusal::Busy | Refusal::StaleEpoch) {
-            self.abandon_join("the joiner refused a request");
+        if self.join_rid() == Some(rid) {
+            // One whose host can't read the store may have to be without promise for long (R1): others go first.
+            let no_promise = sent.purpose == Purpose::Promise && sent.epoch == current;
+            if refusal == Refusal::Busy && no_promise && self.join_writes_to().is_none() {
+                self.abandon_join("the joiner can't promise yet");
+            } else if !matches!(refusal, Refusal::Busy | Refusal::StaleEpoch) {
+                self.abandon_join("the joiner refused a request");
+            }
         }
     }
 

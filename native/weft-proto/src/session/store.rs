@@ -89,7 +89,6 @@ impl<P: Payload> Session<P> {
             self.get_wanted = false;
             (self.store_busy, self.swapping) = (true, false);
             self.suspect_asked = self.rollback_suspect.take();
-            self.behind = self.behind.map(|_| true);
             self.store_calls.push_back(StoreCall::Get);
         }
     }
@@ -221,10 +220,6 @@ impl<P: Payload> Session<P> {
         match reply {
             StoreReply::Record { record, revision } => {
                 self.take_record(now, record, revision, true);
-                if self.behind.take_if(|under_way| *under_way).is_some() {
-                    self.check_all_ops(now);
-                    self.retry_reads(now);
-                }
             }
             StoreReply::Conflict { record, revision } => self.take_record(now, record, revision, false),
             StoreReply::Swapped { revision } => {
@@ -262,8 +257,6 @@ impl<P: Payload> Session<P> {
 
     /// A read that did not come back confirms nothing.
     fn ask_again(&mut self) {
-        self.behind = self.behind.map(|_| false);
-        self.get_wanted |= self.behind.is_some();
         if let Some(epoch) = self.suspect_asked.take() {
             self.rollback_suspect = self.rollback_suspect.max(Some(epoch));
             self.get_wanted = true;

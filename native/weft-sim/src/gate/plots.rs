@@ -8,7 +8,7 @@ use weft_proto::message::{Ask, Attach, Request, Watermark};
 use weft_proto::mutants::Mutation;
 use weft_proto::payload::HeapPayload;
 use weft_proto::record::{Owner, Record, ReplicaState};
-use weft_proto::replica::{Action, AttachmentId, DiskOp, Replica, ReplicaConfig};
+use weft_proto::replica::{Action, AttachmentId, DiskOp, Replica, ReplicaConfig, Verified};
 use weft_proto::session::Event;
 use weft_proto::superblock::{PoolAction, PoolStart, SEGMENT_BYTES, StoredPool, Superblock, SwapOutcome};
 
@@ -23,6 +23,8 @@ pub(super) const SHOWN_BY: &[(Mutation, &str)] = &[
     (Mutation::AnyPromiser, "a_promise_is_given_to_the_records_owner_only"),
     (Mutation::AttachUnbound, "nobody_is_attached_in_anothers_session"),
     (Mutation::UnverifiedJump, "a_promise_far_above_the_last_is_checked_with_the_store"),
+    (Mutation::VerifyFarOnly, "a_promise_a_little_above_the_last_is_checked_with_the_store"),
+    (Mutation::VerifyEpochOnly, "a_promise_is_given_to_whom_the_store_names_only"),
     (Mutation::PromiseBeforeDrain, "a_write_that_hangs_in_a_disk_does_not_land_on_a_newer_one"),
     (Mutation::PromiseBeforeLog, "a_promise_is_in_the_log_before_it_counts"),
     (Mutation::AttachBeforeDrain, "an_attach_waits_for_what_came_before_it"),
@@ -49,7 +51,8 @@ pub(super) const SHOWN_BY: &[(Mutation, &str)] = &[
     (Mutation::IntentReplaced, "an_intent_is_used_until_its_swap_is_settled"),
     (Mutation::AnyIncarnation, "a_disk_that_was_put_back_is_quarantined"),
     (Mutation::RepairWithoutJump, "nobody_opens_on_a_store_that_was_put_back_before_it_is_repaired"),
-    (Mutation::AnswerBeforeRead, "nobody_opens_on_a_store_that_was_put_back_before_it_is_repaired"),
+    (Mutation::PromiseToEpochAlone, "an_epoch_is_promised_to_one_session_only"),
+    (Mutation::PromiseBehind, "a_host_that_has_seen_more_than_a_session_looks_before_it_promises"),
     (Mutation::SwapComparesRevision, "a_claim_from_before_a_repair_is_not_put_over_the_repaired_record"),
     (Mutation::CompleteBeforeRepromise, "a_demoted_copy_knows_that_it_is_not_enough_for_a_repair"),
     (Mutation::LandAfterDeath, "what_a_killed_daemon_sent_to_its_disk_lands_on_nothing_newer"),
@@ -80,6 +83,8 @@ own! {
     R1 => a_promise_is_given_to_the_records_owner_only,
     R1 => nobody_is_attached_in_anothers_session,
     R1 => a_promise_far_above_the_last_is_checked_with_the_store,
+    R1 => a_promise_a_little_above_the_last_is_checked_with_the_store,
+    R1 => a_promise_is_given_to_whom_the_store_names_only,
     R1 => a_promise_is_in_the_log_before_it_counts,
     R1 => an_attach_waits_for_what_came_before_it,
     R2 => a_write_that_failed_is_still_brought_to_every_member,
@@ -95,6 +100,8 @@ own! {
     R10 => a_disk_that_lags_by_one_start_of_another_is_quarantined,
     R10 => an_intent_is_used_until_its_swap_is_settled,
     R10 => a_disk_that_was_put_back_is_quarantined,
+    R11 => an_epoch_is_promised_to_one_session_only,
+    R11 => a_host_that_has_seen_more_than_a_session_looks_before_it_promises,
     R13 => what_a_killed_daemon_sent_to_its_disk_lands_on_nothing_newer,
     R18 => a_size_counts_when_its_new_part_is_absent,
     R22 => a_seal_counts_when_its_checksums_are_on_the_disk,
@@ -139,11 +146,15 @@ fn asked(
     std::iter::from_fn(|| replica.poll_action()).collect()
 }
 
-/// A promise asked for at an epoch, under a record that names this host as the owner's.
-fn promise(record: &Record, epoch: Epoch, node: HostId) -> Ask<HeapPayload> {
+/// The record at an epoch, with this host as the owner's.
+fn owned(record: &Record, epoch: Epoch, node: HostId) -> Record {
     let owner = Some(Owner { node, session: SESSION, caretaker: false });
-    let record = Record { epoch, owner, ..record.clone() };
-    Ask::Promise { record: record.to_bytes(), watermark: MARK }
+    Record { epoch, owner, ..record.clone() }
+}
+
+/// A promise asked for under that record.
+fn promise(record: &Record, epoch: Epoch, node: HostId) -> Ask<HeapPayload> {
+    Ask::Promise { record: owned(record, epoch, node).to_bytes(), watermark: MARK }
 }
 
 fn logs(actions: &[Action<HeapPayload>]) -> usize {
@@ -152,7 +163,9 @@ fn logs(actions: &[Action<HeapPayload>]) -> usize {
 
 /// It promises epoch 2, and its log has that.
 fn promised(replica: &mut Replica<HeapPayload>, record: &Record) {
-    for action in asked(replica, Epoch(2), promise(record, Epoch(2), C)) {
+    let shown = owned(record, Epoch(2), C);
+    let actions = asked(replica, Epoch(2), promise(record, Epoch(2), C));
+    for action in verified(replica, actions, Verified::Record(&shown)) {
         if let Action::Log { token, record } = action {
             replica.handle_logged(Instant(2), token, record, Ok(()));
         }
@@ -161,10 +174,49 @@ fn promised(replica: &mut Replica<HeapPayload>, record: &Record) {
     while replica.poll_action().is_some() {}
 }
 
+/// What it wants done once the store has answered what it asked of it.
+fn verified(
+    replica: &mut Replica<HeapPayload>,
+    mut actions: Vec<Action<HeapPayload>>,
+    shown: Verified<'_>,
+) -> Vec<Action<HeapPayload>> {
+    let token = |action: &Action<HeapPayload>| match action {
+        Action::ReadStore { token } => Some(*token),
+        _ => None,
+    };
+    for token in actions.iter().filter_map(token).collect::<Vec<_>>() {
+        replica.handle_verified(Instant(1), token, shown);
+        actions.extend(std::iter::from_fn(|| replica.poll_action()));
+    }
+    actions
+}
+
 /// R1: host C asks under a record whose owner is on host D.
 fn a_promise_is_given_to_the_records_owner_only(play: &Play) {
     let (mut replica, record) = replica(play);
-    assert_eq!(logs(&asked(&mut replica, Epoch(2), promise(&record, Epoch(2), D))), 0);
+    let actions = asked(&mut replica, Epoch(2), promise(&record, Epoch(2), D));
+    let shown = owned(&record, Epoch(2), C);
+    assert_eq!(logs(&verified(&mut replica, actions, Verified::Record(&shown))), 0);
+}
+
+/// R1: host C asks for epoch 3 under a record of its own making; the store has the volume at epoch 2.
+fn a_promise_a_little_above_the_last_is_checked_with_the_store(play: &Play) {
+    let (mut replica, record) = replica(play);
+    promised(&mut replica, &record);
+    let actions = asked(&mut replica, Epoch(3), promise(&record, Epoch(3), C));
+    let shown = owned(&record, Epoch(2), C);
+    assert_eq!(logs(&verified(&mut replica, actions, Verified::Record(&shown))), 0, "the volume is bricked");
+}
+
+/// R1: the store has the volume at epoch 3, of a session on host D; C asks for epochs 2 and 3 under records of its own
+/// making. Promised to C at 3, D would look like the owner of a store that went back.
+fn a_promise_is_given_to_whom_the_store_names_only(play: &Play) {
+    for epoch in [Epoch(2), Epoch(3)] {
+        let (mut replica, record) = replica(play);
+        let actions = asked(&mut replica, epoch, promise(&record, epoch, C));
+        let shown = owned(&record, Epoch(3), D);
+        assert_eq!(logs(&verified(&mut replica, actions, Verified::Record(&shown))), 0, "{epoch} is C's");
+    }
 }
 
 /// R1: host D names C's session, which stands in the store, with an ordinal above all. C comes back by another connection.
@@ -194,6 +246,40 @@ fn a_promise_far_above_the_last_is_checked_with_the_store(play: &Play) {
     promised(&mut replica, &record);
     let actions = asked(&mut replica, Epoch(100), promise(&record, Epoch(100), C));
     assert!(matches!(actions[..], [Action::ReadStore { .. }]), "{actions:?}");
+}
+
+/// R11: epoch 2 is C's. A store that went back has made it D's a second time, and this host does not see that.
+fn an_epoch_is_promised_to_one_session_only(play: &Play) {
+    let (mut replica, record) = replica(play);
+    promised(&mut replica, &record);
+    let (session, owner) = (SessionId(8), Owner { node: D, session: SessionId(8), caretaker: false });
+    let shown = Record { epoch: Epoch(2), owner: Some(owner), ..record.clone() };
+    let mut ask = |tag: u32, epoch: Epoch, ask: Ask<HeapPayload>| {
+        replica.handle_request(Instant(3), AttachmentId(2), Request { tag, epoch, ask });
+        let actions: Vec<_> = std::iter::from_fn(|| replica.poll_action()).collect();
+        logs(&verified(&mut replica, actions, Verified::Record(&shown)))
+    };
+    let (volume, rid, pool, ordinal) = (record.vol, R0, record.replicas[0].pool, Ordinal(1));
+    let attach = Attach { volume, rid, pool, host: D, session, ordinal, watermark: MARK };
+    ask(1, Epoch(0), Ask::Attach(attach));
+    let promise = Ask::Promise { record: shown.to_bytes(), watermark: MARK };
+    assert_eq!(ask(2, Epoch(2), promise), 0, "two sessions have the promise of one epoch");
+}
+
+/// R11: the store has gone back, and is away. Host C's session has read it since; this host had seen it further before.
+fn a_host_that_has_seen_more_than_a_session_looks_before_it_promises(play: &Play) {
+    for (further, given) in [(0, 1), (1, 0)] {
+        let (mut replica, record) = replica(play);
+        promised(&mut replica, &record);
+        replica.handle_watermark(Watermark { revision: MARK.revision + further, ..MARK });
+        let actions = asked(&mut replica, Epoch(3), promise(&record, Epoch(3), C));
+        assert_eq!(
+            logs(&verified(&mut replica, actions, Verified::Away)),
+            given,
+            "{further} revisions further"
+        );
+        assert_eq!(replica.unverified_promises(), given as u64);
+    }
 }
 
 /// R18: an interrupted shrink may have left old data there.

@@ -34,7 +34,9 @@ use weft_proto::payload::{BLOCK, HeapPayload, Payload};
 use weft_proto::record::{
     Ack, Mode, OnLoss, Owner, Policy, REPAIR_EPOCH_JUMP, Record, ReplicaEntry, ReplicaState,
 };
-use weft_proto::replica::{Action, AttachmentId, DiskDone, DiskError, DiskOp, Replica, ReplicaConfig, Token};
+use weft_proto::replica::{
+    Action, AttachmentId, DiskDone, DiskError, DiskOp, Replica, ReplicaConfig, Token, Verified,
+};
 use weft_proto::session::{
     EndReason, Event, OpenMode, Session, SessionConfig, SessionView, StoreCall, StoreReply, Timing,
 };
@@ -543,13 +545,22 @@ impl Stage {
             }
             Cue::Io { rid, inc, io } => self.io_done(rid, inc, io),
             Cue::Verified { rid, inc, token } => {
-                let record = (!self.store_away.contains(&self.reps[&rid].host)).then(|| self.record.clone());
-                let now = self.clock(self.reps[&rid].host);
+                let (host, record) = (self.reps[&rid].host, self.record.clone());
+                let now = self.clock(host);
+                let seen = mark(self.incarnation, self.revision);
+                let shown = if self.store_away.contains(&host) || self.store_refuses.contains(&host) {
+                    Verified::Away
+                } else if seen < self.watermarks[&host] {
+                    Verified::RolledBack
+                } else {
+                    self.see(host, seen);
+                    Verified::Record(&record)
+                };
                 let rep = self.reps.get_mut(&rid).expect("made");
                 if rep.inc == inc
                     && let Some(m) = &mut rep.machine
                 {
-                    m.handle_verified(now, token, record.as_ref());
+                    m.handle_verified(now, token, shown);
                     self.drain_replica(rid);
                 }
             }

@@ -28,7 +28,7 @@ use weft_proto::mutants::{Broken, Mutation};
 use weft_proto::payload::{BLOCK, HeapPayload, Payload};
 use weft_proto::record::{Ack, Mode, OnLoss, Policy, REPAIR_EPOCH_JUMP, Record, ReplicaEntry, ReplicaState};
 use weft_proto::replica::{
-    Action, AttachmentId, DiskDone, DiskError, DiskOp, Party, Replica, ReplicaConfig, Token,
+    Action, AttachmentId, DiskDone, DiskError, DiskOp, Party, Replica, ReplicaConfig, Token, Verified,
 };
 use weft_proto::session::{
     EndReason, Event as SessionEvent, OpenMode, Session, SessionConfig, StoreCall, StoreReply, Timing,
@@ -609,12 +609,18 @@ impl World {
             }
             Event::Io { rep, inc, io } => self.io_done(rep, inc, io),
             Event::Verified { rep, inc, token } => {
-                let reachable = self.reaches_store(self.reps[rep].host);
-                let record = reachable.then(|| self.store.record.clone());
+                let host = self.reps[rep].host;
+                let believed = self.sees_store(host);
+                let record = self.store.record.clone();
+                let shown = match believed {
+                    Some(true) => Verified::Record(&record),
+                    Some(false) => Verified::RolledBack,
+                    None => Verified::Away,
+                };
                 if self.reps[rep].inc == inc
                     && let Some(m) = &mut self.reps[rep].machine
                 {
-                    m.handle_verified(now, token, record.as_ref());
+                    m.handle_verified(now, token, shown);
                     self.drain_replica(rep);
                 }
             }

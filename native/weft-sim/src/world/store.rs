@@ -26,6 +26,26 @@ impl World {
         })
     }
 
+    /// A read of the store at a host: none if it is out of reach, else whether the host believes what it shows. Then its
+    /// watermark is as high (R11).
+    pub(super) fn sees_store(&mut self, host: Id) -> Option<bool> {
+        if !self.reaches_store(host) {
+            return None;
+        }
+        let seen = self.host_watermark();
+        if seen < self.hosts[host].watermark && !self.broken.is(Mutation::NoWatermark) {
+            return Some(false);
+        }
+        let known = self.hosts[host].watermark.max(seen);
+        self.hosts[host].watermark = known;
+        for rep in self.reps.iter_mut().filter(|rep| rep.host == host) {
+            if let Some(m) = &mut rep.machine {
+                m.handle_watermark(known);
+            }
+        }
+        Some(true)
+    }
+
     pub(super) fn apply(&mut self, writer: SessionId, record: Record) {
         let old = self.store.record.clone();
         let changed =

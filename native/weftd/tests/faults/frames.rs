@@ -505,13 +505,18 @@ fn a_promise_of_before_a_repair_is_refused_once_the_records_were_told() {
     let (attach, (epoch, record, watermark)) = (attach.expect("attached"), promise.expect("promised"));
     assert_eq!(watermark.incarnation, 1);
     close(&stage.owner, &volume);
-    // The session's next records, of which the store that is put back will know nothing.
-    let promise = |later: u64| {
+    // The session's next records. The store shows the first of them, so that it is promised; of the second, the store that
+    // is put back will know nothing.
+    let next = |later: u64| {
         let mut record: serde_json::Value = serde_json::from_slice(&record).expect("JSON");
         let rev = record["rev"].as_str().and_then(|rev| rev.parse::<u64>().ok()).expect("a number");
         record["epoch"] = json!((epoch.0 + later).to_string());
         record["rev"] = json!((rev + later).to_string());
-        (Epoch(epoch.0 + later), Ask::Promise { record: record.to_string().into_bytes(), watermark })
+        record
+    };
+    let promise = |later: u64| {
+        let record = next(later).to_string().into_bytes();
+        (Epoch(epoch.0 + later), Ask::Promise { record, watermark })
     };
     let hello = encode_hello(&stage.hello());
     let call = |stage: &Stage, ordinal: u64| {
@@ -526,6 +531,8 @@ fn a_promise_of_before_a_repair_is_refused_once_the_records_were_told() {
     let (mut peer, answer) = call(&stage, 1_000_000);
     assert!(matches!(answer, Ok(Answer::Attached(_))), "{answer:?}");
     let (later, ask) = promise(1);
+    assert_eq!(peer.ask(later, ask.clone()), Err(Refusal::MetadataRollback), "the store knows nothing of it");
+    stage.cluster.put(&format!("/weft/v1/vol/{volume}/state"), &next(1));
     assert!(matches!(peer.ask(later, ask), Ok(Answer::Promised(_))), "in peace it is obeyed");
 
     // The host has asked its store nothing since that was put back.
