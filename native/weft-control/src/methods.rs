@@ -139,6 +139,8 @@ methods! {
     "volume.delete" VolumeDelete(t::VolumeRef) -> t::Nothing;
     /// Takes the mark away again.
     "volume.restore" VolumeRestore(t::VolumeRef) -> t::Nothing;
+    /// Takes the ownership of a volume from a host that was revoked; done nothing if it has none.
+    "volume.fence" VolumeFence(t::VolumeFence) -> t::VolumeFenced;
     /// Opens a volume here.
     "session.open" SessionOpen(t::SessionOpen) -> t::SessionOpened;
     /// Closes a volume here.

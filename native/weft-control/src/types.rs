@@ -531,6 +531,28 @@ pub struct SessionOpened {
     pub path: Option<String>,
 }
 
+/// Takes the ownership of a volume from a host. Only after the store refuses that host: else it takes it back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeFence {
+    /// The volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// From whom.
+    #[schemars(with = "Uuid")]
+    pub host: HostId,
+}
+
+/// A volume that the host does not own any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VolumeFenced {
+    /// The volume's epoch now.
+    #[schemars(with = "Decimal")]
+    pub epoch: Epoch,
+    /// The host owned it until now. False: it did not.
+    pub fenced: bool,
+}
+
 /// Closes the session of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

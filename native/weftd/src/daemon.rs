@@ -1109,6 +1109,9 @@ impl Daemon {
             },
             Command::VolumeDelete(v) => self.change(RecordChange::Delete(v.volume), answer),
             Command::VolumeRestore(v) => self.change(RecordChange::Restore(v.volume), answer),
+            Command::VolumeFence(f) => {
+                self.change(RecordChange::Fence { volume: f.volume, host: f.host }, answer);
+            }
             Command::SessionOpen(open) => self.open(now, open, answer),
             Command::SessionClose(close) => self.close(now, close.volume, close.abandon, answer),
             Command::SessionList(_) => {

@@ -1,17 +1,18 @@
-//! Changes of records that need no session: made, deleted, restored, repaired; and who may be trashed.
+//! Changes of records that need no session: made, deleted, restored, fenced, repaired; and who may be trashed.
 //!
 //! Must always hold:
 //! * each change is one compare-and-swap on the record's key, tried again only with the same nonce until its
 //!   outcome is known (protocol.md R14);
-//! * a record with an owner is changed by that owner alone; a tombstone needs `owner = null`;
+//! * a record with an owner is changed by that owner alone, until its host is revoked and fenced; a tombstone needs
+//!   `owner = null`;
 //! * nothing is trashed because something is absent (R15).
 
 use std::time::Duration;
 
 use serde_json::json;
 use tokio::time::{Instant, sleep};
-use weft_control::types::RepairPool;
-use weft_proto::ids::{Epoch, Nonce, Rev, Revision, Rid, VolumeId};
+use weft_control::types::{RepairPool, VolumeFenced};
+use weft_proto::ids::{Epoch, HostId, Nonce, Rev, Revision, Rid, VolumeId};
 use weft_proto::record::{REPAIR_EPOCH_JUMP, Record, RecordError};
 
 use crate::clock::{random_u128, unix_seconds};
@@ -58,6 +59,13 @@ pub enum RecordChange {
     Delete(VolumeId),
     /// Takes the mark away.
     Restore(VolumeId),
+    /// Takes the ownership from a host that was revoked.
+    Fence {
+        /// Of which volume.
+        volume: VolumeId,
+        /// From whom.
+        host: HostId,
+    },
     /// Writes records that were kept by replicas into a lost or restored store, and what is known of pools, then raises
     /// its incarnation.
     Repair {
@@ -78,9 +86,17 @@ impl Store {
             RecordChange::Create(record) => self.create(&record, until).await,
             RecordChange::Delete(volume) => {
                 let deleted = unix_seconds().to_string();
-                self.alter(volume, until, |record| mark_deleted(record, &deleted)).await
+                self.alter(volume, until, |record| mark_deleted(record, &deleted)).await?;
+                Ok(json!({}))
             }
-            RecordChange::Restore(volume) => self.alter(volume, until, mark_restored).await,
+            RecordChange::Restore(volume) => {
+                self.alter(volume, until, mark_restored).await?;
+                Ok(json!({}))
+            }
+            RecordChange::Fence { volume, host } => {
+                let (record, fenced) = self.alter(volume, until, |record| Ok(fence(record, host))).await?;
+                Ok(json!(VolumeFenced { epoch: record.epoch, fenced }))
+            }
             RecordChange::Repair { records, pools, incarnation } => {
                 self.repair(records, &pools, incarnation, until).await
             }
@@ -104,24 +120,24 @@ impl Store {
     }
 
     /// Reads, changes and swaps until it is done or `change` refuses. `change` answers whether there is anything
-    /// to write.
+    /// to write; so does this, with the record as it is then.
     async fn alter(
         &self,
         volume: VolumeId,
         until: Instant,
         change: impl Fn(&mut Record) -> Result<bool, Failure>,
-    ) -> Result<serde_json::Value, Failure> {
+    ) -> Result<(Record, bool), Failure> {
         let key = record_key(volume);
         let mut entry = self.read_until(&key, until).await?.ok_or_else(|| no_record(volume))?;
         loop {
             let mut record = parse(&entry)?;
             if !change(&mut record)? {
-                return Ok(json!({}));
+                return Ok((record, false));
             }
             record.nonce = Nonce(random_u128());
             record.check().map_err(|e| Failure::new(Code::BAD_RECORD, e.to_string()))?;
             match self.swap_until_known(&key, Some(&entry), record.to_bytes(), until).await? {
-                Ok(_) => return Ok(json!({})),
+                Ok(_) => return Ok((record, true)),
                 Err(current) => entry = current.ok_or_else(|| no_record(volume))?,
             }
         }
@@ -311,6 +327,18 @@ fn mark_restored(record: &mut Record) -> Result<bool, Failure> {
     Ok(true)
 }
 
+/// As a steal does it, for an owner that will not hear of it: whoever opens next waits for the lease that it may still
+/// have (R9; `weft-model`, case fence-without-wait).
+fn fence(record: &mut Record, host: HostId) -> bool {
+    if record.owner.is_none_or(|owner| owner.node != host) {
+        return false;
+    }
+    raise(record);
+    record.owner = None;
+    record.wait = true;
+    true
+}
+
 fn raise(record: &mut Record) {
     record.epoch = record.epoch.next();
     record.rev = Rev(record.rev.0 + 1);
@@ -392,7 +420,7 @@ fn away(why: &str) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use weft_proto::ids::{HostId, SessionId};
+    use weft_proto::ids::SessionId;
     use weft_proto::record::Owner;
 
     fn record() -> Record {
@@ -413,6 +441,18 @@ mod tests {
         assert_eq!(mark_restored(&mut r), Ok(true));
         assert!(r.version() > deleted && r.deleted.is_none());
         assert_eq!(mark_restored(&mut r), Ok(false));
+    }
+
+    #[test]
+    fn a_fence_takes_the_volume_from_that_host_alone_and_leaves_a_wait() {
+        let mut r = record();
+        assert!(!fence(&mut r, HostId(1)), "nobody owns it");
+        r.owner = Some(Owner { node: HostId(1), session: SessionId(2), caretaker: false });
+        let before = r.version();
+        assert!(!fence(&mut r, HostId(2)) && r.version() == before, "another host owns it");
+        assert!(fence(&mut r, HostId(1)));
+        assert_eq!((r.owner, r.next, r.wait, r.clean), (None, None, true, false));
+        assert_eq!((r.epoch, r.rev), (before.0.next(), Rev(before.1.0 + 1)));
     }
 
     #[test]

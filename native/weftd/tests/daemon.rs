@@ -149,6 +149,38 @@ fn a_copy_is_added_removed_and_trashed() {
     close(&hosts[0], &volume);
 }
 
+/// A host is revoked while it has a volume open: another one takes the volume from it, and a third may open it, after the
+/// time for which the first may still answer reads (R9).
+#[test]
+fn a_volume_is_taken_from_a_host_and_opens_elsewhere_after_its_lease() {
+    let cluster = Cluster::start();
+    let mut hosts: Vec<Host> = (1..=2).map(|n| cluster.host(n)).collect();
+    for host in &mut hosts {
+        host.make_pool();
+    }
+    let volume = make_volume(&[&hosts[0], &hosts[1]]);
+    let key = format!("/weft/v1/vol/{volume}/state");
+    let fence = |from: &Host| hosts[1].ask("volume.fence", json!({ "volume": volume, "host": from.id }));
+    assert_eq!(fence(&hosts[0])["fenced"], false, "nobody has it open");
+    open(&hosts[0], &volume, "closed").expect("opens");
+    assert_eq!(fence(&hosts[1])["fenced"], false, "it is another host's");
+    let before = cluster.get(&key);
+    let fenced = fence(&hosts[0]);
+    let epoch = |value: &serde_json::Value| value["epoch"].as_str().and_then(|e| e.parse::<u64>().ok());
+    assert_eq!(fenced["fenced"], true, "{fenced}");
+    assert_eq!(epoch(&fenced), epoch(&before).map(|e| e + 1), "{fenced}");
+    let after = cluster.get(&key);
+    assert_eq!((&after["owner"], &after["wait"]), (&json!(null), &json!(true)), "{after}");
+    assert_eq!(fence(&hosts[0])["fenced"], false, "it has it no more");
+    hosts[0].ask_until("session.show", &json!({ "volume": volume }), |s| s["phase"] == "ended");
+    let began = std::time::Instant::now();
+    let socket = open(&hosts[1], &volume, "closed").expect("opens");
+    let file = random_file(&cluster, "a");
+    copy(file.to_str().expect("UTF-8"), &nbd(&socket, &volume));
+    assert!(began.elapsed().as_millis() >= 2000, "it did not wait for the lease of the host that was fenced");
+    close(&hosts[1], &volume);
+}
+
 /// What is in the trash for more than a day goes, but not by its age alone: the volume may have been restored while
 /// this host was off, and its copy is then one that counts (docs/model.md, finding 14).
 #[test]

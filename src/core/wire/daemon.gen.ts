@@ -530,6 +530,22 @@ export type VolumeCreate = {
   readonly record: RecordJson;
 };
 
+/** Takes the ownership of a volume from a host. Only after the store refuses that host: else it takes it back. */
+export type VolumeFence = {
+  /** From whom. */
+  readonly host: Uuid;
+  /** The volume. */
+  readonly volume: Uuid;
+};
+
+/** A volume that the host does not own any more. */
+export type VolumeFenced = {
+  /** The volume's epoch now. */
+  readonly epoch: Decimal;
+  /** The host owned it until now. False: it did not. */
+  readonly fenced: boolean;
+};
+
 /** Names a volume. */
 export type VolumeRef = {
   /** The volume. */
@@ -622,6 +638,8 @@ export type DaemonMethods = {
   readonly "volume.create": { readonly params: VolumeCreate; readonly result: Nothing };
   /** Marks a volume deleted, if nobody owns it. */
   readonly "volume.delete": { readonly params: VolumeRef; readonly result: Nothing };
+  /** Takes the ownership of a volume from a host that was revoked; done nothing if it has none. */
+  readonly "volume.fence": { readonly params: VolumeFence; readonly result: VolumeFenced };
   /** Takes the mark away again. */
   readonly "volume.restore": { readonly params: VolumeRef; readonly result: Nothing };
   /** Everything this host knows of a volume. */
