@@ -63,7 +63,7 @@ const nonsense: readonly (readonly [Ask, string])[] = [
   [{ method: "POST", path: "/v1/volumes", body: "{" }, "E-ARG-02"],
   [{ method: "POST", path: "/v1/volumes", body: "\u0000\u0001" }, "E-ARG-02"],
   [{ method: "POST", path: "/v1/volumes", body: "[".repeat(60_000) }, "E-ARG-02"],
-  [{ method: "POST", path: "/v1/volumes", body: `"${"x".repeat(70_000)}"` }, "E-ARG-02"],
+  [{ method: "POST", path: "/v1/volumes", body: `"${"x".repeat(70_000)}"` }, "E-LIMIT-01"],
   [{ method: "POST", path: "/v1/volumes", body: "name=x", type: "text/x-unknown" }, "E-ARG-02"],
   [post("/v1/volumes", null), "E-ARG-02"],
   [post("/v1/volumes", []), "E-ARG-02"],
