@@ -1,8 +1,10 @@
-/** `weft ca show|rotate`: the cluster's authority, and another one in its place. */
+/** `weft ca show|rotate|backup|restore`: the cluster's authority, another one in its place, a copy of its keys. */
 import type { Command } from "commander";
 
 import type { CaAnswer } from "../core/wire/agent-api.ts";
+import { absolutePath } from "./arguments.ts";
 import type { Bind } from "./context.ts";
+import { passphraseFrom } from "./passphrase.ts";
 import { clock, day } from "./token-commands.ts";
 
 type Rotate = { readonly without?: readonly string[] };
@@ -23,6 +25,43 @@ export function addCaCommands(program: Command, bind: Bind): void {
     await context.confirm("Every member of the store restarts once or twice, one after the other.");
     const answer = await context.client.rotateAuthority({ without: [...without] });
     context.show(answer, ({ authorities: [first] }) => first?.kid ?? "", rotationText);
+  });
+  addFileCommands(ca, bind);
+}
+
+type File = { readonly passphraseFile?: string };
+
+function addFileCommands(ca: Command, bind: Bind): void {
+  const option = ["--passphrase-file <file>", "where the passphrase stands; else it is asked for"] as const;
+  const backup = ca
+    .command("backup")
+    .description("write the authority's keys to a file on this host, under a passphrase")
+    .argument("<file>", "must not exist")
+    .option(...option);
+  bind<[string], File>(backup, async (context, [file], options) => {
+    const passphrase = await passphraseFrom(context, options, true);
+    const answer = await context.client.backupAuthority({ path: absolutePath(file), passphrase });
+    context.show(
+      answer,
+      ({ path }) => path,
+      ({ path, kids: [first = ""] }) =>
+        `Authority ${fingerprint(first)} written to ${path}. Keep it off this host; who has it and the passphrase can make hosts.`,
+    );
+  });
+
+  const restore = ca
+    .command("restore")
+    .description("give this store member the authority's keys back, when no member has them")
+    .argument("<file>", "written by weft ca backup")
+    .option(...option);
+  bind<[string], File>(restore, async (context, [file], options) => {
+    const passphrase = await passphraseFrom(context, options, false);
+    const answer = await context.client.restoreAuthority({ path: absolutePath(file), passphrase });
+    context.show(
+      answer,
+      ({ path }) => path,
+      ({ kids }) => `Restored: ${kids.map(fingerprint).join(", ")}.`,
+    );
   });
 }
 

@@ -539,3 +539,30 @@ void t.test("weft host revoke: who refuses it after what time, and what is not c
   t.match(out, /a new authority was made \(91e0 …\)/);
   t.match(out, /^Ask again: {3}weft host revoke h3$/m);
 });
+
+void t.test(
+  "weft ca backup, restore: the passphrase comes from a file or is asked for, never shown",
+  async (t) => {
+    const kid = "3f9c".repeat(16);
+    const answer = { path: "/b", kids: [kid] };
+    await using agent = await FakeAgent.start({
+      "POST /v1/ca/backup": answer,
+      "POST /v1/ca/restore": answer,
+    });
+    const directory = await mkdtemp(join(tmpdir(), "weft-passphrase-"));
+    t.teardown(() => rm(directory, { recursive: true, force: true }));
+    const file = join(directory, "word");
+    await writeFile(file, "not a word in any book\n");
+    const made = await agent.weft(["ca", "backup", "/b", "--passphrase-file", file]);
+    t.match(made.out, /^Authority 3f9c 3f9c 3f9c 3f9c written to \/b\./);
+    t.notMatch(made.out, /book/);
+    t.equal(agent.asked.at(-1), 'POST /v1/ca/backup {"path":"/b","passphrase":"not a word in any book"}');
+    const restored = await agent.weft(["ca", "restore", "/b", "--passphrase-file", file]);
+    t.equal(restored.out, "Restored: 3f9c 3f9c 3f9c 3f9c.\n");
+    await writeFile(file, "short\n");
+    const refused = await agent.weft(["ca", "backup", "/b", "--passphrase-file", file]);
+    t.match(refused.err, /^E-ARG-03/);
+    t.notMatch(refused.err, /"short"/);
+    t.equal(agent.asked.length, 2);
+  },
+);

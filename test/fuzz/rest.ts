@@ -49,6 +49,8 @@ const bodies: WithBody = {
   "POST /v1/join": { from: "127.0.0.1", token: "04F6", name: "h1", address: "127.0.0.1" },
   "POST /v1/tokens": { forMs: 60_000, name: null },
   "POST /v1/api-tokens": { name: "ci", role: "viewer", volumes: null, forMs: 60_000 },
+  "POST /v1/ca/backup": { ...file, passphrase: "not a word in any book" },
+  "POST /v1/ca/restore": { ...file, passphrase: "not a word in any book" },
   "POST /v1/ca/rotate": {},
   "POST /v1/pools": { path: "/pool" },
   "POST /v1/volumes": volume,

@@ -253,7 +253,13 @@ export class Agent {
     Object.assign(loops, { keeper, storeKeeper, presence });
     // First: when the address can't be served, nothing else has begun.
     const door = await openDoor(context, this);
-    if ((await this.#etcd.isConfigured()) && (await this.#etcd.hasData())) await this.#etcd.ensureRunning();
+    if (await this.#isMember()) {
+      // Without the authorities' keys it has no certificate; the agent still serves, so that they can be restored.
+      await this.#etcd.ensureRunning().catch((error: unknown) => {
+        if (!isWeftError(error, "E-CA-01")) throw error;
+        log.error({ code: error.code }, error.message);
+      });
+    }
     // Best effort: with the store away the agent still serves, and shows that.
     if (await syncIfPossible(mirror)) view.setStore(true);
     mirror.onChange((changed) => {

@@ -4,15 +4,24 @@ import type { AuditAnswer, AuditQuery, AuditVerdict } from "../wire/agent-api.ts
 import type { AuditLinesRequest } from "../wire/door-api.ts";
 import { HostClient } from "../wire/host-client.ts";
 import type { HostJson } from "../wire/record.ts";
-import { type AuditFilter, type AuditLine, matchesAudit, mergeAudit } from "../wire/audit-line.ts";
+import {
+  type AuditFilter,
+  type AuditLine,
+  matchesAudit,
+  mergeAudit,
+  renderAuditLine,
+} from "../wire/audit-line.ts";
 import { isWeftError } from "../wire/errors.ts";
 import type { Audit } from "./audit.ts";
 import { type KeptHead, readHead } from "./audit-head.ts";
 import type { MemberContext } from "./context.ts";
 import { hostsOf, volumesOf } from "./facts.ts";
+import { findHost } from "./find.ts";
 
 /** A host that is there reads its audit within this. */
 const ANSWER_MS = 5000;
+/** What the asking host takes is a little more. */
+const ANSWER_BYTES = 3 << 20;
 
 type AskedAudit = {
   readonly audit: Pick<Audit, "last" | "verify">;
@@ -24,12 +33,10 @@ export async function auditAnswer(agent: AskedAudit, query: AuditQuery): Promise
   const hosts = context === null ? [] : hostsOf(context.mirror);
   const names = Object.fromEntries(hosts.map(({ id, name }) => [id, name]));
   const self = context?.host ?? null;
-  const wanted = (id: string | null, name: string): boolean =>
-    query.host === null || query.host === name || (id !== null && parseUuid(query.host) === id);
+  const only = context === null || query.host === null ? null : findHost(context.mirror, query.host).id;
   const filter = filterOf(context, query);
-  const here = wanted(self, self === null ? "" : (names[self] ?? ""));
-  const own = here ? ownLines(agent.audit, filter, query.limit) : [];
-  const others = hosts.filter(({ id, name }) => id !== self && wanted(id, name));
+  const own = only === null || only === self ? ownLines(agent.audit, filter, query.limit) : [];
+  const others = hosts.filter(({ id }) => id !== self && (only === null || only === id));
   const volume = filter.volume === null ? null : [...filter.volume];
   const asked = { ...filter, volume, limit: query.limit };
   const heard = await Promise.all(others.map((host) => linesOf(context, host, asked)));
@@ -68,13 +75,19 @@ function withoutPeriod(sentence: string): string {
   return sentence.replace(/\.$/, "");
 }
 
-/** As another host asks for them. */
-export function ownLines(
+/** Also as another host asks for them. So many bytes at most: the oldest are left out. */
+export async function ownLines(
   audit: Pick<Audit, "last">,
   filter: AuditFilter,
   limit: number,
 ): Promise<readonly AuditLine[]> {
-  return audit.last(limit, filter.sinceMs, (line) => matchesAudit(line, filter));
+  const lines = await audit.last(limit, filter.sinceMs, (line) => matchesAudit(line, filter));
+  let bytes = 0;
+  const tooMany = lines.findLastIndex((line) => {
+    bytes += Buffer.byteLength(renderAuditLine(line));
+    return bytes > ANSWER_BYTES;
+  });
+  return lines.slice(tooMany + 1);
 }
 
 export async function auditVerdict(agent: AskedAudit): Promise<AuditVerdict> {

@@ -18,6 +18,7 @@ import { Enrolment } from "./enrol.ts";
 import { hostsOf } from "./facts.ts";
 import type { AskedAgent } from "./handlers.ts";
 import { memberCredentials, takeAuthorities } from "./members.ts";
+import type { Mirror } from "./mirror.ts";
 import { renewIdentity } from "./renew.ts";
 import { AGENT_VERSION, clusterAnswer } from "./status.ts";
 
@@ -35,12 +36,24 @@ export function openDoor(context: MemberContext, agent: AskedAgent): Promise<Doo
   return Door.listen({
     address: self.address,
     tls: identity.tls,
-    isHostAddress: (address) => hostsOf(mirror).some((host) => host.address === address),
+    isHostAddress: hostAddresses(mirror),
     handlers: handlersOf(context, agent.audit),
     rest: { agent, judgeToken: (token, address, nowMs) => tokens.judge(token, address, nowMs) },
     audit: agent.audit,
     log,
   });
+}
+
+/** Asked for every connection of a flood: looked up once, until the hosts change. */
+function hostAddresses(mirror: Mirror): (address: string) => boolean {
+  let known: ReadonlySet<string> | null = null;
+  mirror.onChange((changed) => {
+    if (changed === null || Array.from(changed).some((key) => key.startsWith(keys.hosts))) known = null;
+  });
+  return (address) => {
+    known ??= new Set(hostsOf(mirror).map((host) => host.address));
+    return known.has(address);
+  };
 }
 
 function handlersOf(context: MemberContext, audit: AskedAgent["audit"]): DoorHandlers {

@@ -13,6 +13,7 @@ import type { Agent } from "./agent.ts";
 import { createApiToken, listApiTokens, revokeApiToken } from "./api-tokens.ts";
 import { auditAnswer, auditVerdict } from "./audit-read.ts";
 import { attachVolume, detachVolume } from "./attach.ts";
+import { backupAuthority, restoreAuthority } from "./ca-file.ts";
 import type { MemberContext } from "./context.ts";
 import { clusterJsonOf, volumeOf, volumesOf } from "./facts.ts";
 import { findVolume } from "./find.ts";
@@ -111,6 +112,8 @@ export const handlers: Handlers = {
     return revokeHost(context, params.ref, `${shownPrincipal(principal)}@${context.self.name}`);
   },
   "GET /v1/ca": async (agent) => showAuthority(await fresh(agent)),
+  "POST /v1/ca/backup": (agent, { body }) => backupAuthority(agent.member(), body),
+  "POST /v1/ca/restore": (agent, { body }) => restoreAuthority(agent.member(), body),
   "POST /v1/ca/rotate": (agent, { body }) => rotateAuthority(agent.member(), body.without),
 
   "GET /v1/pools": async (agent) => show.poolAnswers(await fresh(agent)),

@@ -16,6 +16,7 @@ import { finding, ok, refused } from "../model/finding.ts";
 import { JOIN_TOKEN_MS, JOIN_TOKENS_MAX } from "../model/limits.ts";
 import { Secret } from "../model/secret.ts";
 import { encodeJoinToken } from "../model/token-code.ts";
+import { tokenSigners } from "../model/token-signers.ts";
 import type { Trust } from "../model/trust.ts";
 import type { TokenAnswer, TokenCreated } from "../wire/agent-api.ts";
 import { WeftError } from "../wire/errors.ts";
@@ -157,7 +158,7 @@ export function refusedToken(): { readonly kind: "refused"; readonly finding: Re
 }
 
 function storedToken(trust: Trust, id: string, entry: Entry, use: Entry | null): StoredToken | null {
-  const opened = openSigned("join-token", entry.value, trust.authorities);
+  const opened = openSigned("join-token", entry.value, tokenSigners(trust));
   const record = opened.kind === "ok" ? readValue(recordJson, opened.value.body) : null;
   // A token that is signed is one of its own name only.
   if (record === null || record.id !== id) return null;

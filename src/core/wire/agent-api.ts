@@ -355,6 +355,14 @@ export const caRotateRequest = z.strictObject({
   without: z.array(z.string().min(1).max(64)).max(1000).default([]),
 });
 
+export const caFileRequest = z.strictObject({
+  path: z.string().startsWith("/").max(4096),
+  /** It guards keys that guard everything: not a word. */
+  passphrase: z.string().min(12).max(1024),
+});
+/** The file, and the authorities whose keys are in it or were taken from it. */
+export const caFileAnswer = z.object({ path: z.string(), kids: z.array(z.string()) });
+
 export const caAnswer = z.object({
   /** Of the list of trusted hosts. */
   generation: u64,
@@ -479,6 +487,7 @@ export type TrashAnswer = z.output<typeof trashAnswer>;
 export type BackupAnswer = z.output<typeof backupAnswer>;
 export type RepairAnswer = z.output<typeof repairAnswer>;
 export type HostRevokeAnswer = z.output<typeof hostRevokeAnswer>;
+export type CaFileAnswer = z.output<typeof caFileAnswer>;
 export type CaAnswer = z.output<typeof caAnswer>;
 export type HostRemoveAnswer = z.output<typeof hostRemoveAnswer>;
 export type AuditQuery = z.output<typeof auditQuery>;

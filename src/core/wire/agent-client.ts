@@ -78,6 +78,14 @@ export class AgentClient {
     return this.#call("GET", "/v1/ca", api.caAnswer);
   }
 
+  backupAuthority(body: z.input<typeof api.caFileRequest>): Promise<api.CaFileAnswer> {
+    return this.#call("POST", "/v1/ca/backup", api.caFileAnswer, api.caFileRequest, body);
+  }
+
+  restoreAuthority(body: z.input<typeof api.caFileRequest>): Promise<api.CaFileAnswer> {
+    return this.#call("POST", "/v1/ca/restore", api.caFileAnswer, api.caFileRequest, body);
+  }
+
   /** It goes on by itself after the answer. */
   rotateAuthority(body: z.input<typeof api.caRotateRequest> = {}): Promise<api.CaAnswer> {
     return this.#call("POST", "/v1/ca/rotate", api.caAnswer, api.caRotateRequest, body);

@@ -103,6 +103,7 @@ const kinds = {
   "E-CA-01": user,
   "E-CA-02": refused,
   "E-CA-03": degraded,
+  "E-CA-04": user,
   "E-CA-05": { culprit: "disk", exit: 2, status: 409 },
   "E-CA-07": refused,
   "E-TOKEN-01": { culprit: "caller", exit: 1, status: 400 },

@@ -58,6 +58,10 @@ export const routes = {
 
   "POST /v1/hosts/:ref/revoke": mutation("admin", "cluster", null, api.hostRevokeAnswer),
   "GET /v1/ca": read("viewer", "cluster", api.caAnswer),
+  "POST /v1/ca/backup": mutation("admin", "cluster", api.caFileRequest, api.caFileAnswer, { logs: ["path"] }),
+  "POST /v1/ca/restore": mutation("local-root", "cluster", api.caFileRequest, api.caFileAnswer, {
+    logs: ["path"],
+  }),
   "POST /v1/ca/rotate": mutation("admin", "cluster", api.caRotateRequest, api.caAnswer, {
     logs: ["without"],
   }),

@@ -53,6 +53,7 @@ export class FakeWeftd {
   #cluster: string | null = null;
   #store: StoreClient | null = null;
   #watching: AbortController | null = null;
+  #taking: Promise<void> = Promise.resolve();
   readonly #runDir: string;
   readonly #stateDir: string;
 
@@ -152,8 +153,8 @@ export class FakeWeftd {
         update.kind === "listing"
           ? update.listing.entries
           : update.events.flatMap((event) => (event.kind === "put" ? [event.entry] : []));
-      // The directory of a host that is destroyed may be gone.
-      for (const entry of entries) take(entry).catch(() => undefined);
+      // One after the other: they have one file. The directory of a host that is destroyed may be gone.
+      for (const entry of entries) this.#taking = this.#taking.then(() => take(entry)).catch(() => undefined);
     };
     // A host that left its cluster has no identity any more.
     watchPrefix({ store, prefix: keys.trust, signal: watching.signal, onUpdate }).catch(() => undefined);
