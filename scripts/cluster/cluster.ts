@@ -97,11 +97,10 @@ export class Cluster {
     say(`started ${cluster.hosts.map((host) => host.name).join(", ")}`);
     const [first, ...others] = cluster.hosts;
     if (first === undefined) return cluster;
-    await first.output(["weft", "init", "--address", first.layout.address, "--name", first.name]);
+    await first.output(["weft", "init", "-q", "--address", first.layout.address, "--name", first.name]);
     say(`${first.name}: weft init`);
     for (const host of others) {
-      const { address } = host.layout;
-      await host.output(["weft", "join", first.layout.address, "--address", address, "--name", host.name]);
+      await joinBy(host, first);
       say(`${host.name}: weft join ${first.layout.address}`);
     }
     for (const host of cluster.hosts.filter(({ layout }) => layout.pool)) {
@@ -183,6 +182,17 @@ export class Cluster {
     if (this.#network !== null) return this.#network;
     throw new Error(`${verb} needs network namespaces, which only root can make`);
   }
+}
+
+/** By a token in a file that only root can read, as an administrator would carry it. */
+async function joinBy(host: Host, member: Host): Promise<void> {
+  const { address, dir } = host.layout;
+  const file = join(dir, "join-token");
+  const token = await member.output(["weft", "token", "create", "-q", "--name", host.name]);
+  writeFileSync(file, token, { mode: 0o600 });
+  const named = ["--address", address, "--name", host.name];
+  await host.output(["weft", "join", member.layout.address, "--token-file", file, ...named]);
+  rmSync(file);
 }
 
 /** What `down --keep` left of an earlier cluster. Anything else of that name is not ours to remove. */

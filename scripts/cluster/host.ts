@@ -24,6 +24,7 @@ import { execa } from "execa";
 import { nativeBin, repository, weftd } from "../lib/repository.ts";
 import { until } from "../lib/until.ts";
 import { AgentClient } from "../../src/core/wire/agent-client.ts";
+import { openFirstTrust } from "../../src/core/wire/signed-trust.ts";
 import { namespaceOf, killAll, pidsInNetwork, pidsMarked, signal, statOf } from "./processes.ts";
 import type { Network } from "./network.ts";
 
@@ -205,6 +206,22 @@ export class Host {
 
   async json(command: readonly string[], options: CommandOptions = {}): Promise<unknown> {
     return JSON.parse(await this.output(command, options));
+  }
+
+  /** Runs etcdctl against this host's member of the store, as the host itself. */
+  async etcdctl(args: readonly string[]): Promise<string> {
+    const identity = join(this.stateDir, "identity");
+    const trust = openFirstTrust(readFileSync(join(identity, "trust.json"), "utf8"));
+    if (trust.kind === "refused") throw new Error(trust.finding.message);
+    // etcdctl wants the authorities as a file.
+    const authorities = join(this.layout.dir, "store-authorities.pem");
+    writeFileSync(authorities, trust.value.trust.storeAuthorities.map(({ pem }) => pem).join(""));
+    const own = join(identity, "host.pem");
+    const shown = ["--cacert", authorities, "--cert", own, "--key", own];
+    const endpoint = `https://${this.layout.address}:7402`;
+    return this.output(["etcdctl", "--endpoints", endpoint, ...shown, ...args], {
+      env: { ETCDCTL_API: "3" },
+    });
   }
 
   environment(): Readonly<Record<string, string>> {

@@ -151,9 +151,7 @@ export class Arena {
     if (leader === wanted) return;
     const { members } = await storeOf(leader.agent());
     const id = members.find(({ name }) => name === wanted.name)?.id ?? "0";
-    const endpoint = `http://${leader.layout.address}:7402`;
-    const command = ["etcdctl", "--endpoints", endpoint, "move-leader", BigInt(id).toString(16)];
-    await leader.output(command, { env: { ETCDCTL_API: "3" } });
+    await leader.etcdctl(["move-leader", BigInt(id).toString(16)]);
     await until(async () => ((await this.storeIsWhole()) === wanted ? true : null), {
       what: `the store's leader to move to ${wanted.name}`,
       deadlineMs: DEADLINE_MS,

@@ -10,6 +10,7 @@ import type { Decision } from "../core/model/finding.ts";
 import { parseDuration } from "../core/model/duration.ts";
 import { COPIES_MAX } from "../core/model/limits.ts";
 import { parseAddress, parseName } from "../core/model/name.ts";
+import { type Role, roles } from "../core/model/roles.ts";
 import { parseSize } from "../core/model/size.ts";
 import { WeftError } from "../core/wire/errors.ts";
 
@@ -44,6 +45,40 @@ export function joinTarget(text: string): string {
     code: "E-ARG-02",
     message: `Agents listen on port 7400, "${text}" names port ${port}.`,
   });
+}
+
+/** `https://HOST[:7400]`, or HOST alone: null when it is no address of a host. */
+export function remoteUrl(text: string): { readonly address: string; readonly port: number } | null {
+  const [, bare = "", digits = "7400"] =
+    /^(?:https:\/\/)?(\[[0-9a-fA-F:.]+\]|[^/:?#@\s]+)(?::([0-9]{1,5}))?\/?$/.exec(text) ?? [];
+  const parsed = parseAddress(bare);
+  const port = Number(digits);
+  return parsed.kind === "ok" && port > 0 && port < 65_536 ? { address: parsed.value, port } : null;
+}
+
+/** SHA-256 in hexadecimal; blanks and colons are free. */
+export function fingerprint(text: string): string {
+  const hex = text.replaceAll(/[\s:]/g, "").toLowerCase();
+  if (/^[0-9a-f]{64}$/.test(hex)) return hex;
+  throw new WeftError({
+    code: "E-ARG-02",
+    message: "A fingerprint has 64 hexadecimal digits: weft context show and weft ca show print it whole.",
+  });
+}
+
+export function contextName(text: string): string {
+  if (text !== "local") return accept(parseName("context", text));
+  throw new WeftError({ code: "E-ARG-02", message: '"local" always means this host\'s own agent.' });
+}
+
+export function tokenName(text: string): string {
+  return accept(parseName("token", text));
+}
+
+export function role(text: string): Role {
+  const found = roles.find((name) => name === text);
+  if (found !== undefined) return found;
+  throw new WeftError({ code: "E-ARG-02", message: `"${text}" is not a role: ${roles.join(", ")} are.` });
 }
 
 /** A length of time back from now, or a date: what the agent takes is a moment. */
@@ -125,6 +160,16 @@ export function ownAddress(): string {
         ? "This host has no address but its loopback: say which one the others shall use."
         : `This host has ${found.length} addresses (${found.join(", ")}): say which one the others shall use.`,
     do: [{ why: "For example", command: `--address ${only ?? "10.0.9.11"}` }],
+  });
+}
+
+/** `60m`, `24h`, `7d`; in milliseconds. */
+export function duration(text: string): number {
+  const ms = parseDuration(text) ?? 0;
+  if (ms > 0) return ms;
+  throw new WeftError({
+    code: "E-ARG-02",
+    message: `"${text}" is not a length of time: 90s, 60m, 24h and 7d are.`,
   });
 }
 

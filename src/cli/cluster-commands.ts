@@ -1,9 +1,13 @@
 /** `weft init`, `weft join`: how a host becomes part of a cluster. */
 import type { Command } from "commander";
 
-import type { ClusterAnswer } from "../core/wire/agent-api.ts";
+import type { EnteredAnswer, TokenCreated } from "../core/wire/agent-api.ts";
+import { isWeftError } from "../core/wire/errors.ts";
+import { fingerprintText } from "../core/wire/host-client.ts";
 import { absolutePath, address, clusterName, hostName, joinTarget, ownAddress } from "./arguments.ts";
 import type { Bind, Context } from "./context.ts";
+import { day } from "./token-commands.ts";
+import { tokenFrom, type TokenOptions } from "./token-input.ts";
 
 type Membership = { readonly name?: string; readonly address?: string; readonly pool?: string };
 type Init = Membership & { readonly clusterName?: string };
@@ -17,16 +21,21 @@ export function addClusterCommands(program: Command, bind: Bind): void {
     .option("--cluster-name <name>", "the cluster's name", clusterName)
     .option("--pool <directory>", "add a pool there at once", absolutePath);
   bind<[], Init>(init, async (context, _, options) => {
+    context.stayHere();
+    const own = options.address ?? ownAddress();
     const cluster = await context.client.init({
       name: options.name ?? null,
-      address: options.address ?? ownAddress(),
+      address: own,
       clusterName: options.clusterName ?? null,
     });
     const pool = await addPool(context, options.pool);
+    // A person wants it next; a program asks for it when it needs one.
+    const isForPeople = context.globals.json !== true && context.globals.quiet !== true;
+    const token = isForPeople ? await firstToken(context) : null;
     context.show(
       { ...cluster, pool },
       ({ id }) => id,
-      (answer) => initText(answer, options, pool),
+      (answer) => initText(answer, own, pool, token),
     );
   });
 
@@ -34,14 +43,23 @@ export function addClusterCommands(program: Command, bind: Bind): void {
     .command("join")
     .description("make this host a member of the cluster that HOST belongs to")
     .argument("<host>", "address of any member, HOST or HOST:7400")
+    .option(
+      "--token <text>",
+      "what weft token create printed; - reads it from standard input (others see what stands here)",
+    )
+    .option("--token-file <file>", "a file that holds it")
     .option("--name <host>", "this host's name (default: its host name)", hostName)
     .option("--address <address>", "this host's address on the storage network", address)
     .option("--pool <directory>", "add a pool there at once", absolutePath);
-  bind<[string], Membership>(join, async (context, [from], options) => {
+  bind<[string], Membership & TokenOptions>(join, async (context, [from], options) => {
+    context.stayHere();
+    const target = joinTarget(from);
+    const own = options.address ?? ownAddress();
     const cluster = await context.client.join({
-      from: joinTarget(from),
+      from: target,
+      token: await tokenFrom(context, options),
       name: options.name ?? null,
-      address: options.address ?? ownAddress(),
+      address: own,
     });
     const pool = await addPool(context, options.pool);
     const hosts = await context.client.hosts();
@@ -49,9 +67,10 @@ export function addClusterCommands(program: Command, bind: Bind): void {
     context.show(
       { ...cluster, pool },
       ({ id }) => id,
-      ({ name }) =>
+      ({ name, authority, certificateUntil }) =>
         [
-          `Joined "${name}" as host ${hosts.length} of ${hosts.length}.`,
+          `${from} shows authority ${fingerprintText(authority)}, as the token says.`,
+          `Joined "${name}" as host ${hosts.length} of ${hosts.length}. Certificate valid until ${day(certificateUntil)}, renewed by itself.`,
           ...(hosts.length < 3
             ? [
                 `The store has ${voters} vote: while its host is away nothing can be attached, moved or failed over.`,
@@ -70,11 +89,32 @@ async function addPool(context: Context, path: string | undefined): Promise<stri
   return path === undefined ? null : (await context.client.createPool({ path })).path;
 }
 
-function initText(cluster: ClusterAnswer, options: Init, pool: string | null): string {
-  const join = `weft join ${options.address ?? ownAddress()}`;
+/** The cluster is made, whatever becomes of this. */
+async function firstToken(context: Context): Promise<TokenCreated | null> {
+  try {
+    return await context.client.createToken();
+  } catch (error) {
+    if (isWeftError(error)) return null;
+    throw error;
+  }
+}
+
+function initText(
+  cluster: EnteredAnswer,
+  own: string,
+  pool: string | null,
+  token: TokenCreated | null,
+): string {
   return [
     `Cluster "${cluster.name}" created, 1 host. Volumes have 1 copy until a second host has a pool.`,
+    `Authority ${fingerprintText(cluster.authority)}`,
     ...(pool === null ? ["Next:  weft pool add DIRECTORY"] : [`Pool ${pool} added.`]),
-    `Join others with:  ${join}`,
+    ...(token === null
+      ? ["Join others with a token:  weft token create"]
+      : [
+          "Join others with:",
+          `    weft join ${own} --token ${token.token}`,
+          "    (valid 60 min, for one host of this cluster; for the next one: weft token create)",
+        ]),
   ].join("\n");
 }

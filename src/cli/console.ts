@@ -6,6 +6,7 @@
  * - no colour and no moving cursor unless stderr or stdout is a terminal; NO_COLOR is honoured.
  */
 import { createInterface } from "node:readline/promises";
+import { Writable } from "node:stream";
 import { styleText } from "node:util";
 
 export type Streams = {
@@ -76,6 +77,31 @@ export class Console {
     } finally {
       lines.close();
     }
+  }
+
+  /** Asks for what nobody shall read over the shoulder: what is typed is not shown. Null when nobody is there, or ^C or ^D. */
+  async secret(question: string): Promise<string | null> {
+    if (this.#streams.stdin.isTTY !== true) return null;
+    this.#streams.stderr.write(question);
+    const nowhere = new Writable({ write: (_chunk, _encoding, done) => done() });
+    const lines = createInterface({ input: this.#streams.stdin, output: nowhere, terminal: true });
+    try {
+      return await new Promise<string | null>((resolve, reject) => {
+        lines.once("SIGINT", () => resolve(null));
+        lines.once("close", () => resolve(null));
+        lines.question("").then(resolve, reject);
+      });
+    } finally {
+      lines.close();
+      this.#streams.stderr.write("\n");
+    }
+  }
+
+  /** All of standard input, for a secret that another program writes. */
+  async input(): Promise<string> {
+    const chunks: Buffer[] = [];
+    for await (const chunk of this.#streams.stdin) chunks.push(Buffer.from(chunk));
+    return Buffer.concat(chunks).toString("utf8");
   }
 
   #clearProgress(): void {

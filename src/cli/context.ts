@@ -1,13 +1,15 @@
 /**
  * What every command gets: the agent's client, the console, and how the answer shall look.
  *
- * Must always hold: the only way out of the process is the agent's socket; no command opens the store or weftd's socket.
+ * Must always hold: the only way out of the process is an agent's REST interface, of this host or, with a context, of
+ * another one; no command opens the store or weftd's socket.
  */
 import { join } from "node:path";
 import type { Command } from "commander";
 
-import { AgentClient } from "../core/wire/agent-client.ts";
+import { AgentClient, type AgentWay } from "../core/wire/agent-client.ts";
 import { WeftError } from "../core/wire/errors.ts";
+import { chosenContext, contextsPath, readContexts, remoteOf } from "./context-file.ts";
 import { json } from "./console.ts";
 import type { Console } from "./console.ts";
 import { table } from "./table.ts";
@@ -17,6 +19,7 @@ export type Globals = {
   readonly json?: true;
   readonly quiet?: true;
   readonly yes?: true;
+  readonly context?: string;
   readonly runDir: string;
   readonly stateDir: string;
 };
@@ -35,8 +38,12 @@ export class Context {
   readonly globals: Globals;
   /** Set by a command that did its work and found something degraded, or passes on another program's. */
   exitCode = 0;
+  #isLocal = false;
+  readonly #hasNamedSockets: boolean;
 
-  constructor(surroundings: Surroundings, globals: Globals) {
+  /** `hasNamedSockets`: the command line or the environment says where they are. */
+  constructor(surroundings: Surroundings, globals: Globals, hasNamedSockets: boolean) {
+    this.#hasNamedSockets = hasNamedSockets;
     this.console = surroundings.console;
     this.environment = surroundings.environment;
     this.interruption = surroundings.interruption;
@@ -44,7 +51,26 @@ export class Context {
   }
 
   get client(): AgentClient {
-    return new AgentClient({ socketPath: join(this.globals.runDir, "agent.sock") });
+    return new AgentClient({ choose: () => this.#way() });
+  }
+
+  get contextsPath(): string {
+    return contextsPath(this.environment);
+  }
+
+  /** Whatever context is in use: what is asked is about this very host. */
+  stayHere(): void {
+    this.#isLocal = true;
+  }
+
+  /** The context that was named; this host's own agent where its sockets were named; else the context that is in use. */
+  async #way(): Promise<AgentWay> {
+    const local = { socketPath: join(this.globals.runDir, "agent.sock") };
+    const named = this.globals.context ?? this.environment["WEFT_CONTEXT"] ?? "";
+    if (this.#isLocal || (named === "" && this.#hasNamedSockets)) return local;
+    const contexts = await readContexts(this.contextsPath);
+    const chosen = chosenContext(contexts, named === "" ? null : named);
+    return chosen === null ? local : { remote: remoteOf(chosen) };
   }
 
   /** One thing: JSON, its id alone, or the text for people. */

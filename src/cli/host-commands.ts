@@ -1,6 +1,7 @@
-/** `weft host list|remove`. */
+/** `weft host list|remove|revoke`. */
 import type { Command } from "commander";
 
+import type { HostRevokeAnswer } from "../core/wire/agent-api.ts";
 import type { Bind } from "./context.ts";
 import { withSuggestion } from "./reference.ts";
 
@@ -38,4 +39,39 @@ export function addHostCommands(program: Command, bind: Bind): void {
         `Host ${name} removed.${storeMemberRemoved ? " Its vote in the store is gone too." : ""}`,
     );
   });
+
+  const revoke = host
+    .command("revoke")
+    .description("listen to nothing of a host from now on: it was stolen, or does what it should not")
+    .argument("<host>", "its name or id");
+  bind<[string], object>(revoke, async (context, [ref]) => {
+    await context.confirm(
+      `From now on nothing of host "${ref}" is listened to, and nothing on it is reached. It can never come back under this identity.`,
+    );
+    const answer = await withSuggestion(context.client, "host", ref, () => context.client.revokeHost(ref));
+    context.show(answer, ({ host: id }) => id, revokeText);
+  });
+}
+
+function revokeText({ name, generation, hosts, authority, complete, open }: HostRevokeAnswer): string {
+  const said = (ms: number | null): string => (ms === null ? "not yet" : `${(ms / 1000).toFixed(2)} s`);
+  const refused = hosts.map((host) => `${host.name} ${said(host.refusedMs)}`);
+  const store = hosts.filter(({ member }) => member).map((host) => `${host.name} ${said(host.storeMs)}`);
+  return [
+    `${name} is revoked at generation ${generation}.`,
+    `  refused by   ${refused.join("   ")}`,
+    `  store        ${store.join("   ")}   (its connections were cut)`,
+    ...(open.length === 0 ? [] : [`  open there   ${open.map((volume) => volume.name).join(", ")}`]),
+    ...(authority === null
+      ? []
+      : [
+          `${name} held the authority's key: a new authority was made (${authority.slice(0, 4)} …).   weft ca show`,
+        ]),
+    ...(complete
+      ? []
+      : [
+          "Not every host has said so yet. One that is cut off from the store keeps its sessions with it until it sees the store again.",
+          `Ask again:   weft host revoke ${name}`,
+        ]),
+  ].join("\n");
 }

@@ -12,20 +12,25 @@ import { Command, CommanderError } from "commander";
 import { suggest } from "../core/model/suggest.ts";
 import { WeftError } from "../core/wire/errors.ts";
 import { absolutePath } from "./arguments.ts";
+import { addApiTokenCommands } from "./api-token-commands.ts";
 import { addAttachCommands } from "./attach-commands.ts";
 import { addAuditCommands } from "./audit-commands.ts";
+import { addCaCommands } from "./ca-commands.ts";
 import { addClusterCommands } from "./cluster-commands.ts";
 import { readCodeRow } from "./code-table.ts";
 import { json } from "./console.ts";
+import { addContextCommands } from "./context-commands.ts";
 import { Context } from "./context.ts";
 import type { Bind, Globals, Surroundings } from "./context.ts";
 import { addDebugCommands } from "./debug-commands.ts";
 import { asWeftError, errorText } from "./error-text.ts";
+import { addLoginCommand } from "./login-command.ts";
 import { addHostCommands } from "./host-commands.ts";
 import { addPoolCommands } from "./pool-commands.ts";
 import { addReplicaCommands } from "./replica-commands.ts";
 import { addStatusCommand } from "./status-command.ts";
 import { addStoreCommands } from "./store-commands.ts";
+import { addTokenCommands } from "./token-commands.ts";
 import { addTrashCommands } from "./trash-commands.ts";
 import { addVolumeCommands } from "./volume-commands.ts";
 import { addWhyCommand } from "./why-command.ts";
@@ -35,7 +40,10 @@ export async function runCommandLine(args: readonly string[], surroundings: Surr
   let exitCode = 0;
   const bind: Bind = (command, work) => {
     command.action(async () => {
-      const context = new Context(surroundings, command.optsWithGlobals<Globals>());
+      const isNamed =
+        command.getOptionValueSourceWithGlobals("runDir") === "cli" ||
+        surroundings.environment["WEFT_RUN_DIR"] !== undefined;
+      const context = new Context(surroundings, command.optsWithGlobals<Globals>(), isNamed);
       // commander has checked number and presence against the declaration beside each `bind`.
       await work(context, command.processedArgs as unknown as Parameters<typeof work>[1], command.opts());
       exitCode = context.exitCode;
@@ -62,6 +70,7 @@ function buildProgram(surroundings: Surroundings, bind: Bind, ownVersion: string
     .option("--json", "answer as JSON")
     .option("-q, --quiet", "print ids only")
     .option("-y, --yes", "do not ask")
+    .option("--context <name>", "ask this cluster's hosts; local: this host's own agent (WEFT_CONTEXT)")
     .option(
       "--run-dir <directory>",
       "where the sockets are (WEFT_RUN_DIR)",
@@ -79,6 +88,8 @@ function buildProgram(surroundings: Surroundings, bind: Bind, ownVersion: string
     .showSuggestionAfterError(true)
     .helpCommand(false);
   addClusterCommands(program, bind);
+  addTokenCommands(program, bind);
+  addCaCommands(program, bind);
   addStatusCommand(program, bind);
   addPoolCommands(program, bind);
   addVolumeCommands(program, bind);
@@ -88,6 +99,9 @@ function buildProgram(surroundings: Surroundings, bind: Bind, ownVersion: string
   addStoreCommands(program, bind);
   addWhyCommand(program, bind);
   addTrashCommands(program, bind);
+  addLoginCommand(program, bind);
+  addContextCommands(program, bind);
+  addApiTokenCommands(program, bind);
   addAuditCommands(program, bind);
   addDebugCommands(program, bind);
   addHelpCommand(program, bind);

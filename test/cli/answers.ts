@@ -101,3 +101,14 @@ export function status(rest: object = {}): object {
     ...rest,
   };
 }
+
+export function token(rest: object = {}): object {
+  return {
+    id: "a81c04fe",
+    token: "04F6-0000",
+    expiresAt: "2999-11-21T15:00:00.000Z",
+    name: null,
+    authority: `3f9c21aa77d04be1${"0".repeat(48)}`,
+    ...rest,
+  };
+}

@@ -1,8 +1,11 @@
 /** Plot: an operator's day, command by command: what is asked of the agent, what is printed, how the command ends. */
+import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import t from "tap";
 
-import { host, ids, pool, replica, status, volume } from "./answers.ts";
-import { FakeAgent } from "./fake-agent.ts";
+import { host, ids, pool, replica, status, token, volume } from "./answers.ts";
+import { FakeAgent, refusal } from "./fake-agent.ts";
 
 void t.test("weft volume list: a table for people, ids with -q, JSON with --json", async (t) => {
   const volumes = [
@@ -144,25 +147,110 @@ void t.test("weft init, weft join: what to do next depends on how many hosts the
     createdAt: "2026-11-21T14:00:00.000Z",
     host: ids.h1,
     endpoints: [],
+    authority: `3f9c21aa77d04be1${"0".repeat(48)}`,
+    certificateUntil: "2026-12-21T14:00:00.000Z",
   };
   await using agent = await FakeAgent.start({
     "POST /v1/init": cluster,
     "POST /v1/join": cluster,
+    "POST /v1/tokens": token(),
     "GET /v1/hosts": [host("h1"), host("h2")],
   });
   t.equal(
     (await agent.weft(["init", "--name", "h1", "--address", "10.0.9.11"])).out,
     [
       'Cluster "lab" created, 1 host. Volumes have 1 copy until a second host has a pool.',
+      "Authority 3f9c 21aa 77d0 4be1",
       "Next:  weft pool add DIRECTORY",
-      "Join others with:  weft join 10.0.9.11",
+      "Join others with:",
+      "    weft join 10.0.9.11 --token 04F6-0000",
+      "    (valid 60 min, for one host of this cluster; for the next one: weft token create)",
       "",
     ].join("\n"),
   );
-  const joined = await agent.weft(["join", "10.0.9.11", "--address", "10.0.9.12"]);
+  const words = ["join", "10.0.9.11", "--address", "10.0.9.12", "--token", "04F6-0000"];
+  const joined = await agent.weft(words);
   t.equal(joined.code, 0, joined.err);
-  t.match(joined.out, /^Joined "lab" as host 2 of 2\.\nThe store has 1 vote:/);
-  t.equal(agent.asked[1], 'POST /v1/join {"from":"10.0.9.11","name":null,"address":"10.0.9.12"}');
+  t.equal(
+    joined.out.split("\n").slice(0, 2).join("\n"),
+    [
+      "10.0.9.11 shows authority 3f9c 21aa 77d0 4be1, as the token says.",
+      'Joined "lab" as host 2 of 2. Certificate valid until 21 Dec, renewed by itself.',
+    ].join("\n"),
+  );
+  t.match(joined.out, /\nThe store has 1 vote:/);
+  t.equal(
+    agent.asked[2],
+    'POST /v1/join {"from":"10.0.9.11","token":"04F6-0000","name":null,"address":"10.0.9.12"}',
+  );
+  // A program asks for a token when it needs one: none is left lying about.
+  t.equal((await agent.weft(["init", "--address", "10.0.9.11", "-q"])).out, `${ids.cluster}\n`);
+  t.notMatch((await agent.weft(["init", "--address", "10.0.9.11", "--json"])).out, /04F6/);
+  t.equal(agent.asked.filter((asked) => asked.startsWith("POST /v1/tokens")).length, 1);
+});
+
+void t.test(
+  "weft join: the token comes from a file or standard input as well, or is asked for",
+  async (t) => {
+    await using agent = await FakeAgent.start({
+      "POST /v1/join": refusal("E-TOKEN-02", "Not this one.", 403),
+    });
+    const directory = await mkdtemp(join(tmpdir(), "weft-token-"));
+    t.teardown(() => rm(directory, { recursive: true }));
+    const file = join(directory, "token");
+    await writeFile(file, "04F6-FILE\n", { mode: 0o600 });
+    const words = ["join", "10.0.9.11", "--address", "10.0.9.12"];
+    const refused = await agent.weft([...words, "--token-file", file]);
+    t.equal(refused.code, 1);
+    t.match(agent.asked.at(-1), /"token":"04F6-FILE"/, "without its line end");
+    t.notMatch(refused.out + refused.err, /04F6/, "no message shows it");
+    await agent.weft([...words, "--token", "-"], undefined, " 04f6-stdin \n");
+    t.match(agent.asked.at(-1), /"token":"04f6-stdin"/);
+    const asked = agent.asked.length;
+    for (const [more, code] of [
+      [[], "E-ARG-03"],
+      [["--token", ""], "E-ARG-03"],
+      [["--token", "04F6", "--token-file", file], "E-ARG-03"],
+      [["--token-file", join(directory, "none")], "E-ARG-02"],
+      [["--token", "X".repeat(5000)], "E-TOKEN-01"],
+    ] as const)
+      t.match((await agent.weft([...words, ...more])).err, new RegExp(`^${code} `), more.join(" "));
+    t.equal(agent.asked.length, asked, "nothing was asked of anybody");
+  },
+);
+
+void t.test("weft token: made, listed and taken back", async (t) => {
+  const at = "2020-01-02T03:04:00.000Z";
+  const list = [
+    { id: "a81c04fe", name: "h2", by: "root@h1", createdAt: at, expiresAt: at, used: { host: "h2", at } },
+    {
+      id: "b81c04fe",
+      name: null,
+      by: "root@h1",
+      createdAt: at,
+      expiresAt: "2999-01-02T12:00:00.000Z",
+      used: null,
+    },
+  ];
+  await using agent = await FakeAgent.start({
+    "POST /v1/tokens": token({ name: "h2" }),
+    "GET /v1/tokens": list,
+    "DELETE /v1/tokens/a81c04fe": {},
+  });
+  const made = await agent.weft(["token", "create", "--for", "24h", "--name", "h2"]);
+  t.match(made.out, /^04F6-0000\nValid until .+, for the host "h2"\. Shown once: only its hash is kept\.\n$/);
+  t.equal(agent.asked[0], 'POST /v1/tokens {"forMs":86400000,"name":"h2"}');
+  t.equal((await agent.weft(["token", "create", "-q"])).out, "04F6-0000\n");
+  const shown = (await agent.weft(["token", "list"])).out.split("\n");
+  t.match(shown[0], /^ID +FOR +MADE BY +EXPIRES +USED$/);
+  t.match(shown[1], /^a81c04fe +h2 +root@h1 +past +by h2, 2 Jan /);
+  t.match(shown[2], /^b81c04fe +any host +root@h1 +2 Jan .* –$/);
+  t.equal(
+    (await agent.weft(["token", "revoke", "a81c04fe"])).out,
+    "Token a81c04fe can't be used any more.\n",
+  );
+  for (const wrong of ["soon", "0m", "-5m", "5", "8y"])
+    t.match((await agent.weft(["token", "create", "--for", wrong])).err, /^E-ARG-02 /, wrong);
 });
 
 void t.test("weft pool add, list, remove: a pool is found by path, HOST:PATH or id", async (t) => {
@@ -392,3 +480,89 @@ void t.test("weft host, trash, store: lists, and what they did", async (t) => {
   );
   t.equal(repaired.code, 3);
 });
+
+void t.test("weft ca: who signs, until when, and what a change of the authority waits for", async (t) => {
+  const kid = (word: string): string => word.repeat(16);
+  const since = new Date(Date.now() - 60_000).toISOString();
+  const idle = {
+    generation: "17",
+    transport: "tls",
+    authorities: [
+      { kind: "host", kid: kid("3f9c"), state: "active", since, signed: 3 },
+      { kind: "store", kid: kid("21aa"), state: "active", since, signed: 0 },
+    ],
+    rotation: null,
+    hosts: [
+      { host: ids.h1, name: "h1", keys: [kid("5b02")], notAfter: "2026-12-21T10:00:00Z", generation: null },
+    ],
+    revoked: [],
+  };
+  const rotation = {
+    phase: "bundle",
+    why: "asked",
+    since,
+    without: ["h4"],
+    awaited: [{ host: "h2", what: "bundle" }],
+  };
+  await using agent = await FakeAgent.start({
+    "GET /v1/ca": idle,
+    "POST /v1/ca/rotate": { ...idle, rotation },
+  });
+  const shown = (await agent.weft(["ca", "show"])).out;
+  t.match(shown, /^authority {2}3f9c 3f9c 3f9c 3f9c {2}active {2}since .* {2}3 hosts$/m);
+  t.match(shown, /^h1 {2}until 21 Dec {2}key 5b02 5b02 5b02 5b02$/m);
+  const rotated = await agent.weft(["ca", "rotate", "--without", "h4", "--yes"]);
+  t.equal(
+    rotated.out,
+    "Phase 2/4 bundle: waits for h2 (bundle)\nWithout h4.\nIt goes on by itself:   weft ca show\n",
+  );
+  t.equal(agent.asked.at(-1), 'POST /v1/ca/rotate {"without":["h4"]}');
+});
+
+void t.test("weft host revoke: who refuses it after what time, and what is not certain yet", async (t) => {
+  const said = { host: ids.h1, name: "h1", refusedMs: 40, member: true, storeMs: 610 };
+  const answer = {
+    host: ids.h1,
+    name: "h3",
+    generation: "18",
+    authority: "91e0".repeat(16),
+    hosts: [said, { ...said, name: "h2", refusedMs: null, member: false, storeMs: null }],
+    complete: false,
+    open: [{ volume: ids.db, name: "db" }],
+  };
+  await using agent = await FakeAgent.start({ "POST /v1/hosts/h3/revoke": answer });
+  const { out } = await agent.weft(["host", "revoke", "h3", "--yes"]);
+  t.match(out, /^h3 is revoked at generation 18\.$/m);
+  t.match(out, /^ {2}refused by {3}h1 0\.04 s {3}h2 not yet$/m);
+  t.match(out, /^ {2}store {8}h1 0\.61 s {3}\(its connections were cut\)$/m);
+  t.match(out, /^ {2}open there {3}db$/m);
+  t.match(out, /a new authority was made \(91e0 …\)/);
+  t.match(out, /^Ask again: {3}weft host revoke h3$/m);
+});
+
+void t.test(
+  "weft ca backup, restore: the passphrase comes from a file or is asked for, never shown",
+  async (t) => {
+    const kid = "3f9c".repeat(16);
+    const answer = { path: "/b", kids: [kid] };
+    await using agent = await FakeAgent.start({
+      "POST /v1/ca/backup": answer,
+      "POST /v1/ca/restore": answer,
+    });
+    const directory = await mkdtemp(join(tmpdir(), "weft-passphrase-"));
+    t.teardown(() => rm(directory, { recursive: true, force: true }));
+    const file = join(directory, "word");
+    await writeFile(file, "not a word in any book\n");
+    const made = await agent.weft(["ca", "backup", "/b", "--passphrase-file", file]);
+    t.match(made.out, /^Authority 3f9c 3f9c 3f9c 3f9c written to \/b\./);
+    t.notMatch(made.out, /book/);
+    t.equal(agent.asked.at(-1), 'POST /v1/ca/backup {"path":"/b","passphrase":"not a word in any book"}');
+    const restored = await agent.weft(["ca", "restore", "/b", "--passphrase-file", file]);
+    t.equal(restored.out, "Restored: 3f9c 3f9c 3f9c 3f9c.\n");
+    await writeFile(file, "short\n");
+    const refused = await agent.weft(["ca", "backup", "/b", "--passphrase-file", file]);
+    t.match(refused.err, /^E-ARG-03/);
+    t.notMatch(refused.err, /"short"/);
+    t.equal(agent.asked.length, 2);
+  },
+);

@@ -48,8 +48,12 @@ export class FakeAgent implements AsyncDisposable {
   }
 
   /** Runs `weft ARGS…`; ^C comes when `signal` says so. */
-  async weft(args: readonly string[], signal: AbortSignal = new AbortController().signal): Promise<Outcome> {
-    return weft(["--run-dir", this.#runDir, ...args], signal);
+  async weft(
+    args: readonly string[],
+    signal: AbortSignal = new AbortController().signal,
+    input: string = "",
+  ): Promise<Outcome> {
+    return weft(["--run-dir", this.#runDir, ...args], signal, {}, input);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -82,11 +86,14 @@ export async function weft(
   args: readonly string[],
   signal: AbortSignal = new AbortController().signal,
   environment: NodeJS.ProcessEnv = {},
+  input: string = "",
 ): Promise<Outcome> {
+  const stdin = new PassThrough();
+  stdin.end(input);
   const [stdout, stderr] = [new PassThrough(), new PassThrough()];
   const [out, err] = [collect(stdout), collect(stderr)];
   const code = await runCommandLine(args, {
-    console: new Console({ stdin: new PassThrough(), stdout, stderr }, environment),
+    console: new Console({ stdin, stdout, stderr }, environment),
     environment,
     interruption: () => signal,
   });

@@ -65,6 +65,26 @@ void t.test("console: a person answers yes or no, and anything else is no", asyn
   }
 });
 
+void t.test("console: a secret is read without being shown, and nobody's is null", async (t) => {
+  for (const [typed, answer] of [
+    ["04F6-SECRET\n", "04F6-SECRET"],
+    ["04F6\u007fA\n", "04FA"],
+    ["\n", ""],
+    ["04F6\u0003", null],
+    ["\u0004", null],
+  ] as const) {
+    const [stdin, stdout, stderr] = [tty(), tty(), tty()];
+    const console = new Console({ stdin, stdout, stderr }, {});
+    const asked = console.secret("Token: ");
+    stdin.write(typed);
+    t.equal(await asked, answer, JSON.stringify(typed));
+    t.equal(String(stderr.read()), "Token: \n", "the question, and nothing of what was typed");
+    t.equal(stdout.read(), null);
+  }
+  const nobody = new Console({ stdin: new PassThrough(), stdout: tty(), stderr: tty() }, {});
+  t.equal(await nobody.secret("Token: "), null);
+});
+
 function tty(): PassThrough & { isTTY: boolean } {
   return Object.assign(new PassThrough(), { isTTY: true });
 }

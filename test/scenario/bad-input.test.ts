@@ -63,7 +63,7 @@ const nonsense: readonly (readonly [Ask, string])[] = [
   [{ method: "POST", path: "/v1/volumes", body: "{" }, "E-ARG-02"],
   [{ method: "POST", path: "/v1/volumes", body: "\u0000\u0001" }, "E-ARG-02"],
   [{ method: "POST", path: "/v1/volumes", body: "[".repeat(60_000) }, "E-ARG-02"],
-  [{ method: "POST", path: "/v1/volumes", body: `"${"x".repeat(70_000)}"` }, "E-ARG-02"],
+  [{ method: "POST", path: "/v1/volumes", body: `"${"x".repeat(70_000)}"` }, "E-LIMIT-01"],
   [{ method: "POST", path: "/v1/volumes", body: "name=x", type: "text/x-unknown" }, "E-ARG-02"],
   [post("/v1/volumes", null), "E-ARG-02"],
   [post("/v1/volumes", []), "E-ARG-02"],
@@ -117,8 +117,14 @@ const nonsense: readonly (readonly [Ask, string])[] = [
   [of("DELETE", "/v1/hosts/h1"), "E-HOST-02"],
   [post("/v1/init", { address: "10.0.0.1" }), "E-HOST-04"],
   [post("/v1/init", { address: "not an address" }), "E-ARG-02"],
-  [post("/v1/join", { from: "", address: "10.0.0.1" }), "E-ARG-02"],
-  [post("/v1/join", { from: "h1", address: "10.0.0.1" }), "E-HOST-04"],
+  [post("/v1/join", { from: "", token: "04F6", address: "10.0.0.1" }), "E-ARG-02"],
+  [post("/v1/join", { from: "h1", address: "10.0.0.1" }), "E-ARG-02"],
+  [post("/v1/join", { from: "h1", token: "04F6", address: "10.0.0.1" }), "E-HOST-04"],
+  [post("/v1/tokens", { forMs: 1 }), "E-ARG-02"],
+  [post("/v1/tokens", { forMs: "1h" }), "E-ARG-02"],
+  [post("/v1/tokens", { name: "../h2" }), "E-ARG-02"],
+  [of("DELETE", "/v1/tokens/nothing"), "E-ARG-01"],
+  [of("DELETE", "/v1/tokens/..%2ftrust"), "E-ARG-01"],
   [of("POST", "/v1/trash/nothing/restore"), "E-ARG-01"],
   [of("DELETE", "/v1/trash/nothing"), "E-ARG-01"],
   [post("/v1/store/backup", { path: "relative" }), "E-ARG-02"],
@@ -196,10 +202,10 @@ await t.test(
       const agent = host.agent();
       const ids = new Map((await agent.volumes()).map(({ name, id }) => [name, id]));
       const state = (name: string): string => `/weft/v1/vol/${ids.get(name)}/state`;
-      const record: unknown = JSON.parse(await etcdctl(host, ["get", "--print-value-only", state("newer")]));
+      const record: unknown = JSON.parse(await host.etcdctl(["get", "--print-value-only", state("newer")]));
       const newer = { ...z.looseObject({}).parse(record), fmt: 9, min_reader: 9, mode: "something new" };
-      await etcdctl(host, ["put", state("newer"), JSON.stringify(newer)]);
-      await etcdctl(host, ["put", state("garbage"), "{"]);
+      await host.etcdctl(["put", state("newer"), JSON.stringify(newer)]);
+      await host.etcdctl(["put", state("garbage"), "{"]);
       for (const key of [
         "vol/x/state",
         "vol/x/want",
@@ -207,7 +213,7 @@ await t.test(
         `vol/${nobody}/state`,
         `vol/${nobody}/replica/x`,
       ]) {
-        await etcdctl(host, ["put", `/weft/v1/${key}`, "garbage"]);
+        await host.etcdctl(["put", `/weft/v1/${key}`, "garbage"]);
       }
       for (const key of [
         `host/${nobody}`,
@@ -217,7 +223,7 @@ await t.test(
         "name/x",
         "new",
       ]) {
-        await etcdctl(host, ["put", `/weft/v1/${key}`, `{"x":[1,2,{"y":null}]}`]);
+        await host.etcdctl(["put", `/weft/v1/${key}`, `{"x":[1,2,{"y":null}]}`]);
       }
 
       for (const [name, code] of [
@@ -231,7 +237,7 @@ await t.test(
         t.equal(refusal.parse(parseJson(text)).error.code, code, `attach ${name}: ${text}`);
         t.equal((await rest(host, of("GET", `/v1/volumes/${name}/why`))).status, 200);
       }
-      t.same(JSON.parse(await etcdctl(host, ["get", "--print-value-only", state("newer")])), newer);
+      t.same(JSON.parse(await host.etcdctl(["get", "--print-value-only", state("newer")])), newer);
       for (const path of ["/v1/status", "/v1/hosts", "/v1/pools", "/v1/volumes", "/v1/trash"]) {
         t.equal((await rest(host, of("GET", path))).status, 200, path);
       }
@@ -245,12 +251,6 @@ await t.test(
     });
   },
 );
-
-function etcdctl(host: Host, args: readonly string[]): Promise<string> {
-  return host.output(["etcdctl", "--endpoints", `http://${host.layout.address}:7402`, ...args], {
-    env: { ETCDCTL_API: "3" },
-  });
-}
 
 function parseJson(text: string): unknown {
   try {

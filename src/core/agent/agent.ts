@@ -10,19 +10,27 @@ import { join } from "node:path";
 import type { FastifyInstance } from "fastify";
 import type { z } from "zod";
 
-import { parseHostId } from "../model/ids.ts";
+import { type HostId, parseHostId } from "../model/ids.ts";
 import type * as api from "../wire/agent-api.ts";
 import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
+import { IdentityFiles } from "../wire/identity-files.ts";
 import { StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
+import { askMembers, catchUp, renewOwn } from "./ask-members.ts";
 import { type Audit, openAudit } from "./audit.ts";
 import { AuditHeads } from "./audit-head.ts";
+import { AuthorityKeeper } from "./authority.ts";
 import { ClusterView } from "./cluster-view.ts";
 import type { MemberContext } from "./context.ts";
+import type { Door } from "./door.ts";
+import { openDoor } from "./door-handlers.ts";
+import type { JoinContext } from "./entering.ts";
 import { EtcdProcess, peerUrl } from "./etcd-process.ts";
 import { hostsOf } from "./facts.ts";
 import { type HostFile, HostFiles } from "./host-file.ts";
-import { initCluster, joinCluster } from "./join.ts";
+import { IdentityKeeper } from "./identity.ts";
+import { initCluster } from "./init.ts";
+import { joinCluster } from "./join.ts";
 import { Keeper } from "./keeper.ts";
 import { LocalDaemon } from "./local-daemon.ts";
 import { type Log, openLog } from "./log.ts";
@@ -31,9 +39,15 @@ import type { AgentOptions } from "./options.ts";
 import { perform } from "./perform.ts";
 import { Placer } from "./placer.ts";
 import { Presence } from "./presence.ts";
+import { renewBeforeStart } from "./renew.ts";
 import { answerRepair } from "./repair.ts";
-import { serveCluster, serveLocal } from "./rest.ts";
+import { Rescue } from "./rescue.ts";
+import { RevocationAcks } from "./revocation-acks.ts";
+import { memberHosts } from "./rotate.ts";
+import { RotationKeeper } from "./rotation-keeper.ts";
+import { serveLocal } from "./rest.ts";
 import { agentFacts, clusterStatus, daemonStatus } from "./status.ts";
+import { StoreIdentity } from "./store-identity.ts";
 import { StoreKeeper } from "./store-keeper.ts";
 
 /** How long `join` waits for its place in the store; it goes on in the background. */
@@ -43,14 +57,26 @@ type Member = {
   readonly context: MemberContext;
   readonly presence: Presence;
   readonly keeper: Keeper;
-  readonly door: FastifyInstance;
+  readonly door: Door;
   readonly heads: AuditHeads;
+  readonly acks: RevocationAcks;
+  readonly rotation: RotationKeeper;
+  readonly rescue: Rescue;
+};
+
+/** Made one after the other, and told of each other. */
+type Loops = {
+  keeper: Keeper | null;
+  storeKeeper: StoreKeeper | null;
+  presence: Presence | null;
+  told: (() => void) | null;
 };
 
 export class Agent {
   readonly #options: AgentOptions;
   readonly #log: Log;
   readonly #files: HostFiles;
+  readonly #identityFiles: IdentityFiles;
   readonly #etcd: EtcdProcess;
   readonly #daemon: LocalDaemon;
   /** Of everything that is asked of this host, in a cluster or not. */
@@ -64,6 +90,7 @@ export class Agent {
     this.#options = options;
     this.#log = log;
     this.#files = new HostFiles(options.stateDir);
+    this.#identityFiles = new IdentityFiles(options.stateDir);
     this.#etcd = new EtcdProcess({
       stateDir: options.stateDir,
       runDir: options.runDir,
@@ -137,21 +164,26 @@ export class Agent {
     return mine;
   }
 
-  #joining(): Parameters<typeof initCluster>[0] {
-    return { files: this.#files, etcd: this.#etcd, bootIdFile: this.#options.bootIdFile };
+  #joining(): JoinContext {
+    const { bootIdFile, certificateLifeMs } = this.#options;
+    return {
+      files: this.#files,
+      identityFiles: this.#identityFiles,
+      etcd: this.#etcd,
+      bootIdFile,
+      certificateLifeMs,
+      log: this.#log,
+    };
   }
 
   async #begin(self: HostFile): Promise<void> {
     const host = parseHostId(self.host);
     if (host === null) throw new Error(`host.json names no host: ${self.host}`);
     const log = this.#log;
-    const store = new StoreClient({ endpoints: self.etcd });
+    const { authority, identity, storeIdentity } = await this.#identify(self, host);
+    const store = new StoreClient({ endpoints: self.etcd, tls: identity.tls });
     const mirror = new Mirror(store);
-    const loops: { keeper: Keeper | null; storeKeeper: StoreKeeper | null; presence: Presence | null } = {
-      keeper: null,
-      storeKeeper: null,
-      presence: null,
-    };
+    const loops: Loops = { keeper: null, storeKeeper: null, presence: null, told: null };
     const isPlacer = (): boolean => loops.presence?.isPlacer ?? false;
     const view = new ClusterView(mirror, () => {
       loops.keeper?.stepAll();
@@ -165,7 +197,13 @@ export class Agent {
       log,
       liveness: () => view.liveness,
       isPlacer,
+      authority,
+      identity,
+      identityFiles: this.#identityFiles,
+      storeIdentity,
+      credentials: () => askMembers({ self, store, identity }, (member) => member.credentials()),
       onEndpoints: (endpoints) => this.#onEndpoints(self, endpoints, store),
+      onRestarted: () => loops.told?.(),
     });
     const shared = {
       store,
@@ -188,6 +226,9 @@ export class Agent {
       storeKeeper,
       placer,
       log,
+      identity,
+      authority,
+      storeIdentity,
     };
     const keeper = new Keeper({
       self: host,
@@ -211,8 +252,14 @@ export class Agent {
     });
     Object.assign(loops, { keeper, storeKeeper, presence });
     // First: when the address can't be served, nothing else has begun.
-    const door = await serveCluster(this, self.address, log);
-    if ((await this.#etcd.isConfigured()) && (await this.#etcd.hasData())) await this.#etcd.ensureRunning();
+    const door = await openDoor(context, this);
+    if (await this.#isMember()) {
+      // Without the authorities' keys it has no certificate; the agent still serves, so that they can be restored.
+      await this.#etcd.ensureRunning().catch((error: unknown) => {
+        if (!isWeftError(error, "E-CA-01")) throw error;
+        log.error({ code: error.code }, error.message);
+      });
+    }
     // Best effort: with the store away the agent still serves, and shows that.
     if (await syncIfPossible(mirror)) view.setStore(true);
     mirror.onChange((changed) => {
@@ -223,33 +270,97 @@ export class Agent {
         this.#background("removal", this.#removed(context));
       }
     });
+    const acks = new RevocationAcks({
+      store,
+      identity,
+      log,
+      cut: (revoked) => door.dropPeer(revoked),
+      daemonGeneration: async () => (await this.#daemon.identity())?.generation ?? null,
+      isStoreCut: async () => ((await this.#isMember()) ? (await storeIdentity.restartDue()) === null : null),
+    });
+    const rotation = new RotationKeeper({
+      store,
+      mirror,
+      identity,
+      authority,
+      files: this.#identityFiles,
+      log,
+      daemon: () => this.#daemon.identity(),
+      members: () => memberHosts(context),
+      isMember: () => this.#isMember(),
+    });
+    const told = (): void => {
+      acks.nudge();
+      rotation.nudge();
+    };
+    Object.assign(loops, { told });
+    const rescue = new Rescue({
+      isAway: () => !view.storeUp,
+      catchUp: () => catchUp({ self, store, identity }),
+      log,
+    });
     mirror.start();
+    identity.start({ mirror, renew: () => renewOwn({ self, store, identity, authority }) });
+    identity.onChange((change) => {
+      storeKeeper.nudge();
+      if (change.kind === "certificate") {
+        door.renew();
+        this.#background("weftd's certificate", this.#daemon.reloadIdentity().then(told));
+      }
+    });
     presence.start();
     storeKeeper.start();
     keeper.start();
     placer.start();
+    rotation.start();
     await this.#daemon
-      .begin({ self, host, store, onBack: () => keeper.stepAll() })
+      .begin({ self, host, store, onBack: () => keeper.stepAll(), onTrust: told })
       .catch((error: unknown) => log.warn({ reason: reasonOf(error) }, "weftd was not configured yet"));
     const heads = new AuditHeads(this.audit, store, host, log);
     heads.start();
-    this.#member = { context, presence, keeper, door, heads };
+    this.#member = { context, presence, keeper, door, heads, acks, rotation, rescue };
     this.#background("repair", answerRepair(context));
+  }
+
+  /** Who this host is. A member's own certificates are renewed here if they must be: before anybody is asked. */
+  async #identify(
+    self: HostFile,
+    host: HostId,
+  ): Promise<Pick<MemberContext, "authority" | "identity" | "storeIdentity">> {
+    const log = this.#log;
+    const files = this.#identityFiles;
+    const { certificateLifeMs } = this.#options;
+    const life = certificateLifeMs === null ? {} : { certificateLifeMs };
+    const identity = await IdentityKeeper.open({ files, cluster: self.cluster, host, log });
+    const authority = await AuthorityKeeper.open({ files, ...life });
+    await renewBeforeStart(authority, identity);
+    const storeIdentity = new StoreIdentity({ files, authority, identity, address: self.address, log });
+    this.#etcd.prepareBy(() => storeIdentity.prepare());
+    return { authority, identity, storeIdentity };
+  }
+
+  /** Whether this host runs a member of the store. */
+  async #isMember(): Promise<boolean> {
+    return (await this.#etcd.isConfigured()) && (await this.#etcd.hasData());
   }
 
   async #end(): Promise<void> {
     const member = this.#member;
     if (member === null) return;
     this.#member = null;
-    const { context, presence, keeper, door, heads } = member;
+    const { context, presence, keeper, door, heads, acks, rotation, rescue } = member;
     heads.stop();
     await door.close();
     this.#daemon.end();
     keeper.stop();
+    context.identity.stop();
     context.placer.stop();
     await presence.stop();
     // From here on nobody waits for the store.
     context.store.call.close();
+    acks.stop();
+    rescue.stop();
+    await rotation.stop();
     await context.storeKeeper.stop();
     await context.mirror.stop();
   }
@@ -275,6 +386,8 @@ export class Agent {
     await this.#inTurn(async () => {
       await this.#end();
       await this.#etcd.retire();
+      await this.#identityFiles.dropAuthorities();
+      await this.#identityFiles.dropHost();
       await this.#files.retireHost();
     });
   }

@@ -1,12 +1,27 @@
 /** What the audit is asked: its lines, and whether they are all there. */
 import { parseUuid } from "../model/ids.ts";
 import type { AuditAnswer, AuditQuery, AuditVerdict } from "../wire/agent-api.ts";
-import { type AuditFilter, type AuditLine, matchesAudit, mergeAudit } from "../wire/audit-line.ts";
+import type { AuditLinesRequest } from "../wire/door-api.ts";
+import { HostClient } from "../wire/host-client.ts";
+import type { HostJson } from "../wire/record.ts";
+import {
+  type AuditFilter,
+  type AuditLine,
+  matchesAudit,
+  mergeAudit,
+  renderAuditLine,
+} from "../wire/audit-line.ts";
 import { isWeftError } from "../wire/errors.ts";
 import type { Audit } from "./audit.ts";
 import { type KeptHead, readHead } from "./audit-head.ts";
 import type { MemberContext } from "./context.ts";
 import { hostsOf, volumesOf } from "./facts.ts";
+import { findHost } from "./find.ts";
+
+/** A host that is there reads its audit within this. */
+const ANSWER_MS = 5000;
+/** What the asking host takes is a little more. */
+const ANSWER_BYTES = 3 << 20;
 
 type AskedAudit = {
   readonly audit: Pick<Audit, "last" | "verify">;
@@ -18,23 +33,61 @@ export async function auditAnswer(agent: AskedAudit, query: AuditQuery): Promise
   const hosts = context === null ? [] : hostsOf(context.mirror);
   const names = Object.fromEntries(hosts.map(({ id, name }) => [id, name]));
   const self = context?.host ?? null;
-  const wanted = (id: string | null, name: string): boolean =>
-    query.host === null || query.host === name || (id !== null && parseUuid(query.host) === id);
-  const here = wanted(self, self === null ? "" : (names[self] ?? ""));
-  const own = here ? await ownLines(agent.audit, filterOf(context, query), query.limit) : [];
-  const missing = hosts
-    .filter(({ id, name }) => id !== self && wanted(id, name))
-    .map(({ name }) => ({ host: name, reason: "its audit is read on the host itself" }));
-  return { lines: [...mergeAudit([own], query.limit)], missing, names };
+  const only = context === null || query.host === null ? null : findHost(context.mirror, query.host).id;
+  const filter = filterOf(context, query);
+  const own = only === null || only === self ? ownLines(agent.audit, filter, query.limit) : [];
+  const others = hosts.filter(({ id }) => id !== self && (only === null || only === id));
+  const volume = filter.volume === null ? null : [...filter.volume];
+  const asked = { ...filter, volume, limit: query.limit };
+  const heard = await Promise.all(others.map((host) => linesOf(context, host, asked)));
+  const missing = heard.flatMap((part, i) =>
+    part.kind === "missing" ? [{ host: others[i]?.name ?? "", reason: part.reason }] : [],
+  );
+  const parts = heard.map((part) => (part.kind === "heard" ? part.lines : []));
+  return { lines: [...mergeAudit([await own, ...parts], query.limit)], missing, names };
 }
 
-/** As another host asks for them. */
-export function ownLines(
+type Heard =
+  | { readonly kind: "heard"; readonly lines: readonly AuditLine[] }
+  | { readonly kind: "missing"; readonly reason: string };
+
+/** A host that doesn't answer soon is named. It tells of itself only: what it says of others is left out. */
+async function linesOf(
+  context: MemberContext | null,
+  { id, address }: HostJson,
+  asked: AuditLinesRequest,
+): Promise<Heard> {
+  if (context === null) return { kind: "missing", reason: "this host is in no cluster" };
+  const { identity, self } = context;
+  const expect = { kind: "host" as const, trust: identity.trust(), host: id };
+  const shown = identity.current();
+  const client = new HostClient({ address, shown, from: self.address, expect, answerMs: ANSWER_MS });
+  try {
+    const { lines } = (await client.audit(asked)).answer;
+    return { kind: "heard", lines: lines.filter(({ host }) => host === null || host === id) };
+  } catch (error) {
+    if (isWeftError(error)) return { kind: "missing", reason: withoutPeriod(error.message) };
+    throw error;
+  }
+}
+
+function withoutPeriod(sentence: string): string {
+  return sentence.replace(/\.$/, "");
+}
+
+/** Also as another host asks for them. So many bytes at most: the oldest are left out. */
+export async function ownLines(
   audit: Pick<Audit, "last">,
   filter: AuditFilter,
   limit: number,
 ): Promise<readonly AuditLine[]> {
-  return audit.last(limit, filter.sinceMs, (line) => matchesAudit(line, filter));
+  const lines = await audit.last(limit, filter.sinceMs, (line) => matchesAudit(line, filter));
+  let bytes = 0;
+  const tooMany = lines.findLastIndex((line) => {
+    bytes += Buffer.byteLength(renderAuditLine(line));
+    return bytes > ANSWER_BYTES;
+  });
+  return lines.slice(tooMany + 1);
 }
 
 export async function auditVerdict(agent: AskedAudit): Promise<AuditVerdict> {

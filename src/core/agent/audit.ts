@@ -73,6 +73,8 @@ export class Audit {
   #turn: Promise<unknown> = Promise.resolve();
   #isDraining = false;
   #lost = 0;
+  #lines = 0;
+  #refused = 0;
   #refusals: RefusalWindows = noRefusals;
   #refusalTimer: NodeJS.Timeout | null = null;
   #syncTimer: NodeJS.Timeout | null = null;
@@ -85,6 +87,11 @@ export class Audit {
 
   get head(): AuditHead | null {
     return this.#file.head;
+  }
+
+  /** Since the agent started; `lost` are those that are not written yet. */
+  get counts(): { readonly lines: number; readonly refused: number; readonly lost: number } {
+    return { lines: this.#lines, refused: this.#refused, lost: this.#lost };
   }
 
   /** Rejected with E-AUDIT-01 when it can't be written: then the mutation must not be done. */
@@ -110,6 +117,7 @@ export class Audit {
 
   /** Of one source one line at once, and one more with the number of those that followed within a second. */
   async refused(request: AuditRequest, source: string, outcome: string): Promise<void> {
+    this.#refused += 1;
     const { windows, written } = countRefusal(this.#refusals, source, Date.now());
     this.#refusals = windows;
     this.#armRefusals();
@@ -215,6 +223,7 @@ export class Audit {
       ];
       const lines = await this.#file.append([...first, ...batch.map(({ entry }) => entry)], durable);
       this.#lost -= lost;
+      this.#lines += lines.length;
       for (const line of lines) this.#copy(line);
       for (const { done } of batch) done(null);
       if (!durable) this.#armSync();

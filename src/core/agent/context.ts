@@ -1,14 +1,17 @@
 /** What the requests of a member host are answered with. */
 import type { HostId } from "../model/ids.ts";
 import type { StoreClient } from "../wire/store-client.ts";
+import type { AuthorityKeeper } from "./authority.ts";
 import type { ClusterView } from "./cluster-view.ts";
 import type { EtcdProcess } from "./etcd-process.ts";
 import type { HostFile } from "./host-file.ts";
+import type { IdentityKeeper } from "./identity.ts";
 import type { LocalDaemon } from "./local-daemon.ts";
 import type { Log } from "./log.ts";
 import type { Mirror } from "./mirror.ts";
 import type { AgentOptions } from "./options.ts";
 import type { Placer } from "./placer.ts";
+import type { StoreIdentity } from "./store-identity.ts";
 import type { StoreKeeper } from "./store-keeper.ts";
 
 export type MemberContext = {
@@ -23,4 +26,7 @@ export type MemberContext = {
   readonly storeKeeper: StoreKeeper;
   readonly placer: Placer;
   readonly log: Log;
+  readonly identity: IdentityKeeper;
+  readonly authority: AuthorityKeeper;
+  readonly storeIdentity: StoreIdentity;
 };

@@ -3,21 +3,28 @@
  *
  * Must always hold: one handler for each route, and none besides (the type says so).
  */
-import { maySee, type Principal } from "../model/roles.ts";
+import { maySee, type Principal, shownPrincipal } from "../model/roles.ts";
 import { parseVolumeId } from "../model/ids.ts";
 import type * as api from "../wire/agent-api.ts";
 import { WeftError } from "../wire/errors.ts";
+import { whoOf } from "../wire/audit-line.ts";
 import type { RouteAnswer, RouteBody, RouteName, RouteParams, RouteQuery } from "../wire/routes.ts";
 import type { Agent } from "./agent.ts";
+import { createApiToken, listApiTokens, revokeApiToken } from "./api-tokens.ts";
 import { auditAnswer, auditVerdict } from "./audit-read.ts";
 import { attachVolume, detachVolume } from "./attach.ts";
+import { backupAuthority, restoreAuthority } from "./ca-file.ts";
 import type { MemberContext } from "./context.ts";
-import { volumeOf, volumesOf } from "./facts.ts";
+import { clusterJsonOf, volumeOf, volumesOf } from "./facts.ts";
 import { findVolume } from "./find.ts";
 import { removeHost } from "./hosts.ts";
+import { createToken, listTokens, revokeToken } from "./join-tokens.ts";
+import { metricsText } from "./metrics.ts";
 import { syncIfPossible } from "./mirror.ts";
 import { createPool, removePool } from "./pools.ts";
 import { repairStore } from "./repair.ts";
+import { revokeHost } from "./revoke.ts";
+import { rotateAuthority, showAuthority } from "./rotate.ts";
 import * as show from "./status.ts";
 import { backupStore, restoreStore } from "./store-file.ts";
 import { membersOrNone } from "./store-status.ts";
@@ -45,19 +52,69 @@ export const handlers: Handlers = {
   "GET /v1/status": (agent) => agent.status(),
   "POST /v1/init": async (agent, { body }) => {
     await agent.init(body);
-    return show.clusterAnswer(agent.member());
+    return show.enteredAnswer(agent.member());
   },
   "POST /v1/join": async (agent, { body }) => {
     await agent.join(body);
-    return show.clusterAnswer(agent.member());
+    return show.enteredAnswer(agent.member());
   },
   "GET /v1/cluster": (agent) => show.clusterAnswer(agent.member()),
+
+  "GET /v1/tokens": async (agent) => {
+    const { store, identity } = agent.member();
+    return [...(await listTokens(store, identity.trust()))];
+  },
+  "POST /v1/tokens": (agent, { principal, body: { forMs, name } }) => {
+    const { store, authority, identity, self } = agent.member();
+    const by = `${shownPrincipal(principal)}@${self.name}`;
+    return createToken({ store, authority, trust: identity.trust() }, { forMs, name, by });
+  },
+  "DELETE /v1/tokens/:ref": async (agent, { params }) => {
+    await revokeToken(agent.member().store, params.ref);
+    return {};
+  },
+
+  "GET /v1/me": (agent, { principal }) => {
+    const { identity, mirror, self } = agent.member();
+    const { name, role } = whoOf(principal);
+    const volumes = principal.kind === "token" && principal.volumes !== null ? [...principal.volumes] : null;
+    const cluster = { id: identity.trust().cluster, name: clusterJsonOf(mirror).name };
+    return { cluster, host: { id: self.host, name: self.name }, name, role, volumes };
+  },
+  "GET /v1/api-tokens": async (agent) => {
+    const { store, identity } = agent.member();
+    return [...(await listApiTokens(store, identity.trust()))];
+  },
+  "POST /v1/api-tokens": async (agent, { principal, body }) => {
+    const context = await fresh(agent);
+    const volumes = body.volumes?.map((ref) => findVolume(context.mirror, ref).id) ?? null;
+    const { name, address } = context.self;
+    const by = `${shownPrincipal(principal)}@${name}`;
+    return createApiToken(context, { ...body, volumes }, { by, address });
+  },
+  "DELETE /v1/api-tokens/:ref": async (agent, { params }) => {
+    const { store, identity } = agent.member();
+    await revokeApiToken(store, identity.trust(), params.ref);
+    return {};
+  },
 
   "GET /v1/hosts": async (agent) => {
     const context = await fresh(agent);
     return show.hostAnswers(context, await membersOrNone(context, context.view.storeUp));
   },
-  "DELETE /v1/hosts/:ref": (agent, { params }) => removeHost(agent.member(), params.ref),
+  "DELETE /v1/hosts/:ref": (agent, { principal, params }) => {
+    const context = agent.member();
+    return removeHost(context, params.ref, `${shownPrincipal(principal)}@${context.self.name}`);
+  },
+
+  "POST /v1/hosts/:ref/revoke": (agent, { principal, params }) => {
+    const context = agent.member();
+    return revokeHost(context, params.ref, `${shownPrincipal(principal)}@${context.self.name}`);
+  },
+  "GET /v1/ca": async (agent) => showAuthority(await fresh(agent)),
+  "POST /v1/ca/backup": (agent, { body }) => backupAuthority(agent.member(), body),
+  "POST /v1/ca/restore": (agent, { body }) => restoreAuthority(agent.member(), body),
+  "POST /v1/ca/rotate": (agent, { body }) => rotateAuthority(agent.member(), body.without),
 
   "GET /v1/pools": async (agent) => show.poolAnswers(await fresh(agent)),
   "POST /v1/pools": (agent, { body }) => createPool(agent.member(), body.path),
@@ -125,6 +182,8 @@ export const handlers: Handlers = {
     return {};
   },
   "POST /v1/store/repair": (agent, { body }) => repairStore(agent.member(), body.assent),
+
+  "GET /metrics": (agent) => metricsText(agent),
 
   "GET /v1/audit": (agent, { query }) => auditAnswer(agent, query),
   "GET /v1/audit/verify": (agent) => auditVerdict(agent),

@@ -25,18 +25,30 @@ const hostFile = z.looseObject({
   clusterName: z.string().optional(),
 });
 
-const intentFile = z.object({
-  kind: z.enum(["init", "join"]),
-  cluster: uuid,
-  clusterName: z.string(),
-  createdAt: z.string(),
-  host: uuid,
-  name: z.string(),
-  address: z.string(),
-});
+const intentFile = z.discriminatedUnion("kind", [
+  z.object({
+    kind: z.literal("init"),
+    cluster: uuid,
+    clusterName: z.string(),
+    createdAt: z.string(),
+    host: uuid,
+    name: z.string(),
+    address: z.string(),
+  }),
+  z.object({
+    kind: z.literal("join"),
+    /** First 16 bytes of the hash of the authority's key, hex: which cluster it is. The token itself is never written. */
+    authority: z.string().regex(/^[0-9a-f]{32}$/),
+    host: uuid,
+    name: z.string(),
+    address: z.string(),
+  }),
+]);
 
 export type HostFile = z.output<typeof hostFile>;
-export type JoinIntent = z.output<typeof intentFile>;
+type Intent = z.output<typeof intentFile>;
+export type InitIntent = Intent & { readonly kind: "init" };
+export type JoinIntent = Intent & { readonly kind: "join" };
 
 export class HostFiles {
   readonly stateDir: string;
@@ -58,11 +70,11 @@ export class HostFiles {
     await rename(join(this.stateDir, "host.json"), join(this.stateDir, "host.json.removed"));
   }
 
-  readIntent(): Promise<JoinIntent | null> {
+  readIntent(): Promise<Intent | null> {
     return this.#read("joining.json", intentFile);
   }
 
-  async writeIntent(intent: JoinIntent): Promise<void> {
+  async writeIntent(intent: Intent): Promise<void> {
     await writeDurably(join(this.stateDir, "joining.json"), `${JSON.stringify(intent, null, 2)}\n`);
   }
 

@@ -1,5 +1,6 @@
 /**
- * Taking a host out of the cluster: its keys go, the placer takes its store member out and places copies anew.
+ * Taking a host out of the cluster: its keys go, the placer takes its store member out and places copies anew. One that
+ * answers destroys its identity; one that does not is revoked.
  *
  * Must always hold: refused while the host has the only in-sync copy of a volume, a volume open, or the store's majority.
  */
@@ -8,18 +9,21 @@ import { checkMemberRemoval } from "../model/membership.ts";
 import { checkHostRemoval } from "../model/replica-change.ts";
 import type { HostRemoveAnswer } from "../wire/agent-api.ts";
 import { WeftError } from "../wire/errors.ts";
+import type { HostJson } from "../wire/record.ts";
 import type { Op } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
 import { peerUrl } from "./etcd-process.ts";
-import { hostsOf, poolsOf, volumesOf } from "./facts.ts";
+import { aliveOf, hostsOf, poolsOf, volumesOf } from "./facts.ts";
 import { findHost, hasWant } from "./find.ts";
+import { revokeHost } from "./revoke.ts";
 import { clientUrlOf } from "./store-keeper.ts";
 
 const REMOVE_MS = 20_000;
 
-export async function removeHost(context: MemberContext, ref: string): Promise<HostRemoveAnswer> {
-  const { mirror, store, view, self, storeKeeper } = context;
+/** `by` is who asked, for people. */
+export async function removeHost(context: MemberContext, ref: string, by: string): Promise<HostRemoveAnswer> {
+  const { mirror, view, self, storeKeeper } = context;
   await mirror.sync();
   const host = findHost(mirror, ref);
   if (host.id === self.host && hostsOf(mirror).length > 1) throw removesItself(host.name);
@@ -30,6 +34,21 @@ export async function removeHost(context: MemberContext, ref: string): Promise<H
   const spared = checkMemberRemoval(members, host.id, host.name);
   if (spared.kind === "refused") throw WeftError.fromFinding(spared.finding);
 
+  const wasMember = members.some((member) => member.host === host.id);
+  if (aliveOf(mirror).has(host.id)) await leave(context, host);
+  // It can't destroy its identity itself, and may come back with it.
+  else await revokeHost(context, host.id, by);
+  if (wasMember) await untilNoMember(context, peerUrl(host.address));
+  const left = await storeKeeper.members.list();
+  return {
+    host: host.id,
+    name: host.name,
+    storeMemberRemoved: wasMember && !left.some((m) => m.peerUrls.includes(peerUrl(host.address))),
+  };
+}
+
+/** A host that answers: it sees that it is registered no more, destroys its identity, and leaves the list. */
+async function leave({ mirror, store }: MemberContext, host: HostJson): Promise<void> {
   const pools = poolsOf(mirror).filter(({ node }) => node === host.id);
   const entry = mirror.get(keys.host(host.id));
   const ops: Op[] = [
@@ -48,14 +67,6 @@ export async function removeHost(context: MemberContext, ref: string): Promise<H
       facts: { host: host.id },
     });
   }
-  const wasMember = members.some((member) => member.host === host.id);
-  if (wasMember) await untilNoMember(context, peerUrl(host.address));
-  const left = await storeKeeper.members.list();
-  return {
-    host: host.id,
-    name: host.name,
-    storeMemberRemoved: wasMember && !left.some((m) => m.peerUrls.includes(peerUrl(host.address))),
-  };
 }
 
 /** The placer does it; each of its changes of the membership shows in the voters' key. */

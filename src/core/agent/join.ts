@@ -1,133 +1,142 @@
 /**
- * How a host becomes part of a cluster: `init` makes one, `join` enters one.
+ * How a host enters a cluster: the joining side.
  *
- *     nothing ──intent written──▶ store started / asked ──host registered──▶ host.json written ──▶ member
+ *     nothing ──intent and key written──▶ a member's authority proven ──token proven──▶ let in ──▶ certificate, trust list,
+ *     host.json written ──▶ member
  *
  * Must always hold:
- * - every step may be repeated: after a crash the same request continues with the same identifiers;
- * - host.json is written last: until then this host is in no cluster.
+ * - what proves the token leaves this host only on a connection whose other end has proven the authority that the token
+ *   names, and is good for this host and its key alone: who stands between learns nothing of use;
+ * - every step may be repeated: after a crash the same request continues with the same identifier and key;
+ * - host.json is written last: until then this host is in no cluster. The token is written nowhere.
  */
-import { randomUUID } from "node:crypto";
-import { createServer } from "node:net";
-import { hostname } from "node:os";
+import { createPublicKey, randomUUID } from "node:crypto";
 import type { z } from "zod";
 
-import { parseName } from "../model/name.ts";
-import { type ClusterAnswer, clusterAnswer, type initRequest, type joinRequest } from "../wire/agent-api.ts";
-import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
-import { parseCluster } from "../wire/record.ts";
-import { type Op, StoreClient } from "../wire/store-client.ts";
-import { keys } from "../wire/store-keys.ts";
-import { AGENT_PORT, CLIENT_PORT, clientUrl, type EtcdProcess, peerUrl } from "./etcd-process.ts";
-import type { HostFile, HostFiles, JoinIntent } from "./host-file.ts";
+import { type HostId, parseHostId } from "../model/ids.ts";
+import type { Secret } from "../model/secret.ts";
+import { decodeJoinToken, type JoinToken } from "../model/token-code.ts";
+import { hostUri } from "../model/trust.ts";
+import type { joinRequest } from "../wire/agent-api.ts";
+import { factsOf, kidOf, readCertificate } from "../wire/certificate.ts";
+import type { EnrolAnswer } from "../wire/door-api.ts";
+import { isWeftError, WeftError } from "../wire/errors.ts";
+import { proveToken } from "../wire/join-proof.ts";
+import { AGENT_PORT, HostClient, type ProvenHost } from "../wire/host-client.ts";
+import { openFirstTrust } from "../wire/signed-trust.ts";
+import { makeJoinCert, makeKey } from "../wire/x509-make.ts";
+import { checkLocal, type JoinContext, ownName, refuseMember } from "./entering.ts";
+import type { HostFile, JoinIntent } from "./host-file.ts";
 
-/** A member that is started alone elects itself within a second; a slow disk may take longer. */
-const START_PATIENCE_MS = 20_000;
-const ASK_MS = 5000;
+/** Of members that are asked instead of a host that is none. */
+const MEMBERS_MAX = 9;
 
-export type JoinContext = {
-  readonly files: HostFiles;
-  readonly etcd: EtcdProcess;
-  readonly bootIdFile: string | null;
-};
+type Request = z.output<typeof joinRequest>;
+type LetIn = { readonly answer: EnrolAnswer; readonly by: ProvenHost };
 
-export async function initCluster(
-  context: JoinContext,
-  request: z.output<typeof initRequest>,
-): Promise<HostFile> {
+export async function joinCluster(context: JoinContext, request: Request): Promise<HostFile> {
   const { files, etcd } = context;
   await refuseMember(files);
+  const token = decoded(request.token);
+  const target = joinTarget(request.from);
   await checkLocal(request.address, etcd);
-  const before = await files.readIntent();
-  const again = before?.kind === "init" && before.address === request.address ? before : null;
-  const intent: JoinIntent = {
-    kind: "init",
-    cluster: again?.cluster ?? randomUUID(),
-    clusterName: request.clusterName ?? again?.clusterName ?? "weft",
-    createdAt: again?.createdAt ?? new Date().toISOString(),
-    host: again?.host ?? randomUUID(),
-    name: request.name ?? again?.name ?? ownName(),
-    address: request.address,
+  const { intent, keyPem } = await intend(context, request, token);
+  const kid = kidOf(createPublicKey(keyPem.reveal()));
+  const shown = {
+    cert: await makeJoinCert({ host: intent.host, keyPem, nowMs: Date.now() }),
+    key: keyPem.reveal(),
   };
-  if (again === null) await etcd.retire();
-  await files.writeIntent(intent);
-  const identity = { host: intent.host, address: intent.address, cluster: intent.cluster };
-  const initialCluster = `${intent.host}=${peerUrl(intent.address)}`;
-  await etcd.configure({ identity, initialCluster, initialState: "new" });
-  await etcd.ensureRunning();
-  const store = new StoreClient({ endpoints: [clientUrl(intent.address)], patienceMs: START_PATIENCE_MS });
-  await started(store, etcd);
-  const { cluster, clusterName, createdAt } = intent;
-  await createOnly(store, keys.cluster, JSON.stringify({ id: cluster, name: clusterName, createdAt }));
-  await createOnly(store, keys.store, JSON.stringify({ cluster, incarnation: "1" }));
-  return register(context, store, intent, [clientUrl(intent.address)]);
+  const letIn = await askMembers(target, { shown, kid, token, intent });
+  return settle(context, intent, keyPem, letIn);
 }
 
-export async function joinCluster(
-  context: JoinContext,
-  request: z.output<typeof joinRequest>,
-): Promise<HostFile> {
-  const { files, etcd } = context;
-  await refuseMember(files);
-  await checkLocal(request.address, etcd);
-  const found = await askCluster(request.from);
+/** What a crash leaves: who this host will be, and its key. The same cluster and address: the same host. */
+async function intend(
+  { files, identityFiles, etcd }: JoinContext,
+  { name, address }: Request,
+  { fingerprint16 }: JoinToken,
+): Promise<{ readonly intent: JoinIntent; readonly keyPem: Secret<string> }> {
+  const authority = Buffer.from(fingerprint16).toString("hex");
   const before = await files.readIntent();
   const again =
-    before?.kind === "join" && before.cluster === found.id && before.address === request.address
-      ? before
-      : null;
+    before?.kind === "join" && before.authority === authority && before.address === address ? before : null;
+  if (again === null) {
+    await etcd.retire();
+    await identityFiles.dropHost();
+    await identityFiles.dropAuthorities();
+  }
+  const known = await identityFiles.readHostKey();
+  const keyPem = known ?? makeKey();
+  if (known === null) await identityFiles.writeHostKey(keyPem);
   const intent: JoinIntent = {
     kind: "join",
-    cluster: found.id,
-    clusterName: found.name,
-    createdAt: found.createdAt,
-    host: again?.host ?? randomUUID(),
-    name: request.name ?? again?.name ?? ownName(),
-    address: request.address,
+    authority,
+    // A key of its own for every identity: one that was lost takes its identity with it.
+    host: (known === null ? null : again?.host) ?? randomUUID(),
+    name: name ?? again?.name ?? ownName(),
+    address,
   };
-  if (again === null) await etcd.retire();
   await files.writeIntent(intent);
-  const store = new StoreClient({ endpoints: found.endpoints });
-  const cluster = await store.get(keys.cluster);
-  if (cluster === null || parseCluster(cluster.key, cluster.value).id !== found.id) {
-    throw notACluster(request.from, "its store is another cluster's");
-  }
-  return register(context, store, intent, found.endpoints);
+  return { intent, keyPem };
 }
 
-/** The host's keys in one transaction, then host.json. */
-async function register(
-  { files, bootIdFile }: JoinContext,
-  store: StoreClient,
-  intent: JoinIntent,
-  endpoints: readonly string[],
-): Promise<HostFile> {
-  const { host, name, address } = intent;
-  const value = JSON.stringify({ id: host, name, address, joinedAt: new Date().toISOString() });
-  const own = [keys.host(host), keys.hostName(name), keys.hostAddress(address)] as const;
-  const ops: readonly Op[] = own.map((key, i) => ({
-    kind: "put",
-    key,
-    value: i === 0 ? value : JSON.stringify({ host }),
-  }));
-  for (;;) {
-    const outcome = await store.txn(
-      own.map((key) => ({ key, modRevision: 0n })),
-      ops,
-    );
-    if (outcome.kind === "succeeded") break;
-    const there = await Promise.all(own.map((key) => store.get(key)));
-    if (there[0] !== null && there.slice(1).every((entry) => entry?.value === JSON.stringify({ host })))
-      break;
-    if (outcome.kind === "compare-failed") throw takenBy(name, address, there[1] !== null);
+type Ask = {
+  readonly shown: { readonly cert: string; readonly key: string };
+  readonly kid: string;
+  readonly token: JoinToken;
+  readonly intent: JoinIntent;
+};
+
+/** The host that was named; where it is no member, the members that it names. Each has to prove itself as the first. */
+async function askMembers(target: { host: string; port: number }, ask: Ask): Promise<LetIn> {
+  try {
+    return await askOne(target, ask);
+  } catch (error) {
+    if (!isWeftError(error, "E-TOKEN-05")) throw error;
+    const named = error.facts["members"];
+    const members = Array.isArray(named) ? named.slice(0, MEMBERS_MAX).map(String) : [];
+    let last: unknown = error;
+    for (const host of members) {
+      try {
+        return await askOne({ host, port: AGENT_PORT }, ask);
+      } catch (other) {
+        // Away, or no member any more: another one may answer. A refusal is the cluster's answer.
+        if (!isWeftError(other, "E-HOST-09") && !isWeftError(other, "E-TOKEN-05")) throw other;
+        last = other;
+      }
+    }
+    throw last;
   }
+}
+
+async function askOne({ host: address, port }: { host: string; port: number }, ask: Ask): Promise<LetIn> {
+  const { shown, token, intent, kid } = ask;
+  const expect = { kind: "authority" as const, fingerprint16: token.fingerprint16 };
+  const client = new HostClient({ address, port, shown, expect, from: intent.address });
+  return client.enrol(({ cluster }) => {
+    const host = { id: intent.host, name: intent.name, address: intent.address };
+    return { token: proveToken(token, { cluster, kid, host: host.id, ...host }), host };
+  });
+}
+
+/** What was answered is looked at as if it came from anybody, then written, host.json last. */
+async function settle(
+  { files, identityFiles, bootIdFile }: JoinContext,
+  intent: JoinIntent,
+  keyPem: Secret<string>,
+  { answer, by }: LetIn,
+): Promise<HostFile> {
+  const chainPem = by.authority?.pem ?? "";
+  checkAnswer(intent, keyPem, { answer, by });
+  await identityFiles.writeHost({ certPem: answer.cert, chainPem, keyPem });
+  await identityFiles.writeTrustFirst(answer.trust);
   const file: HostFile = {
-    cluster: intent.cluster,
-    host,
-    name,
-    address,
-    etcd: [...endpoints],
-    clusterName: intent.clusterName,
+    cluster: answer.cluster.id,
+    host: intent.host,
+    name: intent.name,
+    address: intent.address,
+    etcd: [...answer.cluster.endpoints],
+    clusterName: answer.cluster.name,
     ...(bootIdFile === null ? {} : { bootIdFile }),
   };
   await files.writeHost(file);
@@ -135,118 +144,47 @@ async function register(
   return file;
 }
 
+function checkAnswer(intent: JoinIntent, keyPem: Secret<string>, { answer, by }: LetIn): void {
+  const host: HostId | null = parseHostId(intent.host);
+  const kid = kidOf(createPublicKey(keyPem.reveal()));
+  const leaf = readCertificate(answer.cert);
+  const facts = leaf === null || by.authority === null ? null : factsOf(leaf, [by.authority]);
+  if (facts === null || host === null || facts.kid !== kid)
+    throw strange("the certificate is not of this host's key");
+  if (facts.issuerKid === null || facts.uris[0] !== hostUri(by.cluster, host))
+    throw strange("the certificate is not this host's, or not by the cluster's authority");
+  const opened = openFirstTrust(answer.trust);
+  if (opened.kind === "refused") throw WeftError.fromFinding(opened.finding);
+  const { trust, by: signer } = opened.value;
+  // During a rotation the next authority may sign as well: the pinned one names it.
+  const isPinned = trust.authorities.some((authority) => authority.kid === by.authority?.kid);
+  if (signer !== by.authority?.kid || !isPinned || trust.cluster !== by.cluster)
+    throw strange("the trust list is not by the cluster's authority");
+  if (trust.hosts.get(host)?.keys.some((key) => key.kid === kid) !== true)
+    throw strange("the trust list does not name this host's key");
+  if (answer.cluster.id !== by.cluster || answer.cluster.host !== host)
+    throw strange("it is about another cluster or host");
+}
+
 /** `HOST`, `HOST:7400`, `[v6]`, `[v6]:7400`, or a bare v6 address. */
-export function joinUrl(from: string): string {
-  const bare = from.replace(/^https?:\/\//, "").replace(/\/+$/, "");
-  const isBareV6 = bare.split(":").length > 2 && !bare.startsWith("[");
-  const host = isBareV6 ? `[${bare}]` : bare;
-  return /:[0-9]+$/.test(host.replace(/^\[.*\]/, "x")) ? `http://${host}` : `http://${host}:${AGENT_PORT}`;
+export function joinTarget(from: string): { readonly host: string; readonly port: number } {
+  const bare = from.replace(/^https:\/\//, "").replace(/\/+$/, "");
+  const bracketed = /^\[(.+)\](?::([0-9]{1,5}))?$/.exec(bare);
+  const named = /^([^:]+)(?::([0-9]{1,5}))?$/.exec(bare);
+  const [, host = bare, port = String(AGENT_PORT)] = bracketed ?? named ?? [];
+  return { host, port: Number(port) };
 }
 
-async function askCluster(from: string): Promise<ClusterAnswer> {
-  let text: string;
-  try {
-    const response = await fetch(`${joinUrl(from)}/v1/cluster`, { signal: AbortSignal.timeout(ASK_MS) });
-    text = await response.text();
-  } catch (error) {
-    throw notACluster(from, reasonOf(error), error);
-  }
-  let json: unknown;
-  try {
-    json = JSON.parse(text);
-  } catch (error) {
-    throw notACluster(from, "it answered something else than JSON", error);
-  }
-  const parsed = clusterAnswer.safeParse(json);
-  if (!parsed.success) throw notACluster(from, "it is in no cluster");
-  return parsed.data;
-}
-
-async function refuseMember(files: HostFiles): Promise<void> {
-  const member = await files.readHost();
-  if (member === null) return;
-  throw new WeftError({
-    code: "E-HOST-04",
-    message: `This host is "${member.name}" of cluster ${member.cluster} already.`,
-    facts: { cluster: member.cluster, host: member.host, name: member.name },
-    safe: "Nothing was changed.",
-    do: [{ why: "Look at it", command: "weft status" }],
-  });
-}
-
-/** The address is one of this host's, and nobody else has the store's port there. */
-async function checkLocal(address: string, etcd: EtcdProcess): Promise<void> {
-  if ((await etcd.runningPid()) !== null) return;
-  const server = createServer();
-  try {
-    await new Promise<void>((resolve, reject) => {
-      server.once("error", reject);
-      server.listen({ host: address, port: CLIENT_PORT, exclusive: true }, resolve);
-    });
-  } catch (cause) {
-    const busy = cause instanceof Error && "code" in cause && cause.code === "EADDRINUSE";
-    throw new WeftError({
-      code: busy ? "E-HOST-08" : "E-ARG-02",
-      message: busy
-        ? `Port ${CLIENT_PORT} on ${address} is used by another program.`
-        : `${address} is not an address of this host.`,
-      facts: { address, port: CLIENT_PORT },
-      safe: "Nothing was changed.",
-      do: busy ? [{ why: "Debian's own etcd service?", command: "systemctl disable --now etcd" }] : [],
-      cause,
-    });
-  } finally {
-    server.close();
-  }
-}
-
-async function started(store: StoreClient, etcd: EtcdProcess): Promise<void> {
-  try {
-    await store.get(keys.cluster);
-  } catch (error) {
-    if (!isWeftError(error, "E-STORE-01")) throw error;
-    const pid = await etcd.runningPid();
-    throw new WeftError({
-      code: "E-STORE-09",
-      message: `The store's member on this host ${pid === null ? "ended at once" : "does not answer"}: see ${etcd.logPath}.`,
-      facts: { log: etcd.logPath, pid },
-      cause: error,
-    });
-  }
-}
-
-async function createOnly(store: StoreClient, key: string, value: string): Promise<void> {
-  const outcome = await store.cas(key, 0n, value);
-  if (outcome.kind === "won" || outcome.current !== null) return;
-  throw new Error(`the store lost ${key} while a cluster was made`);
-}
-
-function ownName(): string {
-  const name = (hostname().split(".")[0] ?? "").toLowerCase();
-  const decision = parseName("host", name);
+function decoded(text: string): JoinToken {
+  const decision = decodeJoinToken(text);
   if (decision.kind === "ok") return decision.value;
   throw WeftError.fromFinding(decision.finding);
 }
 
-function takenBy(name: string, address: string, isName: boolean): WeftError {
-  return new WeftError({
-    code: "E-HOST-03",
-    message: isName
-      ? `A host named "${name}" is a member already.`
-      : `A host with the address ${address} is a member already.`,
-    facts: { name, address },
-    safe: "Nothing was changed in the cluster.",
-    do: [{ why: "With another name", command: "weft join HOST --name NAME" }],
-  });
-}
-
-function notACluster(from: string, reason: string, cause?: unknown): WeftError {
+function strange(what: string): WeftError {
   return new WeftError({
     code: "E-HOST-09",
-    message: `${from} can't be joined: ${reason}.`,
-    facts: { from },
-    safe: "Nothing was changed.",
-    do: [{ why: "Is it a member, and does its agent run?", command: "weft status" }],
-    ...(cause === undefined ? {} : { cause }),
+    message: `The member's answer can't be used: ${what}.`,
+    safe: "This host is in no cluster. The same command continues.",
   });
 }

@@ -20,6 +20,12 @@ const USAGE_MS = 10_000;
 const PROGRESS_MS = 2000;
 const PROGRESS_LEASE_SECONDS = 10;
 
+/** It answers from memory. */
+const SHOW_MS = 2000;
+
+/** The generation of its list, and the end of its certificate's validity. */
+export type DaemonIdentity = { readonly generation: bigint; readonly notAfterMs: number };
+
 export type LocalDaemonOptions = { readonly socketPath: string; readonly log: Log };
 
 export type DaemonDuties = {
@@ -28,6 +34,8 @@ export type DaemonDuties = {
   readonly store: StoreClient;
   /** It answers (again): whatever failed meanwhile may work now. */
   readonly onBack: () => void;
+  /** It goes by another trust list, which is on its disk. */
+  readonly onTrust: () => void;
 };
 
 export class LocalDaemon {
@@ -83,6 +91,25 @@ export class LocalDaemon {
     await this.client.call("store.endpoints", { endpoints });
   }
 
+  /** This host has another certificate: from now on weftd shows that one. Where it is away it reads it when it comes back. */
+  async reloadIdentity(): Promise<void> {
+    if (!this.#connected || this.#duties === null) return;
+    await this.client.call("identity.reload", {});
+  }
+
+  /** What weftd goes by, as far as it is on its disk; null: it doesn't answer, or has no identity. */
+  async identity(): Promise<DaemonIdentity | null> {
+    if (!this.#connected) return null;
+    try {
+      const shown = await this.client.call("identity.show", {}, SHOW_MS);
+      const generation = shown.durable ? BigInt(shown.generation) : 0n;
+      return { generation, notAfterMs: Number(shown.not_after) * 1000 };
+    } catch (error) {
+      if (isWeftError(error)) return null;
+      throw error;
+    }
+  }
+
   /** Free space and state of each pool, where they changed. One after the other: an older answer never goes last. */
   async publishPools(): Promise<void> {
     const publishing = this.#publishing.then(() => this.#publishPools());
@@ -125,6 +152,7 @@ export class LocalDaemon {
         return;
       case "trust.changed":
         this.#log.info({ generation: event.data.generation }, "weftd obeys a new trust list");
+        duties.onTrust();
     }
   }
 

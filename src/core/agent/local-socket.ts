@@ -7,12 +7,15 @@
  */
 import { execFile } from "node:child_process";
 import { chmod, chown, mkdir, rename, rm } from "node:fs/promises";
-import { connect } from "node:net";
+import { connect, type Server, type Socket } from "node:net";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import type { FastifyInstance } from "fastify";
 
+import { UNIX_CONNECTIONS } from "../model/limits.ts";
+import { principalKey } from "../model/roles.ts";
 import { WeftError } from "../wire/errors.ts";
+import type { UnixPrincipals } from "./principal.ts";
 
 const OWNER_ONLY = 0o600;
 const OWNER_AND_GROUP = 0o660;
@@ -31,6 +34,30 @@ export async function listenLocal(app: FastifyInstance, runDir: string, group: s
   await chmod(made, gid === null ? OWNER_ONLY : OWNER_AND_GROUP);
   await rename(made, path);
   await rm(hidden, { recursive: true, force: true });
+}
+
+/** Whoever isn't root has a share, and all of them together leave places for root. */
+export function boundConnections(server: Server, principals: UnixPrincipals): void {
+  const { together, perUser } = UNIX_CONNECTIONS;
+  server.maxConnections = together;
+  const others = new Map<string, number>();
+  server.on("connection", (socket: Socket) => {
+    const principal = principals.of(socket);
+    if (principal.kind === "root") return;
+    const key = principalKey(principal);
+    const own = others.get(key) ?? 0;
+    const all = Array.from(others.values()).reduce((sum, count) => sum + count, 0);
+    if (own >= perUser || all >= together - perUser) {
+      socket.destroy();
+      return;
+    }
+    others.set(key, own + 1);
+    socket.once("close", () => {
+      const left = (others.get(key) ?? 1) - 1;
+      if (left === 0) others.delete(key);
+      else others.set(key, left);
+    });
+  });
 }
 
 /** Its name goes too: Node knows the socket only by the one that it was made under. */

@@ -24,6 +24,8 @@ export type AgentOptions = {
   readonly allowCoreDumps: boolean;
   /** After this a lost copy is made anew; null: the default of 30 min. */
   readonly rebuildAfterMs: number | null;
+  /** How long certificates live that this host issues; null: 30 days. Shorter in tests of renewal. */
+  readonly certificateLifeMs: number | null;
 };
 
 /** Longest path of a unix socket is 107 bytes; the longest name below the run directory is a volume's export. */
@@ -41,6 +43,7 @@ export function parseOptions(argv: readonly string[]): AgentOptions {
       "syslog-socket": { type: "string", default: "/dev/log" },
       "viewer-group": { type: "string" },
       "allow-core-dumps": { type: "boolean", default: false },
+      "certificate-life": { type: "string" },
       etcd: { type: "string", default: "/usr/bin/etcd" },
       etcdctl: { type: "string", default: "/usr/bin/etcdctl" },
       "log-level": { type: "string", default: "info" },
@@ -49,8 +52,6 @@ export function parseOptions(argv: readonly string[]): AgentOptions {
   if (Buffer.byteLength(values["run-dir"]) > RUN_DIR_MAX) {
     throw new Error(`--run-dir ${values["run-dir"]} is longer than ${RUN_DIR_MAX} bytes: sockets don't fit`);
   }
-  const seconds = values["rebuild-after"] === undefined ? null : Number(values["rebuild-after"]);
-  if (seconds !== null && !(seconds > 0)) throw new Error("--rebuild-after wants seconds, more than 0");
   return {
     stateDir: values["state-dir"],
     runDir: values["run-dir"],
@@ -62,6 +63,13 @@ export function parseOptions(argv: readonly string[]): AgentOptions {
     syslogSocket: values["syslog-socket"],
     viewerGroup: values["viewer-group"] ?? null,
     allowCoreDumps: values["allow-core-dumps"],
-    rebuildAfterMs: seconds === null ? null : seconds * 1000,
+    rebuildAfterMs: millisecondsOf("--rebuild-after", values["rebuild-after"]),
+    certificateLifeMs: millisecondsOf("--certificate-life", values["certificate-life"]),
   };
+}
+
+function millisecondsOf(option: string, seconds: string | undefined): number | null {
+  if (seconds === undefined) return null;
+  if (!(Number(seconds) > 0)) throw new Error(`${option} wants seconds, more than 0`);
+  return Number(seconds) * 1000;
 }

@@ -56,7 +56,8 @@ export class Presence {
     this.#wake.nudge();
     await this.#running;
     if (this.#lease !== null && this.#up === true) {
-      const brief = new StoreClient({ endpoints: this.#options.store.call.endpoints, patienceMs: 300 });
+      const { call } = this.#options.store;
+      const brief = new StoreClient({ endpoints: call.endpoints, patienceMs: 300, tls: call.tls });
       await brief.revokeLease(this.#lease).catch((error: unknown) => {
         this.#options.log.warn({ reason: reasonOf(error) }, "the lease was left to expire");
       });

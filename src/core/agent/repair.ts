@@ -27,6 +27,7 @@ import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
 import { aliveOf, hostsOf, poolsOf, volumeOf, volumesOf } from "./facts.ts";
 import { readValue } from "./store-value.ts";
+import { putTrustBack } from "./trust-upkeep.ts";
 
 /** For hosts that aren't back yet: after a restore their agents come within seconds. */
 const ALL_MS = 5000;
@@ -62,7 +63,10 @@ export async function answerRepair(context: MemberContext): Promise<void> {
   await answer(context, ask.id);
 }
 
-async function answer({ host, daemon, store, log }: MemberContext, ask: string): Promise<void> {
+async function answer({ host, daemon, store, log, identity }: MemberContext, ask: string): Promise<void> {
+  // The store's list of who is trusted went back too: revoked hosts stay revoked.
+  if (await putTrustBack(store, identity))
+    log.warn({}, "the newest trust list of this host is in the store again");
   const { records, pools } = await daemon.client.call("replica.records", {});
   const shown = await daemon.client.call("store.show", {});
   const best = new Map<string, { readonly record: VolumeRecord; readonly json: RecordJson }>();

@@ -1,6 +1,5 @@
 /**
- * The REST interface, registered from the table of routes: on RUN/agent.sock all of it, and on the cluster's address what
- * a host needs that wants to join.
+ * The REST interface on RUN/agent.sock, registered from the table of routes.
  *
  * Must always hold:
  * - a route that isn't in the table can't be registered, and one of the table has a handler;
@@ -8,17 +7,23 @@
  * - bodies are parsed before anything is done, answers are encoded by the schema that clients decode with;
  * - every error has a code; what has none is a bug and says so (E-AGENT-06).
  */
-import { fastify, type FastifyInstance, type FastifyReply, type FastifyRequest } from "fastify";
+import {
+  fastify,
+  type FastifyInstance,
+  type FastifyReply,
+  type FastifyRequest,
+  type FastifyServerOptions,
+} from "fastify";
 import type { z } from "zod";
 
 import { mayDo, type Principal, type Right, roleOf, shownPrincipal, type Subject } from "../model/roles.ts";
 import { badRequest } from "../wire/agent-client.ts";
+import { doorRoutes } from "../wire/door-api.ts";
 import { reasonOf, WeftError } from "../wire/errors.ts";
 import { methodAndPath, type RouteName, routeNames, routes, type RouteSpec } from "../wire/routes.ts";
 import { loadAddon } from "./addon.ts";
-import { AGENT_PORT } from "./etcd-process.ts";
 import { type AskedAgent, handlers } from "./handlers.ts";
-import { listenLocal, removeLocal } from "./local-socket.ts";
+import { boundConnections, listenLocal, removeLocal } from "./local-socket.ts";
 import type { Log } from "./log.ts";
 import type { AgentOptions } from "./options.ts";
 import { type Asking, audited, auditOf, auditRefusal, foundVolume } from "./rest-audit.ts";
@@ -47,28 +52,34 @@ export async function serveLocal(
   const principals = new UnixPrincipals(loadAddon(addon), process.getuid?.() ?? 0, viewerGroup !== null);
   const principalOf = ({ raw }: FastifyRequest): Principal => principals.of(raw.socket);
   const app = createApp({ agent, log, names: routeNames, principalOf });
+  boundConnections(app.server, principals);
   app.addHook("onClose", () => removeLocal(runDir));
   await listenLocal(app, runDir, viewerGroup);
   return app;
 }
 
-/** The cluster's address: read-only, for `weft join`. */
-export async function serveCluster(agent: AskedAgent, address: string, log: Log): Promise<FastifyInstance> {
-  const principalOf = ({ ip }: FastifyRequest): Principal => ({ kind: "nobody", address: ip });
-  const app = createApp({ agent, log, names: ["GET /v1/cluster"], principalOf });
-  await app.listen({ host: address, port: AGENT_PORT });
+export function createApp(door: RestDoor): FastifyInstance {
+  const askings: Askings = new WeakMap();
+  const app = createBareApp(door.log, {}, (request, error) =>
+    auditRefusal(door.agent, askings.get(request), request, error),
+  );
+  addTable(app, door, askings);
   return app;
 }
 
-export function createApp(door: RestDoor): FastifyInstance {
-  const { log } = door;
-  const askings: Askings = new WeakMap();
+/** What every door answers alike: bodies, errors, and what it has no route for. `onRefused`: for the audit. */
+export function createBareApp(
+  log: Log,
+  more: Pick<FastifyServerOptions, "bodyLimit" | "serverFactory"> = {},
+  onRefused: (request: FastifyRequest, error: WeftError) => Promise<void> = async () => undefined,
+): FastifyInstance {
   const app = fastify({
     logger: false,
     bodyLimit: BODY_MAX,
     forceCloseConnections: true,
     exposeHeadRoutes: false,
     routerOptions: { maxParamLength: PARAM_MAX },
+    ...more,
     // What fastify refuses before it has looked for a route: a path that can't be decoded, or is too long.
     frameworkErrors: (error, _request: FastifyRequest, reply: FastifyReply) => {
       const known = unexpected(error);
@@ -76,8 +87,9 @@ export function createApp(door: RestDoor): FastifyInstance {
     },
   });
   app.addHook("onRoute", ({ method, url }) => {
-    if (Object.hasOwn(routes, `${String(method)} ${url}`)) return;
-    throw new Error(`${String(method)} ${url} is not in the table of routes`);
+    const name = `${String(method)} ${url}`;
+    if (Object.hasOwn(routes, name) || Object.hasOwn(doorRoutes, name)) return;
+    throw new Error(`${name} is not in the table of routes`);
   });
   // A POST without a body is one with an empty body.
   app.addContentTypeParser("application/json", { parseAs: "string" }, (_request, body, done) => {
@@ -91,7 +103,7 @@ export function createApp(door: RestDoor): FastifyInstance {
     const known = error instanceof WeftError ? error : unexpected(error);
     if (known.code === "E-AGENT-06")
       log.error({ url: request.url, error: reasonOf(error), stack: stackOf(error) }, "a bug");
-    await auditRefusal(door.agent, askings.get(request), request, known);
+    await onRefused(request, known);
     return reply.status(known.status).send({ error: known.toBody() });
   });
   app.setNotFoundHandler((request, reply) => {
@@ -101,11 +113,16 @@ export function createApp(door: RestDoor): FastifyInstance {
     });
     return reply.status(404).send({ error: error.toBody() });
   });
-  for (const name of door.names) addRoute(app, door, askings, name);
   return app;
 }
 
-type Askings = WeakMap<FastifyRequest, Asking>;
+/** What is known of each request from its first hook on. */
+export type Askings = WeakMap<FastifyRequest, Asking>;
+
+/** The table's routes, at a door that may have others of its own. */
+export function addTable(app: FastifyInstance, door: RestDoor, askings: Askings): void {
+  for (const name of door.names) addRoute(app, door, askings, name);
+}
 
 function addRoute(app: FastifyInstance, door: RestDoor, askings: Askings, name: RouteName): void {
   const { agent, principalOf } = door;
@@ -122,7 +139,7 @@ function addRoute(app: FastifyInstance, door: RestDoor, askings: Askings, name: 
       askings.set(request, { name, principal, subject, hasBegun: false });
       judge(principal, spec.right, subject, name);
     },
-    handler: async (request) => {
+    handler: async (request, reply) => {
       const asking = askings.get(request);
       if (asking === undefined) throw new Error(`${name} was reached without knowing who asks`);
       const { principal, subject } = asking;
@@ -135,7 +152,12 @@ function addRoute(app: FastifyInstance, door: RestDoor, askings: Askings, name: 
       const params = { ...(request.params as object), ...judged };
       const work = async (): Promise<unknown> =>
         spec.answer.encode(await handle(agent, { principal, params, body, query }));
-      if (spec.audit === "read") return work();
+      if (spec.audit === "read") {
+        const answer = await work();
+        // The one that isn't JSON is for collectors of figures.
+        if (typeof answer === "string") void reply.type("text/plain; version=0.0.4; charset=utf-8");
+        return answer;
+      }
       const begun = auditOf(agent, asking, request, body);
       await agent.audit.begin(begun, right === "admin" || right === "local-root");
       asking.hasBegun = true;
@@ -151,6 +173,7 @@ function judge(principal: Principal, right: Right, subject: Subject, name: Route
       code: "E-AUTH-01",
       message: "Who asks is not known here.",
       safe: "Nothing was changed.",
+      do: [{ why: "With a token of this cluster", command: "weft login URL" }],
     });
   }
   const bound = mayDo(principal, right, { kind: "volumes" }) && roleOf(principal) !== null;
@@ -204,6 +227,10 @@ function parse(schema: z.ZodType, body: unknown): unknown {
 function unexpected(error: unknown): WeftError {
   // fastify's own refusals: too large, another content type.
   if (error instanceof Error && "statusCode" in error && Number(error.statusCode) < 500) {
+    if (Number(error.statusCode) === 413) {
+      const message = `The request's body has more than ${BODY_MAX} bytes.`;
+      return new WeftError({ code: "E-LIMIT-01", message, safe: "Nothing was changed.", cause: error });
+    }
     const message = `${error.message.slice(0, SHOWN_MAX)}.`;
     return new WeftError({ code: "E-ARG-02", message, cause: error });
   }

@@ -252,6 +252,16 @@ export function trashAnswers({ mirror }: MemberContext): api.TrashAnswer[] {
   });
 }
 
+/** What a host hears that has just entered a cluster. */
+export function enteredAnswer(context: MemberContext): api.EnteredAnswer {
+  const { facts } = context.identity.certificate;
+  return {
+    ...clusterAnswer(context),
+    authority: facts.issuerKid ?? "",
+    certificateUntil: new Date(facts.notAfterMs).toISOString(),
+  };
+}
+
 export function clusterAnswer({ mirror, self, store }: MemberContext): api.ClusterAnswer {
   const { id, name, createdAt } = clusterJsonOf(mirror);
   return { id, name, createdAt, host: self.host, endpoints: [...store.call.endpoints] };

@@ -67,7 +67,7 @@ export async function backupStore(context: MemberContext, path: string): Promise
 }
 
 export async function restoreStore(context: MemberContext, path: string): Promise<void> {
-  const { store, etcd, self, options, storeKeeper, log } = context;
+  const { store, etcd, self, options, storeKeeper, log, identity } = context;
   await refuseWorking(store);
   await checkFile(path);
   await storeKeeper.stop();
@@ -90,12 +90,12 @@ export async function restoreStore(context: MemberContext, path: string): Promis
   } catch (error) {
     throw badFile(path, `is not a backup of a store: ${reasonOf(error)}`, error);
   }
-  const identity = { host: self.host, address: self.address, cluster: self.cluster };
-  const start = { identity, initialCluster: `${self.host}=${peer}`, initialState: "new" } as const;
-  const marking = `http://${bracketed(self.address)}:${MARKING_PORT}`;
+  const plan = { host: self.host, address: self.address, cluster: self.cluster };
+  const start = { identity: plan, initialCluster: `${self.host}=${peer}`, initialState: "new" } as const;
+  const marking = `https://${bracketed(self.address)}:${MARKING_PORT}`;
   await etcd.configure(start, marking);
   await etcd.ensureRunning();
-  const hidden = new StoreClient({ endpoints: [marking], patienceMs: 20_000 });
+  const hidden = new StoreClient({ endpoints: [marking], patienceMs: 20_000, tls: identity.tls });
   await hidden.put(keys.store, JSON.stringify({ cluster: self.cluster, incarnation: "0" }));
   await etcd.stop();
   await etcd.configure(start);
@@ -105,7 +105,7 @@ export async function restoreStore(context: MemberContext, path: string): Promis
 }
 
 async function refuseWorking(store: StoreClient): Promise<void> {
-  const probe = new StoreClient({ endpoints: store.call.endpoints, patienceMs: 2000 });
+  const probe = new StoreClient({ endpoints: store.call.endpoints, patienceMs: 2000, tls: store.call.tls });
   try {
     await probe.get(keys.cluster);
   } catch (error) {

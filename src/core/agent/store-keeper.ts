@@ -4,6 +4,8 @@
  *     not a member ──added by the placer──▶ starting ──caught up──▶ learner or voter ──removed──▶ data set aside
  *
  * Must always hold:
+ * - a host has the authorities' keys exactly while it is a member: they are fetched before its etcd starts, and destroyed
+ *   when it was removed;
  * - each step looks at what is there first: a crash between two steps is continued by the next look;
  * - a member that lost its data never starts empty under its old identity: it is removed and added anew;
  * - an agent's restart never touches a running etcd.
@@ -12,19 +14,29 @@ import type { HostId } from "../model/ids.ts";
 import type { LivenessState } from "../model/liveness.ts";
 import { decideMembership, type StoreMember } from "../model/membership.ts";
 import { isWeftError } from "../wire/errors.ts";
+import type { IdentityFiles } from "../wire/identity-files.ts";
 import type { StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
 import { type Member, StoreMembers } from "../wire/store-members.ts";
+import type { AuthorityKeeper } from "./authority.ts";
 import { clientUrl, type EtcdProcess, peerUrl } from "./etcd-process.ts";
 import { hostsOf } from "./facts.ts";
 import type { HostFile } from "./host-file.ts";
+import type { IdentityKeeper } from "./identity.ts";
 import type { Log } from "./log.ts";
+import { type MemberCredentials, receivedAuthorities } from "./members.ts";
 import type { Mirror } from "./mirror.ts";
+import { inTurn } from "./member-turn.ts";
+import { listIssued } from "./renew.ts";
+import type { StoreIdentity } from "./store-identity.ts";
 import { Upkeep } from "./store-upkeep.ts";
+import { forgetRemoved } from "./trust-upkeep.ts";
 import { Wake } from "./wake.ts";
 
 /** Between looks when nothing tells of a change: a member's etcd that died is started again after this. */
 const LOOK_MS = 3000;
+/** A member whose turn it isn't asks again after this. */
+const TURN_MS = 100;
 /** A list without us must be seen this often before it is believed: a member of etcd 3.4 answers as it knows it. */
 const ABSENT_LOOKS = 3;
 
@@ -36,7 +48,15 @@ export type StoreKeeperOptions = {
   readonly log: Log;
   readonly liveness: () => LivenessState;
   readonly isPlacer: () => boolean;
+  readonly authority: AuthorityKeeper;
+  readonly identity: IdentityKeeper;
+  readonly identityFiles: IdentityFiles;
+  readonly storeIdentity: StoreIdentity;
+  /** Asks the members for the authorities' keys. */
+  readonly credentials: () => Promise<MemberCredentials>;
   readonly onEndpoints: (endpoints: readonly string[]) => Promise<void>;
+  /** This host's etcd was started again, with the files of now. */
+  readonly onRestarted: () => void;
 };
 
 export class StoreKeeper {
@@ -84,12 +104,20 @@ export class StoreKeeper {
 
   /** True: something was done, look again at once. */
   async #look(): Promise<boolean> {
-    const { etcd } = this.#options;
+    const { etcd, authority, identity, storeIdentity } = this.#options;
     // First, and without asking anybody: the store may be away because our own member is.
-    if ((await etcd.isConfigured()) && (await etcd.hasData())) await etcd.ensureRunning();
+    if ((await etcd.isConfigured()) && (await etcd.hasData())) {
+      await etcd.ensureRunning();
+      if (authority.holds(identity.trust())) {
+        await storeIdentity.follow();
+        await this.#restartIfDue();
+        await storeIdentity.prove();
+      }
+    }
     const members = await this.members.list();
     await this.#learnEndpoints(members);
     if (await this.#tendOwn(members)) return true;
+    await this.#tendTrust();
     if (!this.#options.isPlacer()) return false;
     if (await this.#tendMembership(members)) return true;
     await this.#upkeep.look(members.flatMap((m) => m.clientUrls));
@@ -97,13 +125,14 @@ export class StoreKeeper {
   }
 
   async #tendOwn(members: readonly Member[]): Promise<boolean> {
-    const { self, etcd, log, mirror } = this.#options;
+    const { self, etcd, log, mirror, authority, identity } = this.#options;
     const own = members.find((m) => m.peerUrls.includes(peerUrl(self.address)));
     if (own === undefined) {
       this.#absent = (await etcd.isConfigured()) ? this.#absent + 1 : 0;
       if (this.#absent < ABSENT_LOOKS) return false;
       log.warn({}, "this host is not a member of the store any more: its data is set aside");
       await etcd.retire();
+      await authority.drop();
       return true;
     }
     this.#absent = 0;
@@ -125,12 +154,57 @@ export class StoreKeeper {
       return name === undefined ? [] : [`${name}=${url}`];
     });
     if (initial.length < members.length) return false;
+    if (!authority.holds(identity.trust())) await this.#fetchAuthorities();
     if (await etcd.hasData()) await etcd.setAside();
-    const identity = { host: self.host, address: self.address, cluster: self.cluster };
-    await etcd.configure({ identity, initialCluster: initial.join(","), initialState: "existing" });
+    const plan = { host: self.host, address: self.address, cluster: self.cluster };
+    await etcd.configure({ identity: plan, initialCluster: initial.join(","), initialState: "existing" });
     await etcd.ensureRunning();
     log.info({ learner: own.learner }, "this host's member of the store is started");
     return true;
+  }
+
+  /**
+   * One member after the other; but all at once, and without asking the store, when a host is out that held the
+   * authority's key: members that still believe the old one are no store for those that don't.
+   */
+  async #restartIfDue(): Promise<void> {
+    const { storeIdentity, etcd, identity, store, self, log } = this.#options;
+    const why = await storeIdentity.restartDue();
+    if (why === null) return;
+    const isEmergency = identity.trust().rotation?.why === "revoked";
+    const restart = async (): Promise<void> => {
+      await etcd.restart(why === "cut" || isEmergency ? "at-once" : "in-order");
+      await storeIdentity.untilServed();
+      log.info({ why }, "this host's etcd was started again");
+      this.#options.onRestarted();
+    };
+    if (why === "bundle" && isEmergency) await restart();
+    else if (!(await inTurn(store, { host: self.host, why }, restart))) this.#wake.nudgeIn(TURN_MS);
+  }
+
+  /** A store that went back in time, or a list that somebody put there, holds up nothing else. */
+  async #tendTrust(): Promise<void> {
+    const { store, authority, identity, identityFiles, mirror, log, etcd } = this.#options;
+    const isMember = (await etcd.isConfigured()) && (await etcd.hasData());
+    if (isMember && !authority.holdsAll(identity.trust())) await this.#fetchAuthorities();
+    if (!authority.holds(identity.trust())) return;
+    const writer = { store, authority, identity };
+    try {
+      await listIssued({ ...writer, files: identityFiles });
+      for (const host of await forgetRemoved(writer, mirror))
+        log.info({ host }, "the list of who is trusted names a removed host no more");
+    } catch (error) {
+      // The keeper of the identity has said so.
+      if (!isWeftError(error) || !error.code.startsWith("E-TRUST-")) throw error;
+    }
+  }
+
+  async #fetchAuthorities(): Promise<void> {
+    const { authority, identity, credentials, log } = this.#options;
+    const answer = await credentials();
+    identity.offer(answer.trust);
+    await authority.take(receivedAuthorities(answer));
+    log.info({}, "this host holds the authorities' keys, as a member of the store");
   }
 
   /** Endpoints are the voters: a learner refuses linearizable reads. Our own member first. */

@@ -12,6 +12,11 @@ export class Wake {
     this.#end?.();
   }
 
+  /** The next pause, or the one that begins before then, is no longer than this. */
+  nudgeIn(ms: number): void {
+    setTimeout(() => this.nudge(), ms).unref();
+  }
+
   async wait(ms: number): Promise<void> {
     if (!this.#nudged) {
       await new Promise<void>((resolve) => {

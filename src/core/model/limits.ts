@@ -25,6 +25,42 @@ export const ASK_AGAIN_MS = 15_000;
  * wrong by a day, and by an hour more for a time zone taken for UTC. */
 export const CLOCK_SLACK_MS = 25 * 3600 * 1000;
 
+/** Certificates of one host that may still be used: a renewal each 20 days needs three. */
+export const HOST_CERTS_MAX = 64;
+
+/** The door on port 7400: connections and handshakes by address, before anything of them is read (gate.ts). */
+export const DOOR_LIMITS = {
+  connections: 256,
+  strangers: 192,
+  perStranger: 16,
+  perHost: 64,
+  unproven: 32,
+  handshakesPerAddress: 20,
+  handshakesOfStrangers: 100,
+};
+/** Of one caller at that door: a host of the cluster, or an address. */
+export const DOOR_REQUESTS = { perSecond: 100, burst: 200, atOnce: 16 };
+export const DOOR_HANDSHAKE_MS = 2000;
+export const DOOR_HEADERS_MS = 2000;
+export const DOOR_REQUEST_MS = 5000;
+export const DOOR_IDLE_MS = 5000;
+export const DOOR_HEADER_BYTES_MAX = 8192;
+export const DOOR_HEADERS_MAX = 64;
+export const DOOR_BODY_BYTES_MAX = 64 * 1024;
+export const DOOR_REQUESTS_PER_CONNECTION = 1000;
+
+/** Who has no token may try so often to guess one, from one address. */
+export const WRONG_TOKENS = { tries: 5, windowMs: 60_000 };
+export const JOIN_TOKENS_MAX = 100;
+export const JOIN_TOKEN_MS = 60 * 60 * 1000;
+export const JOIN_TOKEN_MS_MAX = 7 * 24 * 3600 * 1000;
+export const API_TOKENS_MAX = 1000;
+/** A token of a program that nobody looks after ends some day. */
+export const API_TOKEN_MS = 90 * 24 * 3600 * 1000;
+export const API_TOKEN_MS_MAX = 2 * 365 * 24 * 3600 * 1000;
+/** Connections to the unix socket at one moment: all, and those of one user who isn't root. */
+export const UNIX_CONNECTIONS = { together: 128, perUser: 32 };
+
 /** Kept free in each pool for the log, checkpoints and stamps that every later repair needs (protocol.md R20). */
 export function poolReserveBytes(totalBytes: bigint): bigint {
   const twentieth = totalBytes / 20n;

@@ -11,7 +11,10 @@ import type { Decision, Finding } from "./finding.ts";
 import { parseUuid } from "./ids.ts";
 import { NAME_LENGTH_MAX } from "./limits.ts";
 
-export function parseName(thing: "volume" | "host" | "cluster", text: string): Decision<string> {
+export function parseName(
+  thing: "volume" | "host" | "cluster" | "token" | "context",
+  text: string,
+): Decision<string> {
   if (text.length === 0) return refused(bad(thing, text, "it is empty"));
   if (text.length > NAME_LENGTH_MAX) {
     return refused(

@@ -15,7 +15,7 @@ import type { Decision, Finding } from "./finding.ts";
 import { finding, ok, refused } from "./finding.ts";
 import { byText, parseHostId, parseUuid } from "./ids.ts";
 import type { HostId } from "./ids.ts";
-import { CLOCK_SLACK_MS } from "./limits.ts";
+import { CLOCK_SLACK_MS, HOST_CERTS_MAX } from "./limits.ts";
 
 /** `active` signs. `incoming` is trusted, and will sign. `outgoing` is trusted for what it signed until it is dropped. */
 export type AuthorityState = "active" | "incoming" | "outgoing";
@@ -227,6 +227,55 @@ export function withCert(
   return ok(withHost(trust, host, { ...before, certs }, add));
 }
 
+/**
+ * Whether a host may be given another certificate. All that may still be used stand in the list, so that a revocation names
+ * them: a host that asks without end would make the list too long for everybody. `pending`: issued, and not listed yet.
+ */
+export function mayIssue(
+  trust: Trust,
+  { host, pending, nowMs }: { readonly host: HostId; readonly pending: number; readonly nowMs: number },
+): Decision<null> {
+  const certs = trust.hosts.get(host)?.certs ?? [];
+  const count = certs.filter((known) => isUsable(known, nowMs)).length + pending;
+  if (count < HOST_CERTS_MAX) return ok(null);
+  return refused(
+    finding("E-LIMIT-01", `This host has ${count} certificates, the limit is ${HOST_CERTS_MAX}.`, {
+      facts: { host, count, limit: HOST_CERTS_MAX },
+      safe: "Nothing was changed. The certificates that it has go on.",
+    }),
+  );
+}
+
+/**
+ * The same for one that was issued while the list couldn't be changed. If its host was revoked meanwhile, it is named among
+ * the revoked; if it left the cluster, nobody believes it.
+ */
+export function withLateCert(
+  trust: Trust,
+  add: Write & { readonly host: HostId; readonly cert: ListedCert; readonly nowMs: number },
+): Trust {
+  const { host, cert } = add;
+  const revoked = trust.revoked.get(host);
+  if (revoked === undefined) {
+    const listed = withCert(trust, add);
+    return listed.kind === "ok" ? listed.value : trust;
+  }
+  if (revoked.serials.some(({ serial }) => serial === cert.serial)) return trust;
+  const serials = [...revoked.serials, { serial: cert.serial, notAfterMs: cert.notAfterMs }];
+  return next({ ...trust, revoked: new Map(trust.revoked).set(host, { ...revoked, serials }) }, add);
+}
+
+/**
+ * A host has left the cluster in order: its identity was destroyed, and nobody believes its key any more. Its certificates
+ * are on no list of the revoked: who doesn't trust the host with that revokes it.
+ */
+export function withoutHost(trust: Trust, leave: Write & { readonly host: HostId }): Trust {
+  if (!trust.hosts.has(leave.host)) return trust;
+  const hosts = new Map(trust.hosts);
+  hosts.delete(leave.host);
+  return next({ ...trust, hosts }, leave);
+}
+
 /** A host is about to be given an authority's private key. Kept for ever: it may have kept a copy. */
 export function withHeld(
   trust: Trust,
@@ -311,6 +360,13 @@ export function setRotation(
   return after;
 }
 
+/** KID of the authority that signs the list after this one. */
+export function signerOf(trust: Trust): string {
+  const active = trust.authorities.find(({ state }) => state === "active");
+  if (active === undefined) throw new Error("a trust list has one active authority");
+  return active.kid;
+}
+
 /** Serials that the store's members must refuse, in the order of text. */
 export function crlSerials(trust: Trust, nowMs: number): readonly string[] {
   const usable = Array.from(trust.revoked.values()).flatMap(({ serials }) =>
@@ -343,7 +399,7 @@ export function faultOf(trust: Trust): string | null {
 }
 
 /** `weft://CLUSTER/host/HOST`, nothing else: no other case, no escapes, nothing behind it. */
-function parseHostUri(uri: string): { readonly cluster: string; readonly host: HostId } | null {
+export function parseHostUri(uri: string): { readonly cluster: string; readonly host: HostId } | null {
   const [, cluster = "", id = ""] = /^weft:\/\/([0-9a-f-]{36})\/host\/([0-9a-f-]{36})$/.exec(uri) ?? [];
   const host = parseHostId(id);
   // Not even a hyphen in another place.

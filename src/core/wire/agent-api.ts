@@ -9,8 +9,20 @@
  */
 import { z } from "zod";
 
+import { API_TOKEN_MS, API_TOKEN_MS_MAX, JOIN_TOKEN_MS_MAX } from "../model/limits.ts";
+import { roles } from "../model/roles.ts";
 import { auditLine } from "./audit-line.ts";
-import { address, clusterName, hostName, instant, u32, u64, uuid, volumeName } from "./json-types.ts";
+import {
+  address,
+  clusterName,
+  hostName,
+  instant,
+  tokenName,
+  u32,
+  u64,
+  uuid,
+  volumeName,
+} from "./json-types.ts";
 
 // ---- requests ----
 
@@ -18,12 +30,31 @@ export const initRequest = z.strictObject({
   name: hostName.nullable().default(null),
   address,
   clusterName: clusterName.nullable().default(null),
+  /** How hosts speak about volumes: `clear` only where every weftd was built for it. */
+  transport: z.enum(["tls", "auth", "clear"]).default("tls"),
 });
 
 export const joinRequest = z.strictObject({
   from: z.string().min(1).max(255),
+  /** As `token create` printed it; never written down, and in no answer or log. */
+  token: z.string().min(1).max(1000),
   name: hostName.nullable().default(null),
   address,
+});
+
+export const tokenCreateRequest = z.strictObject({
+  forMs: z.int().min(1000).max(JOIN_TOKEN_MS_MAX).nullable().default(null),
+  /** Only a host of this name can use it; null: any. */
+  name: hostName.nullable().default(null),
+});
+
+export const apiTokenCreateRequest = z.strictObject({
+  /** What it is for: a person or a program. */
+  name: tokenName,
+  role: z.enum(roles),
+  /** Names or ids; null: every volume, and the cluster. */
+  volumes: z.array(z.string().min(1).max(256)).min(1).max(64).nullable().default(null),
+  forMs: z.int().min(1000).max(API_TOKEN_MS_MAX).default(API_TOKEN_MS),
 });
 
 export const poolCreateRequest = z.strictObject({ path: z.string().startsWith("/").max(4096) });
@@ -65,14 +96,71 @@ export const auditQuery = z.strictObject({
 
 // ---- answers ----
 
-/** What a host learns of a cluster that it wants to join; the only thing served outside the host. */
+/** What a host has to know of its cluster. */
 export const clusterAnswer = z.object({
   id: uuid,
   name: z.string(),
   createdAt: instant,
   host: uuid,
-  /** Client addresses of the store's members, `http://ADDRESS:7402`. */
+  /** Client addresses of the store's members, `https://ADDRESS:7402`. */
   endpoints: z.array(z.string()),
+});
+
+export const enteredAnswer = clusterAnswer.extend({
+  /** SHA-256 of the key of the authority that signed this host's certificate, hex. */
+  authority: z.string(),
+  certificateUntil: instant,
+});
+
+/** The only time that the token is shown. */
+export const tokenCreated = z.object({
+  id: z.string(),
+  token: z.string(),
+  expiresAt: instant,
+  name: z.string().nullable(),
+  /** SHA-256 of the key of the authority that it is bound to, hex. */
+  authority: z.string(),
+});
+
+export const tokenAnswer = z.object({
+  id: z.string(),
+  name: z.string().nullable(),
+  by: z.string(),
+  createdAt: instant,
+  expiresAt: instant,
+  used: z.object({ host: z.string(), at: instant }).nullable(),
+});
+
+export const apiTokenCreated = z.object({
+  id: z.string(),
+  name: z.string(),
+  role: z.enum(roles),
+  /** Shown this once. */
+  token: z.string(),
+  expiresAt: instant,
+  /** For who logs in with it: a host's address, and SHA-256 of the authority's key, hex. */
+  address: z.string(),
+  authority: z.string(),
+});
+
+export const apiTokenAnswer = z.object({
+  id: z.string(),
+  name: z.string(),
+  role: z.enum(roles),
+  volumes: z.array(uuid).nullable(),
+  by: z.string(),
+  createdAt: instant,
+  expiresAt: instant,
+  used: z.object({ at: instant, from: z.string(), host: uuid }).nullable(),
+});
+
+/** Who asks, as the agent sees it. */
+export const meAnswer = z.object({
+  cluster: z.object({ id: uuid, name: z.string() }),
+  host: z.object({ id: uuid, name: z.string() }),
+  name: z.string(),
+  role: z.enum(roles).nullable(),
+  volumes: z.array(uuid).nullable(),
 });
 
 export const hostAnswer = z.object({
@@ -262,6 +350,80 @@ export const repairAnswer = z.object({
 });
 
 export const hostRemoveAnswer = z.object({ host: uuid, name: z.string(), storeMemberRemoved: z.boolean() });
+export const caRotateRequest = z.strictObject({
+  /** Hosts that the change of the authority does not wait for, by name or id. */
+  without: z.array(z.string().min(1).max(64)).max(1000).default([]),
+});
+
+export const caFileRequest = z.strictObject({
+  path: z.string().startsWith("/").max(4096),
+  /** It guards keys that guard everything: not a word. */
+  passphrase: z.string().min(12).max(1024),
+});
+/** The file, and the authorities whose keys are in it or were taken from it. */
+export const caFileAnswer = z.object({ path: z.string(), kids: z.array(z.string()) });
+
+export const caAnswer = z.object({
+  /** Of the list of trusted hosts. */
+  generation: u64,
+  transport: z.enum(["tls", "auth", "clear"]),
+  authorities: z.array(
+    z.object({
+      kind: z.enum(["host", "store"]),
+      /** SHA-256 of its public key, hex. */
+      kid: z.string(),
+      state: z.enum(["active", "incoming", "outgoing"]),
+      since: instant,
+      /** Hosts that have a certificate of it. */
+      signed: z.number(),
+    }),
+  ),
+  rotation: z
+    .object({
+      phase: z.enum(["announce", "bundle", "issue", "drop"]),
+      why: z.enum(["asked", "revoked"]),
+      since: instant,
+      without: z.array(z.string()),
+      awaited: z.array(z.object({ host: z.string(), what: z.enum(["list", "bundle", "certificate"]) })),
+    })
+    .nullable(),
+  hosts: z.array(
+    z.object({
+      host: uuid,
+      name: z.string(),
+      keys: z.array(z.string()),
+      notAfter: instant.nullable(),
+      /** Of the list that it acknowledged last; null: it never had to. */
+      generation: u64.nullable(),
+    }),
+  ),
+  revoked: z.array(z.object({ host: uuid, name: z.string(), at: instant, by: z.string() })),
+});
+
+/** What a revocation did; times are from the decision on, null: not said in time. */
+export const hostRevokeAnswer = z.object({
+  host: uuid,
+  name: z.string(),
+  generation: u64,
+  /** KID of the authority that took the place of the one whose key the host held; null: it held none. */
+  authority: z.string().nullable(),
+  hosts: z.array(
+    z.object({
+      host: uuid,
+      name: z.string(),
+      /** Its agent and its weftd refuse the host, and have cut what it had open. */
+      refusedMs: z.number().nullable(),
+      /** It has a member of the store. */
+      member: z.boolean(),
+      /** That member has no connection of the host any more. */
+      storeMs: z.number().nullable(),
+    }),
+  ),
+  /** Every host that is alive said all of it. Where one has not, its sessions may not be fenced yet: revoke it again. */
+  complete: z.boolean(),
+  /** Volumes that were open there when it was cut: `weft steal` opens one elsewhere. */
+  open: z.array(z.object({ volume: uuid, name: z.string() })),
+});
 export const okAnswer = z.object({});
 
 export const auditAnswer = z.object({
@@ -300,6 +462,13 @@ export type InitRequest = z.input<typeof initRequest>;
 export type JoinRequest = z.input<typeof joinRequest>;
 export type VolumeCreateRequest = z.output<typeof volumeCreateRequest>;
 export type ClusterAnswer = z.output<typeof clusterAnswer>;
+export type EnteredAnswer = z.output<typeof enteredAnswer>;
+export type ApiTokenCreateRequest = z.output<typeof apiTokenCreateRequest>;
+export type ApiTokenCreated = z.output<typeof apiTokenCreated>;
+export type ApiTokenAnswer = z.output<typeof apiTokenAnswer>;
+export type MeAnswer = z.output<typeof meAnswer>;
+export type TokenCreated = z.output<typeof tokenCreated>;
+export type TokenAnswer = z.output<typeof tokenAnswer>;
 export type HostAnswer = z.output<typeof hostAnswer>;
 export type PoolAnswer = z.output<typeof poolAnswer>;
 export type ReplicaAnswer = z.output<typeof replicaAnswer>;
@@ -317,6 +486,9 @@ export type WhyAnswer = z.output<typeof whyAnswer>;
 export type TrashAnswer = z.output<typeof trashAnswer>;
 export type BackupAnswer = z.output<typeof backupAnswer>;
 export type RepairAnswer = z.output<typeof repairAnswer>;
+export type HostRevokeAnswer = z.output<typeof hostRevokeAnswer>;
+export type CaFileAnswer = z.output<typeof caFileAnswer>;
+export type CaAnswer = z.output<typeof caAnswer>;
 export type HostRemoveAnswer = z.output<typeof hostRemoveAnswer>;
 export type AuditQuery = z.output<typeof auditQuery>;
 export type AuditAnswer = z.output<typeof auditAnswer>;

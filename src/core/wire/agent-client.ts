@@ -1,7 +1,8 @@
 /**
- * Client of the agent's REST interface, over its unix socket.
+ * Client of an agent's REST interface: of this host's over its unix socket, of any host's over TLS with a token.
  *
  * Must always hold:
+ * - the token leaves only on a connection whose other end has proven to be a host of the pinned authority;
  * - whatever goes wrong comes back as a WeftError;
  * - an answer is parsed before anybody sees it.
  */
@@ -9,10 +10,23 @@ import { request as httpRequest } from "node:http";
 import type { z } from "zod";
 
 import * as api from "./agent-api.ts";
-import { reasonOf, WeftError } from "./errors.ts";
+import type { Secret } from "../model/secret.ts";
+import { isWeftError, reasonOf, WeftError } from "./errors.ts";
+import { connectProven, exchange, fingerprintText } from "./host-client.ts";
 
-export type AgentClientOptions = {
-  readonly socketPath: string;
+export type RemoteAgent = {
+  readonly address: string;
+  readonly port: number;
+  /** SHA-256 of the key of the cluster's authority, hex. */
+  readonly fingerprint: string;
+  /** Null: it asks as nobody. */
+  readonly token: Secret<string> | null;
+};
+
+export type AgentWay = { readonly socketPath: string } | { readonly remote: RemoteAgent };
+
+/** `choose`: the way is looked up when the first request is made. */
+export type AgentClientOptions = (AgentWay | { readonly choose: () => Promise<AgentWay> }) & {
   /** How long an answer may take: the agent itself gives up on a request after 60 s, with a better sentence. */
   readonly timeoutMs?: number;
 };
@@ -20,11 +34,11 @@ export type AgentClientOptions = {
 type Method = "GET" | "POST" | "DELETE";
 
 export class AgentClient {
-  readonly #socketPath: string;
+  readonly #choose: () => Promise<AgentWay>;
   readonly #timeoutMs: number;
 
   constructor(options: AgentClientOptions) {
-    this.#socketPath = options.socketPath;
+    this.#choose = "choose" in options ? options.choose : async () => options;
     this.#timeoutMs = options.timeoutMs ?? 90_000;
   }
 
@@ -32,16 +46,65 @@ export class AgentClient {
     return this.#call("GET", "/v1/status", api.statusAnswer);
   }
 
-  init(body: z.input<typeof api.initRequest>): Promise<api.ClusterAnswer> {
-    return this.#call("POST", "/v1/init", api.clusterAnswer, api.initRequest, body);
+  init(body: z.input<typeof api.initRequest>): Promise<api.EnteredAnswer> {
+    return this.#call("POST", "/v1/init", api.enteredAnswer, api.initRequest, body);
   }
 
-  join(body: z.input<typeof api.joinRequest>): Promise<api.ClusterAnswer> {
-    return this.#call("POST", "/v1/join", api.clusterAnswer, api.joinRequest, body);
+  join(body: z.input<typeof api.joinRequest>): Promise<api.EnteredAnswer> {
+    return this.#call("POST", "/v1/join", api.enteredAnswer, api.joinRequest, body);
   }
 
   cluster(): Promise<api.ClusterAnswer> {
     return this.#call("GET", "/v1/cluster", api.clusterAnswer);
+  }
+
+  tokens(): Promise<api.TokenAnswer[]> {
+    return this.#call("GET", "/v1/tokens", api.tokenAnswer.array());
+  }
+
+  createToken(body: z.input<typeof api.tokenCreateRequest> = {}): Promise<api.TokenCreated> {
+    return this.#call("POST", "/v1/tokens", api.tokenCreated, api.tokenCreateRequest, body);
+  }
+
+  async revokeToken(id: string): Promise<void> {
+    await this.#call("DELETE", path`/v1/tokens/${id}`, api.okAnswer);
+  }
+
+  revokeHost(ref: string): Promise<api.HostRevokeAnswer> {
+    return this.#call("POST", path`/v1/hosts/${ref}/revoke`, api.hostRevokeAnswer);
+  }
+
+  authorities(): Promise<api.CaAnswer> {
+    return this.#call("GET", "/v1/ca", api.caAnswer);
+  }
+
+  backupAuthority(body: z.input<typeof api.caFileRequest>): Promise<api.CaFileAnswer> {
+    return this.#call("POST", "/v1/ca/backup", api.caFileAnswer, api.caFileRequest, body);
+  }
+
+  restoreAuthority(body: z.input<typeof api.caFileRequest>): Promise<api.CaFileAnswer> {
+    return this.#call("POST", "/v1/ca/restore", api.caFileAnswer, api.caFileRequest, body);
+  }
+
+  /** It goes on by itself after the answer. */
+  rotateAuthority(body: z.input<typeof api.caRotateRequest> = {}): Promise<api.CaAnswer> {
+    return this.#call("POST", "/v1/ca/rotate", api.caAnswer, api.caRotateRequest, body);
+  }
+
+  me(): Promise<api.MeAnswer> {
+    return this.#call("GET", "/v1/me", api.meAnswer);
+  }
+
+  apiTokens(): Promise<api.ApiTokenAnswer[]> {
+    return this.#call("GET", "/v1/api-tokens", api.apiTokenAnswer.array());
+  }
+
+  createApiToken(body: z.input<typeof api.apiTokenCreateRequest>): Promise<api.ApiTokenCreated> {
+    return this.#call("POST", "/v1/api-tokens", api.apiTokenCreated, api.apiTokenCreateRequest, body);
+  }
+
+  async revokeApiToken(ref: string): Promise<void> {
+    await this.#call("DELETE", path`/v1/api-tokens/${ref}`, api.okAnswer);
   }
 
   pools(): Promise<api.PoolAnswer[]> {
@@ -174,25 +237,25 @@ export class AgentClient {
     throw notUnderstood(`${method} ${url}`, parsed.error.issues[0]);
   }
 
-  #send(method: Method, url: string, body: unknown): Promise<{ status: number; text: string }> {
+  async #send(method: Method, url: string, body: unknown): Promise<{ status: number; text: string }> {
+    const way = await this.#choose();
+    if ("remote" in way) return sendRemote(way.remote, { method, url, body, timeoutMs: this.#timeoutMs });
+    const { socketPath } = way;
     const payload = body === undefined ? "" : JSON.stringify(body);
     const headers =
       body === undefined
         ? {}
         : { "content-type": "application/json", "content-length": Buffer.byteLength(payload) };
     return new Promise((resolve, reject) => {
-      const fail = (cause: Error): void => reject(unreachable(this.#socketPath, cause));
-      const request = httpRequest(
-        { socketPath: this.#socketPath, method, path: url, headers },
-        (response) => {
-          const chunks: Buffer[] = [];
-          response.on("data", (chunk: Buffer) => chunks.push(chunk));
-          response.once("error", fail);
-          response.once("end", () =>
-            resolve({ status: response.statusCode ?? 0, text: Buffer.concat(chunks).toString() }),
-          );
-        },
-      );
+      const fail = (cause: Error): void => reject(unreachable(socketPath, cause));
+      const request = httpRequest({ socketPath, method, path: url, headers }, (response) => {
+        const chunks: Buffer[] = [];
+        response.on("data", (chunk: Buffer) => chunks.push(chunk));
+        response.once("error", fail);
+        response.once("end", () =>
+          resolve({ status: response.statusCode ?? 0, text: Buffer.concat(chunks).toString() }),
+        );
+      });
       request.once("error", fail);
       request.setTimeout(this.#timeoutMs, () =>
         request.destroy(new Error(`no answer within ${this.#timeoutMs} ms`)),
@@ -200,6 +263,75 @@ export class AgentClient {
       request.end(payload);
     });
   }
+}
+
+async function sendRemote(
+  { address, port, fingerprint, token }: RemoteAgent,
+  asked: {
+    readonly method: Method;
+    readonly url: string;
+    readonly body: unknown;
+    readonly timeoutMs: number;
+  },
+): Promise<{ status: number; text: string }> {
+  const { method, url, body, timeoutMs } = asked;
+  const { socket } = await connectPinned({ address, port, fingerprint });
+  try {
+    const headers: Record<string, string> =
+      token === null ? {} : { authorization: `Bearer ${token.reveal()}` };
+    return await exchange(socket, {
+      method,
+      path: url,
+      headers,
+      body: body ?? null,
+      address,
+      answerMs: timeoutMs,
+    });
+  } catch (cause) {
+    // What was asked may have been done: nobody can say.
+    throw new WeftError({
+      code: "E-AGENT-01",
+      message: `${address} gave no answer: ${causeOf(cause)}.`,
+      facts: { address },
+      do: [{ why: "Look what came of it", command: "weft status" }],
+      cause,
+    });
+  } finally {
+    socket.destroy();
+  }
+}
+
+/** A connection to a host whose authority has this fingerprint; "": whichever it shows, for who will ask a person. */
+export async function connectPinned({
+  address,
+  port,
+  fingerprint,
+}: Omit<RemoteAgent, "token">): ReturnType<typeof connectProven> {
+  const expect = { kind: "authority", fingerprint16: Buffer.from(fingerprint, "hex") } as const;
+  try {
+    return await connectProven({ address, port, shown: null, expect });
+  } catch (error) {
+    if (!isWeftError(error, "E-TOKEN-04")) throw error;
+    const { shown = null } = error.facts;
+    throw new WeftError({
+      code: "E-CTX-02",
+      message: `${address} shows ${shown === null ? "no authority that signed for it" : `authority ${String(shown)}`}, not ${fingerprintText(fingerprint)}.`,
+      facts: { address, shown, pinned: fingerprint },
+      safe: "The token was not sent. Nothing was changed.",
+      do: [
+        {
+          why: "If the cluster's authority was changed, log in again",
+          command: `weft login https://${address}:${port}`,
+        },
+      ],
+      cause: error,
+    });
+  }
+}
+
+/** The reason alone: the error that carries it promises that nothing was changed. */
+function causeOf(cause: unknown): string {
+  return cause instanceof WeftError && cause.cause !== undefined ? reasonOf(cause.cause) : reasonOf(cause);
 }
 
 export type VolumeCreate = Omit<z.input<typeof api.volumeCreateRequest>, "size"> & { readonly size: bigint };

@@ -13,7 +13,7 @@ export type Culprit = "caller" | "peer" | "disk" | "us";
 /** 1 user error, 2 refused for safety, 3 degraded, 4 unreachable. */
 export type ExitCode = 1 | 2 | 3 | 4;
 
-export type HttpStatus = 400 | 401 | 403 | 404 | 409 | 503;
+export type HttpStatus = 400 | 401 | 403 | 404 | 409 | 413 | 421 | 429 | 503;
 
 /** One thing a person can do about it. `command` is null when no command of ours helps. */
 export type Advice = { readonly why: string; readonly command: string | null };
@@ -51,6 +51,9 @@ const kinds = {
   "E-AGENT-07": { culprit: "us", exit: 4, status: 503 },
   "E-AUDIT-01": { culprit: "disk", exit: 2, status: 503 },
   "E-AUDIT-02": { culprit: "disk", exit: 3, status: 409 },
+  "E-CTX-01": user,
+  "E-CTX-02": refused,
+  "E-CTX-03": refused,
   "E-AUTH-01": { culprit: "caller", exit: 1, status: 401 },
   "E-AUTH-02": { culprit: "caller", exit: 1, status: 403 },
   "E-STORE-01": away,
@@ -73,7 +76,8 @@ const kinds = {
   "E-HOST-08": user,
   "E-HOST-09": away,
   "E-HOST-10": refused,
-  "E-HOST-14": refused,
+  "E-HOST-11": refused,
+  "E-HOST-14": { culprit: "caller", exit: 2, status: 403 },
   "E-HOST-15": refused,
   "E-VOL-01": user,
   "E-VOL-02": user,
@@ -94,9 +98,26 @@ const kinds = {
   "E-POOL-06": degraded,
   "E-TRUST-01": refused,
   "E-TRUST-02": refused,
+  "E-TRUST-03": degraded,
+  "E-TRUST-05": degraded,
+  "E-CA-01": user,
   "E-CA-02": refused,
+  "E-CA-03": degraded,
+  "E-CA-04": user,
   "E-CA-05": { culprit: "disk", exit: 2, status: 409 },
+  "E-CA-07": refused,
   "E-TOKEN-01": { culprit: "caller", exit: 1, status: 400 },
+  "E-TOKEN-02": { culprit: "caller", exit: 1, status: 403 },
+  "E-TOKEN-03": { culprit: "caller", exit: 1, status: 429 },
+  "E-TOKEN-04": refused,
+  "E-TOKEN-05": { culprit: "caller", exit: 1, status: 421 },
+  "E-AUTH-03": { culprit: "caller", exit: 1, status: 429 },
+  "E-LIMIT-01": { culprit: "caller", exit: 1, status: 413 },
+  "E-NET-01": away,
+  "E-NET-02": away,
+  "E-NET-03": away,
+  "E-NET-04": away,
+  "E-NET-05": away,
 } as const satisfies Readonly<Record<string, Kind>>;
 
 export type KnownCode = keyof typeof kinds;

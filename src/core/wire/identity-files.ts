@@ -5,8 +5,10 @@
  *     identity/host.pem              leaf, its authority, the key: one file, so that no reader sees halves of two
  *     identity/trust.json            the last accepted trust list, signed; after joining weftd alone writes it
  *     authority/{host,store}-KID8.pem, .key     store members only
+ *     authority/unlisted.json        certificates that were issued while the list could not be changed
  *     authority/tls/etcd.pem         etcd's leaf and the host's key
  *     authority/tls/clients.pem, peers.pem, crl.der     whom etcd believes, and whom no more
+ *     authority/tls/started.json     what the running etcd was started with
  *
  * Must always hold:
  * - directories are 0700 and files 0600, whatever the process's umask, also before the first byte is written;
@@ -17,6 +19,7 @@ import { createPrivateKey, createPublicKey } from "node:crypto";
 import type { KeyObject, X509Certificate } from "node:crypto";
 import { chmod, mkdir, open, readdir, readFile, rm } from "node:fs/promises";
 import { dirname, join } from "node:path";
+import { z } from "zod";
 
 import { Secret } from "../model/secret.ts";
 import type { CertFacts } from "../model/trust.ts";
@@ -34,6 +37,16 @@ export type HostIdentity = {
   /** `issuerKid` is the authority's of the file: whether it is trusted says the trust list. */
   readonly facts: CertFacts;
 };
+
+const unlistedJson = z.array(
+  z.object({ host: z.string(), serial: z.string(), by: z.string(), notAfterMs: z.number() }),
+);
+/** A certificate that was issued: to whom, its serial (lower-case hex), the issuing authority's KID. */
+export type Unlisted = Readonly<z.output<typeof unlistedJson>[number]>;
+
+const startedJson = z.object({ bundle: z.array(z.string()), revoked: z.array(z.string()) });
+/** KIDs that the running etcd believes, and hosts that were revoked before it started: they have nothing open there. */
+export type EtcdStarted = Readonly<z.output<typeof startedJson>>;
 
 export type AuthorityKind = "host" | "store";
 
@@ -93,6 +106,14 @@ export class IdentityFiles {
     await this.#write(path, parts.map(endingLine).join(""));
   }
 
+  /** What an attempt to make or enter another cluster left: key, certificate and list are overwritten and removed. */
+  async dropHost(): Promise<void> {
+    const directory = join(this.stateDir, "identity");
+    for (const name of await namesIn(directory)) await shred(join(directory, name));
+    await rm(directory, { recursive: true, force: true });
+    await syncDirectory(this.stateDir);
+  }
+
   /** The signed text; null: none yet. Whether it may be believed says `acceptTrust`. */
   readTrust(): Promise<string | null> {
     return textOf(this.#identity("trust.json"));
@@ -137,13 +158,49 @@ export class IdentityFiles {
     await syncDirectory(this.stateDir);
   }
 
+  /** Certificates that this host issued and the trust list doesn't name yet. */
+  async readUnlisted(): Promise<readonly Unlisted[]> {
+    const path = this.#authority("unlisted.json");
+    const text = await textOf(path);
+    try {
+      return text === null ? [] : unlistedJson.parse(JSON.parse(text));
+    } catch {
+      throw damaged(path, "it is no list of certificates", "E-CA-05");
+    }
+  }
+
+  writeUnlisted(certs: readonly Unlisted[]): Promise<void> {
+    return this.#write(this.#authority("unlisted.json"), `${JSON.stringify(certs)}\n`);
+  }
+
   /** In the order in which a reader may meet them: a certificate never stands there before what vouches for it. */
   async writeEtcd(files: EtcdFiles): Promise<void> {
     const { clients, peers, crl, certPem, keyPem } = files;
     await this.#write(this.#tls("crl.der"), crl);
     await this.#write(this.#tls("clients.pem"), clients);
     await this.#write(this.#tls("peers.pem"), peers);
-    await this.#write(this.#tls("etcd.pem"), endingLine(certPem) + endingLine(keyPem.reveal()));
+    await this.writeEtcdCertificate(certPem, keyPem);
+  }
+
+  /** etcd reads it at every handshake. */
+  writeEtcdCertificate(certPem: string, keyPem: Secret<string>): Promise<void> {
+    return this.#write(this.#tls("etcd.pem"), endingLine(certPem) + endingLine(keyPem.reveal()));
+  }
+
+  /** What the running etcd was started with; null: nothing is known of it. */
+  async readEtcdStart(): Promise<EtcdStarted | null> {
+    const text = await textOf(this.#tls("started.json"));
+    try {
+      return text === null ? null : startedJson.parse(JSON.parse(text));
+    } catch {
+      // What it says is only whether a restart is due.
+      return null;
+    }
+  }
+
+  /** Right before a start. */
+  writeEtcdStart(started: EtcdStarted): Promise<void> {
+    return this.#write(this.#tls("started.json"), `${JSON.stringify(started)}\n`);
   }
 
   /** etcd reads it at every handshake. */
@@ -202,8 +259,13 @@ export class IdentityFiles {
   }
 
   #tls(name: string): string {
-    return join(this.stateDir, "authority", "tls", name);
+    return join(tlsDirectory(this.stateDir), name);
   }
+}
+
+/** Where etcd's own files lie: `etcd.pem`, `clients.pem`, `peers.pem`, `crl.der`. */
+export function tlsDirectory(stateDir: string): string {
+  return join(stateDir, "authority", "tls");
 }
 
 function authorityName(kind: AuthorityKind, kid: string): string {

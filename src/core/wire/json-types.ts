@@ -28,6 +28,7 @@ export const u32 = z.int().min(0).max(0xffff_ffff);
 export const volumeName = judged((text) => parseName("volume", text));
 export const hostName = judged((text) => parseName("host", text));
 export const address = judged(parseAddress);
+export const tokenName = judged((text) => parseName("token", text));
 export const clusterName = judged((text) => parseName("cluster", text));
 
 /** A moment, ISO 8601 in UTC. */

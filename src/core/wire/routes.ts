@@ -6,7 +6,7 @@
  * - a mutation is a row of `mutation(…)`: it is written into the audit before it is done, and after;
  * - `logs` names no field that may hold a secret.
  */
-import type { z } from "zod";
+import { z } from "zod";
 
 import type { Right } from "../model/roles.ts";
 import * as api from "./agent-api.ts";
@@ -32,17 +32,39 @@ export type RouteSpec = {
 
 export const routes = {
   "GET /v1/status": read("viewer", "cluster", api.statusAnswer),
-  "POST /v1/init": mutation("local-root", "cluster", api.initRequest, api.clusterAnswer, {
+  "POST /v1/init": mutation("local-root", "cluster", api.initRequest, api.enteredAnswer, {
     logs: ["name", "address", "clusterName"],
   }),
-  "POST /v1/join": mutation("local-root", "cluster", api.joinRequest, api.clusterAnswer, {
+  "POST /v1/join": mutation("local-root", "cluster", api.joinRequest, api.enteredAnswer, {
     logs: ["from", "name", "address"],
   }),
-  // Until hosts have identities, whoever wants to join asks without one.
-  "GET /v1/cluster": read("open", "cluster", api.clusterAnswer),
+  "GET /v1/cluster": read("viewer", "cluster", api.clusterAnswer),
+
+  "GET /v1/tokens": read("admin", "cluster", api.tokenAnswer.array()),
+  "POST /v1/tokens": mutation("admin", "cluster", api.tokenCreateRequest, api.tokenCreated, {
+    logs: ["forMs", "name"],
+  }),
+  "DELETE /v1/tokens/:ref": mutation("admin", "cluster", null, api.okAnswer),
+
+  "GET /v1/me": read("viewer", "volumes", api.meAnswer),
+  "GET /v1/api-tokens": read("admin", "cluster", api.apiTokenAnswer.array()),
+  "POST /v1/api-tokens": mutation("admin", "cluster", api.apiTokenCreateRequest, api.apiTokenCreated, {
+    logs: ["name", "role", "volumes", "forMs"],
+  }),
+  "DELETE /v1/api-tokens/:ref": mutation("admin", "cluster", null, api.okAnswer),
 
   "GET /v1/hosts": read("viewer", "cluster", api.hostAnswer.array()),
   "DELETE /v1/hosts/:ref": mutation("admin", "cluster", null, api.hostRemoveAnswer),
+
+  "POST /v1/hosts/:ref/revoke": mutation("admin", "cluster", null, api.hostRevokeAnswer),
+  "GET /v1/ca": read("viewer", "cluster", api.caAnswer),
+  "POST /v1/ca/backup": mutation("admin", "cluster", api.caFileRequest, api.caFileAnswer, { logs: ["path"] }),
+  "POST /v1/ca/restore": mutation("local-root", "cluster", api.caFileRequest, api.caFileAnswer, {
+    logs: ["path"],
+  }),
+  "POST /v1/ca/rotate": mutation("admin", "cluster", api.caRotateRequest, api.caAnswer, {
+    logs: ["without"],
+  }),
 
   "GET /v1/pools": read("viewer", "cluster", api.poolAnswer.array()),
   "POST /v1/pools": mutation("admin", "cluster", api.poolCreateRequest, api.poolAnswer, { logs: ["path"] }),
@@ -86,9 +108,12 @@ export const routes = {
     logs: ["assent"],
   }),
 
+  /** For collectors of figures: text, as Prometheus reads it. */
+  "GET /metrics": read("viewer", "cluster", z.string()),
+
   "GET /v1/audit": asked("admin", "cluster", api.auditQuery, api.auditAnswer),
   "GET /v1/audit/verify": read("admin", "cluster", api.auditVerdict),
-} as const satisfies Readonly<Record<`${Method} /v1/${string}`, RouteSpec>>;
+} as const satisfies Readonly<Record<`${Method} /${string}`, RouteSpec>>;
 
 export type Method = "GET" | "POST" | "PUT" | "DELETE";
 export type Routes = typeof routes;

@@ -33,6 +33,31 @@ export const keys = {
   repairAsk: `${ROOT}repair-ask`,
   repairs: `${ROOT}repair/`,
   repair: (host: string) => `${ROOT}repair/${host}`,
+  /** Who belongs to the cluster: signed by an authority. */
+  trust: `${ROOT}trust`,
+  trustLinks: `${ROOT}trust-link/`,
+  /** By the KID of an authority: the list by which another one took over from it, for hosts that were away then. */
+  trustLink: (kid: string) => `${ROOT}trust-link/${kid}`,
+  /** How far a host followed the trust list, while the authority changes. */
+  trustAcks: `${ROOT}trust-ack/`,
+  trustAck: (host: string) => `${ROOT}trust-ack/${host}`,
+  /** Held while a member restarts its etcd: one at a time. */
+  memberTurn: `${ROOT}member-turn`,
+  /** How far a revocation got: each host writes its own. */
+  revocation: (host: string) => `${ROOT}revoke/${host}/by/`,
+  revocationBy: (host: string, by: string) => `${ROOT}revoke/${host}/by/${by}`,
+  joinTokens: `${ROOT}join-token/`,
+  /** Signed; its secret as a hash. */
+  joinToken: (id: string) => `${ROOT}join-token/${id}`,
+  joinTokensUsed: `${ROOT}join-token-used/`,
+  /** Made once: a token that has it can't be used again. */
+  joinTokenUsed: (id: string) => `${ROOT}join-token-used/${id}`,
+  apiTokens: `${ROOT}api-token/`,
+  /** Signed; its secret as a hash. */
+  apiToken: (id: string) => `${ROOT}api-token/${id}`,
+  apiTokensUsed: `${ROOT}api-token-used/`,
+  /** When and from where it was used last, a minute ago or less. */
+  apiTokenUsed: (id: string) => `${ROOT}api-token-used/${id}`,
   /** Number and hash of the last line of the host's audit, a minute ago or less. */
   auditHead: (host: string) => `${ROOT}audit-head/${host}`,
 } as const;

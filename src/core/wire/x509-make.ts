@@ -29,6 +29,7 @@ export type AuthorityKeys = { readonly kid: string; readonly pem: string; readon
 export type MadeCert = { readonly pem: string; readonly serial: string; readonly notAfterMs: number };
 
 export const HOST_CERT_LIFE_MS = 30 * 24 * 3600 * 1000;
+const JOIN_CERT_LIFE_MS = 3600 * 1000;
 const AUTHORITY_LIFE_MS = 3650 * 24 * 3600 * 1000;
 
 const ALGORITHM = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" };
@@ -104,6 +105,58 @@ export async function makeStoreCert(options: {
   return makeLeaf({ authority, host, publicKey, nowMs, lifeMs: lifeMs ?? HOST_CERT_LIFE_MS, names });
 }
 
+/** A certificate that must be refused, with its key: it is on the list of the revoked from its first moment on. */
+export type Canary = { readonly cert: string; readonly keyPem: Secret<string>; readonly serial: string };
+
+/**
+ * To prove that etcd obeys its list of the revoked: signed as a host's is, and of no host. Its key is nowhere but in the
+ * memory of who made it.
+ */
+export async function makeCanary(options: {
+  readonly authority: AuthorityKeys;
+  readonly cluster: string;
+  readonly nowMs: number;
+}): Promise<Canary> {
+  const { authority, cluster, nowMs } = options;
+  const keyPem = makeKey();
+  const publicKey = createPublicKey(keyPem.reveal());
+  const names = [{ type: "url" as const, value: `weft://${cluster}/canary` }];
+  const { pem, serial } = await makeLeaf({
+    authority,
+    host: "canary",
+    publicKey,
+    nowMs,
+    lifeMs: HOST_CERT_LIFE_MS,
+    names,
+  });
+  return { cert: pem, keyPem, serial };
+}
+
+/**
+ * What a host shows that has no certificate yet: signed by its own key, so that the handshake proves that key and nothing
+ * else. Nobody is to believe its name.
+ */
+export async function makeJoinCert(options: {
+  readonly host: string;
+  readonly keyPem: Secret<string>;
+  readonly nowMs: number;
+}): Promise<string> {
+  const lib = await library();
+  const key = createPrivateKey(options.keyPem.reveal());
+  const certificate = await lib.X509CertificateGenerator.createSelfSigned({
+    serialNumber: newSerial(),
+    name: `CN=${options.host}`,
+    ...validity(options.nowMs, JOIN_CERT_LIFE_MS),
+    signingAlgorithm: ALGORITHM,
+    keys: { privateKey: await signing(key), publicKey: await verifying(createPublicKey(key)) },
+    extensions: [
+      new lib.BasicConstraintsExtension(false, undefined, true),
+      new lib.SubjectAlternativeNameExtension([{ type: "url", value: `weft://join/${options.host}` }]),
+    ],
+  });
+  return pemOf(certificate);
+}
+
 /** The list of certificates that etcd refuses, DER. etcd looks at the serials only; it must exist before etcd starts. */
 export async function makeCrl(options: {
   readonly authority: AuthorityKeys;
@@ -126,7 +179,8 @@ export async function makeCrl(options: {
 
 async function makeLeaf(options: {
   readonly authority: AuthorityKeys;
-  readonly host: HostId;
+  /** The subject's common name, for people. */
+  readonly host: string;
   readonly publicKey: KeyObject;
   readonly nowMs: number;
   readonly lifeMs: number;

@@ -9,7 +9,7 @@ import t from "tap";
 
 import { nativeBin } from "../../../scripts/lib/repository.ts";
 import { defaultAddon, descriptorOf, loadAddon } from "../../../src/core/agent/addon.ts";
-import { listenLocal } from "../../../src/core/agent/local-socket.ts";
+import { boundConnections, listenLocal } from "../../../src/core/agent/local-socket.ts";
 import { openLog } from "../../../src/core/agent/log.ts";
 import { UnixPrincipals } from "../../../src/core/agent/principal.ts";
 import { createApp } from "../../../src/core/agent/rest.ts";
@@ -171,3 +171,48 @@ void t.test("unix socket: its file is its owner's, and a group's that was named"
   t.equal(named.gid, gid);
   await t.rejects(open("no-such-group"), { code: "E-ARG-02", message: /"no-such-group" is not a group/ });
 });
+
+void t.test(
+  "unix socket: users who aren't root have a share of its places, and leave some for root",
+  async (t) => {
+    const server = createServer();
+    let uid = 2000;
+    const principals = new UnixPrincipals({ peerCredentials: () => ({ pid: 7, uid, gid: 50 }) }, 0, true);
+    boundConnections(server, principals);
+    const at = join(scratch(t), "socket");
+    await new Promise<void>((resolve) => server.listen(at, resolve));
+    const open: Socket[] = [];
+    t.teardown(() => {
+      for (const socket of open) socket.destroy();
+      server.close();
+    });
+    /** Whether the next one is still there after the server has seen it. */
+    const admitted = async (as: number): Promise<boolean> => {
+      uid = as;
+      const seen = new Promise<Socket>((resolve) => server.once("connection", resolve));
+      const socket = connect(at);
+      open.push(socket);
+      return !(await seen).destroyed;
+    };
+    for (let n = 0; n < 32; n += 1) t.ok(await admitted(2000));
+    t.notOk(await admitted(2000), "one user's share");
+    for (let n = 0; n < 64; n += 1) t.ok(await admitted(2001 + (n % 2)));
+    t.notOk(await admitted(2003), "all users' share");
+    t.ok(await admitted(0), "root has places left");
+    const [first] = open;
+    const closed = new Promise((resolve) => server.getConnections((_, before) => resolve(before)));
+    t.equal(await closed, 97);
+    const gone = new Promise<void>((resolve) => {
+      const look = (): void => {
+        server.getConnections((_, count) => {
+          if (count < 97) resolve();
+          else setImmediate(look);
+        });
+      };
+      look();
+    });
+    first?.destroy();
+    await gone;
+    t.ok(await admitted(2000), "a place that was given back");
+  },
+);

@@ -10,7 +10,7 @@ import { openLog } from "../../../src/core/agent/log.ts";
 import type { AgentClient } from "../../../src/core/wire/agent-client.ts";
 import type { StoreClient } from "../../../src/core/wire/store-client.ts";
 import { keys } from "../../../src/core/wire/store-keys.ts";
-import { startHost } from "./test-host.ts";
+import { startCluster, startHost, type TestHost } from "./test-host.ts";
 
 const everything: Parameters<AgentClient["audit"]>[0] = {
   since: null,
@@ -54,6 +54,37 @@ void t.test("agent: what was asked of it stands in its audit", async (t) => {
   await host.stopAgent();
   await host.startAgent();
   t.match(await host.client.verifyAudit(), { lines: 14, first: 1n, last: 14n, broken: null });
+});
+
+void t.test("agent: the audit of all hosts is read on any of them, and who is away is named", async (t) => {
+  const [h1, h2] = await startCluster(t, 2, 161);
+  if (h1 === undefined || h2 === undefined) throw new Error("two hosts");
+  await h1.client.createVolume({ name: "db", size: 1n << 20n, copies: 1 });
+  await h2.client.deleteVolume("db");
+  await t.rejects(h2.client.deleteVolume("nothing"), { code: "E-ARG-01" });
+  const shown = async (host: TestHost, query: Partial<typeof everything> = {}) => {
+    const { lines, missing, names } = await host.client.audit({ ...everything, ...query });
+    const ends = lines.filter(({ event, what }) => event === "end" && what.includes("volumes"));
+    return { missing, ends: ends.map((one) => `${names[one.host ?? ""]} ${one.what} ${one.outcome}`) };
+  };
+  const all = [
+    "h1 POST /v1/volumes ok",
+    "h2 DELETE /v1/volumes/:ref ok",
+    "h2 DELETE /v1/volumes/:ref E-ARG-01",
+  ];
+  for (const host of [h1, h2]) t.same(await shown(host), { missing: [], ends: all });
+  t.same((await shown(h1, { host: "h2" })).ends, all.slice(1));
+  t.same((await shown(h1, { volume: "db" })).ends, all.slice(0, 2));
+  t.same((await shown(h1, { limit: "1" })).ends, all.slice(2));
+  await t.rejects(h1.client.audit({ ...everything, host: "h9" }), { code: "E-ARG-01" });
+  // What the door itself was asked by another host stands there too.
+  const { lines } = await h1.client.audit({ ...everything, host: "h1" });
+  t.ok(lines.some(({ what }) => what === "POST /v1/enrol"));
+
+  await h2.stopAgent();
+  const without = await shown(h1);
+  t.same(without.ends, all.slice(0, 1));
+  t.match(without.missing, [{ host: "h2", reason: /does not answer/ }]);
 });
 
 void t.test("agent: lines that were cut off whole are missed by what the store kept", async (t) => {

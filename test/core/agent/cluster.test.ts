@@ -4,7 +4,9 @@ import { join } from "node:path";
 import t from "tap";
 
 import type { AgentClient } from "../../../src/core/wire/agent-client.ts";
-import { startCluster, startHost, eventually } from "./test-host.ts";
+import { encodeJoinToken } from "../../../src/core/model/token-code.ts";
+import { Secret } from "../../../src/core/model/secret.ts";
+import { eventually, joinHost, startCluster, startHost } from "./test-host.ts";
 
 async function clusterStatus(client: AgentClient) {
   const status = await client.status();
@@ -27,7 +29,14 @@ void t.test("agent: without a cluster it serves status, and refuses the rest wit
     code: "E-ARG-02",
     message: /not an address of this host/,
   });
-  await t.rejects(host.client.join({ from: "127.0.0.1", address: host.address }), { code: "E-HOST-09" });
+  const token = encodeJoinToken({
+    fingerprint16: new Uint8Array(16),
+    id4: new Uint8Array(4),
+    secret12: new Secret(new Uint8Array(12)),
+  });
+  await t.rejects(host.client.join({ from: "127.0.0.1", token, address: host.address }), {
+    code: "E-HOST-09",
+  });
 });
 
 void t.test(
@@ -79,10 +88,8 @@ void t.test(
       ],
     );
     const h3 = await startHost(t, 23);
-    await t.rejects(h3.client.join({ from: h1.address, name: "h1", address: h3.address }), {
-      code: "E-HOST-03",
-    });
-    await h3.client.join({ from: `${h1.address}:7400`, name: "h3", address: h3.address });
+    await t.rejects(joinHost(h3, h1, "h1"), { code: "E-HOST-03" });
+    await joinHost(h3, h1);
     const three = await eventually(
       "three voters",
       () => clusterStatus(h3.client),

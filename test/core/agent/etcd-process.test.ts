@@ -1,13 +1,15 @@
 /** How etcd is started, and how its process is known again: by flags, and by its data directory. */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { chmod, mkdir, mkdtemp, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { chmod, cp, mkdir, mkdtemp, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import t from "tap";
 
 import { etcdArguments, EtcdProcess } from "../../../src/core/agent/etcd-process.ts";
+import { StoreIdentity } from "../../../src/core/agent/store-identity.ts";
 import { loopback } from "../wire/etcd-for-tests.ts";
+import { makeCluster, silent } from "./identity-for-tests.ts";
 
 const CLUSTER = "11111111-1111-4111-8111-111111111111";
 const HOST = "22222222-2222-4222-8222-222222222222";
@@ -26,7 +28,7 @@ async function emptyPlace(t: Scope): Promise<Place> {
 function startOf(address: string): Parameters<EtcdProcess["configure"]>[0] {
   return {
     identity: { host: HOST, address, cluster: CLUSTER },
-    initialCluster: `${HOST}=http://${address}:7403`,
+    initialCluster: `${HOST}=https://${address}:7403`,
     initialState: "new",
   };
 }
@@ -34,23 +36,34 @@ function startOf(address: string): Parameters<EtcdProcess["configure"]>[0] {
 void t.test("etcd: the command line: each flag with its value, nothing beside the plan", async (t) => {
   const plan = {
     name: "--force-new-cluster",
-    clientUrl: "http://[fd00::1]:7402",
-    peerUrl: "http://[fd00::1]:7403",
-    initialCluster: "a=http://[fd00::1]:7403,b=http://[fd00::2]:7403",
+    clientUrl: "https://[fd00::1]:7402",
+    peerUrl: "https://[fd00::1]:7403",
+    initialCluster: "a=https://[fd00::1]:7403,b=https://[fd00::2]:7403",
     initialState: "existing" as const,
     token: CLUSTER,
   };
-  const words = etcdArguments(plan, "/var/lib/weft/etcd");
+  const words = etcdArguments(plan, "/var/lib/weft/etcd", "/var/lib/weft/authority/tls");
   t.same(words, [
     "--name=--force-new-cluster",
     "--data-dir=/var/lib/weft/etcd",
-    "--listen-client-urls=http://[fd00::1]:7402",
-    "--advertise-client-urls=http://[fd00::1]:7402",
-    "--listen-peer-urls=http://[fd00::1]:7403",
-    "--initial-advertise-peer-urls=http://[fd00::1]:7403",
-    "--initial-cluster=a=http://[fd00::1]:7403,b=http://[fd00::2]:7403",
+    "--listen-client-urls=https://[fd00::1]:7402",
+    "--advertise-client-urls=https://[fd00::1]:7402",
+    "--listen-peer-urls=https://[fd00::1]:7403",
+    "--initial-advertise-peer-urls=https://[fd00::1]:7403",
+    "--initial-cluster=a=https://[fd00::1]:7403,b=https://[fd00::2]:7403",
     "--initial-cluster-state=existing",
     `--initial-cluster-token=${CLUSTER}`,
+    "--cert-file=/var/lib/weft/authority/tls/etcd.pem",
+    "--key-file=/var/lib/weft/authority/tls/etcd.pem",
+    "--client-cert-auth=true",
+    "--trusted-ca-file=/var/lib/weft/authority/tls/clients.pem",
+    "--client-crl-file=/var/lib/weft/authority/tls/crl.der",
+    "--peer-cert-file=/var/lib/weft/authority/tls/etcd.pem",
+    "--peer-key-file=/var/lib/weft/authority/tls/etcd.pem",
+    "--peer-client-cert-auth=true",
+    "--peer-trusted-ca-file=/var/lib/weft/authority/tls/peers.pem",
+    "--peer-crl-file=/var/lib/weft/authority/tls/crl.der",
+    "--cipher-suites=TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
     "--strict-reconfig-check=true",
     "--enable-grpc-gateway=true",
     "--heartbeat-interval=100",
@@ -77,6 +90,15 @@ void t.test(
     t.equal(await etcd.isConfigured(), false);
     await etcd.configure(startOf(address));
     t.equal(await etcd.isConfigured(), true);
+    await t.rejects(etcd.ensureRunning(), /certificate nobody makes/);
+    let prepared = 0;
+    const { files, authority, identity } = await makeCluster(t);
+    const shown = new StoreIdentity({ files, authority, identity, address, log: silent });
+    etcd.prepareBy(async () => {
+      prepared += 1;
+      await shown.prepare();
+      await cp(join(files.stateDir, "authority"), join(place.stateDir, "authority"), { recursive: true });
+    });
     // As an administrator's `cp -r` may leave it.
     await mkdir(etcd.dataDir);
     await chmod(etcd.dataDir, 0o755);
@@ -84,9 +106,11 @@ void t.test(
     t.teardown(() => etcd.stop());
     const again = new EtcdProcess({ ...place, program: "/nowhere/etcd" });
     t.equal(await again.ensureRunning(), pid, "the same process, by its command line");
+    t.equal(prepared, 1);
     const words = (await readFile(`/proc/${pid}/cmdline`, "utf8")).split("\0").slice(1, -1);
     const plan: unknown = JSON.parse(await readFile(join(place.stateDir, "etcd.json"), "utf8"));
-    t.same(words, etcdArguments(plan as Parameters<typeof etcdArguments>[0], etcd.dataDir));
+    const tlsDir = join(place.stateDir, "authority", "tls");
+    t.same(words, etcdArguments(plan as Parameters<typeof etcdArguments>[0], etcd.dataDir, tlsDir));
     const modes = await Promise.all(
       ["etcd", "etcd.json", "etcd.log"].map(async (name) => (await stat(join(place.stateDir, name))).mode),
     );
@@ -141,12 +165,18 @@ void t.test(
     const path = join(place.stateDir, "etcd.json");
     await etcd.configure(startOf(loopback(72)));
     const good = await readFile(path, "utf8");
+    await writeFile(path, good.replaceAll("https://", "http://"));
+    await t.rejects(etcd.isConfigured(), {
+      code: "E-HOST-11",
+      facts: { path },
+      safe: "Nothing was changed.",
+    });
     for (const bad of [
       "",
       "{}",
       good.slice(0, -20),
       good.replace('"new"', '"force"'),
-      good.replace("http://", ""),
+      good.replace("https://", ""),
     ]) {
       await writeFile(path, bad);
       await t.rejects(etcd.isConfigured(), { code: "E-STORE-09", facts: { path } });

@@ -2,12 +2,17 @@
  * A weftd that keeps records in the real store and nothing on disks: what an agent's tests need of its behaviour.
  * Copies are level at once, sessions are entries of a map.
  */
-import { randomUUID } from "node:crypto";
+import { randomUUID, X509Certificate } from "node:crypto";
+import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 
-import type { PoolInfo, RepairPool } from "../../../src/core/wire/daemon.gen.ts";
-import { StoreClient } from "../../../src/core/wire/store-client.ts";
+import type { IdentityShown, PoolInfo, RepairPool } from "../../../src/core/wire/daemon.gen.ts";
+import { writeDurably } from "../../../src/core/wire/durable-file.ts";
+import { openFirstTrust } from "../../../src/core/wire/signed-trust.ts";
+import { type Entry, StoreClient } from "../../../src/core/wire/store-client.ts";
 import { keys } from "../../../src/core/wire/store-keys.ts";
+import { watchPrefix, type WatchUpdate } from "../../../src/core/wire/store-watch.ts";
+import { storeTlsOf } from "./store-tls-of.ts";
 import { FakeDaemon, type Handler, refuse } from "../wire/fake-daemon.ts";
 
 type Json = Record<string, unknown>;
@@ -47,10 +52,14 @@ export class FakeWeftd {
   #host: string | null = null;
   #cluster: string | null = null;
   #store: StoreClient | null = null;
+  #watching: AbortController | null = null;
+  #taking: Promise<void> = Promise.resolve();
   readonly #runDir: string;
+  readonly #stateDir: string;
 
-  constructor(runDir: string) {
+  constructor(runDir: string, stateDir: string) {
     this.#runDir = runDir;
+    this.#stateDir = stateDir;
     this.daemon = new FakeDaemon(join(runDir, "weftd.sock"), this.#handlers());
   }
 
@@ -64,9 +73,12 @@ export class FakeWeftd {
       configure: ({ cluster, host, endpoints }) => {
         this.#cluster = String(cluster);
         this.#host = String(host);
-        this.#store = new StoreClient({ endpoints: endpoints as string[] });
+        this.#store = new StoreClient({ endpoints: endpoints as string[], tls: storeTlsOf(this.#stateDir) });
+        this.#follow(this.#store);
         return {};
       },
+      "identity.reload": () => this.#identity(),
+      "identity.show": () => this.#identity(),
       "store.endpoints": ({ endpoints }) => {
         this.#store?.setEndpoints(endpoints as string[]);
         return {};
@@ -122,6 +134,51 @@ export class FakeWeftd {
       "session.list": () => ({ sessions: [...this.sessions.keys()].map((volume) => this.#session(volume)) }),
       "session.show": ({ volume }) => this.#session(String(volume)),
       why: ({ volume }) => ({ volume, findings: [] }),
+    };
+  }
+
+  /** As the real one does: the newest list of the store is on this host's disk. It believes it as it is. */
+  #follow(store: StoreClient): void {
+    this.#watching?.abort();
+    const watching = new AbortController();
+    this.#watching = watching;
+    const take = async (entry: Entry): Promise<void> => {
+      if (entry.key !== keys.trust) return;
+      await writeDurably(join(this.#stateDir, "identity", "trust.json"), entry.value);
+      this.daemon.emit({ event: "trust.changed", data: { generation: (await this.#identity()).generation } });
+    };
+    const onUpdate = (update: WatchUpdate): void => {
+      if (update.kind === "interrupted") return;
+      const entries =
+        update.kind === "listing"
+          ? update.listing.entries
+          : update.events.flatMap((event) => (event.kind === "put" ? [event.entry] : []));
+      // One after the other: they have one file. The directory of a host that is destroyed may be gone.
+      for (const entry of entries) this.#taking = this.#taking.then(() => take(entry)).catch(() => undefined);
+    };
+    // A host that left its cluster has no identity any more.
+    watchPrefix({ store, prefix: keys.trust, signal: watching.signal, onUpdate }).catch(() => undefined);
+  }
+
+  async stop(): Promise<void> {
+    this.#watching?.abort();
+    await this.daemon.stop();
+  }
+
+  async #identity(): Promise<IdentityShown> {
+    const path = join(this.#stateDir, "identity");
+    const opened = openFirstTrust(await readFile(join(path, "trust.json"), "utf8"));
+    const [leaf] = (await readFile(join(path, "host.pem"), "utf8")).split(/(?<=-----END CERTIFICATE-----\n)/);
+    if (opened.kind === "refused") return refuse("E-TRUST-01", opened.finding.message);
+    const { generation, transport } = opened.value.trust;
+    return {
+      host: this.host,
+      key: "",
+      generation: String(generation),
+      durable: true,
+      not_after: String(Date.parse(new X509Certificate(leaf ?? "").validTo) / 1000),
+      transport: transport === "clear" ? "tls" : transport,
+      findings: [],
     };
   }
 

@@ -1,71 +1,16 @@
-/** Init and join may be cut short anywhere; the same command finishes them. A member may lose its disk. */
-import { readFile } from "node:fs/promises";
-import { join } from "node:path";
+/** Hosts come, lose their disks, and go (enrol.test.ts: who is let in, and who isn't). */
 import t from "tap";
 
-import { HostFiles } from "../../../src/core/agent/host-file.ts";
-import { initCluster, joinUrl } from "../../../src/core/agent/join.ts";
-import { EtcdProcess } from "../../../src/core/agent/etcd-process.ts";
-import { StoreClient } from "../../../src/core/wire/store-client.ts";
-import { keys } from "../../../src/core/wire/store-keys.ts";
-import { eventually, startCluster, startHost } from "./test-host.ts";
+import { joinTarget } from "../../../src/core/agent/join.ts";
+import { eventually, joinHost, startCluster } from "./test-host.ts";
 
 void t.test("join: the address to ask is read as people write it", async (t) => {
-  t.equal(joinUrl("h1"), "http://h1:7400");
-  t.equal(joinUrl("10.0.0.1:7400"), "http://10.0.0.1:7400");
-  t.equal(joinUrl("http://10.0.0.1:7400/"), "http://10.0.0.1:7400");
-  t.equal(joinUrl("fd00::1"), "http://[fd00::1]:7400");
-  t.equal(joinUrl("[fd00::1]"), "http://[fd00::1]:7400");
-  t.equal(joinUrl("[fd00::1]:7400"), "http://[fd00::1]:7400");
-});
-
-void t.test("init: cut short before the store runs, it continues with the same identifiers", async (t) => {
-  const host = await startHost(t, 1);
-  const files = new HostFiles(host.stateDir);
-  const broken = new EtcdProcess({
-    stateDir: host.stateDir,
-    runDir: join(host.directory, "run"),
-    program: "/nowhere/etcd",
-  });
-  const request = { name: "h1", address: host.address, clusterName: "lab" };
-  await t.rejects(initCluster({ files, etcd: broken, bootIdFile: null }, request), { code: "E-STORE-09" });
-  const intent = await files.readIntent();
-  t.equal(await files.readHost(), null, "in no cluster until the end");
-  const made = await host.client.init(request);
-  t.equal(made.id, intent?.cluster);
-  t.equal(made.host, intent?.host);
-  t.equal(await files.readIntent(), null);
-  const plan: unknown = JSON.parse(await readFile(join(host.stateDir, "etcd.json"), "utf8"));
-  t.match(plan, {
-    clientUrl: `http://${host.address}:7402`,
-    peerUrl: `http://${host.address}:7403`,
-  });
-});
-
-void t.test("join: cut short after the registration, it is the same host the second time", async (t) => {
-  const [h1] = await startCluster(t, 1, 11);
-  if (h1 === undefined) throw new Error("a host");
-  const h2 = await startHost(t, 12);
-  const cluster = await h1.client.cluster();
-  const host = "99999999-9999-4999-8999-999999999999";
-  // As a crash leaves it: the intent on disk, the keys in the store, no host.json.
-  await new HostFiles(h2.stateDir).writeIntent({
-    kind: "join",
-    cluster: cluster.id,
-    clusterName: cluster.name,
-    createdAt: cluster.createdAt,
-    host,
-    name: "h2",
-    address: h2.address,
-  });
-  const store = new StoreClient({ endpoints: cluster.endpoints });
-  const json = { id: host, name: "h2", address: h2.address, joinedAt: new Date().toISOString() };
-  await store.put(keys.host(host), JSON.stringify(json));
-  await store.put(keys.hostName("h2"), JSON.stringify({ host }));
-  await store.put(keys.hostAddress(h2.address), JSON.stringify({ host }));
-  const joined = await h2.client.join({ from: h1.address, address: h2.address });
-  t.equal(joined.host, host);
-  t.equal((await h1.client.hosts()).length, 2);
+  t.same(joinTarget("h1"), { host: "h1", port: 7400 });
+  t.same(joinTarget("10.0.0.1:7400"), { host: "10.0.0.1", port: 7400 });
+  t.same(joinTarget("https://10.0.0.1:7400/"), { host: "10.0.0.1", port: 7400 });
+  t.same(joinTarget("fd00::1"), { host: "fd00::1", port: 7400 });
+  t.same(joinTarget("[fd00::1]"), { host: "fd00::1", port: 7400 });
+  t.same(joinTarget("[fd00::1]:7400"), { host: "fd00::1", port: 7400 });
 });
 
 void t.test("store: a member that lost its disk is taken out and comes back as a new one", async (t) => {
@@ -112,8 +57,7 @@ void t.test(
       () => h2.etcd.runningPid(),
       (pid) => pid === null,
     );
-    const again = await h2.client.join({ from: h1.address, name: "h2", address: h2.address });
-    t.equal(again.id, before.id);
-    t.not(again.host, before.host);
+    t.not(await joinHost(h2, h1), before.host);
+    t.equal((await h2.client.cluster()).id, before.id);
   },
 );

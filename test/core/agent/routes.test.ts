@@ -32,6 +32,7 @@ const audit = {
     told.push(`refused ${what} ${who.name} ${source} ${outcome}`);
   },
 };
+Object.defineProperty(audit, "counts", { get: reached });
 const agent: AskedAgent = {
   audit: audit as unknown as Audit,
   member: reached,
@@ -187,6 +188,13 @@ void t.test(
     ]);
   },
 );
+
+void t.test("routes: a body that is too large is refused, whoever sends it", async (t) => {
+  const app = door(root);
+  t.teardown(() => app.close());
+  const volume = { name: "db", size: "1048576", hosts: ["h".repeat(70_000)] };
+  t.same(await ask(app, "POST /v1/volumes", volume), { status: 413, code: "E-LIMIT-01" });
+});
 
 void t.test("routes: what can't be written into the audit is not done", async (t) => {
   let reached = false;

@@ -6,7 +6,6 @@ import { stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import t from "tap";
 
-import { StoreClient } from "../../../src/core/wire/store-client.ts";
 import { keys } from "../../../src/core/wire/store-keys.ts";
 import { eventually, startCluster } from "./test-host.ts";
 
@@ -70,9 +69,7 @@ void t.test("agent: store: backup, loss, restore, repair", async (t) => {
   t.match(recovered, { name: `recovered-${late.id.slice(0, 8)}`, health: "healthy", size: GIB });
   await h1.client.attach("early");
   t.equal(early.id, after.id);
-  const raised = await new StoreClient({ endpoints: (await h1.client.cluster()).endpoints }).get(
-    keys.pool(pool),
-  );
+  const raised = await (await h1.store()).get(keys.pool(pool));
   t.match(
     JSON.parse(raised?.value ?? "{}"),
     { node: h1.weftd.host, inc: "8" },
@@ -87,7 +84,7 @@ void t.test("agent: store: every host hears of a repair, however old the backup 
   const file = join(h1.directory, "store.backup");
   await h1.client.backupStore(file);
   // The restored store counts its revisions anew, from far below what the agents have seen.
-  const store = new StoreClient({ endpoints: (await h1.client.cluster()).endpoints });
+  const store = await h1.store();
   for (let i = 0; i < 300; i += 1) await store.put(keys.token(`t${i}`), "{}");
   await Promise.all([h1, h2].map((host) => host.etcd.stop()));
   await Promise.all([h1, h2].map((host) => host.etcd.setAside()));
@@ -155,7 +152,7 @@ void t.test(
       done.volumes.map((v) => v.volume),
       [volume.id],
     );
-    const store = new StoreClient({ endpoints: (await h1.client.cluster()).endpoints });
+    const store = await h1.store();
     t.equal(await store.get(keys.repairAsk), null, "the question is taken back");
   },
 );

@@ -8,8 +8,10 @@ import { Agent } from "../../../src/core/agent/agent.ts";
 import { EtcdProcess } from "../../../src/core/agent/etcd-process.ts";
 import { openLog } from "../../../src/core/agent/log.ts";
 import { AgentClient } from "../../../src/core/wire/agent-client.ts";
+import { StoreClient } from "../../../src/core/wire/store-client.ts";
 import { loopback } from "../wire/etcd-for-tests.ts";
 import { FakeWeftd } from "./fake-weftd.ts";
+import { storeTlsOf } from "./store-tls-of.ts";
 
 type Scope = { readonly teardown: (fn: () => Promise<void>) => void };
 
@@ -22,14 +24,21 @@ export class TestHost {
   readonly etcd: EtcdProcess;
   #agent: Agent | null = null;
   readonly #rebuildAfterMs: number | null;
+  readonly #certificateLifeMs: number | null;
 
-  constructor(directory: string, n: number, rebuildAfterMs: number | null) {
+  constructor(
+    directory: string,
+    n: number,
+    rebuildAfterMs: number | null,
+    certificateLifeMs: number | null = null,
+  ) {
     this.#rebuildAfterMs = rebuildAfterMs;
+    this.#certificateLifeMs = certificateLifeMs;
     this.directory = directory;
     this.name = `h${n % 10}`;
     this.address = loopback(n);
     this.client = new AgentClient({ socketPath: join(directory, "run", "agent.sock") });
-    this.weftd = new FakeWeftd(join(directory, "run"));
+    this.weftd = new FakeWeftd(join(directory, "run"), this.stateDir);
     this.etcd = new EtcdProcess({
       stateDir: this.stateDir,
       runDir: join(directory, "run"),
@@ -39,6 +48,12 @@ export class TestHost {
 
   get stateDir(): string {
     return join(this.directory, "state");
+  }
+
+  /** The store as this host sees it: with its certificate. */
+  async store(patienceMs: number = 5000): Promise<StoreClient> {
+    const { endpoints } = await this.client.cluster();
+    return new StoreClient({ endpoints, tls: storeTlsOf(this.stateDir), patienceMs });
   }
 
   /** Boots: the agent, and weftd if it doesn't run. */
@@ -52,6 +67,7 @@ export class TestHost {
       bootIdFile: null,
       logLevel: level,
       rebuildAfterMs: this.#rebuildAfterMs,
+      certificateLifeMs: this.#certificateLifeMs,
       addon: join(nativeBin(), "libweft_node.so"),
       syslogSocket: "",
       viewerGroup: null,
@@ -68,7 +84,7 @@ export class TestHost {
 
   async destroy(): Promise<void> {
     await this.stopAgent();
-    await this.weftd.daemon.stop();
+    await this.weftd.stop();
     await this.etcd.stop();
     await rm(this.directory, { recursive: true, force: true });
   }
@@ -78,8 +94,10 @@ export async function startHost(
   t: Scope,
   n: number,
   rebuildAfterMs: number | null = null,
+  certificateLifeMs: number | null = null,
 ): Promise<TestHost> {
-  const host = new TestHost(await mkdtemp(join(tmpdir(), "weft-host-")), n, rebuildAfterMs);
+  const directory = await mkdtemp(join(tmpdir(), "weft-host-"));
+  const host = new TestHost(directory, n, rebuildAfterMs, certificateLifeMs);
   t.teardown(() => host.destroy());
   // The agent finds it at its first try: what is asked right after `init` needs a configured weftd.
   await mkdir(join(host.directory, "run"));
@@ -94,18 +112,25 @@ export async function startCluster(
   count: number,
   first: number,
   rebuildAfterMs: number | null = null,
+  certificateLifeMs: number | null = null,
 ): Promise<TestHost[]> {
   const hosts: TestHost[] = [];
   for (let n = first; n < first + count; n += 1) {
-    const host = await startHost(t, n, rebuildAfterMs);
+    const host = await startHost(t, n, rebuildAfterMs, certificateLifeMs);
     const [head] = hosts;
     if (head === undefined)
       await host.client.init({ name: host.name, address: host.address, clusterName: "lab" });
-    else await host.client.join({ from: head.address, name: host.name, address: host.address });
+    else await joinHost(host, head);
     hosts.push(host);
   }
   for (const host of hosts) await host.client.createPool({ path: `/pool-of-${host.name}` });
   return hosts;
+}
+
+/** By a token that is made for it. */
+export async function joinHost(host: TestHost, member: TestHost, name: string = host.name): Promise<string> {
+  const { token } = await member.client.createToken();
+  return (await host.client.join({ from: member.address, token, name, address: host.address })).host;
 }
 
 /** Asks until the answer is as wanted; the agent's own events make it so, this only looks. */

@@ -2,7 +2,6 @@
 import t from "tap";
 
 import type { VolumeAnswer } from "../../../src/core/wire/agent-api.ts";
-import { StoreClient } from "../../../src/core/wire/store-client.ts";
 import { keys } from "../../../src/core/wire/store-keys.ts";
 import { eventually, startCluster, type TestHost } from "./test-host.ts";
 
@@ -149,7 +148,7 @@ void t.test(
     await h2.client.deleteVolume("db");
     await h1.client.emptyTrash(null);
     t.same(await h1.client.trash(), []);
-    const store = new StoreClient({ endpoints: (await h1.client.cluster()).endpoints });
+    const store = await h1.store();
     t.same((await store.list(keys.volumes)).entries, [], "nothing of them is left");
     t.same((await store.list(keys.name(""))).entries, []);
   },

@@ -33,6 +33,24 @@ class Collector {
   }
 }
 
+/**
+ * What was put, without what was put again: a put whose outcome was unknown is repeated, and its value then stands in the
+ * store at two revisions. That no revision is told twice, and none after a later one, is looked at here.
+ */
+function putsOf(collector: Collector): string[] {
+  const told = collector.updates.flatMap((u) => {
+    if (u.kind === "listing") return u.listing.entries;
+    if (u.kind === "interrupted") return [];
+    return u.events.flatMap((e) => (e.kind === "put" ? [e.entry] : []));
+  });
+  let last = 0n;
+  return told.flatMap(({ value, modRevision }, i) => {
+    if (modRevision <= last) throw new Error(`revision ${modRevision} was told after ${last}`);
+    last = modRevision;
+    return told[i - 1]?.value === value ? [] : [value];
+  });
+}
+
 type Scope = { readonly teardown: (fn: () => Promise<void>) => void };
 
 function watch(t: Scope, store: StoreClient, prefix: string, from: bigint | null = null): Collector {
@@ -62,7 +80,7 @@ async function survives(
     wanted.push(String(i));
   }
   await seen.until(() => seen.values().includes("59"));
-  t.same(seen.values(), wanted);
+  t.same(putsOf(seen), wanted);
 }
 
 void t.test("store: watch: every change once and in order (the member was killed)", async (t) => {
@@ -106,7 +124,7 @@ void t.test("store: watch: our certificate is renewed in the middle, and no even
   while (streams.length < 2 && performance.now() < end) await put();
   for (let i = 0; i < 20; i += 1) await put();
   await seen.until(() => seen.values().includes(wanted.at(-1) ?? ""));
-  t.same(seen.values(), wanted);
+  t.same(putsOf(seen), wanted);
   t.equal(streams.length, 2, "a stream with the new certificate, once");
   t.notOk(
     seen.updates.some((u) => u.kind === "interrupted"),

@@ -1,0 +1,114 @@
+/**
+ * What this host answers to other machines, as a member of its cluster.
+ *
+ * Must always hold: who asks was judged by the door; a request that gives keys away looks itself at whom it gives them to.
+ */
+import { IdentityFiles } from "../wire/identity-files.ts";
+import { judgeKey } from "../model/trust.ts";
+import { factsOf } from "../wire/certificate.ts";
+import { parseHost } from "../wire/record.ts";
+import { reasonOf } from "../wire/errors.ts";
+import { keys } from "../wire/store-keys.ts";
+import { ApiTokens } from "./api-tokens.ts";
+import { memberAddresses } from "./ask-members.ts";
+import { ownLines } from "./audit-read.ts";
+import type { MemberContext } from "./context.ts";
+import { Door, type DoorHandlers } from "./door.ts";
+import { Enrolment } from "./enrol.ts";
+import { hostsOf } from "./facts.ts";
+import type { AskedAgent } from "./handlers.ts";
+import { memberCredentials, takeAuthorities } from "./members.ts";
+import type { Mirror } from "./mirror.ts";
+import { renewIdentity } from "./renew.ts";
+import { AGENT_VERSION, clusterAnswer } from "./status.ts";
+
+/** E-HOST-08 when the address can't be served. */
+export function openDoor(context: MemberContext, agent: AskedAgent): Promise<Door> {
+  const { self, identity, mirror, log } = context;
+  const tokens = new ApiTokens(context);
+  // Where this host holds the key: in a planned change of the authority its tokens live on.
+  identity.onChange((change) => {
+    if (change.kind === "certificate") return;
+    tokens.signAnew().catch((error: unknown) => {
+      log.warn({ reason: reasonOf(error) }, "API tokens were not signed anew yet");
+    });
+  });
+  return Door.listen({
+    address: self.address,
+    tls: identity.tls,
+    isHostAddress: hostAddresses(mirror),
+    handlers: handlersOf(context, agent.audit),
+    rest: { agent, judgeToken: (token, address, nowMs) => tokens.judge(token, address, nowMs) },
+    audit: agent.audit,
+    log,
+  });
+}
+
+/** Asked for every connection of a flood: looked up once, until the hosts change. */
+function hostAddresses(mirror: Mirror): (address: string) => boolean {
+  let known: ReadonlySet<string> | null = null;
+  mirror.onChange((changed) => {
+    if (changed === null || Array.from(changed).some((key) => key.startsWith(keys.hosts))) known = null;
+  });
+  return (address) => {
+    known ??= new Set(hostsOf(mirror).map((host) => host.address));
+    return known.has(address);
+  };
+}
+
+function handlersOf(context: MemberContext, audit: AskedAgent["audit"]): DoorHandlers {
+  const { options, store, authority, identity, self, storeKeeper } = context;
+  const enrolment = new Enrolment({
+    store,
+    authority,
+    identity,
+    cluster: () => clusterAnswer(context),
+    members: () => memberAddresses(store),
+  });
+  const files = new IdentityFiles(options.stateDir);
+  const credentials = {
+    store,
+    authority,
+    identity,
+    members: () => storeKeeper.members.list(),
+    addressOf: async (host: string) => {
+      const entry = await store.get(keys.host(host));
+      return entry === null ? null : parseHost(entry.key, entry.value).address;
+    },
+  };
+  return {
+    "GET /v1/hello": async () => ({
+      cluster: self.cluster,
+      members: [...memberAddresses(store)],
+      version: AGENT_VERSION,
+      generation: identity.trust().generation,
+    }),
+    "POST /v1/enrol": (call) => enrolment.enrol(call),
+    "POST /v1/identity/renew": async ({ caller, begin }) => {
+      const { certificate } = caller;
+      const trust = identity.trust();
+      const verdict = certificate === null ? null : judgeKey(trust, factsOf(certificate, trust.authorities));
+      if (verdict?.kind === "ok") await begin({ host: verdict.host });
+      return renewIdentity({ store, authority, identity, files }, certificate);
+    },
+    "POST /v1/members/credentials": async ({ caller, begin }) => {
+      if (caller.verdict?.kind !== "ok") throw new Error("the door lets hosts only ask for credentials");
+      await begin({ host: caller.verdict.host });
+      const given = await memberCredentials(credentials, caller.verdict.host);
+      return {
+        authorities: [...given.authorities],
+        storeAuthorities: [...given.storeAuthorities],
+        trust: given.trust,
+      };
+    },
+    "POST /v1/internal/audit": async ({ body: { limit, ...filter } }) => ({
+      lines: [...(await ownLines(audit, filter, limit))],
+    }),
+    "PUT /v1/members/authority": async ({ caller, body, begin }) => {
+      if (caller.verdict?.kind !== "ok") throw new Error("the door lets hosts only hand over authorities");
+      await begin({ host: caller.verdict.host });
+      await takeAuthorities({ authority, identity }, caller.verdict.host, body);
+      return {};
+    },
+  };
+}

@@ -1,0 +1,105 @@
+/**
+ * What `init` and `join` ask of a host before they begin: it is in no cluster, the address is its own, nobody else serves
+ * there.
+ *
+ * Must always hold: a refusal here changed nothing.
+ */
+import { createServer } from "node:net";
+import { hostname } from "node:os";
+
+import { parseName } from "../model/name.ts";
+import { WeftError } from "../wire/errors.ts";
+import type { IdentityFiles } from "../wire/identity-files.ts";
+import { keys } from "../wire/store-keys.ts";
+import { CLIENT_PORT, type EtcdProcess } from "./etcd-process.ts";
+import type { HostFiles } from "./host-file.ts";
+import type { Log } from "./log.ts";
+import type { TrustExtra } from "./trust-change.ts";
+
+export type JoinContext = {
+  readonly files: HostFiles;
+  readonly identityFiles: IdentityFiles;
+  readonly etcd: EtcdProcess;
+  readonly bootIdFile: string | null;
+  /** How long certificates live that this host issues; null: as always. */
+  readonly certificateLifeMs: number | null;
+  readonly log: Log;
+};
+
+/** A host's keys in the store: all of them are new, or the host isn't registered. */
+export function registration(host: {
+  readonly host: string;
+  readonly name: string;
+  readonly address: string;
+  readonly joinedAt: string;
+}): TrustExtra {
+  const { name, address, joinedAt } = host;
+  const holder = JSON.stringify({ host: host.host });
+  const entries = [
+    [keys.host(host.host), JSON.stringify({ id: host.host, name, address, joinedAt })],
+    [keys.hostName(name), holder],
+    [keys.hostAddress(address), holder],
+  ] as const;
+  return {
+    compares: entries.map(([key]) => ({ key, modRevision: 0n })),
+    ops: entries.map(([key, value]) => ({ kind: "put", key, value })),
+  };
+}
+
+export async function refuseMember(files: HostFiles): Promise<void> {
+  const member = await files.readHost();
+  if (member === null) return;
+  throw new WeftError({
+    code: "E-HOST-04",
+    message: `This host is "${member.name}" of cluster ${member.cluster} already.`,
+    facts: { cluster: member.cluster, host: member.host, name: member.name },
+    safe: "Nothing was changed.",
+    do: [{ why: "Look at it", command: "weft status" }],
+  });
+}
+
+/** The address is one of this host's, and nobody else has the store's port there. */
+export async function checkLocal(address: string, etcd: EtcdProcess): Promise<void> {
+  if ((await etcd.runningPid()) !== null) return;
+  const server = createServer();
+  try {
+    await new Promise<void>((resolve, reject) => {
+      server.once("error", reject);
+      server.listen({ host: address, port: CLIENT_PORT, exclusive: true }, resolve);
+    });
+  } catch (cause) {
+    const busy = cause instanceof Error && "code" in cause && cause.code === "EADDRINUSE";
+    throw new WeftError({
+      code: busy ? "E-HOST-08" : "E-ARG-02",
+      message: busy
+        ? `Port ${CLIENT_PORT} on ${address} is used by another program.`
+        : `${address} is not an address of this host.`,
+      facts: { address, port: CLIENT_PORT },
+      safe: "Nothing was changed.",
+      do: busy ? [{ why: "Debian's own etcd service?", command: "systemctl disable --now etcd" }] : [],
+      cause,
+    });
+  } finally {
+    server.close();
+  }
+}
+
+/** The host's own name, where none was given: E-ARG-02 if it can't be one. */
+export function ownName(): string {
+  const name = (hostname().split(".")[0] ?? "").toLowerCase();
+  const decision = parseName("host", name);
+  if (decision.kind === "ok") return decision.value;
+  throw WeftError.fromFinding(decision.finding);
+}
+
+export function takenBy(name: string, address: string, isName: boolean): WeftError {
+  return new WeftError({
+    code: "E-HOST-03",
+    message: isName
+      ? `A host named "${name}" is a member already.`
+      : `A host with the address ${address} is a member already.`,
+    facts: { name, address },
+    safe: "Nothing was changed in the cluster.",
+    do: [{ why: "With another name", command: "weft join HOST --name NAME" }],
+  });
+}

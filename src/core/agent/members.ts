@@ -1,0 +1,132 @@
+/**
+ * What a host needs to become a member of the store: the authorities' private keys, given by a member over a connection
+ * on which both have proven who they are.
+ *
+ * Must always hold:
+ * - they are given to a host only that the store counts as its member, and that the list trusts;
+ * - the list says for ever that this host had them, and says so before it has them: revoking it calls for new ones.
+ */
+import { createPrivateKey, createPublicKey } from "node:crypto";
+
+import type { HostId } from "../model/ids.ts";
+import { Secret } from "../model/secret.ts";
+import { signerOf, withHeld } from "../model/trust.ts";
+import { kidOf } from "../wire/certificate.ts";
+import { WeftError } from "../wire/errors.ts";
+import type { Member } from "../wire/store-members.ts";
+import type { AuthorityKeys } from "../wire/x509-make.ts";
+import type { HeldAuthorities } from "./authority.ts";
+import { peerUrl } from "./etcd-process.ts";
+import { changeTrust } from "./trust-change.ts";
+import type { TrustWriter } from "./trust-change.ts";
+
+/** Of both kinds: those in use, those of a change under way, and some that were never announced. */
+const AUTHORITIES_MAX = 32;
+
+/** As it goes over the wire; `key` is PKCS#8, PEM. */
+type SentAuthority = { readonly kid: string; readonly pem: string; readonly key: string };
+export type MemberCredentials = {
+  readonly authorities: SentAuthority[];
+  readonly storeAuthorities: SentAuthority[];
+  /** The newest trust list, signed. */
+  readonly trust: string;
+};
+
+export type CredentialsContext = TrustWriter & {
+  readonly members: () => Promise<readonly Member[]>;
+  /** Null: no such host is registered. */
+  readonly addressOf: (host: HostId) => Promise<string | null>;
+};
+
+/** To `host`, which has proven itself. E-CA-01 where this host has none to give, E-CA-07 where `host` is no member. */
+export async function memberCredentials(
+  context: CredentialsContext,
+  host: HostId,
+): Promise<MemberCredentials> {
+  const { authority } = context;
+  const address = await context.addressOf(host);
+  const url = address === null ? null : peerUrl(address);
+  const isMember = url !== null && (await context.members()).some(({ peerUrls }) => peerUrls.includes(url));
+  if (!isMember) throw noMember(host);
+  const change = await changeTrust(context, (trust) => {
+    const held = authority.give(trust);
+    const kids = [...held.host, ...held.store].map(({ kid }) => kid);
+    return withHeld(trust, { host, kids, nonce: "" });
+  });
+  if (change.kind !== "changed") throw new Error("a change of the list alone has nothing else to compare");
+  const given = authority.give(change.signed.trust);
+  return { authorities: given.host.map(sent), storeAuthorities: given.store.map(sent), trust: change.text };
+}
+
+/** The keys of authorities that no list names yet, as they are handed to the other members; `trust` is the list of now. */
+export function handedOver(authorities: HeldAuthorities, trust: string): MemberCredentials {
+  return {
+    authorities: authorities.host.map(sent),
+    storeAuthorities: authorities.store.map(sent),
+    trust,
+  };
+}
+
+/**
+ * Another member hands over the keys of authorities that are to come. `from` has proven itself; E-CA-07 where the list
+ * doesn't say that it has the authority's key itself, E-CA-01 where this host is no member.
+ */
+export async function takeAuthorities(
+  { authority, identity }: Pick<TrustWriter, "authority" | "identity">,
+  from: HostId,
+  body: MemberCredentials,
+): Promise<void> {
+  const trust = identity.trust();
+  if (!authority.holds(trust)) authority.give(trust);
+  if (!(trust.hosts.get(from)?.held.includes(signerOf(trust)) ?? false)) throw noMember(from);
+  if (authority.kids().length > AUTHORITIES_MAX) throw tooMany();
+  await authority.take(receivedAuthorities(body));
+}
+
+/** What a member answered, as keys whose certificates fit them: E-CA-05 otherwise, when they are written. */
+export function receivedAuthorities(answer: MemberCredentials): HeldAuthorities {
+  return {
+    host: answer.authorities.map(received),
+    store: answer.storeAuthorities.map(received),
+  };
+}
+
+function sent({ kid, pem, keyPem }: AuthorityKeys): SentAuthority {
+  return { kid, pem, key: keyPem.reveal() };
+}
+
+/** Its name is the hash of its key, whatever the answer calls it. */
+function received({ pem, key }: SentAuthority): AuthorityKeys {
+  return { kid: kidOfPrivate(key), pem, keyPem: new Secret(key) };
+}
+
+function kidOfPrivate(key: string): string {
+  try {
+    return kidOf(createPublicKey(createPrivateKey(key)));
+  } catch {
+    // The cause may quote what it read.
+    throw new WeftError({
+      code: "E-CA-05",
+      message: "A key of an authority that another host handed over can't be used.",
+      safe: "Nothing was changed.",
+    });
+  }
+}
+
+function tooMany(): WeftError {
+  return new WeftError({
+    code: "E-CA-02",
+    message: "This host has keys of more authorities than any change of them needs.",
+    safe: "Nothing was changed.",
+    do: [{ why: "See what is under way", command: "weft ca show" }],
+  });
+}
+
+function noMember(host: HostId): WeftError {
+  return new WeftError({
+    code: "E-CA-07",
+    message: `Host ${host} is no member of the store: it gets no authority's key.`,
+    facts: { host },
+    safe: "Nothing was changed.",
+  });
+}

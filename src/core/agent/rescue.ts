@@ -1,0 +1,50 @@
+/**
+ * While the store is away: perhaps it is only this host that it doesn't believe, or that doesn't believe it, because other
+ * authorities took over while this host was off. Then a member's door has the newer list.
+ *
+ * Must always hold: a store that is away for another reason costs one question in some seconds, and no certificate.
+ */
+import { isWeftError, reasonOf } from "../wire/errors.ts";
+import type { Log } from "./log.ts";
+
+const ASK_MS = 5000;
+
+export type RescueOptions = {
+  readonly isAway: () => boolean;
+  /** True: this host has a newer list now, and a certificate of it. */
+  readonly catchUp: () => Promise<boolean>;
+  readonly log: Log;
+};
+
+export class Rescue {
+  readonly #options: RescueOptions;
+  readonly #timer: NodeJS.Timeout;
+  #asking = false;
+
+  constructor(options: RescueOptions) {
+    this.#options = options;
+    this.#timer = setInterval(() => this.#look(), ASK_MS);
+  }
+
+  stop(): void {
+    clearInterval(this.#timer);
+  }
+
+  #look(): void {
+    const { isAway, catchUp, log } = this.#options;
+    if (this.#asking || !isAway()) return;
+    this.#asking = true;
+    catchUp()
+      .then((caughtUp) => {
+        if (caughtUp) log.warn({}, "this host was away while other authorities took over; it has caught up");
+        return caughtUp;
+      })
+      .catch((error: unknown) => {
+        // Nobody answers: the usual case of a store that is away.
+        if (!isWeftError(error)) log.error({ error: reasonOf(error) }, "catching up: a bug");
+      })
+      .finally(() => {
+        this.#asking = false;
+      });
+  }
+}

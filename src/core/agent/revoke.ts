@@ -1,0 +1,277 @@
+/**
+ * `weft host revoke`: from one swap of the trust list on nothing of a host is listened to.
+ *
+ *     decide (one transaction: list, and the host's keys go) ──▶ every host refuses and cuts, members restart their etcd,
+ *     each says so ──▶ report
+ *
+ * Must always hold:
+ * - a host that held the authority's key goes together with that authority; the new one's keys are at every other member
+ *   before the list names it;
+ * - it is called complete only when every host that is alive said that it refuses the host, and every member of the store
+ *   that it has no connection of it: from then on the host can change no record;
+ * - repeating it goes on where it stopped.
+ */
+import { randomUUID } from "node:crypto";
+
+import type { Decision } from "../model/finding.ts";
+import { type HostId, parseHostId, parseUuid } from "../model/ids.ts";
+import type { Authority, Replacement, Trust } from "../model/trust.ts";
+import { holdsAuthority, revokeHost as revokeInList, withHeld } from "../model/trust.ts";
+import type { HostRevokeAnswer } from "../wire/agent-api.ts";
+import { WeftError } from "../wire/errors.ts";
+import type { HostJson } from "../wire/record.ts";
+import type { Op } from "../wire/store-client.ts";
+import { keys } from "../wire/store-keys.ts";
+import type { Member } from "../wire/store-members.ts";
+import type { AuthorityKeys } from "../wire/x509-make.ts";
+import { giveAuthorities } from "./ask-members.ts";
+import type { MemberContext } from "./context.ts";
+import { peerUrl } from "./etcd-process.ts";
+import { aliveOf, hostsOf, poolsOf, type VolumeFacts, volumesOf } from "./facts.ts";
+import { findHost } from "./find.ts";
+import type { Mirror } from "./mirror.ts";
+import { changeTrust } from "./trust-change.ts";
+import { parseAck } from "./revocation-acks.ts";
+
+/** Hosts are waited for this long; those that have the store need less than a quarter of it. */
+const CUT_MS = 20_000;
+
+type Decided =
+  /** KID of the authority that took over; null: the host held no key of one. */
+  | { readonly kind: "done"; readonly authority: string | null }
+  /** The host was given the authority's key since we looked: it needs another one. */
+  | { readonly kind: "again" };
+
+type Target = { readonly id: HostId; readonly name: string; readonly address: string | null };
+
+/** `by` is who asked, for people. */
+export async function revokeHost(context: MemberContext, ref: string, by: string): Promise<HostRevokeAnswer> {
+  const { mirror, identity, authority, storeKeeper, self, log } = context;
+  await mirror.sync();
+  const target = targetOf(context, ref);
+  if (target.id === self.host) throw revokesItself(target.name);
+  if (!authority.holds(identity.trust())) authority.give(identity.trust());
+  const members = await storeKeeper.members.list();
+  const member = target.address === null ? undefined : memberAt(members, target.address);
+  if (member !== undefined) await refuseLoss(context, members, member, target);
+  const begun = performance.now();
+  let decided = await decide(context, target, members, by);
+  while (decided.kind === "again") decided = await decide(context, target, members, by);
+  log.warn({ host: target.id, name: target.name, by }, "a host was revoked");
+  const { hosts, complete } = await untilCut(context, target, begun);
+  return {
+    host: target.id,
+    name: target.name,
+    generation: identity.trust().generation,
+    authority: decided.authority,
+    hosts,
+    complete,
+    open: sessionsOf(context, target.id).map(({ id, want }) => ({ volume: id, name: want?.name ?? id })),
+  };
+}
+
+/** The list without it, and with it whatever the store knows of the host: one transaction. */
+async function decide(
+  context: MemberContext,
+  target: Target,
+  members: readonly Member[],
+  by: string,
+): Promise<Decided> {
+  const { identity, authority, mirror, self } = context;
+  await mirror.sync();
+  if (identity.trust().revoked.has(target.id)) return { kind: "done", authority: null };
+  let next: Awaited<ReturnType<typeof authority.makeNext>> | null = null;
+  const staying = hostsOf(mirror)
+    .filter(({ id, address }) => id !== target.id && memberAt(members, address) !== undefined)
+    .map(({ id }) => id);
+  if (holdsAuthority(identity.trust(), target.id)) {
+    next = await authority.makeNext(self.cluster);
+    const others = staying.filter((id) => id !== self.host);
+    // One that is away is given them when it is back.
+    await giveAuthorities(context, { host: [next.host], store: [next.store] }, others);
+  }
+  const replacement = next === null ? null : replacementOf(next);
+  const change = await changeTrust(
+    context,
+    (trust) => {
+      if (replacement === null && holdsAuthority(trust, target.id)) throw new HeldMeanwhile();
+      return withRevoked(trust, { target, by, replacement, staying });
+    },
+    { compares: [], ops: removalOps(context, target) },
+  ).catch((error: unknown) => {
+    if (error instanceof HeldMeanwhile) return null;
+    throw error;
+  });
+  if (change === null) return { kind: "again" };
+  if (change.kind !== "changed") throw new Error("a revocation compares the list alone");
+  return { kind: "done", authority: next?.host.kid ?? null };
+}
+
+/** Seen in the list that is to be changed. */
+class HeldMeanwhile extends Error {}
+
+function withRevoked(
+  trust: Trust,
+  {
+    target,
+    by,
+    replacement,
+    staying,
+  }: {
+    readonly target: Target;
+    readonly by: string;
+    readonly replacement: Replacement | null;
+    readonly staying: readonly HostId[];
+  },
+): Decision<Trust> {
+  const nowMs = Date.now();
+  const needed = holdsAuthority(trust, target.id) ? replacement : null;
+  const revoked = revokeInList(trust, { host: target.id, by, nowMs, nonce: "", replacement: needed });
+  if (needed === null) return revoked;
+  const kids = [needed.authority.kid, needed.storeAuthority.kid];
+  return staying.reduce<Decision<Trust>>(
+    (so, host) => (so.kind === "refused" ? so : withHeld(so.value, { host, kids, nonce: "" })),
+    revoked,
+  );
+}
+
+function replacementOf(next: { readonly host: AuthorityKeys; readonly store: AuthorityKeys }): Replacement {
+  const sinceMs = Date.now();
+  const named = ({ kid, pem }: AuthorityKeys): Authority => ({ kid, pem, state: "active", sinceMs });
+  return { id: randomUUID(), authority: named(next.host), storeAuthority: named(next.store) };
+}
+
+function removalOps({ mirror }: MemberContext, { id, name, address }: Target): readonly Op[] {
+  const pools = poolsOf(mirror).filter(({ node }) => node === id);
+  return [
+    keys.host(id),
+    keys.hostName(name),
+    ...(address === null ? [] : [keys.hostAddress(address)]),
+    keys.alive(id),
+    keys.repair(id),
+    ...placerKeys(mirror, id),
+    ...pools.flatMap((pool) => [keys.pool(pool.id), keys.poolUsage(pool.id)]),
+  ].map((key) => ({ kind: "delete", key }));
+}
+
+/** Nobody places for the seconds until its lease would have ended: another one may at once. */
+function placerKeys(mirror: Mirror, host: HostId): readonly string[] {
+  const placer = mirror.get(keys.placer);
+  return placer !== null && placer.value.includes(host) ? [keys.placer] : [];
+}
+
+/** A name, an identifier; also of a host that was revoked before, to finish that. */
+function targetOf({ mirror, identity }: MemberContext, ref: string): Target {
+  const id = parseUuid(ref);
+  const [known] = Array.from(identity.trust().revoked).filter(
+    ([host, { name }]) => host === id || name === ref,
+  );
+  const isThere = hostsOf(mirror).some((host) => host.id === id || host.name === ref);
+  if (known !== undefined && !isThere) return { id: known[0], name: known[1].name, address: null };
+  const { id: host, name, address } = findHost(mirror, ref);
+  return { id: host, name, address };
+}
+
+function memberAt(members: readonly Member[], address: string): Member | undefined {
+  return members.find(({ peerUrls }) => peerUrls.includes(peerUrl(address)));
+}
+
+/** What is left of the store must be a majority of what there is now: it restarts without the host. */
+async function refuseLoss(
+  { storeKeeper }: MemberContext,
+  members: readonly Member[],
+  member: Member,
+  { name }: Target,
+): Promise<void> {
+  if (member.learner) return;
+  const voters = members.filter(({ learner }) => !learner);
+  const staying = voters.filter(({ id }) => id !== member.id);
+  if (staying.length === 0) throw onlyVote(name);
+  const answering = await Promise.all(
+    staying.map(({ clientUrls: [url = ""] }) => storeKeeper.members.statusOf(url)),
+  );
+  const healthy = answering.filter((status) => status !== null && status.leader !== "0").length;
+  const needed = Math.floor(voters.length / 2) + 1;
+  if (healthy >= needed) return;
+  throw new WeftError({
+    code: "E-STORE-05",
+    message: `The store can't lose its member on ${name} now: ${healthy} others answer, ${needed} are needed.`,
+    facts: { name, healthy, needed },
+    safe: "Nothing was changed.",
+    do: [{ why: "Which members answer", command: "weft status" }],
+  });
+}
+
+/** What each host said, and after how many milliseconds; null: it did not say so in time. */
+async function untilCut(
+  { mirror, view }: MemberContext,
+  target: Target,
+  begun: number,
+): Promise<Pick<HostRevokeAnswer, "hosts" | "complete">> {
+  const said = new Map<string, { refusedMs: number | null; storeMs: number | null; member: boolean }>();
+  const others = (): readonly HostJson[] => hostsOf(mirror).filter(({ id }) => id !== target.id);
+  const look = (): true | null => {
+    const ms = Math.round(performance.now() - begun);
+    for (const { id } of others()) {
+      const entry = mirror.get(keys.revocationBy(target.id, id));
+      const ack = entry === null ? null : parseAck(entry.value);
+      const before = said.get(id) ?? { refusedMs: null, storeMs: null, member: false };
+      if (ack === null) {
+        said.set(id, before);
+        continue;
+      }
+      const refused = ack.agent && ack.weftd;
+      said.set(id, {
+        refusedMs: before.refusedMs ?? (refused ? ms : null),
+        storeMs: before.storeMs ?? (ack.member === true ? ms : null),
+        member: ack.member !== null,
+      });
+    }
+    const alive = aliveOf(mirror);
+    const isDone = others()
+      .filter(({ id }) => alive.has(id))
+      .every(({ id }) => {
+        const ack = said.get(id);
+        return ack !== undefined && ack.refusedMs !== null && (!ack.member || ack.storeMs !== null);
+      });
+    return isDone ? true : null;
+  };
+  const left = Math.max(0, CUT_MS - (performance.now() - begun));
+  await mirror.until("The revocation", left, look).catch((error: unknown) => {
+    if (!(error instanceof WeftError && error.code === "E-AGENT-04")) throw error;
+  });
+  const complete = look() === true;
+  const { hosts } = view.cluster();
+  const shown = Array.from(said, ([id, { refusedMs, storeMs, member }]) => ({
+    host: id,
+    name: hosts.find((host) => host.id === parseHostId(id))?.name ?? id.slice(0, 8),
+    refusedMs,
+    member,
+    storeMs,
+  }));
+  return { hosts: shown, complete };
+}
+
+function sessionsOf({ mirror }: MemberContext, host: HostId): readonly VolumeFacts[] {
+  return volumesOf(mirror).filter(({ record }) => record?.owner?.host === host);
+}
+
+function revokesItself(name: string): WeftError {
+  return new WeftError({
+    code: "E-HOST-12",
+    message: `${name} can't revoke itself.`,
+    facts: { name },
+    safe: "Nothing was changed.",
+    do: [{ why: "On another host", command: `weft host revoke ${name}` }],
+  });
+}
+
+function onlyVote(name: string): WeftError {
+  return new WeftError({
+    code: "E-HOST-13",
+    message: `${name} has the store's only vote: without it nobody would learn of the revocation.`,
+    facts: { name },
+    safe: "Nothing was changed.",
+    do: [{ why: "A third host brings two more votes", command: "weft join HOST" }],
+  });
+}

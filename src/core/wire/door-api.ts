@@ -1,0 +1,132 @@
+/**
+ * What a host serves to other machines on port 7400: the table of requests, and their bodies and answers as schemas.
+ *
+ * Must always hold:
+ * - the door serves exactly these; `open` ones are for whoever reaches it, and judge by themselves what they are shown;
+ * - an answer is parsed before anybody sees it, and fields that a reader doesn't know are left alone.
+ */
+import { z } from "zod";
+
+import { clusterAnswer } from "./agent-api.ts";
+import { auditLine } from "./audit-line.ts";
+import { address, hostName, u64, uuid } from "./json-types.ts";
+
+const pem = z.string().max(8192);
+/** A signed value of the store (signed.ts). */
+const signedText = z.string().max(1 << 20);
+
+export const helloAnswer = z.object({
+  /** Of the cluster. Whether it is that one is known only from the certificate that the connection has shown. */
+  cluster: uuid,
+  /** Addresses of the store's members: those that can let a host in. */
+  members: z.array(address).max(64),
+  version: z.string().max(64),
+  /** Of the trust list that it goes by; a host that has an older one asks for it. */
+  generation: u64,
+});
+
+export const enrolRequest = z.strictObject({
+  /** The token's secret is never sent (join-proof.ts). */
+  token: z.strictObject({
+    id: z.string().regex(/^[0-9a-f]{8}$/),
+    key: z.string().regex(/^[0-9a-f]{64}$/),
+    signature: z.string().regex(/^[0-9a-f]{128}$/),
+  }),
+  host: z.strictObject({ id: uuid, name: hostName, address }),
+});
+
+export const enrolAnswer = z.object({
+  /** `host` is the one that was let in. */
+  cluster: clusterAnswer,
+  /** Its certificate, without the authority's, which the connection has shown. */
+  cert: pem,
+  /** The list in which it stands. */
+  trust: signedText,
+});
+
+/** Nothing of a certificate's content is asked for: it is made anew for who has proven the listed key. */
+export const renewRequest = z.strictObject({});
+export const renewAnswer = z.object({
+  cert: pem,
+  authority: pem,
+  trust: signedText,
+  /** The lists by which authorities took over from each other, for a host that was away then. */
+  links: z.array(signedText).max(64).default([]),
+});
+
+const authorityKeys = z.object({ kid: z.string().regex(/^[0-9a-f]{64}$/), pem, key: z.string().max(4096) });
+export const credentialsRequest = z.strictObject({});
+/** With private keys: for a host that the store's members have among them, and for nobody else. */
+export const credentialsAnswer = z.object({
+  authorities: z.array(authorityKeys).max(8),
+  storeAuthorities: z.array(authorityKeys).max(8),
+  trust: signedText,
+});
+export const authorityRequest = credentialsAnswer.strict();
+export const authorityAnswer = z.object({});
+
+/** As `GET /v1/audit` asks, where the host and its names were looked up already. */
+export const auditLinesRequest = z.strictObject({
+  sinceMs: z.number().nullable(),
+  volume: z.array(z.string().max(256)).max(100).nullable(),
+  who: z.string().max(256).nullable(),
+  refusedOnly: z.boolean(),
+  limit: z.int().min(1).max(1000),
+});
+export const auditLinesAnswer = z.object({ lines: z.array(auditLine) });
+
+export const doorRoutes = {
+  "GET /v1/hello": { right: "open", request: null, answer: helloAnswer, audit: "read" },
+  "POST /v1/enrol": { right: "open", request: enrolRequest, answer: enrolAnswer, audit: "mutation" },
+  // By the key alone: the certificate may have expired, or be of an authority that is gone.
+  "POST /v1/identity/renew": {
+    right: "open",
+    request: renewRequest,
+    answer: renewAnswer,
+    audit: "mutation",
+  },
+  "POST /v1/members/credentials": {
+    right: "host",
+    request: credentialsRequest,
+    answer: credentialsAnswer,
+    audit: "mutation",
+  },
+  "POST /v1/internal/audit": {
+    right: "host",
+    request: auditLinesRequest,
+    answer: auditLinesAnswer,
+    audit: "read",
+  },
+  "PUT /v1/members/authority": {
+    right: "host",
+    request: authorityRequest,
+    answer: authorityAnswer,
+    audit: "mutation",
+  },
+} as const satisfies Readonly<
+  Record<
+    `${"GET" | "POST" | "PUT"} /v1/${string}`,
+    {
+      readonly right: "open" | "host";
+      readonly request: z.ZodType | null;
+      readonly answer: z.ZodType;
+      readonly audit: "mutation" | "read";
+    }
+  >
+>;
+
+type DoorRoutes = typeof doorRoutes;
+export type DoorRouteName = keyof DoorRoutes;
+/** The body that a handler gets: parsed, null where none is taken. */
+export type DoorBody<Name extends DoorRouteName> = DoorRoutes[Name]["request"] extends z.ZodType
+  ? z.output<DoorRoutes[Name]["request"]>
+  : null;
+export type DoorAnswer<Name extends DoorRouteName> = z.output<DoorRoutes[Name]["answer"]>;
+
+export type Hello = z.output<typeof helloAnswer>;
+export type EnrolRequest = z.output<typeof enrolRequest>;
+export type EnrolAnswer = z.output<typeof enrolAnswer>;
+export type AuditLinesRequest = z.output<typeof auditLinesRequest>;
+export type AuditLinesAnswer = z.output<typeof auditLinesAnswer>;
+export type RenewAnswer = z.output<typeof renewAnswer>;
+export type CredentialsAnswer = z.output<typeof credentialsAnswer>;

@@ -1,0 +1,98 @@
+/** A cluster's authorities, its trust list and identities of hosts, in directories of the test's own. */
+import { createPublicKey, randomUUID } from "node:crypto";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+import type { AuditRequest } from "../../../src/core/agent/audit.ts";
+import { AuthorityKeeper } from "../../../src/core/agent/authority.ts";
+import { IdentityKeeper } from "../../../src/core/agent/identity.ts";
+import { openLog } from "../../../src/core/agent/log.ts";
+import { parseHostId } from "../../../src/core/model/ids.ts";
+import type { HostId } from "../../../src/core/model/ids.ts";
+import type { Trust } from "../../../src/core/model/trust.ts";
+import { kidOf } from "../../../src/core/wire/certificate.ts";
+import { IdentityFiles } from "../../../src/core/wire/identity-files.ts";
+import { renderTrust } from "../../../src/core/wire/trust.ts";
+import { makeKey } from "../../../src/core/wire/x509-make.ts";
+
+type Scope = { readonly teardown: (fn: () => Promise<void>) => void };
+
+export type TestCluster = {
+  readonly cluster: string;
+  readonly files: IdentityFiles;
+  readonly authority: AuthorityKeeper;
+  /** Of the first host. */
+  readonly identity: IdentityKeeper;
+  readonly host: HostId;
+  /** The first list, signed. */
+  readonly text: string;
+};
+
+export const silent = openLog("silent");
+
+/** An audit that remembers: `refused POST /v1/enrol E-TOKEN-02`. */
+export class HeardAudit {
+  readonly lines: string[] = [];
+
+  async begin({ what, who }: AuditRequest): Promise<void> {
+    this.lines.push(`begin ${what} ${who.kind}`);
+  }
+
+  async end({ what }: AuditRequest, outcome: string): Promise<void> {
+    this.lines.push(`end ${what} ${outcome}`);
+  }
+
+  async refused({ what }: AuditRequest, _source: string, outcome: string): Promise<void> {
+    this.lines.push(`refused ${what} ${outcome}`);
+  }
+}
+
+export function newHostId(): HostId {
+  const id = parseHostId(randomUUID());
+  if (id === null) throw new Error("a random UUID is a host's identifier");
+  return id;
+}
+
+export async function emptyFiles(t: Scope): Promise<IdentityFiles> {
+  const directory = await mkdtemp(join(tmpdir(), "weft-identity-"));
+  t.teardown(() => rm(directory, { recursive: true, force: true }));
+  return new IdentityFiles(directory);
+}
+
+/** Two authorities and one host, as `weft init` leaves them, without a store. */
+export async function makeCluster(t: Scope, certificateLifeMs?: number): Promise<TestCluster> {
+  const files = await emptyFiles(t);
+  const life = certificateLifeMs === undefined ? {} : { certificateLifeMs };
+  const authority = await AuthorityKeeper.open({ files, ...life });
+  const [cluster, host] = [randomUUID(), newHostId()];
+  const made = await authority.init(cluster);
+  const keyPem = makeKey();
+  const publicKey = createPublicKey(keyPem.reveal());
+  const sinceMs = Date.now();
+  const kids = [made.host.kid, made.store.kid];
+  const trust: Trust = {
+    cluster,
+    generation: 1n,
+    nonce: randomUUID(),
+    transport: "tls",
+    authorities: [{ kid: made.host.kid, pem: made.host.pem, state: "active", sinceMs }],
+    storeAuthorities: [{ kid: made.store.kid, pem: made.store.pem, state: "active", sinceMs }],
+    hosts: new Map([
+      [host, { name: "h1", keys: [{ kid: kidOf(publicKey), sinceMs }], certs: [], held: kids }],
+    ]),
+    revoked: new Map(),
+    rotation: null,
+  };
+  const text = authority.sign(trust, "trust", renderTrust(trust, null));
+  const { pem, chainPem } = await authority.issueHost(trust, { host, publicKey });
+  await files.writeHostKey(keyPem);
+  await files.writeHost({ certPem: pem, chainPem, keyPem });
+  await files.writeTrustFirst(text);
+  const identity = await IdentityKeeper.open({ files, cluster, host, log: silent });
+  t.teardown(() => {
+    identity.stop();
+    return Promise.resolve();
+  });
+  return { cluster, files, authority, identity, host, text };
+}

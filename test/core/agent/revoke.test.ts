@@ -1,0 +1,187 @@
+/** A host is revoked: what it had open is cut everywhere, and the authority whose key it held goes with it. */
+import { createPublicKey } from "node:crypto";
+import { readdir } from "node:fs/promises";
+import { join } from "node:path";
+import t from "tap";
+
+import { HostClient } from "../../../src/core/wire/host-client.ts";
+import { openFirstTrust } from "../../../src/core/wire/signed-trust.ts";
+import { StoreClient } from "../../../src/core/wire/store-client.ts";
+import { keys } from "../../../src/core/wire/store-keys.ts";
+import { watchPrefix } from "../../../src/core/wire/store-watch.ts";
+import { makeHostCert } from "../../../src/core/wire/x509-make.ts";
+import { IdentityFiles } from "../../../src/core/wire/identity-files.ts";
+import { parseHostId } from "../../../src/core/model/ids.ts";
+import { tlsOf } from "../wire/etcd-for-tests.ts";
+import { eventually, startCluster } from "./test-host.ts";
+import type { TestHost } from "./test-host.ts";
+import { storeTlsOf } from "./store-tls-of.ts";
+
+type Scope = { readonly teardown: (fn: () => void) => void };
+
+/** A stolen host's: a stream that it has open at the store, and what becomes of it. */
+async function thief(
+  t: Scope,
+  host: TestHost,
+  endpoints: readonly string[],
+): Promise<{ readonly cut: Promise<string> }> {
+  // What a thief copied: nothing of it changes any more.
+  const [{ cert, key }, ca] = [storeTlsOf(host.stateDir).current(), storeTlsOf(host.stateDir).storeCa()];
+  const store = new StoreClient({ endpoints, tls: tlsOf({ cert, key }, ca), patienceMs: 1000 });
+  const stop = new AbortController();
+  t.teardown(() => stop.abort());
+  const [opened, cut] = [Promise.withResolvers<null>(), Promise.withResolvers<string>()];
+  void watchPrefix({
+    store,
+    prefix: "/weft/v1/",
+    signal: stop.signal,
+    onUpdate: (update) => {
+      if (update.kind === "listing") opened.resolve(null);
+      if (update.kind === "interrupted") cut.resolve(update.reason);
+    },
+  });
+  await opened.promise;
+  return { cut: cut.promise };
+}
+
+void t.test("host revoke: one that is no member, then a member, within 5 s each", async (t) => {
+  const hosts = await startCluster(t, 4, 1);
+  const [h1, h2, h3, h4] = hosts;
+  if (h1 === undefined || h2 === undefined || h3 === undefined || h4 === undefined) throw new Error("hosts");
+  await eventually(
+    "three voters",
+    () => h1.client.hosts(),
+    (list) => list.filter(({ store }) => store === "voter").length === 3,
+    60_000,
+  );
+  const list = await h1.client.hosts();
+  const member = [h2, h3, h4].find(({ name }) => list.find((h) => h.name === name)?.store === "voter");
+  const spare = hosts.find(({ name }) => list.find((h) => h.name === name)?.store === "none");
+  if (member === undefined || spare === undefined) throw new Error("three members, and one that is none");
+  await t.rejects(h1.client.revokeHost("h1"), { code: "E-HOST-12" });
+  await t.rejects(h1.client.revokeHost("h9"), { code: "E-ARG-01" });
+  await t.rejects(spare.client.revokeHost("h1"), { code: "E-CA-01" });
+  const { endpoints } = await h1.client.cluster();
+  const before = await h1.client.authorities();
+
+  // No member: the list of the revoked, and each member of the store once anew.
+  const stolen = storeTlsOf(spare.stateDir).current();
+  const stream = await thief(t, spare, endpoints);
+  const answer = await h1.client.revokeHost(spare.name);
+  t.match(answer, { name: spare.name, complete: true, authority: null, open: [] });
+  t.comment(JSON.stringify(answer.hosts));
+  t.ok(answer.hosts.every(({ refusedMs }) => refusedMs !== null && refusedMs < 5000));
+  t.ok(answer.hosts.filter(({ storeMs }) => storeMs !== null && storeMs < 5000).length === 3);
+  t.ok((await stream.cut) !== "", "its stream at the store was cut");
+  const late = new StoreClient({
+    endpoints,
+    tls: tlsOf(stolen, storeTlsOf(h1.stateDir).storeCa()),
+    patienceMs: 1000,
+  });
+  await t.rejects(late.get(keys.cluster), { code: "E-STORE-01" });
+  const trust = openFirstTrust((await (await h1.store()).get(keys.trust))?.value ?? "");
+  if (trust.kind === "refused") throw new Error(trust.finding.message);
+  const expect = { kind: "host" as const, trust: trust.value.trust, host: null };
+  const asked = new HostClient({ address: h1.address, shown: stolen, expect });
+  await t.rejects(asked.credentials(), { code: "E-HOST-14" });
+  await t.rejects(asked.renew(), { code: "E-HOST-14" });
+  t.match(await h1.client.authorities(), { revoked: [{ name: spare.name }] });
+  const again = await h1.client.revokeHost(spare.name);
+  t.match(again, { name: spare.name, authority: null }, "twice is once");
+
+  // A member: it has the authorities' keys, and may have made certificates of its own.
+  const files = new IdentityFiles(member.stateDir);
+  const [stolenA] = (await files.readAuthorities()).host;
+  const identity = await files.readHost();
+  const h1Id = parseHostId((await h1.client.cluster()).host);
+  if (stolenA === undefined || identity === null || h1Id === null) throw new Error("a member's files");
+  const publicKey = createPublicKey(identity.keyPem.reveal());
+  const { cluster } = trust.value.trust;
+  const minted = await makeHostCert({
+    authority: stolenA,
+    cluster,
+    host: h1Id,
+    publicKey,
+    nowMs: Date.now(),
+  });
+  const forged = { cert: minted.pem + stolenA.pem, key: identity.keyPem.reveal() };
+  const forger = new StoreClient({
+    endpoints: [endpoints[0] ?? ""],
+    tls: tlsOf(forged, storeTlsOf(h1.stateDir).storeCa()),
+    patienceMs: 1000,
+  });
+  t.not(
+    await forger.get(keys.cluster),
+    null,
+    "until it is revoked the store believes what its authority signed",
+  );
+  const revoked = await h1.client.revokeHost(member.name);
+  t.comment(JSON.stringify(revoked.hosts));
+  t.match(revoked, { name: member.name, complete: true, authority: /^[0-9a-f]{64}$/ });
+  t.ok(revoked.hosts.every(({ refusedMs }) => refusedMs !== null && refusedMs < 5000));
+  t.ok(revoked.hosts.filter(({ storeMs }) => storeMs !== null && storeMs < 5000).length === 2);
+  const [own = ""] = (await h1.client.cluster()).endpoints;
+  const after = new StoreClient({
+    endpoints: [own],
+    tls: tlsOf(forged, storeTlsOf(h1.stateDir).storeCa()),
+    patienceMs: 1000,
+  });
+  await t.rejects(
+    after.get(keys.cluster),
+    { code: "E-STORE-01" },
+    "the store believes the new authority alone",
+  );
+  const changed = await eventually(
+    "the old authority to be gone",
+    () => h1.client.authorities(),
+    ({ rotation, authorities }) => rotation === null && authorities.length === 2,
+    60_000,
+  );
+  const old = before.authorities.map(({ kid }) => kid);
+  t.notOk(changed.authorities.some(({ kid }) => old.includes(kid)));
+  await eventually(
+    "the old keys to be destroyed",
+    async () => (await readdir(join(h1.stateDir, "authority"))).filter((name) => name.endsWith(".key")),
+    (names) => names.length === 2,
+  );
+  const left = await eventually(
+    "two hosts, and a store that works",
+    () => h1.client.status(),
+    (status) => status.kind === "cluster" && status.hosts.length === 2 && status.store.writable,
+    30_000,
+  );
+  t.match(left, { health: "healthy" });
+  const made = await h1.client.createVolume({ name: "after", size: 1n << 30n, copies: 2 });
+  t.equal(made.replicas.length, 2);
+});
+
+void t.test("host revoke: a host that was off meanwhile comes back by its key", async (t) => {
+  const hosts = await startCluster(t, 4, 11);
+  const [h1] = hosts;
+  if (h1 === undefined) throw new Error("hosts");
+  const list = await eventually(
+    "three voters",
+    () => h1.client.hosts(),
+    (answer) => answer.filter(({ store }) => store === "voter").length === 3,
+    60_000,
+  );
+  const storeOf = (host: TestHost): string => list.find(({ name }) => name === host.name)?.store ?? "";
+  const spare = hosts.find((host) => storeOf(host) === "none");
+  const member = hosts.find((host) => host !== h1 && storeOf(host) === "voter");
+  if (spare === undefined || member === undefined) throw new Error("three members, and one that is none");
+  await spare.stopAgent();
+  await spare.weftd.stop();
+  t.match(await h1.client.revokeHost(member.name), { complete: true, authority: /./ });
+  await t.rejects(h1.client.revokeHost(h1.name), { code: "E-HOST-12" });
+  // The change of the authority waits for it: the old one's chains are good until every host has a new certificate.
+  t.match(await h1.client.authorities(), { rotation: { phase: "issue", awaited: [{ host: spare.name }] } });
+  await spare.weftd.daemon.start();
+  await spare.startAgent();
+  await eventually(
+    "it to see the store",
+    () => spare.client.status(),
+    (status) => status.kind === "cluster" && status.store.writable && status.hosts.length === 3,
+    60_000,
+  );
+  t.equal((await spare.client.authorities()).generation, (await h1.client.authorities()).generation);
+});
