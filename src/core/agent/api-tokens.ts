@@ -16,7 +16,7 @@ import { API_TOKENS_MAX } from "../model/limits.ts";
 import { roles, type TokenPrincipal } from "../model/roles.ts";
 import { Secret } from "../model/secret.ts";
 import { tokenSigners } from "../model/token-signers.ts";
-import type { Trust } from "../model/trust.ts";
+import type { Authority, Trust } from "../model/trust.ts";
 import type { ApiTokenAnswer, ApiTokenCreated, ApiTokenCreateRequest } from "../wire/agent-api.ts";
 import { reasonOf, WeftError } from "../wire/errors.ts";
 import { instant, uuid } from "../wire/json-types.ts";
@@ -130,6 +130,8 @@ export class ApiTokens {
   /** Records whose signature was verified, for as long as entry and list are the same. */
   readonly #verified = new Map<string, { readonly at: string; readonly record: TokenRecord }>();
   readonly #noted = new Map<string, number>();
+  /** Of the planned change that is under way, or was a moment ago. */
+  #former: readonly Authority[] = [];
 
   constructor(context: ApiTokenContext) {
     this.#context = context;
@@ -152,18 +154,25 @@ export class ApiTokens {
     return { kind: "token", id, name, role, volumes };
   }
 
-  /** In a planned change of the authority its tokens are signed anew by the next one, where this host has its key. */
+  /**
+   * In a planned change of the authority its tokens are signed anew by the next one, where this host has its key: also
+   * those that were not reached before the old one was dropped.
+   */
   async signAnew(): Promise<void> {
     const { store, authority, identity } = this.#context;
     const trust = identity.trust();
-    if (trust.rotation?.why !== "asked" || !authority.holds(trust)) return;
+    if (trust.rotation?.why === "asked") this.#former = trust.authorities;
+    if (trust.rotation?.why === "revoked") this.#former = [];
+    const former = this.#former;
+    if (former.length === 0 || !authority.holds(trust)) return;
     const active = trust.authorities.find(({ state }) => state === "active")?.kid;
     for (const entry of (await store.list(keys.apiTokens)).entries) {
-      const opened = openSigned("api-token", entry.value, tokenSigners(trust));
+      const opened = openSigned("api-token", entry.value, [...tokenSigners(trust), ...former]);
       if (opened.kind !== "ok" || opened.value.by === active) continue;
       // Another member that was faster has done the same.
       await store.cas(entry.key, entry.modRevision, authority.sign(trust, "api-token", opened.value.body));
     }
+    if (trust.rotation === null) this.#former = [];
   }
 
   #record(id: string, entry: Entry, trust: Trust): TokenRecord | null {

@@ -240,6 +240,26 @@ void t.test("api token: is made by members of the store, and known on every host
   t.same(await h1.client.apiTokens(), []);
 });
 
+void t.test("api token: outlives a planned change of the authority", async (t) => {
+  const [host] = await startCluster(t, 1, 147);
+  if (host === undefined) throw new Error("a host");
+  const made = await host.client.createApiToken({ name: "ci", role: "viewer" });
+  await known(remote(host, made, made.authority));
+  const { generation } = await host.client.authorities();
+  await host.client.rotateAuthority();
+  await eventually(
+    "the end of the rotation",
+    () => host.client.authorities(),
+    (answer) => answer.rotation === null && answer.generation > generation + 3n,
+    60_000,
+  );
+  const shown = await host.client.createApiToken({ name: "new", role: "viewer" });
+  t.not(shown.authority, made.authority);
+  await known(remote(host, made, shown.authority));
+  await t.rejects(remote(host, made, made.authority).me(), { code: "E-CTX-02" });
+  t.same((await host.client.apiTokens()).map(({ name }) => name).toSorted(), ["ci", "new"]);
+});
+
 async function fetchText(
   host: TestHost,
   made: ApiTokenCreated | null,
