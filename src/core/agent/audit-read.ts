@@ -1,6 +1,6 @@
 /** What the audit is asked: its lines, and whether they are all there. */
 import { parseUuid } from "../model/ids.ts";
-import type { AuditAnswer, AuditQuery, AuditVerdict } from "../wire/agent-api.ts";
+import type { AuditAnswer, AuditQuery, AuditVerdict, Problem } from "../wire/agent-api.ts";
 import type { AuditLinesRequest } from "../wire/door-api.ts";
 import { HostClient } from "../wire/host-client.ts";
 import type { HostJson } from "../wire/record.ts";
@@ -88,6 +88,21 @@ export async function ownLines(
     return bytes > ANSWER_BYTES;
   });
   return lines.slice(tooMany + 1);
+}
+
+/** What `weft status` has to say of it. */
+export function auditProblems(audit: Pick<Audit, "isFailing" | "isDamaged">): readonly Problem[] {
+  const failing: Problem = {
+    code: "E-AUDIT-01",
+    message: "This host's audit can't be written: nothing can be changed through it.",
+    do: [{ why: "Make room in its state directory", command: "df" }],
+  };
+  const damaged: Problem = {
+    code: "E-AUDIT-02",
+    message: "This host's audit had been changed by somebody: it goes on in a new file.",
+    do: [{ why: "Look where", command: "weft audit verify" }],
+  };
+  return [...(audit.isFailing ? [failing] : []), ...(audit.isDamaged ? [damaged] : [])];
 }
 
 export async function auditVerdict(agent: AskedAudit): Promise<AuditVerdict> {

@@ -75,6 +75,8 @@ export class Audit {
   #lost = 0;
   #lines = 0;
   #refused = 0;
+  #isDamaged = false;
+  #isFailing = false;
   #refusals: RefusalWindows = noRefusals;
   #refusalTimer: NodeJS.Timeout | null = null;
   #syncTimer: NodeJS.Timeout | null = null;
@@ -87,6 +89,16 @@ export class Audit {
 
   get head(): AuditHead | null {
     return this.#file.head;
+  }
+
+  /** The last line that should have been written was not. */
+  get isFailing(): boolean {
+    return this.#isFailing;
+  }
+
+  /** Since the agent started: the files were not what they had been. */
+  get isDamaged(): boolean {
+    return this.#isDamaged;
   }
 
   /** Since the agent started; `lost` are those that are not written yet. */
@@ -126,6 +138,7 @@ export class Audit {
 
   /** Somebody found, by what was kept elsewhere, that lines are missing or other ones. */
   async noteBroken(): Promise<void> {
+    this.#isDamaged = true;
     await this.#writeOrCount(this.#own("broken", "E-AUDIT-02", 1));
   }
 
@@ -224,11 +237,13 @@ export class Audit {
       const lines = await this.#file.append([...first, ...batch.map(({ entry }) => entry)], durable);
       this.#lost -= lost;
       this.#lines += lines.length;
+      this.#isFailing = false;
       for (const line of lines) this.#copy(line);
       for (const { done } of batch) done(null);
       if (!durable) this.#armSync();
     } catch (error) {
       const failure = error instanceof Error ? error : new Error(String(error));
+      this.#isFailing = true;
       for (const { done } of batch) done(failure);
     }
   }
@@ -239,6 +254,7 @@ export class Audit {
       log.warn({ bytes: damage.bytes }, "the audit ended within a line, which was cut");
       return this.#own("torn", `${damage.bytes} bytes`, 1);
     }
+    this.#isDamaged = true;
     log.error(
       { code: "E-AUDIT-02", directory },
       "the audit's file was changed by somebody; it was set aside",

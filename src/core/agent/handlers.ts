@@ -11,7 +11,7 @@ import { whoOf } from "../wire/audit-line.ts";
 import type { RouteAnswer, RouteBody, RouteName, RouteParams, RouteQuery } from "../wire/routes.ts";
 import type { Agent } from "./agent.ts";
 import { createApiToken, listApiTokens, revokeApiToken } from "./api-tokens.ts";
-import { auditAnswer, auditVerdict } from "./audit-read.ts";
+import { auditAnswer, auditProblems, auditVerdict } from "./audit-read.ts";
 import { attachVolume, detachVolume } from "./attach.ts";
 import { backupAuthority, restoreAuthority } from "./ca-file.ts";
 import type { MemberContext } from "./context.ts";
@@ -49,7 +49,11 @@ type Handlers = {
 };
 
 export const handlers: Handlers = {
-  "GET /v1/status": (agent) => agent.status(),
+  "GET /v1/status": async (agent) => {
+    const status = await agent.status();
+    if (status.kind === "no-cluster") return status;
+    return { ...status, problems: [...status.problems, ...auditProblems(agent.audit)] };
+  },
   "POST /v1/init": async (agent, { body }) => {
     await agent.init(body);
     return show.enteredAnswer(agent.member());

@@ -1,5 +1,5 @@
 /** Plot: a whole agent with a real store: what is asked of it can be read afterwards, also after a restart, and is kept apart. */
-import { readFile, truncate } from "node:fs/promises";
+import { readFile, rename, rm, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 
 import t from "tap";
@@ -54,6 +54,28 @@ void t.test("agent: what was asked of it stands in its audit", async (t) => {
   await host.stopAgent();
   await host.startAgent();
   t.match(await host.client.verifyAudit(), { lines: 14, first: 1n, last: 14n, broken: null });
+});
+
+void t.test("agent: a host whose audit can't be written changes nothing, and says so", async (t) => {
+  const host = await startHost(t, 92);
+  await host.client.init({ name: "h1", address: host.address, clusterName: "lab" });
+  await host.stopAgent();
+  const directory = join(host.stateDir, "audit");
+  await rename(directory, `${directory}.kept`);
+  await writeFile(directory, "");
+  await host.startAgent();
+  await t.rejects(host.client.createPool({ path: "/pool" }), { code: "E-AUDIT-01", exitCode: 2 });
+  t.same(await host.client.pools(), []);
+  const codes = async (): Promise<readonly string[]> => {
+    const status = await host.client.status();
+    return status.kind === "cluster" ? status.problems.map(({ code }) => code) : [];
+  };
+  t.ok((await codes()).includes("E-AUDIT-01"));
+  await rm(directory);
+  await rename(`${directory}.kept`, directory);
+  await host.client.createPool({ path: "/pool" });
+  t.notOk((await codes()).includes("E-AUDIT-01"));
+  t.match(await host.client.verifyAudit(), { broken: null });
 });
 
 void t.test("agent: the audit of all hosts is read on any of them, and who is away is named", async (t) => {
