@@ -5,7 +5,7 @@
  * - nobody but its owner may read it: one that others can read is not used, for it holds tokens;
  * - it is replaced as a whole; what is not understood is not used, and not written over.
  */
-import { mkdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import { mkdir, open, rename, rm, writeFile } from "node:fs/promises";
 import { randomBytes } from "node:crypto";
 import { dirname, join } from "node:path";
 import { z } from "zod";
@@ -52,18 +52,21 @@ export function contextsPath(environment: NodeJS.ProcessEnv): string {
 
 /** E-CTX-03 when it is there and can't be used. */
 export async function readContexts(path: string): Promise<Contexts> {
-  let mode: number;
   let text: string;
   try {
-    const found = await stat(path);
-    mode = found.mode;
-    text = found.size > BYTES_MAX ? "" : await readFile(path, "utf8");
+    await using file = await open(path, "r");
+    // Of what was opened, whatever the name means a moment later.
+    const { mode, uid, size } = await file.stat();
+    const own = process.geteuid?.() ?? uid;
+    if ((mode & 0o077) !== 0) throw unusable(path, "others than its owner may read it");
+    if (uid !== own && uid !== 0) throw unusable(path, "another user owns it");
+    text = size > BYTES_MAX ? "" : await file.readFile("utf8");
   } catch (cause) {
+    if (cause instanceof WeftError) throw cause;
     if (cause instanceof Error && "code" in cause && cause.code === "ENOENT")
       return { current: null, all: [] };
     throw unusable(path, reasonOf(cause), cause);
   }
-  if ((mode & 0o077) !== 0) throw unusable(path, "others than its owner may read it");
   const parsed = parseContexts(text);
   if (parsed === null) throw unusable(path, "it is not what weft wrote");
   return parsed;

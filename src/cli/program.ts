@@ -26,6 +26,7 @@ import { addDebugCommands } from "./debug-commands.ts";
 import { asWeftError, errorText } from "./error-text.ts";
 import { addLoginCommand } from "./login-command.ts";
 import { addHostCommands } from "./host-commands.ts";
+import { addMetricsCommand } from "./metrics-command.ts";
 import { addPoolCommands } from "./pool-commands.ts";
 import { addReplicaCommands } from "./replica-commands.ts";
 import { addStatusCommand } from "./status-command.ts";
@@ -91,6 +92,7 @@ function buildProgram(surroundings: Surroundings, bind: Bind, ownVersion: string
   addTokenCommands(program, bind);
   addCaCommands(program, bind);
   addStatusCommand(program, bind);
+  addMetricsCommand(program, bind);
   addPoolCommands(program, bind);
   addVolumeCommands(program, bind);
   addAttachCommands(program, bind);

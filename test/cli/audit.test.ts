@@ -2,7 +2,7 @@
 import t from "tap";
 
 import { ids } from "./answers.ts";
-import { answer, FakeAgent } from "./fake-agent.ts";
+import { answer, FakeAgent, refusal } from "./fake-agent.ts";
 
 const line = {
   seq: "1",
@@ -95,6 +95,13 @@ void t.test("weft audit: times and limits that are none are refused here", async
     t.match(err, /^E-ARG-02/);
   }
   t.same(agent.asked, []);
+});
+
+void t.test("weft metrics: prints figures as they are, or the agent's refusal", async (t) => {
+  const denied = refusal("E-AUTH-02", "ci may not do this.", 403);
+  await using agent = await FakeAgent.start({ "GET /metrics": [answer(17), denied] });
+  t.same(await agent.weft(["metrics"]), { code: 0, out: "17", err: "" });
+  t.match(await agent.weft(["metrics"]), { code: 1, out: "", err: /^E-AUTH-02/ });
 });
 
 void t.test("weft audit verify: whole, broken, or shorter than the store remembers", async (t) => {

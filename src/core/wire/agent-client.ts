@@ -213,6 +213,14 @@ export class AgentClient {
     return this.#call("GET", "/v1/audit/verify", api.auditVerdict);
   }
 
+  /** Figures, as Prometheus reads them. */
+  async metrics(): Promise<string> {
+    const url = "/metrics";
+    const { status, text } = await this.#send("GET", url, undefined);
+    if (status < 400) return text;
+    throw errorOf(parseJson(text, `GET ${url}`), status, `GET ${url}`);
+  }
+
   async #call<A extends z.ZodType>(method: Method, url: string, answer: A): Promise<z.output<A>>;
   async #call<A extends z.ZodType, B extends z.ZodType>(
     method: Method,
