@@ -53,7 +53,15 @@ export function addHostCommands(program: Command, bind: Bind): void {
   });
 }
 
-function revokeText({ name, generation, hosts, authority, complete, open }: HostRevokeAnswer): string {
+function revokeText({
+  name,
+  generation,
+  hosts,
+  authority,
+  complete,
+  fenced,
+  open,
+}: HostRevokeAnswer): string {
   const said = (ms: number | null): string => (ms === null ? "not yet" : `${(ms / 1000).toFixed(2)} s`);
   const refused = hosts.map((host) => `${host.name} ${said(host.refusedMs)}`);
   const store = hosts.filter(({ member }) => member).map((host) => `${host.name} ${said(host.storeMs)}`);
@@ -61,7 +69,10 @@ function revokeText({ name, generation, hosts, authority, complete, open }: Host
     `${name} is revoked at generation ${generation}.`,
     `  refused by   ${refused.join("   ")}`,
     `  store        ${store.join("   ")}   (its connections were cut)`,
-    ...(open.length === 0 ? [] : [`  open there   ${open.map((volume) => volume.name).join(", ")}`]),
+    ...(fenced.length === 0
+      ? []
+      : [`  fenced       ${fenced.map((volume) => `${volume.name} at epoch ${volume.epoch}`).join(", ")}`]),
+    ...(open.length === 0 ? [] : [`  still its    ${open.map((volume) => volume.name).join(", ")}`]),
     ...(authority === null
       ? []
       : [

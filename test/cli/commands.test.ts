@@ -528,6 +528,7 @@ void t.test("weft host revoke: who refuses it after what time, and what is not c
     authority: "91e0".repeat(16),
     hosts: [said, { ...said, name: "h2", refusedMs: null, member: false, storeMs: null }],
     complete: false,
+    fenced: [{ volume: ids.db, name: "web", epoch: "7" }],
     open: [{ volume: ids.db, name: "db" }],
   };
   await using agent = await FakeAgent.start({ "POST /v1/hosts/h3/revoke": answer });
@@ -535,7 +536,8 @@ void t.test("weft host revoke: who refuses it after what time, and what is not c
   t.match(out, /^h3 is revoked at generation 18\.$/m);
   t.match(out, /^ {2}refused by {3}h1 0\.04 s {3}h2 not yet$/m);
   t.match(out, /^ {2}store {8}h1 0\.61 s {3}\(its connections were cut\)$/m);
-  t.match(out, /^ {2}open there {3}db$/m);
+  t.match(out, /^ {2}fenced {7}web at epoch 7$/m);
+  t.match(out, /^ {2}still its {4}db$/m);
   t.match(out, /a new authority was made \(91e0 …\)/);
   t.match(out, /^Ask again: {3}weft host revoke h3$/m);
 });

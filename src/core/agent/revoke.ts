@@ -2,13 +2,15 @@
  * `weft host revoke`: from one swap of the trust list on nothing of a host is listened to.
  *
  *     decide (one transaction: list, and the host's keys go) ──▶ every host refuses and cuts, members restart their etcd,
- *     each says so ──▶ report
+ *     each says so ──▶ sessions that the host had are fenced ──▶ report
  *
  * Must always hold:
  * - a host that held the authority's key goes together with that authority; the new one's keys are at every other member
  *   before the list names it;
  * - it is called complete only when every host that is alive said that it refuses the host, and every member of the store
  *   that it has no connection of it: from then on the host can change no record;
+ * - a session is fenced only after that holds for every member whose etcd answers: before, the host could take the volume
+ *   back (docs/model.md);
  * - repeating it goes on where it stopped.
  */
 import { randomUUID } from "node:crypto";
@@ -30,6 +32,7 @@ import { peerUrl } from "./etcd-process.ts";
 import { aliveOf, hostsOf, poolsOf, type VolumeFacts, volumesOf } from "./facts.ts";
 import { findHost } from "./find.ts";
 import type { Mirror } from "./mirror.ts";
+import { clientUrlOf } from "./store-keeper.ts";
 import { changeTrust } from "./trust-change.ts";
 import { parseAck } from "./revocation-acks.ts";
 
@@ -59,6 +62,7 @@ export async function revokeHost(context: MemberContext, ref: string, by: string
   while (decided.kind === "again") decided = await decide(context, target, members, by);
   log.warn({ host: target.id, name: target.name, by }, "a host was revoked");
   const { hosts, complete } = await untilCut(context, target, begun);
+  const fenced = (await isCutOff(context, hosts)) ? await fence(context, target.id) : [];
   return {
     host: target.id,
     name: target.name,
@@ -66,7 +70,10 @@ export async function revokeHost(context: MemberContext, ref: string, by: string
     authority: decided.authority,
     hosts,
     complete,
-    open: sessionsOf(context, target.id).map(({ id, want }) => ({ volume: id, name: want?.name ?? id })),
+    fenced,
+    open: sessionsOf(context, target.id)
+      .filter(({ id }) => !fenced.some(({ volume }) => volume === id))
+      .map(({ id, want }) => ({ volume: id, name: want?.name ?? id })),
   };
 }
 
@@ -250,6 +257,32 @@ async function untilCut(
     storeMs,
   }));
   return { hosts: shown, complete };
+}
+
+/** No etcd that answers has a connection of the host: each member that has one said so. */
+async function isCutOff(
+  { storeKeeper, mirror }: MemberContext,
+  hosts: HostRevokeAnswer["hosts"],
+): Promise<boolean> {
+  const answers = await Promise.all(
+    (await storeKeeper.members.list()).map(async (member) => {
+      const id = hostsOf(mirror).find(({ address }) => member.peerUrls.includes(peerUrl(address)))?.id;
+      if (hosts.some(({ host, storeMs }) => host === id && storeMs !== null)) return true;
+      return (await storeKeeper.members.statusOf(clientUrlOf(member))) === null;
+    }),
+  );
+  return answers.every((isCut) => isCut);
+}
+
+async function fence(context: MemberContext, host: HostId): Promise<HostRevokeAnswer["fenced"]> {
+  const { mirror, daemon } = context;
+  await mirror.sync();
+  return Promise.all(
+    sessionsOf(context, host).map(async ({ id, want }) => {
+      const { epoch } = await daemon.client.call("volume.fence", { volume: id, host });
+      return { volume: id, name: want?.name ?? id, epoch: BigInt(epoch) };
+    }),
+  );
 }
 
 function sessionsOf({ mirror }: MemberContext, host: HostId): readonly VolumeFacts[] {

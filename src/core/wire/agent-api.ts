@@ -421,7 +421,9 @@ export const hostRevokeAnswer = z.object({
   ),
   /** Every host that is alive said all of it. Where one has not, its sessions may not be fenced yet: revoke it again. */
   complete: z.boolean(),
-  /** Volumes that were open there when it was cut: `weft steal` opens one elsewhere. */
+  /** Volumes that were open there, and are nobody's now; at this epoch. */
+  fenced: z.array(z.object({ volume: uuid, name: z.string(), epoch: u64 })),
+  /** Volumes that are still its own, because a member of the store did not say that it is cut off. */
   open: z.array(z.object({ volume: uuid, name: z.string() })),
 });
 export const okAnswer = z.object({});

@@ -129,6 +129,16 @@ export class FakeWeftd {
         }),
       "volume.restore": ({ volume }) =>
         this.#swap(String(volume), (r) => ({ ...r, epoch: up(r.epoch), deleted: null })),
+      "volume.fence": async ({ volume, host }) => {
+        let fenced = false;
+        await this.#swap(String(volume), (r) => {
+          fenced = r.owner?.node === host;
+          return fenced ? { ...r, epoch: up(r.epoch), owner: null } : r;
+        });
+        const entry = await this.#connected().get(keys.state(String(volume)));
+        const { epoch } = JSON.parse(entry?.value ?? "{}") as RecordJson;
+        return { epoch, fenced };
+      },
       "session.open": (params) => this.#open(params),
       "session.close": ({ volume }) => this.#close(String(volume)),
       "session.list": () => ({ sessions: [...this.sessions.keys()].map((volume) => this.#session(volume)) }),
