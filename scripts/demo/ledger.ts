@@ -12,7 +12,7 @@ export type Figures = {
   /** Bytes that changed while the killed host was away, and bytes that were copied for it. */
   changed_bytes: number;
   resynced_bytes: number;
-  /** Writes of the halted owner that were refused after its volume had been taken over. */
+  /** Requests of the halted owner's guest that were open when its session ended as replaced; may be none. */
   fenced_writes: number;
   /** Bytes read back and found as written. */
   verified_bytes: number;
@@ -57,7 +57,7 @@ export class Ledger {
       ["longest stall of a guest's request", `${figures.stall_ms_max} ms`],
       ["changed while h1 was away", mib(figures.changed_bytes)],
       ["copied when it came back", `${mib(figures.resynced_bytes)}${ratio(figures)}`],
-      ["writes refused after the take-over", String(figures.fenced_writes)],
+      ["requests refused after the take-over", String(figures.fenced_writes)],
       ["bytes read back and compared", mib(figures.verified_bytes)],
       ["checks that held", `${this.checks.filter(({ ok }) => ok).length} of ${this.checks.length}`],
     ];
