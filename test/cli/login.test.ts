@@ -10,7 +10,7 @@ import { Console } from "../../src/cli/console.ts";
 import { parseContexts, renderContexts } from "../../src/cli/context-file.ts";
 import { runCommandLine } from "../../src/cli/program.ts";
 import type { ApiTokenCreated } from "../../src/core/wire/agent-api.ts";
-import { eventually, startHost, type TestHost } from "../core/agent/test-host.ts";
+import { startHost, type TestHost } from "../core/agent/test-host.ts";
 import { answer, FakeAgent, weft } from "./fake-agent.ts";
 
 const silence = new AbortController().signal;
@@ -33,27 +33,14 @@ async function cluster(t: Scope, n: number, made: Parameters<TestHost["client"][
   return { host, token };
 }
 
-/** Logs in, as soon as the host's own watch has seen the token. */
 async function login(
   run: (...args: readonly string[]) => ReturnType<typeof weft>,
   host: TestHost,
   token: ApiTokenCreated,
   ...more: readonly string[]
 ): ReturnType<typeof weft> {
-  return eventually(
-    "a login",
-    () =>
-      run(
-        "login",
-        `https://${host.address}:7400`,
-        "--fingerprint",
-        token.authority,
-        "--token",
-        token.token,
-        ...more,
-      ),
-    ({ code }) => code === 0,
-  );
+  const pinned = ["--fingerprint", token.authority, "--token", token.token];
+  return run("login", `https://${host.address}:7400`, ...pinned, ...more);
 }
 
 void t.test("weft login: from then on commands go to the cluster, as what the token may do", async (t) => {

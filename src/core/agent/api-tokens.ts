@@ -124,7 +124,10 @@ export async function revokeApiToken(store: StoreClient, trust: Trust, ref: stri
   await store.delete(keys.apiTokenUsed(token.id));
 }
 
-/** Judges what callers show, by the store as this host last saw it: also while the store is away. */
+/**
+ * Judges what callers show, by the store as this host last saw it: also while the store is away. One that it has not seen is
+ * looked for there, so that a token can be used anywhere as soon as it is shown.
+ */
 export class ApiTokens {
   readonly #context: ApiTokenContext;
   /** Records whose signature was verified, for as long as entry and list are the same. */
@@ -138,10 +141,11 @@ export class ApiTokens {
   }
 
   /** Null: no token of ours, or not any more. */
-  judge({ id, secret }: ApiTokenText, from: string, nowMs: number): TokenPrincipal | null {
-    const { mirror, identity } = this.#context;
+  async judge({ id, secret }: ApiTokenText, from: string, nowMs: number): Promise<TokenPrincipal | null> {
+    const { mirror, store, identity } = this.#context;
     const trust = identity.trust();
-    const entry = mirror.get(keys.apiToken(id));
+    const key = keys.apiToken(id);
+    const entry = mirror.get(key) ?? (await store.get(key).catch(() => null));
     const record = entry === null ? null : this.#record(id, entry, trust);
     // Compared also where there is none, so that the time tells nothing.
     const isIts = timingSafeEqual(

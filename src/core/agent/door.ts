@@ -90,7 +90,11 @@ export type DoorOptions = {
 export type RestBehind = {
   readonly agent: AskedAgent;
   /** Null: no token of this cluster, or not any more. */
-  readonly judgeToken: (token: ApiTokenText, address: string, nowMs: number) => TokenPrincipal | null;
+  readonly judgeToken: (
+    token: ApiTokenText,
+    address: string,
+    nowMs: number,
+  ) => Promise<TokenPrincipal | null>;
 };
 
 /** By the list of a moment: signatures are verified once for each connection and list. */
@@ -257,7 +261,7 @@ export class Door {
     for (const name of Object.keys(doorRoutes) as DoorRouteName[]) this.#addRoute(name);
     const { rest, log } = this.#options;
     if (rest === null) return;
-    const principalOf = (request: FastifyRequest): Principal => this.#principalOf(request, rest);
+    const principalOf = (request: FastifyRequest): Promise<Principal> => this.#principalOf(request, rest);
     addTable(app, { agent: rest.agent, log, names: routeNames, principalOf }, this.#askings);
   }
 
@@ -361,14 +365,14 @@ export class Door {
   }
 
   /** By the token that it shows, by its certificate, or not at all. */
-  #principalOf(request: FastifyRequest, rest: RestBehind): Principal {
+  async #principalOf(request: FastifyRequest, rest: RestBehind): Promise<Principal> {
     const { address, verdict } = this.#callerOf(request);
     const header = request.headers.authorization;
     if (header === undefined) return this.#peerOf(address, verdict);
     const now = performance.now();
     if (!this.#wrongTokens.begin(address, now)) throw tooManyTokens();
     const token = parseAuthorization(header);
-    const principal = token === null ? null : rest.judgeToken(token, address, Date.now());
+    const principal = token === null ? null : await rest.judgeToken(token, address, Date.now());
     if (principal === null) return { kind: "nobody", address };
     this.#wrongTokens.right(address, now);
     if (!this.#requests.take(principalKey(principal), now)) throw tooManyRequests();
