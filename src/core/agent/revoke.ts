@@ -20,7 +20,7 @@ import { type HostId, parseHostId, parseUuid } from "../model/ids.ts";
 import type { Authority, Replacement, Trust } from "../model/trust.ts";
 import { holdsAuthority, revokeHost as revokeInList, withHeld } from "../model/trust.ts";
 import type { HostRevokeAnswer } from "../wire/agent-api.ts";
-import { WeftError } from "../wire/errors.ts";
+import { isWeftError, WeftError } from "../wire/errors.ts";
 import type { HostJson } from "../wire/record.ts";
 import type { Op } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
@@ -63,17 +63,18 @@ export async function revokeHost(context: MemberContext, ref: string, by: string
   log.warn({ host: target.id, name: target.name, by }, "a host was revoked");
   const { hosts, complete } = await untilCut(context, target, begun);
   const fenced = (await isCutOff(context, hosts)) ? await fence(context, target.id) : [];
+  const open = sessionsOf(context, target.id)
+    .filter(({ id }) => !fenced.some(({ volume }) => volume === id))
+    .map(({ id, want }) => ({ volume: id, name: want?.name ?? id }));
   return {
     host: target.id,
     name: target.name,
     generation: identity.trust().generation,
     authority: decided.authority,
     hosts,
-    complete,
+    complete: complete && open.length === 0,
     fenced,
-    open: sessionsOf(context, target.id)
-      .filter(({ id }) => !fenced.some(({ volume }) => volume === id))
-      .map(({ id, want }) => ({ volume: id, name: want?.name ?? id })),
+    open,
   };
 }
 
@@ -274,15 +275,23 @@ async function isCutOff(
   return answers.every((isCut) => isCut);
 }
 
+/** Those of which it is known. A daemon that doesn't answer leaves the others as they are: asked again, it goes on there. */
 async function fence(context: MemberContext, host: HostId): Promise<HostRevokeAnswer["fenced"]> {
-  const { mirror, daemon } = context;
+  const { mirror, daemon, log } = context;
   await mirror.sync();
-  return Promise.all(
+  const fenced = await Promise.all(
     sessionsOf(context, host).map(async ({ id, want }) => {
-      const { epoch } = await daemon.client.call("volume.fence", { volume: id, host });
-      return { volume: id, name: want?.name ?? id, epoch: BigInt(epoch) };
+      try {
+        const { epoch } = await daemon.client.call("volume.fence", { volume: id, host });
+        return [{ volume: id, name: want?.name ?? id, epoch: BigInt(epoch) }];
+      } catch (error) {
+        if (!isWeftError(error)) throw error;
+        log.warn({ volume: id, code: error.code }, `fence: ${error.message}`);
+        return [];
+      }
     }),
   );
+  return fenced.flat();
 }
 
 function sessionsOf({ mirror }: MemberContext, host: HostId): readonly VolumeFacts[] {

@@ -423,7 +423,7 @@ export const hostRevokeAnswer = z.object({
   complete: z.boolean(),
   /** Volumes that were open there, and are nobody's now; at this epoch. */
   fenced: z.array(z.object({ volume: uuid, name: z.string(), epoch: u64 })),
-  /** Volumes that are still its own, because a member of the store did not say that it is cut off. */
+  /** Volumes that are still its own: a member of the store did not say that it is cut off, or the daemon here is away. */
   open: z.array(z.object({ volume: uuid, name: z.string() })),
 });
 export const okAnswer = z.object({});
