@@ -32,6 +32,8 @@ pub(super) struct Peer {
     pub(super) promised: Option<Epoch>,
     /// A promise is on its way.
     pub(super) promising: bool,
+    /// Since when it has been asked for the current epoch without promising it: its host may not be able to read the store.
+    pub(super) unpromised: Option<Instant>,
     /// When the member last said anything on the newest attachment.
     pub(super) heard: Instant,
     /// When its disk last answered anything: it may hang while heartbeats are answered.
@@ -111,6 +113,7 @@ impl Peer {
             view: None,
             promised: None,
             promising: false,
+            unpromised: None,
             heard: now,
             worked: now,
             hung: false,
@@ -242,6 +245,7 @@ impl<P: Payload> Session<P> {
         }
         peer.promised = None;
         peer.promising = false;
+        peer.unpromised = None;
         peer.lease = None;
         peer.heartbeat_out = false;
         self.unreadable.remove(&rid);
@@ -329,6 +333,7 @@ impl<P: Payload> Session<P> {
             && peer.hold.is_none_or(|at| now >= at)
         {
             peer.promising = true;
+            peer.unpromised.get_or_insert(now);
             let ask = Ask::Promise { record: self.rec().to_bytes(), watermark: self.watermark };
             self.send(now, rid, Purpose::Promise, ask);
         }
@@ -394,6 +399,7 @@ impl<P: Payload> Session<P> {
                 }
                 if owns && sent.epoch == current {
                     peer.promised = Some(current);
+                    peer.unpromised = None;
                     // A promise answered is a sign of obedience at least as new as a heartbeat (R9).
                     peer.lease = Some(asked);
                     let watermark = view.watermark;

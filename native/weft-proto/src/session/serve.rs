@@ -219,6 +219,7 @@ impl<P: Payload> Session<P> {
             // We were stopped: silence until now was ours. Leases are not touched, they run out by themselves.
             for peer in self.peers.values_mut() {
                 (peer.heard, peer.worked) = (now, now);
+                peer.unpromised = peer.unpromised.map(|_| now);
                 for sent in peer.outstanding.values_mut() {
                     if matches!(sent.purpose, Purpose::Op(_) | Purpose::Read(_) | Purpose::Piece(_)) {
                         sent.at = now;
@@ -247,6 +248,8 @@ impl<P: Payload> Session<P> {
             let Some(peer) = self.peers.get(&rid) else { continue };
             if now.ms_since(peer.heard) >= self.config.timing.dead_ms {
                 self.stalled.insert(rid, "silent");
+            } else if peer.unpromised.is_some_and(|at| now.ms_since(at) >= self.config.timing.dead_ms) {
+                self.stalled.insert(rid, "does not promise");
             } else if peer.hung && !peer.is_attached() {
                 self.stalled.insert(rid, "a copy hangs that others have done");
             } else if self

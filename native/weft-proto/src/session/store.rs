@@ -358,6 +358,7 @@ impl<P: Payload> Session<P> {
             for peer in self.peers.values_mut() {
                 peer.promised = None;
                 peer.promising = false;
+                peer.unpromised = None;
                 peer.lease = None;
             }
         }
