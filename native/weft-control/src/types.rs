@@ -742,6 +742,20 @@ pub struct StoreStatus {
     pub rolled_back: bool,
     /// The watermark, once there is one.
     pub watermark: Option<WatermarkInfo>,
+    /// Other hosts that say they have seen more: while there are any, nothing opens here.
+    pub claims: Vec<StoreClaim>,
+}
+
+/// How far another host says that it has seen the store, above what this one has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct StoreClaim {
+    /// Which host.
+    #[schemars(with = "Uuid")]
+    pub host: HostId,
+    /// The store's incarnation.
+    pub incarnation: Decimal,
+    /// Its revision.
+    pub revision: Decimal,
 }
 
 /// How hosts speak to each other.

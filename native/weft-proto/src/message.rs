@@ -22,6 +22,16 @@ pub struct Watermark {
     pub revision: u64,
 }
 
+/// What another host says that it has seen of the store. No truth: it refuses opens for as long as it is above what a read
+/// of this host's own shows, and is never told on as this host's own.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Claim {
+    /// How far.
+    pub watermark: Watermark,
+    /// Who says so.
+    pub host: HostId,
+}
+
 /// A request with its frame's common fields.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Request<P> {
@@ -232,7 +242,7 @@ pub struct ReplicaView {
     pub size: u64,
     /// The pool's incarnation (R10).
     pub pool_inc: PoolInc,
-    /// The replica's host's watermark (R11).
+    /// The higher of the replica's host's watermark and what other hosts have told that one of theirs (R11).
     pub watermark: Watermark,
     /// Highest ordinal of the asking session seen so far.
     pub ordinal: Ordinal,

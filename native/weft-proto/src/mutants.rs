@@ -107,6 +107,8 @@ pub enum Mutation {
     RollbackUnread,
     /// R11: while the store is away, a promise is given to a session that has seen less of it than this host.
     PromiseBehind,
+    /// R11: an open goes on although another host says that it has seen more of the store than a read shows.
+    ClaimIgnored,
     /// R11: a swap compares the revision alone, which a restored store counts anew (docs/model.md, finding 3).
     SwapComparesRevision,
     /// R11, 4.15: after a removal writes complete before the remaining members hold the new record.
@@ -165,7 +167,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every mutation with the name that `--mutation` takes, in the order of the rules.
-    pub const ALL: [(Mutation, &'static str); 74] = [
+    pub const ALL: [(Mutation, &'static str); 75] = [
         (Mutation::NoFence, "r1-no-fence"),
         (Mutation::AnyPromiser, "r1-any-promiser"),
         (Mutation::AttachUnbound, "r1-attach-unbound"),
@@ -216,6 +218,7 @@ impl Mutation {
         (Mutation::RepairWithoutJump, "r11-repair-without-jump"),
         (Mutation::RollbackUnread, "r11-rollback-unread"),
         (Mutation::PromiseBehind, "r11-promise-behind"),
+        (Mutation::ClaimIgnored, "r11-claim-ignored"),
         (Mutation::SwapComparesRevision, "r11-swap-compares-revision"),
         (Mutation::CompleteBeforeRepromise, "r11-complete-before-repromise"),
         (Mutation::LandAfterDeath, "r13-land-after-death"),

@@ -231,6 +231,8 @@ pub struct Replica<P> {
     /// which knows of no promise on its disk whether it was verified.
     verified: Option<Epoch>,
     unverified_promises: u64,
+    /// The highest that other hosts say they have seen of the store: for views, and nothing else.
+    claimed: Watermark,
     waiting_attach: Vec<WaitingAttach>,
     actions: VecDeque<Action<P>>,
     next_token: u64,
@@ -328,6 +330,7 @@ impl<P: Payload> Replica<P> {
             verifying: Vec::new(),
             verified: None,
             unverified_promises: 0,
+            claimed: Watermark::default(),
             waiting_attach: Vec::new(),
             actions: VecDeque::new(),
             next_token: 0,
@@ -382,7 +385,7 @@ impl<P: Payload> Replica<P> {
             lossy: self.config.lossy && self.config.cached,
             size: self.durable.size,
             pool_inc: self.config.pool_inc,
-            watermark: self.config.watermark,
+            watermark: self.config.watermark.max(self.claimed),
             ordinal: self.highest_ordinal(asker),
         }
     }
@@ -423,6 +426,12 @@ impl<P: Payload> Replica<P> {
     /// The host's watermark rose.
     pub fn handle_watermark(&mut self, watermark: Watermark) {
         self.config.watermark = self.config.watermark.max(watermark);
+    }
+
+    /// The highest that other hosts say they have seen of the store, if any says more than its own host has. An open is told
+    /// of it; nothing is refused here because of it.
+    pub fn handle_claim(&mut self, highest: Option<Watermark>) {
+        self.claimed = highest.filter(|w| w.cluster == self.config.watermark.cluster).unwrap_or_default();
     }
 
     /// The pool or its metadata is not to be trusted any more (R10, R24).

@@ -37,6 +37,7 @@ use weft_proto::replica::{AttachmentId, Token};
 use weft_proto::session::{EndReason, Event, StoreCall, Transmit};
 use weft_proto::wire::{Hello, MAX_FRAME, Version};
 
+use crate::claims::{CLAIMS_FILE, Claims};
 use crate::clock::{now, random_u128};
 use crate::control::{self, EventSender, SOCKET_PATH_MAX};
 use crate::errors::{Code, Failure};
@@ -110,6 +111,8 @@ enum Caller {
         /// Asked once more: the connection was to the store that is no more.
         again: bool,
     },
+    /// Nobody: what the read shows of the store is all.
+    Look,
     Hosts,
     Trust,
     Why(VolumeId, Answer),
@@ -137,6 +140,7 @@ struct Daemon {
     /// None on a host without certificate: then nothing of it is proven to anybody.
     trust: Option<TrustKeeper>,
     watermark: Option<Watermark>,
+    claims: Claims,
     /// Who asked for the records that replicas keep, and the watermark that must be durable first.
     records_asked: Vec<(Watermark, Answer)>,
     store_reachable: (bool, Instant, Option<String>),
@@ -180,6 +184,7 @@ pub fn run(options: Options) -> Result<(), Failure> {
         driver,
         mail,
         watermark: state.read_watermark()?,
+        claims: Claims::read(&state)?,
         records_asked: Vec::new(),
         state,
         run_dir: options.run_dir,
@@ -482,10 +487,6 @@ impl Daemon {
                     self.exports.set_size(volume, size);
                 }
             }
-            Event::Watermark(watermark) => {
-                self.store.send(StoreRequest::Raise(watermark));
-                return;
-            }
             Event::ChangeDone { rid, outcome } => {
                 for answer in slot.changes.remove(&rid).unwrap_or_default() {
                     match outcome {
@@ -622,10 +623,14 @@ impl Daemon {
                 }
             }
             LinksOut::Gone { attachment, pool, key } => self.pools.handle_disconnect(pool, key, attachment),
-            LinksOut::Watermark(watermark) => {
-                let ours = self.watermark.is_none_or(|w| w.cluster == watermark.cluster);
-                if ours && self.watermark.is_none_or(|w| watermark > w) && watermark.revision > 0 {
-                    self.store.send(StoreRequest::Raise(watermark));
+            LinksOut::Claim(claim) => {
+                let Some(cluster) = self.identity.as_ref().map(|i| i.cluster) else { return };
+                let own = self.watermark.unwrap_or(Watermark { cluster, ..Watermark::default() });
+                if self.claims.hear(claim.host, claim.watermark, own) {
+                    self.claims_changed(now);
+                    // What it says is this host's own as soon as a read has shown it.
+                    let token = self.call(Caller::Look);
+                    self.store.send(StoreRequest::Read { token, keys: Vec::new() });
                 }
             }
         }
@@ -742,6 +747,9 @@ impl Daemon {
                 self.watermark = Some(watermark);
                 self.pools.handle_watermark(watermark);
                 self.sessions.values_mut().for_each(|slot| slot.machine.handle_watermark(watermark));
+                if self.claims.handle_own(watermark) {
+                    self.claims_changed(now);
+                }
                 let logs = self.pools.logs();
                 if let Some(links) = &mut self.links {
                     links.set_hello(watermark, logs);
@@ -755,6 +763,28 @@ impl Daemon {
                     }
                 }
             }
+        }
+    }
+
+    /// Others say something else of the store now, or nothing: kept, told to whoever opens, here or from elsewhere.
+    fn claims_changed(&mut self, now: Instant) {
+        let (name, value) = (CLAIMS_FILE, self.claims.kept());
+        self.store.send(StoreRequest::KeepFile { name, value });
+        let highest = self.claims.highest();
+        self.pools.handle_claim(highest.map(|claim| claim.watermark));
+        if let Some(claim) = highest {
+            tracing::warn!(host = %claim.host, watermark = ?claim.watermark, "says that the store was further than it looks from here");
+            for (volume, slot) in &mut self.sessions {
+                slot.machine.handle_claim(now, claim);
+                self.touched.insert(*volume);
+            }
+        }
+    }
+
+    /// A host is revoked: what it said of the store counts no more.
+    fn handle_revoked(&mut self, now: Instant, host: HostId) {
+        if self.claims.handle_revoked(host) {
+            self.claims_changed(now);
         }
     }
 
@@ -824,7 +854,8 @@ impl Daemon {
                 let record = entry.ok().flatten().and_then(|e| serde_json::from_slice(&e.value).ok());
                 let _ = answer.send(Ok(json!(self.why(now, volume, record))));
             }
-            Caller::SessionSwap(..)
+            Caller::Look
+            | Caller::SessionSwap(..)
             | Caller::SessionWatch(..)
             | Caller::PoolSwap(_)
             | Caller::Hosts
@@ -858,10 +889,10 @@ impl Daemon {
             },
             Some(Caller::Trust) => match event {
                 WatchEvent::Now(entries) => {
-                    self.offer_trust(entries.first().map(|entry| entry.value.as_slice()));
+                    self.offer_trust(now, entries.first().map(|entry| entry.value.as_slice()));
                 }
-                WatchEvent::Put(entry) => self.offer_trust(Some(&entry.value)),
-                WatchEvent::Deleted(_) => self.offer_trust(None),
+                WatchEvent::Put(entry) => self.offer_trust(now, Some(&entry.value)),
+                WatchEvent::Deleted(_) => self.offer_trust(now, None),
                 WatchEvent::Cut => {}
             },
             _ => {}
@@ -894,10 +925,11 @@ impl Daemon {
     // ---- identity and trust
 
     /// What stands in the store as the list of whom to trust.
-    fn offer_trust(&mut self, signed: Option<&[u8]>) {
+    fn offer_trust(&mut self, now: Instant, signed: Option<&[u8]>) {
         let Some(trust) = &mut self.trust else { return };
-        let Some(TrustChange { generation, signed, .. }) = trust.offer(signed) else { return };
+        let Some(TrustChange { generation, signed, revoked }) = trust.offer(signed) else { return };
         let credentials = trust.credentials();
+        revoked.into_iter().for_each(|host| self.handle_revoked(now, host));
         self.store.send(StoreRequest::KeepTrust { generation, signed });
         self.store.send(StoreRequest::Credentials(Some(credentials)));
     }
@@ -1196,6 +1228,7 @@ impl Daemon {
                 incarnation: Decimal(w.incarnation),
                 revision: Decimal(w.revision),
             }),
+            claims: self.claims.shown(),
         }
     }
 
@@ -1265,7 +1298,10 @@ impl Daemon {
                 Ok(record) => {
                     let Some(host) = self.identity.as_ref().map(|i| i.host) else { return };
                     let watermark = self.watermark.unwrap_or_default();
-                    let slot = Slot::open(opening, &record, host, watermark, now);
+                    let mut slot = Slot::open(opening, &record, host, watermark, now);
+                    if let Some(claim) = self.claims.highest() {
+                        slot.machine.handle_claim(now, claim);
+                    }
                     let session = slot.machine.id();
                     self.sessions.insert(volume, slot);
                     let token = self.call(Caller::SessionWatch(volume, session));

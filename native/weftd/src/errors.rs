@@ -91,6 +91,8 @@ codes! {
     TRUST_OLDER = "E-TRUST-02";
     /// This host has no identity yet.
     NO_IDENTITY = "E-TRUST-03";
+    /// Another host says that the store has gone back, this host's own read does not show it.
+    STORE_DOUBTED = "E-TRUST-04";
     /// The disk failed.
     DISK_FAILED = "E-DISK-01";
     /// The session ended before the command was done.

@@ -11,6 +11,7 @@
 //! * one daemon per state directory, held by its lock for as long as the process lives.
 #![forbid(unsafe_code)]
 
+pub mod claims;
 pub mod clock;
 pub mod control;
 pub mod daemon;

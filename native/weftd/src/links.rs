@@ -24,7 +24,7 @@ use weft_io::stream::{Pressure, StreamConfig};
 use weft_io::tcp::{self, Conn};
 use weft_proto::ids::{HostId, Instant, Ordinal, PoolId, Rid, VolumeId};
 use weft_proto::log::ReplicaKey;
-use weft_proto::message::{Ask, Refusal, Request, Response, Watermark};
+use weft_proto::message::{Ask, Claim, Refusal, Request, Response, Watermark};
 use weft_proto::replica::AttachmentId;
 use weft_proto::wire::{
     EncodedFrame, FrameError, FrameKind, Hello, PoolLog, Version, decode_hello, decode_request,
@@ -99,8 +99,8 @@ pub enum LinksOut {
         /// At which replica.
         key: ReplicaKey,
     },
-    /// Another host has seen the store further, or less far (R11).
-    Watermark(Watermark),
+    /// What a host, on either side of a connection, says that it has seen of the store (R11).
+    Claim(Claim),
 }
 
 /// All connections of this host.
@@ -118,8 +118,8 @@ pub struct Links {
     next_wire: u16,
     attachments: BTreeMap<AttachmentId, (u16, u32)>,
     next_attachment: u64,
-    /// The furthest log of each pool that any HELLO named (R10).
-    seen: BTreeMap<PoolId, PoolLog>,
+    /// The furthest log of each pool that its host's HELLO named (R10). What a host says of others' pools is nothing.
+    seen: BTreeMap<(HostId, PoolId), PoolLog>,
     out: VecDeque<LinksOut>,
 }
 
@@ -564,7 +564,6 @@ impl Links {
         match content {
             Content::Hello(theirs) => {
                 let agreed = negotiate(&self.hello, &theirs);
-                self.out.push_back(LinksOut::Watermark(theirs.watermark));
                 match &mut wire.role {
                     Role::Caller(host) => {
                         let host = *host;
@@ -589,11 +588,14 @@ impl Links {
                                 (LinkState::Connected, now, None, None);
                         }
                         tracing::info!(%host, "link up");
+                        self.out.push_back(LinksOut::Claim(Claim { watermark: theirs.watermark, host }));
                         self.out.push_back(LinksOut::Up(host));
                     }
                     Role::Called { peer, .. } => {
                         let agreed = agreed.map_err(|e| e.to_string())?;
                         *peer = Some(theirs.host);
+                        let claim = Claim { watermark: theirs.watermark, host: theirs.host };
+                        self.out.push_back(LinksOut::Claim(claim));
                         wire.agree(agreed.version);
                     }
                 }
@@ -648,11 +650,11 @@ impl Links {
     /// R10: a pool whose log is behind what this host has seen of it was rolled back.
     fn pool_went_back(&mut self, theirs: &Hello) -> Option<String> {
         for log in &theirs.pools {
-            let before = self.seen.insert(log.pool, *log);
+            let before = self.seen.insert((theirs.host, log.pool), *log);
             if let Some(before) = before
                 && (log.inc, log.durable_seq) < (before.inc, before.durable_seq)
             {
-                self.seen.insert(log.pool, before);
+                self.seen.insert((theirs.host, log.pool), before);
                 return Some(format!(
                     "pool {} is at incarnation {} log {}, it was seen at incarnation {} log {}",
                     log.pool, log.inc, log.durable_seq, before.inc, before.durable_seq

@@ -35,7 +35,7 @@ use weft_proto::log::{
     AppendError, LOG_BLOCK, Log, LogExpectation, LogPlace, LogRecord, LogToken, LogWriteFailed, Recorded,
     Recovered, ReplicaKey, recover,
 };
-use weft_proto::message::{Refusal, Request, Response, Watermark};
+use weft_proto::message::{Ask, Refusal, Request, Response, Watermark};
 use weft_proto::mutants::{Broken, Mutation};
 use weft_proto::payload::Payload as _;
 use weft_proto::record::Record;
@@ -163,6 +163,8 @@ pub struct Pools {
     mailbox: Mailbox,
     owner: Option<PoolOwner>,
     watermark: Watermark,
+    /// The highest that other hosts say they have seen of the store (R11).
+    claim: Option<Watermark>,
     pools: BTreeMap<PoolId, Pool>,
     /// Pools under creation, by path, with who asked.
     creating: BTreeMap<PathBuf, Vec<Answer>>,
@@ -362,6 +364,7 @@ impl Pools {
             mailbox,
             owner: None,
             watermark: Watermark::default(),
+            claim: None,
             pools: BTreeMap::new(),
             creating: BTreeMap::new(),
             trash_jobs: BTreeMap::new(),
@@ -398,6 +401,14 @@ impl Pools {
         self.watermark = watermark;
         for slot in self.pools.values_mut().flat_map(|p| p.replicas.values_mut()) {
             slot.machine.handle_watermark(watermark);
+        }
+    }
+
+    /// The highest of what others say is another one now: whoever opens is told.
+    pub fn handle_claim(&mut self, claim: Option<Watermark>) {
+        self.claim = claim;
+        for slot in self.pools.values_mut().flat_map(|p| p.replicas.values_mut()) {
+            slot.machine.handle_claim(claim);
         }
     }
 
@@ -1018,6 +1029,9 @@ impl Pools {
         let slot = pool.replicas.get_mut(&key).ok_or(Refusal::NoReplica)?;
         if !slot.open && !slot.quarantined {
             return Err(Refusal::Busy);
+        }
+        if matches!(request.ask, Ask::Attach(_)) {
+            slot.machine.handle_claim(self.claim);
         }
         slot.machine.handle_request(now, attachment, request);
         pool.drive_replica(now, key, &mut self.out);

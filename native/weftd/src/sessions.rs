@@ -265,6 +265,13 @@ pub fn end_failure(volume: VolumeId, reason: &EndReason) -> Failure {
             Code::STORE_ROLLED_BACK,
             format!("the store shows less of volume {volume} than its replicas or this host have seen"),
         ),
+        EndReason::Claimed(claim) => {
+            let message = format!(
+                "host {} says that the store was at incarnation {} revision {}; this host's own read shows less",
+                claim.host, claim.watermark.incarnation, claim.watermark.revision
+            );
+            Failure::new(Code::STORE_DOUBTED, message).with("host", claim.host.to_string())
+        }
         EndReason::CachesLost => Failure::new(
             Code::DISK_FAILED,
             format!(

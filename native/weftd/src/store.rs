@@ -109,7 +109,7 @@ pub enum StoreRequest {
         /// The watch's.
         token: StoreToken,
     },
-    /// Another host has seen the store further.
+    /// This host obeys nothing below from now on: a repair has begun (R11).
     Raise(Watermark),
     /// Raises the store's incarnation after a repair: the one way past a watermark.
     SetIncarnation {

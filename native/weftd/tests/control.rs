@@ -142,6 +142,7 @@ fn events_reach_those_who_asked() {
         last_error: None,
         rolled_back: false,
         watermark: None,
+        claims: Vec::new(),
     };
     server.events.send(Event::Store(status(true)));
     client.send(b"{\"id\":1,\"method\":\"events\",\"params\":{}}\n");

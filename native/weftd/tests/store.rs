@@ -268,7 +268,7 @@ fn a_read_raises_the_watermark_durably_and_an_older_store_is_refused() {
 }
 
 #[test]
-fn a_watermark_of_another_host_counts() {
+fn a_watermark_that_a_repair_raises_counts() {
     let etcd = Etcd::start();
     let mut host = Host::new(&[&etcd.url]);
     host.found_cluster(1);

@@ -436,6 +436,16 @@ export type SessionStatus = {
   readonly volume: Uuid;
 };
 
+/** How far another host says that it has seen the store, above what this one has. */
+export type StoreClaim = {
+  /** Which host. */
+  readonly host: Uuid;
+  /** The store's incarnation. */
+  readonly incarnation: Decimal;
+  /** Its revision. */
+  readonly revision: Decimal;
+};
+
 /** Writes rebuilt records to the store (protocol.md R11): each epoch raised by 2^20 unless the store's already is, the owner cleared; the keys of pools; at last the store's incarnation. Repeating it finishes what was begun. */
 export type StoreRepair = {
   /** The store's incarnation after the repair: above every watermark's. */
@@ -456,6 +466,8 @@ export type StoreRepaired = {
 
 /** The store as this host sees it. */
 export type StoreStatus = {
+  /** Other hosts that say they have seen more: while there are any, nothing opens here. */
+  readonly claims: readonly StoreClaim[];
   /** What the last failed call said. */
   readonly last_error: string | null;
   /** The last call succeeded. */

@@ -99,6 +99,7 @@ const kinds = {
   "E-TRUST-01": refused,
   "E-TRUST-02": refused,
   "E-TRUST-03": degraded,
+  "E-TRUST-04": refused,
   "E-TRUST-05": degraded,
   "E-CA-01": user,
   "E-CA-02": refused,

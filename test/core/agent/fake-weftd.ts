@@ -89,6 +89,7 @@ export class FakeWeftd {
         last_error: null,
         rolled_back: false,
         watermark: { cluster: this.#cluster, incarnation: this.watermark, revision: "1" },
+        claims: [],
       }),
       "store.repair_apply": (params) => this.#repair(params),
       "pool.create": ({ path }) => this.#createPool(String(path)),

@@ -86,7 +86,14 @@ void t.test("daemon: events are subscribed to again after a reconnect", async (t
   const until = async (test: () => boolean): Promise<void> => {
     while (!test()) await new Promise<void>((resolve) => (wake = resolve));
   };
-  const store = { reachable: true, since_ms: "0", last_error: null, rolled_back: false, watermark: null };
+  const store = {
+    reachable: true,
+    since_ms: "0",
+    last_error: null,
+    rolled_back: false,
+    watermark: null,
+    claims: [],
+  };
   await until(() => connections.length === 1);
   daemon.emit({ event: "store.changed", data: store });
   await until(() => events.length === 1);

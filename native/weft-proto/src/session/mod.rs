@@ -36,7 +36,7 @@ use crate::guest::{GuestOp, GuestReply, RequestId};
 use crate::ids::{
     Epoch, Generation, HostId, Instant, Nonce, Ordinal, PoolId, Revision, Rid, SessionId, VolumeId,
 };
-use crate::message::{Request, Response, Watermark};
+use crate::message::{Claim, Request, Response, Watermark};
 use crate::mutants::Broken;
 use crate::payload::Payload;
 use crate::record::{Owner, Record, RecordError};
@@ -230,6 +230,8 @@ pub enum EndReason {
     Unusable(RecordError),
     /// The store shows less than replicas or this host have seen: nobody opens until `weft store repair` (R11).
     MetadataRollback,
+    /// Another host says that the store has gone back, and a read here does not show it (R11): nothing is opened.
+    Claimed(Claim),
     /// Every in-sync member lost its cache while the session lived (R8): its guest must not go on.
     CachesLost,
     /// A mode that this software does not serve.
@@ -281,8 +283,6 @@ pub enum Event {
     },
     /// The record changed.
     RecordChanged,
-    /// A higher watermark was seen; keep it durably (R11).
-    Watermark(Watermark),
     /// The answer to [`Session::add_replica`] or [`Session::remove_replica`].
     ChangeDone {
         /// Of which replica.
@@ -358,6 +358,10 @@ pub struct Session<P> {
     rollback_suspect: Option<Epoch>,
     /// The suspicion that the read under way was sent after: only that one can it confirm (R11).
     suspect_asked: Option<Epoch>,
+    /// The highest that another host says it has seen of the store, to be looked up before the claim (R11).
+    told: Option<Claim>,
+    /// The same of the read under way.
+    told_asked: Option<Claim>,
 
     // Members.
     peers: BTreeMap<Rid, Peer>,
@@ -439,6 +443,8 @@ impl<P: Payload> Session<P> {
             get_wanted: true,
             rollback_suspect: None,
             suspect_asked: None,
+            told: None,
+            told_asked: None,
             peers: BTreeMap::new(),
             first_promise: None,
             steal_wait: false,
@@ -558,9 +564,9 @@ impl<P: Payload> Session<P> {
     /// The store answered the last call. `watermark`: how far the store was seen to be by that answer.
     pub fn handle_store(&mut self, now: Instant, reply: StoreReply, watermark: Option<Watermark>) {
         if let Some(seen) = watermark {
-            self.see_watermark(seen);
+            self.handle_watermark(seen);
         }
-        self.take_store_reply(now, reply);
+        self.take_store_reply(now, reply, watermark);
         self.maintain(now);
     }
 
@@ -584,6 +590,13 @@ impl<P: Payload> Session<P> {
     /// This host has seen the store further.
     pub fn handle_watermark(&mut self, seen: Watermark) {
         self.watermark = self.watermark.max(seen);
+    }
+
+    /// Another host says that it has seen more of the store than this one: nothing is opened before a read here has shown
+    /// as much. An open volume goes on.
+    pub fn handle_claim(&mut self, now: Instant, claim: Claim) {
+        self.heed(claim);
+        self.maintain(now);
     }
 
     // ---- what the caller wants
@@ -734,10 +747,11 @@ impl<P: Payload> Session<P> {
         Nonce(self.fresh_random())
     }
 
-    fn see_watermark(&mut self, seen: Watermark) {
-        if seen > self.watermark {
-            self.watermark = seen;
-            self.events.push_back(Event::Watermark(seen));
+    fn heed(&mut self, claim: Claim) {
+        if matches!(self.phase, Phase::Reading | Phase::Contacting { .. }) && claim.watermark > self.watermark
+        {
+            self.told = self.told.max(Some(claim));
+            self.get_wanted = true;
         }
     }
 

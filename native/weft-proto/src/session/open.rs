@@ -14,7 +14,7 @@ use super::serve::Closing;
 use super::store::Intent;
 use super::{EndReason, Event, OpenMode, Phase, Session};
 use crate::ids::{Epoch, Generation, Instant, Revision, Rid};
-use crate::message::{Ask, Refusal, Watermark};
+use crate::message::{Ask, Claim, Refusal, Watermark};
 use crate::mutants::Mutation;
 use crate::payload::Payload;
 use crate::record::{Ack, Mode, Record};
@@ -65,8 +65,9 @@ impl<P: Payload> Session<P> {
 
     /// A member answered the attach.
     pub(super) fn attached(&mut self, now: Instant, rid: Rid, promised: Epoch, watermark: Watermark) {
-        let newer = watermark > self.watermark;
-        self.see_watermark(watermark);
+        if let Some(host) = self.peers.get(&rid).map(|p| p.node) {
+            self.heed(Claim { watermark, host });
+        }
         match &mut self.phase {
             Phase::Contacting { since } => {
                 let record = self.record.as_ref().expect("known in this phase");
@@ -81,8 +82,6 @@ impl<P: Payload> Session<P> {
                     // Only a read made after this answer tells a race from a rolled-back store (R11).
                     let known = if other_session { Epoch(promised.0 + 1) } else { promised };
                     self.rollback_suspect = self.rollback_suspect.max(Some(known));
-                    self.get_wanted = true;
-                } else if newer {
                     self.get_wanted = true;
                 }
                 *since = (*since).min(now);

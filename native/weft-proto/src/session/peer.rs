@@ -402,10 +402,8 @@ impl<P: Payload> Session<P> {
                     peer.unpromised = None;
                     // A promise answered is a sign of obedience at least as new as a heartbeat (R9).
                     peer.lease = Some(asked);
-                    let watermark = view.watermark;
                     peer.view = Some(view);
                     self.first_promise.get_or_insert(now);
-                    self.see_watermark(watermark);
                     self.promised(now, rid);
                 }
             }

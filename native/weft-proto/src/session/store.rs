@@ -11,6 +11,7 @@ use alloc::vec::Vec;
 
 use super::{EndReason, Event, OpenMode, Phase, Session, StoreCall, StoreReply};
 use crate::ids::{Generation, HostId, Instant, Nonce, PoolId, PoolInc, Revision, Rid};
+use crate::message::Watermark;
 use crate::mutants::Mutation;
 use crate::payload::Payload;
 use crate::record::{Owner, Record, ReplicaEntry, ReplicaState};
@@ -89,6 +90,7 @@ impl<P: Payload> Session<P> {
             self.get_wanted = false;
             (self.store_busy, self.swapping) = (true, false);
             self.suspect_asked = self.rollback_suspect.take();
+            self.told_asked = self.told.take();
             self.store_calls.push_back(StoreCall::Get);
         }
     }
@@ -205,7 +207,7 @@ impl<P: Payload> Session<P> {
         r
     }
 
-    pub(super) fn take_store_reply(&mut self, now: Instant, reply: StoreReply) {
+    pub(super) fn take_store_reply(&mut self, now: Instant, reply: StoreReply, seen: Option<Watermark>) {
         if self.is_ended() {
             return;
         }
@@ -219,6 +221,13 @@ impl<P: Payload> Session<P> {
         };
         match reply {
             StoreReply::Record { record, revision } => {
+                let opening = matches!(self.phase, Phase::Reading | Phase::Contacting { .. });
+                if let Some(claim) = self.told_asked.take().filter(|_| opening)
+                    && seen.is_none_or(|seen| seen < claim.watermark)
+                    && !self.config.broken.is(Mutation::ClaimIgnored)
+                {
+                    return self.end(EndReason::Claimed(claim));
+                }
                 self.take_record(now, record, revision, true);
             }
             StoreReply::Conflict { record, revision } => self.take_record(now, record, revision, false),
@@ -257,6 +266,10 @@ impl<P: Payload> Session<P> {
 
     /// A read that did not come back confirms nothing.
     fn ask_again(&mut self) {
+        if let Some(claim) = self.told_asked.take() {
+            self.told = self.told.max(Some(claim));
+            self.get_wanted = true;
+        }
         if let Some(epoch) = self.suspect_asked.take() {
             self.rollback_suspect = self.rollback_suspect.max(Some(epoch));
             self.get_wanted = true;

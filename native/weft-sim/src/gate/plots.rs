@@ -52,6 +52,7 @@ pub(super) const SHOWN_BY: &[(Mutation, &str)] = &[
     (Mutation::AnyIncarnation, "a_disk_that_was_put_back_is_quarantined"),
     (Mutation::RepairWithoutJump, "nobody_opens_on_a_store_that_was_put_back_before_it_is_repaired"),
     (Mutation::PromiseToEpochAlone, "an_epoch_is_promised_to_one_session_only"),
+    (Mutation::ClaimIgnored, "nobody_opens_on_a_store_that_was_put_back_before_it_is_repaired"),
     (Mutation::PromiseBehind, "a_host_that_has_seen_more_than_a_session_looks_before_it_promises"),
     (Mutation::SwapComparesRevision, "a_claim_from_before_a_repair_is_not_put_over_the_repaired_record"),
     (Mutation::CompleteBeforeRepromise, "a_demoted_copy_knows_that_it_is_not_enough_for_a_repair"),

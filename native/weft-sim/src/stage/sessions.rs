@@ -163,13 +163,7 @@ impl Stage {
             } else if let Some((id, reply)) = m.poll_reply() {
                 self.answered(who, id, reply);
             } else if let Some(event) = m.poll_event() {
-                if let Event::Watermark(w) = event {
-                    self.see(host, w);
-                }
-                match &event {
-                    Event::Watermark(_) => {}
-                    event => self.play.tell(self.now, format_args!("{who} tells: {event:?}")),
-                }
+                self.play.tell(self.now, format_args!("{who} tells: {event:?}"));
                 self.acts[who.0].events.push(event);
             } else {
                 break;

@@ -23,7 +23,7 @@ use weft_proto::ids::{
     SessionId, VolumeId,
 };
 use weft_proto::log::LogRecord;
-use weft_proto::message::{Answer, Ask, Extent, Hole, Request, Response, Watermark};
+use weft_proto::message::{Answer, Ask, Claim, Extent, Hole, Request, Response, Watermark};
 use weft_proto::mutants::{Broken, Mutation};
 use weft_proto::payload::{BLOCK, HeapPayload, Payload};
 use weft_proto::record::{Ack, Mode, OnLoss, Policy, REPAIR_EPOCH_JUMP, Record, ReplicaEntry, ReplicaState};
@@ -175,6 +175,8 @@ impl Rep {
 struct Host {
     paused_until: u64,
     watermark: Watermark,
+    /// What others have told it of theirs (R11).
+    claims: BTreeMap<Id, Watermark>,
     powered: bool,
     drift_ppm: i64,
     /// What the host keeps of its pools' logs outside of the pools (R10).
@@ -413,6 +415,7 @@ impl World {
             .map(|_| Host {
                 paused_until: 0,
                 watermark,
+                claims: BTreeMap::new(),
                 powered: true,
                 drift_ppm: drift(),
                 logs: BTreeMap::new(),
@@ -600,8 +603,13 @@ impl World {
                 self.deliver(rep, inc, session, ordinal, request)
             }
             Event::Answer { session, rid, ordinal, link, response } => {
-                let s = &mut self.sessions[session];
+                let s = &self.sessions[session];
                 let current = s.links.get(&rid).is_some_and(|l| l.up && l.generation == link);
+                let (to, attached) = (s.host, matches!(response.outcome, Ok(Answer::Attached(_))));
+                if let Some(rep) = self.rep_of(rid).filter(|_| current && attached) {
+                    self.hello(self.reps[rep].host, to);
+                }
+                let s = &mut self.sessions[session];
                 if current && let Some(m) = &mut s.machine {
                     m.handle_response(now, rid, ordinal, response);
                     self.drain_session(session);

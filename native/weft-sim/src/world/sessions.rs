@@ -34,7 +34,10 @@ impl World {
             unix_ms_at_zero: 1_790_000_000_000 + self.now % 7_200_000,
             broken: self.broken,
         };
-        let machine = Session::new(config, self.clock(host));
+        let mut machine = Session::new(config, self.clock(host));
+        if let Some(claim) = self.highest_claim(host) {
+            machine.handle_claim(self.clock(host), claim);
+        }
         let (guests, links) = (BTreeMap::new(), BTreeMap::new());
         self.sessions.push(Sess {
             id,
@@ -125,16 +128,13 @@ impl World {
             }
             SessionEvent::Demoted { .. } => self.counts.demotions += 1,
             SessionEvent::Admitted { .. } => self.counts.admissions += 1,
-            SessionEvent::Watermark(w) => {
-                let host = self.sessions[session].host;
-                self.hosts[host].watermark = self.hosts[host].watermark.max(w);
-            }
             SessionEvent::Ended(reason) => {
                 if matches!(reason, EndReason::Fenced { .. }) {
                     self.counts.fenced += 1;
                 }
                 let rollback_possible = self.store.rolled_back || self.plan.rollback > 0;
-                if reason == EndReason::MetadataRollback && !rollback_possible {
+                let went_back = matches!(reason, EndReason::MetadataRollback | EndReason::Claimed(_));
+                if went_back && !rollback_possible {
                     self.fail(format!(
                         "s{} believes in a rolled-back store, but there was none",
                         session + 1
@@ -228,12 +228,13 @@ fn line_of(event: &SessionEvent) -> Option<String> {
                 format!("is refused: {} owns the volume", session_name(owner.session))
             }
             EndReason::MetadataRollback => "ends: the store went back".into(),
+            EndReason::Claimed(claim) => format!("ends: {} says that the store went back", claim.host),
             EndReason::CachesLost => "ends: every cache with its writes is lost".into(),
             EndReason::Missing => "ends: no such volume".into(),
             EndReason::Unusable(why) => format!("ends: the record is of no use: {why}"),
             EndReason::Unsupported(what) => format!("ends: {what} is not served"),
         },
-        SessionEvent::RecordChanged | SessionEvent::Watermark(_) => return None,
+        SessionEvent::RecordChanged => return None,
     })
 }
 

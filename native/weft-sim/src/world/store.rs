@@ -38,12 +38,43 @@ impl World {
         }
         let known = self.hosts[host].watermark.max(seen);
         self.hosts[host].watermark = known;
-        for rep in self.reps.iter_mut().filter(|rep| rep.host == host) {
-            if let Some(m) = &mut rep.machine {
+        for s in self.sessions.iter_mut().filter(|s| s.host == host) {
+            if let Some(m) = &mut s.machine {
                 m.handle_watermark(known);
             }
         }
+        self.told(host);
         Some(true)
+    }
+
+    /// Two hosts say HELLO, and who hears of more than it has seen looks for itself (R11).
+    pub(super) fn hello(&mut self, a: Id, b: Id) {
+        for (from, to) in [(a, b), (b, a)] {
+            let says = self.hosts[from].watermark;
+            self.hosts[to].claims.insert(from, says);
+            if from != to && says > self.hosts[to].watermark {
+                self.sees_store(to);
+            }
+            self.told(to);
+        }
+    }
+
+    /// The highest that other hosts have told this one, if it is more than it has seen itself.
+    pub(super) fn highest_claim(&self, host: Id) -> Option<Claim> {
+        let own = self.hosts[host].watermark;
+        let claims = self.hosts[host].claims.iter().filter(|(_, w)| **w > own);
+        claims.map(|(from, w)| Claim { watermark: *w, host: host_id(*from) }).max()
+    }
+
+    /// Its replicas know what it has seen and was told.
+    fn told(&mut self, host: Id) {
+        let (own, claim) = (self.hosts[host].watermark, self.highest_claim(host));
+        for rep in self.reps.iter_mut().filter(|rep| rep.host == host) {
+            if let Some(m) = &mut rep.machine {
+                m.handle_watermark(own);
+                m.handle_claim(claim.map(|c| c.watermark));
+            }
+        }
     }
 
     pub(super) fn apply(&mut self, writer: SessionId, record: Record) {

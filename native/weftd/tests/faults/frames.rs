@@ -485,6 +485,47 @@ impl Peer {
     }
 }
 
+/// R11: what a host says of the store is no truth. It stops the opens of a host that hears it, by its name, until it says
+/// less; it never becomes that host's own watermark, whatever restarts in between.
+#[test]
+fn a_host_that_lies_about_the_store_stops_opens_until_it_says_less() {
+    let mut stage = Stage::set();
+    let [open_before, volume] = [make_volume(&[&stage.keeper]), make_volume(&[&stage.keeper])];
+    let socket = open(&stage.keeper, &open_before, "closed").expect("opens");
+    let file = random_file(&stage.cluster, "a");
+    let says = |stage: &Stage, incarnation: u64| {
+        let mut hello = stage.hello();
+        let revision = incarnation;
+        hello.watermark = Watermark { cluster: hello.cluster, incarnation, revision };
+        let mut stream = stage.call();
+        stream.write_all(&encode_hello(&hello)).expect("sent");
+        let claimed = |s: &serde_json::Value| {
+            s["claims"].as_array().map_or(0, Vec::len) == usize::from(incarnation > 1)
+        };
+        (stage.keeper.ask_until("store.show", &json!({}), claimed), stream)
+    };
+    let (shown, _stream) = says(&stage, u64::MAX);
+    assert_eq!(shown["claims"][0]["host"], stage.owner.id.as_str(), "{shown}");
+    assert_eq!((&shown["watermark"]["incarnation"], &shown["rolled_back"]), (&json!("1"), &json!(false)));
+    let refused = open(&stage.keeper, &volume, "closed").expect_err("refused");
+    assert_eq!((&refused["code"], &refused["facts"]["host"]), (&json!("E-TRUST-04"), &json!(stage.owner.id)));
+    assert!(
+        stage.cluster.get(&format!("/weft/v1/vol/{volume}/state"))["owner"].is_null(),
+        "nothing was claimed"
+    );
+    copy(file.to_str().expect("UTF-8"), &nbd(&socket, &open_before));
+    close(&stage.keeper, &open_before);
+
+    stage.keeper.kill();
+    stage.keeper.start();
+    stage.keeper.await_pool();
+    let refused = open(&stage.keeper, &volume, "closed").expect_err("refused after a restart as well");
+    assert_eq!(refused["code"], "E-TRUST-04", "{refused}");
+    says(&stage, 1);
+    open(&stage.keeper, &volume, "closed").expect("opens");
+    close(&stage.keeper, &volume);
+}
+
 /// R11: a host that has told its records to a repair obeys no session of the store's past, whatever is on its way, also
 /// when its daemon was restarted. A promise that it still took could make a record that the repair never hears of
 /// (docs/model.md, finding 2; `weft-model`, case repair-without-fence).
