@@ -16,17 +16,18 @@ import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
 import { IdentityFiles } from "../wire/identity-files.ts";
 import { StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
-import { askMembers, catchUp, renewOwn } from "./ask-members.ts";
+import { askHost, askMembers, catchUp, renewOwn } from "./ask-members.ts";
 import { type Audit, openAudit } from "./audit.ts";
 import { AuditHeads } from "./audit-head.ts";
 import { AuthorityKeeper } from "./authority.ts";
+import { ClockWatch } from "./clock-watch.ts";
 import { ClusterView } from "./cluster-view.ts";
 import type { MemberContext } from "./context.ts";
 import type { Door } from "./door.ts";
 import { openDoor } from "./door-handlers.ts";
 import type { JoinContext } from "./entering.ts";
 import { EtcdProcess, peerUrl } from "./etcd-process.ts";
-import { hostsOf } from "./facts.ts";
+import { aliveOf, hostsOf } from "./facts.ts";
 import { type HostFile, HostFiles } from "./host-file.ts";
 import { IdentityKeeper } from "./identity.ts";
 import { initCluster } from "./init.ts";
@@ -205,6 +206,14 @@ export class Agent {
       onEndpoints: (endpoints) => this.#onEndpoints(self, endpoints, store),
       onRestarted: () => loops.told?.(),
     });
+    const clocks = new ClockWatch({
+      others: () => {
+        const alive = aliveOf(mirror);
+        return hostsOf(mirror).filter(({ id }) => id !== host && alive.has(id));
+      },
+      ask: async (address) => Date.parse((await askHost({ self, identity }, address)).now),
+      log,
+    });
     const shared = {
       store,
       mirror,
@@ -229,6 +238,7 @@ export class Agent {
       identity,
       authority,
       storeIdentity,
+      clocks,
     };
     const keeper = new Keeper({
       self: host,
@@ -354,6 +364,7 @@ export class Agent {
     this.#daemon.end();
     keeper.stop();
     context.identity.stop();
+    context.clocks.stop();
     context.placer.stop();
     await presence.stop();
     // From here on nobody waits for the store.

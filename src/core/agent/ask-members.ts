@@ -4,6 +4,7 @@
  * Must always hold: who is asked has proven by the trust list that it is a host of the cluster.
  */
 import { kidOf, readCertificate } from "../wire/certificate.ts";
+import type { Hello } from "../wire/door-api.ts";
 import { isWeftError, WeftError } from "../wire/errors.ts";
 import { type Answered, HostClient } from "../wire/host-client.ts";
 import type { StoreClient } from "../wire/store-client.ts";
@@ -66,6 +67,16 @@ export async function catchUp(context: AskContext): Promise<boolean> {
   if (generation <= identity.trust().generation) return false;
   await identity.take(await renewByMember(context));
   return true;
+}
+
+/** What any host of the cluster says of itself. */
+export async function askHost(
+  { self, identity }: Pick<AskContext, "self" | "identity">,
+  address: string,
+): Promise<Hello> {
+  const expect = { kind: "host" as const, trust: identity.trust(), host: null };
+  const client = new HostClient({ address, shown: identity.current(), from: self.address, expect });
+  return (await client.hello()).answer;
 }
 
 async function renewByMember(context: AskContext): Promise<RenewedCert> {

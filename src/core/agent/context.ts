@@ -2,6 +2,7 @@
 import type { HostId } from "../model/ids.ts";
 import type { StoreClient } from "../wire/store-client.ts";
 import type { AuthorityKeeper } from "./authority.ts";
+import type { ClockWatch } from "./clock-watch.ts";
 import type { ClusterView } from "./cluster-view.ts";
 import type { EtcdProcess } from "./etcd-process.ts";
 import type { HostFile } from "./host-file.ts";
@@ -29,4 +30,5 @@ export type MemberContext = {
   readonly identity: IdentityKeeper;
   readonly authority: AuthorityKeeper;
   readonly storeIdentity: StoreIdentity;
+  readonly clocks: ClockWatch;
 };

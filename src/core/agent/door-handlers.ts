@@ -82,6 +82,7 @@ function handlersOf(context: MemberContext, audit: AskedAgent["audit"]): DoorHan
       members: [...memberAddresses(store)],
       version: AGENT_VERSION,
       generation: identity.trust().generation,
+      now: new Date().toISOString(),
     }),
     "POST /v1/enrol": (call) => enrolment.enrol(call),
     "POST /v1/identity/renew": async ({ caller, begin }) => {

@@ -18,6 +18,7 @@ import { aliveOf, clusterJsonOf, hostsOf, poolsOf, type VolumeFacts, volumesOf }
 import type { HostFile } from "./host-file.ts";
 import type { LocalDaemon } from "./local-daemon.ts";
 import { membersOrNone, storeStatus } from "./store-status.ts";
+import { trustProblems } from "./trust-status.ts";
 import { deletedVolumes } from "./volumes.ts";
 
 export async function clusterStatus(context: MemberContext): Promise<api.StatusAnswer> {
@@ -39,7 +40,17 @@ export async function clusterStatus(context: MemberContext): Promise<api.StatusA
     hosts,
     pools: poolAnswers(context),
     volumes,
-    problems: [...rollbackProblems(store, await isRolledBack(context.daemon)), ...problems(store, found)],
+    problems: [
+      ...rollbackProblems(store, await isRolledBack(context.daemon)),
+      ...trustProblems(
+        {
+          findings: [context.identity.refused, context.storeIdentity.finding, context.clocks.finding],
+          validity: context.identity.certificate.facts,
+        },
+        now,
+      ),
+      ...problems(store, found),
+    ],
   };
 }
 

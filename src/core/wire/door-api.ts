@@ -9,7 +9,7 @@ import { z } from "zod";
 
 import { clusterAnswer } from "./agent-api.ts";
 import { auditLine } from "./audit-line.ts";
-import { address, hostName, u64, uuid } from "./json-types.ts";
+import { address, hostName, instant, u64, uuid } from "./json-types.ts";
 
 const pem = z.string().max(8192);
 /** A signed value of the store (signed.ts). */
@@ -23,6 +23,8 @@ export const helloAnswer = z.object({
   version: z.string().max(64),
   /** Of the trust list that it goes by; a host that has an older one asks for it. */
   generation: u64,
+  /** What its clock says. */
+  now: instant,
 });
 
 export const enrolRequest = z.strictObject({

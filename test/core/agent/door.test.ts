@@ -19,7 +19,13 @@ import { HeardAudit, makeCluster, newHostId, silent, type TestCluster } from "./
 type Shown = { readonly cert: string; readonly key: string };
 type Scope = { readonly teardown: (fn: () => Promise<void>) => void };
 
-const hello = { cluster: randomUUID(), members: ["10.0.0.1"], version: "1", generation: 7n };
+const hello = {
+  cluster: randomUUID(),
+  members: ["10.0.0.1"],
+  version: "1",
+  generation: 7n,
+  now: new Date().toISOString(),
+};
 const credentials = { authorities: [], storeAuthorities: [], trust: "the list" };
 
 /** A door that counts what reaches its handlers. */
