@@ -306,7 +306,13 @@ export class Agent {
     Object.assign(loops, { told });
     const rescue = new Rescue({
       isAway: () => !view.storeUp,
-      catchUp: () => catchUp({ self, store, identity }),
+      catchUp: async () => {
+        if (!(await catchUp({ self, store, identity }))) return false;
+        // weftd is as cut off as this agent was, so nobody else writes the file now.
+        await this.#identityFiles.writeTrustFirst(identity.text);
+        await this.#daemon.reloadIdentity();
+        return true;
+      },
       log,
     });
     mirror.start();

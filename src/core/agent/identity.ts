@@ -7,7 +7,7 @@
  * Must always hold:
  * - the accepted list never goes back, whatever the store shows; what is refused is a finding, and the known list stays;
  * - a renewal keeps the key: the list of allowed keys needs no change, so nothing can be refused meanwhile;
- * - the trust list's file is written here before this host is in a cluster only; later weftd writes it.
+ * - the trust list's file is weftd's to write: the agent does so only where weftd can't have the list (init, join, rescue).
  */
 import { createPublicKey } from "node:crypto";
 import type { KeyObject } from "node:crypto";

@@ -119,7 +119,7 @@ export class IdentityFiles {
     return textOf(this.#identity("trust.json"));
   }
 
-  /** At init or join, before weftd knows the cluster; from then on weftd writes it. */
+  /** At init or join, before weftd knows the cluster, and where weftd can't hear of it; else weftd writes it. */
   writeTrustFirst(signed: string): Promise<void> {
     return this.#write(this.#identity("trust.json"), signed);
   }

@@ -199,4 +199,10 @@ void t.test("host revoke: a host that was off meanwhile comes back by its key", 
     60_000,
   );
   t.match((await spare.client.authorities()).revoked, [{ name: member.name }]);
+  await eventually(
+    "the end of the rotation: its weftd has the list too",
+    () => spare.client.authorities(),
+    ({ rotation }) => rotation === null,
+    60_000,
+  );
 });
