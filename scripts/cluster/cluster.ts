@@ -25,7 +25,7 @@ export type ClusterOptions = {
   readonly hosts?: number;
   /** Names of the hosts that get a pool; the others are diskless. */
   readonly pools?: readonly string[];
-  /** What the hosts run, where it is not weft: for tests of the machinery itself. */
+  /** What the hosts run, where it is not weft with its own options: for tests. */
   readonly services?: Services;
   /** Done when the hosts have their directories and none is started yet: a file system is mounted now or never. */
   readonly beforeStart?: (cluster: Cluster) => Promise<void>;

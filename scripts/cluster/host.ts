@@ -44,35 +44,39 @@ export type Services = {
   readonly ready: (host: Host) => Promise<boolean>;
 };
 
-const weftServices: Services = {
-  commands: (host) => {
-    const places = [
-      "--state-dir",
-      host.stateDir,
-      "--run-dir",
-      host.layout.runDir,
-      "--boot-id-file",
-      host.bootIdFile,
-    ];
-    // The environment of a process that writes no core dump is root's to read, and without root the mark is in there.
-    const cores = process.getuid?.() === 0 ? [] : ["--allow-core-dumps"];
-    return {
-      weftd: [weftd(), ...places, ...cores],
-      agent: [
-        process.execPath,
-        join(repository, "src/core/agent/main.ts"),
-        ...places,
-        "--addon",
-        join(nativeBin(), "libweft_node.so"),
-        ...cores,
-      ],
-    };
-  },
-  ready: async (host) => {
-    await host.agent().status();
-    return existsSync(host.daemonSocket);
-  },
-};
+/** weft itself; `agentOptions` are put behind the agent's own. */
+export function weftServices(agentOptions: readonly string[] = []): Services {
+  return {
+    commands: (host) => {
+      const places = [
+        "--state-dir",
+        host.stateDir,
+        "--run-dir",
+        host.layout.runDir,
+        "--boot-id-file",
+        host.bootIdFile,
+      ];
+      // The environment of a process that writes no core dump is root's to read, and without root the mark is in there.
+      const cores = process.getuid?.() === 0 ? [] : ["--allow-core-dumps"];
+      return {
+        weftd: [weftd(), ...places, ...cores],
+        agent: [
+          process.execPath,
+          join(repository, "src/core/agent/main.ts"),
+          ...places,
+          "--addon",
+          join(nativeBin(), "libweft_node.so"),
+          ...cores,
+          ...agentOptions,
+        ],
+      };
+    },
+    ready: async (host) => {
+      await host.agent().status();
+      return existsSync(host.daemonSocket);
+    },
+  };
+}
 
 export type CommandOptions = {
   readonly env?: Readonly<Record<string, string>>;
@@ -98,7 +102,7 @@ export class Host {
   readonly #services: Services;
 
   /** `network` is null without root: the host is then only an address and a mark in its processes' environment. */
-  constructor(layout: HostLayout, key: string, network: Network | null, services: Services = weftServices) {
+  constructor(layout: HostLayout, key: string, network: Network | null, services: Services = weftServices()) {
     this.layout = layout;
     this.#key = key;
     this.#network = network;

@@ -4,6 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 import { Cluster } from "../../scripts/cluster/cluster.ts";
+import type { ClusterOptions } from "../../scripts/cluster/cluster.ts";
 import type { CommandResult, Host } from "../../scripts/cluster/host.ts";
 import { fioCommand } from "../../scripts/demo/fio.ts";
 import type { Load } from "../../scripts/demo/fio.ts";
@@ -26,10 +27,13 @@ export type Stage = {
 };
 
 /** Plays on a stage of its own. When the play fails, what the hosts wrote is shown. */
-export async function onStage(play: (stage: Stage) => Promise<void>): Promise<void> {
+export async function onStage(
+  play: (stage: Stage) => Promise<void>,
+  options: Omit<ClusterOptions, "dir"> = {},
+): Promise<void> {
   const dir = mkdtempSync(join(tmpdir(), "weft-scenario-"));
   try {
-    const cluster = await Cluster.up({ dir });
+    const cluster = await Cluster.up({ ...options, dir });
     try {
       await playOn(cluster, play);
     } catch (error) {
