@@ -25,7 +25,7 @@ import { ClusterView } from "./cluster-view.ts";
 import type { MemberContext } from "./context.ts";
 import type { Door } from "./door.ts";
 import { openDoor } from "./door-handlers.ts";
-import type { JoinContext } from "./entering.ts";
+import { type JoinContext, registration } from "./entering.ts";
 import { EtcdProcess, peerUrl } from "./etcd-process.ts";
 import { aliveOf, hostsOf } from "./facts.ts";
 import { type HostFile, HostFiles } from "./host-file.ts";
@@ -277,7 +277,7 @@ export class Agent {
       if (changed?.has(keys.placer) === true && mirror.get(keys.placer) === null) presence.nudge();
       if (changed?.has(keys.repairAsk) === true) this.#background("repair", answerRepair(context));
       if (changed?.has(keys.host(host)) === true && mirror.get(keys.host(host)) === null) {
-        this.#background("removal", this.#removed(context));
+        this.#background("registration", this.#register(context));
       }
     });
     const acks = new RevocationAcks({
@@ -319,6 +319,8 @@ export class Agent {
     identity.start({ mirror, renew: () => renewOwn({ self, store, identity, authority }) });
     identity.onChange((change) => {
       storeKeeper.nudge();
+      if (change.kind === "trust" && !change.after.hosts.has(host))
+        this.#background("removal", this.#removed(context));
       if (change.kind === "certificate") {
         door.renew();
         this.#background("weftd's certificate", this.#daemon.reloadIdentity().then(told));
@@ -336,6 +338,10 @@ export class Agent {
     heads.start();
     this.#member = { context, presence, keeper, door, heads, acks, rotation, rescue };
     this.#background("repair", answerRepair(context));
+    // What happened while this agent was down.
+    if (!identity.trust().hosts.has(host)) this.#background("removal", this.#removed(context));
+    else if (mirror.get(keys.cluster) !== null && mirror.get(keys.host(host)) === null)
+      this.#background("registration", this.#register(context));
   }
 
   /** Who this host is. A member's own certificates are renewed here if they must be: before anybody is asked. */
@@ -395,12 +401,29 @@ export class Agent {
       );
   }
 
-  /** Another host took this one out of the cluster. Believed only from a linearizable read. */
-  async #removed({ store, host, storeKeeper }: MemberContext): Promise<void> {
-    if ((await store.get(keys.cluster)) === null || (await store.get(keys.host(host))) !== null) return;
+  /**
+   * The list names this host and the store doesn't know it: somebody deleted its key who may not decide that, or the store
+   * is an older one. It registers anew.
+   */
+  async #register({ self, store, host, identity }: MemberContext): Promise<void> {
+    const entry = await store.get(keys.trust);
+    if (entry !== null) identity.offer(entry.value);
+    if (!identity.trust().hosts.has(host) || (await store.get(keys.host(host))) !== null) return;
+    const { name, address } = self;
+    const { compares, ops } = registration({ host, name, address, joinedAt: new Date().toISOString() });
+    const [own] = compares;
+    const outcome = await store.txn(own === undefined ? [] : [own], ops);
+    if (outcome.kind === "succeeded")
+      this.#log.warn({}, "the store did not know this host, which the list names");
+  }
+
+  /** Another host took this one out of the cluster. Believed only of the signed list. */
+  async #removed({ host, identity, storeKeeper }: MemberContext): Promise<void> {
+    if (identity.trust().hosts.has(host) || this.#member === null) return;
     this.#log.warn({}, "this host was removed from its cluster");
     await storeKeeper.stop();
     await this.#inTurn(async () => {
+      if (this.#member === null) return;
       await this.#end();
       await this.#etcd.retire();
       await this.#identityFiles.dropAuthorities();

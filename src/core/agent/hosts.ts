@@ -4,9 +4,11 @@
  *
  * Must always hold: refused while the host has the only in-sync copy of a volume, a volume open, or the store's majority.
  */
+import { ok } from "../model/finding.ts";
 import type { StoreMember } from "../model/membership.ts";
 import { checkMemberRemoval } from "../model/membership.ts";
 import { checkHostRemoval } from "../model/replica-change.ts";
+import { withoutHost } from "../model/trust.ts";
 import type { HostRemoveAnswer } from "../wire/agent-api.ts";
 import { WeftError } from "../wire/errors.ts";
 import type { HostJson } from "../wire/record.ts";
@@ -18,6 +20,7 @@ import { aliveOf, hostsOf, poolsOf, volumesOf } from "./facts.ts";
 import { findHost, hasWant } from "./find.ts";
 import { revokeHost } from "./revoke.ts";
 import { clientUrlOf } from "./store-keeper.ts";
+import { changeTrust } from "./trust-change.ts";
 
 const REMOVE_MS = 20_000;
 
@@ -47,8 +50,12 @@ export async function removeHost(context: MemberContext, ref: string, by: string
   };
 }
 
-/** A host that answers: it sees that it is registered no more, destroys its identity, and leaves the list. */
-async function leave({ mirror, store }: MemberContext, host: HostJson): Promise<void> {
+/**
+ * A host that answers: it sees that it is listed no more, and destroys its identity. Only the list tells it so: a key of
+ * the store is every host's to delete.
+ */
+async function leave(context: MemberContext, host: HostJson): Promise<void> {
+  const { mirror } = context;
   const pools = poolsOf(mirror).filter(({ node }) => node === host.id);
   const entry = mirror.get(keys.host(host.id));
   const ops: Op[] = [
@@ -59,14 +66,17 @@ async function leave({ mirror, store }: MemberContext, host: HostJson): Promise<
     keys.repair(host.id),
     ...pools.flatMap(({ id }) => [keys.pool(id), keys.poolUsage(id)]),
   ].map((key) => ({ kind: "delete", key }));
-  const outcome = await store.txn([{ key: keys.host(host.id), modRevision: entry?.modRevision ?? 0n }], ops);
-  if (outcome.kind === "unknown") {
-    throw new WeftError({
-      code: "E-STORE-06",
-      message: `Whether ${host.name} was removed is not known: ${outcome.reason}.`,
-      facts: { host: host.id },
-    });
-  }
+  const compares = [{ key: keys.host(host.id), modRevision: entry?.modRevision ?? 0n }];
+  const change = await changeTrust(context, (trust) => ok(withoutHost(trust, { host: host.id, nonce: "" })), {
+    compares,
+    ops,
+  });
+  if (change.kind === "changed") return;
+  throw new WeftError({
+    code: "E-STORE-06",
+    message: `Whether ${host.name} was removed is not known: its entry in the store was changed meanwhile.`,
+    facts: { host: host.id },
+  });
 }
 
 /** The placer does it; each of its changes of the membership shows in the voters' key. */

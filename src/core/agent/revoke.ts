@@ -176,6 +176,11 @@ function targetOf({ mirror, identity }: MemberContext, ref: string): Target {
   );
   const isThere = hostsOf(mirror).some((host) => host.id === id || host.name === ref);
   if (known !== undefined && !isThere) return { id: known[0], name: known[1].name, address: null };
+  const [listed] = Array.from(identity.trust().hosts).filter(
+    ([host, { name }]) => host === id || name === ref,
+  );
+  // The store has forgotten it, and it doesn't register anew: its host is down.
+  if (listed !== undefined && !isThere) return { id: listed[0], name: listed[1].name, address: null };
   const { id: host, name, address } = findHost(mirror, ref);
   return { id: host, name, address };
 }

@@ -30,7 +30,6 @@ import { inTurn } from "./member-turn.ts";
 import { listIssued } from "./renew.ts";
 import type { StoreIdentity } from "./store-identity.ts";
 import { Upkeep } from "./store-upkeep.ts";
-import { forgetRemoved } from "./trust-upkeep.ts";
 import { Wake } from "./wake.ts";
 
 /** Between looks when nothing tells of a change: a member's etcd that died is started again after this. */
@@ -184,15 +183,12 @@ export class StoreKeeper {
 
   /** A store that went back in time, or a list that somebody put there, holds up nothing else. */
   async #tendTrust(): Promise<void> {
-    const { store, authority, identity, identityFiles, mirror, log, etcd } = this.#options;
+    const { store, authority, identity, identityFiles, etcd } = this.#options;
     const isMember = (await etcd.isConfigured()) && (await etcd.hasData());
     if (isMember && !authority.holdsAll(identity.trust())) await this.#fetchAuthorities();
     if (!authority.holds(identity.trust())) return;
-    const writer = { store, authority, identity };
     try {
-      await listIssued({ ...writer, files: identityFiles });
-      for (const host of await forgetRemoved(writer, mirror))
-        log.info({ host }, "the list of who is trusted names a removed host no more");
+      await listIssued({ store, authority, identity, files: identityFiles });
     } catch (error) {
       // The keeper of the identity has said so.
       if (!isWeftError(error) || !error.code.startsWith("E-TRUST-")) throw error;
@@ -222,6 +218,9 @@ export class StoreKeeper {
     const hosts = hostsOf(mirror);
     // A listing that we don't have yet must not look like a cluster without hosts.
     if (!hosts.some((h) => h.id === this.#options.self.host)) return false;
+    // Nor may a host whose key somebody deleted, as any host can: it is listed, and registers anew.
+    const listed = Array.from(this.#options.identity.trust().hosts.keys());
+    if (!listed.every((id) => hosts.some((h) => h.id === id))) return false;
     const ids = new Map<HostId, Member>();
     const known: StoreMember[] = [];
     for (const member of members) {

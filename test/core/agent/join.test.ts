@@ -2,6 +2,7 @@
 import t from "tap";
 
 import { joinTarget } from "../../../src/core/agent/join.ts";
+import { keys } from "../../../src/core/wire/store-keys.ts";
 import { eventually, joinHost, startCluster } from "./test-host.ts";
 
 void t.test("join: the address to ask is read as people write it", async (t) => {
@@ -61,3 +62,23 @@ void t.test(
     t.equal((await h2.client.cluster()).id, before.id);
   },
 );
+
+void t.test("host: one whose key another host deleted in the store stays, and registers anew", async (t) => {
+  const [h1, h2] = await startCluster(t, 2, 51);
+  if (h1 === undefined || h2 === undefined) throw new Error("two hosts");
+  const { host } = await h1.client.cluster();
+  // Any host's certificate opens the store: what stands there unsigned decides about nobody.
+  const store = await h2.store();
+  for (const key of [keys.host(host), keys.hostName("h1"), keys.hostAddress(h1.address)])
+    await store.delete(key);
+  const entry = await eventually(
+    "its registration",
+    () => store.get(keys.host(host)),
+    (found) => found !== null,
+  );
+  t.match(JSON.parse(entry?.value ?? ""), { id: host, name: "h1", address: h1.address });
+  t.not(await store.get(keys.hostName("h1")), null);
+  t.match(await h1.client.status(), { kind: "cluster", self: { host } });
+  t.equal((await h1.client.authorities()).hosts.length, 2);
+  store.call.close();
+});

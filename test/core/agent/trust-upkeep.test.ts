@@ -1,9 +1,8 @@
-/** The trust list after a store that went back, and after a host was removed in order. */
+/** The trust list after a store that went back. */
 import t from "tap";
 
-import { Mirror } from "../../../src/core/agent/mirror.ts";
 import { changeTrust } from "../../../src/core/agent/trust-change.ts";
-import { forgetRemoved, putTrustBack } from "../../../src/core/agent/trust-upkeep.ts";
+import { putTrustBack } from "../../../src/core/agent/trust-upkeep.ts";
 import { revokeHost, withKey } from "../../../src/core/model/trust.ts";
 import { StoreClient } from "../../../src/core/wire/store-client.ts";
 import { keys } from "../../../src/core/wire/store-keys.ts";
@@ -32,31 +31,3 @@ void t.test("trust list: put back over an older one, a forged one or none, never
   const behind = await makeCluster(t);
   t.equal(behind.identity.offer(identity.text).kind, "refused", "another cluster's");
 });
-
-void t.test(
-  "trust list: forgets a host that is registered no more, not one that the mirror has not seen",
-  async (t) => {
-    const { endpoints } = await startStore(t, 1, 68);
-    const store = new StoreClient({ endpoints });
-    const made = await makeCluster(t);
-    const { authority, identity, text, host } = made;
-    const writer = { store, authority, identity };
-    await store.put(keys.cluster, "{}");
-    await store.put(keys.trust, text);
-    await store.put(keys.host(host), "{}");
-    const mirror = new Mirror(store);
-    t.same(await forgetRemoved(writer, mirror), [], "nothing is known yet");
-    await mirror.sync();
-    const fresh = { host: newHostId(), name: "h2", kid: "ab".repeat(32), nowMs: Date.now(), nonce: "" };
-    await changeTrust(writer, (trust) => withKey(trust, fresh), {
-      compares: [],
-      ops: [{ kind: "put", key: keys.host(fresh.host), value: "{}" }],
-    });
-    t.same(await forgetRemoved(writer, mirror), []);
-    t.ok(identity.trust().hosts.has(fresh.host));
-    await store.delete(keys.host(fresh.host));
-    t.same(await forgetRemoved(writer, mirror), [fresh.host]);
-    t.notOk(identity.trust().hosts.has(fresh.host));
-    t.ok(identity.trust().hosts.has(host));
-  },
-);
