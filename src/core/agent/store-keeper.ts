@@ -36,6 +36,12 @@ import { Wake } from "./wake.ts";
 const LOOK_MS = 3000;
 /** A member whose turn it isn't asks again after this. */
 const TURN_MS = 100;
+/**
+ * The turn is a key that every host can write, so also the one that is to be cut off: it is worth this wait. A store that
+ * pauses for a second costs less than a stolen host that stays in.
+ */
+const CUT_PATIENCE_MS = 2000;
+const BUNDLE_PATIENCE_MS = 15_000;
 /** A list without us must be seen this often before it is believed: a member of etcd 3.4 answers as it knows it. */
 const ABSENT_LOOKS = 3;
 
@@ -67,6 +73,8 @@ export class StoreKeeper {
   #absent = 0;
   #running: Promise<void> | null = null;
   #said = "";
+  /** Since when this host's etcd ought to be started again. */
+  #dueSince: number | null = null;
 
   constructor(options: StoreKeeperOptions) {
     this.#options = options;
@@ -163,13 +171,18 @@ export class StoreKeeper {
   }
 
   /**
-   * One member after the other; but all at once, and without asking the store, when a host is out that held the
+   * One member after the other, for as long as that is worth the wait; but all at once, and without asking the store, when a host is out that held the
    * authority's key: members that still believe the old one are no store for those that don't.
    */
   async #restartIfDue(): Promise<void> {
     const { storeIdentity, etcd, identity, store, self, log } = this.#options;
     const why = await storeIdentity.restartDue();
-    if (why === null) return;
+    if (why === null) {
+      this.#dueSince = null;
+      return;
+    }
+    this.#dueSince ??= performance.now();
+    const waited = performance.now() - this.#dueSince;
     const isEmergency = identity.trust().rotation?.why === "revoked";
     const restart = async (): Promise<void> => {
       await etcd.restart(why === "cut" || isEmergency ? "at-once" : "in-order");
@@ -177,7 +190,8 @@ export class StoreKeeper {
       log.info({ why }, "this host's etcd was started again");
       this.#options.onRestarted();
     };
-    if (why === "bundle" && isEmergency) await restart();
+    const isLate = waited > (why === "cut" ? CUT_PATIENCE_MS : BUNDLE_PATIENCE_MS);
+    if ((why === "bundle" && isEmergency) || isLate) await restart();
     else if (!(await inTurn(store, { host: self.host, why }, restart))) this.#wake.nudgeIn(TURN_MS);
   }
 
