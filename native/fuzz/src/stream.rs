@@ -3,21 +3,21 @@
 //! Must always hold:
 //! * how the stream is cut changes nothing: the frames are those that a reader of the whole stream sees, and the same
 //!   error ends them;
+//! * with a MAC nothing passes but what the other end sealed, in its order;
 //! * what is queued leaves in order and whole, however short the sends are.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use rustix::fs::{Mode, OFlags};
 use weft_io::buffer::IoBuf;
 use weft_io::driver::{Completion, Fd, Op, Outcome, Part, TokenSpace};
+use weft_io::mac::{FrameMac, KEYS_LEN, TAG_LEN};
 use weft_io::stream::{Pressure, StreamConfig};
-use weft_io::tcp::{Conn, Frame};
+use weft_io::tcp::{Conn, ConnError, Frame};
 use weft_proto::ids::{ClusterId, PoolId, VolumeId};
 use weft_proto::message::{Request, Response};
 use weft_proto::payload::Payload;
-use weft_proto::wire::{
-    EncodedFrame, FrameError, HEADER_LEN, Header, Version, encode_request, encode_response,
-};
+use weft_proto::wire::{EncodedFrame, HEADER_LEN, Header, Version, encode_request, encode_response};
 
 use crate::input::Input;
 use crate::messages::{self, Known};
@@ -26,10 +26,18 @@ const KNOWN: Known = Known { volume: VolumeId(1), pool: PoolId(2), cluster: Clus
 /// More than one receive buffer, so that it wraps.
 const STREAM_MAX: usize = 1 << 20;
 
-/// Frames or nonsense, then how the stream is cut.
+/// Both ends have them.
+static KEYS: LazyLock<[u8; KEYS_LEN]> = LazyLock::new(|| core::array::from_fn(|i| i.to_le_bytes()[0] ^ 0x3c));
+
+fn mac(sealed: bool, caller: bool) -> Option<FrameMac> {
+    sealed.then(|| FrameMac::new(&KEYS, caller))
+}
+
+/// With a MAC or without, frames or nonsense, then how the stream is cut.
 pub fn run(bytes: &[u8]) {
     let mut input = Input::new(bytes);
-    let trailer_len = input.below(65);
+    let sealed = input.below(65) % 2 == 1;
+    let mut sealing = mac(sealed, true);
     let cuts = input.u64();
     let mut whole = Vec::new();
     let mut queued = Vec::new();
@@ -53,7 +61,7 @@ pub fn run(bytes: &[u8]) {
                     epoch: messages::epoch(&mut input),
                     ask: messages::ask(&mut input, &KNOWN),
                 };
-                append(&mut whole, &encode_request(Version::V1, 9, &request), trailer_len);
+                append(&mut whole, &encode_request(Version::V1, 9, &request), &mut sealing);
             }
             _ => {
                 let outcome = if input.one_in(8) {
@@ -64,19 +72,21 @@ pub fn run(bytes: &[u8]) {
                 let (tag, epoch) = (input.u32(), messages::epoch(&mut input));
                 let response = Response { tag, epoch, outcome, service_us: input.u32() };
                 let frame = encode_response(Version::V1, 9, &response);
-                append(&mut whole, &frame, trailer_len);
+                append(&mut whole, &frame, &mut sealing);
                 queued.push(frame);
             }
         }
     }
-    receive(&whole, trailer_len, cuts);
-    send(&queued, cuts);
+    receive(&whole, sealed, cuts);
+    send(&queued, sealed, cuts);
 }
 
-fn append<P: Payload>(whole: &mut Vec<u8>, frame: &EncodedFrame<P>, trailer_len: usize) {
-    whole.extend_from_slice(&frame.head[..HEADER_LEN]);
-    whole.resize(whole.len() + trailer_len, 0x7a);
-    whole.extend_from_slice(&frame.head[HEADER_LEN..]);
+fn append<P: Payload>(whole: &mut Vec<u8>, frame: &EncodedFrame<P>, mac: &mut Option<FrameMac>) {
+    let mut head = frame.head.clone();
+    if let Some(mac) = mac {
+        mac.seal(&mut head).expect("one of the first frames");
+    }
+    whole.extend_from_slice(&head);
     for part in &frame.data {
         whole.extend_from_slice(part.bytes());
     }
@@ -93,18 +103,21 @@ fn cut(state: &mut u64) -> usize {
     }
 }
 
-fn connection(trailer_len: usize) -> Conn {
+fn connection(mac: Option<FrameMac>) -> Conn {
     let socket = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
     let socket: Fd = Arc::new(socket.expect("/dev/null"));
-    let mut conn = Conn::new(socket, StreamConfig::new(TokenSpace(5)));
+    let config = StreamConfig::new(TokenSpace(5));
+    let mut conn = match mac {
+        Some(mac) => Conn::sealed(Conn::stream_of(socket, config), mac),
+        None => Conn::new(socket, config),
+    };
     conn.set_version(Version::V1);
-    conn.set_trailer_len(trailer_len);
     conn
 }
 
-fn receive(whole: &[u8], trailer_len: usize, mut cuts: u64) {
-    let mut expected = Reader { whole, at: 0, trailer_len };
-    let mut conn = connection(trailer_len);
+fn receive(whole: &[u8], sealed: bool, mut cuts: u64) {
+    let mut expected = Reader { whole, at: 0, mac: mac(sealed, false) };
+    let mut conn = connection(mac(sealed, false));
     let mut sent = 0;
     loop {
         let Some((token, op)) = conn.poll_op() else {
@@ -141,7 +154,6 @@ fn receive(whole: &[u8], trailer_len: usize, mut cuts: u64) {
 
 fn compare(frame: &Frame, wanted: Expected<'_>) {
     assert_eq!(frame.header, wanted.header);
-    assert_eq!(frame.trailer, wanted.trailer);
     assert_eq!(frame.meta, wanted.meta);
     assert_eq!(frame.data.bytes(), wanted.data);
     assert!(frame.data.is_aligned(), "O_DIRECT wants it aligned");
@@ -149,7 +161,6 @@ fn compare(frame: &Frame, wanted: Expected<'_>) {
 
 struct Expected<'a> {
     header: Header,
-    trailer: &'a [u8],
     meta: &'a [u8],
     data: &'a [u8],
 }
@@ -158,33 +169,41 @@ struct Expected<'a> {
 struct Reader<'a> {
     whole: &'a [u8],
     at: usize,
-    trailer_len: usize,
+    mac: Option<FrameMac>,
 }
 
 impl<'a> Reader<'a> {
     /// `Err(None)`: the stream ends within the next frame.
-    fn next(&mut self) -> Result<Expected<'a>, Option<FrameError>> {
+    fn next(&mut self) -> Result<Expected<'a>, Option<ConnError>> {
+        if self.mac.is_some() && self.whole.get(self.at).is_some_and(|first| [21, 23].contains(first)) {
+            return Err(Some(ConnError::RefusedUs));
+        }
         let head = self.whole[self.at..].first_chunk::<HEADER_LEN>().ok_or(None)?;
-        let header = Header::parse(head, Version::V1).map_err(Some)?;
-        let at = self.at + HEADER_LEN;
-        let meta_at = at + self.trailer_len;
+        let header = Header::parse(head, Version::V1).map_err(|error| Some(ConnError::Frame(error)))?;
+        let tag_at = self.at + HEADER_LEN;
+        let meta_at = tag_at + if self.mac.is_some() { TAG_LEN } else { 0 };
         let data_at = meta_at + header.meta_len();
+        let meta = self.whole.get(meta_at..data_at).ok_or(None)?;
+        if let Some(mac) = &mut self.mac {
+            let opened = mac.open(head, &self.whole[tag_at..meta_at], meta);
+            opened.map_err(|error| Some(ConnError::Mac(error)))?;
+        }
         let end = data_at + header.data_len();
         let data = self.whole.get(data_at..end).ok_or(None)?;
         self.at = end;
-        Ok(Expected { header, trailer: &self.whole[at..meta_at], meta: &self.whole[meta_at..data_at], data })
+        Ok(Expected { header, meta, data })
     }
 }
 
-fn send(frames: &[EncodedFrame<weft_proto::payload::HeapPayload>], mut cuts: u64) {
-    let mut conn = connection(0);
+fn send(frames: &[EncodedFrame<weft_proto::payload::HeapPayload>], sealed: bool, mut cuts: u64) {
+    let (mut conn, mut sealing) = (connection(mac(sealed, true)), mac(sealed, true));
     let mut wanted = Vec::new();
     let mut left = Vec::new();
     let mut waiting = frames.iter();
     loop {
         // Queue a few, as long as there is room.
         for frame in waiting.by_ref() {
-            append(&mut wanted, frame, 0);
+            append(&mut wanted, frame, &mut sealing);
             let data = frame.data.iter().map(|part| IoBuf::copy_of(part.bytes())).collect();
             if conn.queue(EncodedFrame { head: frame.head.clone(), data }) == Pressure::Stop
                 || cut(&mut cuts).is_multiple_of(3)

@@ -3,11 +3,13 @@
 //! Must always hold:
 //! * every socket has TCP_NODELAY and a congestion control chosen here, not the machine's default (a request must
 //!   not wait for an acknowledgement of the one before; bbr paces bursts that a storage network can take);
-//! * bytes of a peer never panic: a frame that is not sound ends the connection with a [`FrameError`];
-//! * nothing is allocated for a frame before its header is proven sound.
+//! * bytes of a peer never panic: a frame that is not sound ends the connection with a [`ConnError`];
+//! * nothing is allocated for a frame before its header is proven sound;
+//! * under `auth` nothing of a frame is given to anybody before its MAC was found right.
 //!
 //! ```text
 //! connection.handle_completion(c);
+//! let Some(proven) = connection.poll_handshake()? else { … }      // of a secured one
 //! while let Some(frame) = connection.poll_frame()? {
 //!     match frame.header.kind() { … wire::decode_request(&frame.header, &frame.meta, frame.data)? … }
 //! }
@@ -15,8 +17,9 @@
 //! while let Some((token, op)) = connection.poll_op() { driver.submit(token, op) }
 //! ```
 
+use core::fmt;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
@@ -26,7 +29,10 @@ use weft_proto::wire::{EncodedFrame, FrameError, HEADER_LEN, Header, MAX_META, V
 
 use crate::buffer::IoBuf;
 use crate::driver::{Completion, Errno, Fd, Op, Part, checked};
+use crate::identity::Transport;
+use crate::mac::{FrameMac, MacError, TAG_LEN};
 use crate::stream::{ByteStream, Pressure, StreamConfig, StreamEnd};
+use crate::tls::{HandshakeError, Proven, TlsStream};
 
 /// Congestion controls in the order of our preference; where none is there the machine's default stays.
 pub const CONGESTION: [&str; 2] = ["cubic", "reno"];
@@ -168,46 +174,137 @@ pub fn congestion_of(socket: &Fd) -> io::Result<String> {
     Ok(String::from_utf8_lossy(&name[..end]).into_owned())
 }
 
+/// The address at the other end of a connected socket.
+pub fn peer_address(socket: &Fd) -> io::Result<IpAddr> {
+    let stream = TcpStream::from(socket.try_clone()?);
+    Ok(stream.peer_addr()?.ip().to_canonical())
+}
+
 /// A received frame, for [`weft_proto::wire::decode_request`] and its like.
 #[derive(Debug)]
 pub struct Frame {
     /// Proven sound.
     pub header: Header,
-    /// The MAC between header and meta; empty unless [`Conn::set_trailer_len`] was called.
-    pub trailer: Vec<u8>,
-    /// Not looked at yet.
+    /// Not looked at yet; under `auth` its MAC was right.
     pub meta: Vec<u8>,
     /// Guest data in an aligned buffer.
     pub data: IoBuf,
+}
+
+/// Why a connection gives no more frames.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ConnError {
+    /// What came is no frame.
+    Frame(FrameError),
+    /// Under `auth`: nobody who shares our keys sent this, or not at this place.
+    Mac(MacError),
+    /// Under `auth`: instead of a frame came the end of the handshake. The peer has refused us.
+    RefusedUs,
+    /// TLS failed after the handshake: a record was altered, or the peer sent an alert.
+    Tls(HandshakeError),
+}
+
+impl fmt::Display for ConnError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ConnError::Frame(error) => fmt::Display::fmt(error, f),
+            ConnError::Mac(error) => fmt::Display::fmt(error, f),
+            ConnError::RefusedUs => f.write_str("the peer has refused this host; its log says why"),
+            ConnError::Tls(error) => fmt::Display::fmt(error, f),
+        }
+    }
 }
 
 /// What is received next.
 #[derive(Debug)]
 enum Expect {
     Header,
-    /// The rest of a frame of which trailer and meta have to come first.
+    /// The rest of a frame of which tag and meta have to come first.
     Meta(Header),
     /// The data of a frame, in the stream's fill.
-    Data(Header, Vec<u8>, Vec<u8>),
+    Data(Header, Vec<u8>),
 }
 
-/// A connection of frames. A frame that is not sound ends it.
+/// What carries the frames.
+#[derive(Debug)]
+enum Lower {
+    Clear(ByteStream),
+    Tls(Box<TlsStream>),
+    /// Only while one becomes the other.
+    Turning,
+}
+
+/// Either stream, which have the same surface.
+macro_rules! either {
+    ($lower:expr, $stream:ident => $call:expr) => {
+        match $lower {
+            Lower::Clear($stream) => $call,
+            Lower::Tls($stream) => $call,
+            Lower::Turning => unreachable!("a connection is not used while its stream is turned"),
+        }
+    };
+}
+
+/// Types of TLS records that may follow where a frame should begin: alert, application data.
+const ALERTS: [u8; 2] = [21, 23];
+
+/// A connection of frames: in clear, under TLS, or in clear with a MAC (`auth`). A frame that is not sound ends it.
 #[derive(Debug)]
 pub struct Conn {
-    stream: ByteStream,
+    lower: Lower,
+    /// Under `auth`: seals each head that is sent and judges each that is received.
+    mac: Option<Box<FrameMac>>,
+    proven: Option<Proven>,
     version: Version,
-    trailer_len: usize,
     expect: Expect,
 }
 
 impl Conn {
-    /// Takes over a connected socket, which speaks [`Version::HELLO`] first. The receive buffer must hold a header, a
-    /// trailer and the longest meta.
+    /// Takes over a connected socket, which speaks [`Version::HELLO`] first, in clear.
     #[must_use]
     pub fn new(socket: Fd, config: StreamConfig) -> Conn {
-        let recv_bytes = config.recv_bytes.max(HEADER_LEN + MAX_META + 64);
-        let stream = ByteStream::new(socket, StreamConfig { recv_bytes, ..config });
-        Conn { stream, version: Version::HELLO, trailer_len: 0, expect: Expect::Header }
+        Conn::over(Lower::Clear(Conn::stream_of(socket, config)), None)
+    }
+
+    /// Takes over a stream whose handshake is not over: nothing is to be queued until [`Conn::poll_handshake`] tells
+    /// who the peer is. By it the connection becomes one of TLS or of `auth`.
+    #[must_use]
+    pub fn secured(stream: TlsStream) -> Conn {
+        Conn::over(Lower::Tls(Box::new(stream)), None)
+    }
+
+    /// Takes over a stream on which every frame has a MAC from the first byte on.
+    #[must_use]
+    pub fn sealed(stream: ByteStream, mac: FrameMac) -> Conn {
+        Conn::over(Lower::Clear(stream), Some(Box::new(mac)))
+    }
+
+    /// A stream whose receive buffer holds a header, a tag and the longest meta.
+    #[must_use]
+    pub fn stream_of(socket: Fd, config: StreamConfig) -> ByteStream {
+        let recv_bytes = config.recv_bytes.max(HEADER_LEN + TAG_LEN + MAX_META);
+        ByteStream::new(socket, StreamConfig { recv_bytes, ..config })
+    }
+
+    fn over(lower: Lower, mac: Option<Box<FrameMac>>) -> Conn {
+        Conn { lower, mac, proven: None, version: Version::HELLO, expect: Expect::Header }
+    }
+
+    /// Of a [`Conn::secured`] one: who the peer is, once it is proven, and then every time; none while the handshake goes
+    /// on, and for a connection without one. After an error frames never come: let it send its alert
+    /// ([`Conn::poll_op`]) until it ends by itself, or close it.
+    pub fn poll_handshake(&mut self) -> Result<Option<Proven>, HandshakeError> {
+        let Lower::Tls(tls) = &self.lower else { return Ok(self.proven) };
+        self.proven = tls.poll_handshake()?.copied();
+        let Some(proven) = self.proven else { return Ok(None) };
+        if proven.mode == Transport::Auth
+            && let Lower::Tls(tls) = core::mem::replace(&mut self.lower, Lower::Turning)
+        {
+            let (stream, mac) = tls.into_auth();
+            self.lower = Lower::Clear(stream);
+            self.mac = Some(Box::new(mac));
+        }
+        Ok(Some(proven))
     }
 
     /// After both HELLOs: the version of all frames from now on.
@@ -215,98 +312,151 @@ impl Conn {
         self.version = version;
     }
 
-    /// From now on this many bytes (at most 64) follow each received header. Outgoing frames' trailers are put into
-    /// [`EncodedFrame::head`] by who makes them.
-    pub fn set_trailer_len(&mut self, len: usize) {
-        assert!(len <= 64, "a trailer of {len} bytes");
-        self.trailer_len = len;
+    /// The socket.
+    #[must_use]
+    pub fn socket(&self) -> &Fd {
+        either!(&self.lower, stream => stream.socket())
     }
 
-    /// The bytes underneath: socket, state, pausing.
+    /// Bytes queued and not yet taken by the kernel.
     #[must_use]
-    pub fn stream(&self) -> &ByteStream {
-        &self.stream
+    pub fn queued(&self) -> usize {
+        either!(&self.lower, stream => stream.queued())
+    }
+
+    /// True when less than half of the queue's limit is used: go on after [`Pressure::Stop`].
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        either!(&self.lower, stream => stream.is_writable())
     }
 
     /// Stops or resumes receiving: back-pressure towards the peer.
     pub fn pause(&mut self, paused: bool) {
-        self.stream.pause(paused);
+        either!(&mut self.lower, stream => stream.pause(paused));
     }
 
     /// Ends the connection at once.
     pub fn close(&mut self) {
-        self.stream.close();
+        either!(&mut self.lower, stream => stream.close());
     }
 
     /// Why the connection ended, if it has; frames that had arrived are still given.
     #[must_use]
     pub fn ended(&self) -> Option<StreamEnd> {
-        self.stream.ended()
+        either!(&self.lower, stream => stream.ended())
     }
 
     /// True if a driver's completion with this token is for this connection.
     #[must_use]
     pub fn owns(&self, token: u64) -> bool {
-        self.stream.owns(token)
+        either!(&self.lower, stream => stream.owns(token))
     }
 
-    /// A driver's op of this connection has ended. Then drain [`Conn::poll_frame`].
+    /// A driver's op of this connection has ended. Then drain [`Conn::poll_frame`], of a [`Conn::secured`] one after
+    /// [`Conn::poll_handshake`].
     pub fn handle_completion(&mut self, completion: Completion) {
-        self.stream.handle_completion(completion);
+        either!(&mut self.lower, stream => stream.handle_completion(completion));
+    }
+
+    /// What has arrived, if it is `len` bytes or more.
+    fn arrived(&mut self, len: usize) -> Option<&[u8]> {
+        match &mut self.lower {
+            Lower::Clear(stream) => stream.bytes().get(..len),
+            Lower::Tls(stream) => {
+                stream.prepare(len);
+                stream.bytes().get(..len)
+            }
+            Lower::Turning => None,
+        }
     }
 
     /// The next frame that has arrived whole. To be drained before [`Conn::poll_op`]. After an error the connection is
     /// closed.
-    pub fn poll_frame(&mut self) -> Result<Option<Frame>, FrameError> {
+    pub fn poll_frame(&mut self) -> Result<Option<Frame>, ConnError> {
+        let result = self.next_frame();
+        if result.is_err() {
+            self.close();
+        }
+        match (&result, &self.lower) {
+            // Nothing more comes: was it cut off, or was it altered?
+            (Ok(None), Lower::Tls(stream)) if stream.is_proven() => match stream.poll_handshake() {
+                Err(fault) => Err(ConnError::Tls(fault)),
+                Ok(_) => Ok(None),
+            },
+            _ => result,
+        }
+    }
+
+    fn next_frame(&mut self) -> Result<Option<Frame>, ConnError> {
         loop {
             match core::mem::replace(&mut self.expect, Expect::Header) {
                 Expect::Header => {
-                    let Some(bytes) = self.stream.bytes().first_chunk::<HEADER_LEN>() else {
+                    let (version, is_sealed) = (self.version, self.mac.is_some());
+                    // Under `auth` the caller is proven first, for itself: the acceptor's refusal comes as a record of
+                    // TLS where a frame should be. No frame begins like that.
+                    let refused =
+                        self.arrived(1).is_some_and(|bytes| is_sealed && ALERTS.contains(&bytes[0]));
+                    if refused {
+                        return Err(ConnError::RefusedUs);
+                    }
+                    let Some(bytes) = self.arrived(HEADER_LEN) else { return Ok(None) };
+                    let header = bytes.first_chunk().expect("as many were asked for");
+                    self.expect = Expect::Meta(Header::parse(header, version).map_err(ConnError::Frame)?);
+                }
+                Expect::Meta(header) => {
+                    let meta_at = HEADER_LEN + if self.mac.is_some() { TAG_LEN } else { 0 };
+                    let head = meta_at + header.meta_len();
+                    let mut mac = self.mac.take();
+                    let Some(bytes) = self.arrived(head) else {
+                        self.expect = Expect::Meta(header);
+                        self.mac = mac;
                         return Ok(None);
                     };
-                    match Header::parse(bytes, self.version) {
-                        Ok(header) => self.expect = Expect::Meta(header),
-                        Err(error) => {
-                            self.stream.close();
-                            return Err(error);
+                    let (start, meta) = bytes.split_at(meta_at);
+                    let meta = meta.to_vec();
+                    if let (Some(mac), Some((header, tag))) = (&mut mac, start.split_first_chunk()) {
+                        mac.open(header, tag, &meta).map_err(ConnError::Mac)?;
+                    }
+                    self.mac = mac;
+                    either!(&mut self.lower, stream => {
+                        stream.consume(head);
+                        stream.begin_fill(header.data_len());
+                    });
+                    self.expect = Expect::Data(header, meta);
+                }
+                Expect::Data(header, meta) => {
+                    match either!(&mut self.lower, stream => stream.poll_filled()) {
+                        Some(data) => return Ok(Some(Frame { header, meta, data })),
+                        None => {
+                            self.expect = Expect::Data(header, meta);
+                            return Ok(None);
                         }
                     }
                 }
-                Expect::Meta(header) => {
-                    let (trailer, meta) = (HEADER_LEN + self.trailer_len, header.meta_len());
-                    let Some(bytes) = self.stream.bytes().get(HEADER_LEN..trailer + meta) else {
-                        self.expect = Expect::Meta(header);
-                        return Ok(None);
-                    };
-                    let (mac, body) = bytes.split_at(self.trailer_len);
-                    let (mac, body) = (mac.to_vec(), body.to_vec());
-                    self.stream.consume(trailer + meta);
-                    self.stream.begin_fill(header.data_len());
-                    self.expect = Expect::Data(header, mac, body);
-                }
-                Expect::Data(header, trailer, meta) => match self.stream.poll_filled() {
-                    Some(data) => return Ok(Some(Frame { header, trailer, meta, data })),
-                    None => {
-                        self.expect = Expect::Data(header, trailer, meta);
-                        return Ok(None);
-                    }
-                },
             }
         }
     }
 
     /// Queues a frame; the parts of its data are shared, not copied.
-    pub fn queue(&mut self, frame: EncodedFrame<IoBuf>) -> Pressure {
-        let mut pressure = self.stream.queue(Part::Bytes(frame.head));
-        for data in frame.data {
-            pressure = self.stream.queue(Part::Buf(data));
+    pub fn queue(&mut self, mut frame: EncodedFrame<IoBuf>) -> Pressure {
+        if let Some(mac) = &mut self.mac
+            && mac.seal(&mut frame.head).is_err()
+        {
+            // Every number was used, which no connection lives to see.
+            self.close();
         }
-        pressure
+        either!(&mut self.lower, stream => {
+            let mut pressure = stream.queue(Part::Bytes(frame.head));
+            for data in frame.data {
+                pressure = stream.queue(Part::Buf(data));
+            }
+            pressure
+        })
     }
 
     /// The next op for the driver: a receive, or a send of as many queued frames as fit into one system call.
     pub fn poll_op(&mut self) -> Option<(u64, Op)> {
-        self.stream.poll_op()
+        either!(&mut self.lower, stream => stream.poll_op())
     }
 }
 

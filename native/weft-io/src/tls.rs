@@ -550,6 +550,12 @@ impl TlsStream {
         }
     }
 
+    /// True once the peer is proven, also after a later error.
+    #[must_use]
+    pub fn is_proven(&self) -> bool {
+        self.core.proven().is_some()
+    }
+
     /// Under `auth`, proven: the stream, whose next byte is the peer's first clear one, and what its frames are sealed and
     /// judged by. What TLS still had to send is queued in it.
     ///

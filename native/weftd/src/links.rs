@@ -433,7 +433,7 @@ impl Links {
     fn handle_connected(&mut self, driver: &mut impl Driver, now: Instant, id: u16) {
         let Some(wire) = self.wires.get_mut(&id) else { return };
         let Role::Caller(host) = wire.role else { return };
-        match tcp::connected(wire.conn.stream().socket()) {
+        match tcp::connected(wire.conn.socket()) {
             Ok(()) => {
                 wire.queue(hello_frame(&self.hello));
                 wire.drive(driver);
@@ -718,7 +718,7 @@ impl Wire {
 
     /// Gives the driver what the connection wants from it.
     fn drive(&mut self, driver: &mut impl Driver) {
-        if self.conn.stream().is_writable() {
+        if self.conn.is_writable() {
             self.conn.pause(false);
         }
         while let Some((token, op)) = self.conn.poll_op() {

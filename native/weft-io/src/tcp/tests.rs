@@ -12,7 +12,11 @@ use weft_proto::wire::{FrameKind, decode_request, decode_response, encode_reques
 
 use super::*;
 use crate::driver::{AnyDriver, Driver, DriverConfig, DriverKind, Outcome, TokenSpace, open};
+use crate::identity::tests::pki::{self, Ca, H1, H2, Leaf, NOW};
+use crate::identity::{Kid, PeerRefusal, TrustCell};
 use crate::testing::TempDir;
+use crate::tls::TlsConfigs;
+use weft_proto::ids::HostId;
 
 const KINDS: [DriverKind; 2] = [DriverKind::IoUring, DriverKind::Libaio];
 
@@ -57,6 +61,41 @@ fn turn(driver: &mut AnyDriver, conns: [&mut Conn; 2]) {
     for completion in done {
         if a.owns(completion.token) { &mut *a } else { &mut *b }.handle_completion(completion);
     }
+}
+
+/// What carries the frames in a test.
+const MODES: [Option<&str>; 3] = [None, Some("auth"), Some("tls")];
+
+/// Two hosts' ends of a connection, proven if there is anything to prove.
+fn conns(driver: &mut AnyDriver, mode: Option<&str>, [first, second]: [StreamConfig; 2]) -> (Conn, Conn) {
+    let (a, b) = pair(driver);
+    let Some(transport) = mode else { return (Conn::new(a, first), Conn::new(b, second)) };
+    let [caller, acceptor] = hosts(transport);
+    let a = TlsStream::client(Conn::stream_of(a, first), &caller, first.send_bytes).expect("a client");
+    let b = TlsStream::server(Conn::stream_of(b, second), &acceptor, second.send_bytes).expect("a server");
+    let (mut a, mut b) = (Conn::secured(a), Conn::secured(b));
+    let mut seen = [None, None];
+    while seen.iter().any(Option::is_none) {
+        turn(driver, [&mut a, &mut b]);
+        for (seen, end) in seen.iter_mut().zip([&mut a, &mut b]) {
+            *seen = seen.or(end.poll_handshake().expect("sound"));
+        }
+    }
+    let seen = seen.map(|proven| proven.map(|proven| (proven.peer.host, proven.mode)));
+    let mode = if transport == "auth" { Transport::Auth } else { Transport::Tls };
+    assert_eq!(seen, [Some((H2, mode)), Some((H1, mode))]);
+    (a, b)
+}
+
+/// H1, which calls, and H2; both on one list.
+fn hosts(transport: &str) -> [TlsConfigs; 2] {
+    let (ca, keys) = (Ca::new("weft"), [pki::key(), pki::key()]);
+    let listed = [(H1, pki::kid(&keys[0])), (H2, pki::kid(&keys[1]))];
+    let mut body = pki::body(1, &[ca.entry("active")], &listed);
+    body["transport"] = transport.into();
+    let trust = Arc::new(TrustCell::new(pki::open(&ca.sign(&body))));
+    [(H1, &keys[0]), (H2, &keys[1])]
+        .map(|(host, key)| TlsConfigs::with_clock(&ca.identity(key, &Leaf::of(host)), trust.clone(), || NOW))
 }
 
 fn write_request(tag: u32, blocks: usize) -> Request<IoBuf> {
@@ -114,16 +153,15 @@ fn a_refused_connection_is_told() {
 
 #[test]
 fn many_frames_of_all_sizes_arrive_in_order() {
-    for kind in KINDS {
+    for (kind, mode) in KINDS.into_iter().flat_map(|kind| MODES.map(|mode| (kind, mode))) {
         let mut driver = driver(kind);
-        let (a, b) = pair(&mut driver);
-        let (mut a, mut b) = (Conn::new(a, config(10)), Conn::new(b, config(11)));
+        let (mut a, mut b) = conns(&mut driver, mode, [config(10), config(11)]);
         a.set_version(Version::V1);
         b.set_version(Version::V1);
         let total = 600;
         let (mut sent, mut received, mut answered) = (0, 0, 0);
         while answered < total {
-            while sent < total && a.stream().is_writable() {
+            while sent < total && a.is_writable() {
                 let request = match sent % 4 {
                     0 => Request { tag: sent, epoch: Epoch(3), ask: Ask::Flush },
                     1 => write_request(sent, 32),
@@ -169,11 +207,10 @@ fn many_frames_of_all_sizes_arrive_in_order() {
 
 #[test]
 fn a_peer_that_does_not_read_stops_the_queue_and_not_the_daemon() {
-    for kind in KINDS {
+    for (kind, mode) in KINDS.into_iter().flat_map(|kind| MODES.map(|mode| (kind, mode))) {
         let mut driver = driver(kind);
-        let (a, b) = pair(&mut driver);
         let small = StreamConfig { send_bytes: 256 * 1024, ..config(10) };
-        let (mut a, mut b) = (Conn::new(a, small), Conn::new(b, config(11)));
+        let (mut a, mut b) = conns(&mut driver, mode, [small, config(11)]);
         a.set_version(Version::V1);
         b.set_version(Version::V1);
         b.pause(true);
@@ -195,7 +232,7 @@ fn a_peer_that_does_not_read_stops_the_queue_and_not_the_daemon() {
                 break;
             }
         }
-        assert!(!a.stream().is_writable() && a.stream().queued() >= 256 * 1024);
+        assert!(!a.is_writable() && a.queued() >= 256 * 1024);
         b.pause(false);
         let mut received = 0;
         while received < sent {
@@ -206,7 +243,7 @@ fn a_peer_that_does_not_read_stops_the_queue_and_not_the_daemon() {
                 received += 1;
             }
         }
-        assert!(a.stream().is_writable() && a.stream().queued() == 0);
+        assert!(a.is_writable() && a.queued() == 0);
     }
 }
 
@@ -225,8 +262,135 @@ fn a_frame_of_another_version_than_agreed_ends_the_connection() {
             Err(error) => break error,
         }
     };
-    assert!(matches!(error, FrameError::BadVersion { agreed: 0, .. }), "{error}");
+    assert!(matches!(error, ConnError::Frame(FrameError::BadVersion { agreed: 0, .. })), "{error}");
     assert_eq!(b.ended(), Some(StreamEnd::Closed));
+}
+
+fn mac_keys() -> [u8; crate::mac::KEYS_LEN] {
+    core::array::from_fn(|i| i.to_le_bytes()[0])
+}
+
+/// The bytes of sealed frames, as the caller's end sends them.
+fn sealed_requests(mac: &mut FrameMac, tags: core::ops::Range<u32>) -> Vec<Vec<u8>> {
+    let frame = |tag| {
+        let mut frame = encode_request(Version::V1, 5, &write_request(tag, 1));
+        mac.seal(&mut frame.head).expect("one of the first");
+        let data = frame.data.iter().flat_map(|part| part.bytes().to_vec());
+        frame.head.into_iter().chain(data).collect()
+    };
+    tags.map(frame).collect()
+}
+
+/// The tags of the requests that pass, and what ended the connection.
+fn passed(frames: &[Vec<u8>]) -> (Vec<u32>, Option<ConnError>) {
+    let (socket, _) = UnixStream::pair().expect("pair");
+    let stream = Conn::stream_of(Arc::new(socket.into()), config(1));
+    let mut conn = Conn::sealed(stream, FrameMac::new(&mac_keys(), false));
+    conn.set_version(Version::V1);
+    let (bytes, mut tags) = (frames.concat(), Vec::new());
+    let mut rest = &bytes[..];
+    while !rest.is_empty() && conn.ended().is_none() {
+        feed(&mut conn, &mut rest, 1000);
+        loop {
+            match conn.poll_frame() {
+                Ok(Some(frame)) => {
+                    let request = decode_request(&frame.header, &frame.meta, frame.data).expect("sound");
+                    tags.push(request.tag);
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    assert!(conn.ended().is_some());
+                    return (tags, Some(error));
+                }
+            }
+        }
+    }
+    (tags, None)
+}
+
+#[test]
+fn under_auth_only_what_the_peer_sealed_in_its_order_is_given() {
+    let mut mac = FrameMac::new(&mac_keys(), true);
+    let frames = sealed_requests(&mut mac, 0..4);
+    let wrong = Some(ConnError::Mac(MacError::Wrong));
+    assert_eq!(passed(&frames), (vec![0, 1, 2, 3], None));
+    let [first, second, third, _] = &frames[..] else { unreachable!("four") };
+    let of = |frames: &[&Vec<u8>]| passed(&frames.iter().map(|f| (*f).clone()).collect::<Vec<_>>());
+    assert_eq!(of(&[first, first]), (vec![0], wrong.clone()), "replayed");
+    assert_eq!(of(&[first, third, second]), (vec![0], wrong.clone()), "out of order");
+    assert_eq!(of(&[second]), (vec![], wrong.clone()), "the first one dropped");
+    let mut reflected = FrameMac::new(&mac_keys(), false);
+    assert_eq!(passed(&sealed_requests(&mut reflected, 0..1)), (vec![], wrong.clone()), "reflected");
+    let clear = encode_request::<IoBuf>(Version::V1, 5, &write_request(0, 1)).head;
+    assert!(matches!(of(&[first, &clear, third]), (tags, Some(_)) if tags == [0]), "without a tag");
+    for at in 0..HEADER_LEN + TAG_LEN + 4 {
+        let mut flipped = frames.clone();
+        flipped[1][at] ^= 1;
+        // Also where the header's checksum is made right again.
+        let crc = crc32c::crc32c(&flipped[1][..60]);
+        if at < 60 {
+            flipped[1][60..64].copy_from_slice(&crc.to_le_bytes());
+        }
+        let (tags, error) = passed(&flipped);
+        assert_eq!(tags, [0], "byte {at}");
+        assert!(error.is_some() || (8..16).contains(&at), "byte {at}: a length that waits for more");
+    }
+}
+
+#[test]
+fn a_refusal_is_told_to_both_ends() {
+    for transport in ["auth", "tls"] {
+        let mut driver = driver(DriverKind::IoUring);
+        let (a, b) = pair(&mut driver);
+        let ([caller, _], [_, acceptor]) = (hosts(transport), hosts(transport));
+        let a = TlsStream::client(Conn::stream_of(a, config(10)), &caller, 1 << 20).expect("a client");
+        let b = TlsStream::server(Conn::stream_of(b, config(11)), &acceptor, 1 << 20).expect("a server");
+        let (mut a, mut b) = (Conn::secured(a), Conn::secured(b));
+        let refused = |end: &mut Conn| end.poll_handshake().err();
+        while refused(&mut a).is_none() || b.ended().is_none() {
+            turn(&mut driver, [&mut a, &mut b]);
+        }
+        assert_eq!(refused(&mut a), Some(HandshakeError::Refused(PeerRefusal::Stranger)));
+        assert!(matches!(refused(&mut b), Some(HandshakeError::Tls(text)) if text.contains("alert")));
+        assert!(matches!(b.poll_frame(), Ok(None)));
+    }
+}
+
+/// The caller is proven by itself first; that the acceptor does not want it comes later.
+#[test]
+fn a_caller_that_is_refused_after_its_own_proof_is_told() {
+    for transport in ["auth", "tls"] {
+        let mut driver = driver(DriverKind::IoUring);
+        let (a, b) = pair(&mut driver);
+        let (ca, key, listed) = (Ca::new("weft"), pki::key(), pki::key());
+        let trust = |hosts: &[(HostId, Kid)]| {
+            let mut body = pki::body(1, &[ca.entry("active")], hosts);
+            body["transport"] = transport.into();
+            Arc::new(TrustCell::new(pki::open(&ca.sign(&body))))
+        };
+        let caller = ca.identity(&key, &Leaf::of(H1));
+        let caller = TlsConfigs::with_clock(&caller, trust(&[(H2, pki::kid(&listed))]), || NOW);
+        let acceptor = ca.identity(&listed, &Leaf::of(H2));
+        let acceptor = TlsConfigs::with_clock(&acceptor, trust(&[(H2, pki::kid(&listed))]), || NOW);
+        let a = TlsStream::client(Conn::stream_of(a, config(10)), &caller, 1 << 20).expect("a client");
+        let b = TlsStream::server(Conn::stream_of(b, config(11)), &acceptor, 1 << 20).expect("a server");
+        let (mut a, mut b) = (Conn::secured(a), Conn::secured(b));
+        let error = loop {
+            turn(&mut driver, [&mut a, &mut b]);
+            assert!(!matches!(b.poll_handshake(), Ok(Some(_))), "nobody is proven to it");
+            if a.poll_handshake().expect("the acceptor is listed").is_some()
+                && let Err(error) = a.poll_frame()
+            {
+                break error;
+            }
+        };
+        let told = match &error {
+            ConnError::RefusedUs => transport == "auth",
+            ConnError::Tls(HandshakeError::Tls(text)) => transport == "tls" && text.contains("alert"),
+            _ => false,
+        };
+        assert!(told, "{transport}: {error}");
+    }
 }
 
 /// The next portion of a stream whose driver is the test.
