@@ -798,8 +798,44 @@ pub struct IdentityShown {
     pub durable: bool,
     /// How the list says that hosts speak to each other.
     pub transport: TransportKind,
+    /// Hosts that are proven now, once per connection, in order of host.
+    pub peers: Vec<PeerShown>,
     /// What is wrong with the list that the store has.
     pub findings: Vec<Finding>,
+}
+
+/// A connection whose peer is proven.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PeerShown {
+    /// Who it is.
+    #[schemars(with = "Uuid")]
+    pub host: HostId,
+    /// How it is spoken to.
+    pub mode: TransportKind,
+    /// The last second at which the certificate that it showed is valid, in seconds since 1970.
+    pub not_after: Decimal,
+    /// The authority that signed it: SHA-256 of its public key, in lower-case hex.
+    pub by: String,
+    /// It called us; else we called it.
+    pub called: bool,
+}
+
+/// A peer was refused, or has refused this host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PeerRefused {
+    /// Its address.
+    pub address: String,
+    /// Who it is, or says that it is.
+    #[schemars(with = "Option<Uuid>")]
+    pub host: Option<HostId>,
+    /// A code of docs/errors.md.
+    pub code: String,
+    /// A sentence for a person.
+    pub reason: String,
+    /// The facts of the sentence: both times, where a clock decided.
+    pub facts: Facts,
+    /// How many refusals before this one were not told of, because there were too many.
+    pub unsaid: u32,
 }
 
 /// Another trust list is in force, and durable.
@@ -839,6 +875,8 @@ pub struct LinkInfo {
     pub since_ms: Decimal,
     /// What was wrong, as a sentence.
     pub reason: Option<String>,
+    /// The sentence's code of docs/errors.md.
+    pub code: Option<String>,
 }
 
 /// One finding about a volume.
@@ -898,4 +936,7 @@ pub enum Event {
     /// Another trust list is in force: a host was added or revoked, or an authority changed.
     #[serde(rename = "trust.changed")]
     Trust(TrustChanged),
+    /// A peer was refused, or has refused this host.
+    #[serde(rename = "peer.refused")]
+    PeerRefused(PeerRefused),
 }

@@ -640,6 +640,12 @@ impl Trust {
         self.revoked.keys().copied()
     }
 
+    /// True if certificates of this authority are believed.
+    #[must_use]
+    pub fn has_authority(&self, kid: Kid) -> bool {
+        self.authorities.iter().any(|authority| authority.kid == kid)
+    }
+
     /// True if nothing of this host is listened to any more.
     #[must_use]
     pub fn is_revoked(&self, host: HostId) -> bool {

@@ -66,8 +66,9 @@ pub fn listen_unix(path: &Path) -> io::Result<Fd> {
     Ok(Arc::new(listener.into()))
 }
 
-/// Starts to connect without waiting: submit [`Op::PollWrite`], then ask [`connected`].
-pub fn connect(address: SocketAddr) -> io::Result<Fd> {
+/// Starts to connect without waiting: submit [`Op::PollWrite`], then ask [`connected`]. `from`: the address to be seen as,
+/// where it is one of this machine.
+pub fn connect(address: SocketAddr, from: Option<IpAddr>) -> io::Result<Fd> {
     let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
     // SAFETY: no memory is passed.
@@ -75,14 +76,30 @@ pub fn connect(address: SocketAddr) -> io::Result<Fd> {
     // SAFETY: the descriptor is new and nobody else's.
     let socket: Fd = Arc::new(unsafe { OwnedFd::from_raw_fd(socket) });
     set_up(&socket)?;
-    let result = match address {
+    if let Some(from) = from.filter(|from| from.is_ipv4() == address.is_ipv4()) {
+        // Its port is chosen when it connects, as if nothing had been bound. An address that is not here (any more) is no
+        // reason not to connect.
+        set(&socket, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 1)?;
+        let _ = with_raw(&socket, SocketAddr::new(from, 0), libc::bind);
+    }
+    match with_raw(&socket, address, libc::connect) {
+        Ok(()) | Err(Errno(libc::EINPROGRESS)) => Ok(socket),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+type AddressCall = unsafe extern "C" fn(i32, *const libc::sockaddr, libc::socklen_t) -> i32;
+
+/// Calls bind or connect with this address.
+fn with_raw(socket: &Fd, address: SocketAddr, call: AddressCall) -> Result<(), Errno> {
+    match address {
         SocketAddr::V4(v4) => {
             // SAFETY: all-zero is a valid sockaddr_in.
             let mut raw: libc::sockaddr_in = unsafe { core::mem::zeroed() };
             raw.sin_family = FAMILY_V4;
             raw.sin_port = v4.port().to_be();
             raw.sin_addr.s_addr = u32::from_ne_bytes(v4.ip().octets());
-            connect_raw(&socket, &raw)
+            call_raw(socket, &raw, call)
         }
         SocketAddr::V6(v6) => {
             // SAFETY: all-zero is a valid sockaddr_in6.
@@ -91,19 +108,15 @@ pub fn connect(address: SocketAddr) -> io::Result<Fd> {
             raw.sin6_port = v6.port().to_be();
             raw.sin6_addr.s6_addr = v6.ip().octets();
             raw.sin6_scope_id = v6.scope_id();
-            connect_raw(&socket, &raw)
+            call_raw(socket, &raw, call)
         }
-    };
-    match result {
-        Ok(()) | Err(Errno(libc::EINPROGRESS)) => Ok(socket),
-        Err(errno) => Err(errno.into()),
     }
 }
 
-fn connect_raw<A>(socket: &Fd, address: &A) -> Result<(), Errno> {
+fn call_raw<A>(socket: &Fd, address: &A, call: AddressCall) -> Result<(), Errno> {
     let len = libc::socklen_t::try_from(size_of::<A>()).expect("an address is short");
-    // SAFETY: `address` is a socket address of that length.
-    checked(unsafe { libc::connect(socket.as_raw_fd(), core::ptr::from_ref(address).cast(), len) }).map(drop)
+    // SAFETY: `address` is a socket address of that length, and `call` is bind or connect.
+    checked(unsafe { call(socket.as_raw_fd(), core::ptr::from_ref(address).cast(), len) }).map(drop)
 }
 
 /// After the poll of [`connect`]: connected, or why not.

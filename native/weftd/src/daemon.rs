@@ -623,6 +623,7 @@ impl Daemon {
                 }
             }
             LinksOut::Gone { attachment, pool, key } => self.pools.handle_disconnect(pool, key, attachment),
+            LinksOut::Refused(refused) => self.events.send(ControlEvent::PeerRefused(refused)),
             LinksOut::Claim(claim) => {
                 let Some(cluster) = self.identity.as_ref().map(|i| i.cluster) else { return };
                 let own = self.watermark.unwrap_or(Watermark { cluster, ..Watermark::default() });
@@ -929,30 +930,47 @@ impl Daemon {
         let Some(trust) = &mut self.trust else { return };
         let Some(TrustChange { generation, signed, revoked }) = trust.offer(signed) else { return };
         let credentials = trust.credentials();
+        if let Some(links) = &mut self.links {
+            links.handle_trust(&mut self.driver, now);
+        }
         revoked.into_iter().for_each(|host| self.handle_revoked(now, host));
         self.store.send(StoreRequest::KeepTrust { generation, signed });
         self.store.send(StoreRequest::Credentials(Some(credentials)));
     }
 
     /// The identity directory was read: at first, and whenever its certificate was renewed.
-    fn take_identity(&mut self, files: IdentityFiles) {
-        if let Some(trust) = &mut self.trust {
-            trust.renew(files);
-        } else {
-            self.trust = Some(TrustKeeper::new(files));
-            let token = self.call(Caller::Trust);
-            self.store.send(StoreRequest::Watch { token, key: TRUST_KEY.to_owned(), prefix: false });
+    fn take_identity(&mut self, now: Instant, files: IdentityFiles) {
+        match &mut self.trust {
+            Some(trust) => trust.renew(files),
+            None => self.trust = Some(TrustKeeper::new(files)),
         }
         let Some(trust) = &self.trust else { return };
         let identity = trust.identity();
         tracing::info!(key = %identity.kid(), not_after = %identity.not_after(), "identity");
+        if let Some(links) = &mut self.links {
+            links.set_identity(&mut self.driver, now, trust.secured());
+        }
         self.store.send(StoreRequest::Credentials(Some(trust.credentials())));
     }
 
-    fn handle_identity(&mut self, files: Result<Option<IdentityFiles>, Failure>, answer: Option<Answer>) {
+    fn watch_trust(&mut self) {
+        let token = self.call(Caller::Trust);
+        self.store.send(StoreRequest::Watch { token, key: TRUST_KEY.to_owned(), prefix: false });
+    }
+
+    fn handle_identity(
+        &mut self,
+        now: Instant,
+        files: Result<Option<IdentityFiles>, Failure>,
+        answer: Option<Answer>,
+    ) {
         let result = match files {
             Ok(Some(files)) => {
-                self.take_identity(files);
+                let is_first = self.trust.is_none();
+                self.take_identity(now, files);
+                if is_first {
+                    self.watch_trust();
+                }
                 Ok(())
             }
             Ok(None) if answer.is_none() => Ok(()),
@@ -977,7 +995,7 @@ impl Daemon {
             Mail::Store(reply) => self.handle_store(now, reply),
             Mail::Pool(opened) => self.pools.handle_opened(&mut self.driver, now, opened),
             Mail::Control(request) => self.handle_command(now, request),
-            Mail::Identity(files, answer) => self.handle_identity(*files, answer),
+            Mail::Identity(files, answer) => self.handle_identity(now, *files, answer),
             Mail::Stop => self.stop(now),
         }
     }
@@ -1057,11 +1075,15 @@ impl Daemon {
             watermark,
             pools: Vec::new(),
         });
+        // Not an accepted connection is looked at before the identity is in place, in this turn of the loop.
         links.listen(&mut self.driver, now(), SocketAddr::new(address, DATA_PORT))?;
         self.links = Some(links);
-        self.store.send(StoreRequest::Connect { cluster: host.cluster, endpoints: host.etcd.clone() });
         if let Some(files) = files {
-            self.take_identity(files);
+            self.take_identity(now(), files);
+        }
+        self.store.send(StoreRequest::Connect { cluster: host.cluster, endpoints: host.etcd.clone() });
+        if self.trust.is_some() {
+            self.watch_trust();
         }
         let token = self.call(Caller::Hosts);
         self.store.send(StoreRequest::Watch { token, key: HOSTS_PREFIX.to_owned(), prefix: true });
@@ -1171,7 +1193,9 @@ impl Daemon {
                 None => refuse(answer, not_configured()),
             },
             Command::IdentityShow(_) => match &self.trust {
-                Some(trust) => tell(answer, &trust.shown()),
+                Some(trust) => {
+                    tell(answer, &trust.shown(self.links.as_ref().map_or_else(Vec::new, Links::peers)))
+                }
                 None => refuse(answer, no_identity()),
             },
             // The control thread answers it.
@@ -1350,27 +1374,28 @@ impl Daemon {
         let links: Vec<_> = links.into_iter().filter(|l| members.contains(&l.host)).collect();
         let store = self.store_status(now);
         let mut findings = Vec::new();
-        let mut find = |code: Code, message: String| {
-            findings.push(Finding { code: code.to_string(), message, facts: BTreeMap::new() });
+        let mut find = |code: &str, message: String| {
+            findings.push(Finding { code: code.to_owned(), message, facts: BTreeMap::new() });
         };
         if store.rolled_back {
-            find(Code::STORE_ROLLED_BACK, "the store has gone back: it must be repaired".to_owned());
+            find(Code::STORE_ROLLED_BACK.as_str(), "the store has gone back: it must be repaired".to_owned());
         }
         if !store.reachable {
             let why = store.last_error.clone().unwrap_or_default();
-            find(Code::STORE_AWAY, format!("the store can't be reached: {why}"));
+            find(Code::STORE_AWAY.as_str(), format!("the store can't be reached: {why}"));
         }
         let distrust = self.trust.as_ref().and_then(TrustKeeper::finding);
         if let Some(reason) = session.as_ref().and_then(|s| s.paused_reason.clone()) {
-            find(Code::WAITING, reason);
+            find(Code::WAITING.as_str(), reason);
         }
         for link in links.iter().filter(|l| l.state != LinkState::Connected) {
             let why = link.reason.clone().unwrap_or_else(|| "not connected yet".to_owned());
-            find(Code::WAITING, format!("host {} at {}: {why}", link.host, link.address));
+            let code = link.code.as_deref().unwrap_or(Code::WAITING.as_str());
+            find(code, format!("host {} at {}: {why}", link.host, link.address));
         }
         for pool in pools.iter().filter(|p| p.state != PoolState::Serving) {
             let why = pool.reason.clone().unwrap_or_else(|| "it is being started".to_owned());
-            find(Code::POOL_NOT_SERVING, format!("pool {}: {why}", pool.pool));
+            find(Code::POOL_NOT_SERVING.as_str(), format!("pool {}: {why}", pool.pool));
         }
         findings.extend(distrust);
         let record = record.map(RecordJson);

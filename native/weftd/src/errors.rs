@@ -85,6 +85,20 @@ codes! {
     BAD_RECORD = "E-STORE-07";
     /// A record in the store is newer than this software.
     NEWER_RECORD = "E-STORE-13";
+    /// A peer has no identity of this cluster, or breaks the protocol.
+    PEER_UNKNOWN = "E-NET-01";
+    /// A peer's key is not on the trust list.
+    PEER_NOT_LISTED = "E-NET-02";
+    /// A peer was revoked.
+    PEER_REVOKED = "E-NET-03";
+    /// A peer's certificate has ended.
+    PEER_EXPIRED = "E-NET-04";
+    /// A peer's certificate has not begun.
+    CLOCKS_DIFFER = "E-NET-05";
+    /// A frame's MAC is wrong.
+    FRAME_MAC = "E-NET-06";
+    /// A peer wants another transport.
+    OTHER_TRANSPORT = "E-NET-08";
     /// A trust list that nobody who may sign has signed, or that is none.
     TRUST_REFUSED = "E-TRUST-01";
     /// The store's trust list is older than this host's.
@@ -99,6 +113,14 @@ codes! {
     SESSION_ENDED = "E-SESS-01";
     /// The daemon is stopping.
     STOPPING = "E-SESS-02";
+}
+
+impl Code {
+    /// As it stands in docs/errors.md.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        self.0
+    }
 }
 
 impl fmt::Display for Code {

@@ -2,26 +2,38 @@
 //! this host's replicas. Attachments share a connection, told apart by their handle.
 //!
 //! ```text
-//! wanted ─▶ connecting ─▶ hello both ways ─▶ up ─▶ broken ─▶ connecting …
+//! wanted ─▶ connecting ─▶ handshake ─▶ hello both ways ─▶ up ─▶ broken ─▶ connecting …
 //!               └ refused, silent, mismatch ─▶ waits a moment ─┘
 //! ```
 //!
+//! A host with an identity speaks to nobody who has not proven one: each connection begins with TLS's handshake, and how
+//! it goes on says the trust list. Before its peer's certificate ends, and when this host's was renewed, a connection is
+//! followed by another one, over which the sessions go on.
+//!
 //! Must always hold:
-//! * the first frame each way is HELLO, and its host is the one that was called;
+//! * with an identity nothing but the handshake is sent or listened to before the peer is proven, and a peer that the
+//!   list in force does not name has no connection;
+//! * the first frame each way is HELLO, and its host is the one that was called, and the one of the certificate;
+//! * no connection outlives its peer's certificate, by a clock that nobody sets;
 //! * a refused connection (nobody listens) is told apart from silence (nobody answers);
 //! * a response goes to the attachment that asked, or to nobody;
 //! * a peer that breaks the protocol loses its connection and nothing else; what it may hold is bounded.
+
+mod doorkeeper;
+mod proof;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use weft_control::types::{Decimal, LinkInfo, LinkState};
+use weft_control::types::{Decimal, LinkInfo, LinkState, PeerRefused, PeerShown};
 use weft_io::buffer::IoBuf;
 use weft_io::driver::{Completion, Driver, Errno, Fd, Op, Outcome, TokenSpace};
+use weft_io::identity::{Transport, WallTime};
 use weft_io::stream::{Pressure, StreamConfig};
-use weft_io::tcp::{self, Conn};
+use weft_io::tcp::{self, Conn, ConnError};
+use weft_io::tls::{Proven, TlsStream};
 use weft_proto::ids::{HostId, Instant, Ordinal, PoolId, Rid, VolumeId};
 use weft_proto::log::ReplicaKey;
 use weft_proto::message::{Ask, Claim, Refusal, Request, Response, Watermark};
@@ -31,8 +43,15 @@ use weft_proto::wire::{
     decode_response, encode_hello, encode_request, encode_response, negotiate,
 };
 
+use crate::clock::random_u128;
 use crate::errors::{Code, Failure};
 use crate::tokens::Part;
+use crate::trust::transport_kind;
+
+use doorkeeper::{Doorkeeper, Visit};
+use proof::{Proof, host_of, refusal_of};
+
+pub use proof::Secured;
 
 /// The port of the data path on every host's cluster address.
 pub const DATA_PORT: u16 = 7401;
@@ -44,6 +63,15 @@ const HELLO_MS: u64 = 1000;
 const RETRY_MS: u64 = 200;
 /// Before a host of another cluster or version is called again.
 const MISMATCH_MS: u64 = 2000;
+/// Connections are followed by others within so long after this host's certificate was renewed.
+const RENEW_MS: u64 = 600_000;
+/// The same after the trust list asks for other ones; those that peers should have made again end after
+/// [`OVERDUE_MS`].
+const CHANGE_MS: u64 = 10_000;
+/// See [`CHANGE_MS`].
+const OVERDUE_MS: u64 = 60_000;
+/// Before a connection that was to follow another one is tried again.
+const NEXT_RETRY_MS: u64 = 1000;
 /// Attachments of one peer's connection: 500 volumes of 8 replicas.
 const HANDLES_MAX: usize = 4096;
 /// Connections that others may make.
@@ -101,12 +129,19 @@ pub enum LinksOut {
     },
     /// What a host, on either side of a connection, says that it has seen of the store (R11).
     Claim(Claim),
+    /// A peer was refused, or has refused this host.
+    Refused(PeerRefused),
 }
 
 /// All connections of this host.
 #[derive(Debug)]
 pub struct Links {
     hello: Hello,
+    /// None: this host has no identity, and speaks in clear.
+    secured: Option<Secured>,
+    door: Doorkeeper,
+    /// Where this host calls from.
+    own: Option<IpAddr>,
     listener: Option<Fd>,
     /// When and where to try to listen again.
     listen_due: Option<(Instant, SocketAddr)>,
@@ -129,10 +164,16 @@ struct Call {
     state: LinkState,
     since: Instant,
     reason: Option<String>,
+    /// The reason's, where it has one.
+    code: Option<Code>,
     /// The connection, once there is a socket.
     wire: Option<u16>,
     /// When to try again, or to give a try up.
     due: Option<Instant>,
+    /// The one that is to follow it, and when to give that up.
+    next: Option<(u16, Instant)>,
+    /// When to begin the next one.
+    renew: Option<Instant>,
     handles: BTreeMap<(VolumeId, Rid), (Ordinal, u32)>,
     by_handle: BTreeMap<u32, (VolumeId, Rid, Ordinal)>,
     next_handle: u32,
@@ -142,6 +183,13 @@ struct Call {
 struct Wire {
     conn: Conn,
     role: Role,
+    /// The peer's.
+    address: IpAddr,
+    /// Its first bytes are a handshake.
+    is_secured: bool,
+    proof: Option<Proof>,
+    /// Until it is agreed, if others called.
+    visit: Option<Visit>,
     /// Agreed by HELLO.
     version: Option<Version>,
 }
@@ -152,6 +200,8 @@ enum Role {
     Caller(HostId),
     /// Somebody called us.
     Called { peer: Option<HostId>, handles: BTreeMap<u32, Attached>, until: Instant },
+    /// Its handshake has failed: the alert is on its way, and nothing more comes of it.
+    Leaving { until: Instant },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -167,6 +217,9 @@ impl Links {
     pub fn new(hello: Hello) -> Links {
         Links {
             hello,
+            secured: None,
+            door: Doorkeeper::default(),
+            own: None,
             listener: None,
             listen_due: None,
             told_in_use: false,
@@ -207,6 +260,7 @@ impl Links {
                 .with("address", address.to_string())
         };
         self.listen_due = None;
+        self.own = Some(address.ip());
         match tcp::listen(address) {
             Ok((listener, _)) => {
                 self.listener = Some(listener);
@@ -247,10 +301,10 @@ impl Links {
     pub fn want(&mut self, driver: &mut impl Driver, now: Instant, hosts: &BTreeSet<HostId>) {
         let gone: Vec<HostId> = self.calls.keys().filter(|h| !hosts.contains(h)).copied().collect();
         for host in gone {
-            if let Some(call) = self.calls.remove(&host)
-                && let Some(wire) = call.wire
-            {
-                self.drop_wire(wire);
+            if let Some(call) = self.calls.remove(&host) {
+                for wire in call.wire.into_iter().chain(call.next.map(|(wire, _)| wire)) {
+                    self.drop_wire(wire);
+                }
             }
         }
         for host in hosts {
@@ -259,8 +313,11 @@ impl Links {
                     state: LinkState::Connecting,
                     since: now,
                     reason: None,
+                    code: None,
                     wire: None,
                     due: None,
+                    next: None,
+                    renew: None,
                     handles: BTreeMap::new(),
                     by_handle: BTreeMap::new(),
                     next_handle: 0,
@@ -289,8 +346,169 @@ impl Links {
             state: call.state,
             since_ms: Decimal(now.ms_since(call.since)),
             reason: call.reason.clone(),
+            code: call.code.map(|code| code.to_string()),
         };
         self.calls.iter().map(info).collect()
+    }
+
+    /// Every peer that is proven, connection by connection.
+    #[must_use]
+    pub fn peers(&self) -> Vec<PeerShown> {
+        let shown = |wire: &Wire| {
+            let proof = wire.proof.as_ref()?;
+            Some(PeerShown {
+                host: proof.peer.host,
+                mode: transport_kind(proof.mode),
+                not_after: Decimal(proof.peer.not_after.0),
+                by: proof.peer.issuer.to_string(),
+                called: matches!(wire.role, Role::Called { .. }),
+            })
+        };
+        let mut peers: Vec<PeerShown> = self.wires.values().filter_map(shown).collect();
+        peers.sort_by_key(|peer| (peer.host, peer.called));
+        peers
+    }
+
+    // ---- identity and trust
+
+    /// From now on this identity is shown and this list judges. A host that had none had its connections in clear: they
+    /// end. Others are followed by new ones within ten minutes, or half of the time that they have left.
+    pub fn set_identity(&mut self, driver: &mut impl Driver, now: Instant, secured: Secured) {
+        if self.secured.replace(secured).is_none() {
+            let open: Vec<u16> = self.wires.keys().copied().collect();
+            for id in open {
+                self.lose(driver, now, id, None);
+            }
+            return;
+        }
+        for (host, wire) in self.callers() {
+            let Some(cut) = self.wires.get(&wire).and_then(|wire| wire.proof.as_ref()).map(|proof| proof.cut)
+            else {
+                continue;
+            };
+            let within = RENEW_MS.min(cut.ms_since(now) / 2);
+            self.renew_within(now, host, within);
+        }
+    }
+
+    /// Another list is in force: whoever is not on it loses every connection at once, also under way. Those whose
+    /// authority or transport is no longer wanted are followed by others, or end after a minute if those don't come.
+    pub fn handle_trust(&mut self, driver: &mut impl Driver, now: Instant) {
+        let Some(secured) = &self.secured else { return };
+        let trust = secured.trust.get();
+        let proofs = self.wires.iter().filter_map(|(id, wire)| Some((*id, wire.proof.as_ref()?)));
+        let proofs: Vec<(u16, HostId, bool, bool, bool)> = proofs
+            .map(|(id, proof)| {
+                let is_listed = trust.lists(proof.peer.host, proof.peer.kid);
+                let is_wanted = trust.has_authority(proof.peer.issuer)
+                    && (proof.mode == Transport::Tls || trust.transport == Transport::Auth);
+                let is_best =
+                    is_wanted && (proof.mode == Transport::Auth) == (trust.transport == Transport::Auth);
+                (id, proof.peer.host, is_listed, is_wanted, is_best)
+            })
+            .collect();
+        for (id, host, is_listed, is_wanted, is_best) in proofs {
+            let is_caller = self.wires.get(&id).is_some_and(|wire| matches!(wire.role, Role::Caller(_)));
+            if !is_listed {
+                tracing::warn!(%host, "cut: it is not on the trust list any more");
+                if is_caller { self.refuse_host(now, host) } else { self.drop_wire(id) }
+            } else if is_caller && !is_best {
+                self.renew_within(now, host, CHANGE_MS);
+            } else if !is_wanted
+                && let Some(proof) = self.wires.get_mut(&id).and_then(|wire| wire.proof.as_mut())
+            {
+                proof.cut = proof.cut.min(now.after_ms(OVERDUE_MS));
+            }
+        }
+        let revoked: Vec<HostId> =
+            self.calls.keys().copied().filter(|host| trust.is_revoked(*host)).collect();
+        for host in revoked {
+            self.refuse_host(now, host);
+        }
+        self.accept(driver);
+    }
+
+    /// A host that is not to be spoken to: as one whose daemon is gone for good.
+    fn refuse_host(&mut self, now: Instant, host: HostId) {
+        let reason = format!("host {host} is not trusted any more");
+        self.end_call(now, host, LinkState::Mismatch, Some((Code::PEER_REVOKED, reason)), true);
+    }
+
+    /// The wires of calls that are up.
+    fn callers(&self) -> Vec<(HostId, u16)> {
+        let up = self.calls.iter().filter(|(_, call)| call.state == LinkState::Connected);
+        up.filter_map(|(host, call)| Some((*host, call.wire?))).collect()
+    }
+
+    /// Begins the next connection to a host at some moment within so many milliseconds: not all at once.
+    fn renew_within(&mut self, now: Instant, host: HostId, ms: u64) {
+        let ms = u64::try_from(random_u128() % (u128::from(ms) + 1)).unwrap_or(ms);
+        if let Some(call) = self.calls.get_mut(&host) {
+            let at = now.after_ms(ms);
+            call.renew = Some(call.renew.map_or(at, |due| due.min(at)));
+        }
+    }
+
+    /// The peer of this connection is proven: it may say HELLO now, if the list still names it.
+    fn prove(&mut self, now: Instant, id: u16, proven: Proven) -> Result<(), Failure> {
+        let (Some(secured), Some(wire)) = (&self.secured, self.wires.get_mut(&id)) else { return Ok(()) };
+        let host = proven.peer.host;
+        if !secured.trust.get().lists(host, proven.peer.kid) {
+            // The list has changed since the handshake began.
+            let message = format!("host {host} is not on the trust list any more");
+            return Err(Failure::new(Code::PEER_REVOKED, message));
+        }
+        if let Role::Caller(called) = wire.role
+            && called != host
+        {
+            let message = format!("host {host} answers at the address of host {called}");
+            return Err(Failure::new(Code::PEER_UNKNOWN, message));
+        }
+        wire.proof = Some(Proof::new(now, WallTime::now(), proven, secured.not_after));
+        // Sent when what has arrived is read: until then the connection's buffer must stay.
+        wire.queue(hello_frame(&self.hello));
+        Ok(())
+    }
+
+    /// A peer is refused, or has refused us: told, and its connection goes when the alert is sent.
+    fn refuse(&mut self, driver: &mut impl Driver, now: Instant, id: u16, failure: Failure) {
+        let Some(wire) = self.wires.get(&id) else { return };
+        let (address, host) = (wire.address, wire.host());
+        self.report(now, address, host, &failure);
+        let Some(wire) = self.wires.get_mut(&id) else { return };
+        let until = now.after_ms(HELLO_MS);
+        let role = std::mem::replace(&mut wire.role, Role::Leaving { until });
+        if wire.conn.poll_handshake().is_ok() {
+            // Nothing is left to be said.
+            wire.conn.close();
+        }
+        wire.drive(driver);
+        if let Role::Caller(host) = role {
+            let is_main = self.calls.get(&host).is_some_and(|call| call.wire == Some(id));
+            if let Some(call) = self.calls.get_mut(&host) {
+                if is_main {
+                    call.wire = None;
+                } else {
+                    call.next = None;
+                    call.renew = Some(now.after_ms(MISMATCH_MS));
+                }
+            }
+            if is_main {
+                let Failure { code, message, .. } = failure;
+                self.end_call(now, host, LinkState::Mismatch, Some((code, message)), false);
+            }
+        }
+        self.lapse(id);
+    }
+
+    /// Tells of a refusal; of a flood of them one in a while, and how many more there were.
+    fn report(&mut self, now: Instant, address: IpAddr, host: Option<HostId>, failure: &Failure) {
+        let Some(unsaid) = self.door.say(now) else { return };
+        let host = host.or_else(|| host_of(failure));
+        let Failure { code, message, facts } = failure.clone();
+        tracing::warn!(%address, host = host.map(|h| h.to_string()), %code, message, unsaid, "peer refused");
+        let (address, code, reason) = (address.to_string(), code.to_string(), message);
+        self.out.push_back(LinksOut::Refused(PeerRefused { address, host, code, reason, facts, unsaid }));
     }
 
     /// Sends a session's request. Dropped when the connection is down, which the session is told by
@@ -367,12 +585,11 @@ impl Links {
     /// When [`Links::handle_timeout`] is due.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let calls = self.calls.values().filter_map(|c| c.due);
-        let called = self.wires.values().filter_map(|w| match &w.role {
-            Role::Called { peer: None, until, .. } => Some(*until),
-            _ => None,
-        });
-        calls.chain(called).chain(self.listen_due.map(|(due, _)| due)).min()
+        let calls =
+            self.calls.values().flat_map(|c| [c.due, c.next.map(|(_, until)| until), c.renew]).flatten();
+        let wires =
+            self.wires.values().flat_map(|w| [w.until(), w.proof.as_ref().map(|proof| proof.cut)]).flatten();
+        calls.chain(wires).chain(self.listen_due.map(|(due, _)| due)).min()
     }
 
     /// Time has come.
@@ -393,16 +610,59 @@ impl Links {
             self.calls.iter().filter(|(_, c)| c.due.is_some_and(|d| now >= d)).map(|(h, _)| *h).collect();
         for host in due {
             if self.calls.get(&host).is_some_and(|c| c.wire.is_some()) {
-                self.end_call(now, host, LinkState::Silent, Some("no answer".to_owned()), false);
+                let reason = (Code::WAITING, "no answer".to_owned());
+                self.end_call(now, host, LinkState::Silent, Some(reason), false);
             } else {
                 self.connect(driver, now, host);
             }
         }
-        let mute =
-            |wire: &Wire| matches!(&wire.role, Role::Called { peer: None, until, .. } if now >= *until);
-        let late: Vec<u16> = self.wires.iter().filter(|(_, w)| mute(w)).map(|(id, _)| *id).collect();
+        let late: Vec<u16> = self
+            .wires
+            .iter()
+            .filter(|(_, w)| w.until().is_some_and(|u| now >= u))
+            .map(|(id, _)| *id)
+            .collect();
         for id in late {
             self.drop_wire(id);
+        }
+        let ended = |wire: &Wire| wire.proof.as_ref().is_some_and(|proof| now >= proof.cut);
+        let ended: Vec<u16> = self.wires.iter().filter(|(_, w)| ended(w)).map(|(id, _)| *id).collect();
+        for id in ended {
+            tracing::warn!(host = ?self.wires.get(&id).and_then(Wire::host), "cut: its proof has ended");
+            self.lose(driver, now, id, None);
+        }
+        let hosts: Vec<HostId> = self.calls.keys().copied().collect();
+        for host in hosts {
+            self.follow(driver, now, host);
+        }
+        self.accept(driver);
+    }
+
+    /// The connection that is to follow another one: begun when it is time, and given up when it takes too long.
+    fn follow(&mut self, driver: &mut impl Driver, now: Instant, host: HostId) {
+        let Some(call) = self.calls.get_mut(&host) else { return };
+        if let Some((wire, until)) = call.next {
+            if now >= until {
+                call.next = None;
+                call.renew = Some(now.after_ms(NEXT_RETRY_MS));
+                self.drop_wire(wire);
+            }
+            return;
+        }
+        if call.renew.is_none_or(|due| now < due) {
+            return;
+        }
+        call.renew = None;
+        let is_up = call.state == LinkState::Connected;
+        let Some(address) = self.addresses.get(&host).copied().filter(|_| is_up) else { return };
+        let begun = self.begin(driver, host, address);
+        let Some(call) = self.calls.get_mut(&host) else { return };
+        match begun {
+            Ok(id) => call.next = Some((id, now.after_ms(CONNECT_MS + HELLO_MS))),
+            Err(error) => {
+                tracing::warn!(%host, %error, "no further connection");
+                call.renew = Some(now.after_ms(NEXT_RETRY_MS));
+            }
         }
     }
 
@@ -416,18 +676,26 @@ impl Links {
             call.reason = Some("the host's address is not known".to_owned());
             return;
         };
-        match tcp::connect(SocketAddr::new(address, DATA_PORT)) {
-            Ok(socket) => {
-                call.due = Some(now.after_ms(CONNECT_MS));
-                let op = Op::PollWrite { fd: socket.clone() };
-                let id = self.add_wire(socket, Role::Caller(host));
+        if self.secured.as_ref().is_some_and(|secured| secured.trust.get().is_revoked(host)) {
+            return self.refuse_host(now, host);
+        }
+        match self.begin(driver, host, address) {
+            Ok(id) => {
                 if let Some(call) = self.calls.get_mut(&host) {
+                    call.due = Some(now.after_ms(CONNECT_MS));
                     call.wire = Some(id);
                 }
-                driver.submit(Part::Link.token(CONNECT, u64::from(id)), op);
             }
             Err(error) => self.not_connected(now, host, error.into()),
         }
+    }
+
+    fn begin(&mut self, driver: &mut impl Driver, host: HostId, address: IpAddr) -> io::Result<u16> {
+        let socket = tcp::connect(SocketAddr::new(address, DATA_PORT), self.own)?;
+        let op = Op::PollWrite { fd: socket.clone() };
+        let id = self.add_wire(socket, address, Role::Caller(host), None)?;
+        driver.submit(Part::Link.token(CONNECT, u64::from(id)), op);
+        Ok(id)
     }
 
     fn handle_connected(&mut self, driver: &mut impl Driver, now: Instant, id: u16) {
@@ -435,11 +703,16 @@ impl Links {
         let Role::Caller(host) = wire.role else { return };
         match tcp::connected(wire.conn.socket()) {
             Ok(()) => {
-                wire.queue(hello_frame(&self.hello));
+                if !wire.is_secured {
+                    wire.queue(hello_frame(&self.hello));
+                }
                 wire.drive(driver);
-                if let Some(call) = self.calls.get_mut(&host) {
+                if let Some(call) = self.calls.get_mut(&host).filter(|call| call.wire == Some(id)) {
                     call.due = Some(now.after_ms(HELLO_MS));
                 }
+            }
+            Err(_) if self.calls.get(&host).is_some_and(|call| call.wire != Some(id)) => {
+                self.lose(driver, now, id, None);
             }
             Err(error) => self.not_connected(now, host, error),
         }
@@ -448,7 +721,7 @@ impl Links {
     fn not_connected(&mut self, now: Instant, host: HostId, error: Errno) {
         let refused = io::Error::from(error).kind() == io::ErrorKind::ConnectionRefused;
         let state = if refused { LinkState::Refused } else { LinkState::Silent };
-        self.end_call(now, host, state, Some(error.to_string()), refused);
+        self.end_call(now, host, state, Some((Code::WAITING, error.to_string())), refused);
     }
 
     /// The connection to a host is not, or is no longer, there.
@@ -457,11 +730,12 @@ impl Links {
         now: Instant,
         host: HostId,
         state: LinkState,
-        reason: Option<String>,
+        why: Option<(Code, String)>,
         refused: bool,
     ) {
         let Some(call) = self.calls.get_mut(&host) else { return };
-        let wire = call.wire.take();
+        let wires = call.wire.take().into_iter().chain(call.next.take().map(|(wire, _)| wire));
+        let (code, reason) = why.unzip();
         let pause = match state {
             // It was up: tried again at once, to learn whether it is refused.
             LinkState::Connecting => 0,
@@ -473,11 +747,11 @@ impl Links {
             tracing::info!(%host, ?state, reason, "link");
         }
         call.state = state;
-        call.reason = reason;
-        call.due = Some(now.after_ms(pause));
+        (call.code, call.reason) = (code, reason);
+        (call.due, call.renew) = (Some(now.after_ms(pause)), None);
         call.handles.clear();
         call.by_handle.clear();
-        if let Some(wire) = wire {
+        for wire in wires {
             self.drop_wire(wire);
         }
         self.out.push_back(LinksOut::Down { host, refused });
@@ -486,7 +760,10 @@ impl Links {
     // ---- being called
 
     fn accept(&mut self, driver: &mut impl Driver) {
-        let called = self.wires.values().filter(|w| matches!(w.role, Role::Called { .. })).count();
+        // Those that are to prove themselves are bounded at the door.
+        let counts =
+            |w: &&Wire| matches!(&w.role, Role::Called { peer, .. } if peer.is_some() || !w.is_secured);
+        let called = self.wires.values().filter(counts).count();
         if let Some(listener) = self.listener.as_ref().filter(|_| !self.accepting && called < PEERS_MAX) {
             self.accepting = true;
             driver.submit(Part::Link.token(ACCEPT, 0), Op::Accept { listener: listener.clone() });
@@ -497,18 +774,8 @@ impl Links {
         self.accepting = false;
         match done.result {
             Ok(Outcome::Accepted(socket)) => {
-                let socket: Fd = Arc::new(socket);
-                match tcp::set_up(&socket) {
-                    Ok(()) => {
-                        let until = now.after_ms(HELLO_MS);
-                        let role = Role::Called { peer: None, handles: BTreeMap::new(), until };
-                        let id = self.add_wire(socket, role);
-                        if let Some(wire) = self.wires.get_mut(&id) {
-                            wire.queue(hello_frame(&self.hello));
-                            wire.drive(driver);
-                        }
-                    }
-                    Err(error) => tracing::warn!(%error, "a connection has gone at once"),
+                if let Err(error) = self.take_called(driver, now, Arc::new(socket)) {
+                    tracing::debug!(%error, "a connection has gone at once");
                 }
             }
             Ok(other) => unreachable!("an accept came to {other:?}"),
@@ -517,32 +784,100 @@ impl Links {
         self.accept(driver);
     }
 
+    fn take_called(&mut self, driver: &mut impl Driver, now: Instant, socket: Fd) -> io::Result<()> {
+        let address = tcp::peer_address(&socket)?;
+        let mut visit = None;
+        if self.secured.is_some() {
+            let is_host = self.addresses.values().any(|known| *known == address);
+            visit = self.door.admit(now, address, is_host);
+            if visit.is_none() {
+                let failure = Failure::new(Code::PEER_UNKNOWN, "too many connections begin there");
+                self.report(now, address, None, &failure);
+                return Ok(());
+            }
+        }
+        let made = tcp::set_up(&socket).and_then(|()| {
+            let role = Role::Called { peer: None, handles: BTreeMap::new(), until: now.after_ms(HELLO_MS) };
+            self.add_wire(socket, address, role, None)
+        });
+        let wire = match made {
+            Ok(id) => self.wires.get_mut(&id),
+            Err(error) => {
+                if let Some(visit) = visit {
+                    self.door.leave(visit);
+                }
+                return Err(error);
+            }
+        };
+        if let Some(wire) = wire {
+            wire.visit = visit;
+            if !wire.is_secured {
+                wire.queue(hello_frame(&self.hello));
+            }
+            wire.drive(driver);
+        }
+        Ok(())
+    }
+
     // ---- bytes
 
-    fn add_wire(&mut self, socket: Fd, role: Role) -> u16 {
+    fn add_wire(&mut self, socket: Fd, address: IpAddr, role: Role, visit: Option<Visit>) -> io::Result<u16> {
         // Far fewer connections are open than there are names, so a name is long unused when it comes again.
         let mut id = self.next_wire;
         while self.wires.contains_key(&id) {
             id = next_space(id);
         }
         self.next_wire = next_space(id);
-        let conn = Conn::new(socket, StreamConfig::new(TokenSpace(id)));
-        self.wires.insert(id, Wire { conn, role, version: None });
-        id
+        let config = StreamConfig::new(TokenSpace(id));
+        let conn = match &self.secured {
+            None => Conn::new(socket, config),
+            Some(secured) => {
+                let stream = Conn::stream_of(socket, config);
+                let begin =
+                    if matches!(role, Role::Caller(_)) { TlsStream::client } else { TlsStream::server };
+                let stream = begin(stream, &secured.configs, config.send_bytes);
+                Conn::secured(stream.map_err(|error| io::Error::other(error.to_string()))?)
+            }
+        };
+        let is_secured = self.secured.is_some();
+        self.wires.insert(id, Wire { conn, role, address, is_secured, proof: None, visit, version: None });
+        Ok(id)
     }
 
     fn handle_stream(&mut self, driver: &mut impl Driver, now: Instant, done: Completion) {
         let id = TokenSpace::of(done.token).0;
         let Some(wire) = self.wires.get_mut(&id) else { return };
         wire.conn.handle_completion(done);
+        if wire.is_secured && wire.proof.is_none() {
+            let proven = match (&wire.role, wire.conn.poll_handshake()) {
+                (Role::Leaving { .. }, _) | (_, Ok(None)) => None,
+                (_, Ok(Some(proven))) => Some(Ok(proven)),
+                (_, Err(error)) => Some(Err(refusal_of(&error))),
+            };
+            let refused = match proven {
+                None => {
+                    if wire.conn.ended().is_some() {
+                        return self.lose(driver, now, id, None);
+                    }
+                    return wire.drive(driver);
+                }
+                Some(Ok(proven)) => self.prove(now, id, proven),
+                Some(Err(failure)) => Err(failure),
+            };
+            if let Err(failure) = refused {
+                return self.refuse(driver, now, id, failure);
+            }
+        }
         loop {
             let Some(wire) = self.wires.get_mut(&id) else { return };
             let content = match wire.conn.poll_frame() {
-                Ok(Some(frame)) => content_of(frame).map_err(|e| e.to_string()),
+                Ok(Some(frame)) => {
+                    content_of(frame).map_err(|e| Failure::new(Code::PEER_UNKNOWN, e.to_string()))
+                }
                 Ok(None) => break,
-                Err(error) => Err(error.to_string()),
+                Err(error) => Err(broken(&error)),
             };
-            if let Err(why) = content.and_then(|content| self.take_frame(driver, now, id, content)) {
+            if let Err(why) = content.and_then(|content| self.take_frame(now, id, content)) {
                 return self.lose(driver, now, id, Some(why));
             }
         }
@@ -553,17 +888,20 @@ impl Links {
         wire.drive(driver);
     }
 
-    fn take_frame(
-        &mut self,
-        driver: &mut impl Driver,
-        now: Instant,
-        id: u16,
-        content: Content,
-    ) -> Result<(), String> {
+    fn take_frame(&mut self, now: Instant, id: u16, content: Content) -> Result<(), Failure> {
+        let wrong = |message: String| Failure::new(Code::PEER_UNKNOWN, message);
         let Some(wire) = self.wires.get_mut(&id) else { return Ok(()) };
         match content {
             Content::Hello(theirs) => {
                 let agreed = negotiate(&self.hello, &theirs);
+                if let Some(proof) = &wire.proof
+                    && proof.peer.host != theirs.host
+                {
+                    return Err(wrong(format!(
+                        "host {} says that it is host {}",
+                        proof.peer.host, theirs.host
+                    )));
+                }
                 match &mut wire.role {
                     Role::Caller(host) => {
                         let host = *host;
@@ -576,32 +914,32 @@ impl Links {
                         };
                         if let Some(why) = why {
                             tracing::warn!(%host, why, "link refused");
-                            self.end_call(now, host, LinkState::Mismatch, Some(why), false);
+                            let why = Some((Code::PEER_UNKNOWN, why));
+                            self.end_call(now, host, LinkState::Mismatch, why, false);
                             return Ok(());
                         }
-                        let Some(wire) = self.wires.get_mut(&id) else { return Ok(()) };
                         if let Ok(agreed) = agreed {
-                            wire.agree(agreed.version);
+                            self.out.push_back(LinksOut::Claim(Claim { watermark: theirs.watermark, host }));
+                            self.call_agreed(now, id, host, agreed.version);
                         }
-                        if let Some(call) = self.calls.get_mut(&host) {
-                            (call.state, call.since, call.reason, call.due) =
-                                (LinkState::Connected, now, None, None);
-                        }
-                        tracing::info!(%host, "link up");
-                        self.out.push_back(LinksOut::Claim(Claim { watermark: theirs.watermark, host }));
-                        self.out.push_back(LinksOut::Up(host));
                     }
                     Role::Called { peer, .. } => {
-                        let agreed = agreed.map_err(|e| e.to_string())?;
+                        let agreed = agreed.map_err(|e| wrong(e.to_string()))?;
                         *peer = Some(theirs.host);
                         let claim = Claim { watermark: theirs.watermark, host: theirs.host };
                         self.out.push_back(LinksOut::Claim(claim));
                         wire.agree(agreed.version);
+                        if let Some(visit) = wire.visit.take() {
+                            self.door.leave(visit);
+                        }
                     }
+                    Role::Leaving { .. } => {}
                 }
             }
             Content::Response(handle, response) => {
-                let Role::Caller(host) = wire.role else { return Err("a response from a caller".to_owned()) };
+                let Role::Caller(host) = wire.role else {
+                    return Err(wrong("a response from a caller".to_owned()));
+                };
                 let asked = self.calls.get(&host).and_then(|c| c.by_handle.get(&handle)).copied();
                 if let Some((volume, rid, ordinal)) = asked {
                     self.out.push_back(LinksOut::Response { volume, rid, ordinal, response });
@@ -609,17 +947,17 @@ impl Links {
             }
             Content::Request(handle, request) => {
                 let Role::Called { peer: Some(peer), handles, .. } = &mut wire.role else {
-                    return Err("a request from the called side".to_owned());
+                    return Err(wrong("a request from the called side".to_owned()));
                 };
                 if let Ask::Attach(attach) = &request.ask {
                     if attach.host != *peer {
-                        return Err(format!("host {peer} attaches as {}", attach.host));
+                        return Err(wrong(format!("host {peer} attaches as {}", attach.host)));
                     }
                     if handles.contains_key(&handle) {
-                        return Err(format!("attachment {handle} is attached twice"));
+                        return Err(wrong(format!("attachment {handle} is attached twice")));
                     }
                     if handles.len() >= HANDLES_MAX {
-                        return Err(format!("more than {HANDLES_MAX} attachments"));
+                        return Err(wrong(format!("more than {HANDLES_MAX} attachments")));
                     }
                     let attachment = AttachmentId(REMOTE | self.next_attachment);
                     self.next_attachment += 1;
@@ -638,13 +976,35 @@ impl Links {
                             Response { tag: request.tag, epoch: request.epoch, outcome, service_us: 0 };
                         if let Some(version) = wire.version {
                             wire.queue(encode_response(version, handle, &response));
-                            wire.drive(driver);
                         }
                     }
                 }
             }
         }
         Ok(())
+    }
+
+    /// A call is up, or is followed by the next connection: then its sessions attach anew, over that one.
+    fn call_agreed(&mut self, now: Instant, id: u16, host: HostId, version: Version) {
+        let (Some(wire), Some(call)) = (self.wires.get_mut(&id), self.calls.get_mut(&host)) else { return };
+        wire.agree(version);
+        let wants_auth = self.secured.as_ref().is_some_and(|s| s.trust.get().transport == Transport::Auth);
+        call.renew = wire.proof.as_ref().map(|proof| proof.renew(now, wants_auth));
+        let is_next = call.next.take_if(|(next, _)| *next == id).is_some();
+        let before = if is_next { call.wire.replace(id) } else { None };
+        if is_next {
+            call.handles.clear();
+            call.by_handle.clear();
+            self.out.push_back(LinksOut::Down { host, refused: false });
+        } else {
+            call.since = now;
+        }
+        (call.state, call.reason, call.code, call.due) = (LinkState::Connected, None, None, None);
+        tracing::info!(%host, again = is_next, "link up");
+        self.out.push_back(LinksOut::Up(host));
+        if let Some(before) = before {
+            self.drop_wire(before);
+        }
     }
 
     /// R10: a pool whose log is behind what this host has seen of it was rolled back.
@@ -665,12 +1025,24 @@ impl Links {
     }
 
     /// A connection broke, or its peer broke the protocol.
-    fn lose(&mut self, driver: &mut impl Driver, now: Instant, id: u16, why: Option<String>) {
+    fn lose(&mut self, driver: &mut impl Driver, now: Instant, id: u16, why: Option<Failure>) {
         let Some(wire) = self.wires.get(&id) else { return };
         if let Some(why) = &why {
-            tracing::warn!(why, "a peer broke the protocol");
+            tracing::warn!(%why, "a peer broke the protocol");
+            if wire.is_secured {
+                let (address, host) = (wire.address, wire.host());
+                self.report(now, address, host, why);
+            }
         }
+        let Some(wire) = self.wires.get(&id) else { return };
         match wire.role {
+            Role::Caller(host) if self.calls.get(&host).is_some_and(|call| call.wire != Some(id)) => {
+                if let Some(call) = self.calls.get_mut(&host) {
+                    call.next = None;
+                    call.renew = Some(now.after_ms(NEXT_RETRY_MS));
+                }
+                self.drop_wire(id);
+            }
             Role::Caller(host) => {
                 let was_up = self.is_up(host);
                 let state = match (&why, was_up) {
@@ -678,21 +1050,34 @@ impl Links {
                     (None, true) => LinkState::Connecting,
                     (None, false) => LinkState::Silent,
                 };
-                let reason = why.unwrap_or_else(|| "the connection ended".to_owned());
-                self.end_call(now, host, state, Some(reason), false);
+                let why = why.map_or_else(
+                    || (Code::WAITING, "the connection ended".to_owned()),
+                    |failure| (failure.code, failure.message),
+                );
+                self.end_call(now, host, state, Some(why), false);
                 if state == LinkState::Connecting {
                     self.connect(driver, now, host);
                 }
             }
-            Role::Called { .. } => self.drop_wire(id),
+            Role::Called { .. } | Role::Leaving { .. } => self.drop_wire(id),
         }
         self.accept(driver);
+    }
+
+    /// Nothing is expected of a connection any more: it goes when it has ended.
+    fn lapse(&mut self, id: u16) {
+        if self.wires.get(&id).is_some_and(|wire| wire.conn.ended().is_some()) {
+            self.drop_wire(id);
+        }
     }
 
     fn drop_wire(&mut self, id: u16) {
         let Some(mut wire) = self.wires.remove(&id) else { return };
         // Ends what the driver has in flight; its completions find nobody.
         wire.conn.close();
+        if let Some(visit) = wire.visit.take() {
+            self.door.leave(visit);
+        }
         if let Role::Called { handles, .. } = wire.role {
             for Attached { attachment, pool, key } in handles.into_values() {
                 self.attachments.remove(&attachment);
@@ -703,6 +1088,24 @@ impl Links {
 }
 
 impl Wire {
+    /// Who is at the other end, as far as it is known.
+    fn host(&self) -> Option<HostId> {
+        match (&self.proof, &self.role) {
+            (Some(proof), _) => Some(proof.peer.host),
+            (None, Role::Caller(host)) => Some(*host),
+            (None, Role::Called { peer, .. }) => *peer,
+            (None, Role::Leaving { .. }) => None,
+        }
+    }
+
+    /// When it is given up.
+    fn until(&self) -> Option<Instant> {
+        match &self.role {
+            Role::Called { peer: None, until, .. } | Role::Leaving { until } => Some(*until),
+            Role::Called { .. } | Role::Caller(_) => None,
+        }
+    }
+
     fn agree(&mut self, version: Version) {
         self.version = Some(version);
         self.conn.set_version(version);
@@ -724,6 +1127,18 @@ impl Wire {
         while let Some((token, op)) = self.conn.poll_op() {
             driver.submit(token, op);
         }
+    }
+}
+
+/// Why no frame came, as it is told.
+fn broken(error: &ConnError) -> Failure {
+    let code = match error {
+        ConnError::Mac(_) => Code::FRAME_MAC,
+        ConnError::Frame(_) | ConnError::RefusedUs | ConnError::Tls(_) => Code::PEER_UNKNOWN,
+    };
+    match error {
+        ConnError::Tls(error) => refusal_of(error),
+        _ => Failure::new(code, error.to_string()),
     }
 }
 

@@ -16,12 +16,14 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use weft_control::types::{Decimal, Finding, IdentityReloaded, IdentityShown, TransportKind};
+use weft_control::types::{Decimal, Finding, IdentityReloaded, IdentityShown, PeerShown, TransportKind};
 use weft_io::identity::{HOST_PEM, Identity, Transport, Trust, TrustCell, TrustError};
+use weft_io::tls::TlsConfigs;
 use weft_proto::ids::{ClusterId, HostId, Instant};
 use zeroize::Zeroizing;
 
 use crate::errors::{Code, Failure};
+use crate::links::Secured;
 use crate::state::StateDir;
 use crate::store::StoreCredentials;
 
@@ -148,6 +150,16 @@ impl TrustKeeper {
         &self.cell
     }
 
+    /// What every connection to another host begins with.
+    #[must_use]
+    pub fn secured(&self) -> Secured {
+        Secured {
+            configs: TlsConfigs::new(&self.identity, self.cell.clone()),
+            trust: self.cell.clone(),
+            not_after: self.identity.not_after(),
+        }
+    }
+
     /// What the store is shown and believed by.
     #[must_use]
     pub fn credentials(&self) -> StoreCredentials {
@@ -239,7 +251,7 @@ impl TrustKeeper {
 
     /// As `identity.show` answers.
     #[must_use]
-    pub fn shown(&self) -> IdentityShown {
+    pub fn shown(&self, peers: Vec<PeerShown>) -> IdentityShown {
         let trust = self.cell.get();
         IdentityShown {
             host: self.identity.host(),
@@ -248,6 +260,7 @@ impl TrustKeeper {
             generation: Decimal(trust.generation),
             durable: self.unkept.is_none(),
             transport: transport_kind(trust.transport),
+            peers,
             findings: self.finding().into_iter().collect(),
         }
     }
@@ -351,7 +364,7 @@ mod tests {
         assert_eq!(keeper.offer(Some(b"{}")), None);
         assert_eq!(code(&keeper).as_deref(), Some("E-TRUST-01"));
         assert_eq!((keeper.offer(Some(LIST)), code(&keeper)), (None, None), "it is there again");
-        assert_eq!(keeper.shown().generation, Decimal(17));
-        assert!(keeper.shown().durable && keeper.poll_timeout().is_none());
+        assert_eq!(keeper.shown(Vec::new()).generation, Decimal(17));
+        assert!(keeper.shown(Vec::new()).durable && keeper.poll_timeout().is_none());
     }
 }

@@ -30,7 +30,8 @@ export type DaemonEvent =
   | { readonly data: SessionStatus; readonly event: "session.changed" }
   | { readonly data: PoolInfo; readonly event: "pool.changed" }
   | { readonly data: StoreStatus; readonly event: "store.changed" }
-  | { readonly data: TrustChanged; readonly event: "trust.changed" };
+  | { readonly data: TrustChanged; readonly event: "trust.changed" }
+  | { readonly data: PeerRefused; readonly event: "peer.refused" };
 
 /** A 64-bit number, written as a decimal string. */
 export type Decimal = string;
@@ -101,6 +102,8 @@ export type IdentityShown = {
   readonly key: string;
   /** The last second at which its certificate is valid, in seconds since 1970. */
   readonly not_after: Decimal;
+  /** Hosts that are proven now, once per connection, in order of host. */
+  readonly peers: readonly PeerShown[];
   /** How the list says that hosts speak to each other. */
   readonly transport: TransportKind;
 };
@@ -147,6 +150,8 @@ export type KeptRecords = {
 export type LinkInfo = {
   /** Its address and port. */
   readonly address: string;
+  /** The sentence's code of docs/errors.md. */
+  readonly code: string | null;
   /** The other host. */
   readonly host: Uuid;
   /** What was wrong, as a sentence. */
@@ -193,6 +198,36 @@ export type Nothing = Record<string, never>;
 
 /** Whether the recorded owner may be replaced. */
 export type OpenMode = "closed" | "steal";
+
+/** A peer was refused, or has refused this host. */
+export type PeerRefused = {
+  /** Its address. */
+  readonly address: string;
+  /** A code of docs/errors.md. */
+  readonly code: string;
+  /** The facts of the sentence: both times, where a clock decided. */
+  readonly facts: Readonly<Record<string, unknown>>;
+  /** Who it is, or says that it is. */
+  readonly host: Uuid | null;
+  /** A sentence for a person. */
+  readonly reason: string;
+  /** How many refusals before this one were not told of, because there were too many. */
+  readonly unsaid: number;
+};
+
+/** A connection whose peer is proven. */
+export type PeerShown = {
+  /** The authority that signed it: SHA-256 of its public key, in lower-case hex. */
+  readonly by: string;
+  /** It called us; else we called it. */
+  readonly called: boolean;
+  /** Who it is. */
+  readonly host: Uuid;
+  /** How it is spoken to. */
+  readonly mode: TransportKind;
+  /** The last second at which the certificate that it showed is valid, in seconds since 1970. */
+  readonly not_after: Decimal;
+};
 
 /** A pool of this host. */
 export type PoolInfo = {

@@ -31,7 +31,7 @@ fn config(space: u16) -> StreamConfig {
 /// Two connected TCP sockets, the way the daemon makes them.
 fn pair(driver: &mut AnyDriver) -> (Fd, Fd) {
     let (listener, address) = listen("127.0.0.1:0".parse().expect("address")).expect("listens");
-    let caller = connect(address).expect("connects");
+    let caller = connect(address, None).expect("connects");
     driver.submit(1, Op::Accept { listener });
     driver.submit(2, Op::PollWrite { fd: caller.clone() });
     let mut done = Vec::new();
@@ -136,12 +136,30 @@ fn sockets_are_set_up_by_us() {
 }
 
 #[test]
+fn a_connection_is_seen_to_come_from_the_address_it_was_given() {
+    let mut driver = driver(DriverKind::IoUring);
+    let (listener, address) = listen("127.0.0.1:0".parse().expect("address")).expect("listens");
+    // The second one is nobody's here.
+    for (from, seen) in [("127.9.8.7", "127.9.8.7"), ("192.0.2.1", "127.0.0.1"), ("::1", "127.0.0.1")] {
+        let caller = connect(address, Some(from.parse().expect("address"))).expect("connects");
+        driver.submit(1, Op::Accept { listener: listener.clone() });
+        let mut done = Vec::new();
+        while done.is_empty() {
+            driver.wait(Some(Duration::from_secs(10)), &mut done).expect("wait");
+        }
+        let Ok(Outcome::Accepted(socket)) = done.remove(0).result else { panic!("not accepted") };
+        assert_eq!(peer_address(&Arc::new(socket)).expect("asked").to_string(), seen, "{from}");
+        drop(caller);
+    }
+}
+
+#[test]
 fn a_refused_connection_is_told() {
     for kind in KINDS {
         let mut driver = driver(kind);
         let (listener, address) = listen("127.0.0.1:0".parse().expect("address")).expect("listens");
         drop(listener);
-        let Ok(socket) = connect(address) else { continue };
+        let Ok(socket) = connect(address, None) else { continue };
         driver.submit(1, Op::PollWrite { fd: socket.clone() });
         let mut done = Vec::new();
         while done.is_empty() {

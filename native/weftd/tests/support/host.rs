@@ -16,7 +16,7 @@ use weft_proto::ids::VolumeId;
 use weftd::clock::{random_u128, random_uuid};
 use weftd::trust::{IDENTITY_DIR, TRUST_FILE, TRUST_KEY};
 
-use super::pki::{self, Pki, SOUND};
+use super::pki::{self, Pki, SOUND, Validity};
 use super::{Etcd, PATIENCE, memory_dir};
 
 /// Bytes of a volume in these tests.
@@ -92,6 +92,11 @@ impl Cluster {
     }
 
     pub(crate) fn host(&self, number: u8) -> Host {
+        self.host_until(number, SOUND)
+    }
+
+    /// A host whose certificate is valid from then to then.
+    pub(crate) fn host_until(&self, number: u8, validity: Validity) -> Host {
         let id = uuid();
         let address = format!("127.{}.{}.{number}", self.subnet, random_u128() % 250 + 1);
         self.say_address(&id, &address);
@@ -106,7 +111,7 @@ impl Cluster {
         if let Some(pki) = &self.pki {
             self.admit(&id, &key);
             let name = host_uri(&self.id, &id);
-            write_identity(&home, pki, &pki.hosts.identity(&key, &name, SOUND), &self.trust.borrow());
+            write_identity(&home, pki, &pki.hosts.identity(&key, &name, validity), &self.trust.borrow());
         }
         let (pool, room_mib, boot) = (String::new(), None, None);
         let mut host = Host { number, id, address, home, process: None, pool, room_mib, boot, key };

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub(crate) mod host;
+pub(crate) mod line;
 pub(crate) mod pki;
 
 use std::net::TcpListener;
