@@ -190,6 +190,7 @@ export class FakeWeftd {
       not_after: String(Date.parse(new X509Certificate(leaf ?? "").validTo) / 1000),
       transport: transport === "clear" ? "tls" : transport,
       findings: [],
+      peers: [],
     };
   }
 

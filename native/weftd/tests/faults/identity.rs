@@ -1,15 +1,30 @@
 //! Who a host is and whom it trusts: lists that nobody may sign, old ones, certificates that are renewed.
 
-use std::io::BufRead as _;
+use std::io::{BufRead as _, Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rcgen::KeyPair;
 use serde_json::{Value, json};
+use weft_io::mac::TAG_LEN;
+use weft_proto::message::Watermark;
+use weft_proto::wire::{HEADER_LEN, Hello, MAX_FRAME, Version, encode_hello};
+use weftd::clock::{random_u128, unix_seconds};
+use weftd::links::DATA_PORT;
 use weftd::trust::{IDENTITY_DIR, TRUST_FILE, TRUST_KEY};
 
+use super::frames::{pass, seal};
 use super::support::PATIENCE;
-use super::support::host::{Client, Cluster, Host, host_uri};
-use super::support::pki::{Authority, SOUND};
+use super::support::host::{
+    Client, Cluster, Host, assert_same, close, copy, host_uri, make_volume, nbd, open, random_file,
+    write_identity,
+};
+use super::support::line::{Calling, new_key};
+use super::support::pki::{Authority, EARLY, EXPIRED, Pki, SOUND, Validity};
 
 /// The next event of that name.
 pub(crate) fn event(client: &mut Client, name: &str) -> Value {
@@ -162,4 +177,400 @@ fn half_an_identity_stops_the_start() {
     };
     assert!(!status.success(), "{status}");
     assert!(host.log().contains("E-HOST-06"), "{}", host.log());
+}
+
+// ---- links
+
+/// A volume whose only copy is on one host and whose guest is on another.
+struct Stage {
+    cluster: Cluster,
+    keeper: Host,
+    owner: Host,
+    volume: String,
+    socket: PathBuf,
+}
+
+impl Stage {
+    fn set(transport: &str) -> Stage {
+        let cluster = Cluster::trusted(transport);
+        let (keeper, owner) = (cluster.host(1), cluster.host(2));
+        Stage::with(cluster, keeper, owner)
+    }
+
+    fn with(cluster: Cluster, mut keeper: Host, owner: Host) -> Stage {
+        keeper.make_pool();
+        let volume = make_volume(&[&keeper]);
+        let socket = open(&owner, &volume, "closed").expect("opens");
+        Stage { cluster, keeper, owner, volume, socket }
+    }
+
+    fn pki(&self) -> &Pki {
+        self.cluster.pki.as_ref().expect("identities")
+    }
+
+    /// What a host of this name would show, certified by that authority.
+    fn shown(&self, by: &Authority, key: &KeyPair, host: &str, validity: Validity) -> String {
+        by.identity(key, &host_uri(&self.cluster.id, host), validity)
+    }
+
+    fn hello(&self, host: &str) -> Vec<u8> {
+        encode_hello(&Hello {
+            wire_min: Version::OLDEST.number(),
+            wire_max: Version::NEWEST.number(),
+            cluster: self.cluster.id.parse().expect("an id"),
+            host: host.parse().expect("an id"),
+            process: 1,
+            features: 0,
+            max_frame: u32::try_from(MAX_FRAME).expect("fits"),
+            slots: 1024,
+            heartbeat_ms: 100,
+            trailer_len: 0,
+            watermark: Watermark::default(),
+            pools: Vec::new(),
+        })
+    }
+
+    /// Writes and reads all of the volume.
+    fn use_it(&self, name: &str) {
+        let file = random_file(&self.cluster, name);
+        copy(file.to_str().expect("UTF-8"), &nbd(&self.socket, &self.volume));
+        assert_same(&self.cluster, &self.owner, &self.socket, &self.volume, &file);
+    }
+
+    fn stall_ms(&self) -> u64 {
+        let session = self.owner.ask("session.show", json!({ "volume": self.volume }));
+        session["figures"]["stall_ms_max"].as_str().and_then(|ms| ms.parse().ok()).expect("a number")
+    }
+
+    /// Uses the volume until `is_over`; then nothing of it may have failed.
+    fn busy(&self, mut is_over: impl FnMut() -> bool) {
+        let mut round = 0;
+        let until = Instant::now() + 4 * PATIENCE;
+        while !is_over() {
+            self.use_it(if round % 2 == 0 { "a" } else { "b" });
+            round += 1;
+            assert!(Instant::now() < until, "it takes too long\n{}\n{}", self.owner.log(), self.keeper.log());
+        }
+        assert!(round > 0);
+        close(&self.owner, &self.volume);
+    }
+}
+
+/// How the owner and the keeper are proven to each other, as each of them says.
+fn modes(stage: &Stage) -> [Vec<String>; 2] {
+    [&stage.owner, &stage.keeper].map(|host| {
+        let shown = host.ask("identity.show", json!({}));
+        let peers = shown["peers"].as_array().expect("a list").iter();
+        peers.map(|peer| format!("{} {}", peer["mode"].as_str().expect("text"), peer["called"])).collect()
+    })
+}
+
+#[test]
+fn guests_are_served_over_tls_and_over_auth_and_the_list_says_which() {
+    let stage = Stage::set("tls");
+    stage.use_it("a");
+    assert_eq!(modes(&stage), [["tls false"], ["tls true"]]);
+    let opened = stage.owner.log().len();
+    for mode in ["auth", "tls"] {
+        stage.cluster.change_trust(|list| list["transport"] = json!(mode));
+        let (owner, keeper) = (format!("{mode} false"), format!("{mode} true"));
+        let until = Instant::now() + Duration::from_secs(60);
+        while modes(&stage) != [vec![owner.clone()], vec![keeper.clone()]] {
+            assert!(Instant::now() < until, "{:?}\n{}", modes(&stage), stage.owner.log());
+            stage.use_it("b");
+        }
+    }
+    let log = stage.owner.log();
+    assert!(!log[opened..].contains("paused"), "{log}");
+    close(&stage.owner, &stage.volume);
+}
+
+#[test]
+fn whoever_is_not_proven_is_refused_and_told_of() {
+    let stage = Stage::set("tls");
+    let pki = stage.pki();
+    let (own, fresh) = (&stage.owner.key, new_key());
+    let id = stage.owner.id.as_str();
+    let other_cluster = pki.hosts.identity(own, &host_uri(&stage.keeper.id, id), SOUND);
+    let mut events = stage.keeper.client();
+    events.ask("events", json!({})).expect("told from now on");
+    let tls = |pem: String| Calling { pem, transport: Some("tls"), alpn: None };
+    let sound = stage.shown(&pki.hosts, own, id, SOUND);
+    for (what, calling, code) in [
+        ("no certificate", tls(String::new()), "E-NET-01"),
+        ("a stranger's", tls(stage.shown(&Authority::new("hosts"), own, id, SOUND)), "E-NET-01"),
+        ("the store's authority's", tls(stage.shown(&pki.store, own, id, SOUND)), "E-NET-01"),
+        ("another cluster's", tls(other_cluster), "E-NET-01"),
+        ("minted with a stolen authority", tls(stage.shown(&pki.hosts, &fresh, id, SOUND)), "E-NET-02"),
+        ("another host's name", tls(stage.shown(&pki.hosts, own, &stage.keeper.id, SOUND)), "E-NET-02"),
+        ("an expired one", tls(stage.shown(&pki.hosts, own, id, EXPIRED)), "E-NET-04"),
+        ("one of tomorrow", tls(stage.shown(&pki.hosts, own, id, EARLY)), "E-NET-05"),
+        ("a weaker transport", Calling { transport: Some("auth"), ..tls(sound.clone()) }, "E-NET-08"),
+        ("an unknown one", Calling { alpn: Some(b"http/1.1"), ..tls(sound.clone()) }, "E-NET-08"),
+        ("no TLS", Calling { transport: None, ..tls(String::new()) }, "E-NET-01"),
+    ] {
+        if let Ok(mut line) = calling.call(&stage.keeper.address, Some(&stage.owner.address)) {
+            let _ = line.send(&stage.hello(id));
+            assert!(line.frame().is_err(), "{what}: it has said hello\n{}", stage.keeper.log());
+        }
+        let refused = event(&mut events, "peer.refused");
+        assert_eq!(
+            (&refused["code"], &refused["address"]),
+            (&json!(code), &json!(stage.owner.address)),
+            "{what}: {refused}"
+        );
+        if code == "E-NET-04" || code == "E-NET-05" {
+            assert!(refused["facts"]["now"].is_string() && refused["host"] == id, "{refused}");
+        }
+    }
+    // A proven host is heard as itself alone.
+    let mut line = tls(sound).call(&stage.keeper.address, Some(&stage.owner.address)).expect("proven");
+    line.send(&stage.hello(&stage.keeper.id)).expect("sent");
+    assert!(line.is_closed(), "{}", stage.keeper.log());
+    let refused = event(&mut events, "peer.refused");
+    assert_eq!((&refused["code"], &refused["host"]), (&json!("E-NET-01"), &json!(id)), "{refused}");
+    stage.use_it("a");
+    close(&stage.owner, &stage.volume);
+}
+
+#[test]
+fn a_revoked_host_is_cut_at_once_and_refused_from_then_on() {
+    for transport in ["tls", "auth"] {
+        let stage = Stage::set(transport);
+        stage.use_it("a");
+        let mut events = stage.keeper.client();
+        events.ask("events", json!({})).expect("told from now on");
+        let begun = Instant::now();
+        stage.cluster.revoke(&stage.owner);
+        shown_until(&stage.keeper, |shown| shown["peers"] == json!([]));
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        let refused = event(&mut events, "peer.refused");
+        assert_eq!(
+            (&refused["code"], &refused["host"]),
+            (&json!("E-NET-03"), &json!(stage.owner.id)),
+            "{refused}"
+        );
+        // Also one who asks with the same certificate once more, whatever he has heard before.
+        let pem = stage.shown(&stage.pki().hosts, &stage.owner.key, &stage.owner.id, SOUND);
+        let calling =
+            Calling { pem, transport: Some(if transport == "tls" { "tls" } else { "auth" }), alpn: None };
+        if let Ok(mut line) = calling.call(&stage.keeper.address, None) {
+            assert!(line.frame().is_err(), "it has said hello");
+        }
+        stage.keeper.assert_alive();
+    }
+}
+
+/// A host's session whose copies are on the revoked one: that one is called no more.
+#[test]
+fn a_revoked_host_is_not_called_any_more() {
+    let stage = Stage::set("tls");
+    stage.cluster.revoke(&stage.keeper);
+    let links =
+        stage.owner.ask_until("link.list", &json!({}), |list| list["links"][0]["state"] == "mismatch");
+    assert_eq!(links["links"][0]["code"], "E-NET-03", "{links}");
+    shown_until(&stage.owner, |shown| shown["peers"] == json!([]));
+    stage.owner.assert_alive();
+}
+
+/// Both certificates end in a few seconds, and are renewed before: the guest notices nothing.
+#[test]
+fn a_renewed_certificate_is_followed_by_another_connection_without_a_stall() {
+    let cluster = Cluster::trusted("tls");
+    let soon = (SOUND.0, 12);
+    let (keeper, owner) = (cluster.host_until(1, soon), cluster.host_until(2, soon));
+    let stage = Stage::with(cluster, keeper, owner);
+    for host in [&stage.keeper, &stage.owner] {
+        let pem = stage.shown(&stage.pki().hosts, &host.key, &host.id, SOUND);
+        write_identity(&host.home, stage.pki(), &pem, &stage.cluster.trust.borrow());
+        host.ask("identity.reload", json!({}));
+    }
+    let far = |host: &Host| {
+        let shown = host.ask("identity.show", json!({}));
+        let [peer] = shown["peers"].as_array().expect("a list").as_slice() else { return false };
+        let end = peer["not_after"].as_str().and_then(|end| end.parse::<u64>().ok()).expect("a number");
+        end > unix_seconds() + 86_400
+    };
+    // The first connections would have been cut by then.
+    let until = Instant::now() + Duration::from_secs(14);
+    stage.use_it("a");
+    let followed = || stage.owner.log().matches("again=true").count();
+    stage.busy(|| Instant::now() > until && followed() > 0 && far(&stage.owner));
+    for host in [&stage.keeper, &stage.owner] {
+        assert!(!host.log().contains("cut:") && !host.log().contains("paused"), "{}", host.log());
+    }
+}
+
+/// Nobody renews: the connection ends with the certificate, and both times are told.
+#[test]
+fn a_connection_ends_with_its_peers_certificate() {
+    let cluster = Cluster::trusted("tls");
+    let (keeper, owner) = (cluster.host(1), cluster.host_until(2, (SOUND.0, 4)));
+    let mut events = keeper.client();
+    events.ask("events", json!({})).expect("told from now on");
+    let stage = Stage::with(cluster, keeper, owner);
+    let refused = loop {
+        let refused = event(&mut events, "peer.refused");
+        if refused["code"] == "E-NET-04" {
+            break refused;
+        }
+    };
+    assert_eq!(refused["host"], json!(stage.owner.id), "{refused}");
+    let (ended, now) = (refused["facts"]["not_after"].as_str(), refused["facts"]["now"].as_str());
+    assert!(ended < now && ended.is_some(), "{refused}");
+    assert!(stage.keeper.log().contains(ended.expect("a time")), "{}", stage.keeper.log());
+    shown_until(&stage.keeper, |shown| shown["peers"] == json!([]));
+    let pem = stage.shown(&stage.pki().hosts, &stage.owner.key, &stage.owner.id, SOUND);
+    write_identity(&stage.owner.home, stage.pki(), &pem, &stage.cluster.trust.borrow());
+    stage.owner.ask("identity.reload", json!({}));
+    stage.use_it("a");
+    close(&stage.owner, &stage.volume);
+}
+
+/// Somebody on the path under `auth`: what he alters, repeats, leaves out or turns round ends the connection, and the
+/// guest's data is what it was.
+#[test]
+fn altered_frames_under_auth_end_the_connection_and_change_nothing() {
+    let cluster = Cluster::trusted("auth");
+    let (keeper, owner) = (cluster.host(1), cluster.host(2));
+    let tamperer = Tamperer::start(&cluster, &keeper.address);
+    cluster.say_address(&keeper.id, &tamperer.address);
+    let mut events = keeper.client();
+    events.ask("events", json!({})).expect("told from now on");
+    let stage = Stage::with(cluster, keeper, owner);
+    let file = random_file(&stage.cluster, "a");
+    for what in [Tamper::Header, Tamper::Meta, Tamper::Repeat, Tamper::LeaveOut, Tamper::TurnRound] {
+        copy(file.to_str().expect("UTF-8"), &nbd(&stage.socket, &stage.volume));
+        *tamperer.next.lock().expect("whole") = Some(what);
+        // Heartbeats suffice: there is always something to be altered.
+        let refused = event(&mut events, "peer.refused");
+        assert_eq!(
+            (&refused["code"], &refused["host"]),
+            (&json!("E-NET-06"), &json!(stage.owner.id)),
+            "{what:?}: {refused}"
+        );
+        assert!(tamperer.next.lock().expect("whole").is_none(), "{what:?}");
+        stage.owner.ask_until("link.list", &json!({}), |list| list["links"][0]["state"] == "connected");
+        assert_same(&stage.cluster, &stage.owner, &stage.socket, &stage.volume, &file);
+    }
+    stage.keeper.assert_alive();
+    close(&stage.owner, &stage.volume);
+}
+
+/// What is done once to what the owner says.
+#[derive(Clone, Copy, Debug)]
+enum Tamper {
+    /// A bit of the header, with the checksum made right again.
+    Header,
+    /// A bit of what follows the tag, or of the tag where nothing does.
+    Meta,
+    Repeat,
+    LeaveOut,
+    TurnRound,
+}
+
+/// Passes everything on between the owner and the keeper, but for what it is told to do.
+struct Tamperer {
+    address: String,
+    next: Arc<Mutex<Option<Tamper>>>,
+}
+
+impl Tamperer {
+    fn start(cluster: &Cluster, target: &str) -> Tamperer {
+        let address = format!("127.{}.252.{}", cluster.subnet, random_u128() % 250 + 1);
+        let listener = TcpListener::bind((address.as_str(), DATA_PORT)).expect("a loopback address");
+        let next: Arc<Mutex<Option<Tamper>>> = Arc::default();
+        let (told, target) = (next.clone(), target.to_owned());
+        std::thread::spawn(move || {
+            while let Ok((owner, _)) = listener.accept() {
+                let Ok(keeper) = TcpStream::connect((target.as_str(), DATA_PORT)) else { continue };
+                let (back, forth) = (owner.try_clone().expect("cloned"), keeper.try_clone().expect("cloned"));
+                let told = told.clone();
+                std::thread::spawn(move || pass(&keeper, &back, |_| ()));
+                std::thread::spawn(move || tamper(&owner, &forth, &told));
+            }
+        });
+        Tamperer { address, next }
+    }
+}
+
+fn tamper(mut from: &TcpStream, mut to: &TcpStream, told: &Mutex<Option<Tamper>>) {
+    let (mut buffer, mut held) = (vec![0; 65536], Vec::new());
+    while let Ok(n @ 1..) = from.read(&mut buffer) {
+        let mut bytes = buffer[..n].to_vec();
+        // Where a frame begins, and it is there whole.
+        let is_frame = bytes.starts_with(b"weft") && {
+            let len = u32::from_le_bytes(bytes[8..12].try_into().expect("four bytes"));
+            HEADER_LEN + TAG_LEN + usize::try_from(len).expect("short") == n
+        };
+        let what = if is_frame && held.is_empty() { told.lock().expect("whole").take() } else { None };
+        match what {
+            None => {}
+            Some(Tamper::Header) => {
+                bytes[20] ^= 1;
+                seal(&mut bytes[..HEADER_LEN]);
+            }
+            Some(Tamper::Meta) => *bytes.last_mut().expect("not empty") ^= u8::from(n < 200),
+            Some(Tamper::Repeat) => bytes.extend_from_within(..),
+            Some(Tamper::LeaveOut) => continue,
+            Some(Tamper::TurnRound) => {
+                held = bytes;
+                continue;
+            }
+        }
+        bytes.append(&mut held);
+        if to.write_all(&bytes).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Both);
+    let _ = from.shutdown(Shutdown::Both);
+}
+
+/// A thousand strangers call and say nothing, others begin TLS and stop: a guest's I/O goes on, and few of them are held.
+#[test]
+fn a_flood_of_half_open_handshakes_does_not_stall_guests() {
+    let stage = Stage::set("tls");
+    stage.use_it("a");
+    let before = stage.keeper.resident();
+    let is_over = AtomicBool::new(false);
+    let calls = AtomicUsize::new(0);
+    std::thread::scope(|scope| {
+        for half in [&b""[..], b"\x16\x03\x01\x02\x00", b"\x16\x03\x01\x00\x05\x01"] {
+            let (address, is_over, calls) = (stage.keeper.address.as_str(), &is_over, &calls);
+            scope.spawn(move || {
+                let mut open = Vec::new();
+                while !is_over.load(Ordering::Relaxed) {
+                    let Ok(mut stream) = TcpStream::connect((address, DATA_PORT)) else {
+                        continue;
+                    };
+                    let _ = stream.write_all(half);
+                    calls.fetch_add(1, Ordering::Relaxed);
+                    open.push(stream);
+                    if open.len() == 400 {
+                        open.clear();
+                    }
+                }
+            });
+        }
+        let until = Instant::now() + Duration::from_secs(4);
+        while Instant::now() < until || calls.load(Ordering::Relaxed) < 1000 {
+            stage.use_it("b");
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    println!("{} calls, stall {} ms", calls.load(Ordering::Relaxed), stage.stall_ms());
+    assert!(stage.stall_ms() < 500, "{} ms", stage.stall_ms());
+    assert!(!stage.owner.log().contains("paused"), "{}", stage.owner.log());
+    let grown = stage.keeper.resident().saturating_sub(before);
+    assert!(grown < 48 << 20, "{} MiB more", grown >> 20);
+    // Their own connection is found again where all of them have been.
+    let id = stage.owner.id.as_str();
+    let pem = stage.shown(&stage.pki().hosts, &stage.owner.key, id, SOUND);
+    let calling = Calling { pem, transport: Some("tls"), alpn: None };
+    let mut line = calling.call(&stage.keeper.address, Some(&stage.owner.address)).expect("a host gets in");
+    line.send(&stage.hello(id)).expect("sent");
+    assert!(line.frame().is_ok(), "{}", stage.keeper.log());
+    stage.keeper.assert_alive();
+    close(&stage.owner, &stage.volume);
 }
