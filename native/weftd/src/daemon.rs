@@ -940,8 +940,9 @@ impl Daemon {
 
     /// The identity directory was read: at first, and whenever its certificate was renewed.
     fn take_identity(&mut self, now: Instant, files: IdentityFiles) {
+        let mut newer = None;
         match &mut self.trust {
-            Some(trust) => trust.renew(files),
+            Some(trust) => newer = trust.renew(files),
             None => self.trust = Some(TrustKeeper::new(files)),
         }
         let Some(trust) = &self.trust else { return };
@@ -951,6 +952,13 @@ impl Daemon {
             links.set_identity(&mut self.driver, now, trust.secured());
         }
         self.store.send(StoreRequest::Credentials(Some(trust.credentials())));
+        let Some(revoked) = newer else { return };
+        let generation = Decimal(trust.cell().get().generation);
+        self.events.send(ControlEvent::Trust(TrustChanged { generation }));
+        if let Some(links) = &mut self.links {
+            links.handle_trust(&mut self.driver, now);
+        }
+        revoked.into_iter().for_each(|host| self.handle_revoked(now, host));
     }
 
     fn watch_trust(&mut self) {

@@ -133,9 +133,21 @@ impl TrustKeeper {
         TrustKeeper { identity, pem, cell, refused: None, unkept: None }
     }
 
-    /// A certificate was renewed. The list of the file is not looked at: it is ours.
-    pub fn renew(&mut self, files: IdentityFiles) {
+    /// A certificate was renewed. The list of the file is ours, but for a host that could not hear of the authorities that
+    /// took over: then the agent has put a newer one there, which counts as it would at a start, and is durable. The hosts
+    /// that it revokes anew, if it is followed.
+    pub fn renew(&mut self, files: IdentityFiles) -> Option<Vec<HostId>> {
         (self.identity, self.pem) = (files.identity, files.pem);
+        let known = self.cell.get();
+        if files.trust.generation <= known.generation {
+            return None;
+        }
+        let generation = files.trust.generation;
+        let revoked: Vec<HostId> = files.trust.revoked().filter(|host| !known.is_revoked(*host)).collect();
+        tracing::info!(generation, ?revoked, "trust, by this host's file");
+        self.cell.set(files.trust);
+        (self.refused, self.unkept) = (None, None);
+        Some(revoked)
     }
 
     /// The certificate in use.

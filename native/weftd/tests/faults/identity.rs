@@ -148,6 +148,27 @@ fn a_renewed_certificate_is_shown_to_the_store_and_a_damaged_one_is_not_taken() 
     assert!(!host.log().contains("PRIVATE KEY"));
 }
 
+/// A host that missed how the authorities took over hears of it by a door; its agent puts the list where the daemon reads
+/// it. An older one there changes nothing.
+#[test]
+fn a_newer_list_in_the_file_is_taken_when_the_identity_is_read_again() {
+    let cluster = Cluster::trusted("tls");
+    let host = cluster.host(1);
+    let mut events = host.client();
+    events.ask("events", json!({})).expect("told from now on");
+    let pki = cluster.pki.as_ref().expect("identities");
+    let took_over = Pki::new();
+    let mut list = cluster.trust.borrow().clone();
+    list["generation"] = json!("40");
+    list["authorities"] = json!([took_over.hosts.entry("active"), pki.hosts.entry("outgoing")]);
+    let pem = pki.hosts.identity(&host.key, &host_uri(&cluster.id, &host.id), SOUND);
+    write_identity(&host.home, &took_over, &pem, &list);
+    assert_eq!(host.ask("identity.reload", json!({}))["generation"], "40");
+    assert_eq!(event(&mut events, "trust.changed")["generation"], "40");
+    write_identity(&host.home, pki, &pem, &cluster.trust.borrow());
+    assert_eq!(host.ask("identity.reload", json!({}))["generation"], "40");
+}
+
 #[test]
 fn a_host_without_identity_says_so() {
     let cluster = Cluster::start();
