@@ -1,230 +1,466 @@
 /**
- * Plot: a cluster with secrets whose text we know: keys, a join token, API tokens, a passphrase. They are used rightly and
- * wrongly, by every command that takes one. Then everything that anybody but their owner may see is searched for them: what
- * commands wrote, logs, the audit, the store, the state directories, figures, and what /proc shows of every process.
+ * Plot: a cluster of three hosts is made and used, rightly and wrongly, and everything that it writes, says, stores and
+ * shows of its processes meanwhile is searched for the secrets that went through it: tokens, a passphrase, private keys.
+ *
+ * Where a secret has to stand it is not looked for: STATE/identity and STATE/authority, the answer that shows a token
+ * once, the files that a person carries a secret in.
  */
-import { chmodSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { createPrivateKey, randomBytes, X509Certificate } from "node:crypto";
+import {
+  appendFileSync,
+  chmodSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { request } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 import t from "tap";
-import type { z } from "zod";
+import { z } from "zod";
 
 import { Cluster } from "../../scripts/cluster/cluster.ts";
 import type { CommandResult, Host } from "../../scripts/cluster/host.ts";
+import { namespaceOf, pidsInNetwork } from "../../scripts/cluster/processes.ts";
+import { until } from "../../scripts/lib/until.ts";
+import { parseApiToken } from "../../src/core/model/api-token-text.ts";
 import { decodeJoinToken } from "../../src/core/model/token-code.ts";
-import { apiTokenCreated, tokenCreated } from "../../src/core/wire/agent-api.ts";
+import { IdentityFiles } from "../../src/core/wire/identity-files.ts";
+import { hits, ofBytes, ofText } from "./secrets.ts";
+import type { Canary, Source } from "./secrets.ts";
 
-/** Directories of a host's state that exist to hold keys; their modes keep others out. */
-const KEYS = ["identity", "authority"];
+/** Of a host's state: there to hold keys. */
+const KEY_DIRECTORIES: readonly string[] = ["identity", "authority"];
 
-type Secret = { readonly name: string; readonly forms: readonly Buffer[] };
-type Place = { readonly name: string; readonly bytes: Buffer };
+/** What people see who may see it: each is also asked for as JSON. */
+const looks: readonly (readonly string[])[] = [
+  ["status"],
+  ["host", "list"],
+  ["pool", "list"],
+  ["volume", "list"],
+  ["volume", "show", "v"],
+  ["why", "v"],
+  ["trash", "list"],
+  ["token", "list"],
+  ["api-token", "list"],
+  ["ca", "show"],
+  ["audit"],
+  ["audit", "verify"],
+  ["context", "list"],
+  ["context", "show"],
+  ["metrics"],
+];
 
-/** As it is, and in the ways in which bytes are written as text. */
-function secretOf(name: string, value: string | Uint8Array): Secret {
-  const bytes = Buffer.from(value);
-  const texts = [bytes.toString("base64").replace(/=+$/, ""), bytes.toString("hex")];
-  const own = typeof value === "string" ? [bytes] : [];
-  return { name, forms: [...own, ...texts.map((text) => Buffer.from(text))] };
+class Stage {
+  readonly cluster: Cluster;
+  readonly canaries: Canary[] = [];
+  readonly said: Source[] = [];
+  readonly #dir: string;
+  readonly #config: string;
+
+  constructor(cluster: Cluster, dir: string) {
+    this.cluster = cluster;
+    this.#dir = dir;
+    this.#config = join(dir, "contexts.json");
+  }
+
+  /** A file that a person keeps a secret in. */
+  file(name: string, secret: string): string {
+    const path = join(this.#dir, name);
+    writeFileSync(path, secret, { mode: 0o600 });
+    return path;
+  }
+
+  get config(): string {
+    return this.#config;
+  }
+
+  /** Runs `weft`, and keeps what it said. */
+  async weft(host: Host, ...args: readonly string[]): Promise<CommandResult> {
+    const answer = await this.#run(host, args);
+    const line = `${host.name}: weft ${args.join(" ")}`;
+    this.said.push({ name: `${line} (stdout)`, bytes: Buffer.from(answer.stdout) });
+    this.said.push({ name: `${line} (stderr)`, bytes: Buffer.from(answer.stderr) });
+    return answer;
+  }
+
+  async shell(host: Host, line: string): Promise<void> {
+    const { exitCode, stdout, stderr } = await this.#exec(host, ["sh", "-c", line]);
+    this.said.push({ name: `${host.name}: ${line}`, bytes: Buffer.from(stdout + stderr) });
+    if (exitCode !== 0) throw new Error(`${line}: status ${exitCode ?? "none"}: ${stderr}`);
+  }
+
+  async works(host: Host, ...args: readonly string[]): Promise<void> {
+    const { exitCode, stderr } = await this.weft(host, ...args);
+    if (exitCode !== 0) throw new Error(`weft ${args.join(" ")}: status ${exitCode ?? "none"}: ${stderr}`);
+  }
+
+  /** For people and for programs. */
+  async refused(host: Host, ...args: readonly string[]): Promise<void> {
+    for (const more of [[], ["--json"]]) {
+      const { exitCode, stderr } = await this.weft(host, ...args, ...more);
+      if (exitCode === 0 || !/E-[A-Z]+-\d\d/.test(stderr))
+        throw new Error(`weft ${args.join(" ")}: status ${exitCode ?? "none"}, no error: ${stderr}`);
+    }
+  }
+
+  /** The one answer that shows a token. */
+  async token(host: Host, ...args: readonly string[]): Promise<string> {
+    const { exitCode, stdout, stderr } = await this.#run(host, [...args, "--quiet"]);
+    if (exitCode !== 0) throw new Error(`weft ${args.join(" ")}: ${stderr}`);
+    return stdout.trim();
+  }
+
+  async joinToken(by: Host, name: string): Promise<string> {
+    const text = await this.token(by, "token", "create", "--name", name);
+    const decoded = decodeJoinToken(text);
+    if (decoded.kind === "refused") throw new Error("a token of ours");
+    const { fingerprint16, id4, secret12 } = decoded.value;
+    // What stands behind version, authority and id: the secret's part of the text, whole characters of it only.
+    const shown = text.replaceAll("-", "");
+    const at = Math.ceil(((1 + fingerprint16.length + id4.length) * 8) / 5);
+    const length = Math.floor((secret12.reveal().length * 8) / 5) - 1;
+    this.canaries.push(ofText(`the join token of ${name}`, shown.slice(at, at + length)));
+    this.canaries.push(ofBytes(`the secret of the join token of ${name}`, secret12.reveal()));
+    return text;
+  }
+
+  async apiToken(by: Host, name: string, role: string): Promise<string> {
+    const text = await this.token(by, "api-token", "create", name, "--role", role);
+    const secret = parseApiToken(text)?.secret.reveal();
+    if (secret === undefined) throw new Error("a token of ours");
+    this.canaries.push(ofText(`the API token ${name}`, secret));
+    this.canaries.push(ofBytes(`the secret of the API token ${name}`, Buffer.from(secret, "base64url")));
+    return text;
+  }
+
+  /** The numbers that the private keys of a host are. */
+  async keysOf(host: Host): Promise<void> {
+    const files = new IdentityFiles(host.stateDir);
+    const own = await files.readHostKey();
+    if (own !== null) this.#add(ofKey(`the key of ${host.name}`, own.reveal()));
+    const { host: authorities, store } = await files.readAuthorities();
+    for (const { kid, keyPem } of [...authorities, ...store])
+      this.#add(ofKey(`the key of authority ${kid.slice(0, 8)} on ${host.name}`, keyPem.reveal()));
+  }
+
+  #add(canary: Canary): void {
+    if (!this.canaries.some(({ name }) => name === canary.name)) this.canaries.push(canary);
+  }
+
+  #run(host: Host, args: readonly string[]): Promise<CommandResult> {
+    return this.#exec(host, ["weft", ...args]);
+  }
+
+  async #exec(host: Host, command: readonly string[]): Promise<CommandResult> {
+    const { result } = await host.exec(command, { env: { WEFT_CONFIG: this.#config } });
+    return result;
+  }
 }
 
-function found(secrets: readonly Secret[], places: readonly Place[]): readonly string[] {
-  return places.flatMap((place) =>
-    secrets
-      .filter(({ forms }) => forms.some((form) => place.bytes.includes(form)))
-      .map((secret) => `${secret.name} in ${place.name}`),
-  );
+function ofKey(name: string, pem: string): Canary {
+  const { d } = createPrivateKey(pem).export({ format: "jwk" });
+  if (d === undefined) throw new Error("a private key has a number");
+  return ofBytes(name, Buffer.from(d, "base64url"));
 }
 
-/** What any user of the machine may read of others' processes, and what root reads besides. */
-class Watched {
-  readonly #seen = new Map<string, string>();
-  readonly #timer = setInterval(() => this.#look(), 30);
+/** What anybody on the hosts sees of their processes, as long as it is asked for. */
+class Watcher {
+  readonly #seen = new Map<string, Set<string>>();
+  readonly #pids: () => readonly number[];
+  #stopped = false;
+  #end: Promise<void> = Promise.resolve();
 
-  end(): readonly Place[] {
-    clearInterval(this.#timer);
-    return Array.from(this.#seen, ([text, name]) => ({ name, bytes: Buffer.from(text, "latin1") }));
+  constructor(pids: () => readonly number[]) {
+    this.#pids = pids;
+  }
+
+  start(): void {
+    this.#end = (async () => {
+      while (!this.#stopped) {
+        this.#look();
+        await new Promise((next) => {
+          setTimeout(next, 10);
+        });
+      }
+    })();
+  }
+
+  async stop(): Promise<readonly Source[]> {
+    this.#stopped = true;
+    await this.#end;
+    return Array.from(this.#seen, ([name, texts]) => ({
+      name: `/proc/*/${name}`,
+      bytes: Buffer.from(Array.from(texts).join("\n")),
+    }));
   }
 
   #look(): void {
-    for (const pid of readdirSync("/proc").filter((name) => /^[0-9]+$/.test(name))) {
-      for (const file of ["cmdline", "environ"]) {
+    for (const pid of this.#pids()) {
+      for (const name of ["cmdline", "environ"] as const) {
+        const texts = this.#seen.get(name) ?? new Set();
+        this.#seen.set(name, texts);
         try {
-          const text = readFileSync(`/proc/${pid}/${file}`, "latin1");
-          if (!this.#seen.has(text)) this.#seen.set(text, `${file} of ${pid}`);
+          texts.add(readFileSync(`/proc/${pid}/${name}`, "latin1"));
         } catch {
-          // It has ended, or is not ours to look at.
+          // It ended, or is another user's.
         }
       }
     }
   }
 }
 
-function filesBelow(directory: string, except: readonly string[] = []): readonly Place[] {
-  return readdirSync(directory, { withFileTypes: true }).flatMap((entry) => {
-    const path = join(directory, entry.name);
-    if (entry.isDirectory()) return except.includes(entry.name) ? [] : filesBelow(path);
-    return entry.isFile() ? [{ name: path, bytes: readFileSync(path) }] : [];
-  });
-}
-
-/** The lines of base64 of every private key below. */
-function keysBelow(directory: string): readonly Secret[] {
-  return filesBelow(directory).flatMap(({ name, bytes }) =>
-    Array.from(bytes.toString("latin1").matchAll(/-----BEGIN PRIVATE KEY-----\n([^-]+)-----END/g)).flatMap(
-      ([, body = ""]) =>
-        body
-          .trim()
-          .split("\n")
-          // The first line begins like every key of its kind.
-          .slice(1)
-          .map((line) => ({ name: `a line of ${name}`, forms: [Buffer.from(line)] })),
-    ),
+async function pidsOf(hosts: readonly Host[]): Promise<() => readonly number[]> {
+  if (process.getuid?.() !== 0) return () => hosts.flatMap((host) => host.pidsByMark());
+  const networks = await Promise.all(
+    hosts.map(async (host) => namespaceOf((await host.running("weftd")) ?? 0, "net") ?? ""),
   );
+  return () => networks.flatMap((network) => pidsInNetwork(network));
 }
 
-function metrics(host: Host): Promise<Buffer> {
+type Ask = { readonly method: string; readonly path: string; readonly body?: string };
+
+/** What a program says that was written wrongly. */
+function rest(host: Host, { method, path, body }: Ask): Promise<Source> {
+  const name = `${host.name}: ${method} ${path.slice(0, 20)} … (answer)`;
   return new Promise((done, fail) => {
-    const call = request({ socketPath: host.agentSocket, path: "/metrics" }, (answer) => {
+    const headers = { "content-type": "application/json" };
+    const call = request({ socketPath: host.agentSocket, method, path, headers }, (answer) => {
       const parts: Buffer[] = [];
       answer.on("data", (part: Buffer) => parts.push(part));
-      answer.on("end", () => done(Buffer.concat(parts)));
+      answer.on("end", () => done({ name, bytes: Buffer.concat(parts) }));
     });
     call.on("error", fail);
-    call.end();
+    call.end(body);
   });
 }
 
-await t.test("canaries: no secret shows up where others may look, whatever is done with it", async (t) => {
-  const dir = mkdtempSync(join(tmpdir(), "weft-canary-"));
-  const watched = new Watched();
+const dump = z.object({ kvs: z.array(z.object({ key: z.string(), value: z.string().default("") })) });
+
+async function storeOf(host: Host): Promise<Source> {
+  const { kvs } = dump.parse(JSON.parse(await host.etcdctl(["get", "--prefix", "/", "-w", "json"])));
+  if (kvs.length < 10) throw new Error("a store in use has more keys");
+  const text = (base64: string): string => Buffer.from(base64, "base64").toString("latin1");
+  const lines = kvs.map(({ key, value }) => `${text(key)} ${text(value)}`);
+  return { name: "the store", bytes: Buffer.from(lines.join("\n"), "latin1") };
+}
+
+/** Every file below, but for those that are there to hold keys. */
+function filesBelow(path: string, name: string): readonly Source[] {
+  const stat = lstatSync(path);
+  if (stat.isFile()) return [{ name, bytes: readFileSync(path) }];
+  if (!stat.isDirectory()) return [];
+  return readdirSync(path).flatMap((entry) => filesBelow(join(path, entry), `${name}/${entry}`));
+}
+
+function pathsBelow(path: string): readonly string[] {
+  const below = lstatSync(path).isDirectory() ? readdirSync(path) : [];
+  return [path, ...below.flatMap((entry) => pathsBelow(join(path, entry)))];
+}
+
+function stateOf(host: Host): readonly Source[] {
+  return readdirSync(host.stateDir)
+    .filter((name) => !KEY_DIRECTORIES.includes(name))
+    .flatMap((name) => filesBelow(join(host.stateDir, name), `${host.name}: STATE/${name}`));
+}
+
+function logsOf(hosts: readonly Host[]): readonly Source[] {
+  return hosts.flatMap((host) =>
+    Object.entries(host.logs()).map(([name, text]) => ({
+      name: `${host.name}: log/${name}`,
+      bytes: Buffer.from(text),
+    })),
+  );
+}
+
+async function enters(stage: Stage, host: Host, tokenFile: string): Promise<readonly string[]> {
+  const { address } = stage.cluster.host("h1").layout;
+  return ["join", address, "--token-file", tokenFile, "--address", host.layout.address, "--name", host.name];
+}
+
+await t.test("secrets: none is in what is written, said, stored or shown", async (t) => {
+  const dir = mkdtempSync(join(tmpdir(), "weft-canaries-"));
   t.teardown(async () => {
-    watched.end();
-    await Cluster.down(dir);
+    await Cluster.down(join(dir, "d"));
     rmSync(dir, { recursive: true, force: true });
   });
-  const cluster = await Cluster.up({ dir, hosts: 2 });
-  const [h1, h2] = [cluster.host("h1"), cluster.host("h2")];
-  const said: Place[] = [];
-  const run = async (host: Host, command: readonly string[], env = {}): Promise<CommandResult> => {
-    const { result } = await host.exec(command, { env });
-    const ended = await result;
-    said.push({ name: command.join(" "), bytes: Buffer.from(`${ended.stdout}\n${ended.stderr}`) });
-    return ended;
-  };
-  /** A file that only its reader may read. */
-  const kept = (name: string, text: string): string => {
-    const path = join(dir, name);
-    writeFileSync(path, text, { mode: 0o600 });
-    chmodSync(path, 0o600);
-    return path;
-  };
+  const cluster = await Cluster.create({ dir: join(dir, "d"), pools: ["h1", "h2"] });
+  const [h1, h2, h3] = [cluster.host("h1"), cluster.host("h2"), cluster.host("h3")];
+  const { hosts } = cluster;
+  await Promise.all(hosts.map((host) => host.start()));
+  const people = join(dir, "people");
+  mkdirSync(people);
+  const stage = new Stage(cluster, people);
+  const watcher = new Watcher(await pidsOf(hosts));
+  t.teardown(() => watcher.stop());
+  watcher.start();
 
-  // Made, each shown this once.
-  const joining = tokenCreated.parse(await h1.json(["weft", "token", "create", "--json"]));
-  const decoded = decodeJoinToken(joining.token);
-  if (decoded.kind === "refused") throw new Error(decoded.finding.message);
-  const makeApi = async (name: string, role: string): Promise<z.output<typeof apiTokenCreated>> =>
-    apiTokenCreated.parse(await h1.json(["weft", "api-token", "create", name, "--role", role, "--json"]));
-  const admin = await makeApi("boss", "admin");
-  const viewer = await makeApi("eye", "viewer");
-  const passphrase = "correct-horse-battery-canary";
-  const wrongPassphrase = "incorrect-horse-battery-canary";
-  const [joinFile, adminFile, viewerFile] = [
-    kept("join", joining.token),
-    kept("admin", admin.token),
-    kept("viewer", viewer.token),
-  ];
-  const [right, wrong] = [kept("right", passphrase), kept("wrong", wrongPassphrase)];
+  // Made, and joined by a token each; h3 tries everything wrong first.
+  await stage.works(h1, "init", "--address", h1.layout.address, "--name", "h1");
+  const second = stage.file("h2.token", await stage.joinToken(h1, "h2"));
+  await stage.works(h2, ...(await enters(stage, h2, second)));
+  const token = await stage.joinToken(h1, "h3");
+  const third = stage.file("h3.token", token);
+  const withdrawn = stage.file("withdrawn.token", await stage.joinToken(h1, "h4"));
+  const [last] = z
+    .array(z.object({ id: z.string(), name: z.string().nullable() }))
+    .parse(await h1.json(["weft", "token", "list", "--json"]))
+    .filter(({ name }) => name === "h4");
+  await stage.works(h1, "token", "revoke", last?.id ?? "");
+  const admin = await stage.apiToken(h1, "ops", "admin");
+  const viewer = await stage.apiToken(h1, "eyes", "viewer");
+  const adminFile = stage.file("ops.token", admin);
+  const mistyped = token.replace(/.$/, (end) => (end === "0" ? "1" : "0"));
+  for (const file of [
+    second,
+    withdrawn,
+    adminFile,
+    stage.file("mistyped", mistyped),
+    stage.file("more", `${token} ${token}`),
+  ])
+    await stage.refused(h3, ...(await enters(stage, h3, file)));
+  await stage.works(h3, ...(await enters(stage, h3, third)));
+  await stage.refused(h3, ...(await enters(stage, h3, third)));
 
-  // Used, rightly and wrongly.
-  const contexts = { WEFT_CONFIG: join(dir, "contexts.json"), WEFT_CONTEXT: "c" };
+  // Used.
+  for (const host of [h1, h2]) await stage.works(host, "pool", "add", host.poolDir);
+  await stage.works(h3, "volume", "create", "v", "64MiB", "--copies", "2");
+  await stage.works(h3, "attach", "v");
+
+  // People on other machines.
   const url = `https://${h1.layout.address}:7400`;
-  const pinned = ["--fingerprint", admin.authority, "--name", "c"];
-  const login = (...rest: readonly string[]): Promise<CommandResult> =>
-    run(h2, ["weft", "login", url, ...rest], contexts);
-  t.equal((await login("--token-file", adminFile, ...pinned)).exitCode, 0);
-  t.equal((await run(h2, ["weft", "status"], contexts)).exitCode, 0);
-  t.equal(
-    (await run(h2, ["weft", "volume", "create", "db", "16MiB", "--copies", "2"], contexts)).exitCode,
-    0,
-  );
-  t.equal((await run(h2, ["weft", "context", "show", "--json"], contexts)).exitCode, 0);
-  t.equal((await login("--token-file", viewerFile, ...pinned)).exitCode, 0);
-  t.equal((await run(h2, ["weft", "volume", "delete", "db", "-y"], contexts)).exitCode, 1);
-  t.equal((await login("--token-file", adminFile, "--fingerprint", "0".repeat(64))).exitCode, 2);
-  t.equal((await login("--token-file", joinFile, ...pinned)).exitCode, 1);
-  t.equal((await login("--token-file", right, ...pinned)).exitCode, 1);
-  const pipe = ["sh", "-c", `weft login ${url} ${pinned.join(" ")} --token - <${viewerFile}`];
-  t.equal((await run(h2, pipe, contexts)).exitCode, 0);
-  const joins = ["weft", "join", h1.layout.address, "--address", h2.layout.address, "--token-file"];
-  t.not((await run(h2, [...joins, joinFile])).exitCode, 0, "it is in the cluster already");
-  t.not((await run(h2, [...joins, adminFile])).exitCode, 0, "no join token");
-  const backup = join(dir, "authority.backup");
-  t.equal((await run(h1, ["weft", "ca", "backup", backup, "--passphrase-file", right])).exitCode, 0);
-  t.not((await run(h1, ["weft", "ca", "restore", backup, "--passphrase-file", wrong])).exitCode, 0);
-  t.equal((await run(h1, ["weft", "api-token", "revoke", "boss"])).exitCode, 0);
-  await run(h2, ["weft", "--context", "c", "status"], contexts);
-  for (const command of [["status"], ["token", "list"], ["api-token", "list"], ["audit"], ["ca", "show"]])
-    for (const format of [[], ["--json"]]) await run(h1, ["weft", ...command, ...format]);
+  const { authorities } = await h1.agent().authorities();
+  const fingerprint = authorities.find(({ kind }) => kind === "host")?.kid ?? "";
+  const login = (file: string, by = fingerprint): readonly string[] => [
+    "login",
+    url,
+    "--fingerprint",
+    by,
+    "--token-file",
+    file,
+  ];
+  await stage.refused(h3, ...login(third));
+  await stage.refused(h3, ...login(adminFile, "0".repeat(64)));
+  const eyes = stage.file("eyes.token", viewer);
+  await stage.works(h3, ...login(eyes), "--name", "eyes");
+  await stage.works(h3, "volume", "list", "--context", "eyes");
+  await stage.refused(h3, "volume", "create", "w", "64MiB", "--copies", "2", "--context", "eyes");
+  await stage.refused(h3, "audit", "--context", "eyes");
+  await stage.works(h3, ...login(adminFile), "--name", "ops");
+  await stage.works(h3, "status", "--context", "ops");
+  await stage.works(h3, "context", "use", "eyes");
+  const piped = `weft login ${url} --fingerprint ${fingerprint} --name piped --token - <${eyes}`;
+  await stage.shell(h3, piped);
+  const header = stage.file("header", `Authorization: Bearer ${viewer}\n`);
+  for (const path of ["metrics", "v1/audit", "v1/nowhere", "%00"])
+    await stage.shell(h3, `curl -sk -i -H @${header} ${url}/${path}`);
+
+  // The authority's keys under a passphrase.
+  const passphrase = `canary ${randomBytes(12).toString("hex")}`;
+  stage.canaries.push(ofText("the passphrase", passphrase));
+  const phrase = ["--passphrase-file", stage.file("passphrase", `${passphrase}\n`)];
+  const backup = join(people, "authority.backup");
+  await stage.works(h1, "ca", "backup", backup, ...phrase);
+  await stage.refused(h1, "ca", "backup", backup, ...phrase);
+  await stage.refused(h1, "ca", "backup", join(people, "nowhere", "x"), ...phrase);
+  await stage.refused(h1, "ca", "restore", second, ...phrase);
+  await stage.works(h1, "ca", "restore", backup, ...phrase);
+  const wrong = `wrong ${randomBytes(12).toString("hex")}`;
+  stage.canaries.push(ofText("the wrong passphrase", wrong));
+  const other = ["--passphrase-file", stage.file("other", wrong)];
+  await stage.refused(h1, "ca", "restore", backup, ...other);
+  stage.said.push(...filesBelow(backup, "the backup of the authority"));
+
+  // Programs that were written wrongly: what they send is no JSON, of a wrong shape, or in the wrong place.
+  const secrets = [passphrase, token, viewer];
+  for (const secret of secrets) {
+    const body = JSON.stringify({ passphrase: secret, token: secret, path: "relative", from: "" });
+    for (const path of ["/v1/ca/backup", "/v1/ca/restore", "/v1/join", "/v1/tokens", "/v1/api-tokens"]) {
+      for (const sent of [body, body.slice(0, -2), secret, `[${body}`, JSON.stringify([secret])])
+        stage.said.push(await rest(h1, { method: "POST", path, body: sent }));
+    }
+  }
+  const { length: answers } = stage.said.filter(({ name }) => name.includes("(answer)"));
+  t.equal(answers, 75);
+
+  for (const look of looks) {
+    await stage.works(h1, ...look);
+    await stage.works(h1, ...look, "--json");
+  }
+  await stage.refused(h1, "token", "revoke", "nothing");
+  await stage.refused(h1, "api-token", "revoke", "nothing");
+  await stage.refused(h1, "volume", "show", "nothing");
+  chmodSync(stage.config, 0o644);
+  await stage.refused(h3, "context", "list");
+  chmodSync(stage.config, 0o600);
+  await stage.works(h1, "api-token", "revoke", "eyes");
+  await stage.refused(h3, "volume", "list", "--context", "eyes");
+  await stage.works(h3, "detach", "v");
+  appendFileSync(stage.config, "}");
+  await stage.refused(h3, "context", "list");
+  for (const host of hosts) stage.said.push(await rest(host, { method: "GET", path: "/metrics" }));
   for (const file of ["etcd.json", "host.json"])
-    await run(h1, ["weft", "debug", "check", join(h1.stateDir, file)]);
+    await stage.weft(h1, "debug", "check", join(h1.stateDir, file));
 
-  // Searched for.
-  const hosts = [h1, h2];
-  const secrets = [
-    ...hosts.flatMap(({ stateDir }) => KEYS.flatMap((name) => keysOf(join(stateDir, name)))),
-    secretOf("the join token", joining.token),
-    secretOf("the join token without hyphens", joining.token.replaceAll("-", "")),
-    secretOf("the join token's secret", decoded.value.secret12.reveal()),
-    ...[admin, viewer].flatMap(({ name, token }) => [
-      secretOf(`the token of ${name}`, token),
-      secretOf(`the secret of ${name}`, token.split(".")[2] ?? ""),
-    ]),
-    secretOf("the passphrase", passphrase),
-    secretOf("the wrong passphrase", wrongPassphrase),
-  ];
-  t.ok(secrets.length > 12, `${secrets.length} secrets`);
-  const places = [
-    ...said,
-    ...watched.end(),
-    { name: "the store", bytes: Buffer.from(await h1.etcdctl(["get", "", "--from-key"])) },
-    ...(await Promise.all(
-      hosts.map(async (host) => ({ name: `figures of ${host.name}`, bytes: await metrics(host) })),
-    )),
-    ...hosts.flatMap(({ layout, stateDir }) => [
-      ...filesBelow(join(layout.dir, "log")),
-      ...filesBelow(stateDir, KEYS),
-    ]),
-    { name: "the authority's backup", bytes: readFileSync(backup) },
-  ];
-  t.ok(places.length > 60, `${places.length} places`);
-  t.same(found(secrets, places), []);
-  for (const { stateDir } of hosts) {
-    for (const name of readdirSync(stateDir).filter((name) => KEYS.includes(name)))
-      t.equal(statSync(join(stateDir, name)).mode & 0o077, 0, name);
-  }
-
-  // Would it be found?
-  const key = readFileSync(join(h2.stateDir, "identity", "host.key"), "utf8");
-  writeFileSync(join(h2.layout.dir, "log", "planted.log"), `{"token":"${viewer.token}"}\n${key}`);
-  const planted = found(secrets, filesBelow(join(h2.layout.dir, "log")));
-  const names = new Set(planted.map((line) => line.split(" in ")[0]));
-  t.ok(names.has("the token of eye") && names.has("the secret of eye"), "a token would be found");
+  // Another authority: its keys go to every member of the store.
+  for (const host of hosts) await stage.keysOf(host);
+  await stage.works(h1, "ca", "rotate", "--yes");
+  await until(async () => ((await h1.agent().authorities()).rotation === null ? true : null), {
+    what: "the end of the rotation",
+    deadlineMs: 90_000,
+    everyMs: 200,
+  });
+  for (const host of hosts) await stage.keysOf(host);
+  const kinds = stage.canaries.map(({ name }) => name);
+  for (const kind of [/join token/, /API token/, /passphrase/, /key of h3/, /key of authority .* on h1/])
+    t.ok(
+      kinds.some((name) => kind.test(name)),
+      String(kind),
+    );
+  const processes = await watcher.stop();
+  t.equal(processes.length, 2);
   t.ok(
-    Array.from(names).some((name) => name?.endsWith("identity/host.key")),
-    "a key would be found",
+    hits([ofText("an option", "--passphrase-file")], processes).length > 0,
+    "commands were seen while they ran",
   );
-});
+  const sources = (): readonly Source[] => [
+    ...stage.said,
+    ...processes,
+    ...logsOf(hosts),
+    ...hosts.flatMap(stateOf),
+  ];
+  const store = await storeOf(h1);
+  t.ok(
+    sources().some(({ name }) => name.includes("STATE/audit/")),
+    "the audit is among them",
+  );
+  t.same(hits(stage.canaries, [...sources(), store]), []);
 
-function keysOf(directory: string): readonly Secret[] {
-  try {
-    return keysBelow(directory);
-  } catch (error) {
-    // Only members of the store have the authority's.
-    if (error instanceof Error && "code" in error && error.code === "ENOENT") return [];
-    throw error;
+  for (const host of hosts) {
+    for (const path of KEY_DIRECTORIES.flatMap((name) => pathsBelow(join(host.stateDir, name))))
+      t.equal(lstatSync(path).mode & 0o077, 0, `${path} is its owner's alone`);
   }
-}
+
+  // The search finds what it looks for, in a log as in everything else.
+  const log = join(h1.layout.dir, "log", "agent.log");
+  t.ok(existsSync(log));
+  for (const secret of secrets) appendFileSync(log, `${JSON.stringify({ msg: `token ${secret}` })}\n`);
+  const found = hits(stage.canaries, sources());
+  t.same(
+    found.toSorted(),
+    ["the API token eyes", "the join token of h3", "the passphrase", "the secret of the API token eyes"].map(
+      (name) => `${name} in h1: log/agent.log`,
+    ),
+  );
+  const pem = readFileSync(join(h1.stateDir, "identity", "host.key"), "utf8");
+  t.ok(new X509Certificate(readFileSync(join(h1.stateDir, "identity", "host.pem"))).subject !== "");
+  t.same(hits(stage.canaries, [{ name: "a dump", bytes: Buffer.from(JSON.stringify({ pem })) }]), [
+    "the key of h1 in a dump",
+  ]);
+});
