@@ -803,7 +803,8 @@ impl Daemon {
     /// incarnation that it obeys: an owner of before, whose promise is still on its way, is refused from then on, so
     /// that no record younger than the answer can come to be here (R11; `weft-model`, case repair-without-fence).
     fn tell_records(&mut self, now: Instant, answer: Answer) {
-        match self.watermark.filter(|_| self.rolled_back) {
+        // Revision 0 is a fence's, which an earlier question of the same repair has set: it holds still.
+        match self.watermark.filter(|known| self.rolled_back && known.revision > 0) {
             None => self.pools.tell_records(now, answer),
             Some(known) => {
                 let fence = Watermark { incarnation: known.incarnation + 1, revision: 0, ..known };
