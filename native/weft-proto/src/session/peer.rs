@@ -531,9 +531,10 @@ impl<P: Payload> Session<P> {
             _ => {}
         }
         if self.join_rid() == Some(rid) {
-            // One whose host can't read the store may have to be without promise for long (R1): others go first.
+            // One whose host can't read the store may have to be without promise for long (R1): others go first, and no
+            // write waits for it.
             let no_promise = sent.purpose == Purpose::Promise && sent.epoch == current;
-            if refusal == Refusal::Busy && no_promise && self.join_writes_to().is_none() {
+            if refusal == Refusal::Busy && no_promise {
                 self.abandon_join("the joiner can't promise yet");
             } else if !matches!(refusal, Refusal::Busy | Refusal::StaleEpoch) {
                 self.abandon_join("the joiner refused a request");
