@@ -38,6 +38,7 @@ import { type Log, openLog } from "./log.ts";
 import { Mirror, syncIfPossible } from "./mirror.ts";
 import type { AgentOptions } from "./options.ts";
 import { perform } from "./perform.ts";
+import { auditPeer } from "./peer-audit.ts";
 import { Placer } from "./placer.ts";
 import { Presence } from "./presence.ts";
 import { renewBeforeStart } from "./renew.ts";
@@ -332,7 +333,14 @@ export class Agent {
     placer.start();
     rotation.start();
     await this.#daemon
-      .begin({ self, host, store, onBack: () => keeper.stepAll(), onTrust: told })
+      .begin({
+        self,
+        host,
+        store,
+        onBack: () => keeper.stepAll(),
+        onTrust: told,
+        onPeerRefused: (refused) => this.#background("audit", auditPeer(this.audit, refused)),
+      })
       .catch((error: unknown) => log.warn({ reason: reasonOf(error) }, "weftd was not configured yet"));
     const heads = new AuditHeads(this.audit, store, host, log);
     heads.start();

@@ -128,12 +128,13 @@ export class Audit {
   }
 
   /** Of one source one line at once, and one more with the number of those that followed within a second. */
-  async refused(request: AuditRequest, source: string, outcome: string): Promise<void> {
-    this.#refused += 1;
-    const { windows, written } = countRefusal(this.#refusals, source, Date.now());
+  async refused(request: AuditRequest, source: string, outcome: string, count: number = 1): Promise<void> {
+    this.#refused += count;
+    const { windows, written } = countRefusal(this.#refusals, source, Date.now(), count);
     this.#refusals = windows;
     this.#armRefusals();
-    if (written) await this.#writeOrCount({ ...this.#entry(request), event: "refused", outcome, ms: null });
+    if (written)
+      await this.#writeOrCount({ ...this.#entry(request), event: "refused", outcome, ms: null, count });
   }
 
   /** Somebody found, by what was kept elsewhere, that lines are missing or other ones. */

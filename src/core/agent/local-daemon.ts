@@ -7,7 +7,7 @@
  */
 import type { HostId } from "../model/ids.ts";
 import { DaemonClient, type DaemonEvent } from "../wire/daemon-client.ts";
-import type { Hello, PoolInfo, SessionStatus } from "../wire/daemon.gen.ts";
+import type { Hello, PeerRefused, PoolInfo, SessionStatus } from "../wire/daemon.gen.ts";
 import { isWeftError, reasonOf } from "../wire/errors.ts";
 import type { StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
@@ -36,6 +36,8 @@ export type DaemonDuties = {
   readonly onBack: () => void;
   /** It goes by another trust list, which is on its disk. */
   readonly onTrust: () => void;
+  /** It refused a peer at its data port, or was refused by one. */
+  readonly onPeerRefused: (refused: PeerRefused) => void;
 };
 
 export class LocalDaemon {
@@ -153,6 +155,9 @@ export class LocalDaemon {
       case "trust.changed":
         this.#log.info({ generation: event.data.generation }, "weftd obeys a new trust list");
         duties.onTrust();
+        return;
+      case "peer.refused":
+        duties.onPeerRefused(event.data);
     }
   }
 

@@ -18,17 +18,18 @@ export type RefusalWindows = ReadonlyMap<string, Window>;
 
 export const noRefusals: RefusalWindows = new Map();
 
-/** `written`: this one gets a line of its own, under `source`. */
+/** `written`: this one gets a line of its own. `amount`: of so many, which somebody has counted already. */
 export function countRefusal(
   windows: RefusalWindows,
   from: string,
   nowMs: number,
+  amount: number = 1,
 ): { readonly windows: RefusalWindows; readonly written: boolean } {
   const source = windows.has(from) || windows.size < SOURCES_MAX ? from : OTHERS;
   const open = windows.get(source);
   const next = new Map(windows);
   if (open === undefined) next.set(source, { endsMs: nowMs + WINDOW_MS, count: 0 });
-  else next.set(source, { ...open, count: open.count + 1 });
+  else next.set(source, { ...open, count: open.count + amount });
   return { windows: next, written: open === undefined };
 }
 

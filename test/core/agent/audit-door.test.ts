@@ -10,7 +10,7 @@ import { openLog } from "../../../src/core/agent/log.ts";
 import type { AgentClient } from "../../../src/core/wire/agent-client.ts";
 import type { StoreClient } from "../../../src/core/wire/store-client.ts";
 import { keys } from "../../../src/core/wire/store-keys.ts";
-import { startCluster, startHost, type TestHost } from "./test-host.ts";
+import { eventually, startCluster, startHost, type TestHost } from "./test-host.ts";
 
 const everything: Parameters<AgentClient["audit"]>[0] = {
   since: null,
@@ -55,6 +55,42 @@ void t.test("agent: what was asked of it stands in its audit", async (t) => {
   await host.startAgent();
   t.match(await host.client.verifyAudit(), { lines: 14, first: 1n, last: 14n, broken: null });
 });
+
+void t.test(
+  "agent: a peer that its daemon refused stands in the audit, and how many it did not tell of",
+  async (t) => {
+    const host = await startHost(t, 93);
+    await host.client.init({ name: "h1", address: host.address, clusterName: "lab" });
+    const stranger = "00000000-0000-4000-8000-00000000dead";
+    host.weftd.daemon.emit({
+      event: "peer.refused",
+      data: {
+        address: "10.0.0.9",
+        host: stranger,
+        code: "E-NET-03",
+        reason: "h3 was revoked at 2026-11-21T12:00:00Z",
+        facts: {},
+        unsaid: 41,
+      },
+    });
+    const lines = await eventually(
+      "the refusal",
+      async () => (await host.client.audit({ ...everything, refused: "true" })).lines,
+      (found) => found.length > 0,
+    );
+    t.match(lines, [
+      {
+        event: "refused",
+        who: { kind: "nobody" },
+        from: "10.0.0.9",
+        what: "the data port",
+        target: { host: stranger, reason: /revoked/ },
+        outcome: "E-NET-03",
+        count: 42,
+      },
+    ]);
+  },
+);
 
 void t.test("agent: a host whose audit can't be written changes nothing, and says so", async (t) => {
   const host = await startHost(t, 92);
