@@ -284,6 +284,7 @@ export class Agent {
     const acks = new RevocationAcks({
       store,
       identity,
+      authority,
       log,
       cut: (revoked) => door.dropPeer(revoked),
       daemonGeneration: async () => (await this.#daemon.identity())?.generation ?? null,

@@ -2,7 +2,10 @@
  * What each host says about a revocation: that its agent and its weftd refuse the host and have cut it, and that its etcd,
  * if it has one, has no connection of it any more.
  *
- * Must always hold: it says so after it is so, and of this host only.
+ * Must always hold:
+ * - it says so after it is so, and of this host only;
+ * - that a member of the store has cut the host off is believed of the member's signature alone, by the authority that is
+ *   active after the revocation: until it is cut, the host itself can write every key of the store.
  */
 import { z } from "zod";
 
@@ -10,7 +13,9 @@ import type { HostId } from "../model/ids.ts";
 import type { Trust } from "../model/trust.ts";
 import { isWeftError, reasonOf } from "../wire/errors.ts";
 import type { StoreClient } from "../wire/store-client.ts";
+import { openSigned } from "../wire/signed.ts";
 import { keys } from "../wire/store-keys.ts";
+import type { AuthorityKeeper } from "./authority.ts";
 import type { IdentityKeeper } from "./identity.ts";
 import type { Log } from "./log.ts";
 import { readValue } from "./store-value.ts";
@@ -29,13 +34,22 @@ const ackJson = z.object({
 });
 type Ack = z.output<typeof ackJson>;
 
-export function parseAck(text: string): Ack | null {
-  return readValue(ackJson, text);
+const signedJson = ackJson.extend({ revoked: z.string(), by: z.string() });
+
+/** `member` is true only where the member has signed that. */
+export function readAck(trust: Trust, text: string, revoked: HostId, by: HostId): Ack | null {
+  const plain = readValue(ackJson, text);
+  if (plain !== null) return plain.member === null ? plain : { ...plain, member: false };
+  const active = trust.authorities.filter(({ state }) => state === "active");
+  const opened = openSigned("revocation-ack", text, active);
+  const ack = opened.kind === "ok" ? readValue(signedJson, opened.value.body) : null;
+  return ack !== null && ack.revoked === revoked && ack.by === by ? ack : null;
 }
 
 export type RevocationAcksOptions = {
   readonly store: StoreClient;
   readonly identity: IdentityKeeper;
+  readonly authority: AuthorityKeeper;
   readonly log: Log;
   /** Ends what the host has open at this agent. */
   readonly cut: (host: HostId) => void;
@@ -80,6 +94,13 @@ export class RevocationAcks {
     });
   }
 
+  #signed(ack: Ack, plain: string, revoked: HostId): string {
+    const { identity, authority } = this.#options;
+    const trust = identity.trust();
+    if (ack.member !== true || !authority.holds(trust)) return plain;
+    return authority.sign(trust, "revocation-ack", JSON.stringify({ ...ack, revoked, by: identity.host }));
+  }
+
   async #report(hosts: readonly HostId[], generation: bigint): Promise<void> {
     const { store, identity, daemonGeneration, isStoreCut } = this.#options;
     const end = performance.now() + GIVE_UP_MS;
@@ -93,7 +114,8 @@ export class RevocationAcks {
       };
       const value = JSON.stringify(ack);
       if (value !== said) {
-        for (const host of hosts) await store.put(keys.revocationBy(host, identity.host), value);
+        for (const host of hosts)
+          await store.put(keys.revocationBy(host, identity.host), this.#signed(ack, value, host));
         said = value;
       }
       if (ack.weftd && ack.member !== false) return;

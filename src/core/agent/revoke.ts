@@ -34,7 +34,7 @@ import { findHost } from "./find.ts";
 import type { Mirror } from "./mirror.ts";
 import { clientUrlOf } from "./store-keeper.ts";
 import { changeTrust } from "./trust-change.ts";
-import { parseAck } from "./revocation-acks.ts";
+import { readAck } from "./revocation-acks.ts";
 
 /** Hosts are waited for this long; those that have the store need less than a quarter of it. */
 const CUT_MS = 20_000;
@@ -62,7 +62,8 @@ export async function revokeHost(context: MemberContext, ref: string, by: string
   while (decided.kind === "again") decided = await decide(context, target, members, by);
   log.warn({ host: target.id, name: target.name, by }, "a host was revoked");
   const { hosts, complete } = await untilCut(context, target, begun);
-  const fenced = (await isCutOff(context, hosts)) ? await fence(context, target.id) : [];
+  const isOff = await isCutOff(context, hosts);
+  const fenced = isOff ? await fence(context, target.id) : [];
   const open = sessionsOf(context, target.id)
     .filter(({ id }) => !fenced.some(({ volume }) => volume === id))
     .map(({ id, want }) => ({ volume: id, name: want?.name ?? id }));
@@ -72,7 +73,7 @@ export async function revokeHost(context: MemberContext, ref: string, by: string
     generation: identity.trust().generation,
     authority: decided.authority,
     hosts,
-    complete: complete && open.length === 0,
+    complete: complete && isOff && open.length === 0,
     fenced,
     open,
   };
@@ -217,7 +218,7 @@ async function refuseLoss(
 
 /** What each host said, and after how many milliseconds; null: it did not say so in time. */
 async function untilCut(
-  { mirror, view }: MemberContext,
+  { mirror, view, identity }: MemberContext,
   target: Target,
   begun: number,
 ): Promise<Pick<HostRevokeAnswer, "hosts" | "complete">> {
@@ -227,7 +228,7 @@ async function untilCut(
     const ms = Math.round(performance.now() - begun);
     for (const { id } of others()) {
       const entry = mirror.get(keys.revocationBy(target.id, id));
-      const ack = entry === null ? null : parseAck(entry.value);
+      const ack = entry === null ? null : readAck(identity.trust(), entry.value, target.id, id);
       const before = said.get(id) ?? { refusedMs: null, storeMs: null, member: false };
       if (ack === null) {
         said.set(id, before);

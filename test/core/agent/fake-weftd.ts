@@ -11,6 +11,7 @@ import { writeDurably } from "../../../src/core/wire/durable-file.ts";
 import { openFirstTrust } from "../../../src/core/wire/signed-trust.ts";
 import { type Entry, StoreClient } from "../../../src/core/wire/store-client.ts";
 import { keys } from "../../../src/core/wire/store-keys.ts";
+import type { StoreTls } from "../../../src/core/wire/store-http.ts";
 import { watchPrefix, type WatchUpdate } from "../../../src/core/wire/store-watch.ts";
 import { storeTlsOf } from "./store-tls-of.ts";
 import { FakeDaemon, type Handler, refuse } from "../wire/fake-daemon.ts";
@@ -56,10 +57,14 @@ export class FakeWeftd {
   #taking: Promise<void> = Promise.resolve();
   readonly #runDir: string;
   readonly #stateDir: string;
+  readonly #tls: StoreTls;
 
-  constructor(runDir: string, stateDir: string) {
+  /** `newest`: what the agent beside it shows and believes, if it runs: the real one would be handed that. */
+  constructor(runDir: string, stateDir: string, newest: () => StoreTls | null = () => null) {
     this.#runDir = runDir;
     this.#stateDir = stateDir;
+    const pick = (): StoreTls => newest() ?? storeTlsOf(stateDir);
+    this.#tls = { current: () => pick().current(), storeCa: () => pick().storeCa() };
     this.daemon = new FakeDaemon(join(runDir, "weftd.sock"), this.#handlers());
   }
 
@@ -73,7 +78,7 @@ export class FakeWeftd {
       configure: ({ cluster, host, endpoints }) => {
         this.#cluster = String(cluster);
         this.#host = String(host);
-        this.#store = new StoreClient({ endpoints: endpoints as string[], tls: storeTlsOf(this.#stateDir) });
+        this.#store = new StoreClient({ endpoints: endpoints as string[], tls: this.#tls });
         this.#follow(this.#store);
         return {};
       },

@@ -67,9 +67,13 @@ void t.test("host revoke: one that is no member, then a member, within 5 s each"
   // No member: the list of the revoked, and each member of the store once anew.
   const stolen = storeTlsOf(spare.stateDir).current();
   const stream = await thief(t, spare, endpoints);
+  const spareId = (await spare.client.cluster()).host;
   // It foresaw that members restart in turn, and took the turn for good.
   const taken = await spare.store();
   await taken.put(keys.memberTurn, JSON.stringify({ host: spare.name, why: "cut" }));
+  // And says in every host's name, before and after, that it is cut off.
+  const lie = JSON.stringify({ agent: true, weftd: true, member: true });
+  for (const other of list) await taken.put(keys.revocationBy(spareId, other.id), lie);
   taken.call.close();
   const answer = await h1.client.revokeHost(spare.name);
   const tidy = await h1.store();

@@ -8,7 +8,9 @@ import { Agent } from "../../../src/core/agent/agent.ts";
 import { EtcdProcess } from "../../../src/core/agent/etcd-process.ts";
 import { openLog } from "../../../src/core/agent/log.ts";
 import { AgentClient } from "../../../src/core/wire/agent-client.ts";
+import { isWeftError } from "../../../src/core/wire/errors.ts";
 import { StoreClient } from "../../../src/core/wire/store-client.ts";
+import type { StoreTls } from "../../../src/core/wire/store-http.ts";
 import { loopback } from "../wire/etcd-for-tests.ts";
 import { FakeWeftd } from "./fake-weftd.ts";
 import { storeTlsOf } from "./store-tls-of.ts";
@@ -38,12 +40,22 @@ export class TestHost {
     this.name = `h${n % 10}`;
     this.address = loopback(n);
     this.client = new AgentClient({ socketPath: join(directory, "run", "agent.sock") });
-    this.weftd = new FakeWeftd(join(directory, "run"), this.stateDir);
+    this.weftd = new FakeWeftd(join(directory, "run"), this.stateDir, () => this.#shown());
     this.etcd = new EtcdProcess({
       stateDir: this.stateDir,
       runDir: join(directory, "run"),
       program: "/usr/bin/etcd",
     });
+  }
+
+  /** Null: its agent is down, or in no cluster yet. */
+  #shown(): StoreTls | null {
+    try {
+      return this.#agent?.member().identity.tls ?? null;
+    } catch (error) {
+      if (isWeftError(error, "E-AGENT-03")) return null;
+      throw error;
+    }
   }
 
   get stateDir(): string {
