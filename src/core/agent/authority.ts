@@ -4,7 +4,9 @@
  * Must always hold:
  * - what is issued or signed is so by the authority that the trust list calls active; a host that doesn't hold that one's
  *   key refuses (E-CA-01), whatever else it holds;
- * - keys are read from their files once and kept as `Secret`.
+ * - keys are read from their files once and kept as `Secret`;
+ * - keys that were given to this host outlive the wait for the list that names their authority: without them its member of
+ *   the store could not follow the list.
  */
 import { createPrivateKey } from "node:crypto";
 import type { KeyObject } from "node:crypto";
@@ -26,6 +28,9 @@ import {
 } from "../wire/x509-make.ts";
 import type { AuthorityKeys, Canary, MadeCert } from "../wire/x509-make.ts";
 
+/** Keys that were taken come before the list that names them: by a moment, or by what a revocation waits for hosts. */
+const UNNAMED_MS = 600_000;
+
 /** Of both kinds: those that sign hosts and lists, and those that sign etcd's own certificates. */
 export type HeldAuthorities = Readonly<Record<AuthorityKind, readonly AuthorityKeys[]>>;
 
@@ -44,6 +49,8 @@ export class AuthorityKeeper {
   readonly #lifeMs: number;
   readonly #nowMs: () => number;
   #held: HeldAuthorities;
+  /** KIDs of keys that were taken and that no list has named since, and when, ms since 1970. */
+  readonly #unnamed = new Map<string, number>();
   #writing: Promise<void> = Promise.resolve();
 
   private constructor(options: AuthorityOptions, held: HeldAuthorities) {
@@ -77,12 +84,22 @@ export class AuthorityKeeper {
     return [...this.#held.host, ...this.#held.store].map(({ kid }) => kid);
   }
 
-  /** Keys of authorities that the list doesn't name: destroyed. Gives how many. */
+  /** Of what a list has named, no key waits for a list any more. */
+  see(trust: Trust): void {
+    for (const { kid } of [...trust.authorities, ...trust.storeAuthorities]) this.#unnamed.delete(kid);
+  }
+
+  /**
+   * Keys of authorities that the list doesn't name: destroyed, unless they were taken in the last ten minutes and wait for
+   * a list that does. Gives how many.
+   */
   async dropOthers(trust: Trust): Promise<number> {
+    this.see(trust);
     let dropped = 0;
     for (const kind of ["host", "store"] as const) {
       const named = listOf(trust, kind).map(({ kid }) => kid);
       for (const { kid } of this.#held[kind].filter((keys) => !named.includes(keys.kid))) {
+        if (this.#nowMs() < (this.#unnamed.get(kid) ?? -Infinity) + UNNAMED_MS) continue;
         await this.#files.dropAuthority(kind, kid);
         dropped += 1;
       }
@@ -160,6 +177,9 @@ export class AuthorityKeeper {
 
   /** Durable when it returns. */
   async take(authorities: HeldAuthorities): Promise<void> {
+    const known = this.kids();
+    for (const { kid } of [...authorities.host, ...authorities.store])
+      if (!known.includes(kid)) this.#unnamed.set(kid, this.#nowMs());
     for (const kind of ["host", "store"] as const)
       for (const authority of authorities[kind]) await this.#files.writeAuthority(kind, authority);
     this.#held = await this.#files.readAuthorities();

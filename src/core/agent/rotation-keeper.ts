@@ -114,6 +114,7 @@ export class RotationKeeper {
   async #look(): Promise<void> {
     const { identity, authority, log } = this.#options;
     const trust = identity.trust();
+    authority.see(trust);
     if (trust.rotation === null) {
       const dropped = await authority.dropOthers(trust);
       if (dropped > 0) log.info({ dropped }, "keys of authorities that are gone were destroyed");
