@@ -227,7 +227,7 @@ fn a_new_daemon_waits_for_the_stuck_write_of_the_killed_one() {
     let gone = || killed.try_wait().expect("our child").is_some();
     until("the process is gone, its write is not", gone);
     plot.host.start();
-    let info = plot.host.pool_until(|p| p["state"] != "opening");
+    let info = plot.host.pool_until(|p| p["state"] != "starting");
     assert_eq!(info["state"], "waiting_lock", "{info}\n{}", plot.host.log());
     assert!(info["reason"].as_str().is_some_and(|r| r.contains("lock")), "{info}");
     plot.fault(Fault::Heal);
