@@ -102,7 +102,7 @@ export class RevocationAcks {
   }
 
   async #report(hosts: readonly HostId[], generation: bigint): Promise<void> {
-    const { store, identity, daemonGeneration, isStoreCut } = this.#options;
+    const { store, identity, daemonGeneration, isStoreCut, log } = this.#options;
     const end = performance.now() + GIVE_UP_MS;
     let said = "";
     while (!this.#isStopped && performance.now() < end) {
@@ -113,12 +113,18 @@ export class RevocationAcks {
         member: await isStoreCut(),
       };
       const value = JSON.stringify(ack);
-      if (value !== said) {
-        for (const host of hosts)
-          await store.put(keys.revocationBy(host, identity.host), this.#signed(ack, value, host));
-        said = value;
+      try {
+        if (value !== said) {
+          for (const host of hosts)
+            await store.put(keys.revocationBy(host, identity.host), this.#signed(ack, value, host));
+          said = value;
+        }
+        if (ack.weftd && ack.member !== false) return;
+      } catch (error) {
+        // Members restart to cut the host off: the store may be without a majority for seconds, and is waited for.
+        if (!isWeftError(error)) throw error;
+        log.warn({ code: error.code }, `revocation: ${error.message}`);
       }
-      if (ack.weftd && ack.member !== false) return;
       await this.#wake.wait(LOOK_MS);
     }
   }
