@@ -8,7 +8,7 @@
  */
 import { join } from "node:path";
 
-import { nativeTarget, repositoryFiles } from "../lib/repository.ts";
+import { nativeTarget, profile, repositoryFiles } from "../lib/repository.ts";
 import { builtSimulator } from "../lib/simulator.ts";
 import { runTask } from "../lib/task.ts";
 import { cargoCounts, none, simulatorCounts, sum, tapCounts, withStatus } from "./counts.ts";
@@ -47,11 +47,19 @@ console.log(`\n${passed} passed, ${failed} failed`);
 /** The model checkers go through millions of states: built without optimisation they take minutes. */
 async function cargo(): Promise<Counts> {
   const most = await cargoTest("--workspace", "--exclude", "weft-model");
+  const plain = await plainDaemon();
   const model = await cargoTest("--release", "-p", "weft-model");
   // Broken rules are built apart, so that no daemon ever carries one.
   const apart = ["--features", "mutants", "--target-dir", join(nativeTarget(), "sim")];
   const pools = await cargoTest("-p", "weft-crash", ...apart, "--test", "broken");
-  return sum([most, model, pools]);
+  return sum([most, plain, model, pools]);
+}
+
+/** The tests' weftd obeys `insecure-clear`; from here on the one that people run stands in its place. */
+async function plainDaemon(): Promise<Counts> {
+  const command = ["cargo", "build", "--quiet", "--profile", profile(), "-p", "weftd"];
+  const { ok } = await runTask({ name: "weftd", cwd: "native", command, show: everything });
+  return { passed: 0, failed: ok ? 0 : 1 };
 }
 
 async function cargoTest(...what: readonly string[]): Promise<Counts> {

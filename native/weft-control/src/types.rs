@@ -142,6 +142,8 @@ pub struct Hello {
     pub pid: u32,
     /// How disks are driven.
     pub driver: Driver,
+    /// What this build can do that others can't: `insecure-clear`.
+    pub features: Vec<String>,
 }
 
 /// Makes the daemon part of a cluster. Repeating it with the same values changes nothing; another cluster or host

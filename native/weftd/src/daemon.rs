@@ -42,7 +42,7 @@ use crate::clock::{now, random_u128};
 use crate::control::{self, EventSender, SOCKET_PATH_MAX};
 use crate::errors::{Code, Failure};
 use crate::exports::Exports;
-use crate::links::{DATA_PORT, Links, LinksOut};
+use crate::links::{CLEAR, DATA_PORT, Links, LinksOut};
 use crate::mail::{Answer, ControlRequest, Mail, Mailbox};
 use crate::pools::{PoolOwner, Pools, PoolsCall, PoolsOut, not_configured, pool_key, refuse};
 use crate::records::{RecordChange, code_of, record_key, record_of};
@@ -1067,6 +1067,9 @@ impl Daemon {
         }
         // Nobody is served yet: the reactor may wait for these few files.
         let files = IdentityFiles::read(&self.state, host.cluster, host.host)?;
+        if files.is_none() && !CLEAR {
+            return Err(Failure::new(Code::NO_IDENTITY, "this host is in a cluster and has no identity"));
+        }
         let file = self.boot_id_file.clone().or_else(|| host.boot_id_file.clone());
         let boot_id = boot_id(file.as_deref())?;
         let watermark = self.watermark.unwrap_or(Watermark { cluster: host.cluster, ..Watermark::default() });
@@ -1225,6 +1228,7 @@ impl Daemon {
                 DriverKind::IoUring => types::Driver::IoUring,
                 DriverKind::Libaio => types::Driver::Libaio,
             },
+            features: if CLEAR { vec!["insecure-clear".to_owned()] } else { Vec::new() },
         }
     }
 

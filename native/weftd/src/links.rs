@@ -133,6 +133,9 @@ pub enum LinksOut {
     Refused(PeerRefused),
 }
 
+/// Whether this build lets hosts speak in the clear, where they have no identity or the trust list says so.
+pub const CLEAR: bool = cfg!(feature = "insecure-clear");
+
 /// All connections of this host.
 #[derive(Debug)]
 pub struct Links {
@@ -787,7 +790,7 @@ impl Links {
     fn take_called(&mut self, driver: &mut impl Driver, now: Instant, socket: Fd) -> io::Result<()> {
         let address = tcp::peer_address(&socket)?;
         let mut visit = None;
-        if self.secured.is_some() {
+        if self.proving().is_some() {
             let is_host = self.addresses.values().any(|known| *known == address);
             visit = self.door.admit(now, address, is_host);
             if visit.is_none() {
@@ -821,6 +824,11 @@ impl Links {
 
     // ---- bytes
 
+    /// What new connections prove themselves by; none: they speak in the clear.
+    fn proving(&self) -> Option<&Secured> {
+        self.secured.as_ref().filter(|secured| !CLEAR || secured.trust.get().transport != Transport::Clear)
+    }
+
     fn add_wire(&mut self, socket: Fd, address: IpAddr, role: Role, visit: Option<Visit>) -> io::Result<u16> {
         // Far fewer connections are open than there are names, so a name is long unused when it comes again.
         let mut id = self.next_wire;
@@ -829,7 +837,9 @@ impl Links {
         }
         self.next_wire = next_space(id);
         let config = StreamConfig::new(TokenSpace(id));
-        let conn = match &self.secured {
+        let secured = self.proving();
+        let is_secured = secured.is_some();
+        let conn = match secured {
             None => Conn::new(socket, config),
             Some(secured) => {
                 let stream = Conn::stream_of(socket, config);
@@ -839,7 +849,6 @@ impl Links {
                 Conn::secured(stream.map_err(|error| io::Error::other(error.to_string()))?)
             }
         };
-        let is_secured = self.secured.is_some();
         self.wires.insert(id, Wire { conn, role, address, is_secured, proof: None, visit, version: None });
         Ok(id)
     }

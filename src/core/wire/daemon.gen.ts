@@ -64,6 +64,8 @@ export type Hello = {
   readonly cluster: Uuid | null;
   /** How disks are driven. */
   readonly driver: Driver;
+  /** What this build can do that others can't: `insecure-clear`. */
+  readonly features: readonly string[];
   /** The host, once configured. */
   readonly host: Uuid | null;
   /** Random per process: tells a restarted daemon from the one before. */
