@@ -1,7 +1,7 @@
 /** `weft init`, `weft join`: how a host becomes part of a cluster. */
-import type { Command } from "commander";
+import { type Command, Option } from "commander";
 
-import type { EnteredAnswer, TokenCreated } from "../core/wire/agent-api.ts";
+import type { EnteredAnswer, Settings, TokenCreated } from "../core/wire/agent-api.ts";
 import { isWeftError } from "../core/wire/errors.ts";
 import { fingerprintText } from "../core/wire/host-client.ts";
 import { absolutePath, address, clusterName, hostName, joinTarget, ownAddress } from "./arguments.ts";
@@ -10,7 +10,7 @@ import { day } from "./token-commands.ts";
 import { tokenFrom, type TokenOptions } from "./token-input.ts";
 
 type Membership = { readonly name?: string; readonly address?: string; readonly pool?: string };
-type Init = Membership & { readonly clusterName?: string };
+type Init = Membership & { readonly clusterName?: string; readonly transport?: Settings["transport"] };
 
 export function addClusterCommands(program: Command, bind: Bind): void {
   const init = program
@@ -19,6 +19,13 @@ export function addClusterCommands(program: Command, bind: Bind): void {
     .option("--name <host>", "this host's name (default: its host name)", hostName)
     .option("--address <address>", "this host's address on the storage network", address)
     .option("--cluster-name <name>", "the cluster's name", clusterName)
+    .addOption(
+      new Option("--transport <encryption>", "between hosts; as settings set transport.encryption").choices([
+        "tls",
+        "auth",
+        "clear",
+      ]),
+    )
     .option("--pool <directory>", "add a pool there at once", absolutePath);
   bind<[], Init>(init, async (context, _, options) => {
     context.stayHere();
@@ -27,6 +34,7 @@ export function addClusterCommands(program: Command, bind: Bind): void {
       name: options.name ?? null,
       address: own,
       clusterName: options.clusterName ?? null,
+      ...(options.transport === undefined ? {} : { transport: options.transport }),
     });
     const pool = await addPool(context, options.pool);
     // A person wants it next; a program asks for it when it needs one.

@@ -29,6 +29,7 @@ import { addHostCommands } from "./host-commands.ts";
 import { addMetricsCommand } from "./metrics-command.ts";
 import { addPoolCommands } from "./pool-commands.ts";
 import { addReplicaCommands } from "./replica-commands.ts";
+import { addSettingsCommands } from "./settings-commands.ts";
 import { addStatusCommand } from "./status-command.ts";
 import { addStoreCommands } from "./store-commands.ts";
 import { addTokenCommands } from "./token-commands.ts";
@@ -99,6 +100,7 @@ function buildProgram(surroundings: Surroundings, bind: Bind, ownVersion: string
   addReplicaCommands(program, bind);
   addHostCommands(program, bind);
   addStoreCommands(program, bind);
+  addSettingsCommands(program, bind);
   addWhyCommand(program, bind);
   addTrashCommands(program, bind);
   addLoginCommand(program, bind);

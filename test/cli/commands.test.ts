@@ -519,6 +519,25 @@ void t.test("weft ca: who signs, until when, and what a change of the authority 
   t.equal(agent.asked.at(-1), 'POST /v1/ca/rotate {"without":["h4"]}');
 });
 
+void t.test("weft settings: what hosts prove and hide from each other, with what it means", async (t) => {
+  await using agent = await FakeAgent.start({
+    "GET /v1/settings": { transport: "tls" },
+    "PUT /v1/settings": { transport: "auth" },
+  });
+  t.match(
+    (await agent.weft(["settings", "show"])).out,
+    /^transport\.encryption {2}tls {2}hosts prove themselves, and all between them is encrypted$/m,
+  );
+  const set = await agent.weft(["settings", "set", "transport.encryption", "auth", "-y"]);
+  t.equal(set.code, 0, set.err);
+  t.match(set.out, /guests' data can be read and altered/);
+  t.strictSame(agent.asked.at(-1), 'PUT /v1/settings {"transport":"auth"}');
+  const wrong = await agent.weft(["settings", "set", "transport.encryption", "ssl"]);
+  t.equal(wrong.code, 1);
+  t.match(wrong.err, /tls, auth, clear/);
+  t.equal((await agent.weft(["settings", "set", "colour", "red"])).code, 1);
+});
+
 void t.test("weft host revoke: who refuses it after what time, and what is not certain yet", async (t) => {
   const said = { host: ids.h1, name: "h1", refusedMs: 40, member: true, storeMs: 610 };
   const answer = {

@@ -47,6 +47,7 @@ type WithBody = {
 const bodies: WithBody = {
   "POST /v1/init": { name: "h1", address: "127.0.0.1", clusterName: "lab" },
   "POST /v1/join": { from: "127.0.0.1", token: "04F6", name: "h1", address: "127.0.0.1" },
+  "PUT /v1/settings": { transport: "tls" },
   "POST /v1/tokens": { forMs: 60_000, name: null },
   "POST /v1/api-tokens": { name: "ci", role: "viewer", volumes: null, forMs: 60_000 },
   "POST /v1/ca/backup": { ...file, passphrase: "not a word in any book" },

@@ -48,6 +48,7 @@ import { RevocationAcks } from "./revocation-acks.ts";
 import { memberHosts } from "./rotate.ts";
 import { RotationKeeper } from "./rotation-keeper.ts";
 import { serveLocal } from "./rest.ts";
+import { refuseUnlessClear } from "./settings.ts";
 import { agentFacts, clusterStatus, daemonStatus } from "./status.ts";
 import { StoreIdentity } from "./store-identity.ts";
 import { StoreKeeper } from "./store-keeper.ts";
@@ -140,6 +141,7 @@ export class Agent {
 
   init(request: z.output<typeof api.initRequest>): Promise<void> {
     return this.#inTurn(async () => {
+      if (request.transport === "clear") await refuseUnlessClear(this.#daemon);
       await this.#begin(await initCluster(this.#joining(), request));
     });
   }

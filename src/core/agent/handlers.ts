@@ -25,6 +25,7 @@ import { createPool, removePool } from "./pools.ts";
 import { repairStore } from "./repair.ts";
 import { revokeHost } from "./revoke.ts";
 import { rotateAuthority, showAuthority } from "./rotate.ts";
+import { changeSettings, settingsOf } from "./settings.ts";
 import * as show from "./status.ts";
 import { backupStore, restoreStore } from "./store-file.ts";
 import { membersOrNone } from "./store-status.ts";
@@ -63,6 +64,9 @@ export const handlers: Handlers = {
     return show.enteredAnswer(agent.member());
   },
   "GET /v1/cluster": (agent) => show.clusterAnswer(agent.member()),
+
+  "GET /v1/settings": (agent) => settingsOf(agent.member()),
+  "PUT /v1/settings": (agent, { body }) => changeSettings(agent.member(), body),
 
   "GET /v1/tokens": async (agent) => {
     const { store, identity } = agent.member();

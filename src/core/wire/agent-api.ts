@@ -34,6 +34,12 @@ export const initRequest = z.strictObject({
   transport: z.enum(["tls", "auth", "clear"]).default("tls"),
 });
 
+/** What the whole cluster goes by; it stands in the signed trust list. */
+export const settings = z.strictObject({
+  /** How hosts speak about volumes: docs/SECURITY.md. */
+  transport: z.enum(["tls", "auth", "clear"]),
+});
+
 export const joinRequest = z.strictObject({
   from: z.string().min(1).max(255),
   /** As `token create` printed it; never written down, and in no answer or log. */
@@ -461,6 +467,7 @@ export const errorAnswer = z.object({
 });
 
 export type InitRequest = z.input<typeof initRequest>;
+export type Settings = z.output<typeof settings>;
 export type JoinRequest = z.input<typeof joinRequest>;
 export type VolumeCreateRequest = z.output<typeof volumeCreateRequest>;
 export type ClusterAnswer = z.output<typeof clusterAnswer>;

@@ -31,7 +31,7 @@ export type AgentClientOptions = (AgentWay | { readonly choose: () => Promise<Ag
   readonly timeoutMs?: number;
 };
 
-type Method = "GET" | "POST" | "DELETE";
+type Method = "GET" | "POST" | "PUT" | "DELETE";
 
 export class AgentClient {
   readonly #choose: () => Promise<AgentWay>;
@@ -56,6 +56,14 @@ export class AgentClient {
 
   cluster(): Promise<api.ClusterAnswer> {
     return this.#call("GET", "/v1/cluster", api.clusterAnswer);
+  }
+
+  settings(): Promise<api.Settings> {
+    return this.#call("GET", "/v1/settings", api.settings);
+  }
+
+  changeSettings(body: api.Settings): Promise<api.Settings> {
+    return this.#call("PUT", "/v1/settings", api.settings, api.settings, body);
   }
 
   tokens(): Promise<api.TokenAnswer[]> {

@@ -119,6 +119,7 @@ const kinds = {
   "E-NET-03": away,
   "E-NET-04": away,
   "E-NET-05": away,
+  "E-NET-07": refused,
 } as const satisfies Readonly<Record<string, Kind>>;
 
 export type KnownCode = keyof typeof kinds;

@@ -40,6 +40,9 @@ export const routes = {
   }),
   "GET /v1/cluster": read("viewer", "cluster", api.clusterAnswer),
 
+  "GET /v1/settings": read("viewer", "cluster", api.settings),
+  "PUT /v1/settings": mutation("admin", "cluster", api.settings, api.settings, { logs: ["transport"] }),
+
   "GET /v1/tokens": read("admin", "cluster", api.tokenAnswer.array()),
   "POST /v1/tokens": mutation("admin", "cluster", api.tokenCreateRequest, api.tokenCreated, {
     logs: ["forMs", "name"],
