@@ -8,9 +8,19 @@
 
 import { table } from "../lib/table.ts";
 
-export type Side = "weft" | "floor" | "quorum";
+/** `weft` is as people run it: encrypted. The other two are what that is measured against. */
+export const sides = ["weft", "weft-auth", "weft-clear", "floor", "quorum"] as const;
+export type Side = (typeof sides)[number];
 
-export type Workload = "write qd1" | "write qd32" | "read qd1" | "read qd32";
+/** 4 KiB at random at a depth, and 128 KiB one after the other. */
+export const workloadNames = [
+  "write qd1",
+  "write qd32",
+  "read qd1",
+  "read qd32",
+  "sequential write qd8",
+] as const;
+export type Workload = (typeof workloadNames)[number];
 
 export type Quantity = "iops" | "p50Us" | "cpuUs";
 
@@ -46,7 +56,9 @@ type Definition = {
   readonly figure: string;
   readonly workload: Workload;
   readonly quantity: Quantity;
-  readonly against: "floor" | "quorum";
+  /** Where it is not `weft`. */
+  readonly ours?: Side;
+  readonly against: "floor" | "quorum" | "weft-clear";
   readonly bar: Bar | null;
 };
 
@@ -95,6 +107,36 @@ const definitions: readonly Definition[] = [
   },
   { figure: "read qd1 p50 ÷ floor", workload: "read qd1", quantity: "p50Us", against: "floor", bar: null },
   { figure: "read qd32 iops ÷ floor", workload: "read qd32", quantity: "iops", against: "floor", bar: null },
+  {
+    figure: "tls: sequential write ÷ clear",
+    workload: "sequential write qd8",
+    quantity: "iops",
+    against: "weft-clear",
+    bar: { kind: "at least", ratio: 0.7 },
+  },
+  {
+    figure: "auth: sequential write ÷ clear",
+    workload: "sequential write qd8",
+    quantity: "iops",
+    ours: "weft-auth",
+    against: "weft-clear",
+    bar: { kind: "at least", ratio: 0.9 },
+  },
+  {
+    figure: "tls: write qd1 p50 ÷ clear",
+    workload: "write qd1",
+    quantity: "p50Us",
+    against: "weft-clear",
+    bar: { kind: "at most", ratio: 1.3 },
+  },
+  {
+    figure: "auth: write qd1 p50 ÷ clear",
+    workload: "write qd1",
+    quantity: "p50Us",
+    ours: "weft-auth",
+    against: "weft-clear",
+    bar: { kind: "at most", ratio: 1.05 },
+  },
 ];
 
 const notes = {
@@ -103,11 +145,14 @@ const notes = {
   quorum:
     "quorum: qemu-storage-daemon, two NBD children over unix sockets (not TCP: its better set-up), cache.direct=on, " +
     "aio=threads, read-pattern=fifo, vote-threshold=2; durable by writethrough=on at each child (fdatasync after each write)",
+  "weft-clear":
+    "clear: another cluster beside it, of a build with the feature insecure-clear, whose hosts neither prove themselves nor " +
+    "encrypt",
 } as const;
 
 export function figuresOf(runs: readonly Run[]): readonly Figure[] {
   return definitions.flatMap((definition) => {
-    const ours = valuesOf(runs, "weft", definition);
+    const ours = valuesOf(runs, definition.ours ?? "weft", definition);
     const theirs = valuesOf(runs, definition.against, definition);
     const ratios = [...ours].flatMap(([round, value]) => {
       const other = theirs.get(round);
@@ -156,8 +201,8 @@ export function median(values: readonly number[]): number {
 
 /** What each side did, in absolute numbers: for people at this machine only. */
 export function renderRuns(runs: readonly Run[]): string {
-  const rows = (["write qd1", "write qd32", "read qd1", "read qd32"] as const).flatMap((workload) =>
-    (["weft", "floor", "quorum"] as const).flatMap((side) => {
+  const rows = workloadNames.flatMap((workload) =>
+    sides.flatMap((side) => {
       const own = runs.filter((run) => run.side === side && run.workload === workload);
       if (own.length === 0) return [];
       const of = (quantity: Quantity): number => median(own.map((run) => run[quantity]));

@@ -17,6 +17,7 @@ import { until } from "../lib/until.ts";
 import type { Side } from "./figures.ts";
 
 export type Measured = {
+  readonly cluster: Cluster;
   readonly side: Side;
   readonly uri: string;
   /** Name of its processes, as the kernel cuts it. */
@@ -28,7 +29,9 @@ const FLOOR_PORT = 7410;
 export async function startSide(cluster: Cluster, side: Side, size: bigint): Promise<Measured> {
   switch (side) {
     case "weft":
-      return startWeft(cluster, size);
+    case "weft-auth":
+    case "weft-clear":
+      return startWeft(cluster, side, size);
     case "floor":
       return startFloor(cluster, size);
     case "quorum":
@@ -36,11 +39,11 @@ export async function startSide(cluster: Cluster, side: Side, size: bigint): Pro
   }
 }
 
-async function startWeft(cluster: Cluster, size: bigint): Promise<Measured> {
+async function startWeft(cluster: Cluster, side: Side, size: bigint): Promise<Measured> {
   const client = cluster.host("h3").agent();
   const { name } = await client.createVolume({ name: "bench", size, copies: 2 });
   const { path } = await client.attach(name);
-  return { side: "weft", uri: nbdUri(path, ""), processName: "weftd" };
+  return { cluster, side, uri: nbdUri(path, ""), processName: "weftd" };
 }
 
 async function startFloor(cluster: Cluster, size: bigint): Promise<Measured> {
@@ -56,7 +59,7 @@ async function startFloor(cluster: Cluster, size: bigint): Promise<Measured> {
   const front = cluster.host("h3");
   const socket = join(front.layout.runDir, "floor.sock");
   await startListening(front, ["nbd", "--socket", socket, ...peers, "--size", String(size)]);
-  return { side: "floor", uri: nbdUri(socket, ""), processName: "weft-floor" };
+  return { cluster, side: "floor", uri: nbdUri(socket, ""), processName: "weft-floor" };
 }
 
 /** Returns when the program says on its first line that it listens. */
@@ -101,7 +104,7 @@ async function startQuorum(cluster: Cluster, size: bigint): Promise<Measured> {
     "--export",
     "type=nbd,id=export,node-name=top,name=v,writable=on",
   ]);
-  return { side: "quorum", uri: nbdUri(socket, "v"), processName: "qemu-storage-da" };
+  return { cluster, side: "quorum", uri: nbdUri(socket, "v"), processName: "qemu-storage-da" };
 }
 
 /** A node called `top`, offered on a unix socket. */
@@ -127,7 +130,7 @@ function nbdUri(socket: string, name: string): string {
 }
 
 /** CPU time that the side's processes have used on all hosts, in microseconds. */
-export async function cpuUsed(cluster: Cluster, { processName }: Measured): Promise<number> {
+export async function cpuUsed({ cluster, processName }: Measured): Promise<number> {
   const pids = (await Promise.all(cluster.hosts.map(async (host) => host.pids()))).flat();
   const own = pids.filter((pid) => statOf(pid)?.name === processName);
   return own.reduce((sum, pid) => sum + ticksOf(readFileSync(`/proc/${pid}/stat`, "utf8")), 0) * TICK_US;

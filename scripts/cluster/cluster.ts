@@ -15,6 +15,7 @@ import { join, resolve } from "node:path";
 
 import { z } from "zod";
 
+import type { Settings } from "../../src/core/wire/agent-api.ts";
 import { Host } from "./host.ts";
 import type { HostLayout, Services } from "./host.ts";
 import { Network } from "./network.ts";
@@ -25,6 +26,12 @@ export type ClusterOptions = {
   readonly hosts?: number;
   /** Names of the hosts that get a pool; the others are diskless. */
   readonly pools?: readonly string[];
+  /** A network beside the hosts, with many addresses: for whoever is none of them. Needs root. */
+  readonly stranger?: boolean;
+  /** The tokens by which hosts joined stay in their directories, used up: for whoever tries them again. */
+  readonly keepTokens?: boolean;
+  /** How hosts speak about volumes; `tls` unless told. */
+  readonly transport?: Settings["transport"];
   /** What the hosts run, where it is not weft with its own options: for tests. */
   readonly services?: Services;
   /** Done when the hosts have their directories and none is started yet: a file system is mounted now or never. */
@@ -51,6 +58,13 @@ const clusterFile = z.object({
     }),
   ),
 });
+
+const STRANGER = "x";
+/** None of them a host's. */
+export const strangerAddresses: readonly string[] = Array.from(
+  { length: 64 },
+  (_, i) => `10.77.0.${128 + i}`,
+);
 
 type ClusterFile = z.infer<typeof clusterFile>;
 
@@ -84,7 +98,9 @@ export class Cluster {
     // Written before anything is made: whatever happens now, `down` finds it.
     writeFileSync(join(dir, "cluster.json"), `${JSON.stringify({ mode, hosts }, null, 2)}\n`);
     const cluster = new Cluster(dir, { mode, hosts }, options.services);
-    await cluster.#network?.create(hosts);
+    const [first = "", ...more] = options.stranger === true ? strangerAddresses : [];
+    const strangers = first === "" ? [] : [{ name: STRANGER, address: first, more }];
+    await cluster.#network?.create([...hosts, ...strangers]);
     return cluster;
   }
 
@@ -97,10 +113,20 @@ export class Cluster {
     say(`started ${cluster.hosts.map((host) => host.name).join(", ")}`);
     const [first, ...others] = cluster.hosts;
     if (first === undefined) return cluster;
-    await first.output(["weft", "init", "-q", "--address", first.layout.address, "--name", first.name]);
+    const transport = options.transport === undefined ? [] : ["--transport", options.transport];
+    await first.output([
+      "weft",
+      "init",
+      "-q",
+      "--address",
+      first.layout.address,
+      "--name",
+      first.name,
+      ...transport,
+    ]);
     say(`${first.name}: weft init`);
     for (const host of others) {
-      await joinBy(host, first);
+      await joinBy(host, first, options.keepTokens === true);
       say(`${host.name}: weft join ${first.layout.address}`);
     }
     for (const host of cluster.hosts.filter(({ layout }) => layout.pool)) {
@@ -145,6 +171,12 @@ export class Cluster {
     throw new Error(`no host "${name}"; there are ${this.hosts.map((one) => one.name).join(", ")}`);
   }
 
+  /** What starts a command in the network beside the hosts. */
+  asStranger(command: readonly string[]): readonly string[] {
+    const network = this.#needNetwork("a stranger");
+    return ["ip", "netns", "exec", network.namespace(STRANGER), ...command];
+  }
+
   async cut(a: string, b: string): Promise<void> {
     await this.#needNetwork("cut").cut(this.host(a).name, this.host(b).layout.address);
   }
@@ -185,14 +217,14 @@ export class Cluster {
 }
 
 /** By a token in a file that only root can read, as an administrator would carry it. */
-async function joinBy(host: Host, member: Host): Promise<void> {
+async function joinBy(host: Host, member: Host, keep: boolean): Promise<void> {
   const { address, dir } = host.layout;
   const file = join(dir, "join-token");
   const token = await member.output(["weft", "token", "create", "-q", "--name", host.name]);
   writeFileSync(file, token, { mode: 0o600 });
   const named = ["--address", address, "--name", host.name];
   await host.output(["weft", "join", member.layout.address, "--token-file", file, ...named]);
-  rmSync(file);
+  if (!keep) rmSync(file);
 }
 
 /** What `down --keep` left of an earlier cluster. Anything else of that name is not ours to remove. */

@@ -44,8 +44,8 @@ export type Services = {
   readonly ready: (host: Host) => Promise<boolean>;
 };
 
-/** weft itself; `agentOptions` are put behind the agent's own. */
-export function weftServices(agentOptions: readonly string[] = []): Services {
+/** weft itself; `agentOptions` are put behind the agent's own, `daemon` is another weftd than that of this repository. */
+export function weftServices(agentOptions: readonly string[] = [], daemon: string | null = null): Services {
   return {
     commands: (host) => {
       const places = [
@@ -59,7 +59,7 @@ export function weftServices(agentOptions: readonly string[] = []): Services {
       // The environment of a process that writes no core dump is root's to read, and without root the mark is in there.
       const cores = process.getuid?.() === 0 ? [] : ["--allow-core-dumps"];
       return {
-        weftd: [weftd(), ...places, ...cores],
+        weftd: [daemon ?? weftd(), ...places, ...cores],
         agent: [
           process.execPath,
           join(repository, "src/core/agent/main.ts"),
@@ -315,6 +315,11 @@ export class Host {
       child.once("error", fail);
     });
     child.unref();
+  }
+
+  /** What starts a command on the host, for callers who want its pipes. */
+  entering(command: readonly string[]): Promise<readonly string[]> {
+    return this.#enter(command);
   }
 
   async #enter(command: readonly string[]): Promise<readonly string[]> {

@@ -15,6 +15,13 @@ import { execa } from "execa";
 
 const RUN_NETNS = "/run/netns";
 
+type Member = {
+  readonly name: string;
+  readonly address: string;
+  /** Other addresses that it has too. */
+  readonly more?: readonly string[];
+};
+
 export class Network {
   readonly #key: string;
 
@@ -30,18 +37,18 @@ export class Network {
     return `${RUN_NETNS}/${this.namespace(member)}`;
   }
 
-  async create(members: readonly { readonly name: string; readonly address: string }[]): Promise<void> {
+  async create(members: readonly Member[]): Promise<void> {
     const hub = this.namespace("sw");
     await ip("netns", "add", hub);
     await ip("-n", hub, "link", "add", "br0", "type", "bridge");
     await ip("-n", hub, "link", "set", "br0", "up");
-    for (const { name, address } of members) {
+    for (const { name, address, more = [] } of members) {
       const own = this.namespace(name);
       await ip("netns", "add", own);
       await ip("-n", own, "link", "set", "lo", "up");
       await ip("-n", hub, "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", own);
       await ip("-n", hub, "link", "set", name, "master", "br0", "up");
-      await ip("-n", own, "address", "add", `${address}/24`, "dev", "eth0");
+      for (const one of [address, ...more]) await ip("-n", own, "address", "add", `${one}/24`, "dev", "eth0");
       await ip("-n", own, "link", "set", "eth0", "up");
     }
   }

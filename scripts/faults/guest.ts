@@ -43,6 +43,7 @@ const lineJson = z.union([
   z.object({ connected: z.string() }),
   z.object({ op: z.literal("figures"), total: figuresJson }),
   figuresJson.extend({ op: z.literal("end") }),
+  z.object({ op: z.literal("mark"), name: z.string(), window: figuresJson }),
   z.object({ op: z.literal("error"), error: z.string() }),
   z.object({ op: z.string() }),
 ]);
@@ -100,6 +101,15 @@ export class Guest {
 
   mark(name: string): void {
     this.#order({ op: "mark", name });
+  }
+
+  /** The figures since the mark before, and a new mark. */
+  async window(name: string): Promise<GuestFigures> {
+    this.mark(name);
+    const { window } = await this.#line("the guest's window", (line) =>
+      "window" in line && line.name === name ? line : null,
+    );
+    return window;
   }
 
   async moveTo(path: string): Promise<void> {

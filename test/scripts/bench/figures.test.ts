@@ -60,6 +60,25 @@ await t.test("figures: slower than the bar fails, and without a bar nothing fail
   );
 });
 
+await t.test("figures: what encryption costs is told against a cluster in the clear", async (t) => {
+  const workload = "sequential write qd8";
+  const runs = [
+    run("weft", 0, { workload, iops: 600 }),
+    run("weft-auth", 0, { workload, iops: 950 }),
+    run("weft-clear", 0, { workload, iops: 1000 }),
+    run("weft-auth", 0, { p50Us: 106 }),
+    run("weft-clear", 0, { p50Us: 100 }),
+  ];
+  t.strictSame(
+    figuresOf(runs).map(({ figure, ratio, holds }) => [figure, ratio, holds]),
+    [
+      ["tls: sequential write ÷ clear", 0.6, false],
+      ["auth: sequential write ÷ clear", 0.95, true],
+      ["auth: write qd1 p50 ÷ clear", 1.06, false],
+    ],
+  );
+});
+
 await t.test("figures: as people read them", async (t) => {
   const runs = [
     run("weft", 1, { p50Us: 480, iops: 2000, cpuUs: 55.5 }),
