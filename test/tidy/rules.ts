@@ -282,6 +282,7 @@ const crateFloors: Readonly<Record<string, number>> = {
   "weft-floor": 2,
   "weft-faultfs": 2,
   "weft-checker": 2,
+  "weft-liar": 2,
   "weft-crash": 3,
 };
 
