@@ -27,7 +27,11 @@ export const lieAttacks: readonly Attack[] = [
       return allLies(known);
     },
     control: async (known) => {
-      await theTruth(known).finally(() => speak(known, "tls"));
+      try {
+        await theTruth(known);
+      } finally {
+        await speak(known, "tls");
+      }
     },
   },
 ];
