@@ -107,9 +107,10 @@ void t.test("store identity: an etcd that ignores the list of the revoked is fou
   });
   const plan = { identity: { host, address, cluster }, initialCluster: `${host}=${peerUrl(address)}` };
   await etcd.configure({ ...plan, initialState: "new" });
-  await etcd.ensureRunning();
+  await shown.prepare();
   await shown.prove();
   t.equal(shown.finding, null, "nothing is proven while it doesn't serve");
+  await etcd.ensureRunning();
   const store = new StoreClient({ endpoints: [clientUrl(address)], tls: identity.tls, patienceMs: 20_000 });
   await store.get(keys.trust);
   await shown.prove();
