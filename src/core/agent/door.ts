@@ -251,13 +251,14 @@ export class Door {
     app.addHook("onRequest", async (request, reply) => {
       try {
         this.#enter(request);
+        // By the connection too: an answer whose reader has gone is never "finished".
+        reply.raw.once("close", () => this.#leave(request));
       } catch (error) {
         // What else it sends on this connection is not looked at.
         void reply.header("connection", "close");
         throw error;
       }
     });
-    app.addHook("onResponse", async (request) => this.#leave(request));
     for (const name of Object.keys(doorRoutes) as DoorRouteName[]) this.#addRoute(name);
     const { rest, log } = this.#options;
     if (rest === null) return;

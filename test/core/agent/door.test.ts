@@ -7,7 +7,7 @@ import t from "tap";
 
 import { Door, type DoorHandlers } from "../../../src/core/agent/door.ts";
 import type { HostId } from "../../../src/core/model/ids.ts";
-import { DOOR_LIMITS } from "../../../src/core/model/limits.ts";
+import { DOOR_LIMITS, DOOR_REQUESTS } from "../../../src/core/model/limits.ts";
 import { revokeHost, type Trust, withKey } from "../../../src/core/model/trust.ts";
 import { kidOf } from "../../../src/core/wire/certificate.ts";
 import { HostClient } from "../../../src/core/wire/host-client.ts";
@@ -327,6 +327,33 @@ void t.test("door: a second request before the first one's answer ends the conne
   t.equal(await raw(address, {}, get + get), "", "neither is answered");
   t.equal(asked, 1);
   release();
+});
+
+void t.test("door: requests that were given up take no place of their caller", async (t) => {
+  const made = await makeCluster(t);
+  const address = loopback(91);
+  const waiting: Array<() => void> = [];
+  const { reached } = await openDoor(t, made, address, {
+    handlers: {
+      "GET /v1/hello": async () => {
+        await new Promise<void>((resolve) => waiting.push(resolve));
+        return hello;
+      },
+    },
+  });
+  const second = await secondHost(made);
+  for (let i = 0; i < DOOR_REQUESTS.atOnce + 4; i += 1) {
+    const socket = tlsTo(address, second.shown);
+    await once(socket, "secureConnect");
+    socket.write("GET /v1/hello HTTP/1.1\r\nhost: weft\r\n\r\n");
+    while (waiting.length === 0) await new Promise((resolve) => setImmediate(resolve));
+    socket.destroy();
+    await once(socket, "close");
+    waiting.pop()?.();
+  }
+  const served = await raw(address, second.shown, request(ask));
+  t.match(served, /^HTTP\/1\.1 200 /);
+  t.strictSame(reached, ["credentials"]);
 });
 
 void t.test("door: who is slow is cut, at every stage, and takes no place for long", async (t) => {
