@@ -21,8 +21,8 @@ type Asker = {
 };
 
 const nothing = (): boolean => false;
-/** Refusals: not known, not allowed, not served here. */
-const REFUSED = new Set([401, 403, 404]);
+/** Not known, not allowed. Whether what it names is there is looked at by nobody before. */
+const REFUSED = new Set([401, 403]);
 const BODIES: Readonly<Record<string, unknown>> = {
   "POST /v1/volumes/:ref/attach": { steal: true },
   "POST /v1/volumes/:ref/detach": { abandon: true },
@@ -88,7 +88,8 @@ function wayOf(known: Knowledge, asker: Asker, name: (typeof routeNames)[number]
       // Too many wrong tokens from here: it was not judged by its right.
       if (status === null) throw new Error(`${name} by ${asker.who} was not answered`);
       if (status === 429) throw new Error(`${name} by ${asker.who} was not judged: too many tries`);
-      return !REFUSED.has(status);
+      const isServed = routes[name].right !== "local-root";
+      return isServed ? !REFUSED.has(status) : status !== 404 && !REFUSED.has(status);
     },
   };
 }
