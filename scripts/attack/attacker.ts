@@ -9,6 +9,7 @@
 import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 
+import { pause } from "../lib/until.ts";
 import type { Attack, Way } from "./attack.ts";
 import { randomOf } from "./attack.ts";
 import { attacks } from "./catalogue.ts";
@@ -82,12 +83,6 @@ async function inTurns(
 /** The last one is the control's, unless there is only one. */
 function addressAt(i: number): string {
   return addresses[i % Math.max(1, addresses.length - 1)] ?? "";
-}
-
-function pause(ms: number): Promise<void> {
-  return new Promise((resolve) => {
-    setTimeout(resolve, ms);
-  });
 }
 
 function textOf(error: unknown): string {

@@ -50,7 +50,7 @@ export async function within<T>(promise: Promise<T>, options: Omit<UntilOptions,
   }
 }
 
-function pause(ms: number): Promise<void> {
+export function pause(ms: number): Promise<void> {
   return new Promise((resolve) => {
     setTimeout(resolve, ms);
   });

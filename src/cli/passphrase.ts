@@ -3,10 +3,9 @@
  *
  * Must always hold: it is in no message of ours; one that is typed for the first time is typed twice.
  */
-import { readFile } from "node:fs/promises";
-
-import { reasonOf, WeftError } from "../core/wire/errors.ts";
+import { WeftError } from "../core/wire/errors.ts";
 import type { Context } from "./context.ts";
+import { readText } from "./read-text.ts";
 
 const LENGTH_MIN = 12;
 
@@ -15,7 +14,8 @@ export async function passphraseFrom(
   { passphraseFile: file }: { readonly passphraseFile?: string },
   isNew: boolean,
 ): Promise<string> {
-  const given = file === undefined ? await asked(context, isNew) : await readIn(file);
+  const given =
+    file === undefined ? await asked(context, isNew) : (await readText(file)).replace(/\r?\n$/, "");
   if (given.length >= LENGTH_MIN) return given;
   throw new WeftError({
     code: "E-ARG-03",
@@ -35,17 +35,4 @@ async function asked({ console }: Context, isNew: boolean): Promise<string> {
     message: "The two passphrases differ.",
     safe: "Nothing was changed.",
   });
-}
-
-async function readIn(file: string): Promise<string> {
-  try {
-    return (await readFile(file, "utf8")).replace(/\r?\n$/, "");
-  } catch (cause) {
-    throw new WeftError({
-      code: "E-ARG-02",
-      message: `${file} can't be read: ${reasonOf(cause)}.`,
-      facts: { file },
-      cause,
-    });
-  }
 }

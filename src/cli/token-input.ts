@@ -3,10 +3,9 @@
  *
  * Must always hold: a secret is in no message of ours, and only the command line's own way shows it to other users.
  */
-import { readFile } from "node:fs/promises";
-
-import { reasonOf, WeftError } from "../core/wire/errors.ts";
+import { WeftError } from "../core/wire/errors.ts";
 import type { Context } from "./context.ts";
+import { readText } from "./read-text.ts";
 
 export type TokenOptions = { readonly token?: string; readonly tokenFile?: string };
 
@@ -40,14 +39,5 @@ async function given(context: Context, token: string | undefined, file: string |
   if (token === "-") return context.console.input();
   if (token !== undefined) return token;
   if (file === undefined) return (await context.console.secret("Token (not shown): ")) ?? "";
-  try {
-    return await readFile(file, "utf8");
-  } catch (cause) {
-    throw new WeftError({
-      code: "E-ARG-02",
-      message: `${file} can't be read: ${reasonOf(cause)}.`,
-      facts: { file },
-      cause,
-    });
-  }
+  return readText(file);
 }

@@ -7,6 +7,7 @@ import { connect } from "node:net";
 import type { Socket } from "node:net";
 import { connect as connectTls } from "node:tls";
 
+import { pause } from "../../lib/until.ts";
 import type { Attack, Way } from "../attack.ts";
 import { bytesOf, mustBe } from "../attack.ts";
 import type { TcpDoor } from "../doors.ts";
@@ -153,10 +154,4 @@ function open(host: string, port: number, localAddress: string, bytes: Buffer): 
   socket.on("error", () => {});
   if (bytes.length > 0) socket.write(bytes);
   return socket;
-}
-
-function pause(ms: number): Promise<void> {
-  return new Promise((resolve) => {
-    setTimeout(resolve, ms);
-  });
 }

@@ -11,6 +11,7 @@ import { z } from "zod";
 
 import { kidOf, readCertificate } from "../../../src/core/wire/certificate.ts";
 import { sign } from "../../../src/core/wire/signed.ts";
+import { pause } from "../../lib/until.ts";
 import type { Attack, Way } from "../attack.ts";
 import { mustBe } from "../attack.ts";
 import { isLetIn } from "../doors.ts";
@@ -181,10 +182,4 @@ function call(known: Knowledge, local: string, path: string, body: unknown): Pro
 
 function base64(text: string): string {
   return Buffer.from(text, "utf8").toString("base64");
-}
-
-function pause(ms: number): Promise<void> {
-  return new Promise((resolve) => {
-    setTimeout(resolve, ms);
-  });
 }

@@ -18,7 +18,7 @@ import { Tries } from "../model/tries.ts";
 import { mayIssue, type Trust, withCert, withKey } from "../model/trust.ts";
 import { isP256, kidOf } from "../wire/certificate.ts";
 import type { EnrolAnswer, EnrolRequest } from "../wire/door-api.ts";
-import { WeftError } from "../wire/errors.ts";
+import { decided, WeftError } from "../wire/errors.ts";
 import { parseHost } from "../wire/record.ts";
 import type { Compare, Entry, Op, StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
@@ -98,7 +98,7 @@ export class Enrolment {
     });
     const { cluster } = trust;
     const claim = { cluster, kid, host, name, address: own };
-    const believed = accept(judgeToken(stored, proof, claim, Date.now()));
+    const believed = decided(judgeToken(stored, proof, claim, Date.now()));
     this.#tries.right(address, begun);
     return believed;
   }
@@ -131,7 +131,7 @@ export class Enrolment {
       // Somebody was faster, or we were, in a transaction whose outcome was in doubt: what is there now tells.
       const now = await readToken(store, identity.trust(), token.record.id);
       const isOurs = now !== null && now.used?.host === host && now.used.kid === kid;
-      if (now === null || (now.used !== null && !isOurs)) throw fromDecision(refusedToken());
+      if (now === null || (now.used !== null && !isOurs)) throw WeftError.fromFinding(refusedToken().finding);
       token = now;
     }
   }
@@ -201,15 +201,6 @@ function hostOf(text: string): HostId {
   const host = parseHostId(text);
   if (host === null) throw new Error(`the schema let a host ${text} pass`);
   return host;
-}
-
-function accept<Value>(decision: Decision<Value>): Value {
-  if (decision.kind === "ok") return decision.value;
-  throw fromDecision(decision);
-}
-
-function fromDecision({ finding }: Decision<never> & { readonly kind: "refused" }): WeftError {
-  return WeftError.fromFinding(finding);
 }
 
 function tooMany(): WeftError {

@@ -8,7 +8,7 @@ import { createServer } from "node:net";
 import { hostname } from "node:os";
 
 import { parseName } from "../model/name.ts";
-import { WeftError } from "../wire/errors.ts";
+import { decided, WeftError } from "../wire/errors.ts";
 import type { IdentityFiles } from "../wire/identity-files.ts";
 import { keys } from "../wire/store-keys.ts";
 import { CLIENT_PORT, type EtcdProcess } from "./etcd-process.ts";
@@ -87,9 +87,7 @@ export async function checkLocal(address: string, etcd: EtcdProcess): Promise<vo
 /** The host's own name, where none was given: E-ARG-02 if it can't be one. */
 export function ownName(): string {
   const name = (hostname().split(".")[0] ?? "").toLowerCase();
-  const decision = parseName("host", name);
-  if (decision.kind === "ok") return decision.value;
-  throw WeftError.fromFinding(decision.finding);
+  return decided(parseName("host", name));
 }
 
 export function takenBy(name: string, address: string, isName: boolean): WeftError {

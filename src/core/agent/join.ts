@@ -20,7 +20,7 @@ import { hostUri } from "../model/trust.ts";
 import type { joinRequest } from "../wire/agent-api.ts";
 import { factsOf, kidOf, readCertificate } from "../wire/certificate.ts";
 import type { EnrolAnswer } from "../wire/door-api.ts";
-import { isWeftError, WeftError } from "../wire/errors.ts";
+import { decided, isWeftError, WeftError } from "../wire/errors.ts";
 import { proveToken } from "../wire/join-proof.ts";
 import { AGENT_PORT, HostClient, type ProvenHost } from "../wire/host-client.ts";
 import { openFirstTrust } from "../wire/signed-trust.ts";
@@ -176,9 +176,7 @@ export function joinTarget(from: string): { readonly host: string; readonly port
 }
 
 function decoded(text: string): JoinToken {
-  const decision = decodeJoinToken(text);
-  if (decision.kind === "ok") return decision.value;
-  throw WeftError.fromFinding(decision.finding);
+  return decided(decodeJoinToken(text));
 }
 
 function strange(what: string): WeftError {

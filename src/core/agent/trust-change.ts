@@ -13,7 +13,7 @@ import { randomUUID } from "node:crypto";
 import type { Decision } from "../model/finding.ts";
 import { signerOf } from "../model/trust.ts";
 import type { SignedTrust, Trust } from "../model/trust.ts";
-import { WeftError } from "../wire/errors.ts";
+import { decided, WeftError } from "../wire/errors.ts";
 import { openNextTrust } from "../wire/signed-trust.ts";
 import type { Compare, Op, StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
@@ -51,8 +51,8 @@ export async function changeTrust(
     const { known } = identity;
     const entry = await store.get(keys.trust);
     if (entry === null) throw noTrustYet();
-    const before = valueOf(openNextTrust(known, entry.value));
-    const wanted = valueOf(change(before.trust));
+    const before = decided(openNextTrust(known, entry.value));
+    const wanted = decided(change(before.trust));
     const isSame = wanted === before.trust;
     const after: Trust = { ...wanted, generation: before.trust.generation + 1n, nonce: randomUUID() };
     const text = isSame
@@ -66,7 +66,7 @@ export async function changeTrust(
         ? true
         : await swap(store, compares, [...put, ...link, ...extra.ops], text);
     if (won === true) {
-      const signed = isSame ? before : valueOf(openNextTrust(before, text));
+      const signed = isSame ? before : decided(openNextTrust(before, text));
       if (signed.trust.generation > identity.trust().generation) identity.offer(text);
       return { kind: "changed", signed, text };
     }
@@ -100,11 +100,6 @@ async function swap(
     if (outcome.kind === "unknown" && now?.modRevision === modRevision) continue;
     return now?.modRevision ?? 0n;
   }
-}
-
-function valueOf<Value>(decision: Decision<Value>): Value {
-  if (decision.kind === "ok") return decision.value;
-  throw WeftError.fromFinding(decision.finding);
 }
 
 function noTrustYet(): WeftError {

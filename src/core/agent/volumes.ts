@@ -17,7 +17,7 @@ import { checkSize } from "../model/size.ts";
 import { checkDelete } from "../model/volume-check.ts";
 import type { VolumeRecord, Want } from "../model/volume-record.ts";
 import type * as api from "../wire/agent-api.ts";
-import { isWeftError, WeftError } from "../wire/errors.ts";
+import { decided, isWeftError, WeftError } from "../wire/errors.ts";
 import { parseNameKey, renderWant } from "../wire/record.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
@@ -219,11 +219,6 @@ async function changeWanted(
     if (outcome.kind === "won") return { volume: id, want: next, before: want };
     await mirror.sync();
   }
-}
-
-function decided<T>(decision: Decision<T>): T {
-  if (decision.kind === "ok") return decision.value;
-  throw WeftError.fromFinding(decision.finding);
 }
 
 function nameTaken(name: string): WeftError {

@@ -5,7 +5,7 @@
  * - every code of this table stands in docs/errors.md (a test compares them);
  * - a bug is not a WeftError: it is an assertion, and reaches the door as E-AGENT-06.
  */
-import type { Finding } from "../model/finding.ts";
+import type { Decision, Finding } from "../model/finding.ts";
 
 /** Who has to act: the caller asked wrongly, a peer or disk is in trouble, or we are wrong. */
 export type Culprit = "caller" | "peer" | "disk" | "us";
@@ -180,6 +180,12 @@ export class WeftError extends Error {
   static fromFinding(found: Finding): WeftError {
     return new WeftError(found);
   }
+}
+
+/** What the model decided; throws its refusal. */
+export function decided<Value>(decision: Decision<Value>): Value {
+  if (decision.kind === "ok") return decision.value;
+  throw WeftError.fromFinding(decision.finding);
 }
 
 export function isWeftError(error: unknown, code?: KnownCode): error is WeftError {
