@@ -17,6 +17,7 @@ import { hostOf } from "../knowledge.ts";
 
 const HOUR_MS = 3_600_000;
 const DAY_MS = 24 * HOUR_MS;
+const CODE_SIGNING = "1.3.6.1.5.5.7.3.3";
 const doors: readonly TcpDoor[] = ["7400", "7401", "7402", "7403"];
 
 /** What is right at a door: the store's own has its own authority. */
@@ -34,9 +35,7 @@ function authorityOf(door: TcpDoor, known: Knowledge): KnownAuthority {
 /** The names of h3 as the right certificate has them at this door. */
 function namesAt(door: TcpDoor, known: Knowledge): Forgery["names"] {
   const { id, address } = hostOf(known, "h3");
-  return door === "7403"
-    ? [{ type: "ip", value: address }]
-    : [{ type: "url", value: `weft://${known.cluster}/host/${id}` }];
+  return door === "7403" ? [{ type: "ip", value: address }] : uris(uriOf(known.cluster, id));
 }
 
 type Wrong = {
@@ -50,23 +49,37 @@ type Family = {
   readonly wrongs: readonly Wrong[];
 };
 
-/** Somebody who stole the authority's key and gives itself a certificate for h3, with a key that nobody listed. */
-const uris = (known: Knowledge): readonly (readonly [string, readonly string[]])[] => {
-  const id = hostOf(known, "h3").id;
-  const right = `weft://${known.cluster}/host/${id}`;
-  return [
-    ["two names", [right, `weft://${known.cluster}/host/${hostOf(known, "h1").id}`]],
-    ["an encoded zero byte", [`${right}%00`]],
-    ["upper case", [right.toUpperCase()]],
-    ["a longer path", [`${right}/x`]],
-    ["a query", [`${right}?x`]],
-    ["another scheme", [right.replace("weft:", "https:")]],
-    ["a user and port", [right.replace("weft://", "weft://x@").replace("/host/", ":7401/host/")]],
-    ["no host", [`weft://${known.cluster}/host/`]],
-    ["a joiner's name", [`weft://join/${id}`]],
-    ["no name", []],
-  ];
-};
+/** h3's right certificate for this door, but for what is told. */
+async function butFor(known: Knowledge, door: TcpDoor, wrong: Partial<Forgery>): Promise<ConnectionOptions> {
+  const { key } = rightFor(door, known);
+  const right = { authority: authorityOf(door, known), names: namesAt(door, known), key };
+  return showing(await forge({ ...right, ...wrong }));
+}
+
+function uriOf(cluster: string, host: string): string {
+  return `weft://${cluster}/host/${host}`;
+}
+
+function uris(...values: readonly string[]): Forgery["names"] {
+  return values.map((value) => ({ type: "url", value }));
+}
+
+/** Names beside the one that a certificate of h3 has; `right` is that one. */
+const strangeNames: readonly (readonly [
+  label: string,
+  of: (right: string, known: Knowledge) => readonly string[],
+])[] = [
+  ["two names", (right, known) => [right, uriOf(known.cluster, hostOf(known, "h1").id)]],
+  ["an encoded zero byte", (right) => [`${right}%00`]],
+  ["upper case", (right) => [right.toUpperCase()]],
+  ["a longer path", (right) => [`${right}/x`]],
+  ["a query", (right) => [`${right}?x`]],
+  ["another scheme", (right) => [right.replace("weft:", "https:")]],
+  ["a user and port", (right) => [right.replace("weft://", "weft://x@").replace("/host/", ":7401/host/")]],
+  ["no host", (_, known) => [uriOf(known.cluster, "")]],
+  ["a joiner's name", (_, known) => [`weft://join/${hostOf(known, "h3").id}`]],
+  ["no name", () => []],
+];
 
 const families: readonly Family[] = [
   {
@@ -84,10 +97,7 @@ const families: readonly Family[] = [
       },
       {
         label: "h3's very key and names, signed by itself",
-        make: async (known, door) =>
-          showing(
-            await forge({ authority: null, names: namesAt(door, known), key: rightFor(door, known).key }),
-          ),
+        make: async (known, door) => butFor(known, door, { authority: null }),
       },
     ],
   },
@@ -97,14 +107,7 @@ const families: readonly Family[] = [
     wrongs: [
       {
         label: "h3's names and key, by another authority",
-        make: async (known, door) =>
-          showing(
-            await forge({
-              authority: await otherAuthority(),
-              names: namesAt(door, known),
-              key: rightFor(door, known).key,
-            }),
-          ),
+        make: async (known, door) => butFor(known, door, { authority: await otherAuthority() }),
       },
     ],
   },
@@ -114,40 +117,19 @@ const families: readonly Family[] = [
     wrongs: [
       {
         label: "expired an hour ago",
-        make: async (known, door) =>
-          showing(
-            await forge({
-              authority: authorityOf(door, known),
-              names: namesAt(door, known),
-              key: rightFor(door, known).key,
-              notAfterMs: Date.now() - HOUR_MS,
-            }),
-          ),
+        make: async (known, door) => butFor(known, door, { notAfterMs: Date.now() - HOUR_MS }),
       },
       {
         label: "expired a year ago",
         make: async (known, door) =>
-          showing(
-            await forge({
-              authority: authorityOf(door, known),
-              names: namesAt(door, known),
-              key: rightFor(door, known).key,
-              notBeforeMs: Date.now() - 400 * DAY_MS,
-              notAfterMs: Date.now() - 365 * DAY_MS,
-            }),
-          ),
+          butFor(known, door, {
+            notBeforeMs: Date.now() - 400 * DAY_MS,
+            notAfterMs: Date.now() - 365 * DAY_MS,
+          }),
       },
       {
         label: "valid from tomorrow",
-        make: async (known, door) =>
-          showing(
-            await forge({
-              authority: authorityOf(door, known),
-              names: namesAt(door, known),
-              key: rightFor(door, known).key,
-              notBeforeMs: Date.now() + DAY_MS,
-            }),
-          ),
+        make: async (known, door) => butFor(known, door, { notBeforeMs: Date.now() + DAY_MS }),
       },
     ],
   },
@@ -164,44 +146,34 @@ const families: readonly Family[] = [
       },
       {
         label: "another cluster's name, by our authority",
-        make: async (known) => {
+        make: async (known, door) => {
           const other = known.cluster.replace(/^./, (c) => (c === "0" ? "1" : "0"));
-          const names = [{ type: "url" as const, value: `weft://${other}/host/${hostOf(known, "h3").id}` }];
-          const key = hostOf(known, "h3").identity.key;
-          return showing(await forge({ authority: known.authority, names, key }));
+          return butFor(known, door, { names: uris(uriOf(other, hostOf(known, "h3").id)) });
         },
       },
       {
         label: "a host that never joined",
-        make: async (known, _door, random) => {
-          const id = uuid(random);
-          const names = [{ type: "url" as const, value: `weft://${known.cluster}/host/${id}` }];
-          return showing(await forge({ authority: known.authority, names }));
-        },
+        make: async (known, _door, random) =>
+          showing(
+            await forge({ authority: known.authority, names: uris(uriOf(known.cluster, uuid(random))) }),
+          ),
       },
       {
         label: "h1's name, h3's key",
-        make: async (known) => {
-          const names = [
-            { type: "url" as const, value: `weft://${known.cluster}/host/${hostOf(known, "h1").id}` },
-          ];
-          const key = hostOf(known, "h3").identity.key;
-          return showing(await forge({ authority: known.authority, names, key }));
-        },
+        make: async (known, door) =>
+          butFor(known, door, { names: uris(uriOf(known.cluster, hostOf(known, "h1").id)) }),
       },
     ],
   },
   {
     name: "strange-names",
     doors: ["7400", "7401"],
-    wrongs: Array.from({ length: 10 }, (_, i) => ({
-      label: `name ${i}`,
-      make: async (known: Knowledge) => {
-        const [, values] = uris(known)[i] ?? ["", []];
-        const names = values.map((value) => ({ type: "url" as const, value }));
-        const key = hostOf(known, "h3").identity.key;
-        return showing(await forge({ authority: known.authority, names, key }));
-      },
+    wrongs: strangeNames.map(([label, of]) => ({
+      label,
+      make: async (known, door) =>
+        butFor(known, door, {
+          names: uris(...of(uriOf(known.cluster, hostOf(known, "h3").id), known)),
+        }),
     })),
   },
   {
@@ -214,15 +186,7 @@ const families: readonly Family[] = [
       },
       {
         label: "an authority in h3's name",
-        make: async (known, door) =>
-          showing(
-            await forge({
-              authority: known.authority,
-              names: namesAt(door, known),
-              key: hostOf(known, "h3").identity.key,
-              isAuthority: true,
-            }),
-          ),
+        make: async (known, door) => butFor(known, door, { isAuthority: true }),
       },
       {
         label: "a leaf of the store's authority",
@@ -230,15 +194,7 @@ const families: readonly Family[] = [
       },
       {
         label: "h3's names and key, for signing code",
-        make: async (known, door) =>
-          showing(
-            await forge({
-              authority: known.authority,
-              names: namesAt(door, known),
-              key: hostOf(known, "h3").identity.key,
-              usages: ["1.3.6.1.5.5.7.3.3"],
-            }),
-          ),
+        make: async (known, door) => butFor(known, door, { usages: [CODE_SIGNING] }),
       },
     ],
   },
