@@ -2,7 +2,8 @@
  * A door in TypeScript and the search behind it: fast-check draws inputs for as long as there is time, and shrinks what
  * it finds.
  *
- * Must always hold: the same seed draws the same inputs; a door judges what it is answered, and leaves nothing behind.
+ * Must always hold: the same seed draws the same inputs; a door judges what it is answered, and leaves nothing behind; a
+ * search ends after its last input was judged.
  */
 import * as fc from "fast-check";
 
@@ -27,12 +28,18 @@ export async function search(door: OpenDoor, milliseconds: number, seed: number)
   const warnings: Error[] = [];
   const noted = (warning: Error): void => void warnings.push(warning);
   process.on("warning", noted);
-  const property = fc.asyncProperty(door.arbitrary, async (value) => {
-    executions += 1;
+  const judged = async (value: unknown): Promise<void> => {
     await door.judge(value as never);
     assertUnpolluted();
     const [warning] = warnings;
     if (warning !== undefined) throw warning;
+  };
+  // fast-check does not wait for the input that it interrupts: the door would be closed in the middle of it.
+  let last: { readonly value: unknown; readonly end: Promise<void> } | null = null;
+  const property = fc.asyncProperty(door.arbitrary, (value) => {
+    executions += 1;
+    last = { value, end: judged(value) };
+    return last.end;
   });
   const details = await fc.check(property, {
     seed,
@@ -42,12 +49,26 @@ export async function search(door: OpenDoor, milliseconds: number, seed: number)
     endOnFailure: !door.shrinks,
     examples: door.kept.map((value): [unknown] => [value]),
   });
+  const interrupted = details.failed ? null : await faultOf(last);
   process.off("warning", noted);
-  if (!details.failed) return { executions, finding: null };
-  const input = fc.stringify(details.counterexample?.[0]);
-  const thrown = details.errorInstance;
+  const failed = details.failed
+    ? { value: details.counterexample?.[0], thrown: details.errorInstance }
+    : interrupted;
+  if (failed === null) return { executions, finding: null };
+  const { value, thrown } = failed;
   const why = thrown instanceof Error ? (thrown.stack ?? thrown.message) : String(thrown);
-  return { executions, finding: { seed: details.seed, text: `${input}\n${why}` } };
+  return { executions, finding: { seed: details.seed, text: `${fc.stringify(value)}\n${why}` } };
+}
+
+async function faultOf(
+  input: { readonly value: unknown; readonly end: Promise<void> } | null,
+): Promise<{ readonly value: unknown; readonly thrown: unknown } | null> {
+  try {
+    await input?.end;
+    return null;
+  } catch (thrown) {
+    return { value: input?.value, thrown };
+  }
 }
 
 /** Nobody's JSON may change what every object is. */
