@@ -14,6 +14,7 @@ pub mod file_pool;
 pub mod files;
 pub mod identity;
 pub mod mac;
+pub mod memory;
 pub mod pool_dir;
 mod segment;
 pub mod sidecar;

@@ -58,6 +58,9 @@ const BATCH_PARTS: usize = 64;
 /// Header of a record, and the longest record.
 const RECORD_HEADER: usize = 5;
 const RECORD_MAX: usize = 16 * 1024 + 256;
+/// Plaintext of a full record, and what sealing adds to each: header, type, tag.
+const RECORD_PLAIN: usize = 16 * 1024;
+const RECORD_ADDED: usize = RECORD_HEADER + 1 + 16;
 /// change_cipher_spec, alert, handshake, application_data.
 const RECORD_KINDS: core::ops::RangeInclusive<u8> = 20..=23;
 
@@ -484,6 +487,11 @@ impl TlsCore {
     }
 }
 
+/// Bytes that `plain` bytes become as one run of records: what grows step by step is copied at each.
+fn sealed_len(plain: usize) -> usize {
+    plain + plain.div_ceil(RECORD_PLAIN) * RECORD_ADDED
+}
+
 /// A piece that is received into a buffer of its own.
 #[derive(Debug)]
 struct Fill {
@@ -731,6 +739,7 @@ impl TlsStream {
                 self.queue.iter().take(BATCH_PARTS).take_while(fits).map(Part::bytes).collect();
             self.core.send(&parts);
             let count = parts.len();
+            out.reserve_exact(sealed_len(parts.iter().map(|part| part.len()).sum()));
             self.queued -= self.queue.drain(..count).map(|part| part.len()).sum::<usize>();
             self.core.take_output(&mut out);
         }

@@ -80,6 +80,7 @@ fn main() -> ExitCode {
         eprintln!("weftd can't keep core dumps from being written: {errno}");
         return ExitCode::FAILURE;
     }
+    weft_io::memory::keep_freed();
     weftd::log_to_stderr();
     let options = Options {
         state_dir: line.state_dir,
