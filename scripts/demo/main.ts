@@ -37,6 +37,7 @@ for (const name of ["SIGINT", "SIGTERM"] as const) {
 let failure: string | null = null;
 try {
   await clean(false);
+  ledger.say("starting three hosts and forming a cluster; the plot takes a minute or two");
   const cluster = await Cluster.up({ dir, hosts: 3, pools: ["h1", "h2"], say: (line) => ledger.say(line) });
   if (cluster.mode === "loopback") {
     ledger.say(`not root, so the hosts are loopback addresses; left out: ${leftOutWithoutRoot.join("; ")}`);
