@@ -120,9 +120,10 @@ function initText(
     ...(token === null
       ? ["Join others with a token:  weft token create"]
       : [
-          "Join others with:",
-          `    weft join ${own} --token ${token.token}`,
-          "    (valid 60 min, for one host of this cluster; for the next one: weft token create)",
+          "Join another host: there type",
+          `    weft join ${own}`,
+          "and paste this token where it asks (valid 60 min, for one host; for the next one: weft token create):",
+          `    ${token.token}`,
         ]),
   ].join("\n");
 }

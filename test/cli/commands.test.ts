@@ -162,9 +162,10 @@ void t.test("weft init, weft join: what to do next depends on how many hosts the
       'Cluster "lab" created, 1 host. Volumes have 1 copy until a second host has a pool.',
       "Authority 3f9c 21aa 77d0 4be1",
       "Next:  weft pool add DIRECTORY",
-      "Join others with:",
-      "    weft join 10.0.9.11 --token 04F6-0000",
-      "    (valid 60 min, for one host of this cluster; for the next one: weft token create)",
+      "Join another host: there type",
+      "    weft join 10.0.9.11",
+      "and paste this token where it asks (valid 60 min, for one host; for the next one: weft token create):",
+      "    04F6-0000",
       "",
     ].join("\n"),
   );
