@@ -23,6 +23,7 @@ export function addApiTokenCommands(program: Command, bind: Bind): void {
       (one: string, more?: readonly string[]) => [...(more ?? []), one],
     );
   bind<[string], Create>(create, async (context, [name], options) => {
+    context.protect();
     const made = await context.client.createApiToken({
       name,
       role: options.role,

@@ -99,6 +99,7 @@ async function addPool(context: Context, path: string | undefined): Promise<stri
 
 /** The cluster is made, whatever becomes of this. */
 async function firstToken(context: Context): Promise<TokenCreated | null> {
+  context.protect();
   try {
     return await context.client.createToken();
   } catch (error) {

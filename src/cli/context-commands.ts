@@ -3,14 +3,14 @@ import type { Command } from "commander";
 
 import { fingerprintText } from "../core/wire/host-client.ts";
 import type { Bind } from "./context.ts";
-import { chosenContext, LOCAL, readContexts, writeContexts } from "./context-file.ts";
+import { chosenContext, LOCAL, writeContexts } from "./context-file.ts";
 
 export function addContextCommands(program: Command, bind: Bind): void {
   const context = program.command("context").description("clusters that you have logged in to");
 
   const list = context.command("list").description("all of them");
   bind(list, async (context) => {
-    const { current, all } = await readContexts(context.contextsPath);
+    const { current, all } = await context.contexts();
     context.list(
       all.map(({ name, url, fingerprint }) => ({ name, url, fingerprint, current: name === current })),
       ({ name }) => name,
@@ -29,7 +29,7 @@ export function addContextCommands(program: Command, bind: Bind): void {
     .argument("<name>", "a context; local: this host's own agent");
   bind<[string], object>(use, async (context, [name]) => {
     const path = context.contextsPath;
-    const contexts = await readContexts(path);
+    const contexts = await context.contexts();
     const chosen = chosenContext(contexts, name);
     await writeContexts(path, { ...contexts, current: chosen?.name ?? null });
     context.done(
@@ -43,7 +43,7 @@ export function addContextCommands(program: Command, bind: Bind): void {
     .description("one of them, or the one in use; its token is not shown")
     .argument("[name]", "a context");
   bind<[string | undefined], object>(show, async (context, [name]) => {
-    const contexts = await readContexts(context.contextsPath);
+    const contexts = await context.contexts();
     const chosen = chosenContext(contexts, name ?? null);
     context.show(
       chosen === null
@@ -63,7 +63,7 @@ export function addContextCommands(program: Command, bind: Bind): void {
     .argument("<name>", "a context");
   bind<[string], object>(remove, async (context, [name]) => {
     const path = context.contextsPath;
-    const contexts = await readContexts(path);
+    const contexts = await context.contexts();
     const chosen = chosenContext(contexts, name);
     const current = contexts.current === name ? null : contexts.current;
     await writeContexts(path, { current, all: contexts.all.filter((other) => other !== chosen) });

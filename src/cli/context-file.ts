@@ -50,8 +50,8 @@ export function contextsPath(environment: NodeJS.ProcessEnv): string {
   return join(own === "" ? join(environment["HOME"] ?? "/", ".config") : own, "weft", "contexts.json");
 }
 
-/** E-CTX-03 when it is there and can't be used. */
-export async function readContexts(path: string): Promise<Contexts> {
+/** `beforeRead`: where there is one, before its tokens are in memory. E-CTX-03 when it is there and can't be used. */
+export async function readContexts(path: string, beforeRead: () => void): Promise<Contexts> {
   let text: string;
   try {
     await using file = await open(path, "r");
@@ -60,6 +60,7 @@ export async function readContexts(path: string): Promise<Contexts> {
     const own = process.geteuid?.() ?? uid;
     if ((mode & 0o077) !== 0) throw unusable(path, "others than its owner may read it");
     if (uid !== own && uid !== 0) throw unusable(path, "another user owns it");
+    beforeRead();
     text = size > BYTES_MAX ? "" : await file.readFile("utf8");
   } catch (cause) {
     if (cause instanceof WeftError) throw cause;

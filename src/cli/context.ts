@@ -9,7 +9,7 @@ import type { Command } from "commander";
 
 import { AgentClient, type AgentWay } from "../core/wire/agent-client.ts";
 import { WeftError } from "../core/wire/errors.ts";
-import { chosenContext, contextsPath, readContexts, remoteOf } from "./context-file.ts";
+import { chosenContext, type Contexts, contextsPath, readContexts, remoteOf } from "./context-file.ts";
 import { json } from "./console.ts";
 import type { Console } from "./console.ts";
 import { table } from "./table.ts";
@@ -29,6 +29,8 @@ export type Surroundings = {
   readonly environment: NodeJS.ProcessEnv;
   /** From the call on, ^C aborts the signal instead of ending the process. */
   readonly interruption: () => AbortSignal;
+  /** From the call on, no core dump of this process and no look into its memory but root's; else why that can't be. */
+  readonly protect: () => string | null;
 };
 
 export class Context {
@@ -39,7 +41,9 @@ export class Context {
   /** Set by a command that did its work and found something degraded, or passes on another program's. */
   exitCode = 0;
   #isLocal = false;
+  #isProtected = false;
   readonly #hasNamedSockets: boolean;
+  readonly #protect: () => string | null;
 
   /** `hasNamedSockets`: the command line or the environment says where they are. */
   constructor(surroundings: Surroundings, globals: Globals, hasNamedSockets: boolean) {
@@ -47,6 +51,7 @@ export class Context {
     this.console = surroundings.console;
     this.environment = surroundings.environment;
     this.interruption = surroundings.interruption;
+    this.#protect = surroundings.protect;
     this.globals = globals;
   }
 
@@ -56,6 +61,22 @@ export class Context {
 
   get contextsPath(): string {
     return contextsPath(this.environment);
+  }
+
+  /** What this user has logged in to. */
+  contexts(): Promise<Contexts> {
+    return readContexts(this.contextsPath, () => this.protect());
+  }
+
+  /** Before a secret comes into memory. Where it can't be, the command goes on and says so: its user may have no other way. */
+  protect(): void {
+    if (this.#isProtected) return;
+    this.#isProtected = true;
+    const reason = this.#protect();
+    if (reason !== null)
+      this.console.error(
+        `A core dump of this command, or a debugger of yours, could show the secret that it is given: ${reason}`,
+      );
   }
 
   /** Whatever context is in use: what is asked is about this very host. */
@@ -68,7 +89,7 @@ export class Context {
     const local = { socketPath: join(this.globals.runDir, "agent.sock") };
     const named = this.globals.context ?? this.environment["WEFT_CONTEXT"] ?? "";
     if (this.#isLocal || (named === "" && this.#hasNamedSockets)) return local;
-    const contexts = await readContexts(this.contextsPath);
+    const contexts = await this.contexts();
     const chosen = chosenContext(contexts, named === "" ? null : named);
     return chosen === null ? local : { remote: remoteOf(chosen) };
   }

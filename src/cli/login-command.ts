@@ -7,7 +7,7 @@ import { AgentClient, connectPinned } from "../core/wire/agent-client.ts";
 import { WeftError } from "../core/wire/errors.ts";
 import { contextName, fingerprint, remoteUrl } from "./arguments.ts";
 import type { Bind, Context } from "./context.ts";
-import { isContextName, readContexts, writeContexts } from "./context-file.ts";
+import { isContextName, writeContexts } from "./context-file.ts";
 import { tokenFrom, type TokenOptions } from "./token-input.ts";
 
 type Login = TokenOptions & { readonly fingerprint?: string; readonly name?: string };
@@ -30,7 +30,7 @@ export function addLoginCommand(program: Command, bind: Bind): void {
       });
     }
     const path = context.contextsPath;
-    const contexts = await readContexts(path);
+    const contexts = await context.contexts();
     const pinned = options.fingerprint ?? (await askAuthority(context, at));
     const token = apiToken(await tokenFrom(context, options));
     const me = await new AgentClient({ remote: { ...at, fingerprint: pinned, token } }).me();

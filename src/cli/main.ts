@@ -1,4 +1,6 @@
 /** The `weft` command: joins the process with the program. */
+import { defaultAddon, loadAddon } from "../core/wire/addon.ts";
+import { reasonOf } from "../core/wire/errors.ts";
 import { Console } from "./console.ts";
 import { runCommandLine } from "./program.ts";
 
@@ -15,5 +17,13 @@ process.exitCode = await runCommandLine(process.argv.slice(2), {
     const abort = new AbortController();
     process.once("SIGINT", () => abort.abort());
     return abort.signal;
+  },
+  protect: () => {
+    try {
+      loadAddon(defaultAddon(process.env)).protect();
+      return null;
+    } catch (error) {
+      return reasonOf(error);
+    }
   },
 });

@@ -1,7 +1,8 @@
 /**
  * A passphrase from a file or a prompt, never from the command line.
  *
- * Must always hold: it is in no message of ours; one that is typed for the first time is typed twice.
+ * Must always hold: it is in no message of ours; one that is typed for the first time is typed twice; the process is
+ * protected before it has it.
  */
 import { WeftError } from "../core/wire/errors.ts";
 import type { Context } from "./context.ts";
@@ -14,6 +15,7 @@ export async function passphraseFrom(
   { passphraseFile: file }: { readonly passphraseFile?: string },
   isNew: boolean,
 ): Promise<string> {
+  context.protect();
   const given =
     file === undefined ? await asked(context, isNew) : (await readText(file)).replace(/\r?\n$/, "");
   if (given.length >= LENGTH_MIN) return given;

@@ -16,6 +16,7 @@ export function addTokenCommands(program: Command, bind: Bind): void {
     .option("--for <time>", "how long it is valid (default: 60m)", duration)
     .option("--name <host>", "only a host of this name can use it", hostName);
   bind<[], Create>(create, async (context, _, options) => {
+    context.protect();
     const made = await context.client.createToken({ forMs: options.for ?? null, name: options.name ?? null });
     context.show(
       made,

@@ -1,7 +1,9 @@
 /**
  * Where a command gets a secret from: a file, standard input, a prompt, and the command line for who wants that.
  *
- * Must always hold: a secret is in no message of ours, and only the command line's own way shows it to other users.
+ * Must always hold:
+ * - a secret is in no message of ours, and only the command line's own way shows it to other users;
+ * - the process is protected before it has it.
  */
 import { WeftError } from "../core/wire/errors.ts";
 import type { Context } from "./context.ts";
@@ -36,6 +38,7 @@ export async function tokenFrom(context: Context, { token, tokenFile }: TokenOpt
 }
 
 async function given(context: Context, token: string | undefined, file: string | undefined): Promise<string> {
+  context.protect();
   if (token === "-") return context.console.input();
   if (token !== undefined) return token;
   if (file === undefined) return (await context.console.secret("Token (not shown): ")) ?? "";

@@ -87,6 +87,7 @@ export async function weft(
   signal: AbortSignal = new AbortController().signal,
   environment: NodeJS.ProcessEnv = {},
   input: string = "",
+  protect: (stdin: PassThrough) => string | null = () => null,
 ): Promise<Outcome> {
   const stdin = new PassThrough();
   stdin.end(input);
@@ -96,6 +97,7 @@ export async function weft(
     console: new Console({ stdin, stdout, stderr }, environment),
     environment,
     interruption: () => signal,
+    protect: () => protect(stdin),
   });
   return { code, out: out(), err: err() };
 }

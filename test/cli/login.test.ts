@@ -122,6 +122,7 @@ void t.test("weft login: the authority is compared before the token leaves", asy
     console: new Console({ stdin, stdout, stderr }, environment),
     environment,
     interruption: () => silence,
+    protect: () => null,
   });
   t.equal(code, 0);
   t.notOk(asked.includes(token.token));

@@ -18,7 +18,7 @@ import {
 } from "../wire/audit-line.ts";
 import { countRefusal, endWindows, nextEndMs, noRefusals, type RefusalWindows } from "../model/refusals.ts";
 import { AuditFile, type AuditHead, type Damage, type Verdict } from "./audit-file.ts";
-import { loadAddon } from "./addon.ts";
+import { loadAddon } from "../wire/addon.ts";
 import type { Log } from "./log.ts";
 import type { AgentOptions } from "./options.ts";
 import { Syslog } from "./syslog.ts";

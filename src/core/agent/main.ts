@@ -1,6 +1,6 @@
 /** `weft-agent`: the host's control process. */
 import { isWeftError, reasonOf } from "../wire/errors.ts";
-import { loadAddon } from "./addon.ts";
+import { loadAddon } from "../wire/addon.ts";
 import { Agent } from "./agent.ts";
 import { openLog } from "./log.ts";
 import { parseOptions } from "./options.ts";

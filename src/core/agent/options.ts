@@ -1,7 +1,7 @@
 /** What the agent is told on its command line. */
 import { parseArgs } from "node:util";
 
-import { defaultAddon } from "./addon.ts";
+import { defaultAddon } from "../wire/addon.ts";
 
 export type AgentOptions = {
   /** Durable: host.json, etcd's data and log. */

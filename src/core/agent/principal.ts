@@ -6,7 +6,7 @@
 import type { Socket } from "node:net";
 
 import type { Principal } from "../model/roles.ts";
-import { type Addon, descriptorOf, type PeerCredentials } from "./addon.ts";
+import { type Addon, descriptorOf, type PeerCredentials } from "../wire/addon.ts";
 
 /**
  * By the kernel's word at `connect`: root, the user as whom the agent runs, and, when a group was named, whoever the

@@ -21,7 +21,7 @@ import { badRequest } from "../wire/agent-client.ts";
 import { doorRoutes } from "../wire/door-api.ts";
 import { reasonOf, WeftError } from "../wire/errors.ts";
 import { methodAndPath, type RouteName, routeNames, routes, type RouteSpec } from "../wire/routes.ts";
-import { loadAddon } from "./addon.ts";
+import { loadAddon } from "../wire/addon.ts";
 import { type AskedAgent, handlers } from "./handlers.ts";
 import { boundConnections, listenLocal, removeLocal } from "./local-socket.ts";
 import type { Log } from "./log.ts";

@@ -3,7 +3,7 @@
  *
  * Must always hold: nobody waits for it, and nothing fails by it: what it does not take is counted.
  */
-import type { Addon } from "./addon.ts";
+import type { Addon } from "../wire/addon.ts";
 
 /** authpriv, as syslog.h numbers it. */
 const FACILITY = 10;

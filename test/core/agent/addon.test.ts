@@ -8,7 +8,7 @@ import { join } from "node:path";
 import t from "tap";
 
 import { nativeBin } from "../../../scripts/lib/repository.ts";
-import { defaultAddon, descriptorOf, loadAddon } from "../../../src/core/agent/addon.ts";
+import { defaultAddon, descriptorOf, loadAddon } from "../../../src/core/wire/addon.ts";
 import { boundConnections, listenLocal } from "../../../src/core/agent/local-socket.ts";
 import { openLog } from "../../../src/core/agent/log.ts";
 import { UnixPrincipals } from "../../../src/core/agent/principal.ts";

@@ -1,14 +1,14 @@
 /**
  * What Node has no interface for, from native/weft-node.
  *
- * Must always hold: the agent does not run without it: it could not say who asks.
+ * Must always hold: the agent does not run without it: it could not say who asks. The command goes on without it, and says so.
  */
 import { existsSync } from "node:fs";
 import type { Socket } from "node:net";
 import { constants } from "node:os";
 import { dirname, join } from "node:path";
 
-import { reasonOf, WeftError } from "../wire/errors.ts";
+import { reasonOf, WeftError } from "./errors.ts";
 
 export type PeerCredentials = { readonly pid: number; readonly uid: number; readonly gid: number };
 
@@ -67,7 +67,7 @@ function rootDirectory(): string {
 function broken(path: string, reason: string, cause?: unknown): WeftError {
   return new WeftError({
     code: "E-AGENT-07",
-    message: `The agent's addon ${path} can't be used: ${reason}.`,
+    message: `The addon ${path} can't be used: ${reason}.`,
     facts: { path },
     safe: "Attached volumes go on without the agent.",
     do: [{ why: "Install weft again, or build it", command: "cargo build -p weft-node" }],
