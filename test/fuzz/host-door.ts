@@ -242,7 +242,7 @@ function judgeAnswer(input: Input, said: string, text: string): void {
     throw new Error(`no error body: ${text}`);
   const { code } = json.error as { readonly code: unknown };
   assertCode(code, text);
-  if (![400, 401, 403, 404, 409, 413, 415, 421, 429, 503].includes(status))
+  if (![400, 401, 403, 404, 409, 413, 415, 421, 429, 431, 503].includes(status))
     throw new Error(`status ${status}: ${text}`);
 }
 

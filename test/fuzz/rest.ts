@@ -236,7 +236,7 @@ async function asked(host: TestHost, request: Request): Promise<void> {
   const { code, message } = json.error as { readonly code: unknown; readonly message: unknown };
   assertCode(code, shown);
   if (typeof message !== "string" || message === "") throw new Error(`no sentence: ${shown}`);
-  if (![400, 404, 409, 413, 415, 503].includes(status)) throw new Error(`status ${status}: ${shown}`);
+  if (![400, 404, 409, 413, 415, 431, 503].includes(status)) throw new Error(`status ${status}: ${shown}`);
 }
 
 /** By hand: node's client refuses to send half of what is to be tried. */

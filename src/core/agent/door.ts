@@ -25,7 +25,6 @@ import {
   DOOR_BODY_BYTES_MAX,
   DOOR_HANDSHAKE_MS,
   DOOR_HEADER_BYTES_MAX,
-  DOOR_HEADERS_MAX,
   DOOR_HEADERS_MS,
   DOOR_IDLE_MS,
   DOOR_LIMITS,
@@ -198,7 +197,6 @@ export class Door {
       requireHostHeader: true,
     };
     const server = createTlsServer(options, (request, response) => this.#one(handler, request, response));
-    server.maxHeadersCount = DOOR_HEADERS_MAX;
     server.maxRequestsPerSocket = DOOR_REQUESTS_PER_CONNECTION;
     // In front of the listener that begins with TLS.
     const begin = server.listeners("connection");
@@ -424,9 +422,9 @@ function isTimeless(verdict: PeerVerdict | null): boolean {
   }
 }
 
-/** Somebody who may not ask, whatever was asked. */
+/** Somebody who may not ask, or not in this form, whatever was asked. */
 function isDenial(code: string): boolean {
-  return code.startsWith("E-AUTH-");
+  return code.startsWith("E-AUTH-") || code === "E-LIMIT-02";
 }
 
 /** Requests whose beginning stands in the audit: an error is how they ended, and no refusal. */

@@ -4,6 +4,7 @@
  * Must always hold:
  * - a route that isn't in the table can't be registered, and one of the table has a handler;
  * - who asks is judged before the body is read, and again when the body asks for more;
+ * - a request with more headers than are read is refused, never read without them;
  * - bodies are parsed before anything is done, answers are encoded by the schema that clients decode with;
  * - every error has a code; what has none is a bug and says so (E-AGENT-06).
  */
@@ -16,6 +17,7 @@ import {
 } from "fastify";
 import type { z } from "zod";
 
+import { HEADERS_MAX } from "../model/limits.ts";
 import { mayDo, type Principal, type Right, roleOf, shownPrincipal, type Subject } from "../model/roles.ts";
 import { badRequest } from "../wire/agent-client.ts";
 import { doorRoutes } from "../wire/door-api.ts";
@@ -85,6 +87,18 @@ export function createBareApp(
       const known = unexpected(error);
       void reply.status(known.status).send({ error: known.toBody() });
     },
+  });
+  // One more than may be there, so that too many are seen.
+  app.server.maxHeadersCount = HEADERS_MAX + 1;
+  app.addHook("onRequest", async ({ raw }, reply) => {
+    if (raw.rawHeaders.length <= 2 * HEADERS_MAX) return;
+    // Where its body ends may stand in one that was dropped.
+    void reply.header("connection", "close");
+    throw new WeftError({
+      code: "E-LIMIT-02",
+      message: `The request has more than ${HEADERS_MAX} headers.`,
+      safe: "Nothing was changed.",
+    });
   });
   app.addHook("onRoute", ({ method, url }) => {
     const name = `${String(method)} ${url}`;

@@ -28,6 +28,9 @@ export const CLOCK_SLACK_MS = 25 * 3600 * 1000;
 /** Certificates of one host that may still be used: a renewal each 20 days needs three. */
 export const HOST_CERTS_MAX = 64;
 
+/** Of a request, at the unix socket and at port 7400. Node would drop what comes after them, and read another request. */
+export const HEADERS_MAX = 64;
+
 /** The door on port 7400: connections and handshakes by address, before anything of them is read (gate.ts). */
 export const DOOR_LIMITS = {
   connections: 256,
@@ -45,7 +48,6 @@ export const DOOR_HEADERS_MS = 2000;
 export const DOOR_REQUEST_MS = 5000;
 export const DOOR_IDLE_MS = 5000;
 export const DOOR_HEADER_BYTES_MAX = 8192;
-export const DOOR_HEADERS_MAX = 64;
 export const DOOR_BODY_BYTES_MAX = 64 * 1024;
 export const DOOR_REQUESTS_PER_CONNECTION = 1000;
 

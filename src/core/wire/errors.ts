@@ -13,7 +13,7 @@ export type Culprit = "caller" | "peer" | "disk" | "us";
 /** 1 user error, 2 refused for safety, 3 degraded, 4 unreachable. */
 export type ExitCode = 1 | 2 | 3 | 4;
 
-export type HttpStatus = 400 | 401 | 403 | 404 | 409 | 413 | 421 | 429 | 503;
+export type HttpStatus = 400 | 401 | 403 | 404 | 409 | 413 | 421 | 429 | 431 | 503;
 
 /** One thing a person can do about it. `command` is null when no command of ours helps. */
 export type Advice = { readonly why: string; readonly command: string | null };
@@ -114,6 +114,7 @@ const kinds = {
   "E-TOKEN-05": { culprit: "caller", exit: 1, status: 421 },
   "E-AUTH-03": { culprit: "caller", exit: 1, status: 429 },
   "E-LIMIT-01": { culprit: "caller", exit: 1, status: 413 },
+  "E-LIMIT-02": { culprit: "caller", exit: 1, status: 431 },
   "E-NET-01": away,
   "E-NET-02": away,
   "E-NET-03": away,
