@@ -5,8 +5,8 @@
  * - what is issued or signed is so by the authority that the trust list calls active; a host that doesn't hold that one's
  *   key refuses (E-CA-01), whatever else it holds;
  * - keys are read from their files once and kept as `Secret`;
- * - keys that were given to this host outlive the wait for the list that names their authority: without them its member of
- *   the store could not follow the list.
+ * - keys that were given to this host outlive the wait for the list that names their authority, and a restart within it:
+ *   without them its member of the store could not follow the list.
  */
 import { createPrivateKey } from "node:crypto";
 import type { KeyObject } from "node:crypto";
@@ -15,7 +15,7 @@ import type { HostId } from "../model/ids.ts";
 import { crlSerials } from "../model/trust.ts";
 import type { Authority, Trust } from "../model/trust.ts";
 import { WeftError } from "../wire/errors.ts";
-import type { AuthorityKind, IdentityFiles, Unlisted } from "../wire/identity-files.ts";
+import type { AuthorityKind, IdentityFiles, Unlisted, Unnamed } from "../wire/identity-files.ts";
 import { sign } from "../wire/signed.ts";
 import type { SignedKind } from "../wire/signed.ts";
 import {
@@ -53,16 +53,20 @@ export class AuthorityKeeper {
   readonly #unnamed = new Map<string, number>();
   #writing: Promise<void> = Promise.resolve();
 
-  private constructor(options: AuthorityOptions, held: HeldAuthorities) {
+  private constructor(options: AuthorityOptions, held: HeldAuthorities, unnamed: readonly Unnamed[]) {
     this.#files = options.files;
     this.#lifeMs = options.certificateLifeMs ?? HOST_CERT_LIFE_MS;
     this.#nowMs = options.nowMs ?? Date.now;
     this.#held = held;
+    // A clock that was set back since makes no key wait longer.
+    const nowMs = this.#nowMs();
+    for (const { kid, takenMs } of unnamed) this.#unnamed.set(kid, Math.min(takenMs, nowMs));
   }
 
   /** E-CA-05 where its files are damaged. */
   static async open(options: AuthorityOptions): Promise<AuthorityKeeper> {
-    return new AuthorityKeeper(options, await options.files.readAuthorities());
+    const { files } = options;
+    return new AuthorityKeeper(options, await files.readAuthorities(), await files.readUnnamed());
   }
 
   /** Whether this host can sign and issue by this list. */
@@ -85,8 +89,9 @@ export class AuthorityKeeper {
   }
 
   /** Of what a list has named, no key waits for a list any more. */
-  see(trust: Trust): void {
-    for (const { kid } of [...trust.authorities, ...trust.storeAuthorities]) this.#unnamed.delete(kid);
+  async see(trust: Trust): Promise<void> {
+    const named = [...trust.authorities, ...trust.storeAuthorities].map(({ kid }) => kid);
+    await this.#waitFor((unnamed) => named.forEach((kid) => unnamed.delete(kid)));
   }
 
   /**
@@ -94,13 +99,14 @@ export class AuthorityKeeper {
    * a list that does. Gives how many.
    */
   async dropOthers(trust: Trust): Promise<number> {
-    this.see(trust);
+    await this.see(trust);
     let dropped = 0;
     for (const kind of ["host", "store"] as const) {
       const named = listOf(trust, kind).map(({ kid }) => kid);
       for (const { kid } of this.#held[kind].filter((keys) => !named.includes(keys.kid))) {
         if (this.#nowMs() < (this.#unnamed.get(kid) ?? -Infinity) + UNNAMED_MS) continue;
         await this.#files.dropAuthority(kind, kid);
+        await this.#waitFor((unnamed) => unnamed.delete(kid));
         dropped += 1;
       }
     }
@@ -178,8 +184,9 @@ export class AuthorityKeeper {
   /** Durable when it returns. */
   async take(authorities: HeldAuthorities): Promise<void> {
     const known = this.kids();
-    for (const { kid } of [...authorities.host, ...authorities.store])
-      if (!known.includes(kid)) this.#unnamed.set(kid, this.#nowMs());
+    const fresh = [...authorities.host, ...authorities.store].filter(({ kid }) => !known.includes(kid));
+    // Before the keys are there: whatever happens, nobody takes them for ones that are gone.
+    await this.#waitFor((unnamed) => fresh.forEach(({ kid }) => unnamed.set(kid, this.#nowMs())));
     for (const kind of ["host", "store"] as const)
       for (const authority of authorities[kind]) await this.#files.writeAuthority(kind, authority);
     this.#held = await this.#files.readAuthorities();
@@ -203,11 +210,21 @@ export class AuthorityKeeper {
     );
   }
 
+  #rewrite(change: (known: readonly Unlisted[]) => readonly Unlisted[]): Promise<void> {
+    return this.#inTurn(async () => this.#files.writeUnlisted(change(await this.#files.readUnlisted())));
+  }
+
+  /** In memory at once, on disk when it returns. */
+  async #waitFor(change: (unnamed: Map<string, number>) => unknown): Promise<void> {
+    const shown = (): readonly Unnamed[] => Array.from(this.#unnamed, ([kid, takenMs]) => ({ kid, takenMs }));
+    const before = JSON.stringify(shown());
+    change(this.#unnamed);
+    if (JSON.stringify(shown()) !== before) await this.#inTurn(() => this.#files.writeUnnamed(shown()));
+  }
+
   /** One after the other. */
-  async #rewrite(change: (known: readonly Unlisted[]) => readonly Unlisted[]): Promise<void> {
-    const mine = this.#writing.then(async () =>
-      this.#files.writeUnlisted(change(await this.#files.readUnlisted())),
-    );
+  async #inTurn(write: () => Promise<void>): Promise<void> {
+    const mine = this.#writing.then(write);
     this.#writing = mine.catch(() => undefined);
     await mine;
   }
@@ -215,6 +232,7 @@ export class AuthorityKeeper {
   /** This host is no store member any more. */
   async drop(): Promise<void> {
     this.#held = { host: [], store: [] };
+    this.#unnamed.clear();
     await this.#files.dropAuthorities();
   }
 

@@ -114,7 +114,9 @@ export class RotationKeeper {
   async #look(): Promise<void> {
     const { identity, authority, log } = this.#options;
     const trust = identity.trust();
-    authority.see(trust);
+    await authority.see(trust);
+    // Revoked or removed: nobody waits for it, and nobody gives it a certificate.
+    if (!trust.hosts.has(identity.host)) return;
     if (trust.rotation === null) {
       const dropped = await authority.dropOthers(trust);
       if (dropped > 0) log.info({ dropped }, "keys of authorities that are gone were destroyed");

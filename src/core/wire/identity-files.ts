@@ -6,6 +6,7 @@
  *     identity/trust.json            the last accepted trust list, signed; after joining weftd alone writes it
  *     authority/{host,store}-KID8.pem, .key     store members only
  *     authority/unlisted.json        certificates that were issued while the list could not be changed
+ *     authority/unnamed.json         keys that were given to this host before the list that names their authority
  *     authority/tls/etcd.pem         etcd's leaf and the host's key
  *     authority/tls/clients.pem, peers.pem, crl.der     whom etcd believes, and whom no more
  *     authority/tls/started.json     what the running etcd was started with
@@ -43,6 +44,10 @@ const unlistedJson = z.array(
 );
 /** A certificate that was issued: to whom, its serial (lower-case hex), the issuing authority's KID. */
 export type Unlisted = Readonly<z.output<typeof unlistedJson>[number]>;
+
+const unnamedJson = z.array(z.object({ kid: z.string(), takenMs: z.number() }));
+/** A key of an authority that no list has named since it was taken; ms since 1970. */
+export type Unnamed = Readonly<z.output<typeof unnamedJson>[number]>;
 
 const startedJson = z.object({ bundle: z.array(z.string()), revoked: z.array(z.string()) });
 /** KIDs that the running etcd believes, and hosts that were revoked before it started: they have nothing open there. */
@@ -171,6 +176,21 @@ export class IdentityFiles {
 
   writeUnlisted(certs: readonly Unlisted[]): Promise<void> {
     return this.#write(this.#authority("unlisted.json"), `${JSON.stringify(certs)}\n`);
+  }
+
+  /** Keys that came before the list that names their authority. */
+  async readUnnamed(): Promise<readonly Unnamed[]> {
+    const path = this.#authority("unnamed.json");
+    const text = await textOf(path);
+    try {
+      return text === null ? [] : unnamedJson.parse(JSON.parse(text));
+    } catch {
+      throw damaged(path, "it is no list of keys", "E-CA-05");
+    }
+  }
+
+  writeUnnamed(keys: readonly Unnamed[]): Promise<void> {
+    return this.#write(this.#authority("unnamed.json"), `${JSON.stringify(keys)}\n`);
   }
 
   /** In the order in which a reader may meet them: a certificate never stands there before what vouches for it. */

@@ -20,6 +20,10 @@ void t.test("authority: keys that were given wait for the list that names them",
   // The old list is still in force here: whoever cleans up by it now must not take what the next one needs.
   t.equal(await authority.dropOthers(before), 0);
   t.same(new Set(authority.kids()), new Set([...old, host.kid, store.kid]));
+  // Nor an agent that was started again meanwhile.
+  const again = await AuthorityKeeper.open({ files, nowMs: () => nowMs });
+  t.equal(await again.dropOthers(before), 0);
+  t.same(new Set(again.kids()), new Set([...old, host.kid, store.kid]));
 
   const named = ({ kid, pem }: typeof host) => ({ kid, pem, state: "active" as const, sinceMs: nowMs });
   const after: Trust = {
@@ -32,13 +36,24 @@ void t.test("authority: keys that were given wait for the list that names them",
   t.same(new Set(authority.kids()), new Set([host.kid, store.kid]));
   t.ok(authority.holds(after));
 
-  // That list was another's: once named, they go like all others.
+  // That list was another's: once named, they go like all others, also after a restart.
+  t.same(await files.readUnnamed(), []);
   t.equal(await authority.dropOthers(before), 2);
   t.same(authority.kids(), []);
 
   await authority.take({ host: [host], store: [] });
   nowMs += 9 * MINUTE_MS;
   t.equal(await authority.dropOthers(before), 0);
+  const late = await AuthorityKeeper.open({ files, nowMs: () => nowMs });
+  t.equal(await late.dropOthers(before), 0);
   nowMs += 2 * MINUTE_MS;
-  t.equal(await authority.dropOthers(before), 1, "no list ever named it");
+  t.equal(await late.dropOthers(before), 1, "no list ever named it: a restart is no new beginning");
+
+  // A clock that was set back by a day since then makes it no longer.
+  await late.take({ host: [host], store: [] });
+  nowMs -= 24 * 60 * MINUTE_MS;
+  const back = await AuthorityKeeper.open({ files, nowMs: () => nowMs });
+  t.equal(await back.dropOthers(before), 0);
+  nowMs += 11 * MINUTE_MS;
+  t.equal(await back.dropOthers(before), 1);
 });
