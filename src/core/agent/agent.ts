@@ -29,7 +29,7 @@ import { type JoinContext, registration } from "./entering.ts";
 import { EtcdProcess, peerUrl } from "./etcd-process.ts";
 import { aliveOf, hostsOf } from "./facts.ts";
 import { type HostFile, HostFiles } from "./host-file.ts";
-import { IdentityKeeper } from "./identity.ts";
+import { hostRevoked, IdentityKeeper } from "./identity.ts";
 import { initCluster } from "./init.ts";
 import { joinCluster } from "./join.ts";
 import { Keeper } from "./keeper.ts";
@@ -382,6 +382,8 @@ export class Agent {
     if (member === null) return;
     this.#member = null;
     const { context, presence, keeper, door, heads, acks, rotation, rescue } = member;
+    // Before the identity ends that it renews.
+    const rotationEnds = rotation.stop();
     heads.stop();
     await door.close();
     this.#daemon.end();
@@ -394,7 +396,7 @@ export class Agent {
     context.store.call.close();
     acks.stop();
     rescue.stop();
-    await rotation.stop();
+    await rotationEnds;
     await context.storeKeeper.stop();
     await context.mirror.stop();
   }
@@ -431,7 +433,9 @@ export class Agent {
   /** Another host took this one out of the cluster. Believed only of the signed list. */
   async #removed({ host, identity, storeKeeper }: MemberContext): Promise<void> {
     if (identity.trust().hosts.has(host) || this.#member === null) return;
-    this.#log.warn({}, "this host was removed from its cluster");
+    const revoked = identity.trust().revoked.get(host);
+    if (revoked === undefined) this.#log.warn({}, "this host was removed from its cluster");
+    else this.#log.warn({ code: "E-HOST-14" }, hostRevoked(host, revoked.atMs).message);
     await storeKeeper.stop();
     await this.#inTurn(async () => {
       if (this.#member === null) return;

@@ -242,6 +242,8 @@ export class IdentityKeeper {
   async #renew(): Promise<void> {
     const duties = this.#duties;
     if (duties === null) throw new Error("a renewal of a host whose identity isn't kept");
+    const revoked = this.trust().revoked.get(this.host);
+    if (revoked !== undefined) throw hostRevoked(this.host, revoked.atMs);
     try {
       await this.take(await duties.renew());
       this.#failures = 0;
@@ -308,6 +310,16 @@ function isOlder(known: SignedTrust, text: string): boolean {
 /** Certificates one after the other. */
 export function bundle(authorities: readonly { readonly pem: string }[]): string {
   return authorities.map(({ pem }) => (pem.endsWith("\n") ? pem : `${pem}\n`)).join("");
+}
+
+/** Said by the host itself, and to it. */
+export function hostRevoked(host: HostId, atMs: number): WeftError {
+  return new WeftError({
+    code: "E-HOST-14",
+    message: `This host was revoked at ${new Date(atMs).toISOString()}: its identity is never trusted again.`,
+    facts: { host },
+    safe: "Nothing was changed.",
+  });
 }
 
 function madeBeforeIdentity(stateDir: string): WeftError {

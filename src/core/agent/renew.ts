@@ -19,7 +19,7 @@ import type { IdentityFiles } from "../wire/identity-files.ts";
 import type { StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { AuthorityKeeper } from "./authority.ts";
-import type { IdentityKeeper, RenewedCert } from "./identity.ts";
+import { hostRevoked, type IdentityKeeper, type RenewedCert } from "./identity.ts";
 import { changeTrust } from "./trust-change.ts";
 import type { TrustWriter } from "./trust-change.ts";
 
@@ -118,12 +118,7 @@ function hostByKey(trust: Trust, certificate: X509Certificate): HostId | null {
   const verdict = judgeKey(trust, factsOf(certificate, trust.authorities));
   if (verdict.kind === "ok") return verdict.host;
   if (verdict.kind !== "revoked") return null;
-  throw new WeftError({
-    code: "E-HOST-14",
-    message: `This host was revoked at ${new Date(verdict.atMs).toISOString()}: its identity is never trusted again.`,
-    facts: { host: verdict.host },
-    safe: "Nothing was changed.",
-  });
+  throw hostRevoked(verdict.host, verdict.atMs);
 }
 
 function notListed(): WeftError {

@@ -8,22 +8,26 @@ import { isWeftError, reasonOf } from "../wire/errors.ts";
 import type { Log } from "./log.ts";
 
 const ASK_MS = 5000;
+/** Answers that need a person: said once. */
+const TOLD = ["E-HOST-14"] as const;
 
 export type RescueOptions = {
   readonly isAway: () => boolean;
   /** True: this host has a newer list now, and a certificate of it. */
   readonly catchUp: () => Promise<boolean>;
   readonly log: Log;
+  readonly everyMs?: number;
 };
 
 export class Rescue {
   readonly #options: RescueOptions;
   readonly #timer: NodeJS.Timeout;
   #asking = false;
+  #said = "";
 
   constructor(options: RescueOptions) {
     this.#options = options;
-    this.#timer = setInterval(() => this.#look(), ASK_MS);
+    this.#timer = setInterval(() => this.#look(), options.everyMs ?? ASK_MS);
   }
 
   stop(): void {
@@ -40,8 +44,14 @@ export class Rescue {
         return caughtUp;
       })
       .catch((error: unknown) => {
-        // Nobody answers: the usual case of a store that is away.
-        if (!isWeftError(error)) log.error({ error: reasonOf(error) }, "catching up: a bug");
+        if (!isWeftError(error)) {
+          log.error({ error: reasonOf(error) }, "catching up: a bug");
+          return;
+        }
+        // Else nobody answers: the usual case of a store that is away.
+        if (!TOLD.some((code) => code === error.code) || this.#said === error.message) return;
+        this.#said = error.message;
+        log.error({ code: error.code }, error.message);
       })
       .finally(() => {
         this.#asking = false;

@@ -104,6 +104,8 @@ export class RotationKeeper {
       try {
         await this.#look();
       } catch (error) {
+        // Its parts end one after the other: what a look misses then is no fault.
+        if (this.#stop.signal.aborted) return;
         if (isWeftError(error)) log.warn({ code: error.code }, `authority: ${error.message}`);
         else log.error({ error: reasonOf(error) }, "authority: a bug");
       }
