@@ -51,16 +51,19 @@ export function addAuditCommands(program: Command, bind: Bind): void {
     const verdict = await context.client.verifyAudit();
     const damage = damageOf(verdict);
     if (damage !== null) throw damage;
+    if (verdict.foreign) context.exitCode = 3;
     context.show(
       verdict,
       ({ last }) => String(last ?? 0n),
-      ({ lines, first, last, kept }) =>
+      ({ lines, first, last, kept, foreign }) =>
         lines === 0
           ? "The audit has no lines yet."
           : `The audit is whole: ${lines} lines, ${first} to ${last}.` +
-            (kept === null
-              ? " The store has kept nothing of it yet."
-              : ` The store kept line ${kept.seq}, which agrees.`),
+            (foreign
+              ? " What the store has of it was not written by this host, so that lines cut off at its end would not show."
+              : kept === null
+                ? " The store has kept nothing of it yet."
+                : ` The store kept line ${kept.seq}, which agrees.`),
     );
   });
 }

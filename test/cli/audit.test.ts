@@ -115,6 +115,7 @@ void t.test("weft audit verify: whole, broken, or shorter than the store remembe
       }),
       answer({ ...whole, last: "2", kept: { seq: "4", agrees: false } }),
       answer({ ...whole, lines: 0, first: null, last: null, kept: null }),
+      answer({ ...whole, kept: null, foreign: true }),
     ],
   });
   const verify = (): ReturnType<FakeAgent["weft"]> => agent.weft(["audit", "verify"]);
@@ -125,4 +126,5 @@ void t.test("weft audit verify: whole, broken, or shorter than the store remembe
   t.match(await verify(), { code: 3, err: /^E-AUDIT-02 .*audit\.log, line 3: it has the number 4/ });
   t.match(await verify(), { code: 3, err: /^E-AUDIT-02 .*hash of line 4, .* the last line is 2\./ });
   t.match(await verify(), { code: 0, out: "The audit has no lines yet.\n" });
+  t.match(await verify(), { code: 3, err: "", out: /^The audit is whole: .* was not written by this host/ });
 });

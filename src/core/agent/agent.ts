@@ -345,7 +345,7 @@ export class Agent {
         onPeerRefused: (refused) => this.#background("audit", auditPeer(this.audit, refused)),
       })
       .catch((error: unknown) => log.warn({ reason: reasonOf(error) }, "weftd was not configured yet"));
-    const heads = new AuditHeads(this.audit, store, host, log);
+    const heads = new AuditHeads(this.audit, store, identity, log);
     heads.start();
     this.#member = { context, presence, keeper, door, heads, acks, rotation, rescue };
     this.#background("repair", answerRepair(context));

@@ -1,26 +1,37 @@
 /**
  * The end of this host's audit, kept in the store: who changes the files on one host is found out by the others' copy.
  *
- * Must always hold: a head that the files don't have any more is not written over before the audit says so itself.
+ * Must always hold:
+ * - a head that the files don't have any more is not written over before the audit says so itself;
+ * - a head is signed by the host that it is of: what another host wrote there says nothing about the chain.
  */
 import { z } from "zod";
 
 import { reasonOf } from "../wire/errors.ts";
 import { u64 } from "../wire/json-types.ts";
+import { openByHost } from "../wire/signed.ts";
 import type { StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { Audit } from "./audit.ts";
+import type { IdentityKeeper } from "./identity.ts";
 import type { Log } from "./log.ts";
 
 const EVERY_MS = 60_000;
 
-export const auditHead = z.object({ seq: u64, hash: z.string(), at: z.iso.datetime() });
-export type KeptHead = z.output<typeof auditHead>;
+const auditHead = z.object({ host: z.string(), seq: u64, hash: z.string(), at: z.iso.datetime() });
+export type KeptHead = { readonly seq: bigint; readonly hash: string };
+/** foreign: something is there that this host has not signed. */
+export type FoundHead =
+  | { readonly kind: "none" }
+  | { readonly kind: "foreign" }
+  | ({ readonly kind: "own" } & KeptHead);
+
+export type HeadSigner = Pick<IdentityKeeper, "host" | "sign" | "trust">;
 
 export class AuditHeads {
   readonly #audit: Pick<Audit, "head" | "verify" | "noteBroken">;
   readonly #store: Pick<StoreClient, "get" | "put">;
-  readonly #host: string;
+  readonly #signer: HeadSigner;
   readonly #log: Log;
   #timer: NodeJS.Timeout | null = null;
   #keptSeq: bigint | null = null;
@@ -28,12 +39,12 @@ export class AuditHeads {
   constructor(
     audit: Pick<Audit, "head" | "verify" | "noteBroken">,
     store: Pick<StoreClient, "get" | "put">,
-    host: string,
+    signer: HeadSigner,
     log: Log,
   ) {
     this.#audit = audit;
     this.#store = store;
-    this.#host = host;
+    this.#signer = signer;
     this.#log = log;
   }
 
@@ -56,14 +67,17 @@ export class AuditHeads {
     if (this.#keptSeq === null) await this.#compare();
     const head = this.#audit.head;
     if (head === null || head.seq === this.#keptSeq) return;
-    const value = auditHead.encode({ ...head, at: new Date().toISOString() });
-    await this.#store.put(keys.auditHead(this.#host), JSON.stringify(value));
+    const { host } = this.#signer;
+    const body = JSON.stringify(auditHead.encode({ host, ...head, at: new Date().toISOString() }));
+    await this.#store.put(keys.auditHead(host), this.#signer.sign("audit-head", body));
     this.#keptSeq = head.seq;
   }
 
   async #compare(): Promise<void> {
-    const kept = await readHead(this.#store, this.#host);
-    if (kept !== null) {
+    const kept = await readHead(this.#store, this.#signer);
+    if (kept.kind === "foreign")
+      this.#log.warn({}, "the store's note of this audit's end is none of this host: it is written anew");
+    if (kept.kind === "own") {
       const { first, hashOfAsked } = await this.#audit.verify(kept.seq);
       const isGone = first === null || kept.seq >= first;
       if (isGone && hashOfAsked !== kept.hash) {
@@ -75,12 +89,28 @@ export class AuditHeads {
   }
 }
 
-/** Null: none was kept, or nobody can read it. */
-export async function readHead(store: Pick<StoreClient, "get">, host: string): Promise<KeptHead | null> {
+export async function readHead(
+  store: Pick<StoreClient, "get">,
+  signer: Pick<HeadSigner, "host" | "trust">,
+): Promise<FoundHead> {
+  const { host } = signer;
   const entry = await store.get(keys.auditHead(host));
-  if (entry === null) return null;
+  if (entry === null) return { kind: "none" };
+  const kids =
+    signer
+      .trust()
+      .hosts.get(host)
+      ?.keys.map(({ kid }) => kid) ?? [];
+  const body = openByHost("audit-head", entry.value, kids);
+  const head = body === null ? null : parsedHead(body);
+  // One host's words about another one's audit are not even looked at.
+  if (head === null || head.host !== host) return { kind: "foreign" };
+  return { kind: "own", seq: head.seq, hash: head.hash };
+}
+
+function parsedHead(body: string): z.output<typeof auditHead> | null {
   try {
-    return auditHead.parse(JSON.parse(entry.value));
+    return auditHead.parse(JSON.parse(body));
   } catch {
     return null;
   }

@@ -13,7 +13,7 @@ import {
 } from "../wire/audit-line.ts";
 import { isWeftError } from "../wire/errors.ts";
 import type { Audit } from "./audit.ts";
-import { type KeptHead, readHead } from "./audit-head.ts";
+import { type FoundHead, readHead } from "./audit-head.ts";
 import type { MemberContext } from "./context.ts";
 import { hostsOf, volumesOf } from "./facts.ts";
 import { findHost } from "./find.ts";
@@ -106,14 +106,15 @@ export function auditProblems(audit: Pick<Audit, "isFailing" | "isDamaged">): re
 }
 
 export async function auditVerdict(agent: AskedAudit): Promise<AuditVerdict> {
-  const head = await keptHead(memberOrNull(agent));
+  const found = await keptHead(memberOrNull(agent));
+  const head = found.kind === "own" ? found : null;
   const { lines, first, head: last, broken, hashOfAsked } = await agent.audit.verify(head?.seq ?? null);
   // A head that is older than what is kept says nothing any more.
   const kept =
     head === null || (first !== null && head.seq < first)
       ? null
       : { seq: head.seq, agrees: hashOfAsked === head.hash };
-  return { lines, first, last: last?.seq ?? null, broken, kept };
+  return { lines, first, last: last?.seq ?? null, broken, kept, foreign: found.kind === "foreign" };
 }
 
 function filterOf(context: MemberContext | null, query: AuditQuery): AuditFilter {
@@ -135,12 +136,13 @@ function alsoKnownAs(context: MemberContext | null, ref: string): readonly strin
     .flatMap((volume) => [volume.id, ...(volume.want === null ? [] : [volume.want.name])]);
 }
 
-async function keptHead(context: MemberContext | null): Promise<KeptHead | null> {
-  if (context === null) return null;
+async function keptHead(context: MemberContext | null): Promise<FoundHead> {
+  if (context === null) return { kind: "none" };
   try {
-    return await readHead(context.store, context.host);
+    const { host, identity } = context;
+    return await readHead(context.store, { host, trust: () => identity.trust() });
   } catch (error) {
-    if (isWeftError(error)) return null;
+    if (isWeftError(error)) return { kind: "none" };
     throw error;
   }
 }

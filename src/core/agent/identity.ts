@@ -9,7 +9,7 @@
  * - a renewal keeps the key: the list of allowed keys needs no change, so nothing can be refused meanwhile;
  * - the trust list's file is weftd's to write: the agent does so only where weftd can't have the list (init, join, rescue).
  */
-import { createPublicKey } from "node:crypto";
+import { createPrivateKey, createPublicKey } from "node:crypto";
 import type { KeyObject } from "node:crypto";
 
 import type { Decision, Finding } from "../model/finding.ts";
@@ -20,6 +20,7 @@ import { hostUri, signerOf } from "../model/trust.ts";
 import { factsOf, readCertificate } from "../wire/certificate.ts";
 import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
 import type { HostIdentity, IdentityFiles } from "../wire/identity-files.ts";
+import { type SignedKind, signByHost } from "../wire/signed.ts";
 import { openFirstTrust, openNextTrust } from "../wire/signed-trust.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { ClientTls } from "../wire/tls-context.ts";
@@ -139,6 +140,11 @@ export class IdentityKeeper {
 
   publicKey(): KeyObject {
     return createPublicKey(this.#identity.keyPem.reveal());
+  }
+
+  /** What this host says of itself, signed with its own key: believed by whoever knows the trust list. */
+  sign(kind: SignedKind, body: string): string {
+    return signByHost(kind, body, createPrivateKey(this.#identity.keyPem.reveal()));
   }
 
   /** Called after each change, until the returned function is called. */

@@ -451,6 +451,8 @@ export const auditVerdict = z.object({
   broken: z.object({ file: z.string(), line: z.int(), what: z.string() }).nullable(),
   /** What the store says of the last line, a minute ago or less; null: it says nothing, or is away. */
   kept: z.object({ seq: u64, agrees: z.boolean() }).nullable(),
+  /** The store has something there that this host has not signed: another host wrote it, and it says nothing of the lines. */
+  foreign: z.boolean().default(false),
 });
 
 export const errorAnswer = z.object({

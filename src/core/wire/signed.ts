@@ -1,7 +1,9 @@
 /**
- * Values of the store that not every host may write: signed by an authority, whose key only members hold.
+ * Values of the store that not every host may write: signed by an authority, whose key only members hold; or by the one host
+ * that says them.
  *
  *     {"body": "<text>", "by": "<KID>", "sig": "<base64 of DER>"}      ECDSA P-256 over SHA-256 of "weft KIND v1\0" + body
+ *     {"body": "<text>", "key": "<base64 of SPKI>", "sig": …}          the same by a host's key, which the trust list has
  *
  * Must always hold:
  * - the body is believed only after its signature was verified, byte for byte as it was signed;
@@ -16,7 +18,7 @@ import { finding, ok, refused } from "../model/finding.ts";
 import type { Decision } from "../model/finding.ts";
 import { isP256, kidOf, readCertificate } from "./certificate.ts";
 
-export type SignedKind = "trust" | "join-token" | "api-token" | "revocation-ack";
+export type SignedKind = "trust" | "join-token" | "api-token" | "revocation-ack" | "audit-head";
 export type Opened = { readonly body: string; readonly by: string };
 
 /** As the daemon reads it: what one of them takes and the other refuses would part a host in two. */
@@ -64,6 +66,38 @@ export function openSigned(
   return verify("sha256", toSign(kind, body), key, Buffer.from(sig, "base64"))
     ? ok({ body, by })
     : untrusted(kind, `is not what ${by.slice(0, 16)} signed`);
+}
+
+const byHostJson = z.object({
+  body: z.string().refine((text) => text.isWellFormed()),
+  key: z.base64().max(200),
+  sig: z.base64().max(100),
+});
+
+/** By a host's own key, which lies beside it: the trust list has its hash alone. */
+export function signByHost(kind: SignedKind, body: string, key: KeyObject): string {
+  if (!isP256(key)) throw new Error("a host's key is on P-256");
+  const spki = createPublicKey(key).export({ type: "spki", format: "der" });
+  const sig = signBytes("sha256", toSign(kind, body), key);
+  return JSON.stringify({ body, key: spki.toString("base64"), sig: sig.toString("base64") });
+}
+
+/** The body, where one of these keys has signed it as this kind; null: none has. */
+export function openByHost(kind: SignedKind, text: string, kids: readonly string[]): string | null {
+  const parsed = byHostJson.safeParse(Buffer.byteLength(text) > SIGNED_BYTES_MAX ? null : jsonOf(text));
+  if (!parsed.success) return null;
+  const { body, key: spki, sig } = parsed.data;
+  const key = publicKeyOf(Buffer.from(spki, "base64"));
+  if (key === null || !isP256(key) || !kids.includes(kidOf(key))) return null;
+  return verify("sha256", toSign(kind, body), key, Buffer.from(sig, "base64")) ? body : null;
+}
+
+function publicKeyOf(der: Buffer): KeyObject | null {
+  try {
+    return createPublicKey({ key: der, format: "der", type: "spki" });
+  } catch {
+    return null;
+  }
 }
 
 function toSign(kind: SignedKind, body: string): Buffer {

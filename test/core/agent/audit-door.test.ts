@@ -10,6 +10,7 @@ import { openLog } from "../../../src/core/agent/log.ts";
 import type { AgentClient } from "../../../src/core/wire/agent-client.ts";
 import type { StoreClient } from "../../../src/core/wire/store-client.ts";
 import { keys } from "../../../src/core/wire/store-keys.ts";
+import { makeCluster } from "./identity-for-tests.ts";
 import { eventually, startCluster, startHost, type TestHost } from "./test-host.ts";
 
 const everything: Parameters<AgentClient["audit"]>[0] = {
@@ -156,7 +157,7 @@ void t.test("agent: lines that were cut off whole are missed by what the store k
   } as unknown as Pick<StoreClient, "get" | "put">;
   const directory = t.testdir();
   const log = openLog("silent");
-  const host = "00000000-0000-4000-8000-000000000001";
+  const { identity, host } = await makeCluster(t);
   const open = (): Audit => {
     const audit = new Audit({ directory, log, syslog: null, host: () => host });
     t.teardown(() => audit.close());
@@ -168,12 +169,12 @@ void t.test("agent: lines that were cut off whole are missed by what the store k
   };
   const first = open();
   for (let n = 0; n < 4; n += 1) await write(first);
-  const heads = new AuditHeads(first, store, host, log);
+  const heads = new AuditHeads(first, store, identity, log);
   await heads.keep();
-  t.match(await readHead(store, host), { seq: 4n, hash: first.head?.hash });
+  t.match(await readHead(store, identity), { kind: "own", seq: 4n, hash: first.head?.hash });
   await write(first);
   await heads.keep();
-  t.match(await readHead(store, host), { seq: 5n });
+  t.match(await readHead(store, identity), { kind: "own", seq: 5n });
   await first.close();
 
   const file = join(directory, "audit.log");
@@ -181,11 +182,58 @@ void t.test("agent: lines that were cut off whole are missed by what the store k
   await truncate(file, text.split("\n").slice(0, 3).join("\n").length + 1);
   const second = open();
   await write(second);
-  await new AuditHeads(second, store, host, log).keep();
+  await new AuditHeads(second, store, identity, log).keep();
   const last = await second.last(1, null, () => true);
   t.match(last, [{ event: "broken", outcome: "E-AUDIT-02" }]);
 
   // What is no head of ours is none.
   await store.put(keys.auditHead(host), "{}");
-  t.equal(await readHead(store, host), null);
+  t.same(await readHead(store, identity), { kind: "foreign" });
+});
+
+void t.test("agent: another host can't raise a false alarm about this one's audit", async (t) => {
+  const kept = new Map<string, string>();
+  const store = {
+    get: async (key: string) => {
+      const value = kept.get(key);
+      return value === undefined ? null : { key, value, modRevision: 1n };
+    },
+    put: async (key: string, value: string) => void kept.set(key, value),
+  } as unknown as Pick<StoreClient, "get" | "put">;
+  const log = openLog("silent");
+  const [made, thief] = [await makeCluster(t), await makeCluster(t)];
+  const { identity, host } = made;
+  const audit = new Audit({ directory: t.testdir(), log, syslog: null, host: () => host });
+  t.teardown(() => audit.close());
+  const who = { kind: "root", name: "root", role: "admin", id: null } as const;
+  const write = () => audit.begin({ id: host, who, from: "x", what: "POST /v1/pools", target: {} }, false);
+  await write();
+  await new AuditHeads(audit, store, identity, log).keep();
+  const own = kept.get(keys.auditHead(host)) ?? "";
+
+  const at = new Date().toISOString();
+  const body = JSON.stringify({ host, seq: "1", hash: "f".repeat(64), at });
+  const ofThief = JSON.stringify({ host: thief.host, seq: "1", hash: "f".repeat(64), at });
+  const forged = { ...(JSON.parse(own) as object), body };
+  const named = {
+    ...(JSON.parse(thief.identity.sign("audit-head", body)) as object),
+    key: JSON.parse(own).key,
+  };
+  for (const [what, text] of Object.entries({
+    "not signed": body,
+    "signed with the thief's own key": thief.identity.sign("audit-head", body),
+    "of the thief's own audit": thief.identity.sign("audit-head", ofThief),
+    "signed by it as another": JSON.stringify(named),
+    "with this host's signature of another text": JSON.stringify(forged),
+    "of another host's audit, by this host": identity.sign("audit-head", ofThief),
+    "an authority's signature": made.authority.sign(identity.trust(), "trust", body),
+    nothing: "",
+  })) {
+    await store.put(keys.auditHead(host), text);
+    t.same(await readHead(store, identity), { kind: "foreign" }, what);
+    // Neither the next start of the agent is alarmed, nor does it leave it there.
+    await new AuditHeads(audit, store, identity, log).keep();
+    t.match(await readHead(store, identity), { kind: "own", seq: 1n }, what);
+  }
+  t.same(await audit.last(10, null, ({ event }) => event === "broken"), []);
 });
