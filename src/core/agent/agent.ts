@@ -26,6 +26,7 @@ import type { MemberContext } from "./context.ts";
 import type { Door } from "./door.ts";
 import { openDoor } from "./door-handlers.ts";
 import { type JoinContext, registration } from "./entering.ts";
+import { EtcdLog } from "./etcd-log.ts";
 import { EtcdProcess, peerUrl } from "./etcd-process.ts";
 import { aliveOf, hostsOf } from "./facts.ts";
 import { type HostFile, HostFiles } from "./host-file.ts";
@@ -65,6 +66,7 @@ type Member = {
   readonly acks: RevocationAcks;
   readonly rotation: RotationKeeper;
   readonly rescue: Rescue;
+  readonly etcdLog: EtcdLog;
 };
 
 /** Made one after the other, and told of each other. */
@@ -347,7 +349,9 @@ export class Agent {
       .catch((error: unknown) => log.warn({ reason: reasonOf(error) }, "weftd was not configured yet"));
     const heads = new AuditHeads(this.audit, store, identity, log);
     heads.start();
-    this.#member = { context, presence, keeper, door, heads, acks, rotation, rescue };
+    const etcdLog = new EtcdLog({ path: this.#etcd.logPath, audit: this.audit, log });
+    etcdLog.start();
+    this.#member = { context, presence, keeper, door, heads, acks, rotation, rescue, etcdLog };
     this.#background("repair", answerRepair(context));
     // What happened while this agent was down.
     if (!identity.trust().hosts.has(host)) this.#background("removal", this.#removed(context));
@@ -381,7 +385,7 @@ export class Agent {
     const member = this.#member;
     if (member === null) return;
     this.#member = null;
-    const { context, presence, keeper, door, heads, acks, rotation, rescue } = member;
+    const { context, presence, keeper, door, heads, acks, rotation, rescue, etcdLog } = member;
     // Before the identity ends that it renews.
     const rotationEnds = rotation.stop();
     heads.stop();
@@ -396,6 +400,7 @@ export class Agent {
     context.store.call.close();
     acks.stop();
     rescue.stop();
+    await etcdLog.stop();
     await rotationEnds;
     await context.storeKeeper.stop();
     await context.mirror.stop();

@@ -16,7 +16,7 @@ import {
   type AuditWho,
   renderAuditLine,
 } from "../wire/audit-line.ts";
-import { countRefusal, endWindows, nextEndMs, noRefusals, type RefusalWindows } from "../model/refusals.ts";
+import { type Crowd, type Counted, Refusals } from "../model/refusals.ts";
 import { AuditFile, type AuditHead, type Damage, type Verdict } from "./audit-file.ts";
 import { loadAddon } from "../wire/addon.ts";
 import type { Log } from "./log.ts";
@@ -27,6 +27,8 @@ const FILE_BYTES_MAX = 16 << 20;
 const FILES_KEPT = 20;
 /** What need not be on stable media at once is there after this. */
 const SYNC_MS = 1000;
+/** While refusals are counted, it is looked so often whether their time is over. */
+const REFUSALS_MS = 1000;
 /** So many lines may wait for a slow disk. */
 const WAITING_MAX = 10_000;
 
@@ -43,7 +45,8 @@ export type AuditOptions = {
 
 /** What a request is, as far as the audit shows it. */
 export type AuditRequest = {
-  readonly id: string;
+  /** Null: a connection that was refused before there was a request. */
+  readonly id: string | null;
   readonly who: AuditWho;
   readonly from: string;
   readonly what: string;
@@ -65,6 +68,12 @@ export function openAudit(
   return new Audit({ directory: join(stateDir, "audit"), log, syslog, host });
 }
 
+/** Null: the cluster knows who it was. */
+function crowdOf({ id, who }: AuditRequest): Crowd | null {
+  if (who.kind !== "nobody") return null;
+  return id === null ? "connections" : "requests";
+}
+
 export class Audit {
   readonly #options: AuditOptions;
   readonly #file: AuditFile;
@@ -77,7 +86,7 @@ export class Audit {
   #refused = 0;
   #isDamaged = false;
   #isFailing = false;
-  #refusals: RefusalWindows = noRefusals;
+  readonly #refusals = new Refusals();
   #refusalTimer: NodeJS.Timeout | null = null;
   #syncTimer: NodeJS.Timeout | null = null;
 
@@ -127,11 +136,13 @@ export class Audit {
     await this.#writeOrCount({ ...this.#entry(request), event: "end", outcome, ms });
   }
 
-  /** Of one source one line at once, and one more with the number of those that followed within a second. */
+  /**
+   * Of one source one line at once, and one more with the number of those that followed within a second. Strangers together
+   * have a bounded number of lines (model/refusals.ts). Costs no disk for what is only counted, and never rejects.
+   */
   async refused(request: AuditRequest, source: string, outcome: string, count: number = 1): Promise<void> {
     this.#refused += count;
-    const { windows, written } = countRefusal(this.#refusals, source, Date.now(), count);
-    this.#refusals = windows;
+    const written = this.#refusals.count({ source, crowd: crowdOf(request), count }, Date.now());
     this.#armRefusals();
     if (written)
       await this.#writeOrCount({ ...this.#entry(request), event: "refused", outcome, ms: null, count });
@@ -162,7 +173,7 @@ export class Audit {
   async close(): Promise<void> {
     if (this.#refusalTimer !== null) clearTimeout(this.#refusalTimer);
     if (this.#syncTimer !== null) clearTimeout(this.#syncTimer);
-    await this.#endRefusals(Number.POSITIVE_INFINITY);
+    await this.#writeCounted(this.#refusals.endAll());
     await this.#inTurn(async () => {
       await this.#file.sync().catch(() => null);
       await this.#file.close();
@@ -278,21 +289,22 @@ export class Audit {
   }
 
   #armRefusals(): void {
-    const due = nextEndMs(this.#refusals);
-    if (due === null || this.#refusalTimer !== null) return;
+    if (this.#refusalTimer !== null) return;
+    const due = this.#refusals.nextEndMs;
+    if (due === null) return;
     this.#refusalTimer = setTimeout(
       () => {
         this.#refusalTimer = null;
-        void this.#endRefusals(Date.now());
+        const counted = this.#refusals.end(Date.now());
+        this.#armRefusals();
+        void this.#writeCounted(counted);
       },
-      Math.max(0, due - Date.now()),
+      // One that ends later may be joined by one that ends sooner.
+      Math.min(REFUSALS_MS, Math.max(0, due - Date.now())),
     ).unref();
   }
 
-  async #endRefusals(nowMs: number): Promise<void> {
-    const { windows, counted } = endWindows(this.#refusals, nowMs);
-    this.#refusals = windows;
-    if (nowMs !== Number.POSITIVE_INFINITY) this.#armRefusals();
+  async #writeCounted(counted: readonly Counted[]): Promise<void> {
     const at = new Date().toISOString();
     const host = this.#options.host();
     await Promise.all(
@@ -304,7 +316,7 @@ export class Audit {
           event: "refused",
           who: null,
           from: source,
-          what: "more of them within a second",
+          what: "more of them",
           target: {},
           outcome: null,
           ms: null,

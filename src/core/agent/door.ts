@@ -2,7 +2,8 @@
  * The host's door for other machines: HTTPS on port 7400 of its address.
  *
  *     TCP ──gate──▶ TLS 1.3 handshake ──▶ one request at a time: form ── caller ── right ── allowance ──▶ handler
- *      └─ over a bound: closed, before TLS     └─ each refusal has a code, and stands in the audit
+ *      │                    │                         └─ each refusal has a code, and stands in the audit
+ *      └─ over a bound ─────┴─ fails: closed, and a line or a count in the audit
  *
  * Must always hold:
  * - a caller is who its certificate's key proves by the trust list of now, judged at every request: never its address;
@@ -100,7 +101,15 @@ export type RestBehind = {
 type Judged = { readonly trust: Trust; readonly verdict: PeerVerdict | null };
 
 /** A connection from its TCP handshake on. */
-type Visit = { readonly place: Place; readonly socket: Socket; tls: TLSSocket | null };
+type Visit = {
+  readonly place: Place;
+  readonly socket: Socket;
+  /** Null: its handshake isn't done. */
+  tls: TLSSocket | null;
+  /** Why it never was, where TLS says so. */
+  fault: string | null;
+  readonly atMs: number;
+};
 
 export class Door {
   readonly #options: DoorOptions;
@@ -170,14 +179,16 @@ export class Door {
     const place = this.#closed ? null : this.#gate.admit({ address, isHost }, performance.now());
     if (place === null) {
       socket.destroy();
+      if (!this.#closed) this.#refusedEarly(address, port, "E-LIMIT-01", "more than the door takes");
       return;
     }
-    const visit: Visit = { place, socket, tls: null };
+    const visit: Visit = { place, socket, tls: null, fault: null, atMs: performance.now() };
     const name = nameOf(address, port);
     this.#visits.set(name, visit);
     socket.once("close", () => {
       this.#gate.leave(place);
       this.#visits.delete(name);
+      if (visit.tls === null && !this.#closed) this.#refusedEarly(address, port, "E-NET-01", faultOf(visit));
     });
     goOn();
   }
@@ -209,14 +220,26 @@ export class Door {
     server.on("secureConnection", (socket: TLSSocket) => {
       const visit = this.#visits.get(nameOf(socket.remoteAddress ?? "", socket.remotePort ?? 0));
       if (visit === undefined || socket.isSessionReused()) {
+        if (visit !== undefined) visit.fault = "a resumed session";
         socket.destroy();
         return;
       }
       visit.tls = socket;
       this.#gate.prove(visit.place);
     });
+    server.on("tlsClientError", (error: Error, { remoteAddress = "", remotePort = 0 }: TLSSocket) => {
+      const visit = this.#visits.get(nameOf(remoteAddress, remotePort));
+      if (visit !== undefined) visit.fault = error.message;
+    });
     this.#server = server;
     return server;
+  }
+
+  /** Who got no further than the port. Nothing waits for it: a flood is only counted. */
+  #refusedEarly(address: string, port: number, code: string, reason: string): void {
+    const who = whoOf({ kind: "nobody", address });
+    const request = { id: null, who, from: `${address}:${port}`, what: "port 7400", target: { reason } };
+    void this.#options.audit.refused(request, `7400 ${networkOf(address)}`, code);
   }
 
   /** What Node would queue up behind a running request is nothing that a client of ours sends. */
@@ -486,6 +509,13 @@ function parsedBody(schema: z.ZodType | null, body: unknown): unknown {
   const parsed = schema.safeParse(body ?? {});
   if (parsed.success) return parsed.data;
   throw badRequest(parsed.error);
+}
+
+/** Why there was no handshake. */
+function faultOf({ fault, atMs }: Visit): string {
+  if (fault !== null) return fault;
+  const isSlow = performance.now() - atMs >= DOOR_HANDSHAKE_MS;
+  return isSlow ? `no handshake within ${DOOR_HANDSHAKE_MS} ms` : "it ended before its handshake";
 }
 
 /** Who has an allowance of its own. */

@@ -13,7 +13,7 @@ import { promisify } from "node:util";
 import type { FastifyInstance } from "fastify";
 
 import { UNIX_CONNECTIONS } from "../model/limits.ts";
-import { principalKey } from "../model/roles.ts";
+import { type Principal, principalKey } from "../model/roles.ts";
 import { WeftError } from "../wire/errors.ts";
 import type { UnixPrincipals } from "./principal.ts";
 
@@ -36,8 +36,12 @@ export async function listenLocal(app: FastifyInstance, runDir: string, group: s
   await rm(hidden, { recursive: true, force: true });
 }
 
-/** Whoever isn't root has a share, and all of them together leave places for root. */
-export function boundConnections(server: Server, principals: UnixPrincipals): void {
+/** Whoever isn't root has a share, and all of them together leave places for root. `refused`: who has used up theirs. */
+export function boundConnections(
+  server: Server,
+  principals: UnixPrincipals,
+  refused: (principal: Principal) => void,
+): void {
   const { together, perUser } = UNIX_CONNECTIONS;
   server.maxConnections = together;
   const others = new Map<string, number>();
@@ -49,6 +53,7 @@ export function boundConnections(server: Server, principals: UnixPrincipals): vo
     const all = Array.from(others.values()).reduce((sum, count) => sum + count, 0);
     if (own >= perUser || all >= together - perUser) {
       socket.destroy();
+      refused(principal);
       return;
     }
     others.set(key, own + 1);

@@ -3,8 +3,6 @@
  *
  * Must always hold: who it was is what the peer says of itself; nothing of it is proven.
  */
-import { randomUUID } from "node:crypto";
-
 import { networkOf } from "../model/gate.ts";
 import { whoOf } from "../wire/audit-line.ts";
 import type { PeerRefused } from "../wire/daemon.gen.ts";
@@ -15,7 +13,7 @@ export function auditPeer(
   { address, host, code, reason, unsaid }: PeerRefused,
 ): Promise<void> {
   const request = {
-    id: randomUUID(),
+    id: null,
     who: whoOf({ kind: "nobody", address }),
     from: address,
     what: "the data port",

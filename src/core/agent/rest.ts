@@ -18,8 +18,17 @@ import {
 import type { z } from "zod";
 
 import { HEADERS_MAX } from "../model/limits.ts";
-import { mayDo, type Principal, type Right, roleOf, shownPrincipal, type Subject } from "../model/roles.ts";
+import {
+  mayDo,
+  type Principal,
+  principalKey,
+  type Right,
+  roleOf,
+  shownPrincipal,
+  type Subject,
+} from "../model/roles.ts";
 import { badRequest } from "../wire/agent-client.ts";
+import { whoOf } from "../wire/audit-line.ts";
 import { doorRoutes } from "../wire/door-api.ts";
 import { reasonOf, WeftError } from "../wire/errors.ts";
 import { methodAndPath, type RouteName, routeNames, routes, type RouteSpec } from "../wire/routes.ts";
@@ -54,7 +63,11 @@ export async function serveLocal(
   const principals = new UnixPrincipals(loadAddon(addon), process.getuid?.() ?? 0, viewerGroup !== null);
   const principalOf = ({ raw }: FastifyRequest): Principal => principals.of(raw.socket);
   const app = createApp({ agent, log, names: routeNames, principalOf });
-  boundConnections(app.server, principals);
+  boundConnections(app.server, principals, (principal) => {
+    const target = { reason: "more connections than a user may have" };
+    const request = { id: null, who: whoOf(principal), from: "unix", what: "agent.sock", target };
+    void agent.audit.refused(request, `agent.sock ${principalKey(principal)}`, "E-LIMIT-01");
+  });
   app.addHook("onClose", () => removeLocal(runDir));
   await listenLocal(app, runDir, viewerGroup);
   return app;

@@ -11,6 +11,7 @@ import { nativeBin } from "../../../scripts/lib/repository.ts";
 import { defaultAddon, descriptorOf, loadAddon } from "../../../src/core/wire/addon.ts";
 import { boundConnections, listenLocal } from "../../../src/core/agent/local-socket.ts";
 import { openLog } from "../../../src/core/agent/log.ts";
+import { principalKey } from "../../../src/core/model/roles.ts";
 import { UnixPrincipals } from "../../../src/core/agent/principal.ts";
 import { createApp } from "../../../src/core/agent/rest.ts";
 
@@ -178,7 +179,8 @@ void t.test(
     const server = createServer();
     let uid = 2000;
     const principals = new UnixPrincipals({ peerCredentials: () => ({ pid: 7, uid, gid: 50 }) }, 0, true);
-    boundConnections(server, principals);
+    const refused: string[] = [];
+    boundConnections(server, principals, (principal) => refused.push(principalKey(principal)));
     const at = join(scratch(t), "socket");
     await new Promise<void>((resolve) => server.listen(at, resolve));
     const open: Socket[] = [];
@@ -198,6 +200,11 @@ void t.test(
     t.notOk(await admitted(2000), "one user's share");
     for (let n = 0; n < 64; n += 1) t.ok(await admitted(2001 + (n % 2)));
     t.notOk(await admitted(2003), "all users' share");
+    t.same(
+      refused,
+      [2000, 2003].map((uid) => principalKey({ kind: "group", uid, pid: 7 })),
+      "for the audit",
+    );
     t.ok(await admitted(0), "root has places left");
     const [first] = open;
     const closed = new Promise((resolve) => server.getConnections((_, before) => resolve(before)));

@@ -21,7 +21,7 @@ import t from "tap";
 import { Audit, type AuditOptions, type AuditRequest } from "../../../src/core/agent/audit.ts";
 import { openLog } from "../../../src/core/agent/log.ts";
 import { Syslog, syslogText } from "../../../src/core/agent/syslog.ts";
-import { countRefusal, endWindows, noRefusals } from "../../../src/core/model/refusals.ts";
+import { Refusals } from "../../../src/core/model/refusals.ts";
 import {
   type AuditLine,
   LINE_BYTES_MAX,
@@ -268,43 +268,91 @@ void t.test("audit: a disk that fills up within a line loses nothing that was pr
   t.ok(Number(torn) > 0, "a part of a line was written");
 });
 
-void t.test(
-  "audit: a flood of refusals of one source is two lines, of many sources a few hundred",
-  async (t) => {
-    const audit = openAudit(t, await scratch(t));
-    for (let n = 0; n < 1000; n += 1) await audit.refused(request(), "address 10.0.0.9", "E-AUTH-01");
-    await audit.close();
-    const lines = await audit.last(1000, null, ({ event }) => event === "refused");
-    t.equal(
-      lines.reduce((sum, { count }) => sum + count, 0),
-      1000,
-    );
-    t.match(lines.at(-1), { from: "address 10.0.0.9", who: null });
-    t.ok(lines.length <= 4, `${lines.length} lines`);
+void t.test("audit: a flood of refusals of one source is two lines, and none is lost", async (t) => {
+  const audit = openAudit(t, await scratch(t));
+  for (let n = 0; n < 1000; n += 1) await audit.refused(request(), "address 10.0.0.9", "E-AUTH-01");
+  await audit.close();
+  const lines = await audit.last(1000, null, ({ event }) => event === "refused");
+  t.equal(
+    lines.reduce((sum, { count }) => sum + count, 0),
+    1000,
+  );
+  t.match(lines.at(-1), { from: "address 10.0.0.9", who: null });
+  t.ok(lines.length <= 4, `${lines.length} lines`);
 
-    fc.assert(
-      fc.property(fc.array(fc.tuple(fc.nat(300), fc.nat(400))), (steps) => {
-        let windows = noRefusals;
-        let now = 0;
-        let written = 0;
-        let counted = 0;
-        const end = (at: number): void => {
-          const ended = endWindows(windows, at);
-          windows = ended.windows;
-          counted += ended.counted.reduce((sum, { count }) => sum + count, 0);
-        };
-        for (const [source, passed] of steps) {
-          now += passed;
-          end(now);
-          const one = countRefusal(windows, `address ${source}`, now);
-          windows = one.windows;
-          written += one.written ? 1 : 0;
-          t.ok(windows.size <= 101);
-        }
-        end(Number.POSITIVE_INFINITY);
-        t.equal(written + counted, steps.length);
-      }),
+  fc.assert(
+    fc.property(fc.array(fc.tuple(fc.nat(300), fc.nat(400))), (steps) => {
+      const refusals = new Refusals();
+      let now = 0;
+      let written = 0;
+      let counted = 0;
+      const add = (lines: readonly { readonly count: number }[]): void => {
+        counted += lines.reduce((sum, { count }) => sum + count, 0);
+      };
+      for (const [source, passed] of steps) {
+        now += passed;
+        add(refusals.end(now));
+        const crowd = source % 3 === 0 ? null : source % 3 === 1 ? "connections" : "requests";
+        if (refusals.count({ source: `address ${source}`, crowd, count: 1 }, now)) written += 1;
+        t.ok(refusals.size <= 103);
+      }
+      add(refusals.endAll());
+      t.equal(written + counted, steps.length);
+      t.equal(refusals.nextEndMs, null);
+    }),
+  );
+});
+
+void t.test("audit: strangers from however many addresses make few lines, and hide nobody", async (t) => {
+  const audit = openAudit(t, await scratch(t));
+  const nobody = (address: string) => ({ kind: "nobody" as const, name: address, role: null, id: null });
+  const before = performance.now();
+  for (let n = 0; n < 5000; n += 1) {
+    const from = `10.${n >> 8}.${n & 255}.1`;
+    await audit.refused(
+      request({ id: null, who: nobody(from), from, what: "port 7400" }),
+      `7400 ${from}`,
+      "E-LIMIT-01",
     );
+  }
+  const seconds = (performance.now() - before) / 1000;
+  // A token that is tried in the middle of it, and what somebody may not who is known.
+  const tried = request({ who: nobody("10.0.0.9"), from: "10.0.0.9:1", what: "POST /v1/enrol" });
+  await audit.refused(tried, "10.0.0.9", "E-TOKEN-02");
+  await audit.refused(request({ what: "DELETE /v1/volumes/:ref" }), "token a81c04fe", "E-AUTH-02");
+  await audit.close();
+  const lines = await audit.last(1000, null, ({ event }) => event === "refused");
+  t.equal(
+    lines.reduce((sum, { count }) => sum + count, 0),
+    5002,
+  );
+  t.ok(lines.length <= 63 + 2 * seconds, `${lines.length} lines in ${seconds} s`);
+  t.match(
+    lines.filter(({ what }) => what.startsWith("POST") || what.startsWith("DELETE")),
+    [{ outcome: "E-TOKEN-02" }, { outcome: "E-AUTH-02" }],
+  );
+  t.match(lines.at(-1), { from: "others (connections)", who: null });
+});
+
+void t.test(
+  "audit: what strangers' flood leaves of a day's lines is bounded by time, not by its rate",
+  async (t) => {
+    const refusals = new Refusals();
+    let [lines, told] = [0, 0];
+    const hours = 3600 * 1000;
+    for (let now = 0; now < hours; now += 10) {
+      const ended = refusals.end(now);
+      lines += ended.length;
+      told += ended.reduce((sum, { count }) => sum + count, 0);
+      for (const crowd of ["connections", "requests"] as const)
+        if (refusals.count({ source: `${crowd} ${now % 7777}`, crowd, count: 3 }, now))
+          [lines, told] = [lines + 1, told + 3];
+    }
+    const rest = refusals.endAll();
+    told += rest.reduce((sum, { count }) => sum + count, 0);
+    t.equal(told, (hours / 10) * 6);
+    // A line a second for each of the two crowds, one a minute for the rest of it.
+    t.ok(lines <= 2 * (60 + 3600 + 60) + 2, `${lines} lines`);
   },
 );
 
