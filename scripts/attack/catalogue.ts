@@ -4,6 +4,7 @@ import { credentialAttacks } from "./attacks/credentials.ts";
 import { floodAttacks } from "./attacks/floods.ts";
 import { httpAttacks } from "./attacks/http.ts";
 import { lieAttacks } from "./attacks/lies.ts";
+import { membershipAttacks } from "./attacks/membership.ts";
 import { revokedAttacks } from "./attacks/revoked.ts";
 import { roleAttacks } from "./attacks/roles.ts";
 import { socketAttacks } from "./attacks/sockets.ts";
@@ -20,6 +21,7 @@ export const attacks: readonly Attack[] = [
   ...lieAttacks,
   ...tokenAttacks,
   ...storeAttacks,
+  ...membershipAttacks,
   ...floodAttacks,
   // The last: a host is gone after it.
   ...revokedAttacks,

@@ -48,6 +48,8 @@ export async function openSignedDoor(): Promise<OpenDoor> {
     hosts: {
       [host]: {
         name: "h1",
+        address: "10.0.9.11",
+        member: true,
         keys: [{ kid: "1".repeat(64), since: at }],
         certs: [{ serial: "4f", by: a.kid, notAfter: at }],
         held: [a.kid],

@@ -5,7 +5,6 @@
  * put back after each try.
  */
 import { createPrivateKey, randomBytes, randomUUID } from "node:crypto";
-import { request as httpsRequest } from "node:https";
 
 import { z } from "zod";
 
@@ -19,6 +18,7 @@ import { forge, otherAuthority } from "../forge.ts";
 import { showing } from "../knock.ts";
 import type { Knowledge } from "../knowledge.ts";
 import { hostOf } from "../knowledge.ts";
+import { type AsHost, readKey, writeKey } from "../store-client.ts";
 
 const TRUST = "/weft/v1/trust";
 /** Longer than a watch takes to tell every host, by far. */
@@ -36,7 +36,7 @@ export const storeAttacks: readonly Attack[] = [
         run: (local) => inTurn(async () => isObeyed(known, local, make)),
       })),
     control: async (known, local) => {
-      const signed = await readKey(known, local, TRUST);
+      const signed = await readKey(h3At(known, local), TRUST);
       mustBe(signed !== null && signed.length > 0, "h3 reads the trust list");
     },
   },
@@ -56,7 +56,6 @@ const trustBody = z.looseObject({
   authorities: z.array(z.looseObject({})),
 });
 type TrustBody = z.output<typeof trustBody>;
-const rangeJson = z.object({ kvs: z.array(z.object({ value: z.string().default("") })).default([]) });
 
 /** Each of them names the attacker's own key as h3's. */
 const rivals: readonly Rival[] = [
@@ -94,6 +93,10 @@ const rivals: readonly Rival[] = [
   { label: "noise", make: async () => randomBytes(3000).toString("latin1") },
 ];
 
+function h3At(known: Knowledge, local: string): AsHost {
+  return { known, as: "h3", local };
+}
+
 /** They all write to the same key. */
 let turn: Promise<unknown> = Promise.resolve();
 
@@ -105,7 +108,7 @@ function inTurn<T>(work: () => Promise<T>): Promise<T> {
 
 /** Whether h1 lets a key in that only the rival list names. */
 async function isObeyed(known: Knowledge, local: string, make: Rival["make"]): Promise<boolean> {
-  const now = await readKey(known, local, TRUST);
+  const now = await readKey(h3At(known, local), TRUST);
   if (now === null) throw new Error("there is no trust list");
   const h3 = hostOf(known, "h3");
   const mine = await forge({
@@ -120,10 +123,13 @@ async function isObeyed(known: Knowledge, local: string, make: Rival["make"]): P
     ...body,
     generation: String(BigInt(body.generation) + 1n),
     nonce: randomUUID(),
-    hosts: { ...body.hosts, [h3.id]: { name: "h3", keys: [key], certs: [], held: [] } },
+    hosts: {
+      ...body.hosts,
+      [h3.id]: { name: "h3", address: h3.address, member: true, keys: [key], certs: [], held: [] },
+    },
   };
   try {
-    await writeKey(known, local, TRUST, await make(now, wanted));
+    await writeKey(h3At(known, local), TRUST, await make(now, wanted));
     const end = performance.now() + OBEY_MS;
     while (performance.now() < end) {
       const { address } = hostOf(known, "h1");
@@ -132,54 +138,6 @@ async function isObeyed(known: Knowledge, local: string, make: Rival["make"]): P
     }
     return false;
   } finally {
-    await writeKey(known, local, TRUST, now);
+    await writeKey(h3At(known, local), TRUST, now);
   }
-}
-
-async function readKey(known: Knowledge, local: string, key: string): Promise<string | null> {
-  const { kvs } = rangeJson.parse(await call(known, local, "/v3/kv/range", { key: base64(key) }));
-  const [first] = kvs;
-  return first === undefined ? null : Buffer.from(first.value, "base64").toString("utf8");
-}
-
-/** Null: it is deleted. */
-async function writeKey(known: Knowledge, local: string, key: string, value: string | null): Promise<void> {
-  if (value === null) await call(known, local, "/v3/kv/deleterange", { key: base64(key) });
-  else await call(known, local, "/v3/kv/put", { key: base64(key), value: base64(value) });
-}
-
-/** The store's gateway, as h3. */
-function call(known: Knowledge, local: string, path: string, body: unknown): Promise<unknown> {
-  const { address } = hostOf(known, "h1");
-  const { cert, key } = hostOf(known, "h3").identity;
-  return new Promise((resolve, reject) => {
-    const asked = httpsRequest({
-      host: address,
-      port: 7402,
-      localAddress: local,
-      path,
-      method: "POST",
-      cert,
-      key,
-      rejectUnauthorized: false,
-      agent: false,
-      timeout: 5000,
-    });
-    asked.on("timeout", () => asked.destroy(new Error("the store does not answer")));
-    asked.on("error", reject);
-    asked.on("response", (response) => {
-      let text = "";
-      response.setEncoding("utf8");
-      response.on("data", (chunk: string) => (text += chunk));
-      response.on("end", () => {
-        if (response.statusCode === 200) resolve(JSON.parse(text));
-        else reject(new Error(`the store answers ${response.statusCode}: ${text}`));
-      });
-    });
-    asked.end(JSON.stringify(body));
-  });
-}
-
-function base64(text: string): string {
-  return Buffer.from(text, "utf8").toString("base64");
 }

@@ -280,6 +280,7 @@ export class Agent {
     mirror.onChange((changed) => {
       if (changed === null || changed.has(keys.voters)) storeKeeper.nudge();
       if (changed?.has(keys.placer) === true && mirror.get(keys.placer) === null) presence.nudge();
+      if (changed?.has(keys.alive(host)) === true && mirror.get(keys.alive(host)) === null) presence.unseen();
       if (changed?.has(keys.repairAsk) === true) this.#background("repair", answerRepair(context));
       if (changed?.has(keys.host(host)) === true && mirror.get(keys.host(host)) === null) {
         this.#background("registration", this.#register(context));

@@ -10,11 +10,9 @@ import { type Answered, HostClient } from "../wire/host-client.ts";
 import type { StoreClient } from "../wire/store-client.ts";
 import type { HostId } from "../model/ids.ts";
 import type { AuthorityKeeper, HeldAuthorities } from "./authority.ts";
-import { hostsOf } from "./facts.ts";
 import type { HostFile } from "./host-file.ts";
 import type { IdentityKeeper, RenewedCert } from "./identity.ts";
 import { handedOver } from "./members.ts";
-import type { Mirror } from "./mirror.ts";
 import { issueOwn } from "./renew.ts";
 
 /** A member that takes longer to write four files is away. */
@@ -96,7 +94,7 @@ async function renewByMember(context: AskContext): Promise<RenewedCert> {
 
 /** Hands keys of authorities to other members of the store, all at once; gives those that did not take them. */
 export async function giveAuthorities(
-  { self, identity, mirror }: Omit<AskContext, "store"> & { readonly mirror: Mirror },
+  { self, identity }: Omit<AskContext, "store">,
   authorities: HeldAuthorities,
   members: readonly HostId[],
 ): Promise<readonly HostId[]> {
@@ -105,7 +103,7 @@ export async function giveAuthorities(
   const shown = identity.current();
   const taken = await Promise.all(
     members.map(async (host) => {
-      const address = hostsOf(mirror).find(({ id }) => id === host)?.address;
+      const address = trust.hosts.get(host)?.address;
       if (address === undefined) return false;
       const expect = { kind: "host" as const, trust, host };
       try {

@@ -6,25 +6,22 @@
 import { IdentityFiles } from "../wire/identity-files.ts";
 import { judgeKey } from "../model/trust.ts";
 import { factsOf } from "../wire/certificate.ts";
-import { parseHost } from "../wire/record.ts";
 import { reasonOf } from "../wire/errors.ts";
-import { keys } from "../wire/store-keys.ts";
 import { ApiTokens } from "./api-tokens.ts";
 import { memberAddresses } from "./ask-members.ts";
 import { ownLines } from "./audit-read.ts";
 import type { MemberContext } from "./context.ts";
 import { Door, type DoorHandlers } from "./door.ts";
 import { Enrolment } from "./enrol.ts";
-import { hostsOf } from "./facts.ts";
 import type { AskedAgent } from "./handlers.ts";
+import type { IdentityKeeper } from "./identity.ts";
 import { memberCredentials, takeAuthorities } from "./members.ts";
-import type { Mirror } from "./mirror.ts";
 import { renewIdentity } from "./renew.ts";
 import { AGENT_VERSION, clusterAnswer } from "./status.ts";
 
 /** E-HOST-08 when the address can't be served. */
 export function openDoor(context: MemberContext, agent: AskedAgent): Promise<Door> {
-  const { self, identity, mirror, log } = context;
+  const { self, identity, log } = context;
   const tokens = new ApiTokens(context);
   // Where this host holds the key: in a planned change of the authority its tokens live on.
   identity.onChange((change) => {
@@ -36,7 +33,7 @@ export function openDoor(context: MemberContext, agent: AskedAgent): Promise<Doo
   return Door.listen({
     address: self.address,
     tls: identity.tls,
-    isHostAddress: hostAddresses(mirror),
+    isHostAddress: hostAddresses(identity),
     handlers: handlersOf(context, agent.audit),
     rest: { agent, judgeToken: (token, address, nowMs) => tokens.judge(token, address, nowMs) },
     audit: agent.audit,
@@ -44,20 +41,20 @@ export function openDoor(context: MemberContext, agent: AskedAgent): Promise<Doo
   });
 }
 
-/** Asked for every connection of a flood: looked up once, until the hosts change. */
-function hostAddresses(mirror: Mirror): (address: string) => boolean {
+/** Asked for every connection of a flood: looked up once, until the list changes. */
+function hostAddresses(identity: IdentityKeeper): (address: string) => boolean {
   let known: ReadonlySet<string> | null = null;
-  mirror.onChange((changed) => {
-    if (changed === null || Array.from(changed).some((key) => key.startsWith(keys.hosts))) known = null;
+  identity.onChange((change) => {
+    if (change.kind === "trust") known = null;
   });
   return (address) => {
-    known ??= new Set(hostsOf(mirror).map((host) => host.address));
+    known ??= new Set(Array.from(identity.trust().hosts.values(), (host) => host.address));
     return known.has(address);
   };
 }
 
 function handlersOf(context: MemberContext, audit: AskedAgent["audit"]): DoorHandlers {
-  const { options, store, authority, identity, self, storeKeeper } = context;
+  const { options, store, authority, identity, self } = context;
   const enrolment = new Enrolment({
     store,
     authority,
@@ -66,16 +63,6 @@ function handlersOf(context: MemberContext, audit: AskedAgent["audit"]): DoorHan
     members: () => memberAddresses(store),
   });
   const files = new IdentityFiles(options.stateDir);
-  const credentials = {
-    store,
-    authority,
-    identity,
-    members: () => storeKeeper.members.list(),
-    addressOf: async (host: string) => {
-      const entry = await store.get(keys.host(host));
-      return entry === null ? null : parseHost(entry.key, entry.value).address;
-    },
-  };
   return {
     "GET /v1/hello": async () => ({
       cluster: self.cluster,
@@ -95,7 +82,7 @@ function handlersOf(context: MemberContext, audit: AskedAgent["audit"]): DoorHan
     "POST /v1/members/credentials": async ({ caller, begin }) => {
       if (caller.verdict?.kind !== "ok") throw new Error("the door lets hosts only ask for credentials");
       await begin({ host: caller.verdict.host });
-      const given = await memberCredentials(credentials, caller.verdict.host);
+      const given = await memberCredentials({ store, authority, identity }, caller.verdict.host);
       return {
         authorities: [...given.authorities],
         storeAuthorities: [...given.storeAuthorities],

@@ -109,17 +109,18 @@ export class Enrolment {
     publicKey: X509Certificate["publicKey"],
   ): Promise<Pick<EnrolAnswer, "cert" | "trust">> {
     const { store, authority, identity } = this.#context;
-    const { host, name, kid } = newcomer;
+    const { host, name, address, kid } = newcomer;
     for (;;) {
       const before = await this.#places(newcomer);
       const issued = await authority.issueHost(identity.trust(), { host, publicKey });
       const cert = { serial: issued.serial, by: issued.by, notAfterMs: issued.notAfterMs };
       const nowMs = Date.now();
       const listed = (trust: Trust): Decision<Trust> => {
-        if (!isFree(trust, newcomer, before.isAgain)) throw takenBy(name, newcomer.address, true);
+        const taken = takenIn(trust, newcomer, before.isAgain);
+        if (taken !== null) throw takenBy(name, address, taken === "name");
         const allowed = mayIssue(trust, { host, pending: 0, nowMs });
         if (allowed.kind === "refused") return allowed;
-        const keyed = withKey(trust, { host, name, kid, nowMs, nonce: "" });
+        const keyed = withKey(trust, { host, name, address, kid, nowMs, nonce: "" });
         return keyed.kind === "ok" ? withCert(keyed.value, { host, cert, nowMs, nonce: "" }) : keyed;
       };
       const use = useOf(token, newcomer, nowMs);
@@ -157,13 +158,22 @@ export class Enrolment {
 
 /**
  * Who has a token may become a host, and none that is there already: a host in the list is this one only if its key is
- * this one's. Names count too, whatever somebody took out of the store.
+ * this one's. Names and addresses count too, whatever somebody took out of the store. Null: all of it is free, or its own.
  */
-function isFree(trust: Trust, { host, name, kid }: Newcomer, isAgain: boolean): boolean {
+function takenIn(
+  trust: Trust,
+  { host, name, address, kid }: Newcomer,
+  isAgain: boolean,
+): "name" | "address" | null {
   const known = trust.hosts.get(host);
-  if (known !== undefined || isAgain)
-    return known !== undefined && isAgain && known.keys.some((key) => key.kid === kid);
-  return !Array.from(trust.hosts.values()).some((other) => other.name === name);
+  if (known !== undefined || isAgain) {
+    const isSame = known !== undefined && isAgain && known.keys.some((key) => key.kid === kid);
+    if (!isSame || known.name !== name) return "name";
+    return known.address === address ? null : "address";
+  }
+  const others = Array.from(trust.hosts.values());
+  if (others.some((other) => other.name === name)) return "name";
+  return others.some((other) => other.address === address) ? "address" : null;
 }
 
 function useOf(

@@ -1,6 +1,7 @@
 /** From what a person typed (a name or an identifier) to the thing, or E-ARG-01 with the nearest name. */
-import { parsePoolId, parseUuid } from "../model/ids.ts";
+import { type HostId, parseHostId, parsePoolId, parseUuid } from "../model/ids.ts";
 import { suggest } from "../model/suggest.ts";
+import type { Trust, TrustedHost } from "../model/trust.ts";
 import type { Want } from "../model/volume-record.ts";
 import { WeftError } from "../wire/errors.ts";
 import type { HostJson } from "../wire/record.ts";
@@ -55,6 +56,24 @@ export function findHost(mirror: Mirror, ref: string): HostJson {
     "host",
     ref,
     hosts.map(({ name }) => name),
+  );
+}
+
+export type ListedHost = Pick<TrustedHost, "name" | "address"> & { readonly id: HostId };
+
+/**
+ * Whom an act of trust means: by the signed list, never by what the store says, whose names are every host's to write.
+ * E-ARG-01 where the list has no such host.
+ */
+export function findListed(trust: Trust, ref: string): ListedHost {
+  const id = parseHostId(ref);
+  const all = Array.from(trust.hosts, ([id, { name, address }]) => ({ id, name, address }));
+  const found = all.find((host) => host.id === id) ?? all.find(({ name }) => name === ref);
+  if (found !== undefined) return found;
+  throw noSuch(
+    "host",
+    ref,
+    all.map(({ name }) => name),
   );
 }
 

@@ -141,6 +141,8 @@ async function makeIdentity(
         host,
         {
           name,
+          address,
+          member: true,
           keys: [{ kid: kidOf(publicKey), sinceMs }],
           certs: [shown, store].map(({ serial, by, notAfterMs }) => ({ serial, by, notAfterMs })),
           held: [made.host.kid, made.store.kid],

@@ -3,7 +3,8 @@
  * on which both have proven who they are.
  *
  * Must always hold:
- * - they are given to a host only that the store counts as its member, and that the list trusts;
+ * - they are given to a host only that the signed list names as a member: what etcd and the store's keys say of members is
+ *   every host's to write;
  * - the list says for ever that this host had them, and says so before it has them: revoking it calls for new ones.
  */
 import { createPrivateKey, createPublicKey } from "node:crypto";
@@ -11,12 +12,11 @@ import { createPrivateKey, createPublicKey } from "node:crypto";
 import type { HostId } from "../model/ids.ts";
 import { Secret } from "../model/secret.ts";
 import { signerOf, withHeld } from "../model/trust.ts";
+import type { Trust } from "../model/trust.ts";
 import { kidOf } from "../wire/certificate.ts";
 import { WeftError } from "../wire/errors.ts";
-import type { Member } from "../wire/store-members.ts";
 import type { AuthorityKeys } from "../wire/x509-make.ts";
 import type { HeldAuthorities } from "./authority.ts";
-import { peerUrl } from "./etcd-process.ts";
 import { changeTrust } from "./trust-change.ts";
 import type { TrustWriter } from "./trust-change.ts";
 
@@ -32,23 +32,12 @@ export type MemberCredentials = {
   readonly trust: string;
 };
 
-export type CredentialsContext = TrustWriter & {
-  readonly members: () => Promise<readonly Member[]>;
-  /** Null: no such host is registered. */
-  readonly addressOf: (host: HostId) => Promise<string | null>;
-};
-
 /** To `host`, which has proven itself. E-CA-01 where this host has none to give, E-CA-07 where `host` is no member. */
-export async function memberCredentials(
-  context: CredentialsContext,
-  host: HostId,
-): Promise<MemberCredentials> {
+export async function memberCredentials(context: TrustWriter, host: HostId): Promise<MemberCredentials> {
   const { authority } = context;
-  const address = await context.addressOf(host);
-  const url = address === null ? null : peerUrl(address);
-  const isMember = url !== null && (await context.members()).some(({ peerUrls }) => peerUrls.includes(url));
-  if (!isMember) throw noMember(host);
+  // The list is read anew from the store for that, and swapped if this host was not said to have had them.
   const change = await changeTrust(context, (trust) => {
+    if (!isMember(trust, host)) throw noMember(host);
     const held = authority.give(trust);
     const kids = [...held.host, ...held.store].map(({ kid }) => kid);
     return withHeld(trust, { host, kids, nonce: "" });
@@ -69,7 +58,7 @@ export function handedOver(authorities: HeldAuthorities, trust: string): MemberC
 
 /**
  * Another member hands over the keys of authorities that are to come. `from` has proven itself; E-CA-07 where the list
- * doesn't say that it has the authority's key itself, E-CA-01 where this host is no member.
+ * doesn't name it as a member that has the authority's key itself, E-CA-01 where this host is none.
  */
 export async function takeAuthorities(
   { authority, identity }: Pick<TrustWriter, "authority" | "identity">,
@@ -78,7 +67,8 @@ export async function takeAuthorities(
 ): Promise<void> {
   const trust = identity.trust();
   if (!authority.holds(trust)) authority.give(trust);
-  if (!(trust.hosts.get(from)?.held.includes(signerOf(trust)) ?? false)) throw noMember(from);
+  const has = trust.hosts.get(from)?.held.includes(signerOf(trust)) ?? false;
+  if (!has || !isMember(trust, from)) throw noMember(from);
   if (authority.kids().length > AUTHORITIES_MAX) throw tooMany();
   await authority.take(receivedAuthorities(body));
 }
@@ -89,6 +79,10 @@ export function receivedAuthorities(answer: MemberCredentials): HeldAuthorities 
     host: answer.authorities.map(received),
     store: answer.storeAuthorities.map(received),
   };
+}
+
+function isMember(trust: Trust, host: HostId): boolean {
+  return trust.hosts.get(host)?.member ?? false;
 }
 
 function sent({ kid, pem, keyPem }: AuthorityKeys): SentAuthority {

@@ -31,6 +31,8 @@ export class Presence {
   #lease: bigint | null = null;
   #up: boolean | null = null;
   #placer = false;
+  /** Somebody deleted this host's key while its lease lived on. */
+  #unseen = false;
   #running: Promise<void> | null = null;
 
   constructor(options: PresenceOptions) {
@@ -47,6 +49,12 @@ export class Presence {
 
   /** The placer's key went away: try now. */
   nudge(): void {
+    this.#wake.nudge();
+  }
+
+  /** This host's own key went away. Any host can delete it: it is put again. */
+  unseen(): void {
+    this.#unseen = true;
     this.#wake.nudge();
   }
 
@@ -82,9 +90,16 @@ export class Presence {
 
   async #renew(): Promise<void> {
     const { store, host } = this.#options;
-    if (this.#lease !== null && (await store.keepLease(this.#lease))) return;
-    this.#lease = await store.grantLease(LEASE_SECONDS);
-    await store.put(keys.alive(host), JSON.stringify({ since: new Date().toISOString() }), this.#lease);
+    const isKept = this.#lease !== null && (await store.keepLease(this.#lease));
+    if (isKept && !this.#unseen) return;
+    if (!isKept || this.#lease === null) this.#lease = await store.grantLease(LEASE_SECONDS);
+    this.#unseen = false;
+    try {
+      await store.put(keys.alive(host), JSON.stringify({ since: new Date().toISOString() }), this.#lease);
+    } catch (error) {
+      this.#unseen = true;
+      throw error;
+    }
   }
 
   async #tryPlacer(): Promise<boolean> {

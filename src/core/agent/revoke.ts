@@ -18,7 +18,7 @@ import { randomUUID } from "node:crypto";
 import type { Decision } from "../model/finding.ts";
 import { type HostId, parseHostId, parseUuid } from "../model/ids.ts";
 import type { Authority, Replacement, Trust } from "../model/trust.ts";
-import { holdsAuthority, revokeHost as revokeInList, withHeld } from "../model/trust.ts";
+import { holdsAuthority, membersOf, revokeHost as revokeInList, withHeld } from "../model/trust.ts";
 import type { HostRevokeAnswer } from "../wire/agent-api.ts";
 import { isWeftError, WeftError } from "../wire/errors.ts";
 import type { HostJson } from "../wire/record.ts";
@@ -58,8 +58,8 @@ export async function revokeHost(context: MemberContext, ref: string, by: string
   const member = target.address === null ? undefined : memberAt(members, target.address);
   if (member !== undefined) await refuseLoss(context, members, member, target);
   const begun = performance.now();
-  let decided = await decide(context, target, members, by);
-  while (decided.kind === "again") decided = await decide(context, target, members, by);
+  let decided = await decide(context, target, by);
+  while (decided.kind === "again") decided = await decide(context, target, by);
   log.warn({ host: target.id, name: target.name, by }, "a host was revoked");
   const { hosts, complete } = await untilCut(context, target, begun);
   const isOff = await isCutOff(context, hosts);
@@ -80,19 +80,12 @@ export async function revokeHost(context: MemberContext, ref: string, by: string
 }
 
 /** The list without it, and with it whatever the store knows of the host: one transaction. */
-async function decide(
-  context: MemberContext,
-  target: Target,
-  members: readonly Member[],
-  by: string,
-): Promise<Decided> {
+async function decide(context: MemberContext, target: Target, by: string): Promise<Decided> {
   const { identity, authority, mirror, self } = context;
   await mirror.sync();
   if (identity.trust().revoked.has(target.id)) return { kind: "done", authority: null };
   let next: Awaited<ReturnType<typeof authority.makeNext>> | null = null;
-  const staying = hostsOf(mirror)
-    .filter(({ id, address }) => id !== target.id && memberAt(members, address) !== undefined)
-    .map(({ id }) => id);
+  const staying = membersOf(identity.trust()).filter((id) => id !== target.id);
   if (holdsAuthority(identity.trust(), target.id)) {
     next = await authority.makeNext(self.cluster);
     const others = staying.filter((id) => id !== self.host);
@@ -138,7 +131,8 @@ function withRevoked(
   const revoked = revokeInList(trust, { host: target.id, by, nowMs, nonce: "", replacement: needed });
   if (needed === null) return revoked;
   const kids = [needed.authority.kid, needed.storeAuthority.kid];
-  return staying.reduce<Decision<Trust>>(
+  const there = staying.filter((host) => trust.hosts.has(host));
+  return there.reduce<Decision<Trust>>(
     (so, host) => (so.kind === "refused" ? so : withHeld(so.value, { host, kids, nonce: "" })),
     revoked,
   );

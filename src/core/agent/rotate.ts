@@ -11,6 +11,7 @@ import type { HostId } from "../model/ids.ts";
 import { leaveBehind, startRotation } from "../model/rotation.ts";
 import type { Decision } from "../model/finding.ts";
 import { ok } from "../model/finding.ts";
+import { membersOf } from "../model/trust.ts";
 import type { Authority, Trust } from "../model/trust.ts";
 import type { CaAnswer } from "../wire/agent-api.ts";
 import { WeftError } from "../wire/errors.ts";
@@ -18,8 +19,7 @@ import type { AuthorityKeys } from "../wire/x509-make.ts";
 import { giveAuthorities } from "./ask-members.ts";
 import type { MemberContext } from "./context.ts";
 import { peerUrl } from "./etcd-process.ts";
-import { hostsOf } from "./facts.ts";
-import { findHost } from "./find.ts";
+import { findListed } from "./find.ts";
 import { acksOf, awaitedNow } from "./rotation-keeper.ts";
 import { changeTrust } from "./trust-change.ts";
 
@@ -27,7 +27,7 @@ import { changeTrust } from "./trust-change.ts";
 export async function rotateAuthority(context: MemberContext, without: readonly string[]): Promise<CaAnswer> {
   const { identity, authority, mirror, self } = context;
   await mirror.sync();
-  const left = without.map((ref) => findHost(mirror, ref).id);
+  const left = without.map((ref) => findListed(identity.trust(), ref).id);
   if (identity.trust().rotation === null) {
     if (!authority.holds(identity.trust())) authority.give(identity.trust());
     const members = await memberHosts(context);
@@ -98,12 +98,17 @@ export async function showAuthority(context: MemberContext): Promise<CaAnswer> {
   };
 }
 
-/** Hosts with a member of the store, by what the store says now. */
-export async function memberHosts({ mirror, storeKeeper }: MemberContext): Promise<readonly HostId[]> {
+/** Hosts that the list names as members and that etcd has now: what etcd says alone is every host's to change. */
+export async function memberHosts({
+  identity,
+  storeKeeper,
+}: Pick<MemberContext, "identity" | "storeKeeper">): Promise<readonly HostId[]> {
   const members = await storeKeeper.members.list();
-  return hostsOf(mirror)
-    .filter(({ address }) => members.some(({ peerUrls }) => peerUrls.includes(peerUrl(address))))
-    .map(({ id }) => id);
+  const trust = identity.trust();
+  return membersOf(trust).filter((host) => {
+    const address = trust.hosts.get(host)?.address;
+    return address !== undefined && members.some(({ peerUrls }) => peerUrls.includes(peerUrl(address)));
+  });
 }
 
 function byName<Entry extends { readonly name: string }>(

@@ -1,9 +1,13 @@
 /**
- * Care of this host's member of the store, and (where this agent places) of the whole membership.
+ * Care of this host's member of the store, and (on the first living host that holds the authority's key) of the whole
+ * membership.
  *
- *     not a member ──added by the placer──▶ starting ──caught up──▶ learner or voter ──removed──▶ data set aside
+ *     not a member ──named in the signed list──▶ added to etcd ──▶ starting ──caught up──▶ learner or voter
+ *                                       ──named no more──▶ removed from etcd ──▶ data set aside
  *
  * Must always hold:
+ * - etcd's list of members follows the signed list, never the other way: etcd lets every host add and remove members. One
+ *   is added only after the signed list names its host, at the address that the list has; one that is not named is removed;
  * - a host has the authorities' keys exactly while it is a member: they are fetched before its etcd starts, and destroyed
  *   when it was removed;
  * - each step looks at what is there first: a crash between two steps is continued by the next look;
@@ -13,6 +17,8 @@
 import type { HostId } from "../model/ids.ts";
 import type { LivenessState } from "../model/liveness.ts";
 import { decideMembership, type StoreMember } from "../model/membership.ts";
+import { ok } from "../model/finding.ts";
+import { membersOf, signerOf, type Trust, withMember } from "../model/trust.ts";
 import { isWeftError } from "../wire/errors.ts";
 import type { IdentityFiles } from "../wire/identity-files.ts";
 import type { StoreClient } from "../wire/store-client.ts";
@@ -20,7 +26,7 @@ import { keys } from "../wire/store-keys.ts";
 import { type Member, StoreMembers } from "../wire/store-members.ts";
 import type { AuthorityKeeper } from "./authority.ts";
 import { clientUrl, type EtcdProcess, peerUrl } from "./etcd-process.ts";
-import { hostsOf } from "./facts.ts";
+import { aliveOf } from "./facts.ts";
 import type { HostFile } from "./host-file.ts";
 import type { IdentityKeeper } from "./identity.ts";
 import type { Log } from "./log.ts";
@@ -30,6 +36,7 @@ import { inTurn } from "./member-turn.ts";
 import { listIssued } from "./renew.ts";
 import type { StoreIdentity } from "./store-identity.ts";
 import { Upkeep } from "./store-upkeep.ts";
+import { changeTrust } from "./trust-change.ts";
 import { Wake } from "./wake.ts";
 
 /** Between looks when nothing tells of a change: a member's etcd that died is started again after this. */
@@ -125,8 +132,8 @@ export class StoreKeeper {
     await this.#learnEndpoints(members);
     if (await this.#tendOwn(members)) return true;
     await this.#tendTrust();
+    if (this.#changesMembership() && (await this.#tendMembership(members))) return true;
     if (!this.#options.isPlacer()) return false;
-    if (await this.#tendMembership(members)) return true;
     await this.#upkeep.look(members.flatMap((m) => m.clientUrls));
     return false;
   }
@@ -154,11 +161,11 @@ export class StoreKeeper {
     }
     if ((await etcd.runningPid()) !== null) return false;
     await mirror.sync();
-    const hosts = hostsOf(mirror);
+    const trust = identity.trust();
     const initial = members.flatMap((m) => {
       const url = m.peerUrls[0] ?? "";
-      const name = m.name === "" ? hosts.find((h) => peerUrl(h.address) === url)?.id : m.name;
-      return name === undefined ? [] : [`${name}=${url}`];
+      const name = m.name === "" ? listedAt(trust, m) : m.name;
+      return name === null ? [] : [`${name}=${url}`];
     });
     if (initial.length < members.length) return false;
     if (!authority.holds(identity.trust())) await this.#fetchAuthorities();
@@ -227,20 +234,32 @@ export class StoreKeeper {
     if (urls.length > 0) await this.#options.onEndpoints(urls);
   }
 
+  /**
+   * One of the hosts that have the authority's key, since the list is to be signed. Who lives is told by keys that every host
+   * can write; two that take themselves for the first decide from one list, and only one of them may change it.
+   */
+  #changesMembership(): boolean {
+    const { self, authority, identity, mirror } = this.#options;
+    const trust = identity.trust();
+    if (!authority.holds(trust)) return false;
+    const alive = aliveOf(mirror);
+    const signer = signerOf(trust);
+    const [first] = membersOf(trust).filter(
+      (host) => host === self.host || (alive.has(host) && trust.hosts.get(host)?.held.includes(signer)),
+    );
+    return first === self.host;
+  }
+
   async #tendMembership(members: readonly Member[]): Promise<boolean> {
-    const { mirror, liveness, log, store } = this.#options;
-    const hosts = hostsOf(mirror);
-    // A listing that we don't have yet must not look like a cluster without hosts.
-    if (!hosts.some((h) => h.id === this.#options.self.host)) return false;
-    // Nor may a host whose key somebody deleted, as any host can: it is listed, and registers anew.
-    const listed = Array.from(this.#options.identity.trust().hosts.keys());
-    if (!listed.every((id) => hosts.some((h) => h.id === id))) return false;
-    const ids = new Map<HostId, Member>();
+    const { liveness, log, store } = this.#options;
+    // Read after etcd's list: a host is named before it is added, so that who isn't named here was added by somebody else.
+    const trust = await this.#listNow();
     const known: StoreMember[] = [];
+    const idOf = new Map<HostId, string>();
     for (const member of members) {
-      const host = hosts.find((h) => member.peerUrls.includes(peerUrl(h.address)))?.id ?? strangerId(member);
+      const host = listedAt(trust, member) ?? strangerId(member);
       const status = member.name === "" ? null : await this.members.statusOf(clientUrlOf(member));
-      ids.set(host, member);
+      idOf.set(host, member.id);
       known.push({
         host,
         role: member.learner ? "learner" : "voter",
@@ -248,18 +267,13 @@ export class StoreKeeper {
       });
     }
     const state = liveness();
-    const action = decideMembership(
-      {
-        hosts: hosts.map((h) => ({
-          id: h.id,
-          joinedAtMs: Date.parse(h.joinedAt),
-          liveness: state.hosts.get(h.id) ?? { kind: "unknown" },
-        })),
-        members: known,
-        votersWanted: 3,
-      },
-      Date.now(),
-    );
+    const hosts = Array.from(trust.hosts, ([id, { keys: own, member }]) => ({
+      id,
+      member,
+      joinedAtMs: Math.min(...own.map(({ sinceMs }) => sinceMs)),
+      liveness: state.hosts.get(id) ?? ({ kind: "unknown" } as const),
+    }));
+    const action = decideMembership({ hosts, members: known, votersWanted: 3 }, Date.now());
     switch (action.kind) {
       case "none":
         return false;
@@ -268,21 +282,25 @@ export class StoreKeeper {
         return false;
       case "add-learner":
       case "add-voter": {
-        const address = hosts.find((h) => h.id === action.host)?.address;
-        if (address === undefined) return false;
+        const entry = (await this.#name(trust, action.host, true))?.hosts.get(action.host);
+        if (entry === undefined) return true;
         log.info({ host: action.host }, `store: ${action.kind}`);
-        if (action.kind === "add-learner") await this.members.addLearner(peerUrl(address));
-        else await this.members.addVoter(peerUrl(address));
+        if (action.kind === "add-learner") await this.members.addLearner(peerUrl(entry.address));
+        else await this.members.addVoter(peerUrl(entry.address));
         break;
       }
       case "promote":
-        if ((await this.members.promote(ids.get(action.host)?.id ?? "")) === "not-ready") return false;
+        if ((await this.members.promote(idOf.get(action.host) ?? "")) === "not-ready") return false;
         log.info({ host: action.host }, "store: promoted");
         break;
-      case "remove":
+      case "remove": {
+        const isListed = trust.hosts.has(action.host);
+        if (isListed && (await this.#name(trust, action.host, false)) === null) return true;
         log.info({ host: action.host }, "store: removed");
-        await this.members.remove(ids.get(action.host)?.id ?? "");
+        const id = idOf.get(action.host);
+        if (id !== undefined) await this.members.remove(id);
         break;
+      }
     }
     // Tells the agents of all hosts to look: each cares for its own member and its endpoints.
     const after = await this.members.list();
@@ -292,6 +310,26 @@ export class StoreKeeper {
       JSON.stringify({ voters, members: after.length, at: new Date().toISOString() }),
     );
     return true;
+  }
+
+  /** The list as the store has it now. E-TRUST-01, E-TRUST-02 where it is none that this host follows. */
+  async #listNow(): Promise<Trust> {
+    const { store, authority, identity } = this.#options;
+    const read = await changeTrust({ store, authority, identity }, (trust) => ok(trust));
+    if (read.kind !== "changed") throw new Error("reading the list compares nothing");
+    return read.signed.trust;
+  }
+
+  /** Names a host in the list as a member, or no more. Null: the members that it names are others than was decided from. */
+  async #name(from: Trust, host: HostId, member: boolean): Promise<Trust | null> {
+    const { store, authority, identity } = this.#options;
+    const before = membersOf(from).join();
+    const change = await changeTrust({ store, authority, identity }, (trust) =>
+      membersOf(trust).join() === before ? withMember(trust, { host, member, nonce: "" }) : ok(trust),
+    );
+    if (change.kind !== "changed") throw new Error("a change of the list alone has nothing else to compare");
+    const { trust } = change.signed;
+    return trust.hosts.get(host)?.member === member ? trust : null;
   }
 
   #sayOnce(what: string): void {
@@ -306,7 +344,14 @@ export function clientUrlOf(member: Member): string {
   return member.clientUrls[0] ?? (member.peerUrls[0] ?? "").replace(/:7403$/, ":7402");
 }
 
-/** A member whose host was removed: its name is the host's id; one that never started has only etcd's id. */
+/** Null: the list has no host at the member's address. */
+function listedAt(trust: Trust, { peerUrls }: Member): HostId | null {
+  const [url = ""] = peerUrls;
+  const found = Array.from(trust.hosts).find(([, { address }]) => peerUrl(address) === url);
+  return peerUrls.length === 1 ? (found?.[0] ?? null) : null;
+}
+
+/** One whose host was removed, or that somebody added. What it calls itself counts for nothing. */
 function strangerId(member: Member): HostId {
-  return (member.name === "" ? `member-${member.id}` : member.name) as HostId;
+  return `member-${member.id}` as HostId;
 }

@@ -8,7 +8,9 @@
  *   so that step begins only when the third host answers (protocol.md 4.16);
  * - no change that leaves the healthy voters short of the majority of the new configuration;
  * - a dead member is replaced after 30 min only when a spare host answers; without one it may come back as it is;
- * - a member whose host was removed goes first, whatever its state, unless nobody else votes yet.
+ * - who is (to be) a member says the signed list. A member that it doesn't name goes first, whatever its state, unless nobody
+ *   else votes yet: its host was removed, or put it there itself. One that it names and etcd has not comes back before
+ *   another host takes its place: any host can tell etcd to forget one.
  */
 import type { Decision } from "./finding.ts";
 import { finding, ok, refused } from "./finding.ts";
@@ -28,13 +30,17 @@ export type StoreHost = {
   readonly id: HostId;
   readonly joinedAtMs: number;
   readonly liveness: Liveness;
+  /** The trust list names it as a member. */
+  readonly member: boolean;
 };
 
 export type MembershipAction =
   | { readonly kind: "none" }
+  /** The list names it first, if it doesn't yet. */
   | { readonly kind: "add-learner"; readonly host: HostId }
   | { readonly kind: "add-voter"; readonly host: HostId }
   | { readonly kind: "promote"; readonly host: HostId }
+  /** The list names it no more, then etcd forgets it, if it knows it. */
   | { readonly kind: "remove"; readonly host: HostId }
   /** A change is due, but must wait for a member or a host. */
   | { readonly kind: "blocked"; readonly because: string };
@@ -48,7 +54,7 @@ export type MembershipInput = {
 
 export function decideMembership(input: MembershipInput, now: number): MembershipAction {
   const { hosts, members } = input;
-  const removed = members.find((member) => !hosts.some((host) => host.id === member.host));
+  const removed = members.find((member) => !hosts.some((host) => host.id === member.host && host.member));
   const going = removed === undefined ? null : removal(members, removed.host);
   if (going !== null && going.kind !== "blocked") return going;
 
@@ -56,6 +62,12 @@ export function decideMembership(input: MembershipInput, now: number): Membershi
   const voters = members.filter((member) => member.role === "voter" && member.host !== removed?.host);
   const learner = members.find((member) => member.role === "learner") ?? null;
   const target = hosts.length < 3 ? 1 : hosts.length >= 5 && input.votersWanted === 5 ? 5 : 3;
+
+  // Named by the list, and not in etcd: before etcd was told of it, or after somebody took it out.
+  const absent = hosts.filter((host) => host.member && !members.some((member) => member.host === host.id));
+  const lost = absent.find((host) => isLongAway(hosts, host.id, now));
+  const others = hosts.filter((host) => host.id !== lost?.id);
+  if (lost !== undefined && spareHost(others, members) !== null) return { kind: "remove", host: lost.id };
 
   const spare = spareHost(hosts, members);
   const dead = voters.find((member) => !member.healthy && isLongAway(hosts, member.host, now));
@@ -66,7 +78,8 @@ export function decideMembership(input: MembershipInput, now: number): Membershi
   if (voters.length > target) return shrink(voters, hosts, members);
   if (hosts.length === 2 && learner === null && spare !== null) return { kind: "add-learner", host: spare };
   if (hosts.length > 2 && learner !== null) return removal(members, learner.host);
-  return { kind: "none" };
+  const [surplus] = hosts.length > 2 ? absent : [];
+  return surplus === undefined ? { kind: "none" } : { kind: "remove", host: surplus.id };
 }
 
 /** Whether the operator may take this host out of the store now. */
@@ -143,9 +156,12 @@ function majority(voters: number): number {
   return Math.floor(voters / 2) + 1;
 }
 
+/** Whom the list names already, if there is one: then nobody else, also while that one doesn't answer. */
 function spareHost(hosts: readonly StoreHost[], members: readonly StoreMember[]): HostId | null {
-  const [first] = hosts
-    .filter((host) => host.liveness.kind === "alive" && !members.some((member) => member.host === host.id))
+  const free = hosts.filter((host) => !members.some((member) => member.host === host.id));
+  const named = free.filter((host) => host.member);
+  const [first] = (named.length > 0 ? named : free)
+    .filter((host) => host.liveness.kind === "alive")
     .toSorted((a, b) => a.joinedAtMs - b.joinedAtMs || byText(a.id, b.id));
   return first?.id ?? null;
 }

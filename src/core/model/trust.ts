@@ -36,6 +36,10 @@ export type RevokedCert = { readonly serial: string; readonly notAfterMs: number
 
 export type TrustedHost = {
   readonly name: string;
+  /** Of the cluster's network: what the proof of its token signed when it was let in. Its etcd is looked for there alone. */
+  readonly address: string;
+  /** It is to be a member of the store: set before etcd adds it, taken out before etcd removes it. Only such a host gets keys. */
+  readonly member: boolean;
   /** One; two while the host changes its key. */
   readonly keys: readonly ListedKey[];
   readonly certs: readonly ListedCert[];
@@ -193,13 +197,14 @@ export function withKey(
   add: Write & {
     readonly host: HostId;
     readonly name: string;
+    readonly address: string;
     readonly kid: string;
     readonly nowMs: number;
   },
 ): Decision<Trust> {
-  const { host, name, kid } = add;
+  const { host, name, address, kid } = add;
   if (trust.revoked.has(host)) return hostRevoked(host, name);
-  const before = trust.hosts.get(host) ?? { name, keys: [], certs: [], held: [] };
+  const before = trust.hosts.get(host) ?? { name, address, member: false, keys: [], certs: [], held: [] };
   if (before.keys.some((key) => key.kid === kid)) return ok(trust);
   const other = Array.from(trust.hosts.values()).find((host) => host.keys.some((key) => key.kid === kid));
   const taken = other ?? revokedKey(trust, kid);
@@ -286,6 +291,25 @@ export function withHeld(
   const fresh = add.kids.filter((kid) => !before.held.includes(kid));
   if (fresh.length === 0) return ok(trust);
   return ok(withHost(trust, add.host, { ...before, held: [...before.held, ...fresh] }, add));
+}
+
+/** A host is to be a member of the store, or is to be none any more. What it ever held stays written. */
+export function withMember(
+  trust: Trust,
+  change: Write & { readonly host: HostId; readonly member: boolean },
+): Decision<Trust> {
+  const before = trust.hosts.get(change.host);
+  if (before === undefined) return notListed(trust, change.host);
+  if (before.member === change.member) return ok(trust);
+  return ok(withHost(trust, change.host, { ...before, member: change.member }, change));
+}
+
+/** Hosts that are to be members of the store, in the order of their identifiers. */
+export function membersOf(trust: Trust): readonly HostId[] {
+  return Array.from(trust.hosts)
+    .filter(([, { member }]) => member)
+    .map(([host]) => host)
+    .toSorted(byText);
 }
 
 /** Whether revoking this host calls for a new authority: it ever had a key of one that is trusted now. */

@@ -13,7 +13,7 @@ import type { HostId } from "../model/ids.ts";
 import { faultOf } from "../model/trust.ts";
 import type { Authority, Revoked, Rotation, Trust, TrustedHost } from "../model/trust.ts";
 import { isP256, kidOf, readCertificate } from "./certificate.ts";
-import { instant, u64, uuid } from "./json-types.ts";
+import { address, instant, u64, uuid } from "./json-types.ts";
 import { hostId, isObject, objectOf, reader } from "./record.ts";
 
 /** The newest format of the list that this software understands. */
@@ -45,6 +45,8 @@ const authority = z
 const trustedHost = z
   .object({
     name: z.string().min(1).max(64),
+    address,
+    member: z.boolean(),
     keys: z
       .array(z.object({ kid, since: moment }))
       .min(1)
@@ -54,6 +56,8 @@ const trustedHost = z
   })
   .transform((h): TrustedHost => ({
     name: h.name,
+    address: h.address,
+    member: h.member,
     keys: h.keys.map((key) => ({ kid: key.kid, sinceMs: key.since })),
     certs: h.certs.map((cert) => ({ serial: cert.serial, by: cert.by, notAfterMs: cert.notAfter })),
     held: h.held,
@@ -137,6 +141,8 @@ export function renderTrust(trust: Trust, before: string | null): string {
     storeAuthorities: trust.storeAuthorities.map(renderAuthority),
     hosts: renderHosts(trust.hosts, old["hosts"], (host) => ({
       name: host.name,
+      address: host.address,
+      member: host.member,
       keys: host.keys.map((key) => ({ kid: key.kid, since: iso(key.sinceMs) })),
       certs: host.certs.map((cert) => ({ serial: cert.serial, by: cert.by, notAfter: iso(cert.notAfterMs) })),
       held: host.held,

@@ -71,6 +71,7 @@ async function secondHost(made: TestCluster, lifeMs?: number): Promise<Second> {
     const added = withKey(trust, {
       host,
       name: `h-${host.slice(0, 4)}`,
+      address: "10.0.0.2",
       kid: kidOf(publicKey),
       nowMs,
       nonce: randomUUID(),

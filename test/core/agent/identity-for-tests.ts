@@ -25,6 +25,7 @@ export type TestCluster = {
   /** Of the first host. */
   readonly identity: IdentityKeeper;
   readonly host: HostId;
+  readonly address: string;
   /** The first list, signed. */
   readonly text: string;
 };
@@ -70,6 +71,7 @@ export async function makeCluster(t: Scope, certificateLifeMs?: number): Promise
   const keyPem = makeKey();
   const publicKey = createPublicKey(keyPem.reveal());
   const sinceMs = Date.now();
+  const address = "10.0.0.1";
   const kids = [made.host.kid, made.store.kid];
   const trust: Trust = {
     cluster,
@@ -79,7 +81,17 @@ export async function makeCluster(t: Scope, certificateLifeMs?: number): Promise
     authorities: [{ kid: made.host.kid, pem: made.host.pem, state: "active", sinceMs }],
     storeAuthorities: [{ kid: made.store.kid, pem: made.store.pem, state: "active", sinceMs }],
     hosts: new Map([
-      [host, { name: "h1", keys: [{ kid: kidOf(publicKey), sinceMs }], certs: [], held: kids }],
+      [
+        host,
+        {
+          name: "h1",
+          address,
+          member: true,
+          keys: [{ kid: kidOf(publicKey), sinceMs }],
+          certs: [],
+          held: kids,
+        },
+      ],
     ]),
     revoked: new Map(),
     rotation: null,
@@ -94,5 +106,5 @@ export async function makeCluster(t: Scope, certificateLifeMs?: number): Promise
     identity.stop();
     return Promise.resolve();
   });
-  return { cluster, files, authority, identity, host, text };
+  return { cluster, files, authority, identity, host, address, text };
 }

@@ -78,7 +78,7 @@ void t.test("trust list: changed by one swap, followed by others, never taken ba
   follower.start({ mirror, renew: () => Promise.reject(new Error("nothing to renew")) });
   t.teardown(() => follower.stop());
 
-  const add = { host: newHostId(), name: "h2", kid: KID, nowMs: Date.now(), nonce: "" };
+  const add = { host: newHostId(), name: "h2", address: "10.0.0.2", kid: KID, nowMs: Date.now(), nonce: "" };
   const extra = {
     compares: [{ key: "/weft/v1/token-used", modRevision: 0n }],
     ops: [{ kind: "put" as const, key: "/weft/v1/token-used", value: "h2" }],
@@ -158,7 +158,8 @@ void t.test("trust list: a host that was away while two authorities took over ca
         rotation: { id: newHostId(), phase: "issue", why: "asked", sinceMs, without: [] },
       }),
     );
-    const add = { host: newHostId(), name, kid: name === "h2" ? KID : "cd".repeat(32), nowMs: sinceMs };
+    const kid = name === "h2" ? KID : "cd".repeat(32);
+    const add = { host: newHostId(), name, address: "10.0.0.2", kid, nowMs: sinceMs };
     await changeTrust(writer, (trust) => withKey(trust, { ...add, nonce: "" }));
     await changeTrust(writer, ({ authorities, ...trust }) =>
       ok({ ...trust, authorities: authorities.slice(0, 1), rotation: null }),

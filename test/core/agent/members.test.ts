@@ -1,26 +1,9 @@
 /** Hosts with a good certificate that ask for, or hand over, what is not theirs. */
 import t from "tap";
 
-import { memberCredentials, takeAuthorities } from "../../../src/core/agent/members.ts";
-import { StoreClient } from "../../../src/core/wire/store-client.ts";
+import { takeAuthorities } from "../../../src/core/agent/members.ts";
 import { makeAuthority } from "../../../src/core/wire/x509-make.ts";
 import { makeCluster, newHostId } from "./identity-for-tests.ts";
-
-void t.test(
-  "members: a host that is no member of the store gets no authority's key, and the list is left alone",
-  async (t) => {
-    const { authority, identity, host } = await makeCluster(t);
-    // Nobody asks it: whoever is no member is refused before.
-    const store = new StoreClient({ endpoints: ["http://127.0.0.1:1"], patienceMs: 1 });
-    const before = identity.known.body;
-    const context = { store, authority, identity, members: async () => [] };
-    const known = { ...context, addressOf: async () => "10.0.0.1" };
-    await t.rejects(memberCredentials(known, host), { code: "E-CA-07" });
-    const unknown = { ...context, addressOf: async () => null };
-    await t.rejects(memberCredentials(unknown, newHostId()), { code: "E-CA-07" });
-    t.equal(identity.known.body, before);
-  },
-);
 
 void t.test(
   "members: keys are taken from hosts only that have the authority's, and only such as fit",

@@ -32,7 +32,7 @@ void t.test("store identity: a revoked certificate is refused, and the proof of 
   t.equal(shown.finding, null);
 
   // Another host, listed; then revoked.
-  const other = { host: newHostId(), name: "h2" };
+  const other = { host: newHostId(), name: "h2", address: "10.0.0.2" };
   const issued = await authority.issueHost(identity.trust(), {
     host: other.host,
     publicKey: identity.publicKey(),

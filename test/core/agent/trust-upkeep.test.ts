@@ -18,7 +18,8 @@ void t.test("trust list: put back over an older one, a forged one or none, never
   t.equal((await store.get(keys.trust))?.value, text);
   t.equal(await putTrustBack(store, identity), false);
   const writer = { store, authority, identity };
-  const add = { host: newHostId(), name: "h2", kid: "ab".repeat(32), nowMs: Date.now(), nonce: "" };
+  const key = { kid: "ab".repeat(32), address: "10.0.0.2", nowMs: Date.now() };
+  const add = { host: newHostId(), name: "h2", ...key, nonce: "" };
   await changeTrust(writer, (trust) => withKey(trust, add));
   await changeTrust(writer, (trust) =>
     revokeHost(trust, { host: add.host, by: "t", nowMs: Date.now(), nonce: "", replacement: null }),

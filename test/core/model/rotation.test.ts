@@ -125,6 +125,7 @@ class World {
     const listed = withKey(this.newest.trust, {
       host: trustHost(number),
       name: `h${number}`,
+      address: `10.0.0.${number}`,
       kid: kid(`k${number}`),
       nowMs: 1,
       nonce: this.nonce(),

@@ -25,7 +25,7 @@ export function authority(name: string, state: Authority["state"] = "active"): A
   return { kid: kid(name), pem: name, state, sinceMs: 0 };
 }
 
-/** Hosts 1..n with keys k1..kn, authority A1 and store authority B1; hosts up to `members` held both. */
+/** Hosts 1..n with keys k1..kn, authority A1 and store authority B1; hosts up to `members` are members and held both. */
 export function trustOf(hosts: number, members: number = 0): Trust {
   return {
     cluster: CLUSTER,
@@ -39,6 +39,8 @@ export function trustOf(hosts: number, members: number = 0): Trust {
         trustHost(i + 1),
         {
           name: `h${i + 1}`,
+          address: `10.0.0.${i + 1}`,
+          member: i < members,
           keys: [{ kid: kid(`k${i + 1}`), sinceMs: 0 }],
           certs: [{ serial: `0${i + 1}`, by: kid("A1"), notAfterMs: 30 * DAY_MS }],
           held: i < members ? [kid("A1"), kid("B1")] : [],

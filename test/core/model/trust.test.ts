@@ -114,7 +114,14 @@ void t.test(
   async (t) => {
     const one = trustOf(2);
     const two = value(
-      withKey(one, { host: trustHost(3), name: "h3", kid: kid("k3"), nowMs: 1, nonce: "n2" }),
+      withKey(one, {
+        host: trustHost(3),
+        name: "h3",
+        address: "10.0.0.3",
+        kid: kid("k3"),
+        nowMs: 1,
+        nonce: "n2",
+      }),
     );
     const known = signedBy(two, "A1");
     t.equal(codeOf(acceptTrust(null, signedBy(one, "A1"))), "ok");
@@ -197,7 +204,7 @@ void t.test("trust: a host that held the authority's key goes only together with
 
 void t.test("trust: keys and certificates are listed once, and for hosts that are there", async (t) => {
   const trust = revoked(trustOf(3), 3);
-  const key = { host: trustHost(4), name: "h4", nowMs: 1, nonce: "n" };
+  const key = { host: trustHost(4), name: "h4", address: "10.0.0.4", nowMs: 1, nonce: "n" };
   t.equal(codeOf(withKey(trust, { ...key, kid: kid("k1") })), "E-HOST-15", "another host's");
   t.equal(codeOf(withKey(trust, { ...key, kid: kid("k3") })), "E-HOST-15", "a revoked host's");
   t.equal(codeOf(withKey(trust, { ...key, host: trustHost(3), kid: kid("k4") })), "E-HOST-14");
@@ -240,7 +247,12 @@ function written(newest: SignedTrust, act: Exclude<Act, { kind: "arrive" }>, non
   const changed = ((): Decision<Trust> => {
     switch (act.kind) {
       case "key":
-        return withKey(trust, { ...common, name: `h${act.host}`, kid: kid(`k${act.host}`) });
+        return withKey(trust, {
+          ...common,
+          name: `h${act.host}`,
+          address: `10.0.0.${act.host}`,
+          kid: kid(`k${act.host}`),
+        });
       case "cert":
         return withCert(trust, {
           ...common,

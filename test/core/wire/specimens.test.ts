@@ -33,8 +33,8 @@ const specimenJson = z.object({
   verdict: z.looseObject({ kind: z.string() }),
 });
 
-/** The daemon reads no store authorities and no rotation, so its specimens leave them away: put in for our reader. It
- * also leaves revoked hosts listed, which our reader refuses: being revoked weighs more in both. */
+/** The daemon reads no store authorities, no rotation, and of hosts nothing but keys, so its specimens leave away what else
+ * there is: put in for our reader. It also leaves revoked hosts listed, which our reader refuses: being revoked weighs more in both. */
 const { kid, pem } = await testAuthority("store");
 const since = "2026-11-21T00:00:00Z";
 const id = "30000000-0000-4000-8000-000000000000";
@@ -50,7 +50,11 @@ void t.test("specimens: agent and daemon judge alike", async (t) => {
     t.equal(opened.kind, "ok", `${name}: signed in one language, opened in the other`);
     if (opened.kind === "refused") continue;
     const added = body.authorities.length > 1 ? { storeAuthorities, rotation } : { storeAuthorities };
-    const hosts = Object.fromEntries(Object.entries(body.hosts).filter(([host]) => !(host in body.revoked)));
+    const hosts = Object.fromEntries(
+      Object.entries(body.hosts)
+        .filter(([host]) => !(host in body.revoked))
+        .map(([host, entry], i) => [host, { ...entry, address: `10.0.9.${i + 11}`, member: false }]),
+    );
     const trust = parseTrust(name, JSON.stringify({ ...body, hosts, ...added }));
     t.equal(acceptTrust(null, { trust, ...opened.value }).kind, "ok");
     const [leaf] = specimen.chain;

@@ -28,11 +28,23 @@ const list: Trust = {
   authorities: [{ kid: a.kid, pem: a.pem, state: "active", sinceMs: nowMs }],
   storeAuthorities: [{ kid: b.kid, pem: b.pem, state: "active", sinceMs: nowMs }],
   hosts: new Map([
-    [host("2"), { name: "h2", keys: [{ kid: hex("2"), sinceMs: nowMs }], certs: [], held: [] }],
+    [
+      host("2"),
+      {
+        name: "h2",
+        address: "fd00::12",
+        member: false,
+        keys: [{ kid: hex("2"), sinceMs: nowMs }],
+        certs: [],
+        held: [],
+      },
+    ],
     [
       host("1"),
       {
         name: "h1",
+        address: "10.0.9.11",
+        member: true,
         keys: [{ kid: hex("1"), sinceMs: nowMs }],
         certs: [{ serial: "4f01", by: a.kid, notAfterMs: nowMs + 5000 }],
         held: [a.kid, b.kid],
@@ -122,6 +134,10 @@ void t.test(
       [/h3 is listed and revoked/, changed(["hosts", host("3")], { ...(entry as object), name: "h3" })],
       [/another host's, or revoked/, changed(["hosts", host("2"), "keys", 0, "kid"], hex("1"))],
       [/another host's, or revoked/, changed(["hosts", host("2"), "keys", 0, "kid"], hex("3"))],
+      [/"hosts.1.*member"/, changed(["hosts", host("1"), "member"], "yes")],
+      [/"hosts.1.*member"/, changed(["hosts", host("1"), "member"], undefined)],
+      [/"hosts.1.*address"/, changed(["hosts", host("1"), "address"], "10.0.9.11:7403")],
+      [/"hosts.1.*address"/, changed(["hosts", host("1"), "address"], undefined)],
       [/"hosts.2.*keys"/, changed(["hosts", host("2"), "keys"], [])],
       [/year 9999/, changed(["hosts", host("1"), "certs", 0, "notAfter"], "9999-12-31T00:00:00Z")],
       [/"rotation.phase"/, changed(["rotation", "phase"], "done")],
@@ -140,6 +156,8 @@ void t.test("trust list: lists of any shape are read as they were written", asyn
   const id = fc.uuid({ version: 4 }).map((text) => text as HostId);
   const trusted = fc.record({
     name: fc.string({ minLength: 1, maxLength: 63 }),
+    address: fc.oneof(fc.ipV4(), fc.ipV6()),
+    member: fc.boolean(),
     keys: fc.array(fc.record({ kid, sinceMs: moment }), { minLength: 1, maxLength: 2 }),
     certs: fc.array(fc.record({ serial, by: kid, notAfterMs: moment }), { maxLength: 3 }),
     held: fc.array(kid, { maxLength: 3 }),

@@ -64,7 +64,17 @@ const trust = {
   authorities: [{ kid: a.kid, pem: a.pem, state: "active" as const, sinceMs: 0 }],
   storeAuthorities: [],
   hosts: new Map([
-    [HOST, { name: "h1", keys: [{ kid: kidOf(publicKey), sinceMs: 0 }], certs: [], held: [] }],
+    [
+      HOST,
+      {
+        name: "h1",
+        address: "10.0.0.1",
+        member: true,
+        keys: [{ kid: kidOf(publicKey), sinceMs: 0 }],
+        certs: [],
+        held: [],
+      },
+    ],
   ]),
   revoked: new Map(),
   rotation: null,
