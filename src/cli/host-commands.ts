@@ -35,8 +35,11 @@ export function addHostCommands(program: Command, bind: Bind): void {
     context.show(
       answer,
       ({ host: id }) => id,
-      ({ name, storeMemberRemoved }) =>
-        `Host ${name} removed.${storeMemberRemoved ? " Its vote in the store is gone too." : ""}`,
+      ({ name, storeMemberRemoved, authority }) =>
+        [
+          `Host ${name} removed.${storeMemberRemoved ? " Its vote in the store is gone too." : ""}`,
+          ...(authority === null ? [] : [newAuthority(name, authority)]),
+        ].join("\n"),
     );
   });
 
@@ -73,11 +76,7 @@ function revokeText({
       ? []
       : [`  fenced       ${fenced.map((volume) => `${volume.name} at epoch ${volume.epoch}`).join(", ")}`]),
     ...(open.length === 0 ? [] : [`  still its    ${open.map((volume) => volume.name).join(", ")}`]),
-    ...(authority === null
-      ? []
-      : [
-          `${name} held the authority's key: a new authority was made (${authority.slice(0, 4)} …).   weft ca show`,
-        ]),
+    ...(authority === null ? [] : [newAuthority(name, authority)]),
     ...(complete
       ? []
       : [
@@ -85,4 +84,8 @@ function revokeText({
           `Ask again:   weft host revoke ${name}`,
         ]),
   ].join("\n");
+}
+
+function newAuthority(name: string, kid: string): string {
+  return `${name} held the authority's key: a new authority was made (${kid.slice(0, 4)} …).   weft ca show`;
 }

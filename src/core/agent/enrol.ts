@@ -118,6 +118,8 @@ export class Enrolment {
       const listed = (trust: Trust): Decision<Trust> => {
         const taken = takenIn(trust, newcomer, before.isAgain);
         if (taken !== null) throw takenBy(name, address, taken === "name");
+        // A token lets its own host in again only while that is in: one that was taken out has used it up.
+        if (token.used !== null && !isListed(trust, newcomer)) return refusedToken();
         const allowed = mayIssue(trust, { host, pending: 0, nowMs });
         if (allowed.kind === "refused") return allowed;
         const keyed = withKey(trust, { host, name, address, kid, nowMs, nonce: "" });
@@ -160,20 +162,21 @@ export class Enrolment {
  * Who has a token may become a host, and none that is there already: a host in the list is this one only if its key is
  * this one's. Names and addresses count too, whatever somebody took out of the store. Null: all of it is free, or its own.
  */
-function takenIn(
-  trust: Trust,
-  { host, name, address, kid }: Newcomer,
-  isAgain: boolean,
-): "name" | "address" | null {
+function takenIn(trust: Trust, newcomer: Newcomer, isAgain: boolean): "name" | "address" | null {
+  const { host, name, address } = newcomer;
   const known = trust.hosts.get(host);
   if (known !== undefined || isAgain) {
-    const isSame = known !== undefined && isAgain && known.keys.some((key) => key.kid === kid);
+    const isSame = known !== undefined && isAgain && isListed(trust, newcomer);
     if (!isSame || known.name !== name) return "name";
     return known.address === address ? null : "address";
   }
   const others = Array.from(trust.hosts.values());
   if (others.some((other) => other.name === name)) return "name";
   return others.some((other) => other.address === address) ? "address" : null;
+}
+
+function isListed(trust: Trust, { host, kid }: Newcomer): boolean {
+  return trust.hosts.get(host)?.keys.some((key) => key.kid === kid) ?? false;
 }
 
 function useOf(

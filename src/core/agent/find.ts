@@ -68,6 +68,7 @@ export type ListedHost = Pick<TrustedHost, "name" | "address"> & { readonly id: 
 export function findListed(trust: Trust, ref: string): ListedHost {
   const id = parseHostId(ref);
   const all = Array.from(trust.hosts, ([id, { name, address }]) => ({ id, name, address }));
+  // A host may be named like another one's identifier.
   const found = all.find((host) => host.id === id) ?? all.find(({ name }) => name === ref);
   if (found !== undefined) return found;
   throw noSuch(

@@ -11,12 +11,13 @@
  *   that it has no connection of it: from then on the host can change no record;
  * - a session is fenced only after that holds for every member whose etcd answers: before, the host could take the volume
  *   back (docs/model.md);
+ * - who is meant says the signed list: names and addresses in the store are every host's to write;
  * - repeating it goes on where it stopped.
  */
 import { randomUUID } from "node:crypto";
 
 import type { Decision } from "../model/finding.ts";
-import { type HostId, parseHostId, parseUuid } from "../model/ids.ts";
+import { type HostId, parseHostId } from "../model/ids.ts";
 import type { Authority, Replacement, Trust } from "../model/trust.ts";
 import { holdsAuthority, membersOf, revokeHost as revokeInList, withHeld } from "../model/trust.ts";
 import type { HostRevokeAnswer } from "../wire/agent-api.ts";
@@ -30,7 +31,7 @@ import { giveAuthorities } from "./ask-members.ts";
 import type { MemberContext } from "./context.ts";
 import { peerUrl } from "./etcd-process.ts";
 import { aliveOf, hostsOf, poolsOf, type VolumeFacts, volumesOf } from "./facts.ts";
-import { findHost } from "./find.ts";
+import { findListed } from "./find.ts";
 import type { Mirror } from "./mirror.ts";
 import { clientUrlOf } from "./store-keeper.ts";
 import { changeTrust } from "./trust-change.ts";
@@ -51,7 +52,7 @@ type Target = { readonly id: HostId; readonly name: string; readonly address: st
 export async function revokeHost(context: MemberContext, ref: string, by: string): Promise<HostRevokeAnswer> {
   const { mirror, identity, authority, storeKeeper, self, log } = context;
   await mirror.sync();
-  const target = targetOf(context, ref);
+  const target = targetOf(identity.trust(), ref);
   if (target.id === self.host) throw revokesItself(target.name);
   if (!authority.holds(identity.trust())) authority.give(identity.trust());
   const members = await storeKeeper.members.list();
@@ -163,21 +164,19 @@ function placerKeys(mirror: Mirror, host: HostId): readonly string[] {
   return placer !== null && placer.value.includes(host) ? [keys.placer] : [];
 }
 
-/** A name, an identifier; also of a host that was revoked before, to finish that. */
-function targetOf({ mirror, identity }: MemberContext, ref: string): Target {
-  const id = parseUuid(ref);
-  const [known] = Array.from(identity.trust().revoked).filter(
-    ([host, { name }]) => host === id || name === ref,
-  );
-  const isThere = hostsOf(mirror).some((host) => host.id === id || host.name === ref);
-  if (known !== undefined && !isThere) return { id: known[0], name: known[1].name, address: null };
-  const [listed] = Array.from(identity.trust().hosts).filter(
-    ([host, { name }]) => host === id || name === ref,
-  );
-  // The store has forgotten it, and it doesn't register anew: its host is down.
-  if (listed !== undefined && !isThere) return { id: listed[0], name: listed[1].name, address: null };
-  const { id: host, name, address } = findHost(mirror, ref);
-  return { id: host, name, address };
+/** A name, an identifier; also of a host that was revoked before, to finish that: the last one of its name. */
+function targetOf(trust: Trust, ref: string): Target {
+  const id = parseHostId(ref);
+  const isListed = Array.from(trust.hosts).some(([host, { name }]) => host === id || name === ref);
+  const gone = Array.from(trust.revoked, ([host, { name, atMs }]) => ({
+    id: host,
+    name,
+    atMs,
+    address: null,
+  }));
+  const byName = gone.filter(({ name }) => name === ref).toSorted((a, b) => b.atMs - a.atMs);
+  const found = gone.find((host) => host.id === id) ?? (isListed ? undefined : byName[0]);
+  return found ?? findListed(trust, ref);
 }
 
 function memberAt(members: readonly Member[], address: string): Member | undefined {

@@ -93,11 +93,15 @@ export function agentFacts(): { version: string; pid: number } {
 export const AGENT_VERSION = "0.1.0";
 
 export function hostAnswers(
-  { mirror, self, view }: MemberContext,
+  { mirror, self, view, identity }: MemberContext,
   members: readonly Member[],
 ): api.HostAnswer[] {
   const alive = aliveOf(mirror);
-  return hostsOf(mirror).map((host) => {
+  const { hosts: listed } = identity.trust();
+  return hostsOf(mirror).map((known) => {
+    // By the names that commands go by, which are the signed list's.
+    const { name, address } = listed.get(known.id) ?? known;
+    const host = { ...known, name, address };
     const member = members.find((m) => m.peerUrls.includes(peerUrl(host.address)));
     const liveness = view.liveness.hosts.get(host.id);
     return {

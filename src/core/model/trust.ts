@@ -270,17 +270,6 @@ export function withLateCert(
   return next({ ...trust, revoked: new Map(trust.revoked).set(host, { ...revoked, serials }) }, add);
 }
 
-/**
- * A host has left the cluster in order: its identity was destroyed, and nobody believes its key any more. Its certificates
- * are on no list of the revoked: who doesn't trust the host with that revokes it.
- */
-export function withoutHost(trust: Trust, leave: Write & { readonly host: HostId }): Trust {
-  if (!trust.hosts.has(leave.host)) return trust;
-  const hosts = new Map(trust.hosts);
-  hosts.delete(leave.host);
-  return next({ ...trust, hosts }, leave);
-}
-
 /** A host is about to be given an authority's private key. Kept for ever: it may have kept a copy. */
 export function withHeld(
   trust: Trust,

@@ -355,7 +355,13 @@ export const repairAnswer = z.object({
   volumes: z.array(z.object({ volume: uuid, epoch: u64, rev: u64, from: z.string() })),
 });
 
-export const hostRemoveAnswer = z.object({ host: uuid, name: z.string(), storeMemberRemoved: z.boolean() });
+export const hostRemoveAnswer = z.object({
+  host: uuid,
+  name: z.string(),
+  storeMemberRemoved: z.boolean(),
+  /** KID of the authority that took the place of the one whose key the host held; null: it held none. */
+  authority: z.string().nullable().default(null),
+});
 export const caRotateRequest = z.strictObject({
   /** Hosts that the change of the authority does not wait for, by name or id. */
   without: z.array(z.string().min(1).max(64)).max(1000).default([]),

@@ -15,7 +15,9 @@ import { Enrolment } from "../../../src/core/agent/enrol.ts";
 import { EtcdProcess } from "../../../src/core/agent/etcd-process.ts";
 import { HostFiles } from "../../../src/core/agent/host-file.ts";
 import { createToken, listTokens, revokeToken } from "../../../src/core/agent/join-tokens.ts";
+import { changeTrust } from "../../../src/core/agent/trust-change.ts";
 import { joinCluster } from "../../../src/core/agent/join.ts";
+import { ok } from "../../../src/core/model/finding.ts";
 import { Secret } from "../../../src/core/model/secret.ts";
 import { decodeJoinToken, encodeJoinToken } from "../../../src/core/model/token-code.ts";
 import type { TokenCreated } from "../../../src/core/wire/agent-api.ts";
@@ -454,6 +456,36 @@ void t.test(
     }
   },
 );
+
+void t.test("token: a host that was taken out is not let in again by the one it has used", async (t) => {
+  const member = await startMember(t, 11);
+  const { made, store } = member;
+  const { token } = await member.token();
+  const context = await newcomer(t);
+  const request = { from: member.address, token, name: "h2", address: loopback(90) };
+  const { host: id } = await joinCluster(context, request);
+  // As if it had joined a moment ago and never heard of it; but for what was taken out of the list and the store.
+  await context.files.retireHost();
+  await context.files.writeIntent({
+    kind: "join",
+    authority: (made.identity.trust().authorities[0]?.kid ?? "").slice(0, 32),
+    host: id,
+    name: "h2",
+    address: request.address,
+  });
+  const { authority, identity } = made;
+  const own = [keys.host(id), keys.hostName("h2"), keys.hostAddress(request.address)];
+  await changeTrust(
+    { store, authority, identity },
+    (trust) => ok({ ...trust, hosts: new Map(Array.from(trust.hosts).filter(([host]) => host !== id)) }),
+    { compares: [], ops: own.map((key) => ({ kind: "delete", key })) },
+  );
+  await t.rejects(joinCluster(context, request), { code: "E-TOKEN-02" });
+  t.same(member.hosts(), ["h1"]);
+  const { token: another } = await member.token();
+  const file = await joinCluster(context, { ...request, token: another });
+  t.equal(file.host, id, "a token that nobody has used lets it in");
+});
 
 async function listening(server: Server, address: string): Promise<void> {
   server.listen(7400, address);

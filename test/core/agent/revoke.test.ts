@@ -74,9 +74,21 @@ void t.test("host revoke: one that is no member, then a member, within 5 s each"
   // And says in every host's name, before and after, that it is cut off.
   const lie = JSON.stringify({ agent: true, weftd: true, member: true });
   for (const other of list) await taken.put(keys.revocationBy(spareId, other.id), lie);
+  // And it has exchanged its name with a member's, in the keys that say how hosts are called.
+  const memberId = (await member.client.cluster()).host;
+  const members = (await taken.get(keys.host(memberId)))?.value ?? "{}";
+  for (const [id, name] of [
+    [spareId, member.name],
+    [memberId, spare.name],
+  ] as const) {
+    const said = (await taken.get(keys.host(id)))?.value ?? "{}";
+    await taken.put(keys.host(id), JSON.stringify({ ...(JSON.parse(said) as object), name }));
+  }
   taken.call.close();
   const answer = await h1.client.revokeHost(spare.name);
+  t.equal(answer.host, spareId, "who is meant says the signed list");
   const tidy = await h1.store();
+  await tidy.put(keys.host(memberId), members);
   await tidy.delete(keys.memberTurn);
   tidy.call.close();
   t.match(answer, { name: spare.name, complete: true, authority: null, open: [] });
