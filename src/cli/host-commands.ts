@@ -35,10 +35,10 @@ export function addHostCommands(program: Command, bind: Bind): void {
     context.show(
       answer,
       ({ host: id }) => id,
-      ({ name, storeMemberRemoved, authority }) =>
+      (removed) =>
         [
-          `Host ${name} removed.${storeMemberRemoved ? " Its vote in the store is gone too." : ""}`,
-          ...(authority === null ? [] : [newAuthority(name, authority)]),
+          `Host ${removed.name} removed.${removed.storeMemberRemoved ? " Its vote in the store is gone too." : ""}`,
+          ...newAuthority(removed),
         ].join("\n"),
     );
   });
@@ -56,15 +56,8 @@ export function addHostCommands(program: Command, bind: Bind): void {
   });
 }
 
-function revokeText({
-  name,
-  generation,
-  hosts,
-  authority,
-  complete,
-  fenced,
-  open,
-}: HostRevokeAnswer): string {
+function revokeText(answer: HostRevokeAnswer): string {
+  const { name, generation, hosts, complete, fenced, open } = answer;
   const said = (ms: number | null): string => (ms === null ? "not yet" : `${(ms / 1000).toFixed(2)} s`);
   const refused = hosts.map((host) => `${host.name} ${said(host.refusedMs)}`);
   const store = hosts.filter(({ member }) => member).map((host) => `${host.name} ${said(host.storeMs)}`);
@@ -76,7 +69,7 @@ function revokeText({
       ? []
       : [`  fenced       ${fenced.map((volume) => `${volume.name} at epoch ${volume.epoch}`).join(", ")}`]),
     ...(open.length === 0 ? [] : [`  still its    ${open.map((volume) => volume.name).join(", ")}`]),
-    ...(authority === null ? [] : [newAuthority(name, authority)]),
+    ...newAuthority(answer),
     ...(complete
       ? []
       : [
@@ -86,6 +79,25 @@ function revokeText({
   ].join("\n");
 }
 
-function newAuthority(name: string, kid: string): string {
-  return `${name} held the authority's key: a new authority was made (${kid.slice(0, 4)} …).   weft ca show`;
+/** Who has the new key decides whether the next lost disk is the end of it. */
+function newAuthority({
+  name,
+  authority,
+  keyOn,
+  keyMissing,
+}: Pick<HostRevokeAnswer, "name" | "authority" | "keyOn" | "keyMissing">): readonly string[] {
+  if (authority === null) return [];
+  return [
+    `${name} held the authority's key: a new authority was made (${authority.slice(0, 4)} …).   weft ca show`,
+    ...(keyOn.length === 0 ? [] : [`  its key is on ${keyOn.join(", ")}`]),
+    ...(keyMissing.length === 0
+      ? []
+      : [`  not yet on    ${keyMissing.join(", ")}: given when it is back, while one of the others lives`]),
+    ...(keyOn.length !== 1
+      ? []
+      : [
+          "The new authority's key is on this one host only: if its disk is lost, so is the authority.",
+          "Keep a copy elsewhere now:   weft ca backup FILE",
+        ]),
+  ];
 }

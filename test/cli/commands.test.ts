@@ -546,6 +546,8 @@ void t.test("weft host revoke: who refuses it after what time, and what is not c
     name: "h3",
     generation: "18",
     authority: "91e0".repeat(16),
+    keyOn: ["h1"],
+    keyMissing: ["h2"],
     hosts: [said, { ...said, name: "h2", refusedMs: null, member: false, storeMs: null }],
     complete: false,
     fenced: [{ volume: ids.db, name: "web", epoch: "7" }],
@@ -559,6 +561,9 @@ void t.test("weft host revoke: who refuses it after what time, and what is not c
   t.match(out, /^ {2}fenced {7}web at epoch 7$/m);
   t.match(out, /^ {2}still its {4}db$/m);
   t.match(out, /a new authority was made \(91e0 …\)/);
+  t.match(out, /^ {2}its key is on h1$/m);
+  t.match(out, /^ {2}not yet on {4}h2: given when it is back/m);
+  t.match(out, /^Keep a copy elsewhere now: {3}weft ca backup FILE$/m);
   t.match(out, /^Ask again: {3}weft host revoke h3$/m);
 });
 

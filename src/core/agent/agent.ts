@@ -289,7 +289,6 @@ export class Agent {
     const acks = new RevocationAcks({
       store,
       identity,
-      authority,
       log,
       cut: (revoked) => door.dropPeer(revoked),
       daemonGeneration: async () => (await this.#daemon.identity())?.generation ?? null,

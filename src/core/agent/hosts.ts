@@ -18,6 +18,7 @@ import type { MemberContext } from "./context.ts";
 import { peerUrl } from "./etcd-process.ts";
 import { volumesOf } from "./facts.ts";
 import { findListed, hasWant } from "./find.ts";
+import { hostOfMember } from "./members.ts";
 import { revokeHost } from "./revoke.ts";
 import { clientUrlOf } from "./store-keeper.ts";
 
@@ -37,7 +38,7 @@ export async function removeHost(context: MemberContext, ref: string, by: string
   if (spared.kind === "refused") throw WeftError.fromFinding(spared.finding);
 
   const wasMember = members.some((member) => member.host === host.id);
-  const { authority } = await revokeHost(context, host.id, by);
+  const { authority, keyOn, keyMissing } = await revokeHost(context, host.id, by);
   if (wasMember) await untilNoMember(context, peerUrl(host.address));
   const left = await storeKeeper.members.list();
   return {
@@ -45,6 +46,8 @@ export async function removeHost(context: MemberContext, ref: string, by: string
     name: host.name,
     storeMemberRemoved: wasMember && !left.some((m) => m.peerUrls.includes(peerUrl(host.address))),
     authority,
+    keyOn,
+    keyMissing,
   };
 }
 
@@ -73,10 +76,8 @@ async function storeMembers({ identity, storeKeeper }: MemberContext): Promise<r
   const trust = identity.trust();
   const members: StoreMember[] = [];
   for (const member of await storeKeeper.members.list()) {
-    const host = membersOf(trust).find((id) =>
-      member.peerUrls.includes(peerUrl(trust.hosts.get(id)?.address ?? "")),
-    );
-    if (host === undefined) continue;
+    const host = hostOfMember(trust, member);
+    if (host === null || !membersOf(trust).includes(host)) continue;
     const status = member.name === "" ? null : await storeKeeper.members.statusOf(clientUrlOf(member));
     members.push({
       host,

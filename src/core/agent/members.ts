@@ -15,13 +15,22 @@ import { signerOf, withHeld } from "../model/trust.ts";
 import type { Trust } from "../model/trust.ts";
 import { kidOf } from "../wire/certificate.ts";
 import { WeftError } from "../wire/errors.ts";
+import type { Member } from "../wire/store-members.ts";
 import type { AuthorityKeys } from "../wire/x509-make.ts";
 import type { HeldAuthorities } from "./authority.ts";
+import { peerUrl } from "./etcd-process.ts";
 import { changeTrust } from "./trust-change.ts";
 import type { TrustWriter } from "./trust-change.ts";
 
 /** Of both kinds: those in use, those of a change under way, and some that were never announced. */
 const AUTHORITIES_MAX = 32;
+
+/** The listed host at whose address a member of etcd is; null: there is none. What the member calls itself counts for nothing. */
+export function hostOfMember(trust: Trust, { peerUrls }: Pick<Member, "peerUrls">): HostId | null {
+  const [url] = peerUrls;
+  const found = Array.from(trust.hosts).find(([, { address }]) => peerUrl(address) === url);
+  return peerUrls.length === 1 ? (found?.[0] ?? null) : null;
+}
 
 /** As it goes over the wire; `key` is PKCS#8, PEM. */
 type SentAuthority = { readonly kid: string; readonly pem: string; readonly key: string };

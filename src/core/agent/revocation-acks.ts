@@ -4,8 +4,8 @@
  *
  * Must always hold:
  * - it says so after it is so, and of this host only;
- * - that a member of the store has cut the host off is believed of the member's signature alone, by the authority that is
- *   active after the revocation: until it is cut, the host itself can write every key of the store.
+ * - it is signed by the host's own key, and believed by the key that the trust list has: until it is cut off, the revoked
+ *   host itself can write every key of the store.
  */
 import { z } from "zod";
 
@@ -13,9 +13,8 @@ import type { HostId } from "../model/ids.ts";
 import type { Trust } from "../model/trust.ts";
 import { isWeftError, reasonOf } from "../wire/errors.ts";
 import type { StoreClient } from "../wire/store-client.ts";
-import { openSigned } from "../wire/signed.ts";
+import { openByHost } from "../wire/signed.ts";
 import { keys } from "../wire/store-keys.ts";
-import type { AuthorityKeeper } from "./authority.ts";
 import type { IdentityKeeper } from "./identity.ts";
 import type { Log } from "./log.ts";
 import { readValue } from "./store-value.ts";
@@ -36,20 +35,17 @@ type Ack = z.output<typeof ackJson>;
 
 const signedJson = ackJson.extend({ revoked: z.string(), by: z.string() });
 
-/** `member` is true only where the member has signed that. */
+/** Null: the host `by` has not said, and signed, anything about this one. */
 export function readAck(trust: Trust, text: string, revoked: HostId, by: HostId): Ack | null {
-  const plain = readValue(ackJson, text);
-  if (plain !== null) return plain.member === null ? plain : { ...plain, member: false };
-  const active = trust.authorities.filter(({ state }) => state === "active");
-  const opened = openSigned("revocation-ack", text, active);
-  const ack = opened.kind === "ok" ? readValue(signedJson, opened.value.body) : null;
+  const kids = (trust.hosts.get(by)?.keys ?? []).map(({ kid }) => kid);
+  const body = openByHost("revocation-ack", text, kids);
+  const ack = body === null ? null : readValue(signedJson, body);
   return ack !== null && ack.revoked === revoked && ack.by === by ? ack : null;
 }
 
 export type RevocationAcksOptions = {
   readonly store: StoreClient;
   readonly identity: IdentityKeeper;
-  readonly authority: AuthorityKeeper;
   readonly log: Log;
   /** Ends what the host has open at this agent. */
   readonly cut: (host: HostId) => void;
@@ -94,11 +90,9 @@ export class RevocationAcks {
     });
   }
 
-  #signed(ack: Ack, plain: string, revoked: HostId): string {
-    const { identity, authority } = this.#options;
-    const trust = identity.trust();
-    if (ack.member !== true || !authority.holds(trust)) return plain;
-    return authority.sign(trust, "revocation-ack", JSON.stringify({ ...ack, revoked, by: identity.host }));
+  #signed(ack: Ack, revoked: HostId): string {
+    const { identity } = this.#options;
+    return identity.sign("revocation-ack", JSON.stringify({ ...ack, revoked, by: identity.host }));
   }
 
   async #report(hosts: readonly HostId[], generation: bigint): Promise<void> {
@@ -116,7 +110,7 @@ export class RevocationAcks {
       try {
         if (value !== said) {
           for (const host of hosts)
-            await store.put(keys.revocationBy(host, identity.host), this.#signed(ack, value, host));
+            await store.put(keys.revocationBy(host, identity.host), this.#signed(ack, host));
           said = value;
         }
         if (ack.weftd && ack.member !== false) return;

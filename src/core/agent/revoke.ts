@@ -8,7 +8,7 @@
  * - a host that held the authority's key goes together with that authority; the new one's keys are at every other member
  *   before the list names it;
  * - it is called complete only when every host that is alive said that it refuses the host, and every member of the store
- *   that it has no connection of it: from then on the host can change no record;
+ *   that it has no connection of it, each by its own signature: from then on the host can change no record;
  * - a session is fenced only after that holds for every member whose etcd answers: before, the host could take the volume
  *   back (docs/model.md);
  * - who is meant says the signed list: names and addresses in the store are every host's to write;
@@ -17,21 +17,23 @@
 import { randomUUID } from "node:crypto";
 
 import type { Decision } from "../model/finding.ts";
-import { type HostId, parseHostId } from "../model/ids.ts";
+import { byText, type HostId, parseHostId } from "../model/ids.ts";
 import type { Authority, Replacement, Trust } from "../model/trust.ts";
 import { holdsAuthority, membersOf, revokeHost as revokeInList, withHeld } from "../model/trust.ts";
 import type { HostRevokeAnswer } from "../wire/agent-api.ts";
 import { isWeftError, WeftError } from "../wire/errors.ts";
-import type { HostJson } from "../wire/record.ts";
+import { pause } from "../wire/store-call.ts";
 import type { Op } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { Member } from "../wire/store-members.ts";
 import type { AuthorityKeys } from "../wire/x509-make.ts";
-import { giveAuthorities } from "./ask-members.ts";
+import { askHost, giveAuthorities } from "./ask-members.ts";
 import type { MemberContext } from "./context.ts";
 import { peerUrl } from "./etcd-process.ts";
-import { aliveOf, hostsOf, poolsOf, type VolumeFacts, volumesOf } from "./facts.ts";
+import { aliveOf, poolsOf, type VolumeFacts, volumesOf } from "./facts.ts";
 import { findListed } from "./find.ts";
+import { hostOfMember } from "./members.ts";
+import { syncIfPossible } from "./mirror.ts";
 import type { Mirror } from "./mirror.ts";
 import { clientUrlOf } from "./store-keeper.ts";
 import { changeTrust } from "./trust-change.ts";
@@ -39,10 +41,15 @@ import { readAck } from "./revocation-acks.ts";
 
 /** Hosts are waited for this long; those that have the store need less than a quarter of it. */
 const CUT_MS = 20_000;
+/** One that seems away is asked whether it is, for so long. */
+const ASK_MS = 1000;
+
+type NewAuthority = Pick<HostRevokeAnswer, "authority" | "keyOn" | "keyMissing">;
+/** The host held no key of one. */
+const NO_NEW_AUTHORITY: NewAuthority = { authority: null, keyOn: [], keyMissing: [] };
 
 type Decided =
-  /** KID of the authority that took over; null: the host held no key of one. */
-  | { readonly kind: "done"; readonly authority: string | null }
+  | ({ readonly kind: "done" } & NewAuthority)
   /** The host was given the authority's key since we looked: it needs another one. */
   | { readonly kind: "again" };
 
@@ -62,9 +69,13 @@ export async function revokeHost(context: MemberContext, ref: string, by: string
   let decided = await decide(context, target, by);
   while (decided.kind === "again") decided = await decide(context, target, by);
   log.warn({ host: target.id, name: target.name, by }, "a host was revoked");
+  const { authority: kid, keyOn, keyMissing } = decided;
   const { hosts, complete } = await untilCut(context, target, begun);
   const isOff = await isCutOff(context, hosts);
-  const fenced = isOff ? await fence(context, target.id) : [];
+  const [fenced, unheard] = await Promise.all([
+    isOff ? fence(context, target.id) : [],
+    answersUnheard(context, hosts),
+  ]);
   const open = sessionsOf(context, target.id)
     .filter(({ id }) => !fenced.some(({ volume }) => volume === id))
     .map(({ id, want }) => ({ volume: id, name: want?.name ?? id }));
@@ -72,10 +83,12 @@ export async function revokeHost(context: MemberContext, ref: string, by: string
     host: target.id,
     name: target.name,
     generation: identity.trust().generation,
-    authority: decided.authority,
+    authority: kid,
+    keyOn: [...keyOn],
+    keyMissing: [...keyMissing],
     hosts,
-    complete: complete && isOff && open.length === 0,
-    fenced,
+    complete: complete && !unheard && isOff && open.length === 0,
+    fenced: fenced.map(({ volume, name, epoch }) => ({ volume, name, epoch })),
     open,
   };
 }
@@ -84,14 +97,15 @@ export async function revokeHost(context: MemberContext, ref: string, by: string
 async function decide(context: MemberContext, target: Target, by: string): Promise<Decided> {
   const { identity, authority, mirror, self } = context;
   await mirror.sync();
-  if (identity.trust().revoked.has(target.id)) return { kind: "done", authority: null };
+  if (identity.trust().revoked.has(target.id)) return { kind: "done", ...NO_NEW_AUTHORITY };
   let next: Awaited<ReturnType<typeof authority.makeNext>> | null = null;
   const staying = membersOf(identity.trust()).filter((id) => id !== target.id);
+  let missing: readonly HostId[] = [];
   if (holdsAuthority(identity.trust(), target.id)) {
     next = await authority.makeNext(self.cluster);
     const others = staying.filter((id) => id !== self.host);
     // One that is away is given them when it is back.
-    await giveAuthorities(context, { host: [next.host], store: [next.store] }, others);
+    missing = await giveAuthorities(context, { host: [next.host], store: [next.store] }, others);
   }
   const replacement = next === null ? null : replacementOf(next);
   const change = await changeTrust(
@@ -107,7 +121,15 @@ async function decide(context: MemberContext, target: Target, by: string): Promi
   });
   if (change === null) return { kind: "again" };
   if (change.kind !== "changed") throw new Error("a revocation compares the list alone");
-  return { kind: "done", authority: next?.host.kid ?? null };
+  if (next === null) return { kind: "done", ...NO_NEW_AUTHORITY };
+  const namesOf = (hosts: readonly HostId[]): string[] =>
+    hosts.map((host) => identity.trust().hosts.get(host)?.name ?? host).toSorted(byText);
+  return {
+    kind: "done",
+    authority: next.host.kid,
+    keyOn: namesOf(staying.filter((host) => !missing.includes(host))),
+    keyMissing: namesOf(missing),
+  };
 }
 
 /** Seen in the list that is to be changed. */
@@ -147,7 +169,7 @@ function replacementOf(next: { readonly host: AuthorityKeys; readonly store: Aut
 
 function removalOps({ mirror }: MemberContext, { id, name, address }: Target): readonly Op[] {
   const pools = poolsOf(mirror).filter(({ node }) => node === id);
-  return [
+  const gone = [
     keys.host(id),
     keys.hostName(name),
     ...(address === null ? [] : [keys.hostAddress(address)]),
@@ -155,7 +177,10 @@ function removalOps({ mirror }: MemberContext, { id, name, address }: Target): r
     keys.repair(id),
     ...placerKeys(mirror, id),
     ...pools.flatMap((pool) => [keys.pool(pool.id), keys.poolUsage(pool.id)]),
-  ].map((key) => ({ kind: "delete", key }));
+  ];
+  // Whatever stands there was said before there was anything to say.
+  const said: Op = { kind: "delete-prefix", prefix: keys.revocation(id) };
+  return [said, ...gone.map((key): Op => ({ kind: "delete", key }))];
 }
 
 /** Nobody places for the seconds until its lease would have ended: another one may at once. */
@@ -209,17 +234,18 @@ async function refuseLoss(
   });
 }
 
-/** What each host said, and after how many milliseconds; null: it did not say so in time. */
+/** What each host of the list said, and after how many milliseconds; null: it did not say so in time. */
 async function untilCut(
-  { mirror, view, identity }: MemberContext,
+  { mirror, identity }: MemberContext,
   target: Target,
   begun: number,
 ): Promise<Pick<HostRevokeAnswer, "hosts" | "complete">> {
-  const said = new Map<string, { refusedMs: number | null; storeMs: number | null; member: boolean }>();
-  const others = (): readonly HostJson[] => hostsOf(mirror).filter(({ id }) => id !== target.id);
+  const said = new Map<HostId, { refusedMs: number | null; storeMs: number | null; member: boolean }>();
+  // Keys of hosts are every host's to delete: also of the one that is to be cut off.
+  const others = (): readonly HostId[] => Array.from(identity.trust().hosts.keys());
   const look = (): true | null => {
     const ms = Math.round(performance.now() - begun);
-    for (const { id } of others()) {
+    for (const id of others()) {
       const entry = mirror.get(keys.revocationBy(target.id, id));
       const ack = entry === null ? null : readAck(identity.trust(), entry.value, target.id, id);
       const before = said.get(id) ?? { refusedMs: null, storeMs: null, member: false };
@@ -236,8 +262,8 @@ async function untilCut(
     }
     const alive = aliveOf(mirror);
     const isDone = others()
-      .filter(({ id }) => alive.has(id))
-      .every(({ id }) => {
+      .filter((id) => alive.has(id))
+      .every((id) => {
         const ack = said.get(id);
         return ack !== undefined && ack.refusedMs !== null && (!ack.member || ack.storeMs !== null);
       });
@@ -248,10 +274,9 @@ async function untilCut(
     if (!(error instanceof WeftError && error.code === "E-AGENT-04")) throw error;
   });
   const complete = look() === true;
-  const { hosts } = view.cluster();
   const shown = Array.from(said, ([id, { refusedMs, storeMs, member }]) => ({
     host: id,
-    name: hosts.find((host) => host.id === parseHostId(id))?.name ?? id.slice(0, 8),
+    name: identity.trust().hosts.get(id)?.name ?? id.slice(0, 8),
     refusedMs,
     member,
     storeMs,
@@ -259,14 +284,44 @@ async function untilCut(
   return { hosts: shown, complete };
 }
 
-/** No etcd that answers has a connection of the host: each member that has one said so. */
-async function isCutOff(
-  { storeKeeper, mirror }: MemberContext,
+/**
+ * Whether a host that has not said all of it answers, so that it is not away: who is alive is told by keys that every host
+ * can delete. For one that is away nothing is waited.
+ */
+async function answersUnheard(
+  { self, identity }: MemberContext,
   hosts: HostRevokeAnswer["hosts"],
 ): Promise<boolean> {
+  const unheard = hosts.filter(
+    ({ refusedMs, member, storeMs }) => refusedMs === null || (member && storeMs === null),
+  );
+  const answers = await Promise.all(
+    unheard.map(async ({ host }) => {
+      const id = parseHostId(host);
+      const address = id === null ? undefined : identity.trust().hosts.get(id)?.address;
+      if (address === undefined) return false;
+      const asked = askHost({ self, identity }, address).then(
+        () => true,
+        (error: unknown) => {
+          if (isWeftError(error)) return false;
+          throw error;
+        },
+      );
+      return Promise.race([asked, pause(ASK_MS).then(() => false)]);
+    }),
+  );
+  return answers.some((answered) => answered);
+}
+
+/** No etcd that answers has a connection of the host: each member that has one said so. */
+async function isCutOff(
+  { storeKeeper, identity }: MemberContext,
+  hosts: HostRevokeAnswer["hosts"],
+): Promise<boolean> {
+  const trust = identity.trust();
   const answers = await Promise.all(
     (await storeKeeper.members.list()).map(async (member) => {
-      const id = hostsOf(mirror).find(({ address }) => member.peerUrls.includes(peerUrl(address)))?.id;
+      const id = hostOfMember(trust, member);
       if (hosts.some(({ host, storeMs }) => host === id && storeMs !== null)) return true;
       return (await storeKeeper.members.statusOf(clientUrlOf(member))) === null;
     }),
@@ -277,7 +332,8 @@ async function isCutOff(
 /** Those of which it is known. A daemon that doesn't answer leaves the others as they are: asked again, it goes on there. */
 async function fence(context: MemberContext, host: HostId): Promise<HostRevokeAnswer["fenced"]> {
   const { mirror, daemon, log } = context;
-  await mirror.sync();
+  // Without the store nothing is fenced; what the revocation did so far is told all the same.
+  if (!(await syncIfPossible(mirror))) return [];
   const fenced = await Promise.all(
     sessionsOf(context, host).map(async ({ id, want }) => {
       try {

@@ -18,8 +18,8 @@ import { WeftError } from "../wire/errors.ts";
 import type { AuthorityKeys } from "../wire/x509-make.ts";
 import { giveAuthorities } from "./ask-members.ts";
 import type { MemberContext } from "./context.ts";
-import { peerUrl } from "./etcd-process.ts";
 import { findListed } from "./find.ts";
+import { hostOfMember } from "./members.ts";
 import { acksOf, awaitedNow } from "./rotation-keeper.ts";
 import { changeTrust } from "./trust-change.ts";
 
@@ -103,12 +103,9 @@ export async function memberHosts({
   identity,
   storeKeeper,
 }: Pick<MemberContext, "identity" | "storeKeeper">): Promise<readonly HostId[]> {
-  const members = await storeKeeper.members.list();
   const trust = identity.trust();
-  return membersOf(trust).filter((host) => {
-    const address = trust.hosts.get(host)?.address;
-    return address !== undefined && members.some(({ peerUrls }) => peerUrls.includes(peerUrl(address)));
-  });
+  const known = (await storeKeeper.members.list()).map((member) => hostOfMember(trust, member));
+  return membersOf(trust).filter((host) => known.includes(host));
 }
 
 function byName<Entry extends { readonly name: string }>(

@@ -30,7 +30,7 @@ import { aliveOf } from "./facts.ts";
 import type { HostFile } from "./host-file.ts";
 import type { IdentityKeeper } from "./identity.ts";
 import type { Log } from "./log.ts";
-import { type MemberCredentials, receivedAuthorities } from "./members.ts";
+import { hostOfMember, type MemberCredentials, receivedAuthorities } from "./members.ts";
 import type { Mirror } from "./mirror.ts";
 import { inTurn } from "./member-turn.ts";
 import { listIssued } from "./renew.ts";
@@ -164,7 +164,7 @@ export class StoreKeeper {
     const trust = identity.trust();
     const initial = members.flatMap((m) => {
       const url = m.peerUrls[0] ?? "";
-      const name = m.name === "" ? listedAt(trust, m) : m.name;
+      const name = m.name === "" ? hostOfMember(trust, m) : m.name;
       return name === null ? [] : [`${name}=${url}`];
     });
     if (initial.length < members.length) return false;
@@ -257,7 +257,7 @@ export class StoreKeeper {
     const known: StoreMember[] = [];
     const idOf = new Map<HostId, string>();
     for (const member of members) {
-      const host = listedAt(trust, member) ?? strangerId(member);
+      const host = hostOfMember(trust, member) ?? strangerId(member);
       const status = member.name === "" ? null : await this.members.statusOf(clientUrlOf(member));
       idOf.set(host, member.id);
       known.push({
@@ -344,14 +344,7 @@ export function clientUrlOf(member: Member): string {
   return member.clientUrls[0] ?? (member.peerUrls[0] ?? "").replace(/:7403$/, ":7402");
 }
 
-/** Null: the list has no host at the member's address. */
-function listedAt(trust: Trust, { peerUrls }: Member): HostId | null {
-  const [url = ""] = peerUrls;
-  const found = Array.from(trust.hosts).find(([, { address }]) => peerUrl(address) === url);
-  return peerUrls.length === 1 ? (found?.[0] ?? null) : null;
-}
-
-/** One whose host was removed, or that somebody added. What it calls itself counts for nothing. */
+/** One whose host was removed, or that somebody added. */
 function strangerId(member: Member): HostId {
   return `member-${member.id}` as HostId;
 }

@@ -355,12 +355,20 @@ export const repairAnswer = z.object({
   volumes: z.array(z.object({ volume: uuid, epoch: u64, rev: u64, from: z.string() })),
 });
 
+const replacedAuthority = {
+  /** KID of the authority that took the place of the one whose key the host held; null: it held none. */
+  authority: z.string().nullable().default(null),
+  /** Names of the hosts that have its key now. Empty without a new authority. */
+  keyOn: z.array(z.string()).default([]),
+  /** Names of the members that did not answer: they are given it when they are back, by one that has it. */
+  keyMissing: z.array(z.string()).default([]),
+};
+
 export const hostRemoveAnswer = z.object({
   host: uuid,
   name: z.string(),
   storeMemberRemoved: z.boolean(),
-  /** KID of the authority that took the place of the one whose key the host held; null: it held none. */
-  authority: z.string().nullable().default(null),
+  ...replacedAuthority,
 });
 export const caRotateRequest = z.strictObject({
   /** Hosts that the change of the authority does not wait for, by name or id. */
@@ -417,8 +425,7 @@ export const hostRevokeAnswer = z.object({
   host: uuid,
   name: z.string(),
   generation: u64,
-  /** KID of the authority that took the place of the one whose key the host held; null: it held none. */
-  authority: z.string().nullable(),
+  ...replacedAuthority,
   hosts: z.array(
     z.object({
       host: uuid,

@@ -29,6 +29,7 @@ void t.test(
     const kept = storeTlsOf(h3.stateDir).current();
     const removed = await h1.client.removeHost("h3");
     t.match(removed, { host: id, name: "h3", storeMemberRemoved: true, authority: /^[0-9a-f]{64}$/ });
+    t.same({ on: removed.keyOn, missing: removed.keyMissing }, { on: ["h1", "h2"], missing: [] });
 
     const store = await h1.store();
     const opened = openFirstTrust((await store.get(keys.trust))?.value ?? "");

@@ -145,6 +145,8 @@ void t.test("host revoke: one that is no member, then a member, within 5 s each"
   t.equal((await h1.client.volume("db")).owner, null);
   t.comment(JSON.stringify(revoked.hosts));
   t.match(revoked, { name: member.name, complete: true, authority: /^[0-9a-f]{64}$/ });
+  const staying = list.map(({ name }) => name).filter((name) => name !== member.name && name !== spare.name);
+  t.same({ on: revoked.keyOn, missing: revoked.keyMissing }, { on: staying.toSorted(), missing: [] });
   t.ok(revoked.hosts.every(({ refusedMs }) => refusedMs !== null && refusedMs < 5000));
   t.ok(revoked.hosts.filter(({ storeMs }) => storeMs !== null && storeMs < 5000).length === 2);
   const [own = ""] = (await h1.client.cluster()).endpoints;
@@ -204,7 +206,15 @@ void t.test("host revoke: a host that was off meanwhile comes back by its key", 
     () => h1.client.hosts(),
     (answer) => answer.some(({ name, alive }) => name === spare.name && !alive),
   );
-  t.match(await h1.client.revokeHost(member.name), { complete: true, authority: /./ });
+  // The member says in its name that all is done.
+  const forged = await member.store();
+  const idOf = (host: TestHost): string => list.find(({ name }) => name === host.name)?.id ?? "";
+  const lie = JSON.stringify({ agent: true, weftd: true, member: null });
+  await forged.put(keys.revocationBy(idOf(member), idOf(spare)), lie);
+  forged.call.close();
+  const revoked = await h1.client.revokeHost(member.name);
+  t.match(revoked, { complete: true, authority: /./ });
+  t.equal(revoked.hosts.find(({ host }) => host === idOf(spare))?.refusedMs, null, "it has said nothing");
   await t.rejects(h1.client.revokeHost(h1.name), { code: "E-HOST-12" });
   // The change of the authority waits for it: the old one's chains are good until every host has a new certificate.
   const awaiting = await eventually(
