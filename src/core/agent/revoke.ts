@@ -1,16 +1,17 @@
 /**
  * `weft host revoke`: from one swap of the trust list on nothing of a host is listened to.
  *
- *     decide (one transaction: list, and the host's keys go) ──▶ every host refuses and cuts, members restart their etcd,
- *     each says so ──▶ sessions that the host had are fenced ──▶ report
+ *     sessions that the host has are fenced, if that goes at once ──▶ decide (one transaction: list, and the host's keys
+ *     go) ──▶ every host refuses and cuts, members restart their etcd, each says so ──▶ sessions are fenced again ──▶ report
  *
  * Must always hold:
  * - a host that held the authority's key goes together with that authority; the new one's keys are at every other member
  *   before the list names it;
  * - it is called complete only when every host that is alive said that it refuses the host, and every member of the store
  *   that it has no connection of it, each by its own signature: from then on the host can change no record;
- * - a session is fenced only after that holds for every member whose etcd answers: before, the host could take the volume
- *   back (docs/model.md);
+ * - a session counts as fenced only after that holds for every member whose etcd answers: before, the host could take the
+ *   volume back (docs/model.md). It is fenced before as well, so that what it has open takes no copy out of sync when the
+ *   copies cut it, to acknowledge alone until the second fence;
  * - who is meant says the signed list: names and addresses in the store are every host's to write;
  * - repeating it goes on where it stopped.
  */
@@ -41,15 +42,20 @@ import { readAck } from "./revocation-acks.ts";
 
 /** Hosts are waited for this long; those that have the store need less than a quarter of it. */
 const CUT_MS = 20_000;
+/** The revocation waits no longer for the first fence, whose outcome decides nothing. */
+const FENCE_FIRST_MS = 2000;
 /** One that seems away is asked whether it is, for so long. */
 const ASK_MS = 1000;
 
 type NewAuthority = Pick<HostRevokeAnswer, "authority" | "keyOn" | "keyMissing">;
 /** The host held no key of one. */
 const NO_NEW_AUTHORITY: NewAuthority = { authority: null, keyOn: [], keyMissing: [] };
+/** `isNew`: the host owned it until then. */
+type Fenced = HostRevokeAnswer["fenced"][number] & { readonly isNew: boolean };
 
 type Decided =
-  | ({ readonly kind: "done" } & NewAuthority)
+  /** `fenced`: before the list was changed. */
+  | ({ readonly kind: "done"; readonly fenced: readonly Fenced[] } & NewAuthority)
   /** The host was given the authority's key since we looked: it needs another one. */
   | { readonly kind: "again" };
 
@@ -88,7 +94,9 @@ export async function revokeHost(context: MemberContext, ref: string, by: string
     keyMissing: [...keyMissing],
     hosts,
     complete: complete && !unheard && isOff && open.length === 0,
-    fenced: fenced.map(({ volume, name, epoch }) => ({ volume, name, epoch })),
+    fenced: allFenced([...decided.fenced, ...fenced]).filter(
+      ({ volume }) => !open.some((still) => still.volume === volume),
+    ),
     open,
   };
 }
@@ -97,7 +105,7 @@ export async function revokeHost(context: MemberContext, ref: string, by: string
 async function decide(context: MemberContext, target: Target, by: string): Promise<Decided> {
   const { identity, authority, mirror, self } = context;
   await mirror.sync();
-  if (identity.trust().revoked.has(target.id)) return { kind: "done", ...NO_NEW_AUTHORITY };
+  if (identity.trust().revoked.has(target.id)) return { kind: "done", fenced: [], ...NO_NEW_AUTHORITY };
   let next: Awaited<ReturnType<typeof authority.makeNext>> | null = null;
   const staying = membersOf(identity.trust()).filter((id) => id !== target.id);
   let missing: readonly HostId[] = [];
@@ -107,6 +115,7 @@ async function decide(context: MemberContext, target: Target, by: string): Promi
     // One that is away is given them when it is back.
     missing = await giveAuthorities(context, { host: [next.host], store: [next.store] }, others);
   }
+  const before = await fenceFirst(context, target.id);
   const replacement = next === null ? null : replacementOf(next);
   const change = await changeTrust(
     context,
@@ -121,11 +130,12 @@ async function decide(context: MemberContext, target: Target, by: string): Promi
   });
   if (change === null) return { kind: "again" };
   if (change.kind !== "changed") throw new Error("a revocation compares the list alone");
-  if (next === null) return { kind: "done", ...NO_NEW_AUTHORITY };
+  if (next === null) return { kind: "done", fenced: before, ...NO_NEW_AUTHORITY };
   const namesOf = (hosts: readonly HostId[]): string[] =>
     hosts.map((host) => identity.trust().hosts.get(host)?.name ?? host).toSorted(byText);
   return {
     kind: "done",
+    fenced: before,
     authority: next.host.kid,
     keyOn: namesOf(staying.filter((host) => !missing.includes(host))),
     keyMissing: namesOf(missing),
@@ -330,15 +340,15 @@ async function isCutOff(
 }
 
 /** Those of which it is known. A daemon that doesn't answer leaves the others as they are: asked again, it goes on there. */
-async function fence(context: MemberContext, host: HostId): Promise<HostRevokeAnswer["fenced"]> {
+async function fence(context: MemberContext, host: HostId): Promise<readonly Fenced[]> {
   const { mirror, daemon, log } = context;
   // Without the store nothing is fenced; what the revocation did so far is told all the same.
   if (!(await syncIfPossible(mirror))) return [];
   const fenced = await Promise.all(
     sessionsOf(context, host).map(async ({ id, want }) => {
       try {
-        const { epoch } = await daemon.client.call("volume.fence", { volume: id, host });
-        return [{ volume: id, name: want?.name ?? id, epoch: BigInt(epoch) }];
+        const { epoch, fenced } = await daemon.client.call("volume.fence", { volume: id, host });
+        return [{ volume: id, name: want?.name ?? id, epoch: BigInt(epoch), isNew: fenced }];
       } catch (error) {
         if (!isWeftError(error)) throw error;
         log.warn({ volume: id, code: error.code }, `fence: ${error.message}`);
@@ -347,6 +357,23 @@ async function fence(context: MemberContext, host: HostId): Promise<HostRevokeAn
     }),
   );
   return fenced.flat();
+}
+
+/** Best effort: what fails here is done after the cut, or told. */
+async function fenceFirst(context: MemberContext, host: HostId): Promise<readonly Fenced[]> {
+  const fenced = fence(context, host).catch((error: unknown) => {
+    if (!isWeftError(error)) throw error;
+    return [];
+  });
+  return Promise.race([fenced, pause(FENCE_FIRST_MS).then(() => [])]);
+}
+
+/** Each volume once, at its last epoch. */
+function allFenced(fenced: readonly Fenced[]): HostRevokeAnswer["fenced"] {
+  const last = new Map(
+    fenced.filter(({ isNew }) => isNew).map(({ volume, name, epoch }) => [volume, { volume, name, epoch }]),
+  );
+  return Array.from(last.values());
 }
 
 function sessionsOf({ mirror }: MemberContext, host: HostId): readonly VolumeFacts[] {

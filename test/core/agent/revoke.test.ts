@@ -44,6 +44,33 @@ async function thief(
   return { cut: cut.promise };
 }
 
+/** `written`: these keys in the order in which they are written next, when each of them was. */
+async function watchOf(
+  t: Scope,
+  host: TestHost,
+  wanted: readonly string[],
+): Promise<{ readonly written: Promise<readonly string[]> }> {
+  const store = await host.store();
+  const stop = new AbortController();
+  t.teardown(() => stop.abort());
+  const [opened, all] = [Promise.withResolvers<null>(), Promise.withResolvers<readonly string[]>()];
+  const seen: string[] = [];
+  void watchPrefix({
+    store,
+    prefix: "/weft/v1/",
+    signal: stop.signal,
+    onUpdate: (update) => {
+      if (update.kind === "listing") opened.resolve(null);
+      if (update.kind !== "events") return;
+      for (const event of update.events)
+        if (event.kind === "put" && wanted.includes(event.entry.key)) seen.push(event.entry.key);
+      if (wanted.every((key) => seen.includes(key))) all.resolve(seen);
+    },
+  });
+  await opened.promise;
+  return { written: all.promise };
+}
+
 void t.test("host revoke: one that is no member, then a member, within 5 s each", async (t) => {
   const hosts = await startCluster(t, 4, 1);
   const [h1, h2, h3, h4] = hosts;
@@ -140,7 +167,9 @@ void t.test("host revoke: one that is no member, then a member, within 5 s each"
   );
   const db = await h1.client.createVolume({ name: "db", size: 1n << 30n, copies: 1, hosts: ["h1"] });
   const attached = await member.client.attach("db");
+  const { written } = await watchOf(t, h1, [keys.state(db.id), keys.trust]);
   const revoked = await h1.client.revokeHost(member.name);
+  t.equal((await written)[0], keys.state(db.id), "it is fenced before it is cut");
   t.match(revoked, { open: [], fenced: [{ volume: db.id, name: "db", epoch: attached.epoch + 1n }] });
   t.equal((await h1.client.volume("db")).owner, null);
   t.comment(JSON.stringify(revoked.hosts));
