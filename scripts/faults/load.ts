@@ -66,6 +66,11 @@ export class Load {
     this.#guest.mark(name);
   }
 
+  /** The guest's longest wait since the mark before, in ms; and a new mark. */
+  async stallSinceMark(name: string): Promise<number> {
+    return (await this.#guest.window(name)).stall_ms;
+  }
+
   /** Returns when a request of the guest has been without an answer for so long. */
   async waits(ms: number): Promise<void> {
     await until(async () => ((await this.#guest.figures()).stall_ms >= ms ? true : null), {

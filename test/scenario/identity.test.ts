@@ -20,11 +20,46 @@ import { IdentityFiles } from "../../src/core/wire/identity-files.ts";
 import type { Stage } from "./stage.ts";
 import { onStage } from "./stage.ts";
 
-/** The promise is 200 ms on a quiet machine; nothing fails for being slow up to five times that. */
-const STALL_MS = 5 * 200;
-/** The promise is 5 s: so long may a revoked host be listened to. */
-const CUT_MS = 3 * 5000;
+/**
+ * The promises: a change of who is trusted makes no guest wait longer than this, and a revoked host is listened to no longer
+ * than that. A machine that is busy with something else makes guests wait without any change, so both are held against what
+ * the same guest waited, and the same store took, in a calm of the same run: nobody's figures but its own excuse a run.
+ */
+const STALL_MS = 200;
+const STALL_CALMS = 3;
+const CUT_MS = 5000;
+const CUT_WRITES = 5;
+/** Some five seconds of a guest. */
+const CALM_WRITES = 2500;
 const LIFE_S = 20;
+
+type Asserts = Pick<typeof t, "ok" | "comment">;
+
+/** What a guest waits for while nothing is changed, in ms. */
+async function calmOf(load: Load): Promise<number> {
+  load.mark("calm");
+  await load.acknowledges(CALM_WRITES);
+  return load.stallSinceMark("change");
+}
+
+function assertStall(t: Asserts, stallMs: number, calmMs: number): void {
+  const bound = Math.max(STALL_MS, STALL_CALMS * calmMs);
+  const figures = `${Math.round(stallMs)} ms, ${Math.round(calmMs)} ms in the calm`;
+  t.comment(`longest wait of the guest ${figures}`);
+  t.ok(stallMs <= bound, `the guest waited ${figures}: at most ${Math.round(bound)} ms`);
+}
+
+/** The longest of some changes that need the store, in ms. */
+async function slowestWriteOf(host: Host): Promise<number> {
+  let slowest = 0;
+  for (let n = 0; n < 10; n += 1) {
+    const begun = performance.now();
+    const { id } = await host.agent().createToken({ forMs: 60_000, name: `calm${n}` });
+    slowest = Math.max(slowest, performance.now() - begun);
+    await host.agent().revokeToken(id);
+  }
+  return slowest;
+}
 
 type Shown = {
   readonly host: X509Certificate;
@@ -64,6 +99,28 @@ function renewed(host: Host, before: Shown): Promise<Shown> {
     },
     { what: `another certificate of ${host.name}`, deadlineMs: 4000 * LIFE_S, everyMs: 250 },
   );
+}
+
+function allRenewed(hosts: readonly Host[], before: readonly Shown[]): Promise<readonly Shown[]> {
+  return Promise.all(hosts.map((host, i) => renewed(host, before[i] ?? missing())));
+}
+
+/** The calm after the next renewals; null where another one fell into it. */
+async function calmBetween(
+  hosts: readonly Host[],
+  before: readonly Shown[],
+  load: Load,
+): Promise<{ readonly ms: number | null; readonly shown: readonly Shown[] }> {
+  const shown = await allRenewed(hosts, before);
+  const ms = await calmOf(load);
+  const after = await Promise.all(hosts.map(shownBy));
+  const isSame = after.every(
+    ({ host, etcd, daemonUntil }, i) =>
+      host.serialNumber === shown[i]?.host.serialNumber &&
+      etcd?.serialNumber === shown[i].etcd?.serialNumber &&
+      daemonUntil === shown[i].daemonUntil,
+  );
+  return { ms: isSame ? ms : null, shown: after };
 }
 
 /** The numbers of all processes that hold a connection or a key. */
@@ -146,11 +203,19 @@ await t.test("identity: certificates of seconds are renewed under load, and nobo
     const { hosts } = cluster;
     const programs = new Programs(hosts);
     const before = await pidsOf(hosts);
-    const judgement = await underLoad(cluster.dir, socket, 1, async () => {
+    let [calmMs, stallMs] = [0, 0];
+    const judgement = await underLoad(cluster.dir, socket, 1, async (load) => {
       programs.start();
       const first = await Promise.all(hosts.map(shownBy));
-      const second = await Promise.all(hosts.map((host, i) => renewed(host, first[i] ?? missing())));
-      const third = await Promise.all(hosts.map((host, i) => renewed(host, second[i] ?? missing())));
+      let calm = await calmBetween(hosts, first, load);
+      // A calm that a renewal fell into is none; the next one comes after the next renewals.
+      for (let tries = 0; calm.ms === null && tries < 3; tries += 1)
+        calm = await calmBetween(hosts, calm.shown, load);
+      calmMs = calm.ms ?? 0;
+      t.ok(calmMs > 0, "there was a calm");
+      const second = await allRenewed(hosts, calm.shown);
+      const third = await allRenewed(hosts, second);
+      stallMs = await load.stallSinceMark("end");
       for (const [i, { host }] of third.entries()) {
         const key = first[i]?.host.publicKey ?? missing();
         t.ok(host.publicKey.equals(key), "a renewal keeps the key");
@@ -158,9 +223,9 @@ await t.test("identity: certificates of seconds are renewed under load, and nobo
       }
     });
     const asked = await programs.stop();
-    t.comment(`longest wait of the guest ${judgement.stallMs} ms, ${asked} requests of programs`);
+    t.comment(`${asked} requests of programs`);
     t.match(judgement, { failures: 0, lostAcks: 0, nonlinear: 0 });
-    t.ok(judgement.stallMs <= STALL_MS, `${judgement.stallMs} ms`);
+    assertStall(t, stallMs, calmMs);
     t.ok(asked > 10);
     t.same(await pidsOf(hosts), before, "nothing was restarted for it");
   };
@@ -172,8 +237,10 @@ await t.test("identity: another authority takes the old one's place under load",
     const { hosts } = cluster;
     const programs = new Programs(hosts);
     const { authorities: old } = await h1.agent().authorities();
-    const judgement = await underLoad(cluster.dir, socket, 2, async () => {
+    let [calmMs, stallMs] = [0, 0];
+    const judgement = await underLoad(cluster.dir, socket, 2, async (load) => {
       programs.start();
+      calmMs = await calmOf(load);
       await h1.output(["weft", "ca", "rotate", "--yes"]);
       const after = await until(
         async () => {
@@ -184,6 +251,7 @@ await t.test("identity: another authority takes the old one's place under load",
         },
         { what: "the end of the rotation", deadlineMs: 90_000, everyMs: 200 },
       );
+      stallMs = await load.stallSinceMark("end");
       t.equal(after.authorities.length, 2);
       t.ok(after.authorities.every(({ state, signed }) => state === "active" && signed === hosts.length));
       for (const host of hosts) {
@@ -193,9 +261,9 @@ await t.test("identity: another authority takes the old one's place under load",
       }
     });
     const asked = await programs.stop();
-    t.comment(`longest wait of the guest ${judgement.stallMs} ms, ${asked} requests of programs`);
+    t.comment(`${asked} requests of programs`);
     t.match(judgement, { failures: 0, lostAcks: 0, nonlinear: 0 });
-    t.ok(judgement.stallMs <= STALL_MS, `${judgement.stallMs} ms`);
+    assertStall(t, stallMs, calmMs);
   });
 });
 
@@ -204,8 +272,14 @@ await t.test("identity: a revoked host is cut off within seconds, and is no writ
     const own = await Promise.all([h1, h2].map((host) => host.running("weftd")));
     await h1.output(["weft", "volume", "create", "w", "64MiB", "--copies", "2"]);
     const mine = attachAnswer.parse(await h1.json(["weft", "attach", "w", "--json"]));
-    const untouched = await underLoad(cluster.dir, mine.path, 3, async () => {
+    let [calmMs, stallMs] = [0, 0];
+    const untouched = await underLoad(cluster.dir, mine.path, 3, async (other) => {
       const fought = await underLoad(cluster.dir, socket, 4, async (load) => {
+        calmMs = await calmOf(other);
+        const slowest = await slowestWriteOf(h1);
+        const cutMs = Math.max(CUT_MS, CUT_WRITES * slowest);
+        t.comment(`slowest of ten writes to the store ${Math.round(slowest)} ms`);
+        other.mark("revocation");
         const before = await Promise.all([h1, h2].map((host) => connectionsTo(host, h3)));
         t.ok(before.every((all) => all.some((one) => one.includes(":7401"))));
         const begun = performance.now();
@@ -215,8 +289,8 @@ await t.test("identity: a revoked host is cut off within seconds, and is no writ
         t.ok(answer.complete, "every host said so");
         t.equal(answer.hosts.length, 2);
         for (const { name, refusedMs, storeMs } of answer.hosts) {
-          t.ok(refusedMs !== null && refusedMs < CUT_MS, `${name} refuses it after ${refusedMs} ms`);
-          t.ok(storeMs !== null && storeMs < CUT_MS, `${name}'s store has cut it after ${storeMs} ms`);
+          t.ok(refusedMs !== null && refusedMs < cutMs, `${name} refuses it after ${refusedMs} ms`);
+          t.ok(storeMs !== null && storeMs < cutMs, `${name}'s store has cut it after ${storeMs} ms`);
         }
         t.match(answer.fenced, [{ name: "v" }]);
         for (const [i, host] of [h1, h2].entries()) {
@@ -241,6 +315,7 @@ await t.test("identity: a revoked host is cut off within seconds, and is no writ
         await h3.kill();
         await load.oldGuestIsRefused();
       });
+      stallMs = await other.stallSinceMark("end");
       t.match(fought, { lostAcks: 0, nonlinear: 0 }, "no two writers");
 
       // Nor does it come back by starting again.
@@ -249,9 +324,8 @@ await t.test("identity: a revoked host is cut off within seconds, and is no writ
       await refused(h3, ["weft", "volume", "create", "x", "64MiB"]);
       t.notOk((await h1.agent().hosts()).some(({ name }) => name === "h3"));
     });
-    t.comment(`longest wait of h1's guest ${untouched.stallMs} ms`);
     t.match(untouched, { failures: 0, lostAcks: 0, nonlinear: 0 });
-    t.ok(untouched.stallMs <= STALL_MS, `${untouched.stallMs} ms`);
+    assertStall(t, stallMs, calmMs);
     t.same(await Promise.all([h1, h2].map((host) => host.running("weftd"))), own);
     t.match(await h1.agent().status(), { kind: "cluster", store: { writable: true } });
   });
