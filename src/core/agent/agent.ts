@@ -310,8 +310,9 @@ export class Agent {
       rotation.nudge();
     };
     Object.assign(loops, { told });
+    const isAway = (): boolean => !view.storeUp;
     const rescue = new Rescue({
-      isAway: () => !view.storeUp,
+      isAway,
       catchUp: async () => {
         if (!(await catchUp({ self, store, identity }))) return false;
         // weftd is as cut off as this agent was, so nobody else writes the file now.
@@ -322,7 +323,7 @@ export class Agent {
       log,
     });
     mirror.start();
-    identity.start({ mirror, renew: () => renewOwn({ self, store, identity, authority }) });
+    identity.start({ mirror, renew: () => renewOwn({ self, store, identity, authority, isAway }) });
     identity.onChange((change) => {
       storeKeeper.nudge();
       if (change.kind === "trust" && !change.after.hosts.has(host))
@@ -392,7 +393,7 @@ export class Agent {
     await door.close();
     this.#daemon.end();
     keeper.stop();
-    context.identity.stop();
+    await context.identity.stop();
     context.clocks.stop();
     context.placer.stop();
     await presence.stop();

@@ -1,12 +1,16 @@
 /**
  * Asks the store's members, over their doors, for what only they have: one after the other, until one gives it.
  *
- * Must always hold: who is asked has proven by the trust list that it is a host of the cluster.
+ * Must always hold:
+ * - who is asked has proven by the trust list that it is a host of the cluster;
+ * - while this host can't follow the store, a newer list is believed only where no other member that answers contradicts it:
+ *   one that was revoked meanwhile can sign lists as well.
  */
 import { kidOf, readCertificate } from "../wire/certificate.ts";
-import type { Hello } from "../wire/door-api.ts";
-import { isWeftError, WeftError } from "../wire/errors.ts";
+import type { Hello, RenewAnswer } from "../wire/door-api.ts";
+import { decided, isWeftError, WeftError } from "../wire/errors.ts";
 import { type Answered, HostClient } from "../wire/host-client.ts";
+import { newestTrust } from "../wire/signed-trust.ts";
 import type { StoreClient } from "../wire/store-client.ts";
 import type { HostId } from "../model/ids.ts";
 import type { AuthorityKeeper, HeldAuthorities } from "./authority.ts";
@@ -17,6 +21,8 @@ import { issueOwn } from "./renew.ts";
 
 /** A member that takes longer to write four files is away. */
 const GIVE_MS = 3000;
+/** Where all are asked, one that is slower than this is not waited for. */
+const EACH_MS = 5000;
 
 export type AskContext = {
   readonly self: HostFile;
@@ -48,11 +54,13 @@ export async function askMembers<Answer>(
 
 /** A new certificate for this host's key: a member makes its own, others are given one for the key that they prove. */
 export async function renewOwn(
-  context: AskContext & { readonly authority: AuthorityKeeper },
+  context: AskContext & { readonly authority: AuthorityKeeper; readonly isAway: () => boolean },
 ): Promise<RenewedCert> {
-  const { authority, identity } = context;
+  const { authority, identity, isAway } = context;
   if (authority.holds(identity.trust())) return issueOwn(authority, identity);
-  return renewByMember(context);
+  return isAway()
+    ? renewByAll(context)
+    : taken(identity, await askMembers(context, (member) => member.renew(), "key"));
 }
 
 /**
@@ -61,9 +69,9 @@ export async function renewOwn(
  */
 export async function catchUp(context: AskContext): Promise<boolean> {
   const { identity } = context;
-  const { generation } = await askMembers(context, (member) => member.hello(), "key");
-  if (generation <= identity.trust().generation) return false;
-  await identity.take(await renewByMember(context));
+  const heard = await askEach(context, (member) => member.hello());
+  if (heard.every(({ generation }) => generation <= identity.trust().generation)) return false;
+  await identity.take(await renewByAll(context));
   return true;
 }
 
@@ -77,9 +85,48 @@ export async function askHost(
   return (await client.hello()).answer;
 }
 
-async function renewByMember(context: AskContext): Promise<RenewedCert> {
+/** Of all that answer, who is furthest; E-TRUST-06 where they contradict each other. */
+async function renewByAll(context: AskContext): Promise<RenewedCert> {
   const { identity } = context;
-  const answer = await askMembers(context, (member) => member.renew(), "key");
+  const answers = await askEach(context, (member) => member.renew());
+  const newest = newestTrust(
+    identity.known,
+    answers.map(({ links, trust }) => [...links, trust]),
+  );
+  if (newest.kind === "refused") identity.doubt(newest.finding);
+  const chosen = answers[decided(newest) ?? 0];
+  if (chosen === undefined) throw noOther(context.self);
+  return taken(identity, chosen);
+}
+
+/** What every other member says that answers; throws what the last of them refused where none does. */
+async function askEach<Answer>(
+  { self, store, identity }: AskContext,
+  ask: (member: HostClient) => Promise<Answered<Answer>>,
+): Promise<readonly Answer[]> {
+  let last: WeftError = noOther(self);
+  const [shown, trust] = [identity.current(), identity.trust()];
+  const answers = await Promise.all(
+    memberAddresses(store)
+      .filter((address) => address !== self.address)
+      .map(async (address) => {
+        const expect = { kind: "key" as const, trust };
+        const client = new HostClient({ address, shown, from: self.address, expect, answerMs: EACH_MS });
+        try {
+          return [(await ask(client)).answer];
+        } catch (error) {
+          if (!isWeftError(error)) throw error;
+          last = error;
+          return [];
+        }
+      }),
+  );
+  const heard = answers.flat();
+  if (heard.length === 0) throw last;
+  return heard;
+}
+
+function taken(identity: IdentityKeeper, answer: RenewAnswer): RenewedCert {
   const { cert, authority: chainPem, trust, links } = answer;
   identity.offerAll([...links, trust]);
   const issuer = readCertificate(chainPem);

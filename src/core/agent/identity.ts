@@ -37,6 +37,9 @@ const RETRY_STEPS_MAX = 6;
 const LOOK_MS = 3600_000;
 const RETRY_MS_MIN = 500;
 
+/** A host that was away for more changes of the authority than this joins anew. */
+const LINKS_MAX = 16;
+
 /** What a renewal brings. */
 export type RenewedCert = { readonly certPem: string; readonly chainPem: string };
 
@@ -64,6 +67,8 @@ export class IdentityKeeper {
   readonly host: HostId;
   readonly #options: IdentityOptions;
   readonly #nowMs: () => number;
+  #links: readonly string[];
+  #keeping: Promise<void> = Promise.resolve();
   readonly #listeners = new Set<(change: IdentityChange) => void>();
   #identity: HostIdentity;
   #known: SignedTrust;
@@ -76,9 +81,15 @@ export class IdentityKeeper {
   #renewing: Promise<void> | null = null;
   #spread = Math.random() * 2 - 1;
 
-  private constructor(options: IdentityOptions, identity: HostIdentity, known: SignedTrust, text: string) {
+  private constructor(
+    options: IdentityOptions,
+    identity: HostIdentity,
+    known: SignedTrust,
+    { text, links }: { readonly text: string; readonly links: readonly string[] },
+  ) {
     this.#options = options;
     this.#text = text;
+    this.#links = links;
     this.host = options.host;
     this.#nowMs = options.nowMs ?? Date.now;
     this.#identity = identity;
@@ -100,7 +111,8 @@ export class IdentityKeeper {
     if (opened.kind === "refused") throw WeftError.fromFinding(opened.finding);
     const isOwn = identity.facts.uris.length === 1 && identity.facts.uris[0] === hostUri(cluster, host);
     if (!isOwn || opened.value.trust.cluster !== cluster) throw notThisHosts(files.stateDir, host);
-    return new IdentityKeeper(options, identity, opened.value, text);
+    const links = await files.readLinks();
+    return new IdentityKeeper(options, identity, opened.value, { text, links });
   }
 
   /** The accepted list as it was signed. */
@@ -111,6 +123,14 @@ export class IdentityKeeper {
   /** The same with its signature, as it is passed on. */
   get text(): string {
     return this.#text;
+  }
+
+  /**
+   * The lists by which authorities took over from each other while this host looked on, the oldest first: for hosts that were
+   * away then, also where the store has lost them. Each was accepted here.
+   */
+  get links(): readonly string[] {
+    return this.#links;
   }
 
   /** Why the store's list is not the accepted one; null: it is, or none is known. */
@@ -153,14 +173,19 @@ export class IdentityKeeper {
     return () => this.#listeners.delete(listener);
   }
 
+  /** What was refused before it was offered; forgotten when a list is accepted. */
+  doubt(finding: Finding): void {
+    if (this.#refused?.message !== finding.message)
+      this.#options.log.error({ code: finding.code }, finding.message);
+    this.#refused = finding;
+  }
+
   /** A list from the store or from a member's answer. Refused ones change nothing but what `refused` says. */
   offer(text: string): Decision<SignedTrust> {
     const before = this.#known;
     const taken = openNextTrust(before, text);
     if (taken.kind === "refused") {
-      if (this.#refused?.message !== taken.finding.message)
-        this.#options.log.error({ code: taken.finding.code }, taken.finding.message);
-      this.#refused = taken.finding;
+      this.doubt(taken.finding);
       return taken;
     }
     this.#refused = null;
@@ -171,8 +196,19 @@ export class IdentityKeeper {
       { generation: String(taken.value.trust.generation) },
       "a newer trust list is in force",
     );
+    if (isLink(before.trust, taken.value) && taken.value.trust.hosts.has(this.host)) this.#keepLink(text);
     this.#tell({ kind: "trust", before: before.trust, after: taken.value.trust });
     return taken;
+  }
+
+  /** Best effort: the store has it too. */
+  #keepLink(text: string): void {
+    const { files, log } = this.#options;
+    const links = [...this.#links, text].slice(-LINKS_MAX);
+    this.#links = links;
+    this.#keeping = this.#keeping
+      .then(() => files.writeLinks(links))
+      .catch((error: unknown) => log.warn({ reason: reasonOf(error) }, "a list for others was not kept"));
   }
 
   /** Lists in the order in which they were made: each one that follows what is known then. The last one is the newest. */
@@ -224,10 +260,12 @@ export class IdentityKeeper {
     if (isOlder(known, entry.value) || !isOlder(this.#known, entry.value)) this.offer(entry.value);
   }
 
-  stop(): void {
+  /** Nothing happens any more after the call; when it returns, what others may need of this host is on its disk. */
+  async stop(): Promise<void> {
     this.#duties = null;
     this.#forget?.();
     if (this.#timer !== null) clearTimeout(this.#timer);
+    await this.#keeping;
   }
 
   /** When the certificate is to be renewed, ms since 1970: 2/3 of its life after it was issued, hosts spread a little. */
@@ -306,6 +344,11 @@ export class IdentityKeeper {
   #tell(change: IdentityChange): void {
     for (const listener of this.#listeners) listener(change);
   }
+}
+
+/** The list with which the authority that signs before it hands over to another one. */
+function isLink(before: Trust, { trust, by }: SignedTrust): boolean {
+  return signerOf(trust) !== signerOf(before) && by === signerOf(before);
 }
 
 function isOlder(known: SignedTrust, text: string): boolean {

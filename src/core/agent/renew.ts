@@ -16,6 +16,7 @@ import type { ListedCert, Trust } from "../model/trust.ts";
 import { factsOf, readCertificate } from "../wire/certificate.ts";
 import { isWeftError, WeftError } from "../wire/errors.ts";
 import type { IdentityFiles } from "../wire/identity-files.ts";
+import { generationOf } from "../wire/signed-trust.ts";
 import type { StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { AuthorityKeeper } from "./authority.ts";
@@ -75,17 +76,25 @@ export async function renewIdentity(
   } catch (error) {
     if (!isWeftError(error, "E-STORE-01")) throw error;
   }
-  return { cert: pem, authority: chainPem, trust: identity.text, links: await linksOf(context.store) };
+  return { cert: pem, authority: chainPem, trust: identity.text, links: await linksOf(context) };
 }
 
-/** None while the store is away: then nobody was let in by another authority either. */
-async function linksOf(store: StoreClient): Promise<string[]> {
+/** This host's own, which it has accepted, and the store's, which anybody may have written or removed, where there is room. */
+async function linksOf({ store, identity }: RenewContext): Promise<string[]> {
+  const links = [...identity.links];
+  const room = (): number => LINKS_BYTES_MAX - links.reduce((sum, { length }) => sum + length, 0);
+  while (room() < 0) links.shift();
+  // The newest first, which is what is most likely missing here.
+  for (const text of await storedLinks(store))
+    if (!links.includes(text) && links.length < LINKS_MAX && text.length <= room()) links.push(text);
+  return links.toSorted((a, b) => Number(generationOf(a) - generationOf(b)));
+}
+
+/** The newest first; none while the store is away. */
+async function storedLinks(store: StoreClient): Promise<readonly string[]> {
   try {
     const { entries } = await store.list(keys.trustLinks);
-    const inOrder = entries.toSorted((a, b) => Number(a.modRevision - b.modRevision));
-    const links = inOrder.slice(-LINKS_MAX).map(({ value }) => value);
-    while (links.reduce((sum, { length }) => sum + length, 0) > LINKS_BYTES_MAX) links.shift();
-    return links;
+    return entries.toSorted((a, b) => Number(b.modRevision - a.modRevision)).map(({ value }) => value);
   } catch (error) {
     if (isWeftError(error, "E-STORE-01")) return [];
     throw error;

@@ -8,8 +8,6 @@ import { isWeftError, reasonOf } from "../wire/errors.ts";
 import type { Log } from "./log.ts";
 
 const ASK_MS = 5000;
-/** Answers that need a person: said once. */
-const TOLD = ["E-HOST-14"] as const;
 
 export type RescueOptions = {
   readonly isAway: () => boolean;
@@ -49,7 +47,7 @@ export class Rescue {
           return;
         }
         // Else nobody answers: the usual case of a store that is away.
-        if (!TOLD.some((code) => code === error.code) || this.#said === error.message) return;
+        if (!isWeftError(error, "E-HOST-14") || this.#said === error.message) return;
         this.#said = error.message;
         log.error({ code: error.code }, error.message);
       })

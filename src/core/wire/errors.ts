@@ -101,6 +101,7 @@ const kinds = {
   "E-TRUST-03": degraded,
   "E-TRUST-04": refused,
   "E-TRUST-05": degraded,
+  "E-TRUST-06": refused,
   "E-CA-01": user,
   "E-CA-02": refused,
   "E-CA-03": degraded,

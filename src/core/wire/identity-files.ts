@@ -4,6 +4,7 @@
  *     identity/host.key              private key, made once, kept through renewals
  *     identity/host.pem              leaf, its authority, the key: one file, so that no reader sees halves of two
  *     identity/trust.json            the last accepted trust list, signed; after joining weftd alone writes it
+ *     identity/links.json            the lists by which authorities took over from each other, as this host accepted them
  *     authority/{host,store}-KID8.pem, .key     store members only
  *     authority/unlisted.json        certificates that were issued while the list could not be changed
  *     authority/unnamed.json         keys that were given to this host before the list that names their authority
@@ -44,6 +45,8 @@ const unlistedJson = z.array(
 );
 /** A certificate that was issued: to whom, its serial (lower-case hex), the issuing authority's KID. */
 export type Unlisted = Readonly<z.output<typeof unlistedJson>[number]>;
+
+const linksJson = z.array(z.string());
 
 const unnamedJson = z.array(z.object({ kid: z.string(), takenMs: z.number() }));
 /** A key of an authority that no list has named since it was taken; ms since 1970. */
@@ -127,6 +130,20 @@ export class IdentityFiles {
   /** At init or join, before weftd knows the cluster, and where weftd can't hear of it; else weftd writes it. */
   writeTrustFirst(signed: string): Promise<void> {
     return this.#write(this.#identity("trust.json"), signed);
+  }
+
+  /** Signed texts, the oldest first. What can't be read is none: the store has them as well. */
+  async readLinks(): Promise<readonly string[]> {
+    const text = await textOf(this.#identity("links.json"));
+    try {
+      return text === null ? [] : linksJson.parse(JSON.parse(text));
+    } catch {
+      return [];
+    }
+  }
+
+  writeLinks(links: readonly string[]): Promise<void> {
+    return this.#write(this.#identity("links.json"), `${JSON.stringify(links)}\n`);
   }
 
   /** Authorities whose private key this host holds; none where it is no store member. */

@@ -35,6 +35,65 @@ export function openNextTrust(known: SignedTrust, text: string): Decision<Signed
   return trust.kind === "refused" ? trust : acceptTrust(known, { trust: trust.value, body, by });
 }
 
+/** Where a text that may be a list would stand among lists: to put them in order, and for nothing else. 0: nowhere. */
+export function generationOf(text: string): bigint {
+  try {
+    const { generation } = JSON.parse(bodyOf(text) ?? "") as { readonly generation?: unknown };
+    return typeof generation === "string" && /^\d{1,20}$/.test(generation) ? BigInt(generation) : 0n;
+  } catch {
+    return 0n;
+  }
+}
+
+/** The newest list to which these lead, each where it follows; `known` itself where none does. */
+export function followTrust(known: SignedTrust, texts: readonly string[]): SignedTrust {
+  return texts.reduce((so, text) => {
+    const next = openNextTrust(so, text);
+    return next.kind === "ok" ? next.value : so;
+  }, known);
+}
+
+/**
+ * What several hosts say to one that was away: each a list, and those that lead to it. All must be steps of one way: where two
+ * lists are newer than the known one and none leads to the other, one of them was signed by somebody who has no right to it
+ * any more, and this host can't know which. Gives the index of the newest; null: none is newer. Refused: E-TRUST-06.
+ */
+export function newestTrust(
+  known: SignedTrust,
+  said: readonly (readonly string[])[],
+): Decision<number | null> {
+  const newer = said
+    .map((texts, index) => ({ index, texts, end: followTrust(known, texts) }))
+    .filter(({ end }) => end !== known && end.body !== known.body)
+    .toSorted((a, b) => (a.end.trust.generation < b.end.trust.generation ? -1 : 1));
+  for (const [i, later] of newer.entries()) {
+    const before = newer[i - 1];
+    if (before === undefined || followTrust(before.end, later.texts).body === later.end.body) continue;
+    return forked(before.end.trust, later.end.trust);
+  }
+  return ok(newer.at(-1)?.index ?? null);
+}
+
+function forked(one: Trust, other: Trust): Decision<never> {
+  const [first, second] = [String(one.generation), String(other.generation)];
+  return refused(
+    finding(
+      "E-TRUST-06",
+      `Two members show trust lists that are newer than this host's, and neither follows the other: generation ${first} and ${second}.`,
+      {
+        facts: { first, second },
+        safe: "Neither is believed. The list that this host has stays in force.",
+        do: [
+          {
+            why: "Which members were revoked while this host was off? Ask one that you trust, and take them off the network",
+            command: "weft ca show",
+          },
+        ],
+      },
+    ),
+  );
+}
+
 function parsed(body: string): Decision<Trust> {
   try {
     return ok(parseTrust(keys.trust, body));

@@ -102,9 +102,6 @@ export async function makeCluster(t: Scope, certificateLifeMs?: number): Promise
   await files.writeHost({ certPem: pem, chainPem, keyPem });
   await files.writeTrustFirst(text);
   const identity = await IdentityKeeper.open({ files, cluster, host, log: silent });
-  t.teardown(() => {
-    identity.stop();
-    return Promise.resolve();
-  });
+  t.teardown(() => identity.stop());
   return { cluster, files, authority, identity, host, address, text };
 }

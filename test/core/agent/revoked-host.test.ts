@@ -70,7 +70,7 @@ void t.test("revoked host: it asks nobody for another certificate", async (t) =>
 void t.test("revoked host: the change of the authority that it forces is no fault of its own", async (t) => {
   const { identity, files, ...made } = await makeCluster(t);
   await revoke({ identity, files, ...made });
-  identity.stop();
+  await identity.stop();
   const heard = new HeardLog();
   const looks = new EventEmitter();
   const keeper = new RotationKeeper({

@@ -1,0 +1,231 @@
+/**
+ * Plot: a host was off while a member was revoked, and comes back. The members lead it to the list of now, also where the
+ * store has lost the lists in between; a list that the revoked member signed in the meantime is believed by nobody who hears
+ * the others as well.
+ */
+import { createPrivateKey, createPublicKey, randomUUID, X509Certificate } from "node:crypto";
+import t from "tap";
+
+import { catchUp } from "../../../src/core/agent/ask-members.ts";
+import { Door } from "../../../src/core/agent/door.ts";
+import type { HostFile } from "../../../src/core/agent/host-file.ts";
+import { IdentityKeeper } from "../../../src/core/agent/identity.ts";
+import { renewIdentity } from "../../../src/core/agent/renew.ts";
+import { revokeHost, type Trust } from "../../../src/core/model/trust.ts";
+import { kidOf } from "../../../src/core/wire/certificate.ts";
+import type { IdentityFiles } from "../../../src/core/wire/identity-files.ts";
+import { followTrust, newestTrust, openFirstTrust } from "../../../src/core/wire/signed-trust.ts";
+import { sign } from "../../../src/core/wire/signed.ts";
+import type { StoreClient } from "../../../src/core/wire/store-client.ts";
+import { keys } from "../../../src/core/wire/store-keys.ts";
+import { renderTrust } from "../../../src/core/wire/trust.ts";
+import {
+  type AuthorityKeys,
+  makeAuthority,
+  makeHostCert,
+  makeKey,
+} from "../../../src/core/wire/x509-make.ts";
+import { loopback } from "../wire/etcd-for-tests.ts";
+import {
+  emptyFiles,
+  HeardAudit,
+  makeCluster,
+  newHostId,
+  silent,
+  type TestCluster,
+} from "./identity-for-tests.ts";
+
+type Scope = { readonly teardown: (fn: () => Promise<void>) => void };
+
+const signed = (trust: Trust, { keyPem }: AuthorityKeys): string =>
+  sign("trust", renderTrust(trust, null), createPrivateKey(keyPem.reveal()));
+
+/** h1 and h2 are members, h3 is off; each list is the text that was signed. */
+async function world(t: Scope) {
+  const made = await makeCluster(t);
+  const { cluster, authority } = made;
+  const [old] = (await made.files.readAuthorities()).host;
+  const h1 = made.identity.trust().hosts.get(made.host);
+  if (old === undefined || h1 === undefined) throw new Error("an authority and a host");
+  const nowMs = Date.now();
+  const [next, store] = [
+    await makeAuthority({ kind: "host", cluster, nowMs }),
+    await makeAuthority({ kind: "store", cluster, nowMs }),
+  ];
+  const [thief, away] = [newHostId(), newHostId()];
+  const keyPem = makeKey();
+  const publicKey = createPublicKey(keyPem.reveal());
+  const entry = (name: string, kid: string, held: readonly string[]) =>
+    ({ ...h1, name, keys: [{ kid, sinceMs: nowMs }], certs: [], held }) satisfies typeof h1;
+  const before: Trust = {
+    ...made.identity.trust(),
+    generation: 2n,
+    nonce: randomUUID(),
+    hosts: new Map([
+      ...made.identity.trust().hosts,
+      [thief, entry("h2", "2".repeat(64), [old.kid])],
+      [away, entry("h3", kidOf(publicKey), [])],
+    ]),
+  };
+  const begun = signed(before, old);
+  const known = openFirstTrust(begun);
+  if (known.kind === "refused") throw new Error(known.finding.message);
+  const named = ({ kid, pem }: AuthorityKeys) => ({ kid, pem, state: "active" as const, sinceMs: nowMs });
+  const gone = revokeHost(before, {
+    host: thief,
+    by: "root",
+    nowMs,
+    replacement: { id: randomUUID(), authority: named(next), storeAuthority: named(store) },
+    nonce: randomUUID(),
+  });
+  if (gone.kind === "refused") throw new Error(gone.finding.message);
+  const link = signed(gone.value, old);
+  const after = signed({ ...gone.value, generation: 4n, nonce: randomUUID() }, next);
+  /** By who was revoked: it makes itself the only member. */
+  const forged = (generation: bigint): string =>
+    signed({ ...before, generation, nonce: randomUUID(), transport: "auth" }, old);
+  const identityOf = async (files?: IdentityFiles): Promise<IdentityKeeper> => {
+    files ??= await emptyFiles(t);
+    const { pem } = await makeHostCert({ authority: old, cluster, host: away, publicKey, nowMs });
+    await files.writeHostKey(keyPem);
+    await files.writeHost({ certPem: pem, chainPem: old.pem, keyPem });
+    await files.writeTrustFirst(begun);
+    return IdentityKeeper.open({ files, cluster, host: away, log: silent });
+  };
+  return {
+    made,
+    authority,
+    old,
+    next,
+    publicKey,
+    away,
+    known: known.value,
+    begun,
+    link,
+    after,
+    forged,
+    identityOf,
+  };
+}
+
+void t.test("catching up: lists that lead to each other are one way, whoever is behind on it", async (t) => {
+  const { known, begun, link, after, forged } = await world(t);
+  const newest = (...said: readonly (readonly string[])[]): number | string | null => {
+    const decision = newestTrust(known, said);
+    return decision.kind === "ok" ? decision.value : decision.finding.code;
+  };
+  t.equal(followTrust(known, [link, after]).trust.generation, 4n);
+  t.equal(followTrust(known, [after]), known, "without the list between them it is not reached");
+  t.equal(newest([link, after]), 0);
+  t.equal(newest([link], [link, after], [begun]), 1);
+  t.equal(newest([link, after], [link, after]), 1);
+  t.equal(newest([begun], ["{}"], []), null);
+  for (const generation of [3n, 4n, 5n, 1000n]) {
+    const fork = forged(generation);
+    t.equal(newest([fork], [link, after]), "E-TRUST-06", `of generation ${generation}`);
+    t.equal(newest([link], [begun], [fork]), "E-TRUST-06", "in any order");
+    t.equal(newest([fork], [forged(generation)]), "E-TRUST-06", "two of one generation");
+  }
+});
+
+/** A member's door that says this. */
+async function member(
+  t: Scope,
+  made: TestCluster,
+  address: string,
+  says: () => Promise<readonly string[]>,
+  by: AuthorityKeys,
+  asks: Awaited<ReturnType<typeof world>>,
+): Promise<void> {
+  const texts = await says();
+  const door = await Door.listen({
+    address,
+    tls: made.identity.tls,
+    isHostAddress: () => true,
+    rest: null,
+    audit: new HeardAudit(),
+    log: silent,
+    handlers: {
+      "GET /v1/hello": async () => ({
+        cluster: made.cluster,
+        members: [],
+        version: "1",
+        generation: 1000n,
+        now: new Date().toISOString(),
+      }),
+      "POST /v1/identity/renew": async () => {
+        const { cluster } = made;
+        const { away: host, publicKey } = asks;
+        const { pem } = await makeHostCert({ authority: by, cluster, host, publicKey, nowMs: Date.now() });
+        return { cert: pem, authority: by.pem, trust: texts.at(-1) ?? "", links: texts.slice(0, -1) };
+      },
+    },
+  });
+  t.teardown(() => door.close());
+}
+
+void t.test("catching up: the revoked member's own list is not believed beside the others'", async (t) => {
+  const all = await world(t);
+  const { made, old, next, link, after, forged, identityOf } = all;
+  const self = { name: "h3", address: loopback(185) } as HostFile;
+  const context = (identity: IdentityKeeper, ...members: readonly number[]) => {
+    const endpoints = members.map((n) => `https://${loopback(n)}:7402`);
+    return { self, identity, store: { call: { endpoints } } as unknown as StoreClient };
+  };
+  await member(t, made, loopback(181), async () => [forged(50n)], old, all);
+  await member(t, made, loopback(182), async () => [link, after], next, all);
+  await member(t, made, loopback(183), async () => [link], next, all);
+
+  const doubting = await identityOf();
+  await t.rejects(catchUp(context(doubting, 181, 182, 183)), { code: "E-TRUST-06" });
+  t.equal(doubting.trust().generation, 2n, "neither is believed");
+  t.match(doubting.refused, { code: "E-TRUST-06" }, "weft status says so");
+
+  // With that one off the network, or merely silent.
+  t.equal(await catchUp(context(doubting, 183, 182, 184)), true);
+  t.equal(doubting.trust().generation, 4n);
+  t.equal(doubting.refused, null);
+  t.equal(doubting.issuerOf(doubting.trust()), next.kid, "with a certificate of the new authority");
+});
+
+void t.test(
+  "catching up: a member gives the lists in between also where the store has lost them",
+  async (t) => {
+    const { link, after, next, identityOf, away } = await world(t);
+    const files = await emptyFiles(t);
+    const follower = await identityOf(files);
+    const { cluster } = follower.trust();
+    follower.offerAll([link, after]);
+    await follower.stop();
+    // As it is after a restart of the agent: weftd has written the list meanwhile.
+    await files.writeTrustFirst(after);
+    const again = await IdentityKeeper.open({ files, cluster, host: away, log: silent });
+    t.same(again.links, [link]);
+    const junk = Array.from({ length: 40 }, (_, i) => ({
+      key: `${keys.trustLinks}${i}`,
+      value: JSON.stringify({ body: JSON.stringify({ generation: String(10 ** 9 + i) }), by: "", sig: "" }),
+      modRevision: BigInt(1000 + i),
+    }));
+    const authority = {
+      unlisted: () => Promise.resolve([]),
+      issueHost: () =>
+        Promise.resolve({ pem: "", chainPem: next.pem, serial: "00", by: next.kid, notAfterMs: 0 }),
+      remember: () => Promise.resolve(),
+      holds: () => false,
+    };
+    const answer = await renewIdentity(
+      {
+        store: { list: () => Promise.resolve({ entries: junk, revision: 1n }) },
+        authority,
+        identity: again,
+        files,
+      } as never,
+      new X509Certificate(again.certificate.certPem),
+    );
+    t.ok(answer.links.includes(link), "what others wrote into the store does not push it out");
+    t.ok(answer.links.length <= 16);
+    const behind = await identityOf();
+    behind.offerAll([...answer.links, answer.trust]);
+    t.equal(behind.text, again.text);
+  },
+);
