@@ -7,7 +7,7 @@
 
 use crate::core::{self, LateSwaps, Rollback};
 use crate::explore::{Report, Walks, search, walk};
-use crate::{claims, disk, lease, liar, pool, register, size, snapshot, trash};
+use crate::{claims, disk, image, lease, liar, pool, register, size, snapshot, trash};
 
 /// States within which a short counter-example is found.
 pub(crate) const SMALL: usize = 1_000_000;
@@ -31,6 +31,8 @@ pub enum Setup {
     Size(size::Config),
     /// A replica's disk.
     Disk(disk::Config),
+    /// A replica's lazy images.
+    Image(image::Config),
     /// A host that lies.
     Liar(liar::Config),
     /// What hosts tell each other of the store.
@@ -73,6 +75,10 @@ macro_rules! with_model {
                 let $model = disk::Disk(config);
                 $does
             }
+            Setup::Image(config) => {
+                let $model = image::Images(config);
+                $does
+            }
             Setup::Liar(config) => {
                 let $model = liar::Liar(config);
                 $does
@@ -94,6 +100,7 @@ impl Setup {
             Setup::Lease(_) => "lease",
             Setup::Snapshot(_) => "snapshot",
             Setup::Disk(_) => "disk",
+            Setup::Image(_) => "image",
             Setup::Liar(_) => "liar",
             Setup::Claims(_) => "claims",
             Setup::Size(_) => "size",
@@ -299,7 +306,8 @@ pub(crate) const fn unbroken(
 pub fn all() -> impl Iterator<Item = &'static Case> {
     let small = [snapshot::CASES, register::CASES, pool::CASES, trash::CASES, size::CASES, disk::CASES];
     let lied_to = [liar::CASES, claims::CASES];
-    CASES.iter().chain(small.into_iter().chain(lied_to).flatten())
+    let life = [image::CASES];
+    CASES.iter().chain(small.into_iter().chain(lied_to).chain(life).flatten())
 }
 
 /// Cases of core and lease: first the table of protocol.md 4.12, then what came after it, then R9, then the unbroken runs.

@@ -29,6 +29,7 @@ pub mod claims;
 pub mod core;
 pub mod disk;
 pub mod explore;
+pub mod image;
 pub mod lease;
 pub mod liar;
 mod mask;

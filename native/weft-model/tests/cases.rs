@@ -8,6 +8,7 @@ use weft_model::claims;
 use weft_model::core::{self, Core};
 use weft_model::disk;
 use weft_model::explore::{Outcome, Walks, walk};
+use weft_model::image;
 use weft_model::lease::{self, Lease};
 use weft_model::liar;
 use weft_model::pool;
@@ -156,6 +157,11 @@ fn snapshots_hold_what_their_barrier_saw() {
 }
 
 #[test]
+fn an_image_reads_what_its_barrier_saw_whatever_becomes_of_its_neighbours() {
+    all_as_expected(&image::CASES.iter().collect::<Vec<_>>());
+}
+
+#[test]
 fn a_register_is_linearisable_through_changes_of_its_replicas() {
     all_as_expected(&register::CASES.iter().collect::<Vec<_>>());
 }
@@ -226,6 +232,18 @@ fn long_random_walks_of_the_lease_find_nothing() {
     }
 }
 
+#[test]
+fn long_random_walks_of_the_small_models_find_nothing() {
+    const BOUNDED: &[&str] = &["image-everything"];
+    for name in BOUNDED {
+        let case = named(name).expect("a case");
+        let report = case.setup.walk(Walks { count: 100_000, length: 60, seed: 7 });
+        println!("walks of {name}: {} steps; {}", report.visited, report.counts);
+        assert!(report.is_clean(), "{name}: {:#?}", report.outcome);
+        assert!(report.visited > 2_000_000, "{name}: {} steps", report.visited);
+    }
+}
+
 /// The walks are no decoration: in the same wide bounds they find broken rules too.
 #[test]
 fn random_walks_find_broken_rules() {
@@ -277,6 +295,7 @@ fn every_mutation_of_the_small_models_has_a_case() {
     let missing = [
         missing(claims::Mutation::ALL, claims::CASES),
         missing(disk::Mutation::ALL, disk::CASES),
+        missing(image::Mutation::ALL, image::CASES),
         missing(liar::Mutation::ALL, liar::CASES),
         missing(size::Mutation::ALL, size::CASES),
         missing(trash::Mutation::ALL, trash::CASES),

@@ -1,0 +1,881 @@
+//! Lazy images (protocol.md 4.19, R28): a snapshot's image begins empty and reads what it does not have from the next
+//! newer image, in the end from the head; what a write is about to change is preserved first.
+//!
+//! One replica of two regions, its head and up to three images, on a file system that clones ranges: every byte and every
+//! name is in the page cache before it is durable, the log is durable at once. Writes touch a block of their own each, so
+//! a region's content is the set of writes in it. The process dies (what the kernel has lands), the owner dies with it or
+//! sends again, the power fails, the pool is full, a file loses what it had. Two kinds of images: taken here, which form
+//! the chain, and copied from another member (4.19's chain copies), which stand alone.
+//!
+//! Must always hold (the oracle):
+//! - an image reads what the head held at its PREPARE (a copied one: what was copied), whatever became of its neighbours;
+//! - an image is said to be damaged only if a file lost something, and then it is never served.
+
+use core::fmt::Write as _;
+
+use crate::cases::{Case, Expected, Setup, unbroken};
+use crate::explore::{Counted, Event, Model, Violation};
+use crate::mask::Mask;
+
+const REGIONS: usize = 2;
+const IMAGES: usize = 3;
+const UNDER_WAY: usize = 2;
+const HOLE: u8 = 0x80;
+/// What a copied image holds: nothing that this replica's head ever had.
+const COPIED: u8 = 0x40;
+
+mutations! {
+    /// R28: the stamp is logged before the region is preserved.
+    StampFirst,
+    /// R28: the clone is not durable when the log says that the region is preserved.
+    CloneUnsynced,
+    /// R28: another write of the region does not wait for the clone.
+    DataWhileCloning,
+    /// R28: a region that is in the image's file is taken for preserved.
+    ExistsMeansDone,
+    /// R28: what the file has counts, not what the log says.
+    FileIsTheMap,
+    /// 4.19: the replica executes writes of before the barrier after PREPARE.
+    OldGenerationAfterPrepare,
+    /// 4.19: PREPARE does not wait for what executes.
+    PrepareBeforeDrain,
+    /// A process that starts does not sync what the last one left in the page cache.
+    StartWithoutSync,
+    /// An image that has everything is skipped by older ones.
+    WholeLeavesChain,
+    /// Older images read through a copied one.
+    CopiedInChain,
+    /// A deleted image's regions are not handed down.
+    DeleteWithoutHandDown,
+    /// They count as handed down before that is durable.
+    HandDownUnsynced,
+    /// Writes preserve into the image that is being deleted.
+    PreserveIntoDeleted,
+    /// Files change their image before the log says that it is being deleted.
+    RenameBeforeIntent,
+    /// A file that has just been renamed is written to before its new name is durable.
+    PreserveBeforeName,
+    /// The head goes to the trash while images read from it.
+    TrashBeforeWhole,
+}
+
+/// The bounds of a run and what may happen in it.
+#[derive(Debug, Clone, Copy)]
+pub struct Config {
+    /// Writes altogether, at most 5.
+    pub writes: u8,
+    /// Images altogether, taken and copied, at most 3.
+    pub images: u8,
+    /// Deaths, losses of power, full pools and lost regions altogether.
+    pub faults: u8,
+    /// Images may be deleted, the head trashed.
+    pub deletes: bool,
+    /// Images may come from other members.
+    pub copies: bool,
+    /// The rule that is broken.
+    pub mutation: Option<Mutation>,
+}
+
+/// A region in a file: what the page cache has, and what is left without power.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Bytes {
+    now: u8,
+    durable: u8,
+}
+
+impl Bytes {
+    fn of(value: u8) -> Bytes {
+        Bytes { now: value, durable: value }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+enum Kind {
+    #[default]
+    None,
+    /// In the chain, readable.
+    Taken,
+    /// In the chain, goes as soon as older ones don't need it.
+    Deleting,
+    Copied,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Image {
+    kind: Kind,
+    /// The regions that it has, by the log.
+    map: Mask,
+    file: [Bytes; REGIONS],
+    /// Oracle.
+    expected: [u8; REGIONS],
+}
+
+const NO_IMAGE: Image = Image {
+    kind: Kind::None,
+    map: Mask::EMPTY,
+    file: [Bytes { now: HOLE, durable: HOLE }; REGIONS],
+    expected: [0; 2],
+};
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, PartialOrd)]
+enum Stage {
+    #[default]
+    None,
+    Wire,
+    /// Waits for its region to be preserved and stamped.
+    Waiting,
+    Kernel,
+    /// On the disk, not durable.
+    Landed,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+struct Request {
+    write: u8,
+    region: usize,
+    generation: u8,
+    stage: Stage,
+}
+
+/// A region on its way into an image.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, PartialOrd)]
+enum Job {
+    #[default]
+    None,
+    Cloning,
+    Cloned,
+    Synced,
+}
+
+/// A file whose name moves from the image that is being deleted to the next older one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, PartialOrd)]
+enum Name {
+    #[default]
+    Old,
+    New,
+    Durable,
+}
+
+/// The whole world.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct State {
+    head: [Bytes; REGIONS],
+    stamp: [u8; REGIONS],
+    trashed: bool,
+    /// By age, the oldest first.
+    images: [Image; IMAGES],
+    /// What was preserved, from the head into an image.
+    job: [Job; REGIONS],
+    into: [usize; REGIONS],
+    /// What is handed down by clones, from the image that is being deleted to the next older one.
+    hand: [Job; REGIONS],
+    name: Name,
+    /// The regions that had to be handed down when the deletion began.
+    to_hand: Mask,
+    /// The barrier that the replica knows.
+    prepared: u8,
+    /// The owner: its interval, and its requests.
+    interval: u8,
+    requests: [Request; UNDER_WAY],
+    writes: u8,
+    takes: u8,
+    faults: u8,
+    /// A file has lost a region.
+    rotten: bool,
+    /// Oracle: the store says that they are being deleted; nobody reads them any more.
+    doomed: Mask,
+}
+
+/// The model: a configuration is all there is to it.
+#[derive(Debug, Clone, Copy)]
+pub struct Images(pub Config);
+
+type Out = Vec<(Event, State)>;
+
+enum Read {
+    Value(u8),
+    Damaged,
+}
+
+impl Images {
+    fn broken(&self, mutation: Mutation) -> bool {
+        self.0.mutation == Some(mutation)
+    }
+
+    fn chained(&self, image: &Image) -> bool {
+        match image.kind {
+            Kind::Taken | Kind::Deleting => true,
+            Kind::Copied => self.broken(Mutation::CopiedInChain),
+            Kind::None => false,
+        }
+    }
+
+    /// Whether older images pass it by.
+    fn skipped(&self, image: &Image) -> bool {
+        image.map == Mask::first(REGIONS) && self.broken(Mutation::WholeLeavesChain)
+    }
+
+    fn has(&self, image: &Image, region: usize) -> bool {
+        if self.broken(Mutation::FileIsTheMap) {
+            image.file[region].now != HOLE
+        } else {
+            image.map.has(region)
+        }
+    }
+
+    fn read(&self, state: &State, at: usize, region: usize) -> Read {
+        let own = &state.images[at];
+        if own.kind == Kind::Copied {
+            return Read::Value(own.file[region].now);
+        }
+        for (n, image) in state.images.iter().enumerate().skip(at) {
+            if !self.chained(image) || !self.has(image, region) || (n != at && self.skipped(image)) {
+                continue;
+            }
+            let mut value = image.file[region].now;
+            // Its file may have the name of the next older one by now.
+            if let (Kind::Deleting, Some(older), true) = (image.kind, self.older(state, n), value == HOLE) {
+                value = state.images[older].file[region].now;
+            }
+            return if value == HOLE { Read::Damaged } else { Read::Value(value) };
+        }
+        if state.trashed { Read::Damaged } else { Read::Value(state.head[region].now) }
+    }
+
+    /// The image that what it has is handed down to.
+    fn older(&self, state: &State, at: usize) -> Option<usize> {
+        (0..at).rev().find(|n| state.images[*n].kind == Kind::Taken)
+    }
+
+    fn deleting(state: &State) -> Option<usize> {
+        state.images.iter().position(|image| image.kind == Kind::Deleting)
+    }
+
+    /// The image that has to get a region before the head changes there.
+    fn needs(&self, state: &State, region: usize) -> Option<usize> {
+        let takes_in = |image: &Image| match image.kind {
+            Kind::Taken => !self.skipped(image),
+            Kind::Deleting => self.broken(Mutation::PreserveIntoDeleted),
+            Kind::Copied => self.broken(Mutation::CopiedInChain),
+            Kind::None => false,
+        };
+        let newest = (0..IMAGES).rev().find(|n| takes_in(&state.images[*n]))?;
+        let has = |image: &Image| self.chained(image) && !self.skipped(image) && self.has(image, region);
+        (!state.images[newest..].iter().any(has)).then_some(newest)
+    }
+
+    fn owner(&self, state: &State, out: &mut Out) {
+        if state.trashed {
+            return;
+        }
+        let free = state.requests.iter().position(|request| request.stage == Stage::None);
+        if let (Some(free), true) = (free, state.writes < self.0.writes) {
+            for region in 0..REGIONS {
+                let mut next = *state;
+                next.requests[free] = Request {
+                    write: 1 << state.writes,
+                    region,
+                    generation: state.interval,
+                    stage: Stage::Wire,
+                };
+                next.writes += 1;
+                out.push((
+                    Event::new("the owner begins WRITE {0} of region {1}", &[next.writes.into(), region]),
+                    next,
+                ));
+            }
+        }
+        // What is still on its way is what the owner did not count (a piece of a copy).
+        let executes = state.requests.iter().any(|request| request.stage > Stage::Wire);
+        if state.takes < self.0.images && (!executes || self.broken(Mutation::PrepareBeforeDrain)) {
+            let mut next = *state;
+            // R21: no roll without stamps.
+            next.prepared =
+                if state.stamp.contains(&state.interval) { state.interval } else { state.interval - 1 };
+            next.interval = next.prepared + 1;
+            next.images[usize::from(state.takes)] =
+                Image { kind: Kind::Taken, expected: state.head.map(|region| region.now), ..NO_IMAGE };
+            next.takes += 1;
+            out.push((
+                Event::new("PREPARE of image {0} is logged", &[state.takes.into()]).counts(Counted::Sealed),
+                next,
+            ));
+        }
+        if state.takes < self.0.images && self.0.copies {
+            let mut next = *state;
+            next.images[usize::from(state.takes)] = Image {
+                kind: Kind::Copied,
+                map: Mask::first(REGIONS),
+                file: [Bytes::of(COPIED); REGIONS],
+                expected: [COPIED; REGIONS],
+            };
+            next.takes += 1;
+            out.push((Event::new("image {0} is copied from another member", &[state.takes.into()]), next));
+        }
+    }
+
+    fn requests(&self, state: &State, out: &mut Out) {
+        for (n, request) in state.requests.iter().enumerate() {
+            let (region, write) = (request.region, usize::from(request.write));
+            let mut next = *state;
+            let stage = &mut next.requests[n].stage;
+            let unstamped = state.stamp[region] < request.generation;
+            let cloning = state.job[region] != Job::None
+                && !(self.broken(Mutation::DataWhileCloning) && state.job[region] == Job::Cloning);
+            match request.stage {
+                Stage::None => {}
+                Stage::Wire
+                    if request.generation <= state.prepared
+                        && !self.broken(Mutation::OldGenerationAfterPrepare) =>
+                {
+                    next.requests[n].generation = state.interval;
+                    out.push((
+                        Event::new("write {0} is refused, and sent again in this interval", &[write]),
+                        next,
+                    ));
+                }
+                Stage::Wire if unstamped || cloning => {
+                    *stage = Stage::Waiting;
+                    if self.broken(Mutation::StampFirst) {
+                        next.stamp[region] = request.generation;
+                    }
+                    out.push((
+                        Event::new("write {0} arrives and waits for region {1}", &[write, region]),
+                        next,
+                    ));
+                }
+                Stage::Wire => {
+                    *stage = Stage::Kernel;
+                    out.push((Event::new("write {0} arrives and is given to the kernel", &[write]), next));
+                }
+                Stage::Waiting => {
+                    let preserved = self.needs(state, region).is_none()
+                        || (self.broken(Mutation::DataWhileCloning) && state.job[region] == Job::Cloning);
+                    if preserved && !cloning {
+                        *stage = Stage::Kernel;
+                        next.stamp[region] = state.stamp[region].max(request.generation);
+                        out.push((
+                            Event::new("the stamp is logged, write {0} is given to the kernel", &[write]),
+                            next,
+                        ));
+                    }
+                }
+                Stage::Kernel => {
+                    *stage = Stage::Landed;
+                    next.head[region].now |= request.write;
+                    out.push((Event::new("write {0} lands", &[write]), next));
+                }
+                Stage::Landed => {
+                    next.requests[n] = Request::default();
+                    next.head[region].durable = state.head[region].now;
+                    out.push((
+                        Event::new("write {0} is durable and answered", &[write]).counts(Counted::WriteAcked),
+                        next,
+                    ));
+                }
+            }
+        }
+    }
+
+    /// For a write that waits, or in the background.
+    fn preserves(&self, state: &State, out: &mut Out) {
+        for region in 0..REGIONS {
+            let mut next = *state;
+            let into = state.into[region];
+            match state.job[region] {
+                Job::None => {
+                    let executes = |r: &Request| r.region == region && r.stage > Stage::Waiting;
+                    let Some(into) = self.needs(state, region) else { continue };
+                    let renamed = state.name == Name::New && !self.broken(Mutation::PreserveBeforeName);
+                    if state.trashed || renamed || state.requests.iter().any(executes) {
+                        continue;
+                    }
+                    let there = state.images[into].file[region].now != HOLE;
+                    next.into[region] = into;
+                    next.job[region] = if there && self.broken(Mutation::ExistsMeansDone) {
+                        Job::Synced
+                    } else {
+                        Job::Cloning
+                    };
+                    out.push((Event::new("region {0} is preserved into image {1}", &[region, into]), next));
+                }
+                Job::Cloning => {
+                    next.job[region] = Job::Cloned;
+                    next.images[into].file[region].now = state.head[region].now;
+                    out.push((Event::new("the kernel has cloned region {0}", &[region]), next));
+                }
+                Job::Cloned if !self.broken(Mutation::CloneUnsynced) => {
+                    next.job[region] = Job::Synced;
+                    let bytes = &mut next.images[into].file[region];
+                    bytes.durable = bytes.now;
+                    out.push((Event::new("the clone of region {0} is durable", &[region]), next));
+                }
+                Job::Cloned | Job::Synced => {
+                    next.job[region] = Job::None;
+                    next.into[region] = 0;
+                    next.images[into].map = state.images[into].map.with(region);
+                    out.push((Event::new("it is logged: image {0} has region {1}", &[into, region]), next));
+                }
+            }
+        }
+    }
+
+    fn deletes(&self, state: &State, out: &mut Out) {
+        if !self.0.deletes {
+            return;
+        }
+        let busy = |at: usize| (0..REGIONS).any(|r| state.job[r] != Job::None && state.into[r] == at);
+        let Some(at) = Self::deleting(state) else {
+            for (n, image) in state.images.iter().enumerate() {
+                let mut next = *state;
+                match image.kind {
+                    Kind::Taken if !busy(n) || self.broken(Mutation::PreserveIntoDeleted) => {
+                        next.images[n].kind = Kind::Deleting;
+                        next.to_hand = image.map;
+                        next.doomed = state.doomed.with(n);
+                    }
+                    Kind::Copied => next.images[n] = NO_IMAGE,
+                    _ => continue,
+                }
+                out.push((Event::new("image {0} is to be deleted", &[n]), next));
+            }
+            self.trash(state, out);
+            return;
+        };
+        let image = &state.images[at];
+        let mut next = *state;
+        let Some(older) = self.older(state, at) else {
+            Self::gone(&mut next, at);
+            out.push((Event::new("it is logged: image {0} is gone", &[at]), next));
+            return;
+        };
+        let heir = &state.images[older];
+        let missing = state.to_hand.minus(heir.map);
+        for region in missing.iter().filter(|_| state.name == Name::Old && !busy(older)) {
+            let mut next = *state;
+            match state.hand[region] {
+                Job::None | Job::Cloning => {
+                    next.hand[region] = Job::Cloned;
+                    next.images[older].file[region].now = image.file[region].now;
+                    out.push((
+                        Event::new("region {0} is cloned from image {1} to {2}", &[region, at, older]),
+                        next,
+                    ));
+                }
+                Job::Cloned if !self.broken(Mutation::HandDownUnsynced) => {
+                    next.hand[region] = Job::Synced;
+                    let bytes = &mut next.images[older].file[region];
+                    bytes.durable = bytes.now;
+                    out.push((Event::new("that clone of region {0} is durable", &[region]), next));
+                }
+                Job::Cloned | Job::Synced => {
+                    next.hand[region] = Job::None;
+                    next.images[older].map = heir.map.with(region);
+                    out.push((Event::new("it is logged: image {0} has region {1}", &[older, region]), next));
+                }
+            }
+        }
+        // Nothing is in the heir's file: it is enough to rename the other one. Needs no room in a full pool.
+        let idle = state.hand.iter().all(|job| *job == Job::None) && !busy(older);
+        if heir.map.is_empty() && idle && !missing.is_empty() && state.name == Name::Old {
+            let mut next = *state;
+            Self::rename(&mut next, at, older);
+            next.name = Name::New;
+            out.push((
+                Event::new("the file of image {0} is renamed to be that of image {1}", &[at, older]),
+                next,
+            ));
+        }
+        if state.name == Name::New {
+            let mut next = *state;
+            next.name = Name::Durable;
+            out.push((Event::new("the new name is durable", &[]), next));
+        }
+        let all = missing.is_empty() || state.name == Name::Durable;
+        if (all && idle) || self.broken(Mutation::DeleteWithoutHandDown) {
+            if state.name == Name::Durable {
+                next.images[older].map = heir.map.or(state.to_hand);
+            }
+            Self::gone(&mut next, at);
+            out.push((Event::new("it is logged: image {0} is gone", &[at]), next));
+        }
+    }
+
+    fn gone(next: &mut State, at: usize) {
+        next.images[at] = NO_IMAGE;
+        next.hand = Default::default();
+        next.name = Name::Old;
+        next.to_hand = Mask::EMPTY;
+        for region in 0..REGIONS {
+            if next.job[region] != Job::None && next.into[region] == at {
+                next.job[region] = Job::None;
+                next.into[region] = 0;
+            }
+        }
+    }
+
+    /// There or back.
+    fn rename(next: &mut State, from: usize, to: usize) {
+        next.images[to].file = next.images[from].file;
+        next.images[from].file = NO_IMAGE.file;
+    }
+
+    fn trash(&self, state: &State, out: &mut Out) {
+        let idle = state.requests.iter().all(|r| r.stage == Stage::None) && state.job == [Job::None; REGIONS];
+        let whole = (0..REGIONS).all(|region| self.needs(state, region).is_none());
+        if !state.trashed && idle && (whole || self.broken(Mutation::TrashBeforeWhole)) {
+            let mut next = *state;
+            next.trashed = true;
+            out.push((Event::new("the head goes to the trash", &[]).rare(6), next));
+        }
+    }
+
+    fn dies(&self, next: &mut State) {
+        for request in next.requests.iter_mut().filter(|request| request.stage != Stage::None) {
+            if request.stage == Stage::Kernel {
+                next.head[request.region].now |= request.write;
+            }
+            request.stage = Stage::Wire;
+        }
+        next.job = Default::default();
+        next.into = Default::default();
+        next.hand = Default::default();
+        if self.broken(Mutation::RenameBeforeIntent) {
+            for image in next.images.iter_mut().filter(|image| image.kind == Kind::Deleting) {
+                image.kind = Kind::Taken;
+                next.to_hand = Mask::EMPTY;
+                next.name = Name::Old;
+            }
+        }
+    }
+
+    fn steals(next: &mut State) {
+        next.requests = Default::default();
+        next.interval += 1;
+    }
+
+    fn faults(&self, state: &State, out: &mut Out) {
+        if state.faults == self.0.faults {
+            return;
+        }
+        let mut begun = *state;
+        begun.faults += 1;
+        let mut ends = vec![begun];
+        for region in 0..REGIONS {
+            // A clone that the kernel was asked for was made or not.
+            if state.job[region] == Job::Cloning {
+                let mut made = ends.clone();
+                for end in &mut made {
+                    end.images[state.into[region]].file[region].now = state.head[region].now;
+                }
+                ends.extend(made);
+            }
+        }
+        for end in ends {
+            let mut dead = end;
+            self.dies(&mut dead);
+            let mut started = dead;
+            if !self.broken(Mutation::StartWithoutSync) {
+                started.head.iter_mut().for_each(|bytes| bytes.durable = bytes.now);
+            }
+            out.push((Event::new("the process DIES and starts again", &[]).rare(6), started));
+            Self::steals(&mut started);
+            out.push((Event::new("the process DIES and starts again; another owner", &[]).rare(6), started));
+            for mut dark in Self::without_power(&dead) {
+                out.push((Event::new("the POWER fails", &[]).rare(6), dark));
+                Self::steals(&mut dark);
+                out.push((Event::new("the POWER fails; another owner", &[]).rare(6), dark));
+            }
+        }
+        for region in 0..REGIONS {
+            if state.job[region] == Job::Cloning || state.job[region] == Job::Cloned {
+                let mut next = begun;
+                next.job[region] = Job::None;
+                next.into[region] = 0;
+                for request in
+                    next.requests.iter_mut().filter(|r| r.region == region && r.stage == Stage::Waiting)
+                {
+                    request.stage = Stage::Wire;
+                }
+                out.push((
+                    Event::new("no room to preserve region {0}: its writes are refused", &[region]).rare(6),
+                    next,
+                ));
+            }
+            for (n, image) in state.images.iter().enumerate() {
+                if image.map.has(region) && image.kind == Kind::Taken && image.file[region] != Bytes::of(HOLE)
+                {
+                    let mut next = begun;
+                    next.images[n].file[region] = Bytes::of(HOLE);
+                    next.rotten = true;
+                    out.push((
+                        Event::new("the file of image {0} LOSES region {1}", &[n, region]).rare(6),
+                        next,
+                    ));
+                }
+            }
+        }
+    }
+
+    /// Each thing that is not durable is kept or lost.
+    fn without_power(dead: &State) -> Vec<State> {
+        let mut ends = vec![*dead];
+        if let (Name::New, Some(at)) = (dead.name, Self::deleting(dead)) {
+            let mut back = *dead;
+            back.name = Name::Old;
+            ends[0].name = Name::Durable;
+            if let Some(older) = (0..at).rev().find(|n| dead.images[*n].kind == Kind::Taken) {
+                Self::rename(&mut back, older, at);
+            }
+            ends.push(back);
+        }
+        let places = (0..REGIONS).flat_map(|r| (0..=IMAGES).map(move |n| (n, r)));
+        for (n, region) in places {
+            fn place(state: &mut State, n: usize, region: usize) -> &mut Bytes {
+                if n == IMAGES { &mut state.head[region] } else { &mut state.images[n].file[region] }
+            }
+            let mut kept = Vec::new();
+            for end in &mut ends {
+                let bytes = *place(end, n, region);
+                if bytes.now != bytes.durable {
+                    let mut other = *end;
+                    *place(&mut other, n, region) = Bytes::of(bytes.now);
+                    kept.push(other);
+                    *place(end, n, region) = Bytes::of(bytes.durable);
+                }
+            }
+            ends.extend(kept);
+        }
+        ends
+    }
+}
+
+impl Model for Images {
+    type State = State;
+    type Step = Event;
+
+    fn initial(&self) -> State {
+        State {
+            head: [Bytes::of(0); REGIONS],
+            stamp: [0; REGIONS],
+            trashed: false,
+            images: [NO_IMAGE; IMAGES],
+            job: Default::default(),
+            into: Default::default(),
+            hand: Default::default(),
+            name: Name::Old,
+            to_hand: Mask::EMPTY,
+            prepared: 0,
+            interval: 1,
+            requests: Default::default(),
+            writes: 0,
+            takes: 0,
+            faults: 0,
+            rotten: false,
+            doomed: Mask::EMPTY,
+        }
+    }
+
+    fn successors(&self, state: &State, out: &mut Out) -> Result<(), Violation> {
+        for (n, image) in state.images.iter().enumerate() {
+            if !matches!(image.kind, Kind::Taken | Kind::Copied) || state.doomed.has(n) {
+                continue;
+            }
+            for region in 0..REGIONS {
+                let promise = match self.read(state, n, region) {
+                    Read::Value(value) if value == image.expected[region] => continue,
+                    Read::Damaged if state.rotten => continue,
+                    Read::Value(_) => "an image reads what the head held at its PREPARE",
+                    Read::Damaged => "an image is damaged only if a file has lost something",
+                };
+                return Err(Violation {
+                    promise,
+                    observation: format!("region {region} of image {n} is another"),
+                });
+            }
+        }
+        self.owner(state, out);
+        self.requests(state, out);
+        self.preserves(state, out);
+        self.deletes(state, out);
+        self.faults(state, out);
+        Ok(())
+    }
+
+    fn describe(&self, state: &State) -> String {
+        let bytes = |file: &[Bytes; REGIONS]| {
+            file.map(|b| match b.now {
+                HOLE => "-".to_string(),
+                now if now == b.durable => format!("{now:x}"),
+                now => format!("{now:x}?"),
+            })
+            .join(" ")
+        };
+        let mut line = format!("head({} stamps={:?})", bytes(&state.head), state.stamp);
+        for (n, image) in state.images.iter().enumerate().filter(|(_, image)| image.kind != Kind::None) {
+            let _ = write!(line, " {n}:{:?}({} map={:02b})", image.kind, bytes(&image.file), image.map.0);
+        }
+        let _ = write!(line, " interval={} jobs={:?}", state.interval, state.job);
+        line
+    }
+}
+
+const TWO: Config = Config { writes: 2, images: 2, faults: 1, deletes: false, copies: false, mutation: None };
+const DELETES: Config = Config { deletes: true, ..TWO };
+const COPIES: Config = Config { copies: true, images: 3, writes: 1, faults: 1, ..DELETES };
+const EVERYTHING: Config = Config { copies: true, images: 3, writes: 3, faults: 3, ..DELETES };
+
+const fn broken(
+    name: &'static str,
+    rule: &'static str,
+    config: Config,
+    mutation: Mutation,
+    expected: Expected,
+) -> Case {
+    let setup = Setup::Image(Config { mutation: Some(mutation), ..config });
+    Case::small(name, rule, setup, expected)
+}
+
+/// Every mutation's case, and the bounds of the unbroken runs.
+pub const CASES: &[Case] = &[
+    broken(
+        "image-stamp-first",
+        "R28 stamped before it is preserved",
+        TWO,
+        Mutation::StampFirst,
+        Expected::Steps(6),
+    ),
+    broken(
+        "image-clone-unsynced",
+        "R28 logged before the clone is durable",
+        TWO,
+        Mutation::CloneUnsynced,
+        Expected::Steps(5),
+    ),
+    broken(
+        "image-data-while-cloning",
+        "R28 a write passes the clone of its region",
+        TWO,
+        Mutation::DataWhileCloning,
+        Expected::Steps(6),
+    ),
+    broken(
+        "image-exists-means-done",
+        "R28 what is in the file is taken for preserved",
+        Config { faults: 2, ..TWO },
+        Mutation::ExistsMeansDone,
+        Expected::Steps(6),
+    ),
+    broken(
+        "image-file-is-the-map",
+        "R28 the file says what an image has",
+        TWO,
+        Mutation::FileIsTheMap,
+        Expected::Steps(10),
+    ),
+    broken(
+        "image-old-generation-after-prepare",
+        "4.19 a write of before the barrier executes after it",
+        TWO,
+        Mutation::OldGenerationAfterPrepare,
+        Expected::Steps(7),
+    ),
+    broken(
+        "image-prepare-before-drain",
+        "4.19 PREPARE while a write executes",
+        TWO,
+        Mutation::PrepareBeforeDrain,
+        Expected::Steps(5),
+    ),
+    broken(
+        "image-start-without-sync",
+        "a start leaves what it found in the page cache",
+        Config { faults: 2, ..TWO },
+        Mutation::StartWithoutSync,
+        Expected::Steps(6),
+    ),
+    broken(
+        "image-whole-leaves-chain",
+        "older images skip one that has everything",
+        TWO,
+        Mutation::WholeLeavesChain,
+        Expected::Steps(14),
+    ),
+    broken(
+        "image-copied-in-chain",
+        "older images read through a copied one",
+        Config { copies: true, ..TWO },
+        Mutation::CopiedInChain,
+        Expected::Steps(2),
+    ),
+    broken(
+        "image-delete-without-hand-down",
+        "deleted while an older image reads through it",
+        DELETES,
+        Mutation::DeleteWithoutHandDown,
+        Expected::Steps(12),
+    ),
+    broken(
+        "image-hand-down-unsynced",
+        "handed down before that is durable",
+        DELETES,
+        Mutation::HandDownUnsynced,
+        Expected::Steps(10),
+    ),
+    broken(
+        "image-preserve-into-deleted",
+        "a write preserves into the image that goes",
+        DELETES,
+        Mutation::PreserveIntoDeleted,
+        Expected::Steps(12),
+    ),
+    broken(
+        "image-rename-before-intent",
+        "renamed before the log says that it goes",
+        DELETES,
+        Mutation::RenameBeforeIntent,
+        Expected::Steps(9),
+    ),
+    broken(
+        "image-preserve-before-name",
+        "preserved into a file whose new name is not durable",
+        DELETES,
+        Mutation::PreserveBeforeName,
+        Expected::Steps(13),
+    ),
+    broken(
+        "image-trash-before-whole",
+        "the head is trashed while an image reads from it",
+        DELETES,
+        Mutation::TrashBeforeWhole,
+        Expected::Steps(2),
+    ),
+    unbroken(
+        "image",
+        "R28: two writes, two images, two faults",
+        Setup::Image(Config { faults: 2, ..TWO }),
+        3_000_000,
+        Expected::Exhausted,
+    ),
+    unbroken(
+        "image-deletes",
+        "R28 with deletions and the trash",
+        Setup::Image(DELETES),
+        2_000_000,
+        Expected::Exhausted,
+    ),
+    unbroken(
+        "image-copies",
+        "R28 with deletions, three images, any of them copied",
+        Setup::Image(COPIES),
+        3_000_000,
+        Expected::Exhausted,
+    ),
+    unbroken(
+        "image-everything",
+        "R28: three writes, three images, three faults, deletions",
+        Setup::Image(EVERYTHING),
+        500_000,
+        Expected::Bounded,
+    ),
+];
