@@ -11,7 +11,8 @@
 import { randomUUID } from "node:crypto";
 
 import type { Decision } from "../model/finding.ts";
-import { signerOf } from "../model/trust.ts";
+import { TRUST_BYTES } from "../model/limits.ts";
+import { signerOf, withoutEnded } from "../model/trust.ts";
 import type { SignedTrust, Trust } from "../model/trust.ts";
 import { decided, WeftError } from "../wire/errors.ts";
 import { openNextTrust } from "../wire/signed-trust.ts";
@@ -20,6 +21,9 @@ import { keys } from "../wire/store-keys.ts";
 import { renderTrust } from "../wire/trust.ts";
 import type { AuthorityKeeper } from "./authority.ts";
 import type { IdentityKeeper } from "./identity.ts";
+
+/** What a signed text has besides its body, at most. */
+const SIGNATURE_BYTES = 256;
 
 export type TrustWriter = {
   readonly store: StoreClient;
@@ -39,7 +43,7 @@ export type TrustChange =
 /**
  * `change` may be called several times: a race that was lost begins anew, and so does a write that another one followed
  * before its outcome was known. It gives back the list it was given where nothing is to be changed; then only `extra`
- * is done. `generation` and `nonce` are set here. Throws what `change` refuses, E-CA-01, E-TRUST-01..03, E-STORE-01.
+ * is done. `generation` and `nonce` are set here. Throws what `change` refuses, E-CA-01, E-LIMIT-01, E-TRUST-01..03, E-STORE-01.
  */
 export async function changeTrust(
   { store, authority, identity }: TrustWriter,
@@ -54,10 +58,12 @@ export async function changeTrust(
     const before = decided(openNextTrust(known, entry.value));
     const wanted = decided(change(before.trust));
     const isSame = wanted === before.trust;
-    const after: Trust = { ...wanted, generation: before.trust.generation + 1n, nonce: randomUUID() };
-    const text = isSame
-      ? entry.value
-      : authority.sign(before.trust, "trust", renderTrust(after, before.body));
+    const shrunk = withoutEnded(wanted, Date.now());
+    const after: Trust = { ...shrunk, generation: before.trust.generation + 1n, nonce: randomUUID() };
+    const body = isSame ? "" : renderTrust(after, before.body);
+    if (!isSame)
+      refuseTooLong(before.trust, after, Buffer.byteLength(JSON.stringify(body)) + SIGNATURE_BYTES);
+    const text = isSame ? entry.value : authority.sign(before.trust, "trust", body);
     const compares = [{ key: keys.trust, modRevision: entry.modRevision }, ...extra.compares] as const;
     const put: readonly Op[] = isSame ? [] : [{ kind: "put", key: keys.trust, value: text }];
     const link = linkOf(before.trust, after, text);
@@ -100,6 +106,20 @@ async function swap(
     if (outcome.kind === "unknown" && now?.modRevision === modRevision) continue;
     return now?.modRevision ?? 0n;
   }
+}
+
+/** Before the store would refuse it, or a host could not read it. */
+function refuseTooLong(before: Trust, after: Trust, bytes: number): void {
+  const [joins, takesOver] = [after.hosts.size > before.hosts.size, signerOf(after) !== signerOf(before)];
+  const limit = takesOver ? TRUST_BYTES.takeOver : joins ? TRUST_BYTES.join : TRUST_BYTES.most;
+  if (bytes <= limit) return;
+  throw new WeftError({
+    code: "E-LIMIT-01",
+    message: `The list of trusted hosts would have ${bytes} bytes, the limit is ${limit}: it has ${after.hosts.size} hosts and ${after.revoked.size} that were revoked.`,
+    facts: { bytes, limit, hosts: after.hosts.size, revoked: after.revoked.size },
+    safe: "Nothing was changed.",
+    do: [{ why: "Take hosts away that are not needed any more", command: "weft host list" }],
+  });
 }
 
 function noTrustYet(): WeftError {

@@ -25,6 +25,12 @@ export const ASK_AGAIN_MS = 15_000;
  * wrong by a day, and by an hour more for a time zone taken for UTC. */
 export const CLOCK_SLACK_MS = 25 * 3600 * 1000;
 
+/**
+ * The signed trust list in bytes. Nobody joins when it would be longer than the first: what is left is for revocations and
+ * certificates. Where another authority takes over, the list stands twice in one transaction, of which etcd takes 1.5 MiB.
+ */
+export const TRUST_BYTES = { join: 640 * 1024, takeOver: 720 * 1024, most: 1 << 20 };
+
 /** Certificates of one host that may still be used: a renewal each 20 days needs three. */
 export const HOST_CERTS_MAX = 64;
 

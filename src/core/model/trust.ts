@@ -361,6 +361,19 @@ export function revokeHost(
   );
 }
 
+/**
+ * Certificates of revoked hosts that nobody's clock can still find valid are forgotten: so long lists them etcd, and no longer.
+ * That a host and its keys are revoked is never forgotten. The same list where nothing has ended.
+ */
+export function withoutEnded(trust: Trust, nowMs: number): Trust {
+  const revoked = Array.from(trust.revoked, ([host, entry]): [HostId, Revoked] => {
+    const serials = entry.serials.filter((cert) => isUsable(cert, nowMs));
+    return [host, serials.length === entry.serials.length ? entry : { ...entry, serials }];
+  });
+  const isSame = revoked.every(([host, entry]) => trust.revoked.get(host) === entry);
+  return isSame ? trust : { ...trust, revoked: new Map(revoked) };
+}
+
 /** A step of a rotation: which authorities are trusted, and where it stands. Decided by rotation.ts. */
 export function setRotation(
   trust: Trust,
