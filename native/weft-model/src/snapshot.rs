@@ -5,12 +5,17 @@
 //! at it. A replica's image is taken by the PREPARE that arrives; PREPAREs may arrive at any later time, swaps are
 //! applied at any later time or never, owners crash and are stolen from, members leave and come back, the store may be
 //! lost and rebuilt from the replicas' logs. Reconciling, copying and promising are each one step: `core` has them.
+//! Behind switches, with one volume: the report to the asker (R27), images of attempts that came to nothing are dropped
+//! by the live owner, the snapshot is deleted.
 //!
 //! Must always hold (the oracle):
 //! - the images of a READY snapshot's members are equal, hold every write completed before the barrier and none
 //!   submitted after it (I21), and in a group no write without those that had completed when it began;
 //! - a group is READY in all volumes or in none (D19);
-//! - an image that was READY is never removed or replaced (R15, N20).
+//! - an image that was READY is never removed or replaced (R15, N20), unless it is being deleted, or nobody was told of
+//!   it and no log has it after a loss of the store;
+//! - a snapshot that was reported is there after a loss of the store, if any member that had to log it answers (R27);
+//! - what was deleted does not come back, neither as an image nor as a key.
 
 use core::fmt::Write as _;
 
@@ -55,6 +60,24 @@ mutations! {
     GroupGoesOn,
     /// D19: each volume of a group has its own swap.
     GroupTwoSwaps,
+    /// R27: the asker is told as soon as the swap is done.
+    ReportAtSwap,
+    /// R27: one member that has logged READY is enough.
+    ReportAtOneLog,
+    /// R27: an image of before the store was lost goes as soon as the record does not name it.
+    OldImageGoesAtOnce,
+    /// The owner drops the images of an attempt whose swap is unsettled.
+    DropUnsettled,
+    /// A replica drops its image of the snapshot, of whatever attempt.
+    DropById,
+    /// Attempts without a write in between share their interval (R21), and so their name.
+    AttemptByInterval,
+    /// A PREPARE that was under way while the snapshot was deleted takes an image again.
+    PrepareAfterGone,
+    /// A replica remembers until the key is gone that it has removed its image, and refuses PREPAREs by that alone.
+    GoneForgotten,
+    /// A repair makes a snapshot READY that another replica has removed already.
+    RepairIgnoresGone,
 }
 
 /// The bounds of a run and what may happen in it.
@@ -76,6 +99,12 @@ pub struct Config {
     pub janitor: bool,
     /// The store may be lost and rebuilt, once.
     pub lost_store: bool,
+    /// Who asked is told; a repair is answered by some replicas first, by the others later.
+    pub reports: bool,
+    /// The owner drops the images of attempts that came to nothing.
+    pub drops: bool,
+    /// The snapshot is deleted.
+    pub deletes: bool,
     /// The rule that is broken.
     pub mutation: Option<Mutation>,
 }
@@ -85,6 +114,7 @@ struct Ready {
     /// 0: no such key.
     attempt: u8,
     members: Mask,
+    deleting: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -113,6 +143,8 @@ struct Seen {
     epoch: u8,
     incarnation: u8,
     attempt: [u8; MAX_VOLUMES],
+    /// After a repair: every replica had told its log, or a day had passed.
+    complete: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
@@ -122,6 +154,10 @@ struct Replica {
     data: [u8; MAX_VOLUMES],
     images: [Image; MAX_VOLUMES],
     seen: Seen,
+    /// The highest attempt that this replica has prepared or dropped: PREPAREs up to it are refused.
+    prepared: u8,
+    /// ImageGone is in its log.
+    gone: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, PartialOrd)]
@@ -162,6 +198,8 @@ struct Session {
     stray: [Barrier; MAX_VOLUMES],
     /// The swap that makes it READY: sent, its outcome unknown.
     swap: [Barrier; MAX_VOLUMES],
+    /// DROPs on their way.
+    drop: Barrier,
 }
 
 /// The whole world.
@@ -178,6 +216,14 @@ pub struct State {
     /// Oracle: what was READY, with its limits, and the values of its images.
     was_ready: [Ready; MAX_VOLUMES],
     value: [u8; MAX_VOLUMES],
+    /// Oracle: the members that had to have logged it when the asker was told; it is being deleted; it is gone.
+    reported: Mask,
+    doomed: bool,
+    deleted: bool,
+    /// Replicas whose logs a repair has not been told yet.
+    untold: Mask,
+    /// The epoch and the writes of the last attempt, if attempts are named by their interval.
+    last: [u8; 2],
 }
 
 /// The model: a configuration is all there is to it.
@@ -304,7 +350,7 @@ impl Snapshot {
     fn barrier(&self, state: &State, c: usize, out: &mut Out) {
         let session = &state.sessions[c];
         let unsettled = session.swap.iter().any(|swap| swap.attempt != 0);
-        let done = state.record.snap[0].attempt != 0;
+        let done = state.record.snap[0].attempt != 0 || state.deleted;
         if state.attempts == self.0.attempts || done || (unsettled && !self.broken(Mutation::RetryUnsettled))
         {
             return;
@@ -315,7 +361,13 @@ impl Snapshot {
             return;
         }
         let mut next = *state;
-        next.attempts += 1;
+        let last = [session.epoch, state.writes + 1];
+        if !(self.broken(Mutation::AttemptByInterval) && state.last == last) {
+            next.attempts += 1;
+        }
+        if self.broken(Mutation::AttemptByInterval) {
+            next.last = last;
+        }
         next.sessions[c].phase = Phase::Preparing;
         for v in volumes {
             self.prepare(&mut next, c, v);
@@ -370,6 +422,10 @@ impl Snapshot {
             out.push((Event::new("s{0} sends CAS: READY; and goes on", &[c]), next));
         }
         let mut next = *state;
+        if self.0.drops {
+            let attempt = session.barrier[0].attempt;
+            next.sessions[c].drop = Barrier { attempt, sent: session.in_sync, ..Barrier::default() };
+        }
         Self::go_on(&mut next.sessions[c]);
         out.push((Event::new("s{0} gives the attempt up and goes on", &[c]), next));
     }
@@ -419,6 +475,101 @@ impl Snapshot {
         }
     }
 
+    /// The owner, whose attempt came to nothing, drops its images.
+    fn drops(&self, state: &State, c: usize, out: &mut Out) {
+        let session = &state.sessions[c];
+        if self.broken(Mutation::DropUnsettled)
+            && session.phase == Phase::Open
+            && session.swap[0].attempt != 0
+        {
+            let mut next = *state;
+            let Barrier { attempt, answered, .. } = session.swap[0];
+            next.sessions[c].drop = Barrier { attempt, sent: answered, ..Barrier::default() };
+            out.push((Event::new("s{0} hears nothing of its CAS and drops the images", &[c]), next));
+        }
+        for r in session.drop.sent.iter().filter(|r| Self::obeys(state, c, *r)) {
+            let mut next = *state;
+            let attempt = session.drop.attempt;
+            next.sessions[c].drop.sent = session.drop.sent.without(r);
+            let image = state.replicas[r].images[0];
+            let meant = image.attempt == attempt || self.broken(Mutation::DropById);
+            if meant && !image.logged {
+                next.replicas[r].images[0] = Image::default();
+            }
+            next.replicas[r].prepared = state.replicas[r].prepared.max(attempt);
+            out.push((Event::new("DROP ({1}) s{0} -> r{2} arrives", &[c, attempt.into(), r]), next));
+        }
+    }
+
+    /// R27: what the asker is told; and DELETING, which is what the asker of a deletion is told.
+    fn answers(&self, state: &State, c: usize, out: &mut Out) {
+        let session = &state.sessions[c];
+        let ready = state.record.snap[0];
+        if ready.attempt == 0 || ready.deleting || !Self::compares(state, c) {
+            return;
+        }
+        let obliged = ready.members.and(session.in_sync);
+        let logged = |r: &usize| state.replicas[*r].images[0].logged;
+        let enough = match self.0.mutation {
+            Some(Mutation::ReportAtSwap) => true,
+            Some(Mutation::ReportAtOneLog) => obliged.iter().any(|r| logged(&r)),
+            _ => obliged.iter().all(|r| logged(&r)),
+        };
+        if self.0.reports && state.reported.is_empty() && !obliged.is_empty() && enough {
+            let mut next = *state;
+            next.reported = obliged;
+            out.push((Event::new("s{0} REPORTS the snapshot", &[c]), next));
+        }
+        if self.0.deletes {
+            let mut next = *state;
+            next.record.snap[0].deleting = true;
+            next.doomed = true;
+            out.push((Event::new("s{0} marks the snapshot DELETING (CAS)", &[c]), next));
+        }
+    }
+
+    /// Replicas remove what is DELETING and log it; when all listed have, the key goes.
+    fn deletes(&self, state: &State, out: &mut Out) -> Result<(), Violation> {
+        let listed = state.was_ready[0].members;
+        if state.deleted {
+            let back = listed.iter().find(|r| state.replicas[*r].images[0].attempt != 0);
+            if let Some(r) = back {
+                let promise = "what was deleted does not come back";
+                return Err(Violation { promise, observation: format!("r{r} has an image of it again") });
+            }
+            if state.record.snap[0].attempt != 0 {
+                let promise = "what was deleted does not come back";
+                return Err(Violation { promise, observation: "its key is there again".into() });
+            }
+            return Ok(());
+        }
+        let key = state.record.snap[0];
+        let ready = key.attempt != 0 && !key.deleting && state.untold.is_empty();
+        if let Some(r) = key.members.iter().find(|r| ready && state.replicas[*r].gone) {
+            let promise = "a READY snapshot's members have it";
+            return Err(Violation { promise, observation: format!("r{r} has removed it") });
+        }
+        if !key.deleting {
+            return Ok(());
+        }
+        for r in key.members.iter().filter(|r| !state.replicas[*r].gone) {
+            let mut next = *state;
+            next.replicas[r].gone = true;
+            next.replicas[r].images[0] = Image::default();
+            out.push((Event::new("r{0} removes its image: DELETING", &[r]), next));
+        }
+        if key.members.iter().all(|r| state.replicas[r].gone) {
+            let mut next = *state;
+            next.record.snap[0] = Ready::default();
+            next.deleted = true;
+            if self.broken(Mutation::GoneForgotten) {
+                next.replicas.iter_mut().for_each(|replica| replica.gone = false);
+            }
+            out.push((Event::new("all have removed it, the key goes (CAS)", &[]), next));
+        }
+        Ok(())
+    }
+
     /// Whether the replica answers that it has the image of this attempt.
     fn take_image(&self, state: &State, c: usize, r: usize, v: usize, attempt: u8, next: &mut State) -> bool {
         let image = state.replicas[r].images[v];
@@ -430,8 +581,20 @@ impl Snapshot {
         let other_store = image.attempt != 0
             && image.incarnation != incarnation
             && !self.broken(Mutation::PrepareOverOtherStore);
-        if image.logged || goes_back || other_store {
+        if image.attempt == attempt {
+            return true;
+        }
+        let replica = &state.replicas[r];
+        let over = match self.0.mutation {
+            Some(Mutation::PrepareAfterGone) => false,
+            Some(Mutation::GoneForgotten) => replica.gone,
+            _ => attempt <= replica.prepared,
+        };
+        if image.logged || goes_back || other_store || over {
             return false;
+        }
+        if self.0.drops || self.0.deletes {
+            next.replicas[r].prepared = replica.prepared.max(attempt);
         }
         next.replicas[r].images[v] = Image {
             attempt,
@@ -459,7 +622,7 @@ impl Snapshot {
                 let swap = session.swap[v];
                 if state.record.snap[v].attempt == 0 {
                     self.judge(state, v, swap)?;
-                    let ready = Ready { attempt: swap.attempt, members: swap.answered };
+                    let ready = Ready { attempt: swap.attempt, members: swap.answered, deleting: false };
                     next.record.snap[v] = ready;
                     next.was_ready[v] = ready;
                     next.value[v] = self.image_of(state, v, swap.answered);
@@ -475,6 +638,10 @@ impl Snapshot {
         if session.phase < Phase::Ended {
             let mut next = *state;
             next.sessions[c].swap = Default::default();
+            if self.0.drops && state.record.snap[0].attempt == 0 {
+                let Barrier { attempt, answered, .. } = session.swap[0];
+                next.sessions[c].drop = Barrier { attempt, sent: answered, ..Barrier::default() };
+            }
             let gone = Event::new("s{0} settles it by a CAS of its own: not READY", &[c]);
             let half = (0..self.0.volumes).any(|v| state.record.snap[v].attempt != 0);
             if half {
@@ -569,7 +736,13 @@ impl Snapshot {
             let image = replica.images[v];
             let ready = state.record.snap[v];
             let was = state.was_ready[v];
-            if was.attempt != 0 && was.members.has(r) && image.attempt != was.attempt {
+            // Nobody was told of it and no log has it: nobody misses it.
+            let known = !self.0.reports
+                || ready.attempt != 0
+                || !state.reported.is_empty()
+                || state.replicas.iter().any(|replica| replica.images[v].logged);
+            let kept = was.attempt != 0 && was.members.has(r) && !state.doomed && known;
+            if kept && image.attempt != was.attempt {
                 let promise = "an image that was READY is never removed or replaced";
                 let observation =
                     format!("r{r} has attempt {} of volume {v}, not {}", image.attempt, was.attempt);
@@ -577,7 +750,8 @@ impl Snapshot {
             }
             let owned = state.record.owner != NOBODY
                 && state.sessions[usize::from(state.record.owner)].phase == Phase::Open;
-            if owned && ready.attempt != 0 && ready.attempt == image.attempt && !image.logged {
+            let pushed = owned && ready.attempt != 0 && !ready.deleting;
+            if pushed && ready.attempt == image.attempt && !image.logged {
                 let mut next = *state;
                 next.replicas[r].images[v].logged = true;
                 out.push((Event::new("r{0} logs READY of volume {1}", &[r, v]), next));
@@ -591,7 +765,8 @@ impl Snapshot {
         for r in (0..self.0.replicas).filter(|_| self.0.janitor) {
             let record = &state.record;
             let attempt = record.snap.map(|ready| ready.attempt);
-            let seen = Seen { epoch: record.epoch, incarnation: record.incarnation, attempt };
+            let complete = self.0.reports && state.untold.is_empty();
+            let seen = Seen { epoch: record.epoch, incarnation: record.incarnation, attempt, complete };
             if state.replicas[r].seen != seen
                 && state.replicas[r].images.iter().any(|image| image.attempt != 0)
             {
@@ -616,53 +791,106 @@ impl Snapshot {
             Some(Mutation::JanitorSameEpoch) => !named && seen.epoch >= image.epoch && same_store,
             Some(Mutation::JanitorIgnoresRecord) => newer && same_store,
             Some(Mutation::JanitorOtherStore) => !named && newer,
-            _ => !named && newer && same_store,
+            Some(Mutation::OldImageGoesAtOnce) => !named && newer,
+            _ => !named && newer && (same_store || seen.complete),
         }
     }
 
     /// R11: the record is rebuilt, above every promise; a snapshot's key only if a replica has logged READY.
-    fn lose_store(&self, state: &State, out: &mut Out) {
-        if !self.0.lost_store || state.record.incarnation != 1 {
-            return;
+    fn lose_store(&self, state: &State, out: &mut Out) -> Result<(), Violation> {
+        if !self.0.lost_store {
+            return Ok(());
+        }
+        let all = Mask::first(self.0.replicas);
+        if state.record.incarnation != 1 {
+            for r in state.untold.iter() {
+                let mut next = *state;
+                self.told(state, &mut next, Mask::one(r));
+                out.push((Event::new("r{0} tells its log too", &[r]), next));
+            }
+            return Ok(());
         }
         let mut next = *state;
         next.record.incarnation = 2;
         next.record.owner = NOBODY;
         next.record.epoch += 1;
         next.record.snap = Default::default();
-        for v in 0..self.0.volumes {
-            let logged = |r: &usize| state.replicas[*r].images[v].logged;
-            if (0..self.0.replicas).any(|r| logged(&r)) {
-                next.record.snap[v] = state.was_ready[v];
-            }
-        }
         for session in &mut next.sessions {
             if session.phase != Phase::Idle {
                 *session = Session { phase: Phase::Ended, ..Session::default() };
             }
         }
-        out.push((Event::new("the store is lost and rebuilt from the replicas' logs", &[]), next));
+        next.untold = all;
+        if !self.0.reports {
+            self.told(state, &mut next, all);
+            out.push((Event::new("the store is lost and rebuilt from the replicas' logs", &[]), next));
+            return Ok(());
+        }
+        // A true member has to be among those who answer (4.15).
+        for answer in (1..=all.0).map(Mask).filter(|answer| !answer.and(state.record.in_sync).is_empty()) {
+            let mut next = next;
+            self.told(state, &mut next, answer);
+            if !state.reported.and(answer).is_empty() && !state.doomed && next.record.snap[0].attempt == 0 {
+                let promise = "a snapshot that was reported is there after a loss of the store";
+                let observation = format!("{:03b} answered, none has logged it", answer.0);
+                return Err(Violation { promise, observation });
+            }
+            let text = "the store is lost and rebuilt; not all tell their logs at once (without: {0})";
+            out.push((Event::new(text, &[usize::from(all.minus(answer).0)]), next));
+        }
+        Ok(())
+    }
+
+    fn told(&self, state: &State, next: &mut State, who: Mask) {
+        next.untold = next.untold.minus(who);
+        for v in 0..self.0.volumes {
+            let heard = Mask::first(self.0.replicas).minus(next.untold);
+            let logged = |r: usize| state.replicas[r].images[v].logged;
+            if heard.iter().any(logged) && next.record.snap[v].attempt == 0 {
+                next.record.snap[v] = Ready { deleting: false, ..state.was_ready[v] };
+            }
+            let gone = heard.iter().any(|r| state.replicas[r].gone);
+            if gone && next.record.snap[v].attempt != 0 && !self.broken(Mutation::RepairIgnoresGone) {
+                next.record.snap[v].deleting = true;
+            }
+            if self.0.reports && next.untold.is_empty() && next.record.snap[v].attempt == 0 {
+                // Nobody was told of it.
+                next.was_ready[v] = Ready::default();
+            }
+        }
     }
 
     fn canonical(&self, state: &mut State) {
         for c in 0..self.0.sessions {
             let session = &mut state.sessions[c];
             if session.phase == Phase::Ended {
-                let (epoch, swap, write, sent) = (session.epoch, session.swap, session.write, session.sent);
+                let Session { epoch, swap, write, sent, drop, .. } = *session;
                 let mut stray = session.stray;
                 for (stray, barrier) in stray.iter_mut().zip(&session.barrier) {
                     if !barrier.sent.is_empty() {
                         *stray = Barrier { answered: Mask::EMPTY, floor: 0, ceiling: 0, ..*barrier };
                     }
                 }
-                *session =
-                    Session { phase: Phase::Ended, epoch, swap, write, sent, stray, ..Session::default() };
+                *session = Session {
+                    phase: Phase::Ended,
+                    epoch,
+                    swap,
+                    write,
+                    sent,
+                    stray,
+                    drop,
+                    ..Session::default()
+                };
                 if state.record.epoch != epoch {
                     session.swap = Default::default();
                 }
             }
             let fenced = |r: &usize| state.replicas[*r].promised > session.epoch;
             let fenced = (0..self.0.replicas).filter(fenced).fold(Mask::EMPTY, Mask::with);
+            session.drop.sent = session.drop.sent.minus(fenced);
+            if session.drop.sent.is_empty() {
+                session.drop = Barrier::default();
+            }
             for v in 0..self.0.volumes {
                 session.sent[v] = session.sent[v].minus(fenced);
                 session.stray[v].sent = session.stray[v].sent.minus(fenced);
@@ -694,15 +922,22 @@ impl Model for Snapshot {
             before: [0; MAX_WRITES + 1],
             was_ready: Default::default(),
             value: [0; MAX_VOLUMES],
+            reported: Mask::EMPTY,
+            doomed: false,
+            deleted: false,
+            untold: Mask::EMPTY,
+            last: [0; 2],
         }
     }
 
     fn successors(&self, state: &State, out: &mut Out) -> Result<(), Violation> {
         self.replicas(state, out)?;
-        self.lose_store(state, out);
+        self.lose_store(state, out)?;
+        self.deletes(state, out)?;
         for c in 0..self.0.sessions {
             self.deliveries(state, c, out);
             self.store(state, c, out)?;
+            self.drops(state, c, out);
             match state.sessions[c].phase {
                 Phase::Idle => self.open(state, c, out),
                 Phase::Promising => Self::promising(state, c, out),
@@ -711,6 +946,7 @@ impl Model for Snapshot {
                     self.writes(state, c, out);
                     self.members(state, c, out);
                     self.barrier(state, c, out);
+                    self.answers(state, c, out);
                 }
                 Phase::Preparing => {
                     self.writes(state, c, out);
@@ -757,10 +993,26 @@ const ONE: Config = Config {
     attempts: 2,
     janitor: false,
     lost_store: false,
+    reports: false,
+    drops: false,
+    deletes: false,
     mutation: None,
 };
 const JANITOR: Config = Config { janitor: true, writes: 1, ..ONE };
 const LOST: Config = Config { lost_store: true, ..JANITOR };
+const REPORTS: Config = Config { reports: true, attempts: 1, ..LOST };
+const DROPS: Config = Config { drops: true, writes: 1, ..ONE };
+const DELETES: Config = Config { deletes: true, writes: 0, ..ONE };
+const LOST_AND_DELETED: Config = Config { deletes: true, ..REPORTS };
+const EVERYTHING: Config = Config {
+    replicas: 3,
+    sessions: 3,
+    writes: 4,
+    max_epoch: 8,
+    attempts: 4,
+    drops: true,
+    ..LOST_AND_DELETED
+};
 const GROUP: Config = Config { volumes: 2, sessions: 1, max_epoch: 1, attempts: 1, ..ONE };
 
 const fn broken(
@@ -880,6 +1132,98 @@ pub const CASES: &[Case] = &[
         GROUP,
         Mutation::GroupTwoSwaps,
         Expected::Steps(12),
+    ),
+    broken(
+        "snapshot-report-at-swap",
+        "R27 reported before anybody has logged it",
+        REPORTS,
+        Mutation::ReportAtSwap,
+        Expected::Steps(11),
+    ),
+    broken(
+        "snapshot-report-at-one-log",
+        "R27 reported when one has logged it",
+        REPORTS,
+        Mutation::ReportAtOneLog,
+        Expected::Steps(12),
+    ),
+    broken(
+        "snapshot-old-image-goes-at-once",
+        "R27 an older store's image goes at once",
+        REPORTS,
+        Mutation::OldImageGoesAtOnce,
+        Expected::Steps(14),
+    ),
+    broken(
+        "snapshot-drop-unsettled",
+        "R14 images dropped while the swap is unsettled",
+        DROPS,
+        Mutation::DropUnsettled,
+        Expected::Steps(11),
+    ),
+    broken(
+        "snapshot-drop-by-id",
+        "a DROP meets another attempt's image",
+        DROPS,
+        Mutation::DropById,
+        Expected::Steps(12),
+    ),
+    broken(
+        "snapshot-attempt-by-interval",
+        "R21 two attempts of one interval have one name",
+        DROPS,
+        Mutation::AttemptByInterval,
+        Expected::Steps(12),
+    ),
+    broken(
+        "snapshot-prepare-after-gone",
+        "a PREPARE of before the deletion takes an image",
+        DELETES,
+        Mutation::PrepareAfterGone,
+        Expected::Steps(17),
+    ),
+    broken(
+        "snapshot-gone-forgotten",
+        "the same, refused only until the key is gone",
+        DELETES,
+        Mutation::GoneForgotten,
+        Expected::Steps(17),
+    ),
+    broken(
+        "snapshot-repair-ignores-gone",
+        "a repair makes READY what another has removed",
+        LOST_AND_DELETED,
+        Mutation::RepairIgnoresGone,
+        Expected::Steps(14),
+    ),
+    unbroken(
+        "snapshot-reports",
+        "R27, a store that is lost and rebuilt",
+        Setup::Snapshot(REPORTS),
+        3_000_000,
+        Expected::Exhausted,
+    ),
+    unbroken(
+        "snapshot-drops",
+        "4.19, attempts that came to nothing are dropped",
+        Setup::Snapshot(DROPS),
+        3_000_000,
+        Expected::Exhausted,
+    ),
+    unbroken("snapshot-deletes", "4.19, deleted", Setup::Snapshot(DELETES), 3_000_000, Expected::Exhausted),
+    unbroken(
+        "snapshot-deletes-lost-store",
+        "R27, deleted, a store that is lost and rebuilt",
+        Setup::Snapshot(LOST_AND_DELETED),
+        3_000_000,
+        Expected::Exhausted,
+    ),
+    unbroken(
+        "snapshot-everything",
+        "4.19, R27: three replicas, four attempts, a store that is lost",
+        Setup::Snapshot(EVERYTHING),
+        500_000,
+        Expected::Bounded,
     ),
     unbroken(
         "snapshot",
