@@ -5,6 +5,7 @@ import { floodAttacks } from "./attacks/floods.ts";
 import { httpAttacks } from "./attacks/http.ts";
 import { lieAttacks } from "./attacks/lies.ts";
 import { membershipAttacks } from "./attacks/membership.ts";
+import { plantedAttacks } from "./attacks/planted.ts";
 import { revokedAttacks } from "./attacks/revoked.ts";
 import { roleAttacks } from "./attacks/roles.ts";
 import { socketAttacks } from "./attacks/sockets.ts";
@@ -22,6 +23,7 @@ export const attacks: readonly Attack[] = [
   ...tokenAttacks,
   ...storeAttacks,
   ...membershipAttacks,
+  ...plantedAttacks,
   ...floodAttacks,
   // The last: a host is gone after it.
   ...revokedAttacks,
