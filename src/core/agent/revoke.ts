@@ -107,7 +107,10 @@ async function decide(context: MemberContext, target: Target, by: string): Promi
   await mirror.sync();
   if (identity.trust().revoked.has(target.id)) return { kind: "done", fenced: [], ...NO_NEW_AUTHORITY };
   let next: Awaited<ReturnType<typeof authority.makeNext>> | null = null;
-  const staying = membersOf(identity.trust()).filter((id) => id !== target.id);
+  // This host makes it, so it has it.
+  const staying = Array.from(new Set([...membersOf(identity.trust()), context.host])).filter(
+    (id) => id !== target.id,
+  );
   let missing: readonly HostId[] = [];
   if (holdsAuthority(identity.trust(), target.id)) {
     next = await authority.makeNext(self.cluster);

@@ -132,7 +132,7 @@ export class StoreKeeper {
     await this.#learnEndpoints(members);
     if (await this.#tendOwn(members)) return true;
     await this.#tendTrust();
-    if (this.#changesMembership() && (await this.#tendMembership(members))) return true;
+    if (this.#changesMembership() && (await this.#tendMembership(members).catch(notFollowed))) return true;
     if (!this.#options.isPlacer()) return false;
     await this.#upkeep.look(members.flatMap((m) => m.clientUrls));
     return false;
@@ -202,7 +202,6 @@ export class StoreKeeper {
     else if (!(await inTurn(store, { host: self.host, why }, restart))) this.#wake.nudgeIn(TURN_MS);
   }
 
-  /** A store that went back in time, or a list that somebody put there, holds up nothing else. */
   async #tendTrust(): Promise<void> {
     const { store, authority, identity, identityFiles, etcd } = this.#options;
     const isMember = (await etcd.isConfigured()) && (await etcd.hasData());
@@ -211,8 +210,7 @@ export class StoreKeeper {
     try {
       await listIssued({ store, authority, identity, files: identityFiles });
     } catch (error) {
-      // The keeper of the identity has said so.
-      if (!isWeftError(error) || !error.code.startsWith("E-TRUST-")) throw error;
+      notFollowed(error);
     }
   }
 
@@ -235,8 +233,9 @@ export class StoreKeeper {
   }
 
   /**
-   * One of the hosts that have the authority's key, since the list is to be signed. Who lives is told by keys that every host
-   * can write; two that take themselves for the first decide from one list, and only one of them may change it.
+   * One of the hosts that have the authority's key, since the list is to be signed: the first of the named ones that lives, or
+   * this one where none does. Who lives is told by keys that every host can write; two that take themselves for the first
+   * decide from one list, and only one of them may change it.
    */
   #changesMembership(): boolean {
     const { self, authority, identity, mirror } = this.#options;
@@ -247,13 +246,20 @@ export class StoreKeeper {
     const [first] = membersOf(trust).filter(
       (host) => host === self.host || (alive.has(host) && trust.hosts.get(host)?.held.includes(signer)),
     );
-    return first === self.host;
+    return first === undefined || first === self.host;
   }
 
   async #tendMembership(members: readonly Member[]): Promise<boolean> {
     const { liveness, log, store } = this.#options;
     // Read after etcd's list: a host is named before it is added, so that who isn't named here was added by somebody else.
     const trust = await this.#listNow();
+    if (this.#isAllOfTheStore(trust, members)) {
+      log.warn(
+        {},
+        "the list names none of the store's members: this host, whose etcd is the store, is named",
+      );
+      return (await this.#name(trust, this.#options.identity.host, true)) !== null;
+    }
     const known: StoreMember[] = [];
     const idOf = new Map<HostId, string>();
     for (const member of members) {
@@ -312,6 +318,14 @@ export class StoreKeeper {
     return true;
   }
 
+  /** A store that was put back here, with the authority's keys, on a host that was no member: no other host could be named. */
+  #isAllOfTheStore(trust: Trust, members: readonly Member[]): boolean {
+    const hosts = members.map((member) => hostOfMember(trust, member));
+    return (
+      members.length === 1 && hosts[0] === this.#options.self.host && !membersOf(trust).includes(hosts[0])
+    );
+  }
+
   /** The list as the store has it now. E-TRUST-01, E-TRUST-02 where it is none that this host follows. */
   async #listNow(): Promise<Trust> {
     const { store, authority, identity } = this.#options;
@@ -337,6 +351,12 @@ export class StoreKeeper {
     this.#said = what;
     this.#options.log.warn({}, what);
   }
+}
+
+/** A list in the store that this host doesn't follow holds up nothing else. The keeper of the identity has said so. */
+function notFollowed(error: unknown): false {
+  if (isWeftError(error) && error.code.startsWith("E-TRUST-")) return false;
+  throw error;
 }
 
 /** Where a member's clients go; ports are fixed, so its peer address tells before its first start. */

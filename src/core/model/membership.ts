@@ -65,9 +65,10 @@ export function decideMembership(input: MembershipInput, now: number): Membershi
 
   // Named by the list, and not in etcd: before etcd was told of it, or after somebody took it out.
   const absent = hosts.filter((host) => host.member && !members.some((member) => member.host === host.id));
-  const lost = absent.find((host) => isLongAway(hosts, host.id, now));
-  const others = hosts.filter((host) => host.id !== lost?.id);
-  if (lost !== undefined && spareHost(others, members) !== null) return { kind: "remove", host: lost.id };
+  const lost = absent.filter((host) => isLongAway(hosts, host.id, now));
+  const [first] = lost;
+  const others = hosts.filter((host) => !lost.includes(host));
+  if (first !== undefined && spareHost(others, members) !== null) return { kind: "remove", host: first.id };
 
   const spare = spareHost(hosts, members);
   const dead = voters.find((member) => !member.healthy && isLongAway(hosts, member.host, now));

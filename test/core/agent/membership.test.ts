@@ -1,12 +1,16 @@
 /** Who is a member of the store: what the signed list says, whatever a host writes into the store or tells etcd. */
+import { randomUUID } from "node:crypto";
 import t from "tap";
 
+import { AuthorityKeeper } from "../../../src/core/agent/authority.ts";
 import { peerUrl } from "../../../src/core/agent/etcd-process.ts";
 import { membersOf } from "../../../src/core/model/trust.ts";
 import { HostClient } from "../../../src/core/wire/host-client.ts";
+import { IdentityFiles } from "../../../src/core/wire/identity-files.ts";
 import { openFirstTrust } from "../../../src/core/wire/signed-trust.ts";
 import { keys } from "../../../src/core/wire/store-keys.ts";
 import { StoreMembers } from "../../../src/core/wire/store-members.ts";
+import { renderTrust } from "../../../src/core/wire/trust.ts";
 import type { Trust } from "../../../src/core/model/trust.ts";
 import { storeTlsOf } from "./store-tls-of.ts";
 import { eventually, startCluster } from "./test-host.ts";
@@ -80,5 +84,26 @@ void t.test(
     );
     await t.rejects(askForKeys(), { code: "E-CA-07" });
     t.same(membersOf(await listIn(h1)), members.toSorted());
+  },
+);
+
+void t.test(
+  "membership: a host whose etcd is the whole store names itself, where the list does not",
+  async (t) => {
+    const [h1] = await startCluster(t, 1, 178);
+    if (h1 === undefined) throw new Error("a host");
+    const authority = await AuthorityKeeper.open({ files: new IdentityFiles(h1.stateDir) });
+    const store = await h1.store();
+    const before = await listIn(h1);
+    const hosts = new Map(Array.from(before.hosts, ([id, entry]) => [id, { ...entry, member: false }]));
+    const unnamed = { ...before, hosts, generation: before.generation + 1n, nonce: randomUUID() };
+    await store.put(keys.trust, authority.sign(before, "trust", renderTrust(unnamed, null)));
+    store.call.close();
+    const { host } = await h1.client.cluster();
+    await eventually(
+      "it to be named",
+      () => listIn(h1),
+      (trust) => trust.generation > unnamed.generation && membersOf(trust).join() === host,
+    );
   },
 );

@@ -119,6 +119,12 @@ void t.test(
     t.match(line(four, two, REBUILD_AFTER_MS, named), /: remove 20000000/, "given up for a spare");
     t.match(line(four.slice(0, 3), two, REBUILD_AFTER_MS, named), /blocked, no further host answers/);
     t.match(line([host(1), host(2, away(0))], [voter(1)], REBUILD_AFTER_MS, named), /nothing to do/);
+    const lost = [host(1), host(2, away(0)), host(3, away(0)), host(4)];
+    t.match(
+      line(lost, [voter(1)], REBUILD_AFTER_MS, { named: [2, 3] }),
+      /: remove 20000000/,
+      "of several too",
+    );
     const full = [voter(1), voter(3), voter(4)];
     t.match(line(four, full, 0, named), /: remove 20000000/, "nobody waits for it");
   },
