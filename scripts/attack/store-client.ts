@@ -48,7 +48,7 @@ export function askStore({ known, as, local }: AsHost, path: string, body: unkno
       response.on("data", (chunk: string) => (text += chunk));
       response.on("end", () => {
         if (response.statusCode === 200) resolve(JSON.parse(text));
-        else reject(new Error(`the store answers ${response.statusCode}: ${text}`));
+        else reject(new Error(`${path} at the store is answered ${response.statusCode}: ${text}`));
       });
     });
     asked.end(JSON.stringify(body));
