@@ -54,6 +54,7 @@ const good: Readonly<Record<keyof typeof doorRoutes, unknown>> = {
   "GET /v1/hello": {},
   "POST /v1/enrol": enrol,
   "POST /v1/identity/renew": {},
+  "GET /v1/identity/lists": null,
   "POST /v1/members/credentials": {},
   "POST /v1/internal/audit": { sinceMs: null, volume: ["db"], who: null, refusedOnly: false, limit: 10 },
   "PUT /v1/members/authority": { authorities: [authority], storeAuthorities: [authority], trust: "{}" },

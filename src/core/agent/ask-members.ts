@@ -13,6 +13,7 @@ import { type Answered, HostClient } from "../wire/host-client.ts";
 import { newestTrust } from "../wire/signed-trust.ts";
 import type { StoreClient } from "../wire/store-client.ts";
 import type { HostId } from "../model/ids.ts";
+import { signerOf } from "../model/trust.ts";
 import type { AuthorityKeeper, HeldAuthorities } from "./authority.ts";
 import type { HostFile } from "./host-file.ts";
 import type { IdentityKeeper, RenewedCert } from "./identity.ts";
@@ -58,9 +59,11 @@ export async function renewOwn(
 ): Promise<RenewedCert> {
   const { authority, identity, isAway } = context;
   if (authority.holds(identity.trust())) return issueOwn(authority, identity);
-  return isAway()
-    ? renewByAll(context)
-    : taken(identity, await askMembers(context, (member) => member.renew(), "key"));
+  if (isAway()) {
+    await followMembers(context);
+    return renewByAny(context);
+  }
+  return taken(identity, await askMembers(context, (member) => member.renew(), "key"));
 }
 
 /**
@@ -71,7 +74,26 @@ export async function catchUp(context: AskContext): Promise<boolean> {
   const { identity } = context;
   const heard = await askEach(context, (member) => member.hello());
   if (heard.every(({ generation }) => generation <= identity.trust().generation)) return false;
-  await identity.take(await renewByAll(context));
+  if (!(await followMembers(context))) return false;
+  await identity.take(await renewByAny(context));
+  return true;
+}
+
+/**
+ * Of the lists that members have the newest is taken, where all are steps of one way; E-TRUST-06 where two contradict each
+ * other. False: none is newer.
+ */
+async function followMembers(context: AskContext): Promise<boolean> {
+  const { identity } = context;
+  const said = (await askEach(context, (member) => member.lists())).map(({ links, trust }) => [
+    ...links,
+    trust,
+  ]);
+  const newest = newestTrust(identity.known, said);
+  if (newest.kind === "refused") identity.doubt(newest.finding);
+  const index = decided(newest);
+  if (index === null) return false;
+  identity.offerAll(said[index] ?? []);
   return true;
 }
 
@@ -85,18 +107,14 @@ export async function askHost(
   return (await client.hello()).answer;
 }
 
-/** Of all that answer, who is furthest; E-TRUST-06 where they contradict each other. */
-async function renewByAll(context: AskContext): Promise<RenewedCert> {
+/** By the authority that signs now, from whichever member gives it: one that is behind, or revoked, gives another one. */
+async function renewByAny(context: AskContext): Promise<RenewedCert> {
   const { identity } = context;
-  const answers = await askEach(context, (member) => member.renew());
-  const newest = newestTrust(
-    identity.known,
-    answers.map(({ links, trust }) => [...links, trust]),
-  );
-  if (newest.kind === "refused") identity.doubt(newest.finding);
-  const chosen = answers[decided(newest) ?? 0];
-  if (chosen === undefined) throw noOther(context.self);
-  return taken(identity, chosen);
+  const signer = signerOf(identity.trust());
+  const given = await askEach(context, (member) => member.renew());
+  const [first] = given.filter(({ authority }) => kidOfPem(authority) === signer);
+  if (first === undefined) throw otherAuthority();
+  return { certPem: first.cert, chainPem: first.authority };
 }
 
 /** What every other member says that answers; throws what the last of them refused where none does. */
@@ -129,10 +147,18 @@ async function askEach<Answer>(
 function taken(identity: IdentityKeeper, answer: RenewAnswer): RenewedCert {
   const { cert, authority: chainPem, trust, links } = answer;
   identity.offerAll([...links, trust]);
-  const issuer = readCertificate(chainPem);
-  const kid = issuer === null ? null : kidOf(issuer.publicKey);
+  const kid = kidOfPem(chainPem);
   if (identity.trust().authorities.some((known) => known.kid === kid)) return { certPem: cert, chainPem };
-  throw new WeftError({
+  throw otherAuthority();
+}
+
+function kidOfPem(pem: string): string | null {
+  const certificate = readCertificate(pem);
+  return certificate === null ? null : kidOf(certificate.publicKey);
+}
+
+function otherAuthority(): WeftError {
+  return new WeftError({
     code: "E-TRUST-01",
     message: "A member answered with a certificate by an authority that this host's list does not name.",
     safe: "This host goes on with the certificate that it has.",

@@ -16,7 +16,7 @@ import { Enrolment } from "./enrol.ts";
 import type { AskedAgent } from "./handlers.ts";
 import type { IdentityKeeper } from "./identity.ts";
 import { memberCredentials, takeAuthorities } from "./members.ts";
-import { renewIdentity } from "./renew.ts";
+import { listsFor, renewIdentity } from "./renew.ts";
 import { AGENT_VERSION, clusterAnswer } from "./status.ts";
 
 /** E-HOST-08 when the address can't be served. */
@@ -79,6 +79,7 @@ function handlersOf(context: MemberContext, audit: AskedAgent["audit"]): DoorHan
       if (verdict?.kind === "ok") await begin({ host: verdict.host });
       return renewIdentity({ store, authority, identity, files }, certificate);
     },
+    "GET /v1/identity/lists": ({ caller }) => listsFor({ store, identity }, caller.certificate),
     "POST /v1/members/credentials": async ({ caller, begin }) => {
       if (caller.verdict?.kind !== "ok") throw new Error("the door lets hosts only ask for credentials");
       await begin({ host: caller.verdict.host });

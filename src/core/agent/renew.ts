@@ -79,8 +79,22 @@ export async function renewIdentity(
   return { cert: pem, authority: chainPem, trust: identity.text, links: await linksOf(context) };
 }
 
+/**
+ * The list of now, and those that lead to it, for a caller whose handshake has proven a listed key: it costs no certificate to
+ * ask all members, again and again. E-AUTH-01 and E-HOST-14 as above.
+ */
+export async function listsFor(
+  context: Pick<RenewContext, "store" | "identity">,
+  certificate: X509Certificate | null,
+): Promise<{ readonly trust: string; readonly links: string[] }> {
+  const { identity } = context;
+  const host = certificate === null ? null : hostByKey(identity.trust(), certificate);
+  if (host === null) throw notListed();
+  return { trust: identity.text, links: await linksOf(context) };
+}
+
 /** This host's own, which it has accepted, and the store's, which anybody may have written or removed, where there is room. */
-async function linksOf({ store, identity }: RenewContext): Promise<string[]> {
+async function linksOf({ store, identity }: Pick<RenewContext, "store" | "identity">): Promise<string[]> {
   const links = [...identity.links];
   const room = (): number => LINKS_BYTES_MAX - links.reduce((sum, { length }) => sum + length, 0);
   while (room() < 0) links.shift();
@@ -133,8 +147,7 @@ function hostByKey(trust: Trust, certificate: X509Certificate): HostId | null {
 function notListed(): WeftError {
   return new WeftError({
     code: "E-AUTH-01",
-    message:
-      "Only a host of this cluster gets a new certificate, and this connection has proven no key of one.",
+    message: "Only a host of this cluster is given that, and this connection has proven no key of one.",
     safe: "Nothing was changed.",
   });
 }

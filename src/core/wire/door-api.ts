@@ -56,6 +56,9 @@ export const renewAnswer = z.object({
   links: z.array(signedText).max(64).default([]),
 });
 
+/** For who has proven a listed key, whatever became of its certificate: what it needs to follow the list to that of now. */
+export const listsAnswer = z.object({ trust: signedText, links: z.array(signedText).max(64) });
+
 const authorityKeys = z.object({ kid: z.string().regex(/^[0-9a-f]{64}$/), pem, key: z.string().max(4096) });
 export const credentialsRequest = z.strictObject({});
 /** With private keys: for a host that the store's members have among them, and for nobody else. */
@@ -87,6 +90,7 @@ export const doorRoutes = {
     answer: renewAnswer,
     audit: "mutation",
   },
+  "GET /v1/identity/lists": { right: "open", request: null, answer: listsAnswer, audit: "read" },
   "POST /v1/members/credentials": {
     right: "host",
     request: credentialsRequest,
@@ -131,4 +135,5 @@ export type EnrolAnswer = z.output<typeof enrolAnswer>;
 export type AuditLinesRequest = z.output<typeof auditLinesRequest>;
 export type AuditLinesAnswer = z.output<typeof auditLinesAnswer>;
 export type RenewAnswer = z.output<typeof renewAnswer>;
+export type ListsAnswer = z.output<typeof listsAnswer>;
 export type CredentialsAnswer = z.output<typeof credentialsAnswer>;

@@ -85,6 +85,10 @@ export class HostClient {
     return this.#ask("POST /v1/identity/renew", () => ({}));
   }
 
+  lists(): Promise<Answered<api.ListsAnswer>> {
+    return this.#ask("GET /v1/identity/lists", () => null);
+  }
+
   credentials(): Promise<Answered<api.CredentialsAnswer>> {
     return this.#ask("POST /v1/members/credentials", () => ({}));
   }
