@@ -2,19 +2,21 @@
  * Signed values and trust lists as a stolen host may have left them in the store: it can write every key, and sign nothing.
  *
  * Must always hold:
- * - a text is opened only with the body that an authority signed as that kind, else refused with E-TRUST-01;
+ * - a text is opened only with the body that an authority signed as that kind, else refused with E-TRUST-01; what a host says
+ *   of itself, only with the body that its own key signed as that kind;
  * - a trust list is read, consistent and written again as the same list, or refused with E-STORE-07 or E-STORE-13.
  */
-import { createPrivateKey } from "node:crypto";
+import { createPrivateKey, createPublicKey } from "node:crypto";
 
 import * as fc from "fast-check";
 
 import { faultOf } from "../../src/core/model/trust.ts";
+import { kidOf } from "../../src/core/wire/certificate.ts";
 import { isWeftError } from "../../src/core/wire/errors.ts";
-import { openSigned, sign } from "../../src/core/wire/signed.ts";
+import { openByHost, openSigned, sign, signByHost } from "../../src/core/wire/signed.ts";
 import type { SignedKind } from "../../src/core/wire/signed.ts";
 import { parseTrust, renderTrust } from "../../src/core/wire/trust.ts";
-import { makeAuthority } from "../../src/core/wire/x509-make.ts";
+import { makeAuthority, makeKey } from "../../src/core/wire/x509-make.ts";
 import type { OpenDoor } from "./door.ts";
 import { anyJson, nearly, textOf } from "./values.ts";
 
@@ -24,10 +26,11 @@ const [cluster, host, gone] = [
   "22222222-2222-4222-8222-222222222222",
 ];
 const at = "2026-11-21T12:00:00.000Z";
-const kinds: readonly SignedKind[] = ["trust", "join-token", "api-token"];
+const kinds: readonly SignedKind[] = ["trust", "join-token", "api-token", "revocation-ack", "audit-head"];
 
 type Input =
   | { readonly signed: string; readonly kind: SignedKind }
+  | { readonly byHost: string; readonly kind: SignedKind }
   | { readonly list: string }
   | { readonly bodyOf: unknown };
 
@@ -68,9 +71,19 @@ export async function openSignedDoor(): Promise<OpenDoor> {
   };
   const body = JSON.stringify(list);
   const text = sign("trust", body, key);
+  const own = createPrivateKey(makeKey().reveal());
+  const kids = [kidOf(createPublicKey(own))];
+  const said = JSON.stringify({ agent: true, weftd: true, member: null, revoked: gone, by: host });
+  const byHost = signByHost("revocation-ack", said, own);
 
   const judge = (input: Input): void => {
     if ("list" in input) return judgeList(input.list);
+    if ("byHost" in input) {
+      const opened = openByHost(input.kind, input.byHost, kids);
+      if (opened !== null && (opened !== said || input.kind !== "revocation-ack"))
+        throw new Error(`believed of a host: ${input.kind} ${opened}`);
+      return;
+    }
     if ("bodyOf" in input) {
       const any = JSON.stringify(input.bodyOf) ?? "";
       if (any.isWellFormed()) assertBelieved(sign("trust", any, key), any, [b, a]);
@@ -87,11 +100,12 @@ export async function openSignedDoor(): Promise<OpenDoor> {
     arbitrary: fc.oneof(
       fc.record({ signed: textOf(nearly(JSON.parse(text))), kind: fc.constantFrom(...kinds) }),
       fc.record({ signed: textOf(anyJson), kind: fc.constantFrom(...kinds) }),
+      fc.record({ byHost: textOf(nearly(JSON.parse(byHost))), kind: fc.constantFrom(...kinds) }),
       fc.record({ list: textOf(fc.oneof(nearly(list), anyJson)) }),
       fc.record({ bodyOf: anyJson }),
     ),
     judge,
-    kept: [{ signed: text, kind: "trust" }, { list: body }],
+    kept: [{ signed: text, kind: "trust" }, { byHost, kind: "revocation-ack" }, { list: body }],
     shrinks: true,
     close: async () => undefined,
   };
