@@ -39,6 +39,7 @@ export function addHostCommands(program: Command, bind: Bind): void {
         [
           `Host ${removed.name} removed.${removed.storeMemberRemoved ? " Its vote in the store is gone too." : ""}`,
           ...newAuthority(removed),
+          ...(removed.complete ? [] : notYet(removed.name)),
         ].join("\n"),
     );
   });
@@ -70,13 +71,15 @@ function revokeText(answer: HostRevokeAnswer): string {
       : [`  fenced       ${fenced.map((volume) => `${volume.name} at epoch ${volume.epoch}`).join(", ")}`]),
     ...(open.length === 0 ? [] : [`  still its    ${open.map((volume) => volume.name).join(", ")}`]),
     ...newAuthority(answer),
-    ...(complete
-      ? []
-      : [
-          "Not every host has said so yet. One that is cut off from the store keeps its sessions with it until it sees the store again.",
-          `Ask again:   weft host revoke ${name}`,
-        ]),
+    ...(complete ? [] : notYet(name)),
   ].join("\n");
+}
+
+function notYet(name: string): readonly string[] {
+  return [
+    "Not every host has said yet that it refuses it. One that is cut off from the store keeps its sessions with it until it sees the store again.",
+    `Ask again:   weft host revoke ${name}`,
+  ];
 }
 
 /** Who has the new key decides whether the next lost disk is the end of it. */

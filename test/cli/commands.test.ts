@@ -567,6 +567,24 @@ void t.test("weft host revoke: who refuses it after what time, and what is not c
   t.match(out, /^Ask again: {3}weft host revoke h3$/m);
 });
 
+void t.test("weft host remove: who has the new key, and that not every host has said so", async (t) => {
+  const answer = {
+    host: ids.h2,
+    name: "h2",
+    storeMemberRemoved: true,
+    complete: false,
+    authority: "91e0".repeat(16),
+    keyOn: ["h1", "h3"],
+    keyMissing: [],
+  };
+  await using agent = await FakeAgent.start({ "DELETE /v1/hosts/h2": answer });
+  const { out } = await agent.weft(["host", "remove", "h2", "--yes"]);
+  t.match(out, /^Host h2 removed\. Its vote in the store is gone too\.$/m);
+  t.match(out, /^ {2}its key is on h1, h3$/m);
+  t.notMatch(out, /ca backup/);
+  t.match(out, /^Ask again: {3}weft host revoke h2$/m);
+});
+
 void t.test(
   "weft ca backup, restore: the passphrase comes from a file or is asked for, never shown",
   async (t) => {

@@ -38,13 +38,14 @@ export async function removeHost(context: MemberContext, ref: string, by: string
   if (spared.kind === "refused") throw WeftError.fromFinding(spared.finding);
 
   const wasMember = members.some((member) => member.host === host.id);
-  const { authority, keyOn, keyMissing } = await revokeHost(context, host.id, by);
+  const { complete, authority, keyOn, keyMissing } = await revokeHost(context, host.id, by);
   if (wasMember) await untilNoMember(context, peerUrl(host.address));
   const left = await storeKeeper.members.list();
   return {
     host: host.id,
     name: host.name,
     storeMemberRemoved: wasMember && !left.some((m) => m.peerUrls.includes(peerUrl(host.address))),
+    complete,
     authority,
     keyOn,
     keyMissing,

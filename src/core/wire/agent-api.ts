@@ -368,6 +368,8 @@ export const hostRemoveAnswer = z.object({
   host: uuid,
   name: z.string(),
   storeMemberRemoved: z.boolean(),
+  /** Every host that is alive said that it refuses it. Where one has not, revoking it by its name goes on. */
+  complete: z.boolean().default(true),
   ...replacedAuthority,
 });
 export const caRotateRequest = z.strictObject({

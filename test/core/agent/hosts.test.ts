@@ -29,6 +29,7 @@ void t.test(
     const kept = storeTlsOf(h3.stateDir).current();
     const removed = await h1.client.removeHost("h3");
     t.match(removed, { host: id, name: "h3", storeMemberRemoved: true, authority: /^[0-9a-f]{64}$/ });
+    t.equal(removed.complete, true);
     t.same({ on: removed.keyOn, missing: removed.keyMissing }, { on: ["h1", "h2"], missing: [] });
 
     const store = await h1.store();
@@ -67,6 +68,32 @@ void t.test(
       (status) => status.kind === "cluster" && status.hosts.length === 2 && status.store.writable,
     );
     t.equal(left.kind, "cluster");
+
+    // The last but one: the new authority's key is on one host, and the answer says so.
+    await eventually(
+      "voter and learner",
+      () => h1.client.hosts(),
+      (list) =>
+        list
+          .map(({ store: role }) => role)
+          .toSorted()
+          .join() === "learner,voter",
+      60_000,
+    );
+    const [stays, goes] =
+      (await h1.client.hosts()).find(({ name }) => name === "h1")?.store === "voter" ? [h1, h2] : [h2, h1];
+    t.match(await stays.client.removeHost(goes.name), {
+      name: goes.name,
+      storeMemberRemoved: true,
+      complete: true,
+      keyOn: [stays.name],
+      keyMissing: [],
+    });
+    await eventually(
+      "one host, and a store that works",
+      () => stays.client.status(),
+      (status) => status.kind === "cluster" && status.hosts.length === 1 && status.store.writable,
+    );
   },
 );
 
