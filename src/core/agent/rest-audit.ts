@@ -119,6 +119,19 @@ export async function auditRefusal(
   await agent.audit.refused(refused, principalKey(asking.principal), error.code);
 }
 
+/** One that is refused for its form, before it is looked at what it asks. */
+export async function auditForm(
+  agent: Pick<AskedAgent, "audit">,
+  principal: Principal,
+  request: FastifyRequest,
+  code: string,
+): Promise<void> {
+  const what = `${request.method} ${request.url.split("?")[0] ?? ""}`.slice(0, 100);
+  const from = fromOf(principal, request);
+  const refused = { id: randomUUID(), who: whoOf(principal), from, what, target: {} };
+  await agent.audit.refused(refused, principalKey(principal), code);
+}
+
 /** Null: the name stands for no volume. */
 export function foundVolume(agent: AskedAgent, subject: RouteSubject, ref: string): VolumeId | null {
   if (subject === "cluster" || subject === "volumes") return null;

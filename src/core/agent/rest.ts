@@ -37,7 +37,7 @@ import { type AskedAgent, handlers } from "./handlers.ts";
 import { boundConnections, listenLocal, removeLocal } from "./local-socket.ts";
 import type { Log } from "./log.ts";
 import type { AgentOptions } from "./options.ts";
-import { type Asking, audited, auditOf, auditRefusal, foundVolume } from "./rest-audit.ts";
+import { type Asking, audited, auditForm, auditOf, auditRefusal, foundVolume } from "./rest-audit.ts";
 import { UnixPrincipals } from "./principal.ts";
 
 const BODY_MAX = 64 * 1024;
@@ -75,9 +75,10 @@ export async function serveLocal(
 
 export function createApp(door: RestDoor): FastifyInstance {
   const askings: Askings = new WeakMap();
-  const app = createBareApp(door.log, {}, (request, error) =>
-    auditRefusal(door.agent, askings.get(request), request, error),
-  );
+  const app = createBareApp(door.log, {}, async (request, error) => {
+    if (error.code !== "E-LIMIT-02") await auditRefusal(door.agent, askings.get(request), request, error);
+    else await auditForm(door.agent, await door.principalOf(request), request, error.code);
+  });
   addTable(app, door, askings);
   return app;
 }

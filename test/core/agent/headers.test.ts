@@ -102,8 +102,9 @@ void t.test("unix socket: too many headers are 431, and nothing is done", async 
     reached += 1;
     throw new WeftError({ code: "E-AGENT-03", message: "reached" });
   };
+  const audit = new HeardAudit();
   const app = createApp({
-    agent: { member, audit: new HeardAudit() } as unknown as AskedAgent,
+    agent: { member, audit } as unknown as AskedAgent,
     log: silent,
     names: ["GET /v1/hosts"],
     principalOf: () => ({ kind: "root", uid: 0, pid: 1 }),
@@ -121,6 +122,7 @@ void t.test("unix socket: too many headers are 431, and nothing is done", async 
   const many = `GET /v1/hosts HTTP/1.1\r\nhost: weft\r\n${"a:\r\n".repeat(3000)}transfer-encoding: chunked\r\n\r\n`;
   isRefused(t, await ask(many + smuggled), "far more than may be");
   t.equal(reached, 0);
+  t.ok(audit.lines.includes("refused GET /v1/hosts E-LIMIT-02"), "it stands in the audit");
   t.match(await ask(request("GET /v1/hosts", HEADERS_MAX, ["connection: close"])), /^HTTP\/1\.1 409 /);
   t.equal(reached, 1);
 });
