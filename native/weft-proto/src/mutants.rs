@@ -18,6 +18,8 @@ pub enum Mutation {
     VerifyFarOnly,
     /// R1: the read has to show the epoch or a later one, whomever it names as the owner.
     VerifyEpochOnly,
+    /// R1: a promise rises as far as the store shows, though no changes can have led there.
+    RiseUnbounded,
     /// R1: a promise is answered while I/O of a lower epoch is under way.
     PromiseBeforeDrain,
     /// R1: a promise is answered before the log has it.
@@ -167,13 +169,14 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every mutation with the name that `--mutation` takes, in the order of the rules.
-    pub const ALL: [(Mutation, &'static str); 75] = [
+    pub const ALL: [(Mutation, &'static str); 76] = [
         (Mutation::NoFence, "r1-no-fence"),
         (Mutation::AnyPromiser, "r1-any-promiser"),
         (Mutation::AttachUnbound, "r1-attach-unbound"),
         (Mutation::UnverifiedJump, "r1-unverified-jump"),
         (Mutation::VerifyFarOnly, "r1-verify-far-only"),
         (Mutation::VerifyEpochOnly, "r1-verify-epoch-only"),
+        (Mutation::RiseUnbounded, "r1-rise-unbounded"),
         (Mutation::PromiseBeforeDrain, "r1-promise-before-drain"),
         (Mutation::PromiseBeforeLog, "r1-promise-before-log"),
         (Mutation::AttachBeforeDrain, "r1-attach-before-drain"),

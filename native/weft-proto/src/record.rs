@@ -33,6 +33,16 @@ pub const FOREIGN_MAX: usize = 4096;
 pub const LINEAGE_MAX: usize = 20;
 /// How far `weft store repair` raises every epoch (R11): above what any replica can have promised meanwhile.
 pub const REPAIR_EPOCH_JUMP: u64 = 1 << 20;
+/// How far above what the copies keep a repair believes the store's own record: 128 repairs, or a change a second for four
+/// years. Any host can write that record. Less than [`crate::replica::RISE_AT_ONCE`]: what a repair has written over, or
+/// was led by, the copies must be able to promise.
+pub const REPAIR_BELIEF: u64 = 1 << 27;
+/// The highest epoch of a record. No volume gets there by changes; whoever reads it must be able to raise it without
+/// looking.
+pub const EPOCH_MAX: Epoch = Epoch(Epoch::MAX.0 / 2);
+/// The highest value of what else is counted in the store: a record's rev, the incarnations of pools and of the store. A
+/// change a second takes nine million years to get there, and whoever reads it must be able to raise it.
+pub const COUNTER_MAX: u64 = 1 << 48;
 
 /// A volume's record.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -241,11 +251,17 @@ impl Record {
         }
         let record: Record = serde_json::from_slice(bytes).map_err(malformed)?;
         record.check()?;
-        // No volume gets there by changes; whoever reads it must be able to raise both without looking.
-        if record.epoch.0 > Epoch::MAX.0 / 2 || record.rev.0 > u64::MAX / 2 {
-            return Err(RecordError::Illegal("epoch or rev at the end of its range"));
-        }
+        record.check_counters()?;
         Ok(record)
+    }
+
+    /// What only a writer of nonsense, or a liar, makes untrue: nobody believes such a record.
+    pub fn check_counters(&self) -> Result<(), RecordError> {
+        let incarnations = self.replicas.iter().map(|r| r.pool_inc.0);
+        if self.epoch > EPOCH_MAX || incarnations.chain([self.rev.0]).any(|count| count > COUNTER_MAX) {
+            return Err(RecordError::Illegal("epoch, rev or pool_inc at the end of its range"));
+        }
+        Ok(())
     }
 
     /// The record as JSON.
@@ -413,7 +429,18 @@ mod tests {
         };
         assert!(broken(|r| r.size = 4097));
         assert!(broken(|r| r.epoch = Epoch::MAX), "it could not be raised");
-        assert!(broken(|r| r.rev.0 = u64::MAX), "nor could this");
+        assert!(broken(|r| r.epoch.0 = EPOCH_MAX.0 + 1));
+        for count in [COUNTER_MAX + 1, u64::MAX / 2, u64::MAX] {
+            let mut record = good.clone();
+            record.rev.0 = count;
+            assert!(Record::parse(&record.to_bytes()).is_err(), "rev {count}");
+            let mut record = good.clone();
+            record.replicas[0].pool_inc.0 = count;
+            assert!(Record::parse(&record.to_bytes()).is_err(), "pool_inc {count}");
+        }
+        let mut last = good.clone();
+        (last.epoch, last.rev.0, last.replicas[0].pool_inc.0) = (EPOCH_MAX, COUNTER_MAX, COUNTER_MAX);
+        assert_eq!(Record::parse(&last.to_bytes()), Ok(last));
         assert!(broken(|r| r.replicas.iter_mut().for_each(|e| e.state = ReplicaState::Stale)));
         assert!(broken(|r| r.replicas[1].rid = r.replicas[0].rid));
         assert!(broken(|r| r.policy.min_isr = 3));

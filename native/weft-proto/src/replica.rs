@@ -12,6 +12,8 @@
 //! * the promised epoch rises only to what a read of the store, made after it was asked, shows to be the asker's; while
 //!   the store is away, at most to [`EPOCH_JUMP_UNVERIFIED`] above the last epoch that a read has shown. What is asked
 //!   and not verified yet changes nothing;
+//! * nor does it rise faster than [`RISE_AT_ONCE`] an hour, whatever the store shows: any host can write a record near the
+//!   end of its range, above which there is nothing to repair it to;
 //! * a session is its host's: what another host says in its name is another session's, and gets nothing;
 //! * a region's stamp is durable before data of that generation may reach the medium (R6, I8);
 //! * what the log or the disk refused is answered as refused, and nothing is assumed of it.
@@ -37,6 +39,15 @@ pub const KINDS_MAX: u64 = 64 << 20;
 pub const HASH_MAX: u64 = 1 << 20;
 /// While the store is away, a promise goes at most this many epochs above the last one that a read has shown (R1).
 pub const EPOCH_JUMP_UNVERIFIED: u64 = 16;
+/// How far the promised epoch rises at once, and in each hour: more than changes and repairs can have come to while this
+/// replica was away (256 repairs; a change a second for eight years). What rises further is refused until so many hours have
+/// passed. Nobody can so bring a volume to the end of its range by a few writes to the store; and a replica that did not
+/// follow where another one was led can follow it in the same time.
+pub const RISE_AT_ONCE: u64 = 1 << 28;
+/// What one epoch costs of that hour, in nanoseconds.
+const RISE_NS: u64 = 3_600_000_000_000 / RISE_AT_ONCE;
+/// An hour, but for some milliseconds.
+const HOUR_NS: u64 = RISE_NS * RISE_AT_ONCE;
 /// Promises of one host that wait for a read of the store; more are refused as busy.
 const VERIFYING_MAX: usize = 4;
 /// Unanswered requests of one attachment; more are refused as busy, so that memory stays bounded.
@@ -231,6 +242,7 @@ pub struct Replica<P> {
     /// which knows of no promise on its disk whether it was verified.
     verified: Option<Epoch>,
     unverified_promises: u64,
+    rises: Rises,
     /// The highest that other hosts say they have seen of the store: for views, and nothing else.
     claimed: Watermark,
     waiting_attach: Vec<WaitingAttach>,
@@ -248,6 +260,37 @@ struct Attachment {
     ordinal: Ordinal,
     live: bool,
     unanswered: usize,
+}
+
+/// How far the promise may still rise: see [`RISE_AT_ONCE`].
+#[derive(Debug, Default)]
+struct Rises {
+    /// Of an hour's rise, in nanoseconds.
+    used: u64,
+    at: Instant,
+    /// More was refused then: what has passed since counts on above an hour.
+    waits: bool,
+}
+
+impl Rises {
+    fn take(&mut self, now: Instant, epochs: u64) -> bool {
+        let passed = now.0.saturating_sub(self.at.0);
+        let left = match self.waits {
+            true => (HOUR_NS - self.used).saturating_add(passed),
+            false => HOUR_NS - self.used.saturating_sub(passed),
+        };
+        match left.checked_sub(epochs.saturating_mul(RISE_NS)) {
+            Some(left) => {
+                *self = Rises { used: HOUR_NS.saturating_sub(left), at: now, waits: false };
+                true
+            }
+            None if self.waits => false,
+            None => {
+                *self = Rises { used: HOUR_NS - left, at: now, waits: true };
+                false
+            }
+        }
+    }
 }
 
 /// A request between its arrival and its answer.
@@ -330,6 +373,7 @@ impl<P: Payload> Replica<P> {
             verifying: Vec::new(),
             verified: None,
             unverified_promises: 0,
+            rises: Rises::default(),
             claimed: Watermark::default(),
             waiting_attach: Vec::new(),
             actions: VecDeque::new(),
@@ -558,7 +602,15 @@ impl<P: Payload> Replica<P> {
             self.reply(w.attachment, w.tag, w.started, now, Err(refusal));
             return;
         }
-        if let Verified::Record(_) = shown {
+        if let Verified::Record(record) = shown {
+            let rise = w.epoch.0.saturating_sub(self.promised.0);
+            if !self.rises.take(now, rise) && !self.config.broken.is(Mutation::RiseUnbounded) {
+                // Where this copy counts, its volume's record is to be repaired; a joiner waits until it may follow.
+                let counts = record.in_sync().any(|entry| entry.rid == self.rid());
+                let refusal = if counts { Refusal::MetadataRollback } else { Refusal::Busy };
+                self.reply(w.attachment, w.tag, w.started, now, Err(refusal));
+                return;
+            }
             self.verified = self.verified.max(Some(w.epoch));
         } else {
             self.unverified_promises += 1;
@@ -693,7 +745,7 @@ impl<P: Payload> Replica<P> {
             Ask::Detach => {
                 if let Some(a) = self.attachments.get_mut(&id) {
                     a.live = false;
-                    let (party, ordinal) = (a.party, Ordinal(a.ordinal.0 + 1));
+                    let (party, ordinal) = (a.party, Ordinal(a.ordinal.0.saturating_add(1)));
                     // Answered when everything of this attachment has ended, as a newer attachment would be.
                     let (attachment, started, detach) = (id, now, true);
                     let w = WaitingAttach { attachment, tag, party, ordinal, started, detach };
@@ -1231,6 +1283,40 @@ mod tests {
         assert_eq!(replica.view(Party { host: HostId(1), session: SessionId(1) }).ordinal, Ordinal(5));
         assert!(replica.ordinals.len() <= SESSIONS_REMEMBERED + 2, "they would grow without bound");
         assert!(attach(&mut replica, 1001, 1, 6));
+    }
+
+    /// One message of a host with a valid identity must not end the process that serves everybody's replicas.
+    #[test]
+    fn an_attachment_with_the_last_ordinal_is_detached_like_any_other() {
+        let mut replica = empty();
+        assert!(attach(&mut replica, 1, 1, u64::MAX));
+        let detach = Request { tag: 2, epoch: Epoch(0), ask: Ask::Detach };
+        replica.handle_request(Instant(2), AttachmentId(1), detach);
+        let done = |a: &Action<_>| matches!(a, Action::Reply { response, .. } if response.outcome == Ok(Answer::Done));
+        assert!(core::iter::from_fn(|| replica.poll_action()).any(|a| done(&a)));
+        assert!(!attach(&mut replica, 2, 1, u64::MAX), "and its session has no later one");
+    }
+
+    #[test]
+    fn a_promise_rises_by_so_much_at_once_and_by_as_much_an_hour() {
+        let hours = |n: u64| Instant(5).after_ms(n * 3_600_000);
+        let mut rises = Rises::default();
+        assert!(rises.take(hours(0), RISE_AT_ONCE));
+        assert!(!rises.take(hours(0), 1) && !rises.take(hours(0), 1 << 40));
+        assert!(rises.take(hours(1), RISE_AT_ONCE), "an hour later");
+        // Years without a change earn nothing …
+        assert!(rises.take(hours(90_000), 1));
+        assert!(!rises.take(hours(90_001), RISE_AT_ONCE + 2));
+        // … but who was refused gets there, in the time that it took another one, and not before.
+        let mut far = Rises::default();
+        assert!(!far.take(hours(10), 20 * RISE_AT_ONCE));
+        assert!(!far.take(hours(28), 20 * RISE_AT_ONCE));
+        assert!(far.take(hours(30), 20 * RISE_AT_ONCE) && !far.take(hours(30), RISE_AT_ONCE + 1));
+        // A session that raises its volume a thousand times a second for a day is not held up.
+        let mut busy = Rises::default();
+        assert!((0..86_400_000).step_by(50).all(|ms| busy.take(Instant(9).after_ms(ms), 50)));
+        // No number at all makes it go wrong.
+        assert!(!Rises::default().take(Instant(u64::MAX), u64::MAX));
     }
 
     /// R1: session uuids stand in the store. Another host that names one has a session of its own, and uses up nothing

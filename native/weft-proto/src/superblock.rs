@@ -31,6 +31,10 @@ pub const SEGMENT_BYTES: u64 = 64 << 20;
 /// without looking; no pool gets there by starts.
 pub const COUNTS_END: u64 = u64::MAX / 4;
 
+/// How far the store's incarnation may be above the disk's before nobody believes it: any host can write that key, and a
+/// start a second takes 136 years to get there.
+pub const POOL_RISE_MAX: u64 = 1 << 32;
+
 const MAGIC: u32 = u32::from_le_bytes(*b"wsup");
 const VERSION: u32 = 1;
 
@@ -240,6 +244,13 @@ pub enum PoolRefusal {
         /// The store's.
         store: PoolInc,
     },
+    /// No starts lead from the disk to what the store says: its key was written by somebody else.
+    Unreachable {
+        /// The superblock's incarnation.
+        disk: PoolInc,
+        /// The store's.
+        store: PoolInc,
+    },
     /// The store is older than the disk.
     StoreBehind {
         /// The superblock's incarnation.
@@ -262,6 +273,10 @@ impl fmt::Display for PoolRefusal {
             PoolRefusal::DiskBehind { disk, store } => write!(
                 f,
                 "the disk is at incarnation {disk}, the store at {store}: the disk was rolled back, swapped or copied"
+            ),
+            PoolRefusal::Unreachable { disk, store } => write!(
+                f,
+                "the disk is at incarnation {disk}, the store at {store}: no starts have led there, somebody has written it"
             ),
             PoolRefusal::StoreBehind { disk, store } => {
                 write!(f, "the disk is at incarnation {disk}, the store at {store}: the store went back")
@@ -404,7 +419,7 @@ impl PoolStart {
                 StartState::Intending
             }
             Some(nonce) if store == disk => StartState::Swapping(nonce),
-            _ if store.0 == disk.0 + 1 && self.broken.is(Mutation::IntentIgnored) => {
+            _ if store.0.checked_sub(disk.0) == Some(1) && self.broken.is(Mutation::IntentIgnored) => {
                 self.raised();
                 StartState::Completing
             }
@@ -414,9 +429,12 @@ impl PoolStart {
                 self.superblock.counter += 1;
                 StartState::Intending
             }
-            Some(nonce) if store.0 == disk.0 + 1 && used == Some(nonce) => {
+            Some(nonce) if store.0.checked_sub(disk.0) == Some(1) && used == Some(nonce) => {
                 self.raised();
                 StartState::Completing
+            }
+            _ if store.0.saturating_sub(disk.0) > POOL_RISE_MAX => {
+                StartState::Quarantined(PoolRefusal::Unreachable { disk, store })
             }
             _ if store < disk => StartState::Quarantined(PoolRefusal::StoreBehind { disk, store }),
             _ => StartState::Quarantined(PoolRefusal::DiskBehind { disk, store }),
@@ -591,6 +609,13 @@ mod tests {
             }
         };
         let behind = |disk, store| PoolRefusal::DiskBehind { disk: PoolInc(disk), store: PoolInc(store) };
+        // Any host can write the store's key; a disk that was only away is told apart.
+        for store in [3 + POOL_RISE_MAX, u64::MAX - 1, u64::MAX] {
+            let unreachable = PoolRefusal::Unreachable { disk: PoolInc(2), store: PoolInc(store) };
+            assert_eq!(outcome(at(2, Some(5)), stored(store, 5)), Some(unreachable));
+        }
+        let away = 2 + POOL_RISE_MAX;
+        assert_eq!(outcome(at(2, Some(5)), stored(away, 5)), Some(behind(2, away)));
         // Rolled back or cloned before, during and after a start.
         assert_eq!(outcome(at(2, None), stored(3, 5)), Some(behind(2, 3)), "one behind, no intent");
         assert_eq!(outcome(at(2, Some(4)), stored(3, 5)), Some(behind(2, 3)), "one behind, another's nonce");

@@ -807,7 +807,11 @@ impl Daemon {
         match self.watermark.filter(|known| self.rolled_back && known.revision > 0) {
             None => self.pools.tell_records(now, answer),
             Some(known) => {
-                let fence = Watermark { incarnation: known.incarnation + 1, revision: 0, ..known };
+                let Some(incarnation) = known.incarnation.checked_add(1) else {
+                    let message = "this host's watermark.json says that no incarnation is above the store's";
+                    return refuse(answer, Failure::new(Code::STATE_FILE, message));
+                };
+                let fence = Watermark { incarnation, revision: 0, ..known };
                 self.records_asked.push((fence, answer));
                 self.store.send(StoreRequest::Raise(fence));
             }

@@ -38,7 +38,7 @@ use weft_proto::log::{
 use weft_proto::message::{Ask, Refusal, Request, Response, Watermark};
 use weft_proto::mutants::{Broken, Mutation};
 use weft_proto::payload::Payload as _;
-use weft_proto::record::Record;
+use weft_proto::record::{COUNTER_MAX, Record};
 use weft_proto::replica::{
     Action, AttachmentId, DiskDone, DiskError, Replica, ReplicaConfig, Token, Verified,
 };
@@ -553,7 +553,12 @@ impl Pools {
             PoolAction::Quarantine(reason) => {
                 pool.disk = Some(*start.superblock());
                 pool.start = None;
-                if !matches!(reason, PoolRefusal::Unknown { .. } | PoolRefusal::StoreBehind { .. }) {
+                if !matches!(
+                    reason,
+                    PoolRefusal::Unknown { .. }
+                        | PoolRefusal::StoreBehind { .. }
+                        | PoolRefusal::Unreachable { .. }
+                ) {
                     pool.store_behind = false;
                     pool.quarantine(reason.to_string());
                     self.out.push_back(PoolsOut::Changed(id));
@@ -2101,6 +2106,9 @@ pub(crate) fn stored_pool(entry: &Entry) -> Result<StoredPool, String> {
         intent: Option<Nonce>,
     }
     let stored: Stored = serde_json::from_slice(&entry.value).map_err(|e| e.to_string())?;
+    if stored.inc.0 > COUNTER_MAX {
+        return Err(format!("incarnation {} is at the end of its range", stored.inc));
+    }
     Ok(StoredPool { host: stored.node, inc: stored.inc, intent: stored.intent })
 }
 

@@ -12,8 +12,9 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 use weft_control::types::{RepairPool, VolumeFenced};
-use weft_proto::ids::{Epoch, HostId, Nonce, Rev, Revision, Rid, VolumeId};
-use weft_proto::record::{REPAIR_EPOCH_JUMP, Record, RecordError};
+use weft_proto::ids::{Epoch, HostId, Nonce, PoolInc, Rev, Revision, Rid, VolumeId};
+use weft_proto::record::{COUNTER_MAX, EPOCH_MAX, REPAIR_BELIEF, REPAIR_EPOCH_JUMP, Record, RecordError};
+use weft_proto::superblock::POOL_RISE_MAX;
 
 use crate::clock::{random_u128, unix_seconds};
 use crate::errors::{Code, Failure};
@@ -135,7 +136,10 @@ impl Store {
                 return Ok((record, false));
             }
             record.nonce = Nonce(random_u128());
-            record.check().map_err(|e| Failure::new(Code::BAD_RECORD, e.to_string()))?;
+            record
+                .check()
+                .and_then(|()| record.check_counters())
+                .map_err(|e| Failure::new(Code::BAD_RECORD, e.to_string()))?;
             match self.swap_until_known(&key, Some(&entry), record.to_bytes(), until).await? {
                 Ok(_) => return Ok((record, true)),
                 Err(current) => entry = current.ok_or_else(|| no_record(volume))?,
@@ -266,7 +270,9 @@ impl Store {
 /// nonce on its disk, compared what stood in the store before, and is made anew.
 fn repaired_pool(told: &RepairPool, there: Option<&Entry>) -> Option<Vec<u8>> {
     let present = there.map(stored_pool);
-    if present.is_some_and(|p| p.is_ok_and(|p| p.inc >= told.inc || p.host != told.node)) {
+    // One that no starts lead to is a liar's, and is written over.
+    let as_high = |inc: PoolInc| inc >= told.inc && inc.0 - told.inc.0 <= POOL_RISE_MAX;
+    if present.is_some_and(|p| p.is_ok_and(|p| as_high(p.inc) || p.host != told.node)) {
         return None;
     }
     let value = there.and_then(|e| serde_json::from_slice::<serde_json::Value>(&e.value).ok());
@@ -280,8 +286,10 @@ fn repaired_pool(told: &RepairPool, there: Option<&Entry>) -> Option<Vec<u8>> {
     Some(serde_json::to_vec(&value).expect("a value is always JSON"))
 }
 
-/// The record that a repair writes for `best`, or none if the store's is as good: an earlier run's.
+/// The record that a repair writes for `best`, or none if the store's is as good: an earlier run's. The store's is not
+/// looked at when no changes since `best` can have led to it: it is a liar's.
 fn repaired(mut best: Record, present: Option<&Record>) -> Option<Record> {
+    let present = present.filter(|p| p.epoch.0 <= best.epoch.0.saturating_add(REPAIR_BELIEF));
     let raised = best.epoch.0.saturating_add(REPAIR_EPOCH_JUMP);
     if present.is_some_and(|p| p.epoch.0 >= raised) {
         return None;
@@ -292,8 +300,9 @@ fn repaired(mut best: Record, present: Option<&Record>) -> Option<Record> {
     {
         best = present.clone();
     }
-    best.epoch = Epoch(best.epoch.0.saturating_add(REPAIR_EPOCH_JUMP).min(Epoch::MAX.0));
-    best.rev = Rev(best.rev.0 + 1);
+    best.epoch = Epoch(best.epoch.0.saturating_add(REPAIR_EPOCH_JUMP).min(EPOCH_MAX.0));
+    // Below the higher epoch any rev is new.
+    best.rev = if best.rev.0 < COUNTER_MAX / 2 { Rev(best.rev.0 + 1) } else { Rev(1) };
     best.owner = None;
     best.next = None;
     best.clean = false;
@@ -420,7 +429,7 @@ fn away(why: &str) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use weft_proto::ids::SessionId;
+    use weft_proto::ids::{PoolId, SessionId};
     use weft_proto::record::Owner;
 
     fn record() -> Record {
@@ -518,5 +527,54 @@ mod tests {
         younger.next_rid += 1;
         let merged = repaired(best, Some(&younger)).expect("to be written");
         assert_eq!(merged.next_rid, younger.next_rid, "the store's own record was younger");
+    }
+
+    /// Any host can write a record near the end of its range into the store: it neither leads a repair nor stands in its
+    /// way, and what the repair writes leaves room for changes.
+    #[test]
+    fn a_repair_writes_over_what_no_changes_can_have_led_to() {
+        let best = record();
+        let with = |epoch: u64, rev: u64| {
+            let mut liars = best.clone();
+            (liars.epoch, liars.rev) = (Epoch(epoch), Rev(rev));
+            liars
+        };
+        for epoch in [best.epoch.0 + REPAIR_BELIEF + 1, 1 << 38, EPOCH_MAX.0] {
+            let written = repaired(best.clone(), Some(&with(epoch, 1))).expect("to be written");
+            assert_eq!(written.epoch.0, best.epoch.0 + REPAIR_EPOCH_JUMP, "over {epoch}");
+        }
+        let followed = best.epoch.0 + REPAIR_BELIEF;
+        assert_eq!(
+            repaired(best.clone(), Some(&with(followed, 1))),
+            None,
+            "years of changes may have led there"
+        );
+        for rev in [COUNTER_MAX, COUNTER_MAX / 2] {
+            let written = repaired(with(best.epoch.0, rev), None).expect("to be written");
+            assert!(written.rev == Rev(1) && written.version() > (best.epoch, Rev(rev)));
+            let written = repaired(best.clone(), Some(&with(best.epoch.0, rev))).expect("to be written");
+            assert!(written.rev == Rev(1) && written.check_counters().is_ok());
+        }
+    }
+
+    #[test]
+    fn a_repair_writes_over_a_pools_key_that_no_starts_can_have_led_to() {
+        let (pool, node) = (PoolId(1), HostId(2));
+        let told = RepairPool { pool, node, inc: PoolInc(7), path: "/p".to_owned() };
+        let there = |inc: &str| {
+            let value = json!({ "node": node, "inc": inc, "intent": null }).to_string().into_bytes();
+            Entry { key: pool_key(pool), value, revision: Revision(3) }
+        };
+        let written = |inc: &str| {
+            let value = repaired_pool(&told, Some(&there(inc)))?;
+            Some(serde_json::from_slice::<serde_json::Value>(&value).expect("JSON")["inc"].clone())
+        };
+        for kept in [7, 8, 7 + POOL_RISE_MAX] {
+            assert_eq!(written(&kept.to_string()), None, "{kept}");
+        }
+        for liars in [8 + POOL_RISE_MAX, COUNTER_MAX, u64::MAX] {
+            assert_eq!(written(&liars.to_string()), Some(json!("7")), "{liars}");
+        }
+        assert_eq!(written("6"), Some(json!("7")));
     }
 }

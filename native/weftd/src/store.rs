@@ -35,6 +35,7 @@ use tokio::time::{sleep, timeout};
 use weft_control::types::Decimal;
 use weft_proto::ids::{ClusterId, HostId, Nonce, Revision};
 use weft_proto::message::Watermark;
+use weft_proto::record::COUNTER_MAX;
 
 use crate::errors::{Code, Failure};
 use crate::mail::{Answer, Mail, Mailbox};
@@ -52,6 +53,9 @@ const PING_INTERVAL: Duration = Duration::from_secs(6);
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// The store's identity: `{cluster, incarnation}`.
 pub const STORE_KEY: &str = "/weft/v1/store";
+/// How far the store's incarnation may be above the highest that this host has seen: any host can write that key, and no
+/// store is repaired so often while a host is away.
+pub const INCARNATION_RISE_MAX: u64 = 1 << 16;
 
 /// Chosen by who asks, repeated in the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -638,7 +642,9 @@ impl Store {
         };
         let cluster = self.0.borrow().cluster;
         let present = current.as_ref().and_then(|e| serde_json::from_slice::<Identity>(&e.value).ok());
-        if let Some(present) = present {
+        // What nobody believes is written over.
+        let before = self.0.borrow().kept;
+        if let Some(present) = present.filter(|present| is_reachable(before, present.incarnation.0)) {
             if present.cluster != cluster || present.incarnation.0 > incarnation {
                 return SwapOutcome::Failed { current };
             }
@@ -844,6 +850,13 @@ fn check(
         // Below every watermark, also that of a host which has none yet.
         return Err("the store was restored from a backup and has not been repaired yet".to_owned());
     }
+    if !is_reachable(before, seen.incarnation) {
+        return Err(format!(
+            "the store is at incarnation {}, this host has seen {}: no repairs have led there, somebody has written it",
+            seen.incarnation,
+            before.map_or(0, |kept| kept.incarnation)
+        ));
+    }
     match before {
         Some(kept) if kept.cluster != cluster => Err(format!(
             "this host has followed cluster {}'s store, it is asked for {cluster}'s",
@@ -855,6 +868,13 @@ fn check(
         )),
         _ => Ok(seen),
     }
+}
+
+/// Can repairs have brought the store there, since this host has seen `before`? A host that has seen nothing yet believes
+/// all that leaves room for repairs.
+fn is_reachable(before: Option<Watermark>, incarnation: u64) -> bool {
+    let highest = before.map_or(COUNTER_MAX, |kept| kept.incarnation.saturating_add(INCARNATION_RISE_MAX));
+    incarnation <= highest.min(COUNTER_MAX)
 }
 
 /// The outcome of a swap that found `current` instead of what it was to replace.
@@ -910,6 +930,20 @@ mod tests {
     #[test]
     fn a_repaired_store_is_believed_although_its_revisions_are_lower() {
         assert_eq!(check(CLUSTER, Some(mark(1, 900)), Some(&identity(7, 2)), 3), Ok(mark(2, 3)));
+    }
+
+    /// Any host can write the store's key: near the end of its range, each weftd that believed it would have nothing above
+    /// it to be repaired to.
+    #[test]
+    fn an_incarnation_that_no_repairs_lead_to_is_not_believed_and_a_host_that_was_away_follows() {
+        let at = |incarnation| check(CLUSTER, Some(mark(3, 900)), Some(&identity(7, incarnation)), 5);
+        assert_eq!(at(3 + INCARNATION_RISE_MAX), Ok(mark(3 + INCARNATION_RISE_MAX, 5)));
+        for liars in [4 + INCARNATION_RISE_MAX, COUNTER_MAX, u64::MAX - 1, u64::MAX] {
+            assert!(at(liars).is_err(), "{liars}");
+        }
+        assert!(check(CLUSTER, Some(mark(u64::MAX, 5)), Some(&identity(7, u64::MAX)), 5).is_err());
+        assert!(check(CLUSTER, None, Some(&identity(7, COUNTER_MAX)), 5).is_ok(), "its first look");
+        assert!(check(CLUSTER, None, Some(&identity(7, COUNTER_MAX + 1)), 5).is_err());
     }
 
     #[test]

@@ -136,7 +136,8 @@ export function clusterOf(mirror: Mirror, liveness: LivenessState): Cluster {
   return { hosts, pools };
 }
 
-function readable<T>(parse: () => T): T | null {
+/** What can't be understood is as if it were not there. */
+export function readable<T>(parse: () => T): T | null {
   try {
     return parse();
   } catch (error) {

@@ -6,26 +6,36 @@
  *     ──▶ wishes made to fit
  *
  * Must always hold:
- * - highest (epoch, rev) wins; a member named in the best copy that told nothing needs the operator's assent (4.15), be
+ * - highest (epoch, rev) wins, of those that changes can have led to (model/repair.ts); a member named in the best copy that told nothing needs the operator's assent (4.15), be
  *   its host silent or there without it: its pool may be gone, damaged or older than others remember it, and a later
  *   record be there alone. What the store itself still has of a volume counts like a copy, also if no replica tells of it;
  * - no pool's key ends below anything that is known of it, so that an old disk stays one (R10, docs/adr/0012);
  * - the incarnation after it is above every watermark that any host has seen (protocol.md R11);
+ * - what somebody wrote near the end of its range is written over, not followed;
  * - repeating it finishes what was begun.
  */
 import { randomUUID } from "node:crypto";
 import { z } from "zod";
 
 import { hostName } from "../model/cluster.ts";
+import {
+  bestKept,
+  epochToRaise,
+  isNewer,
+  knownIncarnation,
+  mayFollow,
+  nextIncarnation,
+} from "../model/repair.ts";
 import type { VolumeRecord, Want } from "../model/volume-record.ts";
 import type { RepairAnswer } from "../wire/agent-api.ts";
 import type { RecordJson, RepairPool } from "../wire/daemon.gen.ts";
 import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
-import { u64, uuid } from "../wire/json-types.ts";
-import { parseRecord, parseStore, renderWant } from "../wire/record.ts";
+import { counter, uuid } from "../wire/json-types.ts";
+import { parseRecord, renderWant } from "../wire/record.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
 import { aliveOf, hostsOf, poolsOf, volumeOf, volumesOf } from "./facts.ts";
+import { incarnationOf } from "./store-status.ts";
 import { readValue } from "./store-value.ts";
 import { putTrustBack } from "./trust-upkeep.ts";
 
@@ -37,15 +47,15 @@ const ALIVE_MS = 15_000;
 const askJson = z.object({ id: uuid, by: uuid });
 const answerJson = z.object({
   ask: uuid,
-  incarnation: u64,
+  incarnation: counter,
   records: z.array(z.record(z.string(), z.unknown())),
   /** The replicas that told what they keep, also if that is nothing yet. */
   told: z.array(z.string()),
   /** Pools whose disks are there: at which incarnation they are, and at which their host has served them. */
-  pools: z.array(z.object({ pool: uuid, path: z.string(), inc: u64, served: u64 })).default([]),
+  pools: z.array(z.object({ pool: uuid, path: z.string(), inc: counter, served: counter })).default([]),
 });
 /** What a record says of its members' pools. */
-const memberPools = z.object({ replicas: z.array(z.object({ pool: uuid, pool_inc: u64.default(0n) })) });
+const memberPools = z.object({ replicas: z.array(z.object({ pool: uuid, pool_inc: counter.default(0n) })) });
 
 type Answers = ReadonlyMap<string, z.output<typeof answerJson>>;
 type Kept = { readonly record: VolumeRecord; readonly json: RecordJson; readonly host: string };
@@ -96,20 +106,23 @@ export async function repairStore(context: MemberContext, assent: boolean): Prom
   const ask = randomUUID();
   await store.put(keys.repairAsk, JSON.stringify({ id: ask, by: self.host }));
   const answers = await collect(context, ask);
-  const best = bestOf(answers);
+  const told = toldOf(answers);
+  const best = bestOf(told);
   const named = withStored(context, best);
   for (const [volume, kept] of named) if (!best.has(volume)) best.set(volume, kept);
   const known = knownOf(context, answers);
   const missing = missingOf(context, named, answers, known);
   if (missing.length > 0 && !assent) throw needsAssent(missing, [...best.values()]);
   const stored = mirror.get(keys.store);
-  const present = stored === null ? 0n : parseStore(stored.key, stored.value).incarnation;
-  const seen = [...answers.values()].map(({ incarnation }) => incarnation);
-  const highest = [present, ...seen].reduce((a, b) => (a > b ? a : b));
-  const incarnation = highest + 1n;
+  const present = stored === null ? 0n : (incarnationOf(stored) ?? 0n);
+  const seen = [...answers.values()].map((answered) => answered.incarnation);
+  const incarnation = nextIncarnation(answers.get(self.host)?.incarnation ?? 0n, [present, ...seen]);
   await daemon.client.call("store.repair_apply", {
     incarnation: String(incarnation),
-    records: [...best.values()].map(({ json }) => json),
+    records: [...best.values()].map(({ json, record }) => ({
+      ...json,
+      epoch: String(epochToRaise(record, told.get(record.volume) ?? [])),
+    })),
     pools: raisedPools(context, answers, known),
   });
   await mirror.sync();
@@ -169,15 +182,23 @@ async function collect(context: MemberContext, ask: string): Promise<Answers> {
   return answers();
 }
 
-function bestOf(answers: Answers): Map<string, Kept> {
-  const best = new Map<string, Kept>();
+/** What hosts tell of each volume. */
+function toldOf(answers: Answers): ReadonlyMap<string, readonly Kept[]> {
+  const told = new Map<string, Kept[]>();
   for (const [host, { records }] of answers) {
     for (const json of records) {
       const record = parseRecord(`the copy kept by ${host}`, JSON.stringify(json));
-      const known = best.get(record.volume);
-      if (known === undefined || isNewer(record, known.record))
-        best.set(record.volume, { record, json, host });
+      told.set(record.volume, [...(told.get(record.volume) ?? []), { record, json, host }]);
     }
+  }
+  return told;
+}
+
+function bestOf(told: ReadonlyMap<string, readonly Kept[]>): Map<string, Kept> {
+  const best = new Map<string, Kept>();
+  for (const [volume, copies] of told) {
+    const kept = bestKept(copies);
+    if (kept !== null) best.set(volume, kept);
   }
   return best;
 }
@@ -192,32 +213,34 @@ function withStored({ mirror }: MemberContext, best: ReadonlyMap<string, Kept>):
     if (record === null) continue;
     const told = best.get(id);
     if (told === undefined ? record.deletedAtMs !== null : !isNewer(record, told.record)) continue;
+    if (told !== undefined && !mayFollow(told.record, record)) continue;
     const json = readValue(z.record(z.string(), z.unknown()), mirror.get(keys.state(id))?.value ?? "");
     if (json !== null) named.set(id, { record, json, host: "the store" });
   }
   return named;
 }
 
-function isNewer(a: VolumeRecord, b: VolumeRecord): boolean {
-  return a.epoch > b.epoch || (a.epoch === b.epoch && a.rev > b.rev);
-}
-
 /** The highest incarnation of each pool that the store, its disk, its host or any record knows of. */
 function knownOf({ mirror }: MemberContext, answers: Answers): ReadonlyMap<string, bigint> {
-  const known = new Map<string, bigint>();
+  const others = new Map<string, bigint[]>();
   const note = (pool: string, inc: bigint): void => {
-    if (inc > (known.get(pool) ?? 0n)) known.set(pool, inc);
+    others.set(pool, [...(others.get(pool) ?? []), inc]);
   };
+  const disks = new Map<string, bigint>();
   for (const { id, inc } of poolsOf(mirror)) note(id, inc);
   const stored = volumesOf(mirror).map(({ id }) => mirror.get(keys.state(id))?.value ?? "");
   for (const value of stored)
     for (const { pool, pool_inc } of readValue(memberPools, value)?.replicas ?? []) note(pool, pool_inc);
   for (const { pools, records } of answers.values()) {
-    for (const { pool, inc, served } of pools) note(pool, inc > served ? inc : served);
+    for (const { pool, inc, served } of pools) {
+      const disk = inc > served ? inc : served;
+      if (disk > (disks.get(pool) ?? -1n)) disks.set(pool, disk);
+      note(pool, disk);
+    }
     for (const json of records)
       for (const { pool, pool_inc } of memberPools.parse(json).replicas) note(pool, pool_inc);
   }
-  return known;
+  return new Map([...others].map(([pool, incs]) => [pool, knownIncarnation(disks.get(pool) ?? null, incs)]));
 }
 
 /** Names of hosts with a member that a best copy names and that told nothing, or from a disk that is not the latest. */

@@ -10,7 +10,7 @@ import { keys } from "../wire/store-keys.ts";
 import type { Member } from "../wire/store-members.ts";
 import type { MemberContext } from "./context.ts";
 import { peerUrl, QUOTA_BYTES } from "./etcd-process.ts";
-import { hostsOf } from "./facts.ts";
+import { hostsOf, readable } from "./facts.ts";
 import { clientUrlOf } from "./store-keeper.ts";
 
 export async function storeStatus(context: MemberContext): Promise<api.StoreStatus> {
@@ -32,12 +32,17 @@ export async function storeStatus(context: MemberContext): Promise<api.StoreStat
   return {
     writable: reason === null && !alarms.includes("NOSPACE"),
     reason: reason ?? (alarms.includes("NOSPACE") ? "its space quota is used up" : null),
-    incarnation: stored === null ? null : parseStore(stored.key, stored.value).incarnation,
+    incarnation: stored === null ? null : incarnationOf(stored),
     revision: mirror.revision,
     quotaBytes: QUOTA_BYTES,
     members,
     alarms,
   };
+}
+
+/** None where what stands there is none that repairs lead to: weftd believes it as little. */
+export function incarnationOf(stored: { readonly key: string; readonly value: string }): bigint | null {
+  return readable(() => parseStore(stored.key, stored.value).incarnation);
 }
 
 async function memberAnswer(

@@ -22,6 +22,15 @@ export const u64 = z.codec(
   { decode: (text) => BigInt(text), encode: (value) => String(value) },
 );
 
+/**
+ * What only counts up: above that nobody believes it, so that whoever reads it can raise it
+ * (native/weft-proto/src/record.rs, COUNTER_MAX).
+ */
+export const counter = u64.refine((value) => value <= 1n << 48n, "expected a count of at most 2^48");
+
+/** The same of a volume's epochs (EPOCH_MAX there). */
+export const epoch = u64.refine((value) => value < 1n << 39n, "expected an epoch below 2^39");
+
 export const u32 = z.int().min(0).max(0xffff_ffff);
 
 /** Names and addresses are judged by the model, which also says what is wrong with them. */

@@ -4,6 +4,7 @@
  * Must always hold:
  * - a value that is not understood is an error that names the key and the place in it, never a guess;
  * - a value that newer software wrote is told apart from a damaged one;
+ * - a count near the end of its range is damage: nothing honest gets there, and nothing could be raised above it;
  * - fields that we don't know survive our writing (protocol.md 4.2).
  */
 import { z } from "zod";
@@ -12,7 +13,7 @@ import type { Made, Member, Place, VolumeRecord, Want } from "../model/volume-re
 import { parseHostId, parsePoolId, parseRid, parseSessionId, parseVolumeId } from "../model/ids.ts";
 import type { HostId, PoolId, Rid, SessionId, VolumeId } from "../model/ids.ts";
 import { WeftError } from "./errors.ts";
-import { address, instant, u32, u64 } from "./json-types.ts";
+import { address, counter, epoch, instant, u32, u64 } from "./json-types.ts";
 
 /** The newest format of a record that this software understands. */
 export const RECORD_FORMAT = 1;
@@ -59,13 +60,13 @@ const rid = u32.transform((value, context): Rid => {
 });
 
 const clusterJson = z.object({ id: z.string(), name: z.string().default("weft"), createdAt: instant });
-const storeJson = z.object({ cluster: z.string(), incarnation: u64 });
+const storeJson = z.object({ cluster: z.string(), incarnation: counter });
 const hostJson = z.object({ id: hostId, name: z.string().min(1), address, joinedAt: instant });
 const poolJson = z.object({
   node: hostId,
   path: z.string().default(""),
   kind: z.string().default("dir"),
-  inc: u64,
+  inc: counter,
 });
 const usageJson = z.object({
   free: u64,
@@ -92,6 +93,7 @@ const memberJson = z
     rid,
     node: hostId,
     pool: poolId,
+    pool_inc: counter.default(0n),
     state: replicaState,
     reason: z.string().nullable().default(null),
     since: milliseconds.nullable().catch(null),
@@ -110,8 +112,8 @@ const recordJson = z
     vol: volumeId,
     size: u64,
     policy: z.object({ copies: z.int().min(1).max(255), min_isr: z.int().min(1).max(255) }),
-    epoch: u64,
-    rev: u64,
+    epoch,
+    rev: counter,
     next_rid: u32,
     deleted: seconds.nullable().default(null),
     owner: z.object({ node: hostId, session: sessionId }).nullable().default(null),

@@ -3,7 +3,7 @@ import { assert, constantFrom, json, jsonValue, property, string } from "fast-ch
 import t from "tap";
 
 import { WeftError } from "../../../src/core/wire/errors.ts";
-import { parseRecord, parseStore, parseWant, renderWant } from "../../../src/core/wire/record.ts";
+import { parsePool, parseRecord, parseStore, parseWant, renderWant } from "../../../src/core/wire/record.ts";
 
 const V = "11111111-1111-4111-8111-111111111111";
 const H = "22222222-2222-4222-8222-222222222222";
@@ -17,7 +17,7 @@ const record = {
   region_shift: 20,
   mode: "excl",
   policy: { copies: 2, min_isr: 1, ack: "durable", on_loss: "pause", spread: "host" },
-  epoch: "1099511627775",
+  epoch: "549755813887",
   rev: "12",
   next_rid: 2,
   deleted: null,
@@ -69,7 +69,7 @@ const want = {
 void t.test("record: 64-bit numbers keep every bit, replicas come in order of rid", async (t) => {
   const read = parseRecord("k", JSON.stringify(record));
   t.equal(read.sizeBytes, 18446744073709551615n);
-  t.equal(read.epoch, 1099511627775n);
+  t.equal(read.epoch, 549755813887n);
   t.same(
     read.replicas.map((r) => [r.rid, r.state, r.reason, r.sinceMs]),
     [
@@ -86,6 +86,12 @@ void t.test("record: damage is named with its key and place", async (t) => {
     [{ ...record, owner: { node: "h1", session: P } }, "owner.node"],
     [{ ...record, size: "18446744073709551616" }, "size"],
     [{ ...record, deleted: "18446744073709551615" }, "deleted"],
+    [{ ...record, epoch: "549755813888" }, "epoch"],
+    [{ ...record, rev: "281474976710657" }, "rev"],
+    [
+      { ...record, replicas: [{ ...record.replicas[0], pool_inc: "18446744073709551615" }] },
+      "replicas.0.pool_inc",
+    ],
   ] as const;
   for (const [value, path] of broken) {
     t.throws(() => parseRecord("/weft/v1/vol/x/state", JSON.stringify(value)), {
@@ -94,6 +100,12 @@ void t.test("record: damage is named with its key and place", async (t) => {
     });
   }
   t.throws(() => parseStore("k", "{"), { code: "E-STORE-07" });
+  const store = (incarnation: string): string => JSON.stringify({ cluster: V, incarnation });
+  t.equal(parseStore("k", store("281474976710656")).incarnation, 1n << 48n);
+  t.throws(() => parseStore("k", store("281474976710657")), { code: "E-STORE-07" });
+  const pool = (inc: string): string => JSON.stringify({ node: H, inc });
+  t.equal(parsePool("k", pool("281474976710656")).inc, 1n << 48n);
+  t.throws(() => parsePool("k", pool("18446744073709551615")), { code: "E-STORE-07" });
   // A day later, when the trash is emptied, it would be no date that anybody can write.
   const late = JSON.stringify({ ...want, deletedAt: "9999-12-31T23:59:59.999Z" });
   t.throws(() => parseWant("k", late), { code: "E-STORE-07", facts: { path: "deletedAt" } });

@@ -101,6 +101,10 @@ impl<P: Payload> Session<P> {
         let nonce = self.fresh_nonce();
         let record = self.amended(now, &intent, nonce);
         record.check().unwrap_or_else(|e| panic!("{intent:?} would write a bad record: {e}"));
+        if let Err(error) = record.check_counters() {
+            // What is there is at the end of its range, which changes don't lead to: it waits for a repair.
+            return self.end(EndReason::Unusable(error));
+        }
         // A swap that takes members out is not sent before they have stopped being read.
         self.attempts.push(Attempt { nonce, record: record.clone(), intent });
         (self.store_busy, self.swapping) = (true, true);
@@ -278,7 +282,11 @@ impl<P: Payload> Session<P> {
 
     /// The record as the store has it, from a read (`by_read`) or from a swap that did not apply.
     fn take_record(&mut self, now: Instant, record: Record, revision: Revision, by_read: bool) {
-        let ours = |a: &&Attempt| a.nonce == record.nonce && !self.config.broken.is(Mutation::NonceIgnored);
+        // Whoever reads the store can put our nonce into another record.
+        let ours = |a: &&Attempt| {
+            (a.nonce, a.record.version()) == (record.nonce, record.version())
+                && !self.config.broken.is(Mutation::NonceIgnored)
+        };
         if let Some(attempt) = self.attempts.iter().find(ours).cloned() {
             return self.adopt(now, record, revision, Some(attempt.intent));
         }

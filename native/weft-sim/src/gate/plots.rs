@@ -7,8 +7,8 @@ use weft_proto::ids::{ClusterId, Epoch, HostId, Instant, Nonce, Ordinal, PoolId,
 use weft_proto::message::{Ask, Attach, Request, Watermark};
 use weft_proto::mutants::Mutation;
 use weft_proto::payload::HeapPayload;
-use weft_proto::record::{Owner, Record, ReplicaState};
-use weft_proto::replica::{Action, AttachmentId, DiskOp, Replica, ReplicaConfig, Verified};
+use weft_proto::record::{EPOCH_MAX, Owner, REPAIR_BELIEF, REPAIR_EPOCH_JUMP, Record, ReplicaState};
+use weft_proto::replica::{Action, AttachmentId, DiskOp, RISE_AT_ONCE, Replica, ReplicaConfig, Verified};
 use weft_proto::session::Event;
 use weft_proto::superblock::{PoolAction, PoolStart, SEGMENT_BYTES, StoredPool, Superblock, SwapOutcome};
 
@@ -25,6 +25,7 @@ pub(super) const SHOWN_BY: &[(Mutation, &str)] = &[
     (Mutation::UnverifiedJump, "a_promise_far_above_the_last_is_checked_with_the_store"),
     (Mutation::VerifyFarOnly, "a_promise_a_little_above_the_last_is_checked_with_the_store"),
     (Mutation::VerifyEpochOnly, "a_promise_is_given_to_whom_the_store_names_only"),
+    (Mutation::RiseUnbounded, "no_promise_rises_to_where_no_changes_lead"),
     (Mutation::PromiseBeforeDrain, "a_write_that_hangs_in_a_disk_does_not_land_on_a_newer_one"),
     (Mutation::PromiseBeforeLog, "a_promise_is_in_the_log_before_it_counts"),
     (Mutation::AttachBeforeDrain, "an_attach_waits_for_what_came_before_it"),
@@ -86,6 +87,7 @@ own! {
     R1 => a_promise_far_above_the_last_is_checked_with_the_store,
     R1 => a_promise_a_little_above_the_last_is_checked_with_the_store,
     R1 => a_promise_is_given_to_whom_the_store_names_only,
+    R1 => no_promise_rises_to_where_no_changes_lead,
     R1 => a_promise_is_in_the_log_before_it_counts,
     R1 => an_attach_waits_for_what_came_before_it,
     R2 => a_write_that_failed_is_still_brought_to_every_member,
@@ -217,6 +219,25 @@ fn a_promise_is_given_to_whom_the_store_names_only(play: &Play) {
         let actions = asked(&mut replica, epoch, promise(&record, epoch, C));
         let shown = owned(&record, Epoch(3), D);
         assert_eq!(logs(&verified(&mut replica, actions, Verified::Record(&shown))), 0, "{epoch} is C's");
+    }
+}
+
+/// R1: host C has written a record near the end of its range into the store, and asks for the promise of it. What a repair
+/// writes over it is promised at once, and its host's next session goes on from there.
+fn no_promise_rises_to_where_no_changes_lead(play: &Play) {
+    let (mut replica, record) = replica(play);
+    promised(&mut replica, &record);
+    for far in [Epoch(3 + RISE_AT_ONCE), Epoch(1 << 38), EPOCH_MAX] {
+        let actions = asked(&mut replica, far, promise(&record, far, C));
+        let shown = owned(&record, far, C);
+        assert_eq!(logs(&verified(&mut replica, actions, Verified::Record(&shown))), 0, "{far} is promised");
+    }
+    // The furthest that a repair is led by a record that it believes.
+    let repaired = Epoch(2 + REPAIR_BELIEF + REPAIR_EPOCH_JUMP);
+    for epoch in [repaired, repaired.next()] {
+        let actions = asked(&mut replica, epoch, promise(&record, epoch, C));
+        let shown = owned(&record, epoch, C);
+        assert_eq!(logs(&verified(&mut replica, actions, Verified::Record(&shown))), 1, "{epoch}");
     }
 }
 

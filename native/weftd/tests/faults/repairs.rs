@@ -280,3 +280,93 @@ fn a_damaged_pool_that_waits_for_the_store_tells_nothing() {
     assert!(pool["reason"].as_str().is_some_and(|r| r.contains("was durable")), "{told}");
     assert_eq!(host.pool_info()["state"], "starting");
 }
+
+/// Any host can write the keys of volumes, pools and the store. What one has written near the end of its range is not
+/// believed, costs no other volume anything, and is written over by a repair.
+#[test]
+fn a_record_near_the_end_of_its_range_is_mended_by_a_repair() {
+    let cluster = Cluster::start();
+    let mut host = cluster.host(1);
+    host.make_pool();
+    let (volume, file) = filled(&cluster, &host);
+    let (other, others_file) = filled(&cluster, &host);
+    let key = format!("/weft/v1/vol/{volume}/state");
+    let liar = json!({ "node": uuid(), "session": uuid() });
+    let far = (1u64 << 38).to_string();
+    let lies = [
+        (json!({ "epoch": far }), "E-STORE-02"),
+        (json!({ "epoch": far, "owner": liar, "clean": false }), "E-STORE-02"),
+        (json!({ "epoch": ((1u64 << 39) - 1).to_string() }), "E-STORE-07"),
+        (json!({ "epoch": ((1u64 << 40) - 1).to_string() }), "E-STORE-07"),
+        (json!({ "rev": (1u64 << 48).to_string() }), "E-STORE-07"),
+        (json!({ "rev": (u64::MAX / 2).to_string() }), "E-STORE-07"),
+        (json!({ "rev": u64::MAX.to_string() }), "E-STORE-07"),
+    ];
+    for (incarnation, (lie, code)) in (2..).zip(lies) {
+        let mut record = cluster.get(&key);
+        for (field, value) in lie.as_object().expect("fields") {
+            record[field] = value.clone();
+        }
+        cluster.put(&key, &record);
+        let refused = open(&host, &volume, "steal").expect_err("not believed");
+        assert_eq!(refused["code"], code, "{lie}: {refused}");
+        host.assert_alive();
+        assert_holds(&cluster, &host, &other, &others_file);
+        let told = host.ask("replica.records", json!({}));
+        let repair =
+            json!({ "records": records(&told), "pools": [], "incarnation": incarnation.to_string() });
+        host.ask("store.repair_apply", repair);
+        assert_holds(&cluster, &host, &volume, &file);
+    }
+}
+
+#[test]
+fn a_stores_incarnation_near_the_end_of_its_range_is_mended_by_a_repair() {
+    let cluster = Cluster::start();
+    let mut host = cluster.host(1);
+    host.make_pool();
+    let (volume, file) = filled(&cluster, &host);
+    let (far, last) = ((1u64 << 47).to_string(), u64::MAX.to_string());
+    for (repaired, lie) in [("3", &far), ("5", &last)] {
+        cluster.put("/weft/v1/store", &json!({ "cluster": cluster.id, "incarnation": lie }));
+        let refused = open(&host, &volume, "closed").expect_err("not believed");
+        assert_eq!(refused["code"], "E-STORE-02", "{refused}");
+        // Also a daemon that is started meanwhile looks no further, and it is asked what it keeps.
+        host.kill();
+        host.start();
+        host.pool_until(|p| p["state"] == "starting");
+        let told = host.ask_until("replica.records", &json!({}), |told| told["pools"][0]["tells"] == true);
+        let pools = [raised(&host, &told)];
+        let repair = json!({ "records": records(&told), "pools": pools, "incarnation": repaired });
+        host.ask("store.repair_apply", repair);
+        assert_eq!(cluster.get("/weft/v1/store")["incarnation"], repaired);
+        host.await_pool();
+        assert_holds(&cluster, &host, &volume, &file);
+    }
+}
+
+#[test]
+fn a_pools_incarnation_near_the_end_of_its_range_is_mended_by_a_repair() {
+    let cluster = Cluster::start();
+    let mut host = cluster.host(1);
+    host.make_pool();
+    let (volume, file) = filled(&cluster, &host);
+    let (far, last) = ((1u64 << 47).to_string(), u64::MAX.to_string());
+    for (repaired, lie, words) in [("2", &far, "no starts have led there"), ("3", &last, "end of its range")]
+    {
+        let mut key = cluster.get(&pool_key(&host));
+        key["inc"] = json!(lie);
+        cluster.put(&pool_key(&host), &key);
+        host.kill();
+        host.start();
+        let pool = host.pool_until(|p| p["state"] == "quarantined");
+        assert!(pool["reason"].as_str().is_some_and(|r| r.contains(words)), "{pool}");
+        let told = host.ask("replica.records", json!({}));
+        assert_eq!(pool_of(&told, &host)["tells"], true, "nothing speaks against its disk: {told}");
+        let pools = [raised(&host, &told)];
+        let repair = json!({ "records": records(&told), "pools": pools, "incarnation": repaired });
+        host.ask("store.repair_apply", repair);
+        host.await_pool();
+        assert_holds(&cluster, &host, &volume, &file);
+    }
+}
