@@ -652,6 +652,12 @@ impl Trust {
         self.revoked.contains_key(&host)
     }
 
+    /// True if a key of this host is on the list, and the host is not revoked.
+    #[must_use]
+    pub fn has_host(&self, host: HostId) -> bool {
+        !self.is_revoked(host) && self.hosts.get(&host).is_some_and(|keys| !keys.is_empty())
+    }
+
     /// True if this key is on the list for this host and neither is revoked: a connection that was proven by it may stay.
     #[must_use]
     pub fn lists(&self, host: HostId, kid: Kid) -> bool {

@@ -30,6 +30,8 @@ pub struct Claim {
     pub watermark: Watermark,
     /// Who says so.
     pub host: HostId,
+    /// It may only have been told so: the higher of what it has seen and what others have told it.
+    pub relayed: bool,
 }
 
 /// A request with its frame's common fields.

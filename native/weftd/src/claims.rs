@@ -3,7 +3,8 @@
 //! Must always hold:
 //! * nothing of it becomes this host's own watermark, or is told to others as that: a host with a valid identity that lies
 //!   must not stop the cluster for longer than until it is revoked (`weft-model`, cases claims-adopted and -relayed);
-//! * one claim a host, its last word; gone when its host says less, is revoked, or this host has seen as much itself.
+//! * one claim a host, its last word; gone when its host says less, is not on the trust list any more, or this host has
+//!   seen as much itself.
 
 use std::collections::BTreeMap;
 
@@ -59,15 +60,22 @@ impl Claims {
         self.0.len() != before
     }
 
-    /// A host is revoked: nothing that it said counts. True if anything changed.
-    pub fn handle_revoked(&mut self, host: HostId) -> bool {
-        self.0.remove(&host).is_some()
+    /// Nothing that others have said counts than hosts that are listed. True if anything changed.
+    pub fn handle_trust(&mut self, is_listed: impl Fn(HostId) -> bool) -> bool {
+        let before = self.0.len();
+        self.0.retain(|host, _| is_listed(*host));
+        self.0.len() != before
     }
 
     /// The highest one.
     #[must_use]
     pub fn highest(&self) -> Option<Claim> {
-        self.0.iter().map(|(host, watermark)| Claim { watermark: *watermark, host: *host }).max()
+        let claim = |(host, watermark): (&HostId, &Watermark)| Claim {
+            watermark: *watermark,
+            host: *host,
+            relayed: false,
+        };
+        self.0.iter().map(claim).max()
     }
 
     /// For people.
@@ -106,16 +114,17 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_ends_when_its_host_says_less_is_revoked_or_was_right() {
+    fn a_claim_ends_when_its_host_says_less_is_not_listed_or_was_right() {
         let mut claims = Claims::default();
         assert!(!claims.hear(HONEST, mark(1, 5), mark(1, 9)), "seen already");
         assert!(claims.hear(HONEST, mark(1, 12), mark(1, 9)));
         assert!(claims.hear(LIAR, mark(u64::MAX, 0), mark(1, 9)));
         assert_eq!(claims.highest().map(|c| c.host), Some(LIAR));
         assert!(claims.hear(LIAR, mark(1, 3), mark(1, 9)), "its last word counts");
-        assert_eq!(claims.highest(), Some(Claim { watermark: mark(1, 12), host: HONEST }));
+        assert_eq!(claims.highest(), Some(Claim { watermark: mark(1, 12), host: HONEST, relayed: false }));
         assert!(claims.handle_own(mark(1, 12)) && claims.highest().is_none());
-        assert!(claims.hear(LIAR, mark(2, 0), mark(1, 12)) && claims.handle_revoked(LIAR));
+        assert!(claims.hear(LIAR, mark(2, 0), mark(1, 12)) && !claims.handle_trust(|_| true));
+        assert!(claims.handle_trust(|host| host == HONEST));
         assert!(claims.highest().is_none());
         let other = Watermark { cluster: ClusterId(2), ..mark(9, 9) };
         assert!(!claims.hear(LIAR, other, mark(1, 12)), "of another cluster's store");

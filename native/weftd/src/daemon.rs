@@ -624,6 +624,9 @@ impl Daemon {
             }
             LinksOut::Gone { attachment, pool, key } => self.pools.handle_disconnect(pool, key, attachment),
             LinksOut::Refused(refused) => self.events.send(ControlEvent::PeerRefused(refused)),
+            // Heard a moment before the list changed, it is nobody's any more.
+            LinksOut::Claim(claim)
+                if self.trust.as_ref().is_some_and(|trust| !trust.cell().get().has_host(claim.host)) => {}
             LinksOut::Claim(claim) => {
                 let Some(cluster) = self.identity.as_ref().map(|i| i.cluster) else { return };
                 let own = self.watermark.unwrap_or(Watermark { cluster, ..Watermark::default() });
@@ -782,9 +785,10 @@ impl Daemon {
         }
     }
 
-    /// A host is revoked: what it said of the store counts no more.
-    fn handle_revoked(&mut self, now: Instant, host: HostId) {
-        if self.claims.handle_revoked(host) {
+    /// A list is in force: what hosts that it doesn't have said of the store counts no more.
+    fn judge_claims(&mut self, now: Instant) {
+        let Some(list) = self.trust.as_ref().map(|trust| trust.cell().get()) else { return };
+        if self.claims.handle_trust(|host| list.has_host(host)) {
             self.claims_changed(now);
         }
     }
@@ -933,21 +937,21 @@ impl Daemon {
     /// What stands in the store as the list of whom to trust.
     fn offer_trust(&mut self, now: Instant, signed: Option<&[u8]>) {
         let Some(trust) = &mut self.trust else { return };
-        let Some(TrustChange { generation, signed, revoked }) = trust.offer(signed) else { return };
+        let Some(TrustChange { generation, signed }) = trust.offer(signed) else { return };
         let credentials = trust.credentials();
         if let Some(links) = &mut self.links {
             links.handle_trust(&mut self.driver, now);
         }
-        revoked.into_iter().for_each(|host| self.handle_revoked(now, host));
+        self.judge_claims(now);
         self.store.send(StoreRequest::KeepTrust { generation, signed });
         self.store.send(StoreRequest::Credentials(Some(credentials)));
     }
 
     /// The identity directory was read: at first, and whenever its certificate was renewed.
     fn take_identity(&mut self, now: Instant, files: IdentityFiles) {
-        let mut newer = None;
+        let mut is_newer = false;
         match &mut self.trust {
-            Some(trust) => newer = trust.renew(files),
+            Some(trust) => is_newer = trust.renew(files),
             None => self.trust = Some(TrustKeeper::new(files)),
         }
         let Some(trust) = &self.trust else { return };
@@ -957,13 +961,15 @@ impl Daemon {
             links.set_identity(&mut self.driver, now, trust.secured());
         }
         self.store.send(StoreRequest::Credentials(Some(trust.credentials())));
-        let Some(revoked) = newer else { return };
         let generation = Decimal(trust.cell().get().generation);
-        self.events.send(ControlEvent::Trust(TrustChanged { generation }));
-        if let Some(links) = &mut self.links {
-            links.handle_trust(&mut self.driver, now);
+        if is_newer {
+            self.events.send(ControlEvent::Trust(TrustChanged { generation }));
+            if let Some(links) = &mut self.links {
+                links.handle_trust(&mut self.driver, now);
+            }
         }
-        revoked.into_iter().for_each(|host| self.handle_revoked(now, host));
+        // Also at the start: the list may have changed after the claims were kept.
+        self.judge_claims(now);
     }
 
     fn watch_trust(&mut self) {

@@ -928,14 +928,15 @@ impl Links {
                             return Ok(());
                         }
                         if let Ok(agreed) = agreed {
-                            self.out.push_back(LinksOut::Claim(Claim { watermark: theirs.watermark, host }));
+                            let claim = Claim { watermark: theirs.watermark, host, relayed: false };
+                            self.out.push_back(LinksOut::Claim(claim));
                             self.call_agreed(now, id, host, agreed.version);
                         }
                     }
                     Role::Called { peer, .. } => {
                         let agreed = agreed.map_err(|e| wrong(e.to_string()))?;
                         *peer = Some(theirs.host);
-                        let claim = Claim { watermark: theirs.watermark, host: theirs.host };
+                        let claim = Claim { watermark: theirs.watermark, host: theirs.host, relayed: false };
                         self.out.push_back(LinksOut::Claim(claim));
                         wire.agree(agreed.version);
                         if let Some(visit) = wire.visit.take() {

@@ -17,7 +17,7 @@ use weft_export::nbd::GuestRequest;
 use weft_io::buffer::IoBuf;
 use weft_proto::guest::GuestOp;
 use weft_proto::ids::{HostId, Instant, PoolId, Rid, SessionId, VolumeId};
-use weft_proto::message::Watermark;
+use weft_proto::message::{Claim, Watermark};
 use weft_proto::mutants::Broken;
 use weft_proto::payload::Payload as _;
 use weft_proto::record::{Record, ReplicaState};
@@ -266,11 +266,19 @@ pub fn end_failure(volume: VolumeId, reason: &EndReason) -> Failure {
             format!("the store shows less of volume {volume} than its replicas or this host have seen"),
         ),
         EndReason::Claimed(claim) => {
+            let Claim { watermark, host, relayed } = claim;
+            let who = if *relayed {
+                format!("through host {host} it is said")
+            } else {
+                format!("host {host} says")
+            };
             let message = format!(
-                "host {} says that the store was at incarnation {} revision {}; this host's own read shows less",
-                claim.host, claim.watermark.incarnation, claim.watermark.revision
+                "{who} that the store was at incarnation {} revision {}; this host's own read shows less",
+                watermark.incarnation, watermark.revision
             );
-            Failure::new(Code::STORE_DOUBTED, message).with("host", claim.host.to_string())
+            let failure = Failure::new(Code::STORE_DOUBTED, message);
+            // Who only passes on what it was told is not named as the one who says it.
+            failure.with(if *relayed { "through" } else { "host" }, host.to_string())
         }
         EndReason::CachesLost => Failure::new(
             Code::DISK_FAILED,

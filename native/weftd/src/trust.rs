@@ -98,8 +98,6 @@ fn unusable(path: &Path, why: impl fmt::Display) -> Failure {
 pub struct TrustChange {
     /// Its generation.
     pub generation: u64,
-    /// Hosts that were not revoked before.
-    pub revoked: Vec<HostId>,
     /// The list as it was signed: to be made durable.
     pub signed: Vec<u8>,
 }
@@ -134,20 +132,20 @@ impl TrustKeeper {
     }
 
     /// A certificate was renewed. The list of the file is ours, but for a host that could not hear of the authorities that
-    /// took over: then the agent has put a newer one there, which counts as it would at a start, and is durable. The hosts
-    /// that it revokes anew, if it is followed.
-    pub fn renew(&mut self, files: IdentityFiles) -> Option<Vec<HostId>> {
+    /// took over: then the agent has put a newer one there, which counts as it would at a start, and is durable. True when
+    /// it is followed.
+    pub fn renew(&mut self, files: IdentityFiles) -> bool {
         (self.identity, self.pem) = (files.identity, files.pem);
         let known = self.cell.get();
         if files.trust.generation <= known.generation {
-            return None;
+            return false;
         }
         let generation = files.trust.generation;
         let revoked: Vec<HostId> = files.trust.revoked().filter(|host| !known.is_revoked(*host)).collect();
         tracing::info!(generation, ?revoked, "trust, by this host's file");
         self.cell.set(files.trust);
         (self.refused, self.unkept) = (None, None);
-        Some(revoked)
+        true
     }
 
     /// The certificate in use.
@@ -210,7 +208,7 @@ impl TrustKeeper {
         self.cell.set(next);
         let signed = signed.unwrap_or_default().to_vec();
         self.unkept = Some(Unkept { generation, signed: signed.clone(), due: None });
-        Some(TrustChange { generation, revoked, signed })
+        Some(TrustChange { generation, signed })
     }
 
     /// A list was made durable, or was not. True when it is the one in force, which may be told of now.

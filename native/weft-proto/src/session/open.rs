@@ -66,7 +66,7 @@ impl<P: Payload> Session<P> {
     /// A member answered the attach.
     pub(super) fn attached(&mut self, now: Instant, rid: Rid, promised: Epoch, watermark: Watermark) {
         if let Some(host) = self.peers.get(&rid).map(|p| p.node) {
-            self.heed(Claim { watermark, host });
+            self.heed(Claim { watermark, host, relayed: true });
         }
         match &mut self.phase {
             Phase::Contacting { since } => {

@@ -63,7 +63,7 @@ impl World {
     pub(super) fn highest_claim(&self, host: Id) -> Option<Claim> {
         let own = self.hosts[host].watermark;
         let claims = self.hosts[host].claims.iter().filter(|(_, w)| **w > own);
-        claims.map(|(from, w)| Claim { watermark: *w, host: host_id(*from) }).max()
+        claims.map(|(from, w)| Claim { watermark: *w, host: host_id(*from), relayed: false }).max()
     }
 
     /// Its replicas know what it has seen and was told.

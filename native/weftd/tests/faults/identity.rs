@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use weft_io::mac::TAG_LEN;
 use weft_proto::message::Watermark;
 use weft_proto::wire::{HEADER_LEN, Hello, MAX_FRAME, Version, encode_hello};
+use weftd::claims::CLAIMS_FILE;
 use weftd::clock::{random_u128, unix_seconds};
 use weftd::links::DATA_PORT;
 use weftd::trust::{IDENTITY_DIR, TRUST_FILE, TRUST_KEY};
@@ -235,7 +236,11 @@ impl Stage {
     }
 
     fn hello(&self, host: &str) -> Vec<u8> {
-        encode_hello(&Hello {
+        encode_hello(&self.greeting(host))
+    }
+
+    fn greeting(&self, host: &str) -> Hello {
+        Hello {
             wire_min: Version::OLDEST.number(),
             wire_max: Version::NEWEST.number(),
             cluster: self.cluster.id.parse().expect("an id"),
@@ -248,7 +253,7 @@ impl Stage {
             trailer_len: 0,
             watermark: Watermark::default(),
             pools: Vec::new(),
-        })
+        }
     }
 
     /// Writes and reads all of the volume.
@@ -446,6 +451,49 @@ fn a_connection_ends_with_its_peers_certificate() {
     stage.owner.ask("identity.reload", json!({}));
     stage.use_it("a");
     close(&stage.owner, &stage.volume);
+}
+
+/// R11: a host that lies about the store is taken off the list. What it said is forgotten with it, revoked or not; and who
+/// only passed it on is not named as the one who says it.
+#[test]
+fn what_a_host_said_of_the_store_ends_when_the_list_has_it_no_more() {
+    let mut stage = Stage::set("tls");
+    let liar = stage.cluster.host(3);
+    let volume = make_volume(&[&stage.keeper]);
+    let tell = |liar: &Host| {
+        let pem = stage.shown(&stage.pki().hosts, &liar.key, &liar.id, SOUND);
+        let calling = Calling { pem, transport: Some("tls"), alpn: None };
+        let mut line = calling.call(&stage.keeper.address, Some(&liar.address)).expect("a host gets in");
+        let mut hello = stage.greeting(&liar.id);
+        hello.watermark = Watermark { cluster: hello.cluster, incarnation: 9, revision: 9 };
+        line.send(&encode_hello(&hello)).expect("sent");
+        stage.keeper.ask_until("store.show", &json!({}), |s| s["claims"][0]["host"] == liar.id.as_str());
+        line
+    };
+    let line = tell(&liar);
+    let refused = open(&stage.owner, &volume, "closed").expect_err("the store is doubted");
+    let named = (&refused["code"], &refused["facts"]["through"], &refused["facts"]["host"]);
+    assert_eq!(named, (&json!("E-TRUST-04"), &json!(stage.keeper.id), &Value::Null), "{refused}");
+    let refused = open(&stage.keeper, &volume, "closed").expect_err("the store is doubted");
+    assert_eq!((&refused["code"], &refused["facts"]["host"]), (&json!("E-TRUST-04"), &json!(liar.id)));
+    // Removed, which is not revoked.
+    stage.cluster.change_trust(|list| {
+        list["hosts"].as_object_mut().expect("a map").remove(&liar.id);
+    });
+    stage.keeper.ask_until("store.show", &json!({}), |s| s["claims"] == json!([]));
+    open(&stage.keeper, &volume, "closed").expect("opens");
+    close(&stage.keeper, &volume);
+    drop(line);
+    // The list changed while the daemon was away.
+    let kept = json!([{ "host": liar.id, "cluster": stage.cluster.id, "incarnation": "9", "revision": "9" }]);
+    close(&stage.owner, &stage.volume);
+    stage.keeper.kill();
+    std::fs::write(stage.keeper.home.join("state").join(CLAIMS_FILE), kept.to_string()).expect("written");
+    stage.keeper.start();
+    stage.keeper.await_pool();
+    assert_eq!(stage.keeper.ask("store.show", json!({}))["claims"], json!([]));
+    open(&stage.keeper, &volume, "closed").expect("opens");
+    close(&stage.keeper, &volume);
 }
 
 /// Somebody on the path under `auth`: what he alters, repeats, leaves out or turns round ends the connection, and the
