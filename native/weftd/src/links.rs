@@ -72,10 +72,18 @@ const CHANGE_MS: u64 = 10_000;
 const OVERDUE_MS: u64 = 60_000;
 /// Before a connection that was to follow another one is tried again.
 const NEXT_RETRY_MS: u64 = 1000;
-/// Attachments of one peer's connection: 500 volumes of 8 replicas.
+/// A connection that ends sooner was of no use: the next one is begun later each time, from [`RETRY_MS`] to
+/// [`MISMATCH_MS`]. A peer that greets and leaves would keep this host busy with nothing else.
+const BRIEF_MS: u64 = 1000;
+/// Replicas here to which one connection is attached: 500 volumes of 8 replicas.
 const HANDLES_MAX: usize = 4096;
 /// Connections that others may make.
 const PEERS_MAX: usize = 512;
+/// Of these, one host's: it needs one, two while it renews it, and those of a machine that lost its power end late. The
+/// oldest goes.
+const PEER_WIRES_MAX: usize = 8;
+/// Pools of one host whose logs are remembered: a host serves fewer.
+const SEEN_POOLS_MAX: usize = 1024;
 /// The driver's tokens of connections: spaces that no [`Part`] has.
 const WIRE_SPACES: std::ops::RangeInclusive<u16> = 0x1000..=0xffff;
 /// Marks an attachment of a peer; without it it is a local session's.
@@ -154,6 +162,8 @@ pub struct Links {
     calls: BTreeMap<HostId, Call>,
     wires: BTreeMap<u16, Wire>,
     next_wire: u16,
+    /// Connections so far.
+    made: u64,
     attachments: BTreeMap<AttachmentId, (u16, u32)>,
     next_attachment: u64,
     /// The furthest log of each pool that its host's HELLO named (R10). What a host says of others' pools is nothing.
@@ -177,6 +187,8 @@ struct Call {
     next: Option<(u16, Instant)>,
     /// When to begin the next one.
     renew: Option<Instant>,
+    /// Connections in a row that were up for less than [`BRIEF_MS`].
+    brief: u32,
     handles: BTreeMap<(VolumeId, Rid), (Ordinal, u32)>,
     by_handle: BTreeMap<u32, (VolumeId, Rid, Ordinal)>,
     next_handle: u32,
@@ -186,6 +198,8 @@ struct Call {
 struct Wire {
     conn: Conn,
     role: Role,
+    /// The how manyth it is.
+    number: u64,
     /// The peer's.
     address: IpAddr,
     /// Its first bytes are a handshake.
@@ -202,7 +216,7 @@ enum Role {
     /// We called this host.
     Caller(HostId),
     /// Somebody called us.
-    Called { peer: Option<HostId>, handles: BTreeMap<u32, Attached>, until: Instant },
+    Called { peer: Option<HostId>, handles: Handles, until: Instant },
     /// Its handshake has failed: the alert is on its way, and nothing more comes of it.
     Leaving { until: Instant },
 }
@@ -212,6 +226,24 @@ struct Attached {
     attachment: AttachmentId,
     pool: PoolId,
     key: ReplicaKey,
+}
+
+/// What a peer is attached to over one connection.
+#[derive(Debug, Default)]
+struct Handles {
+    by_handle: BTreeMap<u32, Attached>,
+    /// One a replica: a host has one session of a volume.
+    by_replica: BTreeMap<(PoolId, ReplicaKey), u32>,
+}
+
+impl Handles {
+    /// The attachment to the same replica that this one follows, which nobody asks anything of any more.
+    fn insert(&mut self, handle: u32, attached: Attached) -> Option<Attached> {
+        let before = self.by_replica.insert((attached.pool, attached.key), handle);
+        let before = before.and_then(|before| self.by_handle.remove(&before));
+        self.by_handle.insert(handle, attached);
+        before
+    }
 }
 
 impl Links {
@@ -231,6 +263,7 @@ impl Links {
             calls: BTreeMap::new(),
             wires: BTreeMap::new(),
             next_wire: *WIRE_SPACES.start(),
+            made: 0,
             attachments: BTreeMap::new(),
             next_attachment: 0,
             seen: BTreeMap::new(),
@@ -321,6 +354,7 @@ impl Links {
                     due: None,
                     next: None,
                     renew: None,
+                    brief: 0,
                     handles: BTreeMap::new(),
                     by_handle: BTreeMap::new(),
                     next_handle: 0,
@@ -740,7 +774,15 @@ impl Links {
         let wires = call.wire.take().into_iter().chain(call.next.take().map(|(wire, _)| wire));
         let (code, reason) = why.unzip();
         let pause = match state {
-            // It was up: tried again at once, to learn whether it is refused.
+            // It was up: tried again at once, to learn whether it is refused; but not again and again.
+            LinkState::Connecting if call.state == LinkState::Connected => {
+                let is_brief = now.ms_since(call.since) < BRIEF_MS;
+                call.brief = if is_brief { call.brief.saturating_add(1) } else { 0 };
+                match call.brief {
+                    0 | 1 => 0,
+                    more => (RETRY_MS << (more - 2).min(8)).min(MISMATCH_MS),
+                }
+            }
             LinkState::Connecting => 0,
             LinkState::Mismatch => MISMATCH_MS,
             _ => RETRY_MS,
@@ -800,7 +842,8 @@ impl Links {
             }
         }
         let made = tcp::set_up(&socket).and_then(|()| {
-            let role = Role::Called { peer: None, handles: BTreeMap::new(), until: now.after_ms(HELLO_MS) };
+            let role =
+                Role::Called { peer: None, handles: Handles::default(), until: now.after_ms(HELLO_MS) };
             self.add_wire(socket, address, role, None)
         });
         let wire = match made {
@@ -849,7 +892,10 @@ impl Links {
                 Conn::secured(stream.map_err(|error| io::Error::other(error.to_string()))?)
             }
         };
-        self.wires.insert(id, Wire { conn, role, address, is_secured, proof: None, visit, version: None });
+        let number = self.made;
+        self.made += 1;
+        let wire = Wire { conn, role, number, address, is_secured, proof: None, visit, version: None };
+        self.wires.insert(id, wire);
         Ok(id)
     }
 
@@ -901,6 +947,7 @@ impl Links {
         let wrong = |message: String| Failure::new(Code::PEER_UNKNOWN, message);
         let Some(wire) = self.wires.get_mut(&id) else { return Ok(()) };
         match content {
+            Content::Hello(_) if wire.version.is_some() => return Err(wrong("HELLO twice".to_owned())),
             Content::Hello(theirs) => {
                 let agreed = negotiate(&self.hello, &theirs);
                 if let Some(proof) = &wire.proof
@@ -942,6 +989,7 @@ impl Links {
                         if let Some(visit) = wire.visit.take() {
                             self.door.leave(visit);
                         }
+                        self.drop_oldest_of(theirs.host);
                     }
                     Role::Leaving { .. } => {}
                 }
@@ -963,20 +1011,24 @@ impl Links {
                     if attach.host != *peer {
                         return Err(wrong(format!("host {peer} attaches as {}", attach.host)));
                     }
-                    if handles.contains_key(&handle) {
+                    if handles.by_handle.contains_key(&handle) {
                         return Err(wrong(format!("attachment {handle} is attached twice")));
-                    }
-                    if handles.len() >= HANDLES_MAX {
-                        return Err(wrong(format!("more than {HANDLES_MAX} attachments")));
                     }
                     let attachment = AttachmentId(REMOTE | self.next_attachment);
                     self.next_attachment += 1;
                     let key = ReplicaKey { volume: attach.volume, rid: attach.rid };
-                    // A session has one attachment per replica; an older one answers nothing any more.
-                    handles.insert(handle, Attached { attachment, pool: attach.pool, key });
+                    // As for sessions of this host: the one before ends.
+                    let before = handles.insert(handle, Attached { attachment, pool: attach.pool, key });
+                    if let Some(Attached { attachment, pool, key }) = before {
+                        self.attachments.remove(&attachment);
+                        self.out.push_back(LinksOut::Gone { attachment, pool, key });
+                    }
                     self.attachments.insert(attachment, (id, handle));
+                    if handles.by_handle.len() > HANDLES_MAX {
+                        return Err(wrong(format!("attached to more than {HANDLES_MAX} replicas")));
+                    }
                 }
-                match handles.get(&handle).copied() {
+                match handles.by_handle.get(&handle).copied() {
                     Some(Attached { attachment, pool, key }) => {
                         self.out.push_back(LinksOut::Request { attachment, pool, key, request });
                     }
@@ -1019,6 +1071,11 @@ impl Links {
 
     /// R10: a pool whose log is behind what this host has seen of it was rolled back.
     fn pool_went_back(&mut self, theirs: &Hello) -> Option<String> {
+        let of_host = (theirs.host, PoolId(0))..=(theirs.host, PoolId(u128::MAX));
+        if self.seen.range(of_host).count() + theirs.pools.len() > SEEN_POOLS_MAX {
+            let named = |pool: &PoolId| theirs.pools.iter().any(|log| log.pool == *pool);
+            self.seen.retain(|(host, pool), _| *host != theirs.host || named(pool));
+        }
         for log in &theirs.pools {
             let before = self.seen.insert((theirs.host, log.pool), *log);
             if let Some(before) = before
@@ -1065,7 +1122,7 @@ impl Links {
                     |failure| (failure.code, failure.message),
                 );
                 self.end_call(now, host, state, Some(why), false);
-                if state == LinkState::Connecting {
+                if self.calls.get(&host).is_some_and(|call| call.due.is_some_and(|due| now >= due)) {
                     self.connect(driver, now, host);
                 }
             }
@@ -1081,6 +1138,20 @@ impl Links {
         }
     }
 
+    /// A host that has too many connections loses the oldest.
+    fn drop_oldest_of(&mut self, host: HostId) {
+        let is_its =
+            |wire: &Wire| matches!(&wire.role, Role::Called { peer: Some(peer), .. } if *peer == host);
+        let its = || self.wires.iter().filter(|(_, wire)| is_its(wire));
+        if its().count() > PEER_WIRES_MAX
+            && let Some((id, _)) = its().min_by_key(|(_, wire)| wire.number)
+        {
+            let id = *id;
+            tracing::warn!(%host, "it has more than {PEER_WIRES_MAX} connections: the oldest ends");
+            self.drop_wire(id);
+        }
+    }
+
     fn drop_wire(&mut self, id: u16) {
         let Some(mut wire) = self.wires.remove(&id) else { return };
         // Ends what the driver has in flight; its completions find nobody.
@@ -1089,7 +1160,7 @@ impl Links {
             self.door.leave(visit);
         }
         if let Role::Called { handles, .. } = wire.role {
-            for Attached { attachment, pool, key } in handles.into_values() {
+            for Attached { attachment, pool, key } in handles.by_handle.into_values() {
                 self.attachments.remove(&attachment);
                 self.out.push_back(LinksOut::Gone { attachment, pool, key });
             }
@@ -1177,4 +1248,182 @@ fn hello_frame(hello: &Hello) -> EncodedFrame<IoBuf> {
 
 fn next_space(id: u16) -> u16 {
     if id == *WIRE_SPACES.end() { *WIRE_SPACES.start() } else { id + 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    use weft_io::identity::{Identity, Peer, Trust, TrustCell};
+    use weft_io::tls::TlsConfigs;
+    use weft_proto::ids::{ClusterId, PoolInc, SessionId};
+    use weft_proto::message::Attach;
+
+    use super::*;
+
+    const LIST: &[u8] = include_bytes!("../../weft-io/specimens/trust.json");
+    const HOST: &[u8] = include_bytes!("../../weft-io/specimens/h1.pem");
+    const NOW: Instant = Instant(5_000_000_000);
+
+    fn greeting(cluster: ClusterId, host: HostId) -> Hello {
+        Hello {
+            wire_min: Version::OLDEST.number(),
+            wire_max: Version::NEWEST.number(),
+            cluster,
+            host,
+            process: 1,
+            features: 0,
+            max_frame: 1 << 20,
+            slots: 64,
+            heartbeat_ms: 100,
+            trailer_len: 0,
+            watermark: Watermark::default(),
+            pools: Vec::new(),
+        }
+    }
+
+    /// Links of the specimens' host, by whose list everything goes over TLS; and a host on that list, as it is proven.
+    fn links() -> (Links, Peer) {
+        let identity = Identity::from_pem(HOST).expect("a specimen");
+        let trust = Trust::open_first(LIST, identity.cluster()).expect("a specimen");
+        assert_eq!(trust.transport, Transport::Tls);
+        let chain = identity.chain();
+        let wall = WallTime(identity.not_after().0 - 1);
+        let peer = trust.judge(&chain, wall).expect("it is on the list");
+        let cell = Arc::new(TrustCell::new(trust));
+        let mut links = Links::new(greeting(identity.cluster(), HostId(1)));
+        let configs = TlsConfigs::new(&identity, cell.clone());
+        links.secured =
+            Some(Secured { configs, trust: cell, not_after: WallTime(WallTime::now().0 + 86_400) });
+        (links, Peer { not_after: WallTime(WallTime::now().0 + 86_400), ..peer })
+    }
+
+    /// A connection with that role, whose bytes nobody sees. `id` is the how manyth it is.
+    fn add(links: &mut Links, id: u16, role: Role) {
+        let (socket, _) = UnixStream::pair().expect("a pair");
+        let conn = Conn::new(Arc::new(OwnedFd::from(socket)), StreamConfig::new(TokenSpace(id)));
+        let (address, number) = (IpAddr::from([127, 0, 0, 1]), u64::from(id));
+        let wire =
+            Wire { conn, role, number, address, is_secured: true, proof: None, visit: None, version: None };
+        links.wires.insert(id, wire);
+    }
+
+    fn called() -> Role {
+        Role::Called { peer: None, handles: Handles::default(), until: NOW.after_ms(1000) }
+    }
+
+    fn call(links: &mut Links, host: HostId, wire: u16) {
+        let call = Call {
+            state: LinkState::Connecting,
+            since: NOW,
+            reason: None,
+            code: None,
+            wire: Some(wire),
+            due: None,
+            next: None,
+            renew: None,
+            brief: 0,
+            handles: BTreeMap::new(),
+            by_handle: BTreeMap::new(),
+            next_handle: 0,
+        };
+        links.calls.insert(host, call);
+        add(links, wire, Role::Caller(host));
+    }
+
+    #[test]
+    fn a_host_that_greets_and_leaves_is_called_ever_later() {
+        let (mut links, peer) = links();
+        let host = peer.host;
+        call(&mut links, host, 0x1001);
+        let mut now = NOW;
+        let mut pauses = Vec::new();
+        for up_ms in [5, 5, 5, 5, 5, 5, 5, 5, BRIEF_MS, 5, 5] {
+            if let Some(call) = links.calls.get_mut(&host) {
+                (call.state, call.since) = (LinkState::Connected, now);
+            }
+            now = now.after_ms(up_ms);
+            links.end_call(now, host, LinkState::Connecting, None, false);
+            let due = links.calls[&host].due.expect("called again");
+            pauses.push(due.ms_since(now));
+            now = due;
+        }
+        assert_eq!(pauses, [0, 200, 400, 800, 1600, 2000, 2000, 2000, 0, 0, 200]);
+    }
+
+    fn hello_of(links: &mut Links, id: u16, host: HostId) -> Result<(), Failure> {
+        let hello = greeting(links.hello.cluster, host);
+        links.take_frame(NOW, id, Content::Hello(hello))
+    }
+
+    #[test]
+    fn one_host_has_so_many_connections_and_loses_its_oldest() {
+        let (mut links, _) = links();
+        for id in 0x1001..0x1101 {
+            add(&mut links, id, called());
+            // One in sixteen is another host's.
+            let host = HostId(if id % 16 == 0 { u128::from(id) } else { 7 });
+            hello_of(&mut links, id, host).expect("let in");
+        }
+        let of = |host: HostId| links.wires.iter().filter(move |(_, wire)| wire.host() == Some(host));
+        let left: Vec<u16> = of(HostId(7)).map(|(id, _)| *id).collect();
+        assert_eq!(left, [0x10f8, 0x10f9, 0x10fa, 0x10fb, 0x10fc, 0x10fd, 0x10fe, 0x10ff]);
+        assert!((0x1010..0x1101).step_by(16).all(|id| of(HostId(id)).count() == 1));
+        assert!(hello_of(&mut links, 0x10ff, HostId(7)).is_err(), "HELLO twice");
+    }
+
+    fn attach(links: &mut Links, id: u16, handle: u32, volume: u128, session: u128) -> Result<(), Failure> {
+        let ask = Ask::Attach(Attach {
+            volume: VolumeId(volume),
+            rid: Rid(0),
+            pool: PoolId(1),
+            host: HostId(7),
+            session: SessionId(session),
+            ordinal: Ordinal(1),
+            watermark: Watermark::default(),
+        });
+        let request = Request { tag: 1, epoch: weft_proto::ids::Epoch(0), ask };
+        links.take_frame(NOW, id, Content::Request(handle, request))
+    }
+
+    /// A host opens a volume again and again over one connection: nothing of the sessions before is kept, and each ends
+    /// before the next one is asked for. Replicas are bounded, for those who make them up.
+    #[test]
+    fn a_connection_is_attached_to_a_replica_once_and_to_so_many_replicas() {
+        let (mut links, _) = links();
+        add(&mut links, 0x1001, called());
+        hello_of(&mut links, 0x1001, HostId(7)).expect("let in");
+        while links.poll().is_some() {}
+        for handle in 0..20_000 {
+            attach(&mut links, 0x1001, handle, 1, u128::from(handle)).expect("attached");
+            if handle > 0 {
+                assert!(matches!(links.poll(), Some(LinksOut::Gone { .. })));
+            }
+            assert!(matches!(links.poll(), Some(LinksOut::Request { .. })));
+        }
+        assert_eq!(links.attachments.len(), 1);
+        let most = u32::try_from(HANDLES_MAX).expect("few");
+        for volume in 2..=most {
+            attach(&mut links, 0x1001, 20_000 + volume, u128::from(volume), 1).expect("attached");
+        }
+        attach(&mut links, 0x1001, 90_000, u128::MAX, 1).expect_err("too many");
+        links.drop_wire(0x1001);
+        assert!(links.attachments.is_empty());
+    }
+
+    #[test]
+    fn of_a_hosts_pools_so_many_are_remembered_and_those_it_names_always() {
+        let (mut links, _) = links();
+        let mut hello = greeting(links.hello.cluster, HostId(7));
+        let log = |pool: u128, inc| PoolLog { pool: PoolId(pool), inc: PoolInc(inc), durable_seq: 1 };
+        for round in 0..100 {
+            let own = (0..100).map(|pool| log(round * 100 + pool, 1));
+            hello.pools = own.chain([log(u128::MAX, 9)]).collect();
+            assert_eq!(links.pool_went_back(&hello), None);
+        }
+        assert!(links.seen.len() <= SEEN_POOLS_MAX);
+        hello.pools = vec![log(u128::MAX, 8)];
+        assert!(links.pool_went_back(&hello).is_some(), "it was seen at 9");
+    }
 }

@@ -159,7 +159,7 @@ pub(crate) fn pass(mut from: &TcpStream, mut to: &TcpStream, mut look: impl FnMu
     let _ = from.shutdown(Shutdown::Both);
 }
 
-fn bytes_of(frame: &EncodedFrame<IoBuf>) -> Vec<u8> {
+pub(crate) fn bytes_of(frame: &EncodedFrame<IoBuf>) -> Vec<u8> {
     let mut bytes = frame.head.clone();
     frame.data.iter().for_each(|part| bytes.extend_from_slice(part.bytes()));
     bytes

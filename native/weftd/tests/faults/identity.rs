@@ -10,15 +10,17 @@ use std::time::{Duration, Instant};
 
 use rcgen::KeyPair;
 use serde_json::{Value, json};
+use weft_io::buffer::IoBuf;
 use weft_io::mac::TAG_LEN;
-use weft_proto::message::Watermark;
-use weft_proto::wire::{HEADER_LEN, Hello, MAX_FRAME, Version, encode_hello};
+use weft_proto::ids::{Epoch, Ordinal, Rid, SessionId};
+use weft_proto::message::{Ask, Attach, Request, Watermark};
+use weft_proto::wire::{HEADER_LEN, Hello, MAX_FRAME, Version, encode_hello, encode_request};
 use weftd::claims::CLAIMS_FILE;
 use weftd::clock::{random_u128, unix_seconds};
 use weftd::links::DATA_PORT;
 use weftd::trust::{IDENTITY_DIR, TRUST_FILE, TRUST_KEY};
 
-use super::frames::{pass, seal};
+use super::frames::{bytes_of, pass, seal};
 use super::support::PATIENCE;
 use super::support::host::{
     Client, Cluster, Host, assert_same, close, copy, host_uri, make_volume, nbd, open, random_file,
@@ -494,6 +496,51 @@ fn what_a_host_said_of_the_store_ends_when_the_list_has_it_no_more() {
     assert_eq!(stage.keeper.ask("store.show", json!({}))["claims"], json!([]));
     open(&stage.keeper, &volume, "closed").expect("opens");
     close(&stage.keeper, &volume);
+}
+
+/// A host of the list calls again and again, keeps every connection, and on the last one attaches to as many replicas as it
+/// can make up. It holds eight connections, and the guest of another host notices nothing.
+#[test]
+fn one_host_takes_neither_the_connections_nor_the_time_of_others() {
+    let stage = Stage::set("tls");
+    let greedy = stage.cluster.host(3);
+    let pem = stage.shown(&stage.pki().hosts, &greedy.key, &greedy.id, SOUND);
+    let calling = Calling { pem, transport: Some("tls"), alpn: None };
+    let mut lines = Vec::new();
+    for _ in 0..40 {
+        let mut line = calling.call(&stage.keeper.address, Some(&greedy.address)).expect("a host gets in");
+        line.send(&stage.hello(&greedy.id)).expect("sent");
+        line.frame().expect("HELLO");
+        lines.push(line);
+    }
+    let held = |shown: &Value| {
+        let peers = shown["peers"].as_array().expect("a list").iter();
+        peers.filter(|peer| peer["host"] == greedy.id.as_str()).count() == 8
+    };
+    shown_until(&stage.keeper, held);
+    assert!(lines[0].is_closed(), "the oldest ends");
+    let mut last = lines.pop().expect("forty");
+    let mut frames = Vec::new();
+    for handle in 0..4096 {
+        let session = if handle % 2 == 0 { SessionId(1) } else { SessionId(random_u128()) };
+        let ask: Ask<IoBuf> = Ask::Attach(Attach {
+            volume: stage.volume.parse().expect("an id"),
+            rid: Rid(handle / 4),
+            pool: stage.keeper.pool.parse().expect("an id"),
+            host: greedy.id.parse().expect("an id"),
+            session,
+            ordinal: Ordinal(u64::MAX),
+            watermark: Watermark::default(),
+        });
+        let request = Request { tag: handle, epoch: Epoch(0), ask };
+        frames.extend(bytes_of(&encode_request(Version::V1, handle, &request)));
+    }
+    last.send(&frames).expect("sent");
+    stage.use_it("a");
+    assert!(stage.stall_ms() < 500, "{} ms", stage.stall_ms());
+    assert!(!stage.owner.log().contains("paused"), "{}", stage.owner.log());
+    stage.keeper.assert_alive();
+    close(&stage.owner, &stage.volume);
 }
 
 /// Somebody on the path under `auth`: what he alters, repeats, leaves out or turns round ends the connection, and the
