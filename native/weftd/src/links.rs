@@ -30,7 +30,7 @@ use std::sync::Arc;
 use weft_control::types::{Decimal, LinkInfo, LinkState, PeerRefused, PeerShown};
 use weft_io::buffer::IoBuf;
 use weft_io::driver::{Completion, Driver, Errno, Fd, Op, Outcome, TokenSpace};
-use weft_io::identity::{Transport, WallTime};
+use weft_io::identity::{Transport, Trust, WallTime};
 use weft_io::stream::{Pressure, StreamConfig};
 use weft_io::tcp::{self, Conn, ConnError};
 use weft_io::tls::{Proven, TlsStream};
@@ -437,8 +437,7 @@ impl Links {
         let proofs: Vec<(u16, HostId, bool, bool, bool)> = proofs
             .map(|(id, proof)| {
                 let is_listed = trust.lists(proof.peer.host, proof.peer.kid);
-                let is_wanted = trust.has_authority(proof.peer.issuer)
-                    && (proof.mode == Transport::Tls || trust.transport == Transport::Auth);
+                let is_wanted = is_wanted(&trust, proof);
                 let is_best =
                     is_wanted && (proof.mode == Transport::Auth) == (trust.transport == Transport::Auth);
                 (id, proof.peer.host, is_listed, is_wanted, is_best)
@@ -501,7 +500,12 @@ impl Links {
             let message = format!("host {host} answers at the address of host {called}");
             return Err(Failure::new(Code::PEER_UNKNOWN, message));
         }
-        wire.proof = Some(Proof::new(now, WallTime::now(), proven, secured.not_after));
+        let mut proof = Proof::new(now, WallTime::now(), proven, secured.not_after);
+        if !is_wanted(&secured.trust.get(), &proof) && matches!(wire.role, Role::Called { .. }) {
+            // So has the transport, or the authorities: as those that were proven before.
+            proof.cut = proof.cut.min(now.after_ms(OVERDUE_MS));
+        }
+        wire.proof = Some(proof);
         // Sent when what has arrived is read: until then the connection's buffer must stay.
         wire.queue(hello_frame(&self.hello));
         Ok(())
@@ -1050,8 +1054,11 @@ impl Links {
     fn call_agreed(&mut self, now: Instant, id: u16, host: HostId, version: Version) {
         let (Some(wire), Some(call)) = (self.wires.get_mut(&id), self.calls.get_mut(&host)) else { return };
         wire.agree(version);
-        let wants_auth = self.secured.as_ref().is_some_and(|s| s.trust.get().transport == Transport::Auth);
+        let trust = self.secured.as_ref().map(|secured| secured.trust.get());
+        let wants_auth = trust.as_ref().is_some_and(|trust| trust.transport == Transport::Auth);
         call.renew = wire.proof.as_ref().map(|proof| proof.renew(now, wants_auth));
+        let is_overdue =
+            matches!((&trust, &wire.proof), (Some(trust), Some(proof)) if !is_wanted(trust, proof));
         let is_next = call.next.take_if(|(next, _)| *next == id).is_some();
         let before = if is_next { call.wire.replace(id) } else { None };
         if is_next {
@@ -1066,6 +1073,10 @@ impl Links {
         self.out.push_back(LinksOut::Up(host));
         if let Some(before) = before {
             self.drop_wire(before);
+        }
+        if is_overdue {
+            // The list has changed since this connection was begun.
+            self.renew_within(now, host, CHANGE_MS);
         }
     }
 
@@ -1211,6 +1222,12 @@ impl Wire {
     }
 }
 
+/// May a connection of this proof stay, by this list? What its key may is asked elsewhere.
+fn is_wanted(trust: &Trust, proof: &Proof) -> bool {
+    trust.has_authority(proof.peer.issuer)
+        && (proof.mode == Transport::Tls || trust.transport == Transport::Auth)
+}
+
 /// Why no frame came, as it is told.
 fn broken(error: &ConnError) -> Failure {
     let code = match error {
@@ -1255,7 +1272,7 @@ mod tests {
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
 
-    use weft_io::identity::{Identity, Peer, Trust, TrustCell};
+    use weft_io::identity::{Identity, Peer, TrustCell};
     use weft_io::tls::TlsConfigs;
     use weft_proto::ids::{ClusterId, PoolInc, SessionId};
     use weft_proto::message::Attach;
@@ -1330,6 +1347,36 @@ mod tests {
         };
         links.calls.insert(host, call);
         add(links, wire, Role::Caller(host));
+    }
+
+    /// The list has changed to TLS while two hosts were proving themselves to each other for a connection with `auth`: it
+    /// is replaced as soon, and ends as late, as those that were proven before.
+    #[test]
+    fn a_handshake_under_way_does_not_escape_a_change_of_the_transport() {
+        for (mode, overdue) in [(Transport::Auth, true), (Transport::Tls, false)] {
+            let (mut links, peer) = links();
+            let host = peer.host;
+            add(&mut links, 0x1001, called());
+            call(&mut links, host, 0x1002);
+            for id in [0x1001, 0x1002] {
+                links.prove(NOW, id, Proven { peer, mode }).expect("a listed host");
+            }
+            links.call_agreed(NOW, 0x1002, host, Version::NEWEST);
+            let cut = links.wires[&0x1001].proof.as_ref().expect("proven").cut;
+            assert_eq!(cut <= NOW.after_ms(OVERDUE_MS), overdue, "{mode:?}");
+            let renew = links.calls[&host].renew.expect("some day");
+            assert_eq!(renew <= NOW.after_ms(CHANGE_MS), overdue, "{mode:?}");
+        }
+    }
+
+    /// A dropped authority is treated in the same way.
+    #[test]
+    fn a_handshake_under_way_does_not_escape_an_authority_that_was_dropped() {
+        let (mut links, peer) = links();
+        let dropped = Peer { issuer: peer.kid, ..peer };
+        add(&mut links, 0x1001, called());
+        links.prove(NOW, 0x1001, Proven { peer: dropped, mode: Transport::Tls }).expect("a listed host");
+        assert_eq!(links.wires[&0x1001].proof.as_ref().expect("proven").cut, NOW.after_ms(OVERDUE_MS));
     }
 
     #[test]
