@@ -452,6 +452,9 @@ fn a_connection_ends_with_its_peers_certificate() {
     write_identity(&stage.owner.home, stage.pki(), &pem, &stage.cluster.trust.borrow());
     stage.owner.ask("identity.reload", json!({}));
     stage.use_it("a");
+    // A session says that it waits until the next look at its members.
+    let shown = json!({ "volume": stage.volume });
+    stage.owner.ask_until("session.show", &shown, |session| session["phase"] == "serving");
     close(&stage.owner, &stage.volume);
 }
 
@@ -558,8 +561,19 @@ fn altered_frames_under_auth_end_the_connection_and_change_nothing() {
     for what in [Tamper::Header, Tamper::Meta, Tamper::Repeat, Tamper::LeaveOut, Tamper::TurnRound] {
         copy(file.to_str().expect("UTF-8"), &nbd(&stage.socket, &stage.volume));
         *tamperer.next.lock().expect("whole") = Some(what);
-        // Heartbeats suffice: there is always something to be altered.
-        let refused = event(&mut events, "peer.refused");
+        // While a guest reads, there is always a frame to be altered, and one that comes after it.
+        let is_over = AtomicBool::new(false);
+        let (from, to) = (nbd(&stage.socket, &stage.volume), stage.cluster.dir.path().join("meanwhile"));
+        let refused = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_over.load(Ordering::Relaxed) {
+                    copy(&from, to.to_str().expect("UTF-8"));
+                }
+            });
+            let refused = event(&mut events, "peer.refused");
+            is_over.store(true, Ordering::Relaxed);
+            refused
+        });
         assert_eq!(
             (&refused["code"], &refused["host"]),
             (&json!("E-NET-06"), &json!(stage.owner.id)),
