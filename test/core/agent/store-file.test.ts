@@ -156,3 +156,46 @@ void t.test(
     t.equal(await store.get(keys.repairAsk), null, "the question is taken back");
   },
 );
+
+/** Any host can write these keys. Followed, the repair would leave nothing above them that could be written. */
+void t.test("agent: store: repair follows nothing that was written near the end of its range", async (t) => {
+  const [h1] = await startCluster(t, 1, 43);
+  if (h1 === undefined) throw new Error("a host");
+  const { id } = await h1.client.createVolume({ name: "db", size: GIB, copies: 1 });
+  const kept = await eventually(
+    "a copy of the record",
+    async () => h1.weftd.kept.get(id) ?? null,
+    (record) => record !== null,
+  );
+  if (kept === null) throw new Error("a record");
+  const [pool = ""] = h1.weftd.pools.keys();
+  h1.weftd.disks.set(pool, { inc: "3", served: "3" });
+  const store = await h1.store();
+  const read = async (key: string): Promise<Record<string, unknown>> =>
+    JSON.parse((await store.get(key))?.value ?? "{}");
+  const write = async (key: string, lie: object): Promise<void> => {
+    await store.put(key, JSON.stringify({ ...(await read(key)), ...lie }));
+  };
+  for (const [round, far] of [1n << 38n, (1n << 64n) - 1n].entries()) {
+    await write(keys.state(id), { epoch: String(far), rev: String(far) });
+    await write(keys.pool(pool), { inc: String(far) });
+    await write(keys.store, { incarnation: String(far) });
+    const before = h1.weftd.kept.get(id);
+    const repaired = await h1.client.repairStore();
+    t.equal(repaired.incarnation, BigInt(round) + 2n);
+    t.same(repaired.missing, []);
+    t.equal((await read(keys.state(id)))["epoch"], String(BigInt(before?.epoch ?? 0) + (1n << 20n)));
+    t.equal((await read(keys.pool(pool)))["inc"], "3");
+    t.match(await h1.client.status(), { kind: "cluster", store: { incarnation: BigInt(round) + 2n } });
+  }
+  await write(keys.store, { incarnation: String((1n << 64n) - 1n) });
+  t.match(
+    await eventually(
+      "the lie",
+      () => h1.client.status(),
+      (s) => s.kind === "cluster" && s.store.incarnation === null,
+    ),
+    { kind: "cluster" },
+    "a status is given all the same",
+  );
+});
