@@ -7,7 +7,7 @@
 
 use crate::core::{self, LateSwaps, Rollback};
 use crate::explore::{Report, Walks, search, walk};
-use crate::{claims, disk, image, lease, liar, pool, register, size, snapshot, trash};
+use crate::{cbt, claims, disk, image, lease, liar, pool, register, size, snapshot, trash};
 
 /// States within which a short counter-example is found.
 pub(crate) const SMALL: usize = 1_000_000;
@@ -33,6 +33,8 @@ pub enum Setup {
     Disk(disk::Config),
     /// A replica's lazy images.
     Image(image::Config),
+    /// Changed blocks, clones, folds.
+    Cbt(cbt::Config),
     /// A host that lies.
     Liar(liar::Config),
     /// What hosts tell each other of the store.
@@ -79,6 +81,10 @@ macro_rules! with_model {
                 let $model = image::Images(config);
                 $does
             }
+            Setup::Cbt(config) => {
+                let $model = cbt::Cbt(config);
+                $does
+            }
             Setup::Liar(config) => {
                 let $model = liar::Liar(config);
                 $does
@@ -101,6 +107,7 @@ impl Setup {
             Setup::Snapshot(_) => "snapshot",
             Setup::Disk(_) => "disk",
             Setup::Image(_) => "image",
+            Setup::Cbt(_) => "cbt",
             Setup::Liar(_) => "liar",
             Setup::Claims(_) => "claims",
             Setup::Size(_) => "size",
@@ -306,7 +313,7 @@ pub(crate) const fn unbroken(
 pub fn all() -> impl Iterator<Item = &'static Case> {
     let small = [snapshot::CASES, register::CASES, pool::CASES, trash::CASES, size::CASES, disk::CASES];
     let lied_to = [liar::CASES, claims::CASES];
-    let life = [image::CASES];
+    let life = [image::CASES, cbt::CASES];
     CASES.iter().chain(small.into_iter().chain(lied_to).chain(life).flatten())
 }
 

@@ -39,6 +39,8 @@ mutations! {
     OldGenerationAfterPrepare,
     /// 4.19: PREPARE does not wait for what executes.
     PrepareBeforeDrain,
+    /// Stamps are ahead of the owner's generations, as in a clone whose record begins at the first epoch.
+    StampsAhead,
     /// A process that starts does not sync what the last one left in the page cache.
     StartWithoutSync,
     /// An image that has everything is skipped by older ones.
@@ -72,6 +74,8 @@ pub struct Config {
     pub deletes: bool,
     /// Images may come from other members.
     pub copies: bool,
+    /// A write is preserved for whenever the map says so, stamped or not.
+    pub by_map: bool,
     /// The rule that is broken.
     pub mutation: Option<Mutation>,
 }
@@ -319,7 +323,8 @@ impl Images {
             let (region, write) = (request.region, usize::from(request.write));
             let mut next = *state;
             let stage = &mut next.requests[n].stage;
-            let unstamped = state.stamp[region] < request.generation;
+            let unstamped = state.stamp[region] < request.generation
+                || (self.0.by_map && self.needs(state, region).is_some());
             let cloning = state.job[region] != Job::None
                 && !(self.broken(Mutation::DataWhileCloning) && state.job[region] == Job::Cloning);
             match request.stage {
@@ -657,7 +662,7 @@ impl Model for Images {
     fn initial(&self) -> State {
         State {
             head: [Bytes::of(0); REGIONS],
-            stamp: [0; REGIONS],
+            stamp: [if self.broken(Mutation::StampsAhead) { 9 } else { 0 }; REGIONS],
             trashed: false,
             images: [NO_IMAGE; IMAGES],
             job: Default::default(),
@@ -720,8 +725,10 @@ impl Model for Images {
     }
 }
 
-const TWO: Config = Config { writes: 2, images: 2, faults: 1, deletes: false, copies: false, mutation: None };
+const TWO: Config =
+    Config { writes: 2, images: 2, faults: 1, deletes: false, copies: false, by_map: false, mutation: None };
 const DELETES: Config = Config { deletes: true, ..TWO };
+const MAP: Config = Config { by_map: true, ..TWO };
 const COPIES: Config = Config { copies: true, images: 3, writes: 1, faults: 1, ..DELETES };
 const EVERYTHING: Config = Config { copies: true, images: 3, writes: 3, faults: 3, ..DELETES };
 
@@ -786,6 +793,27 @@ pub const CASES: &[Case] = &[
         TWO,
         Mutation::PrepareBeforeDrain,
         Expected::Steps(5),
+    ),
+    broken(
+        "image-stamps-ahead",
+        "R28 a clone's stamps are ahead of its epochs",
+        TWO,
+        Mutation::StampsAhead,
+        Expected::Steps(4),
+    ),
+    broken(
+        "image-old-generation-by-map",
+        "the same, if the map decides what is preserved",
+        MAP,
+        Mutation::OldGenerationAfterPrepare,
+        Expected::Exhausted,
+    ),
+    broken(
+        "image-stamps-ahead-by-map",
+        "the same, if the map decides what is preserved",
+        MAP,
+        Mutation::StampsAhead,
+        Expected::Exhausted,
     ),
     broken(
         "image-start-without-sync",

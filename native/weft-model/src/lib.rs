@@ -25,6 +25,7 @@ macro_rules! mutations {
 }
 
 pub mod cases;
+pub mod cbt;
 pub mod claims;
 pub mod core;
 pub mod disk;

@@ -4,6 +4,7 @@
 //! checker as much as the protocol. Cases run in groups, each group one test, so that each takes seconds.
 
 use weft_model::cases::{CASES, Case, Expected, Setup, all, named};
+use weft_model::cbt;
 use weft_model::claims;
 use weft_model::core::{self, Core};
 use weft_model::disk;
@@ -162,6 +163,11 @@ fn an_image_reads_what_its_barrier_saw_whatever_becomes_of_its_neighbours() {
 }
 
 #[test]
+fn a_block_that_differs_between_snapshots_is_said_to_have_changed() {
+    all_as_expected(&cbt::CASES.iter().collect::<Vec<_>>());
+}
+
+#[test]
 fn a_register_is_linearisable_through_changes_of_its_replicas() {
     all_as_expected(&register::CASES.iter().collect::<Vec<_>>());
 }
@@ -293,6 +299,7 @@ fn every_mutation_of_the_small_models_has_a_case() {
         all.iter().map(|mutation| format!("{mutation:?}")).filter(|name| !named.contains(name)).collect()
     }
     let missing = [
+        missing(cbt::Mutation::ALL, cbt::CASES),
         missing(claims::Mutation::ALL, claims::CASES),
         missing(disk::Mutation::ALL, disk::CASES),
         missing(image::Mutation::ALL, image::CASES),
