@@ -34,7 +34,7 @@ export class AuditHeads {
   readonly #signer: HeadSigner;
   readonly #log: Log;
   #timer: NodeJS.Timeout | null = null;
-  #keptSeq: bigint | null = null;
+  #isCompared = false;
 
   constructor(
     audit: Pick<Audit, "head" | "verify" | "noteBroken">,
@@ -64,19 +64,19 @@ export class AuditHeads {
 
   /** The first time it looks whether the files still have what was kept. */
   async keep(): Promise<void> {
-    if (this.#keptSeq === null) await this.#compare();
-    const head = this.#audit.head;
-    if (head === null || head.seq === this.#keptSeq) return;
-    const { host } = this.#signer;
-    const body = JSON.stringify(auditHead.encode({ host, ...head, at: new Date().toISOString() }));
-    await this.#store.put(keys.auditHead(host), this.#signer.sign("audit-head", body));
-    this.#keptSeq = head.seq;
-  }
-
-  async #compare(): Promise<void> {
     const kept = await readHead(this.#store, this.#signer);
     if (kept.kind === "foreign")
       this.#log.warn({}, "the store's note of this audit's end is none of this host: it is written anew");
+    if (!this.#isCompared) await this.#compare(kept);
+    const head = this.#audit.head;
+    // Also where nothing was done since: another host may have written over it.
+    if (head === null || (kept.kind === "own" && kept.seq === head.seq && kept.hash === head.hash)) return;
+    const { host } = this.#signer;
+    const body = JSON.stringify(auditHead.encode({ host, ...head, at: new Date().toISOString() }));
+    await this.#store.put(keys.auditHead(host), this.#signer.sign("audit-head", body));
+  }
+
+  async #compare(kept: FoundHead): Promise<void> {
     if (kept.kind === "own") {
       const { first, hashOfAsked } = await this.#audit.verify(kept.seq);
       const isGone = first === null || kept.seq >= first;
@@ -85,7 +85,7 @@ export class AuditHeads {
         await this.#audit.noteBroken();
       }
     }
-    this.#keptSeq = 0n;
+    this.#isCompared = true;
   }
 }
 

@@ -235,5 +235,11 @@ void t.test("agent: another host can't raise a false alarm about this one's audi
     await new AuditHeads(audit, store, identity, log).keep();
     t.match(await readHead(store, identity), { kind: "own", seq: 1n }, what);
   }
+  // Within a minute, also where nothing was done meanwhile.
+  const heads = new AuditHeads(audit, store, identity, log);
+  await heads.keep();
+  await store.put(keys.auditHead(host), body);
+  await heads.keep();
+  t.match(await readHead(store, identity), { kind: "own", seq: 1n });
   t.same(await audit.last(10, null, ({ event }) => event === "broken"), []);
 });
