@@ -1,0 +1,222 @@
+//! What a pool's files say when it is opened, put together: superblock, checkpoints, log.
+//!
+//! Must always hold: files that can't have been written so are told of and quarantine the pool; nothing of them is guessed.
+
+use super::*;
+
+impl Pools {
+    /// Goes on when all that was asked for has been read: at the pool's start with the log, later (restored from
+    /// the trash) without, since what the log held of a trashed replica is in its checkpoint.
+    pub(super) fn try_recover(&mut self, now: Instant, id: PoolId) {
+        let Some(pool) = self.pools.get_mut(&id) else { return };
+        if pool.loading.values().any(|sides| sides.iter().any(Option::is_none)) {
+            return;
+        }
+        let loaded = std::mem::take(&mut pool.loading);
+        let log = pool.recovering_log.take();
+        let result = pool.recover(now, loaded, log, self.watermark, self.owner.as_ref());
+        match result {
+            Ok(()) => {
+                if pool.phase == Phase::Recovering {
+                    pool.phase = Phase::Serving;
+                    pool.space_due = now;
+                    // What became too old while it was not served.
+                    self.trash_due = now;
+                    tracing::info!(pool = %id, inc = %pool.inc, replicas = pool.replicas.len(), "pool serves");
+                }
+            }
+            Err(why) => pool.quarantine(why),
+        }
+        let keys: Vec<ReplicaKey> = pool.replicas.keys().copied().collect();
+        for key in keys {
+            pool.drive_replica(now, key, &mut self.out);
+        }
+        self.out.push_back(PoolsOut::Changed(id));
+    }
+}
+
+impl Pool {
+    pub(super) fn begin(
+        &mut self,
+        driver: &mut impl Driver,
+        now: Instant,
+        dir: PoolDir,
+        superblock: Result<Superblock, String>,
+        owner: PoolOwner,
+    ) {
+        let superblock = match superblock {
+            Ok(superblock) => superblock,
+            Err(why) => return self.quarantine(why),
+        };
+        if superblock.pool != self.id {
+            return self.quarantine(format!("its directory holds pool {}", superblock.pool));
+        }
+        self.disk = Some(superblock);
+        if superblock.log_blocks * LOG_BLOCK as u64 != dir.wal_bytes() {
+            return self.quarantine(format!(
+                "its log has {} bytes, its superblock says {} blocks",
+                dir.wal_bytes(),
+                superblock.log_blocks
+            ));
+        }
+        match FilePool::start(dir, PoolConfig::new(self.space), driver) {
+            Ok(file) => self.file = Some(file),
+            Err(error) => {
+                self.phase = Phase::Failed(error.to_string());
+                return;
+            }
+        }
+        self.phase = Phase::Starting;
+        self.space_due = now;
+        self.inc_before = superblock.inc;
+        self.inc = superblock.inc;
+        if self.is_own(owner) && superblock.inc < self.served {
+            // Also when the store does not know better: it may have been restored from a backup (R11).
+            let why = format!(
+                "the disk is at incarnation {}, this host has served it at {}: the disk was rolled back, swapped or copied",
+                superblock.inc, self.served
+            );
+            return self.quarantine(why);
+        }
+        self.start = Some(PoolStart::new(superblock, owner.cluster, owner.host, Nonce(random_u128())));
+    }
+
+    /// The pool's key with a raised incarnation; what others wrote into it is kept.
+    pub(super) fn store_value(&self, inc: PoolInc, intent: Nonce, owner: Option<&PoolOwner>) -> Vec<u8> {
+        let present = self.stored.as_ref().and_then(|e| serde_json::from_slice::<Value>(&e.value).ok());
+        let mut value = present.filter(Value::is_object).unwrap_or_else(|| json!({}));
+        value["id"] = json!(self.id);
+        value["node"] = json!(owner.map(|o| o.host));
+        value["inc"] = json!(inc);
+        value["intent"] = json!(intent);
+        value["boot_id"] = json!(owner.map(|o| HostId(o.boot_id)));
+        value["path"] = json!(self.path.display().to_string());
+        value["kind"] = json!("dir");
+        serde_json::to_vec(&value).expect("a value is always JSON")
+    }
+
+    pub(super) fn load(&mut self, key: ReplicaKey) {
+        self.loading.insert(key, [None, None]);
+        for (side, slot) in [(Side::A, Slot::A), (Side::B, Slot::B)] {
+            self.submit(Purpose::ReadCheckpoint(key, side), PoolOp::ReadCheckpoint { replica: key, slot });
+        }
+    }
+
+    fn recover(
+        &mut self,
+        now: Instant,
+        loaded: BTreeMap<ReplicaKey, [Option<IoBuf>; 2]>,
+        log: Option<IoBuf>,
+        watermark: Watermark,
+        owner: Option<&PoolOwner>,
+    ) -> Result<(), String> {
+        let ReadBack { found, damaged, unfinished, recovered } = self.read_back(&loaded, log.as_ref())?;
+        self.unfinished.extend(unfinished);
+        if let (Some(ring), Some(recovered)) = (log, recovered) {
+            let blocks = (ring.len() / LOG_BLOCK) as u64;
+            self.log = Some(Log::new(LogPlace { pool: self.id, inc: self.inc, blocks }, &recovered));
+        }
+        for (key, why) in damaged {
+            tracing::error!(pool = %self.id, volume = %key.volume, rid = %key.rid, why, "replica quarantined");
+            let place = (Side::A, 0, self.log.as_ref().map_or(0, Log::durable_seq));
+            let mut slot = self.slot(Durable::new(key.volume, key.rid, 4096, 20), place, watermark, owner);
+            slot.machine.handle_quarantine();
+            slot.quarantined = true;
+            self.replicas.insert(key, slot);
+        }
+        for (key, (side, checkpoint)) in found {
+            let durable = checkpoint.durable;
+            let op =
+                PoolOp::OpenReplica { replica: key, size: durable.size, unsealed: unsealed_ranges(&durable) };
+            let slot = self.slot(durable, (side, checkpoint.counter, checkpoint.log_seq), watermark, owner);
+            self.replicas.insert(key, slot);
+            self.submit(Purpose::Open(key), op);
+            self.append_identity(now, key, owner);
+        }
+        self.drive_log();
+        Ok(())
+    }
+
+    /// What checkpoints and the log say together; nothing is changed anywhere.
+    pub(super) fn read_back(
+        &self,
+        loaded: &BTreeMap<ReplicaKey, [Option<IoBuf>; 2]>,
+        log: Option<&IoBuf>,
+    ) -> Result<ReadBack, String> {
+        let mut read = ReadBack::default();
+        for (key, sides) in loaded {
+            let [a, b] = [0, 1].map(|i| sides[i].as_ref().map_or(&[][..], |buf| buf.bytes()));
+            match checkpoint::choose(a, b, self.id, *key) {
+                Ok(chosen) => {
+                    read.found.insert(*key, chosen);
+                }
+                // Its creation never got to the first checkpoint: nobody was told that it exists.
+                Err(_) if a.iter().chain(b).all(|byte| *byte == 0) => read.unfinished.push(*key),
+                Err(error) => read.damaged.push((*key, error.to_string())),
+            }
+        }
+        let Some(ring) = log else { return Ok(read) };
+        let from_seq = read.found.values().map(|(_, c)| c.log_seq + 1).min().unwrap_or(1);
+        let expect = LogExpectation {
+            pool: self.id,
+            inc: self.inc_before,
+            from_seq,
+            known_durable: self.known_durable,
+        };
+        let recovered = recover(ring.bytes(), &expect).map_err(|damage| damage.to_string())?;
+        for entry in &recovered.records {
+            if let Some((_, checkpoint)) = read.found.get_mut(&entry.key)
+                && entry.seq > checkpoint.log_seq
+            {
+                if !checkpoint.durable.admits(&entry.record) {
+                    return Err(impossible(entry));
+                }
+                checkpoint.durable.apply(&entry.record);
+            }
+        }
+        read.recovered = Some(recovered);
+        Ok(read)
+    }
+
+    /// A replica that lost its cache keeps its old identity, so that it says so after a further restart too; what
+    /// is written to it from now on does not make the rest whole.
+    pub(super) fn slot(
+        &self,
+        mut durable: Durable,
+        (side, counter, log_seq): (Side, u64, u64),
+        watermark: Watermark,
+        owner: Option<&PoolOwner>,
+    ) -> Slotted {
+        let boot_id = owner.map_or(0, |o| o.boot_id);
+        let lossy = durable.boot_id != 0 && durable.boot_id != boot_id && !durable.clean_stop;
+        if !lossy {
+            durable.apply(&LogRecord::Identity { boot_id, device_generation: 0, clean_stop: false });
+        }
+        let record = Record::parse(&durable.record).ok();
+        let config = ReplicaConfig {
+            pool: self.id,
+            pool_inc: self.inc,
+            watermark,
+            lossy,
+            cached: record.is_some_and(|r| r.policy.ack == weft_proto::record::Ack::Cached),
+            broken: self.broken,
+        };
+        let mut machine = Replica::new(config, durable);
+        machine.handle_free_bytes(self.free);
+        Slotted { machine, side, counter, log_seq, open: false, quarantined: false }
+    }
+}
+
+/// The byte ranges of the regions stamped above what is sealed, adjoining ones joined.
+fn unsealed_ranges(durable: &Durable) -> Vec<std::ops::Range<u64>> {
+    let mut ranges: Vec<std::ops::Range<u64>> = Vec::new();
+    for (region, _) in durable.rgm.iter().enumerate().filter(|(_, g)| **g > durable.sealed) {
+        let start = (region as u64) << durable.region_shift;
+        let end = (start + (1 << durable.region_shift)).min(durable.size);
+        match ranges.last_mut() {
+            Some(last) if last.end == start => last.end = end,
+            _ => ranges.push(start..end),
+        }
+    }
+    ranges
+}
