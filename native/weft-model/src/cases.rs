@@ -7,7 +7,7 @@
 
 use crate::core::{self, LateSwaps, Rollback};
 use crate::explore::{Report, Walks, search, walk};
-use crate::{cbt, claims, disk, image, lease, liar, pool, register, size, snapshot, trash};
+use crate::{cbt, claims, disk, image, lease, liar, pool, register, revert, size, snapshot, trash};
 
 /// States within which a short counter-example is found.
 pub(crate) const SMALL: usize = 1_000_000;
@@ -35,6 +35,8 @@ pub enum Setup {
     Image(image::Config),
     /// Changed blocks, clones, folds.
     Cbt(cbt::Config),
+    /// A volume taken back to a snapshot.
+    Revert(revert::Config),
     /// A host that lies.
     Liar(liar::Config),
     /// What hosts tell each other of the store.
@@ -85,6 +87,10 @@ macro_rules! with_model {
                 let $model = cbt::Cbt(config);
                 $does
             }
+            Setup::Revert(config) => {
+                let $model = revert::Revert(config);
+                $does
+            }
             Setup::Liar(config) => {
                 let $model = liar::Liar(config);
                 $does
@@ -108,6 +114,7 @@ impl Setup {
             Setup::Disk(_) => "disk",
             Setup::Image(_) => "image",
             Setup::Cbt(_) => "cbt",
+            Setup::Revert(_) => "revert",
             Setup::Liar(_) => "liar",
             Setup::Claims(_) => "claims",
             Setup::Size(_) => "size",
@@ -313,7 +320,7 @@ pub(crate) const fn unbroken(
 pub fn all() -> impl Iterator<Item = &'static Case> {
     let small = [snapshot::CASES, register::CASES, pool::CASES, trash::CASES, size::CASES, disk::CASES];
     let lied_to = [liar::CASES, claims::CASES];
-    let life = [image::CASES, cbt::CASES];
+    let life = [image::CASES, cbt::CASES, revert::CASES];
     CASES.iter().chain(small.into_iter().chain(lied_to).chain(life).flatten())
 }
 

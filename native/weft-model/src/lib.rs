@@ -36,6 +36,7 @@ pub mod liar;
 mod mask;
 pub mod pool;
 pub mod register;
+pub mod revert;
 pub mod size;
 pub mod snapshot;
 pub mod trash;

@@ -14,6 +14,7 @@ use weft_model::lease::{self, Lease};
 use weft_model::liar;
 use weft_model::pool;
 use weft_model::register;
+use weft_model::revert;
 use weft_model::size;
 use weft_model::snapshot;
 use weft_model::trash;
@@ -168,6 +169,11 @@ fn a_block_that_differs_between_snapshots_is_said_to_have_changed() {
 }
 
 #[test]
+fn a_volume_that_is_taken_back_is_whole_whoever_dies() {
+    all_as_expected(&revert::CASES.iter().collect::<Vec<_>>());
+}
+
+#[test]
 fn a_register_is_linearisable_through_changes_of_its_replicas() {
     all_as_expected(&register::CASES.iter().collect::<Vec<_>>());
 }
@@ -308,6 +314,7 @@ fn every_mutation_of_the_small_models_has_a_case() {
         missing(trash::Mutation::ALL, trash::CASES),
         missing(pool::Mutation::ALL, pool::CASES),
         missing(register::Mutation::ALL, register::CASES),
+        missing(revert::Mutation::ALL, revert::CASES),
         missing(snapshot::Mutation::ALL, snapshot::CASES),
     ];
     assert!(missing.concat().is_empty(), "no case: {missing:?}");
