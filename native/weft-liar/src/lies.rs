@@ -96,6 +96,34 @@ pub(crate) const LIES: &[Lie] = &[
         },
     },
     Lie {
+        label: "HELLO twice",
+        mode: None,
+        tell: |s| {
+            let mut peer = s.greeted()?;
+            peer.greet_again(&s.hello())?;
+            s.is_heard(&mut peer)
+        },
+    },
+    Lie {
+        label: "a ninth connection beside eight",
+        mode: None,
+        tell: |s| {
+            let mut peers = (0..9).map(|_| s.greeted()).collect::<Result<Vec<_>, _>>()?;
+            s.is_heard(&mut peers[0])
+        },
+    },
+    Lie {
+        label: "the end of an attachment that can't be followed",
+        mode: None,
+        tell: |s| {
+            let mut peer = s.greeted()?;
+            let last = Attach { ordinal: Ordinal(u64::MAX), ..s.attach() };
+            peer.ask(1, Epoch(0), Ask::Attach(last))?;
+            // It is a success when nobody is there any more.
+            Ok(peer.ask(2, Epoch(0), Ask::Detach).is_err() || s.truth().is_err())
+        },
+    },
+    Lie {
         label: "ATTACH in the owner's name",
         mode: None,
         tell: |s| {

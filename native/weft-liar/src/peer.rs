@@ -108,6 +108,12 @@ impl Peer {
         Ok(peer)
     }
 
+    /// A HELLO that nobody waits for.
+    pub(crate) fn greet_again(&mut self, hello: &Hello) -> Result<(), Ended> {
+        let frame = self.seal(encode_hello(hello));
+        self.send(&frame, &[])
+    }
+
     /// Both HELLOs; from now on requests may be made.
     pub(crate) fn greet(&mut self, hello: &Hello) -> Result<(), Ended> {
         let frame = self.seal(encode_hello(hello));
