@@ -11,7 +11,7 @@ import { keys } from "../../../src/core/wire/store-keys.ts";
 import { StoreMembers } from "../../../src/core/wire/store-members.ts";
 import { tlsOf } from "../wire/etcd-for-tests.ts";
 import { storeTlsOf } from "./store-tls-of.ts";
-import { eventually, startCluster } from "./test-host.ts";
+import { eventually, joinHost, startCluster } from "./test-host.ts";
 
 void t.test(
   "host remove: a member that lives is revoked, with the authority that it held, and destroys what it has",
@@ -82,6 +82,7 @@ void t.test(
     );
     const [stays, goes] =
       (await h1.client.hosts()).find(({ name }) => name === "h1")?.store === "voter" ? [h1, h2] : [h2, h1];
+    const { host: goneId } = await goes.client.cluster();
     t.match(await stays.client.removeHost(goes.name), {
       name: goes.name,
       storeMemberRemoved: true,
@@ -94,6 +95,13 @@ void t.test(
       () => stays.client.status(),
       (status) => status.kind === "cluster" && status.hosts.length === 1 && status.store.writable,
     );
+    await eventually(
+      "it to be out",
+      () => goes.client.status(),
+      ({ kind }) => kind === "no-cluster",
+    );
+    t.not(await joinHost(goes, stays), goneId, "it may join anew, as another host of the same name");
+    t.equal((await stays.client.hosts()).length, 2);
   },
 );
 
