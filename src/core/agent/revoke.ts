@@ -56,7 +56,7 @@ type Fenced = HostRevokeAnswer["fenced"][number] & { readonly isNew: boolean };
 type Decided =
   /** `fenced`: before the list was changed. */
   | ({ readonly kind: "done"; readonly fenced: readonly Fenced[] } & NewAuthority)
-  /** The host was given the authority's key since we looked: it needs another one. */
+  /** Since we looked, the host was given the authority's key and needs another one, or was revoked by somebody else. */
   | { readonly kind: "again" };
 
 type Target = { readonly id: HostId; readonly name: string; readonly address: string | null };
@@ -123,17 +123,21 @@ async function decide(context: MemberContext, target: Target, by: string): Promi
   const change = await changeTrust(
     context,
     (trust) => {
-      if (replacement === null && holdsAuthority(trust, target.id)) throw new HeldMeanwhile();
+      // What others say of a revocation that is under way is not deleted.
+      const isOver = trust.revoked.has(target.id);
+      if (isOver || (replacement === null && holdsAuthority(trust, target.id))) throw new OtherMeanwhile();
       return withRevoked(trust, { target, by, replacement, staying });
     },
     { compares: [], ops: removalOps(context, target) },
   ).catch((error: unknown) => {
-    if (error instanceof HeldMeanwhile) return null;
+    if (error instanceof OtherMeanwhile) return null;
     throw error;
   });
   if (change === null) return { kind: "again" };
   if (change.kind !== "changed") throw new Error("a revocation compares the list alone");
-  if (next === null) return { kind: "done", fenced: before, ...NO_NEW_AUTHORITY };
+  const { authorities } = change.signed.trust;
+  if (next === null || !authorities.some(({ kid }) => kid === next?.host.kid))
+    return { kind: "done", fenced: before, ...NO_NEW_AUTHORITY };
   const namesOf = (hosts: readonly HostId[]): string[] =>
     hosts.map((host) => identity.trust().hosts.get(host)?.name ?? host).toSorted(byText);
   return {
@@ -146,7 +150,7 @@ async function decide(context: MemberContext, target: Target, by: string): Promi
 }
 
 /** Seen in the list that is to be changed. */
-class HeldMeanwhile extends Error {}
+class OtherMeanwhile extends Error {}
 
 function withRevoked(
   trust: Trust,
