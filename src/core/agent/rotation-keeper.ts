@@ -6,7 +6,8 @@
  *     acknowledgements ──▶ next list, by the first living member
  *
  * Must always hold:
- * - what is acknowledged is so: the list and the certificate in both processes, the bundle in the running etcd;
+ * - what is acknowledged is so: the list and the certificate in both processes, the bundle in the running etcd. Each host
+ *   signs its own with its key, and is believed by the key that the list has: nobody hurries a change in another's name;
  * - two that take a step do no harm: it is one swap of the list that it was decided from;
  * - keys of authorities that are gone are destroyed.
  */
@@ -24,6 +25,7 @@ import { isWeftError, reasonOf } from "../wire/errors.ts";
 import type { IdentityFiles } from "../wire/identity-files.ts";
 import { u64 } from "../wire/json-types.ts";
 import type { StoreClient } from "../wire/store-client.ts";
+import { openByHost } from "../wire/signed.ts";
 import { keys } from "../wire/store-keys.ts";
 import { readCertificate } from "../wire/certificate.ts";
 import type { AuthorityKeeper } from "./authority.ts";
@@ -41,6 +43,7 @@ const LOOK_MS = 1000;
 const IDLE_MS = 60_000;
 
 const ackJson = z.object({
+  host: z.string(),
   generation: u64,
   certBy: z.string(),
   member: z
@@ -67,7 +70,6 @@ export class RotationKeeper {
   readonly #options: RotationKeeperOptions;
   readonly #wake = new Wake();
   readonly #stop = new AbortController();
-  #said = "";
   #running: Promise<void> | null = null;
   readonly #forget: (() => void)[] = [];
 
@@ -130,16 +132,16 @@ export class RotationKeeper {
       await identity.renewNow();
       own = await this.#ownAck(trust);
     }
-    await this.#say(own);
+    await this.#say(own, trust);
     await this.#step(trust);
   }
 
-  async #say(ack: RotationAck): Promise<void> {
-    const { store, identity } = this.#options;
-    const value = JSON.stringify({ ...ack, generation: String(ack.generation) });
-    if (value === this.#said) return;
-    await store.put(keys.trustAck(identity.host), value);
-    this.#said = value;
+  /** Said again where it doesn't stand in the store: every host can write there. */
+  async #say(ack: RotationAck, trust: Trust): Promise<void> {
+    const { store, identity, mirror } = this.#options;
+    const known = acksOf(mirror, trust).get(identity.host);
+    if (known !== undefined && bodyOf(identity.host, known) === bodyOf(identity.host, ack)) return;
+    await store.put(keys.trustAck(identity.host), identity.sign("trust-ack", bodyOf(identity.host, ack)));
   }
 
   /** The first living member takes it. */
@@ -185,14 +187,25 @@ export class RotationKeeper {
   }
 }
 
-export function acksOf(mirror: Mirror, trust: Trust): ReadonlyMap<HostId, RotationAck> {
+/** Those that their hosts have signed. */
+export function acksOf(mirror: Pick<Mirror, "entries">, trust: Trust): ReadonlyMap<HostId, RotationAck> {
   const acks = new Map<HostId, RotationAck>();
   for (const { key, value } of mirror.entries(keys.trustAcks)) {
     const host = parseHostId(key.slice(keys.trustAcks.length));
-    const ack = readValue(ackJson, value);
-    if (host !== null && ack !== null && trust.hosts.has(host)) acks.set(host, ack);
+    if (host === null) continue;
+    const kids = (trust.hosts.get(host)?.keys ?? []).map(({ kid }) => kid);
+    const body = openByHost("trust-ack", value, kids);
+    const ack = body === null ? null : readValue(ackJson, body);
+    if (ack === null || ack.host !== host) continue;
+    const { generation, certBy, member } = ack;
+    acks.set(host, { generation, certBy, member });
   }
   return acks;
+}
+
+function bodyOf(host: HostId, { generation, certBy, member }: RotationAck): string {
+  const of = member === null ? null : { storeBy: member.storeBy, bundle: member.bundle, holds: member.holds };
+  return JSON.stringify({ host, generation: String(generation), certBy, member: of });
 }
 
 /** For people: who is waited for, and for what; empty: for nobody. */

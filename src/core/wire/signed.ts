@@ -18,7 +18,7 @@ import { finding, ok, refused } from "../model/finding.ts";
 import type { Decision } from "../model/finding.ts";
 import { isP256, kidOf, readCertificate } from "./certificate.ts";
 
-export type SignedKind = "trust" | "join-token" | "api-token" | "revocation-ack" | "audit-head";
+export type SignedKind = "trust" | "join-token" | "api-token" | "revocation-ack" | "audit-head" | "trust-ack";
 export type Opened = { readonly body: string; readonly by: string };
 
 /** As the daemon reads it: what one of them takes and the other refuses would part a host in two. */
