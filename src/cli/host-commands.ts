@@ -39,7 +39,7 @@ export function addHostCommands(program: Command, bind: Bind): void {
         [
           `Host ${removed.name} removed.${removed.storeMemberRemoved ? " Its vote in the store is gone too." : ""}`,
           ...newAuthority(removed),
-          ...(removed.complete ? [] : notYet(removed.name)),
+          ...(removed.complete ? [] : notYet(removed.host)),
         ].join("\n"),
     );
   });
@@ -58,10 +58,10 @@ export function addHostCommands(program: Command, bind: Bind): void {
 }
 
 function revokeText(answer: HostRevokeAnswer): string {
-  const { name, generation, hosts, complete, fenced, open } = answer;
+  const { host, name, generation, hosts, complete, fenced, open } = answer;
   const said = (ms: number | null): string => (ms === null ? "not yet" : `${(ms / 1000).toFixed(2)} s`);
-  const refused = hosts.map((host) => `${host.name} ${said(host.refusedMs)}`);
-  const store = hosts.filter(({ member }) => member).map((host) => `${host.name} ${said(host.storeMs)}`);
+  const refused = hosts.map((other) => `${other.name} ${said(other.refusedMs)}`);
+  const store = hosts.filter(({ member }) => member).map((other) => `${other.name} ${said(other.storeMs)}`);
   return [
     `${name} is revoked at generation ${generation}.`,
     `  refused by   ${refused.join("   ")}`,
@@ -71,14 +71,15 @@ function revokeText(answer: HostRevokeAnswer): string {
       : [`  fenced       ${fenced.map((volume) => `${volume.name} at epoch ${volume.epoch}`).join(", ")}`]),
     ...(open.length === 0 ? [] : [`  still its    ${open.map((volume) => volume.name).join(", ")}`]),
     ...newAuthority(answer),
-    ...(complete ? [] : notYet(name)),
+    ...(complete ? [] : notYet(host)),
   ].join("\n");
 }
 
-function notYet(name: string): readonly string[] {
+/** By its id: another host may have its name by then. */
+function notYet(host: string): readonly string[] {
   return [
     "Not every host has said yet that it refuses it. One that is cut off from the store keeps its sessions with it until it sees the store again.",
-    `Ask again:   weft host revoke ${name}`,
+    `Ask again:   weft host revoke ${host}`,
   ];
 }
 
