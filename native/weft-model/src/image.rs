@@ -5,11 +5,13 @@
 //! name is in the page cache before it is durable, the log is durable at once. Writes touch a block of their own each, so
 //! a region's content is the set of writes in it. The process dies (what the kernel has lands), the owner dies with it or
 //! sends again, the power fails, the pool is full, a file loses what it had. Two kinds of images: taken here, which form
-//! the chain, and copied from another member (4.19's chain copies), which stand alone.
+//! the chain, and copied from another member (4.19's chain copies), which stand alone. A clone of an image (a volume of
+//! its own) reads through the image until it has a region itself.
 //!
 //! Must always hold (the oracle):
 //! - an image reads what the head held at its PREPARE (a copied one: what was copied), whatever became of its neighbours;
-//! - an image is said to be damaged only if a file lost something, and then it is never served.
+//! - a clone reads what its image held;
+//! - an image or clone is said to be damaged only if a file lost something, and then it is never served.
 
 use core::fmt::Write as _;
 
@@ -59,6 +61,10 @@ mutations! {
     PreserveBeforeName,
     /// The head goes to the trash while images read from it.
     TrashBeforeWhole,
+    /// An image is deleted while a clone reads through it.
+    DeleteUnderClone,
+    /// A clone gets its own copy of a region from the head, and writes to the head don't wait for it.
+    CloneUnlocked,
 }
 
 /// The bounds of a run and what may happen in it.
@@ -76,6 +82,8 @@ pub struct Config {
     pub copies: bool,
     /// A write is preserved for whenever the map says so, stamped or not.
     pub by_map: bool,
+    /// An image may be cloned.
+    pub clones: bool,
     /// The rule that is broken.
     pub mutation: Option<Mutation>,
 }
@@ -160,6 +168,35 @@ enum Name {
     Durable,
 }
 
+/// A volume made of an image.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct OfImage {
+    of: Option<usize>,
+    map: Mask,
+    file: [Bytes; REGIONS],
+    job: [Job; REGIONS],
+    /// The job copies from the head.
+    from_head: Mask,
+    /// Oracle.
+    expected: [u8; REGIONS],
+}
+
+impl OfImage {
+    /// Whether it reads through its image.
+    fn leans_on(&self, image: usize) -> bool {
+        self.of == Some(image) && self.map != Mask::first(REGIONS)
+    }
+}
+
+const NO_CLONE: OfImage = OfImage {
+    of: None,
+    map: Mask::EMPTY,
+    file: NO_IMAGE.file,
+    job: [Job::None; REGIONS],
+    from_head: Mask::EMPTY,
+    expected: [0; REGIONS],
+};
+
 /// The whole world.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct State {
@@ -168,6 +205,7 @@ pub struct State {
     trashed: bool,
     /// By age, the oldest first.
     images: [Image; IMAGES],
+    clone: OfImage,
     /// What was preserved, from the head into an image.
     job: [Job; REGIONS],
     into: [usize; REGIONS],
@@ -195,6 +233,11 @@ pub struct State {
 pub struct Images(pub Config);
 
 type Out = Vec<(Event, State)>;
+
+enum Place {
+    Image(usize),
+    Head,
+}
 
 enum Read {
     Value(u8),
@@ -227,23 +270,44 @@ impl Images {
         }
     }
 
+    /// Where an image finds a region.
+    fn place(&self, state: &State, at: usize, region: usize) -> Place {
+        if state.images[at].kind == Kind::Copied {
+            return Place::Image(at);
+        }
+        let has = |(n, image): &(usize, &Image)| {
+            self.chained(image) && self.has(image, region) && (*n == at || !self.skipped(image))
+        };
+        match state.images.iter().enumerate().skip(at).find(has) {
+            Some((n, _)) => Place::Image(n),
+            None => Place::Head,
+        }
+    }
+
     fn read(&self, state: &State, at: usize, region: usize) -> Read {
-        let own = &state.images[at];
-        if own.kind == Kind::Copied {
-            return Read::Value(own.file[region].now);
-        }
-        for (n, image) in state.images.iter().enumerate().skip(at) {
-            if !self.chained(image) || !self.has(image, region) || (n != at && self.skipped(image)) {
-                continue;
+        let value = match self.place(state, at, region) {
+            Place::Head if state.trashed => HOLE,
+            Place::Head => state.head[region].now,
+            Place::Image(n) => {
+                let image = &state.images[n];
+                match (image.kind, self.older(state, n), image.file[region].now) {
+                    // Its file may have the name of the next older one by now.
+                    (Kind::Deleting, Some(older), HOLE) => state.images[older].file[region].now,
+                    (_, _, value) => value,
+                }
             }
-            let mut value = image.file[region].now;
-            // Its file may have the name of the next older one by now.
-            if let (Kind::Deleting, Some(older), true) = (image.kind, self.older(state, n), value == HOLE) {
-                value = state.images[older].file[region].now;
-            }
-            return if value == HOLE { Read::Damaged } else { Read::Value(value) };
+        };
+        if value == HOLE { Read::Damaged } else { Read::Value(value) }
+    }
+
+    /// What a clone reads.
+    fn read_clone(&self, state: &State, of: usize, region: usize) -> Read {
+        let own = state.clone.file[region].now;
+        match (state.clone.map.has(region), own) {
+            (true, HOLE) => Read::Damaged,
+            (true, value) => Read::Value(value),
+            (false, _) => self.read(state, of, region),
         }
-        if state.trashed { Read::Damaged } else { Read::Value(state.head[region].now) }
     }
 
     /// The image that what it has is handed down to.
@@ -325,6 +389,8 @@ impl Images {
             let stage = &mut next.requests[n].stage;
             let unstamped = state.stamp[region] < request.generation
                 || (self.0.by_map && self.needs(state, region).is_some());
+            let copied = state.clone.job[region] == Job::Cloning && state.clone.from_head.has(region);
+            let copied = copied && !self.broken(Mutation::CloneUnlocked);
             let cloning = state.job[region] != Job::None
                 && !(self.broken(Mutation::DataWhileCloning) && state.job[region] == Job::Cloning);
             match request.stage {
@@ -339,7 +405,7 @@ impl Images {
                         next,
                     ));
                 }
-                Stage::Wire if unstamped || cloning => {
+                Stage::Wire if unstamped || cloning || copied => {
                     *stage = Stage::Waiting;
                     if self.broken(Mutation::StampFirst) {
                         next.stamp[region] = request.generation;
@@ -356,7 +422,7 @@ impl Images {
                 Stage::Waiting => {
                     let preserved = self.needs(state, region).is_none()
                         || (self.broken(Mutation::DataWhileCloning) && state.job[region] == Job::Cloning);
-                    if preserved && !cloning {
+                    if preserved && !cloning && !copied {
                         *stage = Stage::Kernel;
                         next.stamp[region] = state.stamp[region].max(request.generation);
                         out.push((
@@ -425,6 +491,63 @@ impl Images {
         }
     }
 
+    /// A clone begins with nothing and gets its regions by and by, with R28's care.
+    fn clones(&self, state: &State, out: &mut Out) {
+        let Some(of) = state.clone.of else {
+            for (n, image) in state.images.iter().enumerate() {
+                if self.0.clones && matches!(image.kind, Kind::Taken | Kind::Copied) {
+                    let mut next = *state;
+                    next.clone.of = Some(n);
+                    next.clone.expected = image.expected;
+                    out.push((Event::new("image {0} is cloned", &[n]), next));
+                }
+            }
+            return;
+        };
+        for region in (0..REGIONS).filter(|region| !state.clone.map.has(*region)) {
+            let mut next = *state;
+            let clone = &mut next.clone;
+            match state.clone.job[region] {
+                Job::None => {
+                    let from_head = matches!(self.place(state, of, region), Place::Head);
+                    let executes = |r: &Request| r.region == region && r.stage > Stage::Waiting;
+                    if from_head && (state.trashed || state.requests.iter().any(executes)) {
+                        continue;
+                    }
+                    clone.job[region] = Job::Cloning;
+                    if from_head {
+                        clone.from_head = clone.from_head.with(region);
+                    }
+                    out.push((Event::new("the clone is to have region {0} itself", &[region]), next));
+                }
+                Job::Cloning => {
+                    let value = if state.clone.from_head.has(region) {
+                        state.head[region].now
+                    } else {
+                        match self.read(state, of, region) {
+                            Read::Value(value) => value,
+                            Read::Damaged => HOLE,
+                        }
+                    };
+                    clone.job[region] = Job::Cloned;
+                    clone.from_head = clone.from_head.without(region);
+                    clone.file[region].now = value;
+                    out.push((Event::new("the kernel has copied region {0} for the clone", &[region]), next));
+                }
+                Job::Cloned => {
+                    clone.job[region] = Job::Synced;
+                    clone.file[region].durable = clone.file[region].now;
+                    out.push((Event::new("the clone's region {0} is durable", &[region]), next));
+                }
+                Job::Synced => {
+                    clone.job[region] = Job::None;
+                    clone.map = clone.map.with(region);
+                    out.push((Event::new("it is logged: the clone has region {0}", &[region]), next));
+                }
+            }
+        }
+    }
+
     fn deletes(&self, state: &State, out: &mut Out) {
         if !self.0.deletes {
             return;
@@ -433,6 +556,9 @@ impl Images {
         let Some(at) = Self::deleting(state) else {
             for (n, image) in state.images.iter().enumerate() {
                 let mut next = *state;
+                if state.clone.leans_on(n) && !self.broken(Mutation::DeleteUnderClone) {
+                    continue;
+                }
                 match image.kind {
                     Kind::Taken if !busy(n) || self.broken(Mutation::PreserveIntoDeleted) => {
                         next.images[n].kind = Kind::Deleting;
@@ -545,6 +671,8 @@ impl Images {
         next.job = Default::default();
         next.into = Default::default();
         next.hand = Default::default();
+        next.clone.job = Default::default();
+        next.clone.from_head = Mask::EMPTY;
         if self.broken(Mutation::RenameBeforeIntent) {
             for image in next.images.iter_mut().filter(|image| image.kind == Kind::Deleting) {
                 image.kind = Kind::Taken;
@@ -634,10 +762,14 @@ impl Images {
             }
             ends.push(back);
         }
-        let places = (0..REGIONS).flat_map(|r| (0..=IMAGES).map(move |n| (n, r)));
+        let places = (0..REGIONS).flat_map(|r| (0..=IMAGES + 1).map(move |n| (n, r)));
         for (n, region) in places {
             fn place(state: &mut State, n: usize, region: usize) -> &mut Bytes {
-                if n == IMAGES { &mut state.head[region] } else { &mut state.images[n].file[region] }
+                match n {
+                    IMAGES => &mut state.head[region],
+                    n if n > IMAGES => &mut state.clone.file[region],
+                    n => &mut state.images[n].file[region],
+                }
             }
             let mut kept = Vec::new();
             for end in &mut ends {
@@ -665,6 +797,7 @@ impl Model for Images {
             stamp: [if self.broken(Mutation::StampsAhead) { 9 } else { 0 }; REGIONS],
             trashed: false,
             images: [NO_IMAGE; IMAGES],
+            clone: NO_CLONE,
             job: Default::default(),
             into: Default::default(),
             hand: Default::default(),
@@ -699,8 +832,24 @@ impl Model for Images {
                 });
             }
         }
+        if let Some(of) = state.clone.of {
+            for region in 0..REGIONS {
+                match self.read_clone(state, of, region) {
+                    Read::Value(value) if value == state.clone.expected[region] => {}
+                    Read::Damaged if state.rotten => {}
+                    _ => {
+                        let promise = "a clone reads what its image held";
+                        return Err(Violation {
+                            promise,
+                            observation: format!("region {region} is another"),
+                        });
+                    }
+                }
+            }
+        }
         self.owner(state, out);
         self.requests(state, out);
+        self.clones(state, out);
         self.preserves(state, out);
         self.deletes(state, out);
         self.faults(state, out);
@@ -725,10 +874,20 @@ impl Model for Images {
     }
 }
 
-const TWO: Config =
-    Config { writes: 2, images: 2, faults: 1, deletes: false, copies: false, by_map: false, mutation: None };
+const TWO: Config = Config {
+    writes: 2,
+    images: 2,
+    faults: 1,
+    deletes: false,
+    copies: false,
+    by_map: false,
+    clones: false,
+    mutation: None,
+};
 const DELETES: Config = Config { deletes: true, ..TWO };
 const MAP: Config = Config { by_map: true, ..TWO };
+const CLONES: Config = Config { clones: true, writes: 1, faults: 0, ..DELETES };
+const CLONE: Config = Config { images: 1, faults: 1, ..CLONES };
 const COPIES: Config = Config { copies: true, images: 3, writes: 1, faults: 1, ..DELETES };
 const EVERYTHING: Config = Config { copies: true, images: 3, writes: 3, faults: 3, ..DELETES };
 
@@ -877,6 +1036,34 @@ pub const CASES: &[Case] = &[
         DELETES,
         Mutation::TrashBeforeWhole,
         Expected::Steps(2),
+    ),
+    broken(
+        "image-delete-under-clone",
+        "deleted while a clone reads through it",
+        CLONES,
+        Mutation::DeleteUnderClone,
+        Expected::Steps(5),
+    ),
+    broken(
+        "image-clone-unlocked",
+        "a clone copies from the head while that is written",
+        CLONE,
+        Mutation::CloneUnlocked,
+        Expected::Steps(14),
+    ),
+    unbroken(
+        "image-clone-faults",
+        "R28 with deletions, a clone and a fault",
+        Setup::Image(CLONE),
+        3_000_000,
+        Expected::Exhausted,
+    ),
+    unbroken(
+        "image-clones",
+        "R28 with deletions and a clone",
+        Setup::Image(CLONES),
+        3_000_000,
+        Expected::Exhausted,
     ),
     unbroken(
         "image",
