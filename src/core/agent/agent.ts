@@ -313,13 +313,7 @@ export class Agent {
     const isAway = (): boolean => !view.storeUp;
     const rescue = new Rescue({
       isAway,
-      catchUp: async () => {
-        if (!(await catchUp({ self, store, identity }))) return false;
-        // weftd is as cut off as this agent was, so nobody else writes the file now.
-        await this.#identityFiles.writeTrustFirst(identity.text);
-        await this.#daemon.reloadIdentity();
-        return true;
-      },
+      catchUp: () => catchUp({ self, store, identity, keep: () => this.#keepTrust(identity) }),
       log,
     });
     mirror.start();
@@ -434,6 +428,12 @@ export class Agent {
     const outcome = await store.txn(own === undefined ? [] : [own], ops);
     if (outcome.kind === "succeeded")
       this.#log.warn({}, "the store did not know this host, which the list names");
+  }
+
+  /** weftd is as cut off as this agent was, so nobody else writes the file now. */
+  async #keepTrust(identity: IdentityKeeper): Promise<void> {
+    await this.#identityFiles.writeTrustFirst(identity.text);
+    this.#background("weftd's trust list", this.#daemon.reloadIdentity());
   }
 
   /** Another host took this one out of the cluster. Believed only of the signed list. */

@@ -68,13 +68,18 @@ export async function renewOwn(
 
 /**
  * While the store is away: other authorities may have taken over without this host, so that the store and it don't believe
- * each other any more. Any host whose key the list names tells whether there is a newer list.
+ * each other any more. Any host whose key the list names tells whether there is a newer list. `keep` makes a list that is
+ * followed durable, before a certificate by its authority is asked for: where none is given, the next call goes on there.
  */
-export async function catchUp(context: AskContext): Promise<boolean> {
-  const { identity } = context;
+export async function catchUp(
+  context: AskContext & { readonly keep: () => Promise<void> },
+): Promise<boolean> {
+  const { identity, keep } = context;
   const heard = await askEach(context, (member) => member.hello());
-  if (heard.every(({ generation }) => generation <= identity.trust().generation)) return false;
-  if (!(await followMembers(context))) return false;
+  const isNewer = heard.some(({ generation }) => generation > identity.trust().generation);
+  if (isNewer && (await followMembers(context))) await keep();
+  const trust = identity.trust();
+  if (identity.issuerOf(trust) === signerOf(trust)) return false;
   await identity.take(await renewByAny(context));
   return true;
 }

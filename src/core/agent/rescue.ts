@@ -11,7 +11,7 @@ const ASK_MS = 5000;
 
 export type RescueOptions = {
   readonly isAway: () => boolean;
-  /** True: this host has a newer list now, and a certificate of it. */
+  /** True: this host has another certificate now, by the authority that signs the newest list. */
   readonly catchUp: () => Promise<boolean>;
   readonly log: Log;
   readonly everyMs?: number;

@@ -171,7 +171,8 @@ void t.test("catching up: the revoked member's own list is not believed beside t
   const self = { name: "h3", address: loopback(185) } as HostFile;
   const context = (identity: IdentityKeeper, ...members: readonly number[]) => {
     const endpoints = members.map((n) => `https://${loopback(n)}:7402`);
-    return { self, identity, store: { call: { endpoints } } as unknown as StoreClient };
+    const keep = (): Promise<void> => Promise.resolve();
+    return { self, identity, keep, store: { call: { endpoints } } as unknown as StoreClient };
   };
   await member(t, made, loopback(181), async () => [forged(50n)], old, all);
   await member(t, made, loopback(182), async () => [link, after], next, all);
@@ -187,6 +188,47 @@ void t.test("catching up: the revoked member's own list is not believed beside t
   t.equal(doubting.trust().generation, 4n);
   t.equal(doubting.refused, null);
   t.equal(doubting.issuerOf(doubting.trust()), next.kid, "with a certificate of the new authority");
+});
+
+void t.test(
+  "catching up: a list is kept although nobody gives the certificate yet, which is asked for again",
+  async (t) => {
+    const all = await world(t);
+    const { made, old, next, link, after, identityOf } = all;
+    const [self, kept] = [{ name: "h3", address: loopback(188) } as HostFile, [] as bigint[]];
+    const identity = await identityOf();
+    const context = (n: number) => ({
+      self,
+      identity,
+      keep: async () => void kept.push(identity.trust().generation),
+      store: { call: { endpoints: [`https://${loopback(n)}:7402`] } } as unknown as StoreClient,
+    });
+    await member(t, made, loopback(186), async () => [link, after], old, all);
+    await member(t, made, loopback(187), async () => [link, after], next, all);
+    await t.rejects(catchUp(context(186)), { code: "E-TRUST-01" }, "that one has not got the new key");
+    t.same(kept, [4n]);
+    await t.rejects(catchUp(context(186)), { code: "E-TRUST-01" });
+    t.equal(await catchUp(context(187)), true);
+    t.equal(identity.issuerOf(identity.trust()), next.kid);
+    t.same(kept, [4n], "once");
+    await identity.stop();
+  },
+);
+
+void t.test("catching up: nothing is asked for where the list and the certificate are of now", async (t) => {
+  const all = await world(t);
+  const { made, old, begun, identityOf } = all;
+  const identity = await identityOf();
+  await member(t, made, loopback(189), async () => [begun], old, all);
+  const { certPem } = identity.certificate;
+  const caughtUp = await catchUp({
+    self: { name: "h3", address: loopback(190) } as HostFile,
+    identity,
+    keep: () => Promise.reject(new Error("nothing to keep")),
+    store: { call: { endpoints: [`https://${loopback(189)}:7402`] } } as unknown as StoreClient,
+  });
+  t.equal(caughtUp, false);
+  t.equal(identity.certificate.certPem, certPem, "no certificate was made");
 });
 
 void t.test(
@@ -218,5 +260,6 @@ void t.test(
     const behind = await identityOf();
     behind.offerAll([...answer.links, answer.trust]);
     t.equal(behind.text, again.text);
+    await behind.stop();
   },
 );
