@@ -23,9 +23,15 @@ const EVERY_MS = 1000;
 const READ_BYTES = 4 << 20;
 const LOG_BYTES_MAX = 16 << 20;
 
+/** Of its time zone where that isn't UTC: `+0100`, which is no offset of RFC 3339. */
+const OFFSET = /([+-]\d\d)(\d\d)$/;
+
 /** As etcd 3.4 writes it (embed/config_logging.go). */
 const rejected = z.object({
-  ts: z.iso.datetime(),
+  ts: z
+    .string()
+    .overwrite((ts) => ts.replace(OFFSET, "$1:$2"))
+    .pipe(z.iso.datetime({ offset: true })),
   msg: z.literal("rejected connection"),
   "remote-addr": z.string(),
   error: z.string(),

@@ -223,7 +223,8 @@ export class EtcdProcess {
       const child = spawn(this.#program, etcdArguments(plan, this.dataDir, tlsDirectory(this.#stateDir)), {
         detached: true,
         stdio: ["ignore", log.fd, log.fd],
-        env: { PATH: process.env["PATH"] ?? "" },
+        // Its log is read (etcd-log.ts), and compared with the other logs of this host.
+        env: { PATH: process.env["PATH"] ?? "", TZ: "UTC" },
         cwd: this.#stateDir,
       });
       const pid = await new Promise<number>((resolve, reject) => {

@@ -107,6 +107,8 @@ void t.test(
     const again = new EtcdProcess({ ...place, program: "/nowhere/etcd" });
     t.equal(await again.ensureRunning(), pid, "the same process, by its command line");
     t.equal(prepared, 1);
+    const variables = (await readFile(`/proc/${pid}/environ`, "utf8")).split("\0");
+    t.ok(variables.includes("TZ=UTC"), "its log's times are read");
     const words = (await readFile(`/proc/${pid}/cmdline`, "utf8")).split("\0").slice(1, -1);
     const plan: unknown = JSON.parse(await readFile(join(place.stateDir, "etcd.json"), "utf8"));
     const tlsDir = join(place.stateDir, "authority", "tls");
