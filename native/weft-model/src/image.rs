@@ -889,7 +889,7 @@ const MAP: Config = Config { by_map: true, ..TWO };
 const CLONES: Config = Config { clones: true, writes: 1, faults: 0, ..DELETES };
 const CLONE: Config = Config { images: 1, faults: 1, ..CLONES };
 const COPIES: Config = Config { copies: true, images: 3, writes: 1, faults: 1, ..DELETES };
-const EVERYTHING: Config = Config { copies: true, images: 3, writes: 3, faults: 3, ..DELETES };
+const EVERYTHING: Config = Config { copies: true, clones: true, images: 3, writes: 3, faults: 3, ..DELETES };
 
 const fn broken(
     name: &'static str,
