@@ -14,7 +14,7 @@ import { Secret } from "../model/secret.ts";
 import { signerOf, withHeld } from "../model/trust.ts";
 import type { Trust } from "../model/trust.ts";
 import { kidOf } from "../wire/certificate.ts";
-import { WeftError } from "../wire/errors.ts";
+import { isWeftError, WeftError } from "../wire/errors.ts";
 import type { Member } from "../wire/store-members.ts";
 import type { AuthorityKeys } from "../wire/x509-make.ts";
 import type { HeldAuthorities } from "./authority.ts";
@@ -45,18 +45,36 @@ export type MemberCredentials = {
 export async function memberCredentials(context: TrustWriter, host: HostId): Promise<MemberCredentials> {
   const { authority } = context;
   // The list is read anew from the store for that, and swapped if this host was not said to have had them.
-  const change = await changeTrust(context, (trust) => {
-    if (!isMember(trust, host)) throw noMember(host);
-    const held = authority.give(trust);
-    const kids = [...held.host, ...held.store].map(({ kid }) => kid);
-    return withHeld(trust, { host, kids, nonce: "" });
-  });
-  if (change.kind !== "changed") throw new Error("a change of the list alone has nothing else to compare");
-  const given = authority.give(change.signed.trust);
-  return { authorities: given.host.map(sent), storeAuthorities: given.store.map(sent), trust: change.text };
+  try {
+    const change = await changeTrust(context, (trust) => {
+      if (!isMember(trust, host)) throw noMember(host);
+      return withHeld(trust, { host, kids: kidsOf(authority.give(trust)), nonce: "" });
+    });
+    if (change.kind !== "changed") throw new Error("a change of the list alone compares nothing else");
+    return handedOver(authority.give(change.signed.trust), change.text);
+  } catch (error) {
+    const again = isWeftError(error, "E-STORE-01") ? saidToHave(context, host) : null;
+    if (again === null) throw error;
+    return again;
+  }
 }
 
-/** The keys of authorities that no list names yet, as they are handed to the other members; `trust` is the list of now. */
+/**
+ * Without the store: its majority may be away because of just this member, which has none of the keys yet. What the list says
+ * that it has had can be given to it again; null: the list says so of none, or not of all.
+ */
+function saidToHave({ authority, identity }: TrustWriter, host: HostId): MemberCredentials | null {
+  const trust = identity.trust();
+  const given = authority.give(trust);
+  const held = isMember(trust, host) ? (trust.hosts.get(host)?.held ?? []) : [];
+  return kidsOf(given).every((kid) => held.includes(kid)) ? handedOver(given, identity.text) : null;
+}
+
+function kidsOf({ host, store }: HeldAuthorities): readonly string[] {
+  return [...host, ...store].map(({ kid }) => kid);
+}
+
+/** Keys of authorities as they are handed to another member, also of such that no list names yet; `trust` is the list of now. */
 export function handedOver(authorities: HeldAuthorities, trust: string): MemberCredentials {
   return {
     authorities: authorities.host.map(sent),

@@ -72,8 +72,8 @@ export async function revokeHost(context: MemberContext, ref: string, by: string
   const member = target.address === null ? undefined : memberAt(members, target.address);
   if (member !== undefined) await refuseLoss(context, members, member, target);
   const begun = performance.now();
-  let decided = await decide(context, target, by);
-  while (decided.kind === "again") decided = await decide(context, target, by);
+  let decided = await decide(context, target, by, members);
+  while (decided.kind === "again") decided = await decide(context, target, by, members);
   log.warn({ host: target.id, name: target.name, by }, "a host was revoked");
   const { authority: kid, keyOn, keyMissing } = decided;
   const { hosts, complete } = await untilCut(context, target, begun);
@@ -102,7 +102,12 @@ export async function revokeHost(context: MemberContext, ref: string, by: string
 }
 
 /** The list without it, and with it whatever the store knows of the host: one transaction. */
-async function decide(context: MemberContext, target: Target, by: string): Promise<Decided> {
+async function decide(
+  context: MemberContext,
+  target: Target,
+  by: string,
+  members: readonly Member[],
+): Promise<Decided> {
   const { identity, authority, mirror, self } = context;
   await mirror.sync();
   if (identity.trust().revoked.has(target.id)) return { kind: "done", fenced: [], ...NO_NEW_AUTHORITY };
@@ -115,8 +120,10 @@ async function decide(context: MemberContext, target: Target, by: string): Promi
   if (holdsAuthority(identity.trust(), target.id)) {
     next = await authority.makeNext(self.cluster);
     const others = staying.filter((id) => id !== self.host);
-    // One that is away is given them when it is back.
+    // One that is away is given them when it is back, by the others: there must be a store without it.
     missing = await giveAuthorities(context, { host: [next.host], store: [next.store] }, others);
+    const having = staying.filter((id) => !missing.includes(id));
+    refuseSplit(identity.trust(), { members, having, missing, target });
   }
   const before = await fenceFirst(context, target.id);
   const replacement = next === null ? null : replacementOf(next);
@@ -248,6 +255,41 @@ async function refuseLoss(
     facts: { name, healthy, needed },
     safe: "Nothing was changed.",
     do: [{ why: "Which members answer", command: "weft status" }],
+  });
+}
+
+/**
+ * From the new list on, members believe the new authority alone: those that have its keys (`having`) must be a majority by
+ * themselves. Else the others, with the host that is out, would be the store, and nobody could bring them the keys.
+ */
+function refuseSplit(
+  trust: Trust,
+  {
+    members,
+    having,
+    missing,
+    target: { name },
+  }: {
+    readonly members: readonly Member[];
+    readonly having: readonly HostId[];
+    readonly missing: readonly HostId[];
+    readonly target: Target;
+  },
+): void {
+  const voters = members.filter(({ learner }) => !learner);
+  const count = voters.filter((member) => having.some((id) => id === hostOfMember(trust, member))).length;
+  const needed = Math.floor(voters.length / 2) + 1;
+  if (count >= needed) return;
+  const away = missing.map((id) => trust.hosts.get(id)?.name ?? id).toSorted(byText);
+  throw new WeftError({
+    code: "E-STORE-05",
+    message: `The store can't lose ${name} now: ${count} of those that stay would have the new authority's keys, ${needed} are needed. Not taken by: ${away.join(", ")}.`,
+    facts: { name, having: count, needed, missing: away },
+    safe: "Nothing was changed.",
+    do: [
+      { why: "Which members answer", command: "weft status" },
+      { why: "When their agents run", command: `weft host revoke ${name}` },
+    ],
   });
 }
 

@@ -8,9 +8,10 @@ import type { AuditRequest } from "../../../src/core/agent/audit.ts";
 import { AuthorityKeeper } from "../../../src/core/agent/authority.ts";
 import { IdentityKeeper } from "../../../src/core/agent/identity.ts";
 import { openLog } from "../../../src/core/agent/log.ts";
+import type { Decision } from "../../../src/core/model/finding.ts";
 import { parseHostId } from "../../../src/core/model/ids.ts";
 import type { HostId } from "../../../src/core/model/ids.ts";
-import type { Trust } from "../../../src/core/model/trust.ts";
+import { type Trust, withHeld, withKey, withMember } from "../../../src/core/model/trust.ts";
 import { kidOf } from "../../../src/core/wire/certificate.ts";
 import { IdentityFiles } from "../../../src/core/wire/identity-files.ts";
 import { renderTrust } from "../../../src/core/wire/trust.ts";
@@ -104,4 +105,34 @@ export async function makeCluster(t: Scope, certificateLifeMs?: number): Promise
   const identity = await IdentityKeeper.open({ files, cluster, host, log: silent });
   t.teardown(() => identity.stop());
   return { cluster, files, authority, identity, host, address, text };
+}
+
+/** The list as `change` makes it, signed and taken. */
+export function relist(
+  { identity, authority }: Pick<TestCluster, "identity" | "authority">,
+  change: (trust: Trust) => Trust,
+): void {
+  const { trust, body } = identity.known;
+  const after = { ...change(trust), generation: trust.generation + 1n, nonce: randomUUID() };
+  const taken = identity.offer(authority.sign(trust, "trust", renderTrust(after, body)));
+  if (taken.kind === "refused") throw new Error(taken.finding.message);
+}
+
+/** Hosts that the list names as members of the store, with the authorities' keys, at these addresses: h2 and so on. */
+export function listMembers(made: TestCluster, addresses: readonly string[]): readonly HostId[] {
+  return addresses.map((address, i) => {
+    const host = newHostId();
+    const kid = kidOf(createPublicKey(makeKey().reveal()));
+    const about = { host, name: `h${i + 2}`, address, kid, nowMs: Date.now(), nonce: "" };
+    relist(made, (trust) => {
+      const named = must(withMember(must(withKey(trust, about)), { host, member: true, nonce: "" }));
+      return must(withHeld(named, { host, kids: made.authority.kids(), nonce: "" }));
+    });
+    return host;
+  });
+}
+
+function must<T>(decision: Decision<T>): T {
+  if (decision.kind === "refused") throw new Error(decision.finding.message);
+  return decision.value;
 }
