@@ -25,7 +25,7 @@ import { ClusterView } from "./cluster-view.ts";
 import type { MemberContext } from "./context.ts";
 import type { Door } from "./door.ts";
 import { openDoor } from "./door-handlers.ts";
-import { type JoinContext, registration } from "./entering.ts";
+import { isRegistered, type JoinContext, registration } from "./entering.ts";
 import { EtcdLog } from "./etcd-log.ts";
 import { EtcdProcess, peerUrl } from "./etcd-process.ts";
 import { aliveOf, hostsOf } from "./facts.ts";
@@ -275,6 +275,7 @@ export class Agent {
         log.error({ code: error.code }, error.message);
       });
     }
+    const isMissing = (): boolean => !isRegistered(mirror.get(keys.host(host)), host, identity.trust());
     // Best effort: with the store away the agent still serves, and shows that.
     if (await syncIfPossible(mirror)) view.setStore(true);
     mirror.onChange((changed) => {
@@ -282,9 +283,8 @@ export class Agent {
       if (changed?.has(keys.placer) === true && mirror.get(keys.placer) === null) presence.nudge();
       if (changed?.has(keys.alive(host)) === true && mirror.get(keys.alive(host)) === null) presence.unseen();
       if (changed?.has(keys.repairAsk) === true) this.#background("repair", answerRepair(context));
-      if (changed?.has(keys.host(host)) === true && mirror.get(keys.host(host)) === null) {
+      if (changed?.has(keys.host(host)) === true && isMissing())
         this.#background("registration", this.#register(context));
-      }
     });
     const acks = new RevocationAcks({
       store,
@@ -350,7 +350,7 @@ export class Agent {
     this.#background("repair", answerRepair(context));
     // What happened while this agent was down.
     if (!identity.trust().hosts.has(host)) this.#background("removal", this.#removed(context));
-    else if (mirror.get(keys.cluster) !== null && mirror.get(keys.host(host)) === null)
+    else if (mirror.get(keys.cluster) !== null && isMissing())
       this.#background("registration", this.#register(context));
   }
 
@@ -415,19 +415,22 @@ export class Agent {
   }
 
   /**
-   * The list names this host and the store doesn't know it: somebody deleted its key who may not decide that, or the store
-   * is an older one. It registers anew.
+   * The list names this host, and the store doesn't know it or says something else of it: somebody wrote there who may not
+   * decide that, or the store is an older one. It registers anew.
    */
-  async #register({ self, store, host, identity }: MemberContext): Promise<void> {
+  async #register({ store, host, identity }: MemberContext): Promise<void> {
     const entry = await store.get(keys.trust);
     if (entry !== null) identity.offer(entry.value);
-    if (!identity.trust().hosts.has(host) || (await store.get(keys.host(host))) !== null) return;
-    const { name, address } = self;
-    const { compares, ops } = registration({ host, name, address, joinedAt: new Date().toISOString() });
-    const [own] = compares;
-    const outcome = await store.txn(own === undefined ? [] : [own], ops);
+    const trust = identity.trust();
+    const listed = trust.hosts.get(host);
+    const found = await store.get(keys.host(host));
+    if (listed === undefined || isRegistered(found, host, trust)) return;
+    const { name, address } = listed;
+    const { ops } = registration({ host, name, address, joinedAt: new Date().toISOString() });
+    const own = { key: keys.host(host), modRevision: found?.modRevision ?? 0n };
+    const outcome = await store.txn([own], ops);
     if (outcome.kind === "succeeded")
-      this.#log.warn({}, "the store did not know this host, which the list names");
+      this.#log.warn({}, "the store did not know this host as the list names it; it registered anew");
   }
 
   /** weftd is as cut off as this agent was, so nobody else writes the file now. */

@@ -7,9 +7,13 @@
 import { createServer } from "node:net";
 import { hostname } from "node:os";
 
+import type { HostId } from "../model/ids.ts";
 import { parseName } from "../model/name.ts";
-import { decided, WeftError } from "../wire/errors.ts";
+import type { Trust } from "../model/trust.ts";
+import { decided, isWeftError, WeftError } from "../wire/errors.ts";
 import type { IdentityFiles } from "../wire/identity-files.ts";
+import { parseHost } from "../wire/record.ts";
+import type { Entry } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
 import { CLIENT_PORT, type EtcdProcess } from "./etcd-process.ts";
 import type { HostFiles } from "./host-file.ts";
@@ -44,6 +48,23 @@ export function registration(host: {
     compares: entries.map(([key]) => ({ key, modRevision: 0n })),
     ops: entries.map(([key, value]) => ({ kind: "put", key, value })),
   };
+}
+
+/**
+ * Whether `entry` says of a host what the signed list says. Any host can write there, and what can't be read, or names another
+ * one, hides this host from all others. True of a host that the list does not name: it has nothing to say.
+ */
+export function isRegistered(entry: Entry | null, host: HostId, trust: Trust): boolean {
+  const listed = trust.hosts.get(host);
+  if (listed === undefined) return true;
+  if (entry === null) return false;
+  try {
+    const { id, name, address } = parseHost(entry.key, entry.value);
+    return id === host && name === listed.name && address === listed.address;
+  } catch (error) {
+    if (isWeftError(error)) return false;
+    throw error;
+  }
 }
 
 export async function refuseMember(files: HostFiles): Promise<void> {

@@ -80,5 +80,20 @@ void t.test("host: one whose key another host deleted in the store stays, and re
   t.not(await store.get(keys.hostName("h1")), null);
   t.match(await h1.client.status(), { kind: "cluster", self: { host } });
   t.equal((await h1.client.authorities()).hosts.length, 2);
+  // Nor is it hidden by what can't be read, or names another one.
+  const good = { id: host, name: "h1", address: h1.address, joinedAt: new Date().toISOString() };
+  for (const planted of ["garbage", JSON.stringify({ ...good, name: "h9" })]) {
+    await store.put(keys.host(host), planted);
+    await eventually(
+      `its registration over ${planted}`,
+      () => store.get(keys.host(host)),
+      (found) => found?.value.includes('"h1"') ?? false,
+    );
+    await eventually(
+      "to be seen by the other one",
+      () => h2.client.hosts(),
+      (list) => list.some(({ id, name }) => id === host && name === "h1"),
+    );
+  }
   store.call.close();
 });
