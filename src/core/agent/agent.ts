@@ -288,6 +288,7 @@ export class Agent {
     });
     const acks = new RevocationAcks({
       store,
+      mirror,
       identity,
       log,
       cut: (revoked) => door.dropPeer(revoked),

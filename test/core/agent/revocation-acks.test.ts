@@ -1,13 +1,18 @@
 /** What a host says about a revocation is believed of its own key alone. */
 import { createPrivateKey, createPublicKey } from "node:crypto";
+import { EventEmitter, once } from "node:events";
 import t from "tap";
 
-import { readAck } from "../../../src/core/agent/revocation-acks.ts";
+import type { Changed } from "../../../src/core/agent/mirror.ts";
+import { readAck, RevocationAcks } from "../../../src/core/agent/revocation-acks.ts";
 import { revokeHost, withKey } from "../../../src/core/model/trust.ts";
 import { kidOf } from "../../../src/core/wire/certificate.ts";
+import { WeftError } from "../../../src/core/wire/errors.ts";
 import { signByHost } from "../../../src/core/wire/signed.ts";
+import type { Entry } from "../../../src/core/wire/store-client.ts";
+import { keys } from "../../../src/core/wire/store-keys.ts";
 import { makeKey } from "../../../src/core/wire/x509-make.ts";
-import { makeCluster, newHostId } from "./identity-for-tests.ts";
+import { listMembers, makeCluster, newHostId, relist, silent } from "./identity-for-tests.ts";
 
 void t.test(
   "revocation: an acknowledgement is its host's own, of this revocation, or it is none",
@@ -50,5 +55,112 @@ void t.test(
     for (const [what, text] of Object.entries(plots)) t.equal(readAck(trust, text, gone, host), null, what);
     const theirs = signByHost("revocation-ack", JSON.stringify({ ...said, by: gone }), keyOf(goneKey));
     t.equal(readAck(trust, theirs, gone, gone), null, "who is revoked says nothing more");
+  },
+);
+
+/** The store's keys, and a mirror of them that is told at once. `puts` are answered when the event is taken. */
+class FakeStore {
+  readonly events = new EventEmitter();
+  readonly values = new Map<string, string>();
+  failures = 0;
+
+  async put(key: string, value: string): Promise<void> {
+    if (this.failures > 0) {
+      this.failures -= 1;
+      throw new WeftError({ code: "E-STORE-01", message: "away" });
+    }
+    this.set(key, value);
+  }
+
+  /** Null: it is deleted. */
+  set(key: string, value: string | null): void {
+    if (value === null) this.values.delete(key);
+    else this.values.set(key, value);
+    this.events.emit("changed", new Set([key]));
+    if (value !== null) this.events.emit("put", value);
+  }
+
+  get(key: string): Entry | null {
+    const value = this.values.get(key);
+    return value === undefined ? null : { key, value, createRevision: 1n, modRevision: 1n, lease: 0n };
+  }
+
+  onChange(listener: (changed: Changed) => void): () => void {
+    this.events.on("changed", listener);
+    return () => this.events.off("changed", listener);
+  }
+}
+
+void t.test(
+  "revocation: it is said after a restart, when weftd follows, and again when it is gone",
+  async (t) => {
+    const made = await makeCluster(t);
+    const { identity, host } = made;
+    const [gone, older] = listMembers(made, ["10.0.0.2", "10.0.0.3"]);
+    if (gone === undefined || older === undefined) throw new Error("two hosts");
+    const nowMs = Date.now();
+    relist(made, (trust) => {
+      // Neither of them ever had the authority's keys.
+      const hosts = new Map(Array.from(trust.hosts, ([id, entry]) => [id, { ...entry, held: [] }]));
+      const once = revokeHost(
+        { ...trust, hosts },
+        { host: gone, by: "t", nowMs, nonce: "", replacement: null },
+      );
+      if (once.kind === "refused") throw new Error(once.finding.message);
+      const atMs = nowMs - 8 * 24 * 3600_000;
+      const twice = revokeHost(once.value, {
+        host: older,
+        by: "t",
+        nowMs: atMs,
+        nonce: "",
+        replacement: null,
+      });
+      if (twice.kind === "refused") throw new Error(twice.finding.message);
+      return twice.value;
+    });
+    const store = new FakeStore();
+    store.failures = 1;
+    let generation = identity.trust().generation - 1n;
+    const started = () =>
+      new RevocationAcks({
+        store,
+        mirror: store,
+        identity,
+        log: silent,
+        cut: () => undefined,
+        daemonGeneration: () => Promise.resolve(generation),
+        isStoreCut: () => Promise.resolve(true),
+      });
+    const key = keys.revocationBy(gone, host);
+    const nextPut = async () => {
+      const [value] = (await once(store.events, "put")) as [string];
+      return readAck(identity.trust(), value, gone, host);
+    };
+    // The list came while no agent ran.
+    let first = nextPut();
+    const acks = started();
+    t.match(await first, { agent: true, weftd: false, member: true });
+    generation += 1n;
+    first = nextPut();
+    acks.nudge();
+    t.match(await first, { agent: true, weftd: true, member: true });
+    // Before who asked has seen it.
+    first = nextPut();
+    store.set(key, null);
+    t.match(await first, { agent: true, weftd: true, member: true });
+    store.set(key, "garbage");
+    t.match(await nextPut(), { agent: true, weftd: true, member: true });
+    acks.stop();
+
+    const puts: string[] = [];
+    store.events.on("put", (value: string) => puts.push(value));
+    const again = started();
+    first = nextPut();
+    // What stands there is not written again; what goes is.
+    store.set(key, null);
+    await first;
+    again.stop();
+    t.equal(puts.length, 1);
+    t.same([...store.values.keys()], [key], "of what is long ago nothing is said");
   },
 );
