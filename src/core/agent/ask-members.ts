@@ -77,8 +77,11 @@ export async function catchUp(
   const { identity, keep } = context;
   const heard = await askEach(context, (member) => member.hello());
   const isNewer = heard.some(({ generation }) => generation > identity.trust().generation);
-  if (isNewer && (await followMembers(context))) await keep();
+  const isFollowed = isNewer && (await followMembers(context));
   const trust = identity.trust();
+  // Revoked: whoever hears of the change destroys this host's identity, and there is nothing to go on with.
+  if (!trust.hosts.has(identity.host)) return false;
+  if (isFollowed) await keep();
   if (identity.issuerOf(trust) === signerOf(trust)) return false;
   await identity.take(await renewByAny(context));
   return true;
@@ -86,20 +89,42 @@ export async function catchUp(
 
 /**
  * Of the lists that members have the newest is taken, where all are steps of one way; E-TRUST-06 where two contradict each
- * other. False: none is newer.
+ * other. False: none is newer. E-HOST-14 where a member says so, and no list that can be followed does.
  */
 async function followMembers(context: AskContext): Promise<boolean> {
   const { identity } = context;
-  const said = (await askEach(context, (member) => member.lists())).map(({ links, trust }) => [
-    ...links,
-    trust,
-  ]);
+  const heard = await askEach(context, listsOf);
+  const said = heard.map(({ links, trust }) => [...links, trust]);
   const newest = newestTrust(identity.known, said);
   if (newest.kind === "refused") identity.doubt(newest.finding);
   const index = decided(newest);
-  if (index === null) return false;
+  if (index === null) {
+    const refusal = heard.find(({ revoked }) => revoked !== null)?.revoked ?? null;
+    if (refusal !== null) throw refusal;
+    return false;
+  }
   identity.offerAll(said[index] ?? []);
   return true;
+}
+
+type Lists = {
+  readonly trust: string;
+  readonly links: readonly string[];
+  /** The member's refusal, which the lists prove. */
+  readonly revoked: WeftError | null;
+};
+
+/** A host that was revoked is refused by the list that says so. */
+async function listsOf(member: HostClient): Promise<{ readonly answer: Lists }> {
+  try {
+    const { answer } = await member.lists();
+    return { answer: { ...answer, revoked: null } };
+  } catch (error) {
+    if (!isWeftError(error, "E-HOST-14")) throw error;
+    const { trust, links } = error.facts;
+    if (typeof trust !== "string") throw error;
+    return { answer: { trust, links: Array.isArray(links) ? links.map(String) : [], revoked: error } };
+  }
 }
 
 /** What any host of the cluster says of itself. */
@@ -125,7 +150,7 @@ async function renewByAny(context: AskContext): Promise<RenewedCert> {
 /** What every other member says that answers; throws what the last of them refused where none does. */
 async function askEach<Answer>(
   { self, store, identity }: AskContext,
-  ask: (member: HostClient) => Promise<Answered<Answer>>,
+  ask: (member: HostClient) => Promise<Pick<Answered<Answer>, "answer">>,
 ): Promise<readonly Answer[]> {
   let last: WeftError = noOther(self);
   const [shown, trust] = [identity.current(), identity.trust()];

@@ -361,12 +361,16 @@ export function bundle(authorities: readonly { readonly pem: string }[]): string
   return authorities.map(({ pem }) => (pem.endsWith("\n") ? pem : `${pem}\n`)).join("");
 }
 
-/** Said by the host itself, and to it. */
-export function hostRevoked(host: HostId, atMs: number): WeftError {
+/** Said by the host itself, and to it; `lists` prove it. */
+export function hostRevoked(
+  host: HostId,
+  atMs: number,
+  lists: { readonly trust?: string; readonly links?: readonly string[] } = {},
+): WeftError {
   return new WeftError({
     code: "E-HOST-14",
     message: `This host was revoked at ${new Date(atMs).toISOString()}: its identity is never trusted again.`,
-    facts: { host },
+    facts: { host, ...lists },
     safe: "Nothing was changed.",
   });
 }

@@ -81,16 +81,20 @@ export async function renewIdentity(
 
 /**
  * The list of now, and those that lead to it, for a caller whose handshake has proven a listed key: it costs no certificate to
- * ask all members, again and again. E-AUTH-01 and E-HOST-14 as above.
+ * ask all members, again and again. E-AUTH-01 as above; E-HOST-14 says by which list, as a host that was off believes that to
+ * the list alone, and then destroys its identity by itself.
  */
 export async function listsFor(
   context: Pick<RenewContext, "store" | "identity">,
   certificate: X509Certificate | null,
 ): Promise<{ readonly trust: string; readonly links: string[] }> {
   const { identity } = context;
-  const host = certificate === null ? null : hostByKey(identity.trust(), certificate);
-  if (host === null) throw notListed();
-  return { trust: identity.text, links: await linksOf(context) };
+  const trust = identity.trust();
+  const verdict = certificate === null ? null : judgeKey(trust, factsOf(certificate, trust.authorities));
+  if (verdict?.kind !== "ok" && verdict?.kind !== "revoked") throw notListed();
+  const lists = { trust: identity.text, links: await linksOf(context) };
+  if (verdict.kind === "revoked") throw hostRevoked(verdict.host, verdict.atMs, lists);
+  return lists;
 }
 
 /** This host's own, which it has accepted, and the store's, which anybody may have written or removed, where there is room. */

@@ -2,6 +2,7 @@
 import t from "tap";
 
 import { joinTarget } from "../../../src/core/agent/join.ts";
+import { IdentityFiles } from "../../../src/core/wire/identity-files.ts";
 import { keys } from "../../../src/core/wire/store-keys.ts";
 import { eventually, joinHost, startCluster } from "./test-host.ts";
 
@@ -60,6 +61,44 @@ void t.test(
     );
     t.not(await joinHost(h2, h1), before.host);
     t.equal((await h2.client.cluster()).id, before.id);
+  },
+);
+
+void t.test(
+  "host: one that is removed while it is off learns so from a member, and may join again",
+  async (t) => {
+    const hosts = await startCluster(t, 4, 71);
+    const [h1] = hosts;
+    if (h1 === undefined) throw new Error("hosts");
+    const listed = await eventually(
+      "three voters",
+      () => h1.client.hosts(),
+      (list) => list.filter(({ store }) => store === "voter").length === 3,
+      60_000,
+    );
+    const spare = hosts.find(({ name }) => listed.find((host) => host.name === name)?.store === "none");
+    if (spare === undefined) throw new Error("one that is no member of the store");
+    const before = await spare.client.cluster();
+    await spare.stopAgent();
+    await eventually(
+      "its removal",
+      () => h1.client.removeHost(spare.name),
+      ({ name }) => name === spare.name,
+      30_000,
+    );
+    await spare.startAgent();
+    await eventually(
+      "it to be in no cluster",
+      () => spare.client.status(),
+      ({ kind }) => kind === "no-cluster",
+      30_000,
+    );
+    await eventually(
+      "its identity to be destroyed",
+      () => new IdentityFiles(spare.stateDir).readHost(),
+      (identity) => identity === null,
+    );
+    t.not(await joinHost(spare, h1), before.host);
   },
 );
 

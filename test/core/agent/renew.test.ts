@@ -5,7 +5,7 @@ import t from "tap";
 import { AuthorityKeeper } from "../../../src/core/agent/authority.ts";
 import { peerUrl } from "../../../src/core/agent/etcd-process.ts";
 import { memberCredentials, receivedAuthorities } from "../../../src/core/agent/members.ts";
-import { listIssued, renewIdentity } from "../../../src/core/agent/renew.ts";
+import { listsFor, listIssued, renewIdentity } from "../../../src/core/agent/renew.ts";
 import { changeTrust } from "../../../src/core/agent/trust-change.ts";
 import type { HostId } from "../../../src/core/model/ids.ts";
 import { HOST_CERTS_MAX } from "../../../src/core/model/limits.ts";
@@ -80,6 +80,8 @@ void t.test("renewal: by the listed key alone, whatever became of the certificat
   );
   await t.rejects(renewIdentity(context, guest.certificate), { code: "E-HOST-14" });
   await t.rejects(renewIdentity(context, renewed), { code: "E-HOST-14" });
+  const told = { code: "E-HOST-14", facts: { host: guest.host, trust: identity.text, links: [] } };
+  await t.rejects(listsFor(context, renewed), told, "with the list that says so, which is believed");
 
   const spectator = await AuthorityKeeper.open({ files: await emptyFiles(t) });
   const listing = { ...guest.listing, host: newHostId(), kid: stranger.listing.kid };
