@@ -80,6 +80,8 @@ export class StoreKeeper {
   #absent = 0;
   #running: Promise<void> | null = null;
   #said = "";
+  /** Why nobody gave this member the authorities' keys, as a code. */
+  #refused = "";
   /** Since when this host's etcd ought to be started again. */
   #dueSince: number | null = null;
 
@@ -121,7 +123,11 @@ export class StoreKeeper {
     const { etcd, authority, identity, storeIdentity } = this.#options;
     // First, and without asking anybody: the store may be away because our own member is.
     if ((await etcd.isConfigured()) && (await etcd.hasData())) {
-      await etcd.ensureRunning();
+      if (!authority.holds(identity.trust())) await this.#fetchIfPossible();
+      // Without the keys no etcd starts, and everything else goes on.
+      await etcd.ensureRunning().catch((error: unknown) => {
+        if (!isWeftError(error, "E-CA-01")) throw error;
+      });
       if (authority.holds(identity.trust())) {
         await storeIdentity.follow();
         await this.#restartIfDue();
@@ -211,6 +217,19 @@ export class StoreKeeper {
       await listIssued({ store, authority, identity, files: identityFiles });
     } catch (error) {
       notFollowed(error);
+    }
+  }
+
+  /** Without asking the store: it may be away because this member hasn't got them. Who is none any more is refused. */
+  async #fetchIfPossible(): Promise<void> {
+    try {
+      await this.#fetchAuthorities();
+      this.#refused = "";
+    } catch (error) {
+      if (!isWeftError(error)) throw error;
+      if (error.code !== this.#refused)
+        this.#options.log.warn({ code: error.code }, `the authorities' keys: ${error.message}`);
+      this.#refused = error.code;
     }
   }
 

@@ -1,0 +1,108 @@
+/** A member of the store that stands badly: the care of it goes on, and brings it back. */
+import { EventEmitter, once } from "node:events";
+import t from "tap";
+
+import { AuthorityKeeper } from "../../../src/core/agent/authority.ts";
+import { handedOver } from "../../../src/core/agent/members.ts";
+import { clientUrl, peerUrl } from "../../../src/core/agent/etcd-process.ts";
+import { StoreKeeper, type StoreKeeperOptions } from "../../../src/core/agent/store-keeper.ts";
+import { WeftError } from "../../../src/core/wire/errors.ts";
+import type { Member } from "../../../src/core/wire/store-members.ts";
+import { emptyFiles, makeCluster, silent, type TestCluster } from "./identity-for-tests.ts";
+
+type Scope = { readonly teardown: (fn: () => Promise<void>) => void };
+
+/** What its etcd does, and what the store says: every call is an event with its name. */
+class Surroundings {
+  readonly events = new EventEmitter();
+  readonly lines: string[] = [];
+  /** Null: no majority answers. */
+  members: readonly Member[] | null = [];
+
+  did(what: string, argument?: unknown): void {
+    this.lines.push(what);
+    this.events.emit(what, argument);
+  }
+
+  readonly store = {
+    call: {
+      read: async (): Promise<unknown> => {
+        if (this.members === null) throw new WeftError({ code: "E-STORE-01", message: "no majority" });
+        return Promise.resolve({ members: this.members });
+      },
+    },
+    get: () => Promise.reject(new WeftError({ code: "E-STORE-01", message: "no majority" })),
+  };
+}
+
+function keeperOf(
+  t: Scope,
+  { identity, host, address, cluster, files }: TestCluster,
+  around: Surroundings,
+  more: Partial<Record<keyof StoreKeeperOptions, unknown>>,
+): StoreKeeper {
+  const keeper = new StoreKeeper({
+    self: { host, address, cluster, name: "h1" },
+    store: around.store,
+    mirror: { get: () => null, entries: () => [], sync: () => Promise.resolve() },
+    log: silent,
+    liveness: () => ({ hosts: new Map() }),
+    isPlacer: () => false,
+    identity,
+    identityFiles: files,
+    storeIdentity: {
+      follow: () => Promise.resolve(),
+      restartDue: () => Promise.resolve(null),
+      prove: () => Promise.resolve(),
+    },
+    onEndpoints: (endpoints: readonly string[]) => Promise.resolve(around.did("endpoints", endpoints)),
+    onRestarted: () => undefined,
+    ...more,
+  } as unknown as StoreKeeperOptions);
+  t.teardown(() => keeper.stop());
+  return keeper;
+}
+
+function memberAt(address: string, more: Partial<Member> = {}): Member {
+  const urls = { peerUrls: [peerUrl(address)], clientUrls: [clientUrl(address)] };
+  return { id: "1", name: "h1", learner: false, ...urls, ...more };
+}
+
+void t.test(
+  "store: a member without the keys fetches them, though its etcd and the store are dead",
+  async (t) => {
+    const made = await makeCluster(t);
+    const around = new Surroundings();
+    const authority = await AuthorityKeeper.open({ files: await emptyFiles(t) });
+    const ensureRunning = async (): Promise<number> => {
+      // As the preparation of its start does.
+      authority.give(made.identity.trust());
+      around.did("started");
+      return Promise.resolve(1);
+    };
+    let isGiven = false;
+    const credentials = () => {
+      around.did("asked");
+      if (!isGiven) return Promise.reject(new WeftError({ code: "E-HOST-09", message: "nobody answers" }));
+      return Promise.resolve(handedOver(made.authority.give(made.identity.trust()), made.text));
+    };
+    const etcd = {
+      isConfigured: () => Promise.resolve(true),
+      hasData: () => Promise.resolve(true),
+      ensureRunning,
+    };
+    around.members = [memberAt(made.address)];
+    const keeper = keeperOf(t, made, around, { etcd, authority, credentials });
+    const told = once(around.events, "endpoints");
+    keeper.start();
+    t.same(await told, [[clientUrl(made.address)]], "without an etcd of its own it follows the store");
+    // Later nobody is the store: what it lacks is what this member has to bring.
+    around.members = null;
+    isGiven = true;
+    const started = once(around.events, "started");
+    keeper.nudge();
+    await started;
+    t.ok(authority.holds(made.identity.trust()));
+    t.equal(around.lines.filter((line) => line === "started").length, 1);
+  },
+);
