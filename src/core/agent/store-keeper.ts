@@ -49,8 +49,14 @@ const TURN_MS = 100;
  */
 const CUT_PATIENCE_MS = 2000;
 const BUNDLE_PATIENCE_MS = 15_000;
-/** A list without us must be seen this often before it is believed: a member of etcd 3.4 answers as it knows it. */
+/**
+ * A list without us, or with another member here, must be seen this often before it is believed: a member of etcd 3.4
+ * answers as it knows it.
+ */
 const ABSENT_LOOKS = 3;
+
+/** An etcd that ended so often, and is not in the list by its name, was not started for the member that is. */
+const ENDINGS = 3;
 
 export type StoreKeeperOptions = {
   readonly self: HostFile;
@@ -78,6 +84,12 @@ export class StoreKeeper {
   readonly #stop = new AbortController();
   readonly #wake = new Wake();
   #absent = 0;
+  /** Id of the member whose data is here; null: not known yet. */
+  #dataOf: string | null = null;
+  /** How often the list had another member here than that one. */
+  #others = 0;
+  /** How often the etcd of a member that never started was another process than before. */
+  #endings: { readonly pid: number; readonly count: number } | null = null;
   #running: Promise<void> | null = null;
   #said = "";
   /** Why nobody gave this member the authorities' keys, as a code. */
@@ -157,7 +169,10 @@ export class StoreKeeper {
     }
     this.#absent = 0;
     if (own.name !== "") {
-      if (await etcd.hasData()) return false;
+      if (await etcd.hasData()) {
+        this.#dataOf = own.id;
+        return false;
+      }
       log.warn(
         { member: own.id },
         "this host's member of the store lost its data: it is removed and added anew",
@@ -165,7 +180,12 @@ export class StoreKeeper {
       await this.members.remove(own.id);
       return true;
     }
-    if ((await etcd.runningPid()) !== null) return false;
+    const pid = await etcd.runningPid();
+    if (pid !== null) {
+      if (!this.#isOfAnother(own.id, pid)) return false;
+      log.warn({ member: own.id }, "this host's etcd is of a member that was removed: its data is set aside");
+      await etcd.stop();
+    }
     await mirror.sync();
     const trust = identity.trust();
     const initial = members.flatMap((m) => {
@@ -178,9 +198,26 @@ export class StoreKeeper {
     if (await etcd.hasData()) await etcd.setAside();
     const plan = { host: self.host, address: self.address, cluster: self.cluster };
     await etcd.configure({ identity: plan, initialCluster: initial.join(","), initialState: "existing" });
+    this.#dataOf = own.id;
     await etcd.ensureRunning();
     log.info({ learner: own.learner }, "this host's member of the store is started");
     return true;
+  }
+
+  /**
+   * Whether the etcd that runs here has the data of another member than this one, which never started: one that was taken out
+   * and added again has a new id, and an etcd that isn't in the list ends by itself after each start. Where it isn't
+   * known whose data it is, since the agent was started meanwhile, that tells.
+   */
+  #isOfAnother(id: string, pid: number): boolean {
+    if (this.#dataOf !== null) {
+      this.#others = this.#dataOf === id ? 0 : this.#others + 1;
+      return this.#others >= ABSENT_LOOKS;
+    }
+    const before = this.#endings;
+    const isNew = before?.pid !== pid;
+    this.#endings = { pid, count: before === null ? 0 : before.count + (isNew ? 1 : 0) };
+    return this.#endings.count >= ENDINGS;
   }
 
   /**

@@ -106,3 +106,53 @@ void t.test(
     t.equal(around.lines.filter((line) => line === "started").length, 1);
   },
 );
+
+for (const isRestarted of [false, true])
+  void t.test(
+    `store: a member that was taken out and added again starts anew${isRestarted ? ", also after the agent" : ""}`,
+    async (t) => {
+      const made = await makeCluster(t);
+      const around = new Surroundings();
+      let pid = 100;
+      // It ends a second after each start, since its member was removed.
+      let isOld = true;
+      const etcd = {
+        isConfigured: () => Promise.resolve(true),
+        hasData: () => Promise.resolve(true),
+        ensureRunning: () => {
+          if (isOld) pid += 1;
+          around.did("started");
+          return Promise.resolve(pid);
+        },
+        runningPid: () => Promise.resolve(pid),
+        stop: () => Promise.resolve(around.did("stopped")),
+        setAside: () => {
+          isOld = false;
+          return Promise.resolve(around.did("set aside"));
+        },
+        configure: () => Promise.resolve(around.did("configured")),
+      };
+      const keeper = keeperOf(t, made, around, { etcd, authority: made.authority });
+      const looks = async (): Promise<void> => {
+        const looked = once(around.events, "endpoints");
+        keeper.nudge();
+        await looked;
+      };
+      const other = memberAt("10.0.0.2", { id: "2", name: "h2" });
+      around.members = [
+        memberAt(made.address, { id: isRestarted ? "2" : "1", name: isRestarted ? "" : "h1" }),
+        other,
+      ];
+      keeper.start();
+      await once(around.events, "endpoints");
+      around.members = [memberAt(made.address, { id: "3", name: "" }), other];
+      const configured = once(around.events, "configured");
+      for (let i = 0; i < 4; i += 1) await looks();
+      await configured;
+      const done = around.lines.filter((line) => !["endpoints", "started"].includes(line));
+      t.same(done, ["stopped", "set aside", "configured"]);
+      // Until it shows in the list it is the one that was started for it.
+      for (let i = 0; i < 4; i += 1) await looks();
+      t.equal(around.lines.filter((line) => line === "set aside").length, 1);
+    },
+  );
