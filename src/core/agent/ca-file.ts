@@ -4,7 +4,8 @@
  * Must always hold:
  * - a backup never replaces a file, and nobody but root reads it;
  * - what is restored are keys of authorities that this host's list names: an old backup brings no authority back that a
- *   revocation or a rotation put out.
+ *   revocation or a rotation put out;
+ * - the list says that this host has them as soon as the store takes it: revoking it calls for new ones.
  */
 import { open, readFile } from "node:fs/promises";
 import { dirname } from "node:path";
@@ -14,9 +15,10 @@ import type { Authority } from "../model/trust.ts";
 import type { CaFileAnswer } from "../wire/agent-api.ts";
 import { openCaBackup, sealCaBackup } from "../wire/ca-backup.ts";
 import { syncDirectory } from "../wire/durable-file.ts";
-import { reasonOf, WeftError } from "../wire/errors.ts";
+import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
 import type { AuthorityKeys } from "../wire/x509-make.ts";
 import type { MemberContext } from "./context.ts";
+import { sayHeld } from "./members.ts";
 
 type Request = { readonly path: string; readonly passphrase: string };
 
@@ -41,7 +43,7 @@ export async function backupAuthority(context: MemberContext, request: Request):
 }
 
 export async function restoreAuthority(context: MemberContext, request: Request): Promise<CaFileAnswer> {
-  const { authority, identity, self, storeKeeper } = context;
+  const { authority, identity, self, storeKeeper, log } = context;
   let text: string;
   try {
     text = await readFile(request.path, "utf8");
@@ -56,6 +58,11 @@ export async function restoreAuthority(context: MemberContext, request: Request)
   const kids = [...host, ...store].map(({ kid }) => kid);
   if (kids.length === 0) throw badFile(request.path, "holds no authority that this cluster trusts now");
   await authority.take({ host, store });
+  // Where it comes back by these keys, the store keeper says it.
+  await sayHeld(context).catch((error: unknown) => {
+    if (!isWeftError(error)) throw error;
+    log.warn({ code: error.code }, `the list does not say yet that this host has the keys: ${error.message}`);
+  });
   storeKeeper.nudge();
   return { path: request.path, kids };
 }

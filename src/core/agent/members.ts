@@ -9,6 +9,7 @@
  */
 import { createPrivateKey, createPublicKey } from "node:crypto";
 
+import { ok } from "../model/finding.ts";
 import type { HostId } from "../model/ids.ts";
 import { Secret } from "../model/secret.ts";
 import { signerOf, withHeld } from "../model/trust.ts";
@@ -57,6 +58,23 @@ export async function memberCredentials(context: TrustWriter, host: HostId): Pro
     if (again === null) throw error;
     return again;
   }
+}
+
+/** Keys that nobody gave to this host: it took them from a backup. The list is to say so of itself, as of others. */
+export async function sayHeld(context: TrustWriter): Promise<void> {
+  const { authority, identity } = context;
+  const owned = ({ authorities, storeAuthorities }: Trust): readonly string[] =>
+    [...authorities, ...storeAuthorities]
+      .map(({ kid }) => kid)
+      .filter((kid) => authority.kids().includes(kid));
+  const known = identity.trust();
+  const own = known.hosts.get(identity.host);
+  if (own === undefined || owned(known).every((kid) => own.held.includes(kid))) return;
+  await changeTrust(context, (trust) =>
+    trust.hosts.has(identity.host)
+      ? withHeld(trust, { host: identity.host, kids: owned(trust), nonce: "" })
+      : ok(trust),
+  );
 }
 
 /**

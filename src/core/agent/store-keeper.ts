@@ -30,7 +30,7 @@ import { aliveOf } from "./facts.ts";
 import type { HostFile } from "./host-file.ts";
 import type { IdentityKeeper } from "./identity.ts";
 import type { Log } from "./log.ts";
-import { hostOfMember, type MemberCredentials, receivedAuthorities } from "./members.ts";
+import { hostOfMember, type MemberCredentials, receivedAuthorities, sayHeld } from "./members.ts";
 import type { Mirror } from "./mirror.ts";
 import { inTurn } from "./member-turn.ts";
 import { listIssued } from "./renew.ts";
@@ -251,6 +251,7 @@ export class StoreKeeper {
     if (isMember && !authority.holdsAll(identity.trust())) await this.#fetchAuthorities();
     if (!authority.holds(identity.trust())) return;
     try {
+      await sayHeld({ store, authority, identity });
       await listIssued({ store, authority, identity, files: identityFiles });
     } catch (error) {
       notFollowed(error);

@@ -6,9 +6,18 @@ import { AuthorityKeeper } from "../../../src/core/agent/authority.ts";
 import { handedOver } from "../../../src/core/agent/members.ts";
 import { clientUrl, peerUrl } from "../../../src/core/agent/etcd-process.ts";
 import { StoreKeeper, type StoreKeeperOptions } from "../../../src/core/agent/store-keeper.ts";
+import { holdsAuthority } from "../../../src/core/model/trust.ts";
 import { WeftError } from "../../../src/core/wire/errors.ts";
+import { keys } from "../../../src/core/wire/store-keys.ts";
 import type { Member } from "../../../src/core/wire/store-members.ts";
-import { emptyFiles, makeCluster, silent, type TestCluster } from "./identity-for-tests.ts";
+import {
+  emptyFiles,
+  listMembers,
+  makeCluster,
+  relist,
+  silent,
+  type TestCluster,
+} from "./identity-for-tests.ts";
 
 type Scope = { readonly teardown: (fn: () => Promise<void>) => void };
 
@@ -30,6 +39,7 @@ class Surroundings {
         if (this.members === null) throw new WeftError({ code: "E-STORE-01", message: "no majority" });
         return Promise.resolve({ members: this.members });
       },
+      once: () => Promise.resolve({ kind: "answered", value: { leader: "1", header: { member_id: "2" } } }),
     },
     get: () => Promise.reject(new WeftError({ code: "E-STORE-01", message: "no majority" })),
   };
@@ -106,6 +116,37 @@ void t.test(
     t.equal(around.lines.filter((line) => line === "started").length, 1);
   },
 );
+
+void t.test("store: a host that has the keys from a backup says so in the list", async (t) => {
+  const made = await makeCluster(t);
+  const { identity, host, address, authority } = made;
+  relist(made, (trust) => ({
+    ...trust,
+    hosts: new Map(Array.from(trust.hosts, ([id, entry]) => [id, { ...entry, member: false, held: [] }])),
+  }));
+  listMembers(made, ["10.0.0.2"]);
+  const around = new Surroundings();
+  around.members = [memberAt("10.0.0.2", { id: "2", name: "h2" })];
+  let value = identity.text;
+  const store = {
+    ...around.store,
+    get: () => Promise.resolve({ key: keys.trust, value, createRevision: 1n, modRevision: 1n, lease: 0n }),
+    txn: (_: unknown, [op]: readonly { readonly value: string }[]) => {
+      value = op?.value ?? "";
+      return Promise.resolve({ kind: "succeeded", revision: 2n });
+    },
+  };
+  const etcd = { isConfigured: () => Promise.resolve(false), hasData: () => Promise.resolve(false) };
+  const keeper = keeperOf(t, made, around, { etcd, authority, store });
+  t.notOk(holdsAuthority(identity.trust(), host));
+  const listed = Promise.withResolvers<null>();
+  identity.onChange(() => listed.resolve(null));
+  keeper.start();
+  await listed.promise;
+  t.ok(holdsAuthority(identity.trust(), host), "its revocation makes another authority");
+  t.same(identity.trust().hosts.get(host)?.held, authority.kids());
+  t.equal(identity.trust().hosts.get(host)?.address, address);
+});
 
 for (const isRestarted of [false, true])
   void t.test(
