@@ -61,6 +61,8 @@ pub enum Mutation {
     SealInFlight,
     /// R7, cached mode: sealed without a flush.
     SealWithoutFlush,
+    /// R7: a member is believed to have sealed what nobody can have sealed yet.
+    SealBelieved,
     /// R8: a member that lost its cache is trusted.
     TrustLossy,
     /// R8: a session goes on although every member lost its cache.
@@ -169,7 +171,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every mutation with the name that `--mutation` takes, in the order of the rules.
-    pub const ALL: [(Mutation, &'static str); 76] = [
+    pub const ALL: [(Mutation, &'static str); 77] = [
         (Mutation::NoFence, "r1-no-fence"),
         (Mutation::AnyPromiser, "r1-any-promiser"),
         (Mutation::AttachUnbound, "r1-attach-unbound"),
@@ -197,6 +199,7 @@ impl Mutation {
         (Mutation::StampAfterData, "r6-stamp-after-data"),
         (Mutation::SealInFlight, "r7-seal-in-flight"),
         (Mutation::SealWithoutFlush, "r7-seal-without-flush"),
+        (Mutation::SealBelieved, "r7-seal-believed"),
         (Mutation::TrustLossy, "r8-trust-lossy"),
         (Mutation::OutliveCaches, "r8-outlive-caches"),
         (Mutation::LossySource, "r8-lossy-source"),

@@ -20,7 +20,7 @@ use crate::ids::{Epoch, Generation, HostId, Instant, Ordinal, PoolId, Rid};
 use crate::message::{Answer, Ask, Attach, Refusal, ReplicaView, Request, Response};
 use crate::mutants::Mutation;
 use crate::payload::Payload;
-use crate::record::ReplicaState;
+use crate::record::{COUNTER_MAX, ReplicaState};
 
 #[derive(Debug)]
 pub(super) struct Peer {
@@ -372,9 +372,23 @@ impl<P: Payload> Session<P> {
             peer.heartbeat_out = false;
         }
         match response.outcome {
+            // Its host may serve other volumes well: of this copy nothing is believed.
+            Ok(Answer::Attached(view) | Answer::Promised(view)) if !self.is_possible(&view) => {
+                self.take_refusal(now, rid, sent, current, response.epoch, Refusal::Quarantined);
+            }
             Ok(answer) => self.take_answer(now, rid, sent, current, answer),
             Err(refusal) => self.take_refusal(now, rid, sent, current, response.epoch, refusal),
         }
+    }
+
+    /// Can an honest replica say this? Since the claim nobody has sealed anything but this session, and what it says of its
+    /// pool is written into the record.
+    fn is_possible(&self, view: &ReplicaView) -> bool {
+        let sealed = view.sealed;
+        let by_others = !self.owns()
+            || sealed.epoch() < self.first_epoch
+            || self.config.broken.is(Mutation::SealBelieved);
+        (by_others || sealed <= self.sealed) && view.pool_inc.0 <= COUNTER_MAX
     }
 
     fn take_answer(&mut self, now: Instant, rid: Rid, sent: Sent, current: Epoch, answer: Answer<P>) {

@@ -3,7 +3,9 @@
 
 use weft_proto::durable::Durable;
 use weft_proto::guest::GuestError;
-use weft_proto::ids::{ClusterId, Epoch, HostId, Instant, Nonce, Ordinal, PoolId, PoolInc, SessionId};
+use weft_proto::ids::{
+    ClusterId, Epoch, Generation, HostId, Instant, Nonce, Ordinal, PoolId, PoolInc, SessionId,
+};
 use weft_proto::message::{Ask, Attach, Request, Watermark};
 use weft_proto::mutants::Mutation;
 use weft_proto::payload::HeapPayload;
@@ -35,6 +37,7 @@ pub(super) const SHOWN_BY: &[(Mutation, &str)] = &[
     (Mutation::AdmitBeforeBestEffort, "a_joiner_is_not_admitted_while_it_lacks_a_write"),
     (Mutation::JoinIgnoresInFlight, "a_paused_write_does_not_block_its_own_rescue"),
     (Mutation::SealWhileDirty, "what_may_differ_is_not_sealed"),
+    (Mutation::SealBelieved, "a_member_that_says_it_has_sealed_what_nobody_has_is_taken_out"),
     (Mutation::NoLease, "an_owner_that_is_cut_off_with_one_member_reads_nothing_stale"),
     (Mutation::NoWait, "an_owner_that_is_cut_off_with_one_member_reads_nothing_stale"),
     (Mutation::NoMargin, "a_clock_within_the_margin_costs_no_stale_read"),
@@ -93,6 +96,7 @@ own! {
     R2 => a_write_that_failed_is_still_brought_to_every_member,
     R3 => a_joiner_is_not_admitted_while_it_lacks_a_write,
     R5 => what_may_differ_is_not_sealed,
+    R7 => a_member_that_says_it_has_sealed_what_nobody_has_is_taken_out,
     R9 => the_second_of_two_thieves_waits_as_well,
     R9 => a_thief_answers_no_read_while_it_waits,
     R9 => a_thief_closes_after_its_wait,
@@ -646,6 +650,27 @@ fn a_quarantined_member_is_taken_out(play: &Play) {
     stage.written(owner, BLOCK);
     stage.run_for(3000);
     assert_eq!(stage.in_sync(), [R0], "a quarantined copy counts");
+}
+
+/// R7: r1's host lies: its copy says that it has sealed the end of all time, or of the epoch that it is asked for. The owner
+/// would have nothing above that to be sealed, and its process ends there, with every volume that it serves.
+fn a_member_that_says_it_has_sealed_what_nobody_has_is_taken_out(play: &Play) {
+    let claimed = Scene::copies(2).stage(play).record().epoch.next();
+    let last = Generation::new(claimed, Generation::INTERVAL_MAX);
+    for sealed in [Generation(u64::MAX), last, Generation::new(claimed, 1)] {
+        let mut stage = Scene::copies(2).stage(play);
+        stage.kill(R1);
+        stage.lie_about_seals(R1, sealed);
+        stage.start(R1);
+        let owner = stage.owner(D);
+        stage.written(owner, BLOCK);
+        stage.run_for(5000);
+        stage.written(owner, BLOCK);
+        // It may be back by then, if its owner has sealed something above.
+        let without = |record: &Record| record.in_sync().map(|entry| entry.rid).eq([R0]);
+        assert!(stage.swaps().iter().any(without), "{sealed} is believed");
+        assert!(stage.durable(R0).sealed > Generation::new(claimed, 0), "nothing is sealed any more");
+    }
 }
 
 /// I12: a read is on its way to r0 when a write to the same block begins, which only r0 gets before the owner and r0

@@ -179,6 +179,12 @@ impl Stage {
         self.rep(rid).full = full;
     }
 
+    /// A replica that is not running will say that it has sealed this.
+    pub fn lie_about_seals(&mut self, rid: Rid, sealed: Generation) {
+        self.play.tell(self.now, format_args!("{rid} will say that it has sealed {sealed}"));
+        self.reps.get_mut(&rid).expect("a replica").stored.durable.sealed = sealed;
+    }
+
     /// A block's stored checksum no longer fits its data, until it is written again.
     pub fn rot(&mut self, rid: Rid, block: u64) {
         self.play.tell(self.now, format_args!("block {block} rots at {rid}"));
