@@ -3,7 +3,7 @@
  * step where it is its turn to.
  *
  *     list ──▶ duties: renew, certificate of etcd, restart of etcd ──▶ acknowledgement (a key of its own)
- *     acknowledgements ──▶ next list, by the first living member
+ *     acknowledgements ──▶ next list, by the first living member; by any, where that one takes too long
  *
  * Must always hold:
  * - what is acknowledged is so: the list and the certificate in both processes, the bundle in the running etcd. Each host
@@ -34,6 +34,7 @@ import type { IdentityKeeper } from "./identity.ts";
 import type { DaemonIdentity } from "./local-daemon.ts";
 import type { Log } from "./log.ts";
 import type { Mirror } from "./mirror.ts";
+import { Overdue } from "./overdue.ts";
 import { readValue } from "./store-value.ts";
 import { changeTrust } from "./trust-change.ts";
 import { Wake } from "./wake.ts";
@@ -64,17 +65,21 @@ export type RotationKeeperOptions = {
   readonly members: () => Promise<readonly HostId[]>;
   /** Whether this host runs one. */
   readonly isMember: () => Promise<boolean>;
+  /** How long a step may wait for the host whose turn it is; shorter in tests. */
+  readonly takeOverMs?: number;
 };
 
 export class RotationKeeper {
   readonly #options: RotationKeeperOptions;
   readonly #wake = new Wake();
   readonly #stop = new AbortController();
+  readonly #overdue: Overdue;
   #running: Promise<void> | null = null;
   readonly #forget: (() => void)[] = [];
 
   constructor(options: RotationKeeperOptions) {
     this.#options = options;
+    this.#overdue = new Overdue(options.takeOverMs);
   }
 
   start(): void {
@@ -144,17 +149,20 @@ export class RotationKeeper {
     await store.put(keys.trustAck(identity.host), identity.sign("trust-ack", bodyOf(identity.host, ack)));
   }
 
-  /** The first living member takes it. */
+  /** The first living member takes it; another one, where it doesn't. */
   async #step(trust: Trust): Promise<void> {
     const { identity, authority, mirror, store, members, log } = this.#options;
     if (!authority.holds(trust)) return;
     const alive = aliveOf(mirror);
     const those = await members();
     const [first] = those.filter((host) => alive.has(host)).toSorted(byText);
-    if (first !== identity.host) return;
     const acks = acksOf(mirror, trust);
     const input = { acks, members: those, nonce: randomUUID() };
-    if (stepRotation({ ...input, trust }, Date.now()).kind !== "write") return;
+    if (stepRotation({ ...input, trust }, Date.now()).kind !== "write") {
+      this.#overdue.clear();
+      return;
+    }
+    if (first !== identity.host && !this.#overdue.is(String(trust.generation))) return;
     await changeTrust({ store, authority, identity }, (now) => {
       const step = stepRotation({ ...input, trust: now }, Date.now());
       return ok(step.kind === "write" ? step.trust : now);

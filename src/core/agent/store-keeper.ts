@@ -32,6 +32,7 @@ import type { IdentityKeeper } from "./identity.ts";
 import type { Log } from "./log.ts";
 import { hostOfMember, type MemberCredentials, receivedAuthorities, sayHeld } from "./members.ts";
 import type { Mirror } from "./mirror.ts";
+import { Overdue, TAKE_OVER_MS } from "./overdue.ts";
 import { inTurn } from "./member-turn.ts";
 import { listIssued } from "./renew.ts";
 import type { StoreIdentity } from "./store-identity.ts";
@@ -75,6 +76,8 @@ export type StoreKeeperOptions = {
   readonly onEndpoints: (endpoints: readonly string[]) => Promise<void>;
   /** This host's etcd was started again, with the files of now. */
   readonly onRestarted: () => void;
+  /** How long a change may wait for the host whose turn it is; shorter in tests. */
+  readonly takeOverMs?: number;
 };
 
 export class StoreKeeper {
@@ -83,6 +86,9 @@ export class StoreKeeper {
   readonly #upkeep: Upkeep;
   readonly #stop = new AbortController();
   readonly #wake = new Wake();
+  readonly #overdue: Overdue;
+  /** When the membership was looked at last. */
+  #lookedMs = -Infinity;
   #absent = 0;
   /** Id of the member whose data is here; null: not known yet. */
   #dataOf: string | null = null;
@@ -100,6 +106,7 @@ export class StoreKeeper {
   constructor(options: StoreKeeperOptions) {
     this.#options = options;
     this.members = new StoreMembers(options.store);
+    this.#overdue = new Overdue(options.takeOverMs);
     this.#upkeep = new Upkeep(this.members, options.store, options.log);
   }
 
@@ -150,7 +157,7 @@ export class StoreKeeper {
     await this.#learnEndpoints(members);
     if (await this.#tendOwn(members)) return true;
     await this.#tendTrust();
-    if (this.#changesMembership() && (await this.#tendMembership(members).catch(notFollowed))) return true;
+    if (this.#looksAtMembership() && (await this.#tendMembership(members).catch(notFollowed))) return true;
     if (!this.#options.isPlacer()) return false;
     await this.#upkeep.look(members.flatMap((m) => m.clientUrls));
     return false;
@@ -289,15 +296,24 @@ export class StoreKeeper {
     if (urls.length > 0) await this.#options.onEndpoints(urls);
   }
 
+  /** One of the hosts that have the authority's key, since the list is to be signed; those whose turn it isn't now and then. */
+  #looksAtMembership(): boolean {
+    const { authority, identity, takeOverMs = TAKE_OVER_MS } = this.#options;
+    if (!authority.holds(identity.trust())) return false;
+    const nowMs = performance.now();
+    if (!this.#isFirst() && nowMs - this.#lookedMs < takeOverMs / 4) return false;
+    this.#lookedMs = nowMs;
+    return true;
+  }
+
   /**
-   * One of the hosts that have the authority's key, since the list is to be signed: the first of the named ones that lives, or
-   * this one where none does. Who lives is told by keys that every host can write; two that take themselves for the first
-   * decide from one list, and only one of them may change it.
+   * The first of the named ones that lives, or this one where none does. Who lives is told by keys that every host can write:
+   * where nothing has been done for a while, the others step in. Two that take themselves for the first decide from one
+   * list, and only one of them may change it.
    */
-  #changesMembership(): boolean {
-    const { self, authority, identity, mirror } = this.#options;
+  #isFirst(): boolean {
+    const { self, identity, mirror } = this.#options;
     const trust = identity.trust();
-    if (!authority.holds(trust)) return false;
     const alive = aliveOf(mirror);
     const signer = signerOf(trust);
     const [first] = membersOf(trust).filter(
@@ -310,7 +326,9 @@ export class StoreKeeper {
     const { liveness, log, store } = this.#options;
     // Read after etcd's list: a host is named before it is added, so that who isn't named here was added by somebody else.
     const trust = await this.#listNow();
+    const isFirst = this.#isFirst();
     if (this.#isAllOfTheStore(trust, members)) {
+      if (!isFirst && !this.#overdue.is("all of the store")) return false;
       log.warn(
         {},
         "the list names none of the store's members: this host, whose etcd is the store, is named",
@@ -337,12 +355,14 @@ export class StoreKeeper {
       liveness: state.hosts.get(id) ?? ({ kind: "unknown" } as const),
     }));
     const action = decideMembership({ hosts, members: known, votersWanted: 3 }, Date.now());
-    switch (action.kind) {
-      case "none":
-        return false;
-      case "blocked":
+    if (action.kind === "none" || action.kind === "blocked") {
+      this.#overdue.clear();
+      if (action.kind === "blocked" && isFirst)
         this.#sayOnce(`the store's membership waits: ${action.because}`);
-        return false;
+      return false;
+    }
+    if (!isFirst && !this.#overdue.is(JSON.stringify(action))) return false;
+    switch (action.kind) {
       case "add-learner":
       case "add-voter": {
         const entry = (await this.#name(trust, action.host, true))?.hosts.get(action.host);

@@ -73,6 +73,19 @@ function keeperOf(
   return keeper;
 }
 
+/** The list, and swaps of it that all succeed. */
+function listStore(text: string) {
+  let value = text;
+  return {
+    get: () => Promise.resolve({ key: keys.trust, value, createRevision: 1n, modRevision: 1n, lease: 0n }),
+    put: () => Promise.resolve(),
+    txn: (_: unknown, [op]: readonly { readonly value: string }[]) => {
+      value = op?.value ?? "";
+      return Promise.resolve({ kind: "succeeded", revision: 2n });
+    },
+  };
+}
+
 function memberAt(address: string, more: Partial<Member> = {}): Member {
   const urls = { peerUrls: [peerUrl(address)], clientUrls: [clientUrl(address)] };
   return { id: "1", name: "h1", learner: false, ...urls, ...more };
@@ -127,15 +140,7 @@ void t.test("store: a host that has the keys from a backup says so in the list",
   listMembers(made, ["10.0.0.2"]);
   const around = new Surroundings();
   around.members = [memberAt("10.0.0.2", { id: "2", name: "h2" })];
-  let value = identity.text;
-  const store = {
-    ...around.store,
-    get: () => Promise.resolve({ key: keys.trust, value, createRevision: 1n, modRevision: 1n, lease: 0n }),
-    txn: (_: unknown, [op]: readonly { readonly value: string }[]) => {
-      value = op?.value ?? "";
-      return Promise.resolve({ kind: "succeeded", revision: 2n });
-    },
-  };
+  const store = { ...around.store, ...listStore(identity.text) };
   const etcd = { isConfigured: () => Promise.resolve(false), hasData: () => Promise.resolve(false) };
   const keeper = keeperOf(t, made, around, { etcd, authority, store });
   t.notOk(holdsAuthority(identity.trust(), host));
@@ -146,6 +151,51 @@ void t.test("store: a host that has the keys from a backup says so in the list",
   t.ok(holdsAuthority(identity.trust(), host), "its revocation makes another authority");
   t.same(identity.trust().hosts.get(host)?.held, authority.kids());
   t.equal(identity.trust().hosts.get(host)?.address, address);
+});
+
+void t.test("store: who comes first and does nothing is not waited for without end", async (t) => {
+  const made = await makeCluster(t);
+  // It is gone, and somebody says that it lives.
+  let gone = made.host;
+  for (let i = 2; gone >= made.host; i += 1) [gone = made.host] = listMembers(made, [`10.0.0.${i}`]);
+  const alive = { key: keys.alive(gone), value: JSON.stringify({ since: new Date().toISOString() }) };
+  const around = new Surroundings();
+  const stranger = memberAt("10.0.1.1", { id: "9", name: "stranger" });
+  const own = memberAt(made.address, { id: "1" });
+  around.members = [own, memberAt("10.0.1.2", { id: "2", name: "h2", learner: true }), stranger];
+  const store = {
+    ...listStore(made.identity.text),
+    call: {
+      ...around.store.call,
+      change: ({ path, body }: { readonly path: string; readonly body: { readonly ID: string } }) => {
+        around.members = (around.members ?? []).filter(({ id }) => id !== body.ID);
+        around.did(path, body.ID);
+        return Promise.resolve({ kind: "answered", value: { members: around.members } });
+      },
+    },
+  };
+  const mirror = {
+    get: () => null,
+    entries: (prefix: string) => (prefix === keys.alive("") ? [alive] : []),
+    sync: () => Promise.resolve(),
+  };
+  const etcd = {
+    isConfigured: () => Promise.resolve(true),
+    hasData: () => Promise.resolve(true),
+    ensureRunning: () => Promise.resolve(1),
+  };
+  const more = { etcd, authority: made.authority, store, mirror };
+  const patient = keeperOf(t, made, around, { ...more, takeOverMs: 3600_000 });
+  const told = once(around.events, "endpoints");
+  patient.start();
+  await told;
+  await patient.stop();
+  t.notOk(around.lines.includes("/v3/cluster/member/remove"), "it is not its turn");
+  const keeper = keeperOf(t, made, around, { ...more, takeOverMs: 400 });
+  const removed = once(around.events, "/v3/cluster/member/remove");
+  keeper.start();
+  await removed;
+  t.ok(around.lines.includes("/v3/cluster/member/remove"));
 });
 
 for (const isRestarted of [false, true])
