@@ -5,8 +5,10 @@
 //! * a session can open whatever was accepted, and everything that it then writes is a record again.
 
 use serde_json::Value;
-use weft_proto::ids::{Epoch, Generation, HostId, Nonce, Rid, SessionId};
-use weft_proto::record::{Owner, RECORD_MAX, Record, RecordError, ReplicaState, region_shift_for};
+use weft_proto::ids::{Generation, HostId, Nonce, Rid, SessionId};
+use weft_proto::record::{
+    COUNTER_MAX, EPOCH_MAX, Owner, RECORD_MAX, Record, RecordError, ReplicaState, region_shift_for,
+};
 
 use crate::input::Input;
 
@@ -100,7 +102,7 @@ fn accepted(record: &Record) {
     grown.clean = false;
     grown.next = None;
     grown.nonce = Nonce(u128::MAX);
-    (grown.epoch, grown.rev.0) = (Epoch(Epoch::MAX.0 / 2), u64::MAX / 2);
+    (grown.epoch, grown.rev.0) = (EPOCH_MAX, COUNTER_MAX);
     grown.closed_gen = Generation(u64::MAX);
     let template = grown.replicas.first().cloned();
     while let Some(mut entry) = template.clone().filter(|_| grown.replicas.len() < 8) {
@@ -114,7 +116,7 @@ fn accepted(record: &Record) {
         grown.replicas.push(entry);
     }
     for entry in &mut grown.replicas {
-        entry.pool_inc.0 = u64::MAX;
+        entry.pool_inc.0 = COUNTER_MAX;
         entry.base = Generation(u64::MAX);
         entry.since = "18446744073709551615".into();
         entry.reason = "an attempt to write what the longest of our reasons says, and more".into();
