@@ -13,7 +13,7 @@
 
 use core::fmt::Write as _;
 
-use crate::cases::{Case, Expected, Setup};
+use crate::cases::{Case, Expected, Setup, unbroken};
 use crate::explore::{Counted, Event, Model, Violation};
 use crate::mask::Mask;
 
@@ -416,19 +416,7 @@ const CBT: Config =
 const CLONE: Config = Config { clone: true, changes: 2, ..CBT };
 const FOLD: Config = Config { fold: true, blocks: 2, writes: 2, ..CBT };
 
-const fn broken(
-    name: &'static str,
-    rule: &'static str,
-    config: Config,
-    mutation: Mutation,
-    expected: Expected,
-) -> Case {
-    Case::small(name, rule, Setup::Cbt(Config { mutation: Some(mutation), ..config }), expected)
-}
-
-const fn case(name: &'static str, rule: &'static str, config: Config) -> Case {
-    Case { name, rule, setup: Setup::Cbt(config), max_states: 3_000_000, expected: Expected::Exhausted }
-}
+broken_cases!(Cbt);
 
 /// Every mutation's case, and the bounds of the unbroken runs.
 pub const CASES: &[Case] = &[
@@ -481,7 +469,13 @@ pub const CASES: &[Case] = &[
         Mutation::JoinUnfolded,
         Expected::Steps(4),
     ),
-    case("cbt", "R29: three writes, three changes, a death", CBT),
-    case("cbt-clone", "R29 in a volume and its clone", CLONE),
-    case("cbt-fold", "R26, R29", FOLD),
+    unbroken(
+        "cbt",
+        "R29: three writes, three changes, a death",
+        Setup::Cbt(CBT),
+        3_000_000,
+        Expected::Exhausted,
+    ),
+    unbroken("cbt-clone", "R29 in a volume and its clone", Setup::Cbt(CLONE), 3_000_000, Expected::Exhausted),
+    unbroken("cbt-fold", "R26, R29", Setup::Cbt(FOLD), 3_000_000, Expected::Exhausted),
 ];

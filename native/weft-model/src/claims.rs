@@ -245,66 +245,61 @@ const HONEST_ONLY: Config =
 const LYING: Config = Config { lies: true, revisions: 3, ..HONEST_ONLY };
 const CHAIN: Config = Config { through_others: true, ..HONEST_ONLY };
 
-const fn case(
-    name: &'static str,
-    rule: &'static str,
-    config: Config,
-    mutation: Option<Mutation>,
-    expected: Expected,
-) -> Case {
-    Case::small(name, rule, Setup::Claims(Config { mutation, ..config }), expected)
-}
+broken_cases!(Claims);
 
 /// Every mutation's case, and the bounds of the unbroken runs.
 pub const CASES: &[Case] = &[
-    case(
+    broken(
         "claims-adopted",
         "R11 by the letter of before: each side keeps the higher watermark",
         LYING,
-        Some(Mutation::Adopted),
+        Mutation::Adopted,
         Expected::Steps(1),
     ),
-    case(
+    broken(
         "claims-outlive",
         "R11 a claim is kept when its host is revoked",
         LYING,
-        Some(Mutation::OutlivesRevocation),
+        Mutation::OutlivesRevocation,
         Expected::Steps(5),
     ),
-    case(
+    broken(
         "claims-relayed",
         "R11 a host says as its own what it was told",
         LYING,
-        Some(Mutation::Relayed),
+        Mutation::Relayed,
         Expected::Steps(3),
     ),
-    case(
+    broken(
         "claims-ignored",
         "R11 what others have seen refuses nothing",
         HONEST_ONLY,
-        Some(Mutation::Ignored),
+        Mutation::Ignored,
         Expected::Steps(4),
     ),
-    case(
+    broken(
         "claims-never-sink",
         "R11 a claim stays although the store has shown it, or its host says less",
         LYING,
-        Some(Mutation::NeverSinks),
+        Mutation::NeverSinks,
         Expected::Steps(2),
     ),
-    case(
+    Case::small(
         "claims-through-others",
         "R11 what came to the host that is asked through another one",
-        Config { hosts: 4, revisions: 2, ..CHAIN },
-        None,
+        Setup::Claims(Config { hosts: 4, revisions: 2, ..CHAIN }),
         Expected::Steps(5),
     ),
-    case(
+    Case::small(
         "claims",
         "R11 with claims, three honest hosts, each may tell what it was told",
-        CHAIN,
-        None,
+        Setup::Claims(CHAIN),
         Expected::Exhausted,
     ),
-    case("claims-liar", "R11 with claims and a host that lies", LYING, None, Expected::Exhausted),
+    Case::small(
+        "claims-liar",
+        "R11 with claims and a host that lies",
+        Setup::Claims(LYING),
+        Expected::Exhausted,
+    ),
 ];

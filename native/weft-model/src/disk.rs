@@ -325,63 +325,64 @@ impl Model for Disk {
 
 const BOUNDS: Config = Config { writes: 3, faults: 2, mutation: None };
 
-const fn case(
-    name: &'static str,
-    rule: &'static str,
-    mutation: Option<Mutation>,
-    expected: Expected,
-) -> Case {
-    Case::small(name, rule, Setup::Disk(Config { mutation, ..BOUNDS }), expected)
-}
+broken_cases!(Disk);
 
 /// Every mutation's case, and the bounds of the unbroken runs.
 pub const CASES: &[Case] = &[
-    case(
+    broken(
         "disk-start-before-drain",
         "R13 a process starts beside the ghost of the last",
-        Some(Mutation::StartBeforeDrain),
+        BOUNDS,
+        Mutation::StartBeforeDrain,
         Expected::Steps(11),
     ),
-    case(
+    broken(
         "disk-promise-before-drain",
         "R1, F6 a promise while older I/O is under way",
-        Some(Mutation::PromiseBeforeDrain),
+        BOUNDS,
+        Mutation::PromiseBeforeDrain,
         Expected::Steps(9),
     ),
-    case(
+    broken(
         "disk-attach-before-drain",
         "R1, F10 an attachment while older I/O is under way",
-        Some(Mutation::AttachBeforeDrain),
+        BOUNDS,
+        Mutation::AttachBeforeDrain,
         Expected::Steps(15),
     ),
-    case(
+    broken(
         "disk-old-ordinal-executes",
         "N7 an unread request of an old attachment executes",
-        Some(Mutation::OldOrdinalExecutes),
+        BOUNDS,
+        Mutation::OldOrdinalExecutes,
         Expected::Steps(15),
     ),
-    case(
+    broken(
         "disk-discard-without-sync",
         "R19, N8 a discard is acknowledged from the cache",
-        Some(Mutation::DiscardWithoutSync),
+        BOUNDS,
+        Mutation::DiscardWithoutSync,
         Expected::Steps(11),
     ),
-    case(
+    broken(
         "disk-seal-before-checksum",
         "R22 SEALED before the checksums are durable",
-        Some(Mutation::SealBeforeChecksum),
+        BOUNDS,
+        Mutation::SealBeforeChecksum,
         Expected::Steps(10),
     ),
-    case(
+    broken(
         "disk-checksum-not-renewed",
         "4.10 checksums of unsealed regions are not computed anew at a start",
-        Some(Mutation::ChecksumNotRenewed),
+        BOUNDS,
+        Mutation::ChecksumNotRenewed,
         Expected::Steps(10),
     ),
-    case(
+    broken(
         "disk-owners-seal-counts",
         "R22 checksums count by the owner's seal",
-        Some(Mutation::OwnersSealCounts),
+        BOUNDS,
+        Mutation::OwnersSealCounts,
         Expected::Steps(9),
     ),
     Case {

@@ -891,16 +891,7 @@ const CLONE: Config = Config { images: 1, faults: 1, ..CLONES };
 const COPIES: Config = Config { copies: true, images: 3, writes: 1, faults: 1, ..DELETES };
 const EVERYTHING: Config = Config { copies: true, clones: true, images: 3, writes: 3, faults: 3, ..DELETES };
 
-const fn broken(
-    name: &'static str,
-    rule: &'static str,
-    config: Config,
-    mutation: Mutation,
-    expected: Expected,
-) -> Case {
-    let setup = Setup::Image(Config { mutation: Some(mutation), ..config });
-    Case::small(name, rule, setup, expected)
-}
+broken_cases!(Image);
 
 /// Every mutation's case, and the bounds of the unbroken runs.
 pub const CASES: &[Case] = &[

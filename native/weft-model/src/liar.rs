@@ -305,59 +305,50 @@ impl Model for Liar {
 const NEAR: Config = Config { replicas: 2, max_epoch: 3, jump: 2, away: false, mutation: None };
 const AWAY: Config = Config { replicas: 1, away: true, ..NEAR };
 
-const fn case(
-    name: &'static str,
-    rule: &'static str,
-    config: Config,
-    mutation: Option<Mutation>,
-    expected: Expected,
-) -> Case {
-    Case::small(name, rule, Setup::Liar(Config { mutation, ..config }), expected)
-}
+broken_cases!(Liar);
 
 /// Every mutation's case, and the bounds of the unbroken runs.
 pub const CASES: &[Case] = &[
-    case(
+    broken(
         "near-jump-unverified",
         "R1 a promise a little above the last one is believed unread",
         NEAR,
-        Some(Mutation::NearJumpUnverified),
+        Mutation::NearJumpUnverified,
         Expected::Steps(1),
     ),
-    case(
+    broken(
         "verify-epoch-only",
         "R1 the read compares the epoch, not the owner",
         NEAR,
-        Some(Mutation::VerifyEpochOnly),
+        Mutation::VerifyEpochOnly,
         Expected::Steps(3),
     ),
-    case(
+    broken(
         "attach-unbound",
         "R1 an attachment is bound to its session alone",
         NEAR,
-        Some(Mutation::AttachUnbound),
+        Mutation::AttachUnbound,
         Expected::Steps(1),
     ),
-    case(
+    broken(
         "jump-from-promise",
         "R1 the jump without the store counts from the last promise",
         AWAY,
-        Some(Mutation::JumpFromPromise),
+        Mutation::JumpFromPromise,
         Expected::Steps(5),
     ),
-    case(
+    broken(
         "start-believes",
         "R1 a promise on the disk counts as verified after a start",
         AWAY,
-        Some(Mutation::StartBelieves),
+        Mutation::StartBelieves,
         Expected::Steps(6),
     ),
-    case("promise-verified", "R1, R11 and a host that lies", NEAR, None, Expected::Exhausted),
-    case(
+    Case::small("promise-verified", "R1, R11 and a host that lies", Setup::Liar(NEAR), Expected::Exhausted),
+    Case::small(
         "promise-verified-away",
         "the same, replicas that lose the store and restart",
-        AWAY,
-        None,
+        Setup::Liar(AWAY),
         Expected::Exhausted,
     ),
 ];

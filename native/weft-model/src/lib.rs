@@ -24,6 +24,22 @@ macro_rules! mutations {
     };
 }
 
+/// The `broken` of a small model's cases: its configuration with one rule taken away. `$setup` is the model's variant of
+/// [`cases::Setup`].
+macro_rules! broken_cases {
+    ($setup:ident) => {
+        const fn broken(
+            name: &'static str,
+            rule: &'static str,
+            config: Config,
+            mutation: Mutation,
+            expected: Expected,
+        ) -> Case {
+            Case::small(name, rule, Setup::$setup(Config { mutation: Some(mutation), ..config }), expected)
+        }
+    };
+}
+
 pub mod cases;
 pub mod cbt;
 pub mod claims;

@@ -272,81 +272,72 @@ const STARTS: Config = Config { starts: 4, put_back: 0, notes: true, mutation: N
 const PUT_BACK: Config = Config { put_back: 1, ..STARTS };
 const NO_NOTE: Config = Config { notes: false, ..PUT_BACK };
 
-const fn case(
-    name: &'static str,
-    rule: &'static str,
-    config: Config,
-    mutation: Option<Mutation>,
-    expected: Expected,
-) -> Case {
-    Case::small(name, rule, Setup::Pool(Config { mutation, ..config }), expected)
-}
+broken_cases!(Pool);
 
 /// Every mutation's case, and the bounds of the unbroken runs.
 pub const CASES: &[Case] = &[
-    case(
+    broken(
         "pool-intent-replaced",
         "N14 a new intent over one whose swap is unsettled",
         STARTS,
-        Some(Mutation::IntentReplaced),
+        Mutation::IntentReplaced,
         Expected::Steps(11),
     ),
-    case(
+    broken(
         "pool-behind-without-intent",
         "R10 one behind is accepted whatever the intent",
         NO_NOTE,
-        Some(Mutation::BehindWithoutIntent),
+        Mutation::BehindWithoutIntent,
         Expected::Steps(20),
     ),
-    case(
+    broken(
         "pool-intent-not-completed",
         "R10 a new intent before the last raise is completed",
         STARTS,
-        Some(Mutation::IntentNotCompleted),
+        Mutation::IntentNotCompleted,
         Expected::Steps(11),
     ),
-    case(
+    broken(
         "pool-serves-before-superblock",
         "R10 serves before its superblock is written: completed by the next start",
         NO_NOTE,
-        Some(Mutation::ServesBeforeSuperblock),
+        Mutation::ServesBeforeSuperblock,
         Expected::Exhausted,
     ),
-    case(
+    broken(
         "pool-intent-used-twice",
         "R10 an intent that was used already is believed: only an altered disk has one",
         NO_NOTE,
-        Some(Mutation::IntentUsedTwice),
+        Mutation::IntentUsedTwice,
         Expected::Exhausted,
     ),
-    case(
+    broken(
         "pool-blind-swap",
         "R10 the swap does not compare",
         STARTS,
-        Some(Mutation::BlindSwap),
+        Mutation::BlindSwap,
         Expected::Steps(10),
     ),
-    case(
+    broken(
         "pool-note-lags",
         "R10 the host notes the log's sequence too late",
         PUT_BACK,
-        Some(Mutation::NoteLags),
+        Mutation::NoteLags,
         Expected::Steps(18),
     ),
-    case(
+    broken(
         "pool-sequence-ignored",
         "R10 the last log sequence is not compared",
         PUT_BACK,
-        Some(Mutation::SequenceIgnored),
+        Mutation::SequenceIgnored,
         Expected::Steps(18),
     ),
-    case("pool", "R10, four starts", STARTS, None, Expected::Exhausted),
-    case("pool-put-back", "R10, a disk that is put back", PUT_BACK, None, Expected::Exhausted),
-    case(
+    Case::small("pool", "R10, four starts", Setup::Pool(STARTS), Expected::Exhausted),
+    Case::small("pool-put-back", "R10, a disk that is put back", Setup::Pool(PUT_BACK), Expected::Exhausted),
+    Case::small(
         "pool-no-note",
         "R10, a disk that is put back, the host's note lost",
-        NO_NOTE,
-        None,
+        Setup::Pool(NO_NOTE),
         Expected::Exhausted,
     ),
 ];

@@ -574,16 +574,7 @@ const STEADY: Config = Config {
 const CHANGING: Config = Config { replicas: 4, writes: 1, reads: 1, given_up: 0, changes: 1, ..STEADY };
 const LOSING: Config = Config { replicas: 3, losses: 1, ..CHANGING };
 
-const fn broken(
-    name: &'static str,
-    rule: &'static str,
-    config: Config,
-    mutation: Mutation,
-    expected: Expected,
-) -> Case {
-    let setup = Setup::Register(Config { mutation: Some(mutation), ..config });
-    Case::small(name, rule, setup, expected)
-}
+broken_cases!(Register);
 
 /// Every mutation's case, and the bounds of the unbroken runs.
 pub const CASES: &[Case] = &[

@@ -13,7 +13,7 @@
 
 use core::fmt::Write as _;
 
-use crate::cases::{Case, Expected, Setup};
+use crate::cases::{Case, Expected, Setup, unbroken};
 use crate::explore::{Counted, Event, Model, Violation};
 use crate::mask::Mask;
 
@@ -486,19 +486,7 @@ const MISSED: Config = Config { missed: true, ..REVERT };
 const COPIED: Config = Config { copied: true, ..REVERT };
 const LOST: Config = Config { lost_store: true, ends: 1, changes: 1, ..REVERT };
 
-const fn broken(
-    name: &'static str,
-    rule: &'static str,
-    config: Config,
-    mutation: Mutation,
-    expected: Expected,
-) -> Case {
-    Case::small(name, rule, Setup::Revert(Config { mutation: Some(mutation), ..config }), expected)
-}
-
-const fn case(name: &'static str, rule: &'static str, config: Config) -> Case {
-    Case { name, rule, setup: Setup::Revert(config), max_states: 3_000_000, expected: Expected::Exhausted }
-}
+broken_cases!(Revert);
 
 /// Every mutation's case, and the bounds of the unbroken runs.
 pub const CASES: &[Case] = &[
@@ -565,9 +553,39 @@ pub const CASES: &[Case] = &[
         Mutation::ToldAtSwap,
         Expected::Steps(12),
     ),
-    case("revert", "R30: two changes, two owners that end", REVERT),
-    case("revert-missed", "R30, a member that missed the snapshot", MISSED),
-    case("revert-copied", "R30, a member that got the image from the other", COPIED),
-    case("revert-missed-lost-store", "R30, both", Config { missed: true, ..LOST }),
-    case("revert-lost-store", "R30, a store that is lost", LOST),
+    unbroken(
+        "revert",
+        "R30: two changes, two owners that end",
+        Setup::Revert(REVERT),
+        3_000_000,
+        Expected::Exhausted,
+    ),
+    unbroken(
+        "revert-missed",
+        "R30, a member that missed the snapshot",
+        Setup::Revert(MISSED),
+        3_000_000,
+        Expected::Exhausted,
+    ),
+    unbroken(
+        "revert-copied",
+        "R30, a member that got the image from the other",
+        Setup::Revert(COPIED),
+        3_000_000,
+        Expected::Exhausted,
+    ),
+    unbroken(
+        "revert-missed-lost-store",
+        "R30, both",
+        Setup::Revert(Config { missed: true, ..LOST }),
+        3_000_000,
+        Expected::Exhausted,
+    ),
+    unbroken(
+        "revert-lost-store",
+        "R30, a store that is lost",
+        Setup::Revert(LOST),
+        3_000_000,
+        Expected::Exhausted,
+    ),
 ];

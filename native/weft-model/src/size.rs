@@ -390,97 +390,98 @@ impl Model for Size {
 const BOUNDS: Config = Config { changes: 6, lost_store: false, mutation: None };
 const LOST: Config = Config { lost_store: true, changes: 4, ..BOUNDS };
 
-const fn broken(name: &'static str, rule: &'static str, mutation: Mutation, expected: Expected) -> Case {
-    let setup = Setup::Size(Config { mutation: Some(mutation), ..LOST });
-    Case::small(name, rule, setup, expected)
-}
-
-const fn case(
-    name: &'static str,
-    rule: &'static str,
-    mutation: Option<Mutation>,
-    expected: Expected,
-) -> Case {
-    Case::small(name, rule, Setup::Size(Config { mutation, ..BOUNDS }), expected)
-}
+broken_cases!(Size);
 
 /// Every mutation's case, and the bounds of the unbroken runs.
 pub const CASES: &[Case] = &[
-    case(
+    broken(
         "size-swap-before-grow",
         "D13 the record grows before the replicas",
-        Some(Mutation::SwapBeforeGrow),
+        BOUNDS,
+        Mutation::SwapBeforeGrow,
         Expected::Steps(2),
     ),
-    case(
+    broken(
         "size-cut-before-swap",
         "R18 replicas are cut before the swap",
-        Some(Mutation::CutBeforeSwap),
+        BOUNDS,
+        Mutation::CutBeforeSwap,
         Expected::Steps(1),
     ),
-    case(
+    broken(
         "size-grow-keeps-old",
         "N18 growing leaves what a shrink left behind",
-        Some(Mutation::GrowKeepsOld),
+        BOUNDS,
+        Mutation::GrowKeepsOld,
         Expected::Steps(6),
     ),
-    case(
+    broken(
         "size-join-without-grow",
         "D14 a stale replica joins at its old size",
-        Some(Mutation::JoinWithoutGrow),
+        BOUNDS,
+        Mutation::JoinWithoutGrow,
         Expected::Steps(5),
     ),
-    case(
+    broken(
         "size-grow-unstamped",
         "what growing made absent is not stamped",
-        Some(Mutation::GrowUnstamped),
+        BOUNDS,
+        Mutation::GrowUnstamped,
         Expected::Steps(7),
     ),
-    case(
+    broken(
         "size-sealed-while-growing",
         "R7 sealed while a growth is under way",
-        Some(Mutation::SealedWhileGrowing),
+        BOUNDS,
+        Mutation::SealedWhileGrowing,
         Expected::Steps(7),
     ),
-    case(
+    broken(
         "size-grow-from-own-size",
         "R18 growing begins at the replica's own size",
-        Some(Mutation::GrowFromOwnSize),
+        BOUNDS,
+        Mutation::GrowFromOwnSize,
         Expected::Steps(6),
     ),
     broken(
         "size-grow-keeps-epoch",
         "R25 growing does not raise the epoch",
+        LOST,
         Mutation::GrowKeepsEpoch,
         Expected::Steps(5),
     ),
     broken(
         "size-shrink-keeps-epoch",
         "R25 shrinking does not raise the epoch",
+        LOST,
         Mutation::ShrinkKeepsEpoch,
         Expected::Steps(2),
     ),
     broken(
         "size-told-at-swap",
         "R25 told before the members hold it",
+        LOST,
         Mutation::ToldAtSwap,
         Expected::Steps(1),
     ),
     broken(
         "size-cut-after-grow",
         "R18 a pending cut is done after growing again",
+        LOST,
         Mutation::CutAfterGrow,
         Expected::Steps(7),
     ),
     broken(
         "size-cut-after-promise",
         "R18 a pending cut is done after a promise that knows no cut",
+        LOST,
         Mutation::CutAfterPromise,
         Expected::Steps(10),
     ),
     broken(
         "size-grown-across-epochs",
         "R18 a growth goes on over a promise that cuts",
+        LOST,
         Mutation::GrownAcrossEpochs,
         Expected::Steps(6),
     ),
@@ -491,5 +492,5 @@ pub const CASES: &[Case] = &[
         max_states: 3_000_000,
         expected: Expected::Exhausted,
     },
-    case("size", "R18, D13, D14, N18, six changes", None, Expected::Exhausted),
+    Case::small("size", "R18, D13, D14, N18, six changes", Setup::Size(BOUNDS), Expected::Exhausted),
 ];

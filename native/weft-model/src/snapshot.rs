@@ -1015,16 +1015,7 @@ const EVERYTHING: Config = Config {
 };
 const GROUP: Config = Config { volumes: 2, sessions: 1, max_epoch: 1, attempts: 1, ..ONE };
 
-const fn broken(
-    name: &'static str,
-    rule: &'static str,
-    config: Config,
-    mutation: Mutation,
-    expected: Expected,
-) -> Case {
-    let setup = Setup::Snapshot(Config { mutation: Some(mutation), ..config });
-    Case::small(name, rule, setup, expected)
-}
+broken_cases!(Snapshot);
 
 /// Every mutation's case, and the bounds of the unbroken runs.
 pub const CASES: &[Case] = &[

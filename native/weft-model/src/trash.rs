@@ -275,67 +275,64 @@ impl Model for Trash {
 const LIVING: Config = Config { changes: 5, store_lost: false, mutation: None };
 const LOST: Config = Config { store_lost: true, ..LIVING };
 
-const fn case(
-    name: &'static str,
-    rule: &'static str,
-    config: Config,
-    mutation: Option<Mutation>,
-    expected: Expected,
-) -> Case {
-    Case::small(name, rule, Setup::Trash(Config { mutation, ..config }), expected)
-}
+broken_cases!(Trash);
 
 /// Every mutation's case, and the bounds of the unbroken runs.
 pub const CASES: &[Case] = &[
-    case(
+    broken(
         "trash-absence",
         "N5 an absent record deletes",
         LOST,
-        Some(Mutation::AbsenceDeletes),
+        Mutation::AbsenceDeletes,
         Expected::Steps(3),
     ),
-    case(
+    broken(
         "trash-judged-at-reading",
         "N19 judged by what the replica kept when the record was read",
         LIVING,
-        Some(Mutation::JudgedAtReading),
+        Mutation::JudgedAtReading,
         Expected::Steps(5),
     ),
-    case(
+    broken(
         "trash-older-record",
         "R15 a record that is not above the replica's own",
         LOST,
-        Some(Mutation::OlderRecordDeletes),
+        Mutation::OlderRecordDeletes,
         Expected::Steps(5),
     ),
-    case(
+    broken(
         "trash-unnamed",
         "R15 next_rid is not compared",
         LIVING,
-        Some(Mutation::UnnamedDeletes),
+        Mutation::UnnamedDeletes,
         Expected::Steps(4),
     ),
-    case(
+    broken(
         "trash-emptied-unseen",
         "R15 by the letter: the trash is emptied after a day",
         LIVING,
-        Some(Mutation::EmptiedUnseen),
+        Mutation::EmptiedUnseen,
         Expected::Steps(6),
     ),
-    case(
+    broken(
         "trash-emptied-without-swap",
         "the trash is emptied after a look at the record, without a swap",
         LIVING,
-        Some(Mutation::EmptiedWithoutSwap),
+        Mutation::EmptiedWithoutSwap,
         Expected::Steps(6),
     ),
-    case(
+    broken(
         "trash-emptied-behind-watermark",
         "R15 the trash is emptied while the store is behind",
         LOST,
-        Some(Mutation::EmptiedBehindWatermark),
+        Mutation::EmptiedBehindWatermark,
         Expected::Steps(8),
     ),
-    case("trash", "R15, five changes of the record", LIVING, None, Expected::Exhausted),
-    case("trash-lost-store", "R15 and a store that is lost or goes back", LOST, None, Expected::Exhausted),
+    Case::small("trash", "R15, five changes of the record", Setup::Trash(LIVING), Expected::Exhausted),
+    Case::small(
+        "trash-lost-store",
+        "R15 and a store that is lost or goes back",
+        Setup::Trash(LOST),
+        Expected::Exhausted,
+    ),
 ];
