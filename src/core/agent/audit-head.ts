@@ -9,7 +9,7 @@ import { z } from "zod";
 
 import { reasonOf } from "../wire/errors.ts";
 import { u64 } from "../wire/json-types.ts";
-import { openByHost } from "../wire/signed.ts";
+import { openOfHost } from "../wire/signed-trust.ts";
 import type { StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { Audit } from "./audit.ts";
@@ -96,12 +96,7 @@ export async function readHead(
   const { host } = signer;
   const entry = await store.get(keys.auditHead(host));
   if (entry === null) return { kind: "none" };
-  const kids =
-    signer
-      .trust()
-      .hosts.get(host)
-      ?.keys.map(({ kid }) => kid) ?? [];
-  const body = openByHost("audit-head", entry.value, kids);
+  const body = openOfHost(signer.trust(), host, "audit-head", entry.value);
   const head = body === null ? null : parsedHead(body);
   // One host's words about another one's audit are not even looked at.
   if (head === null || head.host !== host) return { kind: "foreign" };

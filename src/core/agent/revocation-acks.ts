@@ -14,7 +14,7 @@ import type { HostId } from "../model/ids.ts";
 import type { Trust } from "../model/trust.ts";
 import { isWeftError, reasonOf } from "../wire/errors.ts";
 import type { StoreClient } from "../wire/store-client.ts";
-import { openByHost } from "../wire/signed.ts";
+import { openOfHost } from "../wire/signed-trust.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { IdentityKeeper } from "./identity.ts";
 import type { Log } from "./log.ts";
@@ -43,8 +43,7 @@ const signedJson = ackJson.extend({ revoked: z.string(), by: z.string() });
 
 /** Null: the host `by` has not said, and signed, anything about this one. */
 export function readAck(trust: Trust, text: string, revoked: HostId, by: HostId): Ack | null {
-  const kids = (trust.hosts.get(by)?.keys ?? []).map(({ kid }) => kid);
-  const body = openByHost("revocation-ack", text, kids);
+  const body = openOfHost(trust, by, "revocation-ack", text);
   const ack = body === null ? null : readValue(signedJson, body);
   return ack !== null && ack.revoked === revoked && ack.by === by ? ack : null;
 }
@@ -67,8 +66,8 @@ export type RevocationAcksOptions = {
 type Duty = {
   readonly generation: bigint;
   readonly sinceMs: number;
-  readonly said: string | null;
-  readonly isDone: boolean;
+  said: string | null;
+  isDone: boolean;
 };
 
 export class RevocationAcks {
@@ -125,7 +124,8 @@ export class RevocationAcks {
       if (duty.said === null || !isChanged) continue;
       const shown = this.#shown(host);
       if (shown !== null && JSON.stringify(shown) === duty.said) continue;
-      Object.assign(duty, { said: null, isDone: false });
+      duty.said = null;
+      duty.isDone = false;
       // However often somebody does that.
       this.#wake.nudgeIn(LOOK_MS);
     }
@@ -173,12 +173,14 @@ export class RevocationAcks {
       const text = JSON.stringify(ack);
       const isThere = text === duty.said || text === JSON.stringify(this.#shown(host));
       // Before it is written: if it goes while its answer is under way, that is seen.
-      Object.assign(duty, { said: text, isDone: ack.weftd && member !== false });
+      duty.said = text;
+      duty.isDone = ack.weftd && member !== false;
       if (isThere) continue;
       try {
         await store.put(keys.revocationBy(host, identity.host), this.#signed(ack, host));
       } catch (error) {
-        Object.assign(duty, { said: null, isDone: false });
+        duty.said = null;
+        duty.isDone = false;
         throw error;
       }
     }

@@ -19,6 +19,7 @@ import { randomUUID } from "node:crypto";
 
 import type { Decision } from "../model/finding.ts";
 import { byText, type HostId, parseHostId } from "../model/ids.ts";
+import { majority } from "../model/membership.ts";
 import type { Authority, Replacement, Trust } from "../model/trust.ts";
 import { holdsAuthority, membersOf, revokeHost as revokeInList, withHeld } from "../model/trust.ts";
 import type { HostRevokeAnswer } from "../wire/agent-api.ts";
@@ -247,7 +248,7 @@ async function refuseLoss(
     staying.map(({ clientUrls: [url = ""] }) => storeKeeper.members.statusOf(url)),
   );
   const healthy = answering.filter((status) => status !== null && status.leader !== "0").length;
-  const needed = Math.floor(voters.length / 2) + 1;
+  const needed = majority(voters.length);
   if (healthy >= needed) return;
   throw new WeftError({
     code: "E-STORE-05",
@@ -278,7 +279,7 @@ function refuseSplit(
 ): void {
   const voters = members.filter(({ learner }) => !learner);
   const count = voters.filter((member) => having.some((id) => id === hostOfMember(trust, member))).length;
-  const needed = Math.floor(voters.length / 2) + 1;
+  const needed = majority(voters.length);
   if (count >= needed) return;
   const away = missing.map((id) => trust.hosts.get(id)?.name ?? id).toSorted(byText);
   throw new WeftError({

@@ -25,7 +25,7 @@ import { isWeftError, reasonOf } from "../wire/errors.ts";
 import type { IdentityFiles } from "../wire/identity-files.ts";
 import { u64 } from "../wire/json-types.ts";
 import type { StoreClient } from "../wire/store-client.ts";
-import { openByHost } from "../wire/signed.ts";
+import { openOfHost } from "../wire/signed-trust.ts";
 import { keys } from "../wire/store-keys.ts";
 import { readCertificate } from "../wire/certificate.ts";
 import type { AuthorityKeeper } from "./authority.ts";
@@ -144,8 +144,9 @@ export class RotationKeeper {
   /** Said again where it doesn't stand in the store: every host can write there. */
   async #say(ack: RotationAck, trust: Trust): Promise<void> {
     const { store, identity, mirror } = this.#options;
-    const known = acksOf(mirror, trust).get(identity.host);
-    if (known !== undefined && bodyOf(identity.host, known) === bodyOf(identity.host, ack)) return;
+    const entry = mirror.get(keys.trustAck(identity.host));
+    const known = entry === null ? null : readAck(trust, identity.host, entry.value);
+    if (known !== null && bodyOf(identity.host, known) === bodyOf(identity.host, ack)) return;
     await store.put(keys.trustAck(identity.host), identity.sign("trust-ack", bodyOf(identity.host, ack)));
   }
 
@@ -201,14 +202,18 @@ export function acksOf(mirror: Pick<Mirror, "entries">, trust: Trust): ReadonlyM
   for (const { key, value } of mirror.entries(keys.trustAcks)) {
     const host = parseHostId(key.slice(keys.trustAcks.length));
     if (host === null) continue;
-    const kids = (trust.hosts.get(host)?.keys ?? []).map(({ kid }) => kid);
-    const body = openByHost("trust-ack", value, kids);
-    const ack = body === null ? null : readValue(ackJson, body);
-    if (ack === null || ack.host !== host) continue;
-    const { generation, certBy, member } = ack;
-    acks.set(host, { generation, certBy, member });
+    const ack = readAck(trust, host, value);
+    if (ack !== null) acks.set(host, ack);
   }
   return acks;
+}
+
+function readAck(trust: Trust, host: HostId, text: string): RotationAck | null {
+  const body = openOfHost(trust, host, "trust-ack", text);
+  const ack = body === null ? null : readValue(ackJson, body);
+  if (ack === null || ack.host !== host) return null;
+  const { generation, certBy, member } = ack;
+  return { generation, certBy, member };
 }
 
 function bodyOf(host: HostId, { generation, certBy, member }: RotationAck): string {

@@ -153,7 +153,8 @@ function removal(members: readonly StoreMember[], host: HostId): MembershipActio
   return { kind: "remove", host };
 }
 
-function majority(voters: number): number {
+/** So many of the voters must answer. */
+export function majority(voters: number): number {
   return Math.floor(voters / 2) + 1;
 }
 

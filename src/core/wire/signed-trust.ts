@@ -5,10 +5,11 @@
  */
 import type { Decision } from "../model/finding.ts";
 import { finding, ok, refused } from "../model/finding.ts";
+import type { HostId } from "../model/ids.ts";
 import { acceptTrust } from "../model/trust.ts";
 import type { SignedTrust, Trust } from "../model/trust.ts";
 import { isWeftError } from "./errors.ts";
-import { openSigned } from "./signed.ts";
+import { openByHost, openSigned, type SignedKind } from "./signed.ts";
 import { keys } from "./store-keys.ts";
 import { parseTrust } from "./trust.ts";
 
@@ -33,6 +34,12 @@ export function openNextTrust(known: SignedTrust, text: string): Decision<Signed
   const { body, by } = opened.value;
   const trust = parsed(body);
   return trust.kind === "refused" ? trust : acceptTrust(known, { trust: trust.value, body, by });
+}
+
+/** What this host signed as this kind, by a key that the list has of it; null: it has not. */
+export function openOfHost(trust: Trust, host: HostId, kind: SignedKind, text: string): string | null {
+  const kids = (trust.hosts.get(host)?.keys ?? []).map(({ kid }) => kid);
+  return openByHost(kind, text, kids);
 }
 
 /** Where a text that may be a list would stand among lists: to put them in order, and for nothing else. 0: nowhere. */
