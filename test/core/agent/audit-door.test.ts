@@ -146,15 +146,20 @@ void t.test("agent: the audit of all hosts is read on any of them, and who is aw
   t.match(without.missing, [{ host: "h2", reason: /does not answer/ }]);
 });
 
-void t.test("agent: lines that were cut off whole are missed by what the store kept", async (t) => {
+/** One that keeps what is put. */
+function keepingStore(): Pick<StoreClient, "get" | "put"> {
   const kept = new Map<string, string>();
-  const store = {
+  return {
     get: async (key: string) => {
       const value = kept.get(key);
       return value === undefined ? null : { key, value, modRevision: 1n };
     },
     put: async (key: string, value: string) => void kept.set(key, value),
   } as unknown as Pick<StoreClient, "get" | "put">;
+}
+
+void t.test("agent: lines that were cut off whole are missed by what the store kept", async (t) => {
+  const store = keepingStore();
   const directory = t.testdir();
   const log = openLog("silent");
   const { identity, host } = await makeCluster(t);
@@ -192,14 +197,7 @@ void t.test("agent: lines that were cut off whole are missed by what the store k
 });
 
 void t.test("agent: another host can't raise a false alarm about this one's audit", async (t) => {
-  const kept = new Map<string, string>();
-  const store = {
-    get: async (key: string) => {
-      const value = kept.get(key);
-      return value === undefined ? null : { key, value, modRevision: 1n };
-    },
-    put: async (key: string, value: string) => void kept.set(key, value),
-  } as unknown as Pick<StoreClient, "get" | "put">;
+  const store = keepingStore();
   const log = openLog("silent");
   const [made, thief] = [await makeCluster(t), await makeCluster(t)];
   const { identity, host } = made;
@@ -209,7 +207,7 @@ void t.test("agent: another host can't raise a false alarm about this one's audi
   const write = () => audit.begin({ id: host, who, from: "x", what: "POST /v1/pools", target: {} }, false);
   await write();
   await new AuditHeads(audit, store, identity, log).keep();
-  const own = kept.get(keys.auditHead(host)) ?? "";
+  const own = (await store.get(keys.auditHead(host)))?.value ?? "";
 
   const at = new Date().toISOString();
   const body = JSON.stringify({ host, seq: "1", hash: "f".repeat(64), at });

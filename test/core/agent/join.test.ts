@@ -4,7 +4,7 @@ import t from "tap";
 import { joinTarget } from "../../../src/core/agent/join.ts";
 import { IdentityFiles } from "../../../src/core/wire/identity-files.ts";
 import { keys } from "../../../src/core/wire/store-keys.ts";
-import { eventually, joinHost, startCluster } from "./test-host.ts";
+import { eventually, joinHost, startCluster, startWithSpare } from "./test-host.ts";
 
 void t.test("join: the address to ask is read as people write it", async (t) => {
   t.same(joinTarget("h1"), { host: "h1", port: 7400 });
@@ -67,17 +67,7 @@ void t.test(
 void t.test(
   "host: one that is removed while it is off learns so from a member, and may join again",
   async (t) => {
-    const hosts = await startCluster(t, 4, 71);
-    const [h1] = hosts;
-    if (h1 === undefined) throw new Error("hosts");
-    const listed = await eventually(
-      "three voters",
-      () => h1.client.hosts(),
-      (list) => list.filter(({ store }) => store === "voter").length === 3,
-      60_000,
-    );
-    const spare = hosts.find(({ name }) => listed.find((host) => host.name === name)?.store === "none");
-    if (spare === undefined) throw new Error("one that is no member of the store");
+    const { h1, spare } = await startWithSpare(t, 71);
     const before = await spare.client.cluster();
     await spare.stopAgent();
     await eventually(

@@ -13,7 +13,7 @@ import { StoreMembers } from "../../../src/core/wire/store-members.ts";
 import { renderTrust } from "../../../src/core/wire/trust.ts";
 import type { Trust } from "../../../src/core/model/trust.ts";
 import { storeTlsOf } from "./store-tls-of.ts";
-import { eventually, startCluster } from "./test-host.ts";
+import { eventually, startCluster, startWithSpare } from "./test-host.ts";
 import type { TestHost } from "./test-host.ts";
 
 async function listIn(host: TestHost): Promise<Trust> {
@@ -27,19 +27,7 @@ async function listIn(host: TestHost): Promise<Trust> {
 void t.test(
   "membership: what a host tells etcd and the store makes nobody a member, and takes none away",
   async (t) => {
-    const hosts = await startCluster(t, 4, 171);
-    const [h1] = hosts;
-    if (h1 === undefined) throw new Error("hosts");
-    const list = await eventually(
-      "three voters",
-      () => h1.client.hosts(),
-      (answer) => answer.filter(({ store }) => store === "voter").length === 3,
-      60_000,
-    );
-    const storeOf = (host: TestHost): string => list.find(({ name }) => name === host.name)?.store ?? "";
-    const thief = hosts.find((host) => storeOf(host) === "none");
-    const victim = hosts.find((host) => host !== h1 && storeOf(host) === "voter");
-    if (thief === undefined || victim === undefined) throw new Error("three members, and one that is none");
+    const { hosts, h1, member: victim, spare: thief } = await startWithSpare(t, 171);
     const idOf = async (host: TestHost): Promise<string> => (await host.client.cluster()).host;
     const trust = await listIn(h1);
     const members = await Promise.all(hosts.filter((host) => host !== thief).map(idOf));

@@ -13,7 +13,7 @@ import { makeHostCert } from "../../../src/core/wire/x509-make.ts";
 import { IdentityFiles } from "../../../src/core/wire/identity-files.ts";
 import { parseHostId } from "../../../src/core/model/ids.ts";
 import { tlsOf } from "../wire/etcd-for-tests.ts";
-import { eventually, startCluster } from "./test-host.ts";
+import { eventually, startWithSpare } from "./test-host.ts";
 import type { TestHost } from "./test-host.ts";
 import { storeTlsOf } from "./store-tls-of.ts";
 
@@ -72,19 +72,7 @@ async function watchOf(
 }
 
 void t.test("host revoke: one that is no member, then a member, within 5 s each", async (t) => {
-  const hosts = await startCluster(t, 4, 1);
-  const [h1, h2, h3, h4] = hosts;
-  if (h1 === undefined || h2 === undefined || h3 === undefined || h4 === undefined) throw new Error("hosts");
-  await eventually(
-    "three voters",
-    () => h1.client.hosts(),
-    (list) => list.filter(({ store }) => store === "voter").length === 3,
-    60_000,
-  );
-  const list = await h1.client.hosts();
-  const member = [h2, h3, h4].find(({ name }) => list.find((h) => h.name === name)?.store === "voter");
-  const spare = hosts.find(({ name }) => list.find((h) => h.name === name)?.store === "none");
-  if (member === undefined || spare === undefined) throw new Error("three members, and one that is none");
+  const { h1, member, spare, list } = await startWithSpare(t, 1);
   await t.rejects(h1.client.revokeHost("h1"), { code: "E-HOST-12" });
   await t.rejects(h1.client.revokeHost("h9"), { code: "E-ARG-01" });
   await t.rejects(spare.client.revokeHost("h1"), { code: "E-CA-01" });
@@ -219,19 +207,7 @@ void t.test("host revoke: one that is no member, then a member, within 5 s each"
 });
 
 void t.test("host revoke: a host that was off meanwhile comes back by its key", async (t) => {
-  const hosts = await startCluster(t, 4, 11);
-  const [h1] = hosts;
-  if (h1 === undefined) throw new Error("hosts");
-  const list = await eventually(
-    "three voters",
-    () => h1.client.hosts(),
-    (answer) => answer.filter(({ store }) => store === "voter").length === 3,
-    60_000,
-  );
-  const storeOf = (host: TestHost): string => list.find(({ name }) => name === host.name)?.store ?? "";
-  const spare = hosts.find((host) => storeOf(host) === "none");
-  const member = hosts.find((host) => host !== h1 && storeOf(host) === "voter");
-  if (spare === undefined || member === undefined) throw new Error("three members, and one that is none");
+  const { h1, member, spare, list } = await startWithSpare(t, 11);
   await spare.stopAgent();
   await spare.weftd.stop();
   // Who is alive is waited for.

@@ -7,6 +7,7 @@ import { nativeBin } from "../../../scripts/lib/repository.ts";
 import { Agent } from "../../../src/core/agent/agent.ts";
 import { EtcdProcess } from "../../../src/core/agent/etcd-process.ts";
 import { openLog } from "../../../src/core/agent/log.ts";
+import type { HostAnswer } from "../../../src/core/wire/agent-api.ts";
 import { AgentClient } from "../../../src/core/wire/agent-client.ts";
 import { isWeftError } from "../../../src/core/wire/errors.ts";
 import { StoreClient } from "../../../src/core/wire/store-client.ts";
@@ -137,6 +138,34 @@ export async function startCluster(
   }
   for (const host of hosts) await host.client.createPool({ path: `/pool-of-${host.name}` });
   return hosts;
+}
+
+/** Four hosts, three of them voters of the store; `member` is a voter that isn't `h1`, `spare` is no member. */
+export async function startWithSpare(
+  t: Scope,
+  first: number,
+): Promise<{
+  readonly hosts: readonly TestHost[];
+  readonly h1: TestHost;
+  readonly member: TestHost;
+  readonly spare: TestHost;
+  /** As `h1` shows them. */
+  readonly list: readonly HostAnswer[];
+}> {
+  const hosts = await startCluster(t, 4, first);
+  const [h1] = hosts;
+  if (h1 === undefined) throw new Error("hosts");
+  const list = await eventually(
+    "three voters",
+    () => h1.client.hosts(),
+    (answer) => answer.filter(({ store }) => store === "voter").length === 3,
+    60_000,
+  );
+  const storeOf = (host: TestHost): string => list.find(({ name }) => name === host.name)?.store ?? "";
+  const spare = hosts.find((host) => storeOf(host) === "none");
+  const member = hosts.find((host) => host !== h1 && storeOf(host) === "voter");
+  if (spare === undefined || member === undefined) throw new Error("three members, and one that is none");
+  return { hosts, h1, member, spare, list };
 }
 
 /** By a token that is made for it. */
