@@ -194,6 +194,26 @@ struct Call {
     next_handle: u32,
 }
 
+impl Call {
+    /// Nothing was tried yet.
+    fn new(now: Instant) -> Call {
+        Call {
+            state: LinkState::Connecting,
+            since: now,
+            reason: None,
+            code: None,
+            wire: None,
+            due: None,
+            next: None,
+            renew: None,
+            brief: 0,
+            handles: BTreeMap::new(),
+            by_handle: BTreeMap::new(),
+            next_handle: 0,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Wire {
     conn: Conn,
@@ -345,21 +365,7 @@ impl Links {
         }
         for host in hosts {
             if !self.calls.contains_key(host) {
-                let call = Call {
-                    state: LinkState::Connecting,
-                    since: now,
-                    reason: None,
-                    code: None,
-                    wire: None,
-                    due: None,
-                    next: None,
-                    renew: None,
-                    brief: 0,
-                    handles: BTreeMap::new(),
-                    by_handle: BTreeMap::new(),
-                    next_handle: 0,
-                };
-                self.calls.insert(*host, call);
+                self.calls.insert(*host, Call::new(now));
                 self.connect(driver, now, *host);
             }
         }
@@ -1331,20 +1337,7 @@ mod tests {
     }
 
     fn call(links: &mut Links, host: HostId, wire: u16) {
-        let call = Call {
-            state: LinkState::Connecting,
-            since: NOW,
-            reason: None,
-            code: None,
-            wire: Some(wire),
-            due: None,
-            next: None,
-            renew: None,
-            brief: 0,
-            handles: BTreeMap::new(),
-            by_handle: BTreeMap::new(),
-            next_handle: 0,
-        };
+        let call = Call { wire: Some(wire), ..Call::new(NOW) };
         links.calls.insert(host, call);
         add(links, wire, Role::Caller(host));
     }
