@@ -5,13 +5,14 @@
 //! Must always hold:
 //! * what is read is the beginning of what was written, and nothing is before the peer is proven;
 //! * a peer is proven as the host that it is, or not at all;
+//! * an end that has failed takes nothing more, and seals nothing;
 //! * nonsense is taken up to the bound of a handshake and no further, and what was not touched arrives whole.
 
 use std::sync::{Arc, LazyLock};
 
 use weft_io::identity::{Identity, Transport, TrustCell, WallTime};
 use weft_io::mac::FrameMac;
-use weft_io::tls::{HANDSHAKE_MAX, HandshakeError, TlsConfigs, TlsCore};
+use weft_io::tls::{HANDSHAKE_MAX, HandshakeError, Received, TlsConfigs, TlsCore, sealed_len};
 use weft_proto::wire::HEADER_LEN;
 
 use crate::input::Input;
@@ -56,21 +57,22 @@ fn nonsense(input: &mut Input<'_>, configs: &[TlsConfigs; 2]) {
         }
         wire.extend_from_slice(input.take(len));
         loop {
-            match end.receive(&wire) {
-                Ok(0) => break,
-                Ok(count) => {
-                    wire.drain(..count);
-                    taken += count;
+            match end.receive(&mut wire) {
+                Ok(Received { taken: 0, .. }) => break,
+                Ok(received) => {
+                    assert!(received.plain.is_empty(), "nonsense is not read");
+                    wire.drain(..received.taken);
+                    taken += received.taken;
                 }
                 Err(_) => {
-                    assert!(end.receive(&wire).is_err(), "an end that has failed takes nothing");
+                    assert!(end.receive(&mut wire).is_err(), "an end that has failed takes nothing");
                     input.take(usize::MAX);
                     break;
                 }
             }
         }
         end.take_output(&mut out);
-        assert!(end.proven().is_none() && end.read(&mut [0; 64]) == 0, "nonsense proves nobody");
+        assert!(end.proven().is_none(), "nonsense proves nobody");
         assert!(taken <= HANDSHAKE_MAX && out.len() <= HANDSHAKE_MAX);
     }
 }
@@ -82,7 +84,8 @@ struct Way {
     /// What was written to be encrypted, or sent in clear behind the handshake.
     written: Vec<u8>,
     read: Vec<u8>,
-    said: bool,
+    /// How many runs of records.
+    said: usize,
     failed: Option<HandshakeError>,
 }
 
@@ -101,20 +104,27 @@ fn connection(input: &mut Input<'_>, configs: &[TlsConfigs; 2]) {
             ends[from].take_output(&mut way.wire);
             if let Some(proven) = ends[from].proven() {
                 assert_eq!(proven.peer.host, hosts[to], "another host is proven");
-                if !way.said {
-                    way.said = true;
-                    let len = 1 + input.below(5000);
-                    way.written = (0..len).map(|i: usize| i.to_le_bytes()[0] ^ 0x77).collect();
-                    if proven.mode == Transport::Auth {
+                // Around the length of a record now and then.
+                let len = if input.one_in(8) { 16_380 + input.below(10) } else { 1 + input.below(5000) };
+                let text: Vec<u8> = (0..len).map(|i: usize| i.to_le_bytes()[0] ^ 0x77).collect();
+                if proven.mode == Transport::Auth {
+                    if way.said == 0 {
                         let mac = macs[from].get_or_insert(ends[from].frame_mac().expect("keys"));
+                        way.written = text;
                         way.written.resize(len.max(HEADER_LEN), 0);
                         mac.seal(&mut way.written).expect("the first frame");
                         way.wire.extend_from_slice(&way.written);
-                    } else {
-                        let (head, rest) = way.written.split_at(len.min(64));
-                        ends[from].send(&[head, rest]);
-                        ends[from].take_output(&mut way.wire);
+                        way.said = 1;
                     }
+                } else if way.said < 3 {
+                    let (head, rest) = text.split_at(len.min(64));
+                    let mut sealed = vec![0; sealed_len(len)];
+                    // One that has failed says nothing.
+                    if ends[from].seal(&[head, rest], &mut sealed) {
+                        way.wire.extend_from_slice(&sealed);
+                        way.written.extend_from_slice(&text);
+                    }
+                    way.said += 1;
                 }
             }
             if way.wire.len() > before && input.one_in(8) {
@@ -127,21 +137,22 @@ fn connection(input: &mut Input<'_>, configs: &[TlsConfigs; 2]) {
             while way.failed.is_none() && shown < way.wire.len() {
                 shown = (shown + step.max(1)).min(way.wire.len());
                 loop {
-                    let count = match ends[to].receive(&way.wire[..shown]) {
-                        Ok(count) => count,
+                    let proven = ends[to].proven().is_some();
+                    let received = match ends[to].receive(&mut way.wire[..shown]) {
+                        Ok(received) => received,
                         Err(error) => {
+                            assert!(ends[to].receive(&mut []).is_err(), "it takes nothing more");
+                            assert!(!ends[to].seal(&[], &mut []), "and seals nothing");
                             way.failed = Some(error);
                             break;
                         }
                     };
-                    way.wire.drain(..count);
-                    shown -= count;
-                    moved |= count > 0;
-                    let mut buf = [0; 700];
-                    let read = ends[to].read(&mut buf);
-                    assert!(read == 0 || ends[to].proven().is_some(), "read before the proof");
-                    way.read.extend_from_slice(&buf[..read]);
-                    if count == 0 && read == 0 {
+                    assert!(received.plain.is_empty() || proven, "read before the proof");
+                    way.read.extend_from_slice(&way.wire[received.plain]);
+                    way.wire.drain(..received.taken);
+                    shown -= received.taken;
+                    moved |= received.taken > 0;
+                    if received.taken == 0 {
                         break;
                     }
                 }

@@ -176,6 +176,20 @@ impl ByteStream {
         }
     }
 
+    /// The same, to be changed where it lies.
+    pub fn bytes_mut(&mut self) -> &mut [u8] {
+        match (&mut self.recv, &self.fill) {
+            (Some(buf), None) => &mut buf.bytes_mut()[self.start..self.end],
+            _ => &mut [],
+        }
+    }
+
+    /// Length of the receive buffer: the longest piece that can be looked at.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.config.recv_bytes
+    }
+
     /// Done with the first `count` of [`ByteStream::bytes`]. Panics when there are fewer: a caller's bug.
     pub fn consume(&mut self, count: usize) {
         assert!(count <= self.bytes().len(), "consume {count} of {}", self.bytes().len());

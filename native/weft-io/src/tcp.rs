@@ -320,6 +320,12 @@ impl Conn {
         Ok(Some(proven))
     }
 
+    /// True when the connection's keys have had half of the records they are good for: another one should follow.
+    #[must_use]
+    pub fn is_worn(&self) -> bool {
+        matches!(&self.lower, Lower::Tls(stream) if stream.is_worn())
+    }
+
     /// After both HELLOs: the version of all frames from now on.
     pub fn set_version(&mut self, version: Version) {
         self.version = version;

@@ -3,7 +3,7 @@
 //! [`TlsCore`] is the protocol alone, over slices; [`TlsStream`] puts it between a [`ByteStream`] and who reads frames, and
 //! has the same surface. Both ends show a certificate, and [`crate::identity::Trust::judge`] decides. What comes after the
 //! handshake is chosen by ALPN ([`ALPN_TLS`], [`ALPN_AUTH`]): encrypted frames, or clear ones with a
-//! [`FrameMac`] that [`TlsStream::into_auth`] gives.
+//! [`FrameMac`] that [`TlsStream::into_auth`] gives. rustls makes the handshake; the records of encrypted frames are ours.
 //!
 //! A caller offers its own setting first and `tls` always; an acceptor takes its own setting's or `tls`. So `auth` is spoken
 //! only if both lists say so, and `clear` never begins here.
@@ -11,12 +11,12 @@
 //! Must always hold:
 //! * nothing is sent but the handshake, and nothing received is shown, before the peer is proven;
 //! * TLS 1.3 only, no resumption, no early data, a judge for each connection: a revoked peer has no way around its judge;
-//! * while it lasts the handshake is fed record by record, so that under `auth` the clear bytes behind it are untouched;
+//! * while it lasts the handshake is fed record by record, so that what is behind it, records or clear bytes, is untouched;
+//! * the keys of a connection seal [`RECORDS_MAX`] records each way at most, and it asks to be followed long before;
 //! * a peer that is not proven makes us keep at most [`HANDSHAKE_MAX`] bytes.
 
 use core::fmt;
 use std::collections::VecDeque;
-use std::io::{IoSlice, Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -42,6 +42,11 @@ use crate::identity::{Identity, Peer, PeerRefusal, Transport, Trust, TrustCell, 
 use crate::mac::{EXPORTER_LABEL, FrameMac, KEYS_LEN};
 use crate::stream::{ByteStream, Pressure, StreamEnd};
 
+mod records;
+
+use records::{RECORD_HEADER, Records};
+pub use records::{RECORDS_MAX, RECORDS_WORN, Received, sealed_len};
+
 /// Encrypted frames follow.
 pub const ALPN_TLS: &[u8] = b"weft/1";
 /// Clear frames with a MAC follow.
@@ -55,12 +60,8 @@ const BATCH_BYTES: usize = 256 * 1024;
 /// Most parts of one batch.
 const BATCH_PARTS: usize = 64;
 
-/// Header of a record, and the longest record.
-const RECORD_HEADER: usize = 5;
+/// The longest record of any stage, behind its header.
 const RECORD_MAX: usize = 16 * 1024 + 256;
-/// Plaintext of a full record, and what sealing adds to each: header, type, tag.
-const RECORD_PLAIN: usize = 16 * 1024;
-const RECORD_ADDED: usize = RECORD_HEADER + 1 + 16;
 /// change_cipher_spec, alert, handshake, application_data.
 const RECORD_KINDS: core::ops::RangeInclusive<u8> = 20..=23;
 
@@ -74,7 +75,7 @@ static ALGORITHMS: WebPkiSupportedAlgorithms = WebPkiSupportedAlgorithms {
 pub enum HandshakeError {
     /// We do not let the peer in.
     Refused(PeerRefusal),
-    /// TLS failed, here or there (an alert: the peer may have refused us); rustls's words.
+    /// TLS failed, here or there (an alert: the peer may have refused us); mostly in rustls's words.
     Tls(String),
     /// More than a handshake can need.
     TooLong,
@@ -159,6 +160,7 @@ impl TlsConfigs {
             .with_client_cert_resolver(self.certificate.clone() as Arc<dyn ResolvesClientCert>);
         config.resumption = Resumption::disabled();
         config.enable_sni = false;
+        config.enable_secret_extraction = true;
         config.alpn_protocols = alpn_protocols;
         Ok(config)
     }
@@ -171,6 +173,7 @@ impl TlsConfigs {
             .with_cert_resolver(self.certificate.clone());
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.enable_secret_extraction = true;
         config.alpn_protocols = alpn_protocols;
         Ok(config)
     }
@@ -297,19 +300,28 @@ impl ClientCertVerifier for Judge {
 }
 
 /// One end of a connection, without its socket: give it what arrived ([`TlsCore::receive`]), send what it says
-/// ([`TlsCore::take_output`], after every call), read and write plaintext.
+/// ([`TlsCore::take_output`], after every call), and what it seals.
 pub struct TlsCore {
-    tls: Connection,
+    stage: Stage,
     judge: Arc<Judge>,
     caller: bool,
     /// Bytes of the peer's side of the handshake so far.
     received: usize,
-    /// Decrypted bytes that are not read yet.
-    waiting: usize,
+    /// To be sent before anything else.
+    out: Vec<u8>,
     proven: Option<Proven>,
-    /// Under `auth`, from the handshake's end on.
-    keys: Option<Zeroizing<[u8; KEYS_LEN]>>,
     failed: Option<HandshakeError>,
+}
+
+enum Stage {
+    /// Until the peer is proven; for good if it isn't.
+    Handshake(Box<Connection>),
+    /// Under `tls`.
+    Open(Records),
+    /// Under `auth`.
+    Clear(Zeroizing<[u8; KEYS_LEN]>),
+    /// The handshake's keys are of no use.
+    Over,
 }
 
 impl fmt::Debug for TlsCore {
@@ -343,9 +355,9 @@ impl TlsCore {
         Ok(TlsCore::over(tls.into(), judge, false))
     }
 
-    fn over(mut tls: Connection, judge: Arc<Judge>, caller: bool) -> TlsCore {
-        tls.set_buffer_limit(None); // who queues has limits of his own
-        TlsCore { tls, judge, caller, received: 0, waiting: 0, proven: None, keys: None, failed: None }
+    fn over(tls: Connection, judge: Arc<Judge>, caller: bool) -> TlsCore {
+        let stage = Stage::Handshake(Box::new(tls));
+        TlsCore { stage, judge, caller, received: 0, out: Vec::new(), proven: None, failed: None }
     }
 
     /// The peer, once the handshake is over.
@@ -354,25 +366,29 @@ impl TlsCore {
         self.proven.as_ref()
     }
 
-    /// Decrypted bytes that [`TlsCore::read`] has ready.
+    /// True when the connection's keys have had half of the records they are good for: another one should follow.
     #[must_use]
-    pub fn waiting(&self) -> usize {
-        self.waiting
+    pub fn is_worn(&self) -> bool {
+        matches!(&self.stage, Stage::Open(records) if records.is_worn())
     }
 
-    /// Takes some of what arrived, and says how much; 0 when it wants more bytes, its plaintext to be read first, or (under
-    /// `auth`, proven) nothing any more. After an error it takes nothing; an alert may be there to be sent.
-    pub fn receive(&mut self, bytes: &[u8]) -> Result<usize, HandshakeError> {
+    /// Takes the first record of what arrived, and opens it where it lies; nothing when it is not there whole, or (under
+    /// `auth`, proven) any more. After an error it takes nothing; an alert may be there to be sent.
+    pub fn receive(&mut self, bytes: &mut [u8]) -> Result<Received, HandshakeError> {
         if let Some(failed) = &self.failed {
             return Err(failed.clone());
         }
-        let taken = match &self.proven {
-            None => self.handshake(bytes),
-            Some(proven) if proven.mode == Transport::Auth => Ok(0),
-            Some(_) if self.waiting > 0 || bytes.is_empty() => Ok(0),
-            Some(_) => self.feed(bytes),
+        let received = match &mut self.stage {
+            Stage::Handshake(_) => self.handshake(bytes).map(|taken| Received { taken, plain: 0..0 }),
+            Stage::Open(records) => records.open(bytes).map_err(|fault| {
+                if let Some(alert) = fault.alert {
+                    self.out.extend_from_slice(&records.alert(alert));
+                }
+                HandshakeError::Tls(fault.text)
+            }),
+            Stage::Clear(_) | Stage::Over => Ok(Received::default()),
         };
-        taken.inspect_err(|error| self.failed = Some(error.clone()))
+        received.inspect_err(|error| self.failed = Some(error.clone()))
     }
 
     /// The next record, if it is there whole: never a byte more.
@@ -387,36 +403,22 @@ impl TlsCore {
         }
         let Some(mut record) = bytes.get(..len) else { return Ok(0) };
         self.received += len;
+        let Stage::Handshake(tls) = &mut self.stage else { return Ok(0) };
         while !record.is_empty() {
-            let count = self.feed(record)?;
+            let count = feed(tls, &self.judge, record)?;
             record = &record[count..];
         }
-        if !self.tls.is_handshaking() {
+        if !tls.is_handshaking() {
             self.complete()?;
         }
         Ok(len)
     }
 
-    /// `bytes` is not empty: rustls would take that for the end of the stream.
-    fn feed(&mut self, mut bytes: &[u8]) -> Result<usize, HandshakeError> {
-        let count = self.tls.read_tls(&mut bytes).map_err(|error| HandshakeError::Tls(error.to_string()))?;
-        if count == 0 {
-            return Err(HandshakeError::Tls("the peer closed the connection".to_owned()));
-        }
-        match self.tls.process_new_packets() {
-            Ok(state) => {
-                self.waiting = state.plaintext_bytes_to_read();
-                Ok(count)
-            }
-            Err(error) => Err(match (&error, self.judge.verdict()) {
-                (Error::InvalidCertificate(_), Some(Err(refusal))) => HandshakeError::Refused(refusal),
-                _ => HandshakeError::Tls(error.to_string()),
-            }),
-        }
-    }
-
+    /// The handshake is over: who is the peer, and what follows?
     fn complete(&mut self) -> Result<(), HandshakeError> {
-        let mode = match self.tls.alpn_protocol() {
+        let failed = |error: Error| HandshakeError::Tls(error.to_string());
+        let Stage::Handshake(tls) = &mut self.stage else { return Ok(()) };
+        let mode = match tls.alpn_protocol() {
             Some(name) if name == ALPN_TLS => Transport::Tls,
             Some(name) if name == ALPN_AUTH => Transport::Auth,
             _ => return Err(HandshakeError::Tls("no protocol was agreed".to_owned())),
@@ -426,70 +428,80 @@ impl TlsCore {
             Some(Err(refusal)) => return Err(HandshakeError::Refused(refusal)),
             None => return Err(HandshakeError::Tls("the peer showed no certificate".to_owned())),
         };
-        if mode == Transport::Auth {
+        // rustls gives its keys when it has nothing left to say by them.
+        drain(tls, &mut self.out);
+        let Stage::Handshake(tls) = core::mem::replace(&mut self.stage, Stage::Over) else { return Ok(()) };
+        self.stage = if mode == Transport::Auth {
             let keys = Zeroizing::new([0; KEYS_LEN]);
-            let keys = self.tls.export_keying_material(keys, EXPORTER_LABEL, None);
-            self.keys = Some(keys.map_err(|error| HandshakeError::Tls(error.to_string()))?);
-        }
+            Stage::Clear(tls.export_keying_material(keys, EXPORTER_LABEL, None).map_err(failed)?)
+        } else {
+            let records = Records::new(tls.dangerous_extract_secrets().map_err(failed)?);
+            let unknown = || HandshakeError::Tls("a cipher that was not offered".to_owned());
+            Stage::Open(records.ok_or_else(unknown)?)
+        };
         self.proven = Some(Proven { peer, mode });
         Ok(())
     }
 
-    /// Plaintext into `into`; how much there was. Nothing before the peer is proven.
-    pub fn read(&mut self, into: &mut [u8]) -> usize {
-        if self.proven.is_none() {
-            return 0;
+    /// Makes records of these bytes, one part after the other, in `into`, which is as long as [`sealed_len`] says. They are
+    /// to be sent next, behind [`TlsCore::take_output`]. False, and nothing is done: the peer is not proven, or only for
+    /// `auth`; the connection has failed, or its keys are not good for so many records ([`RECORDS_MAX`]), so that it has to
+    /// end.
+    ///
+    /// # Panics
+    /// When `into` is of another length: a caller's bug.
+    #[must_use]
+    pub fn seal(&mut self, parts: &[&[u8]], into: &mut [u8]) -> bool {
+        match &mut self.stage {
+            Stage::Open(records) if self.failed.is_none() => records.seal(parts, into),
+            _ => false,
         }
-        let mut count = 0;
-        while self.waiting > 0 && count < into.len() {
-            match self.tls.reader().read(&mut into[count..]) {
-                Ok(0) | Err(_) => break,
-                Ok(read) => {
-                    count += read;
-                    self.waiting -= read.min(self.waiting);
-                }
-            }
-        }
-        count
     }
 
-    /// Encrypts these bytes, one after the other, as one run of records. To be called when the peer is proven; before, and
-    /// under `auth`, it does nothing.
+    /// [`TlsCore::seal`] into what [`TlsCore::take_output`] gives next.
     pub fn send(&mut self, parts: &[&[u8]]) {
-        if self.proven.is_none_or(|proven| proven.mode == Transport::Auth) || self.failed.is_some() {
-            return;
-        }
-        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
-        let mut slices = &mut slices[..];
-        let mut left: usize = parts.iter().map(|part| part.len()).sum();
-        while left > 0 {
-            // Without a limit rustls takes all of it; an error would be a connection that is closed.
-            let count = self.tls.writer().write_vectored(slices).unwrap_or(0);
-            if count == 0 {
-                break;
-            }
-            left -= count;
-            IoSlice::advance_slices(&mut slices, count);
+        let mut sealed = vec![0; sealed_len(parts.iter().map(|part| part.len()).sum())];
+        if self.seal(parts, &mut sealed) {
+            self.out.append(&mut sealed);
         }
     }
 
     /// Appends what is to be sent to the peer: flights, records, alerts.
     pub fn take_output(&mut self, out: &mut Vec<u8>) {
-        while self.tls.wants_write() {
-            let Ok(1..) = self.tls.write_tls(out) else { break };
+        out.append(&mut self.out);
+        if let Stage::Handshake(tls) = &mut self.stage {
+            drain(tls, out);
         }
     }
 
     /// Under `auth`, proven: what seals and judges the frames.
     #[must_use]
     pub fn frame_mac(&self) -> Option<FrameMac> {
-        self.keys.as_ref().map(|keys| FrameMac::new(keys, self.caller))
+        let Stage::Clear(keys) = &self.stage else { return None };
+        Some(FrameMac::new(keys, self.caller))
     }
 }
 
-/// Bytes that `plain` bytes become as one run of records: what grows step by step is copied at each.
-fn sealed_len(plain: usize) -> usize {
-    plain + plain.div_ceil(RECORD_PLAIN) * RECORD_ADDED
+/// Some of a record to rustls; how much. `bytes` is not empty: it would take that for the end of the stream.
+fn feed(tls: &mut Connection, judge: &Judge, mut bytes: &[u8]) -> Result<usize, HandshakeError> {
+    let count = tls.read_tls(&mut bytes).map_err(|error| HandshakeError::Tls(error.to_string()))?;
+    if count == 0 {
+        return Err(HandshakeError::Tls("the peer closed the connection".to_owned()));
+    }
+    match tls.process_new_packets() {
+        Ok(_) => Ok(count),
+        Err(error) => Err(match (&error, judge.verdict()) {
+            (Error::InvalidCertificate(_), Some(Err(refusal))) => HandshakeError::Refused(refusal),
+            _ => HandshakeError::Tls(error.to_string()),
+        }),
+    }
+}
+
+/// Appends all that rustls has to send.
+fn drain(tls: &mut Connection, out: &mut Vec<u8>) {
+    while tls.wants_write() {
+        let Ok(1..) = tls.write_tls(out) else { break };
+    }
 }
 
 /// A piece that is received into a buffer of its own.
@@ -499,12 +511,44 @@ struct Fill {
     filled: usize,
 }
 
-/// A [`ByteStream`] under TLS. The same surface, but for [`TlsStream::prepare`]: bytes are decrypted when they are asked
-/// for, so that those of a fill go straight to it.
+/// The record that was opened last: its plaintext not yet read, at the beginning of the stream's bytes, and how much of
+/// the record is behind it.
+#[derive(Debug, Default)]
+struct Opened {
+    plain: usize,
+    tail: usize,
+}
+
+impl Opened {
+    fn new(stream: &mut ByteStream, received: &Received) -> Opened {
+        let Received { taken, plain } = received;
+        stream.consume(plain.start);
+        let mut opened = Opened { plain: plain.len(), tail: taken - plain.end };
+        opened.read(stream, &mut []);
+        opened
+    }
+
+    /// As much of the plaintext as there is room for.
+    fn read(&mut self, stream: &mut ByteStream, into: &mut [u8]) -> usize {
+        let count = into.len().min(self.plain);
+        into[..count].copy_from_slice(&stream.bytes()[..count]);
+        stream.consume(count);
+        self.plain -= count;
+        if self.plain == 0 {
+            stream.consume(core::mem::take(&mut self.tail));
+        }
+        count
+    }
+}
+
+/// A [`ByteStream`] under TLS. The same surface, but for [`TlsStream::prepare`]: records are opened in the stream's receive
+/// buffer when bytes are asked for, and those of a fill go from there straight to it.
 #[derive(Debug)]
 pub struct TlsStream {
     stream: ByteStream,
     core: TlsCore,
+    opened: Opened,
+    /// What lies between `start` and `end` was read, to be looked at in one piece: heads of frames.
     plain: IoBuf,
     start: usize,
     end: usize,
@@ -535,9 +579,12 @@ impl TlsStream {
     }
 
     fn over(stream: ByteStream, core: TlsCore, send_bytes: usize) -> TlsStream {
+        let most = RECORD_HEADER + RECORD_MAX;
+        assert!(stream.capacity() >= most, "a record may have {most} bytes");
         TlsStream {
             stream,
             core,
+            opened: Opened::default(),
             plain: IoBuf::scratch(PLAIN_BYTES),
             start: 0,
             end: 0,
@@ -562,6 +609,12 @@ impl TlsStream {
     #[must_use]
     pub fn is_proven(&self) -> bool {
         self.core.proven().is_some()
+    }
+
+    /// True when the connection's keys have had half of the records they are good for: another one should follow.
+    #[must_use]
+    pub fn is_worn(&self) -> bool {
+        self.core.is_worn()
     }
 
     /// Under `auth`, proven: the stream, whose next byte is the peer's first clear one, and what its frames are sealed and
@@ -613,18 +666,21 @@ impl TlsStream {
         self.queued() < self.send_bytes / 2
     }
 
-    /// Decrypts until [`TlsStream::bytes`] has `len` bytes (at most [`PLAIN_BYTES`]), as far as they have arrived.
+    /// Reads until [`TlsStream::bytes`] has `len` bytes (at most [`PLAIN_BYTES`]), as far as they have arrived.
     pub fn prepare(&mut self, len: usize) {
-        while self.fill.is_none() && self.end - self.start < len.min(PLAIN_BYTES) && self.more() {
-            if self.plain.len() - self.end < self.core.waiting() {
-                self.plain.bytes_mut().copy_within(self.start..self.end, 0);
-                (self.start, self.end) = (0, self.end - self.start);
-            }
-            self.end += self.core.read(&mut self.plain.bytes_mut()[self.end..]);
+        let len = len.min(PLAIN_BYTES);
+        if self.plain.len() - self.start < len || self.start == self.end {
+            self.plain.bytes_mut().copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+        }
+        // No further: what follows a head goes to its fill.
+        let until = self.start + len;
+        while self.fill.is_none() && self.end < until && self.more() {
+            self.end += self.opened.read(&mut self.stream, &mut self.plain.bytes_mut()[self.end..until]);
         }
     }
 
-    /// What was decrypted and not yet consumed; empty while a fill is under way.
+    /// What was prepared and not yet consumed; empty while a fill is under way.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
         if self.fill.is_some() { &[] } else { &self.plain.bytes()[self.start..self.end] }
@@ -655,23 +711,33 @@ impl TlsStream {
     fn fill_more(&mut self) {
         while self.fill.as_ref().is_some_and(|fill| fill.filled < fill.buf.len()) && self.more() {
             let Some(fill) = &mut self.fill else { return };
-            fill.filled += self.core.read(&mut fill.buf.bytes_mut()[fill.filled..]);
+            let room = &mut fill.buf.bytes_mut()[fill.filled..];
+            fill.filled += self.opened.read(&mut self.stream, room);
         }
     }
 
-    /// Sees to it that plaintext waits in the core; false if none has arrived.
+    /// Sees to it that there is plaintext to read; false if none has arrived.
     fn more(&mut self) -> bool {
-        while self.core.waiting() == 0 {
-            match self.core.receive(self.stream.bytes()) {
-                Ok(0) => return false,
-                Ok(count) => self.stream.consume(count),
-                Err(error) => {
-                    self.fail(error);
-                    return false;
-                }
+        while self.opened.plain == 0 {
+            if !self.take_record() {
+                return false;
             }
         }
-        self.core.proven().is_some()
+        true
+    }
+
+    /// False when no whole record is there, or a wrong one.
+    fn take_record(&mut self) -> bool {
+        match self.core.receive(self.stream.bytes_mut()) {
+            Ok(received) => {
+                self.opened = Opened::new(&mut self.stream, &received);
+                received.taken > 0
+            }
+            Err(error) => {
+                self.fail(error);
+                false
+            }
+        }
     }
 
     fn fail(&mut self, error: HandshakeError) {
@@ -714,51 +780,57 @@ impl TlsStream {
         if let Some(fault) = self.fault.clone() {
             self.fail(fault);
         }
-        while self.core.proven().is_none() && self.fault.is_none() {
-            match self.core.receive(self.stream.bytes()) {
-                Ok(0) => break,
-                Ok(count) => self.stream.consume(count),
-                Err(error) => self.fail(error),
-            }
-        }
+        while self.core.proven().is_none() && self.fault.is_none() && self.take_record() {}
     }
 
     /// Hands what TLS has to say to the stream, and the next batch of the queue when nothing is on its way.
     fn flush(&mut self) {
+        let is_idle = self.stream.queued() == 0;
         let mut out = Vec::new();
         self.core.take_output(&mut out);
-        let open = self.core.proven().is_some_and(|proven| proven.mode == Transport::Tls);
-        if open && self.fault.is_none() && self.stream.queued() == 0 && !self.queue.is_empty() {
-            let mut bytes = 0;
-            let fits = |part: &&Part| {
-                let first = bytes == 0;
-                bytes += part.len();
-                first || bytes <= BATCH_BYTES
-            };
-            let parts: Vec<&[u8]> =
-                self.queue.iter().take(BATCH_PARTS).take_while(fits).map(Part::bytes).collect();
-            self.core.send(&parts);
-            let count = parts.len();
-            out.reserve_exact(sealed_len(parts.iter().map(|part| part.len()).sum()));
-            self.queued -= self.queue.drain(..count).map(|part| part.len()).sum::<usize>();
-            self.core.take_output(&mut out);
-        }
         if !out.is_empty() {
-            // The limit is on the queue above.
+            // The limit is on the queue here.
             let _ = self.stream.queue(Part::Bytes(out));
+        }
+        let open = self.core.proven().is_some_and(|proven| proven.mode == Transport::Tls);
+        if open && is_idle && self.fault.is_none() && !self.queue.is_empty() {
+            self.seal_batch();
+        }
+    }
+
+    fn seal_batch(&mut self) {
+        let mut bytes = 0;
+        let fits = |part: &&Part| {
+            let first = bytes == 0;
+            bytes += part.len();
+            first || bytes <= BATCH_BYTES
+        };
+        let parts: Vec<&[u8]> =
+            self.queue.iter().take(BATCH_PARTS).take_while(fits).map(Part::bytes).collect();
+        let plain = parts.iter().map(|part| part.len()).sum();
+        let mut sealed = IoBuf::scratch(sealed_len(plain));
+        if self.core.seal(&parts, sealed.bytes_mut()) {
+            let count = parts.len();
+            self.queue.drain(..count);
+            self.queued -= plain;
+            let _ = self.stream.queue(Part::Buf(sealed));
+        } else {
+            // Its keys are worn out, and nobody has made the connection that was to follow. That is nobody's fault.
+            self.close();
         }
     }
 
     /// The next op for the driver. Read [`TlsStream::bytes`] first.
     pub fn poll_op(&mut self) -> Option<(u64, Op)> {
-        self.fill_more();
-        self.prepare(PLAIN_BYTES);
         self.flush();
-        // The receive buffer is away while it is received into: not while something in it can be gone on with, which is
-        // all of it but the beginning of a handshake's record.
+        // The receive buffer is away while it is received into: not while there is a record in it that can be gone on with.
         let wanted = match self.core.proven() {
             None => true,
-            Some(proven) => proven.mode == Transport::Tls && self.stream.bytes().is_empty(),
+            Some(proven) => {
+                proven.mode == Transport::Tls
+                    && self.opened.plain == 0
+                    && !records::is_judgeable(self.stream.bytes())
+            }
         };
         let receive = if wanted { self.stream.poll_recv() } else { None };
         receive.or_else(|| self.stream.poll_send())

@@ -69,6 +69,8 @@ pub(crate) struct Peer {
     socket: TcpStream,
     core: TlsCore,
     mac: Option<FrameMac>,
+    /// A record that is not there whole yet.
+    arrived: Vec<u8>,
     /// Plaintext that is not read yet.
     heard: Vec<u8>,
     version: Version,
@@ -94,8 +96,8 @@ impl Peer {
                 return Err(Ended("closed in the handshake".to_owned()));
             }
             arrived.extend_from_slice(&buffer[..count]);
-            loop {
-                let taken = core.receive(&arrived)?;
+            while core.proven().is_none() {
+                let taken = core.receive(&mut arrived)?.taken;
                 if taken == 0 {
                     break;
                 }
@@ -103,7 +105,8 @@ impl Peer {
             }
         }
         let mac = core.frame_mac();
-        let mut peer = Peer { socket, core, mac, heard: Vec::new(), version: Version::HELLO };
+        let mut peer =
+            Peer { socket, core, mac, arrived: Vec::new(), heard: Vec::new(), version: Version::HELLO };
         peer.take(&arrived)?;
         Ok(peer)
     }
@@ -243,22 +246,20 @@ impl Peer {
     }
 
     /// What arrived on the wire.
-    fn take(&mut self, mut bytes: &[u8]) -> Result<(), Ended> {
+    fn take(&mut self, bytes: &[u8]) -> Result<(), Ended> {
         if self.mac.is_some() {
             self.heard.extend_from_slice(bytes);
             return Ok(());
         }
-        while !bytes.is_empty() {
-            let taken = self.core.receive(bytes)?;
-            bytes = &bytes[taken..];
-            let mut plain = vec![0; self.core.waiting()];
-            let count = self.core.read(&mut plain);
-            if taken == 0 && count == 0 {
-                return Err(Ended("TLS wants nothing more".to_owned()));
+        self.arrived.extend_from_slice(bytes);
+        loop {
+            let received = self.core.receive(&mut self.arrived)?;
+            if received.taken == 0 {
+                return Ok(());
             }
-            self.heard.extend_from_slice(&plain[..count]);
+            self.heard.extend_from_slice(&self.arrived[received.plain]);
+            self.arrived.drain(..received.taken);
         }
-        Ok(())
     }
 }
 

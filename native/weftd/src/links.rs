@@ -7,8 +7,8 @@
 //! ```
 //!
 //! A host with an identity speaks to nobody who has not proven one: each connection begins with TLS's handshake, and how
-//! it goes on says the trust list. Before its peer's certificate ends, and when this host's was renewed, a connection is
-//! followed by another one, over which the sessions go on.
+//! it goes on says the trust list. Before its peer's certificate ends, when this host's was renewed, and when its keys
+//! have had half of what they are good for, a connection is followed by another one, over which the sessions go on.
 //!
 //! Must always hold:
 //! * with an identity nothing but the handshake is sent or listened to before the peer is proven, and a peer that the
@@ -70,6 +70,9 @@ const RENEW_MS: u64 = 600_000;
 const CHANGE_MS: u64 = 10_000;
 /// See [`CHANGE_MS`].
 const OVERDUE_MS: u64 = 60_000;
+/// The same after a connection's keys have had half of their records. The other half lasts longer than that, whatever
+/// the machine.
+const WORN_MS: u64 = 5_000;
 /// Before a connection that was to follow another one is tried again.
 const NEXT_RETRY_MS: u64 = 1000;
 /// A connection that ends sooner was of no use: the next one is begun later each time, from [`RETRY_MS`] to
@@ -224,6 +227,8 @@ struct Wire {
     address: IpAddr,
     /// Its first bytes are a handshake.
     is_secured: bool,
+    /// Another one was asked for, because its keys wear out.
+    is_worn: bool,
     proof: Option<Proof>,
     /// Until it is agreed, if others called.
     visit: Option<Visit>,
@@ -904,7 +909,17 @@ impl Links {
         };
         let number = self.made;
         self.made += 1;
-        let wire = Wire { conn, role, number, address, is_secured, proof: None, visit, version: None };
+        let wire = Wire {
+            conn,
+            role,
+            number,
+            address,
+            is_secured,
+            is_worn: false,
+            proof: None,
+            visit,
+            version: None,
+        };
         self.wires.insert(id, wire);
         Ok(id)
     }
@@ -951,6 +966,20 @@ impl Links {
             return self.lose(driver, now, id, None);
         }
         wire.drive(driver);
+        if wire.conn.is_worn() {
+            self.follow_worn(now, id);
+        }
+    }
+
+    /// The keys of a connection have had half of their records: who made it makes the next one. Asked for once; what
+    /// comes of it is seen to as for any other.
+    fn follow_worn(&mut self, now: Instant, id: u16) {
+        let Some(wire) = self.wires.get_mut(&id).filter(|wire| !wire.is_worn) else { return };
+        wire.is_worn = true;
+        let Role::Caller(host) = wire.role else { return };
+        if self.calls.get(&host).is_some_and(|call| call.wire == Some(id)) {
+            self.renew_within(now, host, WORN_MS);
+        }
     }
 
     fn take_frame(&mut self, now: Instant, id: u16, content: Content) -> Result<(), Failure> {
@@ -1327,8 +1356,17 @@ mod tests {
         let (socket, _) = UnixStream::pair().expect("a pair");
         let conn = Conn::new(Arc::new(OwnedFd::from(socket)), StreamConfig::new(TokenSpace(id)));
         let (address, number) = (IpAddr::from([127, 0, 0, 1]), u64::from(id));
-        let wire =
-            Wire { conn, role, number, address, is_secured: true, proof: None, visit: None, version: None };
+        let wire = Wire {
+            conn,
+            role,
+            number,
+            address,
+            is_secured: true,
+            is_worn: false,
+            proof: None,
+            visit: None,
+            version: None,
+        };
         links.wires.insert(id, wire);
     }
 
@@ -1390,6 +1428,30 @@ mod tests {
             now = due;
         }
         assert_eq!(pauses, [0, 200, 400, 800, 1600, 2000, 2000, 2000, 0, 0, 200]);
+    }
+
+    #[test]
+    fn a_connection_whose_keys_wear_out_is_followed_by_its_caller_and_asked_for_once() {
+        let (mut links, peer) = links();
+        let host = peer.host;
+        call(&mut links, host, 0x1001);
+        add(&mut links, 0x1002, called());
+        links.follow_worn(NOW, 0x1002);
+        assert_eq!(links.calls[&host].renew, None, "the other side made that one");
+        links.follow_worn(NOW, 0x1001);
+        let renew = links.calls[&host].renew.expect("soon");
+        assert!(renew <= NOW.after_ms(WORN_MS));
+        // It failed, and is tried again in a moment: records that come meanwhile change nothing.
+        let later = NOW.after_ms(60_000);
+        links.calls.get_mut(&host).expect("it is called").renew = Some(later);
+        links.follow_worn(NOW, 0x1001);
+        assert_eq!(links.calls[&host].renew, Some(later));
+        // A certificate that ends sooner is not put off.
+        add(&mut links, 0x1003, Role::Caller(host));
+        let call = links.calls.get_mut(&host).expect("it is called");
+        (call.wire, call.renew) = (Some(0x1003), Some(NOW));
+        links.follow_worn(NOW, 0x1003);
+        assert_eq!(links.calls[&host].renew, Some(NOW));
     }
 
     fn hello_of(links: &mut Links, id: u16, host: HostId) -> Result<(), Failure> {
