@@ -24,9 +24,14 @@ import { execa } from "execa";
 import { nativeBin, repository, weftd } from "../lib/repository.ts";
 import { until } from "../lib/until.ts";
 import { AgentClient } from "../../src/core/wire/agent-client.ts";
+import { DaemonClient } from "../../src/core/wire/daemon-client.ts";
+import type { DaemonMethod, DaemonMethods } from "../../src/core/wire/daemon.gen.ts";
 import { openFirstTrust } from "../../src/core/wire/signed-trust.ts";
 import { namespaceOf, killAll, pidsInNetwork, pidsMarked, signal, statOf } from "./processes.ts";
 import type { Network } from "./network.ts";
+
+/** In CI nothing fails for being slow, up to here. */
+const DEADLINE_MS = 30_000;
 
 export type HostLayout = {
   readonly name: string;
@@ -186,6 +191,44 @@ export class Host {
     const pid = await this.running(program);
     if (pid === null) throw new Error(`no ${program} runs on ${this.name}`);
     signal(pid, name);
+  }
+
+  /** SIGKILL to one program of the host, and returns when it has ended. */
+  async killProgram(program: string): Promise<void> {
+    const pid = await this.running(program);
+    await this.signal(program, "SIGKILL");
+    await until(async () => ((await this.running(program)) === pid ? null : true), {
+      what: `the end of ${program} on ${this.name}`,
+      deadlineMs: DEADLINE_MS,
+      everyMs: 5,
+    });
+  }
+
+  /** Starts weftd again after its end, and returns when it answers. */
+  async restartDaemon(): Promise<void> {
+    await this.restart("weftd");
+    await this.daemonAnswers();
+  }
+
+  async daemonAnswers(): Promise<void> {
+    await until(async () => this.ask("hello", {}), {
+      what: `weftd of ${this.name}`,
+      deadlineMs: DEADLINE_MS,
+      everyMs: 20,
+    });
+  }
+
+  /** Asks the host's weftd. */
+  async ask<M extends DaemonMethod>(
+    method: M,
+    params: DaemonMethods[M]["params"],
+  ): Promise<DaemonMethods[M]["result"]> {
+    const client = new DaemonClient({ socketPath: this.daemonSocket, deadlineMs: DEADLINE_MS });
+    try {
+      return await client.call(method, params);
+    } finally {
+      client.close();
+    }
   }
 
   async running(program: string): Promise<number | null> {

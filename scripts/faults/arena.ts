@@ -7,8 +7,7 @@
  */
 import type { AttachAnswer, StoreStatus } from "../../src/core/wire/agent-api.ts";
 import type { AgentClient } from "../../src/core/wire/agent-client.ts";
-import { DaemonClient } from "../../src/core/wire/daemon-client.ts";
-import type { DaemonMethod, DaemonMethods, SessionStatus } from "../../src/core/wire/daemon.gen.ts";
+import type { SessionStatus } from "../../src/core/wire/daemon.gen.ts";
 import { isWeftError } from "../../src/core/wire/errors.ts";
 import { Cluster } from "../cluster/cluster.ts";
 import type { Host } from "../cluster/host.ts";
@@ -79,22 +78,8 @@ export class Arena {
     );
   }
 
-  /** Asks a host's daemon. */
-  async ask<M extends DaemonMethod>(
-    host: Host,
-    method: M,
-    params: DaemonMethods[M]["params"],
-  ): Promise<DaemonMethods[M]["result"]> {
-    const client = new DaemonClient({ socketPath: host.daemonSocket, deadlineMs: DEADLINE_MS });
-    try {
-      return await client.call(method, params);
-    } finally {
-      client.close();
-    }
-  }
-
   session(owner: Host): Promise<SessionStatus> {
-    return this.ask(owner, "session.show", { volume: this.#volume });
+    return owner.ask("session.show", { volume: this.#volume });
   }
 
   /** Returns when the owner has taken the copy on this host out. */
@@ -158,33 +143,9 @@ export class Arena {
     });
   }
 
-  /** Kills one program of a host, and returns when it has ended. */
-  async killProgram(host: Host, program: string): Promise<void> {
-    const pid = await host.running(program);
-    await host.signal(program, "SIGKILL");
-    await until(async () => ((await host.running(program)) === pid ? null : true), {
-      what: `the end of ${program} on ${host.name}`,
-      deadlineMs: DEADLINE_MS,
-      everyMs: 5,
-    });
-  }
-
-  async restartDaemon(host: Host): Promise<void> {
-    await host.restart("weftd");
-    await this.#daemonAnswers(host);
-  }
-
   async boot(host: Host): Promise<void> {
     await host.start(DEADLINE_MS);
-    await this.#daemonAnswers(host);
-  }
-
-  async #daemonAnswers(host: Host): Promise<void> {
-    await until(async () => this.ask(host, "hello", {}), {
-      what: `weftd of ${host.name}`,
-      deadlineMs: DEADLINE_MS,
-      everyMs: 20,
-    });
+    await host.daemonAnswers();
   }
 
   /** Everything as a run wants it; the volume's socket on the owner. */

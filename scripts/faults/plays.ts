@@ -49,9 +49,9 @@ const WAITS_MS = 2500;
 
 export const plays: Readonly<Record<FaultName, Play>> = {
   kill: {
-    strike: async ({ arena, victim }) => arena.killProgram(victim, "weftd"),
+    strike: async ({ victim }) => victim.killProgram("weftd"),
     promise: outAndOn,
-    heal: async ({ arena, victim }) => arena.restartDaemon(victim),
+    heal: async ({ victim }) => victim.restartDaemon(),
   },
   stop: {
     strike: async ({ victim }) => victim.stop(),
@@ -101,8 +101,8 @@ export const plays: Readonly<Record<FaultName, Play>> = {
     promise: outAndOn,
     heal: async ({ arena, victim }) => {
       await arena.disk(victim).heal();
-      await arena.killProgram(victim, "weftd");
-      await arena.restartDaemon(victim);
+      await victim.killProgram("weftd");
+      await victim.restartDaemon();
     },
   },
   "disk-stall": {
@@ -111,7 +111,7 @@ export const plays: Readonly<Record<FaultName, Play>> = {
     heal: async ({ arena, victim }) => arena.disk(victim).heal(),
   },
   "store-member-kill": {
-    strike: async ({ arena, victim }) => arena.killProgram(victim, "etcd"),
+    strike: async ({ victim }) => victim.killProgram("etcd"),
     promise: goesOn,
     heal: storeReturns,
   },
@@ -126,13 +126,13 @@ export const plays: Readonly<Record<FaultName, Play>> = {
   "store-majority-loss-kill": {
     strike: async (scene) => {
       await haltStore(scene);
-      await scene.arena.killProgram(scene.victim, "weftd");
+      await scene.victim.killProgram("weftd");
     },
     promise: async ({ load }) => load.waits(WAITS_MS),
     heal: async (scene) => {
       await resumeStore(scene);
       await scene.load.acknowledges(SERVED);
-      await scene.arena.restartDaemon(scene.victim);
+      await scene.victim.restartDaemon();
     },
   },
   "store-restore": {
@@ -152,12 +152,12 @@ export const plays: Readonly<Record<FaultName, Play>> = {
     attachedAnew: "owner",
   },
   "initiator-kill": {
-    strike: async ({ arena, owner }) => arena.killProgram(owner, "weftd"),
+    strike: async ({ owner }) => owner.killProgram("weftd"),
     promise: async ({ arena, refuge, load }) => {
       await load.moveTo(await attached(arena, refuge));
       await load.acknowledges(SERVED);
     },
-    heal: async ({ arena, owner }) => arena.restartDaemon(owner),
+    heal: async ({ owner }) => owner.restartDaemon(),
     attachedAnew: "refuge",
   },
   steal: {
@@ -251,17 +251,17 @@ async function storeReturns({ arena }: Scene): Promise<void> {
 async function loseStore({ arena, owner, victim, scratch, turn }: Scene): Promise<void> {
   const backup = join(scratch, "store.backup");
   await owner.agent().backupStore(backup);
-  await arena.killProgram(victim, "weftd");
-  await arena.restartDaemon(victim);
+  await victim.killProgram("weftd");
+  await victim.restartDaemon();
   await arena.allInSync(owner);
-  await arena.killProgram(victim, "weftd");
+  await victim.killProgram("weftd");
   await arena.isOut(owner, victim);
   // All at once: an agent starts a member again that has its data, and replaces one that has not, while there is a majority.
   const { hosts } = arena.cluster;
   for (const host of hosts) await host.signal("etcd", "SIGSTOP");
   for (const { stateDir } of hosts) renameSync(join(stateDir, "etcd"), join(stateDir, `etcd.lost-${turn}`));
-  await Promise.all(hosts.map((host) => arena.killProgram(host, "etcd")));
-  await arena.restartDaemon(victim);
+  await Promise.all(hosts.map((host) => host.killProgram("etcd")));
+  await victim.restartDaemon();
   await until(
     async () => {
       await owner.agent().restoreStore(backup);
