@@ -1,12 +1,13 @@
 /**
- * From runs to figures: medians, ratios and bars. Ratios travel between machines; absolute numbers do not.
+ * From runs of the main job to its figures.
  *
- * Must always hold:
- * - ours and theirs come from the same rounds, and a figure that has no run on one side is left out, never guessed;
- * - a figure without a bar neither holds nor fails.
+ * Must always hold: ours and theirs come from the same rounds, and a figure that has no run on one side is left out, never
+ * guessed.
  */
 
 import { table } from "../lib/table.ts";
+import { compared, median } from "./frame.ts";
+import type { Figure, RatioBar } from "./frame.ts";
 
 /** `weft` is as people run it: encrypted. The other two are what that is measured against. */
 export const sides = ["weft", "weft-auth", "weft-clear", "floor", "quorum"] as const;
@@ -36,22 +37,6 @@ export type Run = {
   readonly cpuUs: number;
 };
 
-export type Bar = { readonly kind: "at most" | "at least"; readonly ratio: number };
-
-export type Figure = {
-  readonly figure: string;
-  /** Medians over the rounds. */
-  readonly ours: number;
-  readonly against: number;
-  /** Of the two medians. */
-  readonly ratio: number;
-  /** The least and the greatest ratio of any round. */
-  readonly spread: readonly [number, number];
-  readonly bar: Bar | null;
-  readonly holds: boolean | null;
-  readonly note: string;
-};
-
 type Definition = {
   readonly figure: string;
   readonly workload: Workload;
@@ -59,7 +44,7 @@ type Definition = {
   /** Where it is not `weft`. */
   readonly ours?: Side;
   readonly against: "floor" | "quorum" | "weft-clear";
-  readonly bar: Bar | null;
+  readonly bar: RatioBar | null;
 };
 
 const definitions: readonly Definition[] = [
@@ -154,25 +139,14 @@ export function figuresOf(runs: readonly Run[]): readonly Figure[] {
   return definitions.flatMap((definition) => {
     const ours = valuesOf(runs, definition.ours ?? "weft", definition);
     const theirs = valuesOf(runs, definition.against, definition);
-    const ratios = [...ours].flatMap(([round, value]) => {
-      const other = theirs.get(round);
-      return other === undefined || other === 0 ? [] : [value / other];
+    const figure = compared({
+      figure: definition.figure,
+      ours,
+      against: theirs,
+      bar: definition.bar,
+      note: notes[definition.against],
     });
-    if (ratios.length === 0) return [];
-    const [a, b] = [median([...ours.values()]), median([...theirs.values()])];
-    const ratio = a / b;
-    return [
-      {
-        figure: definition.figure,
-        ours: a,
-        against: b,
-        ratio,
-        spread: [Math.min(...ratios), Math.max(...ratios)],
-        bar: definition.bar,
-        holds: definition.bar === null ? null : isWithin(definition.bar, ratio),
-        note: notes[definition.against],
-      },
-    ];
+    return figure === null ? [] : [figure];
   });
 }
 
@@ -186,19 +160,6 @@ function valuesOf(
   return new Map(wanted.map((run) => [run.round, run[quantity]]));
 }
 
-export function isWithin(bar: Bar, ratio: number): boolean {
-  return bar.kind === "at most" ? ratio <= bar.ratio : ratio >= bar.ratio;
-}
-
-/** Of two middle values the mean. Of nothing there is no median: a caller's bug. */
-export function median(values: readonly number[]): number {
-  const sorted = values.toSorted((a, b) => a - b);
-  const low = sorted[Math.ceil(sorted.length / 2) - 1];
-  const high = sorted[Math.floor(sorted.length / 2)];
-  if (low === undefined || high === undefined) throw new Error("the median of no values");
-  return (low + high) / 2;
-}
-
 /** What each side did, in absolute numbers: for people at this machine only. */
 export function renderRuns(runs: readonly Run[]): string {
   const rows = workloadNames.flatMap((workload) =>
@@ -210,23 +171,4 @@ export function renderRuns(runs: readonly Run[]): string {
     }),
   );
   return table([["workload", "side", "iops", "p50 µs", "CPU µs a request"], ...rows]);
-}
-
-export function renderFigures(figures: readonly Figure[]): string {
-  const rows = figures.map(({ figure, ours, against, ratio, spread, bar, holds }) => [
-    figure,
-    short(ours),
-    short(against),
-    ratio.toFixed(2),
-    `${spread[0].toFixed(2)}…${spread[1].toFixed(2)}`,
-    bar === null ? "" : `${bar.kind} ${bar.ratio}`,
-    holds === null ? "" : holds ? "holds" : "FAILS",
-  ]);
-  const used = [...new Set(figures.map(({ note }) => note))];
-  const head = ["figure", "ours", "against", "ratio", "spread", "bar", ""];
-  return [table([head, ...rows]), ...used].join("\n");
-}
-
-function short(value: number): string {
-  return value >= 100 ? value.toFixed(0) : value.toFixed(1);
 }

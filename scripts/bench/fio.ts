@@ -16,8 +16,12 @@ export type FioJob = {
   readonly blockSize: "4k" | "128k";
   readonly depth: number;
   readonly size: bigint;
-  /** Null: once over the whole size. */
+  /** Null: once over the whole size, or as many requests as `requests` says. */
   readonly seconds: number | null;
+  /** At random, they meet each block once at most. */
+  readonly requests?: number;
+  /** Which blocks come at random: 1 unless told. */
+  readonly seed?: number;
 };
 
 export type FioResult = { readonly iops: number; readonly p50Us: number; readonly requests: number };
@@ -35,6 +39,7 @@ export async function runFio(host: Host, job: FioJob): Promise<FioResult> {
   // fio's nbd engine greets on standard output, in the middle of the JSON.
   const file = join(host.layout.dir, "fio.json");
   const timing = job.seconds === null ? [] : [`--runtime=${job.seconds}`, "--time_based"];
+  const bounded = job.requests === undefined ? [] : [`--number_ios=${job.requests}`];
   await host.output([
     "fio",
     "--name=bench",
@@ -44,8 +49,9 @@ export async function runFio(host: Host, job: FioJob): Promise<FioResult> {
     `--bs=${job.blockSize}`,
     `--iodepth=${job.depth}`,
     `--size=${job.size}`,
-    "--randseed=1",
+    `--randseed=${job.seed ?? 1}`,
     ...timing,
+    ...bounded,
     "--output-format=json",
     `--output=${file}`,
   ]);

@@ -1,4 +1,4 @@
-/** `npm run bench`: weft beside the floor under it and a peer, on this machine, in one run. */
+/** `npm run bench`: weft beside the floor under it and a peer, or beside what its work needs at least, in one run. */
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 
@@ -9,11 +9,19 @@ import { Cluster } from "../cluster/cluster.ts";
 import { weftServices } from "../cluster/host.ts";
 import type { Services } from "../cluster/host.ts";
 import { nativeTarget, profile, repository } from "../lib/repository.ts";
-import { figuresOf, renderFigures, renderRuns, sides as allSides } from "./figures.ts";
+import { figuresOf, renderRuns, sides as allSides } from "./figures.ts";
 import type { Run, Side } from "./figures.ts";
+import { renderFigures } from "./frame.ts";
+import type { Figure } from "./frame.ts";
+import { lifeFigures, runLifeJob } from "./life-job.ts";
 import { runMainJob } from "./main-job.ts";
 
 const SIZE = 256n * 1024n * 1024n;
+/** Much more than what hosts say to each other meanwhile, which is counted as well. */
+const LIFE_SIZE = 2n * 1024n * 1024n * 1024n;
+
+const jobs = ["main", "life"] as const;
+type Job = (typeof jobs)[number];
 
 /** Hosts without weft, to measure the others alone. */
 const idle: Services = { commands: () => ({}), ready: async () => Promise.resolve(true) };
@@ -27,18 +35,18 @@ type Options = {
 };
 
 const program = new Command("npm run bench --")
-  .description("Figures of the main job: 4 KiB durable random writes on two copies, and reads, diskless.")
-  .argument("[job]", "main is the only one", "main")
+  .description(
+    "main: 4 KiB durable random writes on two copies, and reads, diskless. " +
+      "life: what a copy that was away costs to bring back.",
+  )
+  .argument("[job]", "main or life", jobOf, "main")
   .option("--json <file>", "write the figures to a file")
   .option("--dir <dir>", "where the hosts keep their state", join(repository, ".cluster", "bench"))
-  .option("--sides <names>", "what is measured", sidesOf, allSides)
+  .option("--sides <names>", "what main measures", sidesOf, allSides)
   .option("--rounds <n>", "rounds; the medians count", positive, 5)
-  .option("--seconds <n>", "length of each of the short runs", positive, 3)
-  .action(async (job: string, options: Options) => {
-    if (job !== "main") throw new Error(`there is no job "${job}"; there is: main`);
-    const runs = await measure(options);
-    const figures = figuresOf(runs);
-    console.log(`\n${renderRuns(runs)}`);
+  .option("--seconds <n>", "length of each of main's short runs", positive, 3)
+  .action(async (job: Job, options: Options) => {
+    const figures = job === "main" ? await mainJob(options) : await lifeJob(options);
     if (figures.length > 0) console.log(`\n${renderFigures(figures)}`);
     if (options.json !== undefined) writeFileSync(options.json, `${JSON.stringify(figures, null, 2)}\n`);
     process.exitCode = figures.some(({ holds }) => holds === false) ? 1 : 0;
@@ -49,6 +57,24 @@ try {
 } catch (error) {
   console.error(error instanceof Error ? error.message : error);
   process.exitCode = 1;
+}
+
+async function mainJob(options: Options): Promise<readonly Figure[]> {
+  const runs = await measure(options);
+  console.log(`\n${renderRuns(runs)}`);
+  return figuresOf(runs);
+}
+
+async function lifeJob({ dir, rounds }: Options): Promise<readonly Figure[]> {
+  const say = (line: string): void => console.log(line);
+  const place = join(dir, "life");
+  await Cluster.down(place);
+  try {
+    const cluster = await Cluster.up({ dir: place, hosts: 3, pools: ["h1", "h2"], say });
+    return lifeFigures(await runLifeJob({ cluster, rounds, size: LIFE_SIZE, say }), LIFE_SIZE);
+  } finally {
+    await Cluster.down(place);
+  }
 }
 
 async function measure({ dir, sides, rounds, seconds }: Options): Promise<readonly Run[]> {
@@ -103,6 +129,12 @@ async function startIdle(dir: string): Promise<Cluster> {
   const cluster = await Cluster.create({ dir, hosts: 3, pools: ["h1", "h2"], services: idle });
   await Promise.all(cluster.hosts.map(async (host) => host.start()));
   return cluster;
+}
+
+function jobOf(text: string): Job {
+  const job = jobs.find((one) => one === text);
+  if (job !== undefined) return job;
+  throw new InvalidArgumentError(`the jobs are ${jobs.join(", ")}`);
 }
 
 function sidesOf(text: string): readonly Side[] {

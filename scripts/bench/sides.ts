@@ -125,7 +125,7 @@ async function startUntil(host: Host, command: readonly string[], isReady: () =>
   await Promise.race([ready, ended]);
 }
 
-function nbdUri(socket: string, name: string): string {
+export function nbdUri(socket: string, name: string): string {
   return `nbd+unix:///${name}?socket=${socket}`;
 }
 

@@ -1,7 +1,9 @@
 /** The arithmetic of the benchmarks: what is divided by what, and when a bar holds. */
 import t from "tap";
 
-import { figuresOf, isWithin, median, renderFigures, renderRuns } from "../../../scripts/bench/figures.ts";
+import { figuresOf, renderRuns } from "../../../scripts/bench/figures.ts";
+import { isWithin, median, renderFigures } from "../../../scripts/bench/frame.ts";
+import type { Figure } from "../../../scripts/bench/frame.ts";
 import type { Run, Side } from "../../../scripts/bench/figures.ts";
 
 function run(side: Side, round: number, values: Partial<Run>): Run {
@@ -16,10 +18,10 @@ await t.test("figures: a median is the middle value, or the mean of the two", as
 });
 
 await t.test("figures: a bar includes its own value", async (t) => {
-  t.ok(isWithin({ kind: "at most", ratio: 1.6 }, 1.6));
-  t.notOk(isWithin({ kind: "at most", ratio: 1.6 }, 1.61));
-  t.ok(isWithin({ kind: "at least", ratio: 1 }, 1));
-  t.notOk(isWithin({ kind: "at least", ratio: 1 }, 0.99));
+  t.ok(isWithin("at most", 1.6, 1.6));
+  t.notOk(isWithin("at most", 1.6, 1.61));
+  t.ok(isWithin("at least", 1, 1));
+  t.notOk(isWithin("at least", 1, 0.99));
 });
 
 await t.test("figures: ratio of the medians, spread of the rounds", async (t) => {
@@ -96,4 +98,19 @@ await t.test("figures: as people read them", async (t) => {
   t.match(head, /^figure +ours +against +ratio +spread +bar$/);
   t.match(row, /^write qd1 p50 ÷ floor +480 +240 +2\.00 +2\.00…2\.00 +at most 1\.6 +FAILS$/);
   t.match(note, /^floor: /);
+});
+
+await t.test("figures: one that stands alone has its spread and a bar of its own", async (t) => {
+  const alone: Figure = {
+    figure: "pause ms",
+    ours: 12,
+    against: null,
+    ratio: null,
+    spread: [9, 40],
+    bar: { kind: "at most", value: 50 },
+    holds: true,
+    note: "pause: of 1 GiB",
+  };
+  const [, row] = renderFigures([alone]).split("\n");
+  t.match(row, /^pause ms +12\.0 +9\.00…40\.00 +at most 50 +holds$/);
 });
