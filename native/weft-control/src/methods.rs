@@ -145,6 +145,8 @@ methods! {
     "session.open" SessionOpen(t::SessionOpen) -> t::SessionOpened;
     /// Closes a volume here.
     "session.close" SessionClose(t::SessionClose) -> t::SessionClosed;
+    /// Changes how much the guests of a volume that is open here may ask for.
+    "session.limit" SessionLimit(t::SessionLimit) -> t::Nothing;
     /// The sessions of this host.
     "session.list" SessionList(t::Nothing) -> t::SessionList;
     /// One session.

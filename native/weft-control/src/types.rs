@@ -518,6 +518,32 @@ pub struct SessionOpen {
     pub caretaker: bool,
     /// The caller asserts that the process of the recorded owner has ended: no wait for its read lease (R9).
     pub old_stopped: bool,
+    /// How much its guests may ask for; null for as much as they like. Told of a session that is open already, they
+    /// are its limits from then on.
+    pub limits: Option<VolumeLimits>,
+}
+
+/// How much the guests of a volume may ask for, all together. At least one of the two rates is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeLimits {
+    /// Requests a second, from 1 to 1,000,000,000: reads, writes, trims and zeroes. Flushes are free.
+    pub iops: Option<u32>,
+    /// Bytes a second, read and written together, from 4 KiB to 1 PiB. Trims and zeroes have none.
+    pub bps: Option<Decimal>,
+    /// So many seconds of each rate may be saved up while little is asked for, and then be used at once: 0 to 60.
+    pub burst_s: u32,
+}
+
+/// Changes the limits of a volume that is open here, at once: also for requests that wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SessionLimit {
+    /// The volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// Its limits from now on; null for none.
+    pub limits: Option<VolumeLimits>,
 }
 
 /// An open session.
@@ -624,13 +650,48 @@ pub struct ResyncStatus {
     pub age_ms: Decimal,
 }
 
+/// How long things took. The bounds are the same for everything and for ever: 16 µs, four to each doubling, up to
+/// 67,108,864 µs (67 s); those with nothing in them are left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Histogram {
+    /// Bounds in microseconds, ascending: an entry counts what took longer than the bound before it (of all bounds,
+    /// not of those told here), and at most this.
+    pub le_us: Vec<u32>,
+    /// How many, one for each bound.
+    pub counts: Vec<Decimal>,
+    /// How many in all: those above the last bound of all are counted here only.
+    pub count: Decimal,
+    /// Together, in microseconds.
+    pub sum_us: Decimal,
+}
+
+/// What guests waited for. A request begins when all of it has arrived and ends when its answer is on its way.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GuestWaits {
+    /// Reads that succeeded, as the guest saw them: what the volume's limits made them wait is in it.
+    pub reads: Histogram,
+    /// Writes that succeeded, as the guest saw them; no trims, zeroes or flushes.
+    pub writes: Histogram,
+    /// Stalls: requests of every kind that the guest waited 100 ms or longer for, by how long. What the volume's limits
+    /// made them wait is not in it.
+    pub stalls: Histogram,
+    /// Requests that waited for the volume's limits, by how long. Trims and zeroes may have waited although it has none:
+    /// while others read and write, they get 2 GiB a second.
+    pub limited: Histogram,
+    /// The longest time without any answer while there was something to answer, in milliseconds; also one that goes on
+    /// now, whose requests no histogram has yet.
+    pub gap_ms_max: Decimal,
+}
+
 /// Counters of a session since it was opened.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SessionFigures {
     /// Reads completed.
     pub reads: Decimal,
     /// Writes, trims and zeroes completed.
     pub writes: Decimal,
+    /// Trims and zeroes completed.
+    pub trims: Decimal,
     /// Bytes that guests asked to read.
     pub read_bytes: Decimal,
     /// Bytes that guests wrote.
@@ -647,6 +708,8 @@ pub struct SessionFigures {
     pub reconciled_bytes: Decimal,
     /// Requests that failed because another session owns the volume.
     pub fenced_writes: Decimal,
+    /// What guests waited for.
+    pub waits: GuestWaits,
 }
 
 /// A session.
@@ -678,6 +741,10 @@ pub struct SessionStatus {
     pub members: Vec<MemberStatus>,
     /// The copy under way.
     pub resync: Option<ResyncStatus>,
+    /// Its limits; null for none.
+    pub limits: Option<VolumeLimits>,
+    /// Requests that wait for them now, or for that of trims and zeroes.
+    pub held: u32,
     /// Its counters.
     pub figures: SessionFigures,
 }

@@ -23,8 +23,8 @@ use serde_json::{Value, json};
 use weft_control::methods::Command;
 use weft_control::types::{
     self, Decimal, Event as ControlEvent, Export, Finding, Hello as HelloAnswer, LinkList, LinkState,
-    PoolList, PoolState, RecordJson, ReplicaList, SessionList, SessionOpen, StoreStatus, TrustChanged,
-    WatermarkInfo, Why,
+    PoolList, PoolState, RecordJson, ReplicaList, SessionLimit, SessionList, SessionOpen, SessionStatus,
+    StoreStatus, TrustChanged, WatermarkInfo, Why,
 };
 use weft_export::nbd::ExportInfo;
 use weft_io::buffer::IoBuf;
@@ -42,6 +42,7 @@ use crate::clock::{now, random_u128};
 use crate::control::{self, EventSender, SOCKET_PATH_MAX};
 use crate::errors::{Code, Failure};
 use crate::exports::Exports;
+use crate::limiter::Limits;
 use crate::links::{CLEAR, DATA_PORT, Links, LinksOut};
 use crate::mail::{Answer, ControlRequest, Mail, Mailbox};
 use crate::pools::{PoolOwner, Pools, PoolsCall, PoolsOut, not_configured, pool_key, refuse};
@@ -248,13 +249,14 @@ impl Daemon {
         });
         let links = self.links.as_ref().and_then(Links::poll_timeout);
         let trust = self.trust.as_ref().and_then(TrustKeeper::poll_timeout);
-        sessions.chain(links).chain(self.pools.poll_timeout()).chain(trust).chain(self.stopping).min()
+        let others = links.into_iter().chain(self.pools.poll_timeout()).chain(trust).chain(self.stopping);
+        sessions.chain(self.exports.poll_timeout()).chain(others).min()
     }
 
     fn handle_completion(&mut self, now: Instant, done: Completion) {
         match Part::of(done.token) {
             Some((Part::Export, what, index)) => {
-                self.exports.handle_completion(&mut self.driver, what, index, done);
+                self.exports.handle_completion(&mut self.driver, now, what, index, done);
             }
             Some((Part::Pool, ..)) => self.pools.handle_completion(done),
             Some((Part::Link, ..)) | None => {
@@ -291,14 +293,7 @@ impl Daemon {
     /// Moves everything that can move.
     fn settle(&mut self, now: Instant) {
         loop {
-            let mut moved = false;
-            while let Some((volume, request)) = self.exports.poll_request() {
-                moved = true;
-                if let Some(slot) = self.sessions.get_mut(&volume) {
-                    slot.submit(now, request);
-                    self.touched.insert(volume);
-                }
-            }
+            let mut moved = self.submit_requests(now);
             while let Some((volume, rid, ordinal, response)) = self.responses.pop_front() {
                 moved = true;
                 if let Some(slot) = self.sessions.get_mut(&volume) {
@@ -333,13 +328,33 @@ impl Daemon {
 
     // ---- sessions
 
+    /// Gives the sessions what their guests ask for; true if there was anything.
+    fn submit_requests(&mut self, now: Instant) -> bool {
+        let mut moved = false;
+        while let Some((volume, request)) = self.exports.poll_request(now) {
+            moved = true;
+            if let Some(slot) = self.sessions.get_mut(&volume) {
+                slot.submit(now, request);
+                self.touched.insert(volume);
+            }
+        }
+        moved
+    }
+
+    /// Before a session is told to end: what its guests asked for is its to drain or to count as lost, also what waits
+    /// for a limit.
+    fn release_requests(&mut self, now: Instant, volume: VolumeId) {
+        self.exports.release(volume);
+        self.submit_requests(now);
+    }
+
     fn drain_session(&mut self, now: Instant, volume: VolumeId) {
         loop {
             let Some(slot) = self.sessions.get_mut(&volume) else { return };
             if let Some(transmit) = slot.machine.poll_transmit() {
                 self.route(now, volume, transmit);
-            } else if let Some((id, reply)) = slot.machine.poll_reply() {
-                self.exports.reply(&mut self.driver, id, reply);
+            } else if let Some((id, reply)) = slot.poll_reply(now) {
+                self.exports.reply(&mut self.driver, now, id, reply);
             } else if let Some(event) = slot.machine.poll_event() {
                 // Before the store is asked: a watermark among them is what its answer is judged by (R11).
                 self.handle_session_event(now, volume, event);
@@ -516,7 +531,7 @@ impl Daemon {
     /// A session is over: its export, attachments and watch go before anybody is told. One that ended against the
     /// wish of whoever opened it stays to be looked at, until it is closed or opened anew.
     fn end_session(&mut self, now: Instant, volume: VolumeId, reason: &EndReason) {
-        self.exports.close(&mut self.driver, volume);
+        self.exports.close(&mut self.driver, now, volume);
         let Some(slot) = self.sessions.get_mut(&volume) else { return };
         slot.path = None;
         let wished = matches!(reason, EndReason::Closed | EndReason::Abandoned { .. });
@@ -541,11 +556,16 @@ impl Daemon {
         self.links_changed = true;
     }
 
+    fn session_status(&self, now: Instant, volume: VolumeId) -> Option<SessionStatus> {
+        let slot = self.sessions.get(&volume)?;
+        Some(slot.status(now, self.exports.clients_of(volume), self.exports.held(volume)))
+    }
+
     fn tell_session(&mut self, now: Instant, volume: VolumeId) {
         if self.events.is_wanted()
-            && let Some(slot) = self.sessions.get(&volume)
+            && let Some(status) = self.session_status(now, volume)
         {
-            self.events.send(ControlEvent::Session(slot.status(now, self.exports.clients_of(volume))));
+            self.events.send(ControlEvent::Session(status));
         }
     }
 
@@ -561,7 +581,7 @@ impl Daemon {
                 read_only: false,
                 multi_conn: true,
             };
-            match self.exports.open(&mut self.driver, volume, &path, info) {
+            match self.exports.open(&mut self.driver, now, volume, &path, info, slot.limits) {
                 Ok(()) => slot.path = Some(path),
                 Err(failure) => {
                     tracing::error!(%volume, %failure, "export failed");
@@ -1025,6 +1045,8 @@ impl Daemon {
         }
         tracing::info!(sessions = self.sessions.len(), "stopping");
         self.stopping = Some(now.after_ms(STOP_MS));
+        self.sessions.keys().for_each(|volume| self.exports.release(*volume));
+        self.submit_requests(now);
         for (volume, slot) in &mut self.sessions {
             // What waits for a member can't be drained: the next open reconciles it.
             if !slot.machine.close(now) {
@@ -1191,14 +1213,14 @@ impl Daemon {
             Command::SessionOpen(open) => self.open(now, open, answer),
             Command::SessionClose(close) => self.close(now, close.volume, close.abandon, answer),
             Command::SessionList(_) => {
-                let status =
-                    |(volume, slot): (&VolumeId, &Slot)| slot.status(now, self.exports.clients_of(*volume));
-                tell(answer, &SessionList { sessions: self.sessions.iter().map(status).collect() });
+                let sessions = self.sessions.keys().filter_map(|volume| self.session_status(now, *volume));
+                tell(answer, &SessionList { sessions: sessions.collect() });
             }
-            Command::SessionShow(v) => match self.sessions.get(&v.volume) {
-                Some(slot) => tell(answer, &slot.status(now, self.exports.clients_of(v.volume))),
+            Command::SessionShow(v) => match self.session_status(now, v.volume) {
+                Some(status) => tell(answer, &status),
                 None => refuse(answer, not_open(v.volume)),
             },
+            Command::SessionLimit(limit) => self.limit(now, limit, answer),
             Command::LinkList(_) => {
                 let links = self.links.as_ref().map_or_else(Vec::new, |l| l.list(now));
                 tell(answer, &LinkList { links });
@@ -1309,6 +1331,10 @@ impl Daemon {
                 Some(path)
             }
         };
+        let limits = match open.limits.map(Limits::try_from).transpose() {
+            Ok(limits) => limits,
+            Err(failure) => return refuse(answer, failure),
+        };
         if self.opening.contains(&open.volume) {
             return refuse(answer, changing(open.volume));
         }
@@ -1324,7 +1350,8 @@ impl Daemon {
                 return refuse(answer, changing(open.volume));
             } else {
                 // Asked again, perhaps after its asker was restarted.
-                return tell(answer, &slot.opened());
+                tell(answer, &slot.opened());
+                return self.set_limits(now, open.volume, limits);
             }
         }
         if self.sessions.len() + self.opening.len() >= SESSIONS_MAX {
@@ -1333,7 +1360,8 @@ impl Daemon {
         }
         let SessionOpen { volume, mode, caretaker, old_stopped, .. } = open;
         self.opening.insert(volume);
-        let token = self.call(Caller::Open(Opening { volume, mode, export, caretaker, old_stopped, answer }));
+        let token =
+            self.call(Caller::Open(Opening { volume, mode, export, caretaker, old_stopped, limits, answer }));
         self.store.send(StoreRequest::Read { token, keys: vec![record_key(volume)] });
     }
 
@@ -1365,12 +1393,38 @@ impl Daemon {
         refuse(opening.answer, failure.with("volume", volume.to_string()));
     }
 
+    fn limit(&mut self, now: Instant, limit: SessionLimit, answer: Answer) {
+        let limits = match limit.limits.map(Limits::try_from).transpose() {
+            Ok(limits) => limits,
+            Err(failure) => return refuse(answer, failure),
+        };
+        if let Some((_, answer)) = self.open_slot(limit.volume, answer) {
+            self.set_limits(now, limit.volume, limits);
+            tell(answer, &json!({}));
+        }
+    }
+
+    fn set_limits(&mut self, now: Instant, volume: VolumeId, limits: Option<Limits>) {
+        let Some(slot) = self.sessions.get_mut(&volume) else { return };
+        if std::mem::replace(&mut slot.limits, limits) == limits {
+            return;
+        }
+        tracing::info!(%volume, ?limits, "limits");
+        self.exports.set_limits(now, volume, limits);
+        self.tell_session(now, volume);
+    }
+
     fn close(&mut self, now: Instant, volume: VolumeId, abandon: bool, answer: Answer) {
         let Some(slot) = self.sessions.get_mut(&volume) else { return refuse(answer, not_open(volume)) };
         if slot.machine.is_ended() {
             self.sessions.remove(&volume);
             return tell(answer, &json!({ "lost_writes": 0 }));
         }
+        // One that is paused may refuse to close: then its guests go on as slowly as before.
+        if abandon || slot.machine.view().phase == "serving" {
+            self.release_requests(now, volume);
+        }
+        let Some(slot) = self.sessions.get_mut(&volume) else { return };
         if abandon {
             slot.closing.push(answer);
             slot.machine.abandon(now);
@@ -1387,7 +1441,7 @@ impl Daemon {
     }
 
     fn why(&self, now: Instant, volume: VolumeId, record: Option<Value>) -> Why {
-        let session = self.sessions.get(&volume).map(|s| s.status(now, self.exports.clients_of(volume)));
+        let session = self.session_status(now, volume);
         let replicas: Vec<_> = self.pools.replicas().into_iter().filter(|r| r.volume == volume).collect();
         let pools = self.pools.list().into_iter().filter(|p| replicas.iter().any(|r| r.pool == p.pool));
         let pools: Vec<_> = pools.collect();

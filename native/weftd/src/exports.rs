@@ -1,8 +1,8 @@
 //! Guests' sockets: a unix listener per exported volume, and its NBD connections.
 //!
 //! ```text
-//!  driver ─ completion ─▶ Exports ─ poll_request ─▶ session
-//!  driver ◀─ send, recv ─         ◀─ reply ───────
+//!  driver ─ completion ─▶ Exports ─ limiter ─ poll_request ─▶ session
+//!  driver ◀─ send, recv ─         ◀─ reply ─────────────────
 //! ```
 //!
 //! Must always hold:
@@ -10,7 +10,7 @@
 //! * an answer finds the connection that asked, or nobody;
 //! * after [`Exports::close`] nothing of the volume's clients reaches a session any more.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,11 +19,12 @@ use weft_export::nbd::{self, Connection, Ending, ExportInfo, Gather, GuestReques
 use weft_io::buffer::IoBuf;
 use weft_io::driver::{Completion, Driver, Fd, Op, Outcome, PARTS_MAX, Part as SendPart};
 use weft_proto::guest::{GuestReply, RequestId};
-use weft_proto::ids::VolumeId;
+use weft_proto::ids::{Instant, VolumeId};
 use weft_proto::payload::Payload as _;
 
 use crate::control::bind;
 use crate::errors::Failure;
+use crate::limiter::{Ask, Limiter, Limits as VolumeLimits};
 use crate::tokens::Part;
 
 /// Bytes received at once.
@@ -45,7 +46,20 @@ pub struct Exports {
     clients: BTreeMap<u32, Client>,
     next_listener: u64,
     next_tag: u32,
-    requests: VecDeque<(VolumeId, GuestRequest<IoBuf>)>,
+    /// Of each exported volume.
+    limiters: BTreeMap<VolumeId, Limiter<Arrived>>,
+    /// Volumes of which requests wait for their limits.
+    holding: BTreeSet<VolumeId>,
+    requests: VecDeque<(VolumeId, Arrived)>,
+}
+
+/// A guest's request, and since when it is here.
+#[derive(Debug)]
+pub struct Arrived {
+    /// When all of it had come.
+    pub at: Instant,
+    /// The request.
+    pub request: GuestRequest<IoBuf>,
 }
 
 #[derive(Debug)]
@@ -84,9 +98,11 @@ impl Exports {
     pub fn open(
         &mut self,
         driver: &mut impl Driver,
+        now: Instant,
         volume: VolumeId,
         path: &Path,
         info: ExportInfo,
+        limits: Option<VolumeLimits>,
     ) -> Result<(), Failure> {
         assert!(!self.by_volume.contains_key(&volume), "volume {volume} is exported already");
         let listener = bind(path)?;
@@ -98,12 +114,13 @@ impl Exports {
             Listener { volume, info, path: path.to_owned(), fd, accepting: false, closed: false },
         );
         self.by_volume.insert(volume, index);
+        self.limiters.insert(volume, Limiter::new(now, limits));
         self.accept(driver, index);
         Ok(())
     }
 
     /// Ends a volume's export: its clients are told ESHUTDOWN for whatever is open, and go.
-    pub fn close(&mut self, driver: &mut impl Driver, volume: VolumeId) {
+    pub fn close(&mut self, driver: &mut impl Driver, now: Instant, volume: VolumeId) {
         let Some(index) = self.by_volume.remove(&volume) else { return };
         if let Some(listener) = self.listeners.get_mut(&index) {
             listener.closed = true;
@@ -117,14 +134,38 @@ impl Exports {
             }
         }
         self.requests.retain(|(v, _)| *v != volume);
+        self.limiters.remove(&volume);
+        self.holding.remove(&volume);
         let tags: Vec<u32> =
             self.clients.iter().filter(|(_, c)| c.volume == volume).map(|(t, _)| *t).collect();
         for tag in tags {
             if let Some(client) = self.clients.get_mut(&tag) {
                 client.connection.shutdown_fenced();
             }
-            self.drive_client(driver, tag);
+            self.drive_client(driver, now, tag);
         }
+    }
+
+    /// Other limits of a volume, also for the requests that wait; of no effect where it is not exported.
+    pub fn set_limits(&mut self, now: Instant, volume: VolumeId, limits: Option<VolumeLimits>) {
+        if let Some(limiter) = self.limiters.get_mut(&volume) {
+            limiter.set(now, limits);
+        }
+    }
+
+    /// Lets go whatever of a volume waits for its limits.
+    pub fn release(&mut self, volume: VolumeId) {
+        if let Some(limiter) = self.limiters.get_mut(&volume) {
+            self.requests.extend(limiter.release().map(|request| (volume, request)));
+        }
+        self.holding.remove(&volume);
+    }
+
+    /// Requests of a volume that wait for its limits.
+    #[must_use]
+    pub fn held(&self, volume: VolumeId) -> u32 {
+        let held = self.limiters.get(&volume).map_or(0, Limiter::held);
+        u32::try_from(held).unwrap_or(u32::MAX)
     }
 
     /// The volume has a new size.
@@ -145,9 +186,16 @@ impl Exports {
     }
 
     /// A driver's completion of [`Part::Export`].
-    pub fn handle_completion(&mut self, driver: &mut impl Driver, what: u8, index: u64, done: Completion) {
+    pub fn handle_completion(
+        &mut self,
+        driver: &mut impl Driver,
+        now: Instant,
+        what: u8,
+        index: u64,
+        done: Completion,
+    ) {
         match what {
-            ACCEPT => self.handle_accepted(driver, index, done),
+            ACCEPT => self.handle_accepted(driver, now, index, done),
             RECV | SEND => {
                 let Ok(tag) = u32::try_from(index) else { return };
                 if what == RECV {
@@ -155,23 +203,41 @@ impl Exports {
                 } else {
                     self.handle_sent(tag, &done);
                 }
-                self.drive_client(driver, tag);
+                self.drive_client(driver, now, tag);
             }
             _ => {}
         }
     }
 
-    /// The next request of a guest.
-    pub fn poll_request(&mut self) -> Option<(VolumeId, GuestRequest<IoBuf>)> {
-        self.requests.pop_front()
+    /// The next request of a guest that may go to its session.
+    pub fn poll_request(&mut self, now: Instant) -> Option<(VolumeId, Arrived)> {
+        if let Some(request) = self.requests.pop_front() {
+            return Some(request);
+        }
+        let limiters = &mut self.limiters;
+        let mut found = None;
+        self.holding.retain(|volume| {
+            let Some(limiter) = limiters.get_mut(volume) else { return false };
+            if found.is_none() && limiter.poll_timeout().is_some_and(|due| now >= due) {
+                found = limiter.poll(now).map(|request| (*volume, request));
+            }
+            limiter.held() > 0
+        });
+        found
+    }
+
+    /// When [`poll_request`](Self::poll_request) is to be asked again.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.holding.iter().filter_map(|volume| self.limiters.get(volume)?.poll_timeout()).min()
     }
 
     /// A session's answer; of no effect when its client has gone.
-    pub fn reply(&mut self, driver: &mut impl Driver, id: RequestId, reply: GuestReply<IoBuf>) {
+    pub fn reply(&mut self, driver: &mut impl Driver, now: Instant, id: RequestId, reply: GuestReply<IoBuf>) {
         let tag = u32::try_from(id.0 >> 32).expect("32 bits are left");
         if let Some(client) = self.clients.get_mut(&tag) {
             client.connection.complete(id, reply);
-            self.drive_client(driver, tag);
+            self.drive_client(driver, now, tag);
         }
     }
 
@@ -184,7 +250,7 @@ impl Exports {
         }
     }
 
-    fn handle_accepted(&mut self, driver: &mut impl Driver, index: u64, done: Completion) {
+    fn handle_accepted(&mut self, driver: &mut impl Driver, now: Instant, index: u64, done: Completion) {
         let Some(listener) = self.listeners.get_mut(&index) else { return };
         listener.accepting = false;
         if listener.closed {
@@ -206,7 +272,7 @@ impl Exports {
                 };
                 tracing::debug!(volume = %client.volume, tag, "guest connected");
                 self.clients.insert(tag, client);
-                self.drive_client(driver, tag);
+                self.drive_client(driver, now, tag);
             }
             Ok(other) => unreachable!("an accept came to {other:?}"),
             Err(errno) => tracing::warn!(volume = %listener.volume, %errno, "accept failed"),
@@ -243,10 +309,18 @@ impl Exports {
     }
 
     /// Takes the client's requests, and asks the driver for what it needs next.
-    fn drive_client(&mut self, driver: &mut impl Driver, tag: u32) {
+    fn drive_client(&mut self, driver: &mut impl Driver, now: Instant, tag: u32) {
         let Some(client) = self.clients.get_mut(&tag) else { return };
+        let volume = client.volume;
         while let Some(request) = client.connection.poll_request() {
-            self.requests.push_back((client.volume, request));
+            let Some(limiter) = self.limiters.get_mut(&volume) else { continue };
+            let ask = Ask::of(&request.op);
+            match limiter.admit(now, tag, ask, Arrived { at: now, request }) {
+                Some(request) => self.requests.push_back((volume, request)),
+                None => {
+                    self.holding.insert(volume);
+                }
+            }
         }
         client.send(driver, tag);
         if !client.receiving && !client.broken && client.connection.wants_read() {
@@ -257,6 +331,9 @@ impl Exports {
         }
         if client.connection.ending().is_some() && !client.broken {
             client.broken = true;
+            if let Some(limiter) = self.limiters.get_mut(&volume) {
+                limiter.forget(tag);
+            }
             // Ends what is in flight at this socket.
             let _ = rustix::net::shutdown(&client.socket, rustix::net::Shutdown::Both);
         }
@@ -298,6 +375,7 @@ impl Client {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::now;
     use std::collections::BTreeMap as Blocks;
     use std::process::{Command, Stdio};
     use std::sync::atomic::{AtomicBool, Ordering};
@@ -351,7 +429,7 @@ mod tests {
             read_only: false,
             multi_conn: true,
         };
-        exports.open(&mut driver, VOLUME, &path, info).expect("a socket");
+        exports.open(&mut driver, now(), VOLUME, &path, info, None).expect("a socket");
         let ended = Arc::new(AtomicBool::new(false));
         let client = {
             let (ended, waker, script) = (ended.clone(), driver.waker(), script.to_owned());
@@ -374,9 +452,9 @@ mod tests {
             for done in completions.drain(..) {
                 let (part, what, index) = Part::of(done.token).expect("ours");
                 assert_eq!(part, Part::Export);
-                exports.handle_completion(&mut driver, what, index, done);
+                exports.handle_completion(&mut driver, now(), what, index, done);
             }
-            while let Some((volume, request)) = exports.poll_request() {
+            while let Some((volume, Arrived { request, .. })) = exports.poll_request(now()) {
                 assert_eq!(volume, VOLUME);
                 asked += 1;
                 if let Some((from, depth)) = fence_at
@@ -386,17 +464,17 @@ mod tests {
                     if held.len() == depth {
                         // As a session ends: it fails what it has, then its export closes.
                         for id in held.drain(..) {
-                            exports.reply(&mut driver, id, GuestReply::Failed(GuestError::Fenced));
+                            exports.reply(&mut driver, now(), id, GuestReply::Failed(GuestError::Fenced));
                         }
-                        exports.close(&mut driver, VOLUME);
+                        exports.close(&mut driver, now(), VOLUME);
                     }
                     continue;
                 }
                 let reply = memory.answer(request.op);
-                exports.reply(&mut driver, request.id, reply);
+                exports.reply(&mut driver, now(), request.id, reply);
             }
         }
-        exports.close(&mut driver, VOLUME);
+        exports.close(&mut driver, now(), VOLUME);
         assert!(!path.exists(), "the socket's name is gone");
         client.join().expect("the client's thread")
     }

@@ -18,6 +18,8 @@ pub mod daemon;
 pub mod debug;
 pub mod errors;
 pub mod exports;
+pub mod histogram;
+pub mod limiter;
 pub mod links;
 pub mod mail;
 pub mod pools;

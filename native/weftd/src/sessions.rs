@@ -11,11 +11,10 @@ use std::path::PathBuf;
 use serde_json::json;
 use weft_control::types::{
     Decimal, MemberStatus, OpenMode as AskedMode, ResyncStatus, SessionFigures, SessionOpened, SessionPhase,
-    SessionStatus,
+    SessionStatus, VolumeLimits,
 };
-use weft_export::nbd::GuestRequest;
 use weft_io::buffer::IoBuf;
-use weft_proto::guest::GuestOp;
+use weft_proto::guest::{GuestOp, GuestReply, RequestId};
 use weft_proto::ids::{HostId, Instant, PoolId, Rid, SessionId, VolumeId};
 use weft_proto::message::{Claim, Watermark};
 use weft_proto::mutants::Broken;
@@ -27,6 +26,9 @@ use weft_proto::session::{
 
 use crate::clock::{random_u128, random_uuid};
 use crate::errors::{Code, Failure};
+use crate::exports::Arrived;
+use crate::histogram::Waits;
+use crate::limiter::Limits;
 use crate::mail::Answer;
 use crate::pools::refuse;
 use crate::records::{code_of, record_of};
@@ -62,6 +64,10 @@ pub struct Slot {
     pub read_bytes: u64,
     /// Bytes that guests wrote.
     pub written_bytes: u64,
+    /// How much guests may ask for.
+    pub limits: Option<Limits>,
+    /// What guests waited for.
+    pub waits: Waits,
 }
 
 /// What is asked of an open.
@@ -77,6 +83,8 @@ pub struct Opening {
     pub caretaker: bool,
     /// The recorded owner's process has ended.
     pub old_stopped: bool,
+    /// How much guests may ask for.
+    pub limits: Option<Limits>,
     /// Who asks.
     pub answer: Answer,
 }
@@ -85,7 +93,7 @@ impl Slot {
     /// Begins to open; `record` is the volume's, just read.
     #[must_use]
     pub fn open(opening: Opening, record: &Record, host: HostId, watermark: Watermark, now: Instant) -> Slot {
-        let Opening { volume, mode, export, caretaker, old_stopped, answer } = opening;
+        let Opening { volume, mode, export, caretaker, old_stopped, limits, answer } = opening;
         // A session of this host that this process doesn't have is of a process that has ended: it held the lock
         // of the state directory (R9).
         let ours = record.owner.filter(|o| o.node == host).map(|o| o.session);
@@ -124,17 +132,27 @@ impl Slot {
             resync_since: None,
             read_bytes: 0,
             written_bytes: 0,
+            limits,
+            waits: Waits::default(),
         }
     }
 
     /// A guest's request.
-    pub fn submit(&mut self, now: Instant, request: GuestRequest<IoBuf>) {
+    pub fn submit(&mut self, now: Instant, Arrived { at, request }: Arrived) {
+        self.waits.begin(now, at, request.id, &request.op);
         match &request.op {
             GuestOp::Read { len, .. } => self.read_bytes += len,
             GuestOp::Write { data, .. } => self.written_bytes += data.len() as u64,
             GuestOp::Flush | GuestOp::Zero { .. } | GuestOp::Kinds { .. } => {}
         }
         self.machine.submit(now, request.id, request.op);
+    }
+
+    /// The next answer to a guest.
+    pub fn poll_reply(&mut self, now: Instant) -> Option<(RequestId, GuestReply<IoBuf>)> {
+        let (id, reply) = self.machine.poll_reply()?;
+        self.waits.end(now, id, &reply);
+        Some((id, reply))
     }
 
     /// The answer to whoever opened it.
@@ -170,9 +188,9 @@ impl Slot {
         }
     }
 
-    /// As seen from outside.
+    /// As seen from outside; the export has so many clients, of whose requests so many wait for the limits.
     #[must_use]
-    pub fn status(&self, now: Instant, clients: u32) -> SessionStatus {
+    pub fn status(&self, now: Instant, clients: u32, held: u32) -> SessionStatus {
         let view: SessionView = self.machine.view();
         let phase = match view.phase {
             "serving" => SessionPhase::Serving,
@@ -211,9 +229,12 @@ impl Slot {
             clients,
             members: members.collect(),
             resync,
+            limits: self.limits.map(VolumeLimits::from),
+            held,
             figures: SessionFigures {
                 reads: Decimal(view.figures.reads),
                 writes: Decimal(view.figures.writes),
+                trims: Decimal(self.waits.trims()),
                 read_bytes: Decimal(self.read_bytes),
                 written_bytes: Decimal(self.written_bytes),
                 stall_ms_max: Decimal(view.figures.stall_ms_max),
@@ -222,6 +243,7 @@ impl Slot {
                 hashed_bytes: Decimal(view.figures.hashed_bytes),
                 reconciled_bytes: Decimal(view.figures.reconciled_bytes),
                 fenced_writes: Decimal(view.figures.fenced),
+                waits: self.waits.told(now),
             },
         }
     }

@@ -50,6 +50,7 @@ export async function attachVolume(
     export: { nbd: { path: null } },
     caretaker: false,
     old_stopped: false,
+    limits: null,
   });
   if (opened.path === null) throw new Error(`weftd opened "${want.name}" without an export`);
   return { volume: id, session: opened.session, epoch: BigInt(opened.epoch), path: opened.path };

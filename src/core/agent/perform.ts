@@ -63,6 +63,7 @@ export async function perform(
         export: null,
         caretaker: true,
         old_stopped: false,
+        limits: null,
       });
       return;
     case "close-caretaker":

@@ -58,6 +58,20 @@ export type Finding = {
   readonly message: string;
 };
 
+/** What guests waited for. A request begins when all of it has arrived and ends when its answer is on its way. */
+export type GuestWaits = {
+  /** The longest time without any answer while there was something to answer, in milliseconds; also one that goes on now, whose requests no histogram has yet. */
+  readonly gap_ms_max: Decimal;
+  /** Requests that waited for the volume's limits, by how long. Trims and zeroes may have waited although it has none: while others read and write, they get 2 GiB a second. */
+  readonly limited: Histogram;
+  /** Reads that succeeded, as the guest saw them: what the volume's limits made them wait is in it. */
+  readonly reads: Histogram;
+  /** Stalls: requests of every kind that the guest waited 100 ms or longer for, by how long. What the volume's limits made them wait is not in it. */
+  readonly stalls: Histogram;
+  /** Writes that succeeded, as the guest saw them; no trims, zeroes or flushes. */
+  readonly writes: Histogram;
+};
+
 /** Who answers. */
 export type Hello = {
   /** The cluster, once configured. */
@@ -78,6 +92,18 @@ export type Hello = {
   readonly wire_max: number;
   /** Oldest wire version it speaks. */
   readonly wire_min: number;
+};
+
+/** How long things took. The bounds are the same for everything and for ever: 16 µs, four to each doubling, up to 67,108,864 µs (67 s); those with nothing in them are left out. */
+export type Histogram = {
+  /** How many in all: those above the last bound of all are counted here only. */
+  readonly count: Decimal;
+  /** How many, one for each bound. */
+  readonly counts: readonly Decimal[];
+  /** Bounds in microseconds, ascending: an entry counts what took longer than the bound before it (of all bounds, not of those told here), and at most this. */
+  readonly le_us: readonly number[];
+  /** Together, in microseconds. */
+  readonly sum_us: Decimal;
 };
 
 /** The identity in use after it was read. */
@@ -406,10 +432,22 @@ export type SessionFigures = {
   readonly resynced_bytes: Decimal;
   /** The longest time that a guest's request waited, in milliseconds. */
   readonly stall_ms_max: Decimal;
+  /** Trims and zeroes completed. */
+  readonly trims: Decimal;
+  /** What guests waited for. */
+  readonly waits: GuestWaits;
   /** Writes, trims and zeroes completed. */
   readonly writes: Decimal;
   /** Bytes that guests wrote. */
   readonly written_bytes: Decimal;
+};
+
+/** Changes the limits of a volume that is open here, at once: also for requests that wait. */
+export type SessionLimit = {
+  /** Its limits from now on; null for none. */
+  readonly limits: VolumeLimits | null;
+  /** The volume. */
+  readonly volume: Uuid;
 };
 
 /** The sessions of this host. */
@@ -424,6 +462,8 @@ export type SessionOpen = {
   readonly caretaker: boolean;
   /** How to offer it; null for none. */
   readonly export: Export | null;
+  /** How much its guests may ask for; null for as much as they like. Told of a session that is open already, they are its limits from then on. */
+  readonly limits: VolumeLimits | null;
   /** Whether the recorded owner may be replaced. */
   readonly mode: OpenMode;
   /** The caller asserts that the process of the recorded owner has ended: no wait for its read lease (R9). */
@@ -455,6 +495,10 @@ export type SessionStatus = {
   readonly epoch: Decimal;
   /** Its counters. */
   readonly figures: SessionFigures;
+  /** Requests that wait for them now, or for that of trims and zeroes. */
+  readonly held: number;
+  /** Its limits; null for none. */
+  readonly limits: VolumeLimits | null;
   /** Its replicas. */
   readonly members: readonly MemberStatus[];
   /** The export's socket. */
@@ -595,6 +639,16 @@ export type VolumeFenced = {
   readonly fenced: boolean;
 };
 
+/** How much the guests of a volume may ask for, all together. At least one of the two rates is there. */
+export type VolumeLimits = {
+  /** Bytes a second, read and written together, from 4 KiB to 1 PiB. Trims and zeroes have none. */
+  readonly bps: Decimal | null;
+  /** So many seconds of each rate may be saved up while little is asked for, and then be used at once: 0 to 60. */
+  readonly burst_s: number;
+  /** Requests a second, from 1 to 1,000,000,000: reads, writes, trims and zeroes. Flushes are free. */
+  readonly iops: number | null;
+};
+
 /** Names a volume. */
 export type VolumeRef = {
   /** The volume. */
@@ -665,6 +719,8 @@ export type DaemonMethods = {
   readonly "replica.trash": { readonly params: ReplicaRef; readonly result: Trashed };
   /** Closes a volume here. */
   readonly "session.close": { readonly params: SessionClose; readonly result: SessionClosed };
+  /** Changes how much the guests of a volume that is open here may ask for. */
+  readonly "session.limit": { readonly params: SessionLimit; readonly result: Nothing };
   /** The sessions of this host. */
   readonly "session.list": { readonly params: Nothing; readonly result: SessionList };
   /** Opens a volume here. */

@@ -39,7 +39,14 @@ void t.test("daemon: a refusal keeps its code, nested facts become text", async 
     "session.open": () => refuse("E-VOL-12", "open on h2", { owner: { node: "h2" }, epoch: "7" }),
   });
   const client = new DaemonClient({ socketPath: daemon.socketPath });
-  const params = { volume: V, mode: "closed", export: null, caretaker: false, old_stopped: false } as const;
+  const params = {
+    volume: V,
+    mode: "closed",
+    export: null,
+    caretaker: false,
+    old_stopped: false,
+    limits: null,
+  } as const;
   await t.rejects(client.call("session.open", params), {
     code: "E-VOL-12",
     exitCode: 2,

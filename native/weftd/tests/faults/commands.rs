@@ -14,6 +14,11 @@ fn nonsense(volume: &str, pool: &str) -> Vec<(&'static str, Value, &'static str)
         json!({ "volume": volume, "mode": "closed", "export": { "nbd": { "path": path } }, "caretaker": false,
             "old_stopped": false })
     };
+    let limited = |limits: Value| {
+        json!({ "volume": volume, "mode": "closed", "export": null, "caretaker": false, "old_stopped": false,
+            "limits": limits })
+    };
+    let limit = |volume: &str, limits: Value| json!({ "volume": volume, "limits": limits });
     let configure = |address: &str| json!({ "cluster": nobody, "host": nobody, "name": "x", "address": address, "endpoints": [] });
     vec![
         ("volume.make", json!({}), "E-ARG-01"),
@@ -63,6 +68,25 @@ fn nonsense(volume: &str, pool: &str) -> Vec<(&'static str, Value, &'static str)
         ("session.open", session(volume, json!(format!("/tmp/{}", "x".repeat(200)))), "E-ARG-02"),
         ("session.open", session(volume, json!("/tmp/nul\u{0}byte")), "E-ARG-02"),
         ("session.open", json!({ "volume": volume, "mode": "theft" }), "E-ARG-02"),
+        ("session.open", limited(json!({ "iops": 0, "bps": null, "burst_s": 1 })), "E-ARG-02"),
+        ("session.open", limited(json!({ "iops": 1.5, "bps": null, "burst_s": 1 })), "E-ARG-02"),
+        ("session.limit", limit(volume, json!({ "iops": null, "bps": null, "burst_s": 1 })), "E-ARG-02"),
+        ("session.limit", limit(volume, json!({ "iops": -1, "bps": null, "burst_s": 1 })), "E-ARG-02"),
+        ("session.limit", limit(volume, json!({ "iops": null, "bps": "4095", "burst_s": 1 })), "E-ARG-02"),
+        (
+            "session.limit",
+            limit(volume, json!({ "iops": null, "bps": "18446744073709551616", "burst_s": 1 })),
+            "E-ARG-02",
+        ),
+        ("session.limit", limit(volume, json!({ "iops": null, "bps": 1e9, "burst_s": 1 })), "E-ARG-02"),
+        ("session.limit", limit(volume, json!({ "iops": 5, "bps": null, "burst_s": 61 })), "E-ARG-02"),
+        (
+            "session.limit",
+            limit(volume, json!({ "iops": 5, "bps": null, "burst_s": 1, "burst": 1 })),
+            "E-ARG-02",
+        ),
+        ("session.limit", limit(volume, json!("none")), "E-ARG-02"),
+        ("session.limit", limit(nobody, Value::Null), "E-VOL-13"),
         ("session.close", json!({ "volume": nobody, "abandon": false }), "E-VOL-13"),
         ("session.show", json!({ "volume": nobody }), "E-VOL-13"),
         ("configure", configure("not an address"), "E-ARG-02"),

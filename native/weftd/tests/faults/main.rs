@@ -12,6 +12,7 @@ mod disks;
 mod frames;
 mod guests;
 mod identity;
+mod limits;
 mod power;
 mod records;
 mod repairs;
