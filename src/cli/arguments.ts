@@ -8,10 +8,11 @@ import { resolve } from "node:path";
 
 import type { Decision } from "../core/model/finding.ts";
 import { parseDuration } from "../core/model/duration.ts";
-import { COPIES_MAX } from "../core/model/limits.ts";
+import { COPIES_MAX, LIMIT_BURST_SECONDS } from "../core/model/limits.ts";
 import { parseAddress, parseName } from "../core/model/name.ts";
 import { type Role, roles } from "../core/model/roles.ts";
-import { parseSize } from "../core/model/size.ts";
+import { parseRate, parseSize } from "../core/model/size.ts";
+import { checkLimits, type VolumeLimits } from "../core/model/volume-limits.ts";
 import { WeftError } from "../core/wire/errors.ts";
 
 export function volumeName(text: string): string {
@@ -117,6 +118,47 @@ export function minIsr(text: string): number {
   const value = wholeNumber("--min-isr", text);
   if (value >= 1 && value <= COPIES_MAX) return value;
   throw new WeftError({ code: "E-VOL-06", message: `--min-isr ${value} is not 1 to the number of copies.` });
+}
+
+export type LimitOptions = {
+  readonly iops?: string;
+  readonly rate?: string;
+  readonly burst?: string;
+  readonly none?: true;
+};
+
+/** What a volume's guests may take: null for `--none`. E-ARG-03 without any, E-VOL-17 out of range. */
+export function limits({ iops, rate, burst, none }: LimitOptions): VolumeLimits | null {
+  if (none === true && iops === undefined && rate === undefined && burst === undefined) return null;
+  if (none === true || (iops === undefined && rate === undefined)) {
+    throw new WeftError({
+      code: "E-ARG-03",
+      message: none === true ? "--none leaves nothing to limit." : "Say what to limit, or --none.",
+      do: [{ why: "For example", command: "weft volume limit VOLUME --iops 2000 --rate 100MiB/s" }],
+    });
+  }
+  return accept(
+    checkLimits({
+      iops: iops === undefined ? null : requests(iops),
+      bps: rate === undefined ? null : accept(parseRate(rate)),
+      burstS: burst === undefined ? LIMIT_BURST_SECONDS : seconds(burst),
+    }),
+  );
+}
+
+function requests(text: string): number {
+  if (/^\d{1,12}$/.test(text)) return Number(text);
+  throw new WeftError({ code: "E-ARG-02", message: `--iops "${text}" is not a whole number.` });
+}
+
+/** `5s`, `1m`, or a number of seconds. */
+function seconds(text: string): number {
+  const ms = /^\d{1,6}$/.test(text) ? Number(text) * 1000 : parseDuration(text);
+  if (ms !== null) return ms / 1000;
+  throw new WeftError({
+    code: "E-ARG-02",
+    message: `--burst "${text}" is not a length of time: 5s, 1m are.`,
+  });
 }
 
 /** Appends one of several `--host`. */

@@ -1,10 +1,21 @@
-/** `weft volume create|list|show|delete`. */
+/** `weft volume create|list|show|limit|stats|delete`. */
 import type { Command } from "commander";
 
 import { formatSize } from "../core/model/size.ts";
+import { limitsText } from "../core/model/volume-limits.ts";
 import { WeftError } from "../core/wire/errors.ts";
-import { acknowledgement, collectHost, copies, minIsr, size, volumeName } from "./arguments.ts";
+import {
+  acknowledgement,
+  collectHost,
+  copies,
+  type LimitOptions,
+  limits,
+  minIsr,
+  size,
+  volumeName,
+} from "./arguments.ts";
 import type { Bind } from "./context.ts";
+import { showStats } from "./stats-text.ts";
 import { watchVolume } from "./watch.ts";
 import { withSuggestion } from "./reference.ts";
 import { copiesText, openOn, volumeText, whereText } from "./volume-text.ts";
@@ -80,6 +91,35 @@ export function addVolumeCommands(program: Command, bind: Bind): void {
     const found = await context.client.volume(ref);
     if (found.health !== "healthy" && found.health !== "deleted") context.exitCode = 3;
     context.show(found, ({ id }) => id, volumeText);
+  });
+
+  const limit = volume
+    .command("limit")
+    .description("how much its guests may take, wherever it is attached; all of it anew each time")
+    .argument("<volume>", "its name or id")
+    .option("--iops <number>", "requests a second: reads, writes, trims")
+    .option("--rate <size>", "bytes a second, read and written together: 100MiB/s")
+    .option("--burst <time>", "so much of it may be saved up and used at once: 0s to 60s (default: 1s)")
+    .option("--none", "no limits");
+  bind<[string], LimitOptions>(limit, async (context, [ref], options) => {
+    const { client } = context;
+    const wanted = limits(options);
+    const after = await withSuggestion(client, "volume", ref, () => client.limitVolume(ref, wanted));
+    context.show(
+      after,
+      ({ id }) => id,
+      ({ name, limits: set }) => `Limits of "${name}": ${limitsText(set)}.`,
+    );
+  });
+
+  const stats = volume
+    .command("stats")
+    .description("what its guest does and waits for, looked at for a second; --json: since the attach")
+    .argument("<volume>", "its name or id")
+    .option("--watch", "a line each second, until ^C");
+  bind<[string], { readonly watch?: true }>(stats, async (context, [ref], options) => {
+    await withSuggestion(context.client, "volume", ref, () => context.client.volume(ref));
+    await showStats(context, ref, options.watch === true);
   });
 
   const remove = volume

@@ -1,5 +1,6 @@
 /** A volume as text: one place for the words of `show`, `create` and `list`. */
 import { formatSize } from "../core/model/size.ts";
+import { limitsText } from "../core/model/volume-limits.ts";
 import type { VolumeAnswer } from "../core/wire/agent-api.ts";
 import { table } from "./table.ts";
 
@@ -28,6 +29,7 @@ export function volumeText(volume: VolumeAnswer): string {
     ["Health", volume.reason === null ? volume.health : `${volume.health}: ${volume.reason}`],
     ["Copies", `${volume.inSync} of ${volume.copies} in sync, at least ${volume.minIsr} for writes`],
     ["Open on", openOn(volume)],
+    ...(volume.limits === null ? [] : [["Limits", limitsText(volume.limits)] as const]),
     ...(volume.owner?.caretaker === true
       ? [["Work", `${volume.owner.hostName} makes the copies level`] as const]
       : []),

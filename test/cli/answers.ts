@@ -46,6 +46,7 @@ export function volume(rest: object = {}): object {
     id: ids.db,
     name: "db",
     size: "3298534883328",
+    limits: null,
     copies: 2,
     minIsr: 1,
     inSync: 2,
@@ -109,6 +110,32 @@ export function token(rest: object = {}): object {
     expiresAt: "2999-11-21T15:00:00.000Z",
     name: null,
     authority: `3f9c21aa77d04be1${"0".repeat(48)}`,
+    ...rest,
+  };
+}
+
+const none = { leUs: [], counts: [], count: "0", sumUs: "0" };
+
+export function stats(rest: object = {}, open: object | null = {}): object {
+  const waits = { reads: none, writes: none, stalls: none, limited: none };
+  const counts = { reads: "0", writes: "0", trims: "0", readBytes: "0", writtenBytes: "0", gapMsMax: "0" };
+  return {
+    volume: ids.db,
+    name: "db",
+    limits: null,
+    host: open === null ? null : { id: ids.h1, name: "h1" },
+    open:
+      open === null
+        ? null
+        : {
+            session: ids.session,
+            at: "2026-11-21T14:33:17.000Z",
+            limits: null,
+            held: 0,
+            ...counts,
+            waits,
+            ...open,
+          },
     ...rest,
   };
 }

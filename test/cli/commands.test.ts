@@ -4,8 +4,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import t from "tap";
 
-import { host, ids, pool, replica, status, token, volume } from "./answers.ts";
-import { FakeAgent, refusal } from "./fake-agent.ts";
+import { host, ids, pool, replica, stats, status, token, volume } from "./answers.ts";
+import { answer, FakeAgent, refusal } from "./fake-agent.ts";
 
 void t.test("weft volume list: a table for people, ids with -q, JSON with --json", async (t) => {
   const volumes = [
@@ -611,3 +611,99 @@ void t.test(
     t.equal(agent.asked.length, 2);
   },
 );
+
+void t.test("weft volume limit: numbers of requests and bytes, or none at all", async (t) => {
+  const limited = volume({ limits: { iops: 2000, bps: "104857600", burstS: 5 } });
+  await using agent = await FakeAgent.start({
+    "PATCH /v1/volumes/db": [answer(limited), answer(volume())],
+    "GET /v1/volumes/db": limited,
+  });
+  const limit = (...words: string[]): ReturnType<FakeAgent["weft"]> =>
+    agent.weft(["volume", "limit", "db", ...words]);
+  t.equal(
+    (await limit("--iops", "2000", "--rate", "100MiB/s", "--burst", "5s")).out,
+    'Limits of "db": 2000 IO/s, 100 MiB/s, burst 5 s.\n',
+  );
+  t.equal((await limit("--none")).out, 'Limits of "db": none.\n');
+  t.strictSame(agent.asked, [
+    'PATCH /v1/volumes/db {"limits":{"iops":2000,"bps":"104857600","burstS":5}}',
+    'PATCH /v1/volumes/db {"limits":null}',
+  ]);
+  t.match((await agent.weft(["volume", "show", "db"])).out, "\nLimits:  2000 IO/s, 100 MiB/s, burst 5 s\n");
+  const asked = agent.asked.length;
+  for (const [words, code] of [
+    [[], "E-ARG-03"],
+    [["--burst", "5s"], "E-ARG-03"],
+    [["--none", "--iops", "5"], "E-ARG-03"],
+    [["--iops", "0"], "E-VOL-17"],
+    [["--iops", "-5"], "E-ARG-0"],
+    [["--iops", "1.5"], "E-ARG-02"],
+    [["--iops", "1000000001"], "E-VOL-17"],
+    [["--rate", "1KiB/s"], "E-VOL-17"],
+    [["--rate", "fast"], "E-ARG-02"],
+    [["--iops", "5", "--burst", "61s"], "E-VOL-17"],
+    [["--iops", "5", "--burst", "long"], "E-ARG-02"],
+  ] as const) {
+    const bad = await limit(...words);
+    t.equal(bad.code, 1, words.join(" "));
+    t.match(bad.err, code, words.join(" "));
+  }
+  t.equal(agent.asked.length, asked, "nothing was asked of the agent");
+});
+
+void t.test("weft volume stats: what happened in a second, or the counters themselves", async (t) => {
+  const limits = { iops: 2000, bps: null, burstS: 5 };
+  const writes = { leUs: [320, 2560], counts: ["90", "10"], count: "100", sumUs: "40000" };
+  const later = { leUs: [320, 2560], counts: ["1990", "110"], count: "2100", sumUs: "900000" };
+  const stalls = { leUs: [131072, 2097152], counts: ["4", "2"], count: "7", sumUs: "9" };
+  const waits = { reads: { ...writes, count: "0", counts: [], leUs: [] }, writes, stalls, limited: stalls };
+  const looks = [
+    answer(stats({ limits }, { writes: "100", writtenBytes: "0", waits })),
+    answer(
+      stats(
+        { limits },
+        {
+          at: "2026-11-21T14:33:18.000Z",
+          writes: "2100",
+          writtenBytes: "8200000",
+          waits: { ...waits, writes: later },
+        },
+      ),
+    ),
+  ];
+  await using agent = await FakeAgent.start({
+    "GET /v1/volumes/db": volume(),
+    "GET /v1/volumes/db/stats": looks,
+  });
+  const shown = await agent.weft(["volume", "stats", "db"]);
+  t.equal(
+    shown.out,
+    [
+      "VOLUME  READ/s  WRITE/s  READ MB/s  WRITE MB/s  p50 read  p99 read  p50 write  p99 write  LIMIT                 STALLS >1 s",
+      "db           0     2000        0.0         8.2         —         —    0.32 ms     2.6 ms  2000 IO/s, burst 5 s            3",
+      "",
+    ].join("\n"),
+  );
+  t.match(JSON.parse((await agent.weft(["volume", "stats", "db", "--json"])).out), {
+    open: { writes: "2100" },
+  });
+});
+
+void t.test("weft volume stats: a volume that nobody uses has none, and --watch ends at ^C", async (t) => {
+  await using agent = await FakeAgent.start({
+    "GET /v1/volumes/db": volume(),
+    "GET /v1/volumes/db/stats": stats({}, null),
+  });
+  const idle = await agent.weft(["volume", "stats", "db"]);
+  t.equal(idle.out, '"db" is not attached: nobody uses it. Limits: none.\n');
+  t.equal(idle.code, 0);
+  const stop = new AbortController();
+  const watched = agent.weft(["volume", "stats", "db", "--watch"], stop.signal);
+  // The volume, and two looks: the first line is written.
+  while (agent.asked.filter((line) => line.endsWith("/stats")).length < 4)
+    await new Promise((resolve) => setImmediate(resolve));
+  stop.abort();
+  const { out, code } = await watched;
+  t.equal(code, 0);
+  t.match(out, /^VOLUME .*\ndb /);
+});

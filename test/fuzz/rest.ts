@@ -55,6 +55,7 @@ const bodies: WithBody = {
   "POST /v1/ca/rotate": {},
   "POST /v1/pools": { path: "/pool" },
   "POST /v1/volumes": volume,
+  "PATCH /v1/volumes/:ref": { limits: { iops: 2000, bps: "1048576", burstS: 5 } },
   "POST /v1/volumes/:ref/attach": { steal: false },
   "POST /v1/volumes/:ref/detach": { abandon: false },
   "POST /v1/volumes/:ref/replicas": { host: null },

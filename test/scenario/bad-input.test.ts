@@ -52,6 +52,11 @@ const volume = (fields: object): Ask => ({
   body: JSON.stringify({ name: "x", size: String(64 * MIB), ...fields }),
 });
 const post = (path: string, body: unknown): Ask => ({ method: "POST", path, body: JSON.stringify(body) });
+const patch = (body: unknown): Ask => ({
+  method: "PATCH",
+  path: "/v1/volumes/v",
+  body: JSON.stringify(body),
+});
 const of = (method: string, path: string): Ask => ({ method, path });
 
 /** Each with the code that it must be refused with. */
@@ -95,6 +100,19 @@ const nonsense: readonly (readonly [Ask, string])[] = [
   [of("GET", "/v1/volumes/%00"), "E-ARG-01"],
   [of("GET", "/v1/volumes/%ff%fe"), "E-ARG-02"],
   [of("GET", `/v1/volumes/${"x".repeat(500)}`), "E-ARG-02"],
+  [patch({}), "E-ARG-02"],
+  [patch({ limits: {} }), "E-VOL-17"],
+  [patch({ limits: 5 }), "E-ARG-02"],
+  [patch({ limits: { iops: 0 } }), "E-VOL-17"],
+  [patch({ limits: { iops: -5 } }), "E-VOL-17"],
+  [patch({ limits: { iops: 1.5 } }), "E-VOL-17"],
+  [patch({ limits: { iops: "5" } }), "E-ARG-02"],
+  [patch({ limits: { bps: "0" } }), "E-VOL-17"],
+  [patch({ limits: { bps: "-1" } }), "E-ARG-02"],
+  [patch({ limits: { iops: 5, burstS: 61 } }), "E-VOL-17"],
+  [patch({ limits: { iops: 5, burstS: -1 } }), "E-VOL-17"],
+  [patch({ limits: { iops: 5, later: 1 } }), "E-ARG-02"],
+  [of("GET", "/v1/volumes/nothing/stats"), "E-ARG-01"],
   [of("DELETE", `/v1/volumes/${nobody}`), "E-ARG-01"],
   [of("DELETE", "/v1/volumes/v"), "E-VOL-12"],
   [post("/v1/volumes/nothing/attach", {}), "E-ARG-01"],

@@ -34,6 +34,7 @@ import { hostRevoked, IdentityKeeper } from "./identity.ts";
 import { initCluster } from "./init.ts";
 import { joinCluster } from "./join.ts";
 import { Keeper } from "./keeper.ts";
+import { LimitKeeper } from "./limit-keeper.ts";
 import { LocalDaemon } from "./local-daemon.ts";
 import { type Log, openLog } from "./log.ts";
 import { Mirror, syncIfPossible } from "./mirror.ts";
@@ -228,6 +229,7 @@ export class Agent {
       isPlacer,
     };
     const placer = new Placer({ ...shared, rebuildAfterMs: this.#options.rebuildAfterMs });
+    const limitKeeper = new LimitKeeper({ mirror, daemon: this.#daemon, log });
     const context: MemberContext = {
       options: this.#options,
       self,
@@ -239,6 +241,7 @@ export class Agent {
       etcd: this.#etcd,
       storeKeeper,
       placer,
+      limitKeeper,
       log,
       identity,
       authority,
@@ -332,13 +335,17 @@ export class Agent {
     storeKeeper.start();
     keeper.start();
     placer.start();
+    limitKeeper.start();
     rotation.start();
     await this.#daemon
       .begin({
         self,
         host,
         store,
-        onBack: () => keeper.stepAll(),
+        onBack: () => {
+          keeper.stepAll();
+          limitKeeper.nudge();
+        },
         onTrust: told,
         onPeerRefused: (refused) => this.#background("audit", auditPeer(this.audit, refused)),
       })
@@ -391,6 +398,7 @@ export class Agent {
     await context.identity.stop();
     context.clocks.stop();
     context.placer.stop();
+    context.limitKeeper.stop();
     await presence.stop();
     // From here on nobody waits for the store.
     context.store.call.close();

@@ -11,6 +11,7 @@ import { isWeftError, WeftError } from "../wire/errors.ts";
 import type { SessionStatus } from "../wire/daemon.gen.ts";
 import type { MemberContext } from "./context.ts";
 import { findVolume } from "./find.ts";
+import { limitsForDaemon } from "./limit-keeper.ts";
 
 export async function attachVolume(
   context: MemberContext,
@@ -50,8 +51,10 @@ export async function attachVolume(
     export: { nbd: { path: null } },
     caretaker: false,
     old_stopped: false,
-    limits: null,
+    limits: limitsForDaemon(want.limits),
   });
+  // What was wanted since the look at it above.
+  context.limitKeeper.nudge();
   if (opened.path === null) throw new Error(`weftd opened "${want.name}" without an export`);
   return { volume: id, session: opened.session, epoch: BigInt(opened.epoch), path: opened.path };
 }

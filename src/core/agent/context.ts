@@ -7,6 +7,7 @@ import type { ClusterView } from "./cluster-view.ts";
 import type { EtcdProcess } from "./etcd-process.ts";
 import type { HostFile } from "./host-file.ts";
 import type { IdentityKeeper } from "./identity.ts";
+import type { LimitKeeper } from "./limit-keeper.ts";
 import type { LocalDaemon } from "./local-daemon.ts";
 import type { Log } from "./log.ts";
 import type { Mirror } from "./mirror.ts";
@@ -26,6 +27,7 @@ export type MemberContext = {
   readonly etcd: EtcdProcess;
   readonly storeKeeper: StoreKeeper;
   readonly placer: Placer;
+  readonly limitKeeper: LimitKeeper;
   readonly log: Log;
   readonly identity: IdentityKeeper;
   readonly authority: AuthorityKeeper;

@@ -17,6 +17,7 @@ import type { AskedAgent } from "./handlers.ts";
 import type { IdentityKeeper } from "./identity.ts";
 import { memberCredentials, takeAuthorities } from "./members.ts";
 import { listsFor, renewIdentity } from "./renew.ts";
+import { ownStats } from "./stats.ts";
 import { AGENT_VERSION, clusterAnswer } from "./status.ts";
 
 /** E-HOST-08 when the address can't be served. */
@@ -93,6 +94,7 @@ function handlersOf(context: MemberContext, audit: AskedAgent["audit"]): DoorHan
     "POST /v1/internal/audit": async ({ body: { limit, ...filter } }) => ({
       lines: [...(await ownLines(audit, filter, limit))],
     }),
+    "POST /v1/internal/stats": async ({ body: { volume } }) => ({ open: await ownStats(context, volume) }),
     "PUT /v1/members/authority": async ({ caller, body, begin }) => {
       if (caller.verdict?.kind !== "ok") throw new Error("the door lets hosts only hand over authorities");
       await begin({ host: caller.verdict.host });

@@ -26,6 +26,7 @@ import { repairStore } from "./repair.ts";
 import { revokeHost } from "./revoke.ts";
 import { rotateAuthority, showAuthority } from "./rotate.ts";
 import { changeSettings, settingsOf } from "./settings.ts";
+import { statsAnswer } from "./stats.ts";
 import * as show from "./status.ts";
 import { backupStore, restoreStore } from "./store-file.ts";
 import { membersOrNone } from "./store-status.ts";
@@ -146,6 +147,10 @@ export const handlers: Handlers = {
     const context = await fresh(agent);
     return shown(context, findVolume(context.mirror, params.ref).id);
   },
+  "PATCH /v1/volumes/:ref": async (agent, { params, body }) => {
+    const context = agent.member();
+    return shown(context, await volumes.limitVolume(context, params.ref, body.limits));
+  },
   "DELETE /v1/volumes/:ref": async (agent, { params }) => {
     await volumes.deleteVolume(agent.member(), params.ref);
     return {};
@@ -158,6 +163,7 @@ export const handlers: Handlers = {
   "GET /v1/volumes/:ref/why": async (agent, { params }) => whyAnswer(await fresh(agent), params.ref),
   "GET /v1/volumes/:ref/progress": async (agent, { params }) =>
     progressAnswer(await fresh(agent), params.ref),
+  "GET /v1/volumes/:ref/stats": async (agent, { params }) => statsAnswer(await fresh(agent), params.ref),
 
   "POST /v1/volumes/:ref/replicas": async (agent, { params, body }) => {
     const context = agent.member();

@@ -307,6 +307,7 @@ async function fitWish({ mirror, store }: MemberContext, record: VolumeRecord): 
     copies: want?.copies ?? record.copies,
     minIsr: want?.minIsr ?? record.minIsr,
     placements: [...kept, ...added].toSorted((a, b) => a.rid - b.rid),
+    limits: want?.limits ?? null,
     deletedAtMs: record.deletedAtMs,
     createdBy: want?.createdBy ?? `repair-${record.volume}`,
   };

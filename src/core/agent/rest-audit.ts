@@ -77,8 +77,11 @@ export function auditOf(
   };
 }
 
+/** Numbers that may pass 2^53 as text, and what has fields of its own as JSON. */
 function shownField(value: unknown): unknown {
-  return typeof value === "bigint" ? String(value) : value;
+  if (typeof value === "bigint") return String(value);
+  if (typeof value !== "object" || value === null || Array.isArray(value)) return value;
+  return JSON.stringify(value, (_, part: unknown) => (typeof part === "bigint" ? String(part) : part));
 }
 
 /** Its id, so that what was done to it is found also after another one got the name. */

@@ -147,6 +147,7 @@ export function volumeAnswer({ view }: MemberContext, volume: VolumeFacts): api.
     id: volume.id,
     name: want.name,
     size: record?.sizeBytes ?? want.sizeBytes,
+    limits: want.limits,
     copies: want.copies,
     minIsr: want.minIsr,
     inSync: record?.replicas.filter(({ state }) => state === "INSYNC").length ?? 0,

@@ -12,9 +12,10 @@ import type { z } from "zod";
 import { parseRid, type Rid, type VolumeId } from "../model/ids.ts";
 import { defaultCopies, placeCopies } from "../model/placement.ts";
 import { addCopy, removeCopy } from "../model/replica-change.ts";
-import type { Decision } from "../model/finding.ts";
+import { type Decision, ok } from "../model/finding.ts";
 import { checkSize } from "../model/size.ts";
 import { checkDelete } from "../model/volume-check.ts";
+import { checkLimits, sameLimits, type VolumeLimits } from "../model/volume-limits.ts";
 import type { VolumeRecord, Want } from "../model/volume-record.ts";
 import type * as api from "../wire/agent-api.ts";
 import { decided, isWeftError, WeftError } from "../wire/errors.ts";
@@ -62,6 +63,7 @@ async function wishVolume(
     copies,
     minIsr,
     placements: spots.map((spot, rid) => ({ rid: rid as Rid, ...spot, remove: false })),
+    limits: null,
     deletedAtMs: null,
     createdBy: token,
   };
@@ -106,6 +108,22 @@ export async function deleteVolume({ mirror, store, view }: MemberContext, ref: 
     if (isWeftError(error, "E-VOL-12")) await undelete(mirror, store, id, want.name);
     throw error;
   }
+}
+
+/** In force when it answers, where the volume is attached here; elsewhere as soon as that host's agent has heard of it. */
+export async function limitVolume(
+  context: MemberContext,
+  ref: string,
+  limits: VolumeLimits | null,
+): Promise<VolumeId> {
+  const wanted = limits === null ? null : decided(checkLimits(limits));
+  await context.mirror.sync();
+  const { volume } = await changeWanted(context, ref, (want) =>
+    ok(sameLimits(want.limits, wanted) ? want : { ...want, limits: wanted }),
+  );
+  await context.mirror.sync();
+  await context.limitKeeper.settle();
+  return volume;
 }
 
 export async function restoreVolume({ mirror, store }: MemberContext, ref: string): Promise<VolumeId> {

@@ -10,6 +10,14 @@ export const COPIES_MAX = 8;
 export const ATTACHED_PER_HOST_MAX = 500;
 export const NAME_LENGTH_MAX = 63;
 
+/** What a volume's guests may be limited to, together: less would be a volume that hangs, more a mistake in a unit. */
+export const LIMIT_IOPS_MAX = 1_000_000_000;
+export const LIMIT_BPS_MIN = 4096n;
+export const LIMIT_BPS_MAX = 1n << 50n;
+/** Whoever saves up for a minute may take a minute's worth at once; more would be no limit for others. */
+export const LIMIT_BURST_SECONDS_MAX = 60;
+export const LIMIT_BURST_SECONDS = 1;
+
 /** A deleted volume rests this long: a mistake is noticed the next morning (architecture.md, safety rule 5). */
 export const TRASH_MS = 24 * 3600 * 1000;
 /** A host's reboot takes 10 minutes; a copy made anew during one would be wasted (protocol.md 4.13). */

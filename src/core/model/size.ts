@@ -58,6 +58,17 @@ export function checkSize(bytes: bigint, text: string = `${bytes}`): Decision<bi
   return ok(bytes);
 }
 
+/** Bytes a second, as `100MiB/s` or `100MiB`; any number of bytes that is not below zero. */
+export function parseRate(text: string): Decision<bigint> {
+  const bytes = parseBytes(text.trim().replace(/\/s$/i, "").trim());
+  if (bytes !== null) return ok(bytes);
+  return refused(
+    finding("E-ARG-02", `"${text}" is not a rate. Examples: 500KiB/s, 100MiB/s, 2GiB/s.`, {
+      facts: { rate: text },
+    }),
+  );
+}
+
 /** Rounded for reading: `894 GiB`, `1.75 TiB`. */
 export function formatSize(bytes: bigint): string {
   let unit = 0;

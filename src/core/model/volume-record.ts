@@ -7,6 +7,7 @@
  * - `replicas` of a record are in order of rid; a rid below `nextRid` that is not in it was removed for ever.
  */
 import type { HostId, PoolId, Rid, SessionId, VolumeId } from "./ids.ts";
+import type { VolumeLimits } from "./volume-limits.ts";
 
 export type ReplicaState = "INSYNC" | "STALE" | "JOINING" | "REMOVING" | "QUARANTINED";
 
@@ -49,6 +50,8 @@ export type Want = {
   readonly copies: number;
   readonly minIsr: number;
   readonly placements: readonly Place[];
+  /** What its guests may take, wherever it is attached; null: as much as they like. */
+  readonly limits: VolumeLimits | null;
   readonly deletedAtMs: number | null;
   readonly createdBy: string;
 };

@@ -9,7 +9,7 @@
  */
 import { z } from "zod";
 
-import { API_TOKEN_MS, API_TOKEN_MS_MAX, JOIN_TOKEN_MS_MAX } from "../model/limits.ts";
+import { API_TOKEN_MS, API_TOKEN_MS_MAX, JOIN_TOKEN_MS_MAX, LIMIT_BURST_SECONDS } from "../model/limits.ts";
 import { roles } from "../model/roles.ts";
 import { auditLine } from "./audit-line.ts";
 import {
@@ -21,6 +21,7 @@ import {
   u32,
   u64,
   uuid,
+  volumeLimits,
   volumeName,
 } from "./json-types.ts";
 
@@ -74,6 +75,18 @@ export const volumeCreateRequest = z.strictObject({
   hosts: z.array(hostName).min(1).max(8).nullable().default(null),
   /** Token of the request: the same token again answers with the volume made first. */
   createdBy: z.string().min(1).max(128).nullable().default(null),
+});
+
+/** What is not named stays as it is. */
+export const volumeChangeRequest = z.strictObject({
+  /** All of them anew: one that is not named is none. Null: no limits. */
+  limits: z
+    .strictObject({
+      iops: z.number().nullable().default(null),
+      bps: u64.nullable().default(null),
+      burstS: z.number().default(LIMIT_BURST_SECONDS),
+    })
+    .nullable(),
 });
 
 export const attachRequest = z.strictObject({ steal: z.boolean().default(false) });
@@ -229,6 +242,8 @@ export const volumeAnswer = z.object({
   id: uuid,
   name: z.string(),
   size: u64,
+  /** What its guests may take, wherever it is attached; null: as much as they like. */
+  limits: volumeLimits.nullable(),
   copies: z.int(),
   minIsr: z.int(),
   inSync: z.int(),
@@ -334,6 +349,53 @@ export const whyAnswer = z.object({
   do: z.array(z.object({ why: z.string(), command: z.string().nullable() })),
   /** What the daemon of the owner's host says, unchanged; null when it isn't this host. */
   daemon: z.record(z.string(), z.unknown()).nullable(),
+});
+
+/** How often something took how long (core/model/histogram.ts). */
+const histogram = z.object({
+  leUs: z.array(z.number()),
+  counts: z.array(u64),
+  count: u64,
+  sumUs: u64,
+});
+
+/** What a session's guests did and waited for since it was opened. */
+export const sessionStats = z.object({
+  session: uuid,
+  /** When they were counted, by the clock of its host. */
+  at: instant,
+  /** Those in force. */
+  limits: volumeLimits.nullable(),
+  /** Requests that wait for them now. */
+  held: z.int(),
+  reads: u64,
+  /** Trims and zeroes are among them. */
+  writes: u64,
+  trims: u64,
+  readBytes: u64,
+  writtenBytes: u64,
+  /** The longest time without any answer while there was something to answer. */
+  gapMsMax: u64,
+  waits: z.object({
+    /** As the guest saw them. */
+    reads: histogram,
+    writes: histogram,
+    /** Requests that waited 100 ms or longer, without what the limits made them wait. */
+    stalls: histogram,
+    /** What the limits made requests wait. */
+    limited: histogram,
+  }),
+});
+
+export const statsAnswer = z.object({
+  volume: uuid,
+  name: z.string(),
+  /** Those wanted. */
+  limits: volumeLimits.nullable(),
+  /** Where a guest uses it; null: nowhere. */
+  host: z.object({ id: uuid, name: z.string() }).nullable(),
+  /** Null: no guest uses it, or its session ended in this moment. */
+  open: sessionStats.nullable(),
 });
 
 export const trashAnswer = z.object({
@@ -509,6 +571,8 @@ export type AttachAnswer = z.output<typeof attachAnswer>;
 export type DetachAnswer = z.output<typeof detachAnswer>;
 export type ProgressAnswer = z.output<typeof progressAnswer>;
 export type WhyAnswer = z.output<typeof whyAnswer>;
+export type SessionStats = z.output<typeof sessionStats>;
+export type StatsAnswer = z.output<typeof statsAnswer>;
 export type TrashAnswer = z.output<typeof trashAnswer>;
 export type BackupAnswer = z.output<typeof backupAnswer>;
 export type RepairAnswer = z.output<typeof repairAnswer>;

@@ -11,6 +11,7 @@ import type { z } from "zod";
 
 import * as api from "./agent-api.ts";
 import type { Secret } from "../model/secret.ts";
+import type { VolumeLimits } from "../model/volume-limits.ts";
 import { isWeftError, reasonOf, WeftError } from "./errors.ts";
 import { connectProven, exchange, fingerprintText } from "./host-client.ts";
 
@@ -31,7 +32,7 @@ export type AgentClientOptions = (AgentWay | { readonly choose: () => Promise<Ag
   readonly timeoutMs?: number;
 };
 
-type Method = "GET" | "POST" | "PUT" | "DELETE";
+type Method = "GET" | "POST" | "PUT" | "PATCH" | "DELETE";
 
 export class AgentClient {
   readonly #choose: () => Promise<AgentWay>;
@@ -149,6 +150,13 @@ export class AgentClient {
     return this.#call("POST", "/v1/volumes", api.volumeAnswer, api.volumeCreateRequest, wire);
   }
 
+  limitVolume(ref: string, limits: VolumeLimits | null): Promise<api.VolumeAnswer> {
+    const wire = limits === null ? null : { ...limits, bps: limits.bps === null ? null : String(limits.bps) };
+    return this.#call("PATCH", path`/v1/volumes/${ref}`, api.volumeAnswer, api.volumeChangeRequest, {
+      limits: wire,
+    });
+  }
+
   async deleteVolume(ref: string): Promise<void> {
     await this.#call("DELETE", path`/v1/volumes/${ref}`, api.okAnswer);
   }
@@ -185,6 +193,10 @@ export class AgentClient {
 
   progress(ref: string): Promise<api.ProgressAnswer> {
     return this.#call("GET", path`/v1/volumes/${ref}/progress`, api.progressAnswer);
+  }
+
+  stats(ref: string): Promise<api.StatsAnswer> {
+    return this.#call("GET", path`/v1/volumes/${ref}/stats`, api.statsAnswer);
   }
 
   trash(): Promise<api.TrashAnswer[]> {

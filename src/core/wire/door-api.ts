@@ -7,7 +7,7 @@
  */
 import { z } from "zod";
 
-import { clusterAnswer } from "./agent-api.ts";
+import { clusterAnswer, sessionStats } from "./agent-api.ts";
 import { auditLine } from "./audit-line.ts";
 import { address, hostName, instant, u64, uuid } from "./json-types.ts";
 
@@ -80,6 +80,10 @@ export const auditLinesRequest = z.strictObject({
 });
 export const auditLinesAnswer = z.object({ lines: z.array(auditLine) });
 
+/** Of a volume that a guest uses on the asked host; null: none does. */
+export const statsRequest = z.strictObject({ volume: uuid });
+export const sessionStatsAnswer = z.object({ open: sessionStats.nullable() });
+
 export const doorRoutes = {
   "GET /v1/hello": { right: "open", request: null, answer: helloAnswer, audit: "read" },
   "POST /v1/enrol": { right: "open", request: enrolRequest, answer: enrolAnswer, audit: "mutation" },
@@ -101,6 +105,12 @@ export const doorRoutes = {
     right: "host",
     request: auditLinesRequest,
     answer: auditLinesAnswer,
+    audit: "read",
+  },
+  "POST /v1/internal/stats": {
+    right: "host",
+    request: statsRequest,
+    answer: sessionStatsAnswer,
     audit: "read",
   },
   "PUT /v1/members/authority": {
@@ -134,6 +144,8 @@ export type EnrolRequest = z.output<typeof enrolRequest>;
 export type EnrolAnswer = z.output<typeof enrolAnswer>;
 export type AuditLinesRequest = z.output<typeof auditLinesRequest>;
 export type AuditLinesAnswer = z.output<typeof auditLinesAnswer>;
+export type StatsRequest = z.output<typeof statsRequest>;
+export type SessionStatsAnswer = z.output<typeof sessionStatsAnswer>;
 export type RenewAnswer = z.output<typeof renewAnswer>;
 export type ListsAnswer = z.output<typeof listsAnswer>;
 export type CredentialsAnswer = z.output<typeof credentialsAnswer>;

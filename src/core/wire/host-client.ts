@@ -97,6 +97,10 @@ export class HostClient {
     return this.#ask("POST /v1/internal/audit", () => body);
   }
 
+  stats(body: api.StatsRequest): Promise<Answered<api.SessionStatsAnswer>> {
+    return this.#ask("POST /v1/internal/stats", () => body);
+  }
+
   async putAuthority(body: api.CredentialsAnswer): Promise<void> {
     await this.#ask("PUT /v1/members/authority", () => body);
   }

@@ -40,6 +40,13 @@ export const address = judged(parseAddress);
 export const tokenName = judged((text) => parseName("token", text));
 export const clusterName = judged((text) => parseName("cluster", text));
 
+/** What a volume's guests may take. Their ranges are the model's to judge (`checkLimits`). */
+export const volumeLimits = z.object({
+  iops: z.number().nullable(),
+  bps: u64.nullable(),
+  burstS: z.number(),
+});
+
 /** A moment, ISO 8601 in UTC. */
 export const instant = z.iso.datetime();
 

@@ -13,7 +13,8 @@ import type { Made, Member, Place, VolumeRecord, Want } from "../model/volume-re
 import { parseHostId, parsePoolId, parseRid, parseSessionId, parseVolumeId } from "../model/ids.ts";
 import type { HostId, PoolId, Rid, SessionId, VolumeId } from "../model/ids.ts";
 import { WeftError } from "./errors.ts";
-import { address, counter, epoch, instant, u32, u64 } from "./json-types.ts";
+import { checkLimits } from "../model/volume-limits.ts";
+import { address, counter, epoch, instant, u32, u64, volumeLimits } from "./json-types.ts";
 
 /** The newest format of a record that this software understands. */
 export const RECORD_FORMAT = 1;
@@ -138,6 +139,11 @@ const placeJson = z
   .object({ rid, host: hostId, pool: poolId, remove: z.literal(true).optional() })
   .transform((p): Place => ({ rid: p.rid, host: p.host, pool: p.pool, remove: p.remove ?? false }));
 
+const limits = volumeLimits.superRefine((value, context) => {
+  const checked = checkLimits(value);
+  if (checked.kind === "refused") context.addIssue(checked.finding.message);
+});
+
 const wantJson = z
   .object({
     id: volumeId,
@@ -146,6 +152,7 @@ const wantJson = z
     copies: z.int().min(1).max(255),
     minIsr: z.int().min(1).max(255),
     placements: z.array(placeJson).max(255),
+    limits: limits.nullable().default(null),
     deletedAt: moment.nullable().default(null),
     createdBy: z.string(),
   })
@@ -156,6 +163,7 @@ const wantJson = z
     copies: w.copies,
     minIsr: w.minIsr,
     placements: w.placements.toSorted((a, b) => a.rid - b.rid),
+    limits: w.limits,
     deletedAtMs: w.deletedAt === null ? null : Date.parse(w.deletedAt),
     createdBy: w.createdBy,
   }));
@@ -191,7 +199,8 @@ export const parseRecord = reader<VolumeRecord>(recordJson);
 
 /** `want` as JSON; `before` is the value that it replaces, so that fields of newer software stay. */
 export function renderWant(want: Want, before: string | null): string {
-  const old = before === null ? {} : objectOf(before);
+  const { limits: limitsBefore = {}, ...old } = before === null ? {} : objectOf(before);
+  const oldLimits = isObject(limitsBefore) ? limitsBefore : {};
   const oldPlaces = Array.isArray(old["placements"]) ? old["placements"].filter(isObject) : [];
   const placements = want.placements.map((place) => {
     const { remove: _, ...rest } = oldPlaces.find((p) => p["rid"] === place.rid) ?? {};
@@ -211,6 +220,7 @@ export function renderWant(want: Want, before: string | null): string {
     copies: want.copies,
     minIsr: want.minIsr,
     placements,
+    ...(want.limits === null ? {} : { limits: { ...oldLimits, ...volumeLimits.encode(want.limits) } }),
     deletedAt: want.deletedAtMs === null ? null : new Date(want.deletedAtMs).toISOString(),
     createdBy: want.createdBy,
   });

@@ -78,6 +78,9 @@ export const routes = {
     logs: ["name", "size", "copies", "minIsr", "hosts"],
   }),
   "GET /v1/volumes/:ref": read("viewer", "volume", api.volumeAnswer),
+  "PATCH /v1/volumes/:ref": mutation("operator", "volume", api.volumeChangeRequest, api.volumeAnswer, {
+    logs: ["limits"],
+  }),
   "DELETE /v1/volumes/:ref": mutation("admin", "volume", null, api.okAnswer),
   "POST /v1/volumes/:ref/attach": mutation("operator", "volume", api.attachRequest, api.attachAnswer, {
     raise: ({ steal }) => (steal ? "admin" : "operator"),
@@ -90,6 +93,7 @@ export const routes = {
   }),
   "GET /v1/volumes/:ref/why": read("viewer", "volume", api.whyAnswer),
   "GET /v1/volumes/:ref/progress": read("viewer", "volume", api.progressAnswer),
+  "GET /v1/volumes/:ref/stats": read("viewer", "volume", api.statsAnswer),
 
   "POST /v1/volumes/:ref/replicas": mutation("operator", "volume", api.replicaAddRequest, api.volumeAnswer, {
     logs: ["host"],
@@ -118,7 +122,7 @@ export const routes = {
   "GET /v1/audit/verify": read("admin", "cluster", api.auditVerdict),
 } as const satisfies Readonly<Record<`${Method} /${string}`, RouteSpec>>;
 
-export type Method = "GET" | "POST" | "PUT" | "DELETE";
+export type Method = "GET" | "POST" | "PUT" | "PATCH" | "DELETE";
 export type Routes = typeof routes;
 export type RouteName = keyof Routes;
 

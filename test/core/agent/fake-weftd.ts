@@ -6,7 +6,14 @@ import { randomUUID, X509Certificate } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 
-import type { IdentityShown, PoolInfo, RepairPool } from "../../../src/core/wire/daemon.gen.ts";
+import type {
+  GuestWaits,
+  IdentityShown,
+  PoolInfo,
+  RepairPool,
+  SessionFigures,
+  VolumeLimits,
+} from "../../../src/core/wire/daemon.gen.ts";
 import { writeDurably } from "../../../src/core/wire/durable-file.ts";
 import { openFirstTrust } from "../../../src/core/wire/signed-trust.ts";
 import { type Entry, StoreClient } from "../../../src/core/wire/store-client.ts";
@@ -40,7 +47,13 @@ export class FakeWeftd {
   readonly kept = new Map<string, RecordJson>();
   readonly sessions = new Map<
     string,
-    { session: string; caretaker: boolean; epoch: string; path: string | null }
+    {
+      session: string;
+      caretaker: boolean;
+      epoch: string;
+      path: string | null;
+      limits: VolumeLimits | null;
+    }
   >();
   readonly pools = new Map<string, string>();
   /** Pools that can't say what they hold, with the reason. */
@@ -147,6 +160,11 @@ export class FakeWeftd {
       },
       "session.open": (params) => this.#open(params),
       "session.close": ({ volume }) => this.#close(String(volume)),
+      "session.limit": ({ volume, limits }) => {
+        const found = this.sessions.get(String(volume)) ?? refuse("E-VOL-13", "not open here");
+        found.limits = limits as VolumeLimits | null;
+        return {};
+      },
       "session.list": () => ({ sessions: [...this.sessions.keys()].map((volume) => this.#session(volume)) }),
       "session.show": ({ volume }) => this.#session(String(volume)),
       why: ({ volume }) => ({ volume, findings: [] }),
@@ -263,7 +281,7 @@ export class FakeWeftd {
     });
   }
 
-  async #open({ volume, mode, export: offered, caretaker }: Json): Promise<Json> {
+  async #open({ volume, mode, export: offered, caretaker, limits }: Json): Promise<Json> {
     const id = String(volume);
     const session = randomUUID();
     await this.#swap(id, (r) => {
@@ -274,7 +292,13 @@ export class FakeWeftd {
     });
     const path = offered === null ? null : join(this.#runDir, "nbd", `${id}.sock`);
     const epoch = this.kept.get(id)?.epoch ?? "0";
-    this.sessions.set(id, { session, caretaker: caretaker === true, epoch, path });
+    this.sessions.set(id, {
+      session,
+      caretaker: caretaker === true,
+      epoch,
+      path,
+      limits: limits as VolumeLimits | null,
+    });
     return { session, epoch, path };
   }
 
@@ -296,7 +320,8 @@ export class FakeWeftd {
       clients: 0,
       members: [],
       resync: null,
-      figures: {},
+      held: 0,
+      figures,
     };
   }
 
@@ -350,6 +375,29 @@ export class FakeWeftd {
     return { written: (records as unknown[]).length, kept: 0 };
   }
 }
+
+const none = { le_us: [], counts: [], count: "0", sum_us: "0" };
+const waits: GuestWaits = {
+  reads: none,
+  writes: { le_us: [320, 2560], counts: ["6", "1"], count: "7", sum_us: "4000" },
+  stalls: none,
+  limited: none,
+  gap_ms_max: "3",
+};
+const figures: SessionFigures = {
+  reads: "0",
+  writes: "7",
+  trims: "0",
+  read_bytes: "0",
+  written_bytes: "28672",
+  stall_ms_max: "0",
+  resynced_bytes: "0",
+  hashed_bytes: "0",
+  changed_bytes: "0",
+  reconciled_bytes: "0",
+  fenced_writes: "0",
+  waits,
+};
 
 function poolInfo(pool: string, path: string, starting: boolean): PoolInfo {
   const bytes = starting ? "0" : String(100n << 30n);

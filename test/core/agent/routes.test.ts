@@ -172,6 +172,14 @@ void t.test(
       'begin POST /v1/volumes/:ref/attach ci {"ref":"db","steal":false}',
       "end POST /v1/volumes/:ref/attach E-AGENT-03",
     ]);
+    const limits = { iops: 5, bps: "65536" };
+    t.same(await heard(app, "PATCH /v1/volumes/:ref", { limits }), [
+      `begin PATCH /v1/volumes/:ref ci ${JSON.stringify({
+        ref: "db",
+        limits: '{"iops":5,"bps":"65536","burstS":1}',
+      })}`,
+      "end PATCH /v1/volumes/:ref E-AGENT-03",
+    ]);
     const attach = "refused POST /v1/volumes/:ref/attach ci token a81c04fe";
     t.same(await heard(app, "POST /v1/volumes/:ref/attach", { steal: true }), [`${attach} E-AUTH-02`]);
     t.same(await heard(app, "POST /v1/volumes/:ref/attach", { steal: 1 }), [`${attach} E-ARG-02`]);

@@ -168,6 +168,21 @@ export async function startWithSpare(
   return { hosts, h1, member, spare, list };
 }
 
+/** Three hosts, each with a pool that serves, in a cluster that is healthy. */
+export async function three(t: Scope, first: number): Promise<[TestHost, TestHost, TestHost]> {
+  const [h1, h2, h3] = await startCluster(t, 3, first, 1000);
+  if (h1 === undefined || h2 === undefined || h3 === undefined) throw new Error("three hosts");
+  await eventually(
+    "three hosts with pools",
+    () => h1.client.status(),
+    (s) =>
+      s.kind === "cluster" &&
+      s.health === "healthy" &&
+      s.pools.filter((p) => p.state === "serving").length === 3,
+  );
+  return [h1, h2, h3];
+}
+
 /** By a token that is made for it. */
 export async function joinHost(host: TestHost, member: TestHost, name: string = host.name): Promise<string> {
   const { token } = await member.client.createToken();

@@ -6,7 +6,13 @@ import { formatDuration, parseDuration } from "../../../src/core/model/duration.
 import { parseHostId, parseRid, parseUuid } from "../../../src/core/model/ids.ts";
 import { VOLUME_BYTES_MAX } from "../../../src/core/model/limits.ts";
 import { parseAddress, parseName } from "../../../src/core/model/name.ts";
-import { checkSize, formatSize, formatSizeExact, parseSize } from "../../../src/core/model/size.ts";
+import {
+  checkSize,
+  formatSize,
+  formatSizeExact,
+  parseRate,
+  parseSize,
+} from "../../../src/core/model/size.ts";
 import { distance, suggest } from "../../../src/core/model/suggest.ts";
 
 void t.test("size: is read with and without iB, in either case, with a fraction", async (t) => {
@@ -140,4 +146,22 @@ void t.test("duration: two units at most", async (t) => {
   t.equal(formatDuration(3_600_000), "1 h");
   t.equal(formatDuration(25 * 3_600_000), "25 h");
   t.equal(formatDuration(50 * 3_600_000), "2 days 2 h");
+});
+
+void t.test("rate: bytes a second, with or without the second", async (t) => {
+  for (const [text, bytes] of [
+    ["100MiB/s", 100n << 20n],
+    ["100 MiB / s", null],
+    ["1.5K/s", 1536n],
+    ["65537", 65_537n],
+    ["0", 0n],
+    ["100MB/s", null],
+    ["-1MiB/s", null],
+    ["/s", null],
+    ["NaN", null],
+  ] as const) {
+    const parsed = parseRate(text);
+    if (bytes === null) t.match(parsed, { finding: { code: "E-ARG-02" } }, text);
+    else t.strictSame(parsed, { kind: "ok", value: bytes }, text);
+  }
 });

@@ -70,6 +70,7 @@ export function want(placements: readonly Place[], rest: Partial<Want> = {}): Wa
     copies: placements.length,
     minIsr: 1,
     placements,
+    limits: null,
     deletedAtMs: null,
     createdBy: "test",
     ...rest,

@@ -132,6 +132,25 @@ void t.test("record: unknown fields of want survive a change, also those of a pl
   t.same(JSON.parse(renderWant(read, renderWant(read, text))), want);
 });
 
+void t.test("record: limits are written as they are read; impossible ones are damage", async (t) => {
+  const wanted = { iops: 2000, bps: "1048576", burstS: 5 };
+  const limited = (limits: unknown): string => JSON.stringify({ ...want, limits });
+  const parsed = parseWant("k", limited(wanted));
+  t.strictSame(parsed.limits, { iops: 2000, bps: 1_048_576n, burstS: 5 });
+  t.equal(parseWant("k", JSON.stringify(want)).limits, null, "of older software");
+  const before = limited({ ...wanted, later: 1 });
+  t.strictSame(JSON.parse(renderWant(parsed, before)), JSON.parse(before));
+  t.same(JSON.parse(renderWant({ ...parsed, limits: null }, before)), want, "none are no field");
+  for (const wrong of [
+    { iops: 0 },
+    { iops: "2000" },
+    { bps: "1" },
+    { burstS: 1e9 },
+    { iops: null, bps: null },
+  ])
+    t.throws(() => parseWant("k", limited({ ...wanted, ...wrong })), { code: "E-STORE-07" });
+});
+
 void t.test("record: any text is parsed or refused with a code", async (t) => {
   const check = (text: string): void => {
     try {
