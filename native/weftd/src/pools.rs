@@ -239,8 +239,10 @@ struct Pool {
     space_due: Instant,
     retry_due: Option<Instant>,
     stopping: Stopping,
-    /// Removed from this host; locked until the process ends.
+    /// Removed from this host.
     retired: bool,
+    /// Who removed it is answered when its files are closed: what it lies on can be taken away then.
+    closing: Option<Answer>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -435,7 +437,7 @@ impl Pools {
     /// Every pool.
     #[must_use]
     pub fn list(&self) -> Vec<PoolInfo> {
-        self.pools.values().map(Pool::info).collect()
+        self.pools.values().filter(|p| !p.retired).map(Pool::info).collect()
     }
 
     /// One pool.
@@ -526,11 +528,25 @@ impl Pools {
             return refuse(answer, failure);
         }
         if let Some(pool) = self.pools.get_mut(&id) {
-            // It stays locked until the process ends; it is not served any more.
             pool.phase = Phase::Failed("removed from this host".to_owned());
             pool.retired = true;
+            pool.closing = Some(answer);
         }
-        let _ = answer.send(Ok(json!({})));
+    }
+
+    /// Closes the files of pools that were removed, once nothing is under way in them any more.
+    fn close_removed(&mut self, driver: &mut impl Driver) {
+        for pool in self.pools.values_mut().filter(|p| p.closing.is_some()) {
+            if pool.file.as_ref().is_some_and(|file| !file.is_idle()) {
+                continue;
+            }
+            if let Some(Err(error)) = pool.file.take().map(|file| file.stop(driver)) {
+                tracing::warn!(pool = %pool.id, %error, "its lock is free when the kernel has let go of it");
+            }
+            if let Some(answer) = pool.closing.take() {
+                let _ = answer.send(Ok(json!({})));
+            }
+        }
     }
 
     /// The store is, or is no longer, behind the watermark.
@@ -651,6 +667,7 @@ impl Pools {
                 self.handle_event(now, id, event);
             }
         }
+        self.close_removed(driver);
         self.drive_asked(now);
     }
 
@@ -961,7 +978,13 @@ impl Pool {
             retry_due: None,
             stopping: Stopping::No,
             retired: false,
+            closing: None,
         }
+    }
+
+    /// Its path could not be opened, as while the device that belongs there is not mounted.
+    fn is_missing(&self) -> bool {
+        matches!(self.phase, Phase::Failed(_)) && self.file.is_none() && !self.retired
     }
 
     fn info(&self) -> PoolInfo {

@@ -149,6 +149,52 @@ fn a_copy_is_added_removed_and_trashed() {
     close(&hosts[0], &volume);
 }
 
+/// A pool's directory is missing when weftd starts, as while its device is not mounted; when it is there again the pool is
+/// asked for, and serves what it held. What lies where nothing should is left alone. Removed, it holds no file open, so
+/// that the device can be unmounted.
+#[test]
+fn a_pool_that_was_missing_is_taken_up_and_a_removed_one_is_let_go() {
+    let cluster = Cluster::start();
+    let mut host = cluster.host(1);
+    host.make_pool();
+    let (there, away) = (host.home.join("pool"), host.home.join("away"));
+    host.terminate();
+    std::fs::rename(&there, &away).expect("moved");
+    std::fs::create_dir(&there).expect("a mount point with nothing on it");
+    host.start();
+    let failed = host.pool_until(|p| p["state"] == "failed");
+    assert!(failed["reason"].as_str().is_some_and(|r| r.contains("no pool")), "{failed}");
+    let create = json!({ "path": there });
+    let refused = host.try_ask("pool.create", create.clone()).expect_err("still nothing there");
+    assert_eq!(refused["code"], "E-POOL-01", "{refused}");
+    assert_eq!(std::fs::read_dir(&there).expect("listed").count(), 0, "nothing was made in its place");
+
+    std::fs::remove_dir(&there).expect("removed");
+    std::fs::rename(&away, &there).expect("moved back");
+    assert_eq!(host.ask("pool.create", create)["pool"], host.pool.as_str());
+    host.await_pool();
+    let volume = make_volume(&[&host]);
+    open(&host, &volume, "closed").expect("opens");
+    close(&host, &volume);
+    host.ask("volume.delete", json!({ "volume": volume }));
+    let replica = json!({ "volume": volume, "rid": 0, "pool": host.pool });
+    assert_eq!(host.ask("replica.trash", replica)["trashed"], true);
+
+    let held = || {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", host.process.as_ref().expect("it runs").id()));
+        let links = fds.expect("listed").filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok());
+        links.filter(|link| link.starts_with(&there)).count()
+    };
+    assert!(held() > 0, "a pool that serves has files open");
+    host.ask("pool.remove", json!({ "pool": host.pool }));
+    let until = Instant::now() + PATIENCE;
+    while held() > 0 {
+        assert!(Instant::now() < until, "the removed pool's files are still open");
+        std::thread::yield_now();
+    }
+    assert_eq!(host.ask("pool.list", json!({}))["pools"], json!([]));
+}
+
 /// A host is revoked while it has a volume open: another one takes the volume from it, and a third may open it, after the
 /// time for which the first may still answer reads (R9).
 #[test]

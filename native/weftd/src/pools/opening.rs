@@ -5,7 +5,7 @@
 use super::*;
 
 impl Pools {
-    /// Makes a pool at `path`, or takes up one of this host that is there.
+    /// Makes a pool at `path`, or takes up one of this host that is there. A known one that could not be opened is tried again.
     pub fn create(&mut self, path: PathBuf, answer: Answer) {
         let Some(owner) = self.owner else { return refuse(answer, not_configured()) };
         let length = path.as_os_str().len();
@@ -15,9 +15,16 @@ impl Pools {
                 format!("{start:?} ({length} bytes) is no absolute path of at most {PATH_MAX} bytes");
             return refuse(answer, Failure::new(Code::BAD_VALUE, message));
         }
-        if let Some(pool) = self.pools.values().find(|p| p.path == path) {
-            let _ = answer.send(Ok(json!(pool.info())));
-            return;
+        if let Some(pool) = self.pools.values_mut().find(|p| p.path == path) {
+            if !pool.is_missing() {
+                let _ = answer.send(Ok(json!(pool.info())));
+                return;
+            }
+            // What belongs there may be mounted by now. It is opened, never made anew.
+            pool.phase = Phase::Opening;
+            self.out.push_back(PoolsOut::Changed(pool.id));
+            self.creating.entry(path.clone()).or_default().push(answer);
+            return open_in_background(path, self.mailbox.clone());
         }
         if self.next_space > 200 {
             return refuse(
