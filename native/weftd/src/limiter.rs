@@ -178,8 +178,8 @@ impl Bucket {
         }
         let before = std::mem::replace(&mut self.burst, Bucket::burst_of(rate, burst_s));
         self.rate = rate;
+        // Where it is smaller now, the next refill spills what does not fit.
         self.level += i128::from(self.burst.saturating_sub(before)) * SCALE;
-        self.level = self.level.min(i128::from(self.burst) * SCALE);
     }
 }
 
@@ -440,8 +440,11 @@ mod tests {
             number
         }
 
+        /// As its owner asks it: when it is due only.
         fn poll(&mut self) {
-            while let Some(number) = self.limiter.poll(self.now) {
+            while self.limiter.poll_timeout().is_some_and(|due| due <= self.now)
+                && let Some(number) = self.limiter.poll(self.now)
+            {
                 self.went.push((self.now, number));
             }
             assert_eq!(

@@ -259,7 +259,7 @@ fn a_guest_that_leaves_takes_along_what_waits_for_it() {
     close(&host, &volume);
 }
 
-/// A member that hangs is a stall of its volume's guests, told while it lasts and afterwards.
+/// A member that hangs is a stall of its volume's guests.
 #[test]
 fn a_member_that_hangs_stalls_guests_and_is_counted() {
     let cluster = Cluster::start();
