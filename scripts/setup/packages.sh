@@ -16,9 +16,12 @@ nbdcopy:libnbd-bin
 qemu-img:qemu-utils
 qemu-storage-daemon:qemu-system-common
 mke2fs:e2fsprogs
+mkfs.xfs:xfsprogs
 ip:iproute2
 iptables:iptables
 nsenter:util-linux
+lsblk:util-linux
+losetup:mount
 git:git
 openssl:openssl
 '

@@ -99,6 +99,22 @@ export function auditLimit(text: string): string {
   throw new WeftError({ code: "E-ARG-02", message: `--limit ${value}: from 1 to 1000 lines can be shown.` });
 }
 
+/** `HOST:/dev/sdb` or `/dev/sdb`. */
+export function diskOfHost(text: string): { readonly host: string | null; readonly device: string } {
+  const [, host, device = ""] = /^(?:([^/:]+):)?(\/.+)$/.exec(text) ?? [];
+  if (device !== "") return { host: host === undefined ? null : hostName(host), device };
+  throw new WeftError({
+    code: "E-ARG-02",
+    message: `"${text}" is no disk. Examples: /dev/sdb, h2:/dev/sdb.`,
+  });
+}
+
+/** `xfs` for a whole device, `dir` for a directory. */
+export function poolKind(text: string): "dir" | "xfs" | "zfs" {
+  if (text === "dir" || text === "xfs" || text === "zfs") return text;
+  throw new WeftError({ code: "E-ARG-02", message: `--kind "${text}" is not known: dir and xfs are.` });
+}
+
 export function absolutePath(text: string): string {
   if (text === "") throw new WeftError({ code: "E-ARG-02", message: "The path is empty." });
   return resolve(text);

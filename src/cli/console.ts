@@ -70,10 +70,16 @@ export class Console {
 
   /** Asks yes or no; null when nobody is there to answer. */
   async confirm(question: string): Promise<boolean | null> {
+    const answer = await this.question(`${question} [y/N] `);
+    return answer === null ? null : /^y(es)?$/i.test(answer);
+  }
+
+  /** What somebody types; null when nobody is there to answer. */
+  async question(text: string): Promise<string | null> {
     if (this.#streams.stdin.isTTY !== true) return null;
     const lines = createInterface({ input: this.#streams.stdin, output: this.#streams.stderr });
     try {
-      return /^y(es)?$/i.test((await lines.question(`${question} [y/N] `)).trim());
+      return (await lines.question(text)).trim();
     } finally {
       lines.close();
     }

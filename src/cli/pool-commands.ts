@@ -2,23 +2,29 @@
 import type { Command } from "commander";
 
 import { formatSize } from "../core/model/size.ts";
-import { absolutePath } from "./arguments.ts";
+import { absolutePath, poolKind } from "./arguments.ts";
 import type { Bind } from "./context.ts";
 import { findPool } from "./reference.ts";
+
+type Add = { readonly kind?: "dir" | "xfs" | "zfs" };
 
 export function addPoolCommands(program: Command, bind: Bind): void {
   const pool = program.command("pool").description("places on a host where copies live");
 
   const add = pool
     .command("add")
-    .description("make a pool of a directory on this host")
-    .argument("<directory>", "an empty directory on ext4, XFS or btrfs");
-  bind<[string], object>(add, async (context, [path]) => {
-    const made = await context.client.createPool({ path: absolutePath(path) });
+    .description("make a pool of a directory or of a whole blank disk on this host")
+    .argument("<path>", "an empty directory on ext4, XFS or btrfs, or a device, which is formatted with XFS")
+    .option("--kind <kind>", "dir or xfs (default: what the path is)", poolKind);
+  bind<[string], Add>(add, async (context, [path], { kind }) => {
+    const made = await context.client.createPool({ path: absolutePath(path), kind: kind ?? null });
     context.show(
       made,
       ({ id }) => id,
-      ({ id, path: at, hostName }) => `Pool ${id} added: ${at} on ${hostName}.`,
+      ({ id, path: at, hostName, device }) =>
+        device === null
+          ? `Pool ${id} added: ${at} on ${hostName}.`
+          : `Pool ${id} added: ${device} on ${hostName}, with XFS, mounted at ${at}.`,
     );
   });
 
@@ -31,7 +37,7 @@ export function addPoolCommands(program: Command, bind: Bind): void {
       [
         { title: "POOL", of: ({ id }) => id.slice(0, 8) },
         { title: "HOST", of: ({ hostName }) => hostName },
-        { title: "PATH", of: ({ path }) => path },
+        { title: "PATH", of: ({ path, device }) => device ?? path },
         { title: "FREE", of: ({ free }) => (free === null ? "—" : formatSize(free)), right: true },
         { title: "SIZE", of: ({ total }) => (total === null ? "—" : formatSize(total)), right: true },
         { title: "STATE", of: ({ state, reason }) => (reason === null ? state : `${state}: ${reason}`) },
@@ -43,14 +49,16 @@ export function addPoolCommands(program: Command, bind: Bind): void {
   const remove = pool
     .command("remove")
     .description("give up a pool that holds no copies")
-    .argument("<pool>", "its id, its path, or HOST:PATH");
+    .argument("<pool>", "its id, its path or device, or HOST:PATH");
   bind<[string], object>(remove, async (context, [ref]) => {
     const [pools, hosts] = await Promise.all([context.client.pools(), context.client.hosts()]);
     const found = findPool(pools, hosts, ref);
     await context.client.removePool(found.id);
     context.done(
       { pool: found.id },
-      `Pool ${found.path} on ${found.hostName} removed. Its directory is left there.`,
+      found.device === null
+        ? `Pool ${found.path} on ${found.hostName} removed. Its directory is left there.`
+        : `Pool ${found.device} on ${found.hostName} removed. What it held is still there:  weft disk wipe ${found.hostName}:${found.device}`,
     );
   });
 }

@@ -23,6 +23,7 @@ import { addContextCommands } from "./context-commands.ts";
 import { Context } from "./context.ts";
 import type { Bind, Globals, Surroundings } from "./context.ts";
 import { addDebugCommands } from "./debug-commands.ts";
+import { addDiskCommands } from "./disk-commands.ts";
 import { asWeftError, errorText } from "./error-text.ts";
 import { addLoginCommand } from "./login-command.ts";
 import { addHostCommands } from "./host-commands.ts";
@@ -95,6 +96,7 @@ function buildProgram(surroundings: Surroundings, bind: Bind, ownVersion: string
   addStatusCommand(program, bind);
   addMetricsCommand(program, bind);
   addPoolCommands(program, bind);
+  addDiskCommands(program, bind);
   addVolumeCommands(program, bind);
   addAttachCommands(program, bind);
   addReplicaCommands(program, bind);

@@ -50,7 +50,7 @@ async function namesOf(client: AgentClient, thing: Thing): Promise<readonly stri
   }
 }
 
-/** A pool by id, by path, or by HOST:PATH. */
+/** A pool by id, by path or device, or by HOST:PATH. */
 export function findPool(
   pools: readonly PoolAnswer[],
   hosts: readonly HostAnswer[],
@@ -60,12 +60,16 @@ export function findPool(
   const byId = pools.find((pool) => pool.id === id);
   if (byId !== undefined) return byId;
   const here = hosts.find((host) => host.self)?.id ?? null;
-  const matches = pools.filter((pool) => pool.path === ref || `${pool.hostName}:${pool.path}` === ref);
+  const pathsOf = ({ path, device }: PoolAnswer): readonly string[] =>
+    device === null ? [path] : [path, device];
+  const matches = pools.filter((pool) =>
+    pathsOf(pool).some((path) => path === ref || `${pool.hostName}:${path}` === ref),
+  );
   const found = matches.length > 1 ? matches.find((pool) => pool.host === here) : matches[0];
   if (found !== undefined) return found;
   const near = suggest(
     ref,
-    pools.flatMap((pool) => [pool.path, `${pool.hostName}:${pool.path}`]),
+    pools.flatMap((pool) => pathsOf(pool).flatMap((path) => [path, `${pool.hostName}:${path}`])),
   );
   const hint = near === null ? "" : ` Did you mean "${near}"?`;
   throw new WeftError(

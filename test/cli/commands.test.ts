@@ -291,6 +291,104 @@ void t.test("weft pool add, list, remove: a pool is found by path, HOST:PATH or 
   t.equal(wrong.code, 1);
 });
 
+const disk = {
+  hostName: "h1",
+  device: "/dev/sdb",
+  kind: "disk",
+  size: String(894n << 30n),
+  model: "SAMSUNG MZQL2",
+  serial: "S64GNE0R1",
+  blank: false,
+  state: "data",
+  what: 'LVM VG "old_data" (412 GiB used)',
+  name: "old_data",
+  nameKind: "VG",
+  pool: null,
+};
+
+void t.test("weft disk list: what is on each, and whether it is blank", async (t) => {
+  const blank = {
+    ...disk,
+    device: "/dev/sdc",
+    blank: true,
+    state: "blank",
+    what: null,
+    name: "sdc",
+    nameKind: "device",
+  };
+  const used = {
+    ...disk,
+    device: "/dev/sda",
+    state: "in-use",
+    what: "mounted at /",
+    serial: null,
+    model: null,
+  };
+  await using agent = await FakeAgent.start({ "GET /v1/disks": [used, disk, blank] });
+  t.equal(
+    (await agent.weft(["disk", "list"])).out,
+    [
+      "DEVICE       SIZE  MODEL          SERIAL     STATE",
+      "/dev/sda  894 GiB  disk           —          in use: mounted at /",
+      '/dev/sdb  894 GiB  SAMSUNG MZQL2  S64GNE0R1  not blank: LVM VG "old_data" (412 GiB used)',
+      "/dev/sdc  894 GiB  SAMSUNG MZQL2  S64GNE0R1  blank",
+      "",
+    ].join("\n"),
+  );
+});
+
+void t.test(
+  "weft disk wipe: takes the name of what is there, typed or given, and --yes is none",
+  async (t) => {
+    const shown = "GET /v1/disks?device=%2Fdev%2Fsdb";
+    await using agent = await FakeAgent.start({
+      [shown]: [disk],
+      "POST /v1/disks/wipe": { disk: { ...disk, blank: true, state: "blank", what: null }, held: disk.what },
+    });
+    for (const yes of [[], ["--yes"]]) {
+      const asked = await agent.weft(["disk", "wipe", "h1:/dev/sdb", ...yes]);
+      t.match(asked, {
+        code: 1,
+        err: /^E-ARG-04 {3}\/dev\/sdb on h1 holds LVM VG "old_data" .*VG's name is wanted/,
+      });
+      t.strictSame(agent.asked.splice(0), [shown], "nothing was sent");
+    }
+    const done = await agent.weft(["disk", "wipe", "h1:/dev/sdb", "--name", "old_data"]);
+    t.equal(done.out, '/dev/sdb on h1 is erased; it held LVM VG "old_data" (412 GiB used).\n');
+    t.equal(agent.asked[1], 'POST /v1/disks/wipe {"device":"/dev/sdb","host":"h1","name":"old_data"}');
+    await agent.weft(["disk", "wipe", "/dev/sdb", "--name", ""]);
+    t.equal(
+      agent.asked[3],
+      'POST /v1/disks/wipe {"device":"/dev/sdb","host":null,"name":""}',
+      "the agent refuses it",
+    );
+    for (const wrong of ["sdb", "h1:", "h1:sdb", ""])
+      t.match(await agent.weft(["disk", "wipe", wrong]), { code: 1, err: /^E-ARG-02/ }, wrong);
+  },
+);
+
+void t.test("weft pool add: a whole disk, ZFS, and a kind that nobody knows", async (t) => {
+  const made = pool("h1", { path: "/var/lib/weft/pools/x", device: "/dev/sdb", kind: "xfs" });
+  await using agent = await FakeAgent.start({
+    "POST /v1/pools": [answer(made), refusal("E-POOL-08", "Pools on ZFS are not offered.", 409)],
+    "GET /v1/pools": [made],
+    "GET /v1/hosts": [host("h1")],
+    [`DELETE /v1/pools/${ids.pool}`]: {},
+  });
+  t.equal(
+    (await agent.weft(["pool", "add", "/dev/sdb"])).out,
+    `Pool ${ids.pool} added: /dev/sdb on h1, with XFS, mounted at /var/lib/weft/pools/x.\n`,
+  );
+  t.match(await agent.weft(["pool", "add", "tank", "--kind", "zfs"]), { code: 1, err: /^E-POOL-08/ });
+  t.match(agent.asked[1] ?? "", /^POST \/v1\/pools .*"kind":"zfs"/);
+  t.match(await agent.weft(["pool", "add", "/dev/sdb", "--kind", "raid"]), { code: 1, err: /^E-ARG-02/ });
+  t.match((await agent.weft(["pool", "list"])).out, /\/dev\/sdb/);
+  t.equal(
+    (await agent.weft(["pool", "remove", "h1:/dev/sdb"])).out,
+    "Pool /dev/sdb on h1 removed. What it held is still there:  weft disk wipe h1:/dev/sdb\n",
+  );
+});
+
 void t.test("weft replica add, remove: a copy is named by its number or its host", async (t) => {
   const added = volume({ copies: 3, replicas: [replica(0, "h1"), replica(1, "h2", "WANTED")] });
   await using agent = await FakeAgent.start({

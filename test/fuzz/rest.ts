@@ -54,6 +54,7 @@ const bodies: WithBody = {
   "POST /v1/ca/restore": { ...file, passphrase: "not a word in any book" },
   "POST /v1/ca/rotate": {},
   "POST /v1/pools": { path: "/pool" },
+  "POST /v1/disks/wipe": { device: "/dev/null/file", host: null, name: "" },
   "POST /v1/volumes": volume,
   "PATCH /v1/volumes/:ref": { limits: { iops: 2000, bps: "1048576", burstS: 5 } },
   "POST /v1/volumes/:ref/attach": { steal: false },
@@ -66,6 +67,7 @@ const bodies: WithBody = {
 /** What would change the world that all other inputs are tried in. */
 const untried: readonly RouteName[] = ["POST /v1/ca/rotate", "POST /v1/store/repair"];
 const queries: Partial<Record<RouteName, string>> = {
+  "GET /v1/disks": "?device=/dev/null/file",
   "GET /v1/audit": "?since=2026-11-21T14:00:00Z&volume=db&who=root&refused=true&limit=5",
 };
 

@@ -23,6 +23,7 @@ import { AuthorityKeeper } from "./authority.ts";
 import { ClockWatch } from "./clock-watch.ts";
 import { ClusterView } from "./cluster-view.ts";
 import type { MemberContext } from "./context.ts";
+import { DevicePools } from "./device-pools.ts";
 import type { Door } from "./door.ts";
 import { openDoor } from "./door-handlers.ts";
 import { isRegistered, type JoinContext, registration } from "./entering.ts";
@@ -230,6 +231,13 @@ export class Agent {
     };
     const placer = new Placer({ ...shared, rebuildAfterMs: this.#options.rebuildAfterMs });
     const limitKeeper = new LimitKeeper({ mirror, daemon: this.#daemon, log });
+    const devices = await DevicePools.open({
+      stateDir: this.#options.stateDir,
+      cluster: self.cluster,
+      host: self.name,
+      client: this.#daemon.client,
+      log,
+    });
     const context: MemberContext = {
       options: this.#options,
       self,
@@ -238,6 +246,7 @@ export class Agent {
       mirror,
       view,
       daemon: this.#daemon,
+      devices,
       etcd: this.#etcd,
       storeKeeper,
       placer,
@@ -337,12 +346,16 @@ export class Agent {
     placer.start();
     limitKeeper.start();
     rotation.start();
+    // What is mounted by now weftd finds at once.
+    await devices.start();
     await this.#daemon
       .begin({
         self,
         host,
         store,
+        deviceOf: (path) => devices.deviceOf(path),
         onBack: () => {
+          devices.nudge();
           keeper.stepAll();
           limitKeeper.nudge();
         },
@@ -397,6 +410,7 @@ export class Agent {
     keeper.stop();
     await context.identity.stop();
     context.clocks.stop();
+    await context.devices.stop();
     context.placer.stop();
     context.limitKeeper.stop();
     await presence.stop();

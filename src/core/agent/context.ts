@@ -4,6 +4,7 @@ import type { StoreClient } from "../wire/store-client.ts";
 import type { AuthorityKeeper } from "./authority.ts";
 import type { ClockWatch } from "./clock-watch.ts";
 import type { ClusterView } from "./cluster-view.ts";
+import type { DevicePools } from "./device-pools.ts";
 import type { EtcdProcess } from "./etcd-process.ts";
 import type { HostFile } from "./host-file.ts";
 import type { IdentityKeeper } from "./identity.ts";
@@ -24,6 +25,7 @@ export type MemberContext = {
   readonly mirror: Mirror;
   readonly view: ClusterView;
   readonly daemon: LocalDaemon;
+  readonly devices: DevicePools;
   readonly etcd: EtcdProcess;
   readonly storeKeeper: StoreKeeper;
   readonly placer: Placer;

@@ -21,7 +21,7 @@ import { removeHost } from "./hosts.ts";
 import { createToken, listTokens, revokeToken } from "./join-tokens.ts";
 import { metricsText } from "./metrics.ts";
 import { syncIfPossible } from "./mirror.ts";
-import { createPool, removePool } from "./pools.ts";
+import { createPool, listDisks, removePool, wipeDisk } from "./pools.ts";
 import { repairStore } from "./repair.ts";
 import { revokeHost } from "./revoke.ts";
 import { rotateAuthority, showAuthority } from "./rotate.ts";
@@ -126,11 +126,14 @@ export const handlers: Handlers = {
   "POST /v1/ca/rotate": (agent, { body }) => rotateAuthority(agent.member(), body.without),
 
   "GET /v1/pools": async (agent) => show.poolAnswers(await fresh(agent)),
-  "POST /v1/pools": (agent, { body }) => createPool(agent.member(), body.path),
+  "POST /v1/pools": (agent, { body }) => createPool(agent.member(), body),
   "DELETE /v1/pools/:ref": async (agent, { params }) => {
     await removePool(agent.member(), params.ref);
     return {};
   },
+
+  "GET /v1/disks": (agent, { query }) => listDisks(agent.member(), query.device),
+  "POST /v1/disks/wipe": (agent, { body }) => wipeDisk(agent.member(), body),
 
   "GET /v1/volumes": async (agent, { principal }) => {
     const context = await fresh(agent);

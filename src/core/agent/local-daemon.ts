@@ -32,6 +32,8 @@ export type DaemonDuties = {
   readonly self: HostFile;
   readonly host: HostId;
   readonly store: StoreClient;
+  /** The whole device under the pool at a path; null: none. */
+  readonly deviceOf: (path: string) => string | null;
   /** It answers (again): whatever failed meanwhile may work now. */
   readonly onBack: () => void;
   /** It goes by another trust list, which is on its disk. */
@@ -161,12 +163,18 @@ export class LocalDaemon {
     }
   }
 
-  async #publishPool({ store }: DaemonDuties, pool: PoolInfo): Promise<void> {
+  async #publishPool({ store, deviceOf }: DaemonDuties, pool: PoolInfo): Promise<void> {
     const { state, reason, free, total } = pool;
     // Free space in steps of 1 %: every write of a guest changes it, the store needn't know.
     const step = BigInt(total) / 100n;
     const rounded = step === 0n ? BigInt(free) : (BigInt(free) / step) * step;
-    const value = JSON.stringify({ free: String(rounded), total, state, reason });
+    const value = JSON.stringify({
+      free: String(rounded),
+      total,
+      state,
+      reason,
+      device: deviceOf(pool.path),
+    });
     if (this.#usage.get(pool.pool) === value) return;
     await store.put(keys.poolUsage(pool.pool), value);
     this.#usage.set(pool.pool, value);

@@ -49,6 +49,11 @@ export async function clusterStatus(context: MemberContext): Promise<api.StatusA
         },
         now,
       ),
+      ...context.devices.findings.map(({ code, message, do: remedies }) => ({
+        code,
+        message,
+        do: [...remedies],
+      })),
       ...problems(store, found),
     ],
   };
@@ -127,11 +132,12 @@ export function poolAnswers({ mirror, view }: MemberContext): api.PoolAnswer[] {
       host: pool.node,
       hostName: hostName(cluster, pool.node),
       path: pool.path,
-      kind: pool.kind,
+      kind: (pool.usage?.device ?? null) === null ? pool.kind : "xfs",
       state: away ? "unknown" : (pool.usage?.state ?? "unknown"),
       reason: away ? "its host does not answer" : (pool.usage?.reason ?? null),
       free: pool.usage?.free ?? null,
       total: pool.usage?.total ?? null,
+      device: pool.usage?.device ?? null,
     };
   });
 }

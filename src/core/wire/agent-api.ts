@@ -64,7 +64,25 @@ export const apiTokenCreateRequest = z.strictObject({
   forMs: z.int().min(1000).max(API_TOKEN_MS_MAX).default(API_TOKEN_MS),
 });
 
-export const poolCreateRequest = z.strictObject({ path: z.string().startsWith("/").max(4096) });
+export const poolCreateRequest = z.strictObject({
+  /** A directory, or a whole device, which has to be blank and is formatted. */
+  path: z.string().startsWith("/").max(4096),
+  /** `xfs`: the path is a device; null: what the path is decides. `zfs` is refused: E-POOL-08. */
+  kind: z.enum(["dir", "xfs", "zfs"]).nullable().default(null),
+});
+
+export const diskQuery = z.strictObject({
+  /** Null: all of them. */
+  device: z.string().startsWith("/").max(4096).nullable().default(null),
+});
+
+export const diskWipeRequest = z.strictObject({
+  device: z.string().startsWith("/").max(4096),
+  /** Name or id of the host that is meant; null: the one that is asked. */
+  host: z.string().min(1).max(64).nullable().default(null),
+  /** What `GET /v1/disks` says is the name of what is on it. Empty: refused with that name. */
+  name: z.string().max(256).default(""),
+});
 
 export const volumeCreateRequest = z.strictObject({
   name: volumeName,
@@ -207,6 +225,34 @@ export const poolAnswer = z.object({
   reason: z.string().nullable(),
   free: u64.nullable(),
   total: u64.nullable(),
+  /** The whole device that it is on, as it was called when the pool was made; null: a directory. */
+  device: z.string().nullable().default(null),
+});
+
+export const diskAnswer = z.object({
+  hostName: z.string(),
+  device: z.string(),
+  /** lsblk's word: disk, part, loop, lvm, … */
+  kind: z.string(),
+  size: u64,
+  model: z.string().nullable(),
+  serial: z.string().nullable(),
+  /** `weft pool add` takes it. */
+  blank: z.boolean(),
+  /** `pool`: one of weft's; `unfit`: blank, but no pool can be on it; `unread`: nobody could look at it. */
+  state: z.enum(["blank", "data", "in-use", "pool", "unfit", "unread"]),
+  /** Why it isn't blank, or not usable. */
+  what: z.string().nullable(),
+  /** What `weft disk wipe` asks for, and what kind of name that is. */
+  name: z.string(),
+  nameKind: z.string(),
+  pool: uuid.nullable(),
+});
+
+export const diskWipeAnswer = z.object({
+  disk: diskAnswer,
+  /** What was on it; null: it was blank. */
+  held: z.string().nullable(),
 });
 
 export const replicaAnswer = z.object({
@@ -559,6 +605,8 @@ export type TokenCreated = z.output<typeof tokenCreated>;
 export type TokenAnswer = z.output<typeof tokenAnswer>;
 export type HostAnswer = z.output<typeof hostAnswer>;
 export type PoolAnswer = z.output<typeof poolAnswer>;
+export type DiskAnswer = z.output<typeof diskAnswer>;
+export type DiskWipeAnswer = z.output<typeof diskWipeAnswer>;
 export type ReplicaAnswer = z.output<typeof replicaAnswer>;
 export type VolumeHealth = z.output<typeof volumeHealth>;
 export type VolumeAnswer = z.output<typeof volumeAnswer>;

@@ -124,6 +124,15 @@ export class AgentClient {
     return this.#call("POST", "/v1/pools", api.poolAnswer, api.poolCreateRequest, body);
   }
 
+  disks(device: string | null = null): Promise<api.DiskAnswer[]> {
+    const query = device === null ? "" : `?device=${encodeURIComponent(device)}`;
+    return this.#call("GET", `/v1/disks${query}`, api.diskAnswer.array());
+  }
+
+  wipeDisk(body: z.input<typeof api.diskWipeRequest>): Promise<api.DiskWipeAnswer> {
+    return this.#call("POST", "/v1/disks/wipe", api.diskWipeAnswer, api.diskWipeRequest, body);
+  }
+
   async removePool(pool: string): Promise<void> {
     await this.#call("DELETE", path`/v1/pools/${pool}`, api.okAnswer);
   }

@@ -38,6 +38,8 @@ export type PoolUsageJson = {
   readonly total: bigint;
   readonly state: string;
   readonly reason: string | null;
+  /** The whole device that the pool is on; null: a directory. */
+  readonly device: string | null;
 };
 export type NameJson = { readonly volume: VolumeId };
 export type AliveJson = { readonly since: string };
@@ -74,6 +76,7 @@ const usageJson = z.object({
   total: u64,
   state: z.string().default("serving"),
   reason: z.string().nullable().default(null),
+  device: z.string().nullable().default(null),
 });
 const nameJson = z.object({ volume: volumeId });
 const aliveJson = z.object({ since: instant });

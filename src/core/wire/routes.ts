@@ -70,8 +70,16 @@ export const routes = {
   }),
 
   "GET /v1/pools": read("viewer", "cluster", api.poolAnswer.array()),
-  "POST /v1/pools": mutation("admin", "cluster", api.poolCreateRequest, api.poolAnswer, { logs: ["path"] }),
+  "POST /v1/pools": mutation("admin", "cluster", api.poolCreateRequest, api.poolAnswer, {
+    logs: ["path", "kind"],
+  }),
   "DELETE /v1/pools/:ref": mutation("admin", "cluster", null, api.okAnswer),
+
+  /** Those of the host that is asked. */
+  "GET /v1/disks": asked("viewer", "cluster", api.diskQuery, api.diskAnswer.array()),
+  "POST /v1/disks/wipe": mutation("admin", "cluster", api.diskWipeRequest, api.diskWipeAnswer, {
+    logs: ["device", "host", "name"],
+  }),
 
   "GET /v1/volumes": read("viewer", "volumes", api.volumeAnswer.array()),
   "POST /v1/volumes": mutation("operator", "cluster", api.volumeCreateRequest, api.volumeAnswer, {

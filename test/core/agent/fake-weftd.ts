@@ -237,6 +237,8 @@ export class FakeWeftd {
   }
 
   async #createPool(path: string): Promise<PoolInfo> {
+    const known = this.#poolInfos().find((pool) => pool.path === path);
+    if (known !== undefined) return known;
     const pool = randomUUID();
     const value = { id: pool, node: this.#host, inc: "1", boot_id: "b", intent: null, path, kind: "dir" };
     await this.#connected().put(keys.pool(pool), JSON.stringify(value));
