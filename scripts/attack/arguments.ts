@@ -2,6 +2,7 @@
 import { Command, CommanderError, InvalidArgumentError } from "commander";
 
 import { attacks } from "./catalogue.ts";
+import { RETURNING } from "./returning.ts";
 
 export type Asked = {
   readonly kind: "run";
@@ -17,7 +18,7 @@ export type Told = { readonly kind: "told"; readonly say: string; readonly statu
 
 type Options = { tries: number; seed: number; only?: readonly string[]; json?: string; dir: string };
 
-const names: readonly string[] = Array.from(new Set(attacks.map(({ name }) => name)));
+const names: readonly string[] = Array.from(new Set([...attacks.map(({ name }) => name), RETURNING.name]));
 
 export function parseArguments(words: readonly string[], defaultDir: string): Asked | Told {
   const said: string[] = [];

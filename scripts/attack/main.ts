@@ -23,6 +23,7 @@ import { attacks } from "./catalogue.ts";
 import { Meter } from "./meter.ts";
 import type { Played } from "./report.ts";
 import { complaints, figuresOf, isGood, render } from "./report.ts";
+import { playReturning, RETURNING } from "./returning.ts";
 import { Stage } from "./stage.ts";
 
 const asked = parseArguments(process.argv.slice(2), join(repository, ".cluster/attack"));
@@ -47,13 +48,22 @@ try {
   if (process.getuid?.() !== 0) throw new Error("npm run attack needs root: it makes network namespaces");
   await build();
   await Cluster.down(dir);
-  stage = await Stage.up({ dir, seed, say: (line) => console.log(`         ${line}`) });
-  attackers = new Attackers(stage);
+  const say = (line: string): void => console.log(`         ${line}`);
   const played: Played[] = [];
-  for (const attack of attacks) {
-    if (only.includes(attack.name)) played.push(await playOne(stage, attackers, attack));
+  let history: string | null = null;
+  const onStage = attacks.filter(({ name }) => only.includes(name));
+  if (onStage.length > 0) {
+    stage = await Stage.up({ dir, seed, say });
+    attackers = new Attackers(stage);
+    for (const attack of onStage) played.push(await playOne(stage, attackers, attack));
+    history = await stage.judge();
   }
-  const history = await stage.judge();
+  if (only.includes(RETURNING.name)) {
+    await clean();
+    const one = await playReturning({ dir, say });
+    console.log(verdictOf(one));
+    played.push(one);
+  }
   console.log(`\n${render(played)}\n`);
   if (history !== null) console.log(history);
   if (json !== null) {
@@ -98,9 +108,14 @@ async function playOne(on: Stage, by: Attackers, attack: Attack): Promise<Played
     guestStallMs,
     faults: [...faults, ...grown],
   };
-  const verdict = isGood(played) ? "held" : complaints(played).join("; ");
-  console.log(`${`${name} at ${door}`.padEnd(40)} ${String(count).padStart(5)} tries  ${verdict}`);
+  console.log(verdictOf(played));
   return played;
+}
+
+function verdictOf(played: Played): string {
+  const { attack, door, tries: count } = played;
+  const verdict = isGood(played) ? "held" : complaints(played).join("; ");
+  return `${`${attack} at ${door}`.padEnd(40)} ${String(count).padStart(5)} tries  ${verdict}`;
 }
 
 function changed(

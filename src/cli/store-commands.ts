@@ -40,7 +40,7 @@ export function addStoreCommands(program: Command, bind: Bind): void {
     const assent = options.assent === true;
     if (assent) {
       await context.confirm(
-        "Repair without the copies that do not answer? Writes that only they have are lost.",
+        "Repair without the copies and hosts that do not answer? Writes that only they have are lost.",
       );
     }
     const answer = await context.client.repairStore({ assent });

@@ -101,6 +101,8 @@ methods! {
     "configure" Configure(t::Configure) -> t::Nothing;
     /// Tells where the store is now.
     "store.endpoints" StoreEndpoints(t::Endpoints) -> t::Nothing;
+    /// Whether the store may be asked: a daemon that proves who it is asks nothing before it hears so.
+    "store.confirm" StoreConfirm(t::StoreConfirm) -> t::Nothing;
     /// How the store looks from here.
     "store.show" StoreShow(t::Nothing) -> t::StoreStatus;
     /// Reads the identity directory again, after a renewal: from now on that certificate is shown.

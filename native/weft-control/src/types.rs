@@ -173,6 +173,14 @@ pub struct Endpoints {
     pub endpoints: Vec<String>,
 }
 
+/// Whether the hosts that this one knew have said which store is the cluster's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StoreConfirm {
+    /// The trust list by which they know it, at least; none: they have to say it anew.
+    pub generation: Option<Decimal>,
+}
+
 /// Names a directory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

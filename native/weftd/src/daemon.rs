@@ -992,6 +992,22 @@ impl Daemon {
         self.judge_claims(now);
     }
 
+    /// The agent has heard which list is in force, at least: whom that list believes to be the store may be asked. By an older one
+    /// it may be somebody who was revoked.
+    fn confirm_store(&mut self, generation: Option<u64>) -> Result<(), Failure> {
+        if self.identity.is_none() {
+            return Err(not_configured());
+        }
+        let known = self.trust.as_ref().map_or(u64::MAX, |trust| trust.cell().get().generation);
+        if let Some(generation) = generation.filter(|generation| known < *generation) {
+            let message = format!("the trust list in force is {known}, the store is known by {generation}");
+            let failure = Failure::new(Code::TRUST_OLDER, message).with("generation", known.to_string());
+            return Err(failure.with("wanted", generation.to_string()));
+        }
+        self.store.send(StoreRequest::Confirm(generation.is_some()));
+        Ok(())
+    }
+
     fn watch_trust(&mut self) {
         let token = self.call(Caller::Trust);
         self.store.send(StoreRequest::Watch { token, key: TRUST_KEY.to_owned(), prefix: false });
@@ -1160,6 +1176,10 @@ impl Daemon {
                 self.store.send(StoreRequest::Connect { cluster: host.cluster, endpoints });
                 tell(answer, &json!({}));
             }
+            Command::StoreConfirm(c) => match self.confirm_store(c.generation.map(|Decimal(g)| g)) {
+                Ok(()) => tell(answer, &json!({})),
+                Err(failure) => refuse(answer, failure),
+            },
             Command::StoreShow(_) => tell(answer, &self.store_status(now)),
             Command::StoreRepairApply(repair) => {
                 let parsed: Result<Vec<Record>, Failure> = repair.records.iter().map(parse_record).collect();

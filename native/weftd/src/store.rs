@@ -12,7 +12,9 @@
 //!   is durable before the answer (R11);
 //! * a watch begins with the keys' present values, also after each time it was cut: nothing is missed, though
 //!   changes in between may be seen as one;
-//! * with credentials nothing is said in clear, and a connection made with older ones gets no new call or watch.
+//! * with credentials nothing is said in clear, and a connection made with older ones gets no new call or watch;
+//! * with credentials nothing is asked, and so nothing believed, before the agent has said that the store is the cluster's: a
+//!   member that was revoked while this host was off can serve one of its own at its old address, and sign what it shows.
 
 use core::fmt;
 use std::cell::RefCell;
@@ -51,6 +53,9 @@ const WATCH_PAUSE: Duration = Duration::from_millis(200);
 const PING_INTERVAL: Duration = Duration::from_secs(6);
 /// An unanswered ping ends the connection, and so the watches that would hang on it.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
+/// Why a store isn't asked that may be another's.
+const UNCONFIRMED: &str =
+    "it is not asked before the agent has heard of the others which store is the cluster's";
 /// The store's identity: `{cluster, incarnation}`.
 pub const STORE_KEY: &str = "/weft/v1/store";
 /// How far the store's incarnation may be above the highest that this host has seen: any host can write that key, and no
@@ -74,6 +79,8 @@ pub enum StoreRequest {
     /// What is shown to the store and believed of it from now on; none: it is spoken to in clear. Calls under way end
     /// on their connections, watches are opened anew.
     Credentials(Option<StoreCredentials>),
+    /// Whether who believes the credentials is known to be the cluster's store: until then it is away. Calls under way end.
+    Confirm(bool),
     /// The values of some keys at one revision.
     Read {
         /// Told back.
@@ -365,6 +372,7 @@ pub fn spawn(state: Arc<StateDir>, mailbox: Mailbox) -> Result<StoreHandle, Fail
             cluster: ClusterId::default(),
             endpoints: Vec::new(),
             credentials: None,
+            confirmed: false,
             renewed: Rc::new(Notify::new()),
             clients: Vec::new(),
             preferred: 0,
@@ -392,6 +400,8 @@ struct Shared {
     cluster: ClusterId,
     endpoints: Vec<String>,
     credentials: Option<StoreCredentials>,
+    /// With credentials: the store may be asked.
+    confirmed: bool,
     /// Wakes the watches when the credentials have changed.
     renewed: Rc<Notify>,
     /// One client per endpoint: a client of several balances over them, and would wait for one that is gone.
@@ -441,6 +451,7 @@ impl Store {
                 }
                 StoreRequest::Connect { cluster, endpoints } => store.connect(cluster, endpoints),
                 StoreRequest::Credentials(credentials) => store.renew(credentials),
+                StoreRequest::Confirm(confirmed) => store.confirm(confirmed),
                 StoreRequest::Read { token, keys } => {
                     spawn_local(async move {
                         let result = store.read(keys).await;
@@ -504,6 +515,20 @@ impl Store {
         let mut shared = self.0.borrow_mut();
         if shared.credentials != credentials {
             shared.credentials = credentials;
+            shared.clients.fill(None);
+            shared.generation += 1;
+            shared.renewed.notify_waiters();
+        }
+    }
+
+    fn confirm(&self, confirmed: bool) {
+        let mut shared = self.0.borrow_mut();
+        if shared.confirmed == confirmed {
+            return;
+        }
+        tracing::info!(confirmed, "whether the store is the cluster's");
+        shared.confirmed = confirmed;
+        if !confirmed {
             shared.clients.fill(None);
             shared.generation += 1;
             shared.renewed.notify_waiters();
@@ -666,10 +691,16 @@ impl Store {
 
     /// Tries one endpoint after the other, the one that answered last first.
     async fn call<T>(&self, f: impl AsyncFn(Client) -> Result<T, etcd_client::Error>) -> Result<T, String> {
-        let (count, first, generation) = {
+        let (count, first, generation, forbidden) = {
             let shared = self.0.borrow();
-            (shared.endpoints.len(), shared.preferred, shared.generation)
+            let forbidden = shared.credentials.is_some() && !shared.confirmed;
+            (shared.endpoints.len(), shared.preferred, shared.generation, forbidden)
         };
+        if forbidden {
+            let why = UNCONFIRMED.to_owned();
+            self.note_reachable(false, Some(why.clone()));
+            return Err(why);
+        }
         let mut why = "the store's endpoints are not known yet".to_owned();
         for i in 0..count {
             let index = (first + i) % count;

@@ -14,14 +14,16 @@ import { type HostId, parseHostId } from "../model/ids.ts";
 import type * as api from "../wire/agent-api.ts";
 import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
 import { IdentityFiles } from "../wire/identity-files.ts";
+import { openNextTrust } from "../wire/signed-trust.ts";
 import { StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
-import { askHost, askMembers, catchUp, renewOwn } from "./ask-members.ts";
+import { askHost, askMembers, catchUp, followHosts, renewOwn } from "./ask-members.ts";
 import { type Audit, openAudit } from "./audit.ts";
 import { AuditHeads } from "./audit-head.ts";
 import { AuthorityKeeper } from "./authority.ts";
 import { ClockWatch } from "./clock-watch.ts";
 import { ClusterView } from "./cluster-view.ts";
+import { Confirmation } from "./confirmation.ts";
 import type { MemberContext } from "./context.ts";
 import { DevicePools } from "./device-pools.ts";
 import type { Door } from "./door.ts";
@@ -111,7 +113,7 @@ export class Agent {
     await mkdir(this.#options.stateDir, { recursive: true, mode: 0o700 });
     await mkdir(this.#options.runDir, { recursive: true });
     const self = await this.#files.readHost();
-    if (self !== null) await this.#begin(self);
+    if (self !== null) await this.#begin(self, false);
     this.#rest = await serveLocal(this, this.#options, this.#log);
     this.#log.info({ member: self !== null, runDir: this.#options.runDir }, "the agent serves");
   }
@@ -146,13 +148,13 @@ export class Agent {
   init(request: z.output<typeof api.initRequest>): Promise<void> {
     return this.#inTurn(async () => {
       if (request.transport === "clear") await refuseUnlessClear(this.#daemon);
-      await this.#begin(await initCluster(this.#joining(), request));
+      await this.#begin(await initCluster(this.#joining(), request), true);
     });
   }
 
   join(request: z.output<typeof api.joinRequest>): Promise<void> {
     return this.#inTurn(async () => {
-      await this.#begin(await joinCluster(this.#joining(), request));
+      await this.#begin(await joinCluster(this.#joining(), request), true);
       await this.#untilSettled();
     });
   }
@@ -162,7 +164,8 @@ export class Agent {
     return this.#inTurn(async () => {
       await this.#end();
       const self = await this.#files.readHost();
-      if (self !== null) await this.#begin(self);
+      // Whoever replaced it knows which one it is.
+      if (self !== null) await this.#begin(self, true);
     });
   }
 
@@ -184,14 +187,35 @@ export class Agent {
     };
   }
 
-  async #begin(self: HostFile): Promise<void> {
+  /** `confirmed`: which store is the cluster's is known without asking the others. */
+  async #begin(self: HostFile, confirmed: boolean): Promise<void> {
     const host = parseHostId(self.host);
     if (host === null) throw new Error(`host.json names no host: ${self.host}`);
     const log = this.#log;
     const { authority, identity, storeIdentity } = await this.#identify(self, host);
-    const store = new StoreClient({ endpoints: self.etcd, tls: identity.tls });
+    const store: StoreClient = new StoreClient({
+      endpoints: self.etcd,
+      tls: identity.tls,
+      forbidden: () => confirmation.forbidden(),
+    });
     const mirror = new Mirror(store);
     const loops: Loops = { keeper: null, storeKeeper: null, presence: null, told: null };
+    const isAway = (): boolean => !view.storeUp;
+    const confirmation = new Confirmation({
+      identity,
+      isAway,
+      follow: (asked, how) => followHosts({ self, store, identity }, asked, how),
+      seenMs: () => this.#files.readSeen(),
+      see: (nowMs) => this.#files.writeSeen(nowMs),
+      onChange: () => {
+        this.#background("weftd", this.#daemon.tellConfirmed());
+        loops.storeKeeper?.nudge();
+        loops.presence?.nudge();
+      },
+      log,
+      confirmed,
+    });
+    const follow = (): Promise<void> => confirmation.look();
     const isPlacer = (): boolean => loops.presence?.isPlacer ?? false;
     const view = new ClusterView(mirror, () => {
       loops.keeper?.stepAll();
@@ -210,6 +234,7 @@ export class Agent {
       identityFiles: this.#identityFiles,
       storeIdentity,
       credentials: () => askMembers({ self, store, identity }, (member) => member.credentials()),
+      isConfirmed: () => confirmation.isConfirmed,
       onEndpoints: (endpoints) => this.#onEndpoints(self, endpoints, store),
       onRestarted: () => loops.told?.(),
     });
@@ -256,6 +281,7 @@ export class Agent {
       authority,
       storeIdentity,
       clocks,
+      confirmation,
     };
     const keeper = new Keeper({
       self: host,
@@ -280,7 +306,8 @@ export class Agent {
     Object.assign(loops, { keeper, storeKeeper, presence });
     // First: when the address can't be served, nothing else has begun.
     const door = await openDoor(context, this);
-    if (await this.#isMember()) {
+    await confirmation.start();
+    if (confirmation.isConfirmed && (await this.#isMember())) {
       // Without the authorities' keys it has no certificate; the agent still serves, so that they can be restored.
       await this.#etcd.ensureRunning().catch((error: unknown) => {
         if (!isWeftError(error, "E-CA-01")) throw error;
@@ -323,14 +350,14 @@ export class Agent {
       rotation.nudge();
     };
     Object.assign(loops, { told });
-    const isAway = (): boolean => !view.storeUp;
+    const keep = (): Promise<void> => this.#keepTrust(identity);
     const rescue = new Rescue({
       isAway,
-      catchUp: () => catchUp({ self, store, identity, keep: () => this.#keepTrust(identity) }),
+      catchUp: () => catchUp({ self, store, identity, follow, keep }),
       log,
     });
     mirror.start();
-    identity.start({ mirror, renew: () => renewOwn({ self, store, identity, authority, isAway }) });
+    identity.start({ mirror, renew: () => renewOwn({ self, store, identity, authority, isAway, follow }) });
     identity.onChange((change) => {
       storeKeeper.nudge();
       if (change.kind === "trust" && !change.after.hosts.has(host))
@@ -360,6 +387,8 @@ export class Agent {
           limitKeeper.nudge();
         },
         onTrust: told,
+        confirmed: () => (confirmation.isConfirmed ? identity.trust().generation : null),
+        keepTrust: keep,
         onPeerRefused: (refused) => this.#background("audit", auditPeer(this.audit, refused)),
       })
       .catch((error: unknown) => log.warn({ reason: reasonOf(error) }, "weftd was not configured yet"));
@@ -402,6 +431,7 @@ export class Agent {
     if (member === null) return;
     this.#member = null;
     const { context, presence, keeper, door, heads, acks, rotation, rescue, etcdLog } = member;
+    const confirmationEnds = context.confirmation.stop();
     // Before the identity ends that it renews.
     const rotationEnds = rotation.stop();
     heads.stop();
@@ -418,6 +448,7 @@ export class Agent {
     context.store.call.close();
     acks.stop();
     rescue.stop();
+    await confirmationEnds;
     await etcdLog.stop();
     await rotationEnds;
     await context.storeKeeper.stop();
@@ -456,8 +487,10 @@ export class Agent {
       this.#log.warn({}, "the store did not know this host as the list names it; it registered anew");
   }
 
-  /** weftd is as cut off as this agent was, so nobody else writes the file now. */
+  /** weftd is as cut off as this agent was, so nobody else writes the file now. What is there may be newer all the same. */
   async #keepTrust(identity: IdentityKeeper): Promise<void> {
+    const kept = await this.#identityFiles.readTrust();
+    if (kept !== null && openNextTrust(identity.known, kept).kind === "ok") return;
     await this.#identityFiles.writeTrustFirst(identity.text);
     this.#background("weftd's trust list", this.#daemon.reloadIdentity());
   }

@@ -3,17 +3,19 @@
  *
  * Must always hold:
  * - who is asked has proven by the trust list that it is a host of the cluster;
- * - while this host can't follow the store, a newer list is believed only where no other member that answers contradicts it:
- *   one that was revoked meanwhile can sign lists as well.
+ * - a list that one of them shows is followed only as agreed-trust.ts says: one that was revoked meanwhile can sign lists as
+ *   well, and a store that it shows has them.
  */
+import { setTimeout as sleep } from "node:timers/promises";
+
+import { type Agreed, agreedTrust } from "../wire/agreed-trust.ts";
 import { kidOf, readCertificate } from "../wire/certificate.ts";
-import type { Hello, RenewAnswer } from "../wire/door-api.ts";
-import { decided, isWeftError, WeftError } from "../wire/errors.ts";
+import type { Hello } from "../wire/door-api.ts";
+import { isWeftError, WeftError } from "../wire/errors.ts";
 import { type Answered, HostClient } from "../wire/host-client.ts";
-import { newestTrust } from "../wire/signed-trust.ts";
 import type { StoreClient } from "../wire/store-client.ts";
 import type { HostId } from "../model/ids.ts";
-import { signerOf } from "../model/trust.ts";
+import { signerOf, type Trust } from "../model/trust.ts";
 import type { AuthorityKeeper, HeldAuthorities } from "./authority.ts";
 import type { HostFile } from "./host-file.ts";
 import type { IdentityKeeper, RenewedCert } from "./identity.ts";
@@ -55,56 +57,126 @@ export async function askMembers<Answer>(
 
 /** A new certificate for this host's key: a member makes its own, others are given one for the key that they prove. */
 export async function renewOwn(
-  context: AskContext & { readonly authority: AuthorityKeeper; readonly isAway: () => boolean },
+  context: AskContext & {
+    readonly authority: AuthorityKeeper;
+    readonly isAway: () => boolean;
+    /** Follows the list that is in force, by what other hosts say. */
+    readonly follow: () => Promise<void>;
+  },
 ): Promise<RenewedCert> {
-  const { authority, identity, isAway } = context;
+  const { authority, identity, isAway, follow } = context;
   if (authority.holds(identity.trust())) return issueOwn(authority, identity);
   if (isAway()) {
-    await followMembers(context);
+    await follow();
     return renewByAny(context);
   }
-  return taken(identity, await askMembers(context, (member) => member.renew(), "key"));
+  const { cert: certPem, authority: chainPem } = await askMembers(context, (member) => member.renew(), "key");
+  const isKnown = (): boolean =>
+    identity.trust().authorities.some((known) => known.kid === kidOfPem(chainPem));
+  // One member's word for an authority that this host has not heard of is none.
+  if (!isKnown()) await follow();
+  if (!isKnown()) throw otherAuthority();
+  return { certPem, chainPem };
 }
 
 /**
  * While the store is away: other authorities may have taken over without this host, so that the store and it don't believe
- * each other any more. Any host whose key the list names tells whether there is a newer list. `keep` makes a list that is
- * followed durable, before a certificate by its authority is asked for: where none is given, the next call goes on there.
+ * each other any more. Any host whose key the list names tells whether there is a newer list. `keep` makes the list that is
+ * known durable, before a certificate by its authority is asked for: where none is given, the next call goes on there.
  */
 export async function catchUp(
-  context: AskContext & { readonly keep: () => Promise<void> },
+  context: AskContext & { readonly follow: () => Promise<void>; readonly keep: () => Promise<void> },
 ): Promise<boolean> {
-  const { identity, keep } = context;
-  const heard = await askEach(context, (member) => member.hello());
-  const isNewer = heard.some(({ generation }) => generation > identity.trust().generation);
-  const isFollowed = isNewer && (await followMembers(context));
+  const { identity, follow, keep } = context;
+  await follow();
   const trust = identity.trust();
   // Revoked: whoever hears of the change destroys this host's identity, and there is nothing to go on with.
   if (!trust.hosts.has(identity.host)) return false;
-  if (isFollowed) await keep();
   if (identity.issuerOf(trust) === signerOf(trust)) return false;
+  await keep();
   await identity.take(await renewByAny(context));
   return true;
 }
 
+/** What hosts say of the list in force, and what follows from it; `refusal`: who is asked says that this host was revoked. */
+export type Followed = { readonly agreed: Agreed; readonly refusal: WeftError | null };
+
+export type Following = {
+  /** Who has not answered by then says nothing. */
+  readonly roundMs: number;
+  /** As in agreed-trust.ts. */
+  readonly isRecent: boolean;
+};
+
 /**
- * Of the lists that members have the newest is taken, where all are steps of one way; E-TRUST-06 where two contradict each
- * other. False: none is newer. E-HOST-14 where a member says so, and no list that can be followed does.
+ * Asks the store's voters that this host knows, or all hosts of its list, which list is in force, and follows it where that
+ * is agreed.
  */
-async function followMembers(context: AskContext): Promise<boolean> {
-  const { identity } = context;
-  const heard = await askEach(context, listsOf);
-  const said = heard.map(({ links, trust }) => [...links, trust]);
-  const newest = newestTrust(identity.known, said);
-  if (newest.kind === "refused") identity.doubt(newest.finding);
-  const index = decided(newest);
-  if (index === null) {
-    const refusal = heard.find(({ revoked }) => revoked !== null)?.revoked ?? null;
-    if (refusal !== null) throw refusal;
-    return false;
+export async function followHosts(
+  context: AskContext,
+  asked: "voters" | "all",
+  { roundMs, isRecent }: Following,
+): Promise<Followed> {
+  const { self, identity, store } = context;
+  const { known } = identity;
+  const voters = memberAddresses(store);
+  const electorate = {
+    self: identity.host,
+    isRecent,
+    voters: voters.map((address) =>
+      address === self.address ? identity.host : hostAt(known.trust, address),
+    ),
+  };
+  if (electorate.voters.every((voter) => voter === identity.host))
+    return { agreed: { kind: "agreed", newest: null, all: true }, refusal: null };
+  const listed = asked === "all" ? Array.from(known.trust.hosts.values(), ({ address }) => address) : [];
+  const heard = await hear(context, Array.from(new Set([...voters, ...listed])), roundMs);
+  const agreed = agreedTrust(known, heard, electorate);
+  const newest = agreed.kind === "agreed" && agreed.newest !== null ? heard[agreed.newest] : undefined;
+  if (newest !== undefined && identity.known === known) identity.offerAll(newest.texts);
+  const refusal = heard.find(({ revoked }) => revoked !== null)?.revoked ?? null;
+  return { agreed, refusal: identity.known === known ? refusal : null };
+}
+
+type Heard = { readonly host: HostId; readonly texts: readonly string[]; readonly revoked: WeftError | null };
+
+/** Each host once, whatever addresses it has. */
+async function hear(
+  { self, identity }: AskContext,
+  addresses: readonly string[],
+  roundMs: number,
+): Promise<readonly Heard[]> {
+  const [shown, trust] = [identity.current(), identity.trust()];
+  const heard = new Map<HostId, Heard>();
+  const expect = { kind: "key" as const, trust };
+  const all = addresses
+    .filter((address) => address !== self.address)
+    .map(async (address) => {
+      const client = new HostClient({ address, shown, from: self.address, expect, answerMs: roundMs });
+      try {
+        const { answer, by } = await client.hello();
+        const isNewer = answer.generation > trust.generation;
+        const { trust: last, links, revoked } = isNewer ? (await listsOf(client)).answer : nothingNewer;
+        const texts = last === null ? [] : [...links, last];
+        if (!heard.has(by.host)) heard.set(by.host, { host: by.host, texts, revoked });
+      } catch (error) {
+        if (!isWeftError(error)) throw error;
+      }
+    });
+  const late = new AbortController();
+  const slow = sleep(roundMs, null, { signal: late.signal, ref: false }).catch(() => null);
+  try {
+    await Promise.race([Promise.all(all), slow]);
+  } finally {
+    late.abort();
   }
-  identity.offerAll(said[index] ?? []);
-  return true;
+  return Array.from(heard.values());
+}
+
+const nothingNewer = { trust: null, links: [], revoked: null } as const;
+
+function hostAt(trust: Trust, address: string): HostId | null {
+  return Array.from(trust.hosts).find(([, host]) => host.address === address)?.[0] ?? null;
 }
 
 type Lists = {
@@ -172,14 +244,6 @@ async function askEach<Answer>(
   const heard = answers.flat();
   if (heard.length === 0) throw last;
   return heard;
-}
-
-function taken(identity: IdentityKeeper, answer: RenewAnswer): RenewedCert {
-  const { cert, authority: chainPem, trust, links } = answer;
-  identity.offerAll([...links, trust]);
-  const kid = kidOfPem(chainPem);
-  if (identity.trust().authorities.some((known) => known.kid === kid)) return { certPem: cert, chainPem };
-  throw otherAuthority();
 }
 
 function kidOfPem(pem: string): string | null {

@@ -4,6 +4,7 @@ import type { StoreClient } from "../wire/store-client.ts";
 import type { AuthorityKeeper } from "./authority.ts";
 import type { ClockWatch } from "./clock-watch.ts";
 import type { ClusterView } from "./cluster-view.ts";
+import type { Confirmation } from "./confirmation.ts";
 import type { DevicePools } from "./device-pools.ts";
 import type { EtcdProcess } from "./etcd-process.ts";
 import type { HostFile } from "./host-file.ts";
@@ -35,4 +36,5 @@ export type MemberContext = {
   readonly authority: AuthorityKeeper;
   readonly storeIdentity: StoreIdentity;
   readonly clocks: ClockWatch;
+  readonly confirmation: Confirmation;
 };

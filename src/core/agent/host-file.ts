@@ -45,6 +45,8 @@ const intentFile = z.discriminatedUnion("kind", [
   }),
 ]);
 
+const seenFile = z.object({ at: z.iso.datetime() });
+
 export type HostFile = z.output<typeof hostFile>;
 type Intent = z.output<typeof intentFile>;
 export type InitIntent = Intent & { readonly kind: "init" };
@@ -63,6 +65,18 @@ export class HostFiles {
 
   async writeHost(host: HostFile): Promise<void> {
     await writeDurably(join(this.stateDir, "host.json"), `${JSON.stringify(host, null, 2)}\n`);
+  }
+
+  /** When this host had its store last, in ms since 1970; null: that is not known. */
+  async readSeen(): Promise<number | null> {
+    // What can't be read says nothing: nobody's start depends on it.
+    const seen = await this.#read("seen.json", seenFile).catch(() => null);
+    return seen === null ? null : Date.parse(seen.at);
+  }
+
+  async writeSeen(nowMs: number): Promise<void> {
+    const text = JSON.stringify({ at: new Date(nowMs).toISOString() });
+    await writeDurably(join(this.stateDir, "seen.json"), `${text}\n`);
   }
 
   /** The host was removed from its cluster; the file is kept aside for a person who wonders. */

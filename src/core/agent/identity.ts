@@ -180,6 +180,11 @@ export class IdentityKeeper {
     this.#refused = finding;
   }
 
+  /** That doubt is over. */
+  undoubt(code: Finding["code"]): void {
+    if (this.#refused?.code === code) this.#refused = null;
+  }
+
   /** A list from the store or from a member's answer. Refused ones change nothing but what `refused` says. */
   offer(text: string): Decision<SignedTrust> {
     const before = this.#known;

@@ -2,6 +2,7 @@
  * This host's weftd, as its agent cares for it: configured after each connection, its pools and resyncs made known.
  *
  * Must always hold:
+ * - it asks the store only after this agent has confirmed which one is the cluster's;
  * - what it says of pools and progress is display and placement only; no safety rests on it;
  * - what it says of pools last is what weftd said last.
  */
@@ -19,6 +20,8 @@ const USAGE_MS = 10_000;
 /** A resync's progress in the store: one value a volume, at most this often. */
 const PROGRESS_MS = 2000;
 const PROGRESS_LEASE_SECONDS = 10;
+
+const CONFIRM_AGAIN_MS = 1000;
 
 /** It answers from memory. */
 const SHOW_MS = 2000;
@@ -38,6 +41,10 @@ export type DaemonDuties = {
   readonly onBack: () => void;
   /** It goes by another trust list, which is on its disk. */
   readonly onTrust: () => void;
+  /** Generation of the trust list by which the store is known to be the cluster's; null: it is not. */
+  readonly confirmed: () => bigint | null;
+  /** Its list is older than that one: puts this agent's into the file that it reads. */
+  readonly keepTrust: () => Promise<void>;
   /** It refused a peer at its data port, or was refused by one. */
   readonly onPeerRefused: (refused: PeerRefused) => void;
 };
@@ -51,6 +58,7 @@ export class LocalDaemon {
   #usage = new Map<string, string>();
   #publishing: Promise<void> = Promise.resolve();
   #usageTimer: NodeJS.Timeout | null = null;
+  #confirmTimer: NodeJS.Timeout | null = null;
   readonly #progressAt = new Map<string, number>();
   #hello: Hello | null = null;
 
@@ -82,6 +90,7 @@ export class LocalDaemon {
   end(): void {
     this.#duties = null;
     if (this.#usageTimer !== null) clearInterval(this.#usageTimer);
+    if (this.#confirmTimer !== null) clearTimeout(this.#confirmTimer);
   }
 
   close(): void {
@@ -99,6 +108,38 @@ export class LocalDaemon {
   async reloadIdentity(): Promise<void> {
     if (!this.#connected || this.#duties === null) return;
     await this.client.call("identity.reload", {});
+  }
+
+  /**
+   * Whether it may ask the store. Tried again until weftd knows: it asks nothing before. One that doesn't know the command is of
+   * a version that asks at once.
+   */
+  async tellConfirmed(): Promise<void> {
+    if (this.#confirmTimer !== null) clearTimeout(this.#confirmTimer);
+    this.#confirmTimer = null;
+    const duties = this.#duties;
+    if (!this.#connected || duties === null) return;
+    try {
+      await this.#confirm(duties).catch(async (error: unknown) => {
+        if (!isWeftError(error, "E-TRUST-02")) throw error;
+        await duties.keepTrust();
+        await this.client.call("identity.reload", {});
+        await this.#confirm(duties);
+      });
+    } catch (error) {
+      if (isWeftError(error, "E-ARG-01")) return;
+      if (this.#duties !== null)
+        this.#confirmTimer = setTimeout(
+          () => this.#background("which store is the cluster's", this.tellConfirmed()),
+          CONFIRM_AGAIN_MS,
+        ).unref();
+      throw error;
+    }
+  }
+
+  async #confirm({ confirmed }: DaemonDuties): Promise<void> {
+    const generation = confirmed();
+    await this.client.call("store.confirm", { generation: generation === null ? null : String(generation) });
   }
 
   /** What weftd goes by, as far as it is on its disk; null: it doesn't answer, or has no identity. */
@@ -134,6 +175,8 @@ export class LocalDaemon {
     if (duties === null) return;
     const { cluster, host, name, address } = duties.self;
     await this.client.call("configure", { cluster, host, name, address, endpoints: this.#endpoints });
+    // What it was told before it was away, or by an agent before this one, stays; that it may not is said when that changes.
+    if (duties.confirmed() !== null) await this.tellConfirmed();
     this.#hello = await this.client.call("hello", {});
     this.#usage = new Map();
     await this.publishPools();

@@ -7,6 +7,7 @@
  *   Such a certificate is listed as soon as the store serves.
  */
 import type { X509Certificate } from "node:crypto";
+import { setTimeout as sleep } from "node:timers/promises";
 
 import { ok } from "../model/finding.ts";
 import { parseHostId } from "../model/ids.ts";
@@ -27,6 +28,7 @@ import type { TrustWriter } from "./trust-change.ts";
 /** A host that was away for more changes of the authority than this joins anew. */
 const LINKS_MAX = 16;
 const LINKS_BYTES_MAX = 2 << 20;
+const STORED_LINKS_MS = 500;
 
 /** By this host's own authority. */
 export async function issueOwn(authority: AuthorityKeeper, identity: IdentityKeeper): Promise<RenewedCert> {
@@ -108,8 +110,18 @@ async function linksOf({ store, identity }: Pick<RenewContext, "store" | "identi
   return links.toSorted((a, b) => Number(generationOf(a) - generationOf(b)));
 }
 
-/** The newest first; none while the store is away. */
+/** The newest first; none while the store is away, which who asks can't wait for: it may be what the store lacks. */
 async function storedLinks(store: StoreClient): Promise<readonly string[]> {
+  const late = new AbortController();
+  const none = sleep(STORED_LINKS_MS, [], { signal: late.signal }).catch(() => []);
+  try {
+    return await Promise.race([readLinks(store), none]);
+  } finally {
+    late.abort();
+  }
+}
+
+async function readLinks(store: StoreClient): Promise<readonly string[]> {
   try {
     const { entries } = await store.list(keys.trustLinks);
     return entries.toSorted((a, b) => Number(b.modRevision - a.modRevision)).map(({ value }) => value);

@@ -101,7 +101,10 @@ async function answer({ host, daemon, store, log, identity }: MemberContext, ask
 }
 
 export async function repairStore(context: MemberContext, assent: boolean): Promise<RepairAnswer> {
-  const { mirror, store, daemon, self, log } = context;
+  const { mirror, store, daemon, self, log, confirmation } = context;
+  // Those that could say which store is the cluster's may be gone for good: then the operator does.
+  if (assent) await confirmation.vouch();
+  confirmation.refuseUnconfirmed();
   await mirror.sync();
   const ask = randomUUID();
   await store.put(keys.repairAsk, JSON.stringify({ id: ask, by: self.host }));

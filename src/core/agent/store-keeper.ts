@@ -12,7 +12,9 @@
  *   when it was removed;
  * - each step looks at what is there first: a crash between two steps is continued by the next look;
  * - a member that lost its data never starts empty under its old identity: it is removed and added anew;
- * - an agent's restart never touches a running etcd.
+ * - an agent's restart never touches a running etcd;
+ * - nothing is done before it is known which store is the cluster's: an etcd that came up beside a member that was revoked would
+ *   take what that one writes for the store's.
  */
 import type { HostId } from "../model/ids.ts";
 import type { LivenessState } from "../model/liveness.ts";
@@ -73,6 +75,8 @@ export type StoreKeeperOptions = {
   readonly storeIdentity: StoreIdentity;
   /** Asks the members for the authorities' keys. */
   readonly credentials: () => Promise<MemberCredentials>;
+  /** Whether the store is known to be the cluster's (confirmation.ts): before, this host's etcd joins nobody. */
+  readonly isConfirmed?: () => boolean;
   readonly onEndpoints: (endpoints: readonly string[]) => Promise<void>;
   /** This host's etcd was started again, with the files of now. */
   readonly onRestarted: () => void;
@@ -139,7 +143,8 @@ export class StoreKeeper {
 
   /** True: something was done, look again at once. */
   async #look(): Promise<boolean> {
-    const { etcd, authority, identity, storeIdentity } = this.#options;
+    const { etcd, authority, identity, storeIdentity, isConfirmed } = this.#options;
+    if (isConfirmed?.() === false) return false;
     // First, and without asking anybody: the store may be away because our own member is.
     if ((await etcd.isConfigured()) && (await etcd.hasData())) {
       if (!authority.holds(identity.trust())) await this.#fetchIfPossible();

@@ -527,6 +527,12 @@ export type StoreClaim = {
   readonly revision: Decimal;
 };
 
+/** Whether the hosts that this one knew have said which store is the cluster's. */
+export type StoreConfirm = {
+  /** The trust list by which they know it, at least; none: they have to say it anew. */
+  readonly generation: Decimal | null;
+};
+
 /** Writes rebuilt records to the store (protocol.md R11): each epoch raised by 2^20 unless the store's already is, the owner cleared; the keys of pools; at last the store's incarnation. Repeating it finishes what was begun. */
 export type StoreRepair = {
   /** The store's incarnation after the repair: above every watermark's. */
@@ -727,6 +733,8 @@ export type DaemonMethods = {
   readonly "session.open": { readonly params: SessionOpen; readonly result: SessionOpened };
   /** One session. */
   readonly "session.show": { readonly params: VolumeRef; readonly result: SessionStatus };
+  /** Whether the store may be asked: a daemon that proves who it is asks nothing before it hears so. */
+  readonly "store.confirm": { readonly params: StoreConfirm; readonly result: Nothing };
   /** Tells where the store is now. */
   readonly "store.endpoints": { readonly params: Endpoints; readonly result: Nothing };
   /** Writes rebuilt records to a store that was lost or restored (protocol.md R11). */

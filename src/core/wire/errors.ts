@@ -113,6 +113,7 @@ const kinds = {
   "E-TRUST-04": refused,
   "E-TRUST-05": degraded,
   "E-TRUST-06": refused,
+  "E-TRUST-07": refused,
   "E-CA-01": user,
   "E-CA-02": refused,
   "E-CA-03": degraded,

@@ -3,6 +3,7 @@
  *
  * Must always hold:
  * - a call that can change something is never sent twice unless it is known that the first was not executed;
+ * - while the store is forbidden nothing is sent to it, and the outcome is that of a store that is away;
  * - whatever arrives is parsed before it is trusted.
  */
 import type { z } from "zod";
@@ -25,6 +26,8 @@ export type StoreCallOptions = {
   readonly patienceMs?: number;
   /** What is shown and believed; null (as when it isn't given): the endpoints are `http://` and nobody proves who he is. */
   readonly tls?: StoreTls | null;
+  /** Why the store must not be asked now, for the error; null, or left out: it may. */
+  readonly forbidden?: () => string | null;
 };
 
 /** `settled: false`: the change may have been made, or may still be made later (protocol.md R14). */
@@ -47,6 +50,7 @@ export class StoreCall {
   readonly tls: StoreTls | null;
   readonly #deadlineMs: number;
   readonly #patienceMs: number;
+  readonly #forbidden: () => string | null;
   readonly #closed = new AbortController();
 
   constructor(options: StoreCallOptions) {
@@ -54,6 +58,7 @@ export class StoreCall {
     this.tls = options.tls ?? null;
     this.#deadlineMs = options.deadlineMs ?? CALL_DEADLINE_MS;
     this.#patienceMs = options.patienceMs ?? PATIENCE_MS;
+    this.#forbidden = options.forbidden ?? (() => null);
   }
 
   get endpoints(): readonly string[] {
@@ -100,6 +105,8 @@ export class StoreCall {
     const end = performance.now() + this.#patienceMs;
     let last: Attempt<z.output<S>> = { kind: "not-executed", reason: "no endpoint is known" };
     for (;;) {
+      const why = this.#forbidden();
+      if (why !== null) return last.kind === "unknown" ? last : { kind: "not-executed", reason: why };
       for (const endpoint of this.inOrder()) {
         last = await this.once(endpoint, spec);
         if (last.kind === "answered") {
@@ -114,7 +121,9 @@ export class StoreCall {
   }
 
   /** One request as it is, for streams: rejects as `post` of store-http.ts does. */
-  post(endpoint: string, path: string, body: unknown, signal: AbortSignal | null): Promise<PostAnswer> {
+  async post(endpoint: string, path: string, body: unknown, signal: AbortSignal | null): Promise<PostAnswer> {
+    const why = this.#forbidden();
+    if (why !== null) throw new PostFailure("not-executed", new Error(why));
     return post(endpoint, path, JSON.stringify(body), { signal, tls: this.tls });
   }
 

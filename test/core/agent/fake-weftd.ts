@@ -63,6 +63,8 @@ export class FakeWeftd {
   /** A pool that is made starts, and serves when `letPoolsServe` is called. */
   holdPools = false;
   watermark = "1";
+  /** The generation by which the agent says that the store is the cluster's; null: it says that nobody knows. */
+  confirmed: bigint | null = null;
   #host: string | null = null;
   #cluster: string | null = null;
   #store: StoreClient | null = null;
@@ -91,12 +93,20 @@ export class FakeWeftd {
       configure: ({ cluster, host, endpoints }) => {
         this.#cluster = String(cluster);
         this.#host = String(host);
-        this.#store = new StoreClient({ endpoints: endpoints as string[], tls: this.#tls });
+        this.#store = new StoreClient({
+          endpoints: endpoints as string[],
+          tls: this.#tls,
+          forbidden: () => (this.confirmed === null ? "the agent has not said so" : null),
+        });
         this.#follow(this.#store);
         return {};
       },
       "identity.reload": () => this.#identity(),
       "identity.show": () => this.#identity(),
+      "store.confirm": ({ generation }) => {
+        this.confirmed = typeof generation === "string" ? BigInt(generation) : null;
+        return {};
+      },
       "store.endpoints": ({ endpoints }) => {
         this.#store?.setEndpoints(endpoints as string[]);
         return {};
@@ -196,6 +206,7 @@ export class FakeWeftd {
 
   async stop(): Promise<void> {
     this.#watching?.abort();
+    this.confirmed = null;
     await this.daemon.stop();
   }
 

@@ -172,6 +172,46 @@ fn a_newer_list_in_the_file_is_taken_when_the_identity_is_read_again() {
     assert_eq!(host.ask("identity.reload", json!({}))["generation"], "40");
 }
 
+/// A member that was revoked while this host was off can sign lists still, and serve them with all that the store had. Nothing
+/// of that is followed before the agent has heard of the others which list is in force, and has brought that one.
+#[test]
+fn a_host_that_is_back_asks_no_store_before_its_agent_says_that_it_is_the_clusters() {
+    let cluster = Cluster::trusted("tls");
+    let mut host = cluster.host(1);
+    host.make_pool();
+    host.kill();
+    let mark = || std::fs::read_to_string(cluster.dir.path().join("1/state/watermark.json")).expect("kept");
+    let before = mark();
+    let shown = cluster.change_trust(|_| ());
+    host.spawn();
+    let reachable = |is: bool| move |store: &Value| store["reachable"] == is;
+    let asked = host.ask_until("store.show", &json!({}), |store| {
+        store["last_error"].as_str().is_some_and(|e| e.contains("agent"))
+    });
+    assert_eq!(asked["reachable"], false);
+    let refused = host.try_ask("store.confirm", json!({ "generation": shown.to_string() }));
+    assert_eq!(refused.expect_err("its list is older than that")["code"], "E-TRUST-02");
+    assert_eq!(host.ask("identity.show", json!({}))["generation"], (shown - 1).to_string());
+    assert_ne!(host.pool_info()["state"], "serving");
+    assert_eq!(mark(), before);
+
+    let known = json!({ "generation": (shown - 1).to_string() });
+    host.ask("store.confirm", known.clone());
+    host.await_pool();
+    let followed = |generation: u64| {
+        let text = generation.to_string();
+        shown_until(&host, |identity| identity["generation"] == text.as_str());
+    };
+    followed(shown);
+    // It was cut off, and so were the others.
+    host.ask("store.confirm", json!({ "generation": null }));
+    host.ask_until("store.show", &json!({}), reachable(false));
+    let next = cluster.change_trust(|_| ());
+    host.ask("store.confirm", known);
+    host.ask_until("store.show", &json!({}), reachable(true));
+    followed(next);
+}
+
 #[test]
 fn a_host_without_identity_says_so() {
     let cluster = Cluster::start();

@@ -182,9 +182,11 @@ pub(crate) struct Host {
 }
 
 impl Host {
+    /// Starts the daemon, and says as its agent that the store is the cluster's.
     pub(crate) fn start(&mut self) {
         self.spawn();
-        self.client();
+        // Refused where it is in no cluster yet.
+        let _ = self.try_ask("store.confirm", json!({ "generation": "0" }));
     }
 
     /// Starts the daemon, which may not come up.
