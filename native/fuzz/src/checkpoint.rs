@@ -30,7 +30,11 @@ pub fn run(bytes: &[u8]) {
     let Ok((side, checkpoint)) = choose(&a, &b, POOL, KEY) else { return };
     assert_ne!(side, side.other());
     let mut durable = checkpoint.durable;
-    let record = weft_proto::log::LogRecord::Grow { size: input.number() };
+    let record = weft_proto::log::LogRecord::Grow {
+        size: input.number(),
+        from: input.number(),
+        generation: weft_proto::ids::Generation(input.number()),
+    };
     if durable.admits(&record) {
         durable.apply(&record);
     }

@@ -64,9 +64,11 @@ fn forged(input: &mut Input<'_>) {
     let mut replica = Durable::new(KEY.volume, KEY.rid, 1 << 20, 16);
     for entry in &recovered.records {
         if replica.admits(&entry.record) {
-            let before = (replica.promised, replica.size);
+            let (promised, size) = (replica.promised, replica.size);
             replica.apply(&entry.record);
-            assert!(replica.promised >= before.0 && replica.size >= before.1, "I3: a promise went back");
+            assert!(replica.promised >= promised, "I3: a promise went back");
+            let cut = matches!(entry.record, LogRecord::Cut { .. });
+            assert!(replica.size >= size || cut, "smaller, and it was not cut");
         }
     }
     assert!(u64::from(replica.unsealed_regions()) <= replica.rgm.len() as u64);
@@ -190,7 +192,7 @@ impl Life {
                 generation: Generation(id),
                 regions: (0..u32::from(input.u16()) % 4000).collect(),
             },
-            2 => LogRecord::Grow { size: id },
+            2 => LogRecord::Grow { size: id, from: id / 2, generation: Generation(id) },
             _ => LogRecord::Sealed { generation: Generation(id) },
         };
         if let Ok(token) = self.log.append(KEY, &record) {
@@ -299,7 +301,7 @@ fn id_of(record: &LogRecord) -> u64 {
     match record {
         LogRecord::Promise { epoch, .. } => epoch.0,
         LogRecord::Stamp { generation, .. } | LogRecord::Sealed { generation } => generation.0,
-        LogRecord::Grow { size } => *size,
+        LogRecord::Grow { size, .. } => *size,
         other => panic!("{other:?} was never appended"),
     }
 }

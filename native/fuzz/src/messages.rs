@@ -130,7 +130,13 @@ pub fn ask(input: &mut Input<'_>, known: &Known) -> Ask<HeapPayload> {
             let (offset, len) = range(input, known);
             Ask::Hash { offset, len, key: input.array() }
         }
-        _ if input.one_in(4) => Ask::Grow { size: input.number() },
+        _ if input.one_in(4) => {
+            let (from, len) = range(input, known);
+            let len = if input.one_in(4) { input.number() } else { len };
+            let from = from.min(u64::MAX - 1);
+            let to = from.saturating_add(len).max(from + 1);
+            Ask::Grow { generation: generation(input), from, to }
+        }
         _ => Ask::Heartbeat,
     }
 }

@@ -319,7 +319,7 @@ impl World {
             DiskOp::Read { offset, len }
             | DiskOp::Kinds { offset, len }
             | DiskOp::Hash { offset, len, .. } => Some((*offset, *len, false)),
-            DiskOp::Flush | DiskOp::Seal | DiskOp::Grow { .. } => None,
+            DiskOp::Flush | DiskOp::Seal | DiskOp::Grow { .. } | DiskOp::Cut { .. } => None,
         };
         let Some((offset, len, writes)) = range else { return };
         assert!(len > 0 && offset.is_multiple_of(BLOCK) && len.is_multiple_of(BLOCK));

@@ -694,10 +694,11 @@ impl Host {
         self.ask(key, self.epoch(key), Ask::Seal { generation }, Some(Fact::Sealed(key, generation)));
     }
 
-    /// Asks for a larger size.
-    pub fn grow(&mut self, key: ReplicaKey, size: u64) {
-        self.fact(Fact::GrowAsked(key, size));
-        self.ask(key, self.epoch(key), Ask::Grow { size }, Some(Fact::Grown(key, size)));
+    /// Asks for a larger size than the record has.
+    pub fn grow(&mut self, key: ReplicaKey, interval: u32, from: u64, to: u64) {
+        self.fact(Fact::GrowAsked(key, to));
+        let generation = Generation::new(self.epoch(key), interval);
+        self.ask(key, self.epoch(key), Ask::Grow { generation, from, to }, Some(Fact::Grown(key, to)));
     }
 
     /// Every region's stamp.

@@ -292,7 +292,7 @@ fn grown(s: &mut Script<'_>) -> Result<(), String> {
     s.ready(ONE, SEGMENT)?;
     s.host().write(ONE, 1, SEGMENT_BLOCKS - 1, 1);
     s.host().settle();
-    s.host().grow(ONE, 2 * SEGMENT);
+    s.host().grow(ONE, 1, SEGMENT, 2 * SEGMENT);
     s.some(6);
     s.host().write(ONE, 1, 7, 1);
     s.host().settle();

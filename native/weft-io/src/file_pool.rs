@@ -438,9 +438,13 @@ impl FilePool {
             DiskOp::Hash { offset, len, key } => (whole(offset, len), Work::Hash { key }),
             DiskOp::Flush => (Some(0..0), Work::Flush { asked: false }),
             DiskOp::Seal => (Some(0..0), Work::Seal { asked: false }),
-            DiskOp::Grow { size } => {
-                let blocks = size.div_ceil(BLOCK);
-                (Some(replica.blocks..blocks.max(replica.blocks)), Work::Grow { blocks, asked: false })
+            DiskOp::Grow { from, to } => {
+                let (from, blocks) = (from / BLOCK, to.div_ceil(BLOCK));
+                (Some(from.min(blocks)..blocks), Work::Grow { blocks, asked: false })
+            }
+            DiskOp::Cut { from, to } => {
+                let work = Work::Zero { hole: Hole::Absent, keep_space: false };
+                (whole(from, to.saturating_sub(from)), work)
             }
         };
         let Some(range) = range else { return self.answer(token, Err(PoolError::OutOfBounds)) };

@@ -169,7 +169,7 @@ pub(crate) const LIES: &[Lie] = &[
     Lie {
         label: "a growth without a promise",
         mode: None,
-        tell: |s| s.does(None, Ask::Grow { size: 1 << 40 }),
+        tell: |s| s.does(None, Ask::Grow { generation: Generation(1), from: 1 << 30, to: 1 << 40 }),
     },
     Lie {
         label: "a write of the epoch after",

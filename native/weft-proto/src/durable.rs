@@ -1,8 +1,8 @@
 //! What a replica keeps durably beside its data (protocol.md 4.3): made from a checkpoint, changed by log records.
 //!
 //! Must always hold:
-//! * `promised` never decreases (I3) and stamps never decrease (I8): applying a record twice, or an older one
-//!   after a newer one, changes nothing;
+//! * `promised` never decreases (I3), nor does the stamp of a region that the replica has (I8): applying the log again
+//!   from any earlier record on changes nothing;
 //! * a stamp or a seal that is not in the log does not exist.
 
 use alloc::vec::Vec;
@@ -67,7 +67,7 @@ impl Durable {
     #[must_use]
     pub fn admits(&self, record: &LogRecord) -> bool {
         match record {
-            LogRecord::Create { size, .. } | LogRecord::Grow { size } => {
+            LogRecord::Create { size, .. } | LogRecord::Grow { size, .. } => {
                 size.div_ceil(1 << self.region_shift) <= REGIONS_MAX
             }
             _ => true,
@@ -77,7 +77,17 @@ impl Durable {
     /// Takes in one record of the log.
     pub fn apply(&mut self, record: &LogRecord) {
         match record {
-            LogRecord::Create { size, .. } | LogRecord::Grow { size } => self.grow(*size),
+            LogRecord::Create { size, .. } => self.grow(*size),
+            LogRecord::Grow { size, from, generation } => {
+                self.grow(*size);
+                if from < size {
+                    let regions = self.regions_of(*from, size - from);
+                    for stamp in &mut self.rgm[*regions.start() as usize..=*regions.end() as usize] {
+                        *stamp = (*stamp).max(*generation);
+                    }
+                }
+            }
+            LogRecord::Cut { size } => self.cut(*size),
             LogRecord::Promise { epoch, session, record } => {
                 if *epoch >= self.promised {
                     self.promised = *epoch;
@@ -104,11 +114,20 @@ impl Durable {
 
     fn grow(&mut self, size: u64) {
         self.size = self.size.max(size);
-        let regions =
-            usize::try_from(self.size.div_ceil(1 << self.region_shift)).expect("at most 2^20 regions");
+        let regions = usize::try_from(self.regions_len()).expect("at most 2^20 regions");
         if self.rgm.len() < regions {
             self.rgm.resize(regions, Generation::NEVER);
         }
+    }
+
+    fn cut(&mut self, size: u64) {
+        self.size = self.size.min(size);
+        let regions = usize::try_from(self.regions_len()).expect("at most 2^20 regions");
+        self.rgm.truncate(regions);
+    }
+
+    fn regions_len(&self) -> u64 {
+        self.size.div_ceil(1 << self.region_shift)
     }
 
     /// The regions that a byte range touches.
@@ -134,9 +153,36 @@ mod tests {
     fn a_size_that_no_writer_asks_for_is_not_admitted() {
         // Its log block has a right checksum; taken in, it would ask for more memory than there is.
         let durable = Durable::new(VolumeId(1), Rid(1), 1 << 20, 20);
-        assert!(durable.admits(&LogRecord::Grow { size: 1 << 40 }));
-        assert!(!durable.admits(&LogRecord::Grow { size: (1 << 40) + 1 }));
+        let grow = |size| LogRecord::Grow { size, from: 1 << 20, generation: Generation(7) };
+        assert!(durable.admits(&grow(1 << 40)));
+        assert!(!durable.admits(&grow((1 << 40) + 1)));
         assert!(!durable.admits(&LogRecord::Create { size: u64::MAX, region_shift: 20 }));
         assert!(durable.admits(&LogRecord::Trashed));
+    }
+
+    /// R18: what GROW made absent is stamped, also where the replica was larger than the record already.
+    #[test]
+    fn a_growth_stamps_from_the_records_size_on_and_a_cut_forgets_stamps_with_the_regions() {
+        let mut durable = Durable::new(VolumeId(1), Rid(1), 8 << 16, 16);
+        let stamps = |durable: &Durable| durable.rgm.iter().map(|g| g.0).collect::<Vec<_>>();
+        durable.apply(&LogRecord::Stamp { generation: Generation(9), regions: alloc::vec![5] });
+        // The record has five regions and a half.
+        let grow = LogRecord::Grow { size: 10 << 16, from: (5 << 16) + (1 << 15), generation: Generation(7) };
+        for _ in 0..2 {
+            durable.apply(&grow);
+            assert_eq!(stamps(&durable), [0, 0, 0, 0, 0, 9, 7, 7, 7, 7]);
+            assert_eq!(durable.size, 10 << 16);
+        }
+        for _ in 0..2 {
+            durable.apply(&LogRecord::Cut { size: (6 << 16) + 4096 });
+            assert_eq!((durable.size, stamps(&durable)), ((6 << 16) + 4096, [0, 0, 0, 0, 0, 9, 7].to_vec()));
+        }
+        durable.apply(&LogRecord::Cut { size: 8 << 16 });
+        assert_eq!(durable.size, (6 << 16) + 4096, "a cut makes nothing larger");
+        // A part of the log is applied again: the same comes of it.
+        let before = durable.clone();
+        durable.apply(&grow);
+        durable.apply(&LogRecord::Cut { size: (6 << 16) + 4096 });
+        assert_eq!(durable, before);
     }
 }

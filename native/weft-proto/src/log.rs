@@ -83,8 +83,17 @@ pub enum LogRecord {
         /// Which.
         generation: Generation,
     },
-    /// The size raised.
+    /// The size raised, and the regions from the record's size on stamped: what lies there is absent (R18).
     Grow {
+        /// New size in bytes.
+        size: u64,
+        /// From here on it was made absent; at most `size`.
+        from: u64,
+        /// The stamp of that.
+        generation: Generation,
+    },
+    /// The size lowered to that of the promised record: what lay beyond is absent (R18).
+    Cut {
         /// New size in bytes.
         size: u64,
     },
@@ -545,6 +554,7 @@ const KIND_SEALED: u8 = 4;
 const KIND_GROW: u8 = 5;
 const KIND_IDENTITY: u8 = 6;
 const KIND_TRASHED: u8 = 7;
+const KIND_CUT: u8 = 8;
 const KIND_CLEAN: u8 = 255;
 
 fn encode_entry(key: ReplicaKey, record: &LogRecord) -> Vec<u8> {
@@ -557,6 +567,7 @@ fn encode_entry(key: ReplicaKey, record: &LogRecord) -> Vec<u8> {
         LogRecord::Grow { .. } => KIND_GROW,
         LogRecord::Identity { .. } => KIND_IDENTITY,
         LogRecord::Trashed => KIND_TRASHED,
+        LogRecord::Cut { .. } => KIND_CUT,
     }]);
     body.u128(key.volume.0);
     body.u32(key.rid.0);
@@ -578,7 +589,12 @@ fn encode_entry(key: ReplicaKey, record: &LogRecord) -> Vec<u8> {
             }
         }
         LogRecord::Sealed { generation } => body.u64(generation.0),
-        LogRecord::Grow { size } => body.u64(*size),
+        LogRecord::Grow { size, from, generation } => {
+            body.u64(*size);
+            body.u64(*from);
+            body.u64(generation.0);
+        }
+        LogRecord::Cut { size } => body.u64(*size),
         LogRecord::Identity { boot_id, device_generation, clean_stop } => {
             body.u128(*boot_id);
             body.u64(*device_generation);
@@ -626,7 +642,14 @@ fn decode_entry(r: &mut Reader<'_>) -> Result<Option<(ReplicaKey, LogRecord)>, S
             LogRecord::Stamp { generation, regions }
         }
         KIND_SEALED => LogRecord::Sealed { generation: Generation(body.u64()?) },
-        KIND_GROW => LogRecord::Grow { size: body.u64()? },
+        KIND_GROW => {
+            let (size, from, generation) = (body.u64()?, body.u64()?, Generation(body.u64()?));
+            if from > size {
+                return Err(Short);
+            }
+            LogRecord::Grow { size, from, generation }
+        }
+        KIND_CUT => LogRecord::Cut { size: body.u64()? },
         KIND_IDENTITY => LogRecord::Identity {
             boot_id: body.u128()?,
             device_generation: body.u64()?,
@@ -981,9 +1004,10 @@ mod tests {
             },
             LogRecord::Stamp { generation, regions: vec![0, 77, 1023] },
             LogRecord::Sealed { generation },
-            LogRecord::Grow { size: 1 << 31 },
+            LogRecord::Grow { size: 1 << 31, from: 1 << 30, generation },
             LogRecord::Identity { boot_id: 0xb007, device_generation: 3, clean_stop: true },
             LogRecord::Trashed,
+            LogRecord::Cut { size: 1 << 30 },
         ]
     }
 

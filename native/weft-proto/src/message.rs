@@ -125,10 +125,15 @@ pub enum Ask<P> {
         /// Key of the hash, fresh per range.
         key: [u8; 16],
     },
-    /// Raises the replica's size, the new part absent (R18).
+    /// Makes what the volume is to grow by absent, whatever lies there, and the replica as large as that (R18). A write:
+    /// its regions are stamped.
     Grow {
-        /// New size in bytes.
-        size: u64,
+        /// As in `Write`.
+        generation: Generation,
+        /// The record's size in bytes; of a joiner that is smaller, its own. Not above the replica's.
+        from: u64,
+        /// The size to come, in bytes.
+        to: u64,
     },
     /// "Are you serving this volume at this epoch?" (R9, 4.9)
     Heartbeat,

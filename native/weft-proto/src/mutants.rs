@@ -61,6 +61,8 @@ pub enum Mutation {
     SealInFlight,
     /// R7, cached mode: sealed without a flush.
     SealWithoutFlush,
+    /// R7: an interval is sealed while a growth is under way on some member.
+    SealWhileGrowing,
     /// R7: a member is believed to have sealed what nobody can have sealed yet.
     SealBelieved,
     /// R8: a member that lost its cache is trusted.
@@ -135,6 +137,24 @@ pub enum Mutation {
     DropNeededBitmaps,
     /// R18: a grown size is logged before the new part is absent.
     GrowBeforeAbsent,
+    /// R18: a replica makes absent what lies beyond its own size, not what lies beyond the record's.
+    GrowFromOwnSize,
+    /// R18: what growing made absent is not stamped: a replica that was away keeps what it has there.
+    GrowUnstamped,
+    /// R18, D13: the record's size is raised before the replicas have grown.
+    SwapBeforeGrow,
+    /// R18: a GROW that was answered before a promise counts after it.
+    GrownAcrossEpochs,
+    /// R18, D14: a joiner comes in at the size that it has.
+    JoinWithoutGrow,
+    /// R18: replicas are cut before the swap that says so.
+    CutBeforeSwap,
+    /// R18: a cut that a replica has begun goes on after it has grown again.
+    CutAfterGrow,
+    /// R18: or after a promise to a record that knows of no cut.
+    CutAfterPromise,
+    /// R18: a promise that is asked for again cuts what has grown since it was given.
+    CutOnAnyPromise,
     /// R19: a discard is acknowledged before it is durable.
     ZeroBeforeFlush,
     /// R21: intervals begin anew within an epoch.
@@ -147,6 +167,12 @@ pub enum Mutation {
     RescueWaits,
     /// R24: a quarantined replica goes on serving.
     QuarantinedServes,
+    /// R25: growing raises `rev` only.
+    GrowKeepsEpoch,
+    /// R25: shrinking raises `rev` only.
+    ShrinkKeepsEpoch,
+    /// R25: the asker is told as soon as the swap is done.
+    ToldAtSwap,
     /// M26: after a failed flush the member goes on.
     FailedFlushForgotten,
     /// I1: a close changes the owner within the epoch.
@@ -171,7 +197,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every mutation with the name that `--mutation` takes, in the order of the rules.
-    pub const ALL: [(Mutation, &'static str); 77] = [
+    pub const ALL: [(Mutation, &'static str); 90] = [
         (Mutation::NoFence, "r1-no-fence"),
         (Mutation::AnyPromiser, "r1-any-promiser"),
         (Mutation::AttachUnbound, "r1-attach-unbound"),
@@ -199,6 +225,7 @@ impl Mutation {
         (Mutation::StampAfterData, "r6-stamp-after-data"),
         (Mutation::SealInFlight, "r7-seal-in-flight"),
         (Mutation::SealWithoutFlush, "r7-seal-without-flush"),
+        (Mutation::SealWhileGrowing, "r7-seal-while-growing"),
         (Mutation::SealBelieved, "r7-seal-believed"),
         (Mutation::TrustLossy, "r8-trust-lossy"),
         (Mutation::OutliveCaches, "r8-outlive-caches"),
@@ -236,12 +263,24 @@ impl Mutation {
         (Mutation::DropAllBitmaps, "r17-drop-all-bitmaps"),
         (Mutation::DropNeededBitmaps, "r17-drop-needed-bitmaps"),
         (Mutation::GrowBeforeAbsent, "r18-grow-before-absent"),
+        (Mutation::GrowFromOwnSize, "r18-grow-from-own-size"),
+        (Mutation::GrowUnstamped, "r18-grow-unstamped"),
+        (Mutation::SwapBeforeGrow, "r18-swap-before-grow"),
+        (Mutation::GrownAcrossEpochs, "r18-grown-across-epochs"),
+        (Mutation::JoinWithoutGrow, "r18-join-without-grow"),
+        (Mutation::CutBeforeSwap, "r18-cut-before-swap"),
+        (Mutation::CutAfterGrow, "r18-cut-after-grow"),
+        (Mutation::CutAfterPromise, "r18-cut-after-promise"),
+        (Mutation::CutOnAnyPromise, "r18-cut-on-any-promise"),
         (Mutation::ZeroBeforeFlush, "r19-zero-before-flush"),
         (Mutation::IntervalsWrap, "r21-intervals-wrap"),
         (Mutation::SealBeforeSidecar, "r22-seal-before-sidecar"),
         (Mutation::AdmitBeforePausedWrite, "r23-admit-before-paused-write"),
         (Mutation::RescueWaits, "r23-rescue-waits"),
         (Mutation::QuarantinedServes, "r24-quarantined-serves"),
+        (Mutation::GrowKeepsEpoch, "r25-grow-keeps-epoch"),
+        (Mutation::ShrinkKeepsEpoch, "r25-shrink-keeps-epoch"),
+        (Mutation::ToldAtSwap, "r25-told-at-swap"),
         (Mutation::FailedFlushForgotten, "m26-failed-flush-forgotten"),
         (Mutation::CloseKeepsEpoch, "i1-close-keeps-epoch"),
         (Mutation::OvertakenRead, "i12-overtaken-read"),

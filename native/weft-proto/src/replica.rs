@@ -16,6 +16,8 @@
 //!   end of its range, above which there is nothing to repair it to;
 //! * a session is its host's: what another host says in its name is another session's, and gets nothing;
 //! * a region's stamp is durable before data of that generation may reach the medium (R6, I8);
+//! * nothing is cut that the newest promise's record has, or that the volume is about to grow by: a promise or a GROW
+//!   takes a cut back and begins when what was under way of it has ended (R18);
 //! * what the log or the disk refused is answered as refused, and nothing is assumed of it.
 
 use alloc::collections::{BTreeMap, VecDeque};
@@ -48,6 +50,9 @@ pub const RISE_AT_ONCE: u64 = 1 << 28;
 const RISE_NS: u64 = 3_600_000_000_000 / RISE_AT_ONCE;
 /// An hour, but for some milliseconds.
 const HOUR_NS: u64 = RISE_NS * RISE_AT_ONCE;
+/// What lies beyond the end of a volume that was shrunk is cut in pieces of this many bytes, from the end on: a promise
+/// or a GROW waits for no more than one.
+const CUT_PIECE: u64 = 1 << 30;
 /// Promises of one host that wait for a read of the store; more are refused as busy.
 const VERIFYING_MAX: usize = 4;
 /// Unanswered requests of one attachment; more are refused as busy, so that memory stays bounded.
@@ -156,17 +161,26 @@ pub enum DiskOp<P> {
     Flush,
     /// Make the sidecars of everything written so far durable (R22).
     Seal,
-    /// Raise the size, the new part absent.
+    /// Make everything from one size to a larger one absent, durably, whatever lies there, and the replica as large.
     Grow {
-        /// New size in bytes.
-        size: u64,
+        /// From here on, in bytes.
+        from: u64,
+        /// New size in bytes, if the replica is not larger already.
+        to: u64,
+    },
+    /// Make absent what lies beyond the volume's end, so that its space is free.
+    Cut {
+        /// From here on, in bytes.
+        from: u64,
+        /// Up to here.
+        to: u64,
     },
 }
 
 /// What the pool answers.
 #[derive(Clone, Debug, PartialEq)]
 pub enum DiskDone<P> {
-    /// `Write`, `Zero`, `Flush`, `Seal`, `Grow`.
+    /// `Write`, `Zero`, `Flush`, `Seal`, `Grow`, `Cut`.
     Done,
     /// `Read`.
     Data(Vec<Extent<P>>),
@@ -236,6 +250,10 @@ pub struct Replica<P> {
     ordinals: VecDeque<(Party, Ordinal)>,
     running: BTreeMap<Token, Running<P>>,
     waiting_promise: Option<WaitingPromise>,
+    /// Larger than the promised record: to be cut to this size, in bytes.
+    to_cut: Option<u64>,
+    /// A piece of a cut at the disk, or its end at the log.
+    cutting: Option<Cutting>,
     /// Promises that the store is read for; none changes anything before that.
     verifying: Vec<(Token, WaitingPromise)>,
     /// The highest epoch that a read of the store has shown to be its promiser's; none since the replica was started,
@@ -318,11 +336,19 @@ enum Stage<P> {
     /// At the log, answered when durable.
     SealLog,
     /// At the disk for a grow; then the log.
-    GrowDisk(u64),
+    GrowDisk { from: u64, to: u64, generation: Generation },
     /// At the log, answered when durable.
-    GrowLog,
+    GrowLog { generation: Generation },
     /// Mutation R6 only: data is on the disk, the stamp is being logged.
     LateStamp,
+}
+
+/// A part of a cut on its way.
+#[derive(Clone, Copy, Debug)]
+struct Cutting {
+    token: Token,
+    /// The replica is empty from here on, once a piece is done; `None`: at the log.
+    down_to: Option<u64>,
 }
 
 #[derive(Debug)]
@@ -333,6 +359,8 @@ struct WaitingPromise {
     party: Party,
     record: Vec<u8>,
     cached: bool,
+    /// The record's size.
+    size: u64,
     watermark: Watermark,
     started: Instant,
     stage: PromiseStage,
@@ -370,6 +398,8 @@ impl<P: Payload> Replica<P> {
             ordinals: VecDeque::new(),
             running: BTreeMap::new(),
             waiting_promise: None,
+            to_cut: None,
+            cutting: None,
             verifying: Vec::new(),
             verified: None,
             unverified_promises: 0,
@@ -407,7 +437,10 @@ impl<P: Payload> Replica<P> {
     /// True when no request is unfinished.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.running.is_empty() && self.waiting_promise.is_none() && self.verifying.is_empty()
+        self.running.is_empty()
+            && self.waiting_promise.is_none()
+            && self.verifying.is_empty()
+            && self.cutting.is_none()
     }
 
     /// True after a failed log or disk: the copy serves no more until it is opened anew.
@@ -517,7 +550,11 @@ impl<P: Payload> Replica<P> {
             self.log_refused(now, token, &record, error);
             return;
         }
+        let before = self.durable.promised;
         self.durable.apply(&record);
+        if self.cutting.is_some_and(|cutting| cutting.token == token) {
+            self.cutting = None;
+        }
         if let LogRecord::Sealed { .. } = &record {
             // A seal says that every member was flushed and equal: what was lost is not missed any more (R8).
             self.config.lossy = false;
@@ -535,10 +572,14 @@ impl<P: Payload> Replica<P> {
         {
             w.stage = PromiseStage::Draining;
             self.promise_logged = true;
+            // Asked again within its epoch, it says nothing new: the volume may be about to grow since.
+            if w.epoch > before || self.config.broken.is(Mutation::CutOnAnyPromise) {
+                self.to_cut = (self.durable.size > w.size).then_some(w.size);
+            }
         }
         if let Some(running) = self.running.get(&token) {
             match running.stage {
-                Stage::SealLog | Stage::GrowLog | Stage::LateStamp => {
+                Stage::SealLog | Stage::GrowLog { .. } | Stage::LateStamp => {
                     self.finish(now, token, Ok(Answer::Done));
                 }
                 _ => {}
@@ -549,6 +590,9 @@ impl<P: Payload> Replica<P> {
 
     /// The pool finished the request of `token`.
     pub fn handle_disk(&mut self, now: Instant, token: Token, outcome: Result<DiskDone<P>, DiskError>) {
+        if let Some(cutting) = self.cutting.take_if(|cutting| cutting.token == token) {
+            return self.cut_done(now, cutting, outcome.is_ok());
+        }
         let Some(running) = self.running.get_mut(&token) else { return };
         match outcome {
             Err(error) => {
@@ -569,9 +613,10 @@ impl<P: Payload> Replica<P> {
                     running.stage = Stage::SealLog;
                     self.actions.push_back(Action::Log { token, record: LogRecord::Sealed { generation } });
                 }
-                Stage::GrowDisk(size) => {
-                    running.stage = Stage::GrowLog;
-                    self.actions.push_back(Action::Log { token, record: LogRecord::Grow { size } });
+                Stage::GrowDisk { from, to: size, generation } => {
+                    running.stage = Stage::GrowLog { generation };
+                    let record = self.grown(size, from, generation);
+                    self.actions.push_back(Action::Log { token, record });
                 }
                 Stage::Stamping { generation, regions, .. } => {
                     // Only under mutation R6: the data went first.
@@ -810,10 +855,12 @@ impl<P: Payload> Replica<P> {
             }
             Ask::Seal { generation } => {
                 // Promised by the owner (R7); a peer that breaks it is refused, not believed.
-                let in_flight = self
-                    .running
-                    .values()
-                    .any(|r| matches!(&r.stage, Stage::Stamping { generation: g, .. } if *g <= generation));
+                let in_flight = self.running.values().any(|r| match &r.stage {
+                    Stage::Stamping { generation: g, .. }
+                    | Stage::GrowDisk { generation: g, .. }
+                    | Stage::GrowLog { generation: g } => *g <= generation,
+                    _ => false,
+                });
                 if (generation.epoch() > epoch || in_flight) && !self.config.broken.is(Mutation::SealInFlight)
                 {
                     return Err(Refusal::OutOfBounds);
@@ -827,21 +874,8 @@ impl<P: Payload> Replica<P> {
                 self.run(now, id, tag, epoch, Stage::SealDisk(generation), DiskOp::Seal);
                 return Ok(());
             }
-            Ask::Grow { size } => {
-                if size % BLOCK != 0
-                    || size < self.durable.size
-                    || size.div_ceil(1 << self.durable.region_shift) > REGIONS_MAX
-                {
-                    return Err(Refusal::OutOfBounds);
-                }
-                if self.config.broken.is(Mutation::GrowBeforeAbsent) {
-                    let token = self.token();
-                    self.track(now, token, id, tag, epoch, Stage::GrowLog);
-                    self.actions.push_back(Action::Log { token, record: LogRecord::Grow { size } });
-                    return Ok(());
-                }
-                self.run(now, id, tag, epoch, Stage::GrowDisk(size), DiskOp::Grow { size });
-                return Ok(());
+            Ask::Grow { generation, from, to } => {
+                return self.grow(now, id, tag, epoch, generation, (from, to));
             }
             Ask::Stamps { above, from_region } => {
                 let page = self.stamps_page(above, from_region);
@@ -860,6 +894,90 @@ impl<P: Payload> Replica<P> {
         };
         self.run(now, id, tag, epoch, Stage::Disk, op);
         Ok(())
+    }
+
+    /// From the record's size on, whatever this replica's is: an interrupted shrink may have left old data there.
+    fn grow(
+        &mut self,
+        now: Instant,
+        id: AttachmentId,
+        tag: u32,
+        epoch: Epoch,
+        generation: Generation,
+        (from, to): (u64, u64),
+    ) -> Result<(), Refusal> {
+        let whole = from.is_multiple_of(BLOCK) && to.is_multiple_of(BLOCK);
+        if !whole
+            || from >= to
+            || from > self.durable.size
+            || to.div_ceil(1 << self.durable.region_shift) > REGIONS_MAX
+        {
+            return Err(Refusal::OutOfBounds);
+        }
+        self.check_generation(generation, epoch)?;
+        let broken = self.config.broken;
+        if !broken.is(Mutation::CutAfterGrow) {
+            self.to_cut = None;
+            if self.cutting.is_some() {
+                return Err(Refusal::Busy);
+            }
+        }
+        if broken.is(Mutation::GrowBeforeAbsent) {
+            let token = self.token();
+            self.track(now, token, id, tag, epoch, Stage::GrowLog { generation });
+            let record = self.grown(to, from, generation);
+            self.actions.push_back(Action::Log { token, record });
+            return Ok(());
+        }
+        let begin =
+            if broken.is(Mutation::GrowFromOwnSize) { from.max(self.durable.size).min(to) } else { from };
+        let stage = Stage::GrowDisk { from, to, generation };
+        self.run(now, id, tag, epoch, stage, DiskOp::Grow { from: begin, to });
+        Ok(())
+    }
+
+    /// What the log says of a growth.
+    fn grown(&self, size: u64, from: u64, generation: Generation) -> LogRecord {
+        match self.config.broken.is(Mutation::GrowUnstamped) {
+            true => LogRecord::Grow { size, from, generation: Generation::NEVER },
+            false => LogRecord::Grow { size, from, generation },
+        }
+    }
+
+    /// The next piece of a cut; not while a promise waits, which may know of no cut.
+    fn go_on_cutting(&mut self) {
+        let Some(to) = self.to_cut else { return };
+        if self.cutting.is_some() || self.waiting_promise.is_some() || self.failed || self.quarantined {
+            return;
+        }
+        self.cut_piece(to, self.durable.size);
+    }
+
+    fn cut_piece(&mut self, to: u64, from_end: u64) {
+        let token = self.token();
+        let down_to = from_end.saturating_sub(CUT_PIECE).max(to);
+        self.cutting = Some(Cutting { token, down_to: Some(down_to) });
+        self.actions.push_back(Action::Disk { token, op: DiskOp::Cut { from: down_to, to: from_end } });
+    }
+
+    /// A piece of a cut has ended. What could not be made absent stays until the next promise.
+    fn cut_done(&mut self, now: Instant, cutting: Cutting, done: bool) {
+        if !done {
+            self.to_cut = None;
+        }
+        if let (Some(to), Some(down_to)) = (self.to_cut, cutting.down_to)
+            && self.waiting_promise.is_none()
+        {
+            if down_to > to {
+                self.cut_piece(to, down_to);
+            } else {
+                let token = self.token();
+                self.to_cut = None;
+                self.cutting = Some(Cutting { token, down_to: None });
+                self.actions.push_back(Action::Log { token, record: LogRecord::Cut { size: to } });
+            }
+        }
+        self.settle(now);
     }
 
     fn check_range(&self, offset: u64, len: u64, max: u64) -> Result<(), Refusal> {
@@ -982,10 +1100,20 @@ impl<P: Payload> Replica<P> {
         {
             return Err(Refusal::OutOfBounds);
         }
-        let cached = parsed.policy.ack == Ack::Cached;
+        let (cached, size) = (parsed.policy.ack == Ack::Cached, parsed.size);
         let (attachment, stage) = (id, PromiseStage::Draining);
-        let w =
-            WaitingPromise { attachment, tag, epoch, party, record, cached, watermark, started: now, stage };
+        let w = WaitingPromise {
+            attachment,
+            tag,
+            epoch,
+            party,
+            record,
+            cached,
+            size,
+            watermark,
+            started: now,
+            stage,
+        };
         let far = self.promised.0.saturating_add(EPOCH_JUMP_UNVERIFIED) < epoch.0;
         let unread =
             if far { broken.is(Mutation::UnverifiedJump) } else { broken.is(Mutation::VerifyFarOnly) };
@@ -1038,6 +1166,9 @@ impl<P: Payload> Replica<P> {
             self.reply(old.attachment, old.tag, old.started, now, Err(refusal));
         }
         self.config.cached = w.cached;
+        if w.epoch > self.promised && !self.config.broken.is(Mutation::CutAfterPromise) {
+            self.to_cut = None;
+        }
         self.log_promise(w);
     }
 
@@ -1109,6 +1240,8 @@ impl<P: Payload> Replica<P> {
         if error != DiskError::NoSpace {
             self.failed = true;
         }
+        // It stays larger than it need be.
+        self.cutting.take_if(|cutting| cutting.token == token);
         let refusal = if error == DiskError::NoSpace { Refusal::NoSpace } else { Refusal::IoError };
         if let LogRecord::Stamp { generation, regions } = record {
             for region in regions {
@@ -1149,7 +1282,8 @@ impl<P: Payload> Replica<P> {
     fn settle(&mut self, now: Instant) {
         let draining = |w: &WaitingPromise| w.stage == PromiseStage::Draining;
         if let Some(w) = self.waiting_promise.take_if(|w| draining(w)) {
-            let lower = self.running.values().any(|r| r.epoch < w.epoch || r.party != w.party);
+            let cuts = self.cutting.is_some() && !self.config.broken.is(Mutation::CutAfterPromise);
+            let lower = self.running.values().any(|r| r.epoch < w.epoch || r.party != w.party) || cuts;
             if lower
                 && !self.config.broken.is(Mutation::NoFence)
                 && !self.config.broken.is(Mutation::PromiseBeforeDrain)
@@ -1181,6 +1315,7 @@ impl<P: Payload> Replica<P> {
             };
             self.reply(w.attachment, w.tag, w.started, now, outcome);
         }
+        self.go_on_cutting();
     }
 
     fn reply(

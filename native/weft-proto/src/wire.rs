@@ -421,7 +421,7 @@ impl Op {
             Op::Read | Op::Kinds | Op::Hash => (false, true, true),
             Op::Seal => (true, false, false),
             Op::Stamps => (true, true, false),
-            Op::Grow => (false, false, true),
+            Op::Grow => (true, true, true),
             Op::Hello | Op::Attach | Op::Detach | Op::Promise | Op::Flush | Op::Heartbeat => {
                 (false, false, false)
             }
@@ -554,7 +554,12 @@ pub fn encode_request<P: Payload>(version: Version, handle: u32, request: &Reque
             d.meta.put(key);
             d
         }
-        Ask::Grow { size } => ranged(Op::Grow, 0, *size),
+        Ask::Grow { generation, from, to } => {
+            assert!(from < to, "grows from {from} to {to}");
+            let mut d = ranged(Op::Grow, *from, to - from);
+            d.generation = generation.0;
+            d
+        }
         Ask::Heartbeat => Draft::new(Op::Heartbeat),
     };
     draft.finish(version, request.tag, handle, request.epoch, data)
@@ -610,7 +615,10 @@ pub fn decode_request<P: Payload>(header: &Header, meta: &[u8], data: P) -> Resu
             from_region: u32::try_from(offset).map_err(|_| FrameError::UnusedField)?,
         },
         Op::Hash => Ask::Hash { offset, len, key: r.array()? },
-        Op::Grow => Ask::Grow { size: len },
+        Op::Grow => {
+            let to = offset.checked_add(len).filter(|_| len > 0).ok_or(FrameError::BadLength)?;
+            Ask::Grow { generation, from: offset, to }
+        }
         Op::Heartbeat => Ask::Heartbeat,
         Op::Hello
         | Op::Done
@@ -1254,7 +1262,7 @@ mod tests {
             ("seal", Ask::Seal { generation }),
             ("stamps", Ask::Stamps { above: generation, from_region: 77 }),
             ("hash", Ask::Hash { offset: 0, len: 1 << 20, key: *b"sixteen bytes ok" }),
-            ("grow", Ask::Grow { size: 1 << 41 }),
+            ("grow", Ask::Grow { generation, from: 1 << 31, to: 1 << 41 }),
             ("heartbeat", Ask::Heartbeat),
         ]
     }
@@ -1521,7 +1529,11 @@ mod tests {
                 len,
                 key
             }),
-            any::<u64>().prop_map(|size| Ask::Grow { size }),
+            (generation(), 0..u64::MAX, 1..u64::MAX).prop_map(|(generation, from, len)| Ask::Grow {
+                generation,
+                from,
+                to: from.saturating_add(len),
+            }),
             Just(Ask::Heartbeat),
         ]
     }

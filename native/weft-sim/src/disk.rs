@@ -104,7 +104,13 @@ impl Disk {
                 self.stable.clone_from(&self.cache);
                 DiskDone::Done
             }
-            DiskOp::Seal | DiskOp::Grow { .. } => DiskDone::Done,
+            DiskOp::Seal => DiskDone::Done,
+            DiskOp::Grow { from, to } | DiskOp::Cut { from, to } => {
+                for block in blocks(*from, to - from) {
+                    self.set(block, ABSENT, true);
+                }
+                DiskDone::Done
+            }
         })
     }
 

@@ -178,6 +178,29 @@ impl Oracle {
         Ok(())
     }
 
+    /// The volume ends at this block now: what was beyond is judged, and forgotten. Should it grow again, nothing was ever
+    /// written there.
+    pub fn cut(&mut self, end: u64) -> Result<Oracle, String> {
+        self.check()?;
+        let (blocks, flushed) = (self.blocks.split_off(&end), self.flushed.split_off(&end));
+        Ok(Oracle { blocks, flushed, ..Oracle::default() })
+    }
+
+    /// It was not cut after all.
+    pub fn uncut(&mut self, beyond: Oracle) {
+        self.blocks.extend(beyond.blocks);
+        self.flushed.extend(beyond.flushed);
+    }
+
+    /// A block from here on that somebody was told of.
+    #[must_use]
+    pub fn told_beyond(&self, end: u64) -> Option<u64> {
+        let told = |values: &BTreeMap<Value, Cluster>| {
+            values.iter().any(|(value, c)| *value != ABSENT && (c.is_acked || c.is_read))
+        };
+        self.blocks.range(end..).find(|(_, values)| told(values)).map(|(block, _)| *block)
+    }
+
     /// Is there an order of all operations that one disk could have carried out?
     pub fn check(&self) -> Result<(), String> {
         for (block, values) in &self.blocks {

@@ -112,6 +112,12 @@ pub struct Plan {
     pub halves: u64,
     /// At the end a part of the cluster that suffices must do alone.
     pub core: bool,
+    /// Blocks of the volume at the start; at most as many as a disk of the world has.
+    pub size: u64,
+    /// The volume grows.
+    pub grow: u64,
+    /// It shrinks, under a caretaker that takes it over for that.
+    pub shrink: u64,
 }
 
 impl Plan {
@@ -173,6 +179,9 @@ impl Plan {
             drift_ppm: 0,
             halves: 0,
             core: false,
+            size: 48,
+            grow: 0,
+            shrink: 0,
         };
         plan.cached = rng.chance(30);
         plan.spares = if hosts > copies { rng.index(hosts - copies + 1) } else { 0 };
@@ -273,6 +282,15 @@ impl Plan {
         }
     }
 
+    /// A volume whose size changes, in some runs.
+    pub fn draw_sizes(&mut self, rng: &mut Rng) {
+        if rng.chance(30) {
+            self.size = 1 + rng.below(48);
+            self.grow = 100;
+            self.shrink = if rng.chance(60) { 60 } else { 0 };
+        }
+    }
+
     /// What differs from a quiet run, for people.
     #[must_use]
     pub fn line(&self) -> String {
@@ -329,6 +347,9 @@ impl Plan {
             ("drift ppm", self.drift_ppm),
             ("half blocks", self.halves),
             ("watch", self.watch),
+            ("blocks at first", self.size % 48),
+            ("grow", self.grow),
+            ("shrink", self.shrink),
         ];
         text.push_str("; weights:");
         for (name, weight) in weights.into_iter().filter(|(_, w)| *w > 0) {

@@ -520,6 +520,7 @@ impl Daemon {
                     }
                 }
             }
+            Event::Resized { size, outcome } => tracing::info!(%volume, size, ?outcome, "resized"),
             Event::Ended(reason) => {
                 tracing::info!(%volume, ?reason, "ended");
                 return self.end_session(now, volume, &reason);

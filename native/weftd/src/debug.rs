@@ -164,7 +164,10 @@ fn shown(record: &LogRecord) -> Value {
             json!({ "stamp": { "generation": generation.to_string(), "regions": regions } })
         }
         LogRecord::Sealed { generation } => json!({ "sealed": generation.to_string() }),
-        LogRecord::Grow { size } => json!({ "grow": size.to_string() }),
+        LogRecord::Grow { size, from, generation } => {
+            json!({ "grow": size.to_string(), "from": from.to_string(), "generation": generation.to_string() })
+        }
+        LogRecord::Cut { size } => json!({ "cut": size.to_string() }),
         LogRecord::Identity { clean_stop, .. } => json!({ "identity": { "clean_stop": clean_stop } }),
         LogRecord::Trashed => json!("trashed"),
     }

@@ -85,8 +85,8 @@ pub enum PoolOp {
     ListReplicas,
     /// What a replica's machine asks of its pool; answered with `Disk`. `Write` trusts the CRCs it is given, which the
     /// replica has checked. `Zero` is done in pieces of a segment, at most four at a time, each durable; ended early
-    /// by [`PoolOp::Cancel`]. `Grow` makes the part beyond the size given at `OpenReplica` (or the last `Grow`)
-    /// absent, whatever lies there (R18).
+    /// by [`PoolOp::Cancel`]. `Grow` makes everything between its two sizes absent, whatever lies there (R18); so does
+    /// `Cut`, as `Zero` would.
     Disk {
         /// Which; open.
         replica: ReplicaKey,

@@ -1,13 +1,15 @@
 //! Bringing a stale replica back into the in-sync set (protocol.md 4.13, R3, R4, R23).
 //!
 //! ```text
-//! Promising ─▶ Stamps ─▶ Copying ─▶ Settling ─▶ (swap) ─▶ in-sync
-//!  as joiner    what     best       acks are
-//!               differs  effort     required
+//! Promising ─▶ (Growing) ─▶ Stamps ─▶ Copying ─▶ Settling ─▶ (swap) ─▶ in-sync
+//!  as joiner    as large     what     best       acks are
+//!               as the       differs  effort     required
+//!               record
 //! ```
 //!
 //! Must always hold:
-//! * from the first answer of the joiner on, every write goes to it as well, before anybody asks what it lacks;
+//! * it is as large as the record before anything is written to it (D14);
+//! * from then on every write goes to it as well, before anybody asks what it lacks;
 //! * its acknowledgements are required before the swap that admits it is sent, and until its outcome is known;
 //! * a join that fails ends the joiner's attachment, so that nothing sent to it executes later.
 
@@ -20,8 +22,8 @@ use super::peer::{Purpose, StampsId};
 use super::store::Intent;
 use super::{Event, Phase, Session};
 use crate::block_set::BlockSet;
-use crate::ids::{Generation, Instant, Rid};
-use crate::message::{Ask, ReplicaView};
+use crate::ids::{Epoch, Generation, Instant, Rid};
+use crate::message::Ask;
 use crate::mutants::Mutation;
 use crate::payload::{BLOCK, Payload};
 use crate::record::{Ack, ReplicaState};
@@ -40,11 +42,16 @@ pub(super) struct Join {
     broken: Option<&'static str>,
     /// Its attachment was lost and made anew while its admission was unsettled.
     anew: bool,
+    /// In which epoch it has grown to which size, last; and what it was asked.
+    grown: Option<(Epoch, u64)>,
+    growing: Option<(Epoch, u64)>,
 }
 
 #[derive(Debug)]
 pub(super) enum JoinStage {
     Promising,
+    /// It obeys, and is not yet as large as the volume.
+    Growing,
     /// Whose stamps are still to come, and the regions so far.
     Stamps {
         id: StampsId,
@@ -74,7 +81,8 @@ impl<P: Payload> Session<P> {
 
     /// The joiner, once every write goes to it as well.
     pub(super) fn join_writes_to(&self) -> Option<Rid> {
-        self.join.as_ref().filter(|j| !matches!(j.stage, JoinStage::Promising)).map(|j| j.rid)
+        let gets = |stage: &JoinStage| !matches!(stage, JoinStage::Promising | JoinStage::Growing);
+        self.join.as_ref().filter(|j| gets(&j.stage)).map(|j| j.rid)
     }
 
     /// Are this joiner's acknowledgements required?
@@ -98,8 +106,12 @@ impl<P: Payload> Session<P> {
         }
         let Some(join) = &self.join else { return };
         match join.stage {
-            JoinStage::Promising => self.begin_double_writes(now, rid, source),
-            JoinStage::Stamps { .. } => {}
+            JoinStage::Promising => {
+                if !self.grow_joiner(now, rid) {
+                    self.begin_double_writes(now, rid, source);
+                }
+            }
+            JoinStage::Growing | JoinStage::Stamps { .. } => {}
             JoinStage::Copying => self.copy_pieces(now, rid, source),
             JoinStage::Settling { flush, .. } => {
                 let cached = self.rec().policy.ack == Ack::Cached;
@@ -118,16 +130,10 @@ impl<P: Payload> Session<P> {
         if !self.dirty.is_empty() || !self.attempts.is_empty() {
             return;
         }
-        let size = self.rec().size;
         let ready = |rid: Rid| {
             let waited = self.rejoin.get(&rid).is_none_or(|(at, _)| now >= *at);
             let peer = self.peers.get(&rid);
-            waited
-                && peer.is_some_and(|p| {
-                    p.is_attached()
-                        && p.bad.is_none()
-                        && p.view.as_ref().is_some_and(|v: &ReplicaView| v.size >= size)
-                })
+            waited && peer.is_some_and(|p| p.is_attached() && p.bad.is_none() && p.view.is_some())
         };
         let stale = |s| matches!(s, ReplicaState::Stale | ReplicaState::Joining);
         let candidate =
@@ -148,8 +154,44 @@ impl<P: Payload> Session<P> {
                 total: 0,
                 broken: None,
                 anew: false,
+                grown: None,
+                growing: None,
             });
             self.progressed = true;
+        }
+    }
+
+    /// The joiner obeys: it is made as large as the volume first, if it is not; true while that is under way.
+    fn grow_joiner(&mut self, now: Instant, rid: Rid) -> bool {
+        let here = (self.rec().epoch, self.rec().size);
+        let Some(base) = self.join.as_ref().filter(|j| j.grown != Some(here)).map(|j| j.base) else {
+            return false;
+        };
+        let Some(from) = self.join_grows_from(rid, base) else { return false };
+        if self.config.broken.is(Mutation::JoinWithoutGrow) {
+            return false;
+        }
+        if let Some(join) = &mut self.join {
+            (join.stage, join.growing) = (JoinStage::Growing, Some(here));
+        }
+        // Stamped like a write: what is open is sealed after this.
+        self.stamped = true;
+        let generation = self.generation();
+        self.send(now, rid, Purpose::JoinGrow, Ask::Grow { generation, from, to: here.1 });
+        true
+    }
+
+    pub(super) fn join_grown(&mut self) {
+        if let Some(join) = self.join.as_mut().filter(|j| matches!(j.stage, JoinStage::Growing)) {
+            (join.stage, join.grown) = (JoinStage::Promising, join.growing);
+            self.progressed = true;
+        }
+    }
+
+    /// Asked at an epoch that the joiner no longer obeyed: asked again when it has promised.
+    pub(super) fn join_growth_refused(&mut self) {
+        if let Some(join) = self.join.as_mut().filter(|j| matches!(j.stage, JoinStage::Growing)) {
+            join.stage = JoinStage::Promising;
         }
     }
 

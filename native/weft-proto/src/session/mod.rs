@@ -24,6 +24,7 @@ mod open;
 mod ops;
 mod peer;
 mod serve;
+pub mod size;
 mod store;
 mod view;
 
@@ -49,6 +50,7 @@ use copy::Piece;
 use join::Join;
 use ops::{GuestRequest, Op};
 use peer::Peer;
+use size::Growing;
 use store::Attempt;
 
 /// How long things may take, in milliseconds (operations.md, "Failover").
@@ -290,6 +292,13 @@ pub enum Event {
         /// Done, or why not.
         outcome: Result<(), &'static str>,
     },
+    /// The answer to [`Session::resize`].
+    Resized {
+        /// The size that was asked for, in bytes.
+        size: u64,
+        /// Done and held durably by every in-sync member (R25), or why not.
+        outcome: Result<(), &'static str>,
+    },
     /// The session is over; nothing follows.
     Ended(EndReason),
 }
@@ -328,11 +337,12 @@ enum Phase {
     Ended,
 }
 
-/// A membership change that the agent asked for.
+/// A change that the agent asked for.
 #[derive(Clone, Debug, PartialEq)]
 enum Change {
     Add { rid: Rid, node: HostId, pool: PoolId },
     Remove { rid: Rid },
+    Resize { size: u64, lose: bool },
 }
 
 /// The session machine.
@@ -371,6 +381,12 @@ pub struct Session<P> {
     paused: Option<String>,
     paused_since: Option<Instant>,
     change: VecDeque<Change>,
+    /// The growth that is under way.
+    growing: Option<Growing>,
+    /// By this session: the generation of the GROW, and the record's size before it.
+    growths: Vec<(Generation, u64)>,
+    /// A resize that was done, to be told when every member holds the record.
+    telling: Option<u64>,
 
     // Intervals and seals.
     interval: u32,
@@ -452,6 +468,9 @@ impl<P: Payload> Session<P> {
             paused: None,
             paused_since: None,
             change: VecDeque::new(),
+            growing: None,
+            growths: Vec::new(),
+            telling: None,
             interval: 0,
             rolled: now,
             last_write: now,
@@ -636,6 +655,13 @@ impl<P: Payload> Session<P> {
         self.maintain(now);
     }
 
+    /// Changes the volume's size, in bytes: larger at any time, smaller only in a caretaker's session and if it may `lose`
+    /// what lies beyond. Answered by [`Event::Resized`], in the order of asking, unless the session ends before.
+    pub fn resize(&mut self, now: Instant, size: u64, lose: bool) {
+        self.change.push_back(Change::Resize { size, lose });
+        self.maintain(now);
+    }
+
     // ---- what to do next
 
     /// The next request to send.
@@ -776,6 +802,7 @@ impl<P: Payload> Session<P> {
         self.locks.clear();
         self.pieces.clear();
         self.join = None;
+        (self.growing, self.telling) = (None, None);
         self.store_calls.clear();
         self.transmits.clear();
     }

@@ -517,7 +517,7 @@ impl<P: Payload> Session<P> {
 
     /// After a reconfiguration nothing completes before every remaining member durably holds the record under
     /// which it completes (4.15). A member that is merely out of reach holds it since it promised.
-    fn everyone_obeys(&self) -> bool {
+    pub(super) fn everyone_obeys(&self) -> bool {
         let epoch = self.rec().epoch;
         self.in_sync().iter().all(|rid| {
             self.peers.get(rid).is_some_and(|p| {
@@ -663,7 +663,8 @@ impl<P: Payload> Session<P> {
                 && o.generation <= generation
         });
         let counts = |p: &Piece| p.region.is_none() || !self.config.broken.is(Mutation::SealWhileDirty);
-        ops || self.pieces.values().any(|p| p.generation <= generation && counts(p))
+        ops || self.grows_up_to(generation)
+            || self.pieces.values().any(|p| p.generation <= generation && counts(p))
     }
 
     /// Has this member acknowledged every write with an id up to `last` that is on its way? (R23)

@@ -15,6 +15,7 @@ use alloc::string::String;
 
 use super::copy::PieceId;
 use super::ops::OpId;
+use super::size::GrowthId;
 use super::{Phase, Session, Transmit};
 use crate::ids::{Epoch, Generation, HostId, Instant, Ordinal, PoolId, Rid};
 use crate::message::{Answer, Ask, Attach, Refusal, ReplicaView, Request, Response};
@@ -94,12 +95,24 @@ pub(super) enum Purpose {
     JoinStamps(StampsId),
     /// Flush of the joiner before its admission, cached mode.
     JoinFlush,
+    /// Growth of the volume.
+    Grow(GrowthId),
+    /// Growth of the joiner to the volume's size, before it gets anything.
+    JoinGrow,
 }
 
 impl Purpose {
     /// Is it answered by the member's disk?
     fn is_of_disk(self) -> bool {
-        matches!(self, Purpose::Op(_) | Purpose::Read(_) | Purpose::Piece(_) | Purpose::JoinFlush)
+        matches!(
+            self,
+            Purpose::Op(_)
+                | Purpose::Read(_)
+                | Purpose::Piece(_)
+                | Purpose::JoinFlush
+                | Purpose::Grow(_)
+                | Purpose::JoinGrow
+        )
     }
 }
 
@@ -259,8 +272,10 @@ impl<P: Payload> Session<P> {
                 Purpose::Read(op) => self.read_unsent(op),
                 Purpose::Piece(piece) => self.piece_failed(piece, rid),
                 Purpose::OpenStamps(_) => self.restart_gather(),
+                Purpose::Grow(id) => self.growth_unsent(id, rid, None),
                 Purpose::JoinStamps(_)
                 | Purpose::JoinFlush
+                | Purpose::JoinGrow
                 | Purpose::Attach
                 | Purpose::Promise
                 | Purpose::Heartbeat
@@ -441,6 +456,8 @@ impl<P: Payload> Session<P> {
                 self.join_stamps(now, id, rid, &stamps, next);
             }
             (Purpose::JoinFlush, Answer::Done) => self.join_flushed(),
+            (Purpose::Grow(id), Answer::Done) => self.grown(id, rid),
+            (Purpose::JoinGrow, Answer::Done) => self.join_grown(),
             // An answer of the wrong kind: the peer misbehaves; nothing of this attachment is believed.
             (purpose, _) => {
                 self.drop_attachment(rid);
@@ -468,6 +485,15 @@ impl<P: Payload> Session<P> {
         }
         if sent.purpose == Purpose::Promise && sent.epoch == current {
             peer.promising = false;
+        }
+        if let (Purpose::Grow(id), Refusal::NoSpace | Refusal::OutOfBounds) = (sent.purpose, refusal) {
+            // Only this was refused: the member serves on.
+            if self.join_rid() == Some(rid) {
+                return self.abandon_join("the joiner can't grow");
+            }
+            let full = refusal == Refusal::NoSpace;
+            let why = if full { super::size::NO_ROOM } else { "a copy refuses this size" };
+            return self.growth_failed(id, why);
         }
         match refusal {
             Refusal::StaleEpoch => {
@@ -542,6 +568,8 @@ impl<P: Payload> Session<P> {
             }
             Purpose::JoinStamps(id) => self.join_stamps_refused(id),
             Purpose::JoinFlush => self.join_flush_refused(),
+            Purpose::Grow(id) => self.growth_unsent(id, rid, (refusal == Refusal::Busy).then_some(later)),
+            Purpose::JoinGrow => self.join_growth_refused(),
             _ => {}
         }
         if self.join_rid() == Some(rid) {
@@ -550,6 +578,8 @@ impl<P: Payload> Session<P> {
             let no_promise = sent.purpose == Purpose::Promise && sent.epoch == current;
             if refusal == Refusal::Busy && no_promise {
                 self.abandon_join("the joiner can't promise yet");
+            } else if refusal == Refusal::Busy && sent.purpose == Purpose::JoinGrow {
+                self.abandon_join("the joiner still cuts what a shrink has left");
             } else if !matches!(refusal, Refusal::Busy | Refusal::StaleEpoch) {
                 self.abandon_join("the joiner refused a request");
             }

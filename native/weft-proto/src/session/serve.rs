@@ -50,7 +50,9 @@ impl<P: Payload> Session<P> {
         {
             self.drive_join(now, source);
         }
+        self.drive_growth(now);
         self.propose_next(now, &failing);
+        self.tell_resized();
         if self.progressed {
             self.check_all_ops(now);
             self.start_waiting(now);
@@ -145,7 +147,8 @@ impl<P: Payload> Session<P> {
                     (rid, Ok(Some(Intent::Add { rid, node, pool })))
                 }
             }
-            Change::Remove { .. } if add_only => return false,
+            Change::Remove { .. } | Change::Resize { .. } if add_only => return false,
+            Change::Resize { size, lose } => return self.propose_resize(now, size, lose),
             Change::Remove { rid } => match self.rec().replica(rid).map(|e| e.state) {
                 None => (rid, Ok(None)),
                 Some(ReplicaState::InSync) => {
@@ -381,6 +384,8 @@ impl<P: Payload> Session<P> {
             let needed = lowest.is_some_and(|base| *generation > base) && *generation <= sealed;
             open || needed && !broken.is(Mutation::DropNeededBitmaps)
         });
+        self.growths
+            .retain(|(generation, _)| *generation > sealed || lowest.is_some_and(|base| *generation > base));
         while self.bitmaps.len() > BITMAPS_MAX {
             let Some((_, oldest)) = self.bitmaps.pop_first() else { break };
             if let Some(mut next) = self.bitmaps.first_entry() {

@@ -41,6 +41,8 @@ pub(super) enum Intent {
     Add { rid: Rid, node: HostId, pool: PoolId },
     /// A replica leaves.
     Remove { rid: Rid },
+    /// Another size (R25).
+    Resize { size: u64 },
     /// Nothing changes but the revision: settles earlier attempts.
     Settle,
     /// owner := null, clean.
@@ -189,6 +191,14 @@ impl<P: Payload> Session<P> {
                 // In-sync or not: the epoch rises, so that the leaver's host sees a record above its promise (R15).
                 r.replicas.retain(|entry| entry.rid != *rid);
                 membership = true;
+            }
+            Intent::Resize { size } => {
+                let keeps =
+                    if *size > r.size { Mutation::GrowKeepsEpoch } else { Mutation::ShrinkKeepsEpoch };
+                r.size = *size;
+                // A repair of the store goes by the members' copies of the record: nothing completes in the new size, and
+                // nobody is told of it, before they hold it (R25; docs/model.md, findings 9 and 24).
+                membership = !self.config.broken.is(keeps);
             }
             Intent::Settle => {}
             Intent::Close { sealed } => {
@@ -363,7 +373,7 @@ impl<P: Payload> Session<P> {
             .map(|e| e.rid)
             .filter(|rid| record.replica(*rid).is_none_or(|e| e.state != ReplicaState::InSync))
             .collect();
-        let came_back = self.join_anew();
+        let (came_back, old_size) = (self.join_anew(), self.record.as_ref().map_or(0, |r| r.size));
         self.attempts.clear();
         self.rollback_suspect = None;
         self.suspect_asked = None;
@@ -398,6 +408,7 @@ impl<P: Payload> Session<P> {
                 self.change.pop_front();
                 self.events.push_back(Event::ChangeDone { rid, outcome: Ok(()) });
             }
+            Some(Intent::Resize { .. }) => self.resized(now, old_size),
             Some(Intent::ClearWait) => self.steal_wait = false,
             Some(Intent::Settle) => self.settled(now),
             Some(Intent::Renew) | None => self.demoted(now),

@@ -4,7 +4,7 @@
 use weft_proto::durable::Durable;
 use weft_proto::guest::GuestError;
 use weft_proto::ids::{
-    ClusterId, Epoch, Generation, HostId, Instant, Nonce, Ordinal, PoolId, PoolInc, SessionId,
+    ClusterId, Epoch, Generation, HostId, Instant, Nonce, Ordinal, PoolId, PoolInc, Rid, SessionId,
 };
 use weft_proto::message::{Ask, Attach, Request, Watermark};
 use weft_proto::mutants::Mutation;
@@ -37,6 +37,7 @@ pub(super) const SHOWN_BY: &[(Mutation, &str)] = &[
     (Mutation::AdmitBeforeBestEffort, "a_joiner_is_not_admitted_while_it_lacks_a_write"),
     (Mutation::JoinIgnoresInFlight, "a_paused_write_does_not_block_its_own_rescue"),
     (Mutation::SealWhileDirty, "what_may_differ_is_not_sealed"),
+    (Mutation::SealWhileGrowing, "a_volume_has_its_new_size_when_every_member_has_grown"),
     (Mutation::SealBelieved, "a_member_that_says_it_has_sealed_what_nobody_has_is_taken_out"),
     (Mutation::NoLease, "an_owner_that_is_cut_off_with_one_member_reads_nothing_stale"),
     (Mutation::NoWait, "an_owner_that_is_cut_off_with_one_member_reads_nothing_stale"),
@@ -64,10 +65,28 @@ pub(super) const SHOWN_BY: &[(Mutation, &str)] = &[
     (Mutation::NonceIgnored, "an_open_whose_answer_was_lost_goes_on_as_the_same_session"),
     (Mutation::ClaimBlind, "a_thief_that_reaches_only_the_store_fences_nobody"),
     (Mutation::GrowBeforeAbsent, "a_size_counts_when_its_new_part_is_absent"),
+    (
+        Mutation::GrowFromOwnSize,
+        "what_a_shrink_left_at_a_copy_that_crashed_reads_as_zero_when_the_volume_grows",
+    ),
+    (
+        Mutation::GrowUnstamped,
+        "what_a_shrink_left_at_a_copy_that_was_away_reads_as_zero_when_the_volume_has_grown",
+    ),
+    (Mutation::SwapBeforeGrow, "a_volume_has_its_new_size_when_every_member_has_grown"),
+    (Mutation::GrownAcrossEpochs, "a_growth_outlasts_the_loss_of_a_member"),
+    (Mutation::JoinWithoutGrow, "io_past_the_old_end_reaches_a_copy_that_was_small"),
+    (Mutation::CutBeforeSwap, "a_shrink_that_never_reached_the_store_costs_nothing"),
+    (Mutation::CutAfterGrow, "a_growth_waits_for_a_cut_that_is_under_way"),
+    (Mutation::CutAfterPromise, "a_promise_waits_for_a_cut_that_is_under_way"),
+    (Mutation::CutOnAnyPromise, "what_has_grown_is_kept_when_a_connection_is_made_anew"),
     (Mutation::ZeroBeforeFlush, "a_trimmed_block_reads_as_zero_after_the_power_was_lost"),
     (Mutation::SealBeforeSidecar, "a_seal_counts_when_its_checksums_are_on_the_disk"),
     (Mutation::RescueWaits, "a_paused_write_does_not_block_its_own_rescue"),
     (Mutation::QuarantinedServes, "a_quarantined_member_is_taken_out"),
+    (Mutation::GrowKeepsEpoch, "a_write_in_a_new_size_is_answered_when_no_loss_of_the_store_takes_it_back"),
+    (Mutation::ShrinkKeepsEpoch, "a_size_that_was_told_outlives_the_store"),
+    (Mutation::ToldAtSwap, "a_size_that_was_told_outlives_the_store"),
     (Mutation::FailedFlushForgotten, "a_flush_that_failed_once_is_not_asked_again"),
     (Mutation::OvertakenRead, "a_read_that_was_overtaken_shows_nothing_that_may_vanish"),
     (Mutation::CloseUnsealed, "a_clean_volume_is_sealed_on_every_member"),
@@ -111,6 +130,11 @@ own! {
     R11 => a_host_that_has_seen_more_than_a_session_looks_before_it_promises,
     R13 => what_a_killed_daemon_sent_to_its_disk_lands_on_nothing_newer,
     R18 => a_size_counts_when_its_new_part_is_absent,
+    R18 => a_growth_waits_for_a_cut_that_is_under_way,
+    R18 => a_promise_waits_for_a_cut_that_is_under_way,
+    R18 => what_has_grown_is_kept_when_a_connection_is_made_anew,
+    R25 => a_write_in_a_new_size_is_answered_when_no_loss_of_the_store_takes_it_back,
+    R25 => a_size_that_was_told_outlives_the_store,
     R22 => a_seal_counts_when_its_checksums_are_on_the_disk,
     R24 => a_quarantined_member_is_taken_out,
     I12 => a_read_that_was_overtaken_shows_nothing_that_may_vanish,
@@ -119,6 +143,7 @@ own! {
 
 /// The block that the plots are about.
 const BLOCK: u64 = 3;
+const BLOCK_LEN: u64 = weft_proto::payload::BLOCK;
 
 const SESSION: SessionId = SessionId(7);
 const MARK: Watermark = Watermark { cluster: CLUSTER, incarnation: 1, revision: 1 };
@@ -312,9 +337,106 @@ fn a_host_that_has_seen_more_than_a_session_looks_before_it_promises(play: &Play
 fn a_size_counts_when_its_new_part_is_absent(play: &Play) {
     let (mut replica, record) = replica(play);
     promised(&mut replica, &record);
-    let size = record.size * 2;
-    let actions = asked(&mut replica, Epoch(2), Ask::Grow { size });
+    let (from, generation) = (record.size, Generation::new(Epoch(2), 1));
+    let actions = asked(&mut replica, Epoch(2), Ask::Grow { generation, from, to: 2 * from });
     assert!(matches!(actions[..], [Action::Disk { op: DiskOp::Grow { .. }, .. }]), "{actions:?}");
+}
+
+fn size_of(stage: &Stage, rid: Rid) -> u64 {
+    stage.durable(rid).size / BLOCK_LEN
+}
+
+/// R18: r1 is still cutting itself when the volume is to grow again, and has done so before the store has the new size.
+fn a_growth_waits_for_a_cut_that_is_under_way(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let caretaker = stage.caretaker(C);
+    stage.stall(R1);
+    stage.resized(caretaker, 32);
+    stage.run_for(20);
+    stage.unstall_new(R1);
+    stage.store_away(&[C]);
+    stage.resize(caretaker, 48);
+    stage.run_for(500);
+    stage.unstall(R1);
+    stage.run_for(500);
+    stage.store_back();
+    stage.run_until("the volume has grown", |s| s.is_resized(caretaker, 48));
+    assert_eq!((size_of(&stage, R0), size_of(&stage, R1)), (48, 48), "in sync, and smaller than the volume");
+    let value = stage.written(caretaker, 40);
+    assert_eq!((stage.disk(R0, 40), stage.disk(R1, 40)), (value, value));
+}
+
+/// R18: a promise that is asked for again within its epoch, since a connection was lost, is no reason to cut what has grown.
+fn what_has_grown_is_kept_when_a_connection_is_made_anew(play: &Play) {
+    let mut stage = Scene::copies(2).blocks(32).stage(play);
+    let owner = stage.owner(D);
+    stage.store_away(&[D]);
+    stage.resize(owner, 48);
+    stage.run_until("both have grown", |s| size_of(s, R0) == 48 && size_of(s, R1) == 48);
+    stage.run_for(50);
+    stage.reconnect(owner, R1);
+    stage.run_for(500);
+    stage.store_back();
+    stage.run_until("the volume has another size", |s| s.is_resized(owner, 48));
+    assert_eq!((size_of(&stage, R0), size_of(&stage, R1)), (48, 48), "in sync, and smaller than the volume");
+}
+
+/// R18: r1 is still cutting itself when it is lost; the volume grows without it, and r1 is to come back.
+fn a_promise_waits_for_a_cut_that_is_under_way(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let caretaker = stage.caretaker(C);
+    stage.stall(R1);
+    stage.resized(caretaker, 32);
+    stage.run_for(20);
+    stage.unstall_new(R1);
+    stage.cut(B, C);
+    stage.run_until("r1 is taken out", |s| s.in_sync() == [R0]);
+    stage.resized(caretaker, 48);
+    stage.close(caretaker);
+    let owner = stage.owner(D);
+    let value = stage.written(owner, 40);
+    stage.run_for(5000);
+    stage.unstall(R1);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
+    stage.run_for(50);
+    assert_eq!((stage.disk(R1, 40), size_of(&stage, R1)), (value, 48), "the cut went on");
+}
+
+/// R25: no member holds the record with the new size yet; the store is lost, and rebuilt from what they hold.
+fn a_write_in_a_new_size_is_answered_when_no_loss_of_the_store_takes_it_back(play: &Play) {
+    let mut stage = Scene::copies(2).blocks(32).stage(play);
+    let owner = stage.owner(D);
+    for rid in [R0, R1] {
+        stage.hold(owner, rid, promises);
+    }
+    stage.resize(owner, 48);
+    stage.run_until("the record has grown", |s| s.record().size == 48 * BLOCK_LEN);
+    stage.run_for(50);
+    let write = stage.write(owner, 40);
+    stage.run_for(500);
+    let (told, done) = (stage.is_resized(owner, 48), stage.done(write.id));
+    stage.vanish(owner);
+    stage.repair(false).expect("both members answer");
+    assert!(stage.record().size == 48 * BLOCK_LEN || !told && !done, "told: {told}, written: {done}");
+}
+
+/// R25: the same of a shrink, told before and after the members hold it.
+fn a_size_that_was_told_outlives_the_store(play: &Play) {
+    for held in [true, false] {
+        let mut stage = Scene::copies(2).stage(play);
+        let caretaker = stage.caretaker(C);
+        for rid in [R0, R1].into_iter().filter(|_| held) {
+            stage.hold(caretaker, rid, promises);
+        }
+        stage.resize(caretaker, 32);
+        stage.run_until("the record has shrunk", |s| s.record().size == 32 * BLOCK_LEN);
+        stage.run_for(500);
+        let told = stage.is_resized(caretaker, 32);
+        stage.vanish(caretaker);
+        stage.repair(false).expect("both members answer");
+        assert!(stage.record().size == 32 * BLOCK_LEN || !told, "it is larger again");
+        assert!(told || held, "nobody is told");
+    }
 }
 
 /// R22: r1's disk hangs when the volume is closed.

@@ -1,9 +1,9 @@
 //! Plots D1 to D9 of docs/scenarios.md (data operations), as far as they concern built parts.
 
 use crate::disk::bytes_of;
-use crate::oracle::ZERO;
+use crate::oracle::{ABSENT, ZERO};
 use crate::scenarios::plots;
-use crate::stage::{A, B, C, D, Play, R0, R1, R2, Scene, Stage, all_writes, guest_writes};
+use crate::stage::{A, B, C, D, Play, R0, R1, R2, Scene, Stage, all_writes, grows, guest_writes};
 use std::collections::BTreeMap;
 
 use weft_proto::guest::{GuestError, GuestOp};
@@ -25,6 +25,11 @@ plots! {
     D8 => a_rotten_block_that_a_joiner_needs_waits_for_its_next_write,
     D8 => a_guest_is_told_of_a_rotten_block_while_it_is_rotten,
     D9 => a_bit_that_flips_on_its_way_is_never_stored,
+    D13 => a_growth_whose_owner_dies_before_the_record_has_grown_leaves_nothing_behind,
+    D13 => a_volume_has_its_new_size_when_every_member_has_grown,
+    D13 => a_growth_outlasts_the_loss_of_a_member,
+    D13 => a_growth_waits_for_no_copy_that_is_being_brought_back,
+    D14 => io_past_the_old_end_reaches_a_copy_that_was_small,
     D20 => copies_come_and_go_while_a_guest_writes,
 }
 
@@ -307,6 +312,131 @@ fn a_guest_is_told_of_a_rotten_block_while_it_is_rotten(play: &Play) {
     stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
     assert_eq!(stage.read_now(owner, 40), healed);
     stage.close(owner);
+}
+
+fn size_of(stage: &Stage, rid: weft_proto::ids::Rid) -> u64 {
+    stage.durable(rid).size / BLOCK
+}
+
+/// D13: both members have grown, and the owner dies before its swap. The next one knows of the old size only, its members
+/// give back what they have grown by, and the volume grows for it.
+fn a_growth_whose_owner_dies_before_the_record_has_grown_leaves_nothing_behind(play: &Play) {
+    let mut stage = Scene::copies(2).blocks(32).stage(play);
+    let owner = stage.owner(D);
+    let value = stage.written(owner, 31);
+    stage.store_away(&[D]);
+    stage.resize(owner, 48);
+    stage.run_until("both have grown", |s| size_of(s, R0) == 48 && size_of(s, R1) == 48);
+    let beyond = stage.submit(owner, GuestOp::Read { offset: 40 * BLOCK, len: BLOCK });
+    assert_eq!(stage.failure(beyond), Some(GuestError::OutOfRange), "the record says 32 blocks");
+    stage.vanish(owner);
+    stage.store_back();
+    let next = stage.steal(C);
+    stage.serving(next);
+    assert_eq!(stage.record().size, 32 * BLOCK);
+    stage.run_until("both are cut", |s| size_of(s, R0) == 32 && size_of(s, R1) == 32);
+    stage.resized(next, 48);
+    assert_eq!((stage.read_now(next, 31), stage.read_now(next, 32)), (value, ABSENT));
+    let last = stage.written(next, 47);
+    assert_eq!((stage.disk(R0, 47), stage.disk(R1, 47)), (last, last));
+    stage.close(next);
+}
+
+/// D13: GROW hangs at r1 while guests go on, for longer than an interval lasts.
+fn a_volume_has_its_new_size_when_every_member_has_grown(play: &Play) {
+    let mut stage = Scene::copies(2).blocks(32).stage(play);
+    let owner = stage.owner(D);
+    stage.written(owner, 1);
+    stage.hold(owner, R1, grows);
+    stage.resize(owner, 48);
+    stage.run_for(3000);
+    stage.written(owner, 2);
+    stage.run_for(3000);
+    assert_eq!((stage.record().size, size_of(&stage, R0), size_of(&stage, R1)), (32 * BLOCK, 48, 32));
+    stage.release(owner, R1);
+    stage.run_until("the volume has another size", |s| s.is_resized(owner, 48));
+    let last = stage.written(owner, 47);
+    assert_eq!((stage.disk(R0, 47), stage.disk(R1, 47)), (last, last));
+}
+
+/// D13: r0 and r1 have grown, r2 falls silent. The promise without r2 shows them the old size, so they cut themselves, and
+/// are asked to grow again.
+fn a_growth_outlasts_the_loss_of_a_member(play: &Play) {
+    let mut stage = Scene::copies(3).blocks(32).stage(play);
+    let owner = stage.owner(D);
+    stage.hold(owner, R2, grows);
+    stage.resize(owner, 48);
+    stage.run_until("two have grown", |s| size_of(s, R0) == 48 && size_of(s, R1) == 48);
+    stage.kill(R2);
+    stage.hold_no_more(owner, R2);
+    stage.run_until("the volume has another size", |s| s.is_resized(owner, 48));
+    stage.run_for(500);
+    assert_eq!(stage.in_sync(), [R0, R1]);
+    assert_eq!((size_of(&stage, R0), size_of(&stage, R1)), (48, 48), "in sync, and smaller than the volume");
+    let last = stage.written(owner, 47);
+    stage.start(R2);
+    stage.run_until("r2 is in sync", |s| s.in_sync() == [R0, R1, R2]);
+    assert_eq!((stage.disk(R2, 47), size_of(&stage, R2)), (last, 48));
+}
+
+/// D13: r1 is being copied to when the volume grows: it grows with the others. A copy that only begins to come back does
+/// not hold the growth up, and is grown before anything is written to it.
+fn a_growth_waits_for_no_copy_that_is_being_brought_back(play: &Play) {
+    let mut stage = Scene::copies(2).blocks(32).stage(play);
+    let owner = stage.owner(D);
+    stage.kill(R1);
+    stage.written(owner, 5);
+    stage.hold(owner, R1, all_writes);
+    stage.start(R1);
+    stage.run_until("r1 is copied to", |s| s.held(owner, R1) > 0);
+    stage.resized(owner, 40);
+    assert_eq!((stage.in_sync(), size_of(&stage, R1)), (vec![R0], 40));
+    let far = stage.write(owner, 39);
+    stage.release(owner, R1);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1] && s.done(far.id));
+    assert_eq!((stage.disk(R1, 39), stage.disk(R1, 5)), (stage.disk(R0, 39), stage.disk(R0, 5)));
+
+    stage.kill(R1);
+    stage.written(owner, 6);
+    stage.hold(owner, R1, grows);
+    stage.resized(owner, 44);
+    stage.start(R1);
+    stage.run_until("r1 is asked to grow", |s| s.held(owner, R1) > 0);
+    stage.resized(owner, 48);
+    let last = stage.written(owner, 47);
+    stage.release(owner, R1);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
+    assert_eq!((stage.disk(R1, 47), size_of(&stage, R1)), (last, 48));
+    stage.close(owner);
+}
+
+/// D14: r1 is away while the volume grows; the guest writes past the old end at once, and r1 comes back, smaller than the
+/// volume: before and after a change of owner.
+fn io_past_the_old_end_reaches_a_copy_that_was_small(play: &Play) {
+    for anew in [false, true] {
+        let mut stage = Scene::copies(2).blocks(32).stage(play);
+        let mut owner = stage.owner(D);
+        stage.written(owner, 1);
+        stage.kill(R1);
+        stage.written(owner, 2);
+        stage.resize(owner, 48);
+        stage.run_until("the record has grown", |s| s.record().size == 48 * BLOCK);
+        stage.run_until("the session knows", |s| s.is_resized(owner, 48));
+        let first = stage.written(owner, 40);
+        if anew {
+            stage.close(owner);
+            owner = stage.owner(C);
+        }
+        let second = stage.written(owner, 41);
+        assert_eq!(size_of(&stage, R1), 32);
+        stage.start(R1);
+        let third = stage.write(owner, 47);
+        stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1] && s.done(third.id));
+        assert_eq!(size_of(&stage, R1), 48);
+        let held = [40, 41, 47].map(|block| stage.disk(R1, block));
+        assert_eq!(held, [first, second, third.value], "another owner: {anew}");
+        stage.close(owner);
+    }
 }
 
 /// D20: a volume of one copy gets two more and gives two up, its first one among them, while its guest writes all the

@@ -1,7 +1,7 @@
 //! Plots N1 to N21 of docs/scenarios.md, as far as the protocol machines decide them.
 
 use crate::disk::value_of;
-use crate::oracle::ZERO;
+use crate::oracle::{ABSENT, ZERO};
 use crate::scenarios::plots;
 use crate::stage::{
     A, B, C, D, E, Fate, Play, R0, R1, R2, Scene, all_writes, flushes, guest_writes, promises,
@@ -33,6 +33,9 @@ plots! {
     N15 => whoever_opens_during_a_thiefs_wait_waits_too,
     N16 => a_thief_that_read_just_before_an_admission_is_not_told_of_a_rollback,
     N17 => a_host_that_was_off_accepts_the_repaired_store,
+    N18 => what_a_shrink_left_at_a_copy_that_crashed_reads_as_zero_when_the_volume_grows,
+    N18 => what_a_shrink_left_at_a_copy_that_was_away_reads_as_zero_when_the_volume_has_grown,
+    N18 => a_shrink_that_never_reached_the_store_costs_nothing,
     N21 => a_volume_with_too_few_copies_opens_paused_and_is_rescued,
 }
 
@@ -510,6 +513,74 @@ fn a_host_that_was_off_accepts_the_repaired_store(play: &Play) {
     stage.run_until("r1 is in sync again", |s| s.in_sync() == [R0, R1]);
     assert_eq!((stage.disk(R1, 1), stage.read_now(next, 1)), (value, value));
     assert!(stage.durable(R1).promised > Epoch(REPAIR_EPOCH_JUMP));
+}
+
+/// N18: r1 crashes while it cuts itself, and has its old size when the volume grows again.
+fn what_a_shrink_left_at_a_copy_that_crashed_reads_as_zero_when_the_volume_grows(play: &Play) {
+    let mut stage = Scene::copies(2).min_isr(2).stage(play);
+    let owner = stage.owner(D);
+    let (low, high) = (stage.written(owner, 5), stage.written(owner, 40));
+    stage.close(owner);
+    let caretaker = stage.caretaker(C);
+    stage.stall(R1);
+    stage.resized(caretaker, 32);
+    stage.run_until("r0 has cut itself", |s| s.durable(R0).size == 32 * BLOCK);
+    assert_eq!((stage.disk(R0, 40), stage.disk(R1, 40)), (ABSENT, high));
+    stage.kill(R1);
+    stage.unstall(R1);
+    stage.start(R1);
+    stage.resized(caretaker, 48);
+    assert_eq!(stage.in_sync(), [R0, R1]);
+    assert_eq!((stage.disk(R1, 5), stage.disk(R1, 40)), (low, ABSENT), "the old data came back");
+    stage.close(caretaker);
+    let owner = stage.owner(D);
+    assert_eq!(stage.read_now(owner, 40), ABSENT);
+    assert_eq!(stage.read_now(owner, 5), low);
+    stage.close(owner);
+}
+
+/// N18: r1 misses the shrink, and then the growth; who brings it back is the same session, or the next one.
+fn what_a_shrink_left_at_a_copy_that_was_away_reads_as_zero_when_the_volume_has_grown(play: &Play) {
+    for anew in [false, true] {
+        let mut stage = Scene::copies(2).stage(play);
+        let owner = stage.owner(D);
+        stage.written(owner, 5);
+        stage.close(owner);
+        let mut caretaker = stage.caretaker(C);
+        let high = stage.written(caretaker, 40);
+        stage.run_for(3000);
+        stage.kill(R1);
+        stage.resized(caretaker, 32);
+        assert_eq!((stage.in_sync(), stage.disk(R1, 40)), (vec![R0], high));
+        stage.resized(caretaker, 48);
+        if anew {
+            stage.close(caretaker);
+            caretaker = stage.owner(D);
+        }
+        stage.start(R1);
+        stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
+        assert_eq!((stage.disk(R0, 40), stage.disk(R1, 40)), (ABSENT, ABSENT), "another session: {anew}");
+        let value = stage.written(caretaker, 41);
+        assert_eq!(stage.disk(R1, 41), value);
+        stage.close(caretaker);
+    }
+}
+
+/// N18: nothing is cut before the record says so.
+fn a_shrink_that_never_reached_the_store_costs_nothing(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(D);
+    let high = stage.written(owner, 40);
+    stage.close(owner);
+    let caretaker = stage.caretaker(C);
+    stage.store_refuses(&[C]);
+    stage.resize(caretaker, 32);
+    stage.run_for(1000);
+    stage.vanish(caretaker);
+    stage.store_back();
+    let owner = stage.steal(D);
+    stage.serving(owner);
+    assert_eq!((stage.record().size, stage.read_now(owner, 40)), (48 * BLOCK, high));
 }
 
 /// N21: min_isr 2, one disk dead for good, and the owner's host reboots: it opens paused, joins a new copy, and

@@ -247,6 +247,12 @@ pub fn seals(ask: &Ask<HeapPayload>) -> bool {
     matches!(ask, Ask::Seal { .. })
 }
 
+/// Growths of a volume.
+#[must_use]
+pub fn grows(ask: &Ask<HeapPayload>) -> bool {
+    matches!(ask, Ask::Grow { .. })
+}
+
 /// Copies of a resync or a reconcile.
 #[must_use]
 pub fn copies(ask: &Ask<HeapPayload>) -> bool {

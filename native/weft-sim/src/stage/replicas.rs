@@ -344,7 +344,8 @@ impl Rep {
             | DiskOp::Read { offset, len }
             | DiskOp::Kinds { offset, len }
             | DiskOp::Hash { offset, len, .. } => (*offset, *len),
-            DiskOp::Flush | DiskOp::Seal | DiskOp::Grow { .. } => (0, 0),
+            DiskOp::Grow { from, to } | DiskOp::Cut { from, to } => (*from, to - from),
+            DiskOp::Flush | DiskOp::Seal => (0, 0),
         };
         let blocks = offset / BLOCK..(offset + len) / BLOCK;
         let empty = |block: u64| matches!(self.stored.disk.value(block), ABSENT | ZERO);
@@ -352,7 +353,9 @@ impl Rep {
             return Err(DiskError::NoSpace);
         }
         match op {
-            DiskOp::Write { .. } | DiskOp::Zero { .. } => self.rotten.retain(|b| !blocks.contains(b)),
+            DiskOp::Write { .. } | DiskOp::Zero { .. } | DiskOp::Grow { .. } | DiskOp::Cut { .. } => {
+                self.rotten.retain(|b| !blocks.contains(b))
+            }
             DiskOp::Read { .. } | DiskOp::Hash { .. }
                 if self.rotten.range(blocks.clone()).next().is_some() =>
             {

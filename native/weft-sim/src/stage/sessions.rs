@@ -19,6 +19,13 @@ impl Stage {
         self.enter(host, OpenMode::Steal { old_stopped: Some(old) }, false)
     }
 
+    /// A caretaker's session that comes to serve a closed volume.
+    pub fn caretaker(&mut self, host: HostId) -> Who {
+        let who = self.enter(host, OpenMode::Closed, true);
+        self.serving(who);
+        who
+    }
+
     /// A session that comes to serve a closed volume.
     pub fn owner(&mut self, host: HostId) -> Who {
         let who = self.open(host);
@@ -110,6 +117,28 @@ impl Stage {
             m.remove_replica(now, rid);
         }
         self.drain(who);
+    }
+
+    /// Asks for another size, in blocks.
+    pub fn resize(&mut self, who: Who, blocks: u64) {
+        self.play.tell(self.now, format_args!("{who} is asked to make the volume {blocks} blocks large"));
+        let now = self.clock(self.acts[who.0].host);
+        if let Some(m) = &mut self.acts[who.0].machine {
+            m.resize(now, blocks * BLOCK, true);
+        }
+        self.drain(who);
+    }
+
+    /// Has it told that the volume has this size, in blocks?
+    #[must_use]
+    pub fn is_resized(&self, who: Who, blocks: u64) -> bool {
+        self.told(who, |e| *e == Event::Resized { size: blocks * BLOCK, outcome: Ok(()) })
+    }
+
+    /// Asks for another size, in blocks, and plays until that is done.
+    pub fn resized(&mut self, who: Who, blocks: u64) {
+        self.resize(who, blocks);
+        self.run_until("the volume has another size", |s| s.is_resized(who, blocks));
     }
 
     /// How it stands, or stood last.

@@ -156,6 +156,11 @@ impl Stage {
         record.check().expect("only legal records are swapped in");
         self.play.tell(self.now, told_record(&record));
         self.revision += 1;
+        if record.size < self.record.size {
+            let end = record.size / BLOCK;
+            let verdict = self.oracle.cut(end);
+            assert!(verdict.is_ok(), "{:?}\n{}", verdict.err(), self.describe());
+        }
         self.record = record.clone();
         self.swaps.push(record);
     }

@@ -106,7 +106,7 @@ impl World {
     }
 
     fn readable_at(&self, members: &[Id]) -> bool {
-        (0..BLOCKS).all(|block| members.iter().any(|m| !self.reps[*m].stored.media.is_bad(block)))
+        (0..self.blocks()).all(|block| members.iter().any(|m| !self.reps[*m].stored.media.is_bad(block)))
     }
 
     fn core_suffices(&self) -> bool {
@@ -208,7 +208,8 @@ impl World {
 
     /// A read of everything, and a write.
     fn ask_all(&mut self, session: Id) {
-        let blocks = self.plan.blocks;
+        let record = self.sessions[session].machine.as_ref().and_then(Session::record);
+        let blocks = self.plan.blocks.min(record.map_or(1, |record| record.size / BLOCK));
         self.guest_reads(session, 0, 2 * blocks);
         let first = self.rng.below(blocks);
         self.guest_writes(session, 2 * first, 2);

@@ -104,6 +104,19 @@ impl World {
             let rid = entries[self.rng.index(entries.len())];
             self.for_owner(|m, now| m.remove_replica(now, rid));
         }
+        if dice(self, plan.grow) && self.store.record.size < SIZE {
+            let left = (SIZE - self.store.record.size) / BLOCK;
+            let size = self.store.record.size + (1 + self.rng.below(left)) * BLOCK;
+            self.for_owner(|m, now| m.resize(now, size, false));
+        }
+        if dice(self, plan.shrink) {
+            let host = self.any_owner();
+            self.at(0, Event::Shrink { host });
+            // It is taken over when it is done, or when it takes too long.
+            let host = self.any_owner();
+            let delay = (500 + self.rng.below(3000)) * MS;
+            self.at(delay, Event::Open { host, steal: true });
+        }
         if dice(self, plan.rollback) {
             self.roll_store_back();
         }

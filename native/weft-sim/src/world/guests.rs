@@ -17,8 +17,9 @@ impl World {
         let s = &self.sessions[session];
         let Some(m) = &s.machine else { return };
         if m.is_serving() && s.guests.len() < depth {
-            let first = self.rng.below(self.plan.blocks);
-            let count = (1 + self.rng.below(3)).min(self.plan.blocks - first);
+            let blocks = self.plan.blocks.min(m.record().map_or(1, |record| record.size / BLOCK));
+            let first = self.rng.below(blocks);
+            let count = (1 + self.rng.below(3)).min(blocks - first);
             let dice = self.rng.below(100);
             let halves = self.plan.halves > 0 && self.rng.chance(self.plan.halves);
             if dice < 40 {
@@ -27,7 +28,7 @@ impl World {
             } else if dice < 94 && halves {
                 // Half of an odd block, or an even block and half of the odd one after it.
                 let odd = first | 1;
-                if odd < self.plan.blocks {
+                if odd < blocks {
                     let (from, count) = match self.rng.below(3) {
                         0 => (2 * odd, 1),
                         1 => (2 * odd + 1, 1),

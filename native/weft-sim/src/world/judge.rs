@@ -14,6 +14,7 @@
 //! | I12, I13, I23 | by the oracle: at each read, at each loss of all caches and at the end | `crate::oracle` |
 //! | I15 | whenever a read is sent | [`World::judge_sent`] |
 //! | I16, I17, I32 | when a joiner is in sync by the record: nothing that was settled is missing on it; I6 thereafter | [`World::judge_admission`] |
+//! | R25 | a repair: no size that was told is another then, nothing that was answered is beyond the end | `judge_size` |
 //! | I19 | when a pool would serve | `pool_step` |
 //! | I20 | when a session begins to serve | [`World::judge_opened`] |
 //! | I24 | I6 and the oracle do, since a lossy member holds older values | |
@@ -39,6 +40,11 @@ impl World {
     pub(super) fn is_trusted(&self, rep: Id) -> bool {
         let r = &self.reps[rep];
         !(r.is_gone() || r.put_back || r.stored.lossy && self.plan.cached)
+    }
+
+    /// Blocks of the volume, by the record.
+    pub(super) fn blocks(&self) -> usize {
+        (self.store.record.size / BLOCK) as usize
     }
 
     fn trusted_in_sync(&self) -> Vec<Id> {
@@ -88,7 +94,7 @@ impl World {
     fn held_by(&self, reps: &[Id]) -> BTreeMap<u64, Vec<Value>> {
         let value = |rep: Id, half: usize| self.reps[rep].stored.media.content(half / 2).0[half % 2];
         let values = |half| reps.iter().map(|rep| value(*rep, half)).collect();
-        (0..2 * BLOCKS).map(|half| (half as u64, values(half))).collect()
+        (0..2 * self.blocks()).map(|half| (half as u64, values(half))).collect()
     }
 
     /// Copies that a swap on its way to the store would bring in sync: such a one has everything that was answered, and
@@ -163,7 +169,7 @@ impl World {
         let members: Vec<Id> =
             before.iter().filter_map(|r| self.rep_of(*r)).filter(|rep| self.is_trusted(*rep)).collect();
         let Some(first) = members.first().copied() else { return };
-        for half in 0..2 * BLOCKS {
+        for half in 0..2 * self.blocks() {
             let value = |rep: Id| self.reps[rep].stored.media.content(half / 2).0[half % 2];
             let (theirs, its) = (value(first), value(joiner));
             if its != theirs
@@ -212,12 +218,14 @@ impl World {
     /// A block that differs although neither has a stamp above `above`.
     fn difference(&self, x: Id, y: Id, above: Generation) -> Option<usize> {
         let (x, y) = (&self.reps[x].stored, &self.reps[y].stored);
-        (0..BLOCKS).find(|block| {
+        let stamp =
+            |of: &Stored, block: usize| of.durable.rgm.get(block / REGION).copied().unwrap_or_default();
+        (0..self.blocks()).find(|block| {
             // What neither can give nobody sees before it is written again.
             x.media.content(*block) != y.media.content(*block)
                 && !(x.media.is_bad(*block) && y.media.is_bad(*block))
-                && x.durable.rgm[block / REGION] <= above
-                && y.durable.rgm[block / REGION] <= above
+                && stamp(x, *block) <= above
+                && stamp(y, *block) <= above
         })
     }
 
@@ -250,7 +258,7 @@ impl World {
             let (x, y) = (&self.reps[pair[0]], &self.reps[pair[1]]);
             let (a, b) = (&x.stored.media, &y.stored.media);
             let both_bad = |block: usize| a.is_bad(block) && b.is_bad(block);
-            let differs = (0..BLOCKS).find(|i| a.content(*i) != b.content(*i) && !both_bad(*i));
+            let differs = (0..self.blocks()).find(|i| a.content(*i) != b.content(*i) && !both_bad(*i));
             if let Some(block) = differs {
                 let (a, b) = (x.rid, y.rid);
                 return self.fail(format!("I26: closed, and block {block} differs between {a} and {b}"));
@@ -279,7 +287,13 @@ impl World {
     /// I5: when a promise is answered, nothing of a lower epoch that changes data is under way. Nothing at all is, unless
     /// it was answered before: a promise whose answer was lost is asked for again among writes of its own epoch.
     pub(super) fn judge_promised(&mut self, rep: Id, session: SessionId) {
-        let changes = |io: &Io| matches!(io, Io::Disk { op: DiskOp::Write { .. } | DiskOp::Zero { .. }, .. });
+        let changes = |io: &Io| match io {
+            Io::Disk { op, .. } => matches!(
+                op,
+                DiskOp::Write { .. } | DiskOp::Zero { .. } | DiskOp::Grow { .. } | DiskOp::Cut { .. }
+            ),
+            Io::Log { .. } => false,
+        };
         let r = &mut self.reps[rep];
         let Some(promised) = r.machine.as_ref().map(|m| (m.promised().0, session)) else { return };
         let again = std::mem::replace(&mut r.answered, promised) == promised;
@@ -316,7 +330,8 @@ impl World {
             _ => return,
         };
         let durable = &self.reps[rep].stored.durable;
-        let bare = durable.regions_of(offset, len).find(|r| durable.rgm[*r as usize] <= durable.sealed);
+        let stamp = |region: u32| durable.rgm.get(region as usize).copied().unwrap_or_default();
+        let bare = durable.regions_of(offset, len).find(|r| stamp(*r) <= durable.sealed);
         if let Some(region) = bare {
             let (rid, sealed) = (self.reps[rep].rid, durable.sealed);
             self.fail(format!(

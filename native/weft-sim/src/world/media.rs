@@ -221,7 +221,12 @@ impl Media {
                 self.doubt = 0;
                 DiskDone::Done
             }
-            DiskOp::Grow { .. } => DiskDone::Done,
+            DiskOp::Grow { from, to } | DiskOp::Cut { from, to } => {
+                for block in blocks(*from, to.saturating_sub(*from)) {
+                    self.set(block, Content::default(), true);
+                }
+                DiskDone::Done
+            }
         })
     }
 
@@ -243,6 +248,14 @@ impl Media {
                 }
             }
             DiskOp::Zero { .. } if rng.chance(50) => drop(self.run(op)),
+            // Block by block, in any order.
+            DiskOp::Grow { from, to } | DiskOp::Cut { from, to } => {
+                for block in blocks(*from, to.saturating_sub(*from)) {
+                    if rng.chance(50) {
+                        self.set(block, Content::default(), true);
+                    }
+                }
+            }
             _ => {}
         }
     }

@@ -90,6 +90,7 @@ enum Event {
     Restart { rep: Id },
     PowerOn { host: Id },
     Open { host: Id, steal: bool },
+    Shrink { host: Id },
     Heal { from: Id, to: Id },
     Hurry { from: Id, to: Id },
     Repair,
@@ -209,6 +210,8 @@ struct Sess {
     links: BTreeMap<Rid, Link>,
     tick_at: u64,
     started: bool,
+    /// A caretaker's, which makes the volume so large and goes.
+    shrinks: bool,
     /// Answers to requests of a past era are not judged.
     stale_answers: bool,
 }
@@ -238,6 +241,10 @@ struct Store {
     needs_assent: bool,
     /// Keys of pools with their revisions (R10).
     pools: Pools,
+    /// The size that somebody was told last, since the last swap of another (R25).
+    told: Option<u64>,
+    /// What guests saw beyond the end that the last shrink made, and that end, until somebody is told of it.
+    cut_off: Option<(u64, Oracle)>,
 }
 
 type Pools = BTreeMap<PoolId, (StoredPool, u64)>;
@@ -294,6 +301,8 @@ pub struct Counts {
     pub demotions: u64,
     /// Joiners brought in.
     pub admissions: u64,
+    /// Changes of the volume's size that somebody was told of.
+    pub resizes: u64,
     /// Sessions that were fenced.
     pub fenced: u64,
     /// Acknowledged blocks.
@@ -318,6 +327,7 @@ impl Counts {
         self.opens += other.opens;
         self.demotions += other.demotions;
         self.admissions += other.admissions;
+        self.resizes += other.resizes;
         self.fenced += other.fenced;
         self.acks += other.acks;
         self.reads += other.reads;
@@ -332,10 +342,11 @@ impl Counts {
     #[must_use]
     pub fn line(&self) -> String {
         format!(
-            "{} opens, {} demotions, {} admissions, {} fenced sessions, {} blocks acknowledged, {} read, {} requests for blocks without a good copy; {} parts did alone and served in {} ms, answered in {} ms, resynced in {} ms at most",
+            "{} opens, {} demotions, {} admissions, {} resizes, {} fenced sessions, {} blocks acknowledged, {} read, {} requests for blocks without a good copy; {} parts did alone and served in {} ms, answered in {} ms, resynced in {} ms at most",
             self.opens,
             self.demotions,
             self.admissions,
+            self.resizes,
             self.fenced,
             self.acks,
             self.reads,
@@ -362,7 +373,11 @@ impl World {
     #[must_use]
     pub fn new(seed: u64, lean: Option<Mutation>, broken: Broken, verbose: bool) -> World {
         let mut rng = Rng::new(seed);
-        let plan = Plan::draw(&mut rng, lean);
+        let mut plan = Plan::draw(&mut rng, lean);
+        if lean.is_none() {
+            // From numbers of its own: what else the seed draws stays as it was.
+            plan.draw_sizes(&mut Rng::new(!seed));
+        }
         let entry = |i: usize| ReplicaEntry {
             rid: Rid(i as u32 + 1),
             node: host_id(i),
@@ -378,7 +393,7 @@ impl World {
             fmt: 1,
             min_reader: 1,
             vol: VOLUME,
-            size: SIZE,
+            size: plan.size * BLOCK,
             region_shift: REGION_SHIFT,
             mode: Mode::Excl,
             policy: Policy {
@@ -434,6 +449,8 @@ impl World {
                 repaired: false,
                 needs_assent: false,
                 pools: BTreeMap::new(),
+                told: None,
+                cut_off: None,
             },
             hosts,
             reps: Vec::new(),
@@ -703,7 +720,11 @@ impl World {
             Event::Fault => self.fault(),
             Event::Restart { rep } => self.start_replica(rep),
             Event::PowerOn { host } => self.power_on(host),
-            Event::Open { host, steal } => self.open(host, steal),
+            Event::Open { host, steal } => self.open(host, steal, None),
+            Event::Shrink { host } => {
+                let blocks = self.rng.below(self.plan.size) + 1;
+                self.open(host, true, Some(blocks * BLOCK));
+            }
             Event::Heal { from, to } => {
                 self.cuts.remove(&(from, to));
                 self.relink_all();

@@ -17,7 +17,7 @@ impl World {
     pub(super) fn make_replica(&mut self, rid: Rid, host: Id) -> Id {
         let rep = self.reps.len();
         let stored = Stored {
-            durable: Durable::new(VOLUME, rid, SIZE, REGION_SHIFT),
+            durable: Durable::new(VOLUME, rid, self.store.record.size, REGION_SHIFT),
             media: Media::default(),
             lossy: false,
             superblock: World::new_superblock(rep, host),
@@ -67,7 +67,9 @@ impl World {
         let r = &mut self.reps[rep];
         let sealed = r.stored.durable.sealed;
         let region_blocks = (1 << REGION_SHIFT) / BLOCK as usize;
-        let unsealed = (0..BLOCKS).filter(|b| r.stored.durable.rgm[b / region_blocks] > sealed);
+        let stamp =
+            |block: usize| r.stored.durable.rgm.get(block / region_blocks).copied().unwrap_or_default();
+        let unsealed = (0..BLOCKS).filter(|b| stamp(*b) > sealed);
         let unsealed = unsealed.fold(0, |mask, block| mask | 1 << block);
         r.stored.media.reopen(unsealed);
         let pool_inc = PoolInc(r.inc);

@@ -3,7 +3,8 @@
 use super::*;
 
 impl World {
-    pub(super) fn open(&mut self, host: Id, steal: bool) {
+    /// `shrink`: a caretaker's session, which makes the volume so large, in bytes.
+    pub(super) fn open(&mut self, host: Id, steal: bool, shrink: Option<u64>) {
         let host_up = self.hosts[host].powered && self.hosts[host].paused_until <= self.now;
         let in_core = self.core.as_ref().is_none_or(|core| core.contains(&host));
         if !host_up || !in_core {
@@ -21,7 +22,7 @@ impl World {
             session: id,
             host: host_id(host),
             mode,
-            caretaker: false,
+            caretaker: shrink.is_some(),
             watermark: self.hosts[host].watermark,
             timing: Timing {
                 roll_ms: 3000,
@@ -38,6 +39,9 @@ impl World {
         if let Some(claim) = self.highest_claim(host) {
             machine.handle_claim(self.clock(host), claim);
         }
+        if let Some(size) = shrink {
+            machine.resize(self.clock(host), size, true);
+        }
         let (guests, links) = (BTreeMap::new(), BTreeMap::new());
         self.sessions.push(Sess {
             id,
@@ -47,6 +51,7 @@ impl World {
             links,
             tick_at: u64::MAX,
             started: false,
+            shrinks: shrink.is_some(),
             stale_answers: false,
         });
         let session = self.sessions.len() - 1;
@@ -121,12 +126,24 @@ impl World {
             SessionEvent::Opened { .. } => {
                 self.counts.opens += 1;
                 self.judge_opened(session);
-                if !self.sessions[session].started {
+                if !self.sessions[session].started && !self.sessions[session].shrinks {
                     self.sessions[session].started = true;
                     self.at(MS, Event::Guest { session });
                 }
             }
             SessionEvent::Demoted { .. } => self.counts.demotions += 1,
+            SessionEvent::Resized { size, outcome } => {
+                if outcome.is_ok() && self.owner_session() == Some(session) && !self.store.rolled_back {
+                    (self.store.told, self.store.cut_off) = (Some(size), None);
+                    self.counts.resizes += 1;
+                }
+                if self.sessions[session].shrinks {
+                    let now = self.clock(self.sessions[session].host);
+                    if let Some(m) = &mut self.sessions[session].machine {
+                        let _ = m.close(now);
+                    }
+                }
+            }
             SessionEvent::Admitted { .. } => self.counts.admissions += 1,
             SessionEvent::Ended(reason) => {
                 if matches!(reason, EndReason::Fenced { .. }) {
@@ -234,6 +251,12 @@ fn line_of(event: &SessionEvent) -> Option<String> {
             EndReason::Unusable(why) => format!("ends: the record is of no use: {why}"),
             EndReason::Unsupported(what) => format!("ends: {what} is not served"),
         },
+        SessionEvent::Resized { size, outcome: Ok(()) } => {
+            format!("has made the volume {} blocks large", size / BLOCK)
+        }
+        SessionEvent::Resized { size, outcome: Err(why) } => {
+            format!("refuses to make the volume {} blocks large: {why}", size / BLOCK)
+        }
         SessionEvent::RecordChanged => return None,
     })
 }

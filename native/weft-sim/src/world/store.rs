@@ -93,6 +93,7 @@ impl World {
         self.store.revision += 1;
         self.store.record_revision = self.store.revision;
         self.store.record = record;
+        self.size_changed(old.size);
         let opened = self.store.record.owner != old.owner;
         let (epoch, owner) = (self.store.record.epoch, self.store.record.owner.map(|o| o.session));
         let members: Vec<Rid> = self.store.record.in_sync().map(|e| e.rid).collect();
@@ -229,6 +230,9 @@ impl World {
             });
             return self.at(500 * MS, Event::Repair);
         }
+        if let Some(what) = self.judge_size(best.size) {
+            return self.fail(what);
+        }
         if !self.broken.is(Mutation::NoWatermark) {
             best.epoch = Epoch(best.epoch.0 + REPAIR_EPOCH_JUMP);
         }
@@ -260,6 +264,39 @@ impl World {
 }
 
 impl World {
+    /// A swap of another size, if it is: what is beyond a new end is forgotten when somebody is told of that.
+    fn size_changed(&mut self, old: u64) {
+        let size = self.store.record.size;
+        if size == old || self.store.rolled_back {
+            return;
+        }
+        (self.store.told, self.store.cut_off) = (None, None);
+        self.note(|_| format!("store: the volume has {} blocks, after {}", size / BLOCK, old / BLOCK));
+        if size < old {
+            match self.oracle.cut(2 * size / BLOCK) {
+                Ok(beyond) => self.store.cut_off = Some((size, beyond)),
+                Err(what) => self.fail(what),
+            }
+        }
+    }
+
+    /// R25: the store is repaired from a record with this size.
+    fn judge_size(&mut self, size: u64) -> Option<String> {
+        if self.store.told.is_some_and(|told| told != size) {
+            let told = self.store.told.unwrap_or_default() / BLOCK;
+            let now = size / BLOCK;
+            return Some(format!("R25: somebody was told of {told} blocks, a repair makes them {now}"));
+        }
+        if let Some((end, beyond)) = self.store.cut_off.take()
+            && size > end
+        {
+            // Nobody was told of the shrink, and it did not happen.
+            self.oracle.uncut(beyond);
+        }
+        let beyond = self.oracle.told_beyond(2 * size / BLOCK)?;
+        Some(format!("R25: {} was answered, a repair ends the volume before it", self.oracle.name(beyond)))
+    }
+
     /// The keys of pools are raised to the highest incarnation that anybody knows of (R10; docs/adr/0012).
     fn repair_pools(&mut self) {
         for r in self.reps.iter().filter(|r| !r.is_gone()) {
