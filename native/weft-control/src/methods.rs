@@ -143,6 +143,8 @@ methods! {
     "volume.restore" VolumeRestore(t::VolumeRef) -> t::Nothing;
     /// Takes the ownership of a volume from a host that was revoked; done nothing if it has none.
     "volume.fence" VolumeFence(t::VolumeFence) -> t::VolumeFenced;
+    /// Changes the size of a volume that is open here.
+    "volume.resize" VolumeResize(t::VolumeResize) -> t::VolumeResized;
     /// Opens a volume here.
     "session.open" SessionOpen(t::SessionOpen) -> t::SessionOpened;
     /// Closes a volume here.

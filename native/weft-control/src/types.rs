@@ -589,6 +589,30 @@ pub struct VolumeFenced {
     pub fenced: bool,
 }
 
+/// Changes a volume's size through its session here, a guest's or a caretaker's: larger at any time, smaller only in a
+/// caretaker's. Answered when every in-sync copy durably holds the record with the new size (protocol.md R25). Idempotent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeResize {
+    /// The volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// Its size to come, in bytes: whole 4 KiB blocks, at most 64 TiB.
+    pub size: Decimal,
+    /// A smaller size is meant: what lies beyond it is lost.
+    pub lose: bool,
+}
+
+/// A volume's size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VolumeResized {
+    /// In bytes.
+    pub size: Decimal,
+    /// The epoch of the session that has it.
+    #[schemars(with = "Decimal")]
+    pub epoch: Epoch,
+}
+
 /// Closes the session of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -520,7 +520,10 @@ impl Daemon {
                     }
                 }
             }
-            Event::Resized { size, outcome } => tracing::info!(%volume, size, ?outcome, "resized"),
+            Event::Resized { size, outcome } => {
+                tracing::info!(%volume, size, ?outcome, "resized");
+                slot.answer_resize(size, outcome);
+            }
             Event::Ended(reason) => {
                 tracing::info!(%volume, ?reason, "ended");
                 return self.end_session(now, volume, &reason);
@@ -1230,6 +1233,12 @@ impl Daemon {
             Command::VolumeRestore(v) => self.change(RecordChange::Restore(v.volume), answer),
             Command::VolumeFence(f) => {
                 self.change(RecordChange::Fence { volume: f.volume, host: f.host }, answer);
+            }
+            Command::VolumeResize(r) => {
+                if let Some((slot, answer)) = self.open_slot(r.volume, answer) {
+                    slot.resize(now, r.size.0, r.lose, answer);
+                    self.touched.insert(r.volume);
+                }
             }
             Command::SessionOpen(open) => self.open(now, open, answer),
             Command::SessionClose(close) => self.close(now, close.volume, close.abandon, answer),

@@ -29,6 +29,8 @@ codes! {
     BAD_VALUE = "E-ARG-02";
     /// The volume exists already.
     VOLUME_EXISTS = "E-VOL-01";
+    /// A size that no volume can have.
+    VOLUME_SIZE = "E-VOL-02";
     /// Too many sessions.
     TOO_MANY_SESSIONS = "E-VOL-04";
     /// No copy with every completed write can be reached.
@@ -43,6 +45,8 @@ codes! {
     NOT_OPEN = "E-VOL-13";
     /// The volume is being opened or closed here.
     CHANGING = "E-VOL-14";
+    /// A shrink that was not said to be meant.
+    WOULD_LOSE = "E-VOL-15";
     /// There is a copy of that number already.
     REPLICA_EXISTS = "E-REPL-02";
     /// It would leave too few in-sync copies.

@@ -5,23 +5,23 @@
 //! * whoever opened, closed or changed something is answered once, also when the session ends instead;
 //! * an assertion that an old session's process has ended names exactly that session (R9).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 
 use serde_json::json;
 use weft_control::types::{
     Decimal, MemberStatus, OpenMode as AskedMode, ResyncStatus, SessionFigures, SessionOpened, SessionPhase,
-    SessionStatus, VolumeLimits,
+    SessionStatus, VolumeLimits, VolumeResized,
 };
 use weft_io::buffer::IoBuf;
 use weft_proto::guest::{GuestOp, GuestReply, RequestId};
 use weft_proto::ids::{HostId, Instant, PoolId, Rid, SessionId, VolumeId};
 use weft_proto::message::{Claim, Watermark};
 use weft_proto::mutants::Broken;
-use weft_proto::payload::Payload as _;
+use weft_proto::payload::{BLOCK, Payload as _};
 use weft_proto::record::{Record, ReplicaState};
 use weft_proto::session::{
-    EndReason, OpenMode, Session, SessionConfig, SessionView, StoreReply as MachineReply, Timing,
+    EndReason, OpenMode, Session, SessionConfig, SessionView, StoreReply as MachineReply, Timing, size,
 };
 
 use crate::clock::{random_u128, random_uuid};
@@ -54,6 +54,8 @@ pub struct Slot {
     pub closing: Vec<Answer>,
     /// Whoever asked for a change of its replicas.
     pub changes: BTreeMap<Rid, Vec<Answer>>,
+    /// Whoever asked for another size, in order.
+    pub resizes: VecDeque<Answer>,
     /// Why it ended.
     pub ended: Option<EndReason>,
     /// The members as their links were last told: their host and pool, and whether they are up.
@@ -127,6 +129,7 @@ impl Slot {
             opening: Some((answer, now.after_ms(OPEN_MS))),
             closing: Vec::new(),
             changes: BTreeMap::new(),
+            resizes: VecDeque::new(),
             ended: None,
             links: BTreeMap::new(),
             resync_since: None,
@@ -155,6 +158,38 @@ impl Slot {
         Some((id, reply))
     }
 
+    /// Asks the machine for another size; whoever asked is told by [`Slot::answer_resize`].
+    pub fn resize(&mut self, now: Instant, size: u64, lose: bool, answer: Answer) {
+        self.resizes.push_back(answer);
+        self.machine.resize(now, size, lose);
+    }
+
+    /// A resize was done, or can't be: the machine answers them in order.
+    pub fn answer_resize(&mut self, asked: u64, outcome: Result<(), &'static str>) {
+        let Some(answer) = self.resizes.pop_front() else { return };
+        let volume = self.machine.volume();
+        let has = self.machine.record().map_or(0, |record| record.size);
+        match outcome {
+            Ok(()) => {
+                let resized = VolumeResized { size: Decimal(asked), epoch: self.machine.epoch() };
+                let _ = answer.send(Ok(json!(resized)));
+            }
+            Err(why) => {
+                let code = match why {
+                    size::NO_SIZE if !asked.is_multiple_of(BLOCK) => Code::BAD_VALUE,
+                    size::SHRINKS_DETACHED => Code::OPEN_ELSEWHERE,
+                    size::WOULD_LOSE => Code::WOULD_LOSE,
+                    size::CLOSING => Code::CHANGING,
+                    size::NO_ROOM => Code::NO_SPACE,
+                    _ => Code::VOLUME_SIZE,
+                };
+                let message = format!("volume {volume} has {has} bytes and does not get {asked}: {why}");
+                let failure = Failure::new(code, message).with("volume", volume.to_string());
+                refuse(answer, failure.with("size", has.to_string()));
+            }
+        }
+    }
+
     /// The answer to whoever opened it.
     #[must_use]
     pub fn opened(&self) -> SessionOpened {
@@ -172,6 +207,9 @@ impl Slot {
             refuse(answer, end_failure(volume, reason));
         }
         for answer in std::mem::take(&mut self.changes).into_values().flatten() {
+            refuse(answer, end_failure(volume, reason));
+        }
+        for answer in std::mem::take(&mut self.resizes) {
             refuse(answer, end_failure(volume, reason));
         }
         let lost_writes = match reason {

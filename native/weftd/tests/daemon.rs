@@ -5,6 +5,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -99,6 +100,111 @@ fn a_killed_member_is_demoted_and_comes_back_in_sync() {
     let socket = open(&hosts[1], &volume, "closed").expect("opens without the first copy");
     assert_same(&cluster, &hosts[1], &socket, &volume, &second);
     close(&hosts[1], &volume);
+}
+
+/// What `nbdinfo` says of an export's size.
+fn size_of(socket: &Path, volume: &str) -> u64 {
+    let said = Command::new("nbdinfo").arg("--size").arg(nbd(socket, volume)).output().expect("nbdinfo runs");
+    let text = String::from_utf8(said.stdout).expect("UTF-8");
+    text.trim().parse().unwrap_or_else(|_| panic!("{text:?}"))
+}
+
+/// A file of so many times [`SIZE`], the first part of which is `like`.
+fn larger(cluster: &Cluster, name: &str, times: usize, like: &Path) -> PathBuf {
+    let mut bytes = std::fs::read(like).expect("read");
+    for part in 1..times {
+        bytes.extend(std::fs::read(random_file(cluster, &format!("{name}-{part}"))).expect("read"));
+    }
+    let path = cluster.dir.path().join(name);
+    std::fs::write(&path, bytes).expect("written");
+    path
+}
+
+/// A volume grows under its guest, with both copies and with one; who was away comes back as large as the others. It
+/// shrinks under a caretaker, and what it grows by then is empty.
+#[test]
+fn a_volume_grows_under_its_guest_and_shrinks_when_it_has_none() {
+    let cluster = Cluster::start();
+    let mut hosts: Vec<Host> = (1..=2).map(|n| cluster.host(n)).collect();
+    for host in &mut hosts {
+        host.make_pool();
+    }
+    let volume = make_volume(&[&hosts[0], &hosts[1]]);
+    let resize = |host: &Host, size: u64, lose: bool| {
+        host.try_ask("volume.resize", json!({ "volume": volume, "size": size.to_string(), "lose": lose }))
+    };
+    let epoch = |answer: &Value| answer["epoch"].as_str().and_then(|e| e.parse::<u64>().ok()).expect("one");
+    assert_eq!(resize(&hosts[0], 2 * SIZE, false).expect_err("it is not open")["code"], "E-VOL-13");
+    let socket = open(&hosts[0], &volume, "closed").expect("opens");
+    let first = random_file(&cluster, "a");
+    copy(first.to_str().expect("UTF-8"), &nbd(&socket, &volume));
+    for (size, code) in [
+        (0, "E-VOL-02"),
+        (SIZE + 1, "E-ARG-02"),
+        ((64 << 40) + 4096, "E-VOL-02"),
+        (u64::MAX - 4095, "E-VOL-02"),
+        (SIZE - 4096, "E-VOL-12"),
+    ] {
+        assert_eq!(resize(&hosts[0], size, true).expect_err("refused")["code"], code, "{size}");
+    }
+    assert_eq!(size_of(&socket, &volume), SIZE);
+
+    let grown = resize(&hosts[0], 2 * SIZE, false).expect("grows");
+    assert_eq!(grown["size"], (2 * SIZE).to_string());
+    let again = resize(&hosts[0], 2 * SIZE, false).expect("is done");
+    assert_eq!(again, grown, "asked again");
+    assert_eq!(size_of(&socket, &volume), 2 * SIZE);
+    let second = larger(&cluster, "b", 2, &first);
+    copy(second.to_str().expect("UTF-8"), &nbd(&socket, &volume));
+    assert_same(&cluster, &hosts[0], &socket, &volume, &second);
+
+    // A guest writes past the old end while the other copy is away.
+    hosts[1].kill();
+    let alone = resize(&hosts[0], 3 * SIZE, false).expect("grows without the other copy");
+    assert!(epoch(&alone) > epoch(&grown), "{alone} after {grown}");
+    let third = larger(&cluster, "c", 3, &first);
+    copy(third.to_str().expect("UTF-8"), &nbd(&socket, &volume));
+    hosts[1].start();
+    hosts[1].await_pool();
+    let show = json!({ "volume": volume });
+    hosts[0].ask_until("session.show", &show, |s| s["members"][1]["state"] == "INSYNC");
+    assert_eq!(
+        hosts[1].ask("replica.list", json!({}))["replicas"][0]["size"],
+        (3 * SIZE).to_string(),
+        "in sync, and smaller"
+    );
+    close(&hosts[0], &volume);
+    hosts[0].kill();
+    let socket = open(&hosts[1], &volume, "closed").expect("opens without the first copy");
+    assert_same(&cluster, &hosts[1], &socket, &volume, &third);
+    close(&hosts[1], &volume);
+    hosts[0].start();
+    hosts[0].await_pool();
+
+    let caretaker = json!({ "volume": volume, "mode": "closed", "export": null, "caretaker": true, "old_stopped": false });
+    hosts[1].ask("session.open", caretaker);
+    hosts[1].ask_until("session.show", &show, |s| s["members"][0]["state"] == "INSYNC");
+    let refused = resize(&hosts[1], SIZE, false).expect_err("nobody said that it may lose anything");
+    assert_eq!(
+        (&refused["code"], &refused["facts"]["size"]),
+        (&json!("E-VOL-15"), &json!((3 * SIZE).to_string()))
+    );
+    let shrunk = resize(&hosts[1], SIZE, true).expect("shrinks");
+    assert_eq!(shrunk["size"], SIZE.to_string());
+    for host in &hosts {
+        host.ask_until("replica.list", &json!({}), |list| list["replicas"][0]["size"] == shrunk["size"]);
+    }
+    close(&hosts[1], &volume);
+    let socket = open(&hosts[0], &volume, "closed").expect("opens");
+    assert_eq!(size_of(&socket, &volume), SIZE);
+    assert_same(&cluster, &hosts[0], &socket, &volume, &first);
+    resize(&hosts[0], 2 * SIZE, false).expect("grows again");
+    let empty = cluster.dir.path().join("empty");
+    let mut bytes = std::fs::read(&first).expect("read");
+    bytes.resize(usize::try_from(2 * SIZE).expect("fits"), 0);
+    std::fs::write(&empty, bytes).expect("written");
+    assert_same(&cluster, &hosts[0], &socket, &volume, &empty);
+    close(&hosts[0], &volume);
 }
 
 /// Copies come and go while a caretaker holds the volume; what is taken out may be trashed, and nothing else.

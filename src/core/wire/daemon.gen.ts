@@ -661,6 +661,24 @@ export type VolumeRef = {
   readonly volume: Uuid;
 };
 
+/** Changes a volume's size through its session here, a guest's or a caretaker's: larger at any time, smaller only in a caretaker's. Answered when every in-sync copy durably holds the record with the new size (protocol.md R25). Idempotent. */
+export type VolumeResize = {
+  /** A smaller size is meant: what lies beyond it is lost. */
+  readonly lose: boolean;
+  /** Its size to come, in bytes: whole 4 KiB blocks, at most 64 TiB. */
+  readonly size: Decimal;
+  /** The volume. */
+  readonly volume: Uuid;
+};
+
+/** A volume's size. */
+export type VolumeResized = {
+  /** The epoch of the session that has it. */
+  readonly epoch: Decimal;
+  /** In bytes. */
+  readonly size: Decimal;
+};
+
 /** How far this host has seen the store advance (protocol.md R11). */
 export type WatermarkInfo = {
   /** The store's cluster. */
@@ -753,6 +771,8 @@ export type DaemonMethods = {
   readonly "volume.delete": { readonly params: VolumeRef; readonly result: Nothing };
   /** Takes the ownership of a volume from a host that was revoked; done nothing if it has none. */
   readonly "volume.fence": { readonly params: VolumeFence; readonly result: VolumeFenced };
+  /** Changes the size of a volume that is open here. */
+  readonly "volume.resize": { readonly params: VolumeResize; readonly result: VolumeResized };
   /** Takes the mark away again. */
   readonly "volume.restore": { readonly params: VolumeRef; readonly result: Nothing };
   /** Everything this host knows of a volume. */

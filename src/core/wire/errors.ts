@@ -89,6 +89,7 @@ const kinds = {
   "E-VOL-12": refused,
   "E-VOL-13": user,
   "E-VOL-14": degraded,
+  "E-VOL-15": refused,
   "E-VOL-17": { culprit: "caller", exit: 1, status: 400 },
   "E-REPL-01": user,
   "E-REPL-02": user,
