@@ -1,4 +1,4 @@
-/** `weft volume create|list|show|limit|stats|delete`. */
+/** `weft volume create|list|show|resize|limit|stats|delete`. */
 import type { Command } from "commander";
 
 import { formatSize } from "../core/model/size.ts";
@@ -18,7 +18,7 @@ import type { Bind } from "./context.ts";
 import { showStats } from "./stats-text.ts";
 import { watchVolume } from "./watch.ts";
 import { withSuggestion } from "./reference.ts";
-import { copiesText, openOn, volumeText, whereText } from "./volume-text.ts";
+import { copiesText, openOn, resizedText, volumeText, whereText } from "./volume-text.ts";
 
 type Create = {
   readonly copies?: number;
@@ -92,6 +92,31 @@ export function addVolumeCommands(program: Command, bind: Bind): void {
     if (found.health !== "healthy" && found.health !== "deleted") context.exitCode = 3;
     context.show(found, ({ id }) => id, volumeText);
   });
+
+  const resize = volume
+    .command("resize")
+    .description("give a volume another size; it grows while guests go on")
+    .argument("<volume>", "its name or id")
+    .argument("<size>", "256MiB, 200GiB, 3TiB: a multiple of 4 KiB")
+    .option(
+      "--lose-data <name>",
+      "the volume's name once more: it may shrink, and loses what lies beyond (detached only)",
+      volumeName,
+    );
+  bind<[string, string], { readonly loseData?: string }>(
+    resize,
+    async (context, [ref, sizeText], { loseData = null }) => {
+      const { client } = context;
+      const bytes = size(sizeText);
+      const before = await withSuggestion(client, "volume", ref, () => client.volume(ref));
+      const after = await client.resizeVolume(ref, bytes, loseData);
+      context.show(
+        after,
+        ({ id }) => id,
+        (answer) => resizedText(before.size, answer),
+      );
+    },
+  );
 
   const limit = volume
     .command("limit")

@@ -21,11 +21,20 @@ export function openOn({ owner }: VolumeAnswer): string {
   return owner === null || owner.caretaker ? "—" : owner.hostName;
 }
 
+/** What `resize` did. */
+export function resizedText(before: bigint, volume: VolumeAnswer): string {
+  const { name, size } = volume;
+  if (size === before) return `Volume "${name}" has ${formatSize(size)}, as before.`;
+  const text = `Volume "${name}" has ${formatSize(size)} now (was ${formatSize(before)}).`;
+  const isSeen = volume.owner !== null && !volume.owner.caretaker;
+  return isSeen ? `${text} An NBD client that asked for the size before sees it when it reconnects.` : text;
+}
+
 export function volumeText(volume: VolumeAnswer): string {
   const facts: readonly (readonly [string, string])[] = [
     ["Volume", volume.name],
     ["Id", volume.id],
-    ["Size", formatSize(volume.size)],
+    ["Size", sizeText(volume)],
     ["Health", volume.reason === null ? volume.health : `${volume.health}: ${volume.reason}`],
     ["Copies", `${volume.inSync} of ${volume.copies} in sync, at least ${volume.minIsr} for writes`],
     ["Open on", openOn(volume)],
@@ -44,6 +53,10 @@ export function volumeText(volume: VolumeAnswer): string {
     { title: "POOL", of: ({ pool }) => pool.slice(0, 8) },
   ]);
   return [...facts.map(([title, value]) => `${`${title}:`.padEnd(9)}${value}`), "", replicas].join("\n");
+}
+
+function sizeText({ size, wantedSize }: VolumeAnswer): string {
+  return wantedSize > size ? `${formatSize(size)}, grows to ${formatSize(wantedSize)}` : formatSize(size);
 }
 
 function stateWord(state: VolumeAnswer["replicas"][number]["state"]): string {

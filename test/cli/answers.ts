@@ -46,6 +46,7 @@ export function volume(rest: object = {}): object {
     id: ids.db,
     name: "db",
     size: "3298534883328",
+    wantedSize: "3298534883328",
     limits: null,
     copies: 2,
     minIsr: 1,

@@ -710,6 +710,53 @@ void t.test(
   },
 );
 
+void t.test("weft volume resize: sizes go as bytes, and data is lost only by name", async (t) => {
+  const grown = volume({ size: "4398046511104", wantedSize: "4398046511104" });
+  const owner = { host: ids.h1, hostName: "h1", session: ids.session, caretaker: false };
+  await using agent = await FakeAgent.start({
+    "GET /v1/volumes/db": volume(),
+    "PATCH /v1/volumes/db": [answer(grown), answer({ ...grown, owner }), answer(volume())],
+  });
+  t.equal(
+    (await agent.weft(["volume", "resize", "db", "4TiB"])).out,
+    'Volume "db" has 4 TiB now (was 3 TiB).\n',
+  );
+  t.match(
+    (await agent.weft(["volume", "resize", "db", "4TiB"])).out,
+    / An NBD client that asked for the size before sees it when it reconnects\.\n$/,
+  );
+  const lost = await agent.weft(["volume", "resize", "db", "3TiB", "--lose-data", "db"]);
+  t.equal(lost.out, 'Volume "db" has 3 TiB, as before.\n');
+  t.strictSame(
+    agent.asked.filter((line) => line.startsWith("PATCH")),
+    [
+      'PATCH /v1/volumes/db {"size":"4398046511104","loseData":null}',
+      'PATCH /v1/volumes/db {"size":"4398046511104","loseData":null}',
+      'PATCH /v1/volumes/db {"size":"3298534883328","loseData":"db"}',
+    ],
+  );
+  const asked = agent.asked.length;
+  for (const [size, code] of [
+    ["4097", "E-ARG-02"],
+    ["NaN", "E-ARG-02"],
+    ["0", "E-VOL-02"],
+    ["65TiB", "E-VOL-02"],
+    ["-4TiB", "E-ARG-01"],
+  ] as const) {
+    const bad = await agent.weft(["volume", "resize", "db", size]);
+    t.equal(bad.code, 1, size);
+    t.match(bad.err, code, size);
+  }
+  t.equal(agent.asked.length, asked, "nothing was asked of the agent");
+});
+
+void t.test("weft volume show: a volume that grows says to what", async (t) => {
+  await using agent = await FakeAgent.start({
+    "GET /v1/volumes/db": volume({ wantedSize: "4398046511104" }),
+  });
+  t.match((await agent.weft(["volume", "show", "db"])).out, "\nSize:    3 TiB, grows to 4 TiB\n");
+});
+
 void t.test("weft volume limit: numbers of requests and bytes, or none at all", async (t) => {
   const limited = volume({ limits: { iops: 2000, bps: "104857600", burstS: 5 } });
   await using agent = await FakeAgent.start({

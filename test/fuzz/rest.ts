@@ -82,6 +82,8 @@ const shapes: readonly (readonly [method: string, path: string, body: unknown])[
       return [method, named + (queries[name] ?? ""), body] as const;
     }),
   ["POST", "/v1/volumes", { ...volume, name: "web" }],
+  ["PATCH", "/v1/volumes/REF", { size: "2097152" }],
+  ["PATCH", "/v1/volumes/REF", { size: "4096", loseData: "db" }],
 ];
 
 const ref = fc.oneof(

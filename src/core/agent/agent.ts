@@ -282,6 +282,7 @@ export class Agent {
       storeIdentity,
       clocks,
       confirmation,
+      held: new Set(),
     };
     const keeper = new Keeper({
       self: host,
@@ -290,7 +291,12 @@ export class Agent {
       cluster: () => view.cluster(),
       isPlacer,
       perform: (volume, effect, state) =>
-        perform({ store, daemon: this.#daemon.client, self: host }, volume, effect, state),
+        perform(
+          { store, daemon: this.#daemon.client, self: host, held: context.held },
+          volume,
+          effect,
+          state,
+        ),
     });
     const presence = new Presence({
       store,

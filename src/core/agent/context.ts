@@ -1,5 +1,5 @@
 /** What the requests of a member host are answered with. */
-import type { HostId } from "../model/ids.ts";
+import type { HostId, VolumeId } from "../model/ids.ts";
 import type { StoreClient } from "../wire/store-client.ts";
 import type { AuthorityKeeper } from "./authority.ts";
 import type { ClockWatch } from "./clock-watch.ts";
@@ -37,4 +37,6 @@ export type MemberContext = {
   readonly storeIdentity: StoreIdentity;
   readonly clocks: ClockWatch;
   readonly confirmation: Confirmation;
+  /** Volumes whose session without a guest here is used by a request: it is closed by that. */
+  readonly held: Set<VolumeId>;
 };

@@ -152,7 +152,7 @@ export const handlers: Handlers = {
   },
   "PATCH /v1/volumes/:ref": async (agent, { params, body }) => {
     const context = agent.member();
-    return shown(context, await volumes.limitVolume(context, params.ref, body.limits));
+    return shown(context, await volumes.changeVolume(context, params.ref, body));
   },
   "DELETE /v1/volumes/:ref": async (agent, { params }) => {
     await volumes.deleteVolume(agent.member(), params.ref);

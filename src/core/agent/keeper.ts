@@ -192,6 +192,7 @@ function performer(effect: VolumeEffect): HostId | "placer" {
     case "create-record":
     case "add-member":
     case "remove-member":
+    case "grow":
     case "open-caretaker":
     case "close-caretaker":
     case "delete-record":

@@ -22,6 +22,8 @@ export type PerformContext = {
   readonly store: StoreClient;
   readonly daemon: DaemonClient;
   readonly self: HostId;
+  /** Whose session without a guest is used by a request. */
+  readonly held: ReadonlySet<VolumeId>;
 };
 
 export async function perform(
@@ -55,6 +57,9 @@ export async function perform(
     case "remove-member":
       await daemon.call("replica.remove", { volume, rid: effect.rid });
       return;
+    case "grow":
+      await daemon.call("volume.resize", { volume, size: String(effect.sizeBytes), lose: false });
+      return;
     case "open-caretaker":
       // weftd takes a volume from another caretaker in this mode, too. A guest that came in between keeps it.
       await daemon.call("session.open", {
@@ -67,6 +72,7 @@ export async function perform(
       });
       return;
     case "close-caretaker":
+      if (context.held.has(volume)) return;
       await daemon.call("session.close", { volume, abandon: false });
       return;
     case "delete-record":

@@ -153,6 +153,7 @@ export function volumeAnswer({ view }: MemberContext, volume: VolumeFacts): api.
     id: volume.id,
     name: want.name,
     size: record?.sizeBytes ?? want.sizeBytes,
+    wantedSize: want.sizeBytes,
     limits: want.limits,
     copies: want.copies,
     minIsr: want.minIsr,

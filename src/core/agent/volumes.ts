@@ -4,7 +4,8 @@
  * Must always hold:
  * - names are unique: given out in the transaction that makes the volume, taken back in the one that deletes it;
  * - creation is idempotent by its token;
- * - a refusal changes nothing.
+ * - a refusal changes nothing;
+ * - a volume shrinks by this host's own request of its weftd, never by what is wanted: a wish outlives its moment.
  */
 import { randomUUID } from "node:crypto";
 import type { z } from "zod";
@@ -14,7 +15,7 @@ import { defaultCopies, placeCopies } from "../model/placement.ts";
 import { addCopy, removeCopy } from "../model/replica-change.ts";
 import { type Decision, ok } from "../model/finding.ts";
 import { checkSize } from "../model/size.ts";
-import { checkDelete } from "../model/volume-check.ts";
+import { checkDelete, checkResize } from "../model/volume-check.ts";
 import { checkLimits, sameLimits, type VolumeLimits } from "../model/volume-limits.ts";
 import type { VolumeRecord, Want } from "../model/volume-record.ts";
 import type * as api from "../wire/agent-api.ts";
@@ -24,6 +25,7 @@ import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
 import { type VolumeFacts, volumeOf, volumesOf } from "./facts.ts";
 import { findDeleted, findHost, findVolume, hasWant, type WantedVolume } from "./find.ts";
+import { changeWant } from "./perform.ts";
 
 /** Replicas are made in parallel; a slow disk preallocates for seconds. */
 const MAKE_MS = 40_000;
@@ -110,8 +112,98 @@ export async function deleteVolume({ mirror, store, view }: MemberContext, ref: 
   }
 }
 
+/** One change of a volume. */
+export function changeVolume(
+  context: MemberContext,
+  ref: string,
+  { size, loseData, limits = null }: api.VolumeChange,
+): Promise<VolumeId> {
+  return size === undefined
+    ? limitVolume(context, ref, limits)
+    : resizeVolume(context, ref, { size, loseData });
+}
+
+/**
+ * Grown while guests go on; shrunk where `checkResize` lets it. Where nobody owns the volume, or its owner is here, weftd
+ * says at once what it thinks of it; another host's owner does it by the wish.
+ */
+async function resizeVolume(
+  context: MemberContext,
+  ref: string,
+  { size, loseData }: { readonly size: bigint; readonly loseData: string | null },
+): Promise<VolumeId> {
+  const { mirror, store, view, daemon, host } = context;
+  await mirror.sync();
+  const { id, want, wantEntry, record, extra, unreadable } = findVolume(mirror, ref);
+  if (unreadable !== null) throw unreadable;
+  const ownerIsCaretaker = extra?.caretaker ?? false;
+  const known = { want, record, cluster: view.cluster(), ownerIsCaretaker };
+  const change = decided(checkResize({ ...known, sizeBytes: size, loseData }));
+  if (wantEntry === null || record === null) throw stillMade(want.name, id);
+  const wish = async (): Promise<void> => {
+    await changeWant(store, id, (now) => (now.sizeBytes === size ? null : { ...now, sizeBytes: size }));
+  };
+  const owner = record.owner?.host ?? null;
+  // A wish for more is heard by every host, one for less by nobody: it must be there before what it would be taken for.
+  if (change === "shrink" || (owner !== null && owner !== host)) await wish();
+  try {
+    const resize = { volume: id, size: String(size), lose: change === "shrink" };
+    if (change !== "same" && owner === null)
+      await inCaretaker(context, id, () => daemon.client.call("volume.resize", resize));
+    else if (change === "grow" && owner === host) await daemon.client.call("volume.resize", resize);
+  } catch (error) {
+    if (change === "shrink") await wantWhatItHas(context, id, error);
+    throw error;
+  }
+  await wish();
+  await mirror.until(`The size of "${want.name}"`, CHANGE_MS, () => {
+    const now = volumeOf(mirror, id);
+    return now.record?.sizeBytes === size && now.want?.sizeBytes === size ? true : null;
+  });
+  return id;
+}
+
+/** Work in a session of this host without a guest, which nobody closes for want of work meanwhile. */
+async function inCaretaker(
+  { daemon, held }: MemberContext,
+  volume: VolumeId,
+  work: () => Promise<unknown>,
+): Promise<void> {
+  held.add(volume);
+  try {
+    await daemon.client.call("session.open", {
+      volume,
+      mode: "closed",
+      export: null,
+      caretaker: true,
+      old_stopped: false,
+      limits: null,
+    });
+    try {
+      await work();
+    } finally {
+      await daemon.client.call("session.close", { volume, abandon: false }).catch((error: unknown) => {
+        // It ended by itself, or it is closed with the next look at it: there is no work in it.
+        if (!isWeftError(error)) throw error;
+      });
+    }
+  } finally {
+    held.delete(volume);
+  }
+}
+
+/** After a shrink that weftd refused. Where it only didn't answer, it may be done still. */
+async function wantWhatItHas({ mirror, store }: MemberContext, id: VolumeId, error: unknown): Promise<void> {
+  if (!isWeftError(error) || error.status === 503) return;
+  await mirror.sync();
+  const { record } = volumeOf(mirror, id);
+  if (record === null) return;
+  const { sizeBytes } = record;
+  await changeWant(store, id, (want) => (want.sizeBytes < sizeBytes ? { ...want, sizeBytes } : null));
+}
+
 /** In force when it answers, where the volume is attached here; elsewhere as soon as that host's agent has heard of it. */
-export async function limitVolume(
+async function limitVolume(
   context: MemberContext,
   ref: string,
   limits: VolumeLimits | null,

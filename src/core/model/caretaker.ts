@@ -16,7 +16,7 @@ import { DEGRADED_OPEN_MS } from "./limits.ts";
 import { insync, isOver, memberOf } from "./volume-record.ts";
 import type { Made, VolumeRecord, Want } from "./volume-record.ts";
 
-export type CaretakerWork = "resync" | "add" | "remove" | "demote";
+export type CaretakerWork = "resync" | "add" | "remove" | "demote" | "grow";
 
 export type Caretaker = { readonly host: HostId; readonly work: readonly CaretakerWork[] };
 
@@ -64,6 +64,7 @@ export function caretakerWork(
       if (insync(record).some((member) => isLongAway(cluster, member.host, now))) work.add("demote");
     }
   }
+  if (want.sizeBytes > record.sizeBytes) work.add("grow");
   return [...work];
 }
 

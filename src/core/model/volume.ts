@@ -14,6 +14,7 @@
  * Must always hold:
  * - replicas are durable before the record is made (protocol.md 4.2, "Creation");
  * - a replica is added before one is removed; never the last in-sync one, never below min_isr (4.18);
+ * - a volume grows to what is wanted; it never shrinks because less is wanted: that is asked for itself, once (R18);
  * - nothing is trashed because a fact is *missing*: only for a tombstone, a record that is past the rid, or a place
  *   that was given up before its replica became a member, which weftd lets go 24 h later (R15);
  * - a record that vanished is not made anew: that is for `weft store repair` (R11);
@@ -26,6 +27,7 @@ import { formatDuration } from "./duration.ts";
 import { byText } from "./ids.ts";
 import type { HostId, PoolId, Rid, SessionId } from "./ids.ts";
 import { ASK_AGAIN_MS, TRASH_MS } from "./limits.ts";
+import { formatSizeExact } from "./size.ts";
 import { insync, isOver, memberOf } from "./volume-record.ts";
 import type { Made, Place, VolumeRecord, Want } from "./volume-record.ts";
 
@@ -67,6 +69,7 @@ export type VolumeEffect =
   | { readonly kind: "create-record"; readonly host: HostId }
   | { readonly kind: "add-member"; readonly host: HostId; readonly place: Place }
   | { readonly kind: "remove-member"; readonly host: HostId; readonly rid: Rid }
+  | { readonly kind: "grow"; readonly host: HostId; readonly sizeBytes: bigint }
   /** `steal`: from a caretaker whose host is away; there is no guest that it could hurt. */
   | { readonly kind: "open-caretaker"; readonly host: HostId; readonly steal: boolean }
   /** Its work is done, or the volume is to be deleted. */
@@ -229,6 +232,8 @@ function dueWhenLive(
       effects.push({ kind: "remove-member", host: worker, rid: place.rid });
     }
   }
+  if (worker !== null && want.sizeBytes > record.sizeBytes)
+    effects.push({ kind: "grow", host: worker, sizeBytes: want.sizeBytes });
   if (caretaker !== null) {
     effects.push({ kind: "open-caretaker", host: caretaker.host, steal: record.owner !== null });
   }
@@ -285,6 +290,8 @@ export function effectLine(effect: VolumeEffect): string {
       return `${effect.kind} ${effect.rid} on ${effect.host.slice(0, 8)}`;
     case "add-member":
       return `add-member ${effect.place.rid} on ${effect.host.slice(0, 8)}`;
+    case "grow":
+      return `grow to ${formatSizeExact(effect.sizeBytes)} on ${effect.host.slice(0, 8)}`;
     case "create-record":
     case "open-caretaker":
     case "close-caretaker":

@@ -95,17 +95,26 @@ export const volumeCreateRequest = z.strictObject({
   createdBy: z.string().min(1).max(128).nullable().default(null),
 });
 
-/** What is not named stays as it is. */
-export const volumeChangeRequest = z.strictObject({
-  /** All of them anew: one that is not named is none. Null: no limits. */
-  limits: z
-    .strictObject({
-      iops: z.number().nullable().default(null),
-      bps: u64.nullable().default(null),
-      burstS: z.number().default(LIMIT_BURST_SECONDS),
-    })
-    .nullable(),
-});
+/** One change a request: what is not named stays as it is. */
+export const volumeChangeRequest = z
+  .strictObject({
+    size: u64.optional(),
+    /** The volume's name, where it may lose what lies beyond the new end; null: it only grows. */
+    loseData: volumeName.nullable().default(null),
+    /** All of them anew: one that is not named is none. Null: no limits. */
+    limits: z
+      .strictObject({
+        iops: z.number().nullable().default(null),
+        bps: u64.nullable().default(null),
+        burstS: z.number().default(LIMIT_BURST_SECONDS),
+      })
+      .nullable()
+      .optional(),
+  })
+  .refine(
+    ({ size, limits }) => (size === undefined) !== (limits === undefined),
+    "expected either a size or limits",
+  );
 
 export const attachRequest = z.strictObject({ steal: z.boolean().default(false) });
 export const detachRequest = z.strictObject({ abandon: z.boolean().default(false) });
@@ -288,6 +297,8 @@ export const volumeAnswer = z.object({
   id: uuid,
   name: z.string(),
   size: u64,
+  /** More than `size` while it grows. */
+  wantedSize: u64,
   /** What its guests may take, wherever it is attached; null: as much as they like. */
   limits: volumeLimits.nullable(),
   copies: z.int(),
@@ -619,6 +630,7 @@ export type AttachAnswer = z.output<typeof attachAnswer>;
 export type DetachAnswer = z.output<typeof detachAnswer>;
 export type ProgressAnswer = z.output<typeof progressAnswer>;
 export type WhyAnswer = z.output<typeof whyAnswer>;
+export type VolumeChange = z.output<typeof volumeChangeRequest>;
 export type SessionStats = z.output<typeof sessionStats>;
 export type StatsAnswer = z.output<typeof statsAnswer>;
 export type TrashAnswer = z.output<typeof trashAnswer>;

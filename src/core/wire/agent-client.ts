@@ -159,6 +159,11 @@ export class AgentClient {
     return this.#call("POST", "/v1/volumes", api.volumeAnswer, api.volumeCreateRequest, wire);
   }
 
+  resizeVolume(ref: string, size: bigint, loseData: string | null = null): Promise<api.VolumeAnswer> {
+    const body = { size: String(size), loseData };
+    return this.#call("PATCH", path`/v1/volumes/${ref}`, api.volumeAnswer, api.volumeChangeRequest, body);
+  }
+
   limitVolume(ref: string, limits: VolumeLimits | null): Promise<api.VolumeAnswer> {
     const wire = limits === null ? null : { ...limits, bps: limits.bps === null ? null : String(limits.bps) };
     return this.#call("PATCH", path`/v1/volumes/${ref}`, api.volumeAnswer, api.volumeChangeRequest, {

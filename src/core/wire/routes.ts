@@ -87,7 +87,8 @@ export const routes = {
   }),
   "GET /v1/volumes/:ref": read("viewer", "volume", api.volumeAnswer),
   "PATCH /v1/volumes/:ref": mutation("operator", "volume", api.volumeChangeRequest, api.volumeAnswer, {
-    logs: ["limits"],
+    raise: ({ loseData }) => (loseData === null ? "operator" : "admin"),
+    logs: ["size", "loseData", "limits"],
   }),
   "DELETE /v1/volumes/:ref": mutation("admin", "volume", null, api.okAnswer),
   "POST /v1/volumes/:ref/attach": mutation("operator", "volume", api.attachRequest, api.attachAnswer, {

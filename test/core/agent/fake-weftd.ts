@@ -34,6 +34,7 @@ type RecordJson = Json & {
   epoch: string;
   rev: string;
   next_rid: number;
+  size: string;
   owner: { node: string; session: string; caretaker?: boolean } | null;
   deleted: string | null;
   replicas: (Json & { rid: number; node: string })[];
@@ -65,6 +66,8 @@ export class FakeWeftd {
   watermark = "1";
   /** The generation by which the agent says that the store is the cluster's; null: it says that nobody knows. */
   confirmed: bigint | null = null;
+  /** Another size is refused. */
+  refusesSizes = false;
   #host: string | null = null;
   #cluster: string | null = null;
   #store: StoreClient | null = null;
@@ -156,6 +159,19 @@ export class FakeWeftd {
           if (r.owner !== null) refuse("E-VOL-12", "open");
           return { ...r, epoch: up(r.epoch), deleted: String(Math.floor(Date.now() / 1000)) };
         }),
+      "volume.resize": async ({ volume, size, lose }) => {
+        await this.#swap(String(volume), (r) => {
+          if (this.refusesSizes) refuse("E-VOL-15", "a copy can't follow");
+          if (r.owner?.node !== this.host) refuse("E-VOL-13", "not open here");
+          if (BigInt(String(size)) < BigInt(r.size)) {
+            if (lose !== true) refuse("E-VOL-15", "smaller");
+            if (r.owner?.caretaker !== true) refuse("E-VOL-12", "a guest uses it");
+          }
+          return { ...r, epoch: up(r.epoch), size: String(size) };
+        });
+        const { epoch = "0" } = this.kept.get(String(volume)) ?? {};
+        return { size, epoch };
+      },
       "volume.restore": ({ volume }) =>
         this.#swap(String(volume), (r) => ({ ...r, epoch: up(r.epoch), deleted: null })),
       "volume.fence": async ({ volume, host }) => {

@@ -125,21 +125,28 @@ void t.test("routes: every change is a mutation of the table, and nobody's by de
   }
 });
 
-void t.test("routes: an operator neither steals nor abandons by a field of the body", async (t) => {
-  const app = door(token("operator"));
-  const admin = door(token("admin"));
-  t.teardown(() => app.close());
-  t.teardown(() => admin.close());
-  for (const [name, field] of [
-    ["POST /v1/volumes/:ref/attach", "steal"],
-    ["POST /v1/volumes/:ref/detach", "abandon"],
-  ] as const) {
-    t.same(await ask(app, name, { [field]: false }), { status: 409, code: "E-AGENT-03" });
-    t.same(await ask(app, name, { [field]: true }), refusal(403));
-    t.same(await ask(admin, name, { [field]: true }), { status: 409, code: "E-AGENT-03" });
-    t.same(await ask(app, name, { [field]: "true" }), { status: 400, code: "E-ARG-02" });
-  }
-});
+void t.test(
+  "routes: an operator neither steals, abandons nor loses data by a field of the body",
+  async (t) => {
+    const app = door(token("operator"));
+    const admin = door(token("admin"));
+    t.teardown(() => app.close());
+    t.teardown(() => admin.close());
+    for (const [name, field] of [
+      ["POST /v1/volumes/:ref/attach", "steal"],
+      ["POST /v1/volumes/:ref/detach", "abandon"],
+    ] as const) {
+      t.same(await ask(app, name, { [field]: false }), { status: 409, code: "E-AGENT-03" });
+      t.same(await ask(app, name, { [field]: true }), refusal(403));
+      t.same(await ask(admin, name, { [field]: true }), { status: 409, code: "E-AGENT-03" });
+      t.same(await ask(app, name, { [field]: "true" }), { status: 400, code: "E-ARG-02" });
+    }
+    const resize = "PATCH /v1/volumes/:ref";
+    t.same(await ask(app, resize, { size: "8192" }), { status: 409, code: "E-AGENT-03" });
+    t.same(await ask(app, resize, { size: "8192", loseData: "db" }), refusal(403));
+    t.same(await ask(admin, resize, { size: "8192", loseData: "db" }), { status: 409, code: "E-AGENT-03" });
+  },
+);
 
 void t.test("routes: who may not ask is refused before the body is read", async (t) => {
   const app = door({ kind: "nobody", address: "10.0.0.9" });
@@ -176,6 +183,7 @@ void t.test(
     t.same(await heard(app, "PATCH /v1/volumes/:ref", { limits }), [
       `begin PATCH /v1/volumes/:ref ci ${JSON.stringify({
         ref: "db",
+        loseData: null,
         limits: '{"iops":5,"bps":"65536","burstS":1}',
       })}`,
       "end PATCH /v1/volumes/:ref E-AGENT-03",

@@ -14,7 +14,7 @@ import { addCopy, markRemoved, removeCopy, withPlace } from "../../../src/core/m
 import { initialVolume, phaseOf, stepVolume, volumeLine } from "../../../src/core/model/volume.ts";
 import type { VolumeEffect, VolumeState } from "../../../src/core/model/volume.ts";
 import type { Made, Member, VolumeRecord, Want } from "../../../src/core/model/volume-record.ts";
-import { alive, away, host, hostId, pool, record, rid, want } from "./world.ts";
+import { alive, away, GIB, host, hostId, pool, record, rid, want } from "./world.ts";
 
 const TICK_MS = 20_000;
 const HOSTS = [1, 2, 3, 4];
@@ -142,6 +142,11 @@ class World {
         this.#swap((members) => members.filter((one) => one.rid !== effect.rid));
         return;
       }
+      case "grow":
+        if (this.record?.owner?.host !== effect.host) throw new Error("it grows without its owner");
+        if (effect.sizeBytes <= this.record.sizeBytes) throw new Error("it shrinks");
+        this.record = { ...this.record, sizeBytes: effect.sizeBytes, epoch: this.record.epoch + 1n };
+        return;
       case "trash-replica":
         if (this.record?.replicas.some((one) => one.rid === effect.rid) === true)
           throw new Error("a member was trashed");
@@ -193,6 +198,7 @@ const step = fc.oneof(
     arbitrary: fc.record({ kind: fc.constant("toggle" as const), host: fc.constantFrom(...HOSTS) }),
   },
   { weight: 1, arbitrary: fc.constant({ kind: "add" } as const) },
+  { weight: 1, arbitrary: fc.record({ kind: fc.constant("size" as const), gib: fc.nat({ max: 9 }) }) },
   { weight: 1, arbitrary: fc.record({ kind: fc.constant("remove" as const), rid: fc.nat({ max: 6 }) }) },
 );
 
@@ -207,6 +213,7 @@ void t.test(
           else if (event.kind === "toggle") world.toggle(hostId(event.host));
           else if (event.kind === "add")
             world.change((fact) => addCopy(world.want, fact, world.cluster, null));
+          else if (event.kind === "size") world.want = { ...world.want, sizeBytes: BigInt(event.gib) * GIB };
           else world.change((fact) => removeCopy(world.want, fact, world.cluster, rid(event.rid)));
           const members = world.record?.replicas ?? [];
           if (world.record !== null && !members.some((one) => one.state === "INSYNC"))
@@ -225,6 +232,7 @@ void t.test(
         if (members.some((one) => one.state !== "INSYNC")) throw new Error(`not level: ${told}`);
         if (members.length !== world.want.copies)
           throw new Error(`${members.length} of ${world.want.copies} copies: ${told}`);
+        if (world.record.sizeBytes < world.want.sizeBytes) throw new Error(`not grown: ${told}`);
         if (world.made.length !== members.length) throw new Error(`left over: ${told}`);
         if (world.want.placements.length !== members.length) throw new Error(`places left over: ${told}`);
       }),

@@ -1,10 +1,10 @@
 /** Plot: volumes that are open, deleted or half made are asked for. A wrong yes fences a guest; a wrong no strands one. */
 import t from "tap";
 
-import { ATTACHED_PER_HOST_MAX } from "../../../src/core/model/limits.ts";
-import { checkAttach, checkDelete, checkDetach } from "../../../src/core/model/volume-check.ts";
-import type { AttachInput } from "../../../src/core/model/volume-check.ts";
-import { cluster, hostId, member, owner, place, record, want } from "./world.ts";
+import { ATTACHED_PER_HOST_MAX, VOLUME_BYTES_MAX } from "../../../src/core/model/limits.ts";
+import { checkAttach, checkDelete, checkDetach, checkResize } from "../../../src/core/model/volume-check.ts";
+import type { AttachInput, ResizeInput } from "../../../src/core/model/volume-check.ts";
+import { cluster, GIB, hostId, member, owner, place, pool, record, want } from "./world.ts";
 
 const closed: AttachInput = {
   want: want([place(0, 1)]),
@@ -65,4 +65,59 @@ void t.test("detach: only where it is open", async (t) => {
   t.match(checkDetach(closed), {
     finding: { message: '"db" is not attached on h1. It is not open anywhere.' },
   });
+});
+
+const resized = (rest: Partial<ResizeInput>): ReturnType<typeof checkResize> =>
+  checkResize({ ...closed, sizeBytes: 4n * GIB, loseData: null, ...rest });
+const there = openThere.record;
+
+void t.test("resize: a volume grows whoever uses it, and keeps the size that it has", async (t) => {
+  t.strictSame(resized({}), { kind: "ok", value: "grow" });
+  t.strictSame(resized({ record: there }), { kind: "ok", value: "grow" });
+  t.strictSame(resized({ sizeBytes: 3n * GIB }), { kind: "ok", value: "same" });
+  t.strictSame(resized({ sizeBytes: VOLUME_BYTES_MAX }), { kind: "ok", value: "grow" });
+});
+
+void t.test("resize: what is no size is none, whatever the volume is", async (t) => {
+  for (const [sizeBytes, code] of [
+    [0n, "E-VOL-02"],
+    [-4096n, "E-VOL-02"],
+    [VOLUME_BYTES_MAX + 4096n, "E-VOL-02"],
+    [4n * GIB + 1n, "E-ARG-02"],
+  ] as const) {
+    t.match(resized({ sizeBytes }), { finding: { code } }, `${sizeBytes}`);
+  }
+  t.match(resized({ record: null }), { finding: { code: "E-VOL-14" } });
+  t.match(resized({ want: { ...closed.want, deletedAtMs: 1 } }), { finding: { code: "E-VOL-11" } });
+});
+
+void t.test("resize: it shrinks only closed, and only for who names it", async (t) => {
+  const sizeBytes = 2n * GIB;
+  t.match(resized({ sizeBytes }), {
+    finding: {
+      code: "E-VOL-15",
+      message: '"db" would lose everything beyond 2GiB: it has 3 GiB. Not changed.',
+      do: [{ command: "weft volume resize db 2GiB --lose-data db" }],
+    },
+  });
+  t.match(resized({ sizeBytes, loseData: "bd" }), { finding: { code: "E-ARG-04" } });
+  t.strictSame(resized({ sizeBytes, loseData: "db" }), { kind: "ok", value: "shrink" });
+  t.match(resized({ sizeBytes, loseData: "db", record: there }), {
+    finding: {
+      code: "E-VOL-12",
+      message: '"db" is open on h2. It shrinks only while nobody uses it. Not changed.',
+    },
+  });
+  t.match(resized({ sizeBytes, loseData: "db", record: there, ownerIsCaretaker: true }), {
+    finding: { code: "E-VOL-14" },
+  });
+});
+
+void t.test("resize: it does not grow into a pool that takes nothing more", async (t) => {
+  const full = { ...closed.cluster, pools: [pool(1, { freeBytes: GIB })] };
+  t.match(resized({ cluster: full }), {
+    finding: { code: "E-POOL-06", message: /on h1 that takes nothing more: 1 GiB of 900 GiB free/ },
+  });
+  const behind = record([member(0, 2), member(1, 1, "STALE")]);
+  t.equal(resized({ cluster: full, record: behind }).kind, "ok", "a copy that is not in sync has time");
 });

@@ -15,7 +15,7 @@ import {
   wakeAt,
 } from "../../../src/core/model/volume.ts";
 import type { VolumeEvent, VolumeState } from "../../../src/core/model/volume.ts";
-import { cluster, made, member, owner, place, record, want } from "./world.ts";
+import { cluster, GIB, made, member, owner, place, record, want } from "./world.ts";
 
 const three = cluster([1, 2, 3]);
 
@@ -267,5 +267,28 @@ void t.test(
       }),
       { numRuns: 500 },
     );
+  },
+);
+
+void t.test(
+  "volume: it grows through its owner, or through a caretaker, and never shrinks by itself",
+  async (t) => {
+    const state = {
+      ...initialVolume(),
+      want: want([place(0, 2)], { sizeBytes: 4n * GIB }),
+      made: [made(0, 2)],
+      record: record([member(0, 2)], { owner: owner(3) }),
+    };
+    const asked = (rest: Partial<VolumeState>): string[] =>
+      play({ ...state, ...rest }, { kind: "tick" }, 0)[1];
+    t.strictSame(asked({}), ["grow to 4GiB on 30000000"]);
+    t.strictSame(asked({ record: record([member(0, 2)]) }), ["open-caretaker on 20000000"]);
+    const caretaker = owner(2)?.session ?? null;
+    t.strictSame(asked({ record: record([member(0, 2)], { owner: owner(2) }), caretaker }), [
+      "grow to 4GiB on 20000000",
+    ]);
+    const grown = record([member(0, 2)], { owner: owner(2), sizeBytes: 4n * GIB });
+    t.strictSame(asked({ record: grown, caretaker }), ["close-caretaker on 20000000"]);
+    t.strictSame(asked({ record: record([member(0, 2)], { sizeBytes: 5n * GIB }) }), []);
   },
 );
