@@ -86,7 +86,7 @@ pub enum PoolOp {
     /// What a replica's machine asks of its pool; answered with `Disk`. `Write` trusts the CRCs it is given, which the
     /// replica has checked. `Zero` is done in pieces of a segment, at most four at a time, each durable; ended early
     /// by [`PoolOp::Cancel`]. `Grow` makes everything between its two sizes absent, whatever lies there (R18); so does
-    /// `Cut`, as `Zero` would.
+    /// `Cut`, as `Zero` would: what was cut without a stamp is to be grown over before it is read.
     Disk {
         /// Which; open.
         replica: ReplicaKey,

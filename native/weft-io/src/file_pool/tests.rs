@@ -588,6 +588,11 @@ fn a_growth_makes_absent_what_lies_above_the_volumes_end_on_a_larger_replica_and
         rig.kill();
         let mut rig = Rig::open(path, kind);
         rig.opened(3 * SEGMENT, &[]);
+        // What was cut is read by nobody before it has been grown over.
+        assert_eq!(rig.disk(DiskOp::Grow { from: SEGMENT, to: 3 * SEGMENT }), Ok(DiskDone::Done));
+        rig.kill();
+        let mut rig = Rig::open(path, kind);
+        rig.opened(3 * SEGMENT, &[]);
         assert_eq!(rig.read(16384 * 2, 1), Ok(vec![Err(Hole::Absent)]));
         assert_eq!(rig.disk(DiskOp::Cut { from: SEGMENT, to: 4 * SEGMENT }), Err(PoolError::OutOfBounds));
     });
