@@ -145,6 +145,8 @@ methods! {
     "volume.fence" VolumeFence(t::VolumeFence) -> t::VolumeFenced;
     /// Changes the size of a volume that is open here.
     "volume.resize" VolumeResize(t::VolumeResize) -> t::VolumeResized;
+    /// Changes what is wanted of a volume that is open here.
+    "volume.policy" VolumePolicy(t::VolumePolicy) -> t::Nothing;
     /// Opens a volume here.
     "session.open" SessionOpen(t::SessionOpen) -> t::SessionOpened;
     /// Closes a volume here.

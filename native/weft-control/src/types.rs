@@ -613,6 +613,22 @@ pub struct VolumeResized {
     pub epoch: Epoch,
 }
 
+/// Changes what is wanted of a volume through its session here, a guest's or a caretaker's. No write completes under it
+/// before every in-sync copy holds the record that says so (protocol.md R25). Idempotent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumePolicy {
+    /// The volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// Copies, 1 to 8.
+    pub copies: u8,
+    /// Fewest in-sync copies under which writes complete, 1 to `copies`; not raised above those that are in sync.
+    pub min_isr: u8,
+    /// What copies must not share: `host`, `rack` or `site`.
+    pub spread: String,
+}
+
 /// Closes the session of a volume.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -173,6 +173,8 @@ pub enum Mutation {
     ShrinkKeepsEpoch,
     /// R25: the asker is told as soon as the swap is done.
     ToldAtSwap,
+    /// R25: another min_isr raises `rev` only.
+    PolicyKeepsEpoch,
     /// M26: after a failed flush the member goes on.
     FailedFlushForgotten,
     /// I1: a close changes the owner within the epoch.
@@ -197,7 +199,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every mutation with the name that `--mutation` takes, in the order of the rules.
-    pub const ALL: [(Mutation, &'static str); 90] = [
+    pub const ALL: [(Mutation, &'static str); 91] = [
         (Mutation::NoFence, "r1-no-fence"),
         (Mutation::AnyPromiser, "r1-any-promiser"),
         (Mutation::AttachUnbound, "r1-attach-unbound"),
@@ -281,6 +283,7 @@ impl Mutation {
         (Mutation::GrowKeepsEpoch, "r25-grow-keeps-epoch"),
         (Mutation::ShrinkKeepsEpoch, "r25-shrink-keeps-epoch"),
         (Mutation::ToldAtSwap, "r25-told-at-swap"),
+        (Mutation::PolicyKeepsEpoch, "r25-policy-keeps-epoch"),
         (Mutation::FailedFlushForgotten, "m26-failed-flush-forgotten"),
         (Mutation::CloseKeepsEpoch, "i1-close-keeps-epoch"),
         (Mutation::OvertakenRead, "i12-overtaken-read"),

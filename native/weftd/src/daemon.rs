@@ -34,6 +34,7 @@ use weft_proto::log::ReplicaKey;
 use weft_proto::message::{Response, Watermark};
 use weft_proto::record::Record;
 use weft_proto::replica::{AttachmentId, Token};
+use weft_proto::session::policy::PolicyChange;
 use weft_proto::session::{EndReason, Event, StoreCall, Transmit};
 use weft_proto::wire::{Hello, MAX_FRAME, Version};
 
@@ -523,6 +524,10 @@ impl Daemon {
             Event::Resized { size, outcome } => {
                 tracing::info!(%volume, size, ?outcome, "resized");
                 slot.answer_resize(size, outcome);
+            }
+            Event::PolicySet { outcome } => {
+                tracing::info!(%volume, ?outcome, "another policy");
+                slot.answer_policy(outcome);
             }
             Event::Ended(reason) => {
                 tracing::info!(%volume, ?reason, "ended");
@@ -1238,6 +1243,14 @@ impl Daemon {
                 if let Some((slot, answer)) = self.open_slot(r.volume, answer) {
                     slot.resize(now, r.size.0, r.lose, answer);
                     self.touched.insert(r.volume);
+                }
+            }
+            Command::VolumePolicy(p) => {
+                if let Some((slot, answer)) = self.open_slot(p.volume, answer) {
+                    slot.policies.push_back(answer);
+                    let (copies, min_isr, spread) = (p.copies, p.min_isr, p.spread);
+                    slot.machine.set_policy(now, PolicyChange { copies, min_isr, spread });
+                    self.touched.insert(p.volume);
                 }
             }
             Command::SessionOpen(open) => self.open(now, open, answer),

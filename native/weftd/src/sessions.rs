@@ -21,7 +21,8 @@ use weft_proto::mutants::Broken;
 use weft_proto::payload::{BLOCK, Payload as _};
 use weft_proto::record::{Record, ReplicaState};
 use weft_proto::session::{
-    EndReason, OpenMode, Session, SessionConfig, SessionView, StoreReply as MachineReply, Timing, size,
+    EndReason, OpenMode, Session, SessionConfig, SessionView, StoreReply as MachineReply, Timing, policy,
+    size,
 };
 
 use crate::clock::{random_u128, random_uuid};
@@ -56,6 +57,8 @@ pub struct Slot {
     pub changes: BTreeMap<Rid, Vec<Answer>>,
     /// Whoever asked for another size, in order.
     pub resizes: VecDeque<Answer>,
+    /// Whoever asked for another policy, in order.
+    pub policies: VecDeque<Answer>,
     /// Why it ended.
     pub ended: Option<EndReason>,
     /// The members as their links were last told: their host and pool, and whether they are up.
@@ -130,6 +133,7 @@ impl Slot {
             closing: Vec::new(),
             changes: BTreeMap::new(),
             resizes: VecDeque::new(),
+            policies: VecDeque::new(),
             ended: None,
             links: BTreeMap::new(),
             resync_since: None,
@@ -190,6 +194,22 @@ impl Slot {
         }
     }
 
+    /// A policy was changed, or can't be: the machine answers them in order.
+    pub fn answer_policy(&mut self, outcome: Result<(), &'static str>) {
+        let Some(answer) = self.policies.pop_front() else { return };
+        match outcome {
+            Ok(()) => {
+                let _ = answer.send(Ok(json!({})));
+            }
+            Err(why) => {
+                let code = if why == policy::TOO_FEW_IN_SYNC { Code::LAST_COPY } else { Code::BAD_VALUE };
+                let volume = self.machine.volume();
+                let failure = Failure::new(code, format!("volume {volume}: {why}"));
+                refuse(answer, failure.with("volume", volume.to_string()));
+            }
+        }
+    }
+
     /// The answer to whoever opened it.
     #[must_use]
     pub fn opened(&self) -> SessionOpened {
@@ -206,7 +226,8 @@ impl Slot {
         if let Some((answer, _)) = self.opening.take() {
             refuse(answer, end_failure(volume, reason));
         }
-        for answer in std::mem::take(&mut self.changes).into_values().flatten() {
+        let policies = std::mem::take(&mut self.policies);
+        for answer in std::mem::take(&mut self.changes).into_values().flatten().chain(policies) {
             refuse(answer, end_failure(volume, reason));
         }
         for answer in std::mem::take(&mut self.resizes) {

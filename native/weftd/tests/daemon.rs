@@ -231,6 +231,16 @@ fn a_copy_is_added_removed_and_trashed() {
     let show = json!({ "volume": volume });
     hosts[0].ask_until("session.show", &show, |s| s["members"][1]["state"] == "INSYNC");
     assert_eq!(hosts[1].ask("replica.trash", replica.clone())["trashed"], false, "the record names it");
+    let policy = |min_isr: u8| json!({ "volume": volume, "copies": 2, "min_isr": min_isr, "spread": "rack" });
+    hosts[0].ask("volume.policy", policy(2));
+    let record = cluster.get(&format!("/weft/v1/vol/{volume}/state"));
+    assert_eq!((&record["policy"]["min_isr"], &record["policy"]["spread"]), (&json!(2), &json!("rack")));
+    let needed = hosts[0]
+        .try_ask("replica.remove", json!({ "volume": volume, "rid": 1 }))
+        .expect_err("writes need it");
+    assert_eq!(needed["code"], "E-REPL-03");
+    hosts[0].ask("volume.policy", policy(1));
+    hosts[0].ask("volume.policy", policy(1));
     hosts[0].ask("replica.remove", json!({ "volume": volume, "rid": 1 }));
     let last =
         hosts[0].try_ask("replica.remove", json!({ "volume": volume, "rid": 0 })).expect_err("the last");

@@ -655,6 +655,18 @@ export type VolumeLimits = {
   readonly iops: number | null;
 };
 
+/** Changes what is wanted of a volume through its session here, a guest's or a caretaker's. No write completes under it before every in-sync copy holds the record that says so (protocol.md R25). Idempotent. */
+export type VolumePolicy = {
+  /** Copies, 1 to 8. */
+  readonly copies: number;
+  /** Fewest in-sync copies under which writes complete, 1 to `copies`; not raised above those that are in sync. */
+  readonly min_isr: number;
+  /** What copies must not share: `host`, `rack` or `site`. */
+  readonly spread: string;
+  /** The volume. */
+  readonly volume: Uuid;
+};
+
 /** Names a volume. */
 export type VolumeRef = {
   /** The volume. */
@@ -771,6 +783,8 @@ export type DaemonMethods = {
   readonly "volume.delete": { readonly params: VolumeRef; readonly result: Nothing };
   /** Takes the ownership of a volume from a host that was revoked; done nothing if it has none. */
   readonly "volume.fence": { readonly params: VolumeFence; readonly result: VolumeFenced };
+  /** Changes what is wanted of a volume that is open here. */
+  readonly "volume.policy": { readonly params: VolumePolicy; readonly result: Nothing };
   /** Changes the size of a volume that is open here. */
   readonly "volume.resize": { readonly params: VolumeResize; readonly result: VolumeResized };
   /** Takes the mark away again. */

@@ -23,6 +23,7 @@ mod join;
 mod open;
 mod ops;
 mod peer;
+pub mod policy;
 mod serve;
 pub mod size;
 mod store;
@@ -50,6 +51,7 @@ use copy::Piece;
 use join::Join;
 use ops::{GuestRequest, Op};
 use peer::Peer;
+use policy::PolicyChange;
 use size::Growing;
 use store::Attempt;
 
@@ -299,6 +301,11 @@ pub enum Event {
         /// Done and held durably by every in-sync member (R25), or why not.
         outcome: Result<(), &'static str>,
     },
+    /// The answer to [`Session::set_policy`].
+    PolicySet {
+        /// Done, or why not.
+        outcome: Result<(), &'static str>,
+    },
     /// The session is over; nothing follows.
     Ended(EndReason),
 }
@@ -343,6 +350,7 @@ enum Change {
     Add { rid: Rid, node: HostId, pool: PoolId },
     Remove { rid: Rid },
     Resize { size: u64, lose: bool },
+    Policy(PolicyChange),
 }
 
 /// The session machine.
@@ -659,6 +667,13 @@ impl<P: Payload> Session<P> {
     /// what lies beyond. Answered by [`Event::Resized`], in the order of asking, unless the session ends before.
     pub fn resize(&mut self, now: Instant, size: u64, lose: bool) {
         self.change.push_back(Change::Resize { size, lose });
+        self.maintain(now);
+    }
+
+    /// Changes what is wanted of the volume. Answered by [`Event::PolicySet`], unless the session ends before; several in
+    /// the order in which they were asked for.
+    pub fn set_policy(&mut self, now: Instant, wanted: PolicyChange) {
+        self.change.push_back(Change::Policy(wanted));
         self.maintain(now);
     }
 

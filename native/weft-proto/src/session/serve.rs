@@ -126,7 +126,7 @@ impl<P: Payload> Session<P> {
         }
     }
 
-    /// The next membership change that the agent asked for; `add_only` while the volume is opened paused.
+    /// The next change that the agent asked for; `add_only`: none takes a member out, while the volume is opened paused.
     pub(super) fn propose_change(&mut self, now: Instant, add_only: bool) -> bool {
         if !self.attempts.is_empty() {
             return false;
@@ -149,6 +149,10 @@ impl<P: Payload> Session<P> {
             }
             Change::Remove { .. } | Change::Resize { .. } if add_only => return false,
             Change::Resize { size, lose } => return self.propose_resize(now, size, lose),
+            Change::Policy(wanted) => {
+                self.propose_policy(now, &wanted);
+                return true;
+            }
             Change::Remove { rid } => match self.rec().replica(rid).map(|e| e.state) {
                 None => (rid, Ok(None)),
                 Some(ReplicaState::InSync) => {

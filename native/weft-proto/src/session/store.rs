@@ -9,6 +9,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use super::policy::PolicyChange;
 use super::{EndReason, Event, OpenMode, Phase, Session, StoreCall, StoreReply};
 use crate::ids::{Generation, HostId, Instant, Nonce, PoolId, PoolInc, Revision, Rid};
 use crate::message::Watermark;
@@ -43,6 +44,8 @@ pub(super) enum Intent {
     Remove { rid: Rid },
     /// Another size (R25).
     Resize { size: u64 },
+    /// Something else is wanted of the volume (R25).
+    Policy(PolicyChange),
     /// Nothing changes but the revision: settles earlier attempts.
     Settle,
     /// owner := null, clean.
@@ -199,6 +202,10 @@ impl<P: Payload> Session<P> {
                 // A repair of the store goes by the members' copies of the record: nothing completes in the new size, and
                 // nobody is told of it, before they hold it (R25; docs/model.md, findings 9 and 24).
                 membership = !self.config.broken.is(keeps);
+            }
+            Intent::Policy(wanted) => {
+                wanted.put_into(&mut r.policy);
+                membership = !self.config.broken.is(Mutation::PolicyKeepsEpoch);
             }
             Intent::Settle => {}
             Intent::Close { sealed } => {
@@ -409,6 +416,7 @@ impl<P: Payload> Session<P> {
                 self.events.push_back(Event::ChangeDone { rid, outcome: Ok(()) });
             }
             Some(Intent::Resize { .. }) => self.resized(now, old_size),
+            Some(Intent::Policy(_)) => self.policy_done(Ok(())),
             Some(Intent::ClearWait) => self.steal_wait = false,
             Some(Intent::Settle) => self.settled(now),
             Some(Intent::Renew) | None => self.demoted(now),

@@ -87,6 +87,7 @@ pub(super) const SHOWN_BY: &[(Mutation, &str)] = &[
     (Mutation::GrowKeepsEpoch, "a_write_in_a_new_size_is_answered_when_no_loss_of_the_store_takes_it_back"),
     (Mutation::ShrinkKeepsEpoch, "a_size_that_was_told_outlives_the_store"),
     (Mutation::ToldAtSwap, "a_size_that_was_told_outlives_the_store"),
+    (Mutation::PolicyKeepsEpoch, "a_repair_brings_back_the_min_isr_that_writes_completed_under"),
     (Mutation::FailedFlushForgotten, "a_flush_that_failed_once_is_not_asked_again"),
     (Mutation::OvertakenRead, "a_read_that_was_overtaken_shows_nothing_that_may_vanish"),
     (Mutation::CloseUnsealed, "a_clean_volume_is_sealed_on_every_member"),
@@ -137,6 +138,7 @@ own! {
     R25 => a_size_that_was_told_outlives_the_store,
     R22 => a_seal_counts_when_its_checksums_are_on_the_disk,
     R24 => a_quarantined_member_is_taken_out,
+    R25 => a_repair_brings_back_the_min_isr_that_writes_completed_under,
     I12 => a_read_that_was_overtaken_shows_nothing_that_may_vanish,
     I26 => a_clean_volume_is_sealed_on_every_member,
 }
@@ -793,6 +795,21 @@ fn a_member_that_says_it_has_sealed_what_nobody_has_is_taken_out(play: &Play) {
         assert!(stage.swaps().iter().any(without), "{sealed} is believed");
         assert!(stage.durable(R0).sealed > Generation::new(claimed, 0), "nothing is sealed any more");
     }
+}
+
+/// R25: writes shall need both copies from now on; one is acknowledged, the store is lost, and repaired from what the
+/// copies keep.
+fn a_repair_brings_back_the_min_isr_that_writes_completed_under(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(D);
+    let lost = stage.backup();
+    stage.written(owner, BLOCK);
+    assert_eq!(stage.set_policy(owner, 2, 2), Ok(()));
+    stage.written(owner, BLOCK);
+    stage.vanish(owner);
+    stage.restore(lost);
+    stage.repair(false).expect("both members answer");
+    assert_eq!(stage.record().policy.min_isr, 2);
 }
 
 /// I12: a read is on its way to r0 when a write to the same block begins, which only r0 gets before the owner and r0

@@ -5,6 +5,7 @@ use crate::stage::{A, B, C, D, Fate, Play, R0, R1, R2, Scene, Stage, Who, guest_
 use weft_proto::message::Ask;
 use weft_proto::record::ReplicaState;
 use weft_proto::replica::{DiskError, DiskOp};
+use weft_proto::session::policy::TOO_FEW_IN_SYNC;
 use weft_proto::session::{EndReason, Event};
 
 plots! {
@@ -18,6 +19,7 @@ plots! {
     M9 => members_that_fail_together_leave_by_one_swap,
     M9 => after_a_removal_everybody_who_remains_must_have_the_write,
     M10 => too_few_members_pause_the_volume_until_one_returns,
+    M10 => a_min_isr_is_lowered_while_the_volume_waits_and_not_raised_above_its_copies,
     M11 => a_stale_copy_is_never_opened_in_place_of_the_last_good_one,
     M14 => a_joiner_that_dies_near_the_end_is_not_admitted,
     M15 => a_joiner_admitted_by_an_owner_that_never_knew_has_everything,
@@ -237,6 +239,33 @@ fn too_few_members_pause_the_volume_until_one_returns(play: &Play) {
     stage.run_until("the write is acknowledged", |s| s.done(write.id));
     assert_eq!((stage.in_sync(), stage.view(owner).phase), (vec![R1, R2], "serving"));
     assert_eq!(stage.disk(R1, 3), write.value);
+}
+
+/// M10, too: writes need two of three copies, and two are gone: who asks for less has the volume go on without them, and can't
+/// have more again before a copy is back.
+fn a_min_isr_is_lowered_while_the_volume_waits_and_not_raised_above_its_copies(play: &Play) {
+    let mut stage = Scene::copies(3).min_isr(2).stage(play);
+    let owner = stage.owner(D);
+    stage.power_off(R0);
+    stage.power_off(R1);
+    let write = stage.write(owner, 3);
+    stage.run_for(5000);
+    assert!(!stage.done(write.id) && stage.view(owner).paused.is_some());
+    let epoch = stage.record().epoch;
+    assert_eq!(stage.set_policy(owner, 3, 1), Ok(()));
+    assert!(stage.record().epoch > epoch);
+    stage.run_until("the write is acknowledged", |s| s.done(write.id));
+    assert_eq!(stage.in_sync(), [R2]);
+    assert_eq!(stage.set_policy(owner, 3, 2), Err(TOO_FEW_IN_SYNC));
+    for (copies, min_isr) in [(3, 4), (0, 1), (9, 1), (1, 0)] {
+        let refused = stage.set_policy(owner, copies, min_isr);
+        assert!(refused.is_err_and(|why| why != TOO_FEW_IN_SYNC), "{copies} {min_isr}: {refused:?}");
+    }
+    stage.start(R1);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R1, R2]);
+    assert_eq!(stage.set_policy(owner, 2, 2), Ok(()));
+    assert_eq!((stage.record().policy.copies, stage.record().policy.min_isr), (2, 2));
+    stage.close(owner);
 }
 
 /// M11: r1 is stale and up, r0, the last in-sync copy, is away: whoever opens waits for r0, however long.

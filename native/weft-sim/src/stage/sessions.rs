@@ -1,5 +1,7 @@
 //! Sessions on the stage: who opens, steals, closes, and what it told.
 
+use weft_proto::session::policy::PolicyChange;
+
 use super::*;
 
 impl Stage {
@@ -139,6 +141,25 @@ impl Stage {
     pub fn resized(&mut self, who: Who, blocks: u64) {
         self.resize(who, blocks);
         self.run_until("the volume has another size", |s| s.is_resized(who, blocks));
+    }
+
+    /// Asks for other copies and another min_isr, and plays until the session has answered.
+    pub fn set_policy(&mut self, who: Who, copies: u8, min_isr: u8) -> Result<(), &'static str> {
+        self.play
+            .tell(self.now, format_args!("{who} is asked for {copies} copies, {min_isr} of them for writes"));
+        let answers = |s: &Stage| {
+            let outcome =
+                |e: &Event| if let Event::PolicySet { outcome } = e { Some(*outcome) } else { None };
+            s.events(who).iter().filter_map(outcome).collect::<Vec<_>>()
+        };
+        let before = answers(self).len();
+        let now = self.clock(self.acts[who.0].host);
+        if let Some(m) = &mut self.acts[who.0].machine {
+            m.set_policy(now, PolicyChange { copies, min_isr, spread: "host".into() });
+        }
+        self.drain(who);
+        self.run_until("the policy is answered", |s| answers(s).len() > before);
+        answers(self)[before]
     }
 
     /// How it stands, or stood last.

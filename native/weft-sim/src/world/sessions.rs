@@ -232,6 +232,8 @@ fn line_of(event: &SessionEvent) -> Option<String> {
         SessionEvent::JoinAbandoned { rid, reason } => format!("gives up bringing {rid} in: {reason}"),
         SessionEvent::ChangeDone { rid, outcome: Ok(()) } => format!("changed the place of {rid} as asked"),
         SessionEvent::ChangeDone { rid, outcome: Err(why) } => format!("refuses to change {rid}: {why}"),
+        SessionEvent::PolicySet { outcome: Ok(()) } => "changed its policy as asked".into(),
+        SessionEvent::PolicySet { outcome: Err(why) } => format!("refuses another policy: {why}"),
         SessionEvent::Ended(reason) => match reason {
             EndReason::Closed => "is closed".into(),
             EndReason::Abandoned { lost_writes } => {

@@ -19,6 +19,7 @@ fn nonsense(volume: &str, pool: &str) -> Vec<(&'static str, Value, &'static str)
             "limits": limits })
     };
     let limit = |volume: &str, limits: Value| json!({ "volume": volume, "limits": limits });
+    let policy = |volume: &str, copies: u8, min_isr: u8| json!({ "volume": volume, "copies": copies, "min_isr": min_isr, "spread": "host" });
     let configure = |address: &str| json!({ "cluster": nobody, "host": nobody, "name": "x", "address": address, "endpoints": [] });
     vec![
         ("volume.make", json!({}), "E-ARG-01"),
@@ -52,6 +53,16 @@ fn nonsense(volume: &str, pool: &str) -> Vec<(&'static str, Value, &'static str)
         ),
         ("replica.add", json!({ "volume": nobody, "rid": 1, "node": nobody, "pool": nobody }), "E-VOL-13"),
         ("replica.remove", json!({ "volume": nobody, "rid": 1 }), "E-VOL-13"),
+        ("volume.policy", policy(nobody, 1, 1), "E-VOL-13"),
+        ("volume.policy", policy(volume, 0, 0), "E-ARG-02"),
+        ("volume.policy", policy(volume, 1, 2), "E-ARG-02"),
+        ("volume.policy", policy(volume, 9, 1), "E-ARG-02"),
+        ("volume.policy", policy(volume, 2, 2), "E-REPL-03"),
+        (
+            "volume.policy",
+            json!({ "volume": volume, "copies": 1, "min_isr": 1, "spread": "x".repeat(5000) }),
+            "E-ARG-02",
+        ),
         ("pool.create", json!({ "path": "relative/path" }), "E-ARG-02"),
         ("pool.create", json!({ "path": "/nul\u{0}byte" }), "E-POOL-01"),
         ("pool.create", json!({ "path": format!("/tmp/{}", "x".repeat(5000)) }), "E-ARG-02"),
