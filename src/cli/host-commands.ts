@@ -1,7 +1,9 @@
-/** `weft host list|remove|revoke`. */
+/** `weft host list|label|remove|revoke`. */
 import type { Command } from "commander";
 
-import type { HostRevokeAnswer } from "../core/wire/agent-api.ts";
+import { labelsText, parseLabels } from "../core/model/spread.ts";
+import type { HostAnswer, HostRevokeAnswer } from "../core/wire/agent-api.ts";
+import { decided } from "../core/wire/errors.ts";
 import type { Bind } from "./context.ts";
 import { withSuggestion } from "./reference.ts";
 
@@ -19,9 +21,29 @@ export function addHostCommands(program: Command, bind: Bind): void {
         { title: "ADDRESS", of: ({ address }) => address },
         { title: "ANSWERS", of: ({ alive }) => (alive ? "yes" : "no") },
         { title: "STORE", of: ({ store }) => (store === "none" ? "—" : store) },
+        ...(hosts.some(({ labels }) => labelsText(labels) !== "—")
+          ? [{ title: "STANDS IN", of: ({ labels }: HostAnswer) => labelsText(labels) }]
+          : []),
         { title: "ID", of: ({ id }) => id },
       ],
       "No hosts.",
+    );
+  });
+
+  const label = host
+    .command("label")
+    .description("say where a host stands, for volumes whose copies must not share a rack or site")
+    .argument("<host>", "its name or id")
+    .argument("<labels...>", "rack=NAME, site=NAME; rack= takes it off");
+  bind<[string], object>(label, async (context, [ref]) => {
+    const labels = decided(parseLabels(label.args.slice(1)));
+    const answer = await withSuggestion(context.client, "host", ref, () =>
+      context.client.changeHost(ref, { labels }),
+    );
+    context.show(
+      answer,
+      ({ id }) => id,
+      ({ name, labels: now }) => `${name} stands in: ${labelsText(now)}.`,
     );
   });
 

@@ -7,7 +7,7 @@ import { findReplica, withSuggestion } from "./reference.ts";
 import { copiesText, whereText } from "./volume-text.ts";
 import { watchVolume } from "./watch.ts";
 
-export function addReplicaCommands(program: Command, bind: Bind): void {
+export function addReplicaCommands(program: Command, bind: Bind): Command {
   const replica = program.command("replica").description("copies of a volume");
 
   const add = replica
@@ -50,4 +50,5 @@ export function addReplicaCommands(program: Command, bind: Bind): void {
         `Copy ${found.rid} of "${name}" on ${found.hostName} goes; its data rests in the trash for 24 h.`,
     );
   });
+  return replica;
 }

@@ -2,6 +2,7 @@
 import type { Command } from "commander";
 
 import { formatSize } from "../core/model/size.ts";
+import type { Spread } from "../core/model/spread.ts";
 import { limitsText } from "../core/model/volume-limits.ts";
 import { WeftError } from "../core/wire/errors.ts";
 import {
@@ -15,6 +16,7 @@ import {
   volumeName,
 } from "./arguments.ts";
 import type { Bind } from "./context.ts";
+import { spreadRule } from "./place-commands.ts";
 import { showStats } from "./stats-text.ts";
 import { watchVolume } from "./watch.ts";
 import { withSuggestion } from "./reference.ts";
@@ -25,9 +27,10 @@ type Create = {
   readonly minIsr?: number;
   readonly host?: readonly string[];
   readonly ack?: "durable";
+  readonly spread?: Spread;
 };
 
-export function addVolumeCommands(program: Command, bind: Bind): void {
+export function addVolumeCommands(program: Command, bind: Bind): Command {
   const volume = program.command("volume").description("what a guest sees as a disk");
 
   const create = volume
@@ -38,6 +41,11 @@ export function addVolumeCommands(program: Command, bind: Bind): void {
     .option("--copies <number>", "in-sync copies on distinct hosts (default: 2, or 1 with one host)", copies)
     .option("--min-isr <number>", "fewest in-sync copies under which writes complete (default: 1)", minIsr)
     .option("--host <name>", "put a copy there; once for each copy", collectHost)
+    .option(
+      "--spread <rule>",
+      "what copies must not share: host, rack or site (weft host label); default: host",
+      spreadRule,
+    )
     .option(
       "--ack <mode>",
       "when a write is done: durable, on stable media of every in-sync copy",
@@ -51,6 +59,7 @@ export function addVolumeCommands(program: Command, bind: Bind): void {
       copies: options.copies ?? options.host?.length ?? null,
       minIsr: options.minIsr ?? null,
       hosts: options.host === undefined ? null : [...options.host],
+      ...(options.spread === undefined ? {} : { spread: options.spread }),
     });
     context.show(
       made,
@@ -158,6 +167,7 @@ export function addVolumeCommands(program: Command, bind: Bind): void {
       `Volume "${ref}" is in the trash for 24 h.  Bring it back:  weft trash restore ${ref}`,
     );
   });
+  return volume;
 }
 
 function checkPolicy(options: Create): void {

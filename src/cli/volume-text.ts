@@ -37,6 +37,7 @@ export function volumeText(volume: VolumeAnswer): string {
     ["Size", sizeText(volume)],
     ["Health", volume.reason === null ? volume.health : `${volume.health}: ${volume.reason}`],
     ["Copies", `${volume.inSync} of ${volume.copies} in sync, at least ${volume.minIsr} for writes`],
+    ...(volume.spread === "host" ? [] : [["Apart by", volume.spread] as const]),
     ["Open on", openOn(volume)],
     ...(volume.limits === null ? [] : [["Limits", limitsText(volume.limits)] as const]),
     ...(volume.owner?.caretaker === true
@@ -48,7 +49,10 @@ export function volumeText(volume: VolumeAnswer): string {
   const replicas = table(volume.replicas, [
     { title: "COPY", of: ({ rid }) => String(rid), right: true },
     { title: "HOST", of: ({ hostName, alive }) => (alive ? hostName : `${hostName} (not answering)`) },
-    { title: "STATE", of: ({ state }) => stateWord(state) },
+    {
+      title: "STATE",
+      of: ({ state, leaving }) => (leaving ? `${stateWord(state)}, leaves` : stateWord(state)),
+    },
     { title: "REASON", of: ({ reason }) => (reason === null || reason === "" ? "—" : reason) },
     { title: "POOL", of: ({ pool }) => pool.slice(0, 8) },
   ]);

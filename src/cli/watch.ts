@@ -9,20 +9,25 @@ import { setTimeout as delay } from "node:timers/promises";
 
 import { initialJob, jobLine, percentOf, stepJob } from "../core/model/job.ts";
 import type { JobState } from "../core/model/job.ts";
-import type { ProgressAnswer } from "../core/wire/agent-api.ts";
+import type { ProgressAnswer, VolumeAnswer } from "../core/wire/agent-api.ts";
 import { WeftError } from "../core/wire/errors.ts";
 import type { Context } from "./context.ts";
 
 /** Fast enough to look alive, slow enough not to load the agent. */
 const PERIOD_MS = 500;
 
-export async function watchVolume(context: Context, ref: string): Promise<void> {
+/** `places`: until its copies are where they are wanted, too, and nothing else is. */
+export async function watchVolume(
+  context: Context,
+  ref: string,
+  { places = false }: { readonly places?: boolean } = {},
+): Promise<void> {
   const signal = context.interruption();
   let job: JobState = initialJob(Date.now());
   let shown = "";
   for (;;) {
     const answer = await context.client.progress(ref);
-    if (answer.health === "healthy") return;
+    if (answer.health === "healthy" && (!places || isInPlace(await context.client.volume(ref)))) return;
     if (answer.health === "deleted" || answer.health === "unreadable") {
       throw new WeftError({
         code: "E-VOL-11",
@@ -38,6 +43,10 @@ export async function watchVolume(context: Context, ref: string): Promise<void> 
     shown = step;
     await pause(signal);
   }
+}
+
+export function isInPlace({ replicas }: VolumeAnswer): boolean {
+  return replicas.every(({ state, leaving }) => state === "INSYNC" && !leaving);
 }
 
 function stepProgress(job: JobState, answer: ProgressAnswer): JobState {

@@ -18,6 +18,7 @@ export function host(name: "h1" | "h2", rest: object = {}): object {
     alive: true,
     aliveSince: "2026-11-21T14:00:00.000Z",
     store: name === "h1" ? "voter" : "learner",
+    labels: { rack: null, site: null },
     ...rest,
   };
 }
@@ -38,7 +39,17 @@ export function pool(name: "h1" | "h2", rest: object = {}): object {
 }
 
 export function replica(rid: number, name: "h1" | "h2", state: string = "INSYNC", rest: object = {}): object {
-  return { rid, host: ids[name], hostName: name, pool: ids.pool, state, reason: null, alive: true, ...rest };
+  return {
+    rid,
+    host: ids[name],
+    hostName: name,
+    pool: ids.pool,
+    state,
+    reason: null,
+    alive: true,
+    leaving: false,
+    ...rest,
+  };
 }
 
 export function volume(rest: object = {}): object {
@@ -50,6 +61,7 @@ export function volume(rest: object = {}): object {
     limits: null,
     copies: 2,
     minIsr: 1,
+    spread: "host",
     inSync: 2,
     health: "healthy",
     reason: null,

@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import t from "tap";
 
-import { host, ids, pool, replica, stats, status, token, volume } from "./answers.ts";
+import { host, ids, pool, progress, replica, stats, status, token, volume } from "./answers.ts";
 import { answer, FakeAgent, refusal } from "./fake-agent.ts";
 
 void t.test("weft volume list: a table for people, ids with -q, JSON with --json", async (t) => {
@@ -406,6 +406,145 @@ void t.test("weft replica add, remove: a copy is named by its number or its host
   t.match(
     (await agent.weft(["replica", "remove", "db", "h9"])).err,
     /^E-ARG-01   "db" has no copy "h9"\. Its copies: 0 \(h1\), 1 \(h2\)\.\n$/,
+  );
+});
+
+/** As the agent says it: a copy is moved from h1 to h2. */
+const planOfMove = {
+  volume: ids.db,
+  name: "db",
+  steps: [
+    { kind: "policy", copies: 2, minIsr: 1, spread: "rack" },
+    {
+      kind: "add",
+      rid: 2,
+      host: ids.h2,
+      hostName: "h2",
+      pool: ids.pool,
+      poolPath: "/srv/weft",
+      bytes: "3298534883328",
+    },
+    { kind: "keep", rid: 1, host: ids.h1, hostName: "h1", pool: ids.pool, poolPath: "" },
+    { kind: "wait", rids: [1, 2] },
+    { kind: "remove", rid: 0, host: ids.h1, hostName: "h1", pool: ids.pool, poolPath: "/srv/weft" },
+  ],
+  bytes: "3298534883328",
+  seconds: 12_583,
+  inSync: { now: 2, least: 1, after: 2 },
+  risks: ['Until a new copy is in sync, h1 has the only one: if it fails, "db" waits.'],
+};
+const planTextOfMove = `Plan for "db"
+  1. 2 copies wanted, apart by rack, at least 1 in sync for writes
+  2. add a copy on h2 (pool /srv/weft): at most 3 TiB
+  3. keep the copy on h1 (pool b0000000), which was to go
+  4. wait until copy 1 and copy 2 on h2 are in sync
+  5. remove copy 0 on h1 (pool /srv/weft); its data rests in the trash for 24 h
+At most 3 TiB are copied, about 3 h 29 min at 250 MiB/s; what was never written is not.
+In sync: 2 now, never fewer than 1, 2 in the end.
+Risk: Until a new copy is in sync, h1 has the only one: if it fails, "db" waits.
+`;
+
+void t.test("weft volume copies, spread, replica move: what is wanted reaches the agent", async (t) => {
+  const moving = volume({
+    replicas: [replica(0, "h1", "INSYNC", { leaving: true }), replica(1, "h2", "WANTED")],
+  });
+  await using agent = await FakeAgent.start({
+    "PATCH /v1/volumes/db": moving,
+    "GET /v1/volumes/db": [answer(moving), answer(moving), answer(volume())],
+    "GET /v1/volumes/db/progress": progress({ health: "healthy" }),
+  });
+  const first = await agent.weft(["volume", "copies", "db", "3", "--min-isr", "2"]);
+  t.equal(first.out, 'The copies of "db" change: h1 (h2).  Watch:  weft volume show db --watch\n');
+  t.equal(
+    (await agent.weft(["volume", "spread", "db", "rack", "--wait"])).out,
+    '"db" has 2 copies on h1 h2.\n',
+  );
+  for (const to of ["h3", "h3:/srv/b", `h3:${ids.pool}`])
+    t.equal((await agent.weft(["replica", "move", "db", "--from", "h1", "--to", to])).code, 0);
+  t.strictSame(
+    agent.asked
+      .filter((line) => line.startsWith("PATCH"))
+      .map((line) => line.slice("PATCH /v1/volumes/db ".length)),
+    [
+      '{"copies":3,"minIsr":2}',
+      '{"spread":"rack"}',
+      '{"move":{"from":"h1","to":"h3","pool":null}}',
+      '{"move":{"from":"h1","to":"h3","pool":"/srv/b"}}',
+      `{"move":{"from":"h1","to":"h3","pool":"${ids.pool}"}}`,
+    ],
+  );
+  const asked = agent.asked.length;
+  for (const bad of [
+    ["volume", "copies", "db", "x"],
+    ["volume", "copies", "db", "0"],
+    ["volume", "spread", "db", "row"],
+    ["replica", "move", "db", "--from", "h1"],
+    ["replica", "move", "db", "--from", "h1", "--to", ":/srv"],
+  ]) {
+    const { code, err } = await agent.weft(bad);
+    t.equal(code, 1, bad.join(" "));
+    t.match(err, /^E-(ARG|VOL)-0\d/, bad.join(" "));
+  }
+  t.equal(agent.asked.length, asked, "refused before anything is sent");
+});
+
+void t.test(
+  "weft volume copies --plan: bytes and risk first, and nothing is done but by a person's word",
+  async (t) => {
+    await using agent = await FakeAgent.start({
+      "POST /v1/volumes/db/plan": planOfMove,
+      "PATCH /v1/volumes/db": volume(),
+      "GET /v1/volumes/db": volume(),
+    });
+    const changes = (): number => agent.asked.filter((line) => line.startsWith("PATCH")).length;
+    const shown = await agent.weft(["volume", "copies", "db", "2", "--plan"]);
+    t.equal(shown.out, planTextOfMove);
+    t.equal(shown.code, 0);
+    t.equal(agent.asked.at(-1), 'POST /v1/volumes/db/plan {"copies":2}');
+    t.strictSame(
+      JSON.parse((await agent.weft(["--json", "volume", "copies", "db", "2", "--plan"])).out),
+      planOfMove,
+    );
+    await agent.weft(["-y", "volume", "copies", "db", "2", "--plan"]);
+    t.equal(changes(), 0, "nobody was asked");
+  },
+);
+
+void t.test("weft volume copies --plan: what is so already has no plan", async (t) => {
+  const steps = { steps: [], bytes: "0", seconds: 0, inSync: { now: 2, least: 2, after: 2 }, risks: [] };
+  await using agent = await FakeAgent.start({ "POST /v1/volumes/db/plan": { ...planOfMove, ...steps } });
+  t.equal(
+    (await agent.weft(["volume", "copies", "db", "2", "--plan"])).out,
+    '"db" is so already: nothing is to be done.\n',
+  );
+});
+
+void t.test("weft volume create --spread: what copies must not share, only where it is said", async (t) => {
+  await using agent = await FakeAgent.start({ "POST /v1/volumes": volume({ spread: "rack" }) });
+  await agent.weft(["volume", "create", "db", "3TiB", "--spread", "rack"]);
+  t.match(agent.asked[0], /"hosts":null,"spread":"rack"\}$/);
+  await agent.weft(["volume", "create", "db", "3TiB"]);
+  t.match(agent.asked[1], /"hosts":null\}$/, "an older agent takes it");
+  t.match((await agent.weft(["volume", "create", "db", "3TiB", "--spread", "row"])).err, /^E-ARG-02 /);
+});
+
+void t.test("weft host label: where a host stands", async (t) => {
+  const labels = { rack: "a", site: "x" };
+  await using agent = await FakeAgent.start({
+    "PATCH /v1/hosts/h1": host("h1", { labels }),
+    "GET /v1/hosts": [host("h1", { labels }), host("h2")],
+  });
+  t.equal(
+    (await agent.weft(["host", "label", "h1", "rack=a", "site=x"])).out,
+    "h1 stands in: rack a, site x.\n",
+  );
+  t.equal(agent.asked[0], 'PATCH /v1/hosts/h1 {"labels":{"rack":"a","site":"x"}}');
+  await agent.weft(["host", "label", "h1", "rack="]);
+  t.equal(agent.asked[1], 'PATCH /v1/hosts/h1 {"labels":{"rack":null}}');
+  t.match((await agent.weft(["host", "label", "h1", "rak=a"])).err, /^E-ARG-02 {3}"rak=a" is no label/);
+  t.match(
+    (await agent.weft(["host", "list"])).out,
+    /^HOST .*STORE +STANDS IN +ID\nh1 \(here\).*rack a, site x.*\nh2 .* — /,
   );
 });
 

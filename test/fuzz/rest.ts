@@ -55,8 +55,10 @@ const bodies: WithBody = {
   "POST /v1/ca/rotate": {},
   "POST /v1/pools": { path: "/pool" },
   "POST /v1/disks/wipe": { device: "/dev/null/file", host: null, name: "" },
+  "PATCH /v1/hosts/:ref": { labels: { rack: "a", site: null } },
   "POST /v1/volumes": volume,
   "PATCH /v1/volumes/:ref": { limits: { iops: 2000, bps: "1048576", burstS: 5 } },
+  "POST /v1/volumes/:ref/plan": { move: { from: "h1", to: "h1", pool: null } },
   "POST /v1/volumes/:ref/attach": { steal: false },
   "POST /v1/volumes/:ref/detach": { abandon: false },
   "POST /v1/volumes/:ref/replicas": { host: null },
@@ -84,6 +86,8 @@ const shapes: readonly (readonly [method: string, path: string, body: unknown])[
   ["POST", "/v1/volumes", { ...volume, name: "web" }],
   ["PATCH", "/v1/volumes/REF", { size: "2097152" }],
   ["PATCH", "/v1/volumes/REF", { size: "4096", loseData: "db" }],
+  ["PATCH", "/v1/volumes/REF", { spread: "rack" }],
+  ["PATCH", "/v1/volumes/REF", { copies: 1, minIsr: 1 }],
 ];
 
 const ref = fc.oneof(

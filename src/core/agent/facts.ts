@@ -8,6 +8,8 @@ import type { HostId, PoolId, VolumeId } from "../model/ids.ts";
 import { parseHostId, parsePoolId, parseVolumeId } from "../model/ids.ts";
 import type { LivenessState } from "../model/liveness.ts";
 import type { Made, VolumeRecord, Want } from "../model/volume-record.ts";
+import { NO_LABELS } from "../model/spread.ts";
+import type { Labels } from "../model/spread.ts";
 import { WeftError } from "../wire/errors.ts";
 import type { ClusterJson, HostJson, PoolJson, PoolUsageJson, RecordExtra } from "../wire/record.ts";
 import * as record from "../wire/record.ts";
@@ -32,6 +34,12 @@ export function hostsOf(mirror: Mirror): readonly HostJson[] {
   return mirror
     .entries(keys.hosts)
     .flatMap((entry) => readable(() => record.parseHost(entry.key, entry.value)) ?? []);
+}
+
+export function labelsOf(mirror: Mirror, host: HostId): Labels {
+  const entry = mirror.get(keys.hostLabels(host));
+  if (entry === null) return NO_LABELS;
+  return readable(() => record.parseHostLabels(entry.key, entry.value)) ?? NO_LABELS;
 }
 
 /** Present as soon as the mirror has listed a cluster's store once. */
@@ -123,6 +131,7 @@ export function clusterOf(mirror: Mirror, liveness: LivenessState): Cluster {
     address: host.address,
     joinedAtMs: Date.parse(host.joinedAt),
     liveness: liveness.hosts.get(host.id) ?? { kind: "unknown" },
+    labels: labelsOf(mirror, host.id),
   }));
   const pools = poolsOf(mirror).map((pool): Pool => ({
     id: pool.id,

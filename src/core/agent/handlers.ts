@@ -6,6 +6,7 @@
 import { maySee, type Principal, shownPrincipal } from "../model/roles.ts";
 import { parseVolumeId } from "../model/ids.ts";
 import type * as api from "../wire/agent-api.ts";
+import { changesPlaces } from "../wire/agent-api.ts";
 import { WeftError } from "../wire/errors.ts";
 import { whoOf } from "../wire/audit-line.ts";
 import type { RouteAnswer, RouteBody, RouteName, RouteParams, RouteQuery } from "../wire/routes.ts";
@@ -17,10 +18,11 @@ import { backupAuthority, restoreAuthority } from "./ca-file.ts";
 import type { MemberContext } from "./context.ts";
 import { clusterJsonOf, volumeOf, volumesOf } from "./facts.ts";
 import { findVolume } from "./find.ts";
-import { removeHost } from "./hosts.ts";
+import { labelHost, removeHost } from "./hosts.ts";
 import { createToken, listTokens, revokeToken } from "./join-tokens.ts";
 import { metricsText } from "./metrics.ts";
 import { syncIfPossible } from "./mirror.ts";
+import { changePlaces, planPlaces } from "./place-change.ts";
 import { createPool, listDisks, removePool, wipeDisk } from "./pools.ts";
 import { repairStore } from "./repair.ts";
 import { revokeHost } from "./revoke.ts";
@@ -116,6 +118,12 @@ export const handlers: Handlers = {
     return removeHost(context, params.ref, `${shownPrincipal(principal)}@${context.self.name}`);
   },
 
+  "PATCH /v1/hosts/:ref": async (agent, { params, body }) => {
+    const context = agent.member();
+    const host = await labelHost(context, params.ref, body.labels);
+    const answers = show.hostAnswers(context, await membersOrNone(context, context.view.storeUp));
+    return found(answers, host);
+  },
   "POST /v1/hosts/:ref/revoke": (agent, { principal, params }) => {
     const context = agent.member();
     return revokeHost(context, params.ref, `${shownPrincipal(principal)}@${context.self.name}`);
@@ -152,8 +160,15 @@ export const handlers: Handlers = {
   },
   "PATCH /v1/volumes/:ref": async (agent, { params, body }) => {
     const context = agent.member();
-    return shown(context, await volumes.changeVolume(context, params.ref, body));
+    return shown(
+      context,
+      changesPlaces(body)
+        ? await changePlaces(context, params.ref, body)
+        : await volumes.changeVolume(context, params.ref, body),
+    );
   },
+  "POST /v1/volumes/:ref/plan": async (agent, { params, body }) =>
+    planPlaces(await fresh(agent), params.ref, body),
   "DELETE /v1/volumes/:ref": async (agent, { params }) => {
     await volumes.deleteVolume(agent.member(), params.ref);
     return {};
@@ -211,6 +226,12 @@ async function fresh(agent: AskedAgent): Promise<MemberContext> {
   // While the store is away the last known state is shown; status says so.
   if (context.view.storeUp) await syncIfPossible(context.mirror);
   return context;
+}
+
+function found(hosts: readonly api.HostAnswer[], id: string): api.HostAnswer {
+  const answer = hosts.find((host) => host.id === id);
+  if (answer !== undefined) return answer;
+  throw new WeftError({ code: "E-ARG-01", message: `No host "${id}".`, facts: { ref: id } });
 }
 
 function shown(context: MemberContext, id: string): api.VolumeAnswer {

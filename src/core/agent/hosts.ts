@@ -1,5 +1,5 @@
 /**
- * Taking a host out of the cluster: it is revoked, its store member goes, copies are placed anew. One that answers sees in
+ * Where a host stands, and taking one out of the cluster: it is revoked, its store member goes, copies are placed anew. One that answers sees in
  * the signed list that it is out, and destroys its identity.
  *
  * Must always hold:
@@ -9,15 +9,19 @@
  */
 import type { StoreMember } from "../model/membership.ts";
 import { checkMemberRemoval } from "../model/membership.ts";
+import type { HostId } from "../model/ids.ts";
 import { checkHostRemoval } from "../model/replica-change.ts";
+import { NO_LABELS, withLabels } from "../model/spread.ts";
+import type { LabelChange } from "../model/spread.ts";
 import { membersOf } from "../model/trust.ts";
 import type { HostRemoveAnswer } from "../wire/agent-api.ts";
 import { WeftError } from "../wire/errors.ts";
+import { objectOf, parseHostLabels } from "../wire/record.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
 import { peerUrl } from "./etcd-process.ts";
 import { volumesOf } from "./facts.ts";
-import { findListed, hasWant } from "./find.ts";
+import { findHost, findListed, hasWant } from "./find.ts";
 import { hostOfMember } from "./members.ts";
 import { revokeHost } from "./revoke.ts";
 import { clientUrlOf } from "./store-keeper.ts";
@@ -70,6 +74,29 @@ async function untilNoMember({ mirror, storeKeeper }: MemberContext, url: string
         if (!(error instanceof WeftError && error.code === "E-AGENT-04")) throw error;
       });
   }
+}
+
+/** Says where a host stands. Copies that are there stay: a rule that they break by it is kept by the next change of places. */
+export async function labelHost(
+  { mirror, store }: MemberContext,
+  ref: string,
+  change: LabelChange,
+): Promise<HostId> {
+  await mirror.sync();
+  const { id } = findHost(mirror, ref);
+  const key = keys.hostLabels(id);
+  for (;;) {
+    const entry = await store.get(key);
+    const before = entry === null ? NO_LABELS : parseHostLabels(key, entry.value);
+    const value = JSON.stringify({
+      ...(entry === null ? {} : objectOf(entry.value)),
+      ...withLabels(before, change),
+    });
+    const outcome = await store.cas(key, entry?.modRevision ?? 0n, value);
+    if (outcome.kind === "won") break;
+  }
+  await mirror.sync();
+  return id;
 }
 
 /** Those that the signed list names. */

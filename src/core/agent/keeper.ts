@@ -193,6 +193,7 @@ function performer(effect: VolumeEffect): HostId | "placer" {
     case "add-member":
     case "remove-member":
     case "grow":
+    case "set-policy":
     case "open-caretaker":
     case "close-caretaker":
     case "delete-record":

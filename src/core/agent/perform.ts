@@ -60,6 +60,11 @@ export async function perform(
     case "grow":
       await daemon.call("volume.resize", { volume, size: String(effect.sizeBytes), lose: false });
       return;
+    case "set-policy": {
+      const { copies, minIsr, spread } = effect.policy;
+      await daemon.call("volume.policy", { volume, copies, min_isr: minIsr, spread });
+      return;
+    }
     case "open-caretaker":
       // weftd takes a volume from another caretaker in this mode, too. A guest that came in between keeps it.
       await daemon.call("session.open", {
@@ -183,7 +188,13 @@ function firstRecord(want: Want, nowMs: number): RecordJson {
     size: String(want.sizeBytes),
     region_shift: regionShiftFor(want.sizeBytes),
     mode: "excl",
-    policy: { copies: want.copies, min_isr: want.minIsr, ack: "durable", on_loss: "pause", spread: "host" },
+    policy: {
+      copies: want.copies,
+      min_isr: want.minIsr,
+      ack: "durable",
+      on_loss: "pause",
+      spread: want.spread,
+    },
     epoch: "1",
     rev: "1",
     next_rid: Math.max(0, ...want.placements.map((place) => place.rid + 1)),

@@ -26,6 +26,7 @@ import {
   mayFollow,
   nextIncarnation,
 } from "../model/repair.ts";
+import { spreads } from "../model/spread.ts";
 import type { VolumeRecord, Want } from "../model/volume-record.ts";
 import type { RepairAnswer } from "../wire/agent-api.ts";
 import type { RecordJson, RepairPool } from "../wire/daemon.gen.ts";
@@ -307,8 +308,9 @@ async function fitWish({ mirror, store }: MemberContext, record: VolumeRecord): 
     volume: record.volume,
     name,
     sizeBytes: record.sizeBytes,
-    copies: want?.copies ?? record.copies,
-    minIsr: want?.minIsr ?? record.minIsr,
+    copies: record.copies,
+    minIsr: record.minIsr,
+    spread: spreads.find((known) => known === record.spread) ?? "host",
     placements: [...kept, ...added].toSorted((a, b) => a.rid - b.rid),
     limits: want?.limits ?? null,
     deletedAtMs: record.deletedAtMs,

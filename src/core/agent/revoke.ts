@@ -198,6 +198,7 @@ function removalOps({ mirror }: MemberContext, { id, name, address }: Target): r
     keys.host(id),
     keys.hostName(name),
     ...(address === null ? [] : [keys.hostAddress(address)]),
+    keys.hostLabels(id),
     keys.alive(id),
     keys.repair(id),
     ...placerKeys(mirror, id),

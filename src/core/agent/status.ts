@@ -14,7 +14,7 @@ import { keys } from "../wire/store-keys.ts";
 import type { Member } from "../wire/store-members.ts";
 import type { MemberContext } from "./context.ts";
 import { peerUrl } from "./etcd-process.ts";
-import { aliveOf, clusterJsonOf, hostsOf, poolsOf, type VolumeFacts, volumesOf } from "./facts.ts";
+import { aliveOf, clusterJsonOf, hostsOf, labelsOf, poolsOf, type VolumeFacts, volumesOf } from "./facts.ts";
 import type { HostFile } from "./host-file.ts";
 import type { LocalDaemon } from "./local-daemon.ts";
 import { membersOrNone, storeStatus } from "./store-status.ts";
@@ -119,6 +119,7 @@ export function hostAnswers(
       aliveSince:
         liveness?.kind === "away" ? new Date(liveness.sinceMs).toISOString() : (alive.get(host.id) ?? null),
       store: member === undefined ? "none" : member.learner ? "learner" : "voter",
+      labels: labelsOf(mirror, host.id),
     };
   });
 }
@@ -157,6 +158,7 @@ export function volumeAnswer({ view }: MemberContext, volume: VolumeFacts): api.
     limits: want.limits,
     copies: want.copies,
     minIsr: want.minIsr,
+    spread: want.spread,
     inSync: record?.replicas.filter(({ state }) => state === "INSYNC").length ?? 0,
     health: unreadable === null ? health.kind : "unreadable",
     reason: unreadable?.message ?? reasonOfHealth(health, cluster),
@@ -188,6 +190,9 @@ function replicaAnswers({ want, record }: VolumeFacts, cluster: Cluster): api.Re
     state: member.state as api.ReplicaAnswer["state"],
     reason: member.reason === "" ? null : member.reason,
     alive: alive(member.host),
+    leaving:
+      member.state === "REMOVING" ||
+      want?.placements.some((place) => place.rid === member.rid && place.remove) === true,
   }));
   const wanted = (want?.placements ?? [])
     .filter(({ rid, remove }) => !remove && !members.some((member) => member.rid === rid))
@@ -199,6 +204,7 @@ function replicaAnswers({ want, record }: VolumeFacts, cluster: Cluster): api.Re
       state: "WANTED" as const,
       reason: null,
       alive: alive(place.host),
+      leaving: false,
     }));
   return [...members, ...wanted].toSorted((a, b) => a.rid - b.rid);
 }

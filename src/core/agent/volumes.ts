@@ -28,8 +28,8 @@ import { findDeleted, findHost, findVolume, hasWant, type WantedVolume } from ".
 import { changeWant } from "./perform.ts";
 
 /** Replicas are made in parallel; a slow disk preallocates for seconds. */
-const MAKE_MS = 40_000;
-const CHANGE_MS = 20_000;
+export const MAKE_MS = 40_000;
+export const CHANGE_MS = 20_000;
 
 export async function createVolume(
   context: MemberContext,
@@ -54,16 +54,20 @@ async function wishVolume(
   const sizeBytes = decided(checkSize(request.size));
   const cluster = view.cluster();
   const only = request.hosts === null ? null : request.hosts.map((ref) => findHost(mirror, ref).id);
-  const copies = request.copies ?? only?.length ?? defaultCopies(cluster);
+  const { spread } = request;
+  const copies = request.copies ?? only?.length ?? defaultCopies(cluster, spread);
   const minIsr = request.minIsr ?? 1;
   if (minIsr > copies) throw minIsrAbove(name, minIsr, copies);
-  const spots = decided(placeCopies(cluster, { name, copies, taken: [], only }));
+  const spots = decided(
+    placeCopies(cluster, { name, copies, taken: [], only, pool: null, spread, beside: [] }),
+  );
   const want: Want = {
     volume: randomUUID() as VolumeId,
     name,
     sizeBytes,
     copies,
     minIsr,
+    spread,
     placements: spots.map((spot, rid) => ({ rid: rid as Rid, ...spot, remove: false })),
     limits: null,
     deletedAtMs: null,
@@ -314,7 +318,8 @@ export async function removeReplica(context: MemberContext, ref: string, number:
   return volume;
 }
 
-async function changeWanted(
+/** The next `want`, by compare-and-swap on what `change` was decided from. */
+export async function changeWanted(
   { mirror, store }: MemberContext,
   ref: string,
   change: (want: Want, record: VolumeRecord) => Decision<Want>,
@@ -350,7 +355,7 @@ function minIsrAbove(name: string, minIsr: number, copies: number): WeftError {
   });
 }
 
-function stillMade(name: string, volume: VolumeId): WeftError {
+export function stillMade(name: string, volume: VolumeId): WeftError {
   return new WeftError({
     code: "E-VOL-14",
     message: `"${name}" is still being made.`,

@@ -13,10 +13,11 @@ import type { Cluster } from "./cluster.ts";
 import { byText } from "./ids.ts";
 import type { HostId } from "./ids.ts";
 import { DEGRADED_OPEN_MS } from "./limits.ts";
+import { policyStep } from "./policy.ts";
 import { insync, isOver, memberOf } from "./volume-record.ts";
 import type { Made, VolumeRecord, Want } from "./volume-record.ts";
 
-export type CaretakerWork = "resync" | "add" | "remove" | "demote" | "grow";
+export type CaretakerWork = "resync" | "add" | "remove" | "demote" | "grow" | "policy";
 
 export type Caretaker = { readonly host: HostId; readonly work: readonly CaretakerWork[] };
 
@@ -65,6 +66,7 @@ export function caretakerWork(
     }
   }
   if (want.sizeBytes > record.sizeBytes) work.add("grow");
+  if (policyStep(want, record) !== null) work.add("policy");
   return [...work];
 }
 

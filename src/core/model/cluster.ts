@@ -7,6 +7,7 @@
  * - ids are unique; a pool's host may be missing from `hosts` (it was removed), then the pool counts as away.
  */
 import type { HostId, PoolId } from "./ids.ts";
+import type { Labels } from "./spread.ts";
 
 export type Liveness =
   | { readonly kind: "alive" }
@@ -20,6 +21,8 @@ export type Host = {
   readonly address: string;
   readonly joinedAtMs: number;
   readonly liveness: Liveness;
+  /** Where it stands, by the operator's word. */
+  readonly labels: Labels;
 };
 
 export type Pool = {

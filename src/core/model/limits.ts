@@ -18,6 +18,9 @@ export const LIMIT_BPS_MAX = 1n << 50n;
 export const LIMIT_BURST_SECONDS_MAX = 60;
 export const LIMIT_BURST_SECONDS = 1;
 
+/** What a plan reckons with: as fast as one link of 2.5 Gb/s or a disk of today, guests beside it. */
+export const COPY_BYTES_PER_SECOND = 250n << 20n;
+
 /** A deleted volume rests this long: a mistake is noticed the next morning (architecture.md, safety rule 5). */
 export const TRASH_MS = 24 * 3600 * 1000;
 /** A host's reboot takes 10 minutes; a copy made anew during one would be wasted (protocol.md 4.13). */

@@ -2,11 +2,12 @@
  * Where copies go: pools on distinct hosts, chosen the same way by whoever computes it.
  *
  * Must always hold:
- * - no two copies of a volume on one host, not even for a moment (spread=host);
+ * - no two copies of a volume on one host, and none that share what its rule says they must not (spread.ts);
  * - only pools that serve, on hosts that are alive, with more free space than the reserve;
  * - the same cluster gives the same places: most uncommitted space first, then host id, then pool id;
  * - a refusal says how many places there are and why each other host is none.
  */
+import { hostById } from "./cluster.ts";
 import type { Cluster, Host, Pool } from "./cluster.ts";
 import type { Decision, Finding } from "./finding.ts";
 import { finding, ok, refused } from "./finding.ts";
@@ -14,6 +15,8 @@ import { byText } from "./ids.ts";
 import type { HostId, PoolId } from "./ids.ts";
 import { COPIES_MAX, poolReserveBytes } from "./limits.ts";
 import { formatSize } from "./size.ts";
+import { spreadKey } from "./spread.ts";
+import type { Spread } from "./spread.ts";
 
 export type Spot = { readonly host: HostId; readonly pool: PoolId };
 
@@ -24,13 +27,18 @@ export type PlacementRequest = {
   readonly taken: readonly HostId[];
   /** Only these, in this order of preference; null: any host. */
   readonly only: readonly HostId[] | null;
+  /** Only this pool; null: any. */
+  readonly pool: PoolId | null;
+  readonly spread: Spread;
+  /** Hosts of the copies that stay: what the rule is about, new ones must not share with them. */
+  readonly beside: readonly HostId[];
 };
 
 type Place = { readonly host: Host; readonly pool: Pool };
 
 /** Places for `copies` further copies. */
 export function placeCopies(cluster: Cluster, request: PlacementRequest): Decision<readonly Spot[]> {
-  const { copies, taken, only } = request;
+  const { copies, taken, only, pool: named, spread } = request;
   if (copies < 1 || copies + taken.length > COPIES_MAX) {
     return refused(
       finding(
@@ -41,24 +49,54 @@ export function placeCopies(cluster: Cluster, request: PlacementRequest): Decisi
     );
   }
   const candidates = cluster.hosts.filter(({ id }) => only === null || only.includes(id));
-  const places = candidates.flatMap((host) => {
-    const pool = taken.includes(host.id) ? null : bestPool(cluster, host);
+  const usable = candidates.flatMap((host) => {
+    const pool = taken.includes(host.id) ? null : bestPool(cluster, host, named);
     return pool === null ? [] : [{ host, pool }];
   });
+  usable.sort(only === null ? compare : (a, b) => only.indexOf(a.host.id) - only.indexOf(b.host.id));
+  const places = spreadOut(usable, spread, keysOf(cluster, request));
   if (places.length < copies) return refused(tooFew(cluster, request, candidates, places));
-  places.sort(only === null ? compare : (a, b) => only.indexOf(a.host.id) - only.indexOf(b.host.id));
   return ok(places.slice(0, copies).map(({ host, pool }) => ({ host: host.id, pool: pool.id })));
 }
 
-/** Two copies when two hosts have a pool, else one: operations.md 3. */
-export function defaultCopies(cluster: Cluster): number {
-  const places = cluster.hosts.filter((host) => bestPool(cluster, host) !== null).length;
-  return Math.max(1, Math.min(2, places));
+/** Two copies when two hosts that the rule lets have one have a pool, else one: operations.md 3. */
+export function defaultCopies(cluster: Cluster, spread: Spread): number {
+  const usable = cluster.hosts.flatMap((host) => {
+    const pool = bestPool(cluster, host, null);
+    return pool === null ? [] : [{ host, pool }];
+  });
+  return Math.max(1, Math.min(2, spreadOut(usable, spread, []).length));
 }
 
-function bestPool(cluster: Cluster, host: Host): Pool | null {
+/** The first ones that share nothing; with one label a host there is no better choice of more. */
+function spreadOut(
+  usable: readonly Place[],
+  spread: Spread,
+  beside: readonly (string | null)[],
+): readonly Place[] {
+  const seen = new Set<string | null>([null, ...beside]);
+  return usable.filter(({ host }) => {
+    const key = spreadKey(host, spread);
+    const isFirst = !seen.has(key);
+    seen.add(key);
+    return isFirst;
+  });
+}
+
+function keysOf(
+  cluster: Cluster,
+  { beside, spread }: Pick<PlacementRequest, "beside" | "spread">,
+): readonly (string | null)[] {
+  const hosts = beside.flatMap((id) => hostById(cluster, id) ?? []);
+  // Of the host itself there may be a copy that leaves: whether it is taken is said apart.
+  return spread === "host" ? [] : hosts.map((host) => spreadKey(host, spread));
+}
+
+function bestPool(cluster: Cluster, host: Host, named: PoolId | null): Pool | null {
   if (host.liveness.kind !== "alive") return null;
-  const usable = cluster.pools.filter((pool) => pool.host === host.id && pool.serving && hasRoom(pool));
+  const usable = cluster.pools.filter(
+    (pool) => pool.host === host.id && (named === null || pool.id === named) && pool.serving && hasRoom(pool),
+  );
   usable.sort((a, b) => compare({ host, pool: a }, { host, pool: b }));
   return usable[0] ?? null;
 }
@@ -77,13 +115,14 @@ function compare(a: Place, b: Place): number {
 
 function tooFew(
   cluster: Cluster,
-  { name, copies, taken, only }: PlacementRequest,
+  request: PlacementRequest,
   candidates: readonly Host[],
   places: readonly Place[],
 ): Finding {
+  const { name, copies, taken, only, spread } = request;
   const reasons = candidates
     .filter((host) => !places.some((place) => place.host.id === host.id))
-    .map((host) => `${host.name}: ${whyNot(cluster, host, taken)}`);
+    .map((host) => `${host.name}: ${whyNot(cluster, host, request, places)}`);
   const unknown = (only ?? []).length - candidates.length;
   if (unknown > 0) reasons.push(`${unknown} of the hosts named are not in the cluster`);
   const because = reasons.length === 0 ? "" : ` (${reasons.join("; ")})`;
@@ -100,6 +139,9 @@ function tooFew(
       safe: "Nothing was changed.",
       do: [
         { why: "Add a pool, on that host", command: "weft pool add PATH" },
+        ...(spread === "host"
+          ? []
+          : [{ why: `Say where hosts stand`, command: `weft host label HOST ${spread}=NAME` }]),
         ...(taken.length === 0 && places.length > 0
           ? [
               {
@@ -113,16 +155,32 @@ function tooFew(
   );
 }
 
+/** `in rack a, as h1`; null: the rule lets it have a copy. */
+function whyShared(cluster: Cluster, host: Host, spread: Spread, others: readonly HostId[]): string | null {
+  if (spread === "host") return null;
+  const key = spreadKey(host, spread);
+  if (key === null) return `no ${spread} label`;
+  const other = others
+    .flatMap((id) => hostById(cluster, id) ?? [])
+    .find((one) => one.id !== host.id && spreadKey(one, spread) === key);
+  return other === undefined ? null : `in ${spread} ${key}, as ${other.name}`;
+}
+
 function isFull(cluster: Cluster, host: Host): boolean {
   const pools = cluster.pools.filter((pool) => pool.host === host.id && pool.serving);
   return host.liveness.kind === "alive" && pools.length > 0 && !pools.some(hasRoom);
 }
 
-function whyNot(cluster: Cluster, host: Host, taken: readonly HostId[]): string {
+function whyNot(cluster: Cluster, host: Host, request: PlacementRequest, places: readonly Place[]): string {
+  const { taken, spread, beside, pool: named } = request;
   if (taken.includes(host.id)) return "has a copy";
   if (host.liveness.kind !== "alive") return host.liveness.kind === "away" ? "not answering" : "not known";
-  const pools = cluster.pools.filter((pool) => pool.host === host.id);
-  if (pools.length === 0) return "no pool";
+  const shared = whyShared(cluster, host, spread, [...beside, ...places.map((place) => place.host.id)]);
+  if (shared !== null) return shared;
+  const pools = cluster.pools.filter(
+    (pool) => pool.host === host.id && (named === null || pool.id === named),
+  );
+  if (pools.length === 0) return named === null ? "no pool" : `no pool ${named}`;
   const serving = pools.filter((pool) => pool.serving);
   if (serving.length === 0) return "its pool does not serve";
   const most = serving.reduce((best, pool) => (pool.freeBytes > best.freeBytes ? pool : best));

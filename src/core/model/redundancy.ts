@@ -81,6 +81,7 @@ export function decideRebuild(input: RebuildInput, now: number): Rebuild {
   const kept = want.placements.filter((place) => !place.remove);
   const lost: Member[] = [];
   const coming: Rid[] = [];
+  const staying = new Set<Rid>();
   let present = 0;
   for (const place of kept) {
     const member = memberOf(record, place.rid);
@@ -88,9 +89,12 @@ export function decideRebuild(input: RebuildInput, now: number): Rebuild {
       // Placed and not a member yet. When its host is gone it will not become one.
       if (isAlive(cluster, place.host)) coming.push(place.rid);
     } else if (isLost(member, record, cluster)) lost.push(member);
-    else if (member.state === "INSYNC") present += 1;
-    else coming.push(member.rid);
+    else if (member.state === "INSYNC") {
+      present += 1;
+      staying.add(member.rid);
+    } else coming.push(member.rid);
   }
+  for (const rid of coming) staying.add(rid);
   if (kept.length > want.copies && present >= want.copies) return drop(kept, lost, record);
   if (present + coming.length >= want.copies) {
     return coming.length === 0 ? { kind: "none" } : { kind: "under-way", rids: coming };
@@ -113,6 +117,10 @@ export function decideRebuild(input: RebuildInput, now: number): Rebuild {
     copies: 1,
     taken: want.placements.map((place) => place.host),
     only: null,
+    pool: null,
+    spread: want.spread,
+    // Where a lost one was there may be the new one: the lost one goes.
+    beside: kept.filter(({ rid }) => staying.has(rid)).map((place) => place.host),
   });
   if (decision.kind === "refused") return { kind: "no-place", finding: decision.finding };
   const spot = decision.value[0];

@@ -42,6 +42,9 @@ export function addCopy(
     copies: 1,
     taken,
     only: host === null ? null : [host],
+    pool: null,
+    spread: want.spread,
+    beside: want.placements.filter((place) => !place.remove).map((place) => place.host),
   });
   if (decision.kind === "refused") return decision;
   const [spot] = decision.value;
@@ -162,7 +165,8 @@ function plural(count: number): string {
   return count === 1 ? "volume" : "volumes";
 }
 
-function deletedFinding(
+/** Null: it isn't deleted. */
+export function deletedFinding(
   want: Want,
   record: VolumeRecord,
 ): { readonly kind: "refused"; readonly finding: ReturnType<typeof finding> } | null {

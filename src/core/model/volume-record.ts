@@ -7,6 +7,7 @@
  * - `replicas` of a record are in order of rid; a rid below `nextRid` that is not in it was removed for ever.
  */
 import type { HostId, PoolId, Rid, SessionId, VolumeId } from "./ids.ts";
+import type { Spread } from "./spread.ts";
 import type { VolumeLimits } from "./volume-limits.ts";
 
 export type ReplicaState = "INSYNC" | "STALE" | "JOINING" | "REMOVING" | "QUARANTINED";
@@ -29,6 +30,8 @@ export type VolumeRecord = {
   readonly nextRid: number;
   readonly copies: number;
   readonly minIsr: number;
+  /** As it stands there, maybe by newer software. */
+  readonly spread: string;
   readonly owner: { readonly host: HostId; readonly session: SessionId } | null;
   readonly clean: boolean;
   readonly deletedAtMs: number | null;
@@ -49,6 +52,8 @@ export type Want = {
   readonly sizeBytes: bigint;
   readonly copies: number;
   readonly minIsr: number;
+  /** What its copies must not share. */
+  readonly spread: Spread;
   readonly placements: readonly Place[];
   /** What its guests may take, wherever it is attached; null: as much as they like. */
   readonly limits: VolumeLimits | null;

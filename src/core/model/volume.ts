@@ -15,6 +15,7 @@
  * - replicas are durable before the record is made (protocol.md 4.2, "Creation");
  * - a replica is added before one is removed; never the last in-sync one, never below min_isr (4.18);
  * - a volume grows to what is wanted; it never shrinks because less is wanted: that is asked for itself, once (R18);
+ * - what writes need follows what is wanted: lowered at once, raised when enough copies are in sync (policy.ts);
  * - nothing is trashed because a fact is *missing*: only for a tombstone, a record that is past the rid, or a place
  *   that was given up before its replica became a member, which weftd lets go 24 h later (R15);
  * - a record that vanished is not made anew: that is for `weft store repair` (R11);
@@ -27,6 +28,8 @@ import { formatDuration } from "./duration.ts";
 import { byText } from "./ids.ts";
 import type { HostId, PoolId, Rid, SessionId } from "./ids.ts";
 import { ASK_AGAIN_MS, TRASH_MS } from "./limits.ts";
+import { policyStep } from "./policy.ts";
+import type { Policy } from "./policy.ts";
 import { formatSizeExact } from "./size.ts";
 import { insync, isOver, memberOf } from "./volume-record.ts";
 import type { Made, Place, VolumeRecord, Want } from "./volume-record.ts";
@@ -70,6 +73,7 @@ export type VolumeEffect =
   | { readonly kind: "add-member"; readonly host: HostId; readonly place: Place }
   | { readonly kind: "remove-member"; readonly host: HostId; readonly rid: Rid }
   | { readonly kind: "grow"; readonly host: HostId; readonly sizeBytes: bigint }
+  | { readonly kind: "set-policy"; readonly host: HostId; readonly policy: Policy }
   /** `steal`: from a caretaker whose host is away; there is no guest that it could hurt. */
   | { readonly kind: "open-caretaker"; readonly host: HostId; readonly steal: boolean }
   /** Its work is done, or the volume is to be deleted. */
@@ -227,13 +231,16 @@ function dueWhenLive(
     } else if (memberOf(record, place.rid) === null) {
       if (place.remove) effects.push(isMade ? trashReplica(place) : { kind: "drop-place", rid: place.rid });
       else if (!isMade) effects.push(makeReplica(place));
-      else if (worker !== null) effects.push({ kind: "add-member", host: worker, place });
-    } else if (worker !== null && mayRemove(want, record, place)) {
+      else if (worker !== null && !isOvertaking(want, record, place, cluster))
+        effects.push({ kind: "add-member", host: worker, place });
+    } else if (worker !== null && mayRemove(want, record, place, cluster)) {
       effects.push({ kind: "remove-member", host: worker, rid: place.rid });
     }
   }
   if (worker !== null && want.sizeBytes > record.sizeBytes)
     effects.push({ kind: "grow", host: worker, sizeBytes: want.sizeBytes });
+  const policy = policyStep(want, record);
+  if (worker !== null && policy !== null) effects.push({ kind: "set-policy", host: worker, policy });
   if (caretaker !== null) {
     effects.push({ kind: "open-caretaker", host: caretaker.host, steal: record.owner !== null });
   }
@@ -245,13 +252,29 @@ function closeCaretaker({ caretaker }: VolumeState, { owner }: VolumeRecord): re
   return owner === null || owner.session !== caretaker ? [] : [{ kind: "close-caretaker", host: owner.host }];
 }
 
-/** Whether a placement that shall go may go now: the kept ones are in sync, and they are enough. */
-export function mayRemove(want: Want, record: VolumeRecord, place: Place): boolean {
+/** A number below the record's next one is never added: lower ones come first, but for those that can't come now. */
+function isOvertaking(want: Want, record: VolumeRecord, place: Place, cluster: Cluster): boolean {
+  return want.placements.some(
+    ({ rid, host, pool, remove }) =>
+      rid < place.rid &&
+      !remove &&
+      memberOf(record, rid) === null &&
+      !isOver(record, rid) &&
+      isAlive(cluster, host) &&
+      cluster.pools.some(({ id, serving }) => id === pool && serving),
+  );
+}
+
+/** Whether a placement that shall go may go now: those that stay are in sync on hosts that answer, as many as are wanted. */
+export function mayRemove(want: Want, record: VolumeRecord, place: Place, cluster: Cluster): boolean {
   const member = memberOf(record, place.rid);
   if (!place.remove || member === null || member.state === "REMOVING") return false;
   const kept = want.placements.filter((candidate) => !candidate.remove);
-  const safe = insync(record).filter(({ rid }) => kept.some((candidate) => candidate.rid === rid));
-  return safe.length === kept.length && safe.length >= Math.max(1, record.minIsr);
+  const safe = insync(record).filter(
+    ({ rid, host }) => kept.some((candidate) => candidate.rid === rid) && isAlive(cluster, host),
+  );
+  // Fewer are kept than wanted while a place was given up and no other is found yet: then more than those stay.
+  return safe.length === kept.length && safe.length >= Math.max(1, record.minIsr, want.copies);
 }
 
 function missing(want: Want, made: readonly Made[]): readonly Place[] {
@@ -292,6 +315,10 @@ export function effectLine(effect: VolumeEffect): string {
       return `add-member ${effect.place.rid} on ${effect.host.slice(0, 8)}`;
     case "grow":
       return `grow to ${formatSizeExact(effect.sizeBytes)} on ${effect.host.slice(0, 8)}`;
+    case "set-policy": {
+      const { copies, minIsr, spread } = effect.policy;
+      return `set-policy ${minIsr}/${copies} apart by ${spread} on ${effect.host.slice(0, 8)}`;
+    }
     case "create-record":
     case "open-caretaker":
     case "close-caretaker":

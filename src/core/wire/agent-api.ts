@@ -11,12 +11,15 @@ import { z } from "zod";
 
 import { API_TOKEN_MS, API_TOKEN_MS_MAX, JOIN_TOKEN_MS_MAX, LIMIT_BURST_SECONDS } from "../model/limits.ts";
 import { roles } from "../model/roles.ts";
+import { spreads } from "../model/spread.ts";
 import { auditLine } from "./audit-line.ts";
 import {
   address,
   clusterName,
   hostName,
   instant,
+  label,
+  labels,
   tokenName,
   u32,
   u64,
@@ -91,13 +94,45 @@ export const volumeCreateRequest = z.strictObject({
   minIsr: z.int().min(1).max(8).nullable().default(null),
   /** Names of the hosts that shall hold the copies; null: the placement decides. */
   hosts: z.array(hostName).min(1).max(8).nullable().default(null),
+  /** What its copies must not share. */
+  spread: z.enum(spreads).default("host"),
   /** Token of the request: the same token again answers with the volume made first. */
   createdBy: z.string().min(1).max(128).nullable().default(null),
 });
 
-/** One change a request: what is not named stays as it is. */
+const placeChanges = {
+  copies: z.int().min(1).max(8).optional(),
+  /** With `copies`: fewest in-sync copies under which writes complete. Left away: as it is. */
+  minIsr: z.int().min(1).max(8).optional(),
+  spread: z.enum(spreads).optional(),
+  /** A copy from one host to another, or to another pool of its host. Hosts by name or id. */
+  move: z
+    .strictObject({
+      from: z.string().min(1).max(256),
+      to: z.string().min(1).max(256),
+      /** Its id, or its path there; null: the one with most room. */
+      pool: z.string().min(1).max(4096).nullable().default(null),
+    })
+    .optional(),
+};
+/** One of these a request: what is not named stays as it is. */
+const isOne = (changes: readonly unknown[]): boolean =>
+  changes.filter((change) => change !== undefined).length === 1;
+const minIsrAlone = { path: ["minIsr"], message: "expected beside copies" };
+type PlaceChanges = z.output<z.ZodObject<typeof placeChanges>>;
+const hasCopies = ({ copies, minIsr }: PlaceChanges): boolean => minIsr === undefined || copies !== undefined;
+
+export const placeChangeRequest = z
+  .strictObject(placeChanges)
+  .refine(
+    ({ copies, spread, move }) => isOne([copies, spread, move]),
+    "expected one of copies, spread and move",
+  )
+  .refine(hasCopies, minIsrAlone);
+
 export const volumeChangeRequest = z
   .strictObject({
+    ...placeChanges,
     size: u64.optional(),
     /** The volume's name, where it may lose what lies beyond the new end; null: it only grows. */
     loseData: volumeName.nullable().default(null),
@@ -112,9 +147,20 @@ export const volumeChangeRequest = z
       .optional(),
   })
   .refine(
-    ({ size, limits }) => (size === undefined) !== (limits === undefined),
-    "expected either a size or limits",
-  );
+    ({ size, limits: taken, copies, spread, move }) => isOne([size, taken, copies, spread, move]),
+    "expected one of size, limits, copies, spread and move",
+  )
+  .refine(hasCopies, minIsrAlone);
+
+/** Copies may be moved, or taken away. */
+export function changesPlaces({ copies, spread, move }: PlaceChanges): boolean {
+  return copies !== undefined || spread !== undefined || move !== undefined;
+}
+
+export const hostChangeRequest = z.strictObject({
+  /** Those that are named; null takes one off. */
+  labels: z.strictObject({ rack: label.nullable().optional(), site: label.nullable().optional() }),
+});
 
 export const attachRequest = z.strictObject({ steal: z.boolean().default(false) });
 export const detachRequest = z.strictObject({ abandon: z.boolean().default(false) });
@@ -221,6 +267,7 @@ export const hostAnswer = z.object({
   aliveSince: instant.nullable(),
   /** voter and learner: a member of the store; none: it isn't (yet). */
   store: z.enum(["voter", "learner", "none"]),
+  labels,
 });
 
 export const poolAnswer = z.object({
@@ -274,6 +321,8 @@ export const replicaAnswer = z.object({
   reason: z.string().nullable(),
   /** Its host's agent answers (a hint). */
   alive: z.boolean(),
+  /** It goes as soon as those that stay are in sync. */
+  leaving: z.boolean(),
 });
 
 export const volumeHealth = z.enum([
@@ -303,6 +352,8 @@ export const volumeAnswer = z.object({
   limits: volumeLimits.nullable(),
   copies: z.int(),
   minIsr: z.int(),
+  /** What its copies must not share. */
+  spread: z.enum(spreads),
   inSync: z.int(),
   health: volumeHealth,
   /** One sentence why it isn't healthy. */
@@ -453,6 +504,40 @@ export const statsAnswer = z.object({
   host: z.object({ id: uuid, name: z.string() }).nullable(),
   /** Null: no guest uses it, or its session ended in this moment. */
   open: sessionStats.nullable(),
+});
+
+const planPlace = { rid: u32, host: uuid, hostName: z.string(), pool: uuid, poolPath: z.string() };
+
+/** What a change would do, and nothing is done yet. */
+export const planAnswer = z.object({
+  volume: uuid,
+  name: z.string(),
+  /** In this order. Empty: it is so already. */
+  steps: z.array(
+    z.discriminatedUnion("kind", [
+      z.object({
+        kind: z.literal("policy"),
+        copies: z.int(),
+        minIsr: z.int(),
+        spread: z.string(),
+      }),
+      /** `bytes`: at most; what was never written is not copied. */
+      z.object({ kind: z.literal("add"), ...planPlace, bytes: u64 }),
+      /** One that was to go stays. */
+      z.object({ kind: z.literal("keep"), ...planPlace }),
+      /** Until these are in sync; what comes after it waits. */
+      z.object({ kind: z.literal("wait"), rids: z.array(u32) }),
+      z.object({ kind: z.literal("remove"), ...planPlace }),
+    ]),
+  ),
+  /** Moved at most, all copies together. */
+  bytes: u64,
+  /** What that takes at most, when nothing else is to be done. */
+  seconds: z.number(),
+  /** Copies in sync on hosts that answer: now, at the least on the way, and in the end. */
+  inSync: z.object({ now: z.int(), least: z.int(), after: z.int() }),
+  /** Sentences, the gravest first. */
+  risks: z.array(z.string()),
 });
 
 export const trashAnswer = z.object({
@@ -633,6 +718,8 @@ export type WhyAnswer = z.output<typeof whyAnswer>;
 export type VolumeChange = z.output<typeof volumeChangeRequest>;
 export type SessionStats = z.output<typeof sessionStats>;
 export type StatsAnswer = z.output<typeof statsAnswer>;
+export type PlaceChangeRequest = z.output<typeof placeChangeRequest>;
+export type PlanAnswer = z.output<typeof planAnswer>;
 export type TrashAnswer = z.output<typeof trashAnswer>;
 export type BackupAnswer = z.output<typeof backupAnswer>;
 export type RepairAnswer = z.output<typeof repairAnswer>;

@@ -141,6 +141,10 @@ export class AgentClient {
     return this.#call("GET", "/v1/hosts", api.hostAnswer.array());
   }
 
+  changeHost(ref: string, body: z.input<typeof api.hostChangeRequest>): Promise<api.HostAnswer> {
+    return this.#call("PATCH", path`/v1/hosts/${ref}`, api.hostAnswer, api.hostChangeRequest, body);
+  }
+
   removeHost(ref: string): Promise<api.HostRemoveAnswer> {
     return this.#call("DELETE", path`/v1/hosts/${ref}`, api.hostRemoveAnswer);
   }
@@ -169,6 +173,15 @@ export class AgentClient {
     return this.#call("PATCH", path`/v1/volumes/${ref}`, api.volumeAnswer, api.volumeChangeRequest, {
       limits: wire,
     });
+  }
+
+  changeVolume(ref: string, body: z.input<typeof api.placeChangeRequest>): Promise<api.VolumeAnswer> {
+    return this.#call("PATCH", path`/v1/volumes/${ref}`, api.volumeAnswer, api.placeChangeRequest, body);
+  }
+
+  /** What such a change would do; nothing is done. */
+  planVolume(ref: string, body: z.input<typeof api.placeChangeRequest>): Promise<api.PlanAnswer> {
+    return this.#call("POST", path`/v1/volumes/${ref}/plan`, api.planAnswer, api.placeChangeRequest, body);
   }
 
   async deleteVolume(ref: string): Promise<void> {

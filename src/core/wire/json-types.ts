@@ -38,6 +38,9 @@ export const volumeName = judged((text) => parseName("volume", text));
 export const hostName = judged((text) => parseName("host", text));
 export const address = judged(parseAddress);
 export const tokenName = judged((text) => parseName("token", text));
+export const label = judged((text) => parseName("label", text));
+/** Where a host stands; null: not said. */
+export const labels = z.object({ rack: label.nullable(), site: label.nullable() });
 export const clusterName = judged((text) => parseName("cluster", text));
 
 /** What a volume's guests may take. Their ranges are the model's to judge (`checkLimits`). */

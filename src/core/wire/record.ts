@@ -12,9 +12,11 @@ import { z } from "zod";
 import type { Made, Member, Place, VolumeRecord, Want } from "../model/volume-record.ts";
 import { parseHostId, parsePoolId, parseRid, parseSessionId, parseVolumeId } from "../model/ids.ts";
 import type { HostId, PoolId, Rid, SessionId, VolumeId } from "../model/ids.ts";
+import { NO_LABELS, spreads, withLabels } from "../model/spread.ts";
+import type { Labels } from "../model/spread.ts";
 import { WeftError } from "./errors.ts";
 import { checkLimits } from "../model/volume-limits.ts";
-import { address, counter, epoch, instant, u32, u64, volumeLimits } from "./json-types.ts";
+import { address, counter, epoch, instant, labels, u32, u64, volumeLimits } from "./json-types.ts";
 
 /** The newest format of a record that this software understands. */
 export const RECORD_FORMAT = 1;
@@ -65,6 +67,8 @@ const rid = u32.transform((value, context): Rid => {
 const clusterJson = z.object({ id: z.string(), name: z.string().default("weft"), createdAt: instant });
 const storeJson = z.object({ cluster: z.string(), incarnation: counter });
 const hostJson = z.object({ id: hostId, name: z.string().min(1), address, joinedAt: instant });
+/** What isn't there is not said. */
+const hostLabelsJson = labels.partial().transform((said): Labels => withLabels(NO_LABELS, said));
 const poolJson = z.object({
   node: hostId,
   path: z.string().default(""),
@@ -115,7 +119,11 @@ const recordJson = z
   .object({
     vol: volumeId,
     size: u64,
-    policy: z.object({ copies: z.int().min(1).max(255), min_isr: z.int().min(1).max(255) }),
+    policy: z.object({
+      copies: z.int().min(1).max(255),
+      min_isr: z.int().min(1).max(255),
+      spread: z.string().default("host"),
+    }),
     epoch,
     rev: counter,
     next_rid: u32,
@@ -132,6 +140,7 @@ const recordJson = z
     nextRid: r.next_rid,
     copies: r.policy.copies,
     minIsr: r.policy.min_isr,
+    spread: r.policy.spread,
     owner: r.owner === null ? null : { host: r.owner.node, session: r.owner.session },
     clean: r.clean,
     deletedAtMs: r.deleted,
@@ -154,6 +163,7 @@ const wantJson = z
     size: u64,
     copies: z.int().min(1).max(255),
     minIsr: z.int().min(1).max(255),
+    spread: z.enum(spreads).default("host"),
     placements: z.array(placeJson).max(255),
     limits: limits.nullable().default(null),
     deletedAt: moment.nullable().default(null),
@@ -165,6 +175,7 @@ const wantJson = z
     sizeBytes: w.size,
     copies: w.copies,
     minIsr: w.minIsr,
+    spread: w.spread,
     placements: w.placements.toSorted((a, b) => a.rid - b.rid),
     limits: w.limits,
     deletedAtMs: w.deletedAt === null ? null : Date.parse(w.deletedAt),
@@ -192,6 +203,7 @@ export const parseRecordExtra = reader<RecordExtra>(extraJson);
 export const parseCluster = reader<ClusterJson>(clusterJson);
 export const parseStore = reader<StoreJson>(storeJson);
 export const parseHost = reader<HostJson>(hostJson);
+export const parseHostLabels = reader<Labels>(hostLabelsJson);
 export const parsePool = reader<PoolJson>(poolJson);
 export const parsePoolUsage = reader<PoolUsageJson>(usageJson);
 export const parseNameKey = reader<NameJson>(nameJson);
@@ -222,6 +234,8 @@ export function renderWant(want: Want, before: string | null): string {
     size: String(want.sizeBytes),
     copies: want.copies,
     minIsr: want.minIsr,
+    // Left away where it is the rule of all: as it was before there were others.
+    spread: want.spread === "host" ? undefined : want.spread,
     placements,
     ...(want.limits === null ? {} : { limits: { ...oldLimits, ...volumeLimits.encode(want.limits) } }),
     deletedAt: want.deletedAtMs === null ? null : new Date(want.deletedAtMs).toISOString(),

@@ -3,7 +3,8 @@
  *
  * Must always hold:
  * - the agent serves exactly these: it registers from here, and refuses to register anything else;
- * - a mutation is a row of `mutation(…)`: it is written into the audit before it is done, and after;
+ * - a mutation is a row of `mutation(…)`: it is written into the audit before it is done, and after; what isn't a GET is
+ *   one, but for what only asks with a body (`question(…)`);
  * - `logs` names no field that may hold a secret.
  */
 import { z } from "zod";
@@ -59,6 +60,9 @@ export const routes = {
   "GET /v1/hosts": read("viewer", "cluster", api.hostAnswer.array()),
   "DELETE /v1/hosts/:ref": mutation("admin", "cluster", null, api.hostRemoveAnswer),
 
+  "PATCH /v1/hosts/:ref": mutation("admin", "cluster", api.hostChangeRequest, api.hostAnswer, {
+    logs: ["labels"],
+  }),
   "POST /v1/hosts/:ref/revoke": mutation("admin", "cluster", null, api.hostRevokeAnswer),
   "GET /v1/ca": read("viewer", "cluster", api.caAnswer),
   "POST /v1/ca/backup": mutation("admin", "cluster", api.caFileRequest, api.caFileAnswer, { logs: ["path"] }),
@@ -83,13 +87,15 @@ export const routes = {
 
   "GET /v1/volumes": read("viewer", "volumes", api.volumeAnswer.array()),
   "POST /v1/volumes": mutation("operator", "cluster", api.volumeCreateRequest, api.volumeAnswer, {
-    logs: ["name", "size", "copies", "minIsr", "hosts"],
+    logs: ["name", "size", "copies", "minIsr", "hosts", "spread"],
   }),
   "GET /v1/volumes/:ref": read("viewer", "volume", api.volumeAnswer),
+  // A copy less is the admin's, as below: each change of places may take one away.
   "PATCH /v1/volumes/:ref": mutation("operator", "volume", api.volumeChangeRequest, api.volumeAnswer, {
-    raise: ({ loseData }) => (loseData === null ? "operator" : "admin"),
-    logs: ["size", "loseData", "limits"],
+    raise: (body) => (body.loseData !== null || api.changesPlaces(body) ? "admin" : "operator"),
+    logs: ["size", "loseData", "copies", "minIsr", "spread", "move", "limits"],
   }),
+  "POST /v1/volumes/:ref/plan": question("operator", "volume", api.placeChangeRequest, api.planAnswer),
   "DELETE /v1/volumes/:ref": mutation("admin", "volume", null, api.okAnswer),
   "POST /v1/volumes/:ref/attach": mutation("operator", "volume", api.attachRequest, api.attachAnswer, {
     raise: ({ steal }) => (steal ? "admin" : "operator"),
@@ -170,6 +176,16 @@ function asked<Query extends z.ZodType | null, Answer extends z.ZodType>(
   answer: Answer,
 ) {
   return { right, raise: null, subject, request: null, query, answer, audit: "read", logs: [] } as const;
+}
+
+/** A question that needs a body: it changes nothing. */
+function question<Request extends z.ZodType, Answer extends z.ZodType>(
+  right: Right,
+  subject: RouteSubject,
+  request: Request,
+  answer: Answer,
+) {
+  return { right, raise: null, subject, request, query: null, answer, audit: "read", logs: [] } as const;
 }
 
 function mutation<Request extends z.ZodType | null, Answer extends z.ZodType>(

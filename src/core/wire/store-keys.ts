@@ -14,6 +14,8 @@ export const keys = {
   hostName: (name: string) => `${ROOT}host-name/${name}`,
   hostAddress: (address: string) => `${ROOT}host-address/${address}`,
   host: (host: string) => `${ROOT}host/${host}`,
+  /** Where it stands, by the operator's word: apart from the host's own key, which it writes anew when it comes back. */
+  hostLabels: (host: string) => `${ROOT}host-labels/${host}`,
   alive: (host: string) => `${ROOT}alive/${host}`,
   pools: `${ROOT}pool/`,
   pool: (pool: string) => `${ROOT}pool/${pool}`,

@@ -35,6 +35,7 @@ type RecordJson = Json & {
   rev: string;
   next_rid: number;
   size: string;
+  policy: Json & { copies: number; min_isr: number };
   owner: { node: string; session: string; caretaker?: boolean } | null;
   deleted: string | null;
   replicas: (Json & { rid: number; node: string })[];
@@ -148,6 +149,14 @@ export class FakeWeftd {
         for (const key of this.trash.keys()) if (key.startsWith(String(volume))) this.trash.delete(key);
         return { removed: 0, bytes: "0" };
       },
+      "volume.policy": ({ volume, copies, min_isr, spread }) =>
+        this.#swap(String(volume), (r) => {
+          if (r.owner?.node !== this.host) refuse("E-VOL-13", "not open here");
+          const inSync = r.replicas.filter((m) => m["state"] === "INSYNC").length;
+          if (Number(min_isr) > r.policy.min_isr && inSync < Number(min_isr)) refuse("E-REPL-03", "too few");
+          const policy = { ...r.policy, copies: Number(copies), min_isr: Number(min_isr), spread };
+          return { ...r, epoch: up(r.epoch), policy };
+        }),
       "volume.create": async ({ record }) => {
         const json = record as RecordJson & { vol: string };
         await this.#connected().cas(keys.state(json.vol), 0n, JSON.stringify(json));

@@ -119,14 +119,15 @@ void t.test("routes: each principal reaches what its rights allow, and is refuse
 void t.test("routes: every change is a mutation of the table, and nobody's by default", async (t) => {
   for (const name of routeNames) {
     const spec: RouteSpec = routes[name];
-    t.equal(spec.audit, methodAndPath(name).method === "GET" ? "read" : "mutation", name);
+    const asks = methodAndPath(name).method === "GET" || name === "POST /v1/volumes/:ref/plan";
+    t.equal(spec.audit, asks ? "read" : "mutation", name);
     if (spec.audit === "mutation") t.not(spec.right, "viewer", name);
-    if (/^DELETE|\/store\/|\/steal$/.test(name)) t.equal(spec.right, "admin", name);
+    if (/^DELETE|^PATCH \/v1\/hosts|\/store\/|\/steal$/.test(name)) t.equal(spec.right, "admin", name);
   }
 });
 
 void t.test(
-  "routes: an operator neither steals, abandons nor loses data by a field of the body",
+  "routes: an operator neither steals, abandons, loses data nor moves copies by a field of the body",
   async (t) => {
     const app = door(token("operator"));
     const admin = door(token("admin"));
@@ -145,6 +146,23 @@ void t.test(
     t.same(await ask(app, resize, { size: "8192" }), { status: 409, code: "E-AGENT-03" });
     t.same(await ask(app, resize, { size: "8192", loseData: "db" }), refusal(403));
     t.same(await ask(admin, resize, { size: "8192", loseData: "db" }), { status: 409, code: "E-AGENT-03" });
+    const change = "PATCH /v1/volumes/:ref";
+    const move = { from: "h1", to: "h2" };
+    t.same(await ask(app, change, { limits: null }), { status: 409, code: "E-AGENT-03" });
+    for (const body of [{ copies: 3 }, { copies: 1, minIsr: 1 }, { spread: "rack" }, { move }]) {
+      t.same(await ask(app, change, body), refusal(403), JSON.stringify(body));
+      t.same(await ask(admin, change, body), { status: 409, code: "E-AGENT-03" }, JSON.stringify(body));
+      t.same(await ask(app, `POST /v1/volumes/:ref/plan`, body), { status: 409, code: "E-AGENT-03" });
+    }
+    for (const body of [
+      {},
+      { minIsr: 1 },
+      { copies: 2, move },
+      { copies: 9 },
+      { spread: "row" },
+      { limits: null, spread: "rack" },
+    ])
+      t.same(await ask(admin, change, body), { status: 400, code: "E-ARG-02" }, JSON.stringify(body));
   },
 );
 
@@ -172,7 +190,7 @@ void t.test(
     };
     const volume = { name: "db", size: "1048576", createdBy: "canary" };
     t.same(await heard(app, "POST /v1/volumes", volume), [
-      'begin POST /v1/volumes ci {"name":"db","size":"1048576","copies":null,"minIsr":null,"hosts":null}',
+      'begin POST /v1/volumes ci {"name":"db","size":"1048576","copies":null,"minIsr":null,"hosts":null,"spread":"host"}',
       "end POST /v1/volumes E-AGENT-03",
     ]);
     t.same(await heard(app, "POST /v1/volumes/:ref/attach", {}), [

@@ -10,7 +10,15 @@ import type { PlacementRequest } from "../../../src/core/model/placement.ts";
 import { poolReserveBytes } from "../../../src/core/model/limits.ts";
 import { GIB, alive, away, cluster, host, hostId, pool, poolId } from "./world.ts";
 
-const request: PlacementRequest = { name: "db", copies: 2, taken: [], only: null };
+const request: PlacementRequest = {
+  name: "db",
+  copies: 2,
+  taken: [],
+  only: null,
+  pool: null,
+  spread: "host",
+  beside: [],
+};
 
 void t.test("placement: two copies go to the two hosts with the most uncommitted space", async (t) => {
   const three = {
@@ -73,9 +81,62 @@ void t.test("placement: more than 8 copies are refused", async (t) => {
 });
 
 void t.test("placement: a volume has one copy by default until a second host has a pool", async (t) => {
-  t.equal(defaultCopies(cluster([1])), 1);
-  t.equal(defaultCopies(cluster([1, 2, 3])), 2);
-  t.equal(defaultCopies(cluster([1, 2], [2])), 1);
+  t.equal(defaultCopies(cluster([1]), "host"), 1);
+  t.equal(defaultCopies(cluster([1, 2, 3]), "host"), 2);
+  t.equal(defaultCopies(cluster([1, 2], [2]), "host"), 1);
+});
+
+const inRacks = (...racks: readonly (string | null)[]): ReturnType<typeof cluster> => ({
+  hosts: racks.map((rack, index) => host(index + 1, alive, { rack, site: null })),
+  pools: racks.map((_, index) => pool(index + 1)),
+});
+const apart: PlacementRequest = { ...request, spread: "rack" };
+
+void t.test(
+  "placement: copies that must not share a rack go to two, and to no host whose rack is not known",
+  async (t) => {
+    t.match(placeCopies(inRacks("a", "a", null, "b"), apart), {
+      value: [{ host: hostId(1) }, { host: hostId(4) }],
+    });
+    t.match(placeCopies(inRacks("a", "a", null, "a"), apart), {
+      finding: {
+        code: "E-VOL-03",
+        message:
+          '2 copies of "db" wanted, 1 host with a usable pool found (h2: in rack a, as h1; h3: no rack label; h4: in rack a, as h1).',
+        do: [{}, { command: "weft host label HOST rack=NAME" }, {}],
+      },
+    });
+    t.equal(defaultCopies(inRacks("a", "a", null), "rack"), 1);
+    t.equal(defaultCopies(inRacks("a", "b", null), "rack"), 2);
+  },
+);
+
+void t.test(
+  "placement: a new copy shares no rack with those that stay, and may with one that leaves",
+  async (t) => {
+    const one = { ...apart, copies: 1, taken: [hostId(1), hostId(3)] };
+    t.match(placeCopies(inRacks("a", "a", "b", "b"), { ...one, beside: [hostId(1)] }), {
+      value: [{ host: hostId(4) }],
+    });
+    t.match(placeCopies(inRacks("a", "a", "b", "b"), { ...one, beside: [hostId(1), hostId(3)] }), {
+      finding: {
+        code: "E-REPL-01",
+        message: /h1: has a copy; h2: in rack a, as h1; h3: has a copy; h4: in rack b, as h3/,
+      },
+    });
+  },
+);
+
+void t.test("placement: a pool that was named is taken or nothing is", async (t) => {
+  const other = pool(1, { id: poolId(7), freeBytes: 890n * GIB, totalBytes: 890n * GIB });
+  const two = { hosts: [host(1)], pools: [pool(1), other] };
+  const one = { ...request, copies: 1, only: [hostId(1)] };
+  t.match(placeCopies(two, { ...one, pool: other.id }), { value: [{ pool: other.id }] });
+  t.match(placeCopies(two, { ...one, pool: poolId(9) }), { finding: { message: /h1: no pool 9/ } });
+  const shut = { hosts: [host(1)], pools: [pool(1), { ...other, serving: false }] };
+  t.match(placeCopies(shut, { ...one, pool: other.id }), {
+    finding: { message: /h1: its pool does not serve/ },
+  });
 });
 
 void t.test(
@@ -121,10 +182,10 @@ void t.test(
             hosts.some((one) => one.id === candidate.host && one.liveness.kind === "alive"),
         );
         const enough = new Set(usable.map((candidate) => candidate.host)).size >= copies;
-        const decision = placeCopies({ hosts, pools }, { name: "db", copies, taken, only: null });
+        const decision = placeCopies({ hosts, pools }, { ...request, copies, taken });
         const again = placeCopies(
           { hosts: hosts.toReversed(), pools: pools.toReversed() },
-          { name: "db", copies, taken, only: null },
+          { ...request, copies, taken },
         );
         t.equal(decision.kind, enough ? "ok" : "refused");
         if (decision.kind === "refused" || again.kind === "refused") return;

@@ -68,7 +68,7 @@ void t.test("volume: a copy is added through the owner, and only after its host 
     ...initialVolume(),
     want: want([place(0, 1), place(1, 2)]),
     made: [made(0, 1)],
-    record: record([member(0, 1)], { owner: owner(3) }),
+    record: record([member(0, 1)], { owner: owner(3), copies: 2 }),
   };
   let [state, effects] = play(live, { kind: "tick" }, 0);
   t.strictSame(effects, ["make-replica 1 on 20000000"]);
@@ -96,20 +96,75 @@ void t.test(
     const desire = want([place(0, 1, true), place(1, 2), place(2, 3)], { copies: 2 });
     const all = [made(0, 1), made(1, 2), made(2, 3)];
     const start = { ...initialVolume(), want: desire, made: all };
-    const joining = record([member(0, 1), member(1, 2), member(2, 3, "JOINING")], { owner: owner(1) });
+    const open = { owner: owner(1), copies: 2 };
+    const joining = record([member(0, 1), member(1, 2), member(2, 3, "JOINING")], open);
     let [state, effects] = play({ ...start, record: joining }, { kind: "tick" }, 0);
     t.strictSame(effects, [], "not before the new one is in sync");
 
-    const joined = record([member(0, 1), member(1, 2), member(2, 3)], { owner: owner(1), epoch: 8n });
+    const joined = record([member(0, 1), member(1, 2), member(2, 3)], { ...open, epoch: 8n });
     [state, effects] = play(state, { kind: "record", record: joined }, 1000);
     t.strictSame(effects, ["remove-member 0 on 10000000"]);
 
-    const without = record([member(1, 2), member(2, 3)], { owner: owner(1), epoch: 10n });
+    const without = record([member(1, 2), member(2, 3)], { ...open, epoch: 10n });
     [state, effects] = play(state, { kind: "record", record: without }, 2000);
     t.strictSame(effects, ["trash-replica 0 on 10000000"]);
 
     [state, effects] = play(state, { kind: "made", made: all.slice(1) }, 3000);
     t.strictSame(effects, ["drop-place 0"]);
+  },
+);
+
+void t.test(
+  "volume: of several copies the one with the lower number is added first, if it can come",
+  async (t) => {
+    const desire = want([place(0, 1), place(1, 2), place(2, 3)]);
+    const fact = record([member(0, 1)], { owner: owner(1), copies: 3 });
+    const start = { ...initialVolume(), want: desire, record: fact };
+    const asked = (all: readonly number[], world = three): string[] =>
+      play({ ...start, made: all.map((number) => made(number, number + 1)) }, { kind: "tick" }, 0, world)[1];
+    t.strictSame(asked([0, 2]), ["make-replica 1 on 20000000"], "its number would be over else");
+    t.strictSame(asked([0, 1, 2]), ["add-member 1 on 10000000"]);
+    t.strictSame(asked([0, 1, 2], cluster([1, 2, 3], [2])), [
+      "add-member 1 on 10000000",
+      "add-member 2 on 10000000",
+    ]);
+  },
+);
+
+void t.test(
+  "volume: nothing is removed while a copy that stays is on a host that does not answer",
+  async (t) => {
+    const desire = want([place(0, 1, true), place(1, 2), place(2, 3)], { copies: 2 });
+    const fact = record([member(0, 1), member(1, 2), member(2, 3)], { owner: owner(1), copies: 2 });
+    const [leaver] = desire.placements;
+    if (leaver === undefined) throw new Error("there are three");
+    t.ok(mayRemove(desire, fact, leaver, three));
+    t.notOk(
+      mayRemove({ ...desire, copies: 3 }, fact, leaver, three),
+      "another one is wanted, and has no place yet",
+    );
+    t.notOk(mayRemove(desire, fact, leaver, cluster([1, 2, 3], [3])));
+  },
+);
+
+void t.test(
+  "volume: its owner, or a caretaker, writes what is wanted into the record, when it can be",
+  async (t) => {
+    const start = { ...initialVolume(), made: [made(0, 1), made(1, 2)] };
+    const asked = (rest: Partial<VolumeState>): string[] =>
+      play({ ...start, ...rest }, { kind: "tick" }, 0)[1];
+    const desire = want([place(0, 1), place(1, 2)], { minIsr: 2, spread: "rack" });
+    const level = record([member(0, 1), member(1, 2)], { owner: owner(3) });
+    t.strictSame(asked({ want: desire, record: level }), ["set-policy 2/2 apart by rack on 30000000"]);
+    const behind = record([member(0, 1), member(1, 2, "STALE")], { owner: owner(3) });
+    t.strictSame(asked({ want: desire, record: behind }), ["set-policy 1/2 apart by rack on 30000000"]);
+    const half = { ...behind, spread: "rack" };
+    t.strictSame(asked({ want: desire, record: half }), [], "guests would wait");
+    t.strictSame(asked({ want: desire, record: { ...level, owner: null } }), ["open-caretaker on 10000000"]);
+    const done = { ...level, minIsr: 2, spread: "rack" };
+    t.strictSame(asked({ want: desire, record: done, caretaker: owner(3)?.session ?? null }), [
+      "close-caretaker on 30000000",
+    ]);
   },
 );
 
@@ -179,25 +234,35 @@ void t.test(
 );
 
 void t.test(
-  "volume: whatever the record says, a removal leaves enough in-sync copies that are kept",
+  "volume: whatever the record says, a removal leaves enough in-sync copies that are kept, on hosts that answer",
   async (t) => {
     const states = fc.constantFrom("INSYNC", "STALE", "JOINING", "REMOVING", "QUARANTINED" as const);
+    const silentHosts = fc.subarray([1, 2, 3, 4, 5], { maxLength: 2 });
     const rows = fc.array(fc.record({ state: fc.option(states), remove: fc.boolean() }), {
       minLength: 1,
       maxLength: 5,
     });
     fc.assert(
-      fc.property(rows, fc.integer({ min: 1, max: 3 }), (copies, minIsr) => {
-        const desire = want(copies.map(({ remove }, index) => place(index, index + 1, remove)));
+      fc.property(rows, fc.integer({ min: 1, max: 3 }), silentHosts, (copies, minIsr, silent) => {
+        const answering = cluster([1, 2, 3, 4, 5], silent);
+        const wanted = { copies: copies.filter(({ remove }) => !remove).length };
+        const desire = want(
+          copies.map(({ remove }, index) => place(index, index + 1, remove)),
+          wanted,
+        );
         const fact = record(
           copies.flatMap(({ state }, index) => (state === null ? [] : [member(index, index + 1, state)])),
           { minIsr },
         );
         for (const candidate of desire.placements) {
-          if (!mayRemove(desire, fact, candidate)) continue;
+          if (!mayRemove(desire, fact, candidate, answering)) continue;
           const left = fact.replicas.filter(
-            (replica) => replica.state === "INSYNC" && copies[replica.rid]?.remove === false,
+            (replica) =>
+              replica.state === "INSYNC" &&
+              copies[replica.rid]?.remove === false &&
+              !silent.includes(replica.rid + 1),
           );
+          t.ok(left.length >= wanted.copies);
           t.ok(candidate.remove);
           t.ok(left.length >= minIsr && left.length >= 1, `${left.length} left, ${minIsr} needed`);
           t.notOk(left.some((replica) => replica.rid === candidate.rid));

@@ -1,6 +1,8 @@
 /** A small cluster to decide about: hosts h1, h2 … with one pool each, values instead of mocks. */
 import type { Cluster, Host, Liveness, Pool } from "../../../src/core/model/cluster.ts";
 import type { HostId, PoolId, Rid, SessionId, VolumeId } from "../../../src/core/model/ids.ts";
+import { NO_LABELS } from "../../../src/core/model/spread.ts";
+import type { Labels } from "../../../src/core/model/spread.ts";
 import type { Made, Member, Place, VolumeRecord, Want } from "../../../src/core/model/volume-record.ts";
 
 export const GIB = 1n << 30n;
@@ -24,9 +26,10 @@ export function rid(number: number): Rid {
   return number as Rid;
 }
 
-export function host(number: number, liveness: Liveness = alive): Host {
+export function host(number: number, liveness: Liveness = alive, labels: Labels = NO_LABELS): Host {
   const name = `h${number}`;
-  return { id: hostId(number), name, address: `10.0.9.${10 + number}`, joinedAtMs: number, liveness };
+  const address = `10.0.9.${10 + number}`;
+  return { id: hostId(number), name, address, joinedAtMs: number, liveness, labels };
 }
 
 export function pool(number: number, rest: Partial<Pool> = {}): Pool {
@@ -69,6 +72,7 @@ export function want(placements: readonly Place[], rest: Partial<Want> = {}): Wa
     sizeBytes: 3n * GIB,
     copies: placements.length,
     minIsr: 1,
+    spread: "host",
     placements,
     limits: null,
     deletedAtMs: null,
@@ -86,6 +90,7 @@ export function record(replicas: readonly Member[], rest: Partial<VolumeRecord> 
     nextRid: Math.max(0, ...replicas.map((replica) => replica.rid + 1)),
     copies: replicas.length,
     minIsr: 1,
+    spread: "host",
     owner: null,
     clean: true,
     deletedAtMs: null,

@@ -3,7 +3,14 @@ import { assert, constantFrom, json, jsonValue, property, string } from "fast-ch
 import t from "tap";
 
 import { WeftError } from "../../../src/core/wire/errors.ts";
-import { parsePool, parseRecord, parseStore, parseWant, renderWant } from "../../../src/core/wire/record.ts";
+import {
+  parseHostLabels,
+  parsePool,
+  parseRecord,
+  parseStore,
+  parseWant,
+  renderWant,
+} from "../../../src/core/wire/record.ts";
 
 const V = "11111111-1111-4111-8111-111111111111";
 const H = "22222222-2222-4222-8222-222222222222";
@@ -149,6 +156,27 @@ void t.test("record: limits are written as they are read; impossible ones are da
     { iops: null, bps: null },
   ])
     t.throws(() => parseWant("k", limited({ ...wanted, ...wrong })), { code: "E-STORE-07" });
+});
+
+void t.test(
+  "record: what copies must not share is the host where nothing is said, also after it was more",
+  async (t) => {
+    const text = JSON.stringify(want);
+    const read = parseWant("k", text);
+    t.equal(read.spread, "host");
+    const apart = renderWant({ ...read, spread: "rack" }, text);
+    t.equal(parseWant("k", apart).spread, "rack");
+    t.same(JSON.parse(renderWant({ ...read, spread: "host" }, apart)), want);
+    t.throws(() => parseWant("k", JSON.stringify({ ...want, spread: "row" })), { code: "E-STORE-07" });
+    const said = parseRecord("k", JSON.stringify({ ...record, policy: { ...record.policy, spread: "row" } }));
+    t.equal(said.spread, "row", "a record of newer software is read");
+  },
+);
+
+void t.test("record: where a host stands: what is not said is null", async (t) => {
+  t.same(parseHostLabels("k", "{}"), { rack: null, site: null });
+  t.same(parseHostLabels("k", '{"rack":"a","row":"7"}'), { rack: "a", site: null });
+  t.throws(() => parseHostLabels("k", '{"rack":"A b"}'), { code: "E-STORE-07" });
 });
 
 void t.test("record: any text is parsed or refused with a code", async (t) => {
