@@ -88,6 +88,13 @@ impl Durable {
                 }
             }
             LogRecord::Cut { size } => self.cut(*size),
+            LogRecord::Fold { region_shift } => {
+                while self.region_shift < *region_shift {
+                    self.rgm =
+                        self.rgm.chunks(2).map(|of| of.iter().copied().max().unwrap_or_default()).collect();
+                    self.region_shift += 1;
+                }
+            }
             LogRecord::Promise { epoch, session, record } => {
                 if *epoch >= self.promised {
                     self.promised = *epoch;
@@ -148,6 +155,24 @@ impl Durable {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// R26: a region that is made of two is as new as the newer one.
+    #[test]
+    fn regions_are_folded_by_the_newest_stamp() {
+        let mut durable = Durable::new(VolumeId(1), Rid(1), (5 << 16) + 4096, 16);
+        for (region, stamp) in [(0, 3), (1, 9), (4, 2), (5, 7)] {
+            durable.apply(&LogRecord::Stamp { generation: Generation(stamp), regions: alloc::vec![region] });
+        }
+        let stamps = |durable: &Durable| durable.rgm.iter().map(|g| g.0).collect::<Vec<_>>();
+        for _ in 0..2 {
+            durable.apply(&LogRecord::Fold { region_shift: 17 });
+            assert_eq!((durable.region_shift, stamps(&durable)), (17, [9, 0, 7].to_vec()));
+        }
+        durable.apply(&LogRecord::Fold { region_shift: 20 });
+        assert_eq!((durable.region_shift, stamps(&durable)), (20, [9].to_vec()));
+        durable.apply(&LogRecord::Fold { region_shift: 16 });
+        assert_eq!(durable.region_shift, 20, "regions never become smaller");
+    }
 
     #[test]
     fn a_size_that_no_writer_asks_for_is_not_admitted() {

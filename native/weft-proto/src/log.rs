@@ -92,6 +92,11 @@ pub enum LogRecord {
         /// The stamp of that.
         generation: Generation,
     },
+    /// Regions made larger, each as new as the newest of those that it is made of (R26).
+    Fold {
+        /// From now on they are `1 << region_shift` bytes.
+        region_shift: u8,
+    },
     /// The size lowered to that of the promised record: what lay beyond is absent (R18).
     Cut {
         /// New size in bytes.
@@ -555,6 +560,7 @@ const KIND_GROW: u8 = 5;
 const KIND_IDENTITY: u8 = 6;
 const KIND_TRASHED: u8 = 7;
 const KIND_CUT: u8 = 8;
+const KIND_FOLD: u8 = 9;
 const KIND_CLEAN: u8 = 255;
 
 fn encode_entry(key: ReplicaKey, record: &LogRecord) -> Vec<u8> {
@@ -568,6 +574,7 @@ fn encode_entry(key: ReplicaKey, record: &LogRecord) -> Vec<u8> {
         LogRecord::Identity { .. } => KIND_IDENTITY,
         LogRecord::Trashed => KIND_TRASHED,
         LogRecord::Cut { .. } => KIND_CUT,
+        LogRecord::Fold { .. } => KIND_FOLD,
     }]);
     body.u128(key.volume.0);
     body.u32(key.rid.0);
@@ -595,6 +602,7 @@ fn encode_entry(key: ReplicaKey, record: &LogRecord) -> Vec<u8> {
             body.u64(generation.0);
         }
         LogRecord::Cut { size } => body.u64(*size),
+        LogRecord::Fold { region_shift } => body.put(&[*region_shift]),
         LogRecord::Identity { boot_id, device_generation, clean_stop } => {
             body.u128(*boot_id);
             body.u64(*device_generation);
@@ -650,6 +658,10 @@ fn decode_entry(r: &mut Reader<'_>) -> Result<Option<(ReplicaKey, LogRecord)>, S
             LogRecord::Grow { size, from, generation }
         }
         KIND_CUT => LogRecord::Cut { size: body.u64()? },
+        KIND_FOLD => match body.u8()? {
+            region_shift @ 12..=62 => LogRecord::Fold { region_shift },
+            _ => return Err(Short),
+        },
         KIND_IDENTITY => LogRecord::Identity {
             boot_id: body.u128()?,
             device_generation: body.u64()?,
@@ -1008,6 +1020,7 @@ mod tests {
             LogRecord::Identity { boot_id: 0xb007, device_generation: 3, clean_stop: true },
             LogRecord::Trashed,
             LogRecord::Cut { size: 1 << 30 },
+            LogRecord::Fold { region_shift: 21 },
         ]
     }
 

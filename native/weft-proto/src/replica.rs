@@ -16,6 +16,7 @@
 //!   end of its range, above which there is nothing to repair it to;
 //! * a session is its host's: what another host says in its name is another session's, and gets nothing;
 //! * a region's stamp is durable before data of that generation may reach the medium (R6, I8);
+//! * a promise is answered when the regions are as large as those of its record (R26);
 //! * nothing is cut that the newest promise's record has, or that the volume is about to grow by: a promise or a GROW
 //!   takes a cut back and begins when what was under way of it has ended (R18);
 //! * what the log or the disk refused is answered as refused, and nothing is assumed of it.
@@ -359,8 +360,9 @@ struct WaitingPromise {
     party: Party,
     record: Vec<u8>,
     cached: bool,
-    /// The record's size.
+    /// The record's size, and its regions'.
     size: u64,
+    region_shift: u8,
     watermark: Watermark,
     started: Instant,
     stage: PromiseStage,
@@ -370,6 +372,8 @@ struct WaitingPromise {
 enum PromiseStage {
     Logging(Token),
     Draining,
+    /// The regions become as large as the record's (R26).
+    Folding(Token),
 }
 
 #[derive(Debug)]
@@ -576,6 +580,11 @@ impl<P: Payload> Replica<P> {
             if w.epoch > before || self.config.broken.is(Mutation::CutOnAnyPromise) {
                 self.to_cut = (self.durable.size > w.size).then_some(w.size);
             }
+        }
+        if let Some(w) = &mut self.waiting_promise
+            && w.stage == PromiseStage::Folding(token)
+        {
+            w.stage = PromiseStage::Draining;
         }
         if let Some(running) = self.running.get(&token) {
             match running.stage {
@@ -1097,10 +1106,12 @@ impl<P: Payload> Replica<P> {
             || parsed.epoch != epoch
             || !owner_matches
             || parsed.replica(self.rid()).is_none()
+            || parsed.region_shift < self.durable.region_shift
         {
             return Err(Refusal::OutOfBounds);
         }
-        let (cached, size) = (parsed.policy.ack == Ack::Cached, parsed.size);
+        let (cached, size, region_shift) =
+            (parsed.policy.ack == Ack::Cached, parsed.size, parsed.region_shift);
         let (attachment, stage) = (id, PromiseStage::Draining);
         let w = WaitingPromise {
             attachment,
@@ -1110,6 +1121,7 @@ impl<P: Payload> Replica<P> {
             record,
             cached,
             size,
+            region_shift,
             watermark,
             started: now,
             stage,
@@ -1267,6 +1279,10 @@ impl<P: Payload> Replica<P> {
         if self.running.contains_key(&token) {
             self.finish(now, token, Err(refusal));
         }
+        if let Some(w) = self.waiting_promise.take_if(|w| w.stage == PromiseStage::Folding(token)) {
+            // Promised, and of no use to the session before it is asked again.
+            self.reply(w.attachment, w.tag, w.started, now, Err(refusal));
+        }
         if let Some(w) = self.waiting_promise.take_if(|w| w.stage == PromiseStage::Logging(token)) {
             // Not durable: the old promise stands again, and stands on disk.
             self.promised = self.durable.promised;
@@ -1289,6 +1305,11 @@ impl<P: Payload> Replica<P> {
                 && !self.config.broken.is(Mutation::PromiseBeforeDrain)
             {
                 self.waiting_promise = Some(w);
+            } else if w.region_shift > self.durable.region_shift {
+                // Nothing runs that counts regions as before.
+                let (token, region_shift) = (self.token(), w.region_shift);
+                self.actions.push_back(Action::Log { token, record: LogRecord::Fold { region_shift } });
+                self.waiting_promise = Some(WaitingPromise { stage: PromiseStage::Folding(token), ..w });
             } else {
                 let view = self.view(w.party);
                 self.reply(w.attachment, w.tag, w.started, now, Ok(Answer::Promised(view)));

@@ -106,9 +106,9 @@ impl Disk {
             }
             DiskOp::Seal => DiskDone::Done,
             DiskOp::Grow { from, to } | DiskOp::Cut { from, to } => {
-                for block in blocks(*from, to - from) {
-                    self.set(block, ABSENT, true);
-                }
+                let range = blocks(*from, to - from);
+                self.cache.retain(|block, _| !range.contains(block));
+                self.stable.retain(|block, _| !range.contains(block));
                 DiskDone::Done
             }
         })

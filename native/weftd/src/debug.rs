@@ -167,6 +167,7 @@ fn shown(record: &LogRecord) -> Value {
         LogRecord::Grow { size, from, generation } => {
             json!({ "grow": size.to_string(), "from": from.to_string(), "generation": generation.to_string() })
         }
+        LogRecord::Fold { region_shift } => json!({ "fold": region_shift }),
         LogRecord::Cut { size } => json!({ "cut": size.to_string() }),
         LogRecord::Identity { clean_stop, .. } => json!({ "identity": { "clean_stop": clean_stop } }),
         LogRecord::Trashed => json!("trashed"),

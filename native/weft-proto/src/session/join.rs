@@ -405,6 +405,13 @@ impl<P: Payload> Session<P> {
         self.progressed = true;
     }
 
+    /// Regions are counted anew: what is being told of them is of no use.
+    pub(super) fn join_folded(&mut self) {
+        if self.join.as_ref().is_some_and(|j| matches!(j.stage, JoinStage::Stamps { .. })) {
+            self.abandon_join("the volume's regions become larger");
+        }
+    }
+
     /// A joiner is attached again: its admission is unsettled, or the join had ended with the attachment.
     pub(super) fn join_attached(&mut self, rid: Rid) {
         if let Some(join) = self.join.as_mut().filter(|j| j.rid == rid) {

@@ -1,11 +1,13 @@
 //! The size of a volume (protocol.md 4.18, R18, R25): it grows while it is attached, and shrinks under a caretaker.
 //!
 //! ```text
-//! grow:   GROW at every recipient ──all have answered in this epoch──▶ swap (epoch + 1) ──all have promised──▶ told
+//! grow:   (larger regions: swap, all promise) ──▶
+//!         GROW at every recipient ──all have answered in this epoch──▶ swap (epoch + 1) ──all have promised──▶ told
 //! shrink:      nothing under way  ──▶  swap (epoch + 1) ──all have promised (and cut themselves)──▶ told
 //! ```
 //!
 //! Must always hold:
+//! * regions become larger in a swap of their own, before it (R26), while none is being equalised;
 //! * the record's size rises only when every in-sync member, and every joiner that gets writes, has grown in the epoch of
 //!   that record; a joiner that has not is given up, and grown before it gets a write (I18, D13, D14);
 //! * a growth is a write: it is stamped, and its interval is not sealed before the record has the new size;
@@ -57,7 +59,7 @@ impl<P: Payload> Session<P> {
             return self.growing = None;
         };
         let (to, epoch) = (*to, self.rec().epoch);
-        if to <= size || self.resize_refused(to, false).is_some() {
+        if to <= size || self.resize_refused(to, false).is_some() || self.folds_to(to).is_some() {
             return self.growing = None;
         }
         let across = self.config.broken.is(Mutation::GrownAcrossEpochs);
@@ -136,6 +138,12 @@ impl<P: Payload> Session<P> {
         if size < old {
             return self.propose_shrink(now, size);
         }
+        if let Some(region_shift) = self.folds_to(size) {
+            if self.dirty.is_empty() {
+                self.propose(now, Intent::Fold { region_shift });
+            }
+            return self.dirty.is_empty();
+        }
         let (epoch, recipients) = (self.rec().epoch, self.recipients());
         let early = self.config.broken.is(Mutation::SwapBeforeGrow);
         let across = self.config.broken.is(Mutation::GrownAcrossEpochs);
@@ -179,11 +187,25 @@ impl<P: Payload> Session<P> {
             Some(SHRINKS_DETACHED)
         } else if size < record.size && !lose {
             Some(WOULD_LOSE)
-        } else if size.div_ceil(1 << record.region_shift) > REGIONS_MAX {
-            Some("this volume has more regions than it can have")
         } else {
             None
         }
+    }
+
+    /// How large the regions have to be for this size, if that is larger than they are.
+    fn folds_to(&self, size: u64) -> Option<u8> {
+        let record = self.rec();
+        let mut region_shift = record.region_shift;
+        while size.div_ceil(1 << region_shift) > REGIONS_MAX {
+            region_shift += 1;
+        }
+        (region_shift > record.region_shift).then_some(region_shift)
+    }
+
+    /// The record has larger regions.
+    pub(super) fn folded(&mut self, now: Instant) {
+        self.join_folded();
+        self.demoted(now);
     }
 
     fn resize_done(&mut self, outcome: Result<(), &'static str>) {

@@ -46,6 +46,8 @@ pub(super) enum Intent {
     Resize { size: u64 },
     /// Something else is wanted of the volume (R25).
     Policy(PolicyChange),
+    /// Larger regions, so that there are few enough of them in a size to come (R26).
+    Fold { region_shift: u8 },
     /// Nothing changes but the revision: settles earlier attempts.
     Settle,
     /// owner := null, clean.
@@ -206,6 +208,11 @@ impl<P: Payload> Session<P> {
             Intent::Policy(wanted) => {
                 wanted.put_into(&mut r.policy);
                 membership = !self.config.broken.is(Mutation::PolicyKeepsEpoch);
+            }
+            Intent::Fold { region_shift } => {
+                r.region_shift = *region_shift;
+                // Members fold at the promise, and say nothing of their stamps between the two.
+                membership = true;
             }
             Intent::Settle => {}
             Intent::Close { sealed } => {
@@ -417,6 +424,7 @@ impl<P: Payload> Session<P> {
             }
             Some(Intent::Resize { .. }) => self.resized(now, old_size),
             Some(Intent::Policy(_)) => self.policy_done(Ok(())),
+            Some(Intent::Fold { .. }) => self.folded(now),
             Some(Intent::ClearWait) => self.steal_wait = false,
             Some(Intent::Settle) => self.settled(now),
             Some(Intent::Renew) | None => self.demoted(now),

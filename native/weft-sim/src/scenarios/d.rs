@@ -3,7 +3,7 @@
 use crate::disk::bytes_of;
 use crate::oracle::{ABSENT, ZERO};
 use crate::scenarios::plots;
-use crate::stage::{A, B, C, D, Play, R0, R1, R2, Scene, Stage, all_writes, grows, guest_writes};
+use crate::stage::{A, B, C, D, Play, R0, R1, R2, Scene, Stage, all_writes, grows, guest_writes, hashes};
 use std::collections::BTreeMap;
 
 use weft_proto::guest::{GuestError, GuestOp};
@@ -29,6 +29,8 @@ plots! {
     D13 => a_volume_has_its_new_size_when_every_member_has_grown,
     D13 => a_growth_outlasts_the_loss_of_a_member,
     D13 => a_growth_waits_for_no_copy_that_is_being_brought_back,
+    D13 => a_volume_grows_beyond_the_regions_that_it_was_made_with,
+    D13 => regions_are_folded_when_none_of_them_may_differ,
     D14 => io_past_the_old_end_reaches_a_copy_that_was_small,
     D20 => copies_come_and_go_while_a_guest_writes,
 }
@@ -408,6 +410,54 @@ fn a_growth_waits_for_no_copy_that_is_being_brought_back(play: &Play) {
     stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
     assert_eq!((stage.disk(R1, 47), size_of(&stage, R1)), (last, 48));
     stage.close(owner);
+}
+
+/// A volume with nearly as many regions as there may be, of 64 KiB each.
+const MANY_BLOCKS: u64 = (1 << 24) - 16;
+
+/// D13, R26: in the size to come there would be too many regions, so they become larger first. r1, which lacks a block of a
+/// region that is folded with an older one, is away for all of that.
+fn a_volume_grows_beyond_the_regions_that_it_was_made_with(play: &Play) {
+    let mut stage = Scene::copies(2).blocks(MANY_BLOCKS).stage(play);
+    let owner = stage.owner(D);
+    stage.written(owner, 3);
+    stage.written(owner, 19);
+    stage.run_for(3000);
+    stage.kill(R1);
+    let missed = stage.written(owner, 19);
+    stage.resized(owner, MANY_BLOCKS + 48);
+    assert_eq!((stage.record().region_shift, stage.durable(R0).region_shift), (17, 17));
+    let last = stage.written(owner, MANY_BLOCKS + 47);
+    stage.close(owner);
+    let next = stage.owner(C);
+    let later = stage.written(next, 40);
+    stage.start(R1);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
+    let held = [19, MANY_BLOCKS + 47, 40].map(|block| stage.disk(R1, block));
+    assert_eq!((held, stage.durable(R1).region_shift), ([missed, last, later], 17));
+    stage.close(next);
+}
+
+/// R26: the owner crashed, and what it wrote last may differ between the members: until it does not, regions stay.
+fn regions_are_folded_when_none_of_them_may_differ(play: &Play) {
+    let mut stage = Scene::copies(2).blocks(MANY_BLOCKS).stage(play);
+    let owner = stage.owner(D);
+    stage.written(owner, 3);
+    stage.hold(owner, R1, guest_writes);
+    stage.write(owner, 19);
+    stage.run_for(10);
+    stage.vanish(owner);
+    let thief = stage.enter_holding(C, R1, hashes);
+    stage.resize(thief, MANY_BLOCKS + 48);
+    stage.run_for(1000);
+    assert!(stage.view(thief).dirty_regions > 0 && stage.record().region_shift == 16);
+    stage.release(thief, R1);
+    stage.run_until("the volume has another size", |s| s.is_resized(thief, MANY_BLOCKS + 48));
+    assert_eq!(stage.record().region_shift, 17);
+    assert_eq!(stage.disk(R0, 19), stage.disk(R1, 19));
+    let last = stage.written(thief, MANY_BLOCKS + 47);
+    assert_eq!((stage.disk(R0, MANY_BLOCKS + 47), stage.disk(R1, MANY_BLOCKS + 47)), (last, last));
+    stage.close(thief);
 }
 
 /// D14: r1 is away while the volume grows; the guest writes past the old end at once, and r1 comes back, smaller than the

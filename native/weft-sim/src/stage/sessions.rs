@@ -69,6 +69,14 @@ impl Stage {
         who
     }
 
+    /// As [`Stage::steal`], served, and what is picked stays unread at a replica from the first on.
+    pub fn enter_holding(&mut self, host: HostId, rid: Rid, pick: Filter) -> Who {
+        let who = self.steal(host);
+        self.hold(who, rid, pick);
+        self.serving(who);
+        who
+    }
+
     /// Plays until it serves.
     pub fn serving(&mut self, who: Who) {
         self.run_until("a session serves", |s| s.view(who).phase == "serving");
