@@ -115,7 +115,8 @@ impl Durable {
                 self.device_generation = *device_generation;
                 self.clean_stop = *clean_stop;
             }
-            LogRecord::Trashed => {}
+            // Images are kept beside it, in files of their own.
+            LogRecord::Trashed | LogRecord::Image { .. } => {}
         }
     }
 

@@ -105,6 +105,10 @@ uuid_id!(
     ClusterId
 );
 uuid_id!(
+    /// A snapshot of a volume; never used twice.
+    SnapId
+);
+uuid_id!(
     /// Random per compare-and-swap: lets a writer recognise its own swap after an unknown outcome (R14).
     Nonce
 );

@@ -18,6 +18,7 @@ pub mod checkpoint;
 pub mod durable;
 pub mod guest;
 pub mod ids;
+pub mod images;
 pub mod log;
 pub mod message;
 pub mod mutants;

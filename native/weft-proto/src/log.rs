@@ -22,7 +22,8 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::bytes::{Put, Reader, Short, as_len, len_u32};
-use crate::ids::{Epoch, Generation, PoolId, PoolInc, Rid, SessionId, VolumeId};
+use crate::ids::{Epoch, Generation, PoolId, PoolInc, Rid, SessionId, SnapId, VolumeId};
+use crate::images::ImageChange;
 use crate::record::{RECORD_MAX, REGIONS_MAX};
 
 /// Bytes of a block: what a disk writes at once, or tears.
@@ -113,6 +114,26 @@ pub enum LogRecord {
     },
     /// The replica went to the trash.
     Trashed,
+    /// An image of the replica was taken, or is another now; see [`Images`](crate::images::Images).
+    Image {
+        /// Which.
+        image: SnapId,
+        /// What became of it.
+        change: ImageChange,
+    },
+}
+
+impl LogRecord {
+    /// Grows with what a guest writes: it leaves the reserve to what makes room again (R20).
+    fn leaves_reserve(&self) -> bool {
+        let image =
+            |change: &ImageChange| matches!(change, ImageChange::Prepared { .. } | ImageChange::Has { .. });
+        match self {
+            LogRecord::Stamp { .. } => true,
+            LogRecord::Image { change, .. } => image(change),
+            _ => false,
+        }
+    }
 }
 
 /// Where a log lives.
@@ -290,20 +311,14 @@ impl Log {
 
     /// Appends a record to the next batch. Stamps find the log full before its reserve begins.
     pub fn append(&mut self, key: ReplicaKey, record: &LogRecord) -> Result<LogToken, AppendError> {
-        let leave = match record {
-            LogRecord::Stamp { .. } => self.reserve_blocks(),
-            _ => 1,
-        };
+        let leave = if record.leaves_reserve() { self.reserve_blocks() } else { 1 };
         self.append_leaving(leave, key, record)
     }
 
     /// Appends a record that a trim waits for: its stamps may take half of the reserve, since only a trim makes
     /// space in a full pool (R20).
     pub fn append_for_trim(&mut self, key: ReplicaKey, record: &LogRecord) -> Result<LogToken, AppendError> {
-        let leave = match record {
-            LogRecord::Stamp { .. } => self.reserve_blocks() / 2,
-            _ => 1,
-        };
+        let leave = if record.leaves_reserve() { self.reserve_blocks() / 2 } else { 1 };
         self.append_leaving(leave, key, record)
     }
 
@@ -328,6 +343,16 @@ impl Log {
                         key,
                         &LogRecord::Stamp { generation: *generation, regions: regions.to_vec() },
                     )
+                };
+                let entries: Vec<_> = regions.chunks(STAMP_REGIONS).map(part).collect();
+                self.append_entries(leave, &entries)
+            }
+            LogRecord::Image { image, change: ImageChange::Has { regions } }
+                if regions.len() > STAMP_REGIONS =>
+            {
+                let part = |regions: &[u32]| {
+                    let change = ImageChange::Has { regions: regions.to_vec() };
+                    encode_entry(key, &LogRecord::Image { image: *image, change })
                 };
                 let entries: Vec<_> = regions.chunks(STAMP_REGIONS).map(part).collect();
                 self.append_entries(leave, &entries)
@@ -561,7 +586,14 @@ const KIND_IDENTITY: u8 = 6;
 const KIND_TRASHED: u8 = 7;
 const KIND_CUT: u8 = 8;
 const KIND_FOLD: u8 = 9;
+const KIND_IMAGE: u8 = 16;
 const KIND_CLEAN: u8 = 255;
+
+const IMAGE_PREPARED: u8 = 1;
+const IMAGE_READY: u8 = 2;
+const IMAGE_HAS: u8 = 3;
+const IMAGE_DELETING: u8 = 4;
+const IMAGE_GONE: u8 = 5;
 
 fn encode_entry(key: ReplicaKey, record: &LogRecord) -> Vec<u8> {
     let mut body = Vec::new();
@@ -575,6 +607,7 @@ fn encode_entry(key: ReplicaKey, record: &LogRecord) -> Vec<u8> {
         LogRecord::Trashed => KIND_TRASHED,
         LogRecord::Cut { .. } => KIND_CUT,
         LogRecord::Fold { .. } => KIND_FOLD,
+        LogRecord::Image { .. } => KIND_IMAGE,
     }]);
     body.u128(key.volume.0);
     body.u32(key.rid.0);
@@ -609,6 +642,25 @@ fn encode_entry(key: ReplicaKey, record: &LogRecord) -> Vec<u8> {
             body.put(&[u8::from(*clean_stop)]);
         }
         LogRecord::Trashed => {}
+        LogRecord::Image { image, change } => {
+            body.u128(image.0);
+            match change {
+                ImageChange::Prepared { attempt, generation, epoch, incarnation } => {
+                    body.put(&[IMAGE_PREPARED]);
+                    body.u64(*attempt);
+                    body.u64(generation.0);
+                    body.u64(epoch.0);
+                    body.u64(*incarnation);
+                }
+                ImageChange::Ready => body.put(&[IMAGE_READY]),
+                ImageChange::Has { regions } => {
+                    body.put(&[IMAGE_HAS]);
+                    regions.iter().for_each(|region| body.u32(*region));
+                }
+                ImageChange::Deleting => body.put(&[IMAGE_DELETING]),
+                ImageChange::Gone => body.put(&[IMAGE_GONE]),
+            }
+        }
     }
     let mut entry = Vec::with_capacity(body.len() + 4);
     entry.u32(len_u32(body.len()));
@@ -672,6 +724,32 @@ fn decode_entry(r: &mut Reader<'_>) -> Result<Option<(ReplicaKey, LogRecord)>, S
             },
         },
         KIND_TRASHED => LogRecord::Trashed,
+        KIND_IMAGE => {
+            let image = SnapId(body.u128()?);
+            let change = match body.u8()? {
+                IMAGE_PREPARED => ImageChange::Prepared {
+                    attempt: body.u64()?,
+                    generation: Generation(body.u64()?),
+                    epoch: Epoch(body.u64()?),
+                    incarnation: body.u64()?,
+                },
+                IMAGE_READY => ImageChange::Ready,
+                IMAGE_HAS => {
+                    let mut regions = Vec::with_capacity(body.rest().len() / 4);
+                    while !body.is_done() {
+                        regions.push(body.u32()?);
+                    }
+                    if regions.iter().any(|region| u64::from(*region) >= REGIONS_MAX) {
+                        return Err(Short);
+                    }
+                    ImageChange::Has { regions }
+                }
+                IMAGE_DELETING => ImageChange::Deleting,
+                IMAGE_GONE => ImageChange::Gone,
+                _ => return Err(Short),
+            };
+            LogRecord::Image { image, change }
+        }
         _ => return Err(Short),
     };
     if body.is_done() { Ok(Some((key, record))) } else { Err(Short) }
@@ -1393,6 +1471,47 @@ mod tests {
         ring[block + 48] ^= 0xff;
         let recovered = recover(&ring, &expecting(2, 1, 61)).expect("nothing was overwritten yet");
         assert_eq!(numbers(&recovered), (1..=61).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn records_of_images_come_back_and_leave_room_for_those_that_end_one() {
+        let mut ring = empty_ring();
+        let mut log = start(&ring, 1);
+        let image = |change| LogRecord::Image { image: SnapId(7), change };
+        let generation = Generation::new(Epoch(5), 3);
+        let first = ImageChange::Prepared { attempt: 2, generation, epoch: Epoch(5), incarnation: 4 };
+        let many: Vec<u32> = (0..9000).collect();
+        let changes = [first, ImageChange::Ready, ImageChange::Has { regions: many.clone() }];
+        let write = |log: &mut Log, ring: &mut Vec<u8>| {
+            while let Some(write) = log.poll_write() {
+                apply(ring, &write);
+                log.handle_written(write.batch, Ok(()));
+            }
+        };
+        for change in &changes {
+            log.append(KEY, &image(change.clone())).expect("room");
+        }
+        write(&mut log, &mut ring);
+        let has = image(ImageChange::Has { regions: many[..900].to_vec() });
+        while log.append(KEY, &has).is_ok() {
+            write(&mut log, &mut ring);
+        }
+        let last = [ImageChange::Deleting, ImageChange::Gone];
+        for change in &last {
+            log.append(KEY, &image(change.clone())).expect("the reserve is theirs");
+        }
+        write(&mut log, &mut ring);
+
+        let recovered = recover(&ring, &expecting(1, 1, 0)).expect("sound");
+        let records: Vec<_> = recovered.records.into_iter().map(|recorded| recorded.record).collect();
+        assert_eq!(records[..2], [image(changes[0].clone()), image(changes[1].clone())]);
+        let parts = records[2..5].iter().flat_map(|part| match part {
+            LogRecord::Image { change: ImageChange::Has { regions }, .. } => regions.clone(),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(parts.collect::<Vec<_>>(), many, "more than fit into a record");
+        assert!(records[5..records.len() - 2].iter().all(|record| *record == has));
+        assert_eq!(records[records.len() - 2..], last.map(image));
     }
 
     #[derive(Clone, Debug)]

@@ -1,0 +1,525 @@
+//! Which images a replica has, and what is in each (protocol.md 4.19, R28; docs/model.md, `image` and findings 18 to 26):
+//! made and changed by records of the log, and asked by whoever moves the bytes.
+//!
+//! Images are taken with nothing in them. They form a chain by age: what one lacks is in the next newer one that has it,
+//! in the end in the head. Before the head changes somewhere, the newest image that stays gets what was there, unless
+//! somebody has it. When one goes, the next older one gets what it had.
+//!
+//! Must always hold:
+//! * what an image has is what records in the log say, neither what lies in a file nor what stamps suggest;
+//! * nothing is put into an image that is being deleted, and nobody older stops reading from it before it is gone;
+//! * a region that was never stamped when an image was taken is absent in it, and in all older ones: no file tells of it.
+//!
+//! Regions are of the image's own size, as the head's was then: later ones are never finer (R26).
+
+use alloc::vec::Vec;
+
+use crate::ids::{Epoch, Generation, SnapId};
+
+/// Regions and segments: bytes of a segment's file.
+pub const SEGMENT_SHIFT: u8 = 26;
+
+/// What a record of the log says of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ImageChange {
+    /// It was taken: PREPARE. From then on nothing of its generation or an older one is executed.
+    Prepared {
+        /// Which attempt at the barrier, counted in its session; a higher one replaces this.
+        attempt: u64,
+        /// The generation of the barrier.
+        generation: Generation,
+        /// The owner's epoch.
+        epoch: Epoch,
+        /// The store's incarnation.
+        incarnation: u64,
+    },
+    /// Its snapshot stands in the store.
+    Ready,
+    /// It has these regions, durably.
+    Has {
+        /// In its own numbers.
+        regions: Vec<u32>,
+    },
+    /// It is to go; older ones still read from it.
+    Deleting,
+    /// Nobody reads from it any more.
+    Gone,
+}
+
+/// How far an image is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageState {
+    /// Taken.
+    Prepared,
+    /// Named by the store.
+    Ready,
+    /// Serves older images only.
+    Deleting,
+}
+
+/// A set of regions.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Regions(Vec<u64>);
+
+impl Regions {
+    fn has(&self, region: u32) -> bool {
+        self.0.get(region as usize / 64).is_some_and(|word| word & (1 << (region % 64)) != 0)
+    }
+
+    fn add(&mut self, region: u32) {
+        let word = region as usize / 64;
+        if self.0.len() <= word {
+            self.0.resize(word + 1, 0);
+        }
+        self.0[word] |= 1 << (region % 64);
+    }
+
+    fn iter(&self) -> impl Iterator<Item = u32> {
+        let bits = |(n, word): (usize, &u64)| {
+            let (first, word) = (u32::try_from(n * 64).expect("at most 2^20 regions"), *word);
+            (0..64).filter(move |bit| word & (1 << bit) != 0).map(move |bit| first + bit)
+        };
+        self.0.iter().enumerate().flat_map(bits)
+    }
+}
+
+/// One image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Image {
+    /// Of which snapshot.
+    pub id: SnapId,
+    /// Of which attempt at it.
+    pub attempt: u64,
+    /// The barrier's generation.
+    pub generation: Generation,
+    /// The owner's epoch then.
+    pub epoch: Epoch,
+    /// The store's incarnation then.
+    pub incarnation: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Regions are `1 << region_shift` bytes.
+    pub region_shift: u8,
+    /// How far it is.
+    pub state: ImageState,
+    has: Regions,
+    /// Regions that had been stamped.
+    written: Regions,
+}
+
+impl Image {
+    /// Its regions that a range of bytes touches.
+    fn regions_of(&self, offset: u64, len: u64) -> core::ops::Range<u32> {
+        let end = (offset + len).min(self.size).div_ceil(1 << self.region_shift);
+        let region = |region: u64| u32::try_from(region).expect("at most 2^20 regions");
+        let first = (offset >> self.region_shift).min(end);
+        region(first)..region(end)
+    }
+
+    /// Where a region begins, in bytes.
+    fn start(&self, region: u32) -> u64 {
+        u64::from(region) << self.region_shift
+    }
+
+    /// The range of one of its regions, in bytes: the last one may be shorter.
+    #[must_use]
+    pub fn range(&self, region: u32) -> (u64, u64) {
+        let start = self.start(region);
+        (start, (self.size - start).min(1 << self.region_shift))
+    }
+
+    /// Whether it has what is at this byte.
+    fn has_at(&self, offset: u64) -> bool {
+        offset < self.size && self.has.has(u32::try_from(offset >> self.region_shift).expect("a region"))
+    }
+}
+
+/// Where a region of an image is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// In the head.
+    Head,
+    /// In an image's file.
+    Image {
+        /// Whose.
+        image: SnapId,
+        /// Or already whose, while that one is being deleted.
+        heir: Option<SnapId>,
+    },
+    /// Nowhere: it was never written to.
+    Absent,
+}
+
+/// What has to happen next so that a deleted image can go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum HandDown {
+    /// A segment is handed down; then it is logged that the heir has these regions.
+    Segment {
+        /// From this image.
+        image: SnapId,
+        /// To this one.
+        heir: SnapId,
+        /// Which segment.
+        segment: u32,
+        /// The heir has nothing in that segment and gets the whole file. Until that is logged nothing is put there.
+        whole: bool,
+        /// Which regions, in the heir's numbers.
+        regions: Vec<u32>,
+    },
+    /// Nobody reads from it: it is logged as gone, then its files are removed.
+    Gone(SnapId),
+}
+
+/// All images of a replica that were taken by itself, by age.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Images(Vec<Image>);
+
+impl Images {
+    /// The oldest first.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Image> {
+        self.0.iter()
+    }
+
+    /// The image of a snapshot.
+    #[must_use]
+    pub fn get(&self, id: SnapId) -> Option<&Image> {
+        self.0.iter().find(|image| image.id == id)
+    }
+
+    /// Takes in one record of the log. `size`, `region_shift` and `stamps` are the head's at that record. A record that
+    /// was taken in before changes nothing.
+    pub fn apply(
+        &mut self,
+        id: SnapId,
+        change: &ImageChange,
+        (size, region_shift): (u64, u8),
+        stamps: &[Generation],
+    ) {
+        if let ImageChange::Prepared { attempt, generation, epoch, incarnation } = change {
+            if self.get(id).is_some_and(|image| image.attempt >= *attempt) {
+                return;
+            }
+            self.0.retain(|image| image.id != id);
+            let mut written = Regions::default();
+            for (region, _) in (0..).zip(stamps).filter(|(_, stamp)| **stamp != Generation::NEVER) {
+                written.add(region);
+            }
+            self.0.push(Image {
+                id,
+                attempt: *attempt,
+                generation: *generation,
+                epoch: *epoch,
+                incarnation: *incarnation,
+                size,
+                region_shift,
+                state: ImageState::Prepared,
+                has: Regions::default(),
+                written,
+            });
+            return;
+        }
+        let Some(image) = self.0.iter_mut().find(|image| image.id == id) else { return };
+        match change {
+            ImageChange::Prepared { .. } => {}
+            ImageChange::Ready if image.state == ImageState::Prepared => image.state = ImageState::Ready,
+            ImageChange::Ready => {}
+            ImageChange::Has { regions } => regions.iter().for_each(|region| image.has.add(*region)),
+            ImageChange::Deleting => image.state = ImageState::Deleting,
+            ImageChange::Gone => self.0.retain(|image| image.id != id),
+        }
+    }
+
+    fn index(&self, id: SnapId) -> Option<usize> {
+        self.0.iter().position(|image| image.id == id)
+    }
+
+    /// The next older one that stays.
+    fn heir(&self, at: usize) -> Option<&Image> {
+        self.0[..at].iter().rev().find(|image| image.state != ImageState::Deleting)
+    }
+
+    /// Where a region of an image is; none if it has no such image or region. To be asked for again at every look.
+    #[must_use]
+    pub fn place(&self, id: SnapId, region: u32) -> Option<Place> {
+        let at = self.index(id)?;
+        let image = &self.0[at];
+        let offset = image.start(region);
+        if offset >= image.size {
+            return None;
+        }
+        if !image.written.has(region) {
+            return Some(Place::Absent);
+        }
+        let found = (at..self.0.len()).find(|n| self.0[*n].has_at(offset));
+        Some(found.map_or(Place::Head, |n| {
+            let deleting = self.0[n].state == ImageState::Deleting;
+            let heir = self.heir(n).filter(|_| deleting).map(|heir| heir.id);
+            Place::Image { image: self.0[n].id, heir }
+        }))
+    }
+
+    /// Which image has to get which of its regions before the head changes in this range, or goes (R28).
+    #[must_use]
+    pub fn needs(&self, offset: u64, len: u64) -> Option<(SnapId, Vec<u32>)> {
+        let newest = self.0.iter().rposition(|image| image.state != ImageState::Deleting)?;
+        let image = &self.0[newest];
+        let missing = |region: &u32| {
+            let start = image.start(*region);
+            image.written.has(*region) && !self.0[newest..].iter().any(|image| image.has_at(start))
+        };
+        let regions: Vec<u32> = image.regions_of(offset, len).filter(missing).collect();
+        (!regions.is_empty()).then_some((image.id, regions))
+    }
+
+    /// What is to be done for a deleted image; none if there is none.
+    #[must_use]
+    pub fn hand_down(&self) -> Option<HandDown> {
+        let at = self.0.iter().position(|image| image.state == ImageState::Deleting)?;
+        let image = &self.0[at];
+        let Some(heir) = self.heir(at) else { return Some(HandDown::Gone(image.id)) };
+        let wanted = |region: &u32| heir.written.has(*region) && !heir.has.has(*region);
+        let of_heir = |region: u32| {
+            let (start, len) = image.range(region);
+            heir.regions_of(start, len)
+        };
+        let Some(first) = image.has.iter().flat_map(of_heir).find(wanted) else {
+            return Some(HandDown::Gone(image.id));
+        };
+        let segment = u32::try_from(heir.start(first) >> SEGMENT_SHIFT).expect("volumes end at 64 TiB");
+        let here = heir.regions_of(u64::from(segment) << SEGMENT_SHIFT, 1 << SEGMENT_SHIFT);
+        let whole = !here.clone().any(|region| heir.has.has(region));
+        let regions = here.filter(|region| wanted(region) && image.has_at(heir.start(*region))).collect();
+        Some(HandDown::Segment { image: image.id, heir: heir.id, segment, whole, regions })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use alloc::collections::BTreeMap;
+    use alloc::vec;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SHIFT: u8 = 24;
+    /// Three segments of four regions, the last one half.
+    const SIZE: u64 = (10 << SHIFT) + (1 << 20);
+    const REGIONS: u32 = 11;
+
+    fn prepared(attempt: u64) -> ImageChange {
+        let generation = Generation::new(Epoch(3), 1);
+        ImageChange::Prepared { attempt, generation, epoch: Epoch(3), incarnation: 1 }
+    }
+
+    /// A replica whose regions hold a number each, 0 where nothing was written.
+    #[derive(Default)]
+    struct Dumb {
+        images: Images,
+        head: Vec<u64>,
+        stamps: Vec<Generation>,
+        /// What lies in images' files.
+        files: BTreeMap<(SnapId, u32), u64>,
+        expected: BTreeMap<SnapId, Vec<u64>>,
+        count: u64,
+    }
+
+    impl Dumb {
+        fn new() -> Dumb {
+            let regions = REGIONS as usize;
+            Dumb { head: vec![0; regions], stamps: vec![Generation::NEVER; regions], ..Dumb::default() }
+        }
+
+        fn log(&mut self, id: SnapId, change: &ImageChange) {
+            self.images.apply(id, change, (SIZE, SHIFT), &self.stamps);
+            let before = self.images.clone();
+            if !matches!(change, ImageChange::Gone) {
+                self.images.apply(id, change, (SIZE, SHIFT), &self.stamps);
+            }
+            assert_eq!(before, self.images, "a record that is taken in again changes nothing");
+        }
+
+        fn take(&mut self) {
+            self.count += 1;
+            let id = SnapId(self.count.into());
+            self.log(id, &prepared(1));
+            self.expected.insert(id, self.head.clone());
+        }
+
+        fn preserve(&mut self, offset: u64, len: u64) {
+            if let Some((id, regions)) = self.images.needs(offset, len) {
+                for region in &regions {
+                    self.files.insert((id, *region), self.head[*region as usize]);
+                }
+                self.log(id, &ImageChange::Has { regions });
+            }
+        }
+
+        fn write(&mut self, region: u32) {
+            let start = u64::from(region) << SHIFT;
+            self.preserve(start + 4096, 4096.min(SIZE - start));
+            self.count += 1;
+            self.head[region as usize] = self.count;
+            self.stamps[region as usize] = Generation::new(Epoch(3), 2);
+        }
+
+        fn delete(&mut self, which: usize) {
+            let staying: Vec<_> = self.expected.keys().copied().collect();
+            if let Some(id) = staying.get(which % staying.len().max(1)) {
+                self.log(*id, &ImageChange::Deleting);
+                self.expected.remove(id);
+            }
+        }
+
+        fn hand_down(&mut self) {
+            match self.images.hand_down() {
+                None => {}
+                Some(HandDown::Gone(id)) => {
+                    self.log(id, &ImageChange::Gone);
+                    self.files.retain(|(of, _), _| *of != id);
+                }
+                Some(HandDown::Segment { image, heir, segment, whole, regions }) => {
+                    assert!(!regions.is_empty());
+                    let here = |region: u32| region / 4 == segment;
+                    assert!(regions.iter().all(|region| here(*region)));
+                    if whole {
+                        self.files.retain(|(of, region), _| *of != heir || !here(*region));
+                        for region in (0..REGIONS).filter(|region| here(*region)) {
+                            if let Some(value) = self.files.remove(&(image, region)) {
+                                self.files.insert((heir, region), value);
+                            }
+                        }
+                    } else {
+                        for region in &regions {
+                            self.files.insert((heir, *region), self.files[&(image, *region)]);
+                        }
+                    }
+                    // Between the two everybody still reads what is right.
+                    self.check();
+                    self.log(heir, &ImageChange::Has { regions });
+                }
+            }
+        }
+
+        fn check(&self) {
+            for (id, expected) in &self.expected {
+                for region in 0..REGIONS {
+                    let found = match self.images.place(*id, region).expect("it has that region") {
+                        Place::Absent => 0,
+                        Place::Head => self.head[region as usize],
+                        Place::Image { image, heir } => {
+                            let own = self.files.get(&(image, region));
+                            let heirs = heir.and_then(|heir| self.files.get(&(heir, region)));
+                            *own.or(heirs).expect("it is in a file")
+                        }
+                    };
+                    assert_eq!(found, expected[region as usize], "region {region} of {id}");
+                }
+                assert_eq!(self.images.place(*id, REGIONS), None);
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn images_read_what_the_head_held_in_any_order_of_writes_and_deletions(
+            steps in proptest::collection::vec((0..100u32, 0..REGIONS), 1..120)
+        ) {
+            let mut dumb = Dumb::new();
+            for (kind, region) in steps {
+                match kind {
+                    0..45 => dumb.write(region),
+                    45..60 => dumb.take(),
+                    60..68 => dumb.preserve(0, u64::from(region + 1) << SHIFT),
+                    68..80 => dumb.delete(region as usize),
+                    _ => dumb.hand_down(),
+                }
+                dumb.check();
+            }
+            while dumb.images.iter().next().is_some() {
+                dumb.delete(1);
+                while dumb.images.hand_down().is_some() {
+                    dumb.hand_down();
+                    dumb.check();
+                }
+            }
+            prop_assert!(dumb.files.is_empty() && dumb.images == Images::default());
+        }
+    }
+
+    #[test]
+    fn an_image_gets_a_region_once_and_only_if_it_was_ever_written() {
+        let mut dumb = Dumb::new();
+        dumb.write(2);
+        dumb.take();
+        let start = 2 << SHIFT;
+        assert_eq!(dumb.images.needs(0, SIZE), Some((SnapId(2), vec![2])));
+        assert_eq!(dumb.images.needs(start, 4096), Some((SnapId(2), vec![2])));
+        assert_eq!(dumb.images.needs(3 << SHIFT, 4096), None, "absent, which no file has to tell");
+        assert_eq!(dumb.images.place(SnapId(2), 2), Some(Place::Head));
+        assert_eq!(dumb.images.place(SnapId(2), 3), Some(Place::Absent));
+        dumb.write(2);
+        dumb.write(3);
+        assert_eq!(dumb.images.needs(0, SIZE), None);
+        let own = Place::Image { image: SnapId(2), heir: None };
+        assert_eq!(dumb.images.place(SnapId(2), 2), Some(own));
+        assert_eq!(dumb.images.place(SnapId(2), 3), Some(Place::Absent));
+    }
+
+    /// docs/model.md, finding 19: an image that has everything is still where older ones find what was written since.
+    #[test]
+    fn older_images_read_through_one_that_has_everything() {
+        let mut dumb = Dumb::new();
+        dumb.write(1);
+        dumb.take();
+        dumb.take();
+        dumb.preserve(0, SIZE);
+        dumb.write(1);
+        let newer = Place::Image { image: SnapId(3), heir: None };
+        assert_eq!(dumb.images.place(SnapId(2), 1), Some(newer));
+        // Finding 20: while that one is being deleted its file may be the heir's already.
+        dumb.delete(1);
+        let moving = Place::Image { image: SnapId(3), heir: Some(SnapId(2)) };
+        assert_eq!(dumb.images.place(SnapId(2), 1), Some(moving));
+        let regions = vec![1];
+        let (image, heir) = (SnapId(3), SnapId(2));
+        let step = HandDown::Segment { image, heir, segment: 0, whole: true, regions };
+        assert_eq!(dumb.images.hand_down(), Some(step));
+    }
+
+    #[test]
+    fn a_later_attempt_takes_the_place_of_an_earlier_one_and_not_the_other_way_around() {
+        let mut dumb = Dumb::new();
+        dumb.write(1);
+        dumb.log(SnapId(9), &prepared(2));
+        dumb.write(1);
+        dumb.log(SnapId(9), &prepared(1));
+        assert_eq!(dumb.images.needs(0, SIZE), None, "it has what was written over");
+        dumb.log(SnapId(9), &prepared(3));
+        assert_eq!(dumb.images.needs(0, SIZE), Some((SnapId(9), vec![1])));
+        dumb.log(SnapId(9), &ImageChange::Ready);
+        assert_eq!(dumb.images.get(SnapId(9)).map(|image| image.state), Some(ImageState::Ready));
+        assert_eq!(dumb.images.iter().count(), 1);
+    }
+
+    /// H29: the head's regions have become larger since the older image was taken.
+    #[test]
+    fn regions_that_were_folded_since_cover_several_of_an_older_image() {
+        let stamped = [Generation::new(Epoch(1), 1); 8];
+        let mut images = Images::default();
+        images.apply(SnapId(1), &prepared(1), (8 << SHIFT, SHIFT), &stamped);
+        images.apply(SnapId(2), &prepared(1), (8 << SHIFT, SHIFT + 1), &stamped[..4]);
+        assert_eq!(images.needs(3 << SHIFT, 4096), Some((SnapId(2), vec![1])));
+        images.apply(SnapId(2), &ImageChange::Has { regions: vec![1] }, (0, 0), &[]);
+        for region in [2, 3] {
+            let newer = Place::Image { image: SnapId(2), heir: None };
+            assert_eq!(images.place(SnapId(1), region), Some(newer));
+        }
+        images.apply(SnapId(2), &ImageChange::Deleting, (0, 0), &[]);
+        let (image, heir, regions) = (SnapId(2), SnapId(1), vec![2, 3]);
+        let step = HandDown::Segment { image, heir, segment: 0, whole: true, regions };
+        assert_eq!(images.hand_down(), Some(step));
+        // The head is to change over a large region: the older one, which stays, gets what nobody has.
+        assert_eq!(images.needs(0, 4 << SHIFT), Some((SnapId(1), vec![0, 1])));
+    }
+}
