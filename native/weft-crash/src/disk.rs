@@ -6,6 +6,8 @@
 //!   file that began after the write had ended;
 //! * a name by an fsync of its directory that began after the call had ended; a name made durable says nothing of
 //!   what the file holds, and a file made durable nothing of its name;
+//! * a range that was made to share another file's blocks, by an fsync of the file that it is in, and with it the
+//!   content as it was then;
 //! * a rename within a directory happens or not; between directories the new name comes before the old one goes,
 //!   unless an fsync of the old directory alone makes the removal durable.
 //!
@@ -292,6 +294,28 @@ impl Disk {
                 let file = self.files.get_mut(node).expect("a file that was made");
                 zero(file, op, ended, offset / BLOCK..(offset + len) / BLOCK);
             }
+            What::Clone { from, from_offset, node, offset, len } => {
+                let (source, first, blocks) = (from_offset / BLOCK, offset / BLOCK, len / BLOCK);
+                let shared = self.files[from].blocks.range(source..source + blocks);
+                let shared: BTreeMap<u64, Content> =
+                    shared.map(|(block, line)| (block - source + first, line.newest().clone())).collect();
+                let file = self.files.get_mut(node).expect("a file that was made");
+                if offset + len > *file.size.newest() {
+                    file.size.pending.push(Pending { op, ended, value: offset + len });
+                }
+                for block in first..first + blocks {
+                    match shared.get(&block) {
+                        Some(value) => {
+                            let line = file.blocks.entry(block).or_default();
+                            if line.newest().hash != value.hash {
+                                line.pending.push(Pending { op, ended, value: value.clone() });
+                            }
+                        }
+                        None => zero(file, op, ended, block..block + 1),
+                    }
+                }
+                file.lines(|_| {});
+            }
             What::Make { dir, name, node, is_dir } => {
                 if !is_dir {
                     self.files.insert(*node, FileState::default());
@@ -446,6 +470,16 @@ impl Disk {
         names
     }
 
+    /// Whether a name in this directory that is not durable is of something that has another name elsewhere.
+    fn came_from_elsewhere(&self, dir: Node) -> bool {
+        self.name_ops.values().any(|op| match &op.change {
+            NameChange::Add { dir: at, node, .. } => {
+                *at == dir && self.names.iter().any(|((other, _), named)| *other != dir && named == node)
+            }
+            _ => false,
+        })
+    }
+
     /// A file's or directory's path as it is known now, for people; the volume's and replica's names left out.
     #[must_use]
     pub fn role(&self, node: Node) -> String {
@@ -455,7 +489,9 @@ impl Disk {
         let mut path = Vec::new();
         while let Some(((dir, name), _)) = names.iter().find(|(_, n)| **n == at) {
             path.push(if name.len() > 30 {
-                if name.ends_with(".tmp") { "R.tmp".to_owned() } else { "R".to_owned() }
+                // A replica's name has its number behind the volume's.
+                let kind = if name.trim_end_matches(".tmp").contains('.') { "R" } else { "S" };
+                if name.ends_with(".tmp") { format!("{kind}.tmp") } else { kind.to_owned() }
             } else if name.starts_with("seg-") || name.starts_with("crc-") {
                 name[..3].to_owned()
             } else {
@@ -517,8 +553,13 @@ impl Image {
 pub fn flush_of(disk: &Disk, event: &Event) -> Option<String> {
     match event {
         Event::Did(What::Sync { node, starting }) => {
-            let when = if *starting { ", at the start" } else { "" };
-            Some(format!("fsync {}{when}", disk.role(*node)))
+            let role = disk.role(*node);
+            let when = match *starting {
+                true => ", at the start",
+                false if role.ends_with("/S") && disk.came_from_elsewhere(*node) => ", of a file handed down",
+                false => "",
+            };
+            Some(format!("fsync {role}{when}"))
         }
         Event::End(op) => match &disk.running.get(op)?.1 {
             What::Sync { node, .. } => Some(format!("fdatasync {}", disk.role(*node))),

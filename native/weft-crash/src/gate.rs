@@ -9,7 +9,55 @@ use weft_proto::mutants::{Broken, Mutation};
 
 use crate::races;
 use crate::run::{Budget, Tally, Trace, Violation, Workspace, examine, flushes};
+use crate::snapshots;
 use crate::workloads::{ALL, record};
+
+/// What one of the workloads left.
+#[derive(Debug)]
+pub enum Recording {
+    /// Weftd's pools.
+    Pools(Trace),
+    /// A replica with images.
+    Images(Trace<snapshots::Known>),
+}
+
+impl Recording {
+    fn examine(
+        &self,
+        work: &mut Workspace,
+        budget: &Budget,
+        lost: Option<&str>,
+    ) -> Result<Tally, Box<Violation>> {
+        match self {
+            Recording::Pools(trace) => examine(work, trace, budget, lost),
+            Recording::Images(trace) => examine(work, trace, budget, lost),
+        }
+    }
+
+    fn flushes(&self) -> BTreeMap<String, u64> {
+        match self {
+            Recording::Pools(trace) => flushes(trace),
+            Recording::Images(trace) => flushes(trace),
+        }
+    }
+}
+
+type Play = Box<dyn Fn(&mut Workspace, u64) -> Result<Recording, String> + Sync>;
+
+/// Every workload of either kind.
+fn all() -> Vec<(&'static str, Play)> {
+    let pools = ALL.iter().map(|workload| {
+        let play: Play =
+            Box::new(|work, seed| record(work, workload, seed, Broken::default()).map(Recording::Pools));
+        (workload.name, play)
+    });
+    let images = snapshots::ALL.iter().map(|workload| {
+        let play: Play =
+            Box::new(|work, seed| snapshots::record(work, workload, seed).map(Recording::Images));
+        (workload.name, play)
+    });
+    pools.chain(images).collect()
+}
 
 /// One workload with what was found.
 #[derive(Debug)]
@@ -21,7 +69,7 @@ pub struct Outcome {
     /// The flushes in its trace, by class.
     pub flushes: BTreeMap<String, u64>,
     /// The trace, for what comes after.
-    pub trace: Option<Trace>,
+    pub trace: Option<Recording>,
 }
 
 /// Does `job` for each number below `count`, on as many threads as there are cores.
@@ -50,15 +98,15 @@ fn spread<T: Send>(count: usize, job: impl Fn(&mut Workspace, usize) -> T + Sync
 /// Records and examines every workload whose name contains `only`.
 #[must_use]
 pub fn workloads(seed: u64, budget: &Budget, only: &str) -> Vec<Outcome> {
-    let chosen: Vec<_> = ALL.iter().filter(|w| w.name.contains(only)).collect();
+    let chosen: Vec<_> = all().into_iter().filter(|(name, _)| name.contains(only)).collect();
     spread(chosen.len(), |work, number| {
-        let name = chosen[number].name;
-        let trace = match record(work, chosen[number], seed, Broken::default()) {
+        let (name, play) = &chosen[number];
+        let trace = match play(work, seed) {
             Ok(trace) => trace,
             Err(what) => return Outcome { name, result: Err(what), flushes: BTreeMap::new(), trace: None },
         };
-        let result = examine(work, &trace, budget, None).map_err(|violation| violation.to_string());
-        Outcome { name, result, flushes: flushes(&trace), trace: Some(trace) }
+        let result = trace.examine(work, budget, None).map_err(|violation| violation.to_string());
+        Outcome { name, result, flushes: trace.flushes(), trace: Some(trace) }
     })
 }
 
@@ -85,7 +133,7 @@ pub fn without_flushes(outcomes: &[Outcome]) -> Vec<Missed> {
         let (class, count) = classes[number];
         let has = |outcome: &&Outcome| outcome.flushes.contains_key(class);
         let traces = outcomes.iter().filter(has).filter_map(|o| o.trace.as_ref());
-        let violation = traces.into_iter().find_map(|t| examine(work, t, &Budget::GATE, Some(class)).err());
+        let violation = traces.into_iter().find_map(|t| t.examine(work, &Budget::GATE, Some(class)).err());
         Missed { class: class.to_owned(), count, violation }
     })
 }

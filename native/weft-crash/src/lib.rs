@@ -18,5 +18,6 @@ pub mod judge;
 pub mod races;
 pub mod rng;
 pub mod run;
+pub mod snapshots;
 pub mod trace;
 pub mod workloads;

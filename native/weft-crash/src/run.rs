@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use weft_proto::log::ReplicaKey;
 
 use crate::disk::{Disk, Image, Unit, flush_of};
-use crate::host::{Fact, Host};
+use crate::host::{Around, Fact, Host};
 use crate::judge::{Expect, Seen, check, look, same};
 use crate::rng::{Rng, mix};
 use crate::trace::{Event, Recorder, SlowDriver};
@@ -45,19 +45,122 @@ impl Budget {
     }
 }
 
+/// What has to be there after a power cut, by what became known before, and who looks for it.
+pub trait Expectation: Clone + Default {
+    /// Something that became known.
+    type Fact: Clone + core::fmt::Debug;
+    /// What every state is looked at for.
+    type Asked;
+    /// What was found.
+    type Seen;
+
+    /// Goes on by one fact.
+    fn learn(&mut self, fact: &Self::Fact);
+
+    /// What is to be looked at, when everything is known.
+    fn asked(&self) -> Self::Asked;
+
+    /// A number for what a recovery is told beside the disk: of two states with the same one only one is recovered.
+    fn beside(&self) -> u64;
+
+    /// Recovers the disk in the workspace and looks at it; `again` once more after another start. The number is for
+    /// draws.
+    fn recover(
+        &self,
+        work: &mut Workspace,
+        asked: &Self::Asked,
+        recorder: Option<Recorder>,
+        draw: (u64, bool),
+    ) -> Result<Found<Self>, String>;
+
+    /// Is what was found allowed?
+    fn check(&self, seen: &Self::Seen) -> Result<(), String>;
+}
+
+/// What a recovery found, and what became known by it.
+#[derive(Debug)]
+pub struct Found<E: Expectation> {
+    /// What was found.
+    pub seen: E::Seen,
+    /// What became known, with the number of events before.
+    pub facts: Vec<(usize, E::Fact)>,
+}
+
+impl Expectation for Expect {
+    type Fact = Fact;
+    type Asked = BTreeMap<ReplicaKey, Vec<(u64, u64)>>;
+    type Seen = Seen;
+
+    fn learn(&mut self, fact: &Fact) {
+        Expect::learn(self, fact);
+    }
+
+    fn asked(&self) -> Self::Asked {
+        self.touched()
+    }
+
+    fn beside(&self) -> u64 {
+        let around = self.around();
+        let revision = around.store.as_ref().map_or(0, |e| e.revision.0);
+        [u64::from(self.pool), around.served.0, revision, around.log].into_iter().fold(0, mix)
+    }
+
+    fn recover(
+        &self,
+        work: &mut Workspace,
+        touched: &Self::Asked,
+        recorder: Option<Recorder>,
+        (draw, again): (u64, bool),
+    ) -> Result<Found<Expect>, String> {
+        let (root, state, around) = (work.disk(), work.state(), self.around());
+        let mut start = |around: &Around, recorder, make| {
+            Host::start(&root, &state, around, work.driver(), recorder, make).map_err(|failed| {
+                let (error, driver) = *failed;
+                work.give_back(driver);
+                error
+            })
+        };
+        let mut host = start(&around, recorder, (!self.pool, draw))?;
+        let seen = look(&mut host, touched);
+        let after = host.around(2);
+        let (driver, facts) = host.end();
+        work.give_back(driver);
+        if again {
+            // What is wrong already is told as such.
+            check(self, &seen)?;
+            let mut start = |around: &Around, make| {
+                Host::start(&root, &state, around, work.driver(), None, make).map_err(|failed| {
+                    let (error, driver) = *failed;
+                    work.give_back(driver);
+                    format!("at the second start {error}")
+                })
+            };
+            let mut host = start(&after, (false, draw + 1))?;
+            let second = look(&mut host, touched);
+            work.give_back(host.end().0);
+            same(&seen, &second)?;
+        }
+        Ok(Found { seen, facts })
+    }
+
+    fn check(&self, seen: &Seen) -> Result<(), String> {
+        check(self, seen)
+    }
+}
+
 /// What was done and what became known meanwhile.
 #[derive(Clone, Debug)]
-pub struct Trace {
+pub struct Trace<E: Expectation = Expect> {
     /// Its workload.
     pub name: String,
     /// What happened to the disk.
     pub events: Vec<Event>,
     /// What became known, with the number of events before.
-    pub facts: Vec<(usize, Fact)>,
+    pub facts: Vec<(usize, E::Fact)>,
     /// The disk before.
     pub base: Disk,
     /// What was known before.
-    pub known: Expect,
+    pub known: E,
     /// Power cuts before this event are another workload's subject.
     pub from: usize,
 }
@@ -194,9 +297,9 @@ impl Drop for Workspace {
 }
 
 /// Looks at every crash point of a trace. With `lost`, as if the flushes of that class were not in the code.
-pub fn examine(
+pub fn examine<E: Expectation>(
     work: &mut Workspace,
-    trace: &Trace,
+    trace: &Trace<E>,
     budget: &Budget,
     lost: Option<&str>,
 ) -> Result<Tally, Box<Violation>> {
@@ -205,7 +308,7 @@ pub fn examine(
 
 /// The classes of flushes in a trace.
 #[must_use]
-pub fn flushes(trace: &Trace) -> BTreeMap<String, u64> {
+pub fn flushes<E: Expectation>(trace: &Trace<E>) -> BTreeMap<String, u64> {
     let mut disk = trace.base.clone();
     let mut classes = BTreeMap::new();
     for event in &trace.events {
@@ -217,25 +320,25 @@ pub fn flushes(trace: &Trace) -> BTreeMap<String, u64> {
     classes
 }
 
-struct Examiner<'a> {
+struct Examiner<'a, E: Expectation> {
     work: &'a mut Workspace,
-    trace: &'a Trace,
+    trace: &'a Trace<E>,
     budget: &'a Budget,
     lost: Option<&'a str>,
     depth: u32,
-    /// What was found, by disk and what the host and the store knew.
-    seen: HashMap<(u64, u64, u64), Rc<Seen>>,
+    /// What was found, by disk and what was known beside it.
+    seen: HashMap<u64, Rc<E::Seen>>,
     tally: Tally,
 }
 
-impl Examiner<'_> {
+impl<E: Expectation> Examiner<'_, E> {
     fn run(mut self) -> Result<Tally, Box<Violation>> {
         self.tally.traces = 1;
         self.tally.events = self.trace.events.len() as u64;
         // Every state is asked for all blocks that are ever touched.
         let mut all = self.trace.known.clone();
         self.trace.facts.iter().for_each(|(_, fact)| all.learn(fact));
-        let touched = all.touched();
+        let asked = all.asked();
 
         let mut disk = self.trace.base.clone();
         let mut expect = self.trace.known.clone();
@@ -265,7 +368,7 @@ impl Examiner<'_> {
                     continue;
                 }
                 self.tally.judged += 1;
-                self.judge(&image, &expect, &touched).map_err(|what| {
+                self.judge(&image, &expect, &asked).map_err(|what| {
                     let first = point.saturating_sub(12);
                     let line = |(i, event): (usize, &Event)| format!("{}: {}", first + i, told(&disk, event));
                     Box::new(Violation {
@@ -282,26 +385,17 @@ impl Examiner<'_> {
         Ok(self.tally)
     }
 
-    fn judge(
-        &mut self,
-        image: &Image,
-        expect: &Expect,
-        touched: &BTreeMap<ReplicaKey, Vec<(u64, u64)>>,
-    ) -> Result<(), String> {
-        let around = expect.around();
-        let revision = around.store.as_ref().map_or(0, |e| e.revision.0);
-        let known = mix(image.hash, u64::from(expect.pool));
-        let key = (mix(known, around.served.0), revision, around.log);
+    fn judge(&mut self, image: &Image, expect: &E, asked: &E::Asked) -> Result<(), String> {
+        let key = mix(image.hash, expect.beside());
         if let Some(seen) = self.seen.get(&key) {
-            return check(expect, seen);
+            return expect.check(seen);
         }
         self.tally.recovered += 1;
         if self.depth > 0 {
             self.tally.nested += 1;
         }
-        let draw = mix(image.hash, revision);
-        let again = draw.is_multiple_of(self.budget.again);
-        let nested = self.depth == 0 && (draw >> 20).is_multiple_of(self.budget.nested);
+        let again = key.is_multiple_of(self.budget.again);
+        let nested = self.depth == 0 && (key >> 20).is_multiple_of(self.budget.nested);
 
         self.work.clear();
         let root = self.work.disk();
@@ -311,36 +405,9 @@ impl Examiner<'_> {
             Some(recorder) => Disk::of_image(image, &recorder.names()),
             None => Disk::default(),
         };
-        let state = self.work.state();
-        let driver = self.work.driver();
-        let made = (!expect.pool, draw);
-        let mut host = match Host::start(&root, &state, &around, driver, recorder.clone(), made) {
-            Ok(host) => host,
-            Err(failed) => {
-                let (error, driver) = *failed;
-                self.work.give_back(driver);
-                return Err(error);
-            }
-        };
-        let seen = Rc::new(look(&mut host, touched));
-        let after = host.around(2);
-        let (driver, facts) = host.end();
-        self.work.give_back(driver);
-        check(expect, &seen)?;
-        if again {
-            let driver = self.work.driver();
-            let started = Host::start(&root, &state, &after, driver, None, (false, draw + 1));
-            let mut host = started.map_err(|failed| {
-                let (error, driver) = *failed;
-                self.work.give_back(driver);
-                format!("at the second start {error}")
-            })?;
-            let second = look(&mut host, touched);
-            let (driver, _) = host.end();
-            self.work.give_back(driver);
-            same(&seen, &second)?;
-        }
-        self.seen.insert(key, Rc::clone(&seen));
+        let Found { seen, facts } = expect.recover(self.work, asked, recorder.clone(), (key, again))?;
+        expect.check(&seen)?;
+        self.seen.insert(key, Rc::new(seen));
         if let Some(recorder) = recorder {
             let name = format!("{}, recovered and cut again", self.trace.name);
             let known = expect.clone();
@@ -443,6 +510,9 @@ fn told(disk: &Disk, event: &Event) -> String {
         What::Truncate { node, len } => format!("truncate {} {len}", disk.role(*node)),
         What::Allocate { node, len } => format!("allocate {} {len}", disk.role(*node)),
         What::Zero { node, offset, len } => format!("zero {} {offset}+{len}", disk.role(*node)),
+        What::Clone { from, from_offset, node, offset, len } => {
+            format!("clone {} {from_offset}+{len} to {} {offset}", disk.role(*from), disk.role(*node))
+        }
         What::Sync { node, .. } => format!("sync {}", disk.role(*node)),
         What::Make { dir, name, .. } => format!("make {}/{name}", disk.role(*dir)),
         What::Rename { from_dir, from, to_dir, to, .. } => {

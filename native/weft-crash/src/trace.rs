@@ -65,6 +65,19 @@ pub enum What {
         /// So many bytes.
         len: u64,
     },
+    /// A range reads as a range of another file did then.
+    Clone {
+        /// That file.
+        from: Node,
+        /// From this byte on.
+        from_offset: u64,
+        /// This file.
+        node: Node,
+        /// From this byte on.
+        offset: u64,
+        /// So many bytes.
+        len: u64,
+    },
     /// A file or directory made durable.
     Sync {
         /// Which.
@@ -256,6 +269,10 @@ impl Inner {
             Change::Truncate { file, len } => What::Truncate { node: self.node(file), len },
             Change::Allocate { file, len } => What::Allocate { node: self.node(file), len },
             Change::Zero { file, offset, len } => What::Zero { node: self.node(file), offset, len },
+            Change::Clone { from, from_offset, to, to_offset, len } => {
+                let (from, node) = (self.node(from), self.node(to));
+                What::Clone { from, from_offset, node, offset: to_offset, len }
+            }
             Change::Sync { file } => What::Sync { node: self.node(file), starting: self.starting },
         })
     }

@@ -14,6 +14,10 @@ const MADE_AGAIN: &str =
 const NOT_NEEDED: &[(&str, &str)] = &[
     ("fsync ., at the start", WITHIN_A_CALL),
     ("fsync pool, at the start", WITHIN_A_CALL),
+    ("fsync pool/images, at the start", WITHIN_A_CALL),
+    ("fsync pool/images/R, at the start", WITHIN_A_CALL),
+    ("fsync pool/images/R/S.tmp/image.a", MADE_AGAIN),
+    ("fsync pool/images/R/S.tmp/image.b", MADE_AGAIN),
     ("fsync pool/replicas, at the start", WITHIN_A_CALL),
     ("fsync pool/replicas/R, at the start", WITHIN_A_CALL),
     (

@@ -39,6 +39,7 @@ use core::ops::Range;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 
+use weft_proto::ids::SnapId;
 use weft_proto::log::ReplicaKey;
 use weft_proto::message::Hole;
 use weft_proto::payload::{BLOCK, Payload};
@@ -49,10 +50,13 @@ use crate::buffer::IoBuf;
 use crate::doubt::Doubt;
 use crate::driver::slab::Slab;
 use crate::driver::{Completion, Driver, Errno, Fd, Op, Outcome, TokenSpace};
+use crate::images;
 use crate::pool_dir::{self, PoolDir, Probe, SegmentError, SegmentFiles};
+use crate::reflink::Ability;
 use crate::segment::{Piece, Segment, Waiter};
 use crate::sidecar::{Entry, SEGMENT_BLOCKS};
 
+mod image;
 mod job;
 mod op;
 
@@ -92,9 +96,18 @@ enum Io {
 /// A blocking call's result.
 enum Called {
     Answer(u64, Result<PoolAnswer, PoolError>),
-    ReplicaOpened { token: u64, replica: ReplicaKey, size: u64, unsealed: Vec<Range<u64>>, result: Listed },
+    ReplicaOpened {
+        token: u64,
+        replica: ReplicaKey,
+        size: u64,
+        unsealed: Vec<Range<u64>>,
+        result: Listed,
+    },
     SegmentOpened(ReplicaKey, u32, Result<SegmentFiles, SegmentError>),
     HoleMade(ReplicaKey, Piece, Result<(), Errno>),
+    /// The piece holds its blocks, if the head has that segment.
+    Preserved(ReplicaKey, Piece, bool, Result<(), Errno>),
+    ImageSynced(u64, Option<u32>, Result<(), Errno>),
 }
 
 type Listed = Result<(Fd, Vec<u32>), Errno>;
@@ -104,6 +117,10 @@ pub struct FilePool {
     config: PoolConfig,
     dir: PoolDir,
     workers: Workers<Called>,
+    /// For what nobody's write waits for: looks at images, and their end.
+    bulk: Workers<Called>,
+    /// Of the image that was preserved into last, the segments whose names are durable.
+    named: BTreeMap<ReplicaKey, (SnapId, BTreeSet<u32>)>,
     replicas: BTreeMap<ReplicaKey, Replica>,
     opening: BTreeSet<ReplicaKey>,
     jobs: Slab<Job>,
@@ -135,10 +152,13 @@ impl FilePool {
         driver.hold_lock(dir.lock.clone())?;
         let threads = if dir.files.is_recorded() { 0 } else { config.threads.max(1) };
         let workers = Workers::start(threads, "weft-pool", &dir.lock, &driver.waker())?;
+        let bulk = Workers::start(threads, "weft-images", &dir.lock, &driver.waker())?;
         Ok(FilePool {
             config,
             dir,
             workers,
+            bulk,
+            named: BTreeMap::new(),
             replicas: BTreeMap::new(),
             opening: BTreeSet::new(),
             jobs: Slab::new(),
@@ -162,7 +182,10 @@ impl FilePool {
     /// True when no op, write-back or blocking call is under way and no event waits.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.jobs.len() == 0 && self.ios.len() == 0 && self.workers.pending() == 0 && self.events.is_empty()
+        self.jobs.len() == 0
+            && self.ios.len() == 0
+            && self.workers.pending() + self.bulk.pending() == 0
+            && self.events.is_empty()
     }
 
     /// True if a driver's completion with this token is for this pool.
@@ -269,6 +292,48 @@ impl FilePool {
             PoolOp::EmptyTrash { name } => {
                 self.call(token, move || missing_is_no_replica(pool_dir::empty_trash(&files, &trash, &name)));
             }
+            PoolOp::TakeImage { replica, image, slot_bytes } => match self.dir.probe().ability {
+                Ability::None(why) => self.answer(token, Err(PoolError::NoSnapshots(why))),
+                Ability::Reflink => self.call(token, move || {
+                    images::take(&files, &root, replica, image, slot_bytes)?;
+                    Ok(PoolAnswer::Done)
+                }),
+            },
+            PoolOp::ListImages => {
+                self.call(token, move || Ok(PoolAnswer::Images(images::list(&files, &root)?)));
+            }
+            PoolOp::WriteImage { replica, image, slot, bytes } => self.call(token, move || {
+                images::write_slot(&files, &root, replica, image, slot.image_name(), &bytes)?;
+                Ok(PoolAnswer::Done)
+            }),
+            PoolOp::ReadImage { replica, image, slot } => self.call(token, move || {
+                let name = slot.image_name();
+                Ok(PoolAnswer::Bytes(images::read_slot(&files, &root, replica, image, name)?))
+            }),
+            PoolOp::Preserve { replica, image, offset, len } => {
+                self.preserve(token, replica, image, offset, len);
+            }
+            PoolOp::Image { replica, image, heir, op } => self.call_bulk(token, move || {
+                Ok(PoolAnswer::Disk(image::look(&root, replica, [Some(image), heir], op)?))
+            }),
+            PoolOp::HandDown { replica, image, heir, segment, blocks } => {
+                // What is in that file now has come with another name.
+                self.named.remove(&replica);
+                self.call_bulk(token, move || {
+                    let (of, place) = ((image, heir), at(segment, 0) * BLOCK);
+                    match images::hand_down(&files, &root, replica, of, segment, &blocks) {
+                        Err(Errno(libc::ENOENT)) => Err(PoolError::ImageDamaged { offset: place }),
+                        other => Ok(other.map(|()| PoolAnswer::Done)?),
+                    }
+                });
+            }
+            PoolOp::DropImage { replica, image } => {
+                self.named.remove(&replica);
+                self.call_bulk(token, move || {
+                    images::drop_image(&files, &root, replica, image)?;
+                    Ok(PoolAnswer::Done)
+                });
+            }
             PoolOp::Cancel { target } => self.cancel(target),
         }
         self.settle();
@@ -327,7 +392,7 @@ impl FilePool {
 
     /// Takes the results of blocking calls ([`FilePool::drive`] does).
     pub fn handle_calls(&mut self) {
-        while let Some(called) = self.workers.poll() {
+        while let Some(called) = self.workers.poll().or_else(|| self.bulk.poll()) {
             match called {
                 Called::Answer(token, result) => self.answer(token, result),
                 Called::ReplicaOpened { token, replica, size, unsealed, result } => {
@@ -337,6 +402,10 @@ impl FilePool {
                     self.on_segment_opened(replica, segment, result)
                 }
                 Called::HoleMade(replica, piece, result) => self.on_hole_made(replica, piece, result),
+                Called::Preserved(replica, piece, held, result) => {
+                    self.on_preserved(replica, piece, held, result);
+                }
+                Called::ImageSynced(job, named, result) => self.on_image_synced(job, named, result),
             }
             self.settle();
         }
@@ -361,6 +430,14 @@ impl FilePool {
 
     fn call(&mut self, token: u64, job: impl FnOnce() -> Result<PoolAnswer, PoolError> + Send + 'static) {
         self.workers.run(move || Called::Answer(token, job()));
+    }
+
+    fn call_bulk(
+        &mut self,
+        token: u64,
+        job: impl FnOnce() -> Result<PoolAnswer, PoolError> + Send + 'static,
+    ) {
+        self.bulk.run(move || Called::Answer(token, job()));
     }
 
     fn io(&mut self, io: Io, op: Op) {
@@ -464,6 +541,28 @@ impl FilePool {
         };
         let job = Job { token, replica: key, work, feed, pending: 0, error: None, found: BTreeMap::new() };
         self.begin(job);
+    }
+
+    fn preserve(&mut self, token: u64, key: ReplicaKey, image: SnapId, offset: u64, len: u64) {
+        let Some(replica) = self.replicas.get(&key).filter(|r| r.closing.is_none()) else {
+            return self.answer(token, Err(PoolError::NoReplica));
+        };
+        if replica.failed {
+            return self.answer(token, Err(PoolError::ReplicaFailed));
+        }
+        let range = offset / BLOCK..offset.saturating_add(len) / BLOCK;
+        if !whole_blocks(offset, len) || range.end > replica.blocks {
+            return self.answer(token, Err(PoolError::OutOfBounds));
+        }
+        self.begin(Job {
+            token,
+            replica: key,
+            work: Work::Preserve { image, segments: BTreeSet::new(), asked: false },
+            feed: VecDeque::from([range]),
+            pending: 0,
+            error: None,
+            found: BTreeMap::new(),
+        });
     }
 
     fn begin(&mut self, job: Job) {
@@ -589,6 +688,12 @@ impl FilePool {
                 }
                 (true, true)
             }
+            Work::Preserve { image, segments, asked } if !failed && !*asked => {
+                *asked = true;
+                let (image, segments) = (*image, core::mem::take(segments));
+                job.pending += segments.len();
+                return self.sync_image(id, key, image, &segments);
+            }
             _ => return self.finish(id),
         };
         let replica = self.replicas.get(&key).expect("a job's replica is open");
@@ -665,6 +770,10 @@ impl FilePool {
         self.tick += 1;
         if !replica.segments.contains_key(&piece.segment) {
             if !creates && !replica.exists.contains(&piece.segment) {
+                if let Work::Preserve { .. } = job.work {
+                    self.put_into_image(key, piece, None);
+                    return None;
+                }
                 return Some(Ok(nothing_there(&job.work, piece.hi - piece.lo)));
             }
             replica.segments.insert(piece.segment, Segment::default());
@@ -740,6 +849,10 @@ impl FilePool {
                     }
                 }
                 let Some((lo, hi)) = span else {
+                    if let Work::Preserve { .. } = work {
+                        self.put_into_image(key, piece, Some(file));
+                        return None;
+                    }
                     return Some(conclude(work, piece, None, &segment.sidecar));
                 };
                 let buf = IoBuf::scratch((hi - lo) as usize * BLOCK_LEN);
@@ -798,6 +911,10 @@ impl FilePool {
                 };
                 for piece in segment.give_up() {
                     let job = self.jobs.get_mut(piece.job).expect("a piece's job is under way");
+                    if !existed && matches!(job.work, Work::Preserve { .. }) {
+                        self.put_into_image(key, piece, None);
+                        continue;
+                    }
                     // A file that could not be made for a write is no error to those who only look.
                     let result = if existed || job.work.creates() {
                         Err(error.clone())
@@ -856,6 +973,7 @@ impl FilePool {
         let replica = self.replicas.get_mut(&key).expect("a replica with I/O under way is open");
         let segment = replica.segments.get_mut(&piece.segment).expect("a segment with I/O under way is open");
         let sealing = matches!(job.work, Work::Seal { .. });
+        let preserving = matches!(job.work, Work::Preserve { .. });
         let result = match result {
             Ok(buf) => {
                 let mut result = None;
@@ -874,22 +992,92 @@ impl FilePool {
                 replica.doubt.remove(piece.segment, first, end);
                 result.unwrap_or_else(|| conclude(&job.work, piece, Some((first, buf)), &segment.sidecar))
             }
-            // A seal must not fail for ever because of one sector: the sound blocks are looked at one by one, and
+            // A seal, or what has to come before a write, must not fail for ever because of one sector: the sound blocks are looked at one by one, and
             // the others are entered as what they are, unreadable until they are written again.
-            Err(_) if sealing && piece.hi - piece.lo > 1 => {
+            Err(_) if (sealing || preserving) && piece.hi - piece.lo > 1 => {
                 let (lo, hi) = (at(piece.segment, piece.lo), at(piece.segment, piece.hi));
                 let middle = lo + (hi - lo) / 2;
                 job.feed.extend([lo..middle, middle..hi]);
-                Ok(Found::Nothing)
+                return self.end_piece(key, piece, Ok(Found::Nothing));
             }
-            Err(Errno(libc::EIO | libc::ENODATA | libc::EILSEQ)) if sealing => {
+            Err(Errno(libc::EIO | libc::ENODATA | libc::EILSEQ)) if sealing || preserving => {
                 segment.sidecar.set(piece.lo, Entry::Damaged);
                 replica.doubt.remove(piece.segment, piece.lo, piece.hi);
                 Ok(Found::Nothing)
             }
             Err(errno) => Err(errno.into()),
         };
+        if preserving && result.is_ok() {
+            let head = self.segment(key, piece.segment).files.as_ref().map(|files| files.0.clone());
+            return self.put_into_image(key, piece, head);
+        }
         self.end_piece(key, piece, result);
+    }
+
+    /// A piece whose entries are right goes into its image; with the head's file it holds its blocks.
+    fn put_into_image(&mut self, key: ReplicaKey, piece: Piece, head: Option<Fd>) {
+        let job = self.jobs.get_mut(piece.job).expect("a piece's job is under way");
+        let Work::Preserve { image, segments, .. } = &mut job.work else {
+            unreachable!("only a Preserve puts into an image")
+        };
+        segments.insert(piece.segment);
+        let place = (key, *image, piece.segment);
+        let blocks = piece.lo..piece.hi;
+        let entries: Vec<Entry> = match &head {
+            Some(_) => {
+                let sidecar = &self.segment(key, piece.segment).sidecar;
+                blocks.clone().map(|block| sidecar.get(block)).collect()
+            }
+            None => vec![Entry::Absent; blocks.len()],
+        };
+        let (files, root, held) = (self.dir.files.clone(), self.dir.root.clone(), head.is_some());
+        self.workers.run(move || {
+            let result = images::preserve(&files, &root, place, head.as_ref(), blocks, &entries);
+            Called::Preserved(key, piece, held, result)
+        });
+    }
+
+    fn on_preserved(&mut self, key: ReplicaKey, piece: Piece, held: bool, result: Result<(), Errno>) {
+        let result = result.map(|()| Found::Nothing).map_err(PoolError::from);
+        if held {
+            return self.end_piece(key, piece, result);
+        }
+        self.record(&piece, result);
+        self.pumps.push_back(piece.job);
+    }
+
+    fn sync_image(&mut self, id: u64, key: ReplicaKey, image: SnapId, segments: &BTreeSet<u32>) {
+        let named = self.named.entry(key).or_insert((image, BTreeSet::new()));
+        if named.0 != image {
+            *named = (image, BTreeSet::new());
+        }
+        for number in segments.iter().copied() {
+            let new = !named.1.contains(&number);
+            let (files, root) = (self.dir.files.clone(), self.dir.root.clone());
+            self.workers.run(move || {
+                let result = images::sync(&files, &root, (key, image, number), new);
+                Called::ImageSynced(id, new.then_some(number), result)
+            });
+        }
+    }
+
+    fn on_image_synced(&mut self, id: u64, named: Option<u32>, result: Result<(), Errno>) {
+        let job = self.jobs.get_mut(id).expect("it waits for this");
+        let key = job.replica;
+        match result {
+            Ok(()) => {
+                let Work::Preserve { image, .. } = job.work else { unreachable!("only a Preserve asks") };
+                if let (Some(number), Some((of, known))) = (named, self.named.get_mut(&key))
+                    && *of == image
+                {
+                    known.insert(number);
+                }
+            }
+            // It was not even opened.
+            Err(Errno(libc::ENOENT | libc::EMFILE | libc::ENFILE)) => {}
+            Err(errno) => self.fail(key, errno),
+        }
+        self.tell(id, result.map_err(PoolError::from));
     }
 
     /// Asks for a flush of a segment's data; false (and nobody will be told) if there is nothing to flush.

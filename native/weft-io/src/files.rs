@@ -19,6 +19,7 @@ use weft_proto::payload::Payload;
 
 use crate::buffer::IoBuf;
 use crate::driver::{Errno, Fd, checked};
+use crate::reflink::{clone_range, is_unsupported};
 
 /// One change, as a [`Journal`] hears of it.
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +85,19 @@ pub enum Change<'a> {
         file: &'a Fd,
         /// From this byte on.
         offset: u64,
+        /// So many bytes.
+        len: u64,
+    },
+    /// A range reads as a range of another file does now.
+    Clone {
+        /// That file.
+        from: &'a Fd,
+        /// From this byte on.
+        from_offset: u64,
+        /// This file.
+        to: &'a Fd,
+        /// From this byte on.
+        to_offset: u64,
         /// So many bytes.
         len: u64,
     },
@@ -255,6 +269,29 @@ impl Files {
                         at += piece as u64;
                     }
                     Ok(())
+                }
+                other => other,
+            }
+        })
+    }
+
+    /// Makes a range of a file share the blocks of a range of another one. Behind a journal it is copied where the file
+    /// system can't: what a journal hears of is the same.
+    pub(crate) fn clone_range(
+        &self,
+        from: &Fd,
+        from_offset: u64,
+        len: u64,
+        to: &Fd,
+        to_offset: u64,
+    ) -> Result<(), Errno> {
+        self.noted(&Change::Clone { from, from_offset, to, to_offset, len }, || {
+            match clone_range(from, from_offset, len, to, to_offset) {
+                Err(errno) if self.is_recorded() && is_unsupported(errno) => {
+                    let (from, to) = (File::from(unshared_clone(from)?), File::from(unshared_clone(to)?));
+                    let mut bytes = vec![0; usize::try_from(len).map_err(|_| Errno(libc::EFBIG))?];
+                    from.read_exact_at(&mut bytes, from_offset)?;
+                    Ok(to.write_all_at(&bytes, to_offset)?)
                 }
                 other => other,
             }

@@ -3,6 +3,7 @@
 //! ```text
 //! lock  superblock  wal  trash/<volume>.<rid>.<seconds>/
 //! replicas/<volume>.<rid>/{meta.a, meta.b, seg-000000…, crc-000000…}
+//! images/…                                              see `images`
 //! ```
 //!
 //! Must always hold:
@@ -24,6 +25,7 @@ use weft_proto::payload::Payload;
 use crate::buffer::IoBuf;
 use crate::driver::{Errno, Fd, checked};
 use crate::files::{Files, exists_at, names, open_at, open_path, unshared_clone};
+use crate::reflink::{Ability, NoSnapshots, is_unsupported};
 use crate::sidecar::{Entry, SEGMENT_BLOCKS, SEGMENT_BYTES, SIDECAR_BYTES, Sidecar};
 
 /// Longest content of a superblock, in bytes.
@@ -85,6 +87,8 @@ pub struct Probe {
     pub direct: bool,
     /// Which file system.
     pub file_system: FileSystem,
+    /// Whether volumes with a copy here can have snapshots.
+    pub ability: Ability,
 }
 
 /// File systems by their magic number.
@@ -110,6 +114,18 @@ impl FileSystem {
             0x9123_683e => FileSystem::Btrfs,
             0x0102_1994 => FileSystem::Tmpfs,
             other => FileSystem::Other(other),
+        }
+    }
+}
+
+impl fmt::Display for FileSystem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FileSystem::Ext4 => f.write_str("ext4"),
+            FileSystem::Xfs => f.write_str("XFS"),
+            FileSystem::Btrfs => f.write_str("btrfs"),
+            FileSystem::Tmpfs => f.write_str("tmpfs"),
+            FileSystem::Other(magic) => write!(f, "a file system of type {magic:#x}"),
         }
     }
 }
@@ -694,8 +710,28 @@ fn probe(files: &Files, root: &Fd) -> Result<Probe, OpenError> {
             Err(errno) => return Err(failed(errno)),
         },
     };
+    let file_system = FileSystem::of_magic(stat.f_type);
+    let ability = ability(files, root, file_system).map_err(failed)?;
     files.remove_file_at(root, "probe.tmp").map_err(failed)?;
-    Ok(Probe { direct, file_system: FileSystem::of_magic(stat.f_type) })
+    Ok(Probe { direct, file_system, ability })
+}
+
+/// Tries to share the block that the probe has written.
+fn ability(files: &Files, root: &Fd, file_system: FileSystem) -> Result<Ability, Errno> {
+    if files.is_recorded() {
+        return Ok(Ability::Reflink); // the door copies
+    }
+    if file_system != FileSystem::Xfs {
+        return Ok(Ability::None(NoSnapshots::FileSystem(file_system)));
+    }
+    let file = open_at(root, "probe.tmp", libc::O_RDWR)?;
+    match files.clone_range(&file, 0, 4096, &file, 4096) {
+        Ok(()) => Ok(Ability::Reflink),
+        Err(errno) if is_unsupported(errno) => Ok(Ability::None(NoSnapshots::XfsWithout)),
+        // A full one is asked at its next start; to say that it can't would be wrong.
+        Err(errno) if errno.is_no_space() => Ok(Ability::Reflink),
+        Err(errno) => Err(errno),
+    }
 }
 
 fn said<E: Into<Errno>>(verb: &'static str, path: &Path) -> impl Fn(E) -> OpenError + use<E> {
@@ -711,7 +747,7 @@ fn open_dir(path: &Path) -> Result<Fd, OpenError> {
     open_path(path).map_err(said("open", path))
 }
 
-fn read_all(file: &Fd) -> Result<IoBuf, Errno> {
+pub(crate) fn read_all(file: &Fd) -> Result<IoBuf, Errno> {
     let len = size_of(file)?.next_multiple_of(4096);
     let mut buf = IoBuf::zeroed(usize::try_from(len).map_err(|_| Errno(libc::EFBIG))?);
     let file = File::from(unshared_clone(file)?);
@@ -726,7 +762,7 @@ fn read_all(file: &Fd) -> Result<IoBuf, Errno> {
     Ok(buf)
 }
 
-fn size_of(file: &Fd) -> Result<u64, Errno> {
+pub(crate) fn size_of(file: &Fd) -> Result<u64, Errno> {
     Ok(File::from(unshared_clone(file)?).metadata()?.len())
 }
 

@@ -21,7 +21,8 @@ pub const SEGMENT_BLOCKS: u32 = 16384;
 /// Length of a segment's sidecar file.
 pub const SIDECAR_BYTES: usize = SEGMENT_BLOCKS as usize * ENTRY;
 
-const ENTRY: usize = 8;
+/// Bytes of an entry.
+pub(crate) const ENTRY: usize = 8;
 const PAGE: usize = 4096;
 const PAGES: usize = SIDECAR_BYTES / PAGE;
 const _: () = assert!(SEGMENT_BLOCKS as u64 * BLOCK == SEGMENT_BYTES && PAGES == 32);
@@ -29,6 +30,8 @@ const _: () = assert!(SEGMENT_BLOCKS as u64 * BLOCK == SEGMENT_BYTES && PAGES ==
 const ABSENT: u32 = 0;
 const ZERO: u32 = u32::from_le_bytes(*b"ZERO");
 const DATA: u32 = u32::from_le_bytes(*b"DATA");
+/// Absent, in an image: there, zeroes say that nothing was put.
+const NONE: u32 = u32::from_le_bytes(*b"NONE");
 
 /// One block's entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,6 +47,32 @@ pub(crate) enum Entry {
 }
 
 impl Entry {
+    /// As an image's file has it.
+    pub(crate) fn in_image(self) -> [u8; ENTRY] {
+        let (kind, crc) = match self {
+            Entry::Absent => (NONE, 0),
+            Entry::Zero => (ZERO, 0),
+            Entry::Data(crc) => (DATA, crc),
+            Entry::Damaged => (u32::MAX, 0),
+        };
+        let mut bytes = [0; ENTRY];
+        bytes[..4].copy_from_slice(&crc.to_le_bytes());
+        bytes[4..].copy_from_slice(&kind.to_le_bytes());
+        bytes
+    }
+
+    /// None: nothing was put there.
+    pub(crate) fn of_image(bytes: [u8; ENTRY]) -> Option<Entry> {
+        let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+        Some(match (word(4), word(0)) {
+            (0, 0) => return None,
+            (NONE, 0) => Entry::Absent,
+            (ZERO, 0) => Entry::Zero,
+            (DATA, crc) => Entry::Data(crc),
+            _ => Entry::Damaged,
+        })
+    }
+
     pub(crate) fn of_hole(hole: Hole) -> Entry {
         match hole {
             Hole::Zero => Entry::Zero,

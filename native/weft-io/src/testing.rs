@@ -1,6 +1,9 @@
 //! What this crate's tests share.
 
+use std::ffi::OsStr;
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// A directory that goes with its test.
@@ -36,4 +39,26 @@ impl Drop for TempDir {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
     }
+}
+
+/// An XFS of `mib` MiB below `dir`, in a mount namespace of this test's thread and those it starts, so that nothing is
+/// left behind. Has to run as root.
+pub(crate) fn mounted_xfs(dir: &Path, name: &str, mib: u64, options: &[&str]) -> PathBuf {
+    let (image, mount) = (dir.join(format!("{name}.img")), dir.join(name));
+    std::fs::create_dir(&mount).expect("made");
+    File::create(&image).and_then(|f| f.set_len(mib << 20)).expect("an image");
+    // SAFETY: no memory is passed; only this thread's view of the mounts changes.
+    let unshared = unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS) };
+    assert_eq!(unshared, 0, "this test has to run as root");
+    run("mount", &["--make-rprivate".as_ref(), "/".as_ref()]);
+    let mut arguments: Vec<&OsStr> = vec!["-q".as_ref(), image.as_os_str()];
+    arguments.extend(options.iter().map(OsStr::new));
+    run("mkfs.xfs", &arguments);
+    run("mount", &["-o".as_ref(), "loop".as_ref(), image.as_os_str(), mount.as_os_str()]);
+    mount
+}
+
+fn run(program: &str, arguments: &[&OsStr]) {
+    let output = Command::new(program).args(arguments).output().expect(program);
+    assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -2,9 +2,10 @@
 
 use core::hash::Hasher;
 use core::ops::Range;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use siphasher::sip128::{Hasher128, SipHasher24};
+use weft_proto::ids::SnapId;
 use weft_proto::log::ReplicaKey;
 use weft_proto::message::{Extent, Hole};
 use weft_proto::payload::{BLOCK, Payload};
@@ -39,6 +40,7 @@ pub(super) enum Work {
     Seal { asked: bool },
     Grow { blocks: u64, asked: bool },
     Close { trash: Option<u64>, asked: bool },
+    Preserve { image: SnapId, segments: BTreeSet<u32>, asked: bool },
 }
 
 impl Work {
@@ -48,9 +50,12 @@ impl Work {
             Work::Write { .. } => (SEGMENT_BLOCKS, usize::MAX),
             Work::Zero { .. } | Work::Grow { .. } => (SEGMENT_BLOCKS, 4),
             Work::Hash { .. } => (32, 4),
-            Work::Read | Work::Kinds | Work::Seal { .. } | Work::Flush { .. } | Work::Close { .. } => {
-                (256, 4)
-            }
+            Work::Read
+            | Work::Kinds
+            | Work::Seal { .. }
+            | Work::Flush { .. }
+            | Work::Close { .. }
+            | Work::Preserve { .. } => (256, 4),
         }
     }
 
@@ -67,7 +72,12 @@ impl Work {
     pub(super) fn can_stop(&self) -> bool {
         matches!(
             self,
-            Work::Zero { .. } | Work::Read | Work::Kinds | Work::Hash { .. } | Work::Seal { asked: false }
+            Work::Zero { .. }
+                | Work::Read
+                | Work::Kinds
+                | Work::Hash { .. }
+                | Work::Seal { asked: false }
+                | Work::Preserve { asked: false, .. }
         )
     }
 }

@@ -3,12 +3,14 @@
 use core::fmt;
 use core::ops::Range;
 
+use weft_proto::ids::SnapId;
 use weft_proto::log::ReplicaKey;
 use weft_proto::replica::{DiskDone, DiskError, DiskOp};
 
 use crate::buffer::IoBuf;
 use crate::driver::{Errno, TokenSpace};
 use crate::pool_dir::TrashEntry;
+use crate::reflink::NoSnapshots;
 
 /// How a pool is served.
 #[derive(Clone, Copy, Debug)]
@@ -29,12 +31,12 @@ impl PoolConfig {
     }
 }
 
-/// One of a replica's two checkpoint files.
+/// One of a replica's two checkpoint files, or of an image's two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Slot {
-    /// `meta.a`
+    /// `meta.a`, `image.a`
     A,
-    /// `meta.b`
+    /// `meta.b`, `image.b`
     B,
 }
 
@@ -43,6 +45,13 @@ impl Slot {
         match self {
             Slot::A => "meta.a",
             Slot::B => "meta.b",
+        }
+    }
+
+    pub(super) fn image_name(self) -> &'static str {
+        match self {
+            Slot::A => "image.a",
+            Slot::B => "image.b",
         }
     }
 }
@@ -137,7 +146,87 @@ pub enum PoolOp {
         /// [`TrashEntry::name`].
         name: String,
     },
-    /// Ends a `Zero`, `Hash`, `Kinds`, `Read` or `Seal` op after the pieces that have started: it is then answered with
+    /// Makes an image, which has nothing yet, durably: its directory with two files of `slot_bytes` for what the caller
+    /// keeps of it. Answered with `Done`, [`PoolError::Exists`] or [`PoolError::NoSnapshots`].
+    TakeImage {
+        /// Of which replica; it need not be open.
+        replica: ReplicaKey,
+        /// Its name.
+        image: SnapId,
+        /// Length of each of the two files, a multiple of 4096.
+        slot_bytes: u64,
+    },
+    /// Answered with `Images`: all there are, also of replicas in the trash. What their making left is removed.
+    ListImages,
+    /// Writes over the start of one of an image's two files, durably.
+    WriteImage {
+        /// Of which replica.
+        replica: ReplicaKey,
+        /// Which image.
+        image: SnapId,
+        /// Which of the two.
+        slot: Slot,
+        /// The content, with its own checksum.
+        bytes: Vec<u8>,
+    },
+    /// Answered with `Bytes`: the whole file.
+    ReadImage {
+        /// Of which replica.
+        replica: ReplicaKey,
+        /// Which image.
+        image: SnapId,
+        /// Which of the two.
+        slot: Slot,
+    },
+    /// Puts what the head has now into an image, durably (R28), at most 1 MiB at a time; what overlaps it and comes
+    /// later waits. To be logged when it is done, and before the head changes there; what an op that failed, or whose
+    /// end nobody has seen, has put there means nothing. Answered with `Disk(Done)`.
+    Preserve {
+        /// Of which replica; open.
+        replica: ReplicaKey,
+        /// Into which image.
+        image: SnapId,
+        /// First byte.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// A `Read`, `Kinds` or `Hash` of blocks that an image has, by the caller's log. Answered with `Disk`, or
+    /// [`PoolError::ImageDamaged`]. What an image does not have itself, the next newer one may; at last it is the head's,
+    /// and to be asked of that.
+    Image {
+        /// Of which replica; it need not be open.
+        replica: ReplicaKey,
+        /// Which image.
+        image: SnapId,
+        /// Where its files may be by now, while they are handed down.
+        heir: Option<SnapId>,
+        /// What.
+        op: DiskOp<IoBuf>,
+    },
+    /// Hands a segment of an image that is being deleted down to the next older one, durably: with ranges of blocks those
+    /// blocks are shared; without any the file changes its image, to which the log gives nothing in that segment, and
+    /// which needs no space. Answered with `Done`; can be repeated.
+    HandDown {
+        /// Of which replica.
+        replica: ReplicaKey,
+        /// From this image.
+        image: SnapId,
+        /// To this one.
+        heir: SnapId,
+        /// Which segment.
+        segment: u32,
+        /// Which blocks of it.
+        blocks: Vec<Range<u32>>,
+    },
+    /// Removes an image's files for good. Answered with `Done`; can be repeated.
+    DropImage {
+        /// Of which replica.
+        replica: ReplicaKey,
+        /// Which image.
+        image: SnapId,
+    },
+    /// Ends a `Zero`, `Hash`, `Kinds`, `Read`, `Seal` or `Preserve` op after the pieces that have started: it is then answered with
     /// [`PoolError::Cancelled`], or normally if it was too late. Has no answer of its own.
     Cancel {
         /// The token of the op to end.
@@ -165,6 +254,8 @@ pub enum PoolAnswer {
     },
     /// To [`PoolOp::ListTrash`].
     Trash(Vec<TrashEntry>),
+    /// To [`PoolOp::ListImages`].
+    Images(Vec<(ReplicaKey, SnapId)>),
 }
 
 /// Why an op was not done.
@@ -190,6 +281,13 @@ pub enum PoolError {
         /// The segment's number.
         segment: u32,
     },
+    /// An image lacks a block that it should have: its files were cut or taken away.
+    ImageDamaged {
+        /// Byte offset of the (first) block.
+        offset: u64,
+    },
+    /// The pool's file system can't have images.
+    NoSnapshots(NoSnapshots),
     /// An fdatasync failed earlier: what the kernel had not written is gone.
     ReplicaFailed,
     /// Ended by [`PoolOp::Cancel`].
@@ -202,12 +300,13 @@ impl PoolError {
     pub fn disk_error(&self) -> DiskError {
         match self {
             PoolError::NoSpace => DiskError::NoSpace,
-            PoolError::BitRot { .. } => DiskError::BitRot,
+            PoolError::BitRot { .. } | PoolError::ImageDamaged { .. } => DiskError::BitRot,
             PoolError::Io(_)
             | PoolError::NoReplica
             | PoolError::Exists
             | PoolError::OutOfBounds
             | PoolError::Damaged { .. }
+            | PoolError::NoSnapshots(_)
             | PoolError::ReplicaFailed
             | PoolError::Cancelled => DiskError::Io,
         }
@@ -244,6 +343,10 @@ impl fmt::Display for PoolError {
             PoolError::Damaged { segment } => {
                 write!(f, "the files of segment {segment} contradict each other")
             }
+            PoolError::ImageDamaged { offset } => {
+                write!(f, "the image lacks the block at byte {offset}, which it should have")
+            }
+            PoolError::NoSnapshots(why) => write!(f, "no snapshots: {why}"),
             PoolError::ReplicaFailed => f.write_str("a flush of the replica failed earlier"),
             PoolError::Cancelled => f.write_str("cancelled"),
         }

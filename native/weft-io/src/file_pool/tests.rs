@@ -17,9 +17,11 @@ use siphasher::sip128::SipHasher24;
 use super::*;
 use crate::driver::{AnyDriver, DriverConfig, DriverKind, open};
 use crate::pool_dir::{FileSystem, OpenError};
+use crate::reflink::{Ability, NoSnapshots};
 use crate::sidecar::SEGMENT_BYTES;
-use crate::testing::TempDir;
+use crate::testing::{TempDir, mounted_xfs};
 
+mod images;
 mod killed;
 
 const SEGMENT: u64 = SEGMENT_BYTES;
@@ -229,10 +231,25 @@ fn what_was_written_is_read_with_kinds_and_checksums() {
 fn the_probe_tells_what_the_file_system_can() {
     let (disk, memory) = (TempDir::on_disk(), TempDir::under(Path::new("/dev/shm")));
     let dir = PoolDir::create(disk.path(), 4096, b"").expect("created");
-    let Probe { direct, file_system } = dir.probe();
+    let Probe { direct, file_system, .. } = dir.probe();
     assert!(direct && matches!(file_system, FileSystem::Ext4 | FileSystem::Xfs | FileSystem::Btrfs));
     let dir = PoolDir::create(memory.path(), 4096, b"").expect("created");
     assert_eq!(dir.probe().file_system, FileSystem::Tmpfs);
+    let Ability::None(why) = dir.probe().ability else { panic!("memory shares nothing") };
+    assert!(why.to_string().starts_with("the pool lies on tmpfs, and only on XFS"), "{why}");
+}
+
+#[test]
+fn volumes_can_have_snapshots_on_an_xfs_that_shares_blocks() {
+    let dir = TempDir::on_disk();
+    let ability = |name: &str, options: &[&str]| {
+        let mount = mounted_xfs(dir.path(), name, 300, options);
+        PoolDir::create(&mount, 4096, b"").expect("created").probe().ability
+    };
+    assert_eq!(ability("with", &[]), Ability::Reflink);
+    assert_eq!(ability("without", &["-m", "reflink=0"]), Ability::None(NoSnapshots::XfsWithout));
+    // As it is found at every start.
+    assert_eq!(PoolDir::open(&dir.path().join("with")).expect("opened").probe().ability, Ability::Reflink);
 }
 
 #[test]

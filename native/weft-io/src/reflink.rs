@@ -1,0 +1,70 @@
+//! Files that share blocks: what XFS offers for snapshots, asked of the kernel by ioctl.
+//!
+//! Must always hold:
+//! * nothing here runs on a reactor's thread: a clone walks the extents of its range under the inode's lock, tens of
+//!   microseconds each, and waits for direct I/O of both files;
+//! * a clone is durable when its *target* was flushed after it.
+
+use core::fmt;
+use std::os::fd::AsRawFd;
+
+use crate::driver::{Errno, Fd, checked};
+use crate::pool_dir::FileSystem;
+
+/// Whether volumes with a copy in a pool can have snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ability {
+    /// Files share blocks: tried at the pool's start.
+    Reflink,
+    /// They can't; why.
+    None(NoSnapshots),
+}
+
+/// Why volumes with a copy in a pool can't have snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoSnapshots {
+    /// Only XFS is known to share blocks as weft needs it.
+    FileSystem(FileSystem),
+    /// This XFS was made without.
+    XfsWithout,
+}
+
+impl fmt::Display for NoSnapshots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NoSnapshots::FileSystem(kind) => {
+                write!(
+                    f,
+                    "the pool lies on {kind}, and only on XFS can files share blocks as snapshots need it"
+                )
+            }
+            NoSnapshots::XfsWithout => f.write_str(
+                "the pool's XFS was made without shared blocks (mkfs.xfs -m reflink=1 makes one with them)",
+            ),
+        }
+    }
+}
+
+/// Makes a range of a file share the blocks of a range of another one (or the same). Offsets and length are whole
+/// blocks.
+pub(crate) fn clone_range(
+    from: &Fd,
+    from_offset: u64,
+    len: u64,
+    to: &Fd,
+    to_offset: u64,
+) -> Result<(), Errno> {
+    let range = libc::file_clone_range {
+        src_fd: i64::from(from.as_raw_fd()),
+        src_offset: from_offset,
+        src_length: len,
+        dest_offset: to_offset,
+    };
+    // SAFETY: the request reads one `file_clone_range`, which lives during the call.
+    checked(unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONERANGE, &raw const range) }).map(drop)
+}
+
+/// What the kernel says to a clone where there are none.
+pub(crate) fn is_unsupported(errno: Errno) -> bool {
+    matches!(errno.0, libc::EOPNOTSUPP | libc::ENOTTY | libc::EINVAL | libc::ENOSYS | libc::EXDEV)
+}
