@@ -438,7 +438,7 @@ fn a_volume_grows_beyond_the_regions_that_it_was_made_with(play: &Play) {
     stage.close(next);
 }
 
-/// R26: the owner crashed, and what it wrote last may differ between the members: until it does not, regions stay.
+/// D13, R26: the owner crashed, and what it wrote last may differ between the members: until it does not, regions stay.
 fn regions_are_folded_when_none_of_them_may_differ(play: &Play) {
     let mut stage = Scene::copies(2).blocks(MANY_BLOCKS).stage(play);
     let owner = stage.owner(D);
