@@ -68,6 +68,8 @@ const BLOCK_LEN: usize = 4096;
 /// A segment's sidecar is written back after this many changed entries (8 MiB of data), so that a seal finds little to
 /// do: at most 32 pages and a flush for 2048 writes. Fewer would cost random writes more than the seal gains.
 const WRITE_BACK_CHANGES: u32 = 2048;
+/// Blocks of a replica that are remembered as rotten, so that each counts once; further ones count whenever they are met.
+const ROTTEN_MAX: usize = 1 << 16;
 
 /// An open replica.
 struct Replica {
@@ -77,10 +79,30 @@ struct Replica {
     exists: BTreeSet<u32>,
     doubt: Doubt,
     segments: BTreeMap<u32, Segment>,
+    rotten: Rotten,
     /// Jobs that have not ended.
     jobs: usize,
     closing: Option<u64>,
     failed: bool,
+}
+
+/// Blocks whose checksum was found not to match, until they are written again.
+#[derive(Default)]
+struct Rotten(BTreeSet<u64>);
+
+impl Rotten {
+    /// Is it news that this block is rotten?
+    fn is_news(&mut self, block: u64) -> bool {
+        self.0.len() >= ROTTEN_MAX && !self.0.contains(&block) || self.0.insert(block)
+    }
+
+    /// Blocks were written.
+    fn written(&mut self, piece: &Piece) {
+        let range = at(piece.segment, piece.lo)..at(piece.segment, piece.hi);
+        while let Some(block) = self.0.range(range.clone()).next().copied() {
+            self.0.remove(&block);
+        }
+    }
 }
 
 /// A driver's op under way.
@@ -209,7 +231,8 @@ impl FilePool {
     /// Counts since the start.
     #[must_use]
     pub fn figures(&self) -> PoolFigures {
-        self.figures
+        let left = self.replicas.values().map(|replica| replica.rotten.0.len() as u64).sum();
+        PoolFigures { bit_rot_left: left, ..self.figures }
     }
 
     /// Segments open now.
@@ -422,9 +445,6 @@ impl FilePool {
     }
 
     fn answer(&mut self, token: u64, result: Result<PoolAnswer, PoolError>) {
-        if matches!(result, Err(PoolError::BitRot { .. })) {
-            self.figures.bit_rot += 1;
-        }
         self.events.push_back(PoolEvent::Done { token, result });
     }
 
@@ -482,6 +502,7 @@ impl FilePool {
             exists: segments.into_iter().collect(),
             doubt,
             segments: BTreeMap::new(),
+            rotten: Rotten::default(),
             jobs: 0,
             closing: None,
             failed: false,
@@ -835,9 +856,9 @@ impl FilePool {
                     let wanted = match work {
                         Work::Read | Work::Hash { .. } => {
                             if entry == Entry::Damaged && !doubted {
-                                return Some(Err(PoolError::BitRot {
-                                    offset: at(piece.segment, block) * BLOCK,
-                                }));
+                                let block = at(piece.segment, block);
+                                self.figures.bit_rot += u64::from(replica.rotten.is_news(block));
+                                return Some(Err(PoolError::BitRot { offset: block * BLOCK }));
                             }
                             doubted || matches!(entry, Entry::Data(_))
                         }
@@ -942,6 +963,7 @@ impl FilePool {
                 }
                 replica.doubt.remove(piece.segment, piece.lo, piece.hi);
                 segment.unsynced |= !durable;
+                replica.rotten.written(&piece);
             }
             // Old, new or torn: whatever is there now is what it is.
             Err(_) => replica.doubt.add(piece.segment, piece.lo, piece.hi),
@@ -974,6 +996,7 @@ impl FilePool {
         let segment = replica.segments.get_mut(&piece.segment).expect("a segment with I/O under way is open");
         let sealing = matches!(job.work, Work::Seal { .. });
         let preserving = matches!(job.work, Work::Preserve { .. });
+        let mut rotten = Vec::new();
         let result = match result {
             Ok(buf) => {
                 let mut result = None;
@@ -984,8 +1007,9 @@ impl FilePool {
                     } else if let (Entry::Data(crc), Work::Read | Work::Hash { .. }) = (entry, &job.work)
                         && crc32c::crc32c(bytes) != crc
                     {
-                        let offset = at(piece.segment, block) * BLOCK;
-                        result.get_or_insert(Err(PoolError::BitRot { offset }));
+                        let block = at(piece.segment, block);
+                        rotten.push(block);
+                        result.get_or_insert(Err(PoolError::BitRot { offset: block * BLOCK }));
                     }
                 }
                 let end = first + u32::try_from(buf.len() / BLOCK_LEN).expect("within a segment");
@@ -1007,6 +1031,8 @@ impl FilePool {
             }
             Err(errno) => Err(errno.into()),
         };
+        let news = rotten.into_iter().filter(|block| replica.rotten.is_news(*block)).count();
+        self.figures.bit_rot += news as u64;
         if preserving && result.is_ok() {
             let head = self.segment(key, piece.segment).files.as_ref().map(|files| files.0.clone());
             return self.put_into_image(key, piece, head);
@@ -1122,6 +1148,7 @@ impl FilePool {
                             segment.sidecar.set(block, Entry::of_hole(hole));
                         }
                         replica.doubt.remove(number, piece.lo, piece.hi);
+                        replica.rotten.written(&piece);
                     }
                     let result = result.map(|()| Found::Nothing).map_err(|_| PoolError::ReplicaFailed);
                     self.end_piece(key, piece, result);

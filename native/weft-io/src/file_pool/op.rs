@@ -379,8 +379,10 @@ pub enum PoolEvent {
 pub struct PoolFigures {
     /// Write pieces whose buffer had to be copied because it was not aligned.
     pub unaligned_writes: u64,
-    /// Blocks that failed their checksum.
+    /// Blocks that failed their checksum, each counted once until it is written again.
     pub bit_rot: u64,
+    /// Those of them that were not written again.
+    pub bit_rot_left: u64,
     /// Segments opened.
     pub segments_opened: u64,
     /// Flushes of data and sidecar files.
