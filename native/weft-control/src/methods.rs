@@ -157,6 +157,11 @@ methods! {
     "session.list" SessionList(t::Nothing) -> t::SessionList;
     /// One session.
     "session.show" SessionShow(t::VolumeRef) -> t::SessionStatus;
+    /// Compares the copies of a volume that is open here, and mends what one of them can't give; of one that is being
+    /// scrubbed the rate changes.
+    "scrub.start" ScrubStart(t::ScrubStart) -> t::Nothing;
+    /// Ends the scrub of a volume that is open here, if there is one.
+    "scrub.stop" ScrubStop(t::VolumeRef) -> t::Nothing;
     /// The connections to other hosts.
     "link.list" LinkList(t::Nothing) -> t::LinkList;
     /// Everything this host knows of a volume.

@@ -235,6 +235,10 @@ pub struct PoolInfo {
     pub total: Decimal,
     /// Replicas in it.
     pub replicas: u32,
+    /// Blocks whose checksum was found not to match since it was started, each counted once until it is written again.
+    pub bit_rot: Decimal,
+    /// Those of them that were not written again.
+    pub bit_rot_left: Decimal,
 }
 
 /// The pools of this host.
@@ -758,6 +762,80 @@ pub struct SessionFigures {
     pub fenced_writes: Decimal,
     /// What guests waited for.
     pub waits: GuestWaits,
+    /// Bytes whose copies scrubs have compared.
+    pub scrubbed_bytes: Decimal,
+    /// Blocks that a copy could not give, to a guest or to a scrub; each copy counts.
+    pub rotten_blocks: Decimal,
+    /// Those of them that were written again from another copy.
+    pub repaired_blocks: Decimal,
+    /// Blocks whose copies are all valid, and differ: which is right nobody knows, and none was written.
+    pub divergent_blocks: Decimal,
+    /// Blocks that no in-sync copy could give.
+    pub lost_blocks: Decimal,
+}
+
+/// Compares the copies of a volume once, and mends what one of them can't give any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ScrubStart {
+    /// The volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// At most so many bytes of the volume a second, of which each copy reads as many; null: as fast as it goes.
+    pub rate: Option<Decimal>,
+}
+
+/// How far a scrub is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ScrubState {
+    /// It goes on, or waits until every in-sync copy can be asked.
+    Running,
+    /// Everything was looked at.
+    Done,
+    /// It was stopped, or its session ended.
+    Stopped,
+}
+
+/// A scrub of a volume: the one under way, or the last one of this session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ScrubStatus {
+    /// How far it is.
+    pub state: ScrubState,
+    /// Its bandwidth cap, in bytes of the volume a second.
+    pub rate: Option<Decimal>,
+    /// When it began, in milliseconds since 1970.
+    pub started: Decimal,
+    /// When it ended.
+    pub ended: Option<Decimal>,
+    /// Bytes of the volume that were looked at.
+    pub done_bytes: Decimal,
+    /// Bytes of the volume.
+    pub total_bytes: Decimal,
+    /// Bytes whose copies were compared: those that hold data.
+    pub compared_bytes: Decimal,
+    /// Blocks that a copy could not give; each copy counts.
+    pub rotten: Decimal,
+    /// Those of them that were written again from another copy.
+    pub repaired: Decimal,
+    /// Blocks whose copies are all valid, and differ: none was written.
+    pub divergent: Decimal,
+    /// Blocks that no in-sync copy could give.
+    pub lost: Decimal,
+    /// What was found on which copy, in order; copies without a finding are left out.
+    pub members: Vec<ScrubbedMember>,
+}
+
+/// What a scrub found on a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ScrubbedMember {
+    /// Its number.
+    #[schemars(with = "u32")]
+    pub rid: Rid,
+    /// Blocks that it could not give.
+    pub rotten: Decimal,
+    /// Those of them that it was given again.
+    pub repaired: Decimal,
 }
 
 /// A session.
@@ -793,6 +871,8 @@ pub struct SessionStatus {
     pub limits: Option<VolumeLimits>,
     /// Requests that wait for them now, or for that of trims and zeroes.
     pub held: u32,
+    /// The scrub under way, or the last one.
+    pub scrub: Option<ScrubStatus>,
     /// Its counters.
     pub figures: SessionFigures,
 }
@@ -1041,7 +1121,7 @@ pub struct LinkList {
 #[serde(tag = "event", content = "data")]
 #[schemars(rename = "DaemonEvent")]
 pub enum Event {
-    /// A session changed its phase, epoch, members or resync.
+    /// A session changed its phase, epoch, members or resync, or its scrub began or ended.
     #[serde(rename = "session.changed")]
     Session(SessionStatus),
     /// A pool changed its state.

@@ -189,6 +189,10 @@ pub enum Mutation {
     ReuseReplicaNumber,
     /// D2: overlapping writes are under way at once.
     NoRangeLock,
+    /// D15: copies are compared while writes to them are under way.
+    ScrubWithoutLock,
+    /// 4.10: of copies that differ, each with a right checksum, one is taken for the truth.
+    RepairFromBad,
     /// R15: a record that is not there lets a replica be trashed.
     AbsenceDeletes,
     /// R15: a tombstone is not compared with the record that the replica keeps.
@@ -199,7 +203,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every mutation with the name that `--mutation` takes, in the order of the rules.
-    pub const ALL: [(Mutation, &'static str); 91] = [
+    pub const ALL: [(Mutation, &'static str); 93] = [
         (Mutation::NoFence, "r1-no-fence"),
         (Mutation::AnyPromiser, "r1-any-promiser"),
         (Mutation::AttachUnbound, "r1-attach-unbound"),
@@ -291,6 +295,8 @@ impl Mutation {
         (Mutation::CloseUnsealed, "i26-close-unsealed"),
         (Mutation::ReuseReplicaNumber, "i29-reuse-replica-number"),
         (Mutation::NoRangeLock, "d2-no-range-lock"),
+        (Mutation::RepairFromBad, "d7-repair-from-bad"),
+        (Mutation::ScrubWithoutLock, "d15-scrub-without-lock"),
     ];
 
     /// What weft-crash breaks: rules of what a pool keeps, in the daemon's own code.

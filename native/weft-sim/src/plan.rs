@@ -110,6 +110,8 @@ pub struct Plan {
     pub drift_ppm: u64,
     /// Chance in 100 that a guest's write covers half blocks.
     pub halves: u64,
+    /// The copies are compared (scrub).
+    pub scrub: u64,
     /// At the end a part of the cluster that suffices must do alone.
     pub core: bool,
     /// Blocks of the volume at the start; at most as many as a disk of the world has.
@@ -178,6 +180,7 @@ impl Plan {
             slow_link: 0,
             drift_ppm: 0,
             halves: 0,
+            scrub: 0,
             core: false,
             size: 48,
             grow: 0,
@@ -272,6 +275,7 @@ impl Plan {
         self.slow_link = on(30, 60);
         self.drift_ppm = on(50, 4900);
         self.halves = on(40, 30);
+        self.scrub = on(50, 60);
         let lose_disk = on(15, 20);
         // A repair of the store without a member needs the operator's assent, and what it loses then is lost (S15).
         self.lose_disk = if self.cached || self.rollback > 0 { 0 } else { lose_disk };
@@ -346,6 +350,7 @@ impl Plan {
             ("swap disks", self.swap_disks),
             ("drift ppm", self.drift_ppm),
             ("half blocks", self.halves),
+            ("scrub", self.scrub),
             ("watch", self.watch),
             ("blocks at first", self.size % 48),
             ("grow", self.grow),

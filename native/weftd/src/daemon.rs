@@ -529,6 +529,25 @@ impl Daemon {
                 tracing::info!(%volume, ?outcome, "another policy");
                 slot.answer_policy(outcome);
             }
+            // A disk that fails as a whole has a million of these: the figures tell.
+            Event::Rotten { offset, rids, mended } => {
+                if slot.may_tell_rot() {
+                    tracing::warn!(%volume, offset, ?rids, mended, "a block could not be read, or its checksum is wrong");
+                }
+                return;
+            }
+            Event::Divergent { offset, rids } => {
+                if slot.may_tell_rot() {
+                    tracing::error!(%volume, offset, ?rids, "copies differ, and each one's checksums are right: none is written");
+                }
+                return;
+            }
+            Event::ScrubEnded { complete } => {
+                let figures = slot.machine.view().figures;
+                let (rotten, repaired) = (figures.rotten_blocks, figures.repaired_blocks);
+                let (divergent, lost) = (figures.divergent_blocks, figures.lost_blocks);
+                tracing::info!(%volume, complete, rotten, repaired, divergent, lost, "scrub ended; found since the open");
+            }
             Event::Ended(reason) => {
                 tracing::info!(%volume, ?reason, "ended");
                 return self.end_session(now, volume, &reason);
@@ -1225,6 +1244,27 @@ impl Daemon {
                     slot.changes.entry(r.rid).or_default().push(answer);
                     slot.machine.remove_replica(now, r.rid);
                     self.touched.insert(r.volume);
+                }
+            }
+            Command::ScrubStart(s) => {
+                if s.rate == Some(Decimal(0)) {
+                    let message = "a scrub of 0 bytes a second never ends";
+                    return refuse(answer, Failure::new(Code::BAD_VALUE, message));
+                }
+                if let Some((slot, answer)) = self.open_slot(s.volume, answer) {
+                    if !slot.machine.scrub(now, s.rate.map(|rate| rate.0)) {
+                        return refuse(answer, changing(s.volume));
+                    }
+                    tell(answer, &json!({}));
+                    self.tell_session(now, s.volume);
+                    self.touched.insert(s.volume);
+                }
+            }
+            Command::ScrubStop(v) => {
+                if let Some((slot, answer)) = self.open_slot(v.volume, answer) {
+                    slot.machine.stop_scrub(now);
+                    tell(answer, &json!({}));
+                    self.touched.insert(v.volume);
                 }
             }
             Command::TrashList(_) => self.pools.list_trash(answer),

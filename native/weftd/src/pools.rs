@@ -236,6 +236,8 @@ struct Pool {
     removing: Option<Answer>,
     free: u64,
     total: u64,
+    /// [`Pool::rot`] as it was told last.
+    rot_told: (u64, u64),
     space_due: Instant,
     retry_due: Option<Instant>,
     stopping: Stopping,
@@ -833,8 +835,10 @@ impl Pools {
             Purpose::Space => {
                 match result {
                     Ok(PoolAnswer::Space { free, total }) => {
-                        if pool.total == 0 {
-                            // From now on copies can be placed here: whoever waits for that is told.
+                        let rot = pool.rot();
+                        if pool.total == 0 || rot != pool.rot_told {
+                            // From now on copies can be placed here: whoever waits for that is told. And of rot, now and then.
+                            pool.rot_told = rot;
                             self.out.push_back(PoolsOut::Changed(id));
                         }
                         (pool.free, pool.total) = (free, total);
@@ -974,6 +978,7 @@ impl Pool {
             removing: None,
             free: 0,
             total: 0,
+            rot_told: (0, 0),
             space_due: Instant(0),
             retry_due: None,
             stopping: Stopping::No,
@@ -998,6 +1003,7 @@ impl Pool {
             Phase::Quarantined(why) => (PoolState::Quarantined, Some(why.clone())),
             Phase::Failed(why) => (PoolState::Failed, Some(why.clone())),
         };
+        let rot = self.rot();
         PoolInfo {
             pool: self.id,
             path: self.path.display().to_string(),
@@ -1007,7 +1013,17 @@ impl Pool {
             free: Decimal(self.free),
             total: Decimal(self.total),
             replicas: u32::try_from(self.replicas.len()).unwrap_or(u32::MAX),
+            bit_rot: Decimal(rot.0),
+            bit_rot_left: Decimal(rot.1),
         }
+    }
+
+    /// Blocks that were found rotten, and those of them that still are.
+    fn rot(&self) -> (u64, u64) {
+        self.file.as_ref().map_or((0, 0), |file| {
+            let figures = file.figures();
+            (figures.bit_rot, figures.bit_rot_left)
+        })
     }
 
     fn not_serving(&self) -> Failure {

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 
 use serde_json::json;
 use weft_control::types::{
-    Decimal, MemberStatus, OpenMode as AskedMode, ResyncStatus, SessionFigures, SessionOpened, SessionPhase,
-    SessionStatus, VolumeLimits, VolumeResized,
+    Decimal, MemberStatus, OpenMode as AskedMode, ResyncStatus, ScrubState, ScrubStatus, ScrubbedMember,
+    SessionFigures, SessionOpened, SessionPhase, SessionStatus, VolumeLimits, VolumeResized,
 };
 use weft_io::buffer::IoBuf;
 use weft_proto::guest::{GuestOp, GuestReply, RequestId};
@@ -21,8 +21,8 @@ use weft_proto::mutants::Broken;
 use weft_proto::payload::{BLOCK, Payload as _};
 use weft_proto::record::{Record, ReplicaState};
 use weft_proto::session::{
-    EndReason, OpenMode, Session, SessionConfig, SessionView, StoreReply as MachineReply, Timing, policy,
-    size,
+    EndReason, OpenMode, ScrubView, Session, SessionConfig, SessionView, StoreReply as MachineReply, Timing,
+    policy, size,
 };
 
 use crate::clock::{random_u128, random_uuid};
@@ -37,6 +37,9 @@ use crate::store::{Entry, ReadError, SwapOutcome};
 
 /// How long an open may take before its asker is told for what it waits.
 pub const OPEN_MS: u64 = 15_000;
+
+/// Findings of rot that a session tells the log; the figures count all of them.
+const ROT_TOLD_MAX: u32 = 100;
 
 /// A session and everything around it.
 #[derive(Debug)]
@@ -73,6 +76,8 @@ pub struct Slot {
     pub limits: Option<Limits>,
     /// What guests waited for.
     pub waits: Waits,
+    /// Findings of rot that the log was told.
+    pub rot_told: u32,
 }
 
 /// What is asked of an open.
@@ -141,7 +146,14 @@ impl Slot {
             written_bytes: 0,
             limits,
             waits: Waits::default(),
+            rot_told: 0,
         }
+    }
+
+    /// May the log be told of another rotten block? So many of a session suffice.
+    pub fn may_tell_rot(&mut self) -> bool {
+        self.rot_told = self.rot_told.saturating_add(1);
+        self.rot_told <= ROT_TOLD_MAX
     }
 
     /// A guest's request.
@@ -290,6 +302,7 @@ impl Slot {
             resync,
             limits: self.limits.map(VolumeLimits::from),
             held,
+            scrub: view.scrub.map(scrub_status),
             figures: SessionFigures {
                 reads: Decimal(view.figures.reads),
                 writes: Decimal(view.figures.writes),
@@ -303,8 +316,40 @@ impl Slot {
                 reconciled_bytes: Decimal(view.figures.reconciled_bytes),
                 fenced_writes: Decimal(view.figures.fenced),
                 waits: self.waits.told(now),
+                scrubbed_bytes: Decimal(view.figures.scrubbed_bytes),
+                rotten_blocks: Decimal(view.figures.rotten_blocks),
+                repaired_blocks: Decimal(view.figures.repaired_blocks),
+                divergent_blocks: Decimal(view.figures.divergent_blocks),
+                lost_blocks: Decimal(view.figures.lost_blocks),
             },
         }
+    }
+}
+
+fn scrub_status(scrub: ScrubView) -> ScrubStatus {
+    let state = match (scrub.ended_ms, scrub.complete) {
+        (None, _) => ScrubState::Running,
+        (Some(_), true) => ScrubState::Done,
+        (Some(_), false) => ScrubState::Stopped,
+    };
+    let members = scrub.members.iter().map(|(rid, rotten, repaired)| ScrubbedMember {
+        rid: *rid,
+        rotten: Decimal(*rotten),
+        repaired: Decimal(*repaired),
+    });
+    ScrubStatus {
+        state,
+        rate: scrub.rate.map(Decimal),
+        started: Decimal(scrub.began_ms),
+        ended: scrub.ended_ms.map(Decimal),
+        done_bytes: Decimal(scrub.done),
+        total_bytes: Decimal(scrub.total),
+        compared_bytes: Decimal(scrub.compared),
+        rotten: Decimal(scrub.rotten),
+        repaired: Decimal(scrub.repaired),
+        divergent: Decimal(scrub.divergent),
+        lost: Decimal(scrub.lost),
+        members: members.collect(),
     }
 }
 

@@ -259,6 +259,10 @@ export type PeerShown = {
 
 /** A pool of this host. */
 export type PoolInfo = {
+  /** Blocks whose checksum was found not to match since it was started, each counted once until it is written again. */
+  readonly bit_rot: Decimal;
+  /** Those of them that were not written again. */
+  readonly bit_rot_left: Decimal;
   /** Free bytes of its file system. */
   readonly free: Decimal;
   /** Its incarnation (R10). */
@@ -400,6 +404,55 @@ export type ResyncStatus = {
   readonly total_bytes: Decimal;
 };
 
+/** Compares the copies of a volume once, and mends what one of them can't give any more. */
+export type ScrubStart = {
+  /** At most so many bytes of the volume a second, of which each copy reads as many; null: as fast as it goes. */
+  readonly rate: Decimal | null;
+  /** The volume. */
+  readonly volume: Uuid;
+};
+
+/** How far a scrub is. */
+export type ScrubState = "running" | "done" | "stopped";
+
+/** A scrub of a volume: the one under way, or the last one of this session. */
+export type ScrubStatus = {
+  /** Bytes whose copies were compared: those that hold data. */
+  readonly compared_bytes: Decimal;
+  /** Blocks whose copies are all valid, and differ: none was written. */
+  readonly divergent: Decimal;
+  /** Bytes of the volume that were looked at. */
+  readonly done_bytes: Decimal;
+  /** When it ended. */
+  readonly ended: Decimal | null;
+  /** Blocks that no in-sync copy could give. */
+  readonly lost: Decimal;
+  /** What was found on which copy, in order; copies without a finding are left out. */
+  readonly members: readonly ScrubbedMember[];
+  /** Its bandwidth cap, in bytes of the volume a second. */
+  readonly rate: Decimal | null;
+  /** Those of them that were written again from another copy. */
+  readonly repaired: Decimal;
+  /** Blocks that a copy could not give; each copy counts. */
+  readonly rotten: Decimal;
+  /** When it began, in milliseconds since 1970. */
+  readonly started: Decimal;
+  /** How far it is. */
+  readonly state: ScrubState;
+  /** Bytes of the volume. */
+  readonly total_bytes: Decimal;
+};
+
+/** What a scrub found on a copy. */
+export type ScrubbedMember = {
+  /** Those of them that it was given again. */
+  readonly repaired: Decimal;
+  /** Its number. */
+  readonly rid: number;
+  /** Blocks that it could not give. */
+  readonly rotten: Decimal;
+};
+
 /** Closes the session of a volume. */
 export type SessionClose = {
   /** Drop writes that can't complete instead of refusing. */
@@ -418,18 +471,28 @@ export type SessionClosed = {
 export type SessionFigures = {
   /** Bytes that had changed while their targets were away. */
   readonly changed_bytes: Decimal;
+  /** Blocks whose copies are all valid, and differ: which is right nobody knows, and none was written. */
+  readonly divergent_blocks: Decimal;
   /** Requests that failed because another session owns the volume. */
   readonly fenced_writes: Decimal;
   /** Bytes compared by their hashes. */
   readonly hashed_bytes: Decimal;
+  /** Blocks that no in-sync copy could give. */
+  readonly lost_blocks: Decimal;
   /** Bytes that guests asked to read. */
   readonly read_bytes: Decimal;
   /** Reads completed. */
   readonly reads: Decimal;
   /** Bytes made equal after an open (protocol.md R5). */
   readonly reconciled_bytes: Decimal;
+  /** Those of them that were written again from another copy. */
+  readonly repaired_blocks: Decimal;
   /** Bytes sent by resyncs. */
   readonly resynced_bytes: Decimal;
+  /** Blocks that a copy could not give, to a guest or to a scrub; each copy counts. */
+  readonly rotten_blocks: Decimal;
+  /** Bytes whose copies scrubs have compared. */
+  readonly scrubbed_bytes: Decimal;
   /** The longest time that a guest's request waited, in milliseconds. */
   readonly stall_ms_max: Decimal;
   /** Trims and zeroes completed. */
@@ -511,6 +574,8 @@ export type SessionStatus = {
   readonly resync: ResyncStatus | null;
   /** Its record's revision. */
   readonly rev: Decimal;
+  /** The scrub under way, or the last one. */
+  readonly scrub: ScrubStatus | null;
   /** The session. */
   readonly session: Uuid;
   /** Its volume. */
@@ -753,6 +818,10 @@ export type DaemonMethods = {
   readonly "replica.remove": { readonly params: ReplicaRemove; readonly result: Nothing };
   /** Moves a replica to the trash if the store says so (protocol.md R15). */
   readonly "replica.trash": { readonly params: ReplicaRef; readonly result: Trashed };
+  /** Compares the copies of a volume that is open here, and mends what one of them can't give; of one that is being scrubbed the rate changes. */
+  readonly "scrub.start": { readonly params: ScrubStart; readonly result: Nothing };
+  /** Ends the scrub of a volume that is open here, if there is one. */
+  readonly "scrub.stop": { readonly params: VolumeRef; readonly result: Nothing };
   /** Closes a volume here. */
   readonly "session.close": { readonly params: SessionClose; readonly result: SessionClosed };
   /** Changes how much the guests of a volume that is open here may ask for. */

@@ -358,6 +358,7 @@ export class FakeWeftd {
       clients: 0,
       members: [],
       resync: null,
+      scrub: null,
       held: 0,
       figures,
     };
@@ -434,13 +435,19 @@ const figures: SessionFigures = {
   changed_bytes: "0",
   reconciled_bytes: "0",
   fenced_writes: "0",
+  scrubbed_bytes: "0",
+  rotten_blocks: "0",
+  repaired_blocks: "0",
+  divergent_blocks: "0",
+  lost_blocks: "0",
   waits,
 };
 
 function poolInfo(pool: string, path: string, starting: boolean): PoolInfo {
   const bytes = starting ? "0" : String(100n << 30n);
   const state = starting ? "starting" : "serving";
-  return { pool, path, state, reason: null, inc: "1", free: bytes, total: bytes, replicas: 0 };
+  const rot = { bit_rot: "0", bit_rot_left: "0" };
+  return { pool, path, state, reason: null, inc: "1", free: bytes, total: bytes, replicas: 0, ...rot };
 }
 
 function up(number: string): string {

@@ -73,7 +73,7 @@ impl<P: Payload> Session<P> {
         hashed: bool,
     ) {
         let (start, end) = range;
-        assert!(end - start <= MAX_DATA && self.locked(start, end).is_none(), "piece {start}..{end}");
+        assert!(end - start <= MAX_DATA && self.is_free(start, end), "piece {start}..{end}");
         let id = PieceId(self.fresh_id());
         self.locks.insert(start, (end, Lock::Piece(id)));
         self.stamped = true;
@@ -223,6 +223,9 @@ impl<P: Payload> Session<P> {
     pub(super) fn piece_unreadable(&mut self, id: PieceId, rid: Rid) {
         if let Some(piece) = self.pieces.get(&id) {
             let (start, len) = (piece.start, piece.end - piece.start);
+            if piece.region.is_none() && self.join_rid() != Some(rid) {
+                self.suspect_rot(start, start + len);
+            }
             self.singly.insert(start, len);
             if len == BLOCK {
                 self.unreadable.entry(rid).or_default().insert(start, len);

@@ -24,6 +24,7 @@ mod open;
 mod ops;
 mod peer;
 pub mod policy;
+mod scrub;
 mod serve;
 pub mod size;
 mod store;
@@ -45,6 +46,7 @@ use crate::record::{Owner, Record, RecordError};
 
 pub use copy::PieceId;
 pub use ops::OpId;
+pub use scrub::ScrubView;
 pub use view::{MemberView, ResyncView, SessionView};
 
 use copy::Piece;
@@ -52,6 +54,7 @@ use join::Join;
 use ops::{GuestRequest, Op};
 use peer::Peer;
 use policy::PolicyChange;
+use scrub::Scrubber;
 use size::Growing;
 use store::Attempt;
 
@@ -306,6 +309,27 @@ pub enum Event {
         /// Done, or why not.
         outcome: Result<(), &'static str>,
     },
+    /// Members could not give a block.
+    Rotten {
+        /// Its byte offset.
+        offset: u64,
+        /// Which members.
+        rids: Vec<Rid>,
+        /// All of them have it again, from another one.
+        mended: bool,
+    },
+    /// Copies of a block differ, and each one's checksum is right: nothing was written.
+    Divergent {
+        /// Its byte offset.
+        offset: u64,
+        /// Who was asked for it.
+        rids: Vec<Rid>,
+    },
+    /// A scrub is over.
+    ScrubEnded {
+        /// Everything was looked at; else it was stopped.
+        complete: bool,
+    },
     /// The session is over; nothing follows.
     Ended(EndReason),
 }
@@ -329,6 +353,16 @@ pub struct Figures {
     pub hashed_bytes: u64,
     /// Bytes equalised after an open (R5).
     pub reconciled_bytes: u64,
+    /// Bytes whose copies scrubs have compared.
+    pub scrubbed_bytes: u64,
+    /// Blocks that a copy could not give, each copy counted.
+    pub rotten_blocks: u64,
+    /// Those of them that were written again from another copy.
+    pub repaired_blocks: u64,
+    /// Blocks whose copies are all valid, and differ.
+    pub divergent_blocks: u64,
+    /// Blocks that no copy could give.
+    pub lost_blocks: u64,
 }
 
 /// Where the session is.
@@ -426,6 +460,7 @@ pub struct Session<P> {
     unreadable: BTreeMap<Rid, BlockSet>,
     /// Where that happened a piece is one block long, so that it is known which.
     singly: BlockSet,
+    scrubber: Scrubber,
     join: Option<Join>,
     rejoin: BTreeMap<Rid, (Instant, u32)>,
     /// Members whose silence or whose overdue write was seen at the last tick.
@@ -498,6 +533,7 @@ impl<P: Payload> Session<P> {
             trusted_only: false,
             unreadable: BTreeMap::new(),
             singly: BlockSet::default(),
+            scrubber: Scrubber::default(),
             join: None,
             rejoin: BTreeMap::new(),
             stalled: BTreeMap::new(),
@@ -702,7 +738,11 @@ impl<P: Payload> Session<P> {
     /// When [`Session::handle_timeout`] is due; `None` when the session is over.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        if self.is_ended() { None } else { Some(self.next_tick) }
+        if self.is_ended() {
+            return None;
+        }
+        let scrub = self.scrub_wakes().filter(|_| matches!(self.phase, Phase::Serving));
+        Some(scrub.map_or(self.next_tick, |at| at.min(self.next_tick)))
     }
 
     /// Every replica to which a connection is wanted, with its host and pool.
@@ -816,6 +856,7 @@ impl<P: Payload> Session<P> {
         self.waiting.clear();
         self.locks.clear();
         self.pieces.clear();
+        self.scrub_is_over();
         self.join = None;
         (self.growing, self.telling) = (None, None);
         self.store_calls.clear();

@@ -35,6 +35,8 @@ pub struct OpId(pub u64);
 pub(super) enum Lock {
     Op(OpId),
     Piece(PieceId),
+    /// Only compared: reads pass.
+    Look(PieceId),
 }
 
 /// A zero or discard is carried out in pieces of this size, so that it locks no more than that at a time (R19).
@@ -91,6 +93,7 @@ pub(super) enum OpKind<P> {
         patch: Option<Patch>,
     },
     Zero {
+        kind: Hole,
         keep_space: bool,
     },
     Read {
@@ -151,7 +154,7 @@ impl<P: Payload> Op<P> {
         matches!(self.kind, OpKind::Read { .. } | OpKind::Kinds { .. })
     }
 
-    fn is_write(&self) -> bool {
+    pub(super) fn is_write(&self) -> bool {
         matches!(self.kind, OpKind::Write { .. } | OpKind::Zero { .. })
     }
 
@@ -172,7 +175,7 @@ impl<P: Payload> Op<P> {
         }
     }
 
-    fn overlaps(&self, start: u64, end: u64) -> bool {
+    pub(super) fn overlaps(&self, start: u64, end: u64) -> bool {
         self.start < end && start < self.end
     }
 }
@@ -224,7 +227,11 @@ impl<P: Payload> Session<P> {
                     if offset < inner {
                         self.accept_write(now, id, offset, &edge(offset, inner));
                     }
-                    self.split(now, id, inner, inner_end, ZERO_PIECE, |_, _| OpKind::Zero { keep_space });
+                    let kind = Hole::Zero;
+                    self.split(now, id, inner, inner_end, ZERO_PIECE, |_, _| OpKind::Zero {
+                        kind,
+                        keep_space,
+                    });
                     if inner_end < offset + len {
                         self.accept_write(now, id, inner_end, &edge(inner_end, offset + len));
                     }
@@ -330,9 +337,13 @@ impl<P: Payload> Session<P> {
             return;
         };
         let (start, end, read) = (op.start, op.end, op.is_read());
-        let held = self.locked(start, end);
-        let ignored = |lock| matches!(lock, Lock::Op(_)) && self.config.broken.is(Mutation::NoRangeLock);
-        if let Some((_, _, lock)) = held.filter(|(_, _, lock)| !ignored(*lock)) {
+        let passes = |lock: &Lock| match lock {
+            Lock::Op(_) => self.config.broken.is(Mutation::NoRangeLock),
+            Lock::Piece(_) => false,
+            Lock::Look(_) => read,
+        };
+        let held = self.overlapping(start, end).find(|lock| !passes(lock));
+        if let Some(lock) = held {
             if let (Lock::Op(_), Some(bad)) = (lock, self.ops.get_mut(&id).and_then(Op::bad_mut)) {
                 // It is being written: who could not give it before can give this.
                 *bad = Bad::default();
@@ -345,7 +356,7 @@ impl<P: Payload> Session<P> {
             .iter()
             .take_while(|w| **w != id)
             .any(|w| self.ops.get(w).is_some_and(|o| o.overlaps(start, end) && !(read && o.is_read())));
-        if earlier || self.dirty_blocks(start, end) {
+        if earlier || self.dirty_blocks(start, end) || !read && self.is_reserved(start, end) {
             return;
         }
         if read {
@@ -372,10 +383,21 @@ impl<P: Payload> Session<P> {
         }
     }
 
-    /// Does a locked range overlap?
-    pub(super) fn locked(&self, start: u64, end: u64) -> Option<(u64, u64, Lock)> {
-        let before = self.locks.range(..end).next_back();
-        before.filter(|(_, (stop, _))| *stop > start).map(|(s, (e, l))| (*s, *e, *l))
+    /// Who holds something of this range, the last one first.
+    fn overlapping(&self, start: u64, end: u64) -> impl Iterator<Item = Lock> + '_ {
+        let held = self.locks.range(..end).rev().take_while(move |(_, (stop, _))| *stop > start);
+        held.map(|(_, (_, lock))| *lock)
+    }
+
+    /// Does nobody hold anything of this range?
+    pub(super) fn is_free(&self, start: u64, end: u64) -> bool {
+        self.overlapping(start, end).next().is_none()
+    }
+
+    /// Does a write wait that concerns this range?
+    pub(super) fn is_wanted(&self, start: u64, end: u64) -> bool {
+        let wants = |id: &OpId| self.ops.get(id).is_some_and(|o| o.is_write() && o.overlaps(start, end));
+        self.waiting.iter().any(wants)
     }
 
     /// Is a block of the range in a region that may differ between members? Then it is wanted first.
@@ -403,7 +425,7 @@ impl<P: Payload> Session<P> {
         all
     }
 
-    fn fan_out(&mut self, now: Instant, id: OpId) {
+    pub(super) fn fan_out(&mut self, now: Instant, id: OpId) {
         if let Some(op) = self.ops.get_mut(&id) {
             op.stage = Stage::Sent;
         }
@@ -440,11 +462,11 @@ impl<P: Payload> Session<P> {
                 data: data.clone(),
                 copy: false,
             },
-            OpKind::Zero { keep_space } => Ask::Zero {
+            OpKind::Zero { kind, keep_space } => Ask::Zero {
                 generation: op.generation,
                 offset: op.start,
                 len: op.end - op.start,
-                kind: Hole::Zero,
+                kind: *kind,
                 keep_space: *keep_space,
                 copy: false,
             },
@@ -575,6 +597,7 @@ impl<P: Payload> Session<P> {
             if op.is_write() {
                 self.unlock(op.start, Lock::Op(id));
             }
+            self.mended(id, &op.acked);
             self.start_waiting(now);
         }
     }
@@ -886,10 +909,9 @@ impl<P: Payload> Session<P> {
 
     /// Is there a write in this range that some required member may lack?
     fn has_unfinished_write(&self, start: u64, end: u64) -> bool {
-        let held = self.locks.range(..end).rev().take_while(|(_, (stop, _))| *stop > start);
-        held.into_iter().any(|(_, (_, lock))| match lock {
-            Lock::Op(id) => self.ops.get(id).is_some_and(|o| o.stage != Stage::Complete),
-            Lock::Piece(_) => false,
+        self.overlapping(start, end).any(|lock| match lock {
+            Lock::Op(id) => self.ops.get(&id).is_some_and(|o| o.stage != Stage::Complete),
+            Lock::Piece(_) | Lock::Look(_) => false,
         })
     }
 
@@ -915,6 +937,10 @@ impl<P: Payload> Session<P> {
         let (members, epoch) = (self.in_sync(), self.rec().epoch);
         let data_bad =
             matches!(refusal, Refusal::BadCrc | Refusal::BitRot | Refusal::IoError | Refusal::OutOfBounds);
+        if let (Refusal::BitRot | Refusal::IoError, Some(op)) = (refusal, self.ops.get(&id)) {
+            // The guest is served by another member, if one can; the block is mended besides.
+            self.suspect_rot(op.start, op.end);
+        }
         let bad = self.ops.get_mut(&id).and_then(Op::bad_mut).filter(|_| data_bad);
         if bad.is_some_and(|bad| bad.add(rid, epoch, &members)) {
             self.read_unreadable(now, id);

@@ -88,6 +88,8 @@ pub(super) enum Purpose {
     Read(OpId),
     /// A step of a copy.
     Piece(PieceId),
+    /// A step of a comparison.
+    Look(PieceId),
     Seal(Generation),
     /// Stamps for the set of regions that may differ at open.
     OpenStamps(StampsId),
@@ -109,6 +111,7 @@ impl Purpose {
             Purpose::Op(_)
                 | Purpose::Read(_)
                 | Purpose::Piece(_)
+                | Purpose::Look(_)
                 | Purpose::JoinFlush
                 | Purpose::Grow(_)
                 | Purpose::JoinGrow
@@ -263,6 +266,7 @@ impl<P: Payload> Session<P> {
         peer.heartbeat_out = false;
         self.unreadable.remove(&rid);
         self.fail_pieces_of(rid);
+        self.look_lost(rid);
         self.forget_bad(rid);
         let Some(peer) = self.peers.get_mut(&rid) else { return };
         let outstanding = core::mem::take(&mut peer.outstanding);
@@ -273,7 +277,8 @@ impl<P: Payload> Session<P> {
                 Purpose::Piece(piece) => self.piece_failed(piece, rid),
                 Purpose::OpenStamps(_) => self.restart_gather(),
                 Purpose::Grow(id) => self.growth_unsent(id, rid, None),
-                Purpose::JoinStamps(_)
+                Purpose::Look(_)
+                | Purpose::JoinStamps(_)
                 | Purpose::JoinFlush
                 | Purpose::JoinGrow
                 | Purpose::Attach
@@ -299,7 +304,9 @@ impl<P: Payload> Session<P> {
                 let hangs = match sent.purpose {
                     Purpose::Read(_) => late(sent.at, 1),
                     // A slow disk works off many copies; one of them alone is waited for longer.
-                    Purpose::Piece(_) => late(sent.at, 1) && late(peer.worked, 1) || late(sent.at, 4),
+                    Purpose::Piece(_) | Purpose::Look(_) => {
+                        late(sent.at, 1) && late(peer.worked, 1) || late(sent.at, 4)
+                    }
                     _ => false,
                 };
                 if hangs {
@@ -316,6 +323,10 @@ impl<P: Payload> Session<P> {
                 Purpose::Read(op) if self.read_elsewhere(now, op) => {
                     self.give_up(rid, tag);
                     self.read_unsent(op);
+                }
+                Purpose::Look(look) => {
+                    self.give_up(rid, tag);
+                    self.look_hangs(look);
                 }
                 Purpose::Piece(_) if self.join_rid() == Some(rid) => {
                     self.abandon_join("a copy hangs in its disk");
@@ -448,6 +459,7 @@ impl<P: Payload> Session<P> {
             }
             (Purpose::Read(op), answer) => self.read_answered(now, op, rid, answer),
             (Purpose::Piece(piece), answer) => self.piece_answered(now, piece, rid, answer),
+            (Purpose::Look(look), answer) => self.look_answered(now, look, rid, answer),
             (Purpose::Seal(generation), Answer::Done) => self.seal_acked(rid, generation),
             (Purpose::OpenStamps(id), Answer::Stamps { stamps, next }) => {
                 self.open_stamps(now, id, rid, &stamps, next);
@@ -537,7 +549,7 @@ impl<P: Payload> Session<P> {
             }
             Refusal::NoReplica | Refusal::Quarantined | Refusal::IoError | Refusal::NoSpace => {
                 let is_read = match sent.purpose {
-                    Purpose::Read(_) => true,
+                    Purpose::Read(_) | Purpose::Look(_) => true,
                     Purpose::Piece(id) => self.piece_reads(id),
                     _ => false,
                 };
@@ -562,6 +574,7 @@ impl<P: Payload> Session<P> {
                 }
                 self.piece_failed(piece, rid);
             }
+            Purpose::Look(look) => self.look_refused(now, look, rid, refusal),
             Purpose::OpenStamps(_) => {
                 self.copy_hold = later;
                 self.restart_gather();

@@ -57,6 +57,7 @@ impl<P: Payload> Session<P> {
             self.check_all_ops(now);
             self.start_waiting(now);
         }
+        self.drive_scrub(now);
         self.seal(now);
         self.drive_close(now);
     }
@@ -228,7 +229,10 @@ impl<P: Payload> Session<P> {
                 (peer.heard, peer.worked) = (now, now);
                 peer.unpromised = peer.unpromised.map(|_| now);
                 for sent in peer.outstanding.values_mut() {
-                    if matches!(sent.purpose, Purpose::Op(_) | Purpose::Read(_) | Purpose::Piece(_)) {
+                    if matches!(
+                        sent.purpose,
+                        Purpose::Op(_) | Purpose::Read(_) | Purpose::Piece(_) | Purpose::Look(_)
+                    ) {
                         sent.at = now;
                     }
                 }
@@ -401,7 +405,7 @@ impl<P: Payload> Session<P> {
 
     // ---- closing
 
-    pub(super) fn begin_close(&mut self, _now: Instant) -> bool {
+    pub(super) fn begin_close(&mut self, now: Instant) -> bool {
         match self.phase {
             Phase::Ended => true,
             Phase::Reading | Phase::Contacting { .. } if self.attempts.is_empty() => {
@@ -410,6 +414,7 @@ impl<P: Payload> Session<P> {
             }
             Phase::Serving if self.paused.is_none() && self.failing().is_empty() => {
                 self.phase = Phase::Closing(Closing::Draining);
+                self.scrub_closes(now);
                 true
             }
             Phase::Closing(_) => true,

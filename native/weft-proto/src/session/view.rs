@@ -3,7 +3,7 @@
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use super::{Figures, Phase, Session};
+use super::{Figures, Phase, ScrubView, Session};
 use crate::ids::{Epoch, Generation, HostId, Rev, Rid};
 use crate::payload::Payload;
 use crate::record::ReplicaState;
@@ -29,6 +29,8 @@ pub struct SessionView {
     pub members: Vec<MemberView>,
     /// The resync under way.
     pub resync: Option<ResyncView>,
+    /// The scrub under way, or the last one.
+    pub scrub: Option<ScrubView>,
     /// Figures.
     pub figures: Figures,
 }
@@ -111,6 +113,7 @@ impl<P: Payload> Session<P> {
                 remaining,
                 total: j.total,
             }),
+            scrub: self.scrub_view(),
             figures: self.figures,
         }
     }

@@ -91,6 +91,8 @@ pub(super) const SHOWN_BY: &[(Mutation, &str)] = &[
     (Mutation::FailedFlushForgotten, "a_flush_that_failed_once_is_not_asked_again"),
     (Mutation::OvertakenRead, "a_read_that_was_overtaken_shows_nothing_that_may_vanish"),
     (Mutation::CloseUnsealed, "a_clean_volume_is_sealed_on_every_member"),
+    (Mutation::RepairFromBad, "copies_that_differ_are_told_and_never_written"),
+    (Mutation::ScrubWithoutLock, "a_write_that_is_on_its_way_is_no_difference"),
 ];
 
 macro_rules! own {

@@ -38,7 +38,7 @@ use weft_proto::replica::{
     Action, AttachmentId, DiskDone, DiskError, DiskOp, Replica, ReplicaConfig, Token, Verified,
 };
 use weft_proto::session::{
-    EndReason, Event, OpenMode, Session, SessionConfig, SessionView, StoreCall, StoreReply, Timing,
+    EndReason, Event, OpenMode, ScrubView, Session, SessionConfig, SessionView, StoreCall, StoreReply, Timing,
 };
 
 use crate::disk::{Disk, Stored, bytes_of, value_of};

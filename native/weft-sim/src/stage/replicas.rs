@@ -191,6 +191,22 @@ impl Stage {
         self.rep(rid).rotten.insert(block);
     }
 
+    /// Does a block's stored checksum not fit its data?
+    #[must_use]
+    pub fn is_rotten(&self, rid: Rid, block: u64) -> bool {
+        self.reps[&rid].rotten.contains(&block)
+    }
+
+    /// A block and its stored checksum are another time's, of nobody's doing: a drive that lost what it had said was
+    /// written.
+    pub fn forge(&mut self, rid: Rid, block: u64, value: Value) {
+        self.play.tell(self.now, format_args!("block {block} at {rid} is {value} all at once"));
+        let data = bytes_of(&[value]);
+        let (offset, crcs) = (block * BLOCK, weft_proto::payload::block_crcs(data.bytes()));
+        let op = DiskOp::Write { offset, crcs, data, durable: true };
+        self.rep(rid).stored.disk.run(&op).expect("a write");
+    }
+
     /// What a replica's disk holds.
     #[must_use]
     pub fn disk(&self, rid: Rid, block: u64) -> Value {

@@ -77,6 +77,37 @@ impl Stage {
         who
     }
 
+    /// Asks it to compare the copies, at most so many bytes a second.
+    pub fn scrub(&mut self, who: Who, rate: Option<u64>) {
+        self.play.tell(self.now, format_args!("{who} is asked to scrub"));
+        let now = self.clock(self.acts[who.0].host);
+        assert!(self.acts[who.0].machine.as_mut().is_some_and(|m| m.scrub(now, rate)), "it can't");
+        self.drain(who);
+    }
+
+    /// Asks it to compare no more.
+    pub fn stop_scrub(&mut self, who: Who) {
+        self.play.tell(self.now, format_args!("{who} is asked to stop its scrub"));
+        let now = self.clock(self.acts[who.0].host);
+        if let Some(m) = &mut self.acts[who.0].machine {
+            m.stop_scrub(now);
+        }
+        self.drain(who);
+    }
+
+    /// Its scrub, or the last one.
+    #[must_use]
+    pub fn scrub_of(&self, who: Who) -> &ScrubView {
+        self.view(who).scrub.as_ref().expect("one was asked for")
+    }
+
+    /// Plays until its scrub has ended.
+    pub fn scrubbed(&mut self, who: Who) -> ScrubView {
+        self.run_until("a scrub has ended", |s| s.scrub_of(who).ended_ms.is_some());
+        assert!(self.scrub_of(who).complete, "it was stopped");
+        self.scrub_of(who).clone()
+    }
+
     /// Plays until it serves.
     pub fn serving(&mut self, who: Who) {
         self.run_until("a session serves", |s| s.view(who).phase == "serving");

@@ -284,12 +284,34 @@ impl World {
         if let Err(what) = self.oracle.check() {
             return Err(self.report(&what));
         }
+        self.scrub_all(session)?;
         self.close_in_order(session)?;
         self.judge_copies();
         match self.violation.take() {
             Some(what) => Err(self.report(&what)),
             None => Ok(()),
         }
+    }
+
+    /// Everything is compared once more, and what one copy can give no other one lacks then.
+    fn scrub_all(&mut self, session: Id) -> Result<(), String> {
+        let now = self.clock(self.sessions[session].host);
+        let Some(m) = &mut self.sessions[session].machine else { return Ok(()) };
+        m.stop_scrub(now);
+        if !m.scrub(now, None) {
+            return Ok(());
+        }
+        self.drain_session(session);
+        let limit = self.now + LIVENESS_MS * MS;
+        self.until(limit, "a scrub does not end", |w| {
+            let machine = w.sessions[session].machine.as_ref();
+            machine.is_none_or(|m| m.view().scrub.is_none_or(|scrub| scrub.ended_ms.is_some()))
+        })?;
+        let scrub = self.sessions[session].machine.as_ref().and_then(|m| m.view().scrub);
+        if scrub.is_some_and(|scrub| scrub.complete) {
+            self.judge_scrubbed();
+        }
+        Ok(())
     }
 
     fn close_in_order(&mut self, session: Id) -> Result<(), String> {

@@ -120,6 +120,16 @@ impl World {
         if dice(self, plan.rollback) {
             self.roll_store_back();
         }
+        if dice(self, plan.scrub) {
+            // As fast as it goes, or for seconds: then it meets whatever else happens.
+            let rate = if self.rng.chance(50) { None } else { Some(32 * 1024 + self.rng.below(256 * 1024)) };
+            let stops = self.rng.chance(10);
+            self.note(|_| if stops { "a scrub is to stop".into() } else { "a scrub is asked for".into() });
+            self.for_owner(|m, now| match stops {
+                true => m.stop_scrub(now),
+                false => drop(m.scrub(now, rate)),
+            });
+        }
         let alive = self.sessions.iter().filter(|s| s.machine.is_some()).count();
         if alive == 0 {
             let host = self.any_owner();

@@ -19,6 +19,7 @@
 //! | I20 | when a session begins to serve | [`World::judge_opened`] |
 //! | I24 | I6 and the oracle do, since a lossy member holds older values | |
 //! | I26 | when the record is clean | [`World::judge_clean`] |
+//! | D7, D15 | when a session says that copies differ; and after a scrub at the end: what one copy gives, all give | [`World::judge_divergent`], [`World::judge_scrubbed`] |
 //! | I30 | at the end, first for a part of the cluster that suffices, then for all of it | `ending` |
 //! | I31 | requests at a disk and of a guest, the record's size; steps of a run | `start_io`, [`World::judge_answering`], `Record::check`, `run_until` |
 //!
@@ -239,6 +240,28 @@ impl World {
         if let Some((m, block)) = other {
             let (a, b) = (self.reps[rep].rid, self.reps[m].rid);
             self.fail(format!("I9: {a} sealed {generation}, and block {block} differs from {b}"));
+        }
+    }
+
+    /// D15: no fault that is drawn makes valid copies differ: whoever says that they do has looked while they were written.
+    pub(super) fn judge_divergent(&mut self, session: Id, offset: u64) {
+        if !self.store.rolled_back {
+            self.fail(format!("D15: s{} finds that copies of block {} differ", session + 1, offset / BLOCK));
+        }
+    }
+
+    /// D7: a scrub has ended, and nothing happened since: a block that one in-sync copy gives is given by all.
+    pub(super) fn judge_scrubbed(&mut self) {
+        let members = self.trusted_in_sync();
+        let is_bad = |rep: &Id, block: usize| self.reps[*rep].stored.media.is_bad(block);
+        for block in 0..(self.store.record.size / BLOCK) as usize {
+            let bad = members.iter().copied().find(|rep| is_bad(rep, block));
+            let good = members.iter().copied().find(|rep| !is_bad(rep, block));
+            if let (Some(bad), Some(good)) = (bad, good) {
+                let (bad, good) = (self.reps[bad].rid, self.reps[good].rid);
+                return self
+                    .fail(format!("D7: after a scrub {bad} can't give block {block}, which {good} has"));
+            }
         }
     }
 

@@ -311,6 +311,10 @@ pub struct Counts {
     pub reads: u64,
     /// Requests of guests that could not be carried out, since no copy of a block was good.
     pub unreadable: u64,
+    /// Scrubs that came to their end.
+    pub scrubs: u64,
+    /// Blocks that were written again from another copy.
+    pub mended: u64,
     /// Parts of the cluster that had to suffice at the end.
     pub cores: u64,
     /// Longest time until a part of the cluster that suffices served, in ms.
@@ -332,6 +336,8 @@ impl Counts {
         self.acks += other.acks;
         self.reads += other.reads;
         self.unreadable += other.unreadable;
+        self.scrubs += other.scrubs;
+        self.mended += other.mended;
         self.cores += other.cores;
         self.serve_ms_max = self.serve_ms_max.max(other.serve_ms_max);
         self.answer_ms_max = self.answer_ms_max.max(other.answer_ms_max);
@@ -342,7 +348,7 @@ impl Counts {
     #[must_use]
     pub fn line(&self) -> String {
         format!(
-            "{} opens, {} demotions, {} admissions, {} resizes, {} fenced sessions, {} blocks acknowledged, {} read, {} requests for blocks without a good copy; {} parts did alone and served in {} ms, answered in {} ms, resynced in {} ms at most",
+            "{} opens, {} demotions, {} admissions, {} resizes, {} fenced sessions, {} blocks acknowledged, {} read, {} requests for blocks without a good copy; {} scrubs, {} blocks mended; {} parts did alone and served in {} ms, answered in {} ms, resynced in {} ms at most",
             self.opens,
             self.demotions,
             self.admissions,
@@ -351,6 +357,8 @@ impl Counts {
             self.acks,
             self.reads,
             self.unreadable,
+            self.scrubs,
+            self.mended,
             self.cores,
             self.serve_ms_max,
             self.answer_ms_max,

@@ -145,6 +145,9 @@ impl World {
                 }
             }
             SessionEvent::Admitted { .. } => self.counts.admissions += 1,
+            SessionEvent::Divergent { offset, .. } => self.judge_divergent(session, offset),
+            SessionEvent::Rotten { mended: true, .. } => self.counts.mended += 1,
+            SessionEvent::ScrubEnded { complete: true } => self.counts.scrubs += 1,
             SessionEvent::Ended(reason) => {
                 if matches!(reason, EndReason::Fenced { .. }) {
                     self.counts.fenced += 1;
@@ -259,6 +262,15 @@ fn line_of(event: &SessionEvent) -> Option<String> {
         SessionEvent::Resized { size, outcome: Err(why) } => {
             format!("refuses to make the volume {} blocks large: {why}", size / BLOCK)
         }
+        SessionEvent::Rotten { offset, rids, mended } => {
+            let outcome = if *mended { "mended" } else { "not mended" };
+            format!("finds block {} bad at {}: {outcome}", offset / BLOCK, names(rids))
+        }
+        SessionEvent::Divergent { offset, rids } => {
+            format!("finds block {} different at {}", offset / BLOCK, names(rids))
+        }
+        SessionEvent::ScrubEnded { complete: true } => "has compared everything".into(),
+        SessionEvent::ScrubEnded { complete: false } => "stops comparing".into(),
         SessionEvent::RecordChanged => return None,
     })
 }

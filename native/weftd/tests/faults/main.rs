@@ -17,5 +17,6 @@ mod power;
 mod records;
 mod repairs;
 mod scenarios;
+mod scrub;
 mod space;
 mod versions;

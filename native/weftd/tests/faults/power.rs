@@ -188,9 +188,21 @@ fn what_a_lying_drive_lost_is_found_and_served_by_the_other_copy() {
     written(&plot, &second);
     assert_eq!(rebooted(&mut plot, 2)["state"], "serving");
     let socket = open(&plot.host, &volume, "closed").expect("opens");
-    assert_same(&plot.cluster, &plot.host, &socket, &volume, &second);
-    let session = plot.host.ask("session.show", json!({ "volume": volume }));
+    // Nobody has read any of it: a scrub finds what is lost, and brings it back from the other copy.
+    plot.host.ask("scrub.start", json!({ "volume": volume, "rate": null }));
+    let done = |s: &serde_json::Value| s["scrub"]["state"] == "done";
+    let session = plot.host.ask_until("session.show", &json!({ "volume": volume }), done);
+    let count = |name: &str| session["scrub"][name].as_str().and_then(|text| text.parse::<u64>().ok());
+    assert!(count("rotten").is_some_and(|n| n > 100), "{session}\n{}", plot.host.log());
+    assert_eq!((count("repaired"), count("divergent"), count("lost")), (count("rotten"), Some(0), Some(0)));
+    assert_eq!(
+        session["scrub"]["members"].as_array().map(|all| (all.len(), all[0]["rid"].clone())),
+        Some((1, json!(0)))
+    );
     assert_eq!(session["members"][0]["state"], "INSYNC", "only what is lost is not believed: {session}");
+    assert_same(&plot.cluster, &plot.host, &socket, &volume, &second);
+    let again = plot.host.ask("session.show", json!({ "volume": volume }));
+    assert_eq!(again["figures"]["rotten_blocks"], session["scrub"]["rotten"], "a guest meets nothing of it");
     close(&plot.host, &volume);
 
     // What the host keeps of the log is some seconds old at times: the second time it is surely of after the lie.
