@@ -22,8 +22,8 @@ const BLOCK: u64 = 4096;
 fn data_of(host: &Host, volume: &str) -> PathBuf {
     let replicas = host.pool_dir().join("replicas");
     let ours = |entry: &fs::DirEntry| entry.file_name().to_str().is_some_and(|name| name.starts_with(volume));
-    let entries = fs::read_dir(&replicas).expect("listed").map(|entry| entry.expect("read"));
-    let entry = entries.filter(ours).next().unwrap_or_else(|| panic!("no copy of {volume} in {replicas:?}"));
+    let mut entries = fs::read_dir(&replicas).expect("listed").map(|entry| entry.expect("read"));
+    let entry = entries.find(ours).unwrap_or_else(|| panic!("no copy of {volume} in {replicas:?}"));
     entry.path().join("seg-000000")
 }
 
