@@ -417,7 +417,11 @@ impl FilePool {
     pub fn handle_calls(&mut self) {
         while let Some(called) = self.workers.poll().or_else(|| self.bulk.poll()) {
             match called {
-                Called::Answer(token, result) => self.answer(token, result),
+                Called::Answer(token, result) => {
+                    // Of an image, which nobody writes: it is counted whenever it is met.
+                    self.figures.bit_rot += u64::from(matches!(result, Err(PoolError::BitRot { .. })));
+                    self.answer(token, result);
+                }
                 Called::ReplicaOpened { token, replica, size, unsealed, result } => {
                     self.on_replica_opened(token, replica, size, &unsealed, result);
                 }
