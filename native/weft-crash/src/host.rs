@@ -139,6 +139,8 @@ struct Session {
     attachment: AttachmentId,
     session: SessionId,
     epoch: Epoch,
+    /// The replica's size when it was attached: a record with a smaller one would have it cut (R18).
+    size: u64,
 }
 
 /// See the module.
@@ -538,7 +540,7 @@ impl Host {
             fmt: 1,
             min_reader: 1,
             vol: key.volume,
-            size: 1 << 26,
+            size: self.sessions.get(&key).map_or(1 << 26, |session| session.size),
             region_shift: REGION_SHIFT,
             mode: Mode::Excl,
             policy: Policy {
@@ -602,7 +604,7 @@ impl Host {
         self.next += 1;
         let attachment = AttachmentId(self.next);
         let session = SessionId(0x5e55_0000 + u128::from(self.next) + (self.now.0 as u128) * 0x1_0000_0000);
-        self.sessions.insert(key, Session { attachment, session, epoch: Epoch(0) });
+        self.sessions.insert(key, Session { attachment, session, epoch: Epoch(0), size: 0 });
         let attach = Attach {
             volume: key.volume,
             rid: key.rid,
@@ -614,7 +616,10 @@ impl Host {
         };
         let asked = self.ask(key, Epoch(0), Ask::Attach(attach), None);
         match self.reply(asked)? {
-            Answer::Attached(view) => Ok(view),
+            Answer::Attached(view) => {
+                self.sessions.get_mut(&key).expect("just attached").size = view.size;
+                Ok(view)
+            }
             other => Err(format!("{other:?}")),
         }
     }
