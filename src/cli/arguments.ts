@@ -11,8 +11,10 @@ import { parseDuration } from "../core/model/duration.ts";
 import { COPIES_MAX, LIMIT_BURST_SECONDS } from "../core/model/limits.ts";
 import { parseAddress, parseName } from "../core/model/name.ts";
 import { type Role, roles } from "../core/model/roles.ts";
+import { checkScrubDays, checkScrubRate } from "../core/model/scrub.ts";
 import { parseRate, parseSize } from "../core/model/size.ts";
 import { checkLimits, type VolumeLimits } from "../core/model/volume-limits.ts";
+import type { Settings } from "../core/wire/agent-api.ts";
 import { WeftError } from "../core/wire/errors.ts";
 
 export function volumeName(text: string): string {
@@ -160,6 +162,22 @@ export function limits({ iops, rate, burst, none }: LimitOptions): VolumeLimits 
       burstS: burst === undefined ? LIMIT_BURST_SECONDS : seconds(burst),
     }),
   );
+}
+
+export function transport(text: string): Settings["transport"] {
+  const found = (["tls", "auth", "clear"] as const).find((name) => name === text);
+  if (found !== undefined) return found;
+  throw new WeftError({ code: "E-ARG-02", message: `"${text}" is not a transport: tls, auth, clear are.` });
+}
+
+/** 0: never. */
+export function days(text: string): number {
+  return accept(checkScrubDays(wholeNumber("scrub.everyDays", text)));
+}
+
+/** Bytes a second. */
+export function rate(text: string): bigint {
+  return accept(checkScrubRate(accept(parseRate(text))));
 }
 
 function requests(text: string): number {

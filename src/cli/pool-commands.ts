@@ -2,6 +2,7 @@
 import type { Command } from "commander";
 
 import { formatSize } from "../core/model/size.ts";
+import type { PoolAnswer } from "../core/wire/agent-api.ts";
 import { absolutePath, poolKind } from "./arguments.ts";
 import type { Bind } from "./context.ts";
 import { findPool } from "./reference.ts";
@@ -40,6 +41,7 @@ export function addPoolCommands(program: Command, bind: Bind): void {
         { title: "PATH", of: ({ path, device }) => device ?? path },
         { title: "FREE", of: ({ free }) => (free === null ? "—" : formatSize(free)), right: true },
         { title: "SIZE", of: ({ total }) => (total === null ? "—" : formatSize(total)), right: true },
+        { title: "ROTTEN", of: ({ bitRot }) => rottenText(bitRot), right: true },
         { title: "STATE", of: ({ state, reason }) => (reason === null ? state : `${state}: ${reason}`) },
       ],
       "No pools yet.  Next:  weft pool add DIRECTORY",
@@ -61,4 +63,10 @@ export function addPoolCommands(program: Command, bind: Bind): void {
         : `Pool ${found.device} on ${found.hostName} removed. What it held is still there:  weft disk wipe ${found.hostName}:${found.device}`,
     );
   });
+}
+
+/** Blocks found, and how many of them are left. */
+function rottenText(bitRot: PoolAnswer["bitRot"]): string {
+  if (bitRot === null) return "—";
+  return bitRot.left === 0n ? String(bitRot.found) : `${bitRot.found}, ${bitRot.left} left`;
 }

@@ -31,6 +31,7 @@ import { addMetricsCommand } from "./metrics-command.ts";
 import { addPlaceCommands } from "./place-commands.ts";
 import { addPoolCommands } from "./pool-commands.ts";
 import { addReplicaCommands } from "./replica-commands.ts";
+import { addScrubCommand } from "./scrub-command.ts";
 import { addSettingsCommands } from "./settings-commands.ts";
 import { addStatusCommand } from "./status-command.ts";
 import { addStoreCommands } from "./store-commands.ts";
@@ -101,6 +102,7 @@ function buildProgram(surroundings: Surroundings, bind: Bind, ownVersion: string
   const volume = addVolumeCommands(program, bind);
   addAttachCommands(program, bind);
   addPlaceCommands(volume, addReplicaCommands(program, bind), bind);
+  addScrubCommand(program, bind);
   addHostCommands(program, bind);
   addStoreCommands(program, bind);
   addSettingsCommands(program, bind);

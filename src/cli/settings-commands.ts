@@ -1,11 +1,14 @@
 /** `weft settings show|set`: what the whole cluster goes by. */
 import { Argument, type Command } from "commander";
 
+import { formatSizeExact } from "../core/model/size.ts";
 import type { Settings } from "../core/wire/agent-api.ts";
-import type { Bind } from "./context.ts";
+import { days, rate, transport } from "./arguments.ts";
+import type { Bind, Context } from "./context.ts";
 
 /** Names as the documentation has them. */
-const NAMES = ["transport.encryption"] as const;
+const names = ["transport.encryption", "scrub.everyDays", "scrub.rate"] as const;
+type Name = (typeof names)[number];
 
 const meaning: Readonly<Record<Settings["transport"], string>> = {
   tls: "hosts prove themselves, and all between them is encrypted",
@@ -18,20 +21,71 @@ export function addSettingsCommands(program: Command, bind: Bind): void {
 
   const show = settings.command("show").description("all settings");
   bind(show, async (context) => {
-    context.show(await context.client.settings(), ({ transport }) => transport, lineOf);
+    context.show(await context.client.settings(), idsOf, textOf);
   });
 
   const set = settings
     .command("set")
-    .description("change a setting: set transport.encryption tls")
-    .addArgument(new Argument("<name>", "of the setting").choices(NAMES))
-    .addArgument(new Argument("<value>", "tls, auth or clear").choices(Object.keys(meaning)));
-  bind<[string, Settings["transport"]], object>(set, async (context, [, transport]) => {
-    if (transport !== "tls") await context.confirm(`After this: ${meaning[transport]}. Go on?`);
-    context.show(await context.client.changeSettings({ transport }), (answer) => answer.transport, lineOf);
+    .description("change a setting: set transport.encryption tls, set scrub.everyDays 30")
+    .addArgument(new Argument("<name>", "of the setting").choices(names))
+    .argument("<value>", "tls, auth or clear; a number of days, 0 for never; a rate such as 32MiB/s");
+  bind<[Name, string], object>(set, async (context, [name, value]) => {
+    const after = await changed(context, name, value);
+    context.show(
+      after,
+      (answer) => valueOf(name, answer),
+      (answer) => lineOf(name, answer),
+    );
   });
 }
 
-function lineOf({ transport }: Settings): string {
-  return `${NAMES[0]}  ${transport}  ${meaning[transport]}`;
+async function changed(context: Context, name: Name, value: string): Promise<Settings> {
+  const { client } = context;
+  switch (name) {
+    case "transport.encryption": {
+      const wanted = transport(value);
+      if (wanted !== "tls") await context.confirm(`After this: ${meaning[wanted]}. Go on?`);
+      return client.changeSettings({ transport: wanted });
+    }
+    case "scrub.everyDays":
+      return client.changeSettings({ scrub: { everyDays: days(value) } });
+    case "scrub.rate":
+      return client.changeSettings({ scrub: { rate: String(rate(value)) } });
+  }
+}
+
+function idsOf(settings: Settings): string {
+  return names.map((name) => valueOf(name, settings)).join("\n");
+}
+
+function textOf(settings: Settings): string {
+  return names.map((name) => lineOf(name, settings)).join("\n");
+}
+
+function lineOf(name: Name, settings: Settings): string {
+  return `${name}  ${valueOf(name, settings)}  ${meaningOf(name, settings)}`;
+}
+
+function valueOf(name: Name, { transport: encryption, scrub }: Settings): string {
+  switch (name) {
+    case "transport.encryption":
+      return encryption;
+    case "scrub.everyDays":
+      return String(scrub.everyDays);
+    case "scrub.rate":
+      return `${formatSizeExact(scrub.rate)}/s`;
+  }
+}
+
+function meaningOf(name: Name, { transport: encryption, scrub }: Settings): string {
+  switch (name) {
+    case "transport.encryption":
+      return meaning[encryption];
+    case "scrub.everyDays":
+      return scrub.everyDays === 0
+        ? "copies are compared only when somebody asks for it"
+        : "copies of a volume are compared so often";
+    case "scrub.rate":
+      return "of each volume, at most";
+  }
 }

@@ -2,6 +2,7 @@
 import { formatSize } from "../core/model/size.ts";
 import { limitsText } from "../core/model/volume-limits.ts";
 import type { VolumeAnswer } from "../core/wire/agent-api.ts";
+import { scrubLine } from "./scrub-text.ts";
 import { table } from "./table.ts";
 
 /** `2 copies`, `1 of 2 copies` */
@@ -31,6 +32,7 @@ export function resizedText(before: bigint, volume: VolumeAnswer): string {
 }
 
 export function volumeText(volume: VolumeAnswer): string {
+  const scrubbed = scrubLine(volume);
   const facts: readonly (readonly [string, string])[] = [
     ["Volume", volume.name],
     ["Id", volume.id],
@@ -43,6 +45,7 @@ export function volumeText(volume: VolumeAnswer): string {
     ...(volume.owner?.caretaker === true
       ? [["Work", `${volume.owner.hostName} makes the copies level`] as const]
       : []),
+    ...(scrubbed === null ? [] : [["Scrub", scrubbed] as const]),
     ["Epoch", volume.epoch === null ? "—" : String(volume.epoch)],
     ...(volume.deletedAt === null ? [] : [["Deleted", volume.deletedAt] as const]),
   ];

@@ -34,6 +34,7 @@ export function pool(name: "h1" | "h2", rest: object = {}): object {
     reason: null,
     free: "107374182400",
     total: "214748364800",
+    bitRot: { found: "0", left: "0" },
     ...rest,
   };
 }
@@ -59,6 +60,7 @@ export function volume(rest: object = {}): object {
     size: "3298534883328",
     wantedSize: "3298534883328",
     limits: null,
+    scrub: { asked: null, progress: null, last: null },
     copies: 2,
     minIsr: 1,
     spread: "host",
@@ -149,6 +151,26 @@ export function stats(rest: object = {}, open: object | null = {}): object {
             waits,
             ...open,
           },
+    ...rest,
+  };
+}
+
+/** What a scrub found. */
+export function scrubbed(rest: object = {}): object {
+  return {
+    startedAt: "2026-11-21T14:00:00.000Z",
+    endedAt: "2026-11-21T14:33:17.000Z",
+    hostName: "h1",
+    whole: true,
+    comparedBytes: "53687091200",
+    rotten: "0",
+    repaired: "0",
+    divergent: "0",
+    lost: "0",
+    members: [
+      { rid: 0, hostName: "h1", pool: ids.pool, rotten: "0", repaired: "0" },
+      { rid: 1, hostName: "h2", pool: ids.pool, rotten: "0", repaired: "0" },
+    ],
     ...rest,
   };
 }

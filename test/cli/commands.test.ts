@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import t from "tap";
 
-import { host, ids, pool, progress, replica, stats, status, token, volume } from "./answers.ts";
+import { host, ids, pool, progress, replica, scrubbed, stats, status, token, volume } from "./answers.ts";
 import { answer, FakeAgent, refusal } from "./fake-agent.ts";
 
 void t.test("weft volume list: a table for people, ids with -q, JSON with --json", async (t) => {
@@ -258,8 +258,15 @@ void t.test("weft pool add, list, remove: a pool is found by path, HOST:PATH or 
   await using agent = await FakeAgent.start({
     "GET /v1/pools": [
       pool("h2", { id: ids.db }),
-      pool("h1"),
-      pool("h2", { id: ids.session, path: "/mnt", state: "quarantined", reason: "swapped", free: null }),
+      pool("h1", { bitRot: { found: "3", left: "1" } }),
+      pool("h2", {
+        id: ids.session,
+        path: "/mnt",
+        state: "quarantined",
+        reason: "swapped",
+        free: null,
+        bitRot: null,
+      }),
     ],
     "GET /v1/hosts": [host("h1"), host("h2")],
     "POST /v1/pools": pool("h1"),
@@ -270,10 +277,10 @@ void t.test("weft pool add, list, remove: a pool is found by path, HOST:PATH or 
   t.equal(
     (await agent.weft(["pool", "list"])).out,
     [
-      "POOL      HOST  PATH          FREE     SIZE  STATE",
-      "d0000000  h2    /srv/weft  100 GiB  200 GiB  serving",
-      "b0000000  h1    /srv/weft  100 GiB  200 GiB  serving",
-      "50000000  h2    /mnt             —  200 GiB  quarantined: swapped",
+      "POOL      HOST  PATH          FREE     SIZE     ROTTEN  STATE",
+      "d0000000  h2    /srv/weft  100 GiB  200 GiB          0  serving",
+      "b0000000  h1    /srv/weft  100 GiB  200 GiB  3, 1 left  serving",
+      "50000000  h2    /mnt             —  200 GiB          —  quarantined: swapped",
       "",
     ].join("\n"),
   );
@@ -759,8 +766,8 @@ void t.test("weft ca: who signs, until when, and what a change of the authority 
 
 void t.test("weft settings: what hosts prove and hide from each other, with what it means", async (t) => {
   await using agent = await FakeAgent.start({
-    "GET /v1/settings": { transport: "tls" },
-    "PUT /v1/settings": { transport: "auth" },
+    "GET /v1/settings": { transport: "tls", scrub: { everyDays: 30, rate: "33554432" } },
+    "PUT /v1/settings": { transport: "auth", scrub: { everyDays: 0, rate: "67108864" } },
   });
   t.match(
     (await agent.weft(["settings", "show"])).out,
@@ -770,6 +777,25 @@ void t.test("weft settings: what hosts prove and hide from each other, with what
   t.equal(set.code, 0, set.err);
   t.match(set.out, /guests' data can be read and altered/);
   t.strictSame(agent.asked.at(-1), 'PUT /v1/settings {"transport":"auth"}');
+  t.match(
+    (await agent.weft(["settings", "show"])).out,
+    "\nscrub.everyDays  30  copies of a volume are compared so often\nscrub.rate  32MiB/s  of each volume, at most\n",
+  );
+  const never = await agent.weft(["settings", "set", "scrub.everyDays", "0"]);
+  t.equal(never.out, "scrub.everyDays  0  copies are compared only when somebody asks for it\n");
+  t.equal(agent.asked.at(-1), 'PUT /v1/settings {"scrub":{"everyDays":0}}');
+  await agent.weft(["settings", "set", "scrub.rate", "64MiB/s"]);
+  t.equal(agent.asked.at(-1), 'PUT /v1/settings {"scrub":{"rate":"67108864"}}');
+  for (const [name, value] of [
+    ["scrub.everyDays", "-1"],
+    ["scrub.everyDays", "often"],
+    ["scrub.everyDays", "3651"],
+    ["scrub.rate", "0"],
+    ["scrub.rate", "fast"],
+  ] as const) {
+    t.equal((await agent.weft(["settings", "set", name, value])).code, 1, `${name} ${value}`);
+  }
+  t.equal(agent.asked.at(-1), 'PUT /v1/settings {"scrub":{"rate":"67108864"}}', "nothing more was asked");
   const wrong = await agent.weft(["settings", "set", "transport.encryption", "ssl"]);
   t.equal(wrong.code, 1);
   t.match(wrong.err, /tls, auth, clear/);
@@ -990,4 +1016,68 @@ void t.test("weft volume stats: a volume that nobody uses has none, and --watch 
   const { out, code } = await watched;
   t.equal(code, 0);
   t.match(out, /^VOLUME .*\ndb /);
+});
+
+void t.test("weft scrub: what was compared, what was found, and 3 when something stays amiss", async (t) => {
+  const asked = { at: "2026-11-21T14:00:00.000Z", by: "root@h1", rate: "67108864" };
+  const progress = { hostName: "h1", doneBytes: "6442450944", totalBytes: "53687091200" };
+  const begins = volume({ scrub: { asked, progress: null, last: null } });
+  const rotten = scrubbed({
+    rotten: "3",
+    repaired: "3",
+    members: [
+      { rid: 0, hostName: "h1", pool: ids.pool, rotten: "0", repaired: "0" },
+      { rid: 1, hostName: "h2", pool: ids.pool, rotten: "3", repaired: "3" },
+    ],
+  });
+  const told = (last: object): object => volume({ scrub: { asked: null, progress: null, last } });
+  await using agent = await FakeAgent.start({
+    "POST /v1/volumes/db/scrub": begins,
+    "DELETE /v1/volumes/db/scrub": volume(),
+    "GET /v1/volumes": [volume()],
+    [`POST /v1/volumes/${ids.db}/scrub`]: begins,
+    [`GET /v1/volumes/${ids.db}`]: [
+      answer(volume({ scrub: { asked, progress, last: null } })),
+      answer(told(rotten)),
+      answer(told(scrubbed({ divergent: "1" }))),
+      answer(told(scrubbed({ whole: false, lost: "2" }))),
+      answer(told(scrubbed())),
+    ],
+    "GET /v1/volumes/db": told(rotten),
+  });
+  const scrub = (...words: string[]): ReturnType<FakeAgent["weft"]> => agent.weft(["scrub", ...words]);
+  t.equal(
+    (await scrub("db", "--rate", "64MiB/s")).out,
+    'The copies of "db" are being compared.  Look:  weft volume show db\n',
+  );
+  t.strictSame(agent.asked, ['POST /v1/volumes/db/scrub {"rate":"67108864"}']);
+  const found = await scrub("db", "--wait");
+  t.match(found.err, 'comparing "db" on h1: 12 % of 50 GiB');
+  t.equal(
+    found.out,
+    '"db": 50 GiB compared on h1 h2, 3 blocks rotten on h2 (pool b0000000), all repaired. 0 differ.\n',
+  );
+  t.equal(found.code, 0);
+  const differs = await scrub("db", "--wait");
+  t.equal(differs.out, '"db": 50 GiB compared on h1 h2, none rotten. 1 differs.\n');
+  t.equal(differs.code, 3);
+  const lost = await scrub("db", "--wait");
+  t.equal(
+    lost.out,
+    '"db": 50 GiB compared on h1 h2 (stopped before its end), none rotten, 2 in no copy. 0 differ.\n',
+  );
+  t.equal(lost.code, 3);
+  t.equal((await scrub("--wait")).code, 0);
+  t.equal((await scrub("db", "--stop")).out, 'The copies of "db" are not compared any further.\n');
+  t.match(
+    (await agent.weft(["volume", "show", "db"])).out,
+    "\nScrub:   2026-11-21: 50 GiB compared on h1 h2, 3 blocks rotten",
+  );
+  for (const words of [
+    ["db", "--rate", "0"],
+    ["db", "--rate", "NaN"],
+    ["db", "--stop", "--wait"],
+  ]) {
+    t.equal((await scrub(...words)).code, 1, words.join(" "));
+  }
 });

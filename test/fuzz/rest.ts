@@ -59,6 +59,7 @@ const bodies: WithBody = {
   "POST /v1/volumes": volume,
   "PATCH /v1/volumes/:ref": { limits: { iops: 2000, bps: "1048576", burstS: 5 } },
   "POST /v1/volumes/:ref/plan": { move: { from: "h1", to: "h1", pool: null } },
+  "POST /v1/volumes/:ref/scrub": { rate: "1048576" },
   "POST /v1/volumes/:ref/attach": { steal: false },
   "POST /v1/volumes/:ref/detach": { abandon: false },
   "POST /v1/volumes/:ref/replicas": { host: null },
@@ -88,6 +89,7 @@ const shapes: readonly (readonly [method: string, path: string, body: unknown])[
   ["PATCH", "/v1/volumes/REF", { size: "4096", loseData: "db" }],
   ["PATCH", "/v1/volumes/REF", { spread: "rack" }],
   ["PATCH", "/v1/volumes/REF", { copies: 1, minIsr: 1 }],
+  ["PUT", "/v1/settings", { scrub: { everyDays: 30, rate: "1048576" } }],
 ];
 
 const ref = fc.oneof(

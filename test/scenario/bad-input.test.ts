@@ -51,6 +51,7 @@ const volume = (fields: object): Ask => ({
   path: "/v1/volumes",
   body: JSON.stringify({ name: "x", size: String(64 * MIB), ...fields }),
 });
+const put = (path: string, body: unknown): Ask => ({ method: "PUT", path, body: JSON.stringify(body) });
 const post = (path: string, body: unknown): Ask => ({ method: "POST", path, body: JSON.stringify(body) });
 const patch = (body: unknown): Ask => ({
   method: "PATCH",
@@ -122,6 +123,17 @@ const nonsense: readonly (readonly [Ask, string])[] = [
   [patch({ limits: { iops: 5, burstS: -1 } }), "E-VOL-17"],
   [patch({ limits: { iops: 5, later: 1 } }), "E-ARG-02"],
   [of("GET", "/v1/volumes/nothing/stats"), "E-ARG-01"],
+  [post("/v1/volumes/nothing/scrub", {}), "E-ARG-01"],
+  [post("/v1/volumes/v/scrub", { rate: "0" }), "E-ARG-02"],
+  [post("/v1/volumes/v/scrub", { rate: "-1" }), "E-ARG-02"],
+  [post("/v1/volumes/v/scrub", { rate: 5 }), "E-ARG-02"],
+  [post("/v1/volumes/v/scrub", { speed: "5" }), "E-ARG-02"],
+  [of("DELETE", "/v1/volumes/nothing/scrub"), "E-ARG-01"],
+  [put("/v1/settings", {}), "E-ARG-02"],
+  [put("/v1/settings", { scrub: {} }), "E-ARG-02"],
+  [put("/v1/settings", { scrub: { everyDays: -1 } }), "E-ARG-02"],
+  [put("/v1/settings", { scrub: { everyDays: 1e9 } }), "E-ARG-02"],
+  [put("/v1/settings", { scrub: { rate: "1" } }), "E-ARG-02"],
   [patch({ size: "4096", loseData: "v" }), "E-VOL-12"],
   [patch({ size: String(64 * MIB), loseData: true }), "E-ARG-02"],
   [patch({ size: String(64 * MIB), name: "w" }), "E-ARG-02"],

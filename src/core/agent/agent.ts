@@ -53,7 +53,8 @@ import { RevocationAcks } from "./revocation-acks.ts";
 import { memberHosts } from "./rotate.ts";
 import { RotationKeeper } from "./rotation-keeper.ts";
 import { serveLocal } from "./rest.ts";
-import { refuseUnlessClear } from "./settings.ts";
+import { ScrubKeeper } from "./scrub-keeper.ts";
+import { refuseUnlessClear, scrubSettings } from "./settings.ts";
 import { agentFacts, clusterStatus, daemonStatus } from "./status.ts";
 import { StoreIdentity } from "./store-identity.ts";
 import { StoreKeeper } from "./store-keeper.ts";
@@ -255,6 +256,12 @@ export class Agent {
       isPlacer,
     };
     const placer = new Placer({ ...shared, rebuildAfterMs: this.#options.rebuildAfterMs });
+    const scrubKeeper = new ScrubKeeper({
+      ...shared,
+      host,
+      daemon: this.#daemon,
+      settings: () => scrubSettings(mirror),
+    });
     const limitKeeper = new LimitKeeper({ mirror, daemon: this.#daemon, log });
     const devices = await DevicePools.open({
       stateDir: this.#options.stateDir,
@@ -276,6 +283,7 @@ export class Agent {
       storeKeeper,
       placer,
       limitKeeper,
+      scrubKeeper,
       log,
       identity,
       authority,
@@ -378,6 +386,7 @@ export class Agent {
     keeper.start();
     placer.start();
     limitKeeper.start();
+    scrubKeeper.start();
     rotation.start();
     // What is mounted by now weftd finds at once.
     await devices.start();
@@ -391,7 +400,9 @@ export class Agent {
           devices.nudge();
           keeper.stepAll();
           limitKeeper.nudge();
+          scrubKeeper.nudge();
         },
+        onSession: (session) => scrubKeeper.heard(session),
         onTrust: told,
         confirmed: () => (confirmation.isConfirmed ? identity.trust().generation : null),
         keepTrust: keep,
@@ -449,6 +460,7 @@ export class Agent {
     await context.devices.stop();
     context.placer.stop();
     context.limitKeeper.stop();
+    context.scrubKeeper.stop();
     await presence.stop();
     // From here on nobody waits for the store.
     context.store.call.close();

@@ -15,6 +15,7 @@ import type { Log } from "./log.ts";
 import type { Mirror } from "./mirror.ts";
 import type { AgentOptions } from "./options.ts";
 import type { Placer } from "./placer.ts";
+import type { ScrubKeeper } from "./scrub-keeper.ts";
 import type { StoreIdentity } from "./store-identity.ts";
 import type { StoreKeeper } from "./store-keeper.ts";
 
@@ -31,6 +32,7 @@ export type MemberContext = {
   readonly storeKeeper: StoreKeeper;
   readonly placer: Placer;
   readonly limitKeeper: LimitKeeper;
+  readonly scrubKeeper: ScrubKeeper;
   readonly log: Log;
   readonly identity: IdentityKeeper;
   readonly authority: AuthorityKeeper;

@@ -183,6 +183,16 @@ export const handlers: Handlers = {
     progressAnswer(await fresh(agent), params.ref),
   "GET /v1/volumes/:ref/stats": async (agent, { params }) => statsAnswer(await fresh(agent), params.ref),
 
+  "POST /v1/volumes/:ref/scrub": async (agent, { principal, params, body }) => {
+    const context = agent.member();
+    const by = `${shownPrincipal(principal)}@${context.self.name}`;
+    return shown(context, await volumes.scrubVolume(context, params.ref, { rate: body.rate, by }));
+  },
+  "DELETE /v1/volumes/:ref/scrub": async (agent, { params }) => {
+    const context = agent.member();
+    return shown(context, await volumes.stopScrub(context, params.ref));
+  },
+
   "POST /v1/volumes/:ref/replicas": async (agent, { params, body }) => {
     const context = agent.member();
     return shown(context, await volumes.addReplica(context, params.ref, body.host));

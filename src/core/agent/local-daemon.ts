@@ -39,6 +39,8 @@ export type DaemonDuties = {
   readonly deviceOf: (path: string) => string | null;
   /** It answers (again): whatever failed meanwhile may work now. */
   readonly onBack: () => void;
+  /** A session here changed. */
+  readonly onSession: (session: SessionStatus) => void;
   /** It goes by another trust list, which is on its disk. */
   readonly onTrust: () => void;
   /** Generation of the trust list by which the store is known to be the cluster's; null: it is not. */
@@ -191,6 +193,7 @@ export class LocalDaemon {
         await this.publishPools();
         return;
       case "session.changed":
+        duties.onSession(event.data);
         await this.#publishProgress(duties, event.data);
         return;
       case "store.changed":
@@ -207,7 +210,7 @@ export class LocalDaemon {
   }
 
   async #publishPool({ store, deviceOf }: DaemonDuties, pool: PoolInfo): Promise<void> {
-    const { state, reason, free, total } = pool;
+    const { state, reason, free, total, bit_rot: bitRot, bit_rot_left: bitRotLeft } = pool;
     // Free space in steps of 1 %: every write of a guest changes it, the store needn't know.
     const step = BigInt(total) / 100n;
     const rounded = step === 0n ? BigInt(free) : (BigInt(free) / step) * step;
@@ -217,6 +220,8 @@ export class LocalDaemon {
       state,
       reason,
       device: deviceOf(pool.path),
+      bitRot,
+      bitRotLeft,
     });
     if (this.#usage.get(pool.pool) === value) return;
     await store.put(keys.poolUsage(pool.pool), value);

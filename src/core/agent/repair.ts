@@ -313,6 +313,7 @@ async function fitWish({ mirror, store }: MemberContext, record: VolumeRecord): 
     spread: spreads.find((known) => known === record.spread) ?? "host",
     placements: [...kept, ...added].toSorted((a, b) => a.rid - b.rid),
     limits: want?.limits ?? null,
+    scrub: want?.scrub ?? null,
     deletedAtMs: record.deletedAtMs,
     createdBy: want?.createdBy ?? `repair-${record.volume}`,
   };

@@ -1,33 +1,82 @@
 /**
  * What the whole cluster goes by. Settings that decide what others on the network can do stand in the trust list, which is
- * signed: nobody on the path, and no host that isn't a store member, can talk two hosts down.
+ * signed: nobody on the path, and no host that isn't a store member, can talk two hosts down. What only decides when this
+ * software works stands in the store.
  */
+import { z } from "zod";
+
 import { ok } from "../model/finding.ts";
-import type { Settings } from "../wire/agent-api.ts";
-import { WeftError } from "../wire/errors.ts";
+import { SCRUB_DAYS, SCRUB_RATE } from "../model/limits.ts";
+import { checkScrubDays, checkScrubRate, type ScrubSettings } from "../model/scrub.ts";
+import type { Settings, SettingsChange } from "../wire/agent-api.ts";
+import { decided, WeftError } from "../wire/errors.ts";
+import { u64 } from "../wire/json-types.ts";
+import { isObject } from "../wire/record.ts";
+import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
 import type { LocalDaemon } from "./local-daemon.ts";
+import type { Mirror } from "./mirror.ts";
+import { readValue } from "./store-value.ts";
 import { changeTrust } from "./trust-change.ts";
 
 /** A build of weftd that obeys `clear` says so. */
 const CLEAR = "insecure-clear";
 
-export function settingsOf({ identity }: Pick<MemberContext, "identity">): Settings {
+const anySettings = z.record(z.string(), z.unknown());
+const storedScrub = z.object({
+  scrub: z.object({
+    everyDays: z.number().refine((days) => checkScrubDays(days).kind === "ok"),
+    rate: u64.refine((rate) => checkScrubRate(rate).kind === "ok"),
+  }),
+});
+
+export function settingsOf({ identity, mirror }: Pick<MemberContext, "identity" | "mirror">): Settings {
   const { transport } = identity.trust();
-  return { transport };
+  return { transport, scrub: { ...scrubSettings(mirror) } };
 }
 
-/** Throws E-CA-01 where this host can't sign, E-NET-07 for `clear` in a build without it. */
+/** What can't be read is as if nothing had been set. */
+export function scrubSettings(mirror: Mirror): ScrubSettings {
+  const entry = mirror.get(keys.settings);
+  const stored = entry === null ? null : readValue(storedScrub, entry.value);
+  return stored?.scrub ?? { everyDays: SCRUB_DAYS, rate: SCRUB_RATE };
+}
+
+/** Throws E-CA-01 where this host can't sign, E-NET-07 for `clear` in a build without it, E-ARG-02 out of range. */
 export async function changeSettings(
-  context: Pick<MemberContext, "store" | "authority" | "identity" | "daemon">,
-  { transport }: Settings,
+  context: Pick<MemberContext, "store" | "authority" | "identity" | "daemon" | "mirror">,
+  { transport, scrub }: SettingsChange,
 ): Promise<Settings> {
+  if (scrub?.everyDays !== undefined) decided(checkScrubDays(scrub.everyDays));
+  if (scrub?.rate !== undefined) decided(checkScrubRate(scrub.rate));
   if (transport === "clear") await refuseUnlessClear(context.daemon);
-  const changed = await changeTrust(context, (trust) =>
-    ok(trust.transport === transport ? trust : { ...trust, transport }),
-  );
-  if (changed.kind === "compare-failed") throw new Error("a change without compares failed one");
-  return { transport: changed.signed.trust.transport };
+  if (transport !== undefined) {
+    const changed = await changeTrust(context, (trust) =>
+      ok(trust.transport === transport ? trust : { ...trust, transport }),
+    );
+    if (changed.kind === "compare-failed") throw new Error("a change without compares failed one");
+  }
+  if (scrub !== undefined) await changeScrub(context, scrub);
+  return settingsOf(context);
+}
+
+async function changeScrub(
+  { store, mirror }: Pick<MemberContext, "store" | "mirror">,
+  change: NonNullable<SettingsChange["scrub"]>,
+): Promise<void> {
+  for (;;) {
+    await mirror.sync();
+    const entry = mirror.get(keys.settings);
+    const all = entry === null ? {} : (readValue(anySettings, entry.value) ?? {});
+    const before = isObject(all["scrub"]) ? all["scrub"] : {};
+    const known = scrubSettings(mirror);
+    const everyDays = change.everyDays ?? known.everyDays;
+    const rate = String(change.rate ?? known.rate);
+    const next = JSON.stringify({ ...all, scrub: { ...before, everyDays, rate } });
+    const outcome = await store.cas(keys.settings, entry?.modRevision ?? 0n, next);
+    if (outcome.kind === "won") break;
+  }
+  await mirror.sync();
 }
 
 /** `clear` is asked for: E-NET-07 unless this host's weftd is of a build that obeys it. */

@@ -3,13 +3,17 @@
  *
  * Must always hold: with the store away they show what was last known and say so; they never wait long for it.
  */
+import { z } from "zod";
+
 import { type Cluster, hostName } from "../model/cluster.ts";
+import type { HostId } from "../model/ids.ts";
 import { TRASH_MS } from "../model/limits.ts";
 import { healthOf } from "../model/redundancy.ts";
 import { summarise } from "../model/summary.ts";
 
 import type * as api from "../wire/agent-api.ts";
 import { isWeftError, reasonOf } from "../wire/errors.ts";
+import { u64 } from "../wire/json-types.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { Member } from "../wire/store-members.ts";
 import type { MemberContext } from "./context.ts";
@@ -17,7 +21,10 @@ import { peerUrl } from "./etcd-process.ts";
 import { aliveOf, clusterJsonOf, hostsOf, labelsOf, poolsOf, type VolumeFacts, volumesOf } from "./facts.ts";
 import type { HostFile } from "./host-file.ts";
 import type { LocalDaemon } from "./local-daemon.ts";
+import type { Mirror } from "./mirror.ts";
+import { lastScrub } from "./scrub-keeper.ts";
 import { membersOrNone, storeStatus } from "./store-status.ts";
+import { readValue } from "./store-value.ts";
 import { trustProblems } from "./trust-status.ts";
 import { deletedVolumes } from "./volumes.ts";
 
@@ -27,6 +34,7 @@ export async function clusterStatus(context: MemberContext): Promise<api.StatusA
   const found = volumesOf(mirror);
   const hosts = hostAnswers(context, await membersOrNone(context, store.writable));
   const volumes = found.flatMap((volume) => volumeAnswer(context, volume) ?? []);
+  const pools = poolAnswers(context);
   const now = Date.now();
   return {
     kind: "cluster",
@@ -38,7 +46,7 @@ export async function clusterStatus(context: MemberContext): Promise<api.StatusA
     health: healthOfAll(hosts, volumes, store.writable),
     store,
     hosts,
-    pools: poolAnswers(context),
+    pools,
     volumes,
     problems: [
       ...rollbackProblems(store, await isRolledBack(context.daemon)),
@@ -55,6 +63,7 @@ export async function clusterStatus(context: MemberContext): Promise<api.StatusA
         do: [...remedies],
       })),
       ...problems(store, found),
+      ...rotProblems(pools, volumes),
     ],
   };
 }
@@ -139,12 +148,13 @@ export function poolAnswers({ mirror, view }: MemberContext): api.PoolAnswer[] {
       free: pool.usage?.free ?? null,
       total: pool.usage?.total ?? null,
       device: pool.usage?.device ?? null,
+      bitRot: pool.usage === null ? null : { found: pool.usage.bitRot, left: pool.usage.bitRotLeft },
     };
   });
 }
 
 /** Null: there is neither a wish nor a name, nothing to show. */
-export function volumeAnswer({ view }: MemberContext, volume: VolumeFacts): api.VolumeAnswer | null {
+export function volumeAnswer({ view, mirror }: MemberContext, volume: VolumeFacts): api.VolumeAnswer | null {
   const { want, record, extra, unreadable } = volume;
   if (want === null) return null;
   const cluster = view.cluster();
@@ -156,6 +166,7 @@ export function volumeAnswer({ view }: MemberContext, volume: VolumeFacts): api.
     size: record?.sizeBytes ?? want.sizeBytes,
     wantedSize: want.sizeBytes,
     limits: want.limits,
+    scrub: scrubAnswer(mirror, volume, cluster),
     copies: want.copies,
     minIsr: want.minIsr,
     spread: want.spread,
@@ -176,6 +187,31 @@ export function volumeAnswer({ view }: MemberContext, volume: VolumeFacts): api.
     replicas: replicaAnswers(volume, cluster),
     createdBy: want.createdBy,
     deletedAt: want.deletedAtMs === null ? null : new Date(want.deletedAtMs).toISOString(),
+  };
+}
+
+const scrubProgress = z.object({ host: z.string(), done: u64, total: u64 });
+
+function scrubAnswer(mirror: Mirror, { id, want }: VolumeFacts, cluster: Cluster): api.VolumeAnswer["scrub"] {
+  const asked = want?.scrub ?? null;
+  const entry = mirror.get(keys.scrubProgress(id));
+  const progress = entry === null || asked === null ? null : readValue(scrubProgress, entry.value);
+  const last = lastScrub(mirror, id);
+  const named = (host: string): string => hostName(cluster, host as HostId);
+  return {
+    asked: asked === null ? null : { at: new Date(asked.atMs).toISOString(), by: asked.by, rate: asked.rate },
+    progress:
+      progress === null
+        ? null
+        : { hostName: named(progress.host), doneBytes: progress.done, totalBytes: progress.total },
+    last:
+      last === null
+        ? null
+        : {
+            ...last,
+            hostName: named(last.host),
+            members: last.members.map((member) => ({ ...member, hostName: named(member.host) })),
+          },
   };
 }
 
@@ -266,6 +302,43 @@ function problems(store: api.StoreStatus, volumes: readonly VolumeFacts[]): api.
       found.push({ code: unreadable.code, message: unreadable.message, do: [...unreadable.do] });
   }
   return found;
+}
+
+/** What reading and comparing copies has found: disks that lose what they hold, and copies that differ. */
+function rotProblems(
+  pools: readonly api.PoolAnswer[],
+  volumes: readonly api.VolumeAnswer[],
+): readonly api.Problem[] {
+  const rotten = pools.flatMap(({ bitRot, hostName: host, path }) => {
+    if (bitRot === null || bitRot.found === 0n) return [];
+    const rest = bitRot.left === 0n ? "all repaired" : `${bitRot.left} not repaired yet`;
+    return [
+      {
+        code: "E-DISK-11",
+        message: `${blocks(bitRot.found)} of the pool ${path} on ${host} had rotted, ${rest}.`,
+        do: [{ why: "Look for more", command: "weft scrub" }],
+      },
+    ];
+  });
+  const differing = volumes.flatMap(({ name, scrub: { last } }) => {
+    if (last === null || last.divergent + last.lost === 0n) return [];
+    const words = [
+      ...(last.lost === 0n ? [] : [`${blocks(last.lost)} of "${name}" could be read from no copy`]),
+      ...(last.divergent === 0n ? [] : [`${blocks(last.divergent)} of "${name}" differ between its copies`]),
+    ];
+    return [
+      {
+        code: "E-VOL-18",
+        message: `${words.join(", ")} (compared ${last.endedAt}).`,
+        do: [{ why: "Compare them again", command: `weft scrub ${name} --wait` }],
+      },
+    ];
+  });
+  return [...rotten, ...differing];
+}
+
+function blocks(count: bigint): string {
+  return `${count} ${count === 1n ? "block" : "blocks"}`;
 }
 
 export function trashAnswers({ mirror }: MemberContext): api.TrashAnswer[] {

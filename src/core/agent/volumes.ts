@@ -14,6 +14,7 @@ import { parseRid, type Rid, type VolumeId } from "../model/ids.ts";
 import { defaultCopies, placeCopies } from "../model/placement.ts";
 import { addCopy, removeCopy } from "../model/replica-change.ts";
 import { type Decision, ok } from "../model/finding.ts";
+import { checkScrubRate } from "../model/scrub.ts";
 import { checkSize } from "../model/size.ts";
 import { checkDelete, checkResize } from "../model/volume-check.ts";
 import { checkLimits, sameLimits, type VolumeLimits } from "../model/volume-limits.ts";
@@ -26,6 +27,8 @@ import type { MemberContext } from "./context.ts";
 import { type VolumeFacts, volumeOf, volumesOf } from "./facts.ts";
 import { findDeleted, findHost, findVolume, hasWant, type WantedVolume } from "./find.ts";
 import { changeWant } from "./perform.ts";
+import { asked as askedToScrub } from "./scrub-keeper.ts";
+import { scrubSettings } from "./settings.ts";
 
 /** Replicas are made in parallel; a slow disk preallocates for seconds. */
 export const MAKE_MS = 40_000;
@@ -70,6 +73,7 @@ async function wishVolume(
     spread,
     placements: spots.map((spot, rid) => ({ rid: rid as Rid, ...spot, remove: false })),
     limits: null,
+    scrub: null,
     deletedAtMs: null,
     createdBy: token,
   };
@@ -219,6 +223,35 @@ async function limitVolume(
   );
   await context.mirror.sync();
   await context.limitKeeper.settle();
+  return volume;
+}
+
+/** Begun by whoever owns the volume, or by a caretaker; one that runs goes on at this rate. */
+export async function scrubVolume(
+  context: MemberContext,
+  ref: string,
+  { rate, by }: { readonly rate: bigint | null; readonly by: string },
+): Promise<VolumeId> {
+  const { mirror } = context;
+  if (rate !== null) decided(checkScrubRate(rate));
+  await mirror.sync();
+  const bytes = rate ?? scrubSettings(mirror).rate;
+  const { volume } = await changeWanted(context, ref, (want) =>
+    ok(want.scrub?.rate === bytes ? want : askedToScrub(want, by, bytes)),
+  );
+  await mirror.sync();
+  return volume;
+}
+
+/** Nothing is done where none runs. */
+export async function stopScrub(context: MemberContext, ref: string): Promise<VolumeId> {
+  const { mirror, scrubKeeper } = context;
+  await mirror.sync();
+  const { volume } = await changeWanted(context, ref, (want) =>
+    ok(want.scrub === null ? want : { ...want, scrub: null }),
+  );
+  await mirror.sync();
+  await scrubKeeper.settle();
   return volume;
 }
 

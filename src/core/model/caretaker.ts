@@ -17,7 +17,7 @@ import { policyStep } from "./policy.ts";
 import { insync, isOver, memberOf } from "./volume-record.ts";
 import type { Made, VolumeRecord, Want } from "./volume-record.ts";
 
-export type CaretakerWork = "resync" | "add" | "remove" | "demote" | "grow" | "policy";
+export type CaretakerWork = "resync" | "add" | "remove" | "demote" | "grow" | "policy" | "scrub";
 
 export type Caretaker = { readonly host: HostId; readonly work: readonly CaretakerWork[] };
 
@@ -67,6 +67,7 @@ export function caretakerWork(
   }
   if (want.sizeBytes > record.sizeBytes) work.add("grow");
   if (policyStep(want, record) !== null) work.add("policy");
+  if (want.scrub !== null) work.add("scrub");
   return [...work];
 }
 

@@ -21,6 +21,14 @@ export const LIMIT_BURST_SECONDS = 1;
 /** What a plan reckons with: as fast as one link of 2.5 Gb/s or a disk of today, guests beside it. */
 export const COPY_BYTES_PER_SECOND = 250n << 20n;
 
+/** Copies are compared with each other so often, and so fast, where nothing else is said. */
+export const SCRUB_DAYS = 30;
+export const SCRUB_DAYS_MAX = 3650;
+export const SCRUB_RATE = 32n << 20n;
+export const SCRUB_RATE_MIN = 64n << 10n;
+export const SCRUB_RATE_MAX = 1n << 40n;
+export const DAY_MS = 24 * 3600 * 1000;
+
 /** A deleted volume rests this long: a mistake is noticed the next morning (architecture.md, safety rule 5). */
 export const TRASH_MS = 24 * 3600 * 1000;
 /** A host's reboot takes 10 minutes; a copy made anew during one would be wasted (protocol.md 4.13). */

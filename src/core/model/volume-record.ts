@@ -7,6 +7,7 @@
  * - `replicas` of a record are in order of rid; a rid below `nextRid` that is not in it was removed for ever.
  */
 import type { HostId, PoolId, Rid, SessionId, VolumeId } from "./ids.ts";
+import type { ScrubAsk } from "./scrub.ts";
 import type { Spread } from "./spread.ts";
 import type { VolumeLimits } from "./volume-limits.ts";
 
@@ -57,6 +58,8 @@ export type Want = {
   readonly placements: readonly Place[];
   /** What its guests may take, wherever it is attached; null: as much as they like. */
   readonly limits: VolumeLimits | null;
+  /** Its copies shall be compared with each other; null: nobody asks for it. */
+  readonly scrub: ScrubAsk | null;
   readonly deletedAtMs: number | null;
   readonly createdBy: string;
 };

@@ -38,11 +38,30 @@ export const initRequest = z.strictObject({
   transport: z.enum(["tls", "auth", "clear"]).default("tls"),
 });
 
-/** What the whole cluster goes by; it stands in the signed trust list. */
-export const settings = z.strictObject({
-  /** How hosts speak about volumes: docs/SECURITY.md. */
-  transport: z.enum(["tls", "auth", "clear"]),
+/** How hosts speak about volumes: docs/SECURITY.md. */
+const transport = z.enum(["tls", "auth", "clear"]);
+
+/** What the whole cluster goes by. */
+export const settings = z.object({
+  transport,
+  scrub: z.object({
+    /** So long a volume goes without; 0: it is never compared by itself. */
+    everyDays: z.int(),
+    /** Bytes a second of each volume. */
+    rate: u64,
+  }),
 });
+
+/** What is not named stays as it is. */
+export const settingsChange = z
+  .strictObject({
+    transport: transport.optional(),
+    scrub: z.strictObject({ everyDays: z.number().optional(), rate: u64.optional() }).optional(),
+  })
+  .refine(
+    ({ transport: hosts, scrub }) => hosts !== undefined || Object.keys(scrub ?? {}).length > 0,
+    "expected a setting",
+  );
 
 export const joinRequest = z.strictObject({
   from: z.string().min(1).max(255),
@@ -160,6 +179,11 @@ export function changesPlaces({ copies, spread, move }: PlaceChanges): boolean {
 export const hostChangeRequest = z.strictObject({
   /** Those that are named; null takes one off. */
   labels: z.strictObject({ rack: label.nullable().optional(), site: label.nullable().optional() }),
+});
+
+export const scrubRequest = z.strictObject({
+  /** Bytes a second; null: as the settings say. */
+  rate: u64.nullable().default(null),
 });
 
 export const attachRequest = z.strictObject({ steal: z.boolean().default(false) });
@@ -283,6 +307,8 @@ export const poolAnswer = z.object({
   total: u64.nullable(),
   /** The whole device that it is on, as it was called when the pool was made; null: a directory. */
   device: z.string().nullable().default(null),
+  /** Blocks that weren't what was written when they were read, since its daemon started; and those that still aren't. */
+  bitRot: z.object({ found: u64, left: u64 }).nullable(),
 });
 
 export const diskAnswer = z.object({
@@ -342,6 +368,25 @@ export const volumeHealth = z.enum([
   "unreadable",
 ]);
 
+/** What a scrub found. Blocks are counted once a copy. */
+const scrubResult = z.object({
+  startedAt: instant,
+  endedAt: instant,
+  /** Whose session did it. */
+  hostName: z.string(),
+  /** False: it was stopped before its end. */
+  whole: z.boolean(),
+  /** Holes are not among them. */
+  comparedBytes: u64,
+  rotten: u64,
+  repaired: u64,
+  /** Blocks whose copies are all valid and not the same: none is written over. */
+  divergent: u64,
+  /** Blocks that no copy gave. */
+  lost: u64,
+  members: z.array(z.object({ rid: u32, hostName: z.string(), pool: uuid, rotten: u64, repaired: u64 })),
+});
+
 export const volumeAnswer = z.object({
   id: uuid,
   name: z.string(),
@@ -350,6 +395,13 @@ export const volumeAnswer = z.object({
   wantedSize: u64,
   /** What its guests may take, wherever it is attached; null: as much as they like. */
   limits: volumeLimits.nullable(),
+  /** How its copies are compared with each other. */
+  scrub: z.object({
+    /** Null: nobody asks for it. */
+    asked: z.object({ at: instant, by: z.string(), rate: u64 }).nullable(),
+    progress: z.object({ hostName: z.string(), doneBytes: u64, totalBytes: u64 }).nullable(),
+    last: scrubResult.nullable(),
+  }),
   copies: z.int(),
   minIsr: z.int(),
   /** What its copies must not share. */
@@ -689,6 +741,7 @@ export const errorAnswer = z.object({
 
 export type InitRequest = z.input<typeof initRequest>;
 export type Settings = z.output<typeof settings>;
+export type SettingsChange = z.output<typeof settingsChange>;
 export type JoinRequest = z.input<typeof joinRequest>;
 export type VolumeCreateRequest = z.output<typeof volumeCreateRequest>;
 export type ClusterAnswer = z.output<typeof clusterAnswer>;
@@ -705,6 +758,7 @@ export type DiskAnswer = z.output<typeof diskAnswer>;
 export type DiskWipeAnswer = z.output<typeof diskWipeAnswer>;
 export type ReplicaAnswer = z.output<typeof replicaAnswer>;
 export type VolumeHealth = z.output<typeof volumeHealth>;
+export type ScrubResultAnswer = z.output<typeof scrubResult>;
 export type VolumeAnswer = z.output<typeof volumeAnswer>;
 export type StoreMember = z.output<typeof storeMember>;
 export type StoreStatus = z.output<typeof storeStatus>;

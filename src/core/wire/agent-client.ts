@@ -63,8 +63,8 @@ export class AgentClient {
     return this.#call("GET", "/v1/settings", api.settings);
   }
 
-  changeSettings(body: api.Settings): Promise<api.Settings> {
-    return this.#call("PUT", "/v1/settings", api.settings, api.settings, body);
+  changeSettings(body: z.input<typeof api.settingsChange>): Promise<api.Settings> {
+    return this.#call("PUT", "/v1/settings", api.settings, api.settingsChange, body);
   }
 
   tokens(): Promise<api.TokenAnswer[]> {
@@ -182,6 +182,15 @@ export class AgentClient {
   /** What such a change would do; nothing is done. */
   planVolume(ref: string, body: z.input<typeof api.placeChangeRequest>): Promise<api.PlanAnswer> {
     return this.#call("POST", path`/v1/volumes/${ref}/plan`, api.planAnswer, api.placeChangeRequest, body);
+  }
+
+  scrub(ref: string, rate: bigint | null = null): Promise<api.VolumeAnswer> {
+    const body = { rate: rate === null ? null : String(rate) };
+    return this.#call("POST", path`/v1/volumes/${ref}/scrub`, api.volumeAnswer, api.scrubRequest, body);
+  }
+
+  stopScrub(ref: string): Promise<api.VolumeAnswer> {
+    return this.#call("DELETE", path`/v1/volumes/${ref}/scrub`, api.volumeAnswer);
   }
 
   async deleteVolume(ref: string): Promise<void> {

@@ -15,6 +15,7 @@ import type { HostId, PoolId, Rid, SessionId, VolumeId } from "../model/ids.ts";
 import { NO_LABELS, spreads, withLabels } from "../model/spread.ts";
 import type { Labels } from "../model/spread.ts";
 import { WeftError } from "./errors.ts";
+import { checkScrubRate, type ScrubAsk } from "../model/scrub.ts";
 import { checkLimits } from "../model/volume-limits.ts";
 import { address, counter, epoch, instant, labels, u32, u64, volumeLimits } from "./json-types.ts";
 
@@ -42,6 +43,9 @@ export type PoolUsageJson = {
   readonly reason: string | null;
   /** The whole device that the pool is on; null: a directory. */
   readonly device: string | null;
+  /** Blocks that its daemon found not to be what was written, since it was started; and those that still are. */
+  readonly bitRot: bigint;
+  readonly bitRotLeft: bigint;
 };
 export type NameJson = { readonly volume: VolumeId };
 export type AliveJson = { readonly since: string };
@@ -81,6 +85,8 @@ const usageJson = z.object({
   state: z.string().default("serving"),
   reason: z.string().nullable().default(null),
   device: z.string().nullable().default(null),
+  bitRot: u64.default(0n),
+  bitRotLeft: u64.default(0n),
 });
 const nameJson = z.object({ volume: volumeId });
 const aliveJson = z.object({ since: instant });
@@ -156,6 +162,34 @@ const limits = volumeLimits.superRefine((value, context) => {
   if (checked.kind === "refused") context.addIssue(checked.finding.message);
 });
 
+const scrubAskJson = z
+  .object({
+    id: z.string().min(1).max(64),
+    at: moment,
+    by: z.string().max(256),
+    rate: u64.refine((rate) => checkScrubRate(rate).kind === "ok", "expected a rate that is possible"),
+    session: sessionId.nullable().default(null),
+  })
+  .transform(({ at, ...rest }): ScrubAsk => ({ ...rest, atMs: Date.parse(at) }));
+
+const scrubResultJson = z.object({
+  startedAt: moment,
+  endedAt: moment,
+  host: hostId,
+  /** False: it was stopped before its end. */
+  whole: z.boolean(),
+  comparedBytes: u64,
+  /** Blocks, counted once a copy. */
+  rotten: u64,
+  repaired: u64,
+  /** Blocks whose copies are all valid and not the same. */
+  divergent: u64,
+  /** Blocks that no copy gave. */
+  lost: u64,
+  members: z.array(z.object({ rid, host: hostId, pool: poolId, rotten: u64, repaired: u64 })).max(255),
+});
+export type ScrubResult = z.output<typeof scrubResultJson>;
+
 const wantJson = z
   .object({
     id: volumeId,
@@ -166,6 +200,7 @@ const wantJson = z
     spread: z.enum(spreads).default("host"),
     placements: z.array(placeJson).max(255),
     limits: limits.nullable().default(null),
+    scrub: scrubAskJson.nullable().default(null),
     deletedAt: moment.nullable().default(null),
     createdBy: z.string(),
   })
@@ -178,6 +213,7 @@ const wantJson = z
     spread: w.spread,
     placements: w.placements.toSorted((a, b) => a.rid - b.rid),
     limits: w.limits,
+    scrub: w.scrub,
     deletedAtMs: w.deletedAt === null ? null : Date.parse(w.deletedAt),
     createdBy: w.createdBy,
   }));
@@ -209,13 +245,19 @@ export const parsePoolUsage = reader<PoolUsageJson>(usageJson);
 export const parseNameKey = reader<NameJson>(nameJson);
 export const parseAlive = reader<AliveJson>(aliveJson);
 export const parseMade = reader<Made>(madeJson);
+export const parseScrubResult = reader<ScrubResult>(scrubResultJson);
 export const parseWant = reader<Want>(wantJson);
 export const parseRecord = reader<VolumeRecord>(recordJson);
 
 /** `want` as JSON; `before` is the value that it replaces, so that fields of newer software stay. */
 export function renderWant(want: Want, before: string | null): string {
-  const { limits: limitsBefore = {}, ...old } = before === null ? {} : objectOf(before);
+  const {
+    limits: limitsBefore = {},
+    scrub: scrubBefore = {},
+    ...old
+  } = before === null ? {} : objectOf(before);
   const oldLimits = isObject(limitsBefore) ? limitsBefore : {};
+  const oldScrub = isObject(scrubBefore) && scrubBefore["id"] === want.scrub?.id ? scrubBefore : {};
   const oldPlaces = Array.isArray(old["placements"]) ? old["placements"].filter(isObject) : [];
   const placements = want.placements.map((place) => {
     const { remove: _, ...rest } = oldPlaces.find((p) => p["rid"] === place.rid) ?? {};
@@ -238,9 +280,19 @@ export function renderWant(want: Want, before: string | null): string {
     spread: want.spread === "host" ? undefined : want.spread,
     placements,
     ...(want.limits === null ? {} : { limits: { ...oldLimits, ...volumeLimits.encode(want.limits) } }),
+    ...(want.scrub === null ? {} : { scrub: { ...oldScrub, ...renderScrub(want.scrub) } }),
     deletedAt: want.deletedAtMs === null ? null : new Date(want.deletedAtMs).toISOString(),
     createdBy: want.createdBy,
   });
+}
+
+function renderScrub({ id, atMs, by, rate, session }: ScrubAsk): Record<string, unknown> {
+  return { id, at: new Date(atMs).toISOString(), by, rate: String(rate), session };
+}
+
+/** What a scrub found, for the store. */
+export function renderScrubResult(result: ScrubResult): string {
+  return JSON.stringify(result, (_, part: unknown) => (typeof part === "bigint" ? String(part) : part));
 }
 
 /** A parser of one kind of value. `key` is named in the error: E-STORE-07, or E-STORE-13 from newer software. */

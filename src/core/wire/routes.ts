@@ -42,7 +42,9 @@ export const routes = {
   "GET /v1/cluster": read("viewer", "cluster", api.clusterAnswer),
 
   "GET /v1/settings": read("viewer", "cluster", api.settings),
-  "PUT /v1/settings": mutation("admin", "cluster", api.settings, api.settings, { logs: ["transport"] }),
+  "PUT /v1/settings": mutation("admin", "cluster", api.settingsChange, api.settings, {
+    logs: ["transport", "scrub"],
+  }),
 
   "GET /v1/tokens": read("admin", "cluster", api.tokenAnswer.array()),
   "POST /v1/tokens": mutation("admin", "cluster", api.tokenCreateRequest, api.tokenCreated, {
@@ -109,6 +111,11 @@ export const routes = {
   "GET /v1/volumes/:ref/why": read("viewer", "volume", api.whyAnswer),
   "GET /v1/volumes/:ref/progress": read("viewer", "volume", api.progressAnswer),
   "GET /v1/volumes/:ref/stats": read("viewer", "volume", api.statsAnswer),
+
+  "POST /v1/volumes/:ref/scrub": mutation("operator", "volume", api.scrubRequest, api.volumeAnswer, {
+    logs: ["rate"],
+  }),
+  "DELETE /v1/volumes/:ref/scrub": mutation("operator", "volume", null, api.volumeAnswer),
 
   "POST /v1/volumes/:ref/replicas": mutation("operator", "volume", api.replicaAddRequest, api.volumeAnswer, {
     logs: ["host"],

@@ -30,6 +30,12 @@ export const keys = {
   /** The operator asked: no 24 h for this deleted volume. */
   emptyTrash: (volume: string) => `${ROOT}vol/${volume}/empty-trash`,
   state: (volume: string) => `${ROOT}vol/${volume}/state`,
+  /** What the last scrub found, by the agent of the host that worked on it. */
+  scrub: (volume: string) => `${ROOT}vol/${volume}/scrub`,
+  /** A scrub under way, by the same agent, while its lease lives. */
+  scrubProgress: (volume: string) => `${ROOT}scrub-progress/${volume}`,
+  /** What the whole cluster goes by and needs no signature. */
+  settings: `${ROOT}settings`,
   /** A resync under way, by the owner's agent, while its lease lives. */
   progress: (volume: string) => `${ROOT}progress/${volume}`,
   repairAsk: `${ROOT}repair-ask`,

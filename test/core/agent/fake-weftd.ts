@@ -11,7 +11,9 @@ import type {
   IdentityShown,
   PoolInfo,
   RepairPool,
+  ScrubStatus,
   SessionFigures,
+  SessionStatus,
   VolumeLimits,
 } from "../../../src/core/wire/daemon.gen.ts";
 import { writeDurably } from "../../../src/core/wire/durable-file.ts";
@@ -55,8 +57,11 @@ export class FakeWeftd {
       epoch: string;
       path: string | null;
       limits: VolumeLimits | null;
+      scrub: ScrubStatus | null;
     }
   >();
+  /** What was asked of sessions about scrubs, one word and a volume each. */
+  readonly scrubs: string[] = [];
   readonly pools = new Map<string, string>();
   /** Pools that can't say what they hold, with the reason. */
   readonly silentPools = new Map<string, string>();
@@ -200,6 +205,17 @@ export class FakeWeftd {
         found.limits = limits as VolumeLimits | null;
         return {};
       },
+      "scrub.start": ({ volume, rate }) => {
+        const found = this.sessions.get(String(volume)) ?? refuse("E-VOL-13", "not open here");
+        this.scrubs.push(`start ${String(rate)}`);
+        found.scrub = { ...scrubbing, rate: String(rate), started: String(Date.now()) };
+        return {};
+      },
+      "scrub.stop": ({ volume }) => {
+        this.scrubs.push("stop");
+        this.endScrub(String(volume), { state: "stopped" });
+        return {};
+      },
       "session.list": () => ({ sessions: [...this.sessions.keys()].map((volume) => this.#session(volume)) }),
       "session.show": ({ volume }) => this.#session(String(volume)),
       why: ({ volume }) => ({ volume, findings: [] }),
@@ -282,6 +298,14 @@ export class FakeWeftd {
     return poolInfo(pool, path, this.holdPools);
   }
 
+  /** The session says that its scrub has come to this. */
+  endScrub(volume: string, rest: Partial<ScrubStatus>): void {
+    const found = this.sessions.get(volume);
+    if (found === undefined || found.scrub === null) return;
+    found.scrub = { ...found.scrub, state: "done", ended: String(Date.now()), ...rest };
+    this.daemon.emit({ event: "session.changed", data: this.#session(volume) as SessionStatus });
+  }
+
   /** First it serves, a moment later it knows its room: as the real one. */
   letPoolsServe(): void {
     this.holdPools = false;
@@ -336,6 +360,7 @@ export class FakeWeftd {
       epoch,
       path,
       limits: limits as VolumeLimits | null,
+      scrub: null,
     });
     return { session, epoch, path };
   }
@@ -358,7 +383,6 @@ export class FakeWeftd {
       clients: 0,
       members: [],
       resync: null,
-      scrub: null,
       held: 0,
       figures,
     };
@@ -415,6 +439,20 @@ export class FakeWeftd {
   }
 }
 
+const scrubbing: ScrubStatus = {
+  state: "running",
+  rate: null,
+  started: "0",
+  ended: null,
+  done_bytes: "0",
+  total_bytes: String(1n << 30n),
+  compared_bytes: "0",
+  rotten: "0",
+  repaired: "0",
+  divergent: "0",
+  lost: "0",
+  members: [],
+};
 const none = { le_us: [], counts: [], count: "0", sum_us: "0" };
 const waits: GuestWaits = {
   reads: none,

@@ -357,3 +357,22 @@ void t.test(
     t.strictSame(asked({ record: record([member(0, 2)], { sizeBytes: 5n * GIB }) }), []);
   },
 );
+
+void t.test(
+  "volume: a detached one gets a caretaker to compare its copies, until that is done",
+  async (t) => {
+    const scrub = { id: "a", atMs: 0, by: "root@h1", rate: 1n << 20n, session: null };
+    const state = {
+      ...initialVolume(),
+      want: want([place(0, 2)], { scrub }),
+      made: [made(0, 2)],
+      record: record([member(0, 2)]),
+    };
+    t.strictSame(play(state, { kind: "tick" }, 0)[1], ["open-caretaker on 20000000"]);
+    const caretaker = owner(2)?.session ?? null;
+    const open = { ...state, record: record([member(0, 2)], { owner: owner(2) }), caretaker };
+    t.strictSame(play(open, { kind: "tick" }, 0)[1], []);
+    const done = { ...open, want: want([place(0, 2)]) };
+    t.strictSame(play(done, { kind: "tick" }, 0)[1], ["close-caretaker on 20000000"]);
+  },
+);

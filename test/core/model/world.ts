@@ -75,6 +75,7 @@ export function want(placements: readonly Place[], rest: Partial<Want> = {}): Wa
     spread: "host",
     placements,
     limits: null,
+    scrub: null,
     deletedAtMs: null,
     createdBy: "test",
     ...rest,

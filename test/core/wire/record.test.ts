@@ -7,8 +7,10 @@ import {
   parseHostLabels,
   parsePool,
   parseRecord,
+  parseScrubResult,
   parseStore,
   parseWant,
+  renderScrubResult,
   renderWant,
 } from "../../../src/core/wire/record.ts";
 
@@ -177,6 +179,38 @@ void t.test("record: where a host stands: what is not said is null", async (t) =
   t.same(parseHostLabels("k", "{}"), { rack: null, site: null });
   t.same(parseHostLabels("k", '{"rack":"a","row":"7"}'), { rack: "a", site: null });
   t.throws(() => parseHostLabels("k", '{"rack":"A b"}'), { code: "E-STORE-07" });
+});
+
+void t.test("record: a wish to compare copies, and what came of it, are read with distrust", async (t) => {
+  const scrub = { id: "a", at: "2026-11-21T14:00:00.000Z", by: "root@h1", rate: "33554432", session: null };
+  const asked = (rest: object): string => JSON.stringify({ ...want, scrub: { ...scrub, ...rest } });
+  const parsed = parseWant("k", asked({ later: 1 }));
+  t.match(parsed.scrub, { id: "a", by: "root@h1", rate: 33_554_432n, session: null });
+  t.same(JSON.parse(renderWant(parsed, asked({ later: 1 }))), JSON.parse(asked({ later: 1 })));
+  t.same(JSON.parse(renderWant({ ...parsed, scrub: null }, asked({}))), want, "none is no field");
+  for (const wrong of [
+    { rate: "0" },
+    { rate: 5 },
+    { at: "soon" },
+    { at: "9999-12-31T23:59:59.999Z" },
+    { id: "" },
+  ])
+    t.throws(() => parseWant("k", asked(wrong)), { code: "E-STORE-07" });
+  const result = {
+    startedAt: scrub.at,
+    endedAt: scrub.at,
+    host: H,
+    whole: true,
+    comparedBytes: "4096",
+    rotten: "1",
+    repaired: "1",
+    divergent: "0",
+    lost: "0",
+    members: [{ rid: 0, host: H, pool: P, rotten: "1", repaired: "1" }],
+  };
+  const read = parseScrubResult("k", JSON.stringify(result));
+  t.strictSame(JSON.parse(renderScrubResult(read)), result);
+  t.throws(() => parseScrubResult("k", JSON.stringify({ ...result, rotten: -1 })), { code: "E-STORE-07" });
 });
 
 void t.test("record: any text is parsed or refused with a code", async (t) => {
