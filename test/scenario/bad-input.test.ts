@@ -153,7 +153,7 @@ const nonsense: readonly (readonly [Ask, string])[] = [
   [post("/v1/pools", { path: "relative" }), "E-ARG-02"],
   [post("/v1/pools", { path: `/${"x".repeat(5000)}` }), "E-ARG-02"],
   [post("/v1/pools", { path: "/usr" }), "E-POOL-02"],
-  [post("/v1/pools", { path: "/dev/null" }), "E-POOL-01"],
+  [post("/v1/pools", { path: "/dev/null" }), "E-DISK-02"],
   [of("DELETE", `/v1/pools/${nobody}`), "E-ARG-01"],
   [of("DELETE", "/v1/pools/not-an-id"), "E-ARG-01"],
   [of("DELETE", "/v1/hosts/nowhere"), "E-ARG-01"],

@@ -308,7 +308,7 @@ export const poolAnswer = z.object({
   /** The whole device that it is on, as it was called when the pool was made; null: a directory. */
   device: z.string().nullable().default(null),
   /** Blocks that weren't what was written when they were read, since its daemon started; and those that still aren't. */
-  bitRot: z.object({ found: u64, left: u64 }).nullable(),
+  bitRot: z.object({ found: u64, left: u64 }).nullable().default(null),
 });
 
 export const diskAnswer = z.object({
