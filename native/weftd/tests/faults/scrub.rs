@@ -61,23 +61,38 @@ fn scrubbed(host: &Host, volume: &str) -> Value {
     session["scrub"].clone()
 }
 
+/// Two hosts with a copy each of a volume that is full of a file's bytes, closed.
+struct Filled {
+    cluster: Cluster,
+    hosts: [Host; 2],
+    volume: String,
+    file: PathBuf,
+    /// Where the copies lie.
+    disks: [PathBuf; 2],
+}
+
+/// What is sealed has a checksum that counts after any restart: so has all of this, since it was closed.
+fn filled() -> Filled {
+    let cluster = Cluster::start();
+    let mut hosts = [1, 2].map(|number| cluster.host(number));
+    hosts.iter_mut().for_each(|host| host.make_pool());
+    let [first, second] = &hosts;
+    let volume = make_volume(&[first, second]);
+    let socket = open(first, &volume, "closed").expect("opens");
+    let file = random_file(&cluster, "a");
+    copy(file.to_str().expect("UTF-8"), &nbd(&socket, &volume));
+    close(first, &volume);
+    let disks = [data_of(first, &volume), data_of(second, &volume)];
+    Filled { cluster, hosts, volume, file, disks }
+}
+
 /// D15, D7: a guest writes one half of the volume as fast as it goes; in the other half bits flip below either daemon,
 /// while scrub after scrub runs. Nothing is found that is not there, what is there is mended, the guest is never refused,
 /// and the copies are the same byte for byte in the end.
 #[test]
 fn bits_that_flip_below_a_busy_guest_are_found_and_mended() {
-    let cluster = Cluster::start();
-    let [mut first, mut second] = [1, 2].map(|number| cluster.host(number));
-    first.make_pool();
-    second.make_pool();
-    let volume = make_volume(&[&first, &second]);
+    let Filled { cluster, hosts: [first, second], volume, file, disks } = filled();
     let socket = open(&first, &volume, "closed").expect("opens");
-    let file = random_file(&cluster, "a");
-    copy(file.to_str().expect("UTF-8"), &nbd(&socket, &volume));
-    // What is sealed has a checksum that counts after any restart; the quiet half is, from here on.
-    close(&first, &volume);
-    let socket = open(&first, &volume, "closed").expect("opens");
-    let disks = [data_of(&first, &volume), data_of(&second, &volume)];
     let half = SIZE / 2;
 
     let (stop, written) = (AtomicBool::new(false), AtomicU64::new(0));
@@ -164,19 +179,10 @@ fn bits_that_flip_below_a_busy_guest_are_found_and_mended() {
 /// Detached, a caretaker does the same; and one block that has rotted on both is told, and not invented.
 #[test]
 fn rot_that_a_guest_meets_is_mended_and_a_caretaker_finds_the_rest() {
-    let cluster = Cluster::start();
-    let [mut first, mut second] = [1, 2].map(|number| cluster.host(number));
-    first.make_pool();
-    second.make_pool();
-    let volume = make_volume(&[&first, &second]);
-    let socket = open(&first, &volume, "closed").expect("opens");
-    let file = random_file(&cluster, "a");
-    copy(file.to_str().expect("UTF-8"), &nbd(&socket, &volume));
-    close(&first, &volume);
+    let Filled { cluster, hosts: [first, _second], volume, file, disks } = filled();
     let refused = |method: &str, ask: Value| first.try_ask(method, ask).expect_err("refused")["code"].clone();
     assert_eq!(refused("scrub.start", json!({ "volume": volume, "rate": null })), "E-VOL-13");
     assert_eq!(refused("scrub.stop", json!({ "volume": volume })), "E-VOL-13");
-    let disks = [data_of(&first, &volume), data_of(&second, &volume)];
 
     let socket = open(&first, &volume, "closed").expect("opens");
     assert_eq!(refused("scrub.start", json!({ "volume": volume, "rate": "0" })), "E-ARG-02");
