@@ -4,26 +4,9 @@ import t from "tap";
 
 import type { VolumeAnswer } from "../../../src/core/wire/agent-api.ts";
 import { keys } from "../../../src/core/wire/store-keys.ts";
-import { eventually, startCluster, type TestHost } from "./test-host.ts";
+import { eventually, three, type TestHost } from "./test-host.ts";
 
 const GIB = 1n << 30n;
-
-async function three(
-  t: Parameters<typeof startCluster>[0],
-  first: number,
-): Promise<[TestHost, TestHost, TestHost]> {
-  const [h1, h2, h3] = await startCluster(t, 3, first, 1000);
-  if (h1 === undefined || h2 === undefined || h3 === undefined) throw new Error("three hosts");
-  await eventually(
-    "three hosts with pools",
-    () => h1.client.status(),
-    (s) =>
-      s.kind === "cluster" &&
-      s.health === "healthy" &&
-      s.pools.filter((p) => p.state === "serving").length === 3,
-  );
-  return [h1, h2, h3];
-}
 
 /** Hosts of its copies, when all are in sync and none leaves. */
 async function settled(host: TestHost, ...names: readonly string[]): Promise<VolumeAnswer> {
