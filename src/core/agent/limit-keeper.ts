@@ -7,12 +7,13 @@
 import { parseVolumeId } from "../model/ids.ts";
 import { sameLimits, type VolumeLimits } from "../model/volume-limits.ts";
 import type * as daemonTypes from "../wire/daemon.gen.ts";
-import { isWeftError, reasonOf } from "../wire/errors.ts";
+import { isWeftError } from "../wire/errors.ts";
 import { parseKey } from "../wire/store-keys.ts";
 import { volumeOf } from "./facts.ts";
 import type { LocalDaemon } from "./local-daemon.ts";
 import type { Log } from "./log.ts";
 import type { Changed, Mirror } from "./mirror.ts";
+import { Rounds } from "./rounds.ts";
 
 export type LimitKeeperOptions = {
   readonly mirror: Mirror;
@@ -22,12 +23,12 @@ export type LimitKeeperOptions = {
 
 export class LimitKeeper {
   readonly #options: LimitKeeperOptions;
+  readonly #rounds: Rounds;
   #forget: (() => void) | null = null;
-  #running: Promise<void> | null = null;
-  #again = false;
 
   constructor(options: LimitKeeperOptions) {
     this.#options = options;
+    this.#rounds = new Rounds("limits", options.log, () => this.#look());
   }
 
   start(): void {
@@ -48,25 +49,8 @@ export class LimitKeeper {
   }
 
   /** All sessions were told what the mirror wants now, as far as weftd answers. */
-  async settle(): Promise<void> {
-    this.#again = true;
-    this.#running ??= this.#run().finally(() => {
-      this.#running = null;
-    });
-    await this.#running;
-  }
-
-  async #run(): Promise<void> {
-    const { log } = this.#options;
-    while (this.#again) {
-      this.#again = false;
-      try {
-        await this.#look();
-      } catch (error) {
-        if (isWeftError(error)) log.warn({ code: error.code }, `limits: ${error.message}`);
-        else log.error({ error: reasonOf(error) }, "limits: a bug");
-      }
-    }
+  settle(): Promise<void> {
+    return this.#rounds.settle();
   }
 
   async #look(): Promise<void> {

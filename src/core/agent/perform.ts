@@ -66,15 +66,7 @@ export async function perform(
       return;
     }
     case "open-caretaker":
-      // weftd takes a volume from another caretaker in this mode, too. A guest that came in between keeps it.
-      await daemon.call("session.open", {
-        volume,
-        mode: "closed",
-        export: null,
-        caretaker: true,
-        old_stopped: false,
-        limits: null,
-      });
+      await openCaretaker(daemon, volume);
       return;
     case "close-caretaker":
       if (context.held.has(volume)) return;
@@ -106,6 +98,18 @@ export async function perform(
       await forget(store, volume, effect.name);
       return;
   }
+}
+
+/** A session without a guest on this host. weftd takes a volume from another caretaker, too; a guest that came in keeps it. */
+export async function openCaretaker(daemon: DaemonClient, volume: VolumeId): Promise<void> {
+  await daemon.call("session.open", {
+    volume,
+    mode: "closed",
+    export: null,
+    caretaker: true,
+    old_stopped: false,
+    limits: null,
+  });
 }
 
 /** A tombstoned volume's replica stays made: it can be restored until the trash is emptied. */

@@ -17,7 +17,6 @@ import type { HostId, VolumeId } from "../model/ids.ts";
 import { dueScrubs, type ScrubAsk, type ScrubSettings, scrubStep, type Scrubbable } from "../model/scrub.ts";
 import { insync, type Want } from "../model/volume-record.ts";
 import type { ScrubStatus, SessionStatus } from "../wire/daemon.gen.ts";
-import { isWeftError, reasonOf } from "../wire/errors.ts";
 import {
   parseScrubResult,
   parseWant,
@@ -32,6 +31,7 @@ import type { LocalDaemon } from "./local-daemon.ts";
 import type { Log } from "./log.ts";
 import type { Changed, Mirror } from "./mirror.ts";
 import { changeWant } from "./perform.ts";
+import { Rounds } from "./rounds.ts";
 
 /** While one runs here: how far it is, and whether it has ended should an event be missed. */
 const LOOK_MS = 2000;
@@ -52,15 +52,15 @@ export type ScrubKeeperOptions = {
 
 export class ScrubKeeper {
   readonly #options: ScrubKeeperOptions;
+  readonly #rounds: Rounds;
   #forget: (() => void) | null = null;
   readonly #timers: NodeJS.Timeout[] = [];
-  #running: Promise<void> | null = null;
-  #again = false;
   /** There may be a scrub here that must be looked after. */
   #hasWork = true;
 
   constructor(options: ScrubKeeperOptions) {
     this.#options = options;
+    this.#rounds = new Rounds("scrub", options.log, () => this.#look());
   }
 
   start(): void {
@@ -98,29 +98,8 @@ export class ScrubKeeper {
   }
 
   /** Every session here does what is asked for in the mirror, as far as weftd answers. */
-  async settle(): Promise<void> {
-    this.#again = true;
-    this.#running ??= this.#run().finally(() => {
-      this.#running = null;
-    });
-    await this.#running;
-  }
-
-  async #run(): Promise<void> {
-    while (this.#again) {
-      this.#again = false;
-      await this.#guarded(() => this.#look());
-    }
-  }
-
-  async #guarded(work: () => Promise<void>): Promise<void> {
-    const { log } = this.#options;
-    try {
-      await work();
-    } catch (error) {
-      if (isWeftError(error)) log.warn({ code: error.code }, `scrub: ${error.message}`);
-      else log.error({ error: reasonOf(error) }, "scrub: a bug");
-    }
+  settle(): Promise<void> {
+    return this.#rounds.settle();
   }
 
   async #look(): Promise<void> {
@@ -134,7 +113,7 @@ export class ScrubKeeper {
       const ask = volumeOf(this.#options.mirror, id).want?.scrub ?? null;
       hasWork ||= ask !== null || session.scrub?.state === "running";
       // One that fails keeps no other from its own.
-      await this.#guarded(() => this.#step(id, ask, session));
+      await this.#rounds.guarded(() => this.#step(id, ask, session));
     }
     this.#hasWork = hasWork;
   }
@@ -228,7 +207,7 @@ export class ScrubKeeper {
       Date.now(),
     );
     for (const volume of due) {
-      void this.#guarded(async () => {
+      void this.#rounds.guarded(async () => {
         await changeWant(store, volume, (want) => (isFree(want) ? asked(want, "schedule", rate) : null));
       });
     }

@@ -26,7 +26,7 @@ import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
 import { type VolumeFacts, volumeOf, volumesOf } from "./facts.ts";
 import { findDeleted, findHost, findVolume, hasWant, type WantedVolume } from "./find.ts";
-import { changeWant } from "./perform.ts";
+import { changeWant, openCaretaker } from "./perform.ts";
 import { asked as askedToScrub } from "./scrub-keeper.ts";
 import { scrubSettings } from "./settings.ts";
 
@@ -179,14 +179,7 @@ async function inCaretaker(
 ): Promise<void> {
   held.add(volume);
   try {
-    await daemon.client.call("session.open", {
-      volume,
-      mode: "closed",
-      export: null,
-      caretaker: true,
-      old_stopped: false,
-      limits: null,
-    });
+    await openCaretaker(daemon.client, volume);
     try {
       await work();
     } finally {
