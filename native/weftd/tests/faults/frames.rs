@@ -340,6 +340,9 @@ fn stop_in_the_middle(stage: &Stage, peers: usize) {
     assert!(grown < 160 << 20, "{} MiB more for {} peers", grown >> 20, peers.len());
     drop(peers);
     stage.keeper.assert_alive();
+    // They called in the owner's name, so its own connection was among those that made room for them.
+    let shown = json!({ "volume": volume });
+    stage.owner.ask_until("session.show", &shown, |session| session["phase"] == "serving");
     close(&stage.owner, &volume);
 }
 
