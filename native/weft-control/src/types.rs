@@ -239,6 +239,9 @@ pub struct PoolInfo {
     pub bit_rot: Decimal,
     /// Those of them that were not written again.
     pub bit_rot_left: Decimal,
+    /// Why volumes with a copy here can't have snapshots, as a sentence; none if its file system shares blocks, or has
+    /// not been tried yet.
+    pub no_snapshots: Option<String>,
 }
 
 /// The pools of this host.

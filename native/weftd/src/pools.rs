@@ -34,6 +34,7 @@ use weft_io::buffer::IoBuf;
 use weft_io::driver::{Completion, Driver, TokenSpace};
 use weft_io::file_pool::{FilePool, PoolAnswer, PoolConfig, PoolError, PoolEvent, PoolOp, Slot};
 use weft_io::pool_dir::{OpenError, PoolDir, TrashEntry};
+use weft_io::reflink::Ability;
 use weft_proto::checkpoint::{self, Checkpoint, Side, checkpoint_len};
 use weft_proto::durable::Durable;
 use weft_proto::ids::{ClusterId, HostId, Instant, Nonce, PoolId, PoolInc, Rid, VolumeId};
@@ -1015,6 +1016,10 @@ impl Pool {
             replicas: u32::try_from(self.replicas.len()).unwrap_or(u32::MAX),
             bit_rot: Decimal(rot.0),
             bit_rot_left: Decimal(rot.1),
+            no_snapshots: match self.file.as_ref().map(|file| file.probe().ability) {
+                Some(Ability::None(why)) => Some(why.to_string()),
+                Some(Ability::Reflink) | None => None,
+            },
         }
     }
 

@@ -50,6 +50,19 @@ fn a_volume_lives_on_one_host_through_restarts() {
     close(&host, &volume);
 }
 
+/// Only an XFS that shares blocks can hold snapshots; a pool elsewhere says so before anybody asks for one.
+#[test]
+fn a_pool_says_why_its_volumes_can_have_no_snapshots() {
+    let cluster = Cluster::start();
+    let host = cluster.host(1);
+    let path = format!("/dev/shm/weftd-snapshots-{}", std::process::id());
+    host.ask("pool.create", json!({ "path": path }));
+    let list = host.ask_until("pool.list", &json!({}), |list| list["pools"][0]["state"] == "serving");
+    std::fs::remove_dir_all(path).expect("removed");
+    let why = list["pools"][0]["no_snapshots"].as_str().expect("a reason");
+    assert!(why.starts_with("the pool lies on tmpfs, and only on XFS"), "{why}");
+}
+
 /// Three hosts, two copies: written on the host without one, read on another after a steal; the first is fenced.
 #[test]
 fn a_volume_is_attached_without_a_copy_and_stolen() {

@@ -267,6 +267,8 @@ export type PoolInfo = {
   readonly free: Decimal;
   /** Its incarnation (R10). */
   readonly inc: Decimal;
+  /** Why volumes with a copy here can't have snapshots, as a sentence; none if its file system shares blocks, or has not been tried yet. */
+  readonly no_snapshots: string | null;
   /** Its directory. */
   readonly path: string;
   /** The pool. */

@@ -484,7 +484,7 @@ const figures: SessionFigures = {
 function poolInfo(pool: string, path: string, starting: boolean): PoolInfo {
   const bytes = starting ? "0" : String(100n << 30n);
   const state = starting ? "starting" : "serving";
-  const rot = { bit_rot: "0", bit_rot_left: "0" };
+  const rot = { bit_rot: "0", bit_rot_left: "0", no_snapshots: null };
   return { pool, path, state, reason: null, inc: "1", free: bytes, total: bytes, replicas: 0, ...rot };
 }
 
