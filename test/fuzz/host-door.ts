@@ -57,6 +57,11 @@ const good: Readonly<Record<keyof typeof doorRoutes, unknown>> = {
   "GET /v1/identity/lists": null,
   "POST /v1/members/credentials": {},
   "POST /v1/internal/audit": { sinceMs: null, volume: ["db"], who: null, refusedOnly: false, limit: 10 },
+  "POST /v1/internal/volume-work": {
+    kind: "grow",
+    volume: "6c1f0a52-3b1d-4e0b-9d52-6f3a0c9e1b77",
+    size: "1073741824",
+  },
   "POST /v1/internal/stats": { volume: "6c1f0a52-3b1d-4e0b-9d52-6f3a0c9e1b77" },
   "PUT /v1/members/authority": { authorities: [authority], storeAuthorities: [authority], trust: "{}" },
 };

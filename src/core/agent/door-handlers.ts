@@ -16,6 +16,7 @@ import { Enrolment } from "./enrol.ts";
 import type { AskedAgent } from "./handlers.ts";
 import type { IdentityKeeper } from "./identity.ts";
 import { memberCredentials, takeAuthorities } from "./members.ts";
+import { doOwnerWork } from "./owner-work.ts";
 import { listsFor, renewIdentity } from "./renew.ts";
 import { ownStats } from "./stats.ts";
 import { AGENT_VERSION, clusterAnswer } from "./status.ts";
@@ -95,6 +96,12 @@ function handlersOf(context: MemberContext, audit: AskedAgent["audit"]): DoorHan
       lines: [...(await ownLines(audit, filter, limit))],
     }),
     "POST /v1/internal/stats": async ({ body: { volume } }) => ({ open: await ownStats(context, volume) }),
+    "POST /v1/internal/volume-work": async ({ caller, body, begin }) => {
+      if (caller.verdict?.kind !== "ok") throw new Error("the door lets hosts only ask for work on volumes");
+      await begin({ host: caller.verdict.host, volume: body.volume, work: body.kind });
+      await doOwnerWork(context, body);
+      return {};
+    },
     "PUT /v1/members/authority": async ({ caller, body, begin }) => {
       if (caller.verdict?.kind !== "ok") throw new Error("the door lets hosts only hand over authorities");
       await begin({ host: caller.verdict.host });

@@ -26,7 +26,8 @@ import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
 import { type VolumeFacts, volumeOf, volumesOf } from "./facts.ts";
 import { findDeleted, findHost, findVolume, hasWant, type WantedVolume } from "./find.ts";
-import { changeWant, openCaretaker } from "./perform.ts";
+import { byOwner, inCaretaker } from "./owner-work.ts";
+import { changeWant } from "./perform.ts";
 import { asked as askedToScrub } from "./scrub-keeper.ts";
 import { scrubSettings } from "./settings.ts";
 
@@ -132,15 +133,15 @@ export function changeVolume(
 }
 
 /**
- * Grown while guests go on; shrunk where `checkResize` lets it. Where nobody owns the volume, or its owner is here, weftd
- * says at once what it thinks of it; another host's owner does it by the wish.
+ * Grown while guests go on; shrunk where `checkResize` lets it. Whoever's weftd does it, what that thinks of it is the
+ * answer; a volume whose owner can't be asked now grows by the wish.
  */
 async function resizeVolume(
   context: MemberContext,
   ref: string,
   { size, loseData }: { readonly size: bigint; readonly loseData: string | null },
 ): Promise<VolumeId> {
-  const { mirror, store, view, daemon, host } = context;
+  const { mirror, store, view, daemon } = context;
   await mirror.sync();
   const { id, want, wantEntry, record, extra, unreadable } = findVolume(mirror, ref);
   if (unreadable !== null) throw unreadable;
@@ -151,46 +152,28 @@ async function resizeVolume(
   const wish = async (): Promise<void> => {
     await changeWant(store, id, (now) => (now.sizeBytes === size ? null : { ...now, sizeBytes: size }));
   };
-  const owner = record.owner?.host ?? null;
-  // A wish for more is heard by every host, one for less by nobody: it must be there before what it would be taken for.
-  if (change === "shrink" || (owner !== null && owner !== host)) await wish();
-  try {
-    const resize = { volume: id, size: String(size), lose: change === "shrink" };
-    if (change !== "same" && owner === null)
-      await inCaretaker(context, id, () => daemon.client.call("volume.resize", resize));
-    else if (change === "grow" && owner === host) await daemon.client.call("volume.resize", resize);
-  } catch (error) {
-    if (change === "shrink") await wantWhatItHas(context, id, error);
-    throw error;
+  if (change === "grow") {
+    await byOwner(context, { kind: "grow", volume: id, size }).catch((error: unknown) => {
+      // As soon as the owner's agent is back it does what is wished.
+      if (!isWeftError(error, "E-HOST-09")) throw error;
+    });
   }
+  // A wish for less is heard by nobody: it must be there before it would be taken for one for more.
   await wish();
+  if (change === "shrink") {
+    const resize = { volume: id, size: String(size), lose: true };
+    await inCaretaker(context, id, () => daemon.client.call("volume.resize", resize)).catch(
+      async (error: unknown) => {
+        await wantWhatItHas(context, id, error);
+        throw error;
+      },
+    );
+  }
   await mirror.until(`The size of "${want.name}"`, CHANGE_MS, () => {
     const now = volumeOf(mirror, id);
     return now.record?.sizeBytes === size && now.want?.sizeBytes === size ? true : null;
   });
   return id;
-}
-
-/** Work in a session of this host without a guest, which nobody closes for want of work meanwhile. */
-async function inCaretaker(
-  { daemon, held }: MemberContext,
-  volume: VolumeId,
-  work: () => Promise<unknown>,
-): Promise<void> {
-  held.add(volume);
-  try {
-    await openCaretaker(daemon.client, volume);
-    try {
-      await work();
-    } finally {
-      await daemon.client.call("session.close", { volume, abandon: false }).catch((error: unknown) => {
-        // It ended by itself, or it is closed with the next look at it: there is no work in it.
-        if (!isWeftError(error)) throw error;
-      });
-    }
-  } finally {
-    held.delete(volume);
-  }
 }
 
 /** After a shrink that weftd refused. Where it only didn't answer, it may be done still. */

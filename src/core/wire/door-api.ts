@@ -84,6 +84,12 @@ export const auditLinesAnswer = z.object({ lines: z.array(auditLine) });
 export const statsRequest = z.strictObject({ volume: uuid });
 export const sessionStatsAnswer = z.object({ open: sessionStats.nullable() });
 
+/** What the asked host's weftd shall do in the session that it has of the volume. */
+export const ownerWork = z.discriminatedUnion("kind", [
+  z.strictObject({ kind: z.literal("grow"), volume: uuid, size: u64 }),
+]);
+export const ownerWorkAnswer = z.object({});
+
 export const doorRoutes = {
   "GET /v1/hello": { right: "open", request: null, answer: helloAnswer, audit: "read" },
   "POST /v1/enrol": { right: "open", request: enrolRequest, answer: enrolAnswer, audit: "mutation" },
@@ -112,6 +118,12 @@ export const doorRoutes = {
     request: statsRequest,
     answer: sessionStatsAnswer,
     audit: "read",
+  },
+  "POST /v1/internal/volume-work": {
+    right: "host",
+    request: ownerWork,
+    answer: ownerWorkAnswer,
+    audit: "mutation",
   },
   "PUT /v1/members/authority": {
     right: "host",
@@ -145,6 +157,8 @@ export type EnrolAnswer = z.output<typeof enrolAnswer>;
 export type AuditLinesRequest = z.output<typeof auditLinesRequest>;
 export type AuditLinesAnswer = z.output<typeof auditLinesAnswer>;
 export type StatsRequest = z.output<typeof statsRequest>;
+export type OwnerWork = z.output<typeof ownerWork>;
+export type OwnerWorkAnswer = z.output<typeof ownerWorkAnswer>;
 export type SessionStatsAnswer = z.output<typeof sessionStatsAnswer>;
 export type RenewAnswer = z.output<typeof renewAnswer>;
 export type ListsAnswer = z.output<typeof listsAnswer>;

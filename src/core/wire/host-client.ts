@@ -16,6 +16,7 @@ import { request as httpRequest } from "node:http";
 import type { IncomingMessage } from "node:http";
 import { connect } from "node:tls";
 import type { TLSSocket } from "node:tls";
+import type { z } from "zod";
 
 import type { HostId } from "../model/ids.ts";
 import { judgeKey, parseHostUri } from "../model/trust.ts";
@@ -101,6 +102,10 @@ export class HostClient {
     return this.#ask("POST /v1/internal/stats", () => body);
   }
 
+  volumeWork(work: api.OwnerWork): Promise<Answered<api.OwnerWorkAnswer>> {
+    return this.#ask("POST /v1/internal/volume-work", () => work);
+  }
+
   async putAuthority(body: api.CredentialsAnswer): Promise<void> {
     await this.#ask("PUT /v1/members/authority", () => body);
   }
@@ -113,11 +118,13 @@ export class HostClient {
     const { socket, by } = await connectProven(this.#options);
     try {
       const [method = "GET", path = "/"] = name.split(" ");
+      const { request }: { readonly request: z.ZodType | null } = api.doorRoutes[name];
+      const body = bodyFor(by);
       const { status, text } = await exchange(socket, {
         method,
         path,
         headers: {},
-        body: bodyFor(by),
+        body: request === null ? null : request.encode(body),
         address,
         answerMs,
       });

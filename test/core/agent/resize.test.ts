@@ -42,18 +42,44 @@ void t.test(
       await t.rejects(h1.client.resizeVolume("db", size, loseData), { code }, `${size} ${code}`);
     }
     h3.weftd.refusesSizes = true;
-    await t.rejects(h3.client.resizeVolume("db", 5n * GIB), { code: "E-VOL-15", message: /can't follow/ });
+    // Through whichever host it is asked.
+    for (const asked of [h3, h1])
+      await t.rejects(asked.client.resizeVolume("db", 5n * GIB), {
+        code: "E-VOL-15",
+        message: /can't follow/,
+      });
     t.same(await sizes(), [4n * GIB, 4n * GIB]);
     h3.weftd.refusesSizes = false;
+    const audited = await h3.client.audit({
+      since: null,
+      volume: "db",
+      host: "h3",
+      who: "h1",
+      refused: null,
+      limit: null,
+    });
+    t.match(
+      audited.lines.filter(({ what }) => what === "POST /v1/internal/volume-work").at(-1),
+      { who: { kind: "host", name: "h1" }, target: { volume: made.id, work: "grow" }, outcome: "E-VOL-15" },
+      "what a host does for another one stands in its audit",
+    );
+
+    // Its owner's agent is away: it grows as soon as that is back.
+    await h3.stopAgent();
+    const growing = h1.client.resizeVolume("db", 5n * GIB);
+    await eventually("the wish", sizes, ([, wanted]) => wanted === 5n * GIB);
+    t.same(await sizes(), [4n * GIB, 5n * GIB]);
+    await h3.startAgent();
+    t.equal((await growing).size, 5n * GIB);
 
     await h3.client.detach("db");
     await t.rejects(h2.client.resizeVolume("db", GIB), { code: "E-VOL-15", exitCode: 2 });
     await t.rejects(h2.client.resizeVolume("db", GIB, "other"), { code: "E-ARG-04" });
-    t.same(await sizes(), [4n * GIB, 4n * GIB]);
+    t.same(await sizes(), [5n * GIB, 5n * GIB]);
     h3.weftd.refusesSizes = true;
     await t.rejects(h3.client.resizeVolume("db", GIB, "db"), { code: "E-VOL-15", message: /can't follow/ });
-    await t.rejects(h3.client.resizeVolume("db", 5n * GIB), { code: "E-VOL-15", message: /can't follow/ });
-    t.same(await sizes(), [4n * GIB, 4n * GIB]);
+    await t.rejects(h3.client.resizeVolume("db", 6n * GIB), { code: "E-VOL-15", message: /can't follow/ });
+    t.same(await sizes(), [5n * GIB, 5n * GIB]);
     h3.weftd.refusesSizes = false;
     t.match(await h3.client.resizeVolume("db", GIB, "db"), { size: GIB, wantedSize: GIB });
     await eventually(

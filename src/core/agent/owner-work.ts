@@ -1,0 +1,140 @@
+/**
+ * Work that only a volume's owner can do, from whichever host it is asked: done by this host's weftd where it has the
+ * volume, in a session without a guest where nobody has it, else by the owner's agent, which is asked over its door.
+ *
+ *     asked ──nobody owns it──▶ a caretaker's session here, for this work alone
+ *        ├────owned here──────▶ this host's weftd
+ *        └────owned elsewhere─▶ POST /v1/internal/volume-work there ──▶ its weftd; its error is the answer
+ *
+ * Must always hold:
+ * - the work is idempotent: it is asked for again, as it was, while the volume changes hands;
+ * - a caretaker's session that a request uses is not closed for want of other work;
+ * - what the owner's weftd refuses comes back as it said it.
+ */
+import { setTimeout as delay } from "node:timers/promises";
+
+import { type HostId, parseVolumeId, type VolumeId } from "../model/ids.ts";
+import type { OwnerWork } from "../wire/door-api.ts";
+import { isWeftError, WeftError } from "../wire/errors.ts";
+import { HostClient } from "../wire/host-client.ts";
+import type { MemberContext } from "./context.ts";
+import { volumeOf } from "./facts.ts";
+import { findListed } from "./find.ts";
+import { openCaretaker } from "./perform.ts";
+
+/** A volume that changes hands is somebody's again within this. */
+const HANDS_MS = 10_000;
+const AGAIN_MS = 250;
+/** The owner's weftd gives up before. */
+const ANSWER_MS = 35_000;
+
+/** As much of a host as doing its own part takes. */
+type Doer = Pick<MemberContext, "daemon" | "held" | "mirror">;
+
+/** E-VOL-13 where nobody can be found who has the volume open, E-HOST-09 where the owner's agent does not answer. */
+export async function byOwner(context: MemberContext, work: OwnerWork): Promise<void> {
+  const end = performance.now() + HANDS_MS;
+  for (;;) {
+    await context.mirror.sync();
+    try {
+      await once(context, work);
+      return;
+    } catch (error) {
+      if (!isChangingHands(error) || performance.now() > end) throw error;
+    }
+    await delay(AGAIN_MS);
+  }
+}
+
+async function once(context: MemberContext, work: OwnerWork): Promise<void> {
+  const volume = volumeIdOf(work);
+  const owner = volumeOf(context.mirror, volume).record?.owner?.host ?? null;
+  if (owner === null) await inCaretaker(context, volume, () => ask(context, work));
+  else if (owner === context.host) await doOwnerWork(context, work);
+  else await there(context, owner, work);
+}
+
+/** By this host's weftd, in the session that it has. E-VOL-13 where it has none. */
+export async function doOwnerWork(context: Doer, work: OwnerWork): Promise<void> {
+  const { held, mirror } = context;
+  const volume = volumeIdOf(work);
+  const isCaretaker = volumeOf(mirror, volume).extra?.caretaker === true && !held.has(volume);
+  if (isCaretaker) held.add(volume);
+  try {
+    await ask(context, work);
+  } finally {
+    if (isCaretaker) held.delete(volume);
+  }
+}
+
+async function ask({ daemon }: Pick<Doer, "daemon">, work: OwnerWork): Promise<void> {
+  switch (work.kind) {
+    case "grow":
+      await daemon.client.call("volume.resize", {
+        volume: work.volume,
+        size: String(work.size),
+        lose: false,
+      });
+  }
+}
+
+/** Work in a session of this host without a guest, which nobody closes for want of work meanwhile. */
+export async function inCaretaker(
+  { daemon, held }: Pick<Doer, "daemon" | "held">,
+  volume: VolumeId,
+  work: () => Promise<unknown>,
+): Promise<void> {
+  held.add(volume);
+  try {
+    await openCaretaker(daemon.client, volume);
+    try {
+      await work();
+    } finally {
+      await daemon.client.call("session.close", { volume, abandon: false }).catch((error: unknown) => {
+        // It ended by itself, or it is closed with the next look at it: there is no work in it.
+        if (!isWeftError(error)) throw error;
+      });
+    }
+  } finally {
+    held.delete(volume);
+  }
+}
+
+async function there(context: MemberContext, host: HostId, work: OwnerWork): Promise<void> {
+  const { identity, self } = context;
+  const trust = identity.trust();
+  const { name, address } = findListed(trust, host);
+  const client = new HostClient({
+    address,
+    shown: identity.current(),
+    from: self.address,
+    expect: { kind: "host", trust, host },
+    answerMs: ANSWER_MS,
+  });
+  try {
+    await client.volumeWork(work);
+  } catch (error) {
+    if (!isWeftError(error, "E-HOST-09")) throw error;
+    throw new WeftError({
+      code: "E-HOST-09",
+      message: `${name} has the volume open, and its agent gave no answer.`,
+      facts: { volume: work.volume, host },
+      do: [
+        { why: "Look what came of it", command: `weft volume show ${work.volume}` },
+        { why: `Is its agent running? On ${name}`, command: "systemctl status weft-agent" },
+      ],
+      cause: error,
+    });
+  }
+}
+
+/** Somebody else has it by now, or it is being closed: in a moment it is clear who does it. */
+function isChangingHands(error: unknown): boolean {
+  return isWeftError(error) && ["E-VOL-12", "E-VOL-13", "E-VOL-14", "E-SESS-01"].includes(error.code);
+}
+
+function volumeIdOf({ volume }: OwnerWork): VolumeId {
+  const id = parseVolumeId(volume);
+  if (id === null) throw new Error(`"${volume}" is no volume's id`);
+  return id;
+}
