@@ -42,6 +42,7 @@ export function addPoolCommands(program: Command, bind: Bind): void {
         { title: "FREE", of: ({ free }) => (free === null ? "—" : formatSize(free)), right: true },
         { title: "SIZE", of: ({ total }) => (total === null ? "—" : formatSize(total)), right: true },
         { title: "ROTTEN", of: ({ bitRot }) => rottenText(bitRot), right: true },
+        { title: "SNAPSHOTS", of: snapshotsText },
         { title: "STATE", of: ({ state, reason }) => (reason === null ? state : `${state}: ${reason}`) },
       ],
       "No pools yet.  Next:  weft pool add DIRECTORY",
@@ -63,6 +64,12 @@ export function addPoolCommands(program: Command, bind: Bind): void {
         : `Pool ${found.device} on ${found.hostName} removed. What it held is still there:  weft disk wipe ${found.hostName}:${found.device}`,
     );
   });
+}
+
+/** Whether volumes with a copy there can have some. */
+function snapshotsText({ noSnapshots, state }: PoolAnswer): string {
+  if (noSnapshots !== null) return "no";
+  return state === "serving" ? "yes" : "—";
 }
 
 /** Blocks found, and how many of them are left. */

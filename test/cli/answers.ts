@@ -35,6 +35,7 @@ export function pool(name: "h1" | "h2", rest: object = {}): object {
     free: "107374182400",
     total: "214748364800",
     bitRot: { found: "0", left: "0" },
+    noSnapshots: null,
     ...rest,
   };
 }

@@ -258,7 +258,7 @@ void t.test("weft pool add, list, remove: a pool is found by path, HOST:PATH or 
   await using agent = await FakeAgent.start({
     "GET /v1/pools": [
       pool("h2", { id: ids.db }),
-      pool("h1", { bitRot: { found: "3", left: "1" } }),
+      pool("h1", { bitRot: { found: "3", left: "1" }, noSnapshots: "the pool lies on tmpfs" }),
       pool("h2", {
         id: ids.session,
         path: "/mnt",
@@ -277,10 +277,10 @@ void t.test("weft pool add, list, remove: a pool is found by path, HOST:PATH or 
   t.equal(
     (await agent.weft(["pool", "list"])).out,
     [
-      "POOL      HOST  PATH          FREE     SIZE     ROTTEN  STATE",
-      "d0000000  h2    /srv/weft  100 GiB  200 GiB          0  serving",
-      "b0000000  h1    /srv/weft  100 GiB  200 GiB  3, 1 left  serving",
-      "50000000  h2    /mnt             —  200 GiB          —  quarantined: swapped",
+      "POOL      HOST  PATH          FREE     SIZE     ROTTEN  SNAPSHOTS  STATE",
+      "d0000000  h2    /srv/weft  100 GiB  200 GiB          0  yes        serving",
+      "b0000000  h1    /srv/weft  100 GiB  200 GiB  3, 1 left  no         serving",
+      "50000000  h2    /mnt             —  200 GiB          —  —          quarantined: swapped",
       "",
     ].join("\n"),
   );

@@ -59,7 +59,8 @@ await t.test(
       t.match(await scrubbed(h3), /^0 "v": \d+ MiB compared on h1 h2, none rotten\. 0 differ\.$/);
       t.match(await h1.output(["weft", "volume", "show", "v"]), /^Scrub: .*none rotten/m);
       await until(
-        async () => ((await h3.output(["weft", "pool", "list"])).match(/ 3 {2}serving$/m) ? true : null),
+        async () =>
+          (await h3.output(["weft", "pool", "list"])).match(/ 3 {2}(yes|no) +serving$/m) ? true : null,
         {
           what: "the blocks counted at their pool",
           deadlineMs: 30_000,

@@ -211,6 +211,7 @@ export class LocalDaemon {
 
   async #publishPool({ store, deviceOf }: DaemonDuties, pool: PoolInfo): Promise<void> {
     const { state, reason, free, total, bit_rot: bitRot, bit_rot_left: bitRotLeft } = pool;
+    const { no_snapshots: noSnapshots } = pool;
     // Free space in steps of 1 %: every write of a guest changes it, the store needn't know.
     const step = BigInt(total) / 100n;
     const rounded = step === 0n ? BigInt(free) : (BigInt(free) / step) * step;
@@ -222,6 +223,7 @@ export class LocalDaemon {
       device: deviceOf(pool.path),
       bitRot,
       bitRotLeft,
+      noSnapshots,
     });
     if (this.#usage.get(pool.pool) === value) return;
     await store.put(keys.poolUsage(pool.pool), value);

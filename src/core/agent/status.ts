@@ -149,6 +149,7 @@ export function poolAnswers({ mirror, view }: MemberContext): api.PoolAnswer[] {
       total: pool.usage?.total ?? null,
       device: pool.usage?.device ?? null,
       bitRot: pool.usage === null ? null : { found: pool.usage.bitRot, left: pool.usage.bitRotLeft },
+      noSnapshots: pool.usage?.noSnapshots ?? null,
     };
   });
 }

@@ -309,6 +309,8 @@ export const poolAnswer = z.object({
   device: z.string().nullable().default(null),
   /** Blocks that weren't what was written when they were read, since its daemon started; and those that still aren't. */
   bitRot: z.object({ found: u64, left: u64 }).nullable().default(null),
+  /** Why volumes with a copy here can't have snapshots, as a sentence; null: they can, or it was not tried yet. */
+  noSnapshots: z.string().nullable().default(null),
 });
 
 export const diskAnswer = z.object({

@@ -46,6 +46,8 @@ export type PoolUsageJson = {
   /** Blocks that its daemon found not to be what was written, since it was started; and those that still are. */
   readonly bitRot: bigint;
   readonly bitRotLeft: bigint;
+  /** Why no copy in it can have snapshots, as a sentence; null: they can, or nobody has tried yet. */
+  readonly noSnapshots: string | null;
 };
 export type NameJson = { readonly volume: VolumeId };
 export type AliveJson = { readonly since: string };
@@ -87,6 +89,7 @@ const usageJson = z.object({
   device: z.string().nullable().default(null),
   bitRot: u64.default(0n),
   bitRotLeft: u64.default(0n),
+  noSnapshots: z.string().nullable().default(null),
 });
 const nameJson = z.object({ volume: volumeId });
 const aliveJson = z.object({ since: instant });

@@ -63,6 +63,8 @@ export class FakeWeftd {
   /** What was asked of sessions about scrubs, one word and a volume each. */
   readonly scrubs: string[] = [];
   readonly pools = new Map<string, string>();
+  /** Why copies in the pools at these paths can have no snapshots. */
+  readonly noSnapshots = new Map<string, string>();
   /** Pools that can't say what they hold, with the reason. */
   readonly silentPools = new Map<string, string>();
   /** At which incarnation the disks of pools are, and at which they were served; 1 where nothing is said. */
@@ -295,7 +297,7 @@ export class FakeWeftd {
     const value = { id: pool, node: this.#host, inc: "1", boot_id: "b", intent: null, path, kind: "dir" };
     await this.#connected().put(keys.pool(pool), JSON.stringify(value));
     this.pools.set(pool, path);
-    return poolInfo(pool, path, this.holdPools);
+    return this.#poolInfo(pool, path);
   }
 
   /** The session says that its scrub has come to this. */
@@ -316,7 +318,24 @@ export class FakeWeftd {
   }
 
   #poolInfos(): PoolInfo[] {
-    return [...this.pools].map(([pool, path]) => poolInfo(pool, path, this.holdPools));
+    return [...this.pools].map(([pool, path]) => this.#poolInfo(pool, path));
+  }
+
+  #poolInfo(pool: string, path: string): PoolInfo {
+    const bytes = this.holdPools ? "0" : String(100n << 30n);
+    return {
+      pool,
+      path,
+      state: this.holdPools ? "starting" : "serving",
+      reason: null,
+      inc: "1",
+      free: bytes,
+      total: bytes,
+      replicas: 0,
+      bit_rot: "0",
+      bit_rot_left: "0",
+      no_snapshots: this.noSnapshots.get(path) ?? null,
+    };
   }
 
   async #swap(volume: string, change: (record: RecordJson) => RecordJson): Promise<Json> {
@@ -480,13 +499,6 @@ const figures: SessionFigures = {
   lost_blocks: "0",
   waits,
 };
-
-function poolInfo(pool: string, path: string, starting: boolean): PoolInfo {
-  const bytes = starting ? "0" : String(100n << 30n);
-  const state = starting ? "starting" : "serving";
-  const rot = { bit_rot: "0", bit_rot_left: "0", no_snapshots: null };
-  return { pool, path, state, reason: null, inc: "1", free: bytes, total: bytes, replicas: 0, ...rot };
-}
 
 function up(number: string): string {
   return String(BigInt(number) + 1n);

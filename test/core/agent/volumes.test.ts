@@ -57,6 +57,7 @@ void t.test("agent: a pool that was added can be used at once, from any host", a
   const [h1, h2] = await startCluster(t, 2, 41);
   if (h1 === undefined || h2 === undefined) throw new Error("two hosts");
   h1.weftd.holdPools = true;
+  h1.weftd.noSnapshots.set("/second", "the pool lies on tmpfs");
   let answered = false;
   const adding = h1.client.createPool({ path: "/second" }).finally(() => {
     answered = true;
@@ -70,6 +71,7 @@ void t.test("agent: a pool that was added can be used at once, from any host", a
   h1.weftd.letPoolsServe();
   const pool = await adding;
   t.match(pool, { state: "serving", free: 100n * GIB, total: 100n * GIB });
+  t.equal(pool.noSnapshots, "the pool lies on tmpfs");
   t.same(
     (await h2.client.pools()).find(({ id }) => id === pool.id),
     pool,
