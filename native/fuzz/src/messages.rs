@@ -3,10 +3,11 @@
 //! Must always hold: everything made here can be encoded; what a peer could not send is not sent.
 
 use weft_proto::ids::{
-    ClusterId, Epoch, Generation, HostId, Ordinal, PoolId, PoolInc, Rid, SessionId, VolumeId,
+    ClusterId, Epoch, Generation, HostId, Ordinal, PoolId, PoolInc, Rid, SessionId, SnapId, VolumeId,
 };
+use weft_proto::images::ImageState;
 use weft_proto::message::{
-    Answer, Ask, Attach, Extent, Hole, Refusal, ReplicaView, Request, Response, Watermark,
+    Answer, Ask, Attach, Extent, Hole, ImageView, Refusal, ReplicaView, Request, Response, Watermark,
 };
 use weft_proto::payload::{BLOCK, HeapPayload, Payload, block_crcs};
 use weft_proto::wire::{
@@ -17,7 +18,7 @@ use weft_proto::wire::{
 use crate::input::Input;
 
 /// The refusals that a peer can send.
-pub const REFUSALS: [Refusal; 11] = [
+pub const REFUSALS: [Refusal; 15] = [
     Refusal::StaleEpoch,
     Refusal::NotAttached,
     Refusal::NoReplica,
@@ -29,6 +30,10 @@ pub const REFUSALS: [Refusal; 11] = [
     Refusal::BitRot,
     Refusal::Quarantined,
     Refusal::Busy,
+    Refusal::NoSnapshot,
+    Refusal::NoSnapshots,
+    Refusal::OldAttempt,
+    Refusal::OldGeneration,
 ];
 
 /// What the plot of a target is about: values near these are not refused at the first look.
@@ -96,7 +101,7 @@ pub fn blocks(input: &mut Input<'_>, most: usize) -> (Vec<u32>, HeapPayload) {
 
 /// Anything that may be asked of a replica but a promise, whose record is the target's matter.
 pub fn ask(input: &mut Input<'_>, known: &Known) -> Ask<HeapPayload> {
-    match input.u8() % 14 {
+    match input.u8() % 20 {
         0 => Ask::Attach(attach(input, known)),
         1 => Ask::Detach,
         2 => {
@@ -130,6 +135,7 @@ pub fn ask(input: &mut Input<'_>, known: &Known) -> Ask<HeapPayload> {
             let (offset, len) = range(input, known);
             Ask::Hash { offset, len, key: input.array() }
         }
+        14..=19 => image_ask(input, known),
         _ if input.one_in(4) => {
             let (from, len) = range(input, known);
             let len = if input.one_in(4) { input.number() } else { len };
@@ -138,6 +144,37 @@ pub fn ask(input: &mut Input<'_>, known: &Known) -> Ask<HeapPayload> {
             Ask::Grow { generation: generation(input), from, to }
         }
         _ => Ask::Heartbeat,
+    }
+}
+
+/// Anything that may be asked about an image.
+fn image_ask(input: &mut Input<'_>, known: &Known) -> Ask<HeapPayload> {
+    let (id, attempt) = (SnapId(small(input)), u64::from(input.u8() % 8));
+    match input.u8() % 12 {
+        0 | 1 => Ask::SnapMake { id, attempt },
+        2..=4 => {
+            let incarnation = input.number() % 4;
+            Ask::SnapPrepare { id, attempt, generation: generation(input), incarnation }
+        }
+        5 => {
+            let len = usize::from(input.u8());
+            Ask::SnapReady { id, attempt, note: input.take(len).to_vec() }
+        }
+        6 => Ask::SnapDrop { id, attempt },
+        7 => Ask::SnapDelete { id },
+        8 => {
+            let (offset, len) = range(input, known);
+            Ask::SnapRead { id, offset, len }
+        }
+        9 => {
+            let (offset, len) = range(input, known);
+            Ask::SnapKinds { id, offset, len }
+        }
+        10 => {
+            let (offset, len) = range(input, known);
+            Ask::SnapHash { id, offset, len, key: input.array() }
+        }
+        _ => Ask::Images { from: id },
     }
 }
 
@@ -178,7 +215,7 @@ pub fn epoch(input: &mut Input<'_>) -> Epoch {
 
 /// Any answer.
 pub fn answer(input: &mut Input<'_>, known: &Known) -> Answer<HeapPayload> {
-    match input.u8() % 8 {
+    match input.u8() % 10 {
         0 => Answer::Done,
         1 => Answer::Attached(view(input, known)),
         2 => Answer::Promised(view(input, known)),
@@ -200,7 +237,24 @@ pub fn answer(input: &mut Input<'_>, known: &Known) -> Answer<HeapPayload> {
             let count = input.below(33);
             Answer::Hashes((0..count).map(|_| [input.u8(); 16]).collect())
         }
+        7 => Answer::Deleting,
+        8 => {
+            let count = input.below(9);
+            Answer::Images((0..count).map(|_| image_view(input)).collect())
+        }
         _ => Answer::Alive { oldest_io_ms: input.number_u32(), free_bytes: input.number() },
+    }
+}
+
+fn image_view(input: &mut Input<'_>) -> ImageView {
+    let states = [ImageState::Prepared, ImageState::Ready, ImageState::Deleting];
+    ImageView {
+        id: SnapId(small(input)),
+        attempt: input.number(),
+        generation: generation(input),
+        state: *input.pick(&states),
+        whole: input.flag(),
+        size: input.number(),
     }
 }
 

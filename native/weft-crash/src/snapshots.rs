@@ -728,7 +728,7 @@ fn taken(s: &mut Script<'_>) -> Result<(), Stop> {
     // In the background.
     s.keeper().preserve(0, SIZE)?;
     s.keeper().keep(SnapId(3), 4)?;
-    s.keeper().log_image(SnapId(3), ImageChange::Ready)
+    s.keeper().log_image(SnapId(3), ImageChange::Ready { note: Vec::new() })
 }
 
 /// Findings 20, 21: whole files change their name, or blocks are shared; writes go on meanwhile.

@@ -34,7 +34,10 @@ pub enum ImageChange {
         incarnation: u64,
     },
     /// Its snapshot stands in the store.
-    Ready,
+    Ready {
+        /// What the store says of it.
+        note: Vec<u8>,
+    },
     /// It has these regions, durably.
     Has {
         /// In its own numbers.
@@ -102,6 +105,8 @@ pub struct Image {
     pub region_shift: u8,
     /// How far it is.
     pub state: ImageState,
+    /// What the store says of the snapshot, for a repair; empty before it is READY here.
+    pub note: Vec<u8>,
     has: Regions,
     /// Regions that had been stamped.
     written: Regions,
@@ -213,6 +218,7 @@ impl Images {
                 size,
                 region_shift,
                 state: ImageState::Prepared,
+                note: Vec::new(),
                 has: Regions::default(),
                 written,
             });
@@ -221,8 +227,11 @@ impl Images {
         let Some(image) = self.0.iter_mut().find(|image| image.id == id) else { return };
         match change {
             ImageChange::Prepared { .. } => {}
-            ImageChange::Ready if image.state == ImageState::Prepared => image.state = ImageState::Ready,
-            ImageChange::Ready => {}
+            ImageChange::Ready { note } if image.state == ImageState::Prepared => {
+                image.state = ImageState::Ready;
+                image.note.clone_from(note);
+            }
+            ImageChange::Ready { .. } => {}
             ImageChange::Has { regions } => regions.iter().for_each(|region| image.has.add(*region)),
             ImageChange::Deleting => image.state = ImageState::Deleting,
             ImageChange::Gone => self.0.retain(|image| image.id != id),
@@ -497,8 +506,9 @@ mod tests {
         assert_eq!(dumb.images.needs(0, SIZE), None, "it has what was written over");
         dumb.log(SnapId(9), &prepared(3));
         assert_eq!(dumb.images.needs(0, SIZE), Some((SnapId(9), vec![1])));
-        dumb.log(SnapId(9), &ImageChange::Ready);
-        assert_eq!(dumb.images.get(SnapId(9)).map(|image| image.state), Some(ImageState::Ready));
+        dumb.log(SnapId(9), &ImageChange::Ready { note: vec![7] });
+        let image = dumb.images.get(SnapId(9)).expect("prepared");
+        assert_eq!((image.state, &image.note[..]), (ImageState::Ready, &[7][..]));
         assert_eq!(dumb.images.iter().count(), 1);
     }
 

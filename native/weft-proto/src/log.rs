@@ -24,6 +24,7 @@ use core::fmt;
 use crate::bytes::{Put, Reader, Short, as_len, len_u32};
 use crate::ids::{Epoch, Generation, PoolId, PoolInc, Rid, SessionId, SnapId, VolumeId};
 use crate::images::ImageChange;
+use crate::message::NOTE_MAX;
 use crate::record::{RECORD_MAX, REGIONS_MAX};
 
 /// Bytes of a block: what a disk writes at once, or tears.
@@ -652,7 +653,10 @@ fn encode_entry(key: ReplicaKey, record: &LogRecord) -> Vec<u8> {
                     body.u64(epoch.0);
                     body.u64(*incarnation);
                 }
-                ImageChange::Ready => body.put(&[IMAGE_READY]),
+                ImageChange::Ready { note } => {
+                    body.put(&[IMAGE_READY]);
+                    body.put(note);
+                }
                 ImageChange::Has { regions } => {
                     body.put(&[IMAGE_HAS]);
                     regions.iter().for_each(|region| body.u32(*region));
@@ -733,7 +737,8 @@ fn decode_entry(r: &mut Reader<'_>) -> Result<Option<(ReplicaKey, LogRecord)>, S
                     epoch: Epoch(body.u64()?),
                     incarnation: body.u64()?,
                 },
-                IMAGE_READY => ImageChange::Ready,
+                IMAGE_READY if body.rest().len() > NOTE_MAX => return Err(Short),
+                IMAGE_READY => ImageChange::Ready { note: body.take(body.rest().len())?.to_vec() },
                 IMAGE_HAS => {
                     let mut regions = Vec::with_capacity(body.rest().len() / 4);
                     while !body.is_done() {
@@ -1481,7 +1486,8 @@ mod tests {
         let generation = Generation::new(Epoch(5), 3);
         let first = ImageChange::Prepared { attempt: 2, generation, epoch: Epoch(5), incarnation: 4 };
         let many: Vec<u32> = (0..9000).collect();
-        let changes = [first, ImageChange::Ready, ImageChange::Has { regions: many.clone() }];
+        let ready = ImageChange::Ready { note: b"{}".to_vec() };
+        let changes = [first, ready, ImageChange::Has { regions: many.clone() }];
         let write = |log: &mut Log, ring: &mut Vec<u8>| {
             while let Some(write) = log.poll_write() {
                 apply(ring, &write);

@@ -6,10 +6,17 @@
 
 use alloc::vec::Vec;
 
-use crate::ids::{ClusterId, Epoch, Generation, HostId, Ordinal, PoolId, PoolInc, Rid, SessionId, VolumeId};
+use crate::ids::{
+    ClusterId, Epoch, Generation, HostId, Ordinal, PoolId, PoolInc, Rid, SessionId, SnapId, VolumeId,
+};
+use crate::images::ImageState;
 
 /// The largest range of data in one message, in bytes (transport.md 1.9b).
 pub const MAX_DATA: u64 = 128 * 1024;
+/// Longest note of a snapshot, in bytes: what a replica keeps of it for a repair of the store.
+pub const NOTE_MAX: usize = 512;
+/// Most images in one answer to [`Ask::Images`].
+pub const IMAGES_PAGE: usize = 1024;
 
 /// How far a host has seen the store advance (R11): compared in field order, from linearizable reads only.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
@@ -39,7 +46,8 @@ pub struct Claim {
 pub struct Request<P> {
     /// Chosen by the session, unique among its unanswered requests on one attachment.
     pub tag: u32,
-    /// The epoch under which the session asks. Ignored for [`Ask::Attach`] and [`Ask::Detach`].
+    /// The epoch under which the session asks. Ignored for [`Ask::Attach`] and [`Ask::Detach`], and where
+    /// [`Ask::is_of_images`] says so.
     pub epoch: Epoch,
     /// What is asked.
     pub ask: Ask<P>,
@@ -137,6 +145,92 @@ pub enum Ask<P> {
     },
     /// "Are you serving this volume at this epoch?" (R9, 4.9)
     Heartbeat,
+    /// Makes room for an image, which is still none: before the barrier, since it takes several flushes. What an earlier
+    /// attempt has left of it goes first.
+    SnapMake {
+        /// Of which snapshot.
+        id: SnapId,
+        /// For this attempt: above every other one that was asked for.
+        attempt: u64,
+    },
+    /// Takes the image for which [`Ask::SnapMake`] has made room. Answered when it is in the log, and no write, zero or growth of
+    /// its generation or an older one is executed any more (R28).
+    SnapPrepare {
+        /// Of which snapshot.
+        id: SnapId,
+        /// Attempts have names of their own: their interval is not enough (docs/model.md, finding 21).
+        attempt: u64,
+        /// The interval that the barrier ends.
+        generation: Generation,
+        /// The store's incarnation.
+        incarnation: u64,
+    },
+    /// Its snapshot stands in the store (R27).
+    SnapReady {
+        /// Which.
+        id: SnapId,
+        /// The attempt that the store names.
+        attempt: u64,
+        /// What the store says of the snapshot, for a repair; at most [`NOTE_MAX`] bytes, which nobody here reads.
+        note: Vec<u8>,
+    },
+    /// The attempt is known not to stand in the store, and never will: its image goes, if there is one.
+    SnapDrop {
+        /// Which.
+        id: SnapId,
+        /// Exactly this attempt.
+        attempt: u64,
+    },
+    /// The snapshot is being deleted: its image goes.
+    SnapDelete {
+        /// Which.
+        id: SnapId,
+    },
+    /// Reads whole blocks of an image that is READY, as do the next two: without any promise, at any epoch.
+    SnapRead {
+        /// Which.
+        id: SnapId,
+        /// Byte offset.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// As `Kinds`.
+    SnapKinds {
+        /// Of which image.
+        id: SnapId,
+        /// Byte offset.
+        offset: u64,
+        /// Length in bytes, at most 64 MiB.
+        len: u64,
+    },
+    /// As `Hash`.
+    SnapHash {
+        /// Of which image.
+        id: SnapId,
+        /// Byte offset.
+        offset: u64,
+        /// Length in bytes, at most 1 MiB.
+        len: u64,
+        /// Key of the hash, fresh per range.
+        key: [u8; 16],
+    },
+    /// Which images there are, without any promise.
+    Images {
+        /// In the order of ids, from this one on.
+        from: SnapId,
+    },
+}
+
+impl<P> Ask<P> {
+    /// Is it a look at images, which may be had without a promise (R1's last sentence)?
+    #[must_use]
+    pub fn is_of_images(&self) -> bool {
+        matches!(
+            self,
+            Ask::SnapRead { .. } | Ask::SnapKinds { .. } | Ask::SnapHash { .. } | Ask::Images { .. }
+        )
+    }
 }
 
 /// The first request of an attachment.
@@ -183,15 +277,16 @@ pub struct Response<P> {
 /// A granted request's answer.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer<P> {
-    /// Done, nothing to add: `Detach`, `Write`, `Zero`, `Flush`, `Seal`, `Grow`.
+    /// Done, nothing to add: `Detach`, `Write`, `Zero`, `Flush`, `Seal`, `Grow`, `SnapMake`, `SnapPrepare`, `SnapReady`, `SnapDrop`,
+    /// and `SnapDelete` where there is no such image any more.
     Done,
     /// To `Attach`.
     Attached(ReplicaView),
     /// To `Promise`.
     Promised(ReplicaView),
-    /// To `Read`: runs in order that cover the range exactly.
+    /// To `Read` and `SnapRead`: runs in order that cover the range exactly.
     Data(Vec<Extent<P>>),
-    /// To `Kinds`: (length in bytes, kind) runs that cover the range exactly; `None` is data.
+    /// To `Kinds` and `SnapKinds`: (length in bytes, kind) runs that cover the range exactly; `None` is data.
     Kinds(Vec<(u64, Option<Hole>)>),
     /// To `Stamps`: (region, stamp) in order; `next` is where the next page starts.
     Stamps {
@@ -200,7 +295,7 @@ pub enum Answer<P> {
         /// First region of the next page, if there is one.
         next: Option<u32>,
     },
-    /// To `Hash`: one per block.
+    /// To `Hash` and `SnapHash`: one per block.
     Hashes(Vec<[u8; 16]>),
     /// To `Heartbeat`.
     Alive {
@@ -209,6 +304,27 @@ pub enum Answer<P> {
         /// Free bytes of the pool.
         free_bytes: u64,
     },
+    /// To `SnapDelete`: it is in the log, and goes on after a restart, but the image is still there. To be asked again.
+    Deleting,
+    /// To `Images`, in the order of ids: with less than [`IMAGES_PAGE`] of them there are no more.
+    Images(Vec<ImageView>),
+}
+
+/// What a replica tells of one of its images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImageView {
+    /// Of which snapshot.
+    pub id: SnapId,
+    /// Of which attempt at it.
+    pub attempt: u64,
+    /// The barrier's generation.
+    pub generation: Generation,
+    /// How far it is.
+    pub state: ImageState,
+    /// It needs nothing of the volume's current data.
+    pub whole: bool,
+    /// Size in bytes.
+    pub size: u64,
 }
 
 /// One run of a read.
@@ -280,4 +396,12 @@ pub enum Refusal {
     Quarantined,
     /// Too many requests at once; ask again.
     Busy,
+    /// No such image here, or none that may be read.
+    NoSnapshot,
+    /// This replica can have no images where it lies.
+    NoSnapshots,
+    /// Not above the highest attempt at this snapshot that was seen here.
+    OldAttempt,
+    /// Of an interval that a barrier has ended here.
+    OldGeneration,
 }

@@ -771,7 +771,8 @@ impl<P: Payload> Replica<P> {
         if attachment.unanswered >= REQUESTS_MAX {
             return Err(Refusal::Busy);
         }
-        if matches!(ask, Ask::Promise { .. } | Ask::Detach) || self.config.broken.is(Mutation::NoFence) {
+        let free = matches!(ask, Ask::Promise { .. } | Ask::Detach) || ask.is_of_images();
+        if free || self.config.broken.is(Mutation::NoFence) {
             return Ok(());
         }
         let bound =
@@ -795,6 +796,20 @@ impl<P: Payload> Replica<P> {
         ask: Ask<P>,
     ) -> Result<(), Refusal> {
         let op = match ask {
+            Ask::SnapMake { .. } | Ask::SnapPrepare { .. } | Ask::SnapReady { .. } => {
+                return Err(Refusal::NoSnapshots);
+            }
+            Ask::SnapRead { .. } | Ask::SnapKinds { .. } | Ask::SnapHash { .. } => {
+                return Err(Refusal::NoSnapshot);
+            }
+            Ask::SnapDrop { .. } | Ask::SnapDelete { .. } => {
+                self.reply(id, tag, now, now, Ok(Answer::Done));
+                return Ok(());
+            }
+            Ask::Images { .. } => {
+                self.reply(id, tag, now, now, Ok(Answer::Images(Vec::new())));
+                return Ok(());
+            }
             Ask::Attach(_) => return Err(Refusal::NotAttached),
             Ask::Detach => {
                 if let Some(a) = self.attachments.get_mut(&id) {

@@ -27,9 +27,13 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use crate::bytes::{Put, Reader, Short, as_len, len_u32};
-use crate::ids::{ClusterId, Epoch, Generation, HostId, Ordinal, PoolId, PoolInc, Rid, SessionId, VolumeId};
+use crate::ids::{
+    ClusterId, Epoch, Generation, HostId, Ordinal, PoolId, PoolInc, Rid, SessionId, SnapId, VolumeId,
+};
+use crate::images::ImageState;
 use crate::message::{
-    Answer, Ask, Attach, Extent, Hole, MAX_DATA, Refusal, ReplicaView, Request, Response, Watermark,
+    Answer, Ask, Attach, Extent, Hole, IMAGES_PAGE, ImageView, MAX_DATA, NOTE_MAX, Refusal, ReplicaView,
+    Request, Response, Watermark,
 };
 use crate::payload::{BLOCK, Payload};
 use crate::record::RECORD_MAX;
@@ -364,6 +368,15 @@ enum Op {
     Hash = 0x1a,
     Grow = 0x1b,
     Heartbeat = 0x1c,
+    SnapMake = 0x20,
+    SnapPrepare = 0x21,
+    SnapReady = 0x22,
+    SnapDrop = 0x23,
+    SnapDelete = 0x24,
+    SnapRead = 0x25,
+    SnapKinds = 0x26,
+    SnapHash = 0x27,
+    Images = 0x28,
     Done = RESPONSE,
     Attached = RESPONSE | 0x01,
     Promised = RESPONSE | 0x02,
@@ -372,12 +385,14 @@ enum Op {
     StampPage = RESPONSE | 0x05,
     Hashes = RESPONSE | 0x06,
     Alive = RESPONSE | 0x07,
+    Deleting = RESPONSE | 0x08,
+    ImageList = RESPONSE | 0x09,
     Refused = RESPONSE | 0x7f,
 }
 
 impl Op {
     fn from_byte(byte: u8) -> Option<Op> {
-        const ALL: [Op; 23] = [
+        const ALL: [Op; 34] = [
             Op::Hello,
             Op::Attach,
             Op::Detach,
@@ -392,6 +407,15 @@ impl Op {
             Op::Hash,
             Op::Grow,
             Op::Heartbeat,
+            Op::SnapMake,
+            Op::SnapPrepare,
+            Op::SnapReady,
+            Op::SnapDrop,
+            Op::SnapDelete,
+            Op::SnapRead,
+            Op::SnapKinds,
+            Op::SnapHash,
+            Op::Images,
             Op::Done,
             Op::Attached,
             Op::Promised,
@@ -400,6 +424,8 @@ impl Op {
             Op::StampPage,
             Op::Hashes,
             Op::Alive,
+            Op::Deleting,
+            Op::ImageList,
             Op::Refused,
         ];
         ALL.into_iter().find(|op| *op as u8 == byte)
@@ -418,13 +444,23 @@ impl Op {
     fn fields(self) -> (bool, bool, bool) {
         match self {
             Op::Write | Op::Zero => (true, true, true),
-            Op::Read | Op::Kinds | Op::Hash => (false, true, true),
-            Op::Seal => (true, false, false),
+            Op::Read | Op::Kinds | Op::Hash | Op::SnapRead | Op::SnapKinds | Op::SnapHash => {
+                (false, true, true)
+            }
+            Op::Seal | Op::SnapPrepare => (true, false, false),
             Op::Stamps => (true, true, false),
             Op::Grow => (true, true, true),
-            Op::Hello | Op::Attach | Op::Detach | Op::Promise | Op::Flush | Op::Heartbeat => {
-                (false, false, false)
-            }
+            Op::Hello
+            | Op::Attach
+            | Op::Detach
+            | Op::Promise
+            | Op::Flush
+            | Op::Heartbeat
+            | Op::SnapMake
+            | Op::SnapReady
+            | Op::SnapDrop
+            | Op::SnapDelete
+            | Op::Images => (false, false, false),
             Op::Done
             | Op::Attached
             | Op::Promised
@@ -433,6 +469,8 @@ impl Op {
             | Op::StampPage
             | Op::Hashes
             | Op::Alive
+            | Op::Deleting
+            | Op::ImageList
             | Op::Refused => (false, true, false),
         }
     }
@@ -561,6 +599,29 @@ pub fn encode_request<P: Payload>(version: Version, handle: u32, request: &Reque
             d
         }
         Ask::Heartbeat => Draft::new(Op::Heartbeat),
+        Ask::SnapMake { id, attempt } => attempted(Op::SnapMake, *id, *attempt),
+        Ask::SnapPrepare { id, attempt, generation, incarnation } => {
+            let mut d = attempted(Op::SnapPrepare, *id, *attempt);
+            d.generation = generation.0;
+            d.meta.u64(*incarnation);
+            d
+        }
+        Ask::SnapReady { id, attempt, note } => {
+            assert!(note.len() <= NOTE_MAX, "note of {} bytes, limit {NOTE_MAX}", note.len());
+            let mut d = attempted(Op::SnapReady, *id, *attempt);
+            d.meta.put(note);
+            d
+        }
+        Ask::SnapDrop { id, attempt } => attempted(Op::SnapDrop, *id, *attempt),
+        Ask::SnapDelete { id } => imaged(Draft::new(Op::SnapDelete), *id),
+        Ask::SnapRead { id, offset, len } => imaged(ranged(Op::SnapRead, *offset, *len), *id),
+        Ask::SnapKinds { id, offset, len } => imaged(ranged(Op::SnapKinds, *offset, *len), *id),
+        Ask::SnapHash { id, offset, len, key } => {
+            let mut d = imaged(ranged(Op::SnapHash, *offset, *len), *id);
+            d.meta.put(key);
+            d
+        }
+        Ask::Images { from } => imaged(Draft::new(Op::Images), *from),
     };
     draft.finish(version, request.tag, handle, request.epoch, data)
 }
@@ -620,6 +681,25 @@ pub fn decode_request<P: Payload>(header: &Header, meta: &[u8], data: P) -> Resu
             Ask::Grow { generation, from: offset, to }
         }
         Op::Heartbeat => Ask::Heartbeat,
+        Op::SnapMake => Ask::SnapMake { id: SnapId(r.u128()?), attempt: r.u64()? },
+        Op::SnapPrepare => {
+            let (id, attempt) = (SnapId(r.u128()?), r.u64()?);
+            Ask::SnapPrepare { id, attempt, generation, incarnation: r.u64()? }
+        }
+        Op::SnapReady => {
+            let (id, attempt) = (SnapId(r.u128()?), r.u64()?);
+            let note = r.take(r.rest().len())?;
+            if note.len() > NOTE_MAX {
+                return Err(FrameError::BadMeta);
+            }
+            Ask::SnapReady { id, attempt, note: note.to_vec() }
+        }
+        Op::SnapDrop => Ask::SnapDrop { id: SnapId(r.u128()?), attempt: r.u64()? },
+        Op::SnapDelete => Ask::SnapDelete { id: SnapId(r.u128()?) },
+        Op::SnapRead => Ask::SnapRead { id: SnapId(r.u128()?), offset, len },
+        Op::SnapKinds => Ask::SnapKinds { id: SnapId(r.u128()?), offset, len },
+        Op::SnapHash => Ask::SnapHash { id: SnapId(r.u128()?), offset, len, key: r.array()? },
+        Op::Images => Ask::Images { from: SnapId(r.u128()?) },
         Op::Hello
         | Op::Done
         | Op::Attached
@@ -629,6 +709,8 @@ pub fn decode_request<P: Payload>(header: &Header, meta: &[u8], data: P) -> Resu
         | Op::StampPage
         | Op::Hashes
         | Op::Alive
+        | Op::Deleting
+        | Op::ImageList
         | Op::Refused => return Err(FrameError::WrongKind),
     };
     finished(&r)?;
@@ -697,6 +779,24 @@ pub fn encode_response<P: Payload>(version: Version, handle: u32, response: &Res
             d.meta.u64(*free_bytes);
             d
         }
+        Ok(Answer::Deleting) => Draft::new(Op::Deleting),
+        Ok(Answer::Images(images)) => {
+            assert!(images.len() <= IMAGES_PAGE, "{} images in an answer, limit {IMAGES_PAGE}", images.len());
+            let mut d = Draft::new(Op::ImageList);
+            for image in images {
+                d.meta.u128(image.id.0);
+                d.meta.u64(image.attempt);
+                d.meta.u64(image.generation.0);
+                d.meta.u64(image.size);
+                let state = match image.state {
+                    ImageState::Prepared => 0,
+                    ImageState::Ready => 1,
+                    ImageState::Deleting => 2,
+                };
+                d.meta.u32(state | u32::from(image.whole) << 8);
+            }
+            d
+        }
         Err(refusal) => {
             let mut d = Draft::new(Op::Refused);
             d.status = status_of(*refusal);
@@ -747,6 +847,17 @@ pub fn decode_response<P: Payload>(header: &Header, meta: &[u8], data: P) -> Res
             Ok(Answer::Hashes(hashes))
         }
         Op::Alive => Ok(Answer::Alive { oldest_io_ms: r.u32()?, free_bytes: r.u64()? }),
+        Op::Deleting => Ok(Answer::Deleting),
+        Op::ImageList => {
+            if r.rest().len() > IMAGES_PAGE * IMAGE_LEN {
+                return Err(FrameError::BadMeta);
+            }
+            let mut images = Vec::with_capacity(r.rest().len() / IMAGE_LEN);
+            while !r.is_done() {
+                images.push(image_view(&mut r)?);
+            }
+            Ok(Answer::Images(images))
+        }
         Op::Refused => Err(refusal_of(header.status).ok_or(FrameError::UnknownStatus(header.status))?),
         Op::Hello
         | Op::Attach
@@ -761,7 +872,16 @@ pub fn decode_response<P: Payload>(header: &Header, meta: &[u8], data: P) -> Res
         | Op::Stamps
         | Op::Hash
         | Op::Grow
-        | Op::Heartbeat => return Err(FrameError::WrongKind),
+        | Op::Heartbeat
+        | Op::SnapMake
+        | Op::SnapPrepare
+        | Op::SnapReady
+        | Op::SnapDrop
+        | Op::SnapDelete
+        | Op::SnapRead
+        | Op::SnapKinds
+        | Op::SnapHash
+        | Op::Images => return Err(FrameError::WrongKind),
     };
     finished(&r)?;
     Ok(Response { tag: header.tag, epoch: header.epoch, outcome, service_us })
@@ -771,6 +891,37 @@ fn ranged(op: Op, offset: u64, len: u64) -> Draft {
     let mut d = Draft::new(op);
     (d.offset, d.len) = (offset, len);
     d
+}
+
+fn imaged(mut d: Draft, id: SnapId) -> Draft {
+    d.meta.u128(id.0);
+    d
+}
+
+fn attempted(op: Op, id: SnapId, attempt: u64) -> Draft {
+    let mut d = imaged(Draft::new(op), id);
+    d.meta.u64(attempt);
+    d
+}
+
+/// Bytes of one image in a list: id, attempt, generation, size, state in the lowest byte and a bit for "whole" above it.
+const IMAGE_LEN: usize = 44;
+
+fn image_view(r: &mut Reader<'_>) -> Result<ImageView, FrameError> {
+    let (id, attempt, generation, size) = (SnapId(r.u128()?), r.u64()?, Generation(r.u64()?), r.u64()?);
+    let word = r.u32()?;
+    let state = match word & 0xff {
+        0 => ImageState::Prepared,
+        1 => ImageState::Ready,
+        2 => ImageState::Deleting,
+        _ => return Err(FrameError::BadMeta),
+    };
+    let whole = match word >> 8 {
+        0 => false,
+        1 => true,
+        _ => return Err(FrameError::BadMeta),
+    };
+    Ok(ImageView { id, attempt, generation, state, whole, size })
 }
 
 fn finished(r: &Reader<'_>) -> Result<(), FrameError> {
@@ -897,6 +1048,10 @@ fn status_of(refusal: Refusal) -> u8 {
         Refusal::BitRot => 9,
         Refusal::Quarantined => 10,
         Refusal::Busy => 11,
+        Refusal::NoSnapshot => 12,
+        Refusal::NoSnapshots => 13,
+        Refusal::OldAttempt => 14,
+        Refusal::OldGeneration => 15,
     }
 }
 
@@ -913,6 +1068,10 @@ fn refusal_of(status: u8) -> Option<Refusal> {
         9 => Refusal::BitRot,
         10 => Refusal::Quarantined,
         11 => Refusal::Busy,
+        12 => Refusal::NoSnapshot,
+        13 => Refusal::NoSnapshots,
+        14 => Refusal::OldAttempt,
+        15 => Refusal::OldGeneration,
         _ => return None,
     })
 }
@@ -1228,6 +1387,7 @@ mod tests {
     fn one_of_each_ask() -> Vec<(&'static str, Ask<HeapPayload>)> {
         let generation = Generation::new(Epoch(7), 2);
         let data = pattern(BLOCK_LEN);
+        let id = SnapId(0x51);
         let attach = Attach {
             volume: VolumeId(0x11),
             rid: Rid(2),
@@ -1264,6 +1424,15 @@ mod tests {
             ("hash", Ask::Hash { offset: 0, len: 1 << 20, key: *b"sixteen bytes ok" }),
             ("grow", Ask::Grow { generation, from: 1 << 31, to: 1 << 41 }),
             ("heartbeat", Ask::Heartbeat),
+            ("snap-make", Ask::SnapMake { id, attempt: 7 << 20 | 1 }),
+            ("snap-prepare", Ask::SnapPrepare { id, attempt: 7 << 20 | 1, generation, incarnation: 3 }),
+            ("snap-ready", Ask::SnapReady { id, attempt: 7 << 20 | 1, note: br#"{"name":"n"}"#.to_vec() }),
+            ("snap-drop", Ask::SnapDrop { id, attempt: 7 << 20 | 2 }),
+            ("snap-delete", Ask::SnapDelete { id }),
+            ("snap-read", Ask::SnapRead { id, offset: 1 << 20, len: 131_072 }),
+            ("snap-kinds", Ask::SnapKinds { id, offset: 0, len: 64 << 20 }),
+            ("snap-hash", Ask::SnapHash { id, offset: 0, len: 1 << 20, key: *b"sixteen bytes ok" }),
+            ("images", Ask::Images { from: id }),
         ]
     }
 
@@ -1289,8 +1458,30 @@ mod tests {
             ),
             ("hashes".into(), Ok(Answer::Hashes(vec![*b"0123456789abcdef", [7; 16]]))),
             ("alive".into(), Ok(Answer::Alive { oldest_io_ms: 12, free_bytes: 1 << 39 })),
+            ("deleting".into(), Ok(Answer::Deleting)),
+            (
+                "image-list".into(),
+                Ok(Answer::Images(vec![
+                    ImageView {
+                        id: SnapId(0x51),
+                        attempt: 7 << 20 | 1,
+                        generation: Generation::new(Epoch(7), 2),
+                        state: ImageState::Ready,
+                        whole: true,
+                        size: 1 << 40,
+                    },
+                    ImageView {
+                        id: SnapId(0x52),
+                        attempt: 7 << 20 | 2,
+                        generation: Generation::new(Epoch(7), 3),
+                        state: ImageState::Deleting,
+                        whole: false,
+                        size: 1 << 41,
+                    },
+                ])),
+            ),
         ];
-        for status in 1..=11 {
+        for status in 1..=15 {
             let refusal = refusal_of(status).expect("statuses are numbered without gaps");
             outcomes.push((format!("refused-{status}"), Err(refusal)));
         }
@@ -1412,10 +1603,10 @@ mod tests {
     fn an_unknown_status_is_an_error_and_not_a_guess() {
         let frame = encode_response::<HeapPayload>(Version::V1, 1, &response(Err(Refusal::Busy)));
         let mut head: [u8; HEADER_LEN] = frame.head[..].try_into().expect("a refusal has no meta");
-        head[6] = 12;
+        head[6] = 16;
         let crc = crc32c::crc32c(&head[..60]);
         head[60..].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(receive_response(&head), Err(FrameError::UnknownStatus(12)));
+        assert_eq!(receive_response(&head), Err(FrameError::UnknownStatus(16)));
     }
 
     #[test]
@@ -1535,7 +1726,46 @@ mod tests {
                 to: from.saturating_add(len),
             }),
             Just(Ask::Heartbeat),
+            any_image_ask(),
         ]
+    }
+
+    fn any_image_ask() -> impl Strategy<Value = Ask<HeapPayload>> {
+        let id = || any::<u128>().prop_map(SnapId);
+        let ranged = || (id(), any::<[u64; 2]>());
+        let note = proptest::collection::vec(any::<u8>(), 0..=NOTE_MAX);
+        prop_oneof![
+            (id(), any::<u64>()).prop_map(|(id, attempt)| Ask::SnapMake { id, attempt }),
+            (id(), any::<[u64; 3]>()).prop_map(|(id, [attempt, generation, incarnation])| {
+                Ask::SnapPrepare { id, attempt, generation: Generation(generation), incarnation }
+            }),
+            (id(), any::<u64>(), note).prop_map(|(id, attempt, note)| Ask::SnapReady { id, attempt, note }),
+            (id(), any::<u64>()).prop_map(|(id, attempt)| Ask::SnapDrop { id, attempt }),
+            id().prop_map(|id| Ask::SnapDelete { id }),
+            ranged().prop_map(|(id, [offset, len])| Ask::SnapRead { id, offset, len }),
+            ranged().prop_map(|(id, [offset, len])| Ask::SnapKinds { id, offset, len }),
+            (ranged(), any::<[u8; 16]>()).prop_map(|((id, [offset, len]), key)| Ask::SnapHash {
+                id,
+                offset,
+                len,
+                key
+            }),
+            id().prop_map(|from| Ask::Images { from }),
+        ]
+    }
+
+    fn any_image_view() -> impl Strategy<Value = ImageView> {
+        let states = [ImageState::Prepared, ImageState::Ready, ImageState::Deleting];
+        (any::<u128>(), any::<[u64; 3]>(), 0..3usize, any::<bool>()).prop_map(
+            move |(id, [attempt, generation, size], state, whole)| ImageView {
+                id: SnapId(id),
+                attempt,
+                generation: Generation(generation),
+                state: states[state],
+                whole,
+                size,
+            },
+        )
     }
 
     fn any_view() -> impl Strategy<Value = ReplicaView> {
@@ -1586,7 +1816,9 @@ mod tests {
             proptest::collection::vec(any::<[u8; 16]>(), 0..256).prop_map(|h| Ok(Answer::Hashes(h))),
             any::<(u32, u64)>()
                 .prop_map(|(oldest_io_ms, free_bytes)| Ok(Answer::Alive { oldest_io_ms, free_bytes })),
-            (1u8..=11).prop_map(|status| Err(refusal_of(status).expect("known"))),
+            Just(Ok(Answer::Deleting)),
+            proptest::collection::vec(any_image_view(), 0..100).prop_map(|images| Ok(Answer::Images(images))),
+            (1u8..=15).prop_map(|status| Err(refusal_of(status).expect("known"))),
         ]
     }
 
@@ -1621,10 +1853,10 @@ mod tests {
         /// A malicious peer gets its CRCs right; then only the parser stands between it and us.
         #[test]
         fn random_meta_with_right_checksums_never_panics(
-            ops in 0usize..23, meta in proptest::collection::vec(any::<u8>(), 0..300), data_blocks in 0usize..3,
-            words in any::<[u64; 3]>(), status in 0u8..16, flags in 0u8..8,
+            ops in 0usize..34, meta in proptest::collection::vec(any::<u8>(), 0..300), data_blocks in 0usize..3,
+            words in any::<[u64; 3]>(), status in 0u8..20, flags in 0u8..8,
         ) {
-            let op = (0..=u8::MAX).filter_map(Op::from_byte).nth(ops).expect("23 operations");
+            let op = (0..=u8::MAX).filter_map(Op::from_byte).nth(ops).expect("34 operations");
             let (generation, offset, len) = op.fields();
             let carries_data = matches!(op, Op::Write | Op::Data);
             let data: HeapPayload = vec![7; if carries_data { data_blocks * BLOCK_LEN } else { 0 }].into();

@@ -561,7 +561,13 @@ impl<P: Payload> Session<P> {
                     peer.bad = Some((refusal, now));
                 }
             }
-            Refusal::OutOfBounds | Refusal::BadCrc | Refusal::BitRot => {}
+            Refusal::OutOfBounds
+            | Refusal::BadCrc
+            | Refusal::BitRot
+            | Refusal::NoSnapshot
+            | Refusal::NoSnapshots
+            | Refusal::OldAttempt
+            | Refusal::OldGeneration => {}
         }
         match sent.purpose {
             Purpose::Op(op) => self.op_unsent(op, rid),
