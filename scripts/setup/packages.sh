@@ -26,6 +26,14 @@ git:git
 openssl:openssl
 '
 
+# For `npm run lab`.
+lab_packages='
+linux.uml:user-mode-linux
+lvm:lvm2
+thin_check:thin-provisioning-tools
+modprobe:kmod
+'
+
 missing_packages() {
   for line in $wanted_packages; do
     thing=${line%%:*}

@@ -1,0 +1,50 @@
+/**
+ * `npm run lab`: programs in a guest with a kernel of its own (User-mode Linux), for what this machine's kernel lacks.
+ *
+ *     npm run lab -- run PROGRAM ARGUMENT…       any program of this machine; /dev/ram0 and /dev/ram1 are blank disks
+ *     npm run lab -- --seconds 60 run PROGRAM    ended after so long (default 300)
+ *     npm run lab -- --memory 512 --disk 64 …    MiB of memory (default 2048) and of each disk (default 512, taken as it is written)
+ *
+ * Must always hold: the exit status is the program's; 125 where it did not run to its end, with the reason.
+ */
+import { parseArgs } from "node:util";
+
+import { runGuest } from "./guest.ts";
+
+const options = {
+  seconds: { type: "string", default: "300" },
+  memory: { type: "string", default: "2048" },
+  disk: { type: "string", default: "512" },
+} as const;
+
+try {
+  process.exitCode = await lab();
+} catch (error) {
+  console.error(error instanceof Error ? error.message : error);
+  process.exitCode = 125;
+}
+
+async function lab(): Promise<number> {
+  const given = process.argv.slice(2);
+  // What stands behind the command is the program's.
+  const { tokens } = parseArgs({ args: given, options, allowPositionals: true, strict: false, tokens: true });
+  const at = tokens.find(({ kind }) => kind === "positional")?.index ?? given.length;
+  const { values } = parseArgs({ args: given.slice(0, at), options });
+  const [command, ...program] = given.slice(at);
+  if (command !== "run" || program.length === 0) throw new Error("npm run lab -- run PROGRAM [ARGUMENT…]");
+  return runGuest({
+    program,
+    modules: [`brd rd_nr=2 rd_size=${numberOf("disk", values.disk) * 1024}`, "loop", "dm_thin_pool"],
+    memoryMiB: numberOf("memory", values.memory),
+    seconds: numberOf("seconds", values.seconds),
+    directory: process.env["INIT_CWD"] ?? process.cwd(),
+    env: { RUST_BACKTRACE: "1" },
+    tell: (line) => console.log(line),
+  });
+}
+
+function numberOf(option: string, text: string): number {
+  const number = Number(text);
+  if (Number.isInteger(number) && number > 0) return number;
+  throw new Error(`--${option} ${text} is no number above 0.`);
+}
