@@ -46,6 +46,7 @@ use crate::record::{Owner, Record, RecordError};
 
 pub use copy::PieceId;
 pub use ops::OpId;
+pub(crate) use ops::{clip_data, clip_kinds, verified};
 pub use scrub::ScrubView;
 pub use view::{MemberView, ResyncView, SessionView};
 

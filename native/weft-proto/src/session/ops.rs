@@ -1014,7 +1014,7 @@ fn to_usize(value: u64) -> usize {
 }
 
 /// Do the CRCs match and the runs cover the range?
-pub(super) fn verified<P: Payload>(extents: &[Extent<P>], len: u64) -> bool {
+pub(crate) fn verified<P: Payload>(extents: &[Extent<P>], len: u64) -> bool {
     let mut covered = 0;
     for extent in extents {
         match extent {
@@ -1041,7 +1041,11 @@ fn whole_block<P: Payload>(extents: &[Extent<P>]) -> Option<Vec<u8>> {
 }
 
 /// Puts the parts of a read in order and cuts them to what was asked.
-fn clip_data<P: Payload>(mut parts: Vec<(u64, Vec<Extent<P>>)>, offset: u64, len: u64) -> Vec<Extent<P>> {
+pub(crate) fn clip_data<P: Payload>(
+    mut parts: Vec<(u64, Vec<Extent<P>>)>,
+    offset: u64,
+    len: u64,
+) -> Vec<Extent<P>> {
     parts.sort_by_key(|(start, _)| *start);
     let end = offset + len;
     let mut out = Vec::new();
@@ -1070,7 +1074,7 @@ fn clip_data<P: Payload>(mut parts: Vec<(u64, Vec<Extent<P>>)>, offset: u64, len
     out
 }
 
-fn clip_kinds(
+pub(crate) fn clip_kinds(
     mut parts: Vec<(u64, Vec<(u64, Option<Hole>)>)>,
     offset: u64,
     len: u64,
