@@ -211,8 +211,8 @@ impl Keeper {
 
     fn apply(&mut self, record: &LogRecord) {
         self.durable.apply(record);
-        if let LogRecord::Image { image, change } = record {
-            self.images.apply(*image, change, (SIZE, SHIFT), &self.durable.rgm);
+        if let LogRecord::Image { image, attempt, change } = record {
+            self.images.apply((*image, *attempt), change, (SIZE, SHIFT), &self.durable.rgm);
         }
     }
 
@@ -275,7 +275,7 @@ impl Keeper {
     }
 
     fn log_image(&mut self, image: SnapId, change: ImageChange) -> Result<(), Stop> {
-        self.log(&[LogRecord::Image { image, change }])
+        self.log(&[LogRecord::Image { image, attempt: 1, change }])
     }
 
     /// R28: what images need of a range is put there, durably, and then logged.
@@ -321,8 +321,7 @@ impl Keeper {
         self.fact(Fact::TakeAsked(image));
         self.run(PoolOp::TakeImage { replica: KEY, image, slot_bytes: 8192 })?;
         let generation = Generation::new(EPOCH, interval);
-        let attempt = 1;
-        self.log_image(image, ImageChange::Prepared { attempt, generation, epoch: EPOCH, incarnation: 1 })?;
+        self.log_image(image, ImageChange::Prepared { generation, epoch: EPOCH, incarnation: 1 })?;
         self.fact(Fact::Taken(image));
         Ok(())
     }

@@ -8,6 +8,7 @@
 use alloc::vec::Vec;
 
 use crate::ids::{Epoch, Generation, Rid, SessionId, VolumeId};
+use crate::images::Images;
 use crate::log::LogRecord;
 use crate::record::REGIONS_MAX;
 
@@ -38,6 +39,8 @@ pub struct Durable {
     pub device_generation: u64,
     /// The last stop flushed everything.
     pub clean_stop: bool,
+    /// Its images; each has a file of its own beside the checkpoint.
+    pub images: Images,
 }
 
 impl Durable {
@@ -57,9 +60,32 @@ impl Durable {
             boot_id: 0,
             device_generation: 0,
             clean_stop: false,
+            images: Images::default(),
         };
         durable.grow(size);
         durable
+    }
+
+    /// What a checkpoint of the replica is made of: all but what images have.
+    #[must_use]
+    pub fn without_images(&self) -> Durable {
+        let mut images = Images::default();
+        self.images.gone().for_each(|(id, attempt)| images.remember_gone(id, attempt));
+        Durable {
+            volume: self.volume,
+            rid: self.rid,
+            size: self.size,
+            region_shift: self.region_shift,
+            promised: self.promised,
+            session: self.session,
+            record: self.record.clone(),
+            sealed: self.sealed,
+            rgm: self.rgm.clone(),
+            boot_id: self.boot_id,
+            device_generation: self.device_generation,
+            clean_stop: self.clean_stop,
+            images,
+        }
     }
 
     /// Can this record of the log be this replica's? What a disk kept has the right checksums and may still say what
@@ -115,8 +141,11 @@ impl Durable {
                 self.device_generation = *device_generation;
                 self.clean_stop = *clean_stop;
             }
-            // Images are kept beside it, in files of their own.
-            LogRecord::Trashed | LogRecord::Image { .. } => {}
+            LogRecord::Image { image, attempt, change } => {
+                let shape = (self.size, self.region_shift);
+                self.images.apply((*image, *attempt), change, shape, &self.rgm);
+            }
+            LogRecord::Trashed => {}
         }
     }
 

@@ -8,24 +8,26 @@
 //! Must always hold:
 //! * what an image has is what records in the log say, neither what lies in a file nor what stamps suggest;
 //! * nothing is put into an image that is being deleted, and nobody older stops reading from it before it is gone;
-//! * a region that was never stamped when an image was taken is absent in it, and in all older ones: no file tells of it.
+//! * a region that was never stamped when an image was taken is absent in it, and in all older ones: no file tells of it;
+//! * a record of one attempt does nothing to the image of another one, so that a part of the log can be taken in again.
 //!
 //! Regions are of the image's own size, as the head's was then: later ones are never finer (R26).
 
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use crate::ids::{Epoch, Generation, SnapId};
 
 /// Regions and segments: bytes of a segment's file.
 pub const SEGMENT_SHIFT: u8 = 26;
+/// Of so many images that are gone a replica remembers which they were.
+pub const GONE_MAX: usize = 1024;
 
-/// What a record of the log says of an image.
+/// What a record of the log says of one attempt's image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ImageChange {
     /// It was taken: PREPARE. From then on nothing of its generation or an older one is executed.
     Prepared {
-        /// Which attempt at the barrier, counted in its session; a higher one replaces this.
-        attempt: u64,
         /// The generation of the barrier.
         generation: Generation,
         /// The owner's epoch.
@@ -62,7 +64,7 @@ pub enum ImageState {
 
 /// A set of regions.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Regions(Vec<u64>);
+pub(crate) struct Regions(pub(crate) Vec<u64>);
 
 impl Regions {
     fn has(&self, region: u32) -> bool {
@@ -107,9 +109,9 @@ pub struct Image {
     pub state: ImageState,
     /// What the store says of the snapshot, for a repair; empty before it is READY here.
     pub note: Vec<u8>,
-    has: Regions,
+    pub(crate) has: Regions,
     /// Regions that had been stamped.
-    written: Regions,
+    pub(crate) written: Regions,
 }
 
 impl Image {
@@ -119,6 +121,18 @@ impl Image {
         let region = |region: u64| u32::try_from(region).expect("at most 2^20 regions");
         let first = (offset >> self.region_shift).min(end);
         region(first)..region(end)
+    }
+
+    /// Number of its regions.
+    #[must_use]
+    pub fn regions_len(&self) -> usize {
+        usize::try_from(self.size.div_ceil(1 << self.region_shift)).expect("at most 2^20 regions")
+    }
+
+    /// Every region of it that was ever written is in its own files.
+    fn is_complete(&self) -> bool {
+        let has = |n: usize| self.has.0.get(n).copied().unwrap_or_default();
+        self.written.0.iter().enumerate().all(|(n, written)| written & !has(n) == 0)
     }
 
     /// Where a region begins, in bytes.
@@ -177,41 +191,82 @@ pub enum HandDown {
 
 /// All images of a replica that were taken by itself, by age.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Images(Vec<Image>);
+pub struct Images {
+    list: Vec<Image>,
+    gone: VecDeque<(SnapId, u64)>,
+}
 
 impl Images {
     /// The oldest first.
     pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Image> {
-        self.0.iter()
+        self.list.iter()
     }
 
     /// The image of a snapshot.
     #[must_use]
     pub fn get(&self, id: SnapId) -> Option<&Image> {
-        self.0.iter().find(|image| image.id == id)
+        self.list.iter().find(|image| image.id == id)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// There is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Attempts whose images are gone, the last one at the end: a repair of the store makes no snapshot of them.
+    pub fn gone(&self) -> impl ExactSizeIterator<Item = (SnapId, u64)> {
+        self.gone.iter().copied()
+    }
+
+    /// As they were kept beside the log, before what the log says since.
+    pub fn restore(&mut self, images: Vec<Image>) {
+        images.into_iter().for_each(|image| self.insert(image));
+    }
+
+    /// As it was kept beside the log.
+    pub(crate) fn remember_gone(&mut self, id: SnapId, attempt: u64) {
+        self.gone.retain(|(of, _)| *of != id);
+        self.gone.push_back((id, attempt));
+        if self.gone.len() > GONE_MAX {
+            self.gone.pop_front();
+        }
+    }
+
+    /// By age: barriers end intervals, so that each has a generation of its own.
+    fn insert(&mut self, image: Image) {
+        let older = |other: &Image| (other.generation, other.attempt) <= (image.generation, image.attempt);
+        let at = self.list.iter().rposition(older).map_or(0, |at| at + 1);
+        self.list.insert(at, image);
     }
 
     /// Takes in one record of the log. `size`, `region_shift` and `stamps` are the head's at that record. A record that
     /// was taken in before changes nothing.
     pub fn apply(
         &mut self,
-        id: SnapId,
+        (id, attempt): (SnapId, u64),
         change: &ImageChange,
         (size, region_shift): (u64, u8),
         stamps: &[Generation],
     ) {
-        if let ImageChange::Prepared { attempt, generation, epoch, incarnation } = change {
-            if self.get(id).is_some_and(|image| image.attempt >= *attempt) {
+        if let ImageChange::Prepared { generation, epoch, incarnation } = change {
+            if self.get(id).is_some_and(|image| image.attempt >= attempt) {
                 return;
             }
-            self.0.retain(|image| image.id != id);
+            self.list.retain(|image| image.id != id);
             let mut written = Regions::default();
             for (region, _) in (0..).zip(stamps).filter(|(_, stamp)| **stamp != Generation::NEVER) {
                 written.add(region);
             }
-            self.0.push(Image {
+            self.insert(Image {
                 id,
-                attempt: *attempt,
+                attempt,
                 generation: *generation,
                 epoch: *epoch,
                 incarnation: *incarnation,
@@ -224,34 +279,42 @@ impl Images {
             });
             return;
         }
-        let Some(image) = self.0.iter_mut().find(|image| image.id == id) else { return };
+        if *change == ImageChange::Gone {
+            self.list.retain(|image| (image.id, image.attempt) != (id, attempt));
+            return self.remember_gone(id, attempt);
+        }
+        let of = |image: &&mut Image| (image.id, image.attempt) == (id, attempt);
+        let Some(image) = self.list.iter_mut().find(of) else { return };
         match change {
-            ImageChange::Prepared { .. } => {}
+            ImageChange::Prepared { .. } | ImageChange::Gone => {}
             ImageChange::Ready { note } if image.state == ImageState::Prepared => {
                 image.state = ImageState::Ready;
                 image.note.clone_from(note);
             }
             ImageChange::Ready { .. } => {}
-            ImageChange::Has { regions } => regions.iter().for_each(|region| image.has.add(*region)),
+            ImageChange::Has { regions } => {
+                let end = image.regions_len();
+                let there = |region: &&u32| (**region as usize) < end;
+                regions.iter().filter(there).for_each(|region| image.has.add(*region));
+            }
             ImageChange::Deleting => image.state = ImageState::Deleting,
-            ImageChange::Gone => self.0.retain(|image| image.id != id),
         }
     }
 
     fn index(&self, id: SnapId) -> Option<usize> {
-        self.0.iter().position(|image| image.id == id)
+        self.list.iter().position(|image| image.id == id)
     }
 
     /// The next older one that stays.
     fn heir(&self, at: usize) -> Option<&Image> {
-        self.0[..at].iter().rev().find(|image| image.state != ImageState::Deleting)
+        self.list[..at].iter().rev().find(|image| image.state != ImageState::Deleting)
     }
 
     /// Where a region of an image is; none if it has no such image or region. To be asked for again at every look.
     #[must_use]
     pub fn place(&self, id: SnapId, region: u32) -> Option<Place> {
         let at = self.index(id)?;
-        let image = &self.0[at];
+        let image = &self.list[at];
         let offset = image.start(region);
         if offset >= image.size {
             return None;
@@ -259,32 +322,59 @@ impl Images {
         if !image.written.has(region) {
             return Some(Place::Absent);
         }
-        let found = (at..self.0.len()).find(|n| self.0[*n].has_at(offset));
+        let found = (at..self.list.len()).find(|n| self.list[*n].has_at(offset));
         Some(found.map_or(Place::Head, |n| {
-            let deleting = self.0[n].state == ImageState::Deleting;
+            let deleting = self.list[n].state == ImageState::Deleting;
             let heir = self.heir(n).filter(|_| deleting).map(|heir| heir.id);
-            Place::Image { image: self.0[n].id, heir }
+            Place::Image { image: self.list[n].id, heir }
         }))
     }
 
-    /// Which image has to get which of its regions before the head changes in this range, or goes (R28).
+    /// Which image has to get which of its regions before the head changes in this range (R28).
     #[must_use]
     pub fn needs(&self, offset: u64, len: u64) -> Option<(SnapId, Vec<u32>)> {
-        let newest = self.0.iter().rposition(|image| image.state != ImageState::Deleting)?;
-        let image = &self.0[newest];
+        let newest = self.list.iter().rposition(|image| image.state != ImageState::Deleting)?;
+        let image = &self.list[newest];
         let missing = |region: &u32| {
             let start = image.start(*region);
-            image.written.has(*region) && !self.0[newest..].iter().any(|image| image.has_at(start))
+            image.written.has(*region) && !self.list[newest..].iter().any(|image| image.has_at(start))
         };
         let regions: Vec<u32> = image.regions_of(offset, len).filter(missing).collect();
         (!regions.is_empty()).then_some((image.id, regions))
     }
 
+    /// The first byte from here on that the newest image that stays has to get before the head changes there, or goes.
+    #[must_use]
+    pub fn missing_from(&self, offset: u64) -> Option<u64> {
+        let newest = self.list.iter().rposition(|image| image.state != ImageState::Deleting)?;
+        let image = &self.list[newest];
+        let first = usize::try_from(offset >> image.region_shift).ok()?;
+        let words = image.written.0.iter().enumerate().skip(first / 64);
+        let lacks = words.filter_map(|(n, written)| {
+            let has = image.has.0.get(n).copied().unwrap_or_default();
+            let from = if n == first / 64 { u64::MAX << (first % 64) } else { u64::MAX };
+            let lacks = written & !has & from;
+            (lacks != 0).then_some((n, lacks))
+        });
+        let bits = lacks.flat_map(|(n, lacks)| {
+            let first = u64::try_from(n * 64).expect("at most 2^20 regions");
+            (0..64).filter(move |bit| lacks & (1 << bit) != 0).map(move |bit| first + bit)
+        });
+        let mut starts = bits.map(|region| region << image.region_shift);
+        starts.find(|start| !self.list[newest..].iter().any(|image| image.has_at(*start)))
+    }
+
+    /// It is known to need nothing of the head: neither does any other one of this replica, or it has all of it itself.
+    #[must_use]
+    pub fn is_whole(&self, id: SnapId) -> bool {
+        self.missing_from(0).is_none() || self.get(id).is_some_and(Image::is_complete)
+    }
+
     /// What is to be done for a deleted image; none if there is none.
     #[must_use]
     pub fn hand_down(&self) -> Option<HandDown> {
-        let at = self.0.iter().position(|image| image.state == ImageState::Deleting)?;
-        let image = &self.0[at];
+        let at = self.list.iter().position(|image| image.state == ImageState::Deleting)?;
+        let image = &self.list[at];
         let Some(heir) = self.heir(at) else { return Some(HandDown::Gone(image.id)) };
         let wanted = |region: &u32| heir.written.has(*region) && !heir.has.has(*region);
         let of_heir = |region: u32| {
@@ -316,9 +406,9 @@ mod tests {
     const SIZE: u64 = (10 << SHIFT) + (1 << 20);
     const REGIONS: u32 = 11;
 
-    fn prepared(attempt: u64) -> ImageChange {
+    fn prepared() -> ImageChange {
         let generation = Generation::new(Epoch(3), 1);
-        ImageChange::Prepared { attempt, generation, epoch: Epoch(3), incarnation: 1 }
+        ImageChange::Prepared { generation, epoch: Epoch(3), incarnation: 1 }
     }
 
     /// A replica whose regions hold a number each, 0 where nothing was written.
@@ -340,18 +430,21 @@ mod tests {
         }
 
         fn log(&mut self, id: SnapId, change: &ImageChange) {
-            self.images.apply(id, change, (SIZE, SHIFT), &self.stamps);
+            let attempt = self.images.get(id).map_or(1, |image| image.attempt);
+            self.log_of((id, attempt), change);
+        }
+
+        fn log_of(&mut self, of: (SnapId, u64), change: &ImageChange) {
+            self.images.apply(of, change, (SIZE, SHIFT), &self.stamps);
             let before = self.images.clone();
-            if !matches!(change, ImageChange::Gone) {
-                self.images.apply(id, change, (SIZE, SHIFT), &self.stamps);
-            }
+            self.images.apply(of, change, (SIZE, SHIFT), &self.stamps);
             assert_eq!(before, self.images, "a record that is taken in again changes nothing");
         }
 
         fn take(&mut self) {
             self.count += 1;
             let id = SnapId(self.count.into());
-            self.log(id, &prepared(1));
+            self.log(id, &prepared());
             self.expected.insert(id, self.head.clone());
         }
 
@@ -426,6 +519,15 @@ mod tests {
                 }
                 assert_eq!(self.images.place(*id, REGIONS), None);
             }
+            let bytes = (0..REGIONS).map(|region| u64::from(region) << SHIFT);
+            for from in bytes.clone() {
+                let missing = bytes.clone().find(|at| *at >= from && self.images.needs(*at, 4096).is_some());
+                assert_eq!(self.images.missing_from(from), missing);
+            }
+            for id in self.expected.keys().filter(|id| self.images.is_whole(**id)) {
+                let head = |region| self.images.place(*id, region) == Some(Place::Head);
+                assert!(!(0..REGIONS).any(head), "{id} is not whole");
+            }
         }
     }
 
@@ -452,7 +554,7 @@ mod tests {
                     dumb.check();
                 }
             }
-            prop_assert!(dumb.files.is_empty() && dumb.images == Images::default());
+            prop_assert!(dumb.files.is_empty() && dumb.images.is_empty());
         }
     }
 
@@ -500,13 +602,16 @@ mod tests {
     fn a_later_attempt_takes_the_place_of_an_earlier_one_and_not_the_other_way_around() {
         let mut dumb = Dumb::new();
         dumb.write(1);
-        dumb.log(SnapId(9), &prepared(2));
+        dumb.log_of((SnapId(9), 2), &prepared());
         dumb.write(1);
-        dumb.log(SnapId(9), &prepared(1));
+        dumb.log_of((SnapId(9), 1), &prepared());
         assert_eq!(dumb.images.needs(0, SIZE), None, "it has what was written over");
-        dumb.log(SnapId(9), &prepared(3));
+        dumb.log_of((SnapId(9), 3), &prepared());
         assert_eq!(dumb.images.needs(0, SIZE), Some((SnapId(9), vec![1])));
-        dumb.log(SnapId(9), &ImageChange::Ready { note: vec![7] });
+        for (attempt, change) in [(2, ImageChange::Deleting), (1, ImageChange::Gone)] {
+            dumb.log_of((SnapId(9), attempt), &change);
+        }
+        dumb.log_of((SnapId(9), 3), &ImageChange::Ready { note: vec![7] });
         let image = dumb.images.get(SnapId(9)).expect("prepared");
         assert_eq!((image.state, &image.note[..]), (ImageState::Ready, &[7][..]));
         assert_eq!(dumb.images.iter().count(), 1);
@@ -517,15 +622,15 @@ mod tests {
     fn regions_that_were_folded_since_cover_several_of_an_older_image() {
         let stamped = [Generation::new(Epoch(1), 1); 8];
         let mut images = Images::default();
-        images.apply(SnapId(1), &prepared(1), (8 << SHIFT, SHIFT), &stamped);
-        images.apply(SnapId(2), &prepared(1), (8 << SHIFT, SHIFT + 1), &stamped[..4]);
+        images.apply((SnapId(1), 1), &prepared(), (8 << SHIFT, SHIFT), &stamped);
+        images.apply((SnapId(2), 1), &prepared(), (8 << SHIFT, SHIFT + 1), &stamped[..4]);
         assert_eq!(images.needs(3 << SHIFT, 4096), Some((SnapId(2), vec![1])));
-        images.apply(SnapId(2), &ImageChange::Has { regions: vec![1] }, (0, 0), &[]);
+        images.apply((SnapId(2), 1), &ImageChange::Has { regions: vec![1] }, (0, 0), &[]);
         for region in [2, 3] {
             let newer = Place::Image { image: SnapId(2), heir: None };
             assert_eq!(images.place(SnapId(1), region), Some(newer));
         }
-        images.apply(SnapId(2), &ImageChange::Deleting, (0, 0), &[]);
+        images.apply((SnapId(2), 1), &ImageChange::Deleting, (0, 0), &[]);
         let (image, heir, regions) = (SnapId(2), SnapId(1), vec![2, 3]);
         let step = HandDown::Segment { image, heir, segment: 0, whole: true, regions };
         assert_eq!(images.hand_down(), Some(step));

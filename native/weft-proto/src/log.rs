@@ -119,6 +119,8 @@ pub enum LogRecord {
     Image {
         /// Which.
         image: SnapId,
+        /// Of which attempt at it.
+        attempt: u64,
         /// What became of it.
         change: ImageChange,
     },
@@ -348,12 +350,12 @@ impl Log {
                 let entries: Vec<_> = regions.chunks(STAMP_REGIONS).map(part).collect();
                 self.append_entries(leave, &entries)
             }
-            LogRecord::Image { image, change: ImageChange::Has { regions } }
+            LogRecord::Image { image, attempt, change: ImageChange::Has { regions } }
                 if regions.len() > STAMP_REGIONS =>
             {
                 let part = |regions: &[u32]| {
                     let change = ImageChange::Has { regions: regions.to_vec() };
-                    encode_entry(key, &LogRecord::Image { image: *image, change })
+                    encode_entry(key, &LogRecord::Image { image: *image, attempt: *attempt, change })
                 };
                 let entries: Vec<_> = regions.chunks(STAMP_REGIONS).map(part).collect();
                 self.append_entries(leave, &entries)
@@ -643,12 +645,12 @@ fn encode_entry(key: ReplicaKey, record: &LogRecord) -> Vec<u8> {
             body.put(&[u8::from(*clean_stop)]);
         }
         LogRecord::Trashed => {}
-        LogRecord::Image { image, change } => {
+        LogRecord::Image { image, attempt, change } => {
             body.u128(image.0);
+            body.u64(*attempt);
             match change {
-                ImageChange::Prepared { attempt, generation, epoch, incarnation } => {
+                ImageChange::Prepared { generation, epoch, incarnation } => {
                     body.put(&[IMAGE_PREPARED]);
-                    body.u64(*attempt);
                     body.u64(generation.0);
                     body.u64(epoch.0);
                     body.u64(*incarnation);
@@ -729,10 +731,9 @@ fn decode_entry(r: &mut Reader<'_>) -> Result<Option<(ReplicaKey, LogRecord)>, S
         },
         KIND_TRASHED => LogRecord::Trashed,
         KIND_IMAGE => {
-            let image = SnapId(body.u128()?);
+            let (image, attempt) = (SnapId(body.u128()?), body.u64()?);
             let change = match body.u8()? {
                 IMAGE_PREPARED => ImageChange::Prepared {
-                    attempt: body.u64()?,
                     generation: Generation(body.u64()?),
                     epoch: Epoch(body.u64()?),
                     incarnation: body.u64()?,
@@ -753,7 +754,7 @@ fn decode_entry(r: &mut Reader<'_>) -> Result<Option<(ReplicaKey, LogRecord)>, S
                 IMAGE_GONE => ImageChange::Gone,
                 _ => return Err(Short),
             };
-            LogRecord::Image { image, change }
+            LogRecord::Image { image, attempt, change }
         }
         _ => return Err(Short),
     };
@@ -1482,9 +1483,9 @@ mod tests {
     fn records_of_images_come_back_and_leave_room_for_those_that_end_one() {
         let mut ring = empty_ring();
         let mut log = start(&ring, 1);
-        let image = |change| LogRecord::Image { image: SnapId(7), change };
+        let image = |change| LogRecord::Image { image: SnapId(7), attempt: 2, change };
         let generation = Generation::new(Epoch(5), 3);
-        let first = ImageChange::Prepared { attempt: 2, generation, epoch: Epoch(5), incarnation: 4 };
+        let first = ImageChange::Prepared { generation, epoch: Epoch(5), incarnation: 4 };
         let many: Vec<u32> = (0..9000).collect();
         let ready = ImageChange::Ready { note: b"{}".to_vec() };
         let changes = [first, ready, ImageChange::Has { regions: many.clone() }];

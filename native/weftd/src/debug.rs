@@ -171,8 +171,8 @@ fn shown(record: &LogRecord) -> Value {
         LogRecord::Cut { size } => json!({ "cut": size.to_string() }),
         LogRecord::Identity { clean_stop, .. } => json!({ "identity": { "clean_stop": clean_stop } }),
         LogRecord::Trashed => json!("trashed"),
-        LogRecord::Image { image, change } => {
-            json!({ "image": image.to_string(), "change": format!("{change:?}") })
+        LogRecord::Image { image, attempt, change } => {
+            json!({ "image": image.to_string(), "attempt": attempt.to_string(), "change": format!("{change:?}") })
         }
     }
 }
