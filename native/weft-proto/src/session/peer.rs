@@ -400,6 +400,8 @@ impl<P: Payload> Session<P> {
         match response.outcome {
             // Its host may serve other volumes well: of this copy nothing is believed.
             Ok(Answer::Attached(view) | Answer::Promised(view)) if !self.is_possible(&view) => {
+                // Unless the volume has had another owner meanwhile: the store names it.
+                self.get_wanted |= view.promised > current;
                 self.take_refusal(now, rid, sent, current, response.epoch, Refusal::Quarantined);
             }
             Ok(answer) => self.take_answer(now, rid, sent, current, answer),

@@ -16,6 +16,7 @@ plots! {
     F3 => a_write_that_nobody_acknowledged_vanishes_with_the_member_that_had_it,
     F3 => a_member_that_falls_silent_after_its_promise_is_not_waited_for,
     F4 => an_owner_that_is_cut_off_with_one_member_reads_nothing_stale,
+    F4 => an_owner_that_calls_again_after_others_have_sealed_is_fenced,
     F5 => an_owner_that_was_stopped_for_an_hour_changes_nothing_when_it_goes_on,
     F6 => a_write_that_hangs_in_a_disk_does_not_land_on_a_newer_one,
     F7 => of_two_that_open_at_once_one_wins,
@@ -161,6 +162,31 @@ fn an_owner_that_is_cut_off_with_one_member_reads_nothing_stale(play: &Play) {
     fenced(&mut stage, owner);
     assert_eq!(stage.failure(silent_read), Some(GuestError::Fenced));
     stage.run_until("r0 is in sync again", |s| s.in_sync() == [R0, R1]);
+}
+
+/// F4, the owner's host is cut off from everything, long enough for the next one to seal. Its new connections are answered
+/// by members that are further than it has brought them, which is no lie of theirs. Found by the simulator: seed 3602717 of
+/// 5f6f1b7.
+fn an_owner_that_calls_again_after_others_have_sealed_is_fenced(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(D);
+    stage.written(owner, 9);
+    for host in [A, B, C, E] {
+        stage.cut(D, host);
+    }
+    stage.store_away(&[D]);
+    let stalled = stage.write(owner, 20);
+    let next = stage.steal(C);
+    stage.serving(next);
+    stage.written(next, 9);
+    stage.close(next);
+    for rid in [R0, R1] {
+        stage.reconnect(owner, rid);
+    }
+    stage.store_back();
+    stage.heal();
+    fenced(&mut stage, owner);
+    assert_eq!(stage.failure(stalled.id), Some(GuestError::Fenced));
 }
 
 /// F5: the owner's host is stopped in the middle of a write, the volume is stolen, and an hour later it goes on.
