@@ -43,7 +43,7 @@ export function addPoolCommands(program: Command, bind: Bind): void {
         { title: "SIZE", of: ({ total }) => (total === null ? "—" : formatSize(total)), right: true },
         { title: "ROTTEN", of: ({ bitRot }) => rottenText(bitRot), right: true },
         { title: "SNAPSHOTS", of: snapshotsText },
-        { title: "STATE", of: ({ state, reason }) => (reason === null ? state : `${state}: ${reason}`) },
+        { title: "STATE", of: stateText },
       ],
       "No pools yet.  Next:  weft pool add DIRECTORY",
     );
@@ -70,6 +70,12 @@ export function addPoolCommands(program: Command, bind: Bind): void {
 function snapshotsText({ noSnapshots, state }: PoolAnswer): string {
   if (noSnapshots !== null) return "no";
   return state === "serving" ? "yes" : "—";
+}
+
+function stateText({ state, reason, room }: PoolAnswer): string {
+  if (reason !== null) return `${state}: ${reason}`;
+  if (room === "full") return `${state}, full: takes no data`;
+  return room === "low" ? `${state}, nearly full` : state;
 }
 
 /** Blocks found, and how many of them are left. */

@@ -36,6 +36,7 @@ export function pool(name: "h1" | "h2", rest: object = {}): object {
     total: "214748364800",
     bitRot: { found: "0", left: "0" },
     noSnapshots: null,
+    room: "plenty",
     ...rest,
   };
 }

@@ -214,6 +214,18 @@ pub enum PoolState {
     Failed,
 }
 
+/// How full a pool's file system is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PoolRoom {
+    /// There is enough.
+    Plenty,
+    /// At 95 % or above: somebody should make room.
+    Low,
+    /// At 98 %, and not yet below 97 % again: what may need room is refused, and writes wait.
+    Full,
+}
+
 /// A pool of this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PoolInfo {
@@ -233,6 +245,8 @@ pub struct PoolInfo {
     pub free: Decimal,
     /// Bytes of its file system.
     pub total: Decimal,
+    /// How full it is; plenty while it does not serve.
+    pub room: PoolRoom,
     /// Replicas in it.
     pub replicas: u32,
     /// Blocks whose checksum was found not to match since it was started, each counted once until it is written again.

@@ -54,15 +54,18 @@ use crate::images;
 use crate::pool_dir::{self, PoolDir, Probe, SegmentError, SegmentFiles};
 use crate::reflink::Ability;
 use crate::segment::{Piece, Segment, Waiter};
-use crate::sidecar::{Entry, SEGMENT_BLOCKS};
+use crate::sidecar::{Entry, SEGMENT_BLOCKS, SIDECAR_BYTES};
 
 mod image;
 mod job;
 mod op;
+mod room;
 
 pub use op::{PoolAnswer, PoolConfig, PoolError, PoolEvent, PoolFigures, PoolOp, Slot};
+pub use room::{FULL_PERCENT, Fill, GO_ON_PERCENT, LOW_PERCENT};
 
 use job::{Found, Job, Work, conclude, entry_of, join_extents, join_kinds, nothing_there};
+use room::{Room, Taker};
 
 const BLOCK_LEN: usize = 4096;
 /// A segment's sidecar is written back after this many changed entries (8 MiB of data), so that a seal finds little to
@@ -70,6 +73,10 @@ const BLOCK_LEN: usize = 4096;
 const WRITE_BACK_CHANGES: u32 = 2048;
 /// Blocks of a replica that are remembered as rotten, so that each counts once; further ones count whenever they are met.
 const ROTTEN_MAX: usize = 1 << 16;
+/// What a new directory or file needs beside its content.
+const NAMES_ROOM: u64 = 16 << 10;
+/// A segment's sidecar, and the names of its two files.
+const SEGMENT_ROOM: u64 = SIDECAR_BYTES as u64 + NAMES_ROOM;
 
 /// An open replica.
 struct Replica {
@@ -154,6 +161,9 @@ pub struct FilePool {
     open_segments: usize,
     tick: u64,
     figures: PoolFigures,
+    room: Room,
+    /// Replicas with images since the start: what they overwrite may be shared.
+    imaged: BTreeSet<ReplicaKey>,
 }
 
 impl fmt::Debug for FilePool {
@@ -175,7 +185,10 @@ impl FilePool {
         let threads = if dir.files.is_recorded() { 0 } else { config.threads.max(1) };
         let workers = Workers::start(threads, "weft-pool", &dir.lock, &driver.waker())?;
         let bulk = Workers::start(threads, "weft-images", &dir.lock, &driver.waker())?;
+        let room = Room::new(config.gated && !dir.files.is_recorded(), dir.space);
         Ok(FilePool {
+            room,
+            imaged: BTreeSet::new(),
             config,
             dir,
             workers,
@@ -232,7 +245,18 @@ impl FilePool {
     #[must_use]
     pub fn figures(&self) -> PoolFigures {
         let left = self.replicas.values().map(|replica| replica.rotten.0.len() as u64).sum();
-        PoolFigures { bit_rot_left: left, ..self.figures }
+        PoolFigures { bit_rot_left: left, refused_room: self.room.refused(), ..self.figures }
+    }
+
+    /// How full the file system is.
+    #[must_use]
+    pub fn fill(&self) -> Fill {
+        self.room.fill()
+    }
+
+    /// Should [`PoolOp::Space`] be asked now rather than when it is due? Said once for each reason.
+    pub fn take_wants_look(&mut self) -> bool {
+        self.room.take_wants_look()
     }
 
     /// Segments open now.
@@ -268,10 +292,15 @@ impl FilePool {
                     missing_is_no_replica(pool_dir::trash_replica(&files, &replicas, &trash, replica, now_s))
                 });
             }
-            PoolOp::CreateReplica { replica, meta_bytes } => self.call(token, move || {
-                pool_dir::create_replica(&files, &replicas, replica, meta_bytes)?;
-                Ok(PoolAnswer::Done)
-            }),
+            PoolOp::CreateReplica { replica, meta_bytes } => {
+                if !self.take_room(token, meta_bytes.saturating_mul(2)) {
+                    return self.answer(token, Err(PoolError::NoSpace));
+                }
+                self.call(token, move || {
+                    pool_dir::create_replica(&files, &replicas, replica, meta_bytes)?;
+                    Ok(PoolAnswer::Done)
+                });
+            }
             PoolOp::ListReplicas => {
                 self.call(token, move || Ok(PoolAnswer::Replicas(pool_dir::list_replicas(&replicas)?)));
             }
@@ -301,6 +330,7 @@ impl FilePool {
             }),
             PoolOp::Space => {
                 let (path, lock) = (self.dir.path.clone(), self.dir.lock.clone());
+                self.room.look_begins(token);
                 self.call(token, move || {
                     let (free, total) = pool_dir::space(&path, &lock)?;
                     Ok(PoolAnswer::Space { free, total })
@@ -317,10 +347,16 @@ impl FilePool {
             }
             PoolOp::TakeImage { replica, image, slot_bytes } => match self.dir.probe().ability {
                 Ability::None(why) => self.answer(token, Err(PoolError::NoSnapshots(why))),
-                Ability::Reflink => self.call(token, move || {
-                    images::take(&files, &root, replica, image, slot_bytes)?;
-                    Ok(PoolAnswer::Done)
-                }),
+                Ability::Reflink => {
+                    if !self.take_room(token, slot_bytes.saturating_mul(2)) {
+                        return self.answer(token, Err(PoolError::NoSpace));
+                    }
+                    self.imaged.insert(replica);
+                    self.call(token, move || {
+                        images::take(&files, &root, replica, image, slot_bytes)?;
+                        Ok(PoolAnswer::Done)
+                    });
+                }
             },
             PoolOp::ListImages => {
                 self.call(token, move || Ok(PoolAnswer::Images(images::list(&files, &root)?)));
@@ -420,6 +456,17 @@ impl FilePool {
                 Called::Answer(token, result) => {
                     // Of an image, which nobody writes: it is counted whenever it is met.
                     self.figures.bit_rot += u64::from(matches!(result, Err(PoolError::BitRot { .. })));
+                    match &result {
+                        Ok(PoolAnswer::Space { free, total }) => {
+                            self.room.looked(token, Some((*free, *total)));
+                        }
+                        Ok(PoolAnswer::Images(images)) => {
+                            self.imaged.extend(images.iter().map(|(replica, _)| *replica));
+                        }
+                        Err(PoolError::NoSpace) => self.room.met_the_end(),
+                        Err(_) => self.room.looked(token, None),
+                        Ok(_) => {}
+                    }
                     self.answer(token, result);
                 }
                 Called::ReplicaOpened { token, replica, size, unsealed, result } => {
@@ -449,7 +496,13 @@ impl FilePool {
     }
 
     fn answer(&mut self, token: u64, result: Result<PoolAnswer, PoolError>) {
+        self.room.end(Taker::Op(token));
         self.events.push_back(PoolEvent::Done { token, result });
+    }
+
+    /// May an op take so much, and some names?
+    fn take_room(&mut self, token: u64, bytes: u64) -> bool {
+        self.room.take(Taker::Op(token), bytes.saturating_add(NAMES_ROOM))
     }
 
     fn call(&mut self, token: u64, job: impl FnOnce() -> Result<PoolAnswer, PoolError> + Send + 'static) {
@@ -579,6 +632,11 @@ impl FilePool {
         if !whole_blocks(offset, len) || range.end > replica.blocks {
             return self.answer(token, Err(PoolError::OutOfBounds));
         }
+        // Its entries; the blocks themselves are shared, until the head's are written.
+        if !self.take_room(token, len / BLOCK * 8) {
+            return self.answer(token, Err(PoolError::NoSpace));
+        }
+        self.imaged.insert(key);
         self.begin(Job {
             token,
             replica: key,
@@ -672,6 +730,7 @@ impl FilePool {
 
     /// Enters a piece's outcome into its job.
     fn record(&mut self, piece: &Piece, result: Result<Found, PoolError>) {
+        self.room.end(Taker::Piece(piece.job, at(piece.segment, piece.lo)));
         let Some(job) = self.jobs.get_mut(piece.job) else { return };
         job.pending -= 1;
         match result {
@@ -680,6 +739,9 @@ impl FilePool {
                 job.found.insert(at(piece.segment, piece.lo), found);
             }
             Err(error) => {
+                if error == PoolError::NoSpace {
+                    self.room.met_the_end();
+                }
                 job.error.get_or_insert(error);
             }
         }
@@ -801,6 +863,11 @@ impl FilePool {
                 }
                 return Some(Ok(nothing_there(&job.work, piece.hi - piece.lo)));
             }
+            if !replica.exists.contains(&piece.segment)
+                && !self.room.take(Taker::Segment(key, piece.segment), SEGMENT_ROOM)
+            {
+                return Some(Err(PoolError::NoSpace));
+            }
             replica.segments.insert(piece.segment, Segment::default());
             self.open_segments += 1;
             self.figures.segments_opened += 1;
@@ -830,6 +897,19 @@ impl FilePool {
         let segment = replica.segments.get_mut(&piece.segment).expect("a running piece's segment is open");
         let file = segment.files.as_ref().expect("a running piece's segment is open").0.clone();
         let offset = u64::from(piece.lo) * BLOCK;
+        let needs = if job.work.allocates() {
+            let shared = self.imaged.contains(&key);
+            let needs = |block: &u32| {
+                let known = matches!(segment.sidecar.get(*block), Entry::Data(_));
+                shared || !known || replica.doubt.contains(piece.segment, *block)
+            };
+            (piece.lo..piece.hi).filter(needs).count() as u64 * BLOCK
+        } else {
+            0
+        };
+        if !self.room.take(Taker::Piece(piece.job, at(piece.segment, piece.lo)), needs) {
+            return Some(Err(PoolError::NoSpace));
+        }
         match &job.work {
             Work::Write { first, data, durable, .. } => {
                 let start =
@@ -917,6 +997,7 @@ impl FilePool {
         number: u32,
         result: Result<SegmentFiles, SegmentError>,
     ) {
+        self.room.end(Taker::Segment(key, number));
         let replica = self.replicas.get_mut(&key).expect("a replica with calls under way is open");
         match result {
             Ok(files) => {

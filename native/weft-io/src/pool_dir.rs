@@ -143,6 +143,8 @@ pub struct PoolDir {
     superblock: Vec<u8>,
     wal_bytes: u64,
     probe: Probe,
+    /// Free and total bytes when it was opened.
+    pub(crate) space: (u64, u64),
 }
 
 impl PoolDir {
@@ -255,8 +257,10 @@ impl PoolDir {
                 .map_err(said_at("open", path, name))
         };
         let (replicas, trash) = (below("replicas")?, below("trash")?);
+        let space = space(path, &lock).map_err(said("look at the space of", path))?;
         let (files, path) = (files.clone(), path.to_owned());
-        let dir = PoolDir { files, path, root, replicas, trash, wal, lock, superblock, wal_bytes, probe };
+        let dir =
+            PoolDir { files, path, root, replicas, trash, wal, lock, superblock, wal_bytes, probe, space };
         let path = &dir.path;
         // Replicas whose making was interrupted.
         for name in names(&dir.replicas).map_err(said("list", &path.join("replicas")))? {

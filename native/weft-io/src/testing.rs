@@ -44,6 +44,15 @@ impl Drop for TempDir {
 /// An XFS of `mib` MiB below `dir`, in a mount namespace of this test's thread and those it starts, so that nothing is
 /// left behind. Has to run as root.
 pub(crate) fn mounted_xfs(dir: &Path, name: &str, mib: u64, options: &[&str]) -> PathBuf {
+    mounted(dir, name, mib, "mkfs.xfs", options)
+}
+
+/// The same with ext4, none of it kept for root.
+pub(crate) fn mounted_ext4(dir: &Path, name: &str, mib: u64) -> PathBuf {
+    mounted(dir, name, mib, "mkfs.ext4", &["-m0"])
+}
+
+fn mounted(dir: &Path, name: &str, mib: u64, mkfs: &str, options: &[&str]) -> PathBuf {
     let (image, mount) = (dir.join(format!("{name}.img")), dir.join(name));
     std::fs::create_dir(&mount).expect("made");
     File::create(&image).and_then(|f| f.set_len(mib << 20)).expect("an image");
@@ -51,11 +60,17 @@ pub(crate) fn mounted_xfs(dir: &Path, name: &str, mib: u64, options: &[&str]) ->
     let unshared = unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS) };
     assert_eq!(unshared, 0, "this test has to run as root");
     run("mount", &["--make-rprivate".as_ref(), "/".as_ref()]);
-    let mut arguments: Vec<&OsStr> = vec!["-q".as_ref(), image.as_os_str()];
+    let mut arguments: Vec<&OsStr> = vec!["-q".as_ref()];
     arguments.extend(options.iter().map(OsStr::new));
-    run("mkfs.xfs", &arguments);
+    arguments.push(image.as_os_str());
+    run(mkfs, &arguments);
     run("mount", &["-o".as_ref(), "loop".as_ref(), image.as_os_str(), mount.as_os_str()]);
     mount
+}
+
+/// Takes such a file system away.
+pub(crate) fn unmounted(mount: &Path) {
+    run("umount", &[mount.as_os_str()]);
 }
 
 fn run(program: &str, arguments: &[&OsStr]) {

@@ -16,6 +16,7 @@
 
 mod log;
 mod opening;
+mod room;
 mod start;
 mod telling;
 mod trash;
@@ -240,6 +241,7 @@ struct Pool {
     /// [`Pool::rot`] as it was told last.
     rot_told: (u64, u64),
     space_due: Instant,
+    room: room::RoomKept,
     retry_due: Option<Instant>,
     stopping: Stopping,
     /// Removed from this host.
@@ -347,13 +349,15 @@ enum TrashKind {
     Restore(VolumeId),
     Empty(Option<VolumeId>),
     Expire,
+    /// For the sake of a pool that is nearly full.
+    Room(PoolId),
 }
 
 impl TrashKind {
     /// Is an entry of the trash one that this is about?
     fn concerns(self, entry: &TrashEntry, now_s: u64) -> bool {
         match self {
-            TrashKind::Tell | TrashKind::Empty(None) => true,
+            TrashKind::Tell | TrashKind::Empty(None) | TrashKind::Room(_) => true,
             TrashKind::Restore(volume) | TrashKind::Empty(Some(volume)) => volume == entry.replica.volume,
             TrashKind::Expire => entry.since_s.saturating_add(TRASH_KEEP_S) < now_s,
         }
@@ -671,6 +675,7 @@ impl Pools {
             }
         }
         self.close_removed(driver);
+        self.drive_room(now);
         self.drive_asked(now);
     }
 
@@ -981,6 +986,7 @@ impl Pool {
             total: 0,
             rot_told: (0, 0),
             space_due: Instant(0),
+            room: room::RoomKept::default(),
             retry_due: None,
             stopping: Stopping::No,
             retired: false,
@@ -1013,6 +1019,7 @@ impl Pool {
             inc: self.inc,
             free: Decimal(self.free),
             total: Decimal(self.total),
+            room: self.room_info(),
             replicas: u32::try_from(self.replicas.len()).unwrap_or(u32::MAX),
             bit_rot: Decimal(rot.0),
             bit_rot_left: Decimal(rot.1),

@@ -392,6 +392,8 @@ pub enum EmptiedBy {
     Age,
     /// An operator said so.
     Operator,
+    /// The pool is nearly full.
+    Room,
 }
 
 /// May a replica in the trash be destroyed, now that the store shows `present`? Else why not, as a sentence
@@ -405,6 +407,9 @@ pub fn may_empty(present: Option<&Record>, rid: Rid, by: EmptiedBy) -> Result<()
     match present {
         None if by == EmptiedBy::Operator => Ok(()),
         None => Err("the store has no record of the volume: absence deletes nothing".to_owned()),
+        Some(record) if record.deleted.is_some() && by == EmptiedBy::Room => {
+            Err("the volume can be restored still".to_owned())
+        }
         Some(record) if record.deleted.is_some() => Ok(()),
         Some(record) if record.replica(rid).is_some() => {
             Err(format!("the volume is not deleted, and its record names {rid}"))
@@ -511,6 +516,11 @@ mod tests {
         }
         assert!(may_empty(None, rid, EmptiedBy::Age).is_err(), "N5: the store lost its data");
         assert_eq!(may_empty(None, rid, EmptiedBy::Operator), Ok(()));
+        // For room only what nobody can ask back: not a deleted volume, which can be restored.
+        assert_eq!(may_empty(Some(&without), rid, EmptiedBy::Room), Ok(()));
+        for kept in [Some(&deleted), Some(&living), None] {
+            assert!(may_empty(kept, rid, EmptiedBy::Room).is_err(), "{kept:?}");
+        }
     }
 
     #[test]

@@ -37,6 +37,7 @@ import { hostRevoked, IdentityKeeper } from "./identity.ts";
 import { initCluster } from "./init.ts";
 import { joinCluster } from "./join.ts";
 import { Keeper } from "./keeper.ts";
+import { RoomKeeper } from "./room-keeper.ts";
 import { LimitKeeper } from "./limit-keeper.ts";
 import { LocalDaemon } from "./local-daemon.ts";
 import { type Log, openLog } from "./log.ts";
@@ -262,6 +263,7 @@ export class Agent {
       daemon: this.#daemon,
       settings: () => scrubSettings(mirror),
     });
+    const roomKeeper = new RoomKeeper({ mirror, store, log });
     const limitKeeper = new LimitKeeper({ mirror, daemon: this.#daemon, log });
     const devices = await DevicePools.open({
       stateDir: this.#options.stateDir,
@@ -402,6 +404,7 @@ export class Agent {
           limitKeeper.nudge();
           scrubKeeper.nudge();
         },
+        onPools: (pools) => this.#background("room", roomKeeper.heard(pools)),
         onSession: (session) => scrubKeeper.heard(session),
         onTrust: told,
         confirmed: () => (confirmation.isConfirmed ? identity.trust().generation : null),

@@ -39,6 +39,8 @@ export type DaemonDuties = {
   readonly deviceOf: (path: string) => string | null;
   /** It answers (again): whatever failed meanwhile may work now. */
   readonly onBack: () => void;
+  /** What it says of its pools, every few seconds and when something changed. */
+  readonly onPools: (pools: readonly PoolInfo[]) => void;
   /** A session here changed. */
   readonly onSession: (session: SessionStatus) => void;
   /** It goes by another trust list, which is on its disk. */
@@ -169,6 +171,7 @@ export class LocalDaemon {
     if (duties === null || !this.#connected) return;
     const { pools } = await this.client.call("pool.list", {});
     for (const pool of pools) await this.#publishPool(duties, pool);
+    duties.onPools(pools);
   }
 
   async #onBack(): Promise<void> {
@@ -210,7 +213,7 @@ export class LocalDaemon {
   }
 
   async #publishPool({ store, deviceOf }: DaemonDuties, pool: PoolInfo): Promise<void> {
-    const { state, reason, free, total, bit_rot: bitRot, bit_rot_left: bitRotLeft } = pool;
+    const { state, reason, free, total, room, bit_rot: bitRot, bit_rot_left: bitRotLeft } = pool;
     const { no_snapshots: noSnapshots } = pool;
     // Free space in steps of 1 %: every write of a guest changes it, the store needn't know.
     const step = BigInt(total) / 100n;
@@ -224,6 +227,7 @@ export class LocalDaemon {
       bitRot,
       bitRotLeft,
       noSnapshots,
+      room,
     });
     if (this.#usage.get(pool.pool) === value) return;
     await store.put(keys.poolUsage(pool.pool), value);

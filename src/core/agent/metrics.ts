@@ -130,6 +130,13 @@ async function cluster(set: Setter, context: MemberContext): Promise<void> {
     pools.reduce((sum, pool) => sum + Number(pool[of] ?? 0n), 0);
   one(set, "weft_pool_free_bytes", "room left in all pools", bytes("free"));
   one(set, "weft_pool_total_bytes", "size of all pools", bytes("total"));
+  by(
+    set,
+    "weft_pools_room",
+    "pools, by how full they are: low from 95 %, full from 98 %",
+    "room",
+    pools.map(({ room }) => room ?? "unknown"),
+  );
   const { identity } = context;
   const { certificate } = identity;
   one(

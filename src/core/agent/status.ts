@@ -9,6 +9,7 @@ import { type Cluster, hostName } from "../model/cluster.ts";
 import type { HostId } from "../model/ids.ts";
 import { TRASH_MS } from "../model/limits.ts";
 import { healthOf } from "../model/redundancy.ts";
+import { formatSize } from "../model/size.ts";
 import { summarise } from "../model/summary.ts";
 
 import type * as api from "../wire/agent-api.ts";
@@ -63,6 +64,7 @@ export async function clusterStatus(context: MemberContext): Promise<api.StatusA
         do: [...remedies],
       })),
       ...problems(store, found),
+      ...roomProblems(pools, volumes),
       ...rotProblems(pools, volumes),
     ],
   };
@@ -150,6 +152,7 @@ export function poolAnswers({ mirror, view }: MemberContext): api.PoolAnswer[] {
       device: pool.usage?.device ?? null,
       bitRot: pool.usage === null ? null : { found: pool.usage.bitRot, left: pool.usage.bitRotLeft },
       noSnapshots: pool.usage?.noSnapshots ?? null,
+      room: away ? null : (pool.usage?.room ?? null),
     };
   });
 }
@@ -303,6 +306,40 @@ function problems(store: api.StoreStatus, volumes: readonly VolumeFacts[]): api.
       found.push({ code: unreadable.code, message: unreadable.message, do: [...unreadable.do] });
   }
   return found;
+}
+
+/** Pools that fill up, with the volumes that wait, or will wait, for room there. */
+function roomProblems(
+  pools: readonly api.PoolAnswer[],
+  volumes: readonly api.VolumeAnswer[],
+): readonly api.Problem[] {
+  return pools.flatMap(({ id, hostName: host, path, room, free, total }) => {
+    if (room !== "low" && room !== "full") return [];
+    const there = volumes
+      .filter(({ replicas }) => replicas.some(({ pool, state }) => pool === id && state === "INSYNC"))
+      .map(({ name }) => `"${name}"`);
+    const whose = there.length === 0 ? "no volume" : listed(there);
+    const where = `The pool ${path} on ${host}`;
+    const left = free === null || total === null ? "" : ` (${formatSize(free)} of ${formatSize(total)} free)`;
+    return [
+      {
+        code: room === "full" ? "E-POOL-10" : "E-POOL-09",
+        message:
+          room === "full"
+            ? `${where} is full${left}: it takes no more data until less than 97 % of it are used. It has copies of ${whose}; writes go on where other copies are, or wait.`
+            : `${where} is filling up${left}. At 98 % it takes no more data; it has copies of ${whose}.`,
+        do: [
+          { why: "Give room back that nobody needs", command: "weft trash empty" },
+          { why: "Move a copy away", command: `weft replica move VOLUME --from ${host} --to HOST` },
+        ],
+      },
+    ];
+  });
+}
+
+function listed(names: readonly string[]): string {
+  const shown = names.slice(0, 5).join(", ");
+  return names.length > 5 ? `${shown} and ${names.length - 5} more` : shown;
 }
 
 /** What reading and comparing copies has found: disks that lose what they hold, and copies that differ. */

@@ -311,6 +311,8 @@ export const poolAnswer = z.object({
   bitRot: z.object({ found: u64, left: u64 }).nullable().default(null),
   /** Why volumes with a copy here can't have snapshots, as a sentence; null: they can, or it was not tried yet. */
   noSnapshots: z.string().nullable().default(null),
+  /** `low`: at 95 %. `full`: at 98 % and not yet below 97 % again, writes that need room wait. Null: not known. */
+  room: z.enum(["plenty", "low", "full"]).nullable().default(null),
 });
 
 export const diskAnswer = z.object({

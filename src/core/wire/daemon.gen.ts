@@ -277,6 +277,8 @@ export type PoolInfo = {
   readonly reason: string | null;
   /** Replicas in it. */
   readonly replicas: number;
+  /** How full it is; plenty while it does not serve. */
+  readonly room: PoolRoom;
   /** How it is. */
   readonly state: PoolState;
   /** Bytes of its file system. */
@@ -300,6 +302,9 @@ export type PoolRef = {
   /** The pool. */
   readonly pool: Uuid;
 };
+
+/** How full a pool's file system is. */
+export type PoolRoom = "plenty" | "low" | "full";
 
 /** How a pool is. */
 export type PoolState = "starting" | "waiting_lock" | "serving" | "quarantined" | "failed";

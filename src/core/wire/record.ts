@@ -48,7 +48,10 @@ export type PoolUsageJson = {
   readonly bitRotLeft: bigint;
   /** Why no copy in it can have snapshots, as a sentence; null: they can, or nobody has tried yet. */
   readonly noSnapshots: string | null;
+  /** `full`: what may need room is refused there, and writes wait. */
+  readonly room: PoolRoom;
 };
+export type PoolRoom = "plenty" | "low" | "full";
 export type NameJson = { readonly volume: VolumeId };
 export type AliveJson = { readonly since: string };
 
@@ -90,6 +93,7 @@ const usageJson = z.object({
   bitRot: u64.default(0n),
   bitRotLeft: u64.default(0n),
   noSnapshots: z.string().nullable().default(null),
+  room: z.enum(["plenty", "low", "full"]).default("plenty"),
 });
 const nameJson = z.object({ volume: volumeId });
 const aliveJson = z.object({ since: instant });

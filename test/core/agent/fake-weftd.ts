@@ -74,8 +74,11 @@ export class FakeWeftd {
   watermark = "1";
   /** The generation by which the agent says that the store is the cluster's; null: it says that nobody knows. */
   confirmed: bigint | null = null;
+  /** As much is free in its pools when something has left the trash for good, in percent. */
+  freeWhenEmptied: bigint | null = null;
   /** Another size is refused. */
   refusesSizes = false;
+  #freePercent = 100n;
   #host: string | null = null;
   #cluster: string | null = null;
   #store: StoreClient | null = null;
@@ -154,6 +157,7 @@ export class FakeWeftd {
       "trash.restore": ({ volume }) => this.#untrash(String(volume)),
       "trash.empty": ({ volume }) => {
         for (const key of this.trash.keys()) if (key.startsWith(String(volume))) this.trash.delete(key);
+        if (this.freeWhenEmptied !== null) this.leave(this.freeWhenEmptied);
         return { removed: 0, bytes: "0" };
       },
       "volume.policy": ({ volume, copies, min_isr, spread }) =>
@@ -300,6 +304,12 @@ export class FakeWeftd {
     return this.#poolInfo(pool, path);
   }
 
+  /** Its pools have so many percent of their room left, and say so. */
+  leave(percent: bigint): void {
+    this.#freePercent = percent;
+    for (const data of this.#poolInfos()) this.daemon.emit({ event: "pool.changed", data });
+  }
+
   /** The session says that its scrub has come to this. */
   endScrub(volume: string, rest: Partial<ScrubStatus>): void {
     const found = this.sessions.get(volume);
@@ -317,25 +327,27 @@ export class FakeWeftd {
     }
   }
 
-  #poolInfos(): PoolInfo[] {
-    return [...this.pools].map(([pool, path]) => this.#poolInfo(pool, path));
-  }
-
   #poolInfo(pool: string, path: string): PoolInfo {
-    const bytes = this.holdPools ? "0" : String(100n << 30n);
+    const percent = this.holdPools ? 0n : 1n << 30n;
+    const free = this.#freePercent;
     return {
       pool,
       path,
       state: this.holdPools ? "starting" : "serving",
       reason: null,
       inc: "1",
-      free: bytes,
-      total: bytes,
+      free: String(free * percent),
+      total: String(100n * percent),
+      room: free <= 2n ? "full" : free <= 5n ? "low" : "plenty",
       replicas: 0,
       bit_rot: "0",
       bit_rot_left: "0",
       no_snapshots: this.noSnapshots.get(path) ?? null,
     };
+  }
+
+  #poolInfos(): PoolInfo[] {
+    return [...this.pools].map(([pool, path]) => this.#poolInfo(pool, path));
   }
 
   async #swap(volume: string, change: (record: RecordJson) => RecordJson): Promise<Json> {

@@ -69,6 +69,11 @@ impl Work {
         matches!(self, Work::Write { .. } | Work::Zero { hole: Hole::Zero, .. })
     }
 
+    /// Blocks that it writes may need room.
+    pub(super) fn allocates(&self) -> bool {
+        matches!(self, Work::Write { .. } | Work::Zero { keep_space: true, .. })
+    }
+
     pub(super) fn can_stop(&self) -> bool {
         matches!(
             self,

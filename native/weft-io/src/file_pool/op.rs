@@ -21,13 +21,16 @@ pub struct PoolConfig {
     pub open_segments: usize,
     /// Threads for blocking calls.
     pub threads: usize,
+    /// What may need room is refused at 98 % ([`Fill`](super::Fill)), before the file system refuses it; never where
+    /// the files have a journal.
+    pub gated: bool,
 }
 
 impl PoolConfig {
-    /// 128 open segments, 2 threads.
+    /// 128 open segments, 2 threads, gated.
     #[must_use]
     pub fn new(space: TokenSpace) -> PoolConfig {
-        PoolConfig { space, open_segments: 128, threads: 2 }
+        PoolConfig { space, open_segments: 128, threads: 2, gated: true }
     }
 }
 
@@ -261,7 +264,7 @@ pub enum PoolAnswer {
 /// Why an op was not done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PoolError {
-    /// The file system is full, or a quota is.
+    /// The file system is full or nearly so ([`Fill::Full`](super::Fill::Full)), or a quota is.
     NoSpace,
     /// The device or the file system failed; a written range's content is undefined until it is written again.
     Io(Errno),
@@ -387,4 +390,6 @@ pub struct PoolFigures {
     pub segments_opened: u64,
     /// Flushes of data and sidecar files.
     pub fdatasyncs: u64,
+    /// How often room was refused that the file system still had.
+    pub refused_room: u64,
 }

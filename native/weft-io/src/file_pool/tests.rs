@@ -19,10 +19,11 @@ use crate::driver::{AnyDriver, DriverConfig, DriverKind, open};
 use crate::pool_dir::{FileSystem, OpenError};
 use crate::reflink::{Ability, NoSnapshots};
 use crate::sidecar::SEGMENT_BYTES;
-use crate::testing::{TempDir, mounted_xfs};
+use crate::testing::{TempDir, mounted_ext4, mounted_xfs, unmounted};
 
 mod images;
 mod killed;
+mod room;
 
 const SEGMENT: u64 = SEGMENT_BYTES;
 const KEY: ReplicaKey = ReplicaKey { volume: VolumeId(0x1234_5678), rid: Rid(1) };
@@ -795,21 +796,9 @@ fn a_pool_that_vanished_is_an_error() {
 fn a_full_file_system_is_no_space_and_can_still_be_trimmed_and_sealed() {
     // protocol.md R20, N9. In a mount namespace of this test's thread, so that nothing is left behind.
     let dir = TempDir::on_disk();
-    let (image, mount) = (dir.path().join("image"), dir.path().join("mnt"));
-    fs::create_dir(&mount).expect("made");
-    fs::File::create(&image).and_then(|f| f.set_len(24 << 20)).expect("an image");
-    // SAFETY: no memory is passed; only this thread's view of the mounts changes.
-    let unshared = unsafe { libc::unshare(libc::CLONE_FS | libc::CLONE_NEWNS) };
-    assert_eq!(unshared, 0, "this test has to run as root");
-    let run = |program: &str, args: &[&std::ffi::OsStr]| {
-        let output = Command::new(program).args(args).output().expect(program);
-        assert!(output.status.success(), "{program}: {}", String::from_utf8_lossy(&output.stderr));
-    };
-    run("mount", &["--make-rprivate".as_ref(), "/".as_ref()]);
-    run("mkfs.ext4", &["-q".as_ref(), "-m0".as_ref(), image.as_os_str()]);
-    run("mount", &["-o".as_ref(), "loop".as_ref(), image.as_os_str(), mount.as_os_str()]);
-
-    let mut rig = Rig::open(&mount, DriverKind::IoUring);
+    let mount = mounted_ext4(dir.path(), "full", 24);
+    let config = PoolConfig { gated: false, ..PoolConfig::new(SPACE) };
+    let mut rig = Rig::with(&mount, DriverKind::IoUring, config);
     rig.made(4 * SEGMENT);
     let mut written = 0;
     let full = loop {
@@ -838,7 +827,7 @@ fn a_full_file_system_is_no_space_and_can_still_be_trimmed_and_sealed() {
     assert_eq!(rig.read(511, 2), Ok(vec![Err(Hole::Zero), Ok(1)]));
     rig.ok(PoolOp::CloseReplica { replica: KEY });
     rig.kill();
-    run("umount", &[mount.as_os_str()]);
+    unmounted(&mount);
 }
 
 mod model {

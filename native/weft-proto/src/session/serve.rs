@@ -14,7 +14,7 @@ use super::store::Intent;
 use super::{Change, EndReason, Event, Phase, Session};
 use crate::block_set::BlockSet;
 use crate::ids::{Generation, Instant, Rid};
-use crate::message::Ask;
+use crate::message::{Ask, Refusal};
 use crate::mutants::Mutation;
 use crate::payload::Payload;
 use crate::record::{Ack, OnLoss, ReplicaState};
@@ -68,7 +68,11 @@ impl<P: Payload> Session<P> {
         for rid in self.in_sync() {
             let Some(peer) = self.peers.get(&rid) else { continue };
             if let Some((refusal, _)) = peer.bad {
-                out.push((rid, format!("refused: {refusal:?}")));
+                let why = match (refusal, self.rec().replica(rid)) {
+                    (Refusal::NoSpace, Some(at)) => format!("pool {} of host {} is full", at.pool, at.node),
+                    _ => format!("refused: {refusal:?}"),
+                };
+                out.push((rid, why));
             } else if matches!(peer.link, Link::Down { refused: true, .. }) {
                 out.push((rid, "connection refused".to_string()));
             } else if let Some(why) = self.stalled.get(&rid) {

@@ -2,6 +2,7 @@
 
 use crate::scenarios::plots;
 use crate::stage::{A, B, C, D, Fate, Play, R0, R1, R2, Scene, Stage, Who, guest_writes};
+use weft_proto::ids::Rid;
 use weft_proto::message::Ask;
 use weft_proto::record::ReplicaState;
 use weft_proto::replica::{DiskError, DiskOp};
@@ -562,14 +563,19 @@ fn a_full_member_leaves_and_a_full_volume_waits(play: &Play) {
     stage.written(owner, 0);
     stage.fill(R1, true);
     stage.written(owner, 1);
-    let why = "refused: NoSpace";
+    let full = |stage: &Stage, rid: Rid| {
+        let at = stage.record().replica(rid).expect("it is in the record").clone();
+        format!("pool {} of host {} is full", at.pool, at.node)
+    };
+    let why = full(&stage, R1);
     assert!(
-        stage.told(owner, |e| matches!(e, Event::Demoted { rids, reason } if *rids == [R1] && reason == why))
+        stage
+            .told(owner, |e| matches!(e, Event::Demoted { rids, reason } if *rids == [R1] && *reason == why))
     );
     stage.fill(R0, true);
     let write = stage.write(owner, 2);
     stage.run_for(20_000);
-    assert_eq!(stage.view(owner).paused.as_deref(), Some("waits for r0: refused: NoSpace"));
+    assert_eq!(stage.view(owner).paused, Some(format!("waits for r0: {}", full(&stage, R0))));
     assert!(stage.reply(write.id).is_none());
     stage.fill(R0, false);
     stage.run_until("the guest goes on", |s| s.done(write.id));

@@ -97,7 +97,8 @@ impl Pools {
         let id = self.next_job;
         self.next_job += 1;
         let mut waiting = 0;
-        for pool in self.pools.values_mut().filter(|p| p.phase == Phase::Serving) {
+        let about = |pool: PoolId| !matches!(kind, TrashKind::Room(one) if one != pool);
+        for pool in self.pools.values_mut().filter(|p| p.phase == Phase::Serving && about(p.id)) {
             pool.submit(Purpose::ListTrash { job: id }, PoolOp::ListTrash);
             waiting += 1;
         }
@@ -113,6 +114,9 @@ impl Pools {
             job.acting = true;
             let now = unix_seconds();
             job.entries.retain(|(_, entry)| job.kind.concerns(entry, now));
+            if let TrashKind::Room(id) = job.kind {
+                room::choose(&self.pools, id, &mut job.entries);
+            }
             match job.kind {
                 TrashKind::Tell => {}
                 TrashKind::Restore(_) => {
@@ -123,7 +127,7 @@ impl Pools {
                         job.waiting += 1;
                     }
                 }
-                TrashKind::Empty(_) | TrashKind::Expire => {
+                TrashKind::Empty(_) | TrashKind::Expire | TrashKind::Room(_) => {
                     let volumes: BTreeSet<VolumeId> =
                         job.entries.iter().map(|(_, entry)| entry.replica.volume).collect();
                     for volume in volumes {
@@ -137,6 +141,9 @@ impl Pools {
             }
         }
         let Some(job) = self.trash_jobs.remove(&id) else { return };
+        if let TrashKind::Room(pool) = job.kind {
+            self.room_made(pool, !job.entries.is_empty());
+        }
         let Some(answer) = job.answer else { return };
         if let Some(error) = job.error {
             return refuse(answer, error);
@@ -154,7 +161,9 @@ impl Pools {
                 json!({ "items": items })
             }
             TrashKind::Restore(_) => json!({ "rids": job.done }),
-            TrashKind::Empty(_) | TrashKind::Expire => json!({ "removed": job.done.len() }),
+            TrashKind::Empty(_) | TrashKind::Expire | TrashKind::Room(_) => {
+                json!({ "removed": job.done.len() })
+            }
         };
         let _ = answer.send(Ok(result));
     }
@@ -170,6 +179,7 @@ impl Pools {
         job.waiting -= 1;
         let by = match job.kind {
             TrashKind::Empty(_) => EmptiedBy::Operator,
+            TrashKind::Room(_) => EmptiedBy::Room,
             TrashKind::Expire | TrashKind::Tell | TrashKind::Restore(_) => EmptiedBy::Age,
         };
         let record = match result {
@@ -202,6 +212,9 @@ impl Pools {
                 }
                 Err(failure) => {
                     tracing::info!(pool = %pool.id, name, why = failure.message, "kept in the trash");
+                    if by == EmptiedBy::Room {
+                        pool.keep_in_trash(name);
+                    }
                     job.error = Some(failure);
                 }
             }

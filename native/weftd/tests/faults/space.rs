@@ -1,8 +1,10 @@
-//! A full file system under a pool (R20, N9): writes wait and never fail; what makes room, and what moves the volume
+//! A pool that fills up: at 95 % it says so, from 98 % on what may need room is refused before the file system refuses it,
+//! and at 100 % (R20, N9) nothing is lost either: writes wait and never fail; what makes room, and what moves the volume
 //! elsewhere, needs none.
 
 use std::fs;
 use std::io::Write as _;
+use std::ops::Range;
 use std::time::Duration;
 
 use serde_json::json;
@@ -15,6 +17,24 @@ use super::support::host::{
 const WRITE: u16 = 1;
 const TRIM: u16 = 4;
 const MIB: u64 = 1 << 20;
+
+/// Takes all but so many bytes of the file system under a host's pool.
+fn leave(host: &Host, bytes: u64) {
+    let stat = rustix::fs::statvfs(host.pool_dir().as_path()).expect("looked");
+    let taken = stat.f_bavail * stat.f_frsize - bytes;
+    let ballast = fs::File::options().create(true).append(true).open(host.pool_dir().join("ballast"));
+    let mode = rustix::fs::FallocateFlags::empty();
+    rustix::fs::fallocate(ballast.expect("made"), mode, 0, taken).expect("allocated");
+}
+
+fn total(host: &Host) -> u64 {
+    let stat = rustix::fs::statvfs(host.pool_dir().as_path()).expect("looked");
+    stat.f_blocks * stat.f_frsize
+}
+
+fn number(value: &serde_json::Value) -> u64 {
+    value.as_str().and_then(|n| n.parse().ok()).unwrap_or_else(|| panic!("{value} is no number"))
+}
 
 /// Fills the file system under a host's pool to its last byte.
 fn fill(host: &Host) {
@@ -34,10 +54,116 @@ fn write(guest: &mut Guest, cookie: u64, offset: u64, byte: u8) {
     guest.0.write_all(&[byte; 64 << 10]).expect("sent");
 }
 
-/// The volume is paused, and says why.
+/// The volume is paused, and says where there is no room.
 fn await_pause(host: &Host, volume: &str) {
-    let shown = host.ask_until("session.show", &json!({ "volume": volume }), |s| s["phase"] == "paused");
-    assert!(shown["paused_reason"].as_str().is_some_and(|r| !r.is_empty()), "{shown}");
+    let why = format!("waits for r0: pool {} of host {} is full", host.pool, host.id);
+    let paused = |s: &serde_json::Value| s["phase"] == "paused" && s["paused_reason"] == why.as_str();
+    host.ask_until("session.show", &json!({ "volume": volume }), paused);
+}
+
+/// The guest has an answer to each of these writes.
+fn await_replies(guest: &mut Guest, of: Range<u64>) {
+    let mut cookies: Vec<u64> = of
+        .clone()
+        .map(|_| {
+            let (cookie, error) = guest.reply();
+            assert_eq!(error, 0, "write {cookie} failed");
+            cookie
+        })
+        .collect();
+    cookies.sort_unstable();
+    assert!(cookies.into_iter().eq(of));
+}
+
+/// The guest sends in a moment four times what fits. The pool stays below 98 %, the volume is paused and says which pool
+/// of which host is full; its guest reads and trims, and a trim of too little changes nothing. With more room it goes on by
+/// itself, below 97 %, and every byte is there.
+#[test]
+fn a_guest_cannot_write_past_the_mark_and_goes_on_when_there_is_room() {
+    for number_of_host in [1, 2] {
+        let cluster = Cluster::start();
+        let host = cluster.small_host(number_of_host, 100);
+        let volume = make_volume(&[&host]);
+        let socket = open(&host, &volume, "closed").expect("opens");
+        let whole = random_file(&cluster, "a");
+        let mut file = fs::read(&whole).expect("read");
+        let percent = total(&host) / 100;
+        host.pool_until(|p| p["room"] == "plenty");
+        leave(&host, 4 * percent);
+        host.pool_until(|p| p["room"] == "low");
+
+        let mut guest = Guest::connect(&socket);
+        let pieces: Vec<(u64, &[u8])> = (0..).zip(file.chunks_exact(64 << 10)).collect();
+        for written in [&pieces[..2], &pieces[2..]] {
+            for (cookie, piece) in written {
+                guest.send(WRITE, *cookie, cookie << 16, 64 << 10);
+                guest.0.write_all(piece).expect("sent");
+            }
+            if written.len() == 2 {
+                await_replies(&mut guest, 0..2);
+            }
+        }
+        await_pause(&host, &volume);
+        let shown = host.pool_until(|p| p["room"] == "full" && number(&p["free"]) < 3 * percent);
+        assert!(
+            number(&shown["free"]) >= 2 * percent,
+            "{shown}: {percent} bytes are a percent\n{}",
+            host.log()
+        );
+        assert!(host.log().contains("the pool is full (98 %)"), "{}", host.log());
+
+        let mut second = Guest::connect(&socket);
+        second.send(TRIM, 1000, 0, 128 << 10);
+        assert_eq!(second.reply(), (1000, 0), "a trim needs no room\n{}", host.log());
+        let free = number(&shown["free"]);
+        let shown = host.pool_until(|p| number(&p["free"]) > free);
+        assert_eq!(shown["room"], "full", "{shown}");
+        await_pause(&host, &volume);
+
+        make_room(&host);
+        await_replies(&mut guest, 2..SIZE >> 16);
+        host.ask_until("session.show", &json!({ "volume": volume }), |s| s["phase"] == "serving");
+        host.pool_until(|p| p["room"] == "plenty");
+        file[..128 << 10].fill(0);
+        fs::write(&whole, &file).expect("written");
+        drop((guest, second));
+        assert_same(&cluster, &host, &socket, &volume, &whole);
+        close(&host, &volume);
+    }
+}
+
+/// What nobody can ask back goes first: the copy of a volume that has its copies elsewhere. That of a deleted volume stays,
+/// which can be restored; and no write has waited.
+#[test]
+fn a_pool_that_fills_up_empties_its_trash_of_what_nobody_can_ask_back() {
+    let cluster = Cluster::start();
+    let small = cluster.small_host(1, 100);
+    let mut large = cluster.host(2);
+    large.make_pool();
+    let [moved, deleted] = [make_volume(&[&small, &large]), make_volume(&[&small])];
+    let file = random_file(&cluster, "a");
+    for (host, volume) in [(&large, &moved), (&small, &deleted)] {
+        let socket = open(host, volume, "closed").expect("opens");
+        copy(file.to_str().expect("UTF-8"), &nbd(&socket, volume));
+        if *volume == moved {
+            host.ask("replica.remove", json!({ "volume": volume, "rid": 0 }));
+        }
+        close(host, volume);
+    }
+    small.ask("volume.delete", json!({ "volume": deleted }));
+    let trash = |volume: &str| json!({ "volume": volume, "rid": 0, "pool": small.pool });
+    for volume in [&deleted, &moved] {
+        small.ask_until("replica.trash", &trash(volume), |answer| answer["trashed"] == true);
+    }
+    let percent = total(&small) / 100;
+    leave(&small, 5 * percent / 2);
+    let rest = small.ask_until("trash.list", &json!({}), |trash| {
+        trash["items"].as_array().is_some_and(|items| items.len() == 1)
+    });
+    assert_eq!(rest["items"][0]["volume"], deleted.as_str(), "{rest}\n{}", small.log());
+    small.pool_until(|p| number(&p["free"]) > 2 * percent + SIZE / 2);
+    assert!(!small.log().contains("the pool is full"), "{}", small.log());
+    small.ask("trash.restore", json!({ "volume": deleted }));
 }
 
 /// The only copy is full. The guest waits; a trim of another guest makes room, and what waited goes on. Filled once
@@ -71,11 +197,12 @@ fn writes_to_a_full_pool_wait_and_go_on_when_there_is_room() {
         assert_eq!(host.try_ask("replica.create", create).expect_err("full")["code"], "E-POOL-06");
 
         let mut second = Guest::connect(&socket);
-        second.send(TRIM, 2, MIB, u32::try_from(MIB).expect("fits"));
+        // Of the 40 MiB below 97 %.
+        second.send(TRIM, 2, MIB, u32::try_from(2 * MIB).expect("fits"));
         assert_eq!(second.reply(), (2, 0), "a trim needs no room\n{}", host.log());
         assert_eq!(guest.reply(), (1, 0), "the write goes on\n{}", host.log());
         let at = usize::try_from(MIB).expect("fits");
-        file[at..2 * at].fill(0);
+        file[at..3 * at].fill(0);
         file[unwritten..unwritten + (64 << 10)].fill(0xaa);
 
         fill(&host);
