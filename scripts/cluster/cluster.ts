@@ -10,9 +10,19 @@
  * - a wait has a deadline and says what it waited for.
  */
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmdirSync,
+  rmSync,
+  truncateSync,
+  writeFileSync,
+} from "node:fs";
 import { join, resolve } from "node:path";
 
+import { execa } from "execa";
 import { z } from "zod";
 
 import type { Settings } from "../../src/core/wire/agent-api.ts";
@@ -26,6 +36,8 @@ export type ClusterOptions = {
   readonly hosts?: number;
   /** Names of the hosts that get a pool; the others are diskless. */
   readonly pools?: readonly string[];
+  /** Each pool is an XFS of its own of so many bytes, in a file: one that can hold snapshots. Needs root. */
+  readonly xfsBytes?: number;
   /** A network beside the hosts, with many addresses: for whoever is none of them. Needs root. */
   readonly stranger?: boolean;
   /** The tokens by which hosts joined stay in their directories, used up: for whoever tries them again. */
@@ -55,6 +67,7 @@ const clusterFile = z.object({
       dir: z.string(),
       runDir: z.string(),
       pool: z.boolean(),
+      xfs: z.boolean(),
     }),
   ),
 });
@@ -92,7 +105,13 @@ export class Cluster {
       throw new Error(`a cluster is up in ${dir}: npm run cluster -- down --dir ${dir}`);
     }
     const mode = process.getuid?.() === 0 ? "namespaces" : "loopback";
-    const hosts = layoutsOf(dir, mode, options.hosts ?? 3, options.pools ?? ["h1", "h2"]);
+    const { xfsBytes = null, pools = ["h1", "h2"] } = options;
+    if (xfsBytes !== null && mode !== "namespaces")
+      throw new Error("only root can mount a file system for a pool");
+    const hosts = layoutsOf(dir, mode, options.hosts ?? 3, pools).map((host) => ({
+      ...host,
+      xfs: xfsBytes !== null && host.pool,
+    }));
     for (const host of hosts) removeLeftovers(host.dir);
     mkdirSync(dir, { recursive: true });
     // Written before anything is made: whatever happens now, `down` finds it.
@@ -101,6 +120,13 @@ export class Cluster {
     const [first = "", ...more] = options.stranger === true ? strangerAddresses : [];
     const strangers = first === "" ? [] : [{ name: STRANGER, address: first, more }];
     await cluster.#network?.create([...hosts, ...strangers]);
+    for (const { poolImage, layout } of cluster.hosts) {
+      if (poolImage === null || xfsBytes === null) continue;
+      mkdirSync(layout.dir, { recursive: true });
+      writeFileSync(poolImage, "");
+      truncateSync(poolImage, xfsBytes);
+      await execa("mkfs.xfs", ["-q", "-m", "reflink=1", poolImage]);
+    }
     return cluster;
   }
 
@@ -253,7 +279,8 @@ function layoutsOf(
   return names.map((name, i) => {
     const own = join(dir, name);
     const address = mode === "namespaces" ? `10.77.0.${11 + i}` : `127.0.77.${11 + i}`;
-    return { name, address, dir: own, runDir: runDirOf(dir, own, name), pool: pools.includes(name) };
+    const runDir = runDirOf(dir, own, name);
+    return { name, address, dir: own, runDir, pool: pools.includes(name), xfs: false };
   });
 }
 

@@ -40,6 +40,8 @@ export type HostLayout = {
   readonly dir: string;
   readonly runDir: string;
   readonly pool: boolean;
+  /** Its pool is an XFS of its own in `pool.img`, mounted for this host alone while it runs. */
+  readonly xfs: boolean;
 };
 
 /** What a host runs from its boot on. */
@@ -134,6 +136,11 @@ export class Host {
     return join(this.layout.dir, "boot-id");
   }
 
+  /** Null: its pool lies on the file system of everything else. */
+  get poolImage(): string | null {
+    return this.layout.xfs ? join(this.layout.dir, "pool.img") : null;
+  }
+
   get poolDir(): string {
     return join(this.layout.dir, "pool");
   }
@@ -153,10 +160,21 @@ export class Host {
     writeFileSync(this.bootIdFile, `${randomUUID()}\n`);
 
     const services = Object.keys(this.#services.commands(this));
-    writeFileSync(join(dir, "services"), services.map((name) => this.#startLine(name)).join(""));
+    const lines = [this.#mountLine(), ...services.map((name) => this.#startLine(name))];
+    writeFileSync(join(dir, "services"), lines.join(""));
     await this.#launch(["sh", join(import.meta.dirname, "host-init.sh"), join(dir, "services")]);
     const what = `${services.join(" and ")} of ${this.name} (see ${log})`;
     await until(async () => ((await this.#services.ready(this)) ? true : null), { what, deadlineMs });
+  }
+
+  /** The mount dies with the host. A device that a host of before has left is free a moment after its end. */
+  #mountLine(): string {
+    const image = this.poolImage;
+    if (image === null) return "";
+    const [file, directory] = [quoted(image), quoted(this.poolDir)];
+    const mount = `mount -t xfs -o noatime "$disk" ${directory}`;
+    const patient = `for _ in 1 2 3 4 5 6 7 8 9; do ${mount} && break; sleep 0.2; done`;
+    return `disk=$(losetup --find --show --direct-io=on ${file})\n${patient}\nlosetup --detach "$disk"\n`;
   }
 
   /** Starts one service of the running host again, after its process has ended: no boot, the boot id stays. */

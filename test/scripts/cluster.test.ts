@@ -7,6 +7,7 @@ import { existsSync, mkdtempSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
+import { execa } from "execa";
 import t from "tap";
 
 import { Cluster } from "../../scripts/cluster/cluster.ts";
@@ -210,4 +211,36 @@ await t.test("until: a deadline names what was waited for and the last reason", 
   await t.rejects(until(question, { what: "h2", deadlineMs: 20, everyMs: 5 }), {
     message: "waited 0.02 s for h2: refused",
   });
+});
+
+await t.test("cluster: a pool is an XFS of its own, as long as its host", { skip: !isRoot }, async (t) => {
+  const dir = mkdtempSync(join(tmpdir(), "weft-xfs-"));
+  const mounted = (): boolean => readFileSync("/proc/self/mounts", "utf8").includes(dir);
+  const loops = async (): Promise<string> =>
+    (await execa("losetup", ["--list", "--output", "BACK-FILE"])).stdout;
+  try {
+    const cluster = await Cluster.create({ dir, hosts: 2, pools: ["h1"], xfsBytes: 400 << 20, services });
+    const [h1, h2] = [cluster.host("h1"), cluster.host("h2")];
+    await Promise.all([h1.start(), h2.start()]);
+    const inPool = (command: string): Promise<string> =>
+      h1.output(["sh", "-c", `cd ${h1.poolDir} && ${command}`]);
+    t.match(await inPool("stat -f -c %T ."), "xfs");
+    await inPool("echo data >a && cp --reflink=always a b");
+    t.notOk(mounted(), "it is the host's alone");
+    await h1.kill();
+    await h1.start();
+    t.equal(await inPool("cat b"), "data");
+    t.notMatch(await h2.output(["cat", "/proc/mounts"]), h1.poolDir);
+    await cluster.down();
+    t.equal(
+      await until(async () => ((await loops()).includes(dir) ? null : "none"), {
+        what: "the devices gone",
+        deadlineMs: 20_000,
+      }),
+      "none",
+    );
+  } finally {
+    await Cluster.down(dir);
+    rmSync(dir, { recursive: true, force: true });
+  }
 });
