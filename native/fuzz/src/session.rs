@@ -211,7 +211,7 @@ impl World {
                 self.late.push((expect.0, record));
                 StoreReply::Unknown
             }
-            StoreCall::Swap { expect, record, base }
+            StoreCall::Swap { expect, record, base, snap: _ }
                 if expect.0 == self.revision && base == self.record.nonce =>
             {
                 self.revision += 1;

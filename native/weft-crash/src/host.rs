@@ -22,7 +22,7 @@ use weft_proto::log::{LOG_BLOCK, MIN_LOG_BLOCKS, ReplicaKey};
 use weft_proto::message::{Answer, Ask, Attach, Extent, Hole, Refusal, Request, Response, Watermark};
 use weft_proto::mutants::Broken;
 use weft_proto::payload::{Payload, block_crcs};
-use weft_proto::record::{Ack, Mode, OnLoss, Owner, Policy, Record, ReplicaEntry, ReplicaState};
+use weft_proto::record::{Ack, Mode, OnLoss, Owner, Policy, Record, ReplicaEntry, ReplicaState, Snaps};
 use weft_proto::replica::AttachmentId;
 use weft_proto::superblock::{SEGMENT_BYTES, Superblock};
 use weftd::mail::{Mail, Mailbox};
@@ -563,7 +563,7 @@ impl Host {
             clean: false,
             closed_gen: Generation::NEVER,
             replicas: vec![replica],
-            snaps: serde_json::json!({ "count": 0, "newest": null }),
+            snaps: Snaps::default(),
             parent: None,
             lineage: Vec::new(),
             wait: false,

@@ -175,6 +175,20 @@ pub enum Mutation {
     ToldAtSwap,
     /// R25: another min_isr raises `rev` only.
     PolicyKeepsEpoch,
+    /// I21: PREPARE is sent while writes of the interval are on their way.
+    SnapNoDrain,
+    /// I21: writes go on before every member has its image.
+    SnapResumeEarly,
+    /// D12: a snapshot is taken before the members are made equal.
+    SnapBeforeReconcile,
+    /// I21: a snapshot lists a member that has not taken its image.
+    SnapListsSilent,
+    /// R14: an attempt follows one whose swap is unsettled.
+    SnapRetryUnsettled,
+    /// R14: images are dropped while the swap of their attempt is unsettled.
+    SnapDropUnsettled,
+    /// R27: whoever asked is told as soon as the swap is done.
+    SnapReportAtSwap,
     /// M26: after a failed flush the member goes on.
     FailedFlushForgotten,
     /// I1: a close changes the owner within the epoch.

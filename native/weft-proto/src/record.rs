@@ -13,7 +13,7 @@ use core::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::ids::{Epoch, Generation, HostId, Nonce, PoolId, PoolInc, Rev, Rid, SessionId, VolumeId};
+use crate::ids::{Epoch, Generation, HostId, Nonce, PoolId, PoolInc, Rev, Rid, SessionId, SnapId, VolumeId};
 
 /// The record format that this software writes and the newest that it reads.
 pub const FORMAT: u32 = 1;
@@ -25,7 +25,7 @@ pub const SIZE_MAX: u64 = 64 << 40;
 pub const REGIONS_MAX: u64 = 1 << 20;
 /// The most replicas of one volume.
 pub const REPLICAS_MAX: usize = 8;
-/// The most bytes of JSON for all that only others write: fields of newer software, snapshots, layers, lineage, free
+/// The most bytes of JSON for all that only others write: fields of newer software, layers, lineage, free
 /// texts. What is left of [`RECORD_MAX`] holds the longest that this software ever makes of the rest, so that no
 /// session that opened a volume finds it too long to be changed.
 pub const FOREIGN_MAX: usize = 4096;
@@ -84,8 +84,8 @@ pub struct Record {
     pub closed_gen: Generation,
     /// The replicas.
     pub replicas: Vec<ReplicaEntry>,
-    /// Number of snapshots and newest id; opaque here.
-    pub snaps: Value,
+    /// Its snapshots, each with a key of its own.
+    pub snaps: Snaps,
     /// Layer below, reserved.
     pub parent: Option<Value>,
     /// Forks of the volume's history.
@@ -161,6 +161,19 @@ pub struct Owner {
 #[allow(clippy::trivially_copy_pass_by_ref)]
 fn is_false(value: &bool) -> bool {
     !*value
+}
+
+/// What the record says of a volume's snapshots. Each change of a snapshot's key raises the record's `rev` in the same
+/// transaction, so that whoever compares the record compares these keys, too.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Snaps {
+    /// How many keys there are: also of those that are being deleted.
+    pub count: u32,
+    /// The one that was taken last, of those.
+    pub newest: Option<SnapId>,
+    /// Fields of newer writers, kept.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, Value>,
 }
 
 /// One replica in the record.
@@ -302,6 +315,9 @@ impl Record {
         if self.foreign_len() > FOREIGN_MAX {
             return illegal("texts and fields of other software take more than 4 KiB");
         }
+        if self.snaps.count == 0 && self.snaps.newest.is_some() {
+            return illegal("a newest snapshot where there is none");
+        }
         if self.owner.is_some() && self.deleted.is_some() {
             return illegal("a deleted volume has no owner");
         }
@@ -315,7 +331,7 @@ impl Record {
     fn foreign_len(&self) -> usize {
         let texts = [&self.created_by, &self.policy.spread].map(json_len).iter().sum::<usize>();
         let times = json_len(&self.deleted).saturating_sub(TIME_LEN);
-        let layers = json_len(&self.snaps) + json_len(&self.parent) + json_len(&self.lineage);
+        let layers = fields_len(&self.snaps.unknown) + json_len(&self.parent) + json_len(&self.lineage);
         let entries: usize = self
             .replicas
             .iter()
@@ -446,6 +462,7 @@ mod tests {
         assert!(broken(|r| r.policy.min_isr = 3));
         assert!(broken(|r| r.deleted = Some("1".into())));
         assert!(broken(|r| r.region_shift = 63));
+        assert!(broken(|r| r.snaps.newest = Some(SnapId(1))), "none, and it is the newest");
         assert!(Record::parse(b"{}").is_err());
         assert!(Record::parse(&[b' '; RECORD_MAX + 1]).is_err());
     }
@@ -459,6 +476,7 @@ mod tests {
         (longest.epoch, longest.rev) = (Epoch::MAX, Rev(u64::MAX));
         (longest.size, longest.region_shift) = (SIZE_MAX, 26);
         longest.closed_gen = Generation(u64::MAX);
+        longest.snaps = Snaps { count: u32::MAX, newest: Some(SnapId(u128::MAX)), ..Snaps::default() };
         longest.next_rid = u32::MAX;
         longest.unknown.clear();
         longest.policy.unknown.clear();

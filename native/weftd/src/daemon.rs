@@ -367,7 +367,7 @@ impl Daemon {
                         let token = self.call(Caller::SessionGet(volume, session));
                         self.store.send(StoreRequest::Read { token, keys: vec![key] });
                     }
-                    StoreCall::Swap { expect, base, record } => {
+                    StoreCall::Swap { expect, base, record, snap: _ } => {
                         let token = self.call(Caller::SessionSwap(volume, session));
                         let value = Some(record.to_bytes());
                         let expected = Some(Expected { revision: expect, was: Was::Nonce(base) });
@@ -497,6 +497,11 @@ impl Daemon {
                 tracing::info!(%volume, %rid, bytes, "resync");
             }
             Event::Admitted { rid, copied } => tracing::info!(%volume, %rid, copied, "in sync"),
+            Event::SnapshotTaken { id, held_ms, .. } => tracing::info!(%volume, %id, held_ms, "snapshot"),
+            Event::SnapshotFailed { id, why } => tracing::warn!(%volume, %id, ?why, "no snapshot"),
+            Event::SnapshotDeleting { id } => tracing::info!(%volume, %id, "deletes a snapshot"),
+            Event::SnapshotGone { id } => tracing::info!(%volume, %id, "snapshot gone"),
+            Event::SnapshotChanged { id } => tracing::info!(%volume, %id, "snapshot changed"),
             Event::JoinAbandoned { rid, reason } => tracing::warn!(%volume, %rid, reason, "resync given up"),
             Event::RecordChanged => {
                 if let Some(size) = slot.machine.record().map(|r| r.size) {

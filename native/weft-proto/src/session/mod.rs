@@ -18,6 +18,7 @@
 //! [`Session::poll_transmit`], [`Session::poll_store`], [`Session::poll_reply`] and [`Session::poll_event`];
 //! call [`Session::handle_timeout`] at [`Session::poll_timeout`].
 
+mod barrier;
 mod copy;
 mod join;
 mod open;
@@ -27,7 +28,10 @@ pub mod policy;
 mod scrub;
 mod serve;
 pub mod size;
+mod snaps;
 mod store;
+#[cfg(test)]
+mod tests;
 mod view;
 
 use alloc::collections::{BTreeMap, VecDeque};
@@ -37,7 +41,7 @@ use alloc::vec::Vec;
 use crate::block_set::BlockSet;
 use crate::guest::{GuestOp, GuestReply, RequestId};
 use crate::ids::{
-    Epoch, Generation, HostId, Instant, Nonce, Ordinal, PoolId, Revision, Rid, SessionId, VolumeId,
+    Epoch, Generation, HostId, Instant, Nonce, Ordinal, PoolId, Revision, Rid, SessionId, SnapId, VolumeId,
 };
 use crate::message::{Claim, Request, Response, Watermark};
 use crate::mutants::Broken;
@@ -48,8 +52,10 @@ pub use copy::PieceId;
 pub use ops::OpId;
 pub(crate) use ops::{clip_data, clip_kinds, verified};
 pub use scrub::ScrubView;
+pub use snaps::{LAST_HOLDER, SnapChange, SnapFailure, SnapKnown, SnapState, SnapTaken};
 pub use view::{MemberView, ResyncView, SessionView};
 
+use barrier::{Barrier, SnapAsk};
 use copy::Piece;
 use join::Join;
 use ops::{GuestRequest, Op};
@@ -57,6 +63,7 @@ use peer::Peer;
 use policy::PolicyChange;
 use scrub::Scrubber;
 use size::Growing;
+use snaps::Snaps;
 use store::Attempt;
 
 /// How long things may take, in milliseconds (operations.md, "Failover").
@@ -175,6 +182,8 @@ pub enum StoreCall {
         base: Nonce,
         /// The new record.
         record: Record,
+        /// What becomes of a snapshot's key in the same transaction.
+        snap: Option<SnapChange>,
     },
 }
 
@@ -310,6 +319,40 @@ pub enum Event {
         /// Done, or why not.
         outcome: Result<(), &'static str>,
     },
+    /// The answer to [`Session::snapshot`]: it is there for good, every listed member that is in sync has logged it (R27).
+    /// Also of one that an earlier session took and did not get logged.
+    SnapshotTaken {
+        /// Which one.
+        id: SnapId,
+        /// The barrier's generation.
+        generation: Generation,
+        /// Who has an image.
+        members: Vec<Rid>,
+        /// How long writes were held for it, in milliseconds; 0 if this session did not take it.
+        held_ms: u64,
+    },
+    /// Or why it is not there. It may come to be there all the same if the store did not answer: ask again.
+    SnapshotFailed {
+        /// Which one.
+        id: SnapId,
+        /// Why.
+        why: SnapFailure,
+    },
+    /// The answer to [`Session::delete_snapshot`]: its key says so.
+    SnapshotDeleting {
+        /// Which one.
+        id: SnapId,
+    },
+    /// Its key is gone, and every image.
+    SnapshotGone {
+        /// Which one.
+        id: SnapId,
+    },
+    /// The answer to [`Session::change_snapshot`]: the swap is applied.
+    SnapshotChanged {
+        /// Which one.
+        id: SnapId,
+    },
     /// Members could not give a block.
     Rotten {
         /// Its byte offset.
@@ -431,6 +474,16 @@ pub struct Session<P> {
     /// A resize that was done, to be told when every member holds the record.
     telling: Option<u64>,
 
+    // Snapshots.
+    snaps: Snaps,
+    /// Those that were asked for, the one that is being taken first.
+    asks: VecDeque<SnapAsk>,
+    barrier: Option<Barrier>,
+    /// It holds no writes any more: those that wait are looked at.
+    released: bool,
+    /// Attempts in this epoch.
+    snap_count: u64,
+
     // Intervals and seals.
     interval: u32,
     rolled: Instant,
@@ -515,6 +568,11 @@ impl<P: Payload> Session<P> {
             growing: None,
             growths: Vec::new(),
             telling: None,
+            snaps: Snaps::default(),
+            asks: VecDeque::new(),
+            barrier: None,
+            released: false,
+            snap_count: 0,
             interval: 0,
             rolled: now,
             last_write: now,
@@ -714,6 +772,36 @@ impl<P: Payload> Session<P> {
         self.maintain(now);
     }
 
+    /// The snapshots that the volume has by the store, read after [`Event::Opened`]: nobody else changes them then. What
+    /// earlier sessions left unfinished goes on; before this no snapshot is taken or deleted.
+    pub fn know_snapshots(&mut self, now: Instant, known: Vec<SnapKnown>) {
+        self.snaps_known(known);
+        self.maintain(now);
+    }
+
+    /// Takes a snapshot: what was answered before this is in it, nothing that is asked for after the answer. `note`, at
+    /// most [`NOTE_MAX`](crate::message::NOTE_MAX) bytes, is kept by the members. Answered by [`Event::SnapshotTaken`] or
+    /// [`Event::SnapshotFailed`], at the latest after 20 s, unless the session ends before.
+    pub fn snapshot(&mut self, now: Instant, id: SnapId, note: Vec<u8>) {
+        self.snapshot_asked(now, id, note);
+        self.maintain(now);
+    }
+
+    /// Deletes a snapshot. Answered by [`Event::SnapshotDeleting`] when its key says so, then by [`Event::SnapshotGone`]
+    /// when no copy of the record has an image any more, or at once if there is none; unless the session ends before.
+    pub fn delete_snapshot(&mut self, now: Instant, id: SnapId) {
+        self.snaps.changes.push_back(SnapChange::Deleting { id });
+        self.maintain(now);
+    }
+
+    /// Makes the swap with which the caller changes a snapshot's key: its name, its protection. What it is to be is the
+    /// caller's; this makes sure that nobody else has changed the record or a key meanwhile. Answered by
+    /// [`Event::SnapshotChanged`], or by [`Event::SnapshotGone`] if there is none; unless the session ends before.
+    pub fn change_snapshot(&mut self, now: Instant, id: SnapId) {
+        self.snaps.changes.push_back(SnapChange::Changed { id });
+        self.maintain(now);
+    }
+
     // ---- what to do next
 
     /// The next request to send.
@@ -860,6 +948,7 @@ impl<P: Payload> Session<P> {
         self.scrub_is_over();
         self.join = None;
         (self.growing, self.telling) = (None, None);
+        self.forget_barrier();
         self.store_calls.clear();
         self.transmits.clear();
     }

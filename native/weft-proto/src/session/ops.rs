@@ -363,6 +363,9 @@ impl<P: Payload> Session<P> {
             self.start_read(now, id);
             return;
         }
+        if self.barrier_holds() && self.ops.get(&id).is_some_and(Op::is_write) {
+            return;
+        }
         self.waiting.retain(|w| *w != id);
         let generation = self.generation();
         let Some(op) = self.ops.get_mut(&id) else { return };

@@ -16,6 +16,7 @@ use alloc::string::String;
 use super::copy::PieceId;
 use super::ops::OpId;
 use super::size::GrowthId;
+use super::snaps::{SnapStep, SnapWork};
 use super::{Phase, Session, Transmit};
 use crate::ids::{Epoch, Generation, HostId, Instant, Ordinal, PoolId, Rid};
 use crate::message::{Answer, Ask, Attach, Refusal, ReplicaView, Request, Response};
@@ -101,6 +102,8 @@ pub(super) enum Purpose {
     Grow(GrowthId),
     /// Growth of the joiner to the volume's size, before it gets anything.
     JoinGrow,
+    /// A step for a snapshot.
+    Snap(SnapWork),
 }
 
 impl Purpose {
@@ -277,6 +280,7 @@ impl<P: Payload> Session<P> {
                 Purpose::Piece(piece) => self.piece_failed(piece, rid),
                 Purpose::OpenStamps(_) => self.restart_gather(),
                 Purpose::Grow(id) => self.growth_unsent(id, rid, None),
+                Purpose::Snap(work) => self.snap_undone(self.last_tick, rid, work, None),
                 Purpose::Look(_)
                 | Purpose::JoinStamps(_)
                 | Purpose::JoinFlush
@@ -472,6 +476,10 @@ impl<P: Payload> Session<P> {
             (Purpose::JoinFlush, Answer::Done) => self.join_flushed(),
             (Purpose::Grow(id), Answer::Done) => self.grown(id, rid),
             (Purpose::JoinGrow, Answer::Done) => self.join_grown(),
+            (Purpose::Snap(work), Answer::Done) => self.snap_done(now, rid, work, true),
+            (Purpose::Snap(work), Answer::Deleting) if work.step == SnapStep::Delete => {
+                self.snap_done(now, rid, work, false);
+            }
             // An answer of the wrong kind: the peer misbehaves; nothing of this attachment is believed.
             (purpose, _) => {
                 self.drop_attachment(rid);
@@ -508,6 +516,20 @@ impl<P: Payload> Session<P> {
             let full = refusal == Refusal::NoSpace;
             let why = if full { super::size::NO_ROOM } else { "a copy refuses this size" };
             return self.growth_failed(id, why);
+        }
+        if let Purpose::Snap(work) = sent.purpose {
+            let of_snapshots = !matches!(
+                refusal,
+                Refusal::StaleEpoch
+                    | Refusal::MetadataRollback
+                    | Refusal::NotAttached
+                    | Refusal::NoReplica
+                    | Refusal::Quarantined
+            );
+            if of_snapshots {
+                // Only this was refused: the member serves on.
+                return self.snap_undone(now, rid, work, Some(refusal));
+            }
         }
         match refusal {
             Refusal::StaleEpoch => {
@@ -591,6 +613,7 @@ impl<P: Payload> Session<P> {
             Purpose::JoinFlush => self.join_flush_refused(),
             Purpose::Grow(id) => self.growth_unsent(id, rid, (refusal == Refusal::Busy).then_some(later)),
             Purpose::JoinGrow => self.join_growth_refused(),
+            Purpose::Snap(work) => self.snap_undone(now, rid, work, Some(refusal)),
             _ => {}
         }
         if self.join_rid() == Some(rid) {

@@ -624,7 +624,7 @@ impl<P: Payload> Session<P> {
     /// The block is here, from whoever was asked for it, with checksums that are right, and its range held. Whoever could
     /// not give it is written it, if those who could gave the same.
     fn judge_block(&mut self, now: Instant) {
-        if self.may_have_shrunk() {
+        if self.may_have_shrunk() || self.barrier_holds() {
             return self.give_up_look();
         }
         let Some(look) = &mut self.scrubber.look else { return };

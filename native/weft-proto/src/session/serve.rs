@@ -10,6 +10,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use super::peer::{Link, Purpose};
+use super::snaps::LAST_HOLDER;
 use super::store::Intent;
 use super::{Change, EndReason, Event, Phase, Session};
 use crate::block_set::BlockSet;
@@ -51,6 +52,8 @@ impl<P: Payload> Session<P> {
             self.drive_join(now, source);
         }
         self.drive_growth(now);
+        self.drive_barrier(now, &failing);
+        self.drive_snaps(now);
         self.propose_next(now, &failing);
         self.tell_resized();
         if self.progressed {
@@ -115,19 +118,26 @@ impl<P: Payload> Session<P> {
             let reason = failing.first().map(|(_, why)| why.clone()).unwrap_or_default();
             let admit = if enough { None } else { ready };
             self.propose(now, Intent::Demote { rids: lost, base, reason, admit });
+        } else if self.barrier_is_on() {
+            // What else would change the record waits until the images are there, or not.
+        } else if self.propose_snapshot(now) {
+            // At the epoch of its PREPARE: whatever comes first ends the attempt.
         } else if let (Some(rid), true) = (ready, lost.is_empty()) {
             self.propose(now, Intent::Admit { rid });
         } else if self.steal_wait && self.steal_wait_over(now) {
             self.propose(now, Intent::ClearWait);
         } else if lost.is_empty()
-            && self.interval >= self.config.timing.renew_interval
+            && (self.interval >= self.config.timing.renew_interval || self.attempts_left() == 0)
             && !self.config.broken.is(Mutation::IntervalsWrap)
         {
             self.propose(now, Intent::Renew);
         } else if self.attempts.is_empty() && self.propose_change(now, false) {
             // The agent's change is under way.
+        } else if self.attempts.is_empty() && self.propose_snap_change(now) {
+            // So is a snapshot's key.
         } else if !self.attempts.is_empty() {
-            self.propose(now, Intent::Settle);
+            let again = self.snapshot_again();
+            self.propose(now, again.unwrap_or(Intent::Settle));
         }
     }
 
@@ -153,6 +163,14 @@ impl<P: Payload> Session<P> {
                 }
             }
             Change::Remove { .. } | Change::Resize { .. } if add_only => return false,
+            Change::Remove { rid }
+                if self.rec().replica(rid).is_some() && self.holds_last_image(rid) != Some(false) =>
+            {
+                if self.holds_last_image(rid).is_none() {
+                    return false;
+                }
+                (rid, Err(LAST_HOLDER))
+            }
             Change::Resize { size, lose } => return self.propose_resize(now, size, lose),
             Change::Policy(wanted) => {
                 self.propose_policy(now, &wanted);
@@ -300,6 +318,10 @@ impl<P: Payload> Session<P> {
     // ---- intervals
 
     fn seal(&mut self, now: Instant) {
+        if self.barrier_is_on() {
+            // It ends an interval itself, and guests wait for it, not for a seal.
+            return;
+        }
         let busy = self.bitmaps.contains_key(&self.generation()) || self.stamped;
         let timing = self.config.timing;
         let idle = now.ms_since(self.last_write) >= timing.idle_roll_ms
@@ -434,6 +456,7 @@ impl<P: Payload> Session<P> {
                 let quiet = self.is_drained() && self.pieces.is_empty() && self.dirty.is_empty();
                 let waited = !self.steal_wait || self.config.broken.is(Mutation::CloseBeforeWait);
                 let settled = self.join.is_none() && self.attempts.is_empty() && waited;
+                let settled = settled && !self.barrier_awaited() && !self.snaps_awaited();
                 if quiet && settled && self.seal_next.is_none() {
                     if self.bitmaps.contains_key(&self.generation())
                         || self.stamped

@@ -54,6 +54,9 @@ pub const NO_ROOM: &str = "a copy has no room for it";
 impl<P: Payload> Session<P> {
     /// Has the growth that the agent asked for first, if any, under way at every recipient.
     pub(super) fn drive_growth(&mut self, now: Instant) {
+        if self.barrier_is_on() {
+            return;
+        }
         let size = self.rec().size;
         let Some(Change::Resize { size: to, .. }) = self.change.front().filter(|_| self.may_grow()) else {
             return self.growing = None;

@@ -10,6 +10,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use super::policy::PolicyChange;
+use super::snaps::{SnapChange, SnapTaken};
 use super::{EndReason, Event, OpenMode, Phase, Session, StoreCall, StoreReply};
 use crate::ids::{Generation, HostId, Instant, Nonce, PoolId, PoolInc, Revision, Rid};
 use crate::message::Watermark;
@@ -48,10 +49,25 @@ pub(super) enum Intent {
     Policy(PolicyChange),
     /// Larger regions, so that there are few enough of them in a size to come (R26).
     Fold { region_shift: u8 },
+    /// A snapshot stands in the store.
+    Snapshot(SnapTaken),
+    /// The key of one changes otherwise.
+    Snap(SnapChange),
     /// Nothing changes but the revision: settles earlier attempts.
     Settle,
     /// owner := null, clean.
     Close { sealed: Generation },
+}
+
+impl Intent {
+    /// What it does to a snapshot's key.
+    fn snap(&self) -> Option<SnapChange> {
+        match self {
+            Intent::Snapshot(taken) => Some(SnapChange::Taken(taken.clone())),
+            Intent::Snap(change) => Some(change.clone()),
+            _ => None,
+        }
+    }
 }
 
 impl<P: Payload> Session<P> {
@@ -112,10 +128,16 @@ impl<P: Payload> Session<P> {
             // What is there is at the end of its range, which changes don't lead to: it waits for a repair.
             return self.end(EndReason::Unusable(error));
         }
+        let snap = intent.snap();
         // A swap that takes members out is not sent before they have stopped being read.
         self.attempts.push(Attempt { nonce, record: record.clone(), intent });
         (self.store_busy, self.swapping) = (true, true);
-        self.store_calls.push_back(StoreCall::Swap { expect: self.revision, base: self.rec().nonce, record });
+        self.store_calls.push_back(StoreCall::Swap {
+            expect: self.revision,
+            base: self.rec().nonce,
+            record,
+            snap,
+        });
     }
 
     fn amended(&self, now: Instant, intent: &Intent, nonce: Nonce) -> Record {
@@ -215,6 +237,11 @@ impl<P: Payload> Session<P> {
                 membership = true;
             }
             Intent::Settle => {}
+            Intent::Snapshot(_) | Intent::Snap(_) => {
+                // The epoch stays: what a repair of the store needs is in the members' logs, not in their records (R27).
+                let change = intent.snap().expect("of a key");
+                self.count_snaps(&change, &mut r);
+            }
             Intent::Close { sealed } => {
                 r.owner = None;
                 r.next = None;
@@ -387,6 +414,13 @@ impl<P: Payload> Session<P> {
             .map(|e| e.rid)
             .filter(|rid| record.replica(*rid).is_none_or(|e| e.state != ReplicaState::InSync))
             .collect();
+        // Somebody else's words on top of ours: they are a later record, and the key is there.
+        let overwritten = match (&intent, self.snapshot_again()) {
+            (None, Some(Intent::Snapshot(taken))) => {
+                Some(taken).filter(|taken| record.snaps.newest == Some(taken.id))
+            }
+            _ => None,
+        };
         let (came_back, old_size) = (self.join_anew(), self.record.as_ref().map_or(0, |r| r.size));
         self.attempts.clear();
         self.rollback_suspect = None;
@@ -398,8 +432,13 @@ impl<P: Payload> Session<P> {
             self.drop_attachment(rid);
         }
         self.sync_peers(now);
+        self.look_at_snaps();
+        if let Some(taken) = overwritten {
+            self.snapshot_swapped(&taken);
+        }
         if epoch_changed {
             self.interval = 0;
+            self.snap_count = 0;
             for peer in self.peers.values_mut() {
                 peer.promised = None;
                 peer.promising = false;
@@ -427,6 +466,8 @@ impl<P: Payload> Session<P> {
             Some(Intent::Fold { .. }) => self.folded(now),
             Some(Intent::ClearWait) => self.steal_wait = false,
             Some(Intent::Settle) => self.settled(now),
+            Some(Intent::Snapshot(taken)) => self.snapshot_swapped(&taken),
+            Some(Intent::Snap(change)) => self.snap_changed(&change),
             Some(Intent::Renew) | None => self.demoted(now),
         }
         // A joiner that came back without its cache was not known for a member then (R8, R14).

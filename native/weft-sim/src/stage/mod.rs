@@ -32,7 +32,7 @@ use weft_proto::message::{Answer, Ask, Extent, Hole, Refusal, Request, Response,
 use weft_proto::mutants::Mutation;
 use weft_proto::payload::{BLOCK, HeapPayload, Payload};
 use weft_proto::record::{
-    Ack, Mode, OnLoss, Owner, Policy, REPAIR_EPOCH_JUMP, Record, ReplicaEntry, ReplicaState,
+    Ack, Mode, OnLoss, Owner, Policy, REPAIR_EPOCH_JUMP, Record, ReplicaEntry, ReplicaState, Snaps,
 };
 use weft_proto::replica::{
     Action, AttachmentId, DiskDone, DiskError, DiskOp, Replica, ReplicaConfig, Token, Verified,
@@ -435,7 +435,7 @@ impl Stage {
             clean: false,
             closed_gen: Generation::NEVER,
             replicas: (0..scene.copies).map(entry).collect(),
-            snaps: serde_json::json!({"count": 0, "newest": null}),
+            snaps: Snaps::default(),
             parent: None,
             lineage: Vec::new(),
             wait: false,

@@ -196,7 +196,7 @@ impl Stage {
                 };
                 answer(self, reply);
             }
-            StoreCall::Swap { expect, base, record } => {
+            StoreCall::Swap { expect, base, record, snap: _ } => {
                 let fate = self.fates.pop_front().unwrap_or(Fate::Answered);
                 let applies = self.replaces(expect, base);
                 match fate {

@@ -26,7 +26,9 @@ use weft_proto::log::LogRecord;
 use weft_proto::message::{Answer, Ask, Claim, Extent, Hole, Request, Response, Watermark};
 use weft_proto::mutants::{Broken, Mutation};
 use weft_proto::payload::{BLOCK, HeapPayload, Payload};
-use weft_proto::record::{Ack, Mode, OnLoss, Policy, REPAIR_EPOCH_JUMP, Record, ReplicaEntry, ReplicaState};
+use weft_proto::record::{
+    Ack, Mode, OnLoss, Policy, REPAIR_EPOCH_JUMP, Record, ReplicaEntry, ReplicaState, Snaps,
+};
 use weft_proto::replica::{
     Action, AttachmentId, DiskDone, DiskError, DiskOp, Party, Replica, ReplicaConfig, Token, Verified,
 };
@@ -423,7 +425,7 @@ impl World {
             clean: false,
             closed_gen: Generation::NEVER,
             replicas: (0..plan.copies).map(entry).collect(),
-            snaps: serde_json::json!({"count": 0, "newest": null}),
+            snaps: Snaps::default(),
             parent: None,
             lineage: Vec::new(),
             wait: false,

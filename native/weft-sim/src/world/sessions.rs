@@ -256,6 +256,13 @@ fn line_of(event: &SessionEvent) -> Option<String> {
             EndReason::Unusable(why) => format!("ends: the record is of no use: {why}"),
             EndReason::Unsupported(what) => format!("ends: {what} is not served"),
         },
+        SessionEvent::SnapshotTaken { id, members, held_ms, .. } => {
+            format!("has snapshot {} at {}, writes waited {held_ms} ms", id.0, names(members))
+        }
+        SessionEvent::SnapshotFailed { id, why } => format!("takes no snapshot {}: {why:?}", id.0),
+        SessionEvent::SnapshotDeleting { id } => format!("deletes snapshot {}", id.0),
+        SessionEvent::SnapshotGone { id } => format!("has no snapshot {} any more", id.0),
+        SessionEvent::SnapshotChanged { id } => format!("has changed snapshot {}", id.0),
         SessionEvent::Resized { size, outcome: Ok(()) } => {
             format!("has made the volume {} blocks large", size / BLOCK)
         }
