@@ -20,7 +20,7 @@ import { spreadRule } from "./place-commands.ts";
 import { showStats } from "./stats-text.ts";
 import { watchVolume } from "./watch.ts";
 import { withSuggestion } from "./reference.ts";
-import { copiesText, openOn, resizedText, volumeText, whereText } from "./volume-text.ts";
+import { bytesText, copiesText, openOn, resizedText, volumeText, whereText } from "./volume-text.ts";
 
 type Create = {
   readonly copies?: number;
@@ -79,6 +79,7 @@ export function addVolumeCommands(program: Command, bind: Bind): Command {
       [
         { title: "VOLUME", of: ({ name }) => name },
         { title: "SIZE", of: ({ size: bytes }) => formatSize(bytes), right: true },
+        { title: "USED", of: ({ used }) => bytesText(used), right: true },
         { title: "COPIES", of: ({ inSync, copies: wanted }) => `${inSync}/${wanted}` },
         { title: "WHERE", of: whereText },
         { title: "OPEN ON", of: openOn },

@@ -37,6 +37,7 @@ export function volumeText(volume: VolumeAnswer): string {
     ["Volume", volume.name],
     ["Id", volume.id],
     ["Size", sizeText(volume)],
+    ["Used", bytesText(volume.used)],
     ["Health", volume.reason === null ? volume.health : `${volume.health}: ${volume.reason}`],
     ["Copies", `${volume.inSync} of ${volume.copies} in sync, at least ${volume.minIsr} for writes`],
     ...(volume.spread === "host" ? [] : [["Apart by", volume.spread] as const]),
@@ -56,10 +57,16 @@ export function volumeText(volume: VolumeAnswer): string {
       title: "STATE",
       of: ({ state, leaving }) => (leaving ? `${stateWord(state)}, leaves` : stateWord(state)),
     },
+    { title: "USED", of: ({ used }) => bytesText(used), right: true },
     { title: "REASON", of: ({ reason }) => (reason === null || reason === "" ? "—" : reason) },
     { title: "POOL", of: ({ pool }) => pool.slice(0, 8) },
   ]);
   return [...facts.map(([title, value]) => `${`${title}:`.padEnd(9)}${value}`), "", replicas].join("\n");
+}
+
+/** A dash where nobody has said it yet. */
+export function bytesText(bytes: bigint | null): string {
+  return bytes === null ? "—" : formatSize(bytes);
 }
 
 function sizeText({ size, wantedSize }: VolumeAnswer): string {

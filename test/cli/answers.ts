@@ -51,6 +51,7 @@ export function replica(rid: number, name: "h1" | "h2", state: string = "INSYNC"
     reason: null,
     alive: true,
     leaving: false,
+    used: "429496729600",
     ...rest,
   };
 }
@@ -61,6 +62,7 @@ export function volume(rest: object = {}): object {
     name: "db",
     size: "3298534883328",
     wantedSize: "3298534883328",
+    used: "429496729600",
     limits: null,
     scrub: { asked: null, progress: null, last: null },
     copies: 2,

@@ -13,6 +13,7 @@ void t.test("weft volume list: a table for people, ids with -q, JSON with --json
     volume({
       name: "web",
       size: "4096",
+      used: null,
       inSync: 1,
       health: "degraded",
       owner: { host: ids.h1, hostName: "h1", session: ids.session, caretaker: false },
@@ -24,9 +25,9 @@ void t.test("weft volume list: a table for people, ids with -q, JSON with --json
   t.equal(
     people.out,
     [
-      "VOLUME   SIZE  COPIES  WHERE    OPEN ON  HEALTH    ID",
-      "db      3 TiB  2/2     h1 h2    —        healthy   d0000000",
-      "web     4 KiB  1/2     h1 (h2)  h1       degraded  d0000000",
+      "VOLUME   SIZE     USED  COPIES  WHERE    OPEN ON  HEALTH    ID",
+      "db      3 TiB  400 GiB  2/2     h1 h2    —        healthy   d0000000",
+      "web     4 KiB        —  1/2     h1 (h2)  h1       degraded  d0000000",
       "",
     ].join("\n"),
   );
@@ -92,14 +93,15 @@ void t.test("weft volume show: the volume, its copies, and exit code 3 when it i
       "Volume:  db",
       `Id:      ${ids.db}`,
       "Size:    3 TiB",
+      "Used:    400 GiB",
       "Health:  degraded: copy 1 on h2 is behind",
       "Copies:  1 of 2 in sync, at least 1 for writes",
       "Open on: —",
       "Epoch:   7",
       "",
-      "COPY  HOST                STATE    REASON            POOL",
-      "   0  h1                  in-sync  —                 b0000000",
-      "   1  h2 (not answering)  stale    silent for 1.5 s  b0000000",
+      "COPY  HOST                STATE       USED  REASON            POOL",
+      "   0  h1                  in-sync  400 GiB  —                 b0000000",
+      "   1  h2 (not answering)  stale    400 GiB  silent for 1.5 s  b0000000",
       "",
     ].join("\n"),
   );

@@ -341,6 +341,8 @@ pub struct ReplicaInfo {
     pub sealed: Decimal,
     /// Size in bytes.
     pub size: Decimal,
+    /// Bytes of the file system that its data takes, without snapshots; none while they are counted.
+    pub used: Option<Decimal>,
     /// How it is.
     pub state: ReplicaState,
     /// Promises that it gave without a read of the store, which was away, since it was started.

@@ -38,6 +38,7 @@ use core::fmt;
 use core::ops::Range;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
+use std::sync::Arc;
 
 use weft_proto::ids::SnapId;
 use weft_proto::log::ReplicaKey;
@@ -60,6 +61,7 @@ mod image;
 mod job;
 mod op;
 mod room;
+mod used;
 
 pub use op::{PoolAnswer, PoolConfig, PoolError, PoolEvent, PoolFigures, PoolOp, Slot};
 pub use room::{FULL_PERCENT, Fill, GO_ON_PERCENT, LOW_PERCENT};
@@ -86,6 +88,7 @@ struct Replica {
     exists: BTreeSet<u32>,
     doubt: Doubt,
     segments: BTreeMap<u32, Segment>,
+    used: used::Closed,
     rotten: Rotten,
     /// Jobs that have not ended.
     jobs: usize,
@@ -132,7 +135,9 @@ enum Called {
         unsealed: Vec<Range<u64>>,
         result: Listed,
     },
-    SegmentOpened(ReplicaKey, u32, Result<SegmentFiles, SegmentError>),
+    /// With the bytes that were there before.
+    SegmentOpened(ReplicaKey, u32, Result<SegmentFiles, SegmentError>, u64),
+    Counted(ReplicaKey, Fd, Vec<(u32, u64)>),
     HoleMade(ReplicaKey, Piece, Result<(), Errno>),
     /// The piece holds its blocks, if the head has that segment.
     Preserved(ReplicaKey, Piece, bool, Result<(), Errno>),
@@ -246,6 +251,12 @@ impl FilePool {
     pub fn figures(&self) -> PoolFigures {
         let left = self.replicas.values().map(|replica| replica.rotten.0.len() as u64).sum();
         PoolFigures { bit_rot_left: left, refused_room: self.room.refused(), ..self.figures }
+    }
+
+    /// Bytes of the file system that an open replica's head takes, its sidecars included; none while they are counted.
+    #[must_use]
+    pub fn used(&self, replica: ReplicaKey) -> Option<u64> {
+        self.replicas.get(&replica).and_then(used::of_replica)
     }
 
     /// How full the file system is.
@@ -472,8 +483,15 @@ impl FilePool {
                 Called::ReplicaOpened { token, replica, size, unsealed, result } => {
                     self.on_replica_opened(token, replica, size, &unsealed, result);
                 }
-                Called::SegmentOpened(replica, segment, result) => {
-                    self.on_segment_opened(replica, segment, result)
+                Called::SegmentOpened(replica, segment, result, used) => {
+                    self.on_segment_opened(replica, segment, result, used)
+                }
+                Called::Counted(replica, dir, found) => {
+                    // It may have been closed and opened again meanwhile: then another count is under way.
+                    let same = |replica: &&mut Replica| Arc::ptr_eq(&replica.dir, &dir);
+                    if let Some(replica) = self.replicas.get_mut(&replica).filter(same) {
+                        replica.used.counted(found);
+                    }
                 }
                 Called::HoleMade(replica, piece, result) => self.on_hole_made(replica, piece, result),
                 Called::Preserved(replica, piece, held, result) => {
@@ -559,12 +577,18 @@ impl FilePool {
             exists: segments.into_iter().collect(),
             doubt,
             segments: BTreeMap::new(),
+            used: used::Closed::default(),
             rotten: Rotten::default(),
             jobs: 0,
             closing: None,
             failed: false,
         };
+        let (dir, segments) = (replica.dir.clone(), replica.exists.iter().copied().collect::<Vec<_>>());
         self.replicas.insert(key, replica);
+        self.bulk.run(move || {
+            let found = used::count(&dir, &segments);
+            Called::Counted(key, dir, found)
+        });
         self.answer(token, Ok(PoolAnswer::Done));
     }
 
@@ -874,7 +898,9 @@ impl FilePool {
             let (dir, number, direct) = (replica.dir.clone(), piece.segment, self.dir.probe().direct);
             let files = self.dir.files.clone();
             self.workers.run(move || {
-                Called::SegmentOpened(key, number, pool_dir::open_segment(&files, &dir, number, direct))
+                let used = used::of_names(&dir, number);
+                let result = pool_dir::open_segment(&files, &dir, number, direct);
+                Called::SegmentOpened(key, number, result, used)
             });
         }
         let segment = replica.segments.get_mut(&piece.segment).expect("there by now");
@@ -996,6 +1022,7 @@ impl FilePool {
         key: ReplicaKey,
         number: u32,
         result: Result<SegmentFiles, SegmentError>,
+        used: u64,
     ) {
         self.room.end(Taker::Segment(key, number));
         let replica = self.replicas.get_mut(&key).expect("a replica with calls under way is open");
@@ -1005,6 +1032,7 @@ impl FilePool {
                 let segment = replica.segments.get_mut(&number).expect("it was being opened");
                 segment.sidecar = files.sidecar;
                 segment.files = Some((files.data, files.side));
+                replica.used.opened(number, used);
                 self.start_waiting(key, number);
             }
             Err(error) => {
@@ -1363,9 +1391,10 @@ impl FilePool {
             if self.ask_side_sync(key, number, Waiter::Nobody) || writes_data {
                 continue; // comes again when it is clean
             }
-            if let Some(segment) = self.replicas.get_mut(&key).and_then(|r| r.segments.remove(&number)) {
+            let Some(replica) = self.replicas.get_mut(&key) else { continue };
+            if let Some(segment) = replica.segments.remove(&number) {
                 self.open_segments -= 1;
-                drop(segment);
+                replica.used.closed(number, used::of_segment(&segment));
             }
         }
     }

@@ -1133,6 +1133,7 @@ impl Slotted {
             promised: durable.promised,
             sealed: Decimal(durable.sealed.0),
             size: Decimal(durable.size),
+            used: pool.file.as_ref().and_then(|file| file.used(key)).map(Decimal),
             state,
             unverified_promises: Decimal(self.machine.unverified_promises()),
         }

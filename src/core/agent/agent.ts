@@ -37,6 +37,7 @@ import { hostRevoked, IdentityKeeper } from "./identity.ts";
 import { initCluster } from "./init.ts";
 import { joinCluster } from "./join.ts";
 import { Keeper } from "./keeper.ts";
+import { UsedKeeper } from "./used-keeper.ts";
 import { RoomKeeper } from "./room-keeper.ts";
 import { LimitKeeper } from "./limit-keeper.ts";
 import { LocalDaemon } from "./local-daemon.ts";
@@ -263,6 +264,7 @@ export class Agent {
       daemon: this.#daemon,
       settings: () => scrubSettings(mirror),
     });
+    const usedKeeper = new UsedKeeper({ mirror, store, daemon: this.#daemon, log });
     const roomKeeper = new RoomKeeper({ mirror, store, log });
     const limitKeeper = new LimitKeeper({ mirror, daemon: this.#daemon, log });
     const devices = await DevicePools.open({
@@ -404,7 +406,10 @@ export class Agent {
           limitKeeper.nudge();
           scrubKeeper.nudge();
         },
-        onPools: (pools) => this.#background("room", roomKeeper.heard(pools)),
+        onPools: (pools) => {
+          this.#background("room", roomKeeper.heard(pools));
+          this.#background("used", usedKeeper.settle());
+        },
         onSession: (session) => scrubKeeper.heard(session),
         onTrust: told,
         confirmed: () => (confirmation.isConfirmed ? identity.trust().generation : null),

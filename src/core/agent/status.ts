@@ -26,6 +26,7 @@ import type { Mirror } from "./mirror.ts";
 import { lastScrub } from "./scrub-keeper.ts";
 import { membersOrNone, storeStatus } from "./store-status.ts";
 import { readValue } from "./store-value.ts";
+import { usedOf } from "./used-keeper.ts";
 import { trustProblems } from "./trust-status.ts";
 import { deletedVolumes } from "./volumes.ts";
 
@@ -164,11 +165,13 @@ export function volumeAnswer({ view, mirror }: MemberContext, volume: VolumeFact
   const cluster = view.cluster();
   const health = healthOf(want, record, cluster);
   const owner = record?.owner ?? null;
+  const replicas = replicaAnswers(mirror, volume, cluster);
   return {
     id: volume.id,
     name: want.name,
     size: record?.sizeBytes ?? want.sizeBytes,
     wantedSize: want.sizeBytes,
+    used: mostUsed(replicas),
     limits: want.limits,
     scrub: scrubAnswer(mirror, volume, cluster),
     copies: want.copies,
@@ -188,7 +191,7 @@ export function volumeAnswer({ view, mirror }: MemberContext, volume: VolumeFact
             session: owner.session,
             caretaker: extra?.caretaker ?? false,
           },
-    replicas: replicaAnswers(volume, cluster),
+    replicas,
     createdBy: want.createdBy,
     deletedAt: want.deletedAtMs === null ? null : new Date(want.deletedAtMs).toISOString(),
   };
@@ -219,7 +222,17 @@ function scrubAnswer(mirror: Mirror, { id, want }: VolumeFacts, cluster: Cluster
   };
 }
 
-function replicaAnswers({ want, record }: VolumeFacts, cluster: Cluster): api.ReplicaAnswer[] {
+/** What is written is on all of them; one that was resynced may have fewer holes, or more. */
+function mostUsed(replicas: readonly api.ReplicaAnswer[]): bigint | null {
+  const known = replicas.flatMap(({ state, used }) => (state === "INSYNC" && used !== null ? [used] : []));
+  return known.length === 0 ? null : known.reduce((most, used) => (used > most ? used : most));
+}
+
+function replicaAnswers(
+  mirror: Mirror,
+  { id, want, record }: VolumeFacts,
+  cluster: Cluster,
+): api.ReplicaAnswer[] {
   const alive = (host: string): boolean =>
     cluster.hosts.some(({ id, liveness }) => id === host && liveness.kind === "alive");
   const members = (record?.replicas ?? []).map((member) => ({
@@ -233,6 +246,7 @@ function replicaAnswers({ want, record }: VolumeFacts, cluster: Cluster): api.Re
     leaving:
       member.state === "REMOVING" ||
       want?.placements.some((place) => place.rid === member.rid && place.remove) === true,
+    used: usedOf(mirror, id, member.rid),
   }));
   const wanted = (want?.placements ?? [])
     .filter(({ rid, remove }) => !remove && !members.some((member) => member.rid === rid))
@@ -245,6 +259,7 @@ function replicaAnswers({ want, record }: VolumeFacts, cluster: Cluster): api.Re
       reason: null,
       alive: alive(place.host),
       leaving: false,
+      used: null,
     }));
   return [...members, ...wanted].toSorted((a, b) => a.rid - b.rid);
 }

@@ -353,6 +353,8 @@ export const replicaAnswer = z.object({
   alive: z.boolean(),
   /** It goes as soon as those that stay are in sync. */
   leaving: z.boolean(),
+  /** Bytes that its data takes of its pool, without snapshots, as its host said some seconds ago; null: not yet. */
+  used: u64.nullable().default(null),
 });
 
 export const volumeHealth = z.enum([
@@ -397,6 +399,8 @@ export const volumeAnswer = z.object({
   size: u64,
   /** More than `size` while it grows. */
   wantedSize: u64,
+  /** Of the copy in sync that takes most of its pool, without snapshots; null: not known yet. */
+  used: u64.nullable().default(null),
   /** What its guests may take, wherever it is attached; null: as much as they like. */
   limits: volumeLimits.nullable(),
   /** How its copies are compared with each other. */

@@ -366,6 +366,8 @@ export type ReplicaInfo = {
   readonly state: ReplicaState;
   /** Promises that it gave without a read of the store, which was away, since it was started. */
   readonly unverified_promises: Decimal;
+  /** Bytes of the file system that its data takes, without snapshots; none while they are counted. */
+  readonly used: Decimal | null;
   /** Of which volume. */
   readonly volume: Uuid;
 };

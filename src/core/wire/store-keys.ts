@@ -30,6 +30,8 @@ export const keys = {
   /** The operator asked: no 24 h for this deleted volume. */
   emptyTrash: (volume: string) => `${ROOT}vol/${volume}/empty-trash`,
   state: (volume: string) => `${ROOT}vol/${volume}/state`,
+  /** What a copy takes of its pool, by its host's agent, some seconds ago. */
+  used: (volume: string, rid: number) => `${ROOT}vol/${volume}/used/${rid}`,
   /** What the last scrub found, by the agent of the host that worked on it. */
   scrub: (volume: string) => `${ROOT}vol/${volume}/scrub`,
   /** A scrub under way, by the same agent, while its lease lives. */

@@ -74,6 +74,8 @@ export class FakeWeftd {
   watermark = "1";
   /** The generation by which the agent says that the store is the cluster's; null: it says that nobody knows. */
   confirmed: bigint | null = null;
+  /** Bytes that copies take, by `volume.rid`; 0 where nothing is said. */
+  readonly used = new Map<string, string>();
   /** As much is free in its pools when something has left the trash for good, in percent. */
   freeWhenEmptied: bigint | null = null;
   /** Another size is refused. */
@@ -140,6 +142,19 @@ export class FakeWeftd {
         this.pools.delete(String(pool));
         return {};
       },
+      "replica.list": () => ({
+        replicas: [...this.replicas].map(([key, { volume, rid, pool, size }]) => ({
+          volume,
+          rid,
+          pool,
+          promised: "1",
+          sealed: "0",
+          size,
+          used: this.used.get(key) ?? "0",
+          state: "serving",
+          unverified_promises: "0",
+        })),
+      }),
       "replica.create": (params) => {
         this.replicas.set(`${String(params["volume"])}.${String(params["rid"])}`, params as Replica);
         return {};

@@ -1,4 +1,7 @@
-/** Pools that fill up: everybody hears it in time, and what was deleted goes before a write has to wait for room. */
+/**
+ * Pools that fill up: everybody hears it in time, and what was deleted goes before a write has to wait for room. What copies
+ * take is known everywhere.
+ */
 import t from "tap";
 
 import { eventually, type TestHost, three } from "./test-host.ts";
@@ -71,5 +74,38 @@ void t.test(
       "young",
       "what stays can be restored",
     );
+  },
+);
+
+void t.test(
+  "agent: what each copy takes of its pool is known on every host, and what a trim gives back",
+  async (t) => {
+    const [h1, h2, h3] = await three(t, 111);
+    const { id, replicas } = await h1.client.createVolume({ name: "db", size: GIB, hosts: ["h1", "h2"] });
+    const told = (): Promise<readonly (bigint | null)[]> =>
+      h3.client.volume("db").then((volume) => [volume.used, ...volume.replicas.map(({ used }) => used)]);
+    const takes = (host: TestHost, used: bigint): void => {
+      const rid = replicas.find(({ hostName }) => hostName === host.name)?.rid ?? -1;
+      host.weftd.used.set(`${id}.${rid}`, String(used));
+      // As it looks at its pools.
+      host.weftd.leave(90n);
+    };
+    const shown = (...figures: readonly bigint[]): Promise<unknown> =>
+      eventually(`${figures.join(", ")} bytes`, told, (found) =>
+        figures.every((figure, i) => figure === found[i]),
+      );
+    takes(h1, 0n);
+    takes(h2, 0n);
+    await shown(0n, 0n, 0n);
+    takes(h1, 700n << 20n);
+    takes(h2, 698n << 20n);
+    await shown(700n << 20n, 700n << 20n, 698n << 20n);
+    takes(h1, 300n << 20n);
+    await shown(698n << 20n, 300n << 20n, 698n << 20n);
+    // Half a percent more is told when there is more to tell, or in a minute.
+    takes(h2, 700n << 20n);
+    takes(h1, 250n << 20n);
+    await shown(698n << 20n, 250n << 20n, 698n << 20n);
+    t.match(await h3.client.volumes(), [{ name: "db", used: 698n << 20n }], "in the list, too");
   },
 );

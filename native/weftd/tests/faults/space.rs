@@ -264,3 +264,37 @@ fn a_copy_in_a_full_pool_is_demoted_and_comes_back() {
     assert_same(&cluster, &small, &socket, &volume, &file);
     close(&small, &volume);
 }
+
+/// What a copy takes is told as it is, after writes, a trim and a restart.
+#[test]
+fn what_a_copy_takes_of_its_pool_is_told_and_a_trim_gives_it_back() {
+    let cluster = Cluster::start();
+    let mut host = cluster.host(1);
+    host.make_pool();
+    let volume = make_volume(&[&host]);
+    let used = |host: &Host, least: u64, most: u64| {
+        let ours = |list: &serde_json::Value| {
+            list["replicas"]
+                .as_array()
+                .and_then(|all| all.iter().find(|r| r["volume"] == volume.as_str()).cloned())
+        };
+        let good = |list: &serde_json::Value| {
+            ours(list).is_some_and(|r| !r["used"].is_null() && (least..=most).contains(&number(&r["used"])))
+        };
+        host.ask_until("replica.list", &json!({}), good);
+    };
+    used(&host, 0, 0);
+    let socket = open(&host, &volume, "closed").expect("opens");
+    copy(random_file(&cluster, "a").to_str().expect("UTF-8"), &nbd(&socket, &volume));
+    used(&host, SIZE, SIZE + 256 * 1024);
+    let mut guest = Guest::connect(&socket);
+    guest.send(TRIM, 1, MIB, u32::try_from(SIZE / 2).expect("fits"));
+    assert_eq!(guest.reply(), (1, 0));
+    used(&host, SIZE / 2, SIZE / 2 + 256 * 1024);
+    drop(guest);
+    close(&host, &volume);
+    host.kill();
+    host.start();
+    host.await_pool();
+    used(&host, SIZE / 2, SIZE / 2 + 256 * 1024);
+}

@@ -135,3 +135,56 @@ fn unmounted_when_free(mount: &Path) {
     }
     unmounted(mount);
 }
+
+impl Rig {
+    /// What the pool says that the replica takes, once it has counted.
+    fn used(&mut self) -> u64 {
+        loop {
+            match self.pool.used(KEY) {
+                Some(used) => return used,
+                // Another call ends; counts come in between.
+                None => drop(space(self)),
+            }
+        }
+    }
+}
+
+/// The same by a walk.
+fn walked(pool: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let dir = pool.join("replicas").join(pool_dir::replica_name(KEY));
+    let files = dir.read_dir().expect("listed").map(|entry| entry.expect("an entry"));
+    let segments = files.filter(|file| !file.file_name().to_string_lossy().starts_with("meta"));
+    segments.map(|file| file.metadata().expect("stat").blocks() * 512).sum()
+}
+
+#[test]
+fn what_a_replica_takes_is_known_without_a_walk() {
+    everywhere(|path, kind| {
+        let config = PoolConfig { open_segments: 2, ..PoolConfig::new(SPACE) };
+        let mut rig = Rig::with(path, kind, config);
+        rig.made(12 * SEGMENT);
+        assert_eq!(rig.used(), 0);
+        for segment in 0..12 {
+            rig.write(segment * 16384, &[1; 64]);
+            assert_eq!(rig.used(), walked(path), "segment {segment}");
+        }
+        let full = rig.used();
+        assert!(full >= 12 * (64 * BLOCK + SIDECAR_BYTES as u64), "{full}");
+        assert_eq!(rig.pool.used(ReplicaKey { rid: Rid(7), ..KEY }), None);
+        for segment in 3..9 {
+            rig.zero(segment * 16384, 16384, Hole::Absent);
+        }
+        assert_eq!(rig.used(), walked(path));
+        assert_eq!(rig.used(), full - 6 * 64 * BLOCK, "a trim gives them back");
+        rig.seal();
+        rig.kill();
+        // Written to while it is being counted.
+        let mut rig = Rig::with(path, kind, config);
+        rig.opened(12 * SEGMENT, &[]);
+        for segment in [5, 0, 11, 6, 1, 5] {
+            rig.write(segment * 16384 + 100, &[2; 8]);
+        }
+        assert_eq!(rig.used(), walked(path));
+    });
+}
