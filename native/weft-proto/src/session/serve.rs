@@ -146,6 +146,11 @@ impl<P: Payload> Session<P> {
         if !self.attempts.is_empty() {
             return false;
         }
+        // A new copy goes first: what was asked before may wait for a member that it replaces.
+        if let Some(at) = self.change.iter().position(|change| matches!(change, Change::Add { .. })) {
+            let add = self.change.remove(at).expect("found a moment ago");
+            self.change.push_front(add);
+        }
         let Some(change) = self.change.front().cloned() else { return false };
         let (rid, verdict) = match change {
             Change::Add { rid, node, pool } => {

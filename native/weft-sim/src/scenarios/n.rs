@@ -37,6 +37,7 @@ plots! {
     N18 => what_a_shrink_left_at_a_copy_that_was_away_reads_as_zero_when_the_volume_has_grown,
     N18 => a_shrink_that_never_reached_the_store_costs_nothing,
     N21 => a_volume_with_too_few_copies_opens_paused_and_is_rescued,
+    N21 => a_growth_that_waits_for_a_dead_copy_does_not_hold_up_the_new_one,
 }
 
 /// N1: the admission's answer is lost and the store shows the old record; the joiner is cut off, the store
@@ -605,4 +606,31 @@ fn a_volume_with_too_few_copies_opens_paused_and_is_rescued(play: &Play) {
     assert_eq!(stage.in_sync(), [R0, R2]);
     stage.run_until("the guest goes on", |s| s.done(write.id) && s.value(read) == Some(value));
     assert_eq!((stage.disk(R2, 1), stage.disk(R2, 2)), (value, write.value));
+}
+
+/// N10 and N21, and before the new copy was given the volume was asked to grow: that waits for the dead copy, which the new
+/// one replaces. Found by the simulator: seed 3757448 of ca386ea.
+fn a_growth_that_waits_for_a_dead_copy_does_not_hold_up_the_new_one(play: &Play) {
+    for reopened in [false, true] {
+        let mut stage = Scene::copies(2).min_isr(2).blocks(16).stage(play);
+        let owner = stage.owner(D);
+        let value = stage.written(owner, 1);
+        stage.lose_disk(R1);
+        let next = if reopened {
+            stage.vanish(owner);
+            stage.replace(D, owner)
+        } else {
+            owner
+        };
+        let write = stage.write(next, 2);
+        stage.resize(next, 32);
+        stage.run_for(10_000);
+        assert!(!stage.done(write.id) && !stage.is_resized(next, 32));
+
+        stage.add(next, R2, C);
+        stage.run_until("the guest goes on", |s| s.done(write.id));
+        assert_eq!(stage.in_sync(), [R0, R2]);
+        stage.run_until("the volume has grown", |s| s.is_resized(next, 32));
+        assert_eq!((stage.disk(R2, 1), stage.disk(R2, 2)), (value, write.value));
+    }
 }
