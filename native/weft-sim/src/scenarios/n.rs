@@ -608,8 +608,8 @@ fn a_volume_with_too_few_copies_opens_paused_and_is_rescued(play: &Play) {
     assert_eq!((stage.disk(R2, 1), stage.disk(R2, 2)), (value, write.value));
 }
 
-/// N10 and N21, and before the new copy was given the volume was asked to grow: that waits for the dead copy, which the new
-/// one replaces. Found by the simulator: seed 3757448 of ca386ea.
+/// N21, and the same without the reboot: before the new copy was given the volume was asked to grow, which waits for the
+/// dead copy that the new one replaces. Found by the simulator: seed 3757448 of ca386ea.
 fn a_growth_that_waits_for_a_dead_copy_does_not_hold_up_the_new_one(play: &Play) {
     for reopened in [false, true] {
         let mut stage = Scene::copies(2).min_isr(2).blocks(16).stage(play);
