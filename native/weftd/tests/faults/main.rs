@@ -11,6 +11,7 @@ mod commands;
 mod disks;
 mod frames;
 mod guests;
+mod huge;
 mod identity;
 mod limits;
 mod power;

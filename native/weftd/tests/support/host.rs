@@ -395,10 +395,15 @@ pub(crate) fn uuid() -> String {
 
 /// A volume with one in-sync replica on each of `hosts`.
 pub(crate) fn make_volume(hosts: &[&Host]) -> String {
+    make_volume_of(hosts, SIZE)
+}
+
+/// The same with so many bytes, at most 1 TiB.
+pub(crate) fn make_volume_of(hosts: &[&Host], size: u64) -> String {
     let volume = uuid();
     let mut replicas = Vec::new();
     for (rid, host) in hosts.iter().enumerate() {
-        let ask = json!({ "volume": volume, "rid": rid, "pool": host.pool, "size": SIZE.to_string(), "region_shift": 20 });
+        let ask = json!({ "volume": volume, "rid": rid, "pool": host.pool, "size": size.to_string(), "region_shift": 20 });
         host.ask("replica.create", ask.clone());
         host.ask("replica.create", ask);
         replicas.push(
@@ -406,7 +411,7 @@ pub(crate) fn make_volume(hosts: &[&Host]) -> String {
             "base": "0", "reason": "made", "since": "0" }),
         );
     }
-    let record = json!({ "fmt": 1, "min_reader": 1, "vol": volume, "size": SIZE.to_string(), "region_shift": 20,
+    let record = json!({ "fmt": 1, "min_reader": 1, "vol": volume, "size": size.to_string(), "region_shift": 20,
         "mode": "excl", "policy": { "copies": hosts.len(), "min_isr": 1, "ack": "durable", "on_loss": "pause",
         "spread": "host" }, "epoch": "1", "rev": "1", "next_rid": hosts.len(), "deleted": null,
         "created_by": volume, "nonce": uuid(), "owner": null, "next": null, "clean": true, "closed_gen": "0",
