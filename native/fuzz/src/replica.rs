@@ -15,13 +15,15 @@ use weft_proto::durable::Durable;
 use weft_proto::ids::{
     ClusterId, Epoch, Generation, HostId, Instant, Ordinal, PoolId, PoolInc, Rid, SessionId, VolumeId,
 };
+use weft_proto::images::ImageState;
 use weft_proto::log::LogRecord;
 use weft_proto::message::{Answer, Ask, Extent, Hole, Request, Watermark};
 use weft_proto::mutants::Broken;
 use weft_proto::payload::{BLOCK, HeapPayload, Payload, block_crcs};
 use weft_proto::record::{Owner, Record};
 use weft_proto::replica::{
-    Action, AttachmentId, DiskDone, DiskError, DiskOp, Party, Replica, ReplicaConfig, Token, Verified,
+    Action, AttachmentId, DiskDone, DiskError, DiskOp, ImageOp, Party, Replica, ReplicaConfig, Token,
+    Verified,
 };
 
 use crate::input::Input;
@@ -59,6 +61,7 @@ struct World {
     newest: BTreeMap<Party, Ordinal>,
     log: VecDeque<(Token, LogRecord)>,
     disk: Vec<(Token, DiskOp<HeapPayload>)>,
+    images: Vec<(Token, ImageOp<HeapPayload>)>,
     reads: Vec<Token>,
     /// The last promise that was asked for: mostly the store shows that it is its asker's.
     owned: Option<(Epoch, Party)>,
@@ -122,6 +125,7 @@ impl World {
             newest: BTreeMap::new(),
             log: VecDeque::new(),
             disk: Vec::new(),
+            images: Vec::new(),
             reads: Vec::new(),
             owned: None,
             promised,
@@ -198,7 +202,9 @@ impl World {
         let tag = self.next_tag;
         self.next_tag += 1;
         let request = messages::carried_request(&Request { tag, epoch, ask });
-        let is_data = !matches!(request.ask, Ask::Attach(_) | Ask::Detach | Ask::Promise { .. });
+        // Images are looked at without a promise.
+        let is_data = !matches!(request.ask, Ask::Attach(_) | Ask::Detach | Ask::Promise { .. })
+            && !request.ask.is_of_images();
         let session = self.attached.get(&id).map(|a| a.party.session);
         self.sent.insert((id, tag), Sent { epoch, session, is_data });
         let attach = match &request.ask {
@@ -250,6 +256,10 @@ impl World {
                     executed = true;
                     self.check_op(&op);
                     self.disk.push((token, op));
+                }
+                Action::Image { token, op } => {
+                    self.check_image_op(&op);
+                    self.images.push((token, op));
                 }
                 Action::ReadStore { token } => self.reads.push(token),
                 Action::Reply { attachment, response } => {
@@ -335,6 +345,29 @@ impl World {
         }
     }
 
+    fn check_image_op(&self, op: &ImageOp<HeapPayload>) {
+        let images = &self.replica.durable().images;
+        match op {
+            ImageOp::Make { image, .. } | ImageOp::Drop { image } => {
+                assert!(images.get(*image).is_none(), "{image} is there");
+            }
+            ImageOp::Preserve { image, offset, len } => {
+                let of = images.get(*image).expect("of an image");
+                assert!(of.state != ImageState::Deleting, "into one that goes");
+                assert!(*len > 0 && offset.is_multiple_of(BLOCK) && len.is_multiple_of(BLOCK));
+                assert!(offset + len <= of.size.min(self.replica.durable().size), "{offset}+{len}");
+            }
+            ImageOp::Look { image, op, .. } => {
+                assert!(images.get(*image).is_some(), "of an image");
+                assert!(matches!(op, DiskOp::Read { .. } | DiskOp::Kinds { .. } | DiskOp::Hash { .. }));
+            }
+            ImageOp::HandDown { image, heir, .. } => {
+                assert_eq!(images.get(*image).map(|of| of.state), Some(ImageState::Deleting));
+                assert!(images.get(*heir).is_some_and(|of| of.state != ImageState::Deleting));
+            }
+        }
+    }
+
     fn logged(&mut self, input: &mut Input<'_>) {
         // In order, as a log is; a few at once.
         for _ in 0..=input.u8() % 3 {
@@ -350,7 +383,23 @@ impl World {
         }
     }
 
+    fn image_done(&mut self, input: &mut Input<'_>) {
+        let (token, op) = self.images.swap_remove(input.below(self.images.len()));
+        let outcome = match input.u8() {
+            248..=250 => Err(DiskError::NoSpace),
+            251 | 252 => Err(DiskError::Io),
+            253 => Err(DiskError::BitRot),
+            254 | 255 => Err(DiskError::NoSnapshots),
+            _ => Ok(looked(&op)),
+        };
+        self.replica.handle_disk(self.now, token, outcome);
+        self.drain(None);
+    }
+
     fn disk_done(&mut self, input: &mut Input<'_>) {
+        if !self.images.is_empty() && input.flag() {
+            return self.image_done(input);
+        }
         if self.disk.is_empty() {
             return;
         }
@@ -410,6 +459,8 @@ impl World {
                     _ => DiskDone::Done,
                 };
                 self.replica.handle_disk(self.now, token, Ok(done));
+            } else if let Some((token, op)) = self.images.pop() {
+                self.replica.handle_disk(self.now, token, Ok(looked(&op)));
             } else if let Some(token) = self.reads.pop() {
                 self.replica.handle_verified(self.now, token, Verified::Away);
             } else {
@@ -420,5 +471,21 @@ impl World {
         assert!(self.replica.is_idle(), "{}", self.replica.line());
         assert!(self.sent.is_empty(), "never answered: {:?}", self.sent);
         self.restart(false);
+    }
+}
+
+/// What a pool finds, whatever was asked for.
+fn looked(op: &ImageOp<HeapPayload>) -> DiskDone<HeapPayload> {
+    match op {
+        ImageOp::Look { op: DiskOp::Read { len, .. }, .. } => {
+            DiskDone::Data(vec![Extent::Hole { len: *len, kind: Hole::Zero }])
+        }
+        ImageOp::Look { op: DiskOp::Kinds { len, .. }, .. } => {
+            DiskDone::Kinds(vec![(*len, Some(Hole::Zero))])
+        }
+        ImageOp::Look { op: DiskOp::Hash { len, .. }, .. } => {
+            DiskDone::Hashes(vec![[7; 16]; usize::try_from(len / BLOCK).expect("few")])
+        }
+        _ => DiskDone::Done,
     }
 }

@@ -4,6 +4,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 
+use siphasher::sip128::SipHasher24;
+
 /// The unit of checksums, stamps' data and everything that the protocol promises atomically equal: 4 KiB.
 pub const BLOCK: u64 = 4096;
 
@@ -24,6 +26,12 @@ pub trait Payload: Clone + fmt::Debug {
     /// A view of `len` bytes from `start`; shares the buffer. Panics when out of range: a caller's bug.
     #[must_use]
     fn slice(&self, start: usize, len: usize) -> Self;
+}
+
+/// The keyed hash of a block without data, as a pool gives it: SipHash-2-4 of no bytes, with 128 bits of result.
+#[must_use]
+pub fn hole_hash(key: &[u8; 16]) -> [u8; 16] {
+    SipHasher24::new_with_key(key).hash(&[]).as_bytes()
 }
 
 /// A payload on the heap, for the simulator and for tests.

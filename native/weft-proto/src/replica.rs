@@ -32,7 +32,15 @@ use crate::message::{
 };
 use crate::mutants::{Broken, Mutation};
 use crate::payload::{BLOCK, Payload};
-use crate::record::{Ack, REGIONS_MAX, Record};
+use crate::record::{REGIONS_MAX, Record};
+
+mod images;
+mod promise;
+
+pub use images::{IMAGES_MAX, ImageOp};
+use images::{Imaging, Look, Next, Snap};
+pub use promise::{EPOCH_JUMP_UNVERIFIED, RISE_AT_ONCE};
+use promise::{Rises, WaitingPromise, owner_host};
 
 /// A page of a STAMPS answer has at most this many entries: it fits one frame.
 pub const STAMPS_PAGE: usize = 4096;
@@ -40,22 +48,9 @@ pub const STAMPS_PAGE: usize = 4096;
 pub const KINDS_MAX: u64 = 64 << 20;
 /// Largest range of one HASH request, in bytes.
 pub const HASH_MAX: u64 = 1 << 20;
-/// While the store is away, a promise goes at most this many epochs above the last one that a read has shown (R1).
-pub const EPOCH_JUMP_UNVERIFIED: u64 = 16;
-/// How far the promised epoch rises at once, and in each hour: more than changes and repairs can have come to while this
-/// replica was away (256 repairs; a change a second for eight years). What rises further is refused until so many hours have
-/// passed. Nobody can so bring a volume to the end of its range by a few writes to the store; and a replica that did not
-/// follow where another one was led can follow it in the same time.
-pub const RISE_AT_ONCE: u64 = 1 << 28;
-/// What one epoch costs of that hour, in nanoseconds.
-const RISE_NS: u64 = 3_600_000_000_000 / RISE_AT_ONCE;
-/// An hour, but for some milliseconds.
-const HOUR_NS: u64 = RISE_NS * RISE_AT_ONCE;
 /// What lies beyond the end of a volume that was shrunk is cut in pieces of this many bytes, from the end on: a promise
 /// or a GROW waits for no more than one.
 const CUT_PIECE: u64 = 1 << 30;
-/// Promises of one host that wait for a read of the store; more are refused as busy.
-const VERIFYING_MAX: usize = 4;
 /// Unanswered requests of one attachment; more are refused as busy, so that memory stays bounded.
 pub const REQUESTS_MAX: usize = 1024;
 /// Sessions without an attachment whose highest ordinal is remembered.
@@ -95,6 +90,13 @@ pub enum Action<P> {
         token: Token,
         /// What to do.
         op: DiskOp<P>,
+    },
+    /// Run on the pool; tell [`Replica::handle_disk`].
+    Image {
+        /// Told back.
+        token: Token,
+        /// What to do.
+        op: ImageOp<P>,
     },
     /// Read the volume's record from the store, linearizably; tell [`Replica::handle_verified`].
     ReadStore {
@@ -181,7 +183,7 @@ pub enum DiskOp<P> {
 /// What the pool answers.
 #[derive(Clone, Debug, PartialEq)]
 pub enum DiskDone<P> {
-    /// `Write`, `Zero`, `Flush`, `Seal`, `Grow`, `Cut`.
+    /// `Write`, `Zero`, `Flush`, `Seal`, `Grow`, `Cut`; of images all but `Look`.
     Done,
     /// `Read`.
     Data(Vec<Extent<P>>),
@@ -202,6 +204,8 @@ pub enum DiskError {
     BitRot,
     /// Data did not match the CRCs that came with it.
     BadCrc,
+    /// The pool can't have images.
+    NoSnapshots,
 }
 
 /// What the store answered to [`Action::ReadStore`].
@@ -265,6 +269,8 @@ pub struct Replica<P> {
     /// The highest that other hosts say they have seen of the store: for views, and nothing else.
     claimed: Watermark,
     waiting_attach: Vec<WaitingAttach>,
+    /// What is under way for images.
+    imaging: Imaging,
     actions: VecDeque<Action<P>>,
     next_token: u64,
     free_bytes: u64,
@@ -279,37 +285,6 @@ struct Attachment {
     ordinal: Ordinal,
     live: bool,
     unanswered: usize,
-}
-
-/// How far the promise may still rise: see [`RISE_AT_ONCE`].
-#[derive(Debug, Default)]
-struct Rises {
-    /// Of an hour's rise, in nanoseconds.
-    used: u64,
-    at: Instant,
-    /// More was refused then: what has passed since counts on above an hour.
-    waits: bool,
-}
-
-impl Rises {
-    fn take(&mut self, now: Instant, epochs: u64) -> bool {
-        let passed = now.0.saturating_sub(self.at.0);
-        let left = match self.waits {
-            true => (HOUR_NS - self.used).saturating_add(passed),
-            false => HOUR_NS - self.used.saturating_sub(passed),
-        };
-        match left.checked_sub(epochs.saturating_mul(RISE_NS)) {
-            Some(left) => {
-                *self = Rises { used: HOUR_NS.saturating_sub(left), at: now, waits: false };
-                true
-            }
-            None if self.waits => false,
-            None => {
-                *self = Rises { used: HOUR_NS - left, at: now, waits: true };
-                false
-            }
-        }
-    }
 }
 
 /// A request between its arrival and its answer.
@@ -328,7 +303,9 @@ struct Running<P> {
 enum Stage<P> {
     /// Waits for stamps up to here; then this goes to the disk.
     Stamping { op: DiskOp<P>, regions: (u32, u32), generation: Generation },
-    /// At the disk.
+    /// At the disk, changing blocks.
+    Data,
+    /// At the disk, changing nothing.
     Disk,
     /// At the disk, all of it to be made durable.
     Flush,
@@ -342,6 +319,40 @@ enum Stage<P> {
     GrowLog { generation: Generation },
     /// Mutation R6 only: data is on the disk, the stamp is being logged.
     LateStamp,
+    /// What it changes from here on is still to be preserved, up to there.
+    Preserving { at: u64, end: u64, next: Next<P> },
+    /// Waits for its turn.
+    Snap(Snap),
+    /// At the log or the disk.
+    SnapActing(Snap),
+    /// At the disk, part by part.
+    Look(Look<P>),
+}
+
+impl<P> Stage<P> {
+    /// Does the head change by it?
+    fn changes(&self) -> bool {
+        matches!(
+            self,
+            Stage::Stamping { .. }
+                | Stage::Data
+                | Stage::GrowDisk { .. }
+                | Stage::GrowLog { .. }
+                | Stage::LateStamp
+                | Stage::Preserving { .. }
+        )
+    }
+
+    /// Its generation, before it is at the disk.
+    fn generation(&self) -> Option<Generation> {
+        match self {
+            Stage::Stamping { generation, .. }
+            | Stage::GrowDisk { generation, .. }
+            | Stage::GrowLog { generation } => Some(*generation),
+            Stage::Preserving { next, .. } => Some(next.generation()),
+            _ => None,
+        }
+    }
 }
 
 /// A part of a cut on its way.
@@ -350,30 +361,6 @@ struct Cutting {
     token: Token,
     /// The replica is empty from here on, once a piece is done; `None`: at the log.
     down_to: Option<u64>,
-}
-
-#[derive(Debug)]
-struct WaitingPromise {
-    attachment: AttachmentId,
-    tag: u32,
-    epoch: Epoch,
-    party: Party,
-    record: Vec<u8>,
-    cached: bool,
-    /// The record's size, and its regions'.
-    size: u64,
-    region_shift: u8,
-    watermark: Watermark,
-    started: Instant,
-    stage: PromiseStage,
-}
-
-#[derive(Debug, PartialEq)]
-enum PromiseStage {
-    Logging(Token),
-    Draining,
-    /// The regions become as large as the record's (R26).
-    Folding(Token),
 }
 
 #[derive(Debug)]
@@ -390,7 +377,8 @@ impl<P: Payload> Replica<P> {
     /// A replica from its durable state.
     #[must_use]
     pub fn new(config: ReplicaConfig, durable: Durable) -> Self {
-        Replica {
+        let barrier = durable.images.iter().map(|image| image.generation).max().unwrap_or_default();
+        let mut replica = Replica {
             promised: durable.promised,
             session: durable.session,
             host: owner_host(&durable),
@@ -410,12 +398,15 @@ impl<P: Payload> Replica<P> {
             rises: Rises::default(),
             claimed: Watermark::default(),
             waiting_attach: Vec::new(),
+            imaging: Imaging::new(barrier),
             actions: VecDeque::new(),
             next_token: 0,
             free_bytes: 0,
             failed: false,
             quarantined: false,
-        }
+        };
+        replica.go_on_by_itself();
+        replica
     }
 
     // ---- getters
@@ -445,6 +436,7 @@ impl<P: Payload> Replica<P> {
             && self.waiting_promise.is_none()
             && self.verifying.is_empty()
             && self.cutting.is_none()
+            && self.imaging.is_idle()
     }
 
     /// True after a failed log or disk: the copy serves no more until it is opened anew.
@@ -502,6 +494,7 @@ impl<P: Payload> Replica<P> {
     /// The pool's free space changed.
     pub fn handle_free_bytes(&mut self, free: u64) {
         self.free_bytes = free;
+        self.try_again();
     }
 
     /// The host's watermark rose.
@@ -571,21 +564,10 @@ impl<P: Payload> Replica<P> {
             }
             self.start_stamped();
         }
-        if let Some(w) = &mut self.waiting_promise
-            && w.stage == PromiseStage::Logging(token)
-        {
-            w.stage = PromiseStage::Draining;
-            self.promise_logged = true;
-            // Asked again within its epoch, it says nothing new: the volume may be about to grow since.
-            if w.epoch > before || self.config.broken.is(Mutation::CutOnAnyPromise) {
-                self.to_cut = (self.durable.size > w.size).then_some(w.size);
-            }
+        if let LogRecord::Image { image, .. } = &record {
+            self.image_logged(now, token, *image, Ok(()));
         }
-        if let Some(w) = &mut self.waiting_promise
-            && w.stage == PromiseStage::Folding(token)
-        {
-            w.stage = PromiseStage::Draining;
-        }
+        self.promise_record_logged(token, before);
         if let Some(running) = self.running.get(&token) {
             match running.stage {
                 Stage::SealLog | Stage::GrowLog { .. } | Stage::LateStamp => {
@@ -602,12 +584,17 @@ impl<P: Payload> Replica<P> {
         if let Some(cutting) = self.cutting.take_if(|cutting| cutting.token == token) {
             return self.cut_done(now, cutting, outcome.is_ok());
         }
+        let outcome = match self.image_done(now, token, outcome) {
+            Ok(()) => return self.settle(now),
+            Err(outcome) => outcome,
+        };
         let Some(running) = self.running.get_mut(&token) else { return };
         match outcome {
             Err(error) => {
                 let refusal = match error {
                     DiskError::NoSpace => Refusal::NoSpace,
                     DiskError::Io => Refusal::IoError,
+                    DiskError::NoSnapshots => Refusal::NoSnapshots,
                     DiskError::BitRot => Refusal::BitRot,
                     DiskError::BadCrc => Refusal::BadCrc,
                 };
@@ -646,66 +633,6 @@ impl<P: Payload> Replica<P> {
             },
         }
         self.settle(now);
-    }
-
-    /// The store answered the read that a promise asked for.
-    pub fn handle_verified(&mut self, now: Instant, token: Token, shown: Verified<'_>) {
-        let Some(at) = self.verifying.iter().position(|(of, _)| *of == token) else { return };
-        let (_, w) = self.verifying.remove(at);
-        if let Err(refusal) = self.verify(&w, shown) {
-            self.reply(w.attachment, w.tag, w.started, now, Err(refusal));
-            return;
-        }
-        if let Verified::Record(record) = shown {
-            let rise = w.epoch.0.saturating_sub(self.promised.0);
-            if !self.rises.take(now, rise) && !self.config.broken.is(Mutation::RiseUnbounded) {
-                // Where this copy counts, its volume's record is to be repaired; a joiner waits until it may follow.
-                let counts = record.in_sync().any(|entry| entry.rid == self.rid());
-                let refusal = if counts { Refusal::MetadataRollback } else { Refusal::Busy };
-                self.reply(w.attachment, w.tag, w.started, now, Err(refusal));
-                return;
-            }
-            self.verified = self.verified.max(Some(w.epoch));
-        } else {
-            self.unverified_promises += 1;
-        }
-        self.accept(now, w);
-    }
-
-    /// May this promise be given, by what the store shows and by what has come meanwhile?
-    fn verify(&self, w: &WaitingPromise, shown: Verified<'_>) -> Result<(), Refusal> {
-        let Party { host, session } = w.party;
-        match shown {
-            Verified::Gone | Verified::RolledBack => return Err(Refusal::MetadataRollback),
-            Verified::Away => {
-                let near = |from: Epoch| w.epoch.0 <= from.0.saturating_add(EPOCH_JUMP_UNVERIFIED);
-                // And to nobody who has seen less of the store than this host: that one may have gone back (R11).
-                let known =
-                    w.watermark >= self.config.watermark || self.config.broken.is(Mutation::PromiseBehind);
-                if !self.verified.is_some_and(near) || !known {
-                    return Err(Refusal::Busy);
-                }
-            }
-            Verified::Record(record) if record.epoch < w.epoch => return Err(Refusal::MetadataRollback),
-            Verified::Record(_) if self.config.broken.is(Mutation::VerifyEpochOnly) => {}
-            Verified::Record(record) => {
-                // An owner's next swap may be in the store before its promise to the last one is answered here.
-                let owns = record.owner.is_some_and(|o| (o.node, o.session) == (host, session));
-                if !owns && record.epoch > w.epoch {
-                    return Err(Refusal::StaleEpoch);
-                }
-                if !owns {
-                    return Err(Refusal::MetadataRollback);
-                }
-            }
-        }
-        if self.quarantined {
-            return Err(Refusal::Quarantined);
-        }
-        if self.failed {
-            return Err(Refusal::IoError);
-        }
-        self.may_promise(w.epoch, w.party, w.watermark)
     }
 
     // ---- what to do next
@@ -796,18 +723,31 @@ impl<P: Payload> Replica<P> {
         ask: Ask<P>,
     ) -> Result<(), Refusal> {
         let op = match ask {
-            Ask::SnapMake { .. } | Ask::SnapPrepare { .. } | Ask::SnapReady { .. } => {
-                return Err(Refusal::NoSnapshots);
-            }
-            Ask::SnapRead { .. } | Ask::SnapKinds { .. } | Ask::SnapHash { .. } => {
-                return Err(Refusal::NoSnapshot);
-            }
-            Ask::SnapDrop { .. } | Ask::SnapDelete { .. } => {
-                self.reply(id, tag, now, now, Ok(Answer::Done));
+            Ask::SnapMake { .. }
+            | Ask::SnapPrepare { .. }
+            | Ask::SnapReady { .. }
+            | Ask::SnapDrop { .. }
+            | Ask::SnapDelete { .. } => {
+                if let Some(snap) = Snap::of(ask) {
+                    self.snap(now, id, tag, epoch, snap);
+                }
                 return Ok(());
             }
-            Ask::Images { .. } => {
-                self.reply(id, tag, now, now, Ok(Answer::Images(Vec::new())));
+            Ask::SnapRead { id: image, offset, len } => {
+                let found = (DiskDone::Data(Vec::new()), [0; 16]);
+                return self.look(now, (id, tag, epoch), image, (offset, len, MAX_DATA), found);
+            }
+            Ask::SnapKinds { id: image, offset, len } => {
+                let found = (DiskDone::Kinds(Vec::new()), [0; 16]);
+                return self.look(now, (id, tag, epoch), image, (offset, len, KINDS_MAX), found);
+            }
+            Ask::SnapHash { id: image, offset, len, key } => {
+                let found = (DiskDone::Hashes(Vec::new()), key);
+                return self.look(now, (id, tag, epoch), image, (offset, len, HASH_MAX), found);
+            }
+            Ask::Images { from } => {
+                let views = self.image_views(from);
+                self.reply(id, tag, now, now, Ok(Answer::Images(views)));
                 return Ok(());
             }
             Ask::Attach(_) => return Err(Refusal::NotAttached),
@@ -879,12 +819,8 @@ impl<P: Payload> Replica<P> {
             }
             Ask::Seal { generation } => {
                 // Promised by the owner (R7); a peer that breaks it is refused, not believed.
-                let in_flight = self.running.values().any(|r| match &r.stage {
-                    Stage::Stamping { generation: g, .. }
-                    | Stage::GrowDisk { generation: g, .. }
-                    | Stage::GrowLog { generation: g } => *g <= generation,
-                    _ => false,
-                });
+                let in_flight =
+                    self.running.values().any(|r| r.stage.generation().is_some_and(|g| g <= generation));
                 if (generation.epoch() > epoch || in_flight) && !self.config.broken.is(Mutation::SealInFlight)
                 {
                     return Err(Refusal::OutOfBounds);
@@ -907,7 +843,10 @@ impl<P: Payload> Replica<P> {
                 return Ok(());
             }
             Ask::Heartbeat => {
-                let oldest = self.running.values().map(|r| now.ms_since(r.started)).max().unwrap_or(0);
+                // What waits for something else than the disk says nothing of it.
+                let at_disk = |r: &&Running<P>| !matches!(r.stage, Stage::Snap(_) | Stage::Look(_));
+                let oldest = self.running.values().filter(at_disk).map(|r| now.ms_since(r.started)).max();
+                let oldest = oldest.unwrap_or(0);
                 let alive = Answer::Alive {
                     oldest_io_ms: u32::try_from(oldest).unwrap_or(u32::MAX),
                     free_bytes: self.free_bytes,
@@ -939,6 +878,7 @@ impl<P: Payload> Replica<P> {
             return Err(Refusal::OutOfBounds);
         }
         self.check_generation(generation, epoch)?;
+        self.meet_barrier(now, generation)?;
         let broken = self.config.broken;
         if !broken.is(Mutation::CutAfterGrow) {
             self.to_cut = None;
@@ -955,8 +895,14 @@ impl<P: Payload> Replica<P> {
         }
         let begin =
             if broken.is(Mutation::GrowFromOwnSize) { from.max(self.durable.size).min(to) } else { from };
+        let op = DiskOp::Grow { from: begin, to };
+        if self.must_preserve(begin, to - begin) {
+            let next = Next::Grow { op, from, to, generation };
+            self.preserve_first(now, (id, tag, epoch), (begin, to), next);
+            return Ok(());
+        }
         let stage = Stage::GrowDisk { from, to, generation };
-        self.run(now, id, tag, epoch, stage, DiskOp::Grow { from: begin, to });
+        self.run(now, id, tag, epoch, stage, op);
         Ok(())
     }
 
@@ -972,6 +918,9 @@ impl<P: Payload> Replica<P> {
     fn go_on_cutting(&mut self) {
         let Some(to) = self.to_cut else { return };
         if self.cutting.is_some() || self.waiting_promise.is_some() || self.failed || self.quarantined {
+            return;
+        }
+        if !self.durable.images.is_empty() && self.preserve_for_cut(to) || self.is_preparing() {
             return;
         }
         self.cut_piece(to, self.durable.size);
@@ -1032,22 +981,50 @@ impl<P: Payload> Replica<P> {
         (offset, len): (u64, u64),
         op: DiskOp<P>,
     ) -> Result<(), Refusal> {
+        self.meet_barrier(now, generation)?;
         let regions = self.durable.regions_of(offset, len);
-        let bounds = (*regions.start(), *regions.end());
-        let stage = Stage::Stamping { op: op.clone(), regions: bounds, generation };
+        let regions = (*regions.start(), *regions.end());
         if self.config.broken.is(Mutation::StampAfterData) {
+            let stage = Stage::Stamping { op: op.clone(), regions, generation };
             self.run(now, id, tag, epoch, stage, op);
             return Ok(());
         }
-        let missing: Vec<u32> = regions
+        if self.must_preserve(offset, len) {
+            let next = Next::Write { op, regions, generation };
+            self.preserve_first(now, (id, tag, epoch), (offset, offset + len), next);
+            return Ok(());
+        }
+        let token = self.token();
+        self.track(now, token, id, tag, epoch, Stage::Data);
+        self.stamp(token, op, regions, generation);
+        Ok(())
+    }
+
+    /// What an image needs of this range goes there before it changes (R28).
+    fn preserve_first(
+        &mut self,
+        now: Instant,
+        (id, tag, epoch): (AttachmentId, u32, Epoch),
+        (at, end): (u64, u64),
+        next: Next<P>,
+    ) {
+        let token = self.token();
+        self.track(now, token, id, tag, epoch, Stage::Preserving { at, end, next });
+        self.imaging.writers.insert(token);
+        self.go_on_images(now);
+    }
+
+    /// Stamps what has to be, then goes to the disk.
+    fn stamp(&mut self, of: Token, op: DiskOp<P>, bounds: (u32, u32), generation: Generation) {
+        if self.is_stamped(bounds, generation) {
+            self.actions.push_back(Action::Disk { token: of, op });
+            return;
+        }
+        let missing: Vec<u32> = (bounds.0..=bounds.1)
             .filter(|r| {
                 self.stamp_of(*r) < generation && self.asked.get(r).is_none_or(|asked| *asked < generation)
             })
             .collect();
-        if self.is_stamped(bounds, generation) {
-            self.run(now, id, tag, epoch, Stage::Disk, op);
-            return Ok(());
-        }
         if !missing.is_empty() {
             for region in &missing {
                 self.asked.insert(*region, generation);
@@ -1056,9 +1033,9 @@ impl<P: Payload> Replica<P> {
             self.actions
                 .push_back(Action::Log { token, record: LogRecord::Stamp { generation, regions: missing } });
         }
-        let token = self.token();
-        self.track(now, token, id, tag, epoch, stage);
-        Ok(())
+        if let Some(running) = self.running.get_mut(&of) {
+            running.stage = Stage::Stamping { op, regions: bounds, generation };
+        }
     }
 
     fn stamp_of(&self, region: u32) -> Generation {
@@ -1079,7 +1056,7 @@ impl<P: Payload> Replica<P> {
             .collect();
         for token in ready {
             let Some(running) = self.running.get_mut(&token) else { continue };
-            if let Stage::Stamping { op, .. } = core::mem::replace(&mut running.stage, Stage::Disk) {
+            if let Stage::Stamping { op, .. } = core::mem::replace(&mut running.stage, Stage::Data) {
                 self.actions.push_back(Action::Disk { token, op });
             }
         }
@@ -1099,123 +1076,6 @@ impl<P: Payload> Replica<P> {
             }
         }
         Answer::Stamps { stamps, next: None }
-    }
-
-    fn promise(
-        &mut self,
-        now: Instant,
-        id: AttachmentId,
-        tag: u32,
-        epoch: Epoch,
-        record: Vec<u8>,
-        watermark: Watermark,
-    ) -> Result<(), Refusal> {
-        let Some(attachment) = self.attachments.get(&id) else { return Err(Refusal::NotAttached) };
-        let party = attachment.party;
-        let broken = self.config.broken;
-        self.may_promise(epoch, party, watermark)?;
-        let parsed = Record::parse(&record).map_err(|_| Refusal::OutOfBounds)?;
-        let owner_matches = parsed.owner.is_some_and(|o| o.session == party.session && o.node == party.host)
-            || broken.is(Mutation::AnyPromiser);
-        if parsed.vol != self.volume()
-            || parsed.epoch != epoch
-            || !owner_matches
-            || parsed.replica(self.rid()).is_none()
-            || parsed.region_shift < self.durable.region_shift
-        {
-            return Err(Refusal::OutOfBounds);
-        }
-        let (cached, size, region_shift) =
-            (parsed.policy.ack == Ack::Cached, parsed.size, parsed.region_shift);
-        let (attachment, stage) = (id, PromiseStage::Draining);
-        let w = WaitingPromise {
-            attachment,
-            tag,
-            epoch,
-            party,
-            record,
-            cached,
-            size,
-            region_shift,
-            watermark,
-            started: now,
-            stage,
-        };
-        let far = self.promised.0.saturating_add(EPOCH_JUMP_UNVERIFIED) < epoch.0;
-        let unread =
-            if far { broken.is(Mutation::UnverifiedJump) } else { broken.is(Mutation::VerifyFarOnly) };
-        if epoch <= self.promised || unread {
-            self.accept(now, w);
-            return Ok(());
-        }
-        // One of the same session, over an attachment that was lost: asked again.
-        while let Some(at) = self.verifying.iter().position(|(_, old)| old.party == party) {
-            let (_, old) = self.verifying.remove(at);
-            self.reply(old.attachment, old.tag, old.started, now, Err(Refusal::Busy));
-        }
-        if self.verifying.iter().filter(|(_, other)| other.party.host == party.host).count() >= VERIFYING_MAX
-        {
-            return Err(Refusal::Busy);
-        }
-        let token = self.token();
-        self.verifying.push((token, w));
-        self.actions.push_back(Action::ReadStore { token });
-        Ok(())
-    }
-
-    /// Is this promise none of a store that went back, none below what is promised, and none in another's name?
-    fn may_promise(&self, epoch: Epoch, party: Party, watermark: Watermark) -> Result<(), Refusal> {
-        let (known, broken) = (self.config.watermark, self.config.broken);
-        if !broken.is(Mutation::NoWatermark)
-            && (watermark.cluster != known.cluster || watermark.incarnation < known.incarnation)
-        {
-            return Err(Refusal::MetadataRollback);
-        }
-        if epoch < self.promised && !broken.is(Mutation::NoFence) {
-            return Err(Refusal::StaleEpoch);
-        }
-        if epoch == self.promised
-            && !self.is_promised_to(party)
-            && !broken.is(Mutation::PromiseToEpochAlone)
-            && !broken.is(Mutation::NoFence)
-        {
-            return Err(Refusal::MetadataRollback);
-        }
-        Ok(())
-    }
-
-    /// From here on it is promised.
-    fn accept(&mut self, now: Instant, w: WaitingPromise) {
-        if let Some(old) = self.waiting_promise.take() {
-            // Superseded, or repeated after a lost connection.
-            let again = old.epoch == w.epoch && old.party == w.party;
-            let refusal = if again { Refusal::Busy } else { Refusal::StaleEpoch };
-            self.reply(old.attachment, old.tag, old.started, now, Err(refusal));
-        }
-        self.config.cached = w.cached;
-        if w.epoch > self.promised && !self.config.broken.is(Mutation::CutAfterPromise) {
-            self.to_cut = None;
-        }
-        self.log_promise(w);
-    }
-
-    fn log_promise(&mut self, w: WaitingPromise) {
-        let token = self.token();
-        self.promised = self.promised.max(w.epoch);
-        self.session = w.party.session;
-        self.host = Some(w.party.host);
-        self.promise_logged = false;
-        let record =
-            LogRecord::Promise { epoch: w.epoch, session: w.party.session, record: w.record.clone() };
-        self.actions.push_back(Action::Log { token, record });
-        self.waiting_promise = Some(WaitingPromise { stage: PromiseStage::Logging(token), ..w });
-        if self.config.broken.is(Mutation::PromiseBeforeLog)
-            && let Some(w) = &mut self.waiting_promise
-        {
-            (self.promise_logged, w.stage) = (true, PromiseStage::Draining);
-            let now = w.started;
-            self.settle(now);
-        }
     }
 
     // ---- bookkeeping
@@ -1257,6 +1117,8 @@ impl<P: Payload> Replica<P> {
 
     fn finish(&mut self, now: Instant, token: Token, outcome: Result<Answer<P>, Refusal>) {
         let Some(running) = self.running.remove(&token) else { return };
+        self.imaging.controls.remove(&token);
+        self.imaging.writers.remove(&token);
         if let Some(a) = self.attachments.get_mut(&running.attachment) {
             a.unanswered -= 1;
         }
@@ -1270,6 +1132,9 @@ impl<P: Payload> Replica<P> {
         // It stays larger than it need be.
         self.cutting.take_if(|cutting| cutting.token == token);
         let refusal = if error == DiskError::NoSpace { Refusal::NoSpace } else { Refusal::IoError };
+        if let LogRecord::Image { image, .. } = record {
+            self.image_logged(now, token, *image, Err(error));
+        }
         if let LogRecord::Stamp { generation, regions } = record {
             for region in regions {
                 if self.asked.get(region) == Some(generation) {
@@ -1294,42 +1159,14 @@ impl<P: Payload> Replica<P> {
         if self.running.contains_key(&token) {
             self.finish(now, token, Err(refusal));
         }
-        if let Some(w) = self.waiting_promise.take_if(|w| w.stage == PromiseStage::Folding(token)) {
-            // Promised, and of no use to the session before it is asked again.
-            self.reply(w.attachment, w.tag, w.started, now, Err(refusal));
-        }
-        if let Some(w) = self.waiting_promise.take_if(|w| w.stage == PromiseStage::Logging(token)) {
-            // Not durable: the old promise stands again, and stands on disk.
-            self.promised = self.durable.promised;
-            self.session = self.durable.session;
-            self.host = owner_host(&self.durable);
-            self.promise_logged = true;
-            self.reply(w.attachment, w.tag, w.started, now, Err(refusal));
-        }
+        self.promise_not_logged(now, token, refusal);
         self.settle(now);
     }
 
     /// Answers promises and attaches whose waits are over.
     fn settle(&mut self, now: Instant) {
-        let draining = |w: &WaitingPromise| w.stage == PromiseStage::Draining;
-        if let Some(w) = self.waiting_promise.take_if(|w| draining(w)) {
-            let cuts = self.cutting.is_some() && !self.config.broken.is(Mutation::CutAfterPromise);
-            let lower = self.running.values().any(|r| r.epoch < w.epoch || r.party != w.party) || cuts;
-            if lower
-                && !self.config.broken.is(Mutation::NoFence)
-                && !self.config.broken.is(Mutation::PromiseBeforeDrain)
-            {
-                self.waiting_promise = Some(w);
-            } else if w.region_shift > self.durable.region_shift {
-                // Nothing runs that counts regions as before.
-                let (token, region_shift) = (self.token(), w.region_shift);
-                self.actions.push_back(Action::Log { token, record: LogRecord::Fold { region_shift } });
-                self.waiting_promise = Some(WaitingPromise { stage: PromiseStage::Folding(token), ..w });
-            } else {
-                let view = self.view(w.party);
-                self.reply(w.attachment, w.tag, w.started, now, Ok(Answer::Promised(view)));
-            }
-        }
+        self.end_orphans(now);
+        self.settle_promise(now);
         let mut i = 0;
         while i < self.waiting_attach.len() {
             let w = &self.waiting_attach[i];
@@ -1352,6 +1189,7 @@ impl<P: Payload> Replica<P> {
             self.reply(w.attachment, w.tag, w.started, now, outcome);
         }
         self.go_on_cutting();
+        self.go_on_images(now);
     }
 
     fn reply(
@@ -1391,11 +1229,6 @@ impl<P: Payload> Replica<P> {
             oldest.map(|oldest| self.ordinals.remove(oldest));
         }
     }
-}
-
-/// Whom the record names under which the promise was given.
-fn owner_host(durable: &Durable) -> Option<HostId> {
-    Record::parse(&durable.record).ok()?.owner.map(|owner| owner.node)
 }
 
 #[cfg(test)]
@@ -1466,28 +1299,6 @@ mod tests {
         let done = |a: &Action<_>| matches!(a, Action::Reply { response, .. } if response.outcome == Ok(Answer::Done));
         assert!(core::iter::from_fn(|| replica.poll_action()).any(|a| done(&a)));
         assert!(!attach(&mut replica, 2, 1, u64::MAX), "and its session has no later one");
-    }
-
-    #[test]
-    fn a_promise_rises_by_so_much_at_once_and_by_as_much_an_hour() {
-        let hours = |n: u64| Instant(5).after_ms(n * 3_600_000);
-        let mut rises = Rises::default();
-        assert!(rises.take(hours(0), RISE_AT_ONCE));
-        assert!(!rises.take(hours(0), 1) && !rises.take(hours(0), 1 << 40));
-        assert!(rises.take(hours(1), RISE_AT_ONCE), "an hour later");
-        // Years without a change earn nothing …
-        assert!(rises.take(hours(90_000), 1));
-        assert!(!rises.take(hours(90_001), RISE_AT_ONCE + 2));
-        // … but who was refused gets there, in the time that it took another one, and not before.
-        let mut far = Rises::default();
-        assert!(!far.take(hours(10), 20 * RISE_AT_ONCE));
-        assert!(!far.take(hours(28), 20 * RISE_AT_ONCE));
-        assert!(far.take(hours(30), 20 * RISE_AT_ONCE) && !far.take(hours(30), RISE_AT_ONCE + 1));
-        // A session that raises its volume a thousand times a second for a day is not held up.
-        let mut busy = Rises::default();
-        assert!((0..86_400_000).step_by(50).all(|ms| busy.take(Instant(9).after_ms(ms), 50)));
-        // No number at all makes it go wrong.
-        assert!(!Rises::default().take(Instant(u64::MAX), u64::MAX));
     }
 
     /// R1: session uuids stand in the store. Another host that names one has a session of its own, and uses up nothing

@@ -303,13 +303,13 @@ impl PoolError {
     pub fn disk_error(&self) -> DiskError {
         match self {
             PoolError::NoSpace => DiskError::NoSpace,
+            PoolError::NoSnapshots(_) => DiskError::NoSnapshots,
             PoolError::BitRot { .. } | PoolError::ImageDamaged { .. } => DiskError::BitRot,
             PoolError::Io(_)
             | PoolError::NoReplica
             | PoolError::Exists
             | PoolError::OutOfBounds
             | PoolError::Damaged { .. }
-            | PoolError::NoSnapshots(_)
             | PoolError::ReplicaFailed
             | PoolError::Cancelled => DiskError::Io,
         }

@@ -274,6 +274,12 @@ impl Stage {
             match action {
                 Action::Log { token, record } => self.start_io(rid, Io::Log { token, record }),
                 Action::Disk { token, op } => self.start_io(rid, Io::Disk { token, op }),
+                Action::Image { token, .. } => {
+                    let now = self.clock(self.reps[&rid].host);
+                    if let Some(m) = &mut self.rep(rid).machine {
+                        m.handle_disk(now, token, Err(DiskError::NoSnapshots));
+                    }
+                }
                 Action::ReadStore { token } => self.at(verify, Cue::Verified { rid, inc, token }),
                 Action::Reply { attachment, response } => {
                     let found = rep.attachments.iter().find(|(_, a)| **a == attachment).map(|(k, _)| *k);

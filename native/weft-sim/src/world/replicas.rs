@@ -228,6 +228,12 @@ impl World {
                     self.judge_start(rep);
                     self.start_io(rep, Io::Disk { token, op });
                 }
+                Action::Image { token, .. } => {
+                    let now = self.clock(self.reps[rep].host);
+                    if let Some(m) = &mut self.reps[rep].machine {
+                        m.handle_disk(now, token, Err(DiskError::NoSnapshots));
+                    }
+                }
                 Action::ReadStore { token } => {
                     let delay = self.rng.delay(3 * MS);
                     self.at(delay, Event::Verified { rep, inc, token });

@@ -58,6 +58,12 @@ impl Pool {
                 Action::Disk { token, op } => {
                     self.submit(Purpose::Disk(key, token), PoolOp::Disk { replica: key, op });
                 }
+                // No volume is asked for snapshots yet.
+                Action::Image { token, .. } => {
+                    if let Some(slot) = self.replicas.get_mut(&key) {
+                        slot.machine.handle_disk(now, token, Err(DiskError::NoSnapshots));
+                    }
+                }
                 Action::ReadStore { token } => out.push_back(PoolsOut::Call(PoolsCall::Verify(key, token))),
                 Action::Reply { attachment, response } => {
                     out.push_back(PoolsOut::Reply(attachment, response))

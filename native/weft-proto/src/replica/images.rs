@@ -1,0 +1,981 @@
+//! What a replica does for its images while it serves (protocol.md 4.19, R28): takes them, keeps what they need before the head
+//! changes, lets them go, and looks at them. Which image has what is [`Images`](crate::images::Images)' matter.
+//!
+//! ```text
+//! make ──directory──▶ prepare ──every change of an older interval has ended──▶ log ──▶ answer
+//! write ──does an image need the region?──▶ preserve ──▶ log ──▶ stamp ──▶ disk
+//! drop, delete ──nothing is put there any more──▶ log ──▶ answer; hand down ──▶ log … gone ──▶ log ──▶ files removed
+//! ```
+//!
+//! Must always hold:
+//! * before the head changes anywhere, the log has that the newest image that stays has what was there, if it needs it;
+//! * an image is in the log when nothing executes that changes the head, and what comes later of its interval or an older
+//!   one is refused;
+//! * no image is taken in place of another one: room is made for an attempt first, and what an earlier one left goes before;
+//!   no attempt is taken at or below one that was seen;
+//! * nothing is put into an image that is to go, nor into a segment that changes its image as a whole;
+//! * what goes on by itself is one op at a time, gives way to whoever waits, and rests after a failure.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use super::{Action, AttachmentId, DiskDone, DiskError, DiskOp, Replica, Stage, Token};
+use crate::checkpoint::image_slot_len;
+use crate::ids::{Epoch, Generation, Instant, SnapId};
+use crate::images::{HandDown, ImageChange, ImageState, Place, SEGMENT_SHIFT};
+use crate::log::LogRecord;
+use crate::message::{Answer, Ask, Extent, Hole, IMAGES_PAGE, ImageView, NOTE_MAX, Refusal};
+use crate::mutants::Mutation;
+use crate::payload::{BLOCK, Payload, hole_hash};
+
+/// Images of a replica, and room for such: more are refused as busy.
+pub const IMAGES_MAX: usize = 2048;
+/// Attempts that are remembered each by its snapshot; of older ones only the highest is.
+const SEEN_MAX: usize = 4096;
+/// Regions that are preserved at a time when nobody waits for them.
+const BACKGROUND_REGIONS: usize = 8;
+/// Runs of regions that are preserved at a time for one request.
+const RUNS: usize = 4;
+
+/// What the replica asks of its pool for its images.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ImageOp<P> {
+    /// Make an image's directory, durably; done, too, if there is one.
+    Make {
+        /// Which.
+        image: SnapId,
+        /// Length of each of its two slots.
+        slot_bytes: u64,
+    },
+    /// Put what the head has here into an image, durably. What overlaps it and comes later waits.
+    Preserve {
+        /// Which.
+        image: SnapId,
+        /// Byte offset.
+        offset: u64,
+        /// Length in bytes, within one segment.
+        len: u64,
+    },
+    /// Look at what an image has.
+    Look {
+        /// Which.
+        image: SnapId,
+        /// Where it may be by now, while it is handed down.
+        heir: Option<SnapId>,
+        /// A `Read`, `Kinds` or `Hash`.
+        op: DiskOp<P>,
+    },
+    /// Hand a segment down, durably.
+    HandDown {
+        /// From this image.
+        image: SnapId,
+        /// To this one.
+        heir: SnapId,
+        /// Which segment.
+        segment: u32,
+        /// Which blocks of it; none: the whole file, which becomes the heir's.
+        blocks: Vec<Range<u32>>,
+    },
+    /// Remove an image's files for good.
+    Drop {
+        /// Which.
+        image: SnapId,
+    },
+}
+
+/// What was asked about an image by whoever is promised.
+#[derive(Clone, Debug)]
+pub(super) enum Snap {
+    Make { id: SnapId, attempt: u64 },
+    Prepare { id: SnapId, attempt: u64, generation: Generation, incarnation: u64 },
+    Ready { id: SnapId, attempt: u64, note: Vec<u8> },
+    Drop { id: SnapId, attempt: u64 },
+    Delete { id: SnapId },
+}
+
+impl Snap {
+    pub(super) fn of<P>(ask: Ask<P>) -> Option<Snap> {
+        Some(match ask {
+            Ask::SnapMake { id, attempt } => Snap::Make { id, attempt },
+            Ask::SnapPrepare { id, attempt, generation, incarnation } => {
+                Snap::Prepare { id, attempt, generation, incarnation }
+            }
+            Ask::SnapReady { id, attempt, note } => Snap::Ready { id, attempt, note },
+            Ask::SnapDrop { id, attempt } => Snap::Drop { id, attempt },
+            Ask::SnapDelete { id } => Snap::Delete { id },
+            _ => return None,
+        })
+    }
+
+    fn id(&self) -> SnapId {
+        match self {
+            Snap::Make { id, .. }
+            | Snap::Prepare { id, .. }
+            | Snap::Ready { id, .. }
+            | Snap::Drop { id, .. }
+            | Snap::Delete { id } => *id,
+        }
+    }
+}
+
+/// What a request does when what it changes is preserved.
+#[derive(Debug)]
+pub(super) enum Next<P> {
+    Write { op: DiskOp<P>, regions: (u32, u32), generation: Generation },
+    Grow { op: DiskOp<P>, from: u64, to: u64, generation: Generation },
+}
+
+impl<P> Next<P> {
+    pub(super) fn generation(&self) -> Generation {
+        match self {
+            Next::Write { generation, .. } | Next::Grow { generation, .. } => *generation,
+        }
+    }
+}
+
+/// A look at an image, part by part: each is asked for where it is at that moment.
+#[derive(Debug)]
+pub(super) struct Look<P> {
+    image: SnapId,
+    at: u64,
+    end: u64,
+    /// The part that is at the disk, and where it was.
+    part: (u64, Option<Place>),
+    found: DiskDone<P>,
+    key: [u8; 16],
+}
+
+/// Regions of one segment on their way into an image.
+#[derive(Debug)]
+struct Preserve {
+    image: SnapId,
+    attempt: u64,
+    segment: u64,
+    regions: Vec<u32>,
+    /// Nobody asked for it.
+    background: bool,
+}
+
+/// A step of a deletion on its way.
+#[derive(Debug)]
+enum Handing {
+    Disk { heir: (SnapId, u64), segment: u32, whole: bool, regions: Vec<u32> },
+    Has { heir: (SnapId, u64), segment: u32, whole: bool },
+    Gone,
+}
+
+/// What is under way for images.
+#[derive(Debug, Default)]
+pub(super) struct Imaging {
+    /// The highest attempt at each snapshot that was prepared or dropped here.
+    seen: BTreeMap<SnapId, u64>,
+    forgotten: u64,
+    /// Room for an image, and for which attempt.
+    made: BTreeMap<SnapId, u64>,
+    /// Nothing of this generation or an older one is executed any more.
+    barrier: Generation,
+    /// Requests in [`Stage::Snap`] and [`Stage::SnapActing`].
+    pub(super) controls: BTreeSet<Token>,
+    /// Requests in [`Stage::Preserving`].
+    pub(super) writers: BTreeSet<Token>,
+    preserves: BTreeMap<Token, Preserve>,
+    /// To be deleted, which the log does not say yet.
+    doomed: BTreeSet<SnapId>,
+    dooming: BTreeMap<Token, SnapId>,
+    handing: Option<(Token, Handing)>,
+    to_drop: BTreeSet<SnapId>,
+    dropping: Option<(Token, SnapId)>,
+    /// Below this byte nothing is left to preserve by itself.
+    from: u64,
+    /// What went on by itself has failed: it is tried again when the pool's space is looked at.
+    resting: bool,
+    /// As that, of deletions: they need no space, mostly, and make some.
+    stuck: bool,
+}
+
+impl Imaging {
+    pub(super) fn new(barrier: Generation) -> Imaging {
+        Imaging { barrier, ..Imaging::default() }
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        self.preserves.is_empty()
+            && self.dooming.is_empty()
+            && self.handing.is_none()
+            && self.dropping.is_none()
+    }
+
+    fn raise(&mut self, id: SnapId, attempt: u64) {
+        let seen = self.seen.entry(id).or_default();
+        *seen = attempt.max(*seen);
+        if self.seen.len() > SEEN_MAX
+            && let Some((lowest, attempt)) = self.seen.iter().min_by_key(|(_, attempt)| **attempt)
+        {
+            let (lowest, attempt) = (*lowest, *attempt);
+            self.forgotten = attempt.max(self.forgotten);
+            self.seen.remove(&lowest);
+        }
+    }
+
+    fn is_preserving(&self, image: SnapId, region: u32) -> bool {
+        self.preserves.values().any(|p| p.image == image && p.regions.contains(&region))
+    }
+
+    /// May nothing be put there now?
+    fn is_closed(&self, image: SnapId, segment: u64) -> bool {
+        let moves = match &self.handing {
+            Some((
+                _,
+                Handing::Disk { heir, segment: of, whole: true, .. }
+                | Handing::Has { heir, segment: of, whole: true },
+            )) => (heir.0, u64::from(*of)) == (image, segment),
+            _ => false,
+        };
+        moves || self.doomed.contains(&image)
+    }
+}
+
+/// What comes of a control request now.
+enum Turn<P> {
+    Wait,
+    Answer(Result<Answer<P>, Refusal>),
+    Log(u64, ImageChange),
+    Disk(ImageOp<P>),
+}
+
+fn refusal_of(error: DiskError) -> Refusal {
+    match error {
+        DiskError::NoSpace => Refusal::NoSpace,
+        DiskError::NoSnapshots => Refusal::NoSnapshots,
+        DiskError::Io | DiskError::BitRot | DiskError::BadCrc => Refusal::IoError,
+    }
+}
+
+fn segment_of(offset: u64) -> u64 {
+    offset >> SEGMENT_SHIFT
+}
+
+fn segment_end(offset: u64) -> u64 {
+    (segment_of(offset) + 1) << SEGMENT_SHIFT
+}
+
+impl<P: Payload> Replica<P> {
+    /// Does no image need anything of the head any more? Only then may it go to the trash.
+    #[must_use]
+    pub fn whole(&self) -> bool {
+        self.durable.images.missing_from(0).is_none()
+    }
+
+    /// The image of exactly this attempt goes, if it was never READY: the store is known not to name it, and never will
+    /// (R15). False if there is none, or it is not to go by this.
+    pub fn drop_image(&mut self, now: Instant, id: SnapId, attempt: u64) -> bool {
+        let of = self.durable.images.get(id).filter(|of| of.attempt == attempt);
+        if of.is_none_or(|of| of.state != ImageState::Prepared) {
+            return false;
+        }
+        self.imaging.doomed.insert(id);
+        self.settle(now);
+        true
+    }
+
+    // ---- the barrier
+
+    /// A change of the head of this generation arrives. One that comes before an image of a later interval is taken was
+    /// overtaken; one that comes after says that the barrier was given up.
+    pub(super) fn meet_barrier(&mut self, now: Instant, generation: Generation) -> Result<(), Refusal> {
+        let mut barrier = self.imaging.barrier;
+        let mut given_up = Vec::new();
+        for token in &self.imaging.controls {
+            match self.running.get(token).map(|running| &running.stage) {
+                Some(Stage::Snap(Snap::Prepare { generation: g, .. })) if generation > *g => {
+                    given_up.push(*token);
+                }
+                Some(
+                    Stage::Snap(Snap::Prepare { generation: g, .. })
+                    | Stage::SnapActing(Snap::Prepare { generation: g, .. }),
+                ) => barrier = barrier.max(*g),
+                _ => {}
+            }
+        }
+        if generation <= barrier && !self.config.broken.is(Mutation::NoFence) {
+            return Err(Refusal::OldGeneration);
+        }
+        given_up.into_iter().for_each(|token| self.finish(now, token, Err(Refusal::Busy)));
+        Ok(())
+    }
+
+    /// An image is at the log: what changes the head waits for what that says.
+    pub(super) fn is_preparing(&self) -> bool {
+        let preparing = |token| {
+            let stage = self.running.get(token).map(|running| &running.stage);
+            matches!(stage, Some(Stage::SnapActing(Snap::Prepare { .. })))
+        };
+        self.imaging.controls.iter().any(preparing)
+    }
+
+    /// Does anything execute that changes the head?
+    fn is_changing(&self) -> bool {
+        self.cutting.is_some() || self.running.values().any(|running| running.stage.changes())
+    }
+
+    /// Has something of the head in this range to be preserved before it changes?
+    pub(super) fn must_preserve(&self, offset: u64, len: u64) -> bool {
+        if self.durable.images.is_empty() && self.imaging.controls.is_empty() {
+            return false;
+        }
+        self.is_preparing()
+            || self
+                .durable
+                .images
+                .missing_from(offset)
+                .is_some_and(|missing| missing < offset.saturating_add(len))
+    }
+
+    // ---- what is asked of whoever is promised
+
+    pub(super) fn snap(&mut self, now: Instant, id: AttachmentId, tag: u32, epoch: Epoch, snap: Snap) {
+        let token = self.token();
+        self.track(now, token, id, tag, epoch, Stage::Snap(snap));
+        self.imaging.controls.insert(token);
+        self.settle(now);
+    }
+
+    /// A promise is accepted: nobody waits for an answer of before it any more.
+    pub(super) fn end_controls(&mut self, now: Instant, other_party: bool) {
+        let waits = |token: &Token| matches!(self.running.get(token).map(|r| &r.stage), Some(Stage::Snap(_)));
+        let waiting: Vec<Token> = self.imaging.controls.iter().copied().filter(waits).collect();
+        waiting.into_iter().for_each(|token| self.finish(now, token, Err(Refusal::Busy)));
+        if other_party {
+            let made = core::mem::take(&mut self.imaging.made);
+            let images = &self.durable.images;
+            let unused = made.into_keys().filter(|id| images.get(*id).is_none());
+            self.imaging.to_drop.extend(unused);
+        }
+    }
+
+    /// Control requests of attachments that have ended wait for nothing.
+    pub(super) fn end_orphans(&mut self, now: Instant) {
+        let orphan = |token: &Token| {
+            self.running.get(token).is_some_and(|running| {
+                matches!(running.stage, Stage::Snap(_))
+                    && self.attachments.get(&running.attachment).is_none_or(|a| !a.live)
+            })
+        };
+        let orphans: Vec<Token> = self.imaging.controls.iter().copied().filter(orphan).collect();
+        orphans.into_iter().for_each(|token| self.finish(now, token, Err(Refusal::NotAttached)));
+    }
+
+    fn turn(&mut self, now: Instant, token: Token) {
+        let Some(running) = self.running.get(&token) else { return };
+        let Stage::Snap(snap) = &running.stage else { return };
+        let (snap, epoch) = (snap.clone(), running.epoch);
+        let id = snap.id();
+        let action = match self.next_of(&snap, epoch) {
+            Turn::Wait => return,
+            Turn::Answer(outcome) => return self.finish(now, token, outcome),
+            Turn::Log(attempt, change) => {
+                Action::Log { token, record: LogRecord::Image { image: id, attempt, change } }
+            }
+            Turn::Disk(op) => Action::Image { token, op },
+        };
+        if let Some(running) = self.running.get_mut(&token) {
+            running.stage = Stage::SnapActing(snap);
+        }
+        self.actions.push_back(action);
+    }
+
+    /// The highest attempt at a snapshot that was seen here.
+    fn highest_attempt(&self, id: SnapId) -> u64 {
+        let images = &self.durable.images;
+        let there = images.get(id).map_or(0, |image| image.attempt);
+        let gone = images.gone().find(|(of, _)| *of == id).map_or(0, |(_, attempt)| attempt);
+        let seen = self.imaging.seen.get(&id).copied().unwrap_or(self.imaging.forgotten);
+        seen.max(there).max(gone)
+    }
+
+    fn is_acted_on(&self, id: SnapId) -> bool {
+        let acting = |token| matches!(self.running.get(token).map(|r| &r.stage), Some(Stage::SnapActing(of)) if of.id() == id);
+        self.imaging.controls.iter().any(acting)
+    }
+
+    fn next_of(&mut self, snap: &Snap, epoch: Epoch) -> Turn<P> {
+        use ImageState::{Deleting, Prepared, Ready};
+        let refuse = |refusal| Turn::Answer(Err(refusal));
+        let done = Turn::Answer(Ok(Answer::Done));
+        let id = snap.id();
+        if self.is_acted_on(id) {
+            return Turn::Wait;
+        }
+        let image = self.durable.images.get(id).map(|image| (image.attempt, image.state, image.generation));
+        let made = self.imaging.made.get(&id).copied();
+        match snap {
+            Snap::Make { .. } | Snap::Prepare { .. } if self.durable.region_shift > SEGMENT_SHIFT => {
+                refuse(Refusal::NoSnapshots)
+            }
+            Snap::Make { attempt, .. } => match image {
+                Some((of, Prepared | Ready, _)) if of == *attempt => done,
+                _ if made == Some(*attempt) => done,
+                _ if *attempt <= self.highest_attempt(id) => refuse(Refusal::OldAttempt),
+                Some((_, Ready, _)) => refuse(Refusal::OldAttempt),
+                Some((_, Prepared, _)) => {
+                    self.imaging.doomed.insert(id);
+                    Turn::Wait
+                }
+                Some((_, Deleting, _)) => Turn::Wait,
+                None if self.imaging.to_drop.contains(&id) => Turn::Wait,
+                None if self.durable.images.len() + self.imaging.made.len() >= IMAGES_MAX => {
+                    refuse(Refusal::Busy)
+                }
+                None => {
+                    let regions = image_slot_len(self.durable.rgm.len());
+                    Turn::Disk(ImageOp::Make { image: id, slot_bytes: regions as u64 })
+                }
+            },
+            Snap::Prepare { attempt, generation, incarnation, .. } => {
+                if image.is_some_and(|(of, state, g)| (of, g) == (*attempt, *generation) && state != Deleting)
+                {
+                    return done;
+                }
+                if *attempt <= self.highest_attempt(id) {
+                    return refuse(Refusal::OldAttempt);
+                }
+                if made != Some(*attempt) {
+                    return refuse(Refusal::NoSnapshot);
+                }
+                if generation.epoch() > epoch {
+                    return refuse(Refusal::OutOfBounds);
+                }
+                if *generation <= self.imaging.barrier {
+                    return refuse(Refusal::OldGeneration);
+                }
+                if self.is_preparing() || self.is_changing() {
+                    return Turn::Wait;
+                }
+                // Stamps ahead of the barrier are not this session's.
+                let newest = self.durable.rgm.iter().chain(self.asked.values()).max();
+                if newest.is_some_and(|newest| newest > generation) {
+                    return refuse(Refusal::OldGeneration);
+                }
+                let (generation, incarnation) = (*generation, *incarnation);
+                Turn::Log(*attempt, ImageChange::Prepared { generation, epoch, incarnation })
+            }
+            Snap::Ready { attempt, note, .. } => match image {
+                _ if note.len() > NOTE_MAX => refuse(Refusal::OutOfBounds),
+                Some((of, Ready, _)) if of == *attempt => done,
+                Some((of, Prepared, _)) if of == *attempt && !self.imaging.doomed.contains(&id) => {
+                    Turn::Log(*attempt, ImageChange::Ready { note: note.clone() })
+                }
+                _ => refuse(Refusal::NoSnapshot),
+            },
+            Snap::Drop { attempt, .. } => {
+                self.imaging.raise(id, *attempt);
+                if made.is_some_and(|made| made <= *attempt) {
+                    self.unmake(id);
+                }
+                match image {
+                    Some((of, Prepared, _)) if of == *attempt => {
+                        self.imaging.doomed.insert(id);
+                        Turn::Wait
+                    }
+                    // It stands in the store: whoever says that it never will is mistaken.
+                    Some((of, Ready, _)) if of == *attempt => refuse(Refusal::OldAttempt),
+                    _ => done,
+                }
+            }
+            Snap::Delete { .. } => match image {
+                Some((_, Deleting, _)) => Turn::Answer(Ok(Answer::Deleting)),
+                Some((attempt, ..)) => {
+                    self.imaging.raise(id, attempt);
+                    self.imaging.doomed.insert(id);
+                    Turn::Wait
+                }
+                None => {
+                    self.unmake(id);
+                    done
+                }
+            },
+        }
+    }
+
+    fn unmake(&mut self, id: SnapId) {
+        if self.imaging.made.remove(&id).is_some() && self.durable.images.get(id).is_none() {
+            self.imaging.to_drop.insert(id);
+        }
+    }
+
+    // ---- what the log and the disk answer
+
+    /// The log has, or has not, a record of an image.
+    pub(super) fn image_logged(
+        &mut self,
+        now: Instant,
+        token: Token,
+        image: SnapId,
+        outcome: Result<(), DiskError>,
+    ) {
+        let refusal = outcome.err().map(refusal_of);
+        if let Some(preserve) = self.imaging.preserves.remove(&token) {
+            if let Some(refusal) = refusal {
+                self.not_preserved(now, &preserve, refusal);
+            }
+            return;
+        }
+        if self.imaging.dooming.remove(&token).is_some() {
+            self.imaging.doomed.remove(&image);
+            self.imaging.from = 0;
+            if let Some(refusal) = refusal {
+                self.not_doomed(now, image, refusal);
+            }
+            return;
+        }
+        if let Some((_, handing)) = self.imaging.handing.take_if(|(of, _)| *of == token) {
+            match (handing, refusal) {
+                (_, Some(_)) => self.imaging.stuck = true,
+                (Handing::Gone, None) => {
+                    self.imaging.to_drop.insert(image);
+                }
+                _ => {}
+            }
+            return;
+        }
+        let Some(running) = self.running.get(&token) else { return };
+        let Stage::SnapActing(snap) = &running.stage else { return };
+        if refusal.is_none()
+            && let Snap::Prepare { attempt, generation, .. } = *snap
+        {
+            self.imaging.made.remove(&image);
+            self.imaging.raise(image, attempt);
+            self.imaging.barrier = generation.max(self.imaging.barrier);
+            (self.imaging.from, self.imaging.resting) = (0, false);
+        }
+        self.finish(now, token, refusal.map_or(Ok(Answer::Done), Err));
+    }
+
+    /// The pool has done something for an image, or not. False if `token` is none of that.
+    pub(super) fn image_done(
+        &mut self,
+        now: Instant,
+        token: Token,
+        outcome: Result<DiskDone<P>, DiskError>,
+    ) -> Result<(), Result<DiskDone<P>, DiskError>> {
+        if let Some(preserve) = self.imaging.preserves.get(&token) {
+            match outcome {
+                Ok(_) => {
+                    let change = ImageChange::Has { regions: preserve.regions.clone() };
+                    let (image, attempt) = (preserve.image, preserve.attempt);
+                    let record = LogRecord::Image { image, attempt, change };
+                    self.actions.push_back(Action::Log { token, record });
+                }
+                Err(error) => {
+                    if let Some(preserve) = self.imaging.preserves.remove(&token) {
+                        self.not_preserved(now, &preserve, refusal_of(error));
+                    }
+                }
+            }
+            return Ok(());
+        }
+        if let Some((_, handing)) = self.imaging.handing.take_if(|(of, _)| *of == token) {
+            match (handing, outcome) {
+                (Handing::Disk { heir, segment, whole, regions }, Ok(_)) => {
+                    let change = ImageChange::Has { regions };
+                    let record = LogRecord::Image { image: heir.0, attempt: heir.1, change };
+                    self.imaging.handing = Some((token, Handing::Has { heir, segment, whole }));
+                    self.actions.push_back(Action::Log { token, record });
+                }
+                _ => self.imaging.stuck = true,
+            }
+            return Ok(());
+        }
+        if let Some((_, image)) = self.imaging.dropping.take_if(|(of, _)| *of == token) {
+            // What could not be removed is found at the next start.
+            self.imaging.to_drop.remove(&image);
+            return Ok(());
+        }
+        match self.running.get_mut(&token).map(|running| &mut running.stage) {
+            Some(Stage::SnapActing(snap)) => {
+                if let (Snap::Make { id, attempt }, Ok(_)) = (snap, &outcome) {
+                    self.imaging.made.insert(*id, *attempt);
+                }
+                self.finish(now, token, outcome.map(|_| Answer::Done).map_err(refusal_of));
+                Ok(())
+            }
+            Some(Stage::Look(_)) => {
+                self.looked(now, token, outcome);
+                Ok(())
+            }
+            _ => Err(outcome),
+        }
+    }
+
+    /// Those that wait for these regions are refused, alone (R28).
+    fn not_preserved(&mut self, now: Instant, preserve: &Preserve, refusal: Refusal) {
+        if preserve.background {
+            self.imaging.resting = true;
+        }
+        let lost = |token: &Token| {
+            let Some(Stage::Preserving { at, end, .. }) = self.running.get(token).map(|r| &r.stage) else {
+                return false;
+            };
+            self.lacks(*at, segment_end(*at).min(*end) - at, preserve)
+        };
+        let lost: Vec<Token> = self.imaging.writers.iter().copied().filter(lost).collect();
+        lost.into_iter().for_each(|token| self.finish(now, token, Err(refusal)));
+        if let Some(to) = self.to_cut
+            && self.lacks(to, self.durable.size.saturating_sub(to), preserve)
+        {
+            self.to_cut = None;
+        }
+    }
+
+    fn lacks(&self, offset: u64, len: u64, preserve: &Preserve) -> bool {
+        let needs = self.durable.images.needs(offset, len);
+        needs.is_some_and(|(image, regions)| {
+            image == preserve.image && regions.iter().any(|region| preserve.regions.contains(region))
+        })
+    }
+
+    /// An image could not be logged as one that is to go: whoever waits for that is told.
+    fn not_doomed(&mut self, now: Instant, image: SnapId, refusal: Refusal) {
+        let waits = |token: &Token| {
+            let stage = self.running.get(token).map(|r| &r.stage);
+            matches!(stage, Some(Stage::Snap(snap)) if snap.id() == image)
+        };
+        let waiting: Vec<Token> = self.imaging.controls.iter().copied().filter(waits).collect();
+        waiting.into_iter().for_each(|token| self.finish(now, token, Err(refusal)));
+    }
+
+    // ---- what goes on
+
+    /// What can be answered is; what can begin does.
+    pub(super) fn go_on_images(&mut self, now: Instant) {
+        // The end of one may be what another one waits for.
+        let mut before = 0;
+        while before != self.imaging.controls.len() {
+            before = self.imaging.controls.len();
+            for token in self.imaging.controls.clone() {
+                self.turn(now, token);
+            }
+        }
+        for token in self.imaging.writers.clone() {
+            self.preserve_for(token);
+        }
+        self.go_on_by_itself();
+    }
+
+    /// The pool's space was looked at: what has failed may work now.
+    pub(super) fn try_again(&mut self) {
+        (self.imaging.resting, self.imaging.stuck) = (false, false);
+        self.go_on_by_itself();
+    }
+
+    pub(super) fn go_on_by_itself(&mut self) {
+        if self.failed || self.quarantined {
+            return;
+        }
+        self.doom();
+        self.hand_down();
+        if self.imaging.dropping.is_none()
+            && let Some(image) = self.imaging.to_drop.first().copied()
+        {
+            let token = self.token();
+            self.imaging.dropping = Some((token, image));
+            self.actions.push_back(Action::Image { token, op: ImageOp::Drop { image } });
+        }
+        self.preserve_by_itself();
+    }
+
+    /// It is logged that an image is to go, once nothing is on its way into it.
+    fn doom(&mut self) {
+        for image in self.imaging.doomed.clone() {
+            let state = self.durable.images.get(image).map(|of| (of.attempt, of.state));
+            let Some((attempt, ImageState::Prepared | ImageState::Ready)) = state else {
+                self.imaging.doomed.remove(&image);
+                continue;
+            };
+            let gets = match &self.imaging.handing {
+                Some((_, Handing::Disk { heir, .. } | Handing::Has { heir, .. })) => heir.0 == image,
+                _ => false,
+            };
+            let filled = self.imaging.preserves.values().any(|p| p.image == image);
+            let logged = self.imaging.dooming.values().any(|of| *of == image);
+            if gets || filled || logged || self.is_acted_on(image) {
+                continue;
+            }
+            let token = self.token();
+            self.imaging.dooming.insert(token, image);
+            let record = LogRecord::Image { image, attempt, change: ImageChange::Deleting };
+            self.actions.push_back(Action::Log { token, record });
+        }
+    }
+
+    /// The next step of a deletion.
+    fn hand_down(&mut self) {
+        if self.imaging.handing.is_some() || self.imaging.stuck {
+            return;
+        }
+        match self.durable.images.hand_down() {
+            None => {}
+            Some(HandDown::Gone(image)) => {
+                let Some(attempt) = self.durable.images.get(image).map(|of| of.attempt) else { return };
+                let token = self.token();
+                self.imaging.handing = Some((token, Handing::Gone));
+                let record = LogRecord::Image { image, attempt, change: ImageChange::Gone };
+                self.actions.push_back(Action::Log { token, record });
+            }
+            Some(HandDown::Segment { image, heir, segment, whole, regions }) => {
+                let filled = |p: &Preserve| (p.image, p.segment) == (heir, u64::from(segment));
+                if self.imaging.doomed.contains(&heir) || whole && self.imaging.preserves.values().any(filled)
+                {
+                    return;
+                }
+                let Some(of) = self.durable.images.get(heir) else { return };
+                let blocks = |region: &u32| {
+                    let (offset, len) = of.range(*region);
+                    let block = |offset: u64| {
+                        let within = (offset - (u64::from(segment) << SEGMENT_SHIFT)) / BLOCK;
+                        u32::try_from(within).expect("within a segment")
+                    };
+                    block(offset)..block(offset + len)
+                };
+                let blocks = if whole { Vec::new() } else { regions.iter().map(blocks).collect() };
+                let (token, attempt) = (Token(self.next_token + 1), of.attempt);
+                self.next_token += 1;
+                let handing = Handing::Disk { heir: (heir, attempt), segment, whole, regions };
+                self.imaging.handing = Some((token, handing));
+                let op = ImageOp::HandDown { image, heir, segment, blocks };
+                self.actions.push_back(Action::Image { token, op });
+            }
+        }
+    }
+
+    /// What the newest image still needs of the head, piece by piece, while nobody waits for anything of the kind.
+    fn preserve_by_itself(&mut self) {
+        let imaging = &self.imaging;
+        let busy = imaging.resting
+            || !imaging.writers.is_empty()
+            || !imaging.controls.is_empty()
+            || imaging.preserves.values().any(|p| p.background);
+        if busy || imaging.from == u64::MAX {
+            return;
+        }
+        let Some(offset) = self.durable.images.missing_from(imaging.from) else {
+            self.imaging.from = u64::MAX;
+            return;
+        };
+        self.imaging.from = offset;
+        let Some((image, regions)) = self.durable.images.needs(offset, segment_end(offset) - offset) else {
+            return;
+        };
+        if self.imaging.is_closed(image, segment_of(offset)) {
+            return;
+        }
+        if let Some(run) = self.runs(image, &regions).into_iter().next() {
+            let run = run[..run.len().min(BACKGROUND_REGIONS)].to_vec();
+            self.preserve(image, run, true);
+        }
+    }
+
+    /// Regions that are not on their way yet, in runs.
+    fn runs(&self, image: SnapId, regions: &[u32]) -> Vec<Vec<u32>> {
+        let mut runs: Vec<Vec<u32>> = Vec::new();
+        for region in regions.iter().copied().filter(|region| !self.imaging.is_preserving(image, *region)) {
+            match runs.last_mut() {
+                Some(run) if run.last().is_some_and(|last| last + 1 == region) => run.push(region),
+                _ => runs.push(Vec::from([region])),
+            }
+        }
+        runs
+    }
+
+    /// Regions of one segment, one after the other, are put into an image.
+    fn preserve(&mut self, image: SnapId, regions: Vec<u32>, background: bool) {
+        let (Some(of), Some(first), Some(last)) =
+            (self.durable.images.get(image), regions.first(), regions.last())
+        else {
+            return;
+        };
+        let (offset, (start, len)) = (of.range(*first).0, of.range(*last));
+        let len = (start + len).min(self.durable.size).saturating_sub(offset);
+        let (attempt, segment) = (of.attempt, segment_of(offset));
+        let token = self.token();
+        let preserve = Preserve { image, attempt, segment, regions, background };
+        self.imaging.preserves.insert(token, preserve);
+        self.actions.push_back(Action::Image { token, op: ImageOp::Preserve { image, offset, len } });
+    }
+
+    /// What is in this part of the head is put into the image that needs it. True if nothing is needed, or was asked for.
+    fn is_preserved(&mut self, offset: u64, len: u64) -> bool {
+        let Some((image, regions)) = self.durable.images.needs(offset, len) else { return true };
+        if !self.imaging.is_closed(image, segment_of(offset)) {
+            for run in self.runs(image, &regions).into_iter().take(RUNS) {
+                self.preserve(image, run, false);
+            }
+        }
+        false
+    }
+
+    /// Has a cut to wait before it begins? What it needs is asked for.
+    pub(super) fn preserve_for_cut(&mut self, to: u64) -> bool {
+        if self.is_preparing() {
+            return true;
+        }
+        let missing = self.durable.images.missing_from(to).filter(|missing| *missing < self.durable.size);
+        missing.is_some_and(|missing| !self.is_preserved(missing, segment_end(missing) - missing))
+    }
+
+    fn preserve_for(&mut self, token: Token) {
+        loop {
+            let Some(running) = self.running.get_mut(&token) else { return };
+            let Stage::Preserving { at, end, .. } = &mut running.stage else { return };
+            let (from, end) = (*at, *end);
+            if from < end {
+                let stop = segment_end(from).min(end);
+                if self.is_preparing() || !self.is_preserved(from, stop - from) {
+                    return;
+                }
+                if let Some(Stage::Preserving { at, .. }) = self.running.get_mut(&token).map(|r| &mut r.stage)
+                {
+                    *at = stop;
+                }
+                continue;
+            }
+            self.imaging.writers.remove(&token);
+            let Stage::Preserving { next, .. } = core::mem::replace(&mut running.stage, Stage::Data) else {
+                return;
+            };
+            match next {
+                Next::Write { op, regions, generation } => self.stamp(token, op, regions, generation),
+                Next::Grow { op, from, to, generation } => {
+                    running.stage = Stage::GrowDisk { from, to, generation };
+                    self.actions.push_back(Action::Disk { token, op });
+                }
+            }
+            return;
+        }
+    }
+
+    // ---- looks
+
+    /// Which images there are, in the order of ids.
+    pub(super) fn image_views(&self, from: SnapId) -> Vec<ImageView> {
+        let images = &self.durable.images;
+        let mut found: Vec<_> = images.iter().filter(|image| image.id >= from).collect();
+        found.sort_by_key(|image| image.id);
+        found.truncate(IMAGES_PAGE);
+        let view = |image: &crate::images::Image| ImageView {
+            id: image.id,
+            attempt: image.attempt,
+            generation: image.generation,
+            state: image.state,
+            whole: images.is_whole(image.id),
+            size: image.size,
+        };
+        found.into_iter().map(view).collect()
+    }
+
+    /// Looks at an image that is READY; `found`: nothing, of the kind that is asked for.
+    pub(super) fn look(
+        &mut self,
+        now: Instant,
+        (id, tag, epoch): (AttachmentId, u32, Epoch),
+        image: SnapId,
+        (offset, len, most): (u64, u64, u64),
+        (found, key): (DiskDone<P>, [u8; 16]),
+    ) -> Result<(), Refusal> {
+        let of = self.durable.images.get(image).filter(|of| of.state == ImageState::Ready);
+        let size = of.ok_or(Refusal::NoSnapshot)?.size;
+        let whole = offset.is_multiple_of(BLOCK) && len.is_multiple_of(BLOCK) && len > 0 && len <= most;
+        let end = offset.checked_add(len).filter(|end| whole && *end <= size).ok_or(Refusal::OutOfBounds)?;
+        let look = Look { image, at: offset, end, part: (offset, None), found, key };
+        let token = self.token();
+        self.track(now, token, id, tag, epoch, Stage::Look(look));
+        self.go_on_looking(now, token);
+        Ok(())
+    }
+
+    fn go_on_looking(&mut self, now: Instant, token: Token) {
+        let Some(running) = self.running.get_mut(&token) else { return };
+        let live = self.attachments.get(&running.attachment).is_some_and(|a| a.live);
+        let Stage::Look(look) = &mut running.stage else { return };
+        let Some(of) = self.durable.images.get(look.image).filter(|_| live) else {
+            let refusal = if live { Refusal::NoSnapshot } else { Refusal::NotAttached };
+            return self.finish(now, token, Err(refusal));
+        };
+        let region = |at: u64| u32::try_from(at >> of.region_shift).expect("within the image");
+        while look.at < look.end {
+            let place = self.durable.images.place(look.image, region(look.at));
+            // As far as it is in one place.
+            let mut stop = look.at;
+            while stop < look.end && self.durable.images.place(look.image, region(stop)) == place {
+                let (start, len) = of.range(region(stop));
+                stop = (start + len).min(look.end);
+            }
+            let (offset, len) = (look.at, stop - look.at);
+            let op = match &look.found {
+                DiskDone::Kinds(_) => DiskOp::Kinds { offset, len },
+                DiskDone::Hashes(_) => DiskOp::Hash { offset, len, key: look.key },
+                DiskDone::Data(_) | DiskDone::Done => DiskOp::Read { offset, len },
+            };
+            look.part = (stop, place);
+            let action = match place {
+                None | Some(Place::Absent) => {
+                    match &mut look.found {
+                        DiskDone::Kinds(kinds) => kinds.push((len, Some(Hole::Absent))),
+                        DiskDone::Hashes(hashes) => {
+                            hashes.extend((0..len / BLOCK).map(|_| hole_hash(&look.key)));
+                        }
+                        DiskDone::Data(extents) => extents.push(Extent::Hole { len, kind: Hole::Absent }),
+                        DiskDone::Done => {}
+                    }
+                    look.at = stop;
+                    continue;
+                }
+                Some(Place::Head) => Action::Disk { token, op },
+                Some(Place::Image { image, heir }) => {
+                    Action::Image { token, op: ImageOp::Look { image, heir, op } }
+                }
+            };
+            self.actions.push_back(action);
+            return;
+        }
+        let answer = match core::mem::replace(&mut look.found, DiskDone::Done) {
+            DiskDone::Done => Answer::Done,
+            DiskDone::Data(extents) => Answer::Data(extents),
+            DiskDone::Kinds(kinds) => Answer::Kinds(kinds),
+            DiskDone::Hashes(hashes) => Answer::Hashes(hashes),
+        };
+        self.finish(now, token, Ok(answer));
+    }
+
+    fn looked(&mut self, now: Instant, token: Token, outcome: Result<DiskDone<P>, DiskError>) {
+        let Some(Stage::Look(look)) = self.running.get_mut(&token).map(|running| &mut running.stage) else {
+            return;
+        };
+        match (outcome, &mut look.found) {
+            (Ok(DiskDone::Data(found)), DiskDone::Data(all)) => all.extend(found),
+            (Ok(DiskDone::Kinds(found)), DiskDone::Kinds(all)) => all.extend(found),
+            (Ok(DiskDone::Hashes(found)), DiskDone::Hashes(all)) => all.extend(found),
+            (Ok(_), _) => return self.finish(now, token, Err(Refusal::IoError)),
+            (Err(error), _) => {
+                // Looked for where it was: it may have been handed down meanwhile.
+                let images = &self.durable.images;
+                let shift = images.get(look.image).map_or(SEGMENT_SHIFT, |of| of.region_shift);
+                let place =
+                    |region: u64| images.place(look.image, u32::try_from(region).expect("within the image"));
+                let mut regions = (look.at >> shift)..=((look.part.0 - 1) >> shift);
+                if regions.all(|region| place(region) == look.part.1) {
+                    let refusal =
+                        if error == DiskError::BitRot { Refusal::BitRot } else { refusal_of(error) };
+                    return self.finish(now, token, Err(refusal));
+                }
+                return self.go_on_looking(now, token);
+            }
+        }
+        look.at = look.part.0;
+        self.go_on_looking(now, token);
+    }
+}
+
+#[cfg(test)]
+mod tests;

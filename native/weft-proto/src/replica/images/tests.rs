@@ -1,0 +1,562 @@
+//! A replica with images over a pool that keeps the order of what overlaps and nothing else, that fails, and that dies.
+
+use alloc::collections::VecDeque;
+use alloc::vec;
+
+use proptest::prelude::*;
+
+use super::super::{Party, ReplicaConfig};
+use super::*;
+use crate::durable::Durable;
+use crate::ids::{ClusterId, HostId, Ordinal, PoolId, PoolInc, Rid, SessionId, VolumeId};
+use crate::images::SEGMENT_SHIFT;
+use crate::message::{Attach, Request, Response, Watermark};
+use crate::mutants::Broken;
+use crate::payload::{HeapPayload, block_crcs};
+use crate::record::{Owner, Record};
+
+const SHIFT: u8 = 24;
+/// Two segments and a half of four regions each, the last region cut short.
+const SIZE: u64 = (9 << SHIFT) + (1 << 20);
+const MARK: Watermark = Watermark { cluster: ClusterId(1), incarnation: 1, revision: 1 };
+const PARTY: Party = Party { host: HostId(7), session: SessionId(70) };
+const EPOCH: Epoch = Epoch(3);
+/// Blocks that are written to: the first and the last of each region.
+const PLACES: u64 = 20;
+
+fn place(n: u64) -> u64 {
+    let (region, last) = (n / 2, n % 2 == 1);
+    let end = ((region + 1) << SHIFT).min(SIZE);
+    if last { end - BLOCK } else { region << SHIFT }
+}
+
+type Reply = Result<Answer<HeapPayload>, Refusal>;
+
+#[derive(Clone, Debug)]
+enum Job {
+    Head(DiskOp<HeapPayload>),
+    Image(ImageOp<HeapPayload>),
+}
+
+impl Job {
+    /// What it touches of the head, and whether it changes it.
+    fn touches(&self) -> Option<(u64, u64, bool)> {
+        match self {
+            Job::Head(DiskOp::Write { offset, data, .. }) => Some((*offset, data.len() as u64, true)),
+            Job::Head(DiskOp::Zero { offset, len, .. }) => Some((*offset, *len, true)),
+            Job::Head(DiskOp::Grow { from, to } | DiskOp::Cut { from, to }) => Some((*from, to - from, true)),
+            Job::Head(
+                DiskOp::Read { offset, len }
+                | DiskOp::Kinds { offset, len }
+                | DiskOp::Hash { offset, len, .. },
+            )
+            | Job::Image(ImageOp::Preserve { offset, len, .. }) => Some((*offset, *len, false)),
+            _ => None,
+        }
+    }
+}
+
+/// What a look is to find: the block's value, of which image.
+#[derive(Debug)]
+enum Awaited {
+    Write { at: u64, value: u64 },
+    Look { of: SnapId, at: u64 },
+    Other,
+}
+
+struct Rig {
+    replica: Replica<HeapPayload>,
+    /// As the log has it.
+    durable: Durable,
+    now: Instant,
+    ordinal: u64,
+    tag: u32,
+    interval: u32,
+    head: BTreeMap<u64, u64>,
+    /// Values in images' files, and which regions of the smallest size their files have.
+    files: BTreeMap<(SnapId, u64), Option<u64>>,
+    dirs: BTreeSet<SnapId>,
+    disk: Vec<(Token, Job)>,
+    log: VecDeque<(Token, LogRecord)>,
+    awaited: BTreeMap<u32, Awaited>,
+    answered: BTreeMap<u32, Reply>,
+    expected: BTreeMap<SnapId, BTreeMap<u64, u64>>,
+    taking: Option<(SnapId, BTreeMap<u64, u64>)>,
+    /// What the head holds for whoever asks now: writes that were answered.
+    acked: BTreeMap<u64, u64>,
+    count: u64,
+}
+
+impl Rig {
+    fn new() -> Rig {
+        Rig::with(Durable::new(VolumeId(1), Rid(0), SIZE, SHIFT))
+    }
+
+    fn with(mut durable: Durable) -> Rig {
+        let mut record =
+            Record::parse(include_bytes!("../../../specimens/record-v1.json")).expect("specimen");
+        (record.vol, record.epoch) = (VolumeId(1), EPOCH);
+        record.owner = Some(Owner { node: PARTY.host, session: PARTY.session, caretaker: false });
+        let promise = LogRecord::Promise { epoch: EPOCH, session: PARTY.session, record: record.to_bytes() };
+        durable.apply(&promise);
+        let mut rig = Rig {
+            replica: Replica::new(config(), durable.clone()),
+            durable,
+            now: Instant(1),
+            ordinal: 0,
+            tag: 0,
+            interval: 1,
+            head: BTreeMap::new(),
+            files: BTreeMap::new(),
+            dirs: BTreeSet::new(),
+            disk: Vec::new(),
+            log: VecDeque::new(),
+            awaited: BTreeMap::new(),
+            answered: BTreeMap::new(),
+            expected: BTreeMap::new(),
+            taking: None,
+            acked: BTreeMap::new(),
+            count: 0,
+        };
+        rig.attach();
+        rig
+    }
+
+    fn attach(&mut self) {
+        self.ordinal += 1;
+        let attach = Attach {
+            volume: VolumeId(1),
+            rid: Rid(0),
+            pool: PoolId(1),
+            host: PARTY.host,
+            session: PARTY.session,
+            ordinal: Ordinal(self.ordinal),
+            watermark: MARK,
+        };
+        let tag = self.send(Ask::Attach(attach), Awaited::Other);
+        assert!(matches!(self.answered[&tag], Ok(Answer::Attached(_))));
+    }
+
+    fn generation(&self) -> Generation {
+        Generation::new(EPOCH, self.interval)
+    }
+
+    fn send(&mut self, ask: Ask<HeapPayload>, awaited: Awaited) -> u32 {
+        self.tag += 1;
+        self.now = self.now.after_ms(1);
+        self.awaited.insert(self.tag, awaited);
+        let epoch = if ask.is_of_images() { Epoch(0) } else { EPOCH };
+        let request = Request { tag: self.tag, epoch, ask };
+        self.replica.handle_request(self.now, AttachmentId(self.ordinal), request);
+        self.drain();
+        self.tag
+    }
+
+    fn drain(&mut self) {
+        while let Some(action) = self.replica.poll_action() {
+            match action {
+                Action::Log { token, record } => {
+                    if let LogRecord::Image { image, change: ImageChange::Prepared { .. }, .. } = &record {
+                        // All of the interval has ended.
+                        self.taking = Some((*image, self.acked.clone()));
+                    }
+                    self.log.push_back((token, record));
+                }
+                Action::Disk { token, op } => self.disk.push((token, Job::Head(op))),
+                Action::Image { token, op } => self.disk.push((token, Job::Image(op))),
+                Action::ReadStore { .. } => panic!("no promise is asked for"),
+                Action::Reply { response, .. } => self.answer(response),
+            }
+        }
+    }
+
+    fn answer(&mut self, Response { tag, outcome, .. }: Response<HeapPayload>) {
+        match (self.awaited.remove(&tag).expect("one answer"), &outcome) {
+            (Awaited::Write { at, value }, Ok(_)) => {
+                self.acked.insert(at, value);
+            }
+            (Awaited::Look { of, at }, Ok(Answer::Data(extents))) => {
+                let expected = self.expected.get(&of).map(|of| of.get(&at).copied().unwrap_or_default());
+                // Looked at while it was being deleted: whatever it says.
+                if let Some(expected) = expected {
+                    assert_eq!(value_of(extents), expected, "block {at:#x} of {of}");
+                }
+            }
+            (Awaited::Look { of, .. }, Err(refusal)) => {
+                let gone = !self.expected.contains_key(&of) && *refusal == Refusal::NoSnapshot;
+                assert!(gone || *refusal == Refusal::NotAttached, "{of}: {refusal:?}");
+            }
+            _ => {}
+        }
+        self.answered.insert(tag, outcome);
+    }
+
+    // ---- what a session does
+
+    fn is_busy(&self, from: u64, to: u64) -> bool {
+        let busy =
+            |awaited: &Awaited| matches!(awaited, Awaited::Write { at, .. } if (from..to).contains(at));
+        self.awaited.values().any(busy)
+    }
+
+    fn write(&mut self, at: u64, interval: u32) -> u32 {
+        if self.is_busy(at, at + BLOCK) {
+            self.settle();
+        }
+        self.count += 1;
+        let mut data = HeapPayload::zeroed(4096);
+        data.bytes_mut()[..8].copy_from_slice(&self.count.to_le_bytes());
+        let crcs = block_crcs(data.bytes());
+        let generation = Generation::new(EPOCH, interval);
+        let awaited = Awaited::Write { at, value: self.count };
+        self.send(Ask::Write { generation, offset: at, crcs, data, copy: false }, awaited)
+    }
+
+    fn zero(&mut self, from: u64, to: u64) -> u32 {
+        if self.is_busy(from, to) {
+            self.settle();
+        }
+        let (generation, kind) = (self.generation(), Hole::Zero);
+        let ask =
+            Ask::Zero { generation, offset: from, len: to - from, kind, keep_space: false, copy: false };
+        let tag = self.send(ask, Awaited::Other);
+        self.settle();
+        if self.answered[&tag] == Ok(Answer::Done) {
+            self.acked.retain(|at, _| !(from..to).contains(at));
+        }
+        tag
+    }
+
+    fn control(&mut self, ask: Ask<HeapPayload>) -> Reply {
+        let tag = self.send(ask, Awaited::Other);
+        self.until(tag)
+    }
+
+    fn until(&mut self, tag: u32) -> Reply {
+        for _ in 0..100_000 {
+            if let Some(reply) = self.answered.get(&tag) {
+                return reply.clone();
+            }
+            if !self.step(0, 0) {
+                // What was stuck in a full pool goes on.
+                self.replica.handle_free_bytes(1 << 40);
+                self.drain();
+                assert!(self.step(0, 0), "{tag} is never answered: {}", self.replica.line());
+            }
+        }
+        panic!("{tag} takes for ever");
+    }
+
+    /// Everything that was asked for is answered; what goes on by itself goes on.
+    fn settle(&mut self) {
+        while let Some(tag) = self.awaited.keys().next().copied() {
+            drop(self.until(tag));
+        }
+    }
+
+    /// A whole barrier; where `late`, with a write that comes as soon as it may.
+    fn take(&mut self, id: SnapId, attempt: u64, late: Option<u64>) -> Reply {
+        let made = self.control(Ask::SnapMake { id, attempt });
+        if made != Ok(Answer::Done) {
+            return made;
+        }
+        let generation = self.generation();
+        (self.interval, self.taking) = (self.interval + 1, None);
+        let tag = self.send(Ask::SnapPrepare { id, attempt, generation, incarnation: 1 }, Awaited::Other);
+        if let Some(late) = late {
+            while self.taking.is_none() && !self.answered.contains_key(&tag) && self.step(0, 0) {}
+            self.write(late, self.interval);
+            // It has all the time that it wants.
+            while self.step(0, 0)
+                && self.log.iter().any(|(_, record)| !matches!(record, LogRecord::Image { .. }))
+            {}
+        }
+        let taken = self.until(tag);
+        if taken == Ok(Answer::Done) {
+            let (of, taken) = self.taking.take().expect("it was logged");
+            assert_eq!(of, id);
+            self.expected.insert(id, taken);
+            let note = vec![1, 2, 3];
+            assert_eq!(self.control(Ask::SnapReady { id, attempt, note }), Ok(Answer::Done));
+        }
+        taken
+    }
+
+    fn delete(&mut self, id: SnapId) {
+        if self.control(Ask::SnapDelete { id }) != Err(Refusal::NoSpace) {
+            self.expected.remove(&id);
+        }
+    }
+
+    // ---- what the pool does
+
+    /// A job or a record is done: which one, by `pick`. False if nothing is to be done.
+    fn step(&mut self, pick: usize, fails: u8) -> bool {
+        let ready: Vec<usize> = (0..self.disk.len()).filter(|n| self.may_run(*n)).collect();
+        let from = ready.len() + usize::from(!self.log.is_empty());
+        if from == 0 {
+            return false;
+        }
+        let Some(n) = ready.get(pick % from).copied() else {
+            let (token, record) = self.log.pop_front().expect("there is one");
+            let full = fails == 1 && matches!(record, LogRecord::Stamp { .. } | LogRecord::Image { .. });
+            if !full {
+                self.durable.apply(&record);
+            }
+            let outcome = if full { Err(DiskError::NoSpace) } else { Ok(()) };
+            self.replica.handle_logged(self.now, token, record, outcome);
+            self.drain();
+            return true;
+        };
+        let (token, job) = self.disk.remove(n);
+        let grows = matches!(
+            job,
+            Job::Head(DiskOp::Write { .. }) | Job::Image(ImageOp::Preserve { .. } | ImageOp::HandDown { .. })
+        );
+        let outcome = if fails == 2 && grows { Err(DiskError::NoSpace) } else { self.run(&job) };
+        self.replica.handle_disk(self.now, token, outcome);
+        self.drain();
+        true
+    }
+
+    fn may_run(&self, n: usize) -> bool {
+        let Some((offset, len, changes)) = self.disk[n].1.touches() else { return true };
+        self.disk[..n]
+            .iter()
+            .filter_map(|(_, earlier)| earlier.touches())
+            .all(|(o, l, c)| o + l <= offset || offset + len <= o || !(c || changes))
+    }
+
+    fn run(&mut self, job: &Job) -> Result<DiskDone<HeapPayload>, DiskError> {
+        let places = |offset: u64, len: u64| {
+            (0..PLACES).map(place).filter(move |at| (offset..offset + len).contains(at))
+        };
+        Ok(match job {
+            Job::Head(DiskOp::Write { offset, data, .. }) => {
+                self.head.insert(*offset, u64::from_le_bytes(data.bytes()[..8].try_into().expect("a block")));
+                DiskDone::Done
+            }
+            Job::Head(DiskOp::Zero { offset, len, .. }) => {
+                self.head.retain(|at, _| !(*offset..offset + len).contains(at));
+                DiskDone::Done
+            }
+            Job::Head(DiskOp::Grow { from, to } | DiskOp::Cut { from, to }) => {
+                self.head.retain(|at, _| !(*from..*to).contains(at));
+                DiskDone::Done
+            }
+            Job::Head(DiskOp::Read { offset, len }) => {
+                assert_eq!(*len, BLOCK);
+                extents(self.head.get(offset).copied().unwrap_or_default())
+            }
+            Job::Image(ImageOp::Make { image, slot_bytes }) => {
+                assert!(*slot_bytes >= 4096);
+                self.dirs.insert(*image);
+                DiskDone::Done
+            }
+            Job::Image(ImageOp::Preserve { image, offset, len }) => {
+                assert!(self.dirs.contains(image) && *len > 0 && offset + len <= SIZE);
+                assert_eq!(offset >> SEGMENT_SHIFT, (offset + len - 1) >> SEGMENT_SHIFT);
+                for at in places(*offset, *len) {
+                    self.files.insert((*image, at), self.head.get(&at).copied());
+                }
+                DiskDone::Done
+            }
+            Job::Image(ImageOp::Look { image, heir, op: DiskOp::Read { offset, len } }) => {
+                assert_eq!(*len, BLOCK);
+                let found =
+                    [Some(*image), *heir].into_iter().flatten().find_map(|of| self.files.get(&(of, *offset)));
+                let Some(found) = found else { return Err(DiskError::BitRot) };
+                extents(found.unwrap_or_default())
+            }
+            Job::Image(ImageOp::HandDown { image, heir, segment, blocks }) => {
+                let of = |at: u64| at >> SEGMENT_SHIFT == u64::from(*segment);
+                let there = self.files.keys().any(|(whose, at)| whose == image && of(*at));
+                // Done before, where there is none.
+                if blocks.is_empty() && there {
+                    self.files.retain(|(whose, at), _| whose != heir || !of(*at));
+                }
+                for at in (0..PLACES).map(place).filter(|at| of(*at)) {
+                    let block = (at - (u64::from(*segment) << SEGMENT_SHIFT)) / BLOCK;
+                    let named = blocks
+                        .iter()
+                        .any(|range| (u64::from(range.start)..u64::from(range.end)).contains(&block));
+                    if blocks.is_empty() {
+                        if let Some(value) = self.files.remove(&(*image, at)) {
+                            self.files.insert((*heir, at), value);
+                        }
+                    } else if named {
+                        let value = *self.files.get(&(*image, at)).expect("what is handed down is there");
+                        self.files.insert((*heir, at), value);
+                    }
+                }
+                DiskDone::Done
+            }
+            Job::Image(ImageOp::Drop { image }) => {
+                self.files.retain(|(of, _), _| of != image);
+                self.dirs.remove(image);
+                DiskDone::Done
+            }
+            other => panic!("{other:?}"),
+        })
+    }
+
+    /// The process dies. Each job that was under way has happened or not; the log ends somewhere.
+    fn die(&mut self, happened: u64) {
+        let keep = usize::try_from(happened % (self.log.len() as u64 + 1)).expect("few");
+        let records: Vec<_> = self.log.drain(..).take(keep).collect();
+        records.iter().for_each(|(_, record)| self.durable.apply(record));
+        let jobs: Vec<_> = self.disk.drain(..).collect();
+        for (n, (_, job)) in jobs.into_iter().enumerate() {
+            if happened >> (n % 60) & 1 == 1 {
+                drop(self.run(&job));
+            }
+        }
+        // What was asked for and not answered may be there or not.
+        self.awaited.clear();
+        self.taking = None;
+        self.acked = self.head.clone();
+        // A directory that no image of the log is in goes, as it does at a start.
+        let known = |id: &SnapId| self.durable.images.get(*id).is_some();
+        let unknown: Vec<SnapId> = self.dirs.iter().copied().filter(|id| !known(id)).collect();
+        for image in unknown {
+            drop(self.run(&Job::Image(ImageOp::Drop { image })));
+        }
+        let durable = &self.durable;
+        self.expected.retain(|id, _| durable.images.get(*id).is_some_and(|of| of.state == ImageState::Ready));
+        self.replica = Replica::new(config(), self.durable.clone());
+        self.drain();
+        self.attach();
+    }
+
+    fn look(&mut self, of: SnapId, at: u64) {
+        let ask = Ask::SnapRead { id: of, offset: at, len: BLOCK };
+        self.send(ask, Awaited::Look { of, at });
+    }
+
+    /// All of all images, one after the other.
+    fn look_at_all(&mut self) {
+        for of in self.expected.keys().copied().collect::<Vec<_>>() {
+            for n in 0..PLACES {
+                self.look(of, place(n));
+            }
+        }
+        self.settle();
+    }
+
+    /// What goes on by itself comes to its end.
+    fn rest(&mut self) {
+        self.replica.handle_free_bytes(1 << 40);
+        self.drain();
+        for _ in 0..100_000 {
+            if !self.step(0, 0) {
+                break;
+            }
+        }
+        assert!(self.replica.is_idle(), "{}", self.replica.line());
+    }
+}
+
+fn config() -> ReplicaConfig {
+    let (pool, pool_inc, broken) = (PoolId(1), PoolInc(1), Broken::default());
+    ReplicaConfig { pool, pool_inc, watermark: MARK, lossy: false, cached: false, broken }
+}
+
+fn extents(value: u64) -> DiskDone<HeapPayload> {
+    if value == 0 {
+        return DiskDone::Data(vec![Extent::Hole { len: BLOCK, kind: Hole::Zero }]);
+    }
+    let mut data = HeapPayload::zeroed(4096);
+    data.bytes_mut()[..8].copy_from_slice(&value.to_le_bytes());
+    DiskDone::Data(vec![Extent::Data { crcs: block_crcs(data.bytes()), data }])
+}
+
+fn value_of(found: &[Extent<HeapPayload>]) -> u64 {
+    match found {
+        [Extent::Hole { len: BLOCK, .. }] => 0,
+        [Extent::Data { data, .. }] => u64::from_le_bytes(data.bytes()[..8].try_into().expect("a block")),
+        other => panic!("{other:?}"),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn images_read_as_the_head_was_whatever_is_written_deleted_failed_or_dies(
+        steps in proptest::collection::vec((0..1000u32, any::<u64>()), 1..150)
+    ) {
+        let mut rig = Rig::new();
+        let mut attempts = 0;
+        for (kind, n) in steps {
+            let known: Vec<SnapId> = rig.expected.keys().copied().collect();
+            let one = known.get(usize::try_from(n % 64).expect("few") % known.len().max(1)).copied();
+            match kind {
+                0..300 => drop(rig.write(place(n % PLACES), rig.interval)),
+                300..320 => {
+                    let (a, b) = (place(n % PLACES), place(n / 64 % PLACES));
+                    rig.zero(a.min(b), a.max(b) + BLOCK);
+                }
+                320..420 => {
+                    attempts += 1;
+                    let id = SnapId(u128::from(n % 8));
+                    let late = (n & 64 != 0).then(|| place(n / 128 % PLACES));
+                    let taken = rig.take(id, attempts, late);
+                    let stands = taken == Err(Refusal::OldAttempt) && rig.expected.contains_key(&id);
+                    prop_assert!(stands || taken == Ok(Answer::Done), "{taken:?}");
+                }
+                420..440 => {
+                    // One that comes to nothing.
+                    attempts += 1;
+                    let id = SnapId(100 + u128::from(n % 2));
+                    rig.settle();
+                    let made = rig.control(Ask::SnapMake { id, attempt: attempts });
+                    prop_assert_eq!(made, Ok(Answer::Done));
+                    let (attempt, generation) = (attempts, rig.generation());
+                    rig.interval += 1;
+                    if n & 8 == 0 {
+                        let prepared = rig.control(Ask::SnapPrepare { id, attempt, generation, incarnation: 1 });
+                        prop_assert_eq!(prepared, Ok(Answer::Done));
+                    }
+                    if n & 16 == 0 {
+                        prop_assert_eq!(rig.control(Ask::SnapDrop { id, attempt }), Ok(Answer::Done));
+                    }
+                }
+                440..500 => if let Some(id) = one { rig.delete(id) },
+                500..560 => if let Some(id) = one { rig.look(id, place(n % PLACES)) },
+                560..570 if rig.interval > 1 => {
+                    // Left over from before a barrier.
+                    if rig.expected.iter().any(|(id, _)| rig.durable.images.get(*id).is_some_and(|of| of.generation.interval() + 1 == rig.interval)) {
+                        let tag = rig.write(place(n % PLACES), rig.interval - 1);
+                        prop_assert_eq!(&rig.answered[&tag], &Err(Refusal::OldGeneration));
+                    }
+                }
+                570..585 => {
+                    rig.settle();
+                    rig.die(n);
+                }
+                585..600 => drop(rig.step(usize::try_from(n % 97).expect("few"), 2)),
+                600..605 => {
+                    rig.replica.handle_free_bytes(n);
+                    rig.drain();
+                }
+                605..620 => rig.look_at_all(),
+                _ => drop(rig.step(usize::try_from(n % 97).expect("few"), 0)),
+            }
+        }
+        rig.settle();
+        rig.look_at_all();
+        rig.rest();
+        prop_assert!(rig.replica.whole());
+        prop_assert_eq!(rig.replica.durable(), &rig.durable);
+        // Nothing of the head is needed any more.
+        rig.head.clear();
+        rig.look_at_all();
+        for id in rig.durable.images.iter().map(|image| image.id).collect::<Vec<_>>() {
+            rig.delete(id);
+            rig.look_at_all();
+        }
+        rig.rest();
+        rig.die(0);
+        prop_assert!(rig.durable.images.is_empty() && rig.dirs.is_empty() && rig.files.is_empty());
+    }
+}
