@@ -217,7 +217,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every mutation with the name that `--mutation` takes, in the order of the rules.
-    pub const ALL: [(Mutation, &'static str); 93] = [
+    pub const ALL: [(Mutation, &'static str); 100] = [
         (Mutation::NoFence, "r1-no-fence"),
         (Mutation::AnyPromiser, "r1-any-promiser"),
         (Mutation::AttachUnbound, "r1-attach-unbound"),
@@ -279,6 +279,8 @@ impl Mutation {
         (Mutation::UnknownIsFailed, "r14-unknown-is-failed"),
         (Mutation::UnknownRemovalCounts, "r14-unknown-removal-counts"),
         (Mutation::NonceIgnored, "r14-nonce-ignored"),
+        (Mutation::SnapRetryUnsettled, "r14-snap-retry-unsettled"),
+        (Mutation::SnapDropUnsettled, "r14-snap-drop-unsettled"),
         (Mutation::ClaimBlind, "r16-claim-blind"),
         (Mutation::DropAllBitmaps, "r17-drop-all-bitmaps"),
         (Mutation::DropNeededBitmaps, "r17-drop-needed-bitmaps"),
@@ -302,14 +304,19 @@ impl Mutation {
         (Mutation::ShrinkKeepsEpoch, "r25-shrink-keeps-epoch"),
         (Mutation::ToldAtSwap, "r25-told-at-swap"),
         (Mutation::PolicyKeepsEpoch, "r25-policy-keeps-epoch"),
+        (Mutation::SnapReportAtSwap, "r27-report-at-swap"),
         (Mutation::FailedFlushForgotten, "m26-failed-flush-forgotten"),
         (Mutation::CloseKeepsEpoch, "i1-close-keeps-epoch"),
         (Mutation::OvertakenRead, "i12-overtaken-read"),
         (Mutation::ReadFromJoiner, "i15-read-from-joiner"),
+        (Mutation::SnapNoDrain, "i21-no-drain"),
+        (Mutation::SnapResumeEarly, "i21-resume-early"),
+        (Mutation::SnapListsSilent, "i21-lists-silent"),
         (Mutation::CloseUnsealed, "i26-close-unsealed"),
         (Mutation::ReuseReplicaNumber, "i29-reuse-replica-number"),
         (Mutation::NoRangeLock, "d2-no-range-lock"),
         (Mutation::RepairFromBad, "d7-repair-from-bad"),
+        (Mutation::SnapBeforeReconcile, "d12-before-reconcile"),
         (Mutation::ScrubWithoutLock, "d15-scrub-without-lock"),
     ];
 

@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use weft_proto::durable::Durable;
 use weft_proto::message::{Extent, Hole};
 use weft_proto::payload::{BLOCK, HeapPayload, Payload};
-use weft_proto::replica::{DiskDone, DiskError, DiskOp};
+use weft_proto::replica::{DiskDone, DiskError, DiskOp, ImageOp};
 
+use crate::images::ImageFiles;
 use crate::oracle::{ABSENT, Value, ZERO};
 use crate::rng::Rng;
 
@@ -18,6 +19,7 @@ use crate::rng::Rng;
 pub struct Disk {
     cache: BTreeMap<u64, Value>,
     stable: BTreeMap<u64, Value>,
+    images: ImageFiles<Value>,
 }
 
 /// The value that a block's bytes carry.
@@ -34,6 +36,17 @@ pub fn bytes_of(values: &[Value]) -> HeapPayload {
         chunk[..8].copy_from_slice(&value.to_le_bytes());
     }
     payload
+}
+
+/// The range of a look at an image.
+#[must_use]
+pub fn looked_at(op: &DiskOp<HeapPayload>) -> (u64, u64) {
+    match op {
+        DiskOp::Read { offset, len } | DiskOp::Kinds { offset, len } | DiskOp::Hash { offset, len, .. } => {
+            (*offset, *len)
+        }
+        other => panic!("no look: {other:?}"),
+    }
 }
 
 impl Disk {
@@ -112,6 +125,40 @@ impl Disk {
                 DiskDone::Done
             }
         })
+    }
+
+    /// The images' files.
+    #[must_use]
+    pub fn images(&self) -> &ImageFiles<Value> {
+        &self.images
+    }
+
+    /// Carries out a request for an image.
+    pub fn run_image(&mut self, op: &ImageOp<HeapPayload>) -> Result<DiskDone<HeapPayload>, DiskError> {
+        match op {
+            ImageOp::Make { image, .. } => self.images.make(*image),
+            ImageOp::Preserve { image, offset, len } => {
+                let cache = &self.cache;
+                let head = |block: u64| cache.get(&block).copied().unwrap_or(ABSENT);
+                if !self.images.preserve(*image, offset / BLOCK..(offset + len) / BLOCK, head) {
+                    return Err(DiskError::Io);
+                }
+            }
+            ImageOp::Look { image, heir, op } => {
+                let (offset, len) = looked_at(op);
+                let mut view = Disk::default();
+                for block in offset / BLOCK..(offset + len) / BLOCK {
+                    let value = self.images.look(*image, *heir, block).ok_or(DiskError::BitRot)?;
+                    view.cache.insert(block, value);
+                }
+                return view.run(op);
+            }
+            ImageOp::HandDown { image, heir, segment, blocks } => {
+                self.images.hand_down(*image, *heir, *segment, blocks);
+            }
+            ImageOp::Drop { image } => self.images.remove(*image),
+        }
+        Ok(DiskDone::Done)
     }
 
     /// Carries out a request and leaves what it changed in the cache.

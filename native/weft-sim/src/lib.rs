@@ -6,6 +6,7 @@
 
 pub mod disk;
 pub mod gate;
+pub mod images;
 pub mod in_order;
 pub mod oracle;
 pub mod plan;

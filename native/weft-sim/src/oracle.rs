@@ -68,6 +68,22 @@ impl Oracle {
         settled && old.first_answer < new.write_call && old.write_call < new.write_call
     }
 
+    /// What a block may hold at this moment: whatever was written by now, unless something that was completed by now came
+    /// after it.
+    #[must_use]
+    pub fn allowed(&self, block: u64, now: u64) -> Vec<Value> {
+        let now = i64::try_from(now).expect("short");
+        let Some(values) = self.blocks.get(&block) else { return vec![ABSENT] };
+        let live = |c: &&Cluster| c.write_call <= now;
+        let replaced = |old: &Cluster| {
+            values.values().filter(live).any(|new| {
+                let settled = (new.is_acked || new.is_read) && new.first_answer <= now;
+                settled && old.first_answer < new.write_call && old.write_call < new.write_call
+            })
+        };
+        values.iter().filter(|(_, c)| live(c) && !replaced(c)).map(|(value, _)| *value).collect()
+    }
+
     fn cluster(&mut self, block: u64, value: Value) -> Option<&mut Cluster> {
         let values = self.blocks.entry(block).or_insert_with(|| {
             let initial = Cluster {
@@ -284,6 +300,20 @@ mod tests {
         assert!(o.check().is_ok());
         o.read(7, 10, 9, 10).expect("was written");
         assert!(o.check().is_err());
+    }
+
+    #[test]
+    fn a_block_may_hold_what_nothing_has_surely_replaced() {
+        let mut o = Oracle::default();
+        assert_eq!(o.allowed(7, 1), [ABSENT]);
+        o.write_called(7, 10, 2);
+        assert_eq!(o.allowed(7, 3), [ABSENT, 10]);
+        o.write_acked(7, 10, 4);
+        assert_eq!(o.allowed(7, 5), [10]);
+        o.write_called(7, 11, 6);
+        o.write_called(7, 12, 7);
+        o.write_acked(7, 12, 8);
+        assert_eq!(o.allowed(7, 9), [11, 12], "in either order");
     }
 
     #[test]

@@ -120,6 +120,12 @@ pub struct Plan {
     pub grow: u64,
     /// It shrinks, under a caretaker that takes it over for that.
     pub shrink: u64,
+    /// A snapshot is asked for.
+    pub snapshot: u64,
+    /// One is deleted.
+    pub delete_snapshot: u64,
+    /// Replicas look for images that are of no use.
+    pub janitor: u64,
 }
 
 impl Plan {
@@ -185,6 +191,9 @@ impl Plan {
             size: 48,
             grow: 0,
             shrink: 0,
+            snapshot: 0,
+            delete_snapshot: 0,
+            janitor: 0,
         };
         plan.cached = rng.chance(30);
         plan.spares = if hosts > copies { rng.index(hosts - copies + 1) } else { 0 };
@@ -295,6 +304,15 @@ impl Plan {
         }
     }
 
+    /// Snapshots, in some runs.
+    pub fn draw_snapshots(&mut self, rng: &mut Rng) {
+        if rng.chance(40) {
+            self.snapshot = 60 + rng.below(200);
+            self.delete_snapshot = if rng.chance(70) { 100 } else { 0 };
+            self.janitor = if rng.chance(70) { 100 } else { 0 };
+        }
+    }
+
     /// What differs from a quiet run, for people.
     #[must_use]
     pub fn line(&self) -> String {
@@ -355,6 +373,9 @@ impl Plan {
             ("blocks at first", self.size % 48),
             ("grow", self.grow),
             ("shrink", self.shrink),
+            ("snapshot", self.snapshot),
+            ("delete snapshot", self.delete_snapshot),
+            ("janitor", self.janitor),
         ];
         text.push_str("; weights:");
         for (name, weight) in weights.into_iter().filter(|(_, w)| *w > 0) {
@@ -431,6 +452,22 @@ impl Plan {
                 self.fault_every_ms = self.fault_every_ms.min(250);
             }
             Mutation::IntervalsWrap => self.renew_interval = 3,
+            Mutation::SnapNoDrain
+            | Mutation::SnapResumeEarly
+            | Mutation::SnapBeforeReconcile
+            | Mutation::SnapListsSilent
+            | Mutation::SnapRetryUnsettled
+            | Mutation::SnapDropUnsettled
+            | Mutation::SnapReportAtSwap => {
+                (self.snapshot, self.delete_snapshot, self.janitor) = (400, 30, 100);
+                (self.store_fault, self.kill_owner, self.kill_replica, self.cut) = (30, 80, 80, 80);
+                self.guest_every_ms = 2;
+                self.queue_depth = 8;
+                self.fault_every_ms = self.fault_every_ms.min(200);
+                if mutation == Mutation::SnapReportAtSwap {
+                    (self.cached, self.rollback) = (false, 150);
+                }
+            }
             Mutation::NoFence => {
                 self.steal = 150;
                 self.pause_host = 150;

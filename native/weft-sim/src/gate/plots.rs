@@ -93,6 +93,8 @@ pub(super) const SHOWN_BY: &[(Mutation, &str)] = &[
     (Mutation::CloseUnsealed, "a_clean_volume_is_sealed_on_every_member"),
     (Mutation::RepairFromBad, "copies_that_differ_are_told_and_never_written"),
     (Mutation::ScrubWithoutLock, "a_write_that_is_on_its_way_is_no_difference"),
+    (Mutation::SnapReportAtSwap, "a_snapshot_that_was_told_of_outlasts_the_store"),
+    (Mutation::SnapResumeEarly, "a_snapshot_has_what_was_answered_and_nothing_that_was_asked_for_later"),
 ];
 
 macro_rules! own {

@@ -18,6 +18,7 @@ mod m;
 mod n;
 mod p;
 mod s;
+mod snaps;
 mod table;
 
 use std::cell::RefCell;
@@ -62,7 +63,7 @@ macro_rules! plots {
 use plots;
 
 /// Every plot.
-pub const ALL: [&[Plot]; 6] = [f::PLOTS, m::PLOTS, p::PLOTS, s::PLOTS, d::PLOTS, n::PLOTS];
+pub const ALL: [&[Plot]; 7] = [f::PLOTS, m::PLOTS, p::PLOTS, s::PLOTS, d::PLOTS, snaps::PLOTS, n::PLOTS];
 
 /// Plays that a test makes of each plot: the written one, and some with other delays.
 #[cfg(test)]

@@ -16,6 +16,7 @@ mod history;
 mod network;
 mod replicas;
 mod sessions;
+mod snapshots;
 mod store;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -25,7 +26,7 @@ use weft_proto::durable::Durable;
 use weft_proto::guest::{GuestError, GuestOp, GuestReply, RequestId};
 use weft_proto::ids::{
     ClusterId, Epoch, Generation, HostId, Instant, Nonce, Ordinal, PoolId, PoolInc, Rev, Revision, Rid,
-    SessionId, VolumeId,
+    SessionId, SnapId, VolumeId,
 };
 use weft_proto::log::LogRecord;
 use weft_proto::message::{Answer, Ask, Extent, Hole, Refusal, Request, Response, Watermark};
@@ -35,10 +36,11 @@ use weft_proto::record::{
     Ack, Mode, OnLoss, Owner, Policy, REPAIR_EPOCH_JUMP, Record, ReplicaEntry, ReplicaState, Snaps,
 };
 use weft_proto::replica::{
-    Action, AttachmentId, DiskDone, DiskError, DiskOp, Replica, ReplicaConfig, Token, Verified,
+    Action, AttachmentId, DiskDone, DiskError, DiskOp, ImageOp, Replica, ReplicaConfig, Token, Verified,
 };
 use weft_proto::session::{
-    EndReason, Event, OpenMode, ScrubView, Session, SessionConfig, SessionView, StoreCall, StoreReply, Timing,
+    EndReason, Event, OpenMode, ScrubView, Session, SessionConfig, SessionView, SnapChange, StoreCall,
+    StoreReply, Timing,
 };
 
 use crate::disk::{Disk, Stored, bytes_of, value_of};
@@ -46,6 +48,7 @@ use crate::oracle::{ABSENT, Oracle, Value, ZERO};
 
 use self::history::Host;
 pub use self::history::Play;
+pub use self::snapshots::{Image, Key};
 
 /// Host of `R0`.
 pub const A: HostId = HostId(0xA);
@@ -183,6 +186,7 @@ pub enum Fate {
 pub struct Backup {
     record: Record,
     revision: u64,
+    keys: BTreeMap<SnapId, Key>,
 }
 
 impl Backup {
@@ -304,6 +308,7 @@ enum Cue {
 }
 
 enum Io {
+    Image { token: Token, op: ImageOp<HeapPayload> },
     Disk { token: Token, op: DiskOp<HeapPayload> },
     Log { token: Token, record: LogRecord },
 }
@@ -379,7 +384,15 @@ pub struct Stage {
     store_away: BTreeSet<HostId>,
     store_refuses: BTreeSet<HostId>,
     fates: VecDeque<Fate>,
-    late: Vec<(Revision, Nonce, Record)>,
+    /// The keys of snapshots, as weftd writes them.
+    keys: BTreeMap<SnapId, Key>,
+    /// What is put into the keys of those that were asked for.
+    notes: BTreeMap<SnapId, Vec<u8>>,
+    /// For each attempt, what each block may have held when its PREPARE was sent.
+    barriers: BTreeMap<(SnapId, u64), Vec<Vec<Value>>>,
+    /// What somebody was told of, with what was in it.
+    reported: BTreeMap<SnapId, Vec<Value>>,
+    late: Vec<(Revision, Nonce, Record, Option<SnapChange>)>,
     stale_read: Option<Backup>,
     swaps: Vec<Record>,
     calls: u64,
@@ -459,6 +472,10 @@ impl Stage {
             store_away: BTreeSet::new(),
             store_refuses: BTreeSet::new(),
             fates: VecDeque::new(),
+            keys: BTreeMap::new(),
+            notes: BTreeMap::new(),
+            barriers: BTreeMap::new(),
+            reported: BTreeMap::new(),
             late: Vec::new(),
             stale_read: None,
             swaps: Vec::new(),
@@ -619,6 +636,7 @@ impl Drop for Stage {
         if !std::thread::panicking() && self.judged {
             let verdict = self.oracle.check();
             assert!(verdict.is_ok(), "{}\n{}", verdict.unwrap_err(), self.describe());
+            self.judge_reported();
         }
     }
 }

@@ -51,6 +51,7 @@ impl Stage {
             broken,
         };
         rep.machine = Some(Replica::new(config, rep.stored.durable.clone()));
+        self.drain_replica(rid);
         self.relink_soon();
     }
 
@@ -93,6 +94,7 @@ impl Stage {
         for io in std::mem::take(&mut rep.pending).into_values() {
             match io {
                 Io::Disk { op, .. } => drop(rep.stored.disk.run(&op)),
+                Io::Image { op, .. } => drop(rep.stored.disk.run_image(&op)),
                 Io::Log { record, .. } => rep.stored.durable.apply(&record),
             }
         }
@@ -274,12 +276,7 @@ impl Stage {
             match action {
                 Action::Log { token, record } => self.start_io(rid, Io::Log { token, record }),
                 Action::Disk { token, op } => self.start_io(rid, Io::Disk { token, op }),
-                Action::Image { token, .. } => {
-                    let now = self.clock(self.reps[&rid].host);
-                    if let Some(m) = &mut self.rep(rid).machine {
-                        m.handle_disk(now, token, Err(DiskError::NoSnapshots));
-                    }
-                }
+                Action::Image { token, op } => self.start_io(rid, Io::Image { token, op }),
                 Action::ReadStore { token } => self.at(verify, Cue::Verified { rid, inc, token }),
                 Action::Reply { attachment, response } => {
                     let found = rep.attachments.iter().find(|(_, a)| **a == attachment).map(|(k, _)| *k);
@@ -313,7 +310,7 @@ impl Stage {
         let (io_id, rep) = (self.next_id, self.reps.get_mut(&rid).expect("made"));
         let inc = rep.inc;
         let wait = match &io {
-            Io::Disk { .. } => self.play.disk(rid) + rep.slower,
+            Io::Disk { .. } | Io::Image { .. } => self.play.disk(rid) + rep.slower,
             Io::Log { .. } => self.play.log(rid),
         };
         rep.pending.insert(io_id, io);
@@ -325,7 +322,7 @@ impl Stage {
         let unflushed = self.play.broken().is(Mutation::ZeroBeforeFlush);
         let rep = self.rep(rid);
         let stalled = match rep.pending.get(&io) {
-            Some(Io::Disk { .. }) => rep.data_stalled,
+            Some(Io::Disk { .. } | Io::Image { .. }) => rep.data_stalled,
             Some(Io::Log { .. }) => rep.log_stalled,
             None => return,
         };
@@ -340,6 +337,13 @@ impl Stage {
                 }
                 if let Some(m) = &mut rep.machine {
                     m.handle_logged(now, token, record, Ok(()));
+                }
+            }
+            Io::Image { token, op } => {
+                let full = rep.full && matches!(op, ImageOp::Make { .. } | ImageOp::Preserve { .. });
+                let outcome = if full { Err(DiskError::NoSpace) } else { rep.stored.disk.run_image(&op) };
+                if let Some(m) = &mut rep.machine {
+                    m.handle_disk(now, token, outcome);
                 }
             }
             Io::Disk { token, op } => {

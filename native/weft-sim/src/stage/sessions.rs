@@ -246,6 +246,7 @@ impl Stage {
         loop {
             let Some(m) = &mut self.acts[who.0].machine else { return };
             if let Some(t) = m.poll_transmit() {
+                self.note_barrier(&t.request.ask);
                 self.transmit(who, host, t.rid, t.ordinal, t.request);
             } else if let Some(call) = m.poll_store() {
                 self.at(self.play.store(host) / 2, Cue::Store { who, call });
@@ -253,6 +254,7 @@ impl Stage {
                 self.answered(who, id, reply);
             } else if let Some(event) = m.poll_event() {
                 self.play.tell(self.now, format_args!("{who} tells: {event:?}"));
+                self.handle_snapshot_event(who, &event);
                 self.acts[who.0].events.push(event);
             } else {
                 break;

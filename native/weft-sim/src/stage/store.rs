@@ -49,9 +49,9 @@ impl Stage {
     pub fn apply_late(&mut self) -> usize {
         self.play.tell(self.now, "swaps that were held back reach the store");
         let mut applied = 0;
-        for (expect, base, record) in std::mem::take(&mut self.late) {
+        for (expect, base, record, snap) in std::mem::take(&mut self.late) {
             if self.replaces(expect, base) {
-                self.apply(record);
+                self.apply(record, snap);
                 applied += 1;
             }
         }
@@ -99,7 +99,7 @@ impl Stage {
     /// A copy of the store as it is.
     #[must_use]
     pub fn backup(&self) -> Backup {
-        Backup { record: self.record.clone(), revision: self.revision }
+        Backup { record: self.record.clone(), revision: self.revision, keys: self.keys.clone() }
     }
 
     /// The next read is answered from this old copy, as by a member that lags.
@@ -112,7 +112,7 @@ impl Stage {
     pub fn restore(&mut self, backup: Backup) {
         self.play.tell(self.now, format_args!("the store is put back to revision {}", backup.revision));
         self.judged = false;
-        (self.record, self.revision) = (backup.record, backup.revision);
+        (self.record, self.revision, self.keys) = (backup.record, backup.revision, backup.keys);
     }
 
     /// A host reads something of the store, linearizably.
@@ -136,6 +136,7 @@ impl Stage {
         }
         best.rev.0 += 1;
         (best.owner, best.clean, best.nonce) = (None, false, Nonce(0xE1));
+        best.snaps = self.repair_keys();
         self.incarnation += 1;
         self.revision += 1;
         self.record = best;
@@ -148,7 +149,7 @@ impl Stage {
         expect == Revision(self.revision) && same
     }
 
-    pub(super) fn apply(&mut self, record: Record) {
+    pub(super) fn apply(&mut self, record: Record, snap: Option<SnapChange>) {
         let old = &self.record;
         let changed =
             old.owner != record.owner || old.in_sync().map(|e| e.rid).ne(record.in_sync().map(|e| e.rid));
@@ -163,6 +164,9 @@ impl Stage {
         }
         self.record = record.clone();
         self.swaps.push(record);
+        if let Some(change) = snap {
+            self.change_key(change);
+        }
     }
 
     pub(super) fn store_call(&mut self, who: Who, call: StoreCall) {
@@ -196,12 +200,12 @@ impl Stage {
                 };
                 answer(self, reply);
             }
-            StoreCall::Swap { expect, base, record, snap: _ } => {
+            StoreCall::Swap { expect, base, record, snap } => {
                 let fate = self.fates.pop_front().unwrap_or(Fate::Answered);
                 let applies = self.replaces(expect, base);
                 match fate {
                     Fate::Answered if applies => {
-                        self.apply(record);
+                        self.apply(record, snap);
                         answer(self, StoreReply::Swapped { revision: Revision(self.revision) });
                     }
                     Fate::Answered => {
@@ -209,13 +213,13 @@ impl Stage {
                     }
                     Fate::AppliedUnknown => {
                         if applies {
-                            self.apply(record);
+                            self.apply(record, snap);
                         }
                         answer(self, StoreReply::Unknown);
                     }
                     Fate::LostUnknown => answer(self, StoreReply::Unknown),
                     Fate::LateUnknown => {
-                        self.late.push((expect, base, record));
+                        self.late.push((expect, base, record, snap));
                         answer(self, StoreReply::Unknown);
                     }
                     Fate::Refused => answer(self, StoreReply::Unavailable),

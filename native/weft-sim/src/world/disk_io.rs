@@ -8,7 +8,7 @@ impl World {
         let id = self.next_io;
         let mean = match &io {
             Io::Log { .. } => 100_000,
-            Io::Disk { .. } => 150_000,
+            Io::Disk { .. } | Io::Image { .. } => 150_000,
         };
         let stall = self.reps[rep].stalled_until.saturating_sub(self.now);
         let mut delay = self.rng.delay(mean) + stall;
@@ -38,6 +38,15 @@ impl World {
                 self.logged(rep, &record);
                 if let Some(m) = &mut self.reps[rep].machine {
                     m.handle_logged(now, token, record, Ok(()));
+                }
+            }
+            Io::Image { token, op } => {
+                let outcome = match self.reps[rep].flush_failed == self.reps[rep].inc {
+                    true => Err(DiskError::Io),
+                    false => self.reps[rep].stored.media.run_image(&op),
+                };
+                if let Some(m) = &mut self.reps[rep].machine {
+                    m.handle_disk(now, token, outcome);
                 }
             }
             Io::Disk { token, op } => {

@@ -285,6 +285,7 @@ impl World {
             return Err(self.report(&what));
         }
         self.scrub_all(session)?;
+        self.judge_leftovers()?;
         self.close_in_order(session)?;
         self.judge_copies();
         match self.violation.take() {

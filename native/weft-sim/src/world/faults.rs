@@ -117,6 +117,7 @@ impl World {
             let delay = (500 + self.rng.below(3000)) * MS;
             self.at(delay, Event::Open { host, steal: true });
         }
+        self.snapshot_faults();
         if dice(self, plan.rollback) {
             self.roll_store_back();
         }
@@ -272,7 +273,7 @@ impl World {
         if self.store.repaired {
             return;
         }
-        let Some(Backup { record, revision, pools }) = self.store.backup.take() else { return };
+        let Some(Backup { record, revision, pools, keys }) = self.store.backup.take() else { return };
         if record.epoch >= self.store.record.epoch {
             return;
         }
@@ -283,7 +284,7 @@ impl World {
             host.watermark = host.watermark.max(seen);
         }
         self.store.record = record;
-        self.store.pools = pools;
+        (self.store.pools, self.store.keys) = (pools, keys);
         (self.store.revision, self.store.record_revision) = (revision, revision);
         self.store.rolled_back = true;
         self.note(|w| format!("the store is restored from a backup: epoch {}", w.store.record.epoch));

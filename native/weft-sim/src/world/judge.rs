@@ -17,13 +17,14 @@
 //! | R25 | a repair: no size that was told is another then, nothing that was answered is beyond the end | `judge_size` |
 //! | I19 | when a pool would serve | `pool_step` |
 //! | I20 | when a session begins to serve | [`World::judge_opened`] |
+//! | I21 | when somebody is told of a snapshot; then at each report, at a repair and at the end: it stays as it was | [`World::judge_taken`], [`World::judge_reported`] |
 //! | I24 | I6 and the oracle do, since a lossy member holds older values | |
 //! | I26 | when the record is clean | [`World::judge_clean`] |
 //! | D7, D15 | when a session says that copies differ; and after a scrub at the end: what one copy gives, all give | [`World::judge_divergent`], [`World::judge_scrubbed`] |
 //! | I30 | at the end, first for a part of the cluster that suffices, then for all of it | `ending` |
 //! | I31 | requests at a disk and of a guest, the record's size; steps of a run | `start_io`, [`World::judge_answering`], `Record::check`, `run_until` |
 //!
-//! Not judged here: I21, I25 and I28 (snapshots, lineages and register mode are not built), I33 (weftd trashes, its own
+//! Not judged here: I25 and I28 (lineages and register mode are not built), I33 (weftd trashes, its own
 //! tests judge it).
 
 use weft_proto::payload::block_crcs;
@@ -315,7 +316,7 @@ impl World {
                 op,
                 DiskOp::Write { .. } | DiskOp::Zero { .. } | DiskOp::Grow { .. } | DiskOp::Cut { .. }
             ),
-            Io::Log { .. } => false,
+            Io::Log { .. } | Io::Image { .. } => false,
         };
         let r = &mut self.reps[rep];
         let Some(promised) = r.machine.as_ref().map(|m| (m.promised().0, session)) else { return };

@@ -9,11 +9,14 @@
 //!   restart) no checksum is, there or in a real pool (protocol.md 4.10): a wrong content is put right when a block comes
 //!   into doubt, since nobody promises to find it; an unreadable one stays unreadable.
 
+use weft_proto::ids::SnapId;
 use weft_proto::message::{Extent, Hole};
 use weft_proto::payload::{BLOCK, HeapPayload, Payload, block_crcs};
-use weft_proto::replica::{DiskDone, DiskError, DiskOp};
+use weft_proto::replica::{DiskDone, DiskError, DiskOp, ImageOp};
 
 use super::SIZE;
+use crate::disk::looked_at;
+use crate::images::ImageFiles;
 use crate::oracle::{ABSENT, Value, ZERO};
 use crate::rng::Rng;
 
@@ -98,12 +101,22 @@ pub(super) struct Media {
     ever_bad: u64,
     /// No space is left: nothing is written, holes can still be made (R20).
     pub(super) full: bool,
+    /// Shared with the head when it was put there: what was wrong with a block is wrong there, too.
+    images: ImageFiles<(Content, Option<Bad>)>,
 }
 
 impl Default for Media {
     fn default() -> Media {
         let empty = [Content::default(); BLOCKS];
-        Media { cache: empty, stable: empty, bad: [None; BLOCKS], doubt: 0, ever_bad: 0, full: false }
+        Media {
+            cache: empty,
+            stable: empty,
+            bad: [None; BLOCKS],
+            doubt: 0,
+            ever_bad: 0,
+            full: false,
+            images: ImageFiles::default(),
+        }
     }
 }
 
@@ -228,6 +241,65 @@ impl Media {
                 DiskDone::Done
             }
         })
+    }
+
+    /// Carries out a request for an image.
+    pub(super) fn run_image(
+        &mut self,
+        op: &ImageOp<HeapPayload>,
+    ) -> Result<DiskDone<HeapPayload>, DiskError> {
+        match op {
+            ImageOp::Make { .. } | ImageOp::Preserve { .. } if self.full => return Err(DiskError::NoSpace),
+            ImageOp::Make { image, .. } => self.images.make(*image),
+            ImageOp::Preserve { image, offset, len } => {
+                let (cache, bad) = (&self.cache, &self.bad);
+                let head = |block: u64| (cache[block as usize], bad[block as usize]);
+                if !self.images.preserve(*image, offset / BLOCK..(offset + len) / BLOCK, head) {
+                    return Err(DiskError::Io);
+                }
+                // What is put there is synced, and shared with the head.
+                for block in blocks(*offset, *len) {
+                    self.stable[block] = self.cache[block];
+                }
+            }
+            ImageOp::Look { image, heir, op } => {
+                let (offset, len) = looked_at(op);
+                let mut view = Media::default();
+                for block in blocks(offset, len) {
+                    let found = self.images.look(*image, *heir, block as u64).ok_or(DiskError::BitRot)?;
+                    (view.cache[block], view.bad[block]) = found;
+                }
+                return view.run(op);
+            }
+            ImageOp::HandDown { image, heir, segment, blocks } => {
+                self.images.hand_down(*image, *heir, *segment, blocks);
+            }
+            ImageOp::Drop { image } => self.images.remove(*image),
+        }
+        Ok(DiskDone::Done)
+    }
+
+    /// A request for an image that never ended: it happened or not, a preserve in part. What the log does not know of means
+    /// nothing.
+    pub(super) fn interrupt_image(&mut self, op: &ImageOp<HeapPayload>, rng: &mut Rng) {
+        if let ImageOp::Preserve { image, offset, len } = op
+            && rng.chance(30)
+        {
+            let part = ImageOp::Preserve { image: *image, offset: *offset, len: len / BLOCK / 2 * BLOCK };
+            drop(self.run_image(&part));
+        } else if rng.chance(50) {
+            drop(self.run_image(op));
+        }
+    }
+
+    /// What an image has in a block: none if it has lost it; `true` if it can't be read.
+    pub(super) fn image_content(
+        &self,
+        image: SnapId,
+        heir: Option<SnapId>,
+        block: usize,
+    ) -> Option<(Content, bool)> {
+        self.images.look(image, heir, block as u64).map(|(content, bad)| (content, bad.is_some()))
     }
 
     /// A request that never ended: of a write any part may have happened.

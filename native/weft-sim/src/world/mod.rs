@@ -12,6 +12,7 @@ mod net;
 mod pools;
 mod replicas;
 mod sessions;
+mod snapshots;
 mod store;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -20,7 +21,7 @@ use weft_proto::durable::Durable;
 use weft_proto::guest::{GuestOp, GuestReply, RequestId};
 use weft_proto::ids::{
     ClusterId, Epoch, Generation, HostId, Instant, Nonce, Ordinal, PoolId, PoolInc, Rev, Revision, Rid,
-    SessionId, VolumeId,
+    SessionId, SnapId, VolumeId,
 };
 use weft_proto::log::LogRecord;
 use weft_proto::message::{Answer, Ask, Claim, Extent, Hole, Request, Response, Watermark};
@@ -30,10 +31,12 @@ use weft_proto::record::{
     Ack, Mode, OnLoss, Policy, REPAIR_EPOCH_JUMP, Record, ReplicaEntry, ReplicaState, Snaps,
 };
 use weft_proto::replica::{
-    Action, AttachmentId, DiskDone, DiskError, DiskOp, Party, Replica, ReplicaConfig, Token, Verified,
+    Action, AttachmentId, DiskDone, DiskError, DiskOp, ImageOp, Party, Replica, ReplicaConfig, Token,
+    Verified,
 };
 use weft_proto::session::{
-    EndReason, Event as SessionEvent, OpenMode, Session, SessionConfig, StoreCall, StoreReply, Timing,
+    EndReason, Event as SessionEvent, OpenMode, Session, SessionConfig, SnapChange, StoreCall, StoreReply,
+    Timing,
 };
 use weft_proto::superblock::{
     PoolAction, PoolRefusal, PoolStart, SEGMENT_BYTES, StoredPool, Superblock, SwapOutcome as PoolSwapOutcome,
@@ -45,6 +48,7 @@ use self::media::{BLOCKS, Bad, Interrupted, Media, bytes_of_halves, halves_of};
 use self::net::in_turn;
 use self::replicas::Stop;
 use self::sessions::names;
+use self::snapshots::{Barriers, Key};
 use crate::oracle::{ABSENT, Oracle, Value, ZERO};
 use crate::plan::Plan;
 use crate::rng::Rng;
@@ -82,7 +86,8 @@ enum Event {
     Space { rep: Id },
     Store { session: Id, call: StoreCall },
     StoreAnswer { session: Id, reply: StoreReply, watermark: Option<Watermark> },
-    LateSwap { writer: SessionId, expect: Revision, base: Nonce, record: Record },
+    LateSwap { writer: SessionId, expect: Revision, base: Nonce, record: Record, snap: Option<SnapChange> },
+    Keys { session: Id },
     Seen { session: Id, revision: Revision },
     Tick { session: Id },
     Guest { session: Id },
@@ -100,6 +105,7 @@ enum Event {
 }
 
 enum Io {
+    Image { token: Token, op: ImageOp<HeapPayload> },
     Disk { token: Token, op: DiskOp<HeapPayload> },
     Log { token: Token, record: LogRecord },
 }
@@ -243,6 +249,8 @@ struct Store {
     needs_assent: bool,
     /// Keys of pools with their revisions (R10).
     pools: Pools,
+    /// Keys of snapshots.
+    keys: BTreeMap<SnapId, Key>,
     /// The size that somebody was told last, since the last swap of another (R25).
     told: Option<u64>,
     /// What guests saw beyond the end that the last shrink made, and that end, until somebody is told of it.
@@ -255,6 +263,7 @@ struct Backup {
     record: Record,
     revision: u64,
     pools: Pools,
+    keys: BTreeMap<SnapId, Key>,
 }
 
 /// One run.
@@ -284,6 +293,7 @@ pub struct World {
     next_io: u64,
     next_session: u128,
     zeroed: BTreeSet<u64>,
+    barriers: Barriers,
     violation: Option<String>,
     faults_on: bool,
     /// The run's last act: the volume is closed, and stays so.
@@ -305,6 +315,8 @@ pub struct Counts {
     pub admissions: u64,
     /// Changes of the volume's size that somebody was told of.
     pub resizes: u64,
+    /// Snapshots that somebody was told of.
+    pub snapshots: u64,
     /// Sessions that were fenced.
     pub fenced: u64,
     /// Acknowledged blocks.
@@ -334,6 +346,7 @@ impl Counts {
         self.demotions += other.demotions;
         self.admissions += other.admissions;
         self.resizes += other.resizes;
+        self.snapshots += other.snapshots;
         self.fenced += other.fenced;
         self.acks += other.acks;
         self.reads += other.reads;
@@ -350,11 +363,12 @@ impl Counts {
     #[must_use]
     pub fn line(&self) -> String {
         format!(
-            "{} opens, {} demotions, {} admissions, {} resizes, {} fenced sessions, {} blocks acknowledged, {} read, {} requests for blocks without a good copy; {} scrubs, {} blocks mended; {} parts did alone and served in {} ms, answered in {} ms, resynced in {} ms at most",
+            "{} opens, {} demotions, {} admissions, {} resizes, {} snapshots, {} fenced sessions, {} blocks acknowledged, {} read, {} requests for blocks without a good copy; {} scrubs, {} blocks mended; {} parts did alone and served in {} ms, answered in {} ms, resynced in {} ms at most",
             self.opens,
             self.demotions,
             self.admissions,
             self.resizes,
+            self.snapshots,
             self.fenced,
             self.acks,
             self.reads,
@@ -387,6 +401,7 @@ impl World {
         if lean.is_none() {
             // From numbers of its own: what else the seed draws stays as it was.
             plan.draw_sizes(&mut Rng::new(!seed));
+            plan.draw_snapshots(&mut Rng::new(seed.rotate_left(32)));
         }
         let entry = |i: usize| ReplicaEntry {
             rid: Rid(i as u32 + 1),
@@ -459,6 +474,7 @@ impl World {
                 repaired: false,
                 needs_assent: false,
                 pools: BTreeMap::new(),
+                keys: BTreeMap::new(),
                 told: None,
                 cut_off: None,
             },
@@ -476,6 +492,7 @@ impl World {
             next_io: 0,
             next_session: FIRST_SESSION,
             zeroed: BTreeSet::new(),
+            barriers: Barriers::default(),
             violation: None,
             faults_on: true,
             closing: false,
@@ -670,7 +687,8 @@ impl World {
                     self.drain_session(session);
                 }
             }
-            Event::LateSwap { writer, expect, base, record } => {
+            Event::Keys { session } => self.read_keys(session),
+            Event::LateSwap { writer, expect, base, record, snap } => {
                 let taken = (0..self.plan.hosts).any(|host| self.reaches_store(host));
                 // What the members had not applied is not in a backup.
                 if taken
@@ -679,7 +697,7 @@ impl World {
                     && self.store.record.nonce == base
                 {
                     self.note(|_| "the store applies a late swap".into());
-                    self.apply(writer, record);
+                    self.apply(writer, record, snap);
                 }
             }
             Event::Seen { session, revision } => {

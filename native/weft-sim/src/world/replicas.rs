@@ -94,6 +94,7 @@ impl World {
         r.machine = Some(Replica::new(config, r.stored.durable.clone()));
         let (rid, host) = (r.rid, r.host + 1);
         self.note(|_| format!("{rid} starts on h{host}"));
+        self.drain_replica(rep);
         self.relink_all();
     }
 
@@ -119,6 +120,7 @@ impl World {
                     let by = if power { Interrupted::Device } else { Interrupted::Process };
                     self.reps[rep].stored.media.interrupt(&op, by, &mut self.rng);
                 }
+                Io::Image { op, .. } => self.reps[rep].stored.media.interrupt_image(&op, &mut self.rng),
                 Io::Log { record, .. } => {
                     log_alive &= self.rng.chance(60);
                     if log_alive {
@@ -228,12 +230,7 @@ impl World {
                     self.judge_start(rep);
                     self.start_io(rep, Io::Disk { token, op });
                 }
-                Action::Image { token, .. } => {
-                    let now = self.clock(self.reps[rep].host);
-                    if let Some(m) = &mut self.reps[rep].machine {
-                        m.handle_disk(now, token, Err(DiskError::NoSnapshots));
-                    }
-                }
+                Action::Image { token, op } => self.start_io(rep, Io::Image { token, op }),
                 Action::ReadStore { token } => {
                     let delay = self.rng.delay(3 * MS);
                     self.at(delay, Event::Verified { rep, inc, token });

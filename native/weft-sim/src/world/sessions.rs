@@ -88,6 +88,7 @@ impl World {
                 };
                 let delay = self.net_delay(host, to) + stuck;
                 self.judge_sent(session, t.rid, &t.request.ask);
+                self.note_barrier(&t.request.ask);
                 let ordered = self.plan.ordered;
                 let link = self.sessions[session].links.entry(t.rid).or_default();
                 let delay = in_turn(ordered, &mut link.there_until, self.now, delay);
@@ -125,6 +126,14 @@ impl World {
         match event {
             SessionEvent::Opened { .. } => {
                 self.counts.opens += 1;
+                if self.plan.snapshot > 0 {
+                    self.at(MS, Event::Keys { session });
+                } else {
+                    let now = self.clock(self.sessions[session].host);
+                    if let Some(m) = &mut self.sessions[session].machine {
+                        m.know_snapshots(now, Vec::new());
+                    }
+                }
                 self.judge_opened(session);
                 if !self.sessions[session].started && !self.sessions[session].shrinks {
                     self.sessions[session].started = true;
@@ -144,6 +153,7 @@ impl World {
                     }
                 }
             }
+            SessionEvent::SnapshotTaken { id, .. } => self.judge_taken(id),
             SessionEvent::Admitted { .. } => self.counts.admissions += 1,
             SessionEvent::Divergent { offset, .. } => self.judge_divergent(session, offset),
             SessionEvent::Rotten { mended: true, .. } => self.counts.mended += 1,

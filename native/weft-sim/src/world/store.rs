@@ -77,7 +77,7 @@ impl World {
         }
     }
 
-    pub(super) fn apply(&mut self, writer: SessionId, record: Record) {
+    pub(super) fn apply(&mut self, writer: SessionId, record: Record, snap: Option<SnapChange>) {
         let old = self.store.record.clone();
         let changed =
             old.owner != record.owner || old.in_sync().map(|e| e.rid).ne(record.in_sync().map(|e| e.rid));
@@ -86,14 +86,17 @@ impl World {
             && self.store.backup.is_none()
             && self.rng.chance(30)
         {
-            let Store { record, revision, pools, .. } = &self.store;
-            let (record, pools) = (record.clone(), pools.clone());
-            self.store.backup = Some(Backup { record, revision: *revision, pools });
+            let Store { record, revision, pools, keys, .. } = &self.store;
+            let (record, pools, keys) = (record.clone(), pools.clone(), keys.clone());
+            self.store.backup = Some(Backup { record, revision: *revision, pools, keys });
         }
         self.store.revision += 1;
         self.store.record_revision = self.store.revision;
         self.store.record = record;
         self.size_changed(old.size);
+        if let Some(change) = snap {
+            self.change_key(change);
+        }
         let opened = self.store.record.owner != old.owner;
         let (epoch, owner) = (self.store.record.epoch, self.store.record.owner.map(|o| o.session));
         let members: Vec<Rid> = self.store.record.in_sync().map(|e| e.rid).collect();
@@ -136,15 +139,13 @@ impl World {
         if down {
             let reply = if self.rng.chance(50) { StoreReply::Unavailable } else { StoreReply::Unknown };
             // A member that has lost the others takes it in, and may bring it through when they are back.
-            if let (StoreReply::Unknown, StoreCall::Swap { expect, base, record, .. }) = (&reply, &call)
+            if let (StoreReply::Unknown, StoreCall::Swap { expect, base, record, snap }) = (&reply, &call)
                 && !self.plan.store_members.is_empty()
                 && self.rng.chance(30)
             {
                 let late = self.rng.below(4000) * MS;
-                self.at(
-                    late,
-                    Event::LateSwap { writer, expect: *expect, base: *base, record: record.clone() },
-                );
+                let (record, snap) = (record.clone(), snap.clone());
+                self.at(late, Event::LateSwap { writer, expect: *expect, base: *base, record, snap });
             }
             return self.at(300 * MS, Event::StoreAnswer { session, reply, watermark: None });
         }
@@ -160,7 +161,7 @@ impl World {
             StoreCall::Get => {
                 (StoreReply::Record { record: self.store.record.clone(), revision }, Some(seen))
             }
-            StoreCall::Swap { expect, base, record, snap: _ } => {
+            StoreCall::Swap { expect, base, record, snap } => {
                 let matches = expect == revision && self.store.record.nonce == base;
                 if faulty {
                     match self.rng.below(4) {
@@ -177,17 +178,17 @@ impl World {
                         1 => {}
                         2 => {
                             let late = self.rng.below(4000) * MS;
-                            self.at(late, Event::LateSwap { writer, expect, base, record });
+                            self.at(late, Event::LateSwap { writer, expect, base, record, snap });
                         }
                         _ => {
                             if matches {
-                                self.apply(writer, record);
+                                self.apply(writer, record, snap);
                             }
                         }
                     }
                     (StoreReply::Unknown, None)
                 } else if matches {
-                    self.apply(writer, record);
+                    self.apply(writer, record, snap);
                     (StoreReply::Swapped { revision: self.store.revision_of() }, Some(self.host_watermark()))
                 } else {
                     (StoreReply::Conflict { record: self.store.record.clone(), revision }, Some(seen))
@@ -240,6 +241,7 @@ impl World {
         best.owner = None;
         best.clean = false;
         best.nonce = Nonce(u128::from(self.rng.number()));
+        best.snaps = self.repair_keys();
         self.store.incarnation += 1;
         self.store.revision += 1;
         self.store.record_revision = self.store.revision;
@@ -258,6 +260,7 @@ impl World {
             }
         }
         self.note(|w| format!("the store is repaired: epoch {}", w.store.record.epoch));
+        self.judge_reported();
         let host = self.any_owner();
         self.at(MS, Event::Open { host, steal: true });
     }

@@ -1,0 +1,81 @@
+//! The files of a replica's images in a simulated pool (weft-io's `images`): what preserves have put there, block by block.
+//!
+//! Must always hold: what is put there is durable when it is answered; whoever looks where nothing was put is told that
+//! the image is damaged, and gets nothing.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use weft_proto::ids::SnapId;
+use weft_proto::images::SEGMENT_SHIFT;
+use weft_proto::payload::BLOCK;
+
+/// Blocks of a segment.
+const SEGMENT: u64 = (1 << SEGMENT_SHIFT) / BLOCK;
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub struct ImageFiles<C>(BTreeMap<SnapId, BTreeMap<u64, C>>);
+
+impl<C> Default for ImageFiles<C> {
+    fn default() -> Self {
+        ImageFiles(BTreeMap::new())
+    }
+}
+
+impl<C: Clone> ImageFiles<C> {
+    /// Makes an image's directory, if it is not there.
+    pub fn make(&mut self, image: SnapId) {
+        self.0.entry(image).or_default();
+    }
+
+    /// Puts blocks into it; false if there is no such image.
+    pub fn preserve(&mut self, image: SnapId, blocks: Range<u64>, head: impl Fn(u64) -> C) -> bool {
+        let Some(file) = self.0.get_mut(&image) else { return false };
+        file.extend(blocks.map(|block| (block, head(block))));
+        true
+    }
+
+    /// What it has in a block, or already its heir.
+    #[must_use]
+    pub fn look(&self, image: SnapId, heir: Option<SnapId>, block: u64) -> Option<C> {
+        let of = |image: SnapId| self.0.get(&image).and_then(|file| file.get(&block)).cloned();
+        of(image).or_else(|| heir.and_then(of))
+    }
+
+    /// Hands blocks of a segment down, or the whole file, which changes its image.
+    pub fn hand_down(&mut self, image: SnapId, heir: SnapId, segment: u32, blocks: &[Range<u32>]) {
+        let first = u64::from(segment) * SEGMENT;
+        if blocks.is_empty() {
+            let mut whole = self.0.get_mut(&image).map(|file| file.split_off(&first)).unwrap_or_default();
+            let rest = whole.split_off(&(first + SEGMENT));
+            if let Some(file) = self.0.get_mut(&image) {
+                file.extend(rest);
+            }
+            if whole.is_empty() {
+                // Repeated: the file has changed its image already.
+                return;
+            }
+            let file = self.0.entry(heir).or_default();
+            file.retain(|block, _| !(first..first + SEGMENT).contains(block));
+            file.extend(whole);
+            return;
+        }
+        let from = self.0.get(&image).cloned().unwrap_or_default();
+        let file = self.0.entry(heir).or_default();
+        for range in blocks {
+            let range = first + u64::from(range.start)..first + u64::from(range.end);
+            file.extend(from.range(range).map(|(block, content)| (*block, content.clone())));
+        }
+    }
+
+    /// Removes an image's files.
+    pub fn remove(&mut self, image: SnapId) {
+        self.0.remove(&image);
+    }
+
+    /// Which there are.
+    pub fn iter(&self) -> impl Iterator<Item = SnapId> + '_ {
+        self.0.keys().copied()
+    }
+}

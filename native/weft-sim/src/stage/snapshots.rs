@@ -1,0 +1,314 @@
+//! Snapshots on the stage: their keys in the store, as weftd writes them; who asks for them; what is in their images.
+//!
+//! Must always hold (I21): a snapshot that somebody was told of is the same at each listed member, it is what the volume
+//! could hold at the moment of its barrier, and it stays, with its key, until it is deleted; whatever becomes of the store.
+
+use weft_proto::images::{ImageState, Place};
+use weft_proto::record::Snaps;
+use weft_proto::session::{SnapFailure, SnapKnown, SnapState, SnapTaken};
+
+use super::*;
+
+/// A snapshot's key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// What its swap said.
+    pub taken: SnapTaken,
+    /// What members keep of it.
+    pub note: Vec<u8>,
+    /// Every listed member that was in sync has logged it (R27).
+    pub logged: bool,
+    /// It is being deleted.
+    pub deleting: bool,
+}
+
+/// An image at a replica: each block's value, as its log and its files have it; none where the file has not what the log says.
+pub type Image = Vec<Option<Value>>;
+
+impl Stage {
+    /// Asks for a snapshot.
+    pub fn snapshot(&mut self, who: Who, id: u128) {
+        self.play.tell(self.now, format_args!("{who} is asked for snapshot {id}"));
+        let note = vec![id as u8];
+        self.notes.insert(SnapId(id), note.clone());
+        self.with(who, |m, now| m.snapshot(now, SnapId(id), note));
+    }
+
+    /// Asks for a snapshot and plays until it is told of.
+    pub fn snapshotted(&mut self, who: Who, id: u128) {
+        self.snapshot(who, id);
+        self.run_until("a snapshot is told of", |s| s.is_taken(who, id));
+    }
+
+    /// Asks that one be deleted.
+    pub fn delete_snapshot(&mut self, who: Who, id: u128) {
+        self.play.tell(self.now, format_args!("{who} is asked to delete snapshot {id}"));
+        self.with(who, |m, now| m.delete_snapshot(now, SnapId(id)));
+    }
+
+    fn with(&mut self, who: Who, what: impl FnOnce(&mut Session<HeapPayload>, Instant)) {
+        let now = self.clock(self.acts[who.0].host);
+        if let Some(m) = &mut self.acts[who.0].machine {
+            what(m, now);
+        }
+        self.drain(who);
+    }
+
+    /// Has the session told of it?
+    #[must_use]
+    pub fn is_taken(&self, who: Who, id: u128) -> bool {
+        self.told(who, |e| matches!(e, Event::SnapshotTaken { id: of, .. } if *of == SnapId(id)))
+    }
+
+    /// Has it told that its key is gone?
+    #[must_use]
+    pub fn is_gone(&self, who: Who, id: u128) -> bool {
+        self.told(who, |e| *e == Event::SnapshotGone { id: SnapId(id) })
+    }
+
+    /// Why it failed, if it did.
+    #[must_use]
+    pub fn snapshot_failed(&self, who: Who, id: u128) -> Option<SnapFailure> {
+        self.events(who).iter().find_map(|e| match e {
+            Event::SnapshotFailed { id: of, why } if *of == SnapId(id) => Some(why.clone()),
+            _ => None,
+        })
+    }
+
+    /// Its key in the store.
+    #[must_use]
+    pub fn key(&self, id: u128) -> Option<&Key> {
+        self.keys.get(&SnapId(id))
+    }
+
+    /// The members that have its image, by the store.
+    #[must_use]
+    pub fn listed(&self, id: u128) -> Vec<Rid> {
+        self.key(id).map(|key| key.taken.members.clone()).unwrap_or_default()
+    }
+
+    /// What a replica has of it.
+    #[must_use]
+    pub fn image(&self, rid: Rid, id: u128) -> Option<Image> {
+        let stored = &self.reps[&rid].stored;
+        let image = stored.durable.images.get(SnapId(id))?;
+        let value = |block: u64| {
+            let region = (block * BLOCK) >> image.region_shift;
+            match stored.durable.images.place(SnapId(id), region as u32)? {
+                Place::Head => Some(stored.disk.value(block)),
+                Place::Absent => Some(ABSENT),
+                Place::Image { image, heir } => stored.disk.images().look(image, heir, block),
+            }
+        };
+        Some((0..image.size / BLOCK).map(value).collect())
+    }
+
+    /// How many images it has, of whatever attempts, and how many directories of them.
+    #[must_use]
+    pub fn images(&self, rid: Rid) -> (usize, usize) {
+        let stored = &self.reps[&rid].stored;
+        (stored.durable.images.len(), stored.disk.images().iter().count())
+    }
+
+    // ---- the store
+
+    pub(super) fn change_key(&mut self, change: SnapChange) {
+        let id = change.id();
+        self.play.tell(self.now, format_args!("the store: {change:?}"));
+        match change {
+            SnapChange::Taken(taken) => {
+                let note = self.notes.get(&id).cloned().unwrap_or_default();
+                let key = Key { taken, note, logged: false, deleting: false };
+                assert!(self.keys.insert(id, key).is_none(), "{id} is there twice");
+            }
+            SnapChange::Logged { .. } => self.keys.get_mut(&id).expect("it was taken").logged = true,
+            SnapChange::Deleting { .. } => {
+                self.keys.get_mut(&id).expect("there is one").deleting = true;
+                self.reported.remove(&id);
+            }
+            SnapChange::Gone { .. } => {
+                assert!(self.keys.remove(&id).is_some_and(|key| key.deleting), "{id} goes unasked");
+            }
+            SnapChange::Changed { .. } => assert!(self.keys.contains_key(&id), "{id} is not there"),
+        }
+        assert_eq!(self.record.snaps.count as usize, self.keys.len(), "{}", self.describe());
+        assert!(self.record.snaps.newest.is_none_or(|id| self.keys.contains_key(&id)), "{}", self.describe());
+    }
+
+    /// What weftd tells a session that has opened, and what whoever is told of a snapshot may rely on.
+    pub(super) fn handle_snapshot_event(&mut self, who: Who, event: &Event) {
+        match event {
+            Event::Opened { .. } => {
+                let known = |(id, key): (&SnapId, &Key)| SnapKnown {
+                    id: *id,
+                    attempt: key.taken.attempt,
+                    generation: key.taken.generation,
+                    state: match (key.deleting, key.logged) {
+                        (true, _) => SnapState::Deleting,
+                        (false, true) => SnapState::Logged,
+                        (false, false) => SnapState::Taken,
+                    },
+                    members: key.taken.members.clone(),
+                    note: key.note.clone(),
+                };
+                let known = self.keys.iter().map(known).collect();
+                let now = self.clock(self.acts[who.0].host);
+                if let Some(m) = &mut self.acts[who.0].machine {
+                    m.know_snapshots(now, known);
+                }
+            }
+            Event::SnapshotTaken { id, .. } if self.judged => self.judge_taken(*id),
+            _ => {}
+        }
+    }
+
+    /// `weft store repair`: keys are made for what replicas have logged READY; being gone beats that.
+    pub(super) fn repair_keys(&mut self) -> Snaps {
+        let answering: Vec<Rid> =
+            self.reps.iter().filter(|(_, r)| r.machine.is_some()).map(|(rid, _)| *rid).collect();
+        for rid in &answering {
+            let images = &self.reps[rid].stored.durable.images;
+            for image in images.iter().filter(|image| image.state != ImageState::Prepared) {
+                let taken = SnapTaken {
+                    id: image.id,
+                    attempt: image.attempt,
+                    generation: image.generation,
+                    epoch: image.epoch,
+                    incarnation: image.incarnation,
+                    size: image.size,
+                    region_shift: image.region_shift,
+                    members: Vec::new(),
+                };
+                let new = Key { taken, note: image.note.clone(), logged: true, deleting: false };
+                let key = self.keys.entry(image.id).or_insert(new);
+                key.deleting |= image.state == ImageState::Deleting;
+                key.logged |= image.state == ImageState::Ready;
+                if !key.taken.members.contains(rid) {
+                    key.taken.members.push(*rid);
+                }
+            }
+        }
+        for rid in &answering {
+            for (id, attempt) in self.reps[rid].stored.durable.images.gone() {
+                if let Some(key) = self.keys.get_mut(&id).filter(|key| key.taken.attempt <= attempt) {
+                    key.deleting = true;
+                }
+            }
+        }
+        let newest = self.keys.values().max_by_key(|key| (key.taken.generation, key.taken.attempt));
+        let newest = newest.map(|key| key.taken.id);
+        Snaps { count: self.keys.len() as u32, newest, ..Snaps::default() }
+    }
+
+    /// The store is lost: nothing of it is left but what replicas keep.
+    pub fn lose_store(&mut self) {
+        self.play.tell(self.now, "the store is lost with everything in it");
+        self.keys.clear();
+        self.judged = false;
+    }
+
+    /// A replica's daemon looks for images that are of no use (R15, docs/model.md findings 10 and 23).
+    pub fn janitor(&mut self, rid: Rid) {
+        let host = self.reps[&rid].host;
+        self.see(host, mark(self.incarnation, self.revision));
+        let useless: Vec<(SnapId, u64)> = self.reps[&rid]
+            .stored
+            .durable
+            .images
+            .iter()
+            .filter(|image| {
+                let named = self.keys.get(&image.id).is_some_and(|key| key.taken.attempt == image.attempt);
+                image.state == ImageState::Prepared
+                    && image.incarnation == self.incarnation
+                    && image.epoch < self.record.epoch
+                    && !named
+            })
+            .map(|image| (image.id, image.attempt))
+            .collect();
+        for (id, attempt) in useless {
+            self.play.tell(self.now, format_args!("{rid} removes what attempt {attempt} has left"));
+            let now = self.clock(host);
+            if let Some(m) = &mut self.rep(rid).machine {
+                m.drop_image(now, id, attempt);
+            }
+            self.drain_replica(rid);
+        }
+    }
+
+    // ---- the judge
+
+    /// The first PREPARE of an attempt is sent: what is completed now is in it, what is submitted later is not.
+    pub(super) fn note_barrier(&mut self, ask: &Ask<HeapPayload>) {
+        let Ask::SnapPrepare { id, attempt, .. } = ask else { return };
+        let (now, blocks) = (self.now, self.record.size / BLOCK);
+        let oracle = &self.oracle;
+        let all = || (0..blocks).map(|block| oracle.allowed(block, now)).collect();
+        self.barriers.entry((*id, *attempt)).or_insert_with(all);
+    }
+
+    /// I21, when somebody is told.
+    fn judge_taken(&mut self, id: SnapId) {
+        let Some(key) = self.keys.get(&id).cloned() else {
+            panic!("{id} is told of and has no key\n{}", self.describe());
+        };
+        let mut first: Option<(Rid, Vec<Value>)> = None;
+        for rid in key.taken.members.iter().copied().filter(|rid| !self.reps[rid].lost) {
+            let content = self.whole_image(rid, id, key.taken.attempt);
+            match &first {
+                Some((other, theirs)) => {
+                    assert_eq!(&content, theirs, "{id} at {rid} and {other}\n{}", self.describe())
+                }
+                None => first = Some((rid, content)),
+            }
+        }
+        let (rid, content) = first.unwrap_or_else(|| panic!("nobody has {id}\n{}", self.describe()));
+        let allowed = &self.barriers[&(id, key.taken.attempt)];
+        for (block, (value, allowed)) in content.iter().zip(allowed).enumerate() {
+            assert!(
+                allowed.contains(value),
+                "I21: block {block} of {id} is {value} at {rid}, at its barrier it was one of {allowed:?}\n{}",
+                self.describe()
+            );
+        }
+        let known = self.reported.entry(id).or_insert_with(|| content.clone());
+        assert_eq!(*known, content, "{id} has changed");
+    }
+
+    fn whole_image(&self, rid: Rid, id: SnapId, attempt: u64) -> Vec<Value> {
+        let has = self.reps[&rid].stored.durable.images.get(id).map(|image| image.attempt);
+        assert_eq!(
+            has,
+            Some(attempt),
+            "I21: {rid} is listed with attempt {attempt} of {id}\n{}",
+            self.describe()
+        );
+        let image = self.image(rid, id.0).expect("looked at a moment ago");
+        let whole: Option<Vec<Value>> = image.iter().copied().collect();
+        whole.unwrap_or_else(|| {
+            panic!("R28: the image of {id} at {rid} is damaged: {image:?}\n{}", self.describe())
+        })
+    }
+
+    /// Whoever was told of a snapshot finds it, as it was, until it is deleted.
+    pub(super) fn judge_reported(&self) {
+        for (id, content) in &self.reported {
+            let Some(key) = self.keys.get(id) else {
+                panic!("R27: {id} was told of and is not there\n{}", self.describe())
+            };
+            for rid in key
+                .taken
+                .members
+                .iter()
+                .filter(|rid| self.record.replica(**rid).is_some() && !self.reps[rid].lost)
+            {
+                let now = self.whole_image(*rid, *id, key.taken.attempt);
+                assert_eq!(now, *content, "{id} at {rid} is not what it was\n{}", self.describe());
+            }
+        }
+    }
+
+    /// The same, asked for in the middle of a plot.
+    pub fn snapshots_hold(&self) {
+        self.judge_reported();
+    }
+}
