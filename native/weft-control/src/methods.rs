@@ -162,6 +162,22 @@ methods! {
     "scrub.start" ScrubStart(t::ScrubStart) -> t::Nothing;
     /// Ends the scrub of a volume that is open here, if there is one.
     "scrub.stop" ScrubStop(t::VolumeRef) -> t::Nothing;
+    /// Takes a snapshot of a volume that is open here.
+    "snapshot.create" SnapshotCreate(t::SnapshotCreate) -> t::SnapshotCreated;
+    /// Deletes a snapshot of a volume that is open here: from then on nobody sees it, and what its images hold goes.
+    "snapshot.delete" SnapshotDelete(t::SnapshotRef) -> t::Nothing;
+    /// Protects a snapshot of a volume that is open here from being deleted, or doesn't any more.
+    "snapshot.protect" SnapshotProtect(t::SnapshotProtect) -> t::Nothing;
+    /// Gives a snapshot of a volume that is open here another name.
+    "snapshot.rename" SnapshotRename(t::SnapshotRename) -> t::Nothing;
+    /// Offers a snapshot for reading here.
+    "snapshot.open" SnapshotOpen(t::SnapshotOpen) -> t::SnapshotOpened;
+    /// Ends that; done nothing if it is not offered.
+    "snapshot.close" SnapshotClose(t::SnapshotRef) -> t::Nothing;
+    /// The snapshots that are offered for reading here.
+    "snapshot.open_list" SnapshotOpenList(t::Nothing) -> t::OpenSnapshotList;
+    /// The images that copies on this host have of snapshots.
+    "image.list" ImageList(t::Nothing) -> t::ImageList;
     /// The connections to other hosts.
     "link.list" LinkList(t::Nothing) -> t::LinkList;
     /// Everything this host knows of a volume.

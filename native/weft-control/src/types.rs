@@ -2,6 +2,8 @@
 //!
 //! Must always hold: a type here says only what crosses the socket; nothing of it is a machine's own state.
 
+mod snapshots;
+
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,6 +12,8 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
 use weft_proto::ids::{ClusterId, Epoch, HostId, PoolId, PoolInc, Rev, Rid, SessionId, VolumeId};
+
+pub use snapshots::*;
 
 /// A 64-bit number, written as a decimal string.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -373,6 +377,10 @@ pub struct KeptRecord {
     pub promised: Epoch,
     /// The record, or null if the replica never promised.
     pub record: Option<RecordJson>,
+    /// Its images of snapshots, the oldest first.
+    pub images: Vec<KeptImage>,
+    /// Images that it had and has removed: their snapshots' keys are not made again.
+    pub gone: Vec<GoneImage>,
 }
 
 /// A pool as a repair of the store needs it: its key there may be older than its disk (protocol.md R10).
@@ -416,6 +424,37 @@ pub struct StoreRepair {
     /// What each pool's key is raised to, unless it is as high already (R10).
     #[serde(default)]
     pub pools: Vec<RepairPool>,
+    /// The snapshots that copies have logged.
+    #[serde(default)]
+    pub snaps: Vec<RepairSnapshot>,
+}
+
+/// A snapshot's key after a repair. One that the store has keeps what it says, but for what goes: that goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RepairSnapshot {
+    /// Of which volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// The image: the same of every copy that has it.
+    pub image: KeptImage,
+    /// The copies that have logged it.
+    pub members: Vec<SnapshotMember>,
+}
+
+/// A copy that has an image of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotMember {
+    /// Its number.
+    #[schemars(with = "u32")]
+    pub rid: Rid,
+    /// Its host.
+    #[schemars(with = "Uuid")]
+    pub node: HostId,
+    /// Its pool.
+    #[schemars(with = "Uuid")]
+    pub pool: PoolId,
 }
 
 /// A pool's key after a repair.

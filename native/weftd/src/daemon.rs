@@ -11,6 +11,9 @@
 //! * a request reaches a replica of this host without a socket, and otherwise exactly as it would over one;
 //! * what one volume, pool, client or peer does wrong ends with that volume, pool, client or peer.
 
+mod readers;
+mod snapshots;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -22,20 +25,21 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use weft_control::methods::Command;
 use weft_control::types::{
-    self, Decimal, Event as ControlEvent, Export, Finding, Hello as HelloAnswer, LinkList, LinkState,
-    PoolList, PoolState, RecordJson, ReplicaList, SessionLimit, SessionList, SessionOpen, SessionStatus,
-    StoreStatus, TrustChanged, WatermarkInfo, Why,
+    self, Decimal, Event as ControlEvent, Export, Finding, Hello as HelloAnswer, ImageList, LinkList,
+    LinkState, PoolList, PoolState, RecordJson, ReplicaList, SessionLimit, SessionList, SessionOpen,
+    SessionStatus, SnapshotRef, StoreStatus, TrustChanged, WatermarkInfo, Why,
 };
 use weft_export::nbd::ExportInfo;
 use weft_io::buffer::IoBuf;
 use weft_io::driver::{self, AnyDriver, Completion, Driver, DriverConfig, DriverKind};
-use weft_proto::ids::{HostId, Instant, PoolId, Rid, SessionId, VolumeId};
+use weft_proto::ids::{HostId, Instant, PoolId, Rid, SessionId, SnapId, VolumeId};
 use weft_proto::log::ReplicaKey;
 use weft_proto::message::{Response, Watermark};
 use weft_proto::record::Record;
 use weft_proto::replica::{AttachmentId, Token};
 use weft_proto::session::policy::PolicyChange;
-use weft_proto::session::{EndReason, Event, StoreCall, Transmit};
+use weft_proto::session::{EndReason, Event, LAST_HOLDER, StoreCall, Transmit};
+use weft_proto::snap_reader::SnapReader;
 use weft_proto::wire::{Hello, MAX_FRAME, Version};
 
 use crate::claims::{CLAIMS_FILE, Claims};
@@ -48,7 +52,9 @@ use crate::links::{CLEAR, DATA_PORT, Links, LinksOut};
 use crate::mail::{Answer, ControlRequest, Mail, Mailbox};
 use crate::pools::{PoolOwner, Pools, PoolsCall, PoolsOut, not_configured, pool_key, refuse};
 use crate::records::{RecordChange, code_of, record_key, record_of};
+use crate::seat::Seat;
 use crate::sessions::{Opening, Slot, read_reply, swap_reply};
+use crate::snapshots::Wish;
 use crate::state::{HostFile, StateDir, boot_id, raise_open_files};
 use crate::store::{
     self, Expected, ReadError, Snapshot, StoreHandle, StoreReply, StoreRequest, StoreToken, SwapOutcome, Was,
@@ -56,6 +62,8 @@ use crate::store::{
 };
 use crate::tokens::Part;
 use crate::trust::{IdentityFiles, TRUST_KEY, TrustChange, TrustKeeper};
+
+use readers::Reader;
 
 /// Sessions of one host (architecture.md, Limits).
 const SESSIONS_MAX: usize = 500;
@@ -118,13 +126,23 @@ enum Caller {
     Hosts,
     Trust,
     Why(VolumeId, Answer),
+    /// A session that has opened, which wants to know the volume's snapshots.
+    Snaps(VolumeId, SessionId),
+    /// Who has a snapshot open that is to be deleted.
+    Readers(SnapshotRef, Answer),
+    /// The key that says that a snapshot is open here.
+    Hold(SnapId),
+    /// A snapshot that is to be opened here, under that key.
+    ReaderLook(SnapId, StoreToken),
+    /// Images that may have been left behind.
+    Janitor(VolumeId),
 }
 
-/// A session's attachment to a replica of this host.
+/// An attachment to a replica of this host.
 #[derive(Clone, Copy, Debug)]
 struct Local {
-    volume: VolumeId,
-    rid: Rid,
+    seat: Seat,
+    key: ReplicaKey,
     ordinal: weft_proto::ids::Ordinal,
     pool: PoolId,
 }
@@ -155,11 +173,19 @@ struct Daemon {
     pools: Pools,
     links: Option<Links>,
     locals: BTreeMap<AttachmentId, Local>,
-    by_local: BTreeMap<(VolumeId, Rid), AttachmentId>,
+    by_local: BTreeMap<(Seat, Rid), AttachmentId>,
     next_local: u64,
-    responses: VecDeque<(VolumeId, Rid, weft_proto::ids::Ordinal, Response<IoBuf>)>,
+    responses: VecDeque<(Seat, Rid, weft_proto::ids::Ordinal, Response<IoBuf>)>,
     /// Sessions to be drained of what they want.
     touched: BTreeSet<VolumeId>,
+    /// Snapshots that are offered for reading here.
+    readers: BTreeMap<SnapId, Reader>,
+    /// The same of readers.
+    touched_readers: BTreeSet<SnapId>,
+    /// When images are looked for that nobody needs.
+    janitor_due: Instant,
+    /// The store's incarnation, and since when this process has seen it.
+    incarnation_since: (u64, Instant),
     links_changed: bool,
     stopping: Option<Instant>,
     pools_stopping: bool,
@@ -210,6 +236,10 @@ pub fn run(options: Options) -> Result<(), Failure> {
         next_local: 0,
         responses: VecDeque::new(),
         touched: BTreeSet::new(),
+        readers: BTreeMap::new(),
+        touched_readers: BTreeSet::new(),
+        janitor_due: at,
+        incarnation_since: (0, at),
         links_changed: false,
         stopping: None,
         pools_stopping: false,
@@ -246,8 +276,10 @@ impl Daemon {
 
     fn poll_timeout(&self) -> Option<Instant> {
         let sessions = self.sessions.values().flat_map(|s| {
-            [s.machine.poll_timeout(), s.opening.as_ref().map(|(_, until)| *until)].into_iter().flatten()
+            let until = s.opening.as_ref().map(|(_, until)| *until);
+            [s.machine.poll_timeout(), until, s.snapshots.poll_timeout()].into_iter().flatten()
         });
+        let sessions = sessions.chain(self.snapshots_timeout());
         let links = self.links.as_ref().and_then(Links::poll_timeout);
         let trust = self.trust.as_ref().and_then(TrustKeeper::poll_timeout);
         let others = links.into_iter().chain(self.pools.poll_timeout()).chain(trust).chain(self.stopping);
@@ -282,6 +314,7 @@ impl Daemon {
         for volume in late {
             self.give_up_opening(now, volume);
         }
+        self.handle_snapshot_timeouts(now);
         self.pools.handle_timeout(now);
         if let Some((generation, signed)) = self.trust.as_mut().and_then(|trust| trust.retry(now)) {
             self.store.send(StoreRequest::KeepTrust { generation, signed });
@@ -295,12 +328,9 @@ impl Daemon {
     fn settle(&mut self, now: Instant) {
         loop {
             let mut moved = self.submit_requests(now);
-            while let Some((volume, rid, ordinal, response)) = self.responses.pop_front() {
+            while let Some((seat, rid, ordinal, response)) = self.responses.pop_front() {
                 moved = true;
-                if let Some(slot) = self.sessions.get_mut(&volume) {
-                    slot.machine.handle_response(now, rid, ordinal, response);
-                    self.touched.insert(volume);
-                }
+                self.handle_response(now, seat, rid, ordinal, response);
             }
             while let Some(out) = self.links.as_mut().and_then(Links::poll) {
                 moved = true;
@@ -319,6 +349,10 @@ impl Daemon {
                 moved = true;
                 self.drain_session(now, volume);
             }
+            while let Some(snap) = self.touched_readers.pop_first() {
+                moved = true;
+                self.drain_reader(now, snap);
+            }
             if !moved {
                 break;
             }
@@ -332,11 +366,16 @@ impl Daemon {
     /// Gives the sessions what their guests ask for; true if there was anything.
     fn submit_requests(&mut self, now: Instant) -> bool {
         let mut moved = false;
-        while let Some((volume, request)) = self.exports.poll_request(now) {
+        while let Some((seat, request)) = self.exports.poll_request(now) {
             moved = true;
-            if let Some(slot) = self.sessions.get_mut(&volume) {
-                slot.submit(now, request);
-                self.touched.insert(volume);
+            match seat {
+                Seat::Session(volume) => {
+                    if let Some(slot) = self.sessions.get_mut(&volume) {
+                        slot.submit(now, request);
+                        self.touched.insert(volume);
+                    }
+                }
+                Seat::Reader(snap) => self.submit_to_reader(now, snap, request),
             }
         }
         moved
@@ -345,7 +384,7 @@ impl Daemon {
     /// Before a session is told to end: what its guests asked for is its to drain or to count as lost, also what waits
     /// for a limit.
     fn release_requests(&mut self, now: Instant, volume: VolumeId) {
-        self.exports.release(volume);
+        self.exports.release(volume.into());
         self.submit_requests(now);
     }
 
@@ -353,7 +392,7 @@ impl Daemon {
         loop {
             let Some(slot) = self.sessions.get_mut(&volume) else { return };
             if let Some(transmit) = slot.machine.poll_transmit() {
-                self.route(now, volume, transmit);
+                self.route(now, volume.into(), volume, transmit);
             } else if let Some((id, reply)) = slot.poll_reply(now) {
                 self.exports.reply(&mut self.driver, now, id, reply);
             } else if let Some(event) = slot.machine.poll_event() {
@@ -367,11 +406,13 @@ impl Daemon {
                         let token = self.call(Caller::SessionGet(volume, session));
                         self.store.send(StoreRequest::Read { token, keys: vec![key] });
                     }
-                    StoreCall::Swap { expect, base, record, snap: _ } => {
+                    StoreCall::Swap { expect, base, record, snap } => {
+                        let beside = snap.map(|change| slot.snapshots.beside(&record, &change));
+                        let beside = beside.into_iter().flatten().collect();
                         let token = self.call(Caller::SessionSwap(volume, session));
                         let value = Some(record.to_bytes());
                         let expected = Some(Expected { revision: expect, was: Was::Nonce(base) });
-                        self.store.send(StoreRequest::Swap { token, key, expected, value });
+                        self.store.send(StoreRequest::Swap { token, key, expected, value, beside });
                     }
                 }
             } else {
@@ -386,17 +427,37 @@ impl Daemon {
         }
     }
 
-    /// Carries a session's request to its replica.
-    fn route(&mut self, now: Instant, volume: VolumeId, transmit: Transmit<IoBuf>) {
+    /// A replica answers.
+    fn handle_response(
+        &mut self,
+        now: Instant,
+        seat: Seat,
+        rid: Rid,
+        ordinal: weft_proto::ids::Ordinal,
+        response: Response<IoBuf>,
+    ) {
+        match seat {
+            Seat::Session(volume) => {
+                if let Some(slot) = self.sessions.get_mut(&volume) {
+                    slot.machine.handle_response(now, rid, ordinal, response);
+                    self.touched.insert(volume);
+                }
+            }
+            Seat::Reader(snap) => self.answer_reader(now, snap, rid, ordinal, response),
+        }
+    }
+
+    /// Carries a request to its replica.
+    fn route(&mut self, now: Instant, seat: Seat, volume: VolumeId, transmit: Transmit<IoBuf>) {
         let Transmit { rid, node, pool, ordinal, request } = transmit;
         if self.identity.as_ref().is_none_or(|i| i.host != node) {
             if let Some(links) = &mut self.links {
-                links.send(&mut self.driver, node, volume, rid, ordinal, &request);
+                links.send(&mut self.driver, node, seat, rid, ordinal, &request);
             }
             return;
         }
         let key = ReplicaKey { volume, rid };
-        let attachment = match self.by_local.get(&(volume, rid)).copied() {
+        let attachment = match self.by_local.get(&(seat, rid)).copied() {
             Some(id) if self.locals.get(&id).is_some_and(|l| l.ordinal == ordinal) => id,
             before => {
                 if let Some(before) = before {
@@ -404,23 +465,22 @@ impl Daemon {
                 }
                 let id = AttachmentId(self.next_local);
                 self.next_local += 1;
-                self.locals.insert(id, Local { volume, rid, ordinal, pool });
-                self.by_local.insert((volume, rid), id);
+                self.locals.insert(id, Local { seat, key, ordinal, pool });
+                self.by_local.insert((seat, rid), id);
                 id
             }
         };
         let (tag, epoch) = (request.tag, request.epoch);
         if let Err(refusal) = self.pools.handle_request(now, pool, key, attachment, request) {
             let response = Response { tag, epoch, outcome: Err(refusal), service_us: 0 };
-            self.responses.push_back((volume, rid, ordinal, response));
+            self.responses.push_back((seat, rid, ordinal, response));
         }
     }
 
     fn end_local(&mut self, id: AttachmentId) {
         if let Some(local) = self.locals.remove(&id) {
-            self.by_local.remove(&(local.volume, local.rid));
-            let key = ReplicaKey { volume: local.volume, rid: local.rid };
-            self.pools.handle_disconnect(local.pool, key, id);
+            self.by_local.remove(&(local.seat, local.key.rid));
+            self.pools.handle_disconnect(local.pool, local.key, id);
         }
     }
 
@@ -429,43 +489,42 @@ impl Daemon {
         let Some(identity) = &self.identity else { return };
         let ours = identity.host;
         let mut hosts = BTreeSet::new();
-        let mut told: Vec<(VolumeId, Rid, bool)> = Vec::new();
-        let mut dropped: Vec<(VolumeId, Rid, HostId)> = Vec::new();
-        for (volume, slot) in &mut self.sessions {
-            let wanted: BTreeMap<Rid, (HostId, PoolId)> =
-                slot.machine.wanted_links().map(|(rid, node, pool)| (rid, (node, pool))).collect();
-            slot.links.retain(|rid, (node, pool, _)| {
-                let same = wanted.get(rid) == Some(&(*node, *pool));
-                if !same {
-                    dropped.push((*volume, *rid, *node));
-                }
-                same
-            });
-            for (rid, (node, pool)) in wanted {
-                let is_up = if node == ours {
-                    self.pools.is_serving(pool)
-                } else {
-                    hosts.insert(node);
-                    self.links.as_ref().is_some_and(|l| l.is_up(node))
-                };
-                let link = slot.links.entry(rid).or_insert((node, pool, false));
-                if link.2 != is_up {
-                    link.2 = is_up;
-                    told.push((*volume, rid, is_up));
-                }
+        let mut changes = LinkChanges::default();
+        let (pools, links) = (&self.pools, self.links.as_ref());
+        let mut is_up = |node: HostId, pool: PoolId| {
+            if node == ours {
+                return pools.is_serving(pool);
             }
+            hosts.insert(node);
+            links.is_some_and(|l| l.is_up(node))
+        };
+        for (volume, slot) in &mut self.sessions {
+            changes.look((*volume).into(), slot.machine.wanted_links(), &mut slot.links, &mut is_up);
         }
-        for (volume, rid, node) in dropped {
-            self.detach(volume, rid, node);
+        for (snap, reader) in &mut self.readers {
+            changes.look(
+                (*snap).into(),
+                reader.machine.iter().flat_map(SnapReader::wanted_links),
+                &mut reader.links,
+                &mut is_up,
+            );
         }
-        for (volume, rid, is_up) in told {
-            if let Some(slot) = self.sessions.get_mut(&volume) {
-                if is_up {
-                    slot.machine.handle_link_up(now, rid);
-                } else {
-                    slot.machine.handle_link_down(now, rid, false);
+        let LinkChanges { told, dropped } = changes;
+        for (seat, rid, node) in dropped {
+            self.detach(seat, rid, node);
+        }
+        for (seat, rid, is_up) in told {
+            match seat {
+                Seat::Session(volume) => {
+                    let Some(slot) = self.sessions.get_mut(&volume) else { continue };
+                    if is_up {
+                        slot.machine.handle_link_up(now, rid);
+                    } else {
+                        slot.machine.handle_link_down(now, rid, false);
+                    }
+                    self.touched.insert(volume);
                 }
-                self.touched.insert(volume);
+                Seat::Reader(snap) => self.tell_reader_link(now, snap, rid, is_up),
             }
         }
         if let Some(links) = &mut self.links {
@@ -473,12 +532,12 @@ impl Daemon {
         }
     }
 
-    fn detach(&mut self, volume: VolumeId, rid: Rid, node: HostId) {
-        if let Some(id) = self.by_local.get(&(volume, rid)).copied() {
+    fn detach(&mut self, seat: Seat, rid: Rid, node: HostId) {
+        if let Some(id) = self.by_local.get(&(seat, rid)).copied() {
             self.end_local(id);
         }
         if let Some(links) = &mut self.links {
-            links.forget(node, volume, rid);
+            links.forget(&mut self.driver, node, seat, rid);
         }
     }
 
@@ -488,6 +547,7 @@ impl Daemon {
             Event::Opened { epoch } => {
                 tracing::info!(%volume, %epoch, session = %slot.machine.id(), caretaker = slot.caretaker, "opened");
                 self.begin_export(now, volume);
+                self.read_snapshots(now, volume);
             }
             Event::Paused { reason } => tracing::warn!(%volume, reason, "paused"),
             Event::Resumed => tracing::info!(%volume, "goes on"),
@@ -497,15 +557,10 @@ impl Daemon {
                 tracing::info!(%volume, %rid, bytes, "resync");
             }
             Event::Admitted { rid, copied } => tracing::info!(%volume, %rid, copied, "in sync"),
-            Event::SnapshotTaken { id, held_ms, .. } => tracing::info!(%volume, %id, held_ms, "snapshot"),
-            Event::SnapshotFailed { id, why } => tracing::warn!(%volume, %id, ?why, "no snapshot"),
-            Event::SnapshotDeleting { id } => tracing::info!(%volume, %id, "deletes a snapshot"),
-            Event::SnapshotGone { id } => tracing::info!(%volume, %id, "snapshot gone"),
-            Event::SnapshotChanged { id } => tracing::info!(%volume, %id, "snapshot changed"),
             Event::JoinAbandoned { rid, reason } => tracing::warn!(%volume, %rid, reason, "resync given up"),
             Event::RecordChanged => {
                 if let Some(size) = slot.machine.record().map(|r| r.size) {
-                    self.exports.set_size(volume, size);
+                    self.exports.set_size(volume.into(), size);
                 }
             }
             Event::ChangeDone { rid, outcome } => {
@@ -517,6 +572,7 @@ impl Daemon {
                         Err(why) => {
                             let code = match why {
                                 "too few in-sync copies would be left" => Code::LAST_COPY,
+                                LAST_HOLDER => Code::SNAPSHOT_LAST_HOLDER,
                                 "a volume has at most 8 replicas" => Code::TOO_MANY_REPLICAS,
                                 _ => Code::REPLICA_EXISTS,
                             };
@@ -553,6 +609,11 @@ impl Daemon {
                 let (divergent, lost) = (figures.divergent_blocks, figures.lost_blocks);
                 tracing::info!(%volume, complete, rotten, repaired, divergent, lost, "scrub ended; found since the open");
             }
+            event @ (Event::SnapshotTaken { .. }
+            | Event::SnapshotFailed { .. }
+            | Event::SnapshotDeleting { .. }
+            | Event::SnapshotGone { .. }
+            | Event::SnapshotChanged { .. }) => slot.handle_snapshot_event(event),
             Event::Ended(reason) => {
                 tracing::info!(%volume, ?reason, "ended");
                 return self.end_session(now, volume, &reason);
@@ -564,7 +625,7 @@ impl Daemon {
     /// A session is over: its export, attachments and watch go before anybody is told. One that ended against the
     /// wish of whoever opened it stays to be looked at, until it is closed or opened anew.
     fn end_session(&mut self, now: Instant, volume: VolumeId, reason: &EndReason) {
-        self.exports.close(&mut self.driver, now, volume);
+        self.exports.close(&mut self.driver, now, volume.into());
         let Some(slot) = self.sessions.get_mut(&volume) else { return };
         slot.path = None;
         let wished = matches!(reason, EndReason::Closed | EndReason::Abandoned { .. });
@@ -573,7 +634,7 @@ impl Daemon {
         slot.links.clear();
         let session = slot.machine.id();
         for (rid, node) in members {
-            self.detach(volume, rid, node);
+            self.detach(volume.into(), rid, node);
         }
         self.unwatch(volume, session);
         if let Some(slot) = self.sessions.get_mut(&volume) {
@@ -591,7 +652,7 @@ impl Daemon {
 
     fn session_status(&self, now: Instant, volume: VolumeId) -> Option<SessionStatus> {
         let slot = self.sessions.get(&volume)?;
-        Some(slot.status(now, self.exports.clients_of(volume), self.exports.held(volume)))
+        Some(slot.status(now, self.exports.clients_of(volume.into()), self.exports.held(volume.into())))
     }
 
     fn tell_session(&mut self, now: Instant, volume: VolumeId) {
@@ -614,7 +675,7 @@ impl Daemon {
                 read_only: false,
                 multi_conn: true,
             };
-            match self.exports.open(&mut self.driver, now, volume, &path, info, slot.limits) {
+            match self.exports.open(&mut self.driver, now, volume.into(), &path, info, slot.limits) {
                 Ok(()) => slot.path = Some(path),
                 Err(failure) => {
                     tracing::error!(%volume, %failure, "export failed");
@@ -659,12 +720,10 @@ impl Daemon {
                         }
                     }
                 }
+                self.handle_reader_host_down(now, host);
             }
-            LinksOut::Response { volume, rid, ordinal, response } => {
-                if let Some(slot) = self.sessions.get_mut(&volume) {
-                    slot.machine.handle_response(now, rid, ordinal, response);
-                    self.touched.insert(volume);
-                }
+            LinksOut::Response { seat, rid, ordinal, response } => {
+                self.handle_response(now, seat, rid, ordinal, response);
             }
             LinksOut::Request { attachment, pool, key, request } => {
                 let (tag, epoch) = (request.tag, request.epoch);
@@ -701,13 +760,15 @@ impl Daemon {
                         links.reply(&mut self.driver, attachment, &response);
                     }
                 } else if let Some(local) = self.locals.get(&attachment) {
-                    self.responses.push_back((local.volume, local.rid, local.ordinal, response));
+                    self.responses.push_back((local.seat, local.key.rid, local.ordinal, response));
                 }
             }
             PoolsOut::Call(call) => self.call_for_pools(call),
             PoolsOut::Keep(name, value) => self.store.send(StoreRequest::KeepFile { name, value }),
             PoolsOut::Changed(id) => {
                 self.links_changed = true;
+                // It may serve now, and have images that were left behind.
+                self.janitor_due = Instant(0);
                 let watermark = self.watermark.unwrap_or_default();
                 if let Some(links) = &mut self.links {
                     links.set_hello(watermark, self.pools.logs());
@@ -728,7 +789,8 @@ impl Daemon {
             PoolsCall::SwapPool { pool, expected, value } => {
                 let token = self.call(Caller::PoolSwap(pool));
                 let expected = expected.as_ref().map(Expected::from);
-                self.store.send(StoreRequest::Swap { token, key: pool_key(pool), expected, value });
+                let (key, beside) = (pool_key(pool), Vec::new());
+                self.store.send(StoreRequest::Swap { token, key, expected, value, beside });
             }
             PoolsCall::Verify(key, at) => {
                 let token = self.call(Caller::Verify(key, at));
@@ -788,6 +850,7 @@ impl Daemon {
                     _ => {}
                 }
             }
+            StoreReply::Held { token } => self.handle_held(token),
             StoreReply::Watched { token, event } => self.handle_watched(now, token, event),
             StoreReply::Reachable { reachable, error } => {
                 tracing::info!(reachable, error, "store");
@@ -802,8 +865,15 @@ impl Daemon {
             }
             StoreReply::Watermark(watermark) => {
                 self.watermark = Some(watermark);
+                if self.incarnation_since.0 != watermark.incarnation {
+                    self.incarnation_since = (watermark.incarnation, now);
+                }
                 self.pools.handle_watermark(watermark);
                 self.sessions.values_mut().for_each(|slot| slot.machine.handle_watermark(watermark));
+                self.readers
+                    .values_mut()
+                    .filter_map(|reader| reader.machine.as_mut())
+                    .for_each(|machine| machine.handle_watermark(watermark));
                 if self.claims.handle_own(watermark) {
                     self.claims_changed(now);
                 }
@@ -892,6 +962,15 @@ impl Daemon {
     }
 
     fn handle_read(&mut self, now: Instant, caller: Caller, result: Result<Snapshot, ReadError>) {
+        match caller {
+            Caller::Snaps(volume, session) => {
+                return self.handle_snapshots_read(now, volume, session, result);
+            }
+            Caller::Readers(wanted, answer) => return self.handle_readers_read(now, wanted, answer, result),
+            Caller::ReaderLook(snap, hold) => return self.handle_reader_look(now, snap, hold, result),
+            Caller::Janitor(volume) => return self.handle_janitor_read(now, volume, result),
+            _ => {}
+        }
         let watermark = result.as_ref().ok().map(|s| s.watermark);
         let entry = result.map(|s| s.entries.into_iter().next().flatten());
         match caller {
@@ -918,6 +997,11 @@ impl Daemon {
                 let _ = answer.send(Ok(json!(self.why(now, volume, record))));
             }
             Caller::Look
+            | Caller::Snaps(..)
+            | Caller::Readers(..)
+            | Caller::Hold(_)
+            | Caller::ReaderLook(..)
+            | Caller::Janitor(_)
             | Caller::SessionSwap(..)
             | Caller::SessionWatch(..)
             | Caller::PoolSwap(_)
@@ -1094,7 +1178,8 @@ impl Daemon {
         }
         tracing::info!(sessions = self.sessions.len(), "stopping");
         self.stopping = Some(now.after_ms(STOP_MS));
-        self.sessions.keys().for_each(|volume| self.exports.release(*volume));
+        self.close_readers(now);
+        self.sessions.keys().for_each(|volume| self.exports.release((*volume).into()));
         self.submit_requests(now);
         for (volume, slot) in &mut self.sessions {
             // What waits for a member can't be drained: the next open reconciles it.
@@ -1218,8 +1303,8 @@ impl Daemon {
                 let parsed: Result<Vec<Record>, Failure> = repair.records.iter().map(parse_record).collect();
                 match parsed {
                     Ok(records) => {
-                        let (pools, incarnation) = (repair.pools, repair.incarnation.0);
-                        self.change(RecordChange::Repair { records, pools, incarnation }, answer);
+                        let (pools, snaps, incarnation) = (repair.pools, repair.snaps, repair.incarnation.0);
+                        self.change(RecordChange::Repair { records, pools, snaps, incarnation }, answer);
                     }
                     Err(failure) => refuse(answer, failure),
                 }
@@ -1330,6 +1415,19 @@ impl Daemon {
                 }
                 None => refuse(answer, no_identity()),
             },
+            Command::SnapshotCreate(ask) => {
+                self.wish(now, ask.volume, Wish::Create(ask), answer);
+            }
+            Command::SnapshotDelete(wanted) => self.delete_snapshot(now, wanted, answer),
+            Command::SnapshotProtect(p) => self.wish(now, p.volume, Wish::Protect(p.id, p.protected), answer),
+            Command::SnapshotRename(r) => self.wish(now, r.volume, Wish::Rename(r.id, r.name), answer),
+            Command::SnapshotOpen(ask) => self.open_snapshot(now, ask, answer),
+            Command::SnapshotClose(wanted) => {
+                self.close_reader(now, wanted.id);
+                tell(answer, &json!({}));
+            }
+            Command::SnapshotOpenList(_) => tell(answer, &self.open_snapshots()),
+            Command::ImageList(_) => tell(answer, &ImageList { images: self.pools.images() }),
             // The control thread answers it.
             Command::Events(_) => tell(answer, &json!({})),
         }
@@ -1405,19 +1503,10 @@ impl Daemon {
         }
         let export = match &open.export {
             None => None,
-            Some(Export::Nbd(nbd)) => {
-                let path = match &nbd.path {
-                    Some(path) => PathBuf::from(path),
-                    None => self.run_dir.join("nbd").join(format!("{}.sock", open.volume)),
-                };
-                let bytes = path.as_os_str().as_encoded_bytes();
-                if !path.is_absolute() || bytes.len() > SOCKET_PATH_MAX || bytes.contains(&0) {
-                    let message =
-                        format!("{} is no absolute path of at most {SOCKET_PATH_MAX} bytes", path.display());
-                    return refuse(answer, Failure::new(Code::BAD_VALUE, message));
-                }
-                Some(path)
-            }
+            Some(export) => match self.socket_path(export, &open.volume.to_string()) {
+                Ok(path) => Some(path),
+                Err(failure) => return refuse(answer, failure),
+            },
         };
         let limits = match open.limits.map(Limits::try_from).transpose() {
             Ok(limits) => limits,
@@ -1451,6 +1540,22 @@ impl Daemon {
         let token =
             self.call(Caller::Open(Opening { volume, mode, export, caretaker, old_stopped, limits, answer }));
         self.store.send(StoreRequest::Read { token, keys: vec![record_key(volume)] });
+    }
+
+    /// Where to offer what has this name.
+    fn socket_path(&self, export: &Export, name: &str) -> Result<PathBuf, Failure> {
+        let Export::Nbd(nbd) = export;
+        let path = match &nbd.path {
+            Some(path) => PathBuf::from(path),
+            None => self.run_dir.join("nbd").join(format!("{name}.sock")),
+        };
+        let bytes = path.as_os_str().as_encoded_bytes();
+        if !path.is_absolute() || bytes.len() > SOCKET_PATH_MAX || bytes.contains(&0) {
+            let message =
+                format!("{} is no absolute path of at most {SOCKET_PATH_MAX} bytes", path.display());
+            return Err(Failure::new(Code::BAD_VALUE, message));
+        }
+        Ok(path)
     }
 
     fn open_with(&mut self, now: Instant, opening: Opening, entry: Result<Option<store::Entry>, ReadError>) {
@@ -1498,7 +1603,7 @@ impl Daemon {
             return;
         }
         tracing::info!(%volume, ?limits, "limits");
-        self.exports.set_limits(now, volume, limits);
+        self.exports.set_limits(now, volume.into(), limits);
         self.tell_session(now, volume);
     }
 
@@ -1565,6 +1670,42 @@ impl Daemon {
         findings.extend(distrust);
         let record = record.map(RecordJson);
         Why { volume, record, session, replicas, pools, links, store, findings }
+    }
+}
+
+/// What is told of links that have changed.
+#[derive(Default)]
+struct LinkChanges {
+    told: Vec<(Seat, Rid, bool)>,
+    dropped: Vec<(Seat, Rid, HostId)>,
+}
+
+impl LinkChanges {
+    /// What has changed of one that speaks with members: `links` are those that it was told of.
+    fn look(
+        &mut self,
+        seat: Seat,
+        wanted: impl Iterator<Item = (Rid, HostId, PoolId)>,
+        links: &mut BTreeMap<Rid, (HostId, PoolId, bool)>,
+        is_up: &mut impl FnMut(HostId, PoolId) -> bool,
+    ) {
+        let wanted: BTreeMap<Rid, (HostId, PoolId)> =
+            wanted.map(|(rid, node, pool)| (rid, (node, pool))).collect();
+        links.retain(|rid, (node, pool, _)| {
+            let same = wanted.get(rid) == Some(&(*node, *pool));
+            if !same {
+                self.dropped.push((seat, *rid, *node));
+            }
+            same
+        });
+        for (rid, (node, pool)) in wanted {
+            let is_up = is_up(node, pool);
+            let link = links.entry(rid).or_insert((node, pool, false));
+            if link.2 != is_up {
+                link.2 = is_up;
+                self.told.push((seat, rid, is_up));
+            }
+        }
     }
 }
 

@@ -47,6 +47,26 @@ codes! {
     CHANGING = "E-VOL-14";
     /// A shrink that was not said to be meant.
     WOULD_LOSE = "E-VOL-15";
+    /// A copy of the volume lies where it can have no snapshots.
+    SNAPSHOT_CANNOT_BE = "E-SNAP-01";
+    /// The volume has a snapshot of that name.
+    SNAPSHOT_EXISTS = "E-SNAP-02";
+    /// The volume waits for something, so that no snapshot can be taken.
+    SNAPSHOT_WAITS = "E-SNAP-03";
+    /// The snapshot is in use.
+    SNAPSHOT_OPEN = "E-SNAP-04";
+    /// The snapshot is protected.
+    SNAPSHOT_PROTECTED = "E-SNAP-05";
+    /// The limit of snapshots.
+    SNAPSHOTS_MAX = "E-SNAP-06";
+    /// No other copy has what a snapshot needs.
+    SNAPSHOT_LAST_HOLDER = "E-SNAP-07";
+    /// A copy has no room for a snapshot.
+    SNAPSHOT_NO_SPACE = "E-SNAP-08";
+    /// No such snapshot.
+    NO_SNAPSHOT = "E-SNAP-09";
+    /// The volume has snapshots.
+    HAS_SNAPSHOTS = "E-SNAP-10";
     /// There is a copy of that number already.
     REPLICA_EXISTS = "E-REPL-02";
     /// It would leave too few in-sync copies.

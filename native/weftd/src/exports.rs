@@ -1,4 +1,4 @@
-//! Guests' sockets: a unix listener per exported volume, and its NBD connections.
+//! Guests' sockets: a unix listener per exported volume or snapshot, and its NBD connections.
 //!
 //! ```text
 //!  driver ─ completion ─▶ Exports ─ limiter ─ poll_request ─▶ session
@@ -8,7 +8,7 @@
 //! Must always hold:
 //! * a client that breaks the protocol or goes away ends its own connection only;
 //! * an answer finds the connection that asked, or nobody;
-//! * after [`Exports::close`] nothing of the volume's clients reaches a session any more.
+//! * after [`Exports::close`] nothing of its clients reaches a session any more.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
@@ -19,12 +19,13 @@ use weft_export::nbd::{self, Connection, Ending, ExportInfo, Gather, GuestReques
 use weft_io::buffer::IoBuf;
 use weft_io::driver::{Completion, Driver, Fd, Op, Outcome, PARTS_MAX, Part as SendPart};
 use weft_proto::guest::{GuestReply, RequestId};
-use weft_proto::ids::{Instant, VolumeId};
+use weft_proto::ids::Instant;
 use weft_proto::payload::Payload as _;
 
 use crate::control::bind;
 use crate::errors::Failure;
 use crate::limiter::{Ask, Limiter, Limits as VolumeLimits};
+use crate::seat::Seat;
 use crate::tokens::Part;
 
 /// Bytes received at once.
@@ -41,16 +42,16 @@ const CANCEL: u8 = 3;
 #[derive(Debug, Default)]
 pub struct Exports {
     listeners: BTreeMap<u64, Listener>,
-    by_volume: BTreeMap<VolumeId, u64>,
+    by_seat: BTreeMap<Seat, u64>,
     /// By tag, the upper half of their requests' ids.
     clients: BTreeMap<u32, Client>,
     next_listener: u64,
     next_tag: u32,
-    /// Of each exported volume.
-    limiters: BTreeMap<VolumeId, Limiter<Arrived>>,
-    /// Volumes of which requests wait for their limits.
-    holding: BTreeSet<VolumeId>,
-    requests: VecDeque<(VolumeId, Arrived)>,
+    /// Of each export.
+    limiters: BTreeMap<Seat, Limiter<Arrived>>,
+    /// Exports of which requests wait for their limits.
+    holding: BTreeSet<Seat>,
+    requests: VecDeque<(Seat, Arrived)>,
 }
 
 /// A guest's request, and since when it is here.
@@ -64,7 +65,7 @@ pub struct Arrived {
 
 #[derive(Debug)]
 struct Listener {
-    volume: VolumeId,
+    seat: Seat,
     info: ExportInfo,
     path: PathBuf,
     fd: Fd,
@@ -74,7 +75,7 @@ struct Listener {
 
 #[derive(Debug)]
 struct Client {
-    volume: VolumeId,
+    seat: Seat,
     listener: u64,
     socket: Fd,
     connection: Connection<IoBuf>,
@@ -94,34 +95,34 @@ struct Sending {
 }
 
 impl Exports {
-    /// Offers a volume on a unix socket.
+    /// Offers a volume, or a snapshot of one, on a unix socket.
     pub fn open(
         &mut self,
         driver: &mut impl Driver,
         now: Instant,
-        volume: VolumeId,
+        seat: Seat,
         path: &Path,
         info: ExportInfo,
         limits: Option<VolumeLimits>,
     ) -> Result<(), Failure> {
-        assert!(!self.by_volume.contains_key(&volume), "volume {volume} is exported already");
+        assert!(!self.by_seat.contains_key(&seat), "{seat} is exported already");
         let listener = bind(path)?;
         let index = self.next_listener;
         self.next_listener += 1;
         let fd: Fd = Arc::new(OwnedFd::from(listener));
         self.listeners.insert(
             index,
-            Listener { volume, info, path: path.to_owned(), fd, accepting: false, closed: false },
+            Listener { seat, info, path: path.to_owned(), fd, accepting: false, closed: false },
         );
-        self.by_volume.insert(volume, index);
-        self.limiters.insert(volume, Limiter::new(now, limits));
+        self.by_seat.insert(seat, index);
+        self.limiters.insert(seat, Limiter::new(now, limits));
         self.accept(driver, index);
         Ok(())
     }
 
-    /// Ends a volume's export: its clients are told ESHUTDOWN for whatever is open, and go.
-    pub fn close(&mut self, driver: &mut impl Driver, now: Instant, volume: VolumeId) {
-        let Some(index) = self.by_volume.remove(&volume) else { return };
+    /// Ends an export: its clients are told ESHUTDOWN for whatever is open, and go.
+    pub fn close(&mut self, driver: &mut impl Driver, now: Instant, seat: Seat) {
+        let Some(index) = self.by_seat.remove(&seat) else { return };
         if let Some(listener) = self.listeners.get_mut(&index) {
             listener.closed = true;
             // A path that is gone already needs no removal.
@@ -133,11 +134,10 @@ impl Exports {
                 self.listeners.remove(&index);
             }
         }
-        self.requests.retain(|(v, _)| *v != volume);
-        self.limiters.remove(&volume);
-        self.holding.remove(&volume);
-        let tags: Vec<u32> =
-            self.clients.iter().filter(|(_, c)| c.volume == volume).map(|(t, _)| *t).collect();
+        self.requests.retain(|(of, _)| *of != seat);
+        self.limiters.remove(&seat);
+        self.holding.remove(&seat);
+        let tags: Vec<u32> = self.clients.iter().filter(|(_, c)| c.seat == seat).map(|(t, _)| *t).collect();
         for tag in tags {
             if let Some(client) = self.clients.get_mut(&tag) {
                 client.connection.shutdown_fenced();
@@ -147,41 +147,41 @@ impl Exports {
     }
 
     /// Other limits of a volume, also for the requests that wait; of no effect where it is not exported.
-    pub fn set_limits(&mut self, now: Instant, volume: VolumeId, limits: Option<VolumeLimits>) {
-        if let Some(limiter) = self.limiters.get_mut(&volume) {
+    pub fn set_limits(&mut self, now: Instant, seat: Seat, limits: Option<VolumeLimits>) {
+        if let Some(limiter) = self.limiters.get_mut(&seat) {
             limiter.set(now, limits);
         }
     }
 
     /// Lets go whatever of a volume waits for its limits.
-    pub fn release(&mut self, volume: VolumeId) {
-        if let Some(limiter) = self.limiters.get_mut(&volume) {
-            self.requests.extend(limiter.release().map(|request| (volume, request)));
+    pub fn release(&mut self, seat: Seat) {
+        if let Some(limiter) = self.limiters.get_mut(&seat) {
+            self.requests.extend(limiter.release().map(|request| (seat, request)));
         }
-        self.holding.remove(&volume);
+        self.holding.remove(&seat);
     }
 
     /// Requests of a volume that wait for its limits.
     #[must_use]
-    pub fn held(&self, volume: VolumeId) -> u32 {
-        let held = self.limiters.get(&volume).map_or(0, Limiter::held);
+    pub fn held(&self, seat: Seat) -> u32 {
+        let held = self.limiters.get(&seat).map_or(0, Limiter::held);
         u32::try_from(held).unwrap_or(u32::MAX)
     }
 
     /// The volume has a new size.
-    pub fn set_size(&mut self, volume: VolumeId, size: u64) {
-        for listener in self.listeners.values_mut().filter(|l| l.volume == volume) {
+    pub fn set_size(&mut self, seat: Seat, size: u64) {
+        for listener in self.listeners.values_mut().filter(|l| l.seat == seat) {
             listener.info.size = size;
         }
-        for client in self.clients.values_mut().filter(|c| c.volume == volume) {
+        for client in self.clients.values_mut().filter(|c| c.seat == seat) {
             client.connection.set_size(size);
         }
     }
 
     /// Connections to a volume's export.
     #[must_use]
-    pub fn clients_of(&self, volume: VolumeId) -> u32 {
-        let count = self.clients.values().filter(|c| c.volume == volume && !c.broken).count();
+    pub fn clients_of(&self, seat: Seat) -> u32 {
+        let count = self.clients.values().filter(|c| c.seat == seat && !c.broken).count();
         u32::try_from(count).unwrap_or(u32::MAX)
     }
 
@@ -210,16 +210,16 @@ impl Exports {
     }
 
     /// The next request of a guest that may go to its session.
-    pub fn poll_request(&mut self, now: Instant) -> Option<(VolumeId, Arrived)> {
+    pub fn poll_request(&mut self, now: Instant) -> Option<(Seat, Arrived)> {
         if let Some(request) = self.requests.pop_front() {
             return Some(request);
         }
         let limiters = &mut self.limiters;
         let mut found = None;
-        self.holding.retain(|volume| {
-            let Some(limiter) = limiters.get_mut(volume) else { return false };
+        self.holding.retain(|seat| {
+            let Some(limiter) = limiters.get_mut(seat) else { return false };
             if found.is_none() && limiter.poll_timeout().is_some_and(|due| now >= due) {
-                found = limiter.poll(now).map(|request| (*volume, request));
+                found = limiter.poll(now).map(|request| (*seat, request));
             }
             limiter.held() > 0
         });
@@ -229,7 +229,7 @@ impl Exports {
     /// When [`poll_request`](Self::poll_request) is to be asked again.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.holding.iter().filter_map(|volume| self.limiters.get(volume)?.poll_timeout()).min()
+        self.holding.iter().filter_map(|seat| self.limiters.get(seat)?.poll_timeout()).min()
     }
 
     /// A session's answer; of no effect when its client has gone.
@@ -262,7 +262,7 @@ impl Exports {
                 let tag = self.next_tag;
                 self.next_tag = self.next_tag.wrapping_add(1);
                 let client = Client {
-                    volume: listener.volume,
+                    seat: listener.seat,
                     listener: index,
                     socket: Arc::new(socket),
                     connection: Connection::new(tag, listener.info.clone(), Limits::default()),
@@ -270,12 +270,12 @@ impl Exports {
                     sending: None,
                     broken: false,
                 };
-                tracing::debug!(volume = %client.volume, tag, "guest connected");
+                tracing::debug!(seat = %client.seat, tag, "guest connected");
                 self.clients.insert(tag, client);
                 self.drive_client(driver, now, tag);
             }
             Ok(other) => unreachable!("an accept came to {other:?}"),
-            Err(errno) => tracing::warn!(volume = %listener.volume, %errno, "accept failed"),
+            Err(errno) => tracing::warn!(seat = %listener.seat, %errno, "accept failed"),
         }
         self.accept(driver, index);
     }
@@ -311,14 +311,14 @@ impl Exports {
     /// Takes the client's requests, and asks the driver for what it needs next.
     fn drive_client(&mut self, driver: &mut impl Driver, now: Instant, tag: u32) {
         let Some(client) = self.clients.get_mut(&tag) else { return };
-        let volume = client.volume;
+        let seat = client.seat;
         while let Some(request) = client.connection.poll_request() {
-            let Some(limiter) = self.limiters.get_mut(&volume) else { continue };
+            let Some(limiter) = self.limiters.get_mut(&seat) else { continue };
             let ask = Ask::of(&request.op);
             match limiter.admit(now, tag, ask, Arrived { at: now, request }) {
-                Some(request) => self.requests.push_back((volume, request)),
+                Some(request) => self.requests.push_back((seat, request)),
                 None => {
-                    self.holding.insert(volume);
+                    self.holding.insert(seat);
                 }
             }
         }
@@ -331,7 +331,7 @@ impl Exports {
         }
         if client.connection.ending().is_some() && !client.broken {
             client.broken = true;
-            if let Some(limiter) = self.limiters.get_mut(&volume) {
+            if let Some(limiter) = self.limiters.get_mut(&seat) {
                 limiter.forget(tag);
             }
             // Ends what is in flight at this socket.
@@ -340,9 +340,9 @@ impl Exports {
         if client.broken && !client.receiving && client.sending.is_none() {
             match client.connection.ending() {
                 Some(Ending::Violation(how)) => {
-                    tracing::warn!(volume = %client.volume, tag, how, "guest dropped")
+                    tracing::warn!(seat = %client.seat, tag, how, "guest dropped")
                 }
-                ending => tracing::debug!(volume = %client.volume, tag, ?ending, "guest gone"),
+                ending => tracing::debug!(seat = %client.seat, tag, ?ending, "guest gone"),
             }
             let listener = client.listener;
             self.clients.remove(&tag);
@@ -382,9 +382,10 @@ mod tests {
     use std::time::Duration;
     use weft_io::driver::{DriverConfig, DriverKind, open};
     use weft_proto::guest::{GuestError, GuestOp};
+    use weft_proto::ids::VolumeId;
     use weft_proto::message::Extent;
 
-    const VOLUME: VolumeId = VolumeId(9);
+    const VOLUME: Seat = Seat::Session(VolumeId(9));
     const SIZE: u64 = 4 << 20;
 
     /// A session's place taken by memory.
@@ -454,8 +455,8 @@ mod tests {
                 assert_eq!(part, Part::Export);
                 exports.handle_completion(&mut driver, now(), what, index, done);
             }
-            while let Some((volume, Arrived { request, .. })) = exports.poll_request(now()) {
-                assert_eq!(volume, VOLUME);
+            while let Some((seat, Arrived { request, .. })) = exports.poll_request(now()) {
+                assert_eq!(seat, VOLUME);
                 asked += 1;
                 if let Some((from, depth)) = fence_at
                     && asked >= from

@@ -39,7 +39,7 @@ use weft_io::identity::{Transport, Trust, WallTime};
 use weft_io::stream::{Pressure, StreamConfig};
 use weft_io::tcp::{self, Conn, ConnError};
 use weft_io::tls::{Proven, TlsStream};
-use weft_proto::ids::{HostId, Instant, Ordinal, PoolId, Rid, VolumeId};
+use weft_proto::ids::{Epoch, HostId, Instant, Ordinal, PoolId, Rid};
 use weft_proto::log::ReplicaKey;
 use weft_proto::message::{Ask, Claim, Refusal, Request, Response, Watermark};
 use weft_proto::replica::AttachmentId;
@@ -50,6 +50,7 @@ use weft_proto::wire::{
 
 use crate::clock::random_u128;
 use crate::errors::{Code, Failure};
+use crate::seat::Seat;
 use crate::tokens::Part;
 use crate::trust::transport_kind;
 
@@ -88,6 +89,9 @@ const NEXT_RETRY_MS: u64 = 1000;
 const BRIEF_MS: u64 = 1000;
 /// Replicas here to which one connection is attached: 500 volumes of 8 replicas.
 const HANDLES_MAX: usize = 4096;
+/// Set in the handles of attachments that read snapshots: of those a host may have several at one replica, and each ends
+/// when it is given up. A session's ends when the host's next session of the volume attaches.
+const READER: u32 = 1 << 31;
 /// Connections that others may make.
 const PEERS_MAX: usize = 512;
 /// Of these, one host's: it needs one, two while it renews it, and those of a machine that lost its power end late. The
@@ -117,8 +121,8 @@ pub enum LinksOut {
     },
     /// A replica elsewhere answers a session here.
     Response {
-        /// Whose session.
-        volume: VolumeId,
+        /// Whose.
+        seat: Seat,
         /// Which replica.
         rid: Rid,
         /// On which attachment.
@@ -284,7 +288,7 @@ impl Links {
         &mut self,
         driver: &mut impl Driver,
         host: HostId,
-        volume: VolumeId,
+        seat: Seat,
         rid: Rid,
         ordinal: Ordinal,
         request: &Request<IoBuf>,
@@ -292,16 +296,15 @@ impl Links {
         let Some(call) = self.calls.get_mut(&host).filter(|c| c.state == LinkState::Connected) else {
             return;
         };
-        let handle = match call.handles.get(&(volume, rid)) {
+        let handle = match call.handles.get(&(seat, rid)) {
             Some((known, handle)) if *known == ordinal => *handle,
             before => {
                 if let Some((_, old)) = before {
                     call.by_handle.remove(old);
                 }
-                let handle = call.next_handle;
-                call.next_handle = call.next_handle.wrapping_add(1);
-                call.handles.insert((volume, rid), (ordinal, handle));
-                call.by_handle.insert(handle, (volume, rid, ordinal));
+                let handle = call.next_handle(seat);
+                call.handles.insert((seat, rid), (ordinal, handle));
+                call.by_handle.insert(handle, (seat, rid, ordinal));
                 handle
             }
         };
@@ -312,12 +315,18 @@ impl Links {
         wire.drive(driver);
     }
 
-    /// A session's attachment is of no use any more.
-    pub fn forget(&mut self, host: HostId, volume: VolumeId, rid: Rid) {
-        if let Some(call) = self.calls.get_mut(&host)
-            && let Some((_, handle)) = call.handles.remove(&(volume, rid))
+    /// An attachment is of no use any more. A session's is followed by that of the next session; a reader's is given up.
+    pub fn forget(&mut self, driver: &mut impl Driver, host: HostId, seat: Seat, rid: Rid) {
+        let Some(call) = self.calls.get_mut(&host) else { return };
+        let Some((_, handle)) = call.handles.remove(&(seat, rid)) else { return };
+        call.by_handle.remove(&handle);
+        let wire = call.wire.and_then(|id| self.wires.get_mut(&id));
+        if let (Seat::Reader(_), Some(wire)) = (seat, wire)
+            && let Some(version) = wire.version
         {
-            call.by_handle.remove(&handle);
+            let detach = Request { tag: 0, epoch: Epoch(0), ask: Ask::Detach };
+            wire.queue(encode_request(version, handle, &detach));
+            wire.drive(driver);
         }
     }
 

@@ -14,6 +14,7 @@
 //! * a pool that was opened tells a repair of the store what its replicas keep, whether it serves or not, and is only
 //!   read for that: nothing is written before its start has settled its incarnation.
 
+mod images;
 mod log;
 mod opening;
 mod room;
@@ -38,7 +39,7 @@ use weft_io::pool_dir::{OpenError, PoolDir, TrashEntry};
 use weft_io::reflink::Ability;
 use weft_proto::checkpoint::{self, Checkpoint, Side, checkpoint_len};
 use weft_proto::durable::Durable;
-use weft_proto::ids::{ClusterId, HostId, Instant, Nonce, PoolId, PoolInc, Rid, VolumeId};
+use weft_proto::ids::{ClusterId, HostId, Instant, Nonce, PoolId, PoolInc, Rid, SnapId, VolumeId};
 use weft_proto::log::{
     AppendError, LOG_BLOCK, Log, LogExpectation, LogPlace, LogRecord, LogToken, LogWriteFailed, Recorded,
     Recovered, ReplicaKey, recover,
@@ -63,6 +64,10 @@ use crate::records::{EmptiedBy, code_of, may_empty, may_trash, record_of};
 use crate::state::StateDir;
 use crate::store::{Entry, ReadError, SwapOutcome};
 use crate::tokens::Part;
+
+pub use images::Unlogged;
+
+use images::{ImageFiles, LoadedImages, WrittenSlot, all_read, kept_images};
 
 /// Blocks of a new pool's log: 16 MiB, some 100,000 stamps between two checkpoints.
 const LOG_BLOCKS: u64 = 4096;
@@ -223,6 +228,10 @@ struct Pool {
     replicas: BTreeMap<ReplicaKey, Slotted>,
     /// Checkpoint files of replicas that are being read in.
     loading: BTreeMap<ReplicaKey, [Option<IoBuf>; 2]>,
+    /// The same of images; none: which there are is not known yet.
+    loading_images: Option<LoadedImages>,
+    /// Images of which there is no replica.
+    orphans: Vec<(ReplicaKey, SnapId)>,
     /// Directories of replicas whose creation was interrupted: never promised to anyone.
     unfinished: Vec<ReplicaKey>,
     /// The log as read, until every checkpoint is there too.
@@ -233,6 +242,8 @@ struct Pool {
     /// Records that found the log full.
     log_full: VecDeque<(ReplicaKey, Option<Token>, LogRecord)>,
     checkpointing: Option<VecDeque<ReplicaKey>>,
+    /// Images of the first of them are written with what was in the log by then.
+    images_through: Option<u64>,
     /// Replicas between the question whether they may go and the answer, or on their way.
     trashing: BTreeMap<ReplicaKey, Trashing>,
     removing: Option<Answer>,
@@ -266,7 +277,8 @@ enum Phase {
 enum Look {
     Log,
     List(IoBuf),
-    Checkpoints(IoBuf, BTreeMap<ReplicaKey, [Option<IoBuf>; 2]>),
+    Images(IoBuf, Vec<ReplicaKey>),
+    Files(IoBuf, BTreeMap<ReplicaKey, [Option<IoBuf>; 2]>, LoadedImages),
     /// The records that its replicas keep, or why they can't be known.
     Done(Result<Vec<KeptRecord>, String>),
 }
@@ -276,7 +288,9 @@ enum Look {
 enum LookStep {
     Log,
     List,
+    Images,
     Checkpoint(ReplicaKey, Side),
+    Image(ReplicaKey, SnapId, Side),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -296,6 +310,9 @@ struct Slotted {
     log_seq: u64,
     open: bool,
     quarantined: bool,
+    image_files: BTreeMap<SnapId, ImageFiles>,
+    /// Files that nothing names are being removed: so many ops.
+    cleaning: usize,
 }
 
 #[derive(Debug)]
@@ -313,6 +330,11 @@ enum Purpose {
     ReadLog,
     List,
     ReadCheckpoint(ReplicaKey, Side),
+    Images,
+    ReadImage(ReplicaKey, SnapId, Side),
+    ImageSlot(WrittenSlot),
+    DropImage(ReplicaKey),
+    MakeImage(ReplicaKey, Token),
     Open(ReplicaKey),
     Disk(ReplicaKey, Token),
     Log(u64),
@@ -607,7 +629,7 @@ impl Pools {
             return Err(Refusal::Busy);
         }
         let slot = pool.replicas.get_mut(&key).ok_or(Refusal::NoReplica)?;
-        if !slot.open && !slot.quarantined {
+        if (!slot.open || slot.cleaning > 0) && !slot.quarantined {
             return Err(Refusal::Busy);
         }
         if matches!(request.ask, Ask::Attach(_)) {
@@ -786,10 +808,41 @@ impl Pools {
                     for key in keys {
                         pool.load(key);
                     }
-                    self.try_recover(now, id);
+                    pool.loading_images = None;
+                    pool.submit(Purpose::Images, PoolOp::ListImages);
                 }
                 other => self.fail(id, format!("its replicas can't be listed: {}", said(&other))),
             },
+            Purpose::Images => match result {
+                Ok(PoolAnswer::Images(images)) => {
+                    pool.load_images(images);
+                    self.try_recover(now, id);
+                }
+                other => self.fail(id, format!("its images can't be listed: {}", said(&other))),
+            },
+            Purpose::ReadImage(key, image, side) => {
+                let bytes = read_or_nothing(result);
+                let sides = pool.loading_images.as_mut().and_then(|all| all.get_mut(&(key, image)));
+                if let Some(sides) = sides {
+                    sides[side as usize] = Some(bytes);
+                }
+                self.try_recover(now, id);
+            }
+            Purpose::ImageSlot(written) => {
+                if let Err(error) = &result {
+                    let key = written.key();
+                    tracing::error!(pool = %id, volume = %key.volume, rid = %key.rid, %error, "an image's state can't be written");
+                }
+                pool.handle_image_slot(now, written, result.is_ok(), &mut self.out);
+            }
+            Purpose::DropImage(key) => {
+                if let Err(error) = &result {
+                    tracing::error!(pool = %id, volume = %key.volume, rid = %key.rid, %error, "an image was not removed");
+                }
+                if let Some(slot) = pool.replicas.get_mut(&key) {
+                    slot.cleaning = slot.cleaning.saturating_sub(1);
+                }
+            }
             Purpose::ReadCheckpoint(key, side) => {
                 let bytes = match result {
                     Ok(PoolAnswer::Bytes(bytes)) => bytes,
@@ -815,7 +868,19 @@ impl Pools {
                             slot.quarantined = true;
                         }
                     }
+                    // What it has to go on with by itself.
+                    pool.drive_replica(now, key, &mut self.out);
                     self.out.push_back(PoolsOut::Changed(id));
+                }
+            }
+            Purpose::MakeImage(key, token) => {
+                let outcome = match result {
+                    Ok(_) | Err(PoolError::Exists) => Ok(DiskDone::Done),
+                    Err(error) => Err(error.disk_error()),
+                };
+                if let Some(slot) = pool.replicas.get_mut(&key) {
+                    slot.machine.handle_disk(now, token, outcome);
+                    pool.drive_replica(now, key, &mut self.out);
                 }
             }
             Purpose::Disk(key, token) => {
@@ -848,8 +913,12 @@ impl Pools {
                             self.out.push_back(PoolsOut::Changed(id));
                         }
                         (pool.free, pool.total) = (free, total);
-                        for slot in pool.replicas.values_mut() {
-                            slot.machine.handle_free_bytes(free);
+                        let keys: Vec<ReplicaKey> = pool.replicas.keys().copied().collect();
+                        for key in keys {
+                            if let Some(slot) = pool.replicas.get_mut(&key) {
+                                slot.machine.handle_free_bytes(free);
+                            }
+                            pool.drive_replica(now, key, &mut self.out);
                         }
                     }
                     // What is written to files without a name is lost at the next start.
@@ -896,6 +965,8 @@ impl Pools {
                 Ok(_) => {
                     if let Some(trashing) = pool.trashing.remove(&key) {
                         tracing::info!(pool = %id, volume = %key.volume, rid = %key.rid, "replica moved to the trash");
+                        let images = trashing.taken.map(|slot| slot.machine.durable().images.clone());
+                        pool.drop_images(key, images.unwrap_or_default().iter().map(|image| image.id));
                         let _ = trashing.answer.send(Ok(json!({ "trashed": true, "reason": null })));
                     }
                     self.out.push_back(PoolsOut::Changed(id));
@@ -907,6 +978,7 @@ impl Pools {
                     job.waiting -= 1;
                     match result {
                         Ok(PoolAnswer::Trash(entries)) => {
+                            pool.drop_images_of_trash(&entries);
                             job.entries.extend(entries.into_iter().map(|e| (id, e)))
                         }
                         Ok(_) => {}
@@ -973,6 +1045,8 @@ impl Pool {
             broken: Broken::default(),
             replicas: BTreeMap::new(),
             loading: BTreeMap::new(),
+            loading_images: Some(LoadedImages::new()),
+            orphans: Vec::new(),
             unfinished: Vec::new(),
             recovering_log: None,
             ops: BTreeMap::new(),
@@ -980,6 +1054,7 @@ impl Pool {
             log_waiters: VecDeque::new(),
             log_full: VecDeque::new(),
             checkpointing: None,
+            images_through: None,
             trashing: BTreeMap::new(),
             removing: None,
             free: 0,
@@ -1148,12 +1223,24 @@ struct ReadBack {
     /// Directories of replicas whose creation was interrupted.
     unfinished: Vec<ReplicaKey>,
     recovered: Option<Recovered>,
+    /// Of the images of each replica that was found.
+    image_files: BTreeMap<ReplicaKey, BTreeMap<SnapId, ImageFiles>>,
+    /// Directories of images that nothing names.
+    leftovers: Vec<(ReplicaKey, SnapId)>,
 }
 
 /// A record whose checksum is right and that no writer made: nothing of such a log is believed (R24).
 pub(crate) fn impossible(entry: &Recorded) -> String {
     let (ReplicaKey { volume, rid }, seq) = (entry.key, entry.seq);
     format!("log sequence {seq}: {rid} of volume {volume} can't have that size")
+}
+
+/// An unreadable file is one that proves nothing: the other may.
+fn read_or_nothing(result: Result<PoolAnswer, PoolError>) -> IoBuf {
+    match result {
+        Ok(PoolAnswer::Bytes(bytes)) => bytes,
+        _ => IoBuf::copy_of(&[]),
+    }
 }
 
 fn slot_of(side: Side) -> Slot {

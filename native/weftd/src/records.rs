@@ -11,18 +11,24 @@ use std::time::Duration;
 
 use serde_json::json;
 use tokio::time::{Instant, sleep};
-use weft_control::types::{RepairPool, VolumeFenced};
+use weft_control::types::{RepairPool, RepairSnapshot, VolumeFenced};
 use weft_proto::ids::{Epoch, HostId, Nonce, PoolInc, Rev, Revision, Rid, VolumeId};
-use weft_proto::record::{COUNTER_MAX, EPOCH_MAX, REPAIR_BELIEF, REPAIR_EPOCH_JUMP, Record, RecordError};
+use weft_proto::record::{
+    COUNTER_MAX, EPOCH_MAX, REPAIR_BELIEF, REPAIR_EPOCH_JUMP, Record, RecordError, Snaps,
+};
 use weft_proto::superblock::POOL_RISE_MAX;
 
 use crate::clock::{random_u128, unix_seconds};
 use crate::errors::{Code, Failure};
 use crate::pools::{pool_key, stored_pool};
+use crate::snapshots::repair::{RepairedSnaps, repaired_snaps};
+use crate::snapshots::snaps_prefix;
 use crate::store::{Entry, Expected, ReadError, Store, SwapOutcome};
 
 /// How long a change is tried before its asker is told that the store is away.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// A transaction of the store takes no more than 128 operations.
+const KEYS_AT_ONCE: usize = 100;
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -74,6 +80,8 @@ pub enum RecordChange {
         records: Vec<Record>,
         /// The incarnation below which no disk is believed, of each pool.
         pools: Vec<RepairPool>,
+        /// The snapshots that replicas have logged.
+        snaps: Vec<RepairSnapshot>,
         /// The new incarnation.
         incarnation: u64,
     },
@@ -98,8 +106,8 @@ impl Store {
                 let (record, fenced) = self.alter(volume, until, |record| Ok(fence(record, host))).await?;
                 Ok(json!(VolumeFenced { epoch: record.epoch, fenced }))
             }
-            RecordChange::Repair { records, pools, incarnation } => {
-                self.repair(records, &pools, incarnation, until).await
+            RecordChange::Repair { records, pools, snaps, incarnation } => {
+                self.repair(records, &pools, &snaps, incarnation, until).await
             }
         }
     }
@@ -169,7 +177,7 @@ impl Store {
     ) -> Result<Result<Revision, Option<Entry>>, Failure> {
         let mut sent = false;
         loop {
-            match self.swap(key.to_owned(), there.map(Expected::from), Some(value.clone())).await {
+            match self.swap(key.to_owned(), there.map(Expected::from), Some(value.clone()), &[]).await {
                 SwapOutcome::Done { revision } => return Ok(Ok(revision)),
                 SwapOutcome::Failed { current } => return Ok(Err(current)),
                 SwapOutcome::RolledBack(why) => return Err(Failure::new(Code::STORE_ROLLED_BACK, why)),
@@ -189,6 +197,7 @@ impl Store {
         &self,
         records: Vec<Record>,
         pools: &[RepairPool],
+        snaps: &[RepairSnapshot],
         incarnation: u64,
         until: Instant,
     ) -> Result<serde_json::Value, Failure> {
@@ -205,12 +214,23 @@ impl Store {
                     }
                     Err(_) => None,
                 };
-                let Some(mut record) = repaired(best.clone(), present.as_ref()) else {
+                let keys = self.list_unchecked(&snaps_prefix(best.vol)).await.map_err(|why| away(&why))?;
+                let keys = repaired_snaps(best.vol, snaps, &keys);
+                let raised = repaired(best.clone(), present.as_ref());
+                let Some(mut record) = raised.or_else(|| recounted(present, &keys)) else {
                     kept += 1;
                     break;
                 };
+                record.snaps = Snaps { count: keys.count(), newest: keys.newest(), ..record.snaps };
                 record.nonce = Nonce(random_u128());
-                match self.swap_unchecked(&key, there, Some(record.to_bytes())).await {
+                // Nobody believes this store before it is repaired; the last of them stand and fall with the record.
+                let mut changed = keys.changed();
+                while changed.len() > KEYS_AT_ONCE {
+                    let rest = changed.split_off(KEYS_AT_ONCE);
+                    self.put_unchecked(&changed).await.map_err(|why| away(&why))?;
+                    changed = rest;
+                }
+                match self.swap_unchecked(&key, there, Some(record.to_bytes()), &changed).await {
                     SwapOutcome::Done { .. } => {
                         written += 1;
                         break;
@@ -248,7 +268,7 @@ impl Store {
         loop {
             let there = self.read_unchecked(&key).await.map_err(|why| away(&why))?;
             let Some(value) = repaired_pool(told, there.as_ref()) else { return Ok(()) };
-            match self.swap_unchecked(&key, there, Some(value)).await {
+            match self.swap_unchecked(&key, there, Some(value), &[]).await {
                 SwapOutcome::Done { .. } => {
                     tracing::info!(pool = %told.pool, inc = %told.inc, "the pool's key was raised");
                     return Ok(());
@@ -311,6 +331,13 @@ fn repaired(mut best: Record, present: Option<&Record>) -> Option<Record> {
     Some(best)
 }
 
+/// The record with other snapshots, for one that an earlier run has written. Whoever owns the volume by now changes it alone.
+fn recounted(present: Option<Record>, keys: &RepairedSnaps) -> Option<Record> {
+    let mut record = present.filter(|present| present.owner.is_none() && keys.is_changed())?;
+    record.rev = Rev(record.rev.0 + 1);
+    Some(record)
+}
+
 fn mark_deleted(record: &mut Record, deleted: &str) -> Result<bool, Failure> {
     if record.deleted.is_some() {
         return Ok(false);
@@ -321,6 +348,12 @@ fn mark_deleted(record: &mut Record, deleted: &str) -> Result<bool, Failure> {
             .with("volume", record.vol.to_string())
             .with("host", owner.node.to_string())
             .with("session", owner.session.to_string()));
+    }
+    let count = record.snaps.count;
+    if count > 0 {
+        let message = format!("volume {} has {count} snapshots: delete them first", record.vol);
+        let failure = Failure::new(Code::HAS_SNAPSHOTS, message).with("volume", record.vol.to_string());
+        return Err(failure.with("snapshots", count));
     }
     raise(record);
     record.deleted = Some(deleted.to_owned());
@@ -371,7 +404,10 @@ pub fn may_trash(kept: Option<&Record>, present: Option<&Record>, rid: Rid) -> R
         ));
     }
     if present.deleted.is_some() {
-        return Ok(());
+        return match present.snaps.count {
+            0 => Ok(()),
+            count => Err(format!("the deleted volume has {count} snapshots, which need their images")),
+        };
     }
     if present.replica(rid).is_some() {
         return Err(format!("the volume's record names {rid}"));
@@ -477,6 +513,16 @@ mod tests {
     }
 
     #[test]
+    fn a_volume_that_has_snapshots_is_not_deleted() {
+        let mut r = record();
+        r.snaps.count = 2;
+        let before = r.clone();
+        let failure = mark_deleted(&mut r, "77").expect_err("it has two");
+        assert_eq!((failure.code, &failure.facts["snapshots"]), (Code::HAS_SNAPSHOTS, &json!(2)));
+        assert_eq!(r, before);
+    }
+
+    #[test]
     fn only_a_present_younger_record_lets_a_replica_be_trashed() {
         let kept = record();
         let rid = kept.replicas[0].rid;
@@ -496,6 +542,9 @@ mod tests {
         let mut deleted = kept.clone();
         assert_eq!(mark_deleted(&mut deleted, "77"), Ok(true));
         assert_eq!(may_trash(Some(&kept), Some(&deleted), rid), Ok(()));
+        let mut with_snapshots = deleted.clone();
+        with_snapshots.snaps.count = 1;
+        assert!(may_trash(Some(&kept), Some(&with_snapshots), rid).is_err(), "images go with the copy");
         let mut restored = deleted.clone();
         assert_eq!(mark_restored(&mut restored), Ok(true));
         assert!(may_trash(Some(&kept), Some(&restored), rid).is_err(), "N19: restored in between");

@@ -21,11 +21,11 @@ use weft_proto::mutants::Broken;
 use weft_proto::payload::{BLOCK, Payload as _};
 use weft_proto::record::{Record, ReplicaState};
 use weft_proto::session::{
-    EndReason, OpenMode, ScrubView, Session, SessionConfig, SessionView, StoreReply as MachineReply, Timing,
-    policy, size,
+    EndReason, Event, OpenMode, ScrubView, Session, SessionConfig, SessionView, StoreReply as MachineReply,
+    Timing, policy, size,
 };
 
-use crate::clock::{random_u128, random_uuid};
+use crate::clock::{random_u128, random_uuid, unix_ms};
 use crate::errors::{Code, Failure};
 use crate::exports::Arrived;
 use crate::histogram::Waits;
@@ -33,6 +33,7 @@ use crate::limiter::Limits;
 use crate::mail::Answer;
 use crate::pools::refuse;
 use crate::records::{code_of, record_of};
+use crate::snapshots::{Snapshots, failure_of};
 use crate::store::{Entry, ReadError, SwapOutcome};
 
 /// How long an open may take before its asker is told for what it waits.
@@ -78,6 +79,8 @@ pub struct Slot {
     pub waits: Waits,
     /// Findings of rot that the log was told.
     pub rot_told: u32,
+    /// The volume's snapshots, and who wants what of them.
+    pub snapshots: Snapshots,
 }
 
 /// What is asked of an open.
@@ -114,9 +117,7 @@ impl Slot {
                 OpenMode::Steal { old_stopped: record.owner.filter(|_| old_stopped).map(|o| o.session) }
             }
         };
-        let unix_ms = std::time::SystemTime::now()
-            .duration_since(std::time::UNIX_EPOCH)
-            .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
+        let unix_ms = unix_ms();
         let config = SessionConfig {
             volume,
             session: SessionId(random_uuid()),
@@ -147,6 +148,7 @@ impl Slot {
             limits,
             waits: Waits::default(),
             rot_told: 0,
+            snapshots: Snapshots::default(),
         }
     }
 
@@ -206,6 +208,32 @@ impl Slot {
         }
     }
 
+    /// Something has become of a snapshot.
+    pub fn handle_snapshot_event(&mut self, event: Event) {
+        let volume = self.machine.volume();
+        match event {
+            Event::SnapshotTaken { id, generation, members, held_ms } => {
+                tracing::info!(%volume, snapshot = %id, %generation, ?members, held_ms, "snapshot");
+                self.snapshots.handle_taken(id, held_ms);
+            }
+            Event::SnapshotFailed { id, why } => {
+                tracing::warn!(%volume, snapshot = %id, ?why, "no snapshot");
+                let failure = failure_of(self.machine.record(), volume, &why);
+                self.snapshots.handle_failed(id, &failure);
+            }
+            Event::SnapshotDeleting { id } => {
+                tracing::info!(%volume, snapshot = %id, "snapshot is being deleted");
+                self.snapshots.handle_deleting(id);
+            }
+            Event::SnapshotGone { id } => {
+                tracing::info!(%volume, snapshot = %id, "snapshot gone");
+                self.snapshots.handle_gone(volume, id);
+            }
+            Event::SnapshotChanged { id } => self.snapshots.handle_changed(id),
+            _ => {}
+        }
+    }
+
     /// A policy was changed, or can't be: the machine answers them in order.
     pub fn answer_policy(&mut self, outcome: Result<(), &'static str>) {
         let Some(answer) = self.policies.pop_front() else { return };
@@ -245,6 +273,7 @@ impl Slot {
         for answer in std::mem::take(&mut self.resizes) {
             refuse(answer, end_failure(volume, reason));
         }
+        self.snapshots.handle_ended(&end_failure(volume, reason));
         let lost_writes = match reason {
             EndReason::Abandoned { lost_writes } => *lost_writes,
             _ => 0,

@@ -16,6 +16,8 @@
 //! * with credentials nothing is asked, and so nothing believed, before the agent has said that the store is the cluster's: a
 //!   member that was revoked while this host was off can serve one of its own at its old address, and sign what it shows.
 
+mod lease;
+
 use core::fmt;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -95,7 +97,7 @@ pub enum StoreRequest {
         /// The prefix.
         prefix: String,
     },
-    /// Compare-and-swap of one key.
+    /// Compare-and-swap of one key, and of others with it.
     Swap {
         /// Told back.
         token: StoreToken,
@@ -105,6 +107,9 @@ pub enum StoreRequest {
         expected: Option<Expected>,
         /// Its new value, unique among all that were ever given to this key (it holds a nonce); none deletes it.
         value: Option<Vec<u8>>,
+        /// Keys that get these values, or go, in the same transaction, whatever they hold: nobody changes them without the
+        /// one that is compared.
+        beside: Vec<Beside>,
     },
     /// Tells of a key, or of all keys with a prefix, until [`StoreRequest::Unwatch`].
     Watch {
@@ -114,6 +119,21 @@ pub enum StoreRequest {
         key: String,
         /// True for a prefix.
         prefix: bool,
+    },
+    /// Keeps a key there until [`StoreRequest::Release`]; some seconds longer if this process ends. Told once it stands
+    /// by [`StoreReply::Held`].
+    Hold {
+        /// Told back.
+        token: StoreToken,
+        /// The key.
+        key: String,
+        /// Its value.
+        value: Vec<u8>,
+    },
+    /// Lets a key go.
+    Release {
+        /// Its holding's.
+        token: StoreToken,
     },
     /// Ends a watch; events that are in the channel already may still come.
     Unwatch {
@@ -182,6 +202,24 @@ impl StoreCredentials {
 impl fmt::Debug for StoreCredentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("StoreCredentials")
+    }
+}
+
+/// A key that changes together with one that is compared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Beside {
+    /// The key.
+    pub key: String,
+    /// Its new value; none deletes it.
+    pub value: Option<Vec<u8>>,
+}
+
+impl Beside {
+    fn change(&self) -> TxnOp {
+        match &self.value {
+            Some(value) => TxnOp::put(self.key.as_str(), value.clone(), None),
+            None => TxnOp::delete(self.key.as_str(), None),
+        }
     }
 }
 
@@ -255,6 +293,11 @@ pub enum StoreReply {
         token: StoreToken,
         /// How it went.
         outcome: SwapOutcome,
+    },
+    /// To `Hold`.
+    Held {
+        /// Told back.
+        token: StoreToken,
     },
     /// Of a watch.
     Watched {
@@ -423,6 +466,7 @@ pub(crate) struct Store(Rc<RefCell<Shared>>);
 impl Store {
     async fn run(self, mut requests: UnboundedReceiver<StoreRequest>) {
         let mut watches: BTreeMap<StoreToken, AbortHandle> = BTreeMap::new();
+        let mut holds: BTreeMap<StoreToken, Rc<Notify>> = BTreeMap::new();
         while let Some(request) = requests.recv().await {
             let store = self.clone();
             match request {
@@ -464,9 +508,19 @@ impl Store {
                         store.tell(StoreReply::Read { token, result });
                     });
                 }
-                StoreRequest::Swap { token, key, expected, value } => {
+                StoreRequest::Hold { token, key, value } => {
+                    let released = Rc::new(Notify::new());
+                    holds.insert(token, released.clone());
+                    spawn_local(store.hold(token, key, value, released));
+                }
+                StoreRequest::Release { token } => {
+                    if let Some(released) = holds.remove(&token) {
+                        released.notify_one();
+                    }
+                }
+                StoreRequest::Swap { token, key, expected, value, beside } => {
                     spawn_local(async move {
-                        let outcome = store.swap(key, expected, value).await;
+                        let outcome = store.swap(key, expected, value, &beside).await;
                         store.tell(StoreReply::Swapped { token, outcome });
                     });
                 }
@@ -590,6 +644,7 @@ impl Store {
         key: String,
         expected: Option<Expected>,
         value: Option<Vec<u8>>,
+        beside: &[Beside],
     ) -> SwapOutcome {
         let look =
             vec![TxnOp::get(STORE_KEY, None), TxnOp::get(STORE_KEY, None), TxnOp::get(key.as_str(), None)];
@@ -612,7 +667,7 @@ impl Store {
             return not_there(current, value.as_deref());
         }
         let identity = identity.map(|entry| Compare::value(STORE_KEY, CompareOp::Equal, entry.value));
-        self.compare_and_swap(&key, current, value, identity.into_iter().collect()).await
+        self.compare_and_swap(&key, current, value, beside, identity.into_iter().collect()).await
     }
 
     /// Replaces exactly `there`, as it was just read, whatever the store's identity is: for a repair alone.
@@ -621,8 +676,9 @@ impl Store {
         key: &str,
         there: Option<Entry>,
         value: Option<Vec<u8>>,
+        beside: &[Beside],
     ) -> SwapOutcome {
-        self.compare_and_swap(key, there, value, Vec::new()).await
+        self.compare_and_swap(key, there, value, beside, Vec::new()).await
     }
 
     async fn compare_and_swap(
@@ -630,6 +686,7 @@ impl Store {
         key: &str,
         there: Option<Entry>,
         value: Option<Vec<u8>>,
+        beside: &[Beside],
         mut compares: Vec<Compare>,
     ) -> SwapOutcome {
         let revision = there.as_ref().map_or(0, |entry| entry.revision.0);
@@ -640,7 +697,8 @@ impl Store {
             Some(value) => TxnOp::put(key, value.clone(), None),
             None => TxnOp::delete(key, None),
         };
-        let txn = Txn::new().when(compares).and_then(vec![change]).or_else(vec![TxnOp::get(key, None)]);
+        let changes: Vec<TxnOp> = std::iter::once(change).chain(beside.iter().map(Beside::change)).collect();
+        let txn = Txn::new().when(compares).and_then(changes).or_else(vec![TxnOp::get(key, None)]);
         let response = match self.call(async |mut client: Client| client.txn(txn.clone()).await).await {
             Ok(response) => response,
             Err(why) => return SwapOutcome::Unknown(why),
@@ -680,13 +738,26 @@ impl Store {
         }
         let identity = Identity { cluster, incarnation: Decimal(incarnation) };
         let value = serde_json::to_vec(&identity).expect("an identity is always JSON");
-        self.swap_unchecked(STORE_KEY, current, Some(value)).await
+        self.swap_unchecked(STORE_KEY, current, Some(value), &[]).await
     }
 
     /// A key's present value, whatever the store's identity is.
     pub(crate) async fn read_unchecked(&self, key: &str) -> Result<Option<Entry>, String> {
         let mut response = self.call(async |mut client: Client| client.get(key, None).await).await?;
         Ok(response.take_kvs().into_iter().next().and_then(entry_of))
+    }
+
+    /// All present keys with a prefix, whatever the store's identity is.
+    pub(crate) async fn list_unchecked(&self, prefix: &str) -> Result<Vec<Entry>, String> {
+        let list = async |mut client: Client| client.get(prefix, Some(GetOptions::new().with_prefix())).await;
+        let mut response = self.call(list).await?;
+        Ok(response.take_kvs().into_iter().filter_map(entry_of).collect())
+    }
+
+    /// Writes keys whatever is there, whatever the store's identity is: for a repair alone.
+    pub(crate) async fn put_unchecked(&self, keys: &[Beside]) -> Result<(), String> {
+        let txn = Txn::new().and_then(keys.iter().map(Beside::change).collect::<Vec<_>>());
+        self.call(async |mut client: Client| client.txn(txn.clone()).await).await.map(drop)
     }
 
     /// Tries one endpoint after the other, the one that answered last first.

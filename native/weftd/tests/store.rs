@@ -18,7 +18,7 @@ use weft_proto::message::Watermark;
 use weftd::mail::Mail;
 use weftd::state::StateDir;
 use weftd::store::{
-    CALL_DEADLINE, Entry, Expected, ReadError, Snapshot, StoreCredentials, StoreHandle, StoreReply,
+    Beside, CALL_DEADLINE, Entry, Expected, ReadError, Snapshot, StoreCredentials, StoreHandle, StoreReply,
     StoreRequest, StoreToken, SwapOutcome, Was, WatchEvent, spawn,
 };
 
@@ -126,9 +126,19 @@ impl Host {
     }
 
     fn swap_once(&mut self, key: &str, expected: Option<Expected>, value: &str) -> SwapOutcome {
+        self.swap_with(key, expected, value, Vec::new())
+    }
+
+    fn swap_with(
+        &mut self,
+        key: &str,
+        expected: Option<Expected>,
+        value: &str,
+        beside: Vec<Beside>,
+    ) -> SwapOutcome {
         let token = self.token();
         let value = Some(value.as_bytes().to_vec());
-        self.store.send(StoreRequest::Swap { token, key: key.to_owned(), expected, value });
+        self.store.send(StoreRequest::Swap { token, key: key.to_owned(), expected, value, beside });
         self.swapped(token)
     }
 
@@ -217,6 +227,51 @@ fn a_swap_compares_the_revision_and_a_failed_one_shows_what_is_there() {
 }
 
 #[test]
+fn keys_beside_a_swap_change_with_it_or_not_at_all() {
+    let etcd = Etcd::start();
+    let mut host = Host::new(&[&etcd.url]);
+    host.found_cluster(1);
+    let beside = |value: Option<&str>| {
+        vec![Beside { key: "/s".to_owned(), value: value.map(|v| v.as_bytes().to_vec()) }]
+    };
+    let mut with = |expected: Option<Expected>, value: &str, at: Option<&str>| {
+        let outcome = until_known(|| host.swap_with("/k", expected.clone(), value, beside(at)));
+        let seen = host.read(&["/s"]).expect("believed").entries.remove(0);
+        (outcome, seen.map(|entry| String::from_utf8(entry.value).expect("text")))
+    };
+    let (first, there) = with(None, "a", Some("1"));
+    let first = done(first);
+    assert_eq!(there.as_deref(), Some("1"));
+    // Whatever it holds: the one that is compared has not changed.
+    let (second, there) = with(was(first, "a"), "b", Some("2"));
+    let second = done(second);
+    assert_eq!(there.as_deref(), Some("2"));
+    let (stale, there) = with(was(first, "a"), "c", None);
+    assert_eq!(failed(stale).map(|entry| entry.revision), Some(second));
+    assert_eq!(there.as_deref(), Some("2"), "nothing of a swap that failed");
+    let (third, there) = with(was(second, "b"), "c", None);
+    assert!(done(third) > second && there.is_none());
+}
+
+#[test]
+fn a_key_is_held_until_it_is_released_or_its_process_is_gone() {
+    let etcd = Etcd::start();
+    let mut host = Host::new(&[&etcd.url]);
+    host.found_cluster(1);
+    let token = host.token();
+    host.store.send(StoreRequest::Hold { token, key: "/h".to_owned(), value: b"1".to_vec() });
+    host.reply(|reply| matches!(reply, StoreReply::Held { token: t } if *t == token).then_some(()));
+    let keys = etcd.etcdctl().args(["lease", "list"]).output().expect("etcdctl is installed");
+    assert!(String::from_utf8_lossy(&keys.stdout).contains("found 1 leases"), "it ends with its process");
+    let watch = host.token();
+    host.store.send(StoreRequest::Watch { token: watch, key: "/h".to_owned(), prefix: false });
+    let there = |event| matches!(event, WatchEvent::Now(entries) if entries.len() == 1);
+    assert!(there(host.watched(watch)));
+    host.store.send(StoreRequest::Release { token });
+    assert_eq!(host.watched(watch), WatchEvent::Deleted("/h".to_owned()));
+}
+
+#[test]
 fn a_swap_that_was_applied_by_a_lost_try_is_recognised_as_ours() {
     let etcd = Etcd::start();
     let mut host = Host::new(&[&etcd.url]);
@@ -231,6 +286,7 @@ fn a_swap_that_was_applied_by_a_lost_try_is_recognised_as_ours() {
                 key: "/k".to_owned(),
                 expected: was(first, "nonce 1"),
                 value: None,
+                beside: Vec::new(),
             };
             host.store.send(delete);
             host.swapped(token)

@@ -128,6 +128,7 @@ export async function repairStore(context: MemberContext, assent: boolean): Prom
       epoch: String(epochToRaise(record, told.get(record.volume) ?? [])),
     })),
     pools: raisedPools(context, answers, known),
+    snaps: [],
   });
   await mirror.sync();
   for (const { record } of best.values()) await fitWish(context, record);

@@ -58,6 +58,14 @@ export type Finding = {
   readonly message: string;
 };
 
+/** An image that is no more. */
+export type GoneImage = {
+  /** Of which attempt at it: a later one has another image. */
+  readonly attempt: Decimal;
+  /** Of which snapshot. */
+  readonly snap: Uuid;
+};
+
 /** What guests waited for. A request begins when all of it has arrived and ends when its answer is on its way. */
 export type GuestWaits = {
   /** The longest time without any answer while there was something to answer, in milliseconds; also one that goes on now, whose requests no histogram has yet. */
@@ -136,6 +144,53 @@ export type IdentityShown = {
   readonly transport: TransportKind;
 };
 
+/** What a copy on this host has of a snapshot. */
+export type ImageInfo = {
+  /** In which pool. */
+  readonly pool: Uuid;
+  /** The copy's number. */
+  readonly rid: number;
+  /** The snapshot. */
+  readonly snap: Uuid;
+  /** How far it is. */
+  readonly state: ImageState;
+  /** Of which volume. */
+  readonly volume: Uuid;
+  /** It needs nothing of the copy any more. */
+  readonly whole: boolean;
+};
+
+/** What the copies on this host have of snapshots. */
+export type ImageList = {
+  /** In order of volume and number, the oldest first. */
+  readonly images: readonly ImageInfo[];
+};
+
+/** How far a copy's image of a snapshot is. */
+export type ImageState = "prepared" | "ready" | "deleting";
+
+/** An image as a repair of the store needs it. */
+export type KeptImage = {
+  /** Which attempt at it this is. */
+  readonly attempt: Decimal;
+  /** The owner's epoch when it was taken. */
+  readonly epoch: Decimal;
+  /** The interval that it ends. */
+  readonly generation: Decimal;
+  /** The store's incarnation then. */
+  readonly incarnation: Decimal;
+  /** Null before its snapshot was logged. */
+  readonly note: SnapshotNote | null;
+  /** Regions were 2^region_shift bytes. */
+  readonly region_shift: number;
+  /** Size in bytes. */
+  readonly size: Decimal;
+  /** The snapshot. */
+  readonly snap: Uuid;
+  /** How far it is. */
+  readonly state: ImageState;
+};
+
 /** A pool as a repair of the store needs it: its key there may be older than its disk (protocol.md R10). */
 export type KeptPool = {
   /** The incarnation of its disk; null if that could not be read, or is not this pool's on this host. */
@@ -154,6 +209,10 @@ export type KeptPool = {
 
 /** The record that a replica keeps beside its promise (protocol.md 4.15). */
 export type KeptRecord = {
+  /** Images that it had and has removed: their snapshots' keys are not made again. */
+  readonly gone: readonly GoneImage[];
+  /** Its images of snapshots, the oldest first. */
+  readonly images: readonly KeptImage[];
   /** In which pool. */
   readonly pool: Uuid;
   /** Promised epoch. */
@@ -226,6 +285,24 @@ export type Nothing = Record<string, never>;
 
 /** Whether the recorded owner may be replaced. */
 export type OpenMode = "closed" | "steal";
+
+/** A snapshot that is offered for reading on this host. */
+export type OpenSnapshot = {
+  /** Connections to it. */
+  readonly clients: number;
+  /** The snapshot. */
+  readonly id: Uuid;
+  /** The export's socket. */
+  readonly path: string;
+  /** Of which volume. */
+  readonly volume: Uuid;
+};
+
+/** The snapshots that are offered for reading on this host. */
+export type OpenSnapshotList = {
+  /** In order of their identifiers. */
+  readonly snapshots: readonly OpenSnapshot[];
+};
 
 /** A peer was refused, or has refused this host. */
 export type PeerRefused = {
@@ -322,6 +399,16 @@ export type RepairPool = {
   readonly path: string;
   /** The pool. */
   readonly pool: Uuid;
+};
+
+/** A snapshot's key after a repair. One that the store has keeps what it says, but for what goes: that goes. */
+export type RepairSnapshot = {
+  /** The image: the same of every copy that has it. */
+  readonly image: KeptImage;
+  /** The copies that have logged it. */
+  readonly members: readonly SnapshotMember[];
+  /** Of which volume. */
+  readonly volume: Uuid;
 };
 
 /** Adds a copy: the owner or caretaker here names it in the record as stale with base 0 and joins it. */
@@ -591,6 +678,96 @@ export type SessionStatus = {
   readonly volume: Uuid;
 };
 
+/** Takes a snapshot of a volume through its session here, a guest's or a caretaker's. Answered when every copy that is in sync has logged it (R27); repeated with the same identifier, it is answered as then. */
+export type SnapshotCreate = {
+  /** Who asked, as people or programs call themselves: at most 128 bytes. */
+  readonly created_by: string;
+  /** The snapshot: whoever asks makes it up, and never uses it again for another one. */
+  readonly id: Uuid;
+  /** Its name, of which the volume has no other: 1 to 63 characters `a-z 0-9 . _ -`, the first one a letter or digit. */
+  readonly name: string;
+  /** Of which volume. */
+  readonly volume: Uuid;
+};
+
+/** A snapshot that was taken. */
+export type SnapshotCreated = {
+  /** When it was taken, in milliseconds since 1970. */
+  readonly created: Decimal;
+  /** The interval that it ends. */
+  readonly generation: Decimal;
+  /** How long the guest's writes were held, in milliseconds. 0 if it was there already. */
+  readonly held_ms: Decimal;
+  /** The snapshot. */
+  readonly id: Uuid;
+  /** The copies that have it. */
+  readonly members: readonly number[];
+};
+
+/** A copy that has an image of a snapshot. */
+export type SnapshotMember = {
+  /** Its host. */
+  readonly node: Uuid;
+  /** Its pool. */
+  readonly pool: Uuid;
+  /** Its number. */
+  readonly rid: number;
+};
+
+/** What a copy keeps beside an image so that its snapshot can be named again (protocol.md R15). */
+export type SnapshotNote = {
+  /** When that was, in milliseconds since 1970. */
+  readonly created: Decimal;
+  /** Who asked. */
+  readonly created_by: string;
+  /** The snapshot's name when it was taken. */
+  readonly name: string;
+};
+
+/** Offers a snapshot for reading on this host, wherever its volume is open. Repeated, it is answered again. */
+export type SnapshotOpen = {
+  /** How to offer it. A path of null is `nbd/<snapshot>.sock` in the run directory. */
+  readonly export: Export;
+  /** The snapshot. */
+  readonly id: Uuid;
+  /** Of which volume. */
+  readonly volume: Uuid;
+};
+
+/** A snapshot that can be read here. */
+export type SnapshotOpened = {
+  /** The export's socket. */
+  readonly path: string;
+};
+
+/** A protected snapshot can't be deleted. */
+export type SnapshotProtect = {
+  /** The snapshot. */
+  readonly id: Uuid;
+  /** From now on. */
+  readonly protected: boolean;
+  /** Of which volume; it is open here. */
+  readonly volume: Uuid;
+};
+
+/** Names a snapshot. */
+export type SnapshotRef = {
+  /** The snapshot. */
+  readonly id: Uuid;
+  /** Of which volume. */
+  readonly volume: Uuid;
+};
+
+/** Gives a snapshot another name. */
+export type SnapshotRename = {
+  /** The snapshot. */
+  readonly id: Uuid;
+  /** Its name from now on. */
+  readonly name: string;
+  /** Of which volume; it is open here. */
+  readonly volume: Uuid;
+};
+
 /** How far another host says that it has seen the store, above what this one has. */
 export type StoreClaim = {
   /** Which host. */
@@ -615,6 +792,8 @@ export type StoreRepair = {
   readonly pools: readonly RepairPool[];
   /** The best record of each volume. */
   readonly records: readonly RecordJson[];
+  /** The snapshots that copies have logged. */
+  readonly snaps: readonly RepairSnapshot[];
 };
 
 /** What a repair wrote. */
@@ -807,6 +986,8 @@ export type DaemonMethods = {
   readonly "identity.reload": { readonly params: Nothing; readonly result: IdentityReloaded };
   /** Who this host is, and by which list it judges others. */
   readonly "identity.show": { readonly params: Nothing; readonly result: IdentityShown };
+  /** The images that copies on this host have of snapshots. */
+  readonly "image.list": { readonly params: Nothing; readonly result: ImageList };
   /** The connections to other hosts. */
   readonly "link.list": { readonly params: Nothing; readonly result: LinkList };
   /** Makes a pool in an empty or new directory. */
@@ -841,6 +1022,20 @@ export type DaemonMethods = {
   readonly "session.open": { readonly params: SessionOpen; readonly result: SessionOpened };
   /** One session. */
   readonly "session.show": { readonly params: VolumeRef; readonly result: SessionStatus };
+  /** Ends that; done nothing if it is not offered. */
+  readonly "snapshot.close": { readonly params: SnapshotRef; readonly result: Nothing };
+  /** Takes a snapshot of a volume that is open here. */
+  readonly "snapshot.create": { readonly params: SnapshotCreate; readonly result: SnapshotCreated };
+  /** Deletes a snapshot of a volume that is open here: from then on nobody sees it, and what its images hold goes. */
+  readonly "snapshot.delete": { readonly params: SnapshotRef; readonly result: Nothing };
+  /** Offers a snapshot for reading here. */
+  readonly "snapshot.open": { readonly params: SnapshotOpen; readonly result: SnapshotOpened };
+  /** The snapshots that are offered for reading here. */
+  readonly "snapshot.open_list": { readonly params: Nothing; readonly result: OpenSnapshotList };
+  /** Protects a snapshot of a volume that is open here from being deleted, or doesn't any more. */
+  readonly "snapshot.protect": { readonly params: SnapshotProtect; readonly result: Nothing };
+  /** Gives a snapshot of a volume that is open here another name. */
+  readonly "snapshot.rename": { readonly params: SnapshotRename; readonly result: Nothing };
   /** Whether the store may be asked: a daemon that proves who it is asks nothing before it hears so. */
   readonly "store.confirm": { readonly params: StoreConfirm; readonly result: Nothing };
   /** Tells where the store is now. */

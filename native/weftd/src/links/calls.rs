@@ -23,8 +23,8 @@ pub(super) struct Call {
     pub(super) renew: Option<Instant>,
     /// Connections in a row that were up for less than [`BRIEF_MS`].
     pub(super) brief: u32,
-    pub(super) handles: BTreeMap<(VolumeId, Rid), (Ordinal, u32)>,
-    pub(super) by_handle: BTreeMap<u32, (VolumeId, Rid, Ordinal)>,
+    pub(super) handles: BTreeMap<(Seat, Rid), (Ordinal, u32)>,
+    pub(super) by_handle: BTreeMap<u32, (Seat, Rid, Ordinal)>,
     pub(super) next_handle: u32,
 }
 
@@ -44,6 +44,17 @@ impl Call {
             handles: BTreeMap::new(),
             by_handle: BTreeMap::new(),
             next_handle: 0,
+        }
+    }
+}
+
+impl Call {
+    pub(super) fn next_handle(&mut self, seat: Seat) -> u32 {
+        let number = self.next_handle;
+        self.next_handle = (number + 1) % READER;
+        match seat {
+            Seat::Session(_) => number,
+            Seat::Reader(_) => number | READER,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 
 use weft_io::identity::{Identity, Peer, TrustCell};
 use weft_io::tls::TlsConfigs;
-use weft_proto::ids::{ClusterId, PoolInc, SessionId};
+use weft_proto::ids::{ClusterId, PoolInc, SessionId, VolumeId};
 use weft_proto::message::Attach;
 
 use super::*;
@@ -207,6 +207,31 @@ fn a_connection_is_attached_to_a_replica_once_and_to_so_many_replicas() {
     attach(&mut links, 0x1001, 90_000, u128::MAX, 1).expect_err("too many");
     links.drop_wire(0x1001);
     assert!(links.attachments.is_empty());
+}
+
+/// A host reads several snapshots of a volume that it has open: no one's attachment ends another's, and each ends when
+/// its reader gives it up.
+#[test]
+fn readers_of_a_replica_are_attached_side_by_side_until_each_detaches() {
+    let (mut links, _) = links();
+    add(&mut links, 0x1001, called());
+    hello_of(&mut links, 0x1001, HostId(7)).expect("let in");
+    while links.poll().is_some() {}
+    for handle in [0, READER, READER + 1] {
+        attach(&mut links, 0x1001, handle, 1, u128::from(handle)).expect("attached");
+        assert!(matches!(links.poll(), Some(LinksOut::Request { .. })));
+    }
+    attach(&mut links, 0x1001, 1, 1, 9).expect("attached");
+    assert!(matches!(links.poll(), Some(LinksOut::Gone { .. })), "the session before");
+    assert!(matches!(links.poll(), Some(LinksOut::Request { .. })));
+    assert_eq!(links.attachments.len(), 3);
+    let detach = Request { tag: 0, epoch: Epoch(0), ask: Ask::Detach };
+    for left in [2, 2] {
+        links.take_frame(NOW, 0x1001, Content::Request(READER, detach.clone())).expect("taken");
+        assert_eq!(links.attachments.len(), left);
+    }
+    assert!(matches!(links.poll(), Some(LinksOut::Gone { .. })));
+    assert!(links.poll().is_none());
 }
 
 #[test]

@@ -42,17 +42,29 @@ pub(super) struct Attached {
 #[derive(Debug, Default)]
 pub(super) struct Handles {
     pub(super) by_handle: BTreeMap<u32, Attached>,
-    /// One a replica: a host has one session of a volume.
+    /// One a replica: a host has one session of a volume. Readers are not in it.
     pub(super) by_replica: BTreeMap<(PoolId, ReplicaKey), u32>,
 }
 
 impl Handles {
     /// The attachment to the same replica that this one follows, which nobody asks anything of any more.
     pub(super) fn insert(&mut self, handle: u32, attached: Attached) -> Option<Attached> {
-        let before = self.by_replica.insert((attached.pool, attached.key), handle);
+        let before = match handle & READER {
+            0 => self.by_replica.insert((attached.pool, attached.key), handle),
+            _ => None,
+        };
         let before = before.and_then(|before| self.by_handle.remove(&before));
         self.by_handle.insert(handle, attached);
         before
+    }
+
+    /// Nobody asks anything of it any more.
+    pub(super) fn remove(&mut self, handle: u32) {
+        if let Some(Attached { pool, key, .. }) = self.by_handle.remove(&handle)
+            && self.by_replica.get(&(pool, key)) == Some(&handle)
+        {
+            self.by_replica.remove(&(pool, key));
+        }
     }
 }
 

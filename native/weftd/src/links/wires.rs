@@ -151,8 +151,8 @@ impl Links {
                     return Err(wrong("a response from a caller".to_owned()));
                 };
                 let asked = self.calls.get(&host).and_then(|c| c.by_handle.get(&handle)).copied();
-                if let Some((volume, rid, ordinal)) = asked {
-                    self.out.push_back(LinksOut::Response { volume, rid, ordinal, response });
+                if let Some((seat, rid, ordinal)) = asked {
+                    self.out.push_back(LinksOut::Response { seat, rid, ordinal, response });
                 }
             }
             Content::Request(handle, request) => {
@@ -181,6 +181,13 @@ impl Links {
                     }
                 }
                 match handles.by_handle.get(&handle).copied() {
+                    Some(Attached { attachment, pool, key })
+                        if handle & READER != 0 && matches!(request.ask, Ask::Detach) =>
+                    {
+                        handles.remove(handle);
+                        self.attachments.remove(&attachment);
+                        self.out.push_back(LinksOut::Gone { attachment, pool, key });
+                    }
                     Some(Attached { attachment, pool, key }) => {
                         self.out.push_back(LinksOut::Request { attachment, pool, key, request });
                     }

@@ -42,28 +42,34 @@ impl Pool {
         self.submit(Purpose::FirstCheckpoint { durable, log_seq, answer }, op);
     }
 
-    /// The next checkpoint of a replica: its other side, its bytes.
-    pub(super) fn encode_checkpoint(&self, slot: &Slotted) -> (Side, Vec<u8>) {
+    /// The next checkpoint of a replica: its other side, how much of the log is in it and in its images' files, its bytes.
+    pub(super) fn encode_checkpoint(&self, slot: &Slotted) -> (Side, u64, Vec<u8>) {
+        let log_seq = slot.images_through(self.log.as_ref().map_or(0, Log::durable_seq));
+        let durable = slot.machine.durable().without_images();
+        let checkpoint = Checkpoint { pool: self.id, counter: slot.counter + 1, log_seq, durable };
+        (slot.side.other(), log_seq, checkpoint.encode())
+    }
+
+    /// The last checkpoint of a replica before it goes to the trash, without its images: its other side, its bytes.
+    pub(super) fn encode_last_checkpoint(&self, slot: &Slotted) -> (Side, Vec<u8>) {
         let log_seq = self.log.as_ref().map_or(0, Log::durable_seq);
-        let durable = slot.machine.durable().clone();
+        let durable = Pool::without_images(slot.machine.durable().clone()).without_images();
         let checkpoint = Checkpoint { pool: self.id, counter: slot.counter + 1, log_seq, durable };
         (slot.side.other(), checkpoint.encode())
     }
 
-    /// Does what a replica's machine wants.
+    /// Does what a replica's machine wants, once its files are open.
     pub(super) fn drive_replica(&mut self, now: Instant, key: ReplicaKey, out: &mut VecDeque<PoolsOut>) {
+        if self.replicas.get(&key).is_some_and(|slot| !slot.open && !slot.quarantined) {
+            return;
+        }
         while let Some(action) = self.replicas.get_mut(&key).and_then(|slot| slot.machine.poll_action()) {
             match action {
                 Action::Log { token, record } => self.append(now, key, Some(token), record),
                 Action::Disk { token, op } => {
                     self.submit(Purpose::Disk(key, token), PoolOp::Disk { replica: key, op });
                 }
-                // No volume is asked for snapshots yet.
-                Action::Image { token, .. } => {
-                    if let Some(slot) = self.replicas.get_mut(&key) {
-                        slot.machine.handle_disk(now, token, Err(DiskError::NoSnapshots));
-                    }
-                }
+                Action::Image { token, op } => self.submit_image(key, token, op),
                 Action::ReadStore { token } => out.push_back(PoolsOut::Call(PoolsCall::Verify(key, token))),
                 Action::Reply { attachment, response } => {
                     out.push_back(PoolsOut::Reply(attachment, response))
@@ -110,6 +116,7 @@ impl Pool {
         out: &mut VecDeque<PoolsOut>,
     ) {
         let Some(log) = &mut self.log else { return };
+        let behind = log.durable_seq();
         log.handle_written(batch, if done { Ok(()) } else { Err(LogWriteFailed) });
         let durable = log.poll_durable();
         let poisoned = log.is_poisoned();
@@ -133,11 +140,23 @@ impl Pool {
                 full.into_iter().map(|(key, token, record)| (key, token, record, Err(DiskError::Io))),
             );
         }
+        let mut keys = BTreeSet::new();
+        // All of them before anything comes of one: a checkpoint that is made then has what the log has by now.
         for (key, token, record, outcome) in told {
+            let of = match (&record, &outcome) {
+                (LogRecord::Image { image, attempt, .. }, Ok(())) => Some((*image, *attempt)),
+                _ => None,
+            };
             if let (Some(slot), Some(token)) = (self.replicas.get_mut(&key), token) {
                 slot.machine.handle_logged(now, token, record, outcome);
-                self.drive_replica(now, key, out);
+                keys.insert(key);
             }
+            if let Some(of) = of {
+                self.note_image(key, of, behind);
+            }
+        }
+        for key in keys {
+            self.drive_replica(now, key, out);
         }
         self.drive_log();
         self.drive_stop(now, out);
@@ -156,14 +175,21 @@ impl Pool {
     }
 
     fn next_checkpoint(&mut self) {
-        let Some(queue) = &mut self.checkpointing else { return };
-        while let Some(key) = queue.pop_front() {
-            let Some(slot) = self.replicas.get(&key).filter(|s| !s.quarantined) else { continue };
-            let log_seq = self.log.as_ref().map_or(0, Log::durable_seq);
-            let counter = slot.counter + 1;
-            let (side, bytes) = self.encode_checkpoint(slot);
-            let op = PoolOp::WriteCheckpoint { replica: key, slot: slot_of(side), bytes };
-            return self.submit(Purpose::Checkpoint { key, side, counter, log_seq }, op);
+        while let Some(key) = self.checkpointing.as_ref().and_then(|queue| queue.front().copied()) {
+            if self.replicas.get(&key).is_some_and(|slot| !slot.quarantined) {
+                let durable_seq = self.log.as_ref().map_or(0, Log::durable_seq);
+                let through = *self.images_through.get_or_insert(durable_seq);
+                if self.write_next_image(key, through) {
+                    return;
+                }
+                self.leave_checkpoint();
+                let Some(slot) = self.replicas.get(&key) else { continue };
+                let counter = slot.counter + 1;
+                let (side, log_seq, bytes) = self.encode_checkpoint(slot);
+                let op = PoolOp::WriteCheckpoint { replica: key, slot: slot_of(side), bytes };
+                return self.submit(Purpose::Checkpoint { key, side, counter, log_seq }, op);
+            }
+            self.leave_checkpoint();
         }
         self.checkpointing = None;
         if let Some(log) = &mut self.log {
@@ -171,6 +197,30 @@ impl Pool {
             log.trim_to(kept.unwrap_or(log.durable_seq()).min(log.durable_seq()));
         }
         self.drive_log();
+    }
+
+    /// The first of the replicas whose checkpoints are being written has had its turn.
+    fn leave_checkpoint(&mut self) {
+        self.images_through = None;
+        if let Some(queue) = &mut self.checkpointing {
+            queue.pop_front();
+        }
+    }
+
+    /// A file of an image was written, or could not be: then its replica's checkpoint waits for the next round.
+    pub(super) fn handle_image_slot(
+        &mut self,
+        now: Instant,
+        written: WrittenSlot,
+        done: bool,
+        out: &mut VecDeque<PoolsOut>,
+    ) {
+        let key = written.key();
+        let is_first = self.checkpointing.as_ref().is_some_and(|queue| queue.front() == Some(&key));
+        if !self.handle_image_written(written, done) && is_first {
+            self.leave_checkpoint();
+        }
+        self.go_on_with_checkpoints(now, out);
     }
 
     pub(super) fn handle_checkpoint(
@@ -184,6 +234,10 @@ impl Pool {
         if let Some(slot) = self.replicas.get_mut(&key).filter(|_| done) {
             (slot.side, slot.counter, slot.log_seq) = (side, counter, log_seq);
         }
+        self.go_on_with_checkpoints(now, out);
+    }
+
+    fn go_on_with_checkpoints(&mut self, now: Instant, out: &mut VecDeque<PoolsOut>) {
         self.next_checkpoint();
         if self.checkpointing.is_none() {
             for (key, token, record) in std::mem::take(&mut self.log_full) {

@@ -2,6 +2,7 @@
 //!
 //! Must always hold: files that can't have been written so are told of and quarantine the pool; nothing of them is guessed.
 
+use super::images::FoundImages;
 use super::*;
 
 impl Pools {
@@ -9,12 +10,13 @@ impl Pools {
     /// the trash) without, since what the log held of a trashed replica is in its checkpoint.
     pub(super) fn try_recover(&mut self, now: Instant, id: PoolId) {
         let Some(pool) = self.pools.get_mut(&id) else { return };
-        if pool.loading.values().any(|sides| sides.iter().any(Option::is_none)) {
+        if !all_read(&pool.loading) || !pool.loading_images.as_ref().is_some_and(all_read) {
             return;
         }
         let loaded = std::mem::take(&mut pool.loading);
+        let images = pool.loading_images.replace(LoadedImages::new()).unwrap_or_default();
         let log = pool.recovering_log.take();
-        let result = pool.recover(now, loaded, log, self.watermark, self.owner.as_ref());
+        let result = pool.recover(now, (loaded, images), log, self.watermark, self.owner.as_ref());
         match result {
             Ok(()) => {
                 if pool.phase == Phase::Recovering {
@@ -102,15 +104,26 @@ impl Pool {
         }
     }
 
+    pub(super) fn load_images(&mut self, images: Vec<(ReplicaKey, SnapId)>) {
+        self.loading_images = Some(images.iter().map(|of| (*of, [None, None])).collect());
+        for (key, image) in images {
+            for (side, slot) in [(Side::A, Slot::A), (Side::B, Slot::B)] {
+                let op = PoolOp::ReadImage { replica: key, image, slot };
+                self.submit(Purpose::ReadImage(key, image, side), op);
+            }
+        }
+    }
+
     fn recover(
         &mut self,
         now: Instant,
-        loaded: BTreeMap<ReplicaKey, [Option<IoBuf>; 2]>,
+        (loaded, images): (BTreeMap<ReplicaKey, [Option<IoBuf>; 2]>, LoadedImages),
         log: Option<IoBuf>,
         watermark: Watermark,
         owner: Option<&PoolOwner>,
     ) -> Result<(), String> {
-        let ReadBack { found, damaged, unfinished, recovered } = self.read_back(&loaded, log.as_ref())?;
+        let ReadBack { found, damaged, unfinished, recovered, mut image_files, leftovers } =
+            self.read_back(&loaded, &images, log.as_ref())?;
         self.unfinished.extend(unfinished);
         if let (Some(ring), Some(recovered)) = (log, recovered) {
             let blocks = (ring.len() / LOG_BLOCK) as u64;
@@ -128,10 +141,19 @@ impl Pool {
             let durable = checkpoint.durable;
             let op =
                 PoolOp::OpenReplica { replica: key, size: durable.size, unsealed: unsealed_ranges(&durable) };
-            let slot = self.slot(durable, (side, checkpoint.counter, checkpoint.log_seq), watermark, owner);
+            let place = (side, checkpoint.counter, checkpoint.log_seq);
+            let mut slot = self.slot(durable, place, watermark, owner);
+            slot.image_files = image_files.remove(&key).unwrap_or_default();
             self.replicas.insert(key, slot);
             self.submit(Purpose::Open(key), op);
             self.append_identity(now, key, owner);
+        }
+        for (key, image) in leftovers {
+            match self.replicas.contains_key(&key) {
+                true => self.drop_images(key, [image]),
+                // Absence deletes nothing (R15).
+                false => self.orphans.push((key, image)),
+            }
         }
         self.drive_log();
         Ok(())
@@ -141,6 +163,7 @@ impl Pool {
     pub(super) fn read_back(
         &self,
         loaded: &BTreeMap<ReplicaKey, [Option<IoBuf>; 2]>,
+        images: &LoadedImages,
         log: Option<&IoBuf>,
     ) -> Result<ReadBack, String> {
         let mut read = ReadBack::default();
@@ -155,7 +178,57 @@ impl Pool {
                 Err(error) => read.damaged.push((*key, error.to_string())),
             }
         }
-        let Some(ring) = log else { return Ok(read) };
+        let mut of_images: BTreeMap<ReplicaKey, FoundImages> = BTreeMap::new();
+        for (key, (_, checkpoint)) in &mut read.found {
+            let mut found = self.found_images(*key, images);
+            let gone: BTreeSet<(SnapId, u64)> = checkpoint.durable.images.gone().collect();
+            let (there, late): (Vec<_>, Vec<_>) =
+                found.images.drain(..).partition(|image| !gone.contains(&(image.id, image.attempt)));
+            for image in late {
+                found.files.remove(&image.id);
+                found.seqs.remove(&image.id);
+            }
+            checkpoint.durable.images.restore(there);
+            of_images.insert(*key, found);
+        }
+        self.replay(&mut read, &mut of_images, log)?;
+        for (key, found) in of_images {
+            let Some((_, checkpoint)) = read.found.get(&key) else { continue };
+            let known = &checkpoint.durable.images;
+            let is_there = |id: SnapId| images.contains_key(&(key, id));
+            let unknown = found
+                .damaged
+                .iter()
+                .find(|(id, _)| known.get(**id).is_none() && !known.gone().any(|(gone, _)| gone == **id));
+            let missing = known.iter().find(|image| !is_there(image.id));
+            let why = match (unknown, missing) {
+                (Some((id, why)), _) => format!("image {id}: {why}"),
+                (None, Some(image)) => format!("image {} is not there", image.id),
+                (None, None) => {
+                    read.image_files.insert(key, found.files);
+                    continue;
+                }
+            };
+            read.damaged.push((key, why));
+            read.found.remove(&key);
+        }
+        let named = |(key, id): &(ReplicaKey, SnapId)| match read.found.get(key) {
+            Some((_, checkpoint)) => checkpoint.durable.images.get(*id).is_some(),
+            // Nothing is known of its images.
+            None => loaded.contains_key(key),
+        };
+        read.leftovers = images.keys().filter(|of| !named(of)).copied().collect();
+        Ok(read)
+    }
+
+    /// What the log says since the checkpoints, and since the images' files.
+    fn replay(
+        &self,
+        read: &mut ReadBack,
+        of_images: &mut BTreeMap<ReplicaKey, FoundImages>,
+        log: Option<&IoBuf>,
+    ) -> Result<(), String> {
+        let Some(ring) = log else { return Ok(()) };
         let from_seq = read.found.values().map(|(_, c)| c.log_seq + 1).min().unwrap_or(1);
         let expect = LogExpectation {
             pool: self.id,
@@ -171,11 +244,17 @@ impl Pool {
                 if !checkpoint.durable.admits(&entry.record) {
                     return Err(impossible(entry));
                 }
+                if let (LogRecord::Image { image, attempt, .. }, Some(found)) =
+                    (&entry.record, of_images.get_mut(&entry.key))
+                    && !found.take_in((*image, *attempt), entry.seq, checkpoint.log_seq)
+                {
+                    continue;
+                }
                 checkpoint.durable.apply(&entry.record);
             }
         }
         read.recovered = Some(recovered);
-        Ok(read)
+        Ok(())
     }
 
     /// A replica that lost its cache keeps its old identity, so that it says so after a further restart too; what
@@ -203,7 +282,8 @@ impl Pool {
         };
         let mut machine = Replica::new(config, durable);
         machine.handle_free_bytes(self.free);
-        Slotted { machine, side, counter, log_seq, open: false, quarantined: false }
+        let (image_files, cleaning) = (BTreeMap::new(), 0);
+        Slotted { machine, side, counter, log_seq, open: false, quarantined: false, image_files, cleaning }
     }
 }
 

@@ -90,30 +90,40 @@ impl Pool {
                 Look::List(log)
             }
             (Some(Look::List(log)), LookStep::List, Ok(PoolAnswer::Replicas(keys))) => {
-                for key in &keys {
-                    for (side, slot) in [(Side::A, Slot::A), (Side::B, Slot::B)] {
-                        let step = LookStep::Checkpoint(*key, side);
+                self.submit(Purpose::Look(LookStep::Images), PoolOp::ListImages);
+                Look::Images(log, keys)
+            }
+            (Some(Look::Images(log, keys)), LookStep::Images, Ok(PoolAnswer::Images(images))) => {
+                for (side, slot) in [(Side::A, Slot::A), (Side::B, Slot::B)] {
+                    for key in &keys {
                         let op = PoolOp::ReadCheckpoint { replica: *key, slot };
-                        self.submit(Purpose::Look(step), op);
+                        self.submit(Purpose::Look(LookStep::Checkpoint(*key, side)), op);
+                    }
+                    for (key, image) in &images {
+                        let op = PoolOp::ReadImage { replica: *key, image: *image, slot };
+                        self.submit(Purpose::Look(LookStep::Image(*key, *image, side)), op);
                     }
                 }
-                Look::Checkpoints(log, keys.into_iter().map(|key| (key, [None, None])).collect())
+                let loaded = keys.into_iter().map(|key| (key, [None, None])).collect();
+                Look::Files(log, loaded, images.into_iter().map(|of| (of, [None, None])).collect())
             }
-            (Some(Look::Checkpoints(log, mut loaded)), LookStep::Checkpoint(key, side), result) => {
+            (Some(Look::Files(log, mut loaded, images)), LookStep::Checkpoint(key, side), result) => {
                 if let Some(sides) = loaded.get_mut(&key) {
-                    // An unreadable file is one that proves nothing: the other may.
-                    sides[side as usize] = Some(match result {
-                        Ok(PoolAnswer::Bytes(bytes)) => bytes,
-                        _ => IoBuf::copy_of(&[]),
-                    });
+                    sides[side as usize] = Some(read_or_nothing(result));
                 }
-                Look::Checkpoints(log, loaded)
+                Look::Files(log, loaded, images)
+            }
+            (Some(Look::Files(log, loaded, mut images)), LookStep::Image(key, image, side), result) => {
+                if let Some(sides) = images.get_mut(&(key, image)) {
+                    sides[side as usize] = Some(read_or_nothing(result));
+                }
+                Look::Files(log, loaded, images)
             }
             (_, _, other) => Look::Done(Err(format!("it can't be read: {}", said(&other)))),
         };
         self.look = Some(match next {
-            Look::Checkpoints(log, loaded) if loaded.values().flatten().all(Option::is_some) => {
-                Look::Done(self.looked(&log, &loaded))
+            Look::Files(log, loaded, images) if all_read(&loaded) && all_read(&images) => {
+                Look::Done(self.looked(&log, &loaded, &images))
             }
             next => next,
         });
@@ -123,8 +133,9 @@ impl Pool {
         &self,
         log: &IoBuf,
         loaded: &BTreeMap<ReplicaKey, [Option<IoBuf>; 2]>,
+        images: &LoadedImages,
     ) -> Result<Vec<KeptRecord>, String> {
-        let read = self.read_back(loaded, Some(log))?;
+        let read = self.read_back(loaded, images, Some(log))?;
         Ok(read
             .found
             .iter()
@@ -134,7 +145,9 @@ impl Pool {
 
     fn kept_record(&self, key: ReplicaKey, durable: &Durable) -> KeptRecord {
         let record = serde_json::from_slice::<Value>(&durable.record).ok().map(RecordJson);
-        KeptRecord { volume: key.volume, rid: key.rid, pool: self.id, promised: durable.promised, record }
+        let (images, gone) = kept_images(durable);
+        let promised = durable.promised;
+        KeptRecord { volume: key.volume, rid: key.rid, pool: self.id, promised, record, images, gone }
     }
 
     /// The records that its replicas keep, as far as they were read.

@@ -66,7 +66,7 @@ impl Pools {
         }
         let Some(slot) = pool.replicas.remove(&key) else { return };
         // What the log holds of it must be in its checkpoint: the log forgets, the trash does not.
-        let (side, bytes) = pool.encode_checkpoint(&slot);
+        let (side, bytes) = pool.encode_last_checkpoint(&slot);
         pool.trashing.insert(key, Trashing { answer: trashing.answer, taken: Some(slot) });
         pool.submit(
             Purpose::TrashCheckpoint(key),

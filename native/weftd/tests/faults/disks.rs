@@ -391,6 +391,7 @@ fn a_second_daemon_on_a_pool_waits_for_the_lock_and_serves_when_the_first_is_gon
         process: None,
         pool: first.pool.clone(),
         room_mib: None,
+        is_xfs: false,
         boot: None,
         key: first.key.clone(),
     };

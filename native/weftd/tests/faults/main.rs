@@ -19,5 +19,6 @@ mod records;
 mod repairs;
 mod scenarios;
 mod scrub;
+mod snapshots;
 mod space;
 mod versions;

@@ -21,6 +21,8 @@ use super::{Etcd, PATIENCE, memory_dir};
 
 /// Bytes of a volume in these tests.
 pub(crate) const SIZE: u64 = 8 << 20;
+/// The smallest XFS, in MiB.
+const XFS_MIB: u32 = 300;
 
 /// A store and the hosts around it.
 pub(crate) struct Cluster {
@@ -114,7 +116,8 @@ impl Cluster {
             write_identity(&home, pki, &pki.hosts.identity(&key, &name, validity), &self.trust.borrow());
         }
         let (pool, room_mib, boot) = (String::new(), None, None);
-        let mut host = Host { number, id, address, home, process: None, pool, room_mib, boot, key };
+        let mut host =
+            Host { number, id, address, home, process: None, pool, room_mib, is_xfs: false, boot, key };
         host.start();
         host
     }
@@ -124,6 +127,17 @@ impl Cluster {
         let mut host = self.host(number);
         host.kill();
         host.room_mib = Some(room_mib);
+        std::fs::create_dir_all(host.home.join("pool")).expect("made");
+        host.start();
+        host.make_pool();
+        host
+    }
+
+    /// A host whose pool lies on an XFS of its own, which takes root: there it can keep snapshots.
+    pub(crate) fn xfs_host(&self, number: u8) -> Host {
+        let mut host = self.host(number);
+        host.kill();
+        (host.room_mib, host.is_xfs) = (Some(XFS_MIB), true);
         std::fs::create_dir_all(host.home.join("pool")).expect("made");
         host.start();
         host.make_pool();
@@ -173,8 +187,10 @@ pub(crate) struct Host {
     pub(crate) home: PathBuf,
     pub(crate) process: Option<Child>,
     pub(crate) pool: String,
-    /// The pool's directory is a file system of its own, of so many MiB; it ends with the process.
+    /// The pool's directory is a file system of its own, of so many MiB, which nobody sees but the process.
     pub(crate) room_mib: Option<u32>,
+    /// It is an XFS, and the next process finds what was in it; else it ends with the process.
+    pub(crate) is_xfs: bool,
     /// Which boot of the machine it is, if not the real one.
     pub(crate) boot: Option<u64>,
     /// The key of its identity, where it has one.
@@ -201,11 +217,19 @@ impl Host {
             if !rustix::process::geteuid().is_root() {
                 command.arg("--map-root-user");
             }
-            // ext4 where loop devices may be had, memory elsewhere.
-            let script = format!(
-                "(truncate -s {mib}M \"$0.img\" && mkfs.ext4 -q -F -m 0 \"$0.img\" && mount -o loop \"$0.img\" \"$0\") \
-                 2>/dev/null || mount -t tmpfs -o size={mib}m none \"$0\" && exec \"$@\""
-            );
+            // ext4 where loop devices may be had, memory elsewhere. The kernel may still be busy with ending the mount of
+            // the process before.
+            let script = if self.is_xfs {
+                format!(
+                    "[ -e \"$0.img\" ] || {{ truncate -s {mib}M \"$0.img\" && mkfs.xfs -q \"$0.img\"; }} && \
+                     for _ in $(seq 100); do mount -o loop \"$0.img\" \"$0\" && exec \"$@\"; sleep 0.1; done; exit 1"
+                )
+            } else {
+                format!(
+                    "(truncate -s {mib}M \"$0.img\" && mkfs.ext4 -q -F -m 0 \"$0.img\" && mount -o loop \"$0.img\" \"$0\") \
+                     2>/dev/null || mount -t tmpfs -o size={mib}m none \"$0\" && exec \"$@\""
+                )
+            };
             command.args(["--mount", "sh", "-c", &script]).arg(self.home.join("pool")).arg(weftd);
         }
         if let Some(boot) = self.boot {
@@ -400,10 +424,15 @@ pub(crate) fn make_volume(hosts: &[&Host]) -> String {
 
 /// The same with so many bytes, at most 1 TiB.
 pub(crate) fn make_volume_of(hosts: &[&Host], size: u64) -> String {
+    make_regions_of(hosts, size, 20)
+}
+
+/// The same with regions of so many bytes, as a power of two.
+pub(crate) fn make_regions_of(hosts: &[&Host], size: u64, region_shift: u8) -> String {
     let volume = uuid();
     let mut replicas = Vec::new();
     for (rid, host) in hosts.iter().enumerate() {
-        let ask = json!({ "volume": volume, "rid": rid, "pool": host.pool, "size": size.to_string(), "region_shift": 20 });
+        let ask = json!({ "volume": volume, "rid": rid, "pool": host.pool, "size": size.to_string(), "region_shift": region_shift });
         host.ask("replica.create", ask.clone());
         host.ask("replica.create", ask);
         replicas.push(
@@ -411,7 +440,7 @@ pub(crate) fn make_volume_of(hosts: &[&Host], size: u64) -> String {
             "base": "0", "reason": "made", "since": "0" }),
         );
     }
-    let record = json!({ "fmt": 1, "min_reader": 1, "vol": volume, "size": size.to_string(), "region_shift": 20,
+    let record = json!({ "fmt": 1, "min_reader": 1, "vol": volume, "size": size.to_string(), "region_shift": region_shift,
         "mode": "excl", "policy": { "copies": hosts.len(), "min_isr": 1, "ack": "durable", "on_loss": "pause",
         "spread": "host" }, "epoch": "1", "rev": "1", "next_rid": hosts.len(), "deleted": null,
         "created_by": volume, "nonce": uuid(), "owner": null, "next": null, "clean": true, "closed_gen": "0",

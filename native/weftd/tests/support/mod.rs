@@ -13,6 +13,7 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use pki::Pki;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use weftd::mail::{Mail, Mailbox};
 
@@ -77,6 +78,12 @@ impl Etcd {
         let mut child = child.expect("etcd is installed");
         assert!(wait_for_port(port, &mut child), "etcd did not come up on {url}");
         Etcd { child, url, tls: None, _data: None }
+    }
+
+    /// Stopped, or going on where it was.
+    pub(crate) fn halt(&self, halted: bool) {
+        let signal = if halted { Signal::STOP } else { Signal::CONT };
+        kill_process(Pid::from_child(&self.child), signal).expect("signalled");
     }
 
     pub(crate) fn port(&self) -> u16 {

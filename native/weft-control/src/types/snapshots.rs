@@ -1,0 +1,212 @@
+//! Snapshots: what is asked about them and answered.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use weft_proto::ids::{Epoch, Generation, PoolId, Rid, SnapId, VolumeId};
+
+use super::{Decimal, Export, Uuid};
+
+/// Takes a snapshot of a volume through its session here, a guest's or a caretaker's. Answered when every copy that is in
+/// sync has logged it (R27); repeated with the same identifier, it is answered as then.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotCreate {
+    /// Of which volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// The snapshot: whoever asks makes it up, and never uses it again for another one.
+    #[schemars(with = "Uuid")]
+    pub id: SnapId,
+    /// Its name, of which the volume has no other: 1 to 63 characters `a-z 0-9 . _ -`, the first one a letter or digit.
+    pub name: String,
+    /// Who asked, as people or programs call themselves: at most 128 bytes.
+    pub created_by: String,
+}
+
+/// A snapshot that was taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SnapshotCreated {
+    /// The snapshot.
+    #[schemars(with = "Uuid")]
+    pub id: SnapId,
+    /// The interval that it ends.
+    #[schemars(with = "Decimal")]
+    pub generation: Generation,
+    /// The copies that have it.
+    #[schemars(with = "Vec<u32>")]
+    pub members: Vec<Rid>,
+    /// When it was taken, in milliseconds since 1970.
+    pub created: Decimal,
+    /// How long the guest's writes were held, in milliseconds. 0 if it was there already.
+    pub held_ms: Decimal,
+}
+
+/// Names a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotRef {
+    /// Of which volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// The snapshot.
+    #[schemars(with = "Uuid")]
+    pub id: SnapId,
+}
+
+/// A protected snapshot can't be deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotProtect {
+    /// Of which volume; it is open here.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// The snapshot.
+    #[schemars(with = "Uuid")]
+    pub id: SnapId,
+    /// From now on.
+    pub protected: bool,
+}
+
+/// Gives a snapshot another name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotRename {
+    /// Of which volume; it is open here.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// The snapshot.
+    #[schemars(with = "Uuid")]
+    pub id: SnapId,
+    /// Its name from now on.
+    pub name: String,
+}
+
+/// Offers a snapshot for reading on this host, wherever its volume is open. Repeated, it is answered again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotOpen {
+    /// Of which volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// The snapshot.
+    #[schemars(with = "Uuid")]
+    pub id: SnapId,
+    /// How to offer it. A path of null is `nbd/<snapshot>.sock` in the run directory.
+    pub export: Export,
+}
+
+/// A snapshot that can be read here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SnapshotOpened {
+    /// The export's socket.
+    pub path: String,
+}
+
+/// A snapshot that is offered for reading on this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct OpenSnapshot {
+    /// Of which volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// The snapshot.
+    #[schemars(with = "Uuid")]
+    pub id: SnapId,
+    /// The export's socket.
+    pub path: String,
+    /// Connections to it.
+    pub clients: u32,
+}
+
+/// The snapshots that are offered for reading on this host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct OpenSnapshotList {
+    /// In order of their identifiers.
+    pub snapshots: Vec<OpenSnapshot>,
+}
+
+/// How far a copy's image of a snapshot is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageState {
+    /// Taken; whether its snapshot stands in the store was not logged yet.
+    Prepared,
+    /// Its snapshot stands in the store.
+    Ready,
+    /// It goes.
+    Deleting,
+}
+
+/// What a copy on this host has of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageInfo {
+    /// Of which volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// The copy's number.
+    #[schemars(with = "u32")]
+    pub rid: Rid,
+    /// In which pool.
+    #[schemars(with = "Uuid")]
+    pub pool: PoolId,
+    /// The snapshot.
+    #[schemars(with = "Uuid")]
+    pub snap: SnapId,
+    /// How far it is.
+    pub state: ImageState,
+    /// It needs nothing of the copy any more.
+    pub whole: bool,
+}
+
+/// What the copies on this host have of snapshots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageList {
+    /// In order of volume and number, the oldest first.
+    pub images: Vec<ImageInfo>,
+}
+
+/// What a copy keeps beside an image so that its snapshot can be named again (protocol.md R15).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SnapshotNote {
+    /// The snapshot's name when it was taken.
+    pub name: String,
+    /// When that was, in milliseconds since 1970.
+    pub created: Decimal,
+    /// Who asked.
+    pub created_by: String,
+}
+
+/// An image as a repair of the store needs it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KeptImage {
+    /// The snapshot.
+    #[schemars(with = "Uuid")]
+    pub snap: SnapId,
+    /// How far it is.
+    pub state: ImageState,
+    /// Which attempt at it this is.
+    pub attempt: Decimal,
+    /// The interval that it ends.
+    #[schemars(with = "Decimal")]
+    pub generation: Generation,
+    /// The owner's epoch when it was taken.
+    #[schemars(with = "Decimal")]
+    pub epoch: Epoch,
+    /// The store's incarnation then.
+    pub incarnation: Decimal,
+    /// Size in bytes.
+    pub size: Decimal,
+    /// Regions were 2^region_shift bytes.
+    pub region_shift: u8,
+    /// Null before its snapshot was logged.
+    pub note: Option<SnapshotNote>,
+}
+
+/// An image that is no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GoneImage {
+    /// Of which snapshot.
+    #[schemars(with = "Uuid")]
+    pub snap: SnapId,
+    /// Of which attempt at it: a later one has another image.
+    pub attempt: Decimal,
+}
