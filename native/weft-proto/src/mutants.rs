@@ -175,6 +175,18 @@ pub enum Mutation {
     ToldAtSwap,
     /// R25: another min_isr raises `rev` only.
     PolicyKeepsEpoch,
+    /// R28: data reaches the disk before what it changes is in the image that needs it.
+    DataBeforePreserve,
+    /// R28: an image is logged while a write of its interval is under way.
+    PrepareBeforeDrain,
+    /// R28: a write of before the barrier is executed after an image was taken.
+    OldGenerationAfterPrepare,
+    /// R28: an image is logged as one that goes while something is put into it (docs/model.md, finding 20).
+    PreserveIntoDeleted,
+    /// R28: room is made for an attempt while the image of an earlier one is there.
+    AttemptReplaced,
+    /// R28: what attempts at a snapshot were dropped is not remembered (docs/model.md, finding 22).
+    AttemptForgotten,
     /// I21: PREPARE is sent while writes of the interval are on their way.
     SnapNoDrain,
     /// I21: writes go on before every member has its image.
@@ -217,7 +229,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every mutation with the name that `--mutation` takes, in the order of the rules.
-    pub const ALL: [(Mutation, &'static str); 100] = [
+    pub const ALL: [(Mutation, &'static str); 106] = [
         (Mutation::NoFence, "r1-no-fence"),
         (Mutation::AnyPromiser, "r1-any-promiser"),
         (Mutation::AttachUnbound, "r1-attach-unbound"),
@@ -305,6 +317,12 @@ impl Mutation {
         (Mutation::ToldAtSwap, "r25-told-at-swap"),
         (Mutation::PolicyKeepsEpoch, "r25-policy-keeps-epoch"),
         (Mutation::SnapReportAtSwap, "r27-report-at-swap"),
+        (Mutation::DataBeforePreserve, "r28-data-before-preserve"),
+        (Mutation::PrepareBeforeDrain, "r28-prepare-before-drain"),
+        (Mutation::OldGenerationAfterPrepare, "r28-old-generation-after-prepare"),
+        (Mutation::PreserveIntoDeleted, "r28-preserve-into-deleted"),
+        (Mutation::AttemptReplaced, "r28-attempt-replaced"),
+        (Mutation::AttemptForgotten, "r28-attempt-forgotten"),
         (Mutation::FailedFlushForgotten, "m26-failed-flush-forgotten"),
         (Mutation::CloseKeepsEpoch, "i1-close-keeps-epoch"),
         (Mutation::OvertakenRead, "i12-overtaken-read"),

@@ -298,7 +298,9 @@ impl<P: Payload> Replica<P> {
                 _ => {}
             }
         }
-        if generation <= barrier && !self.config.broken.is(Mutation::NoFence) {
+        let broken = self.config.broken;
+        let unfenced = broken.is(Mutation::NoFence) || broken.is(Mutation::OldGenerationAfterPrepare);
+        if generation <= barrier && !unfenced {
             return Err(Refusal::OldGeneration);
         }
         given_up.into_iter().for_each(|token| self.finish(now, token, Err(Refusal::Busy)));
@@ -316,12 +318,16 @@ impl<P: Payload> Replica<P> {
 
     /// Does anything execute that changes the head?
     fn is_changing(&self) -> bool {
+        if self.config.broken.is(Mutation::PrepareBeforeDrain) {
+            return false;
+        }
         self.cutting.is_some() || self.running.values().any(|running| running.stage.changes())
     }
 
     /// Has something of the head in this range to be preserved before it changes?
     pub(super) fn must_preserve(&self, offset: u64, len: u64) -> bool {
-        if self.durable.images.is_empty() && self.imaging.controls.is_empty() {
+        let none = self.durable.images.is_empty() && self.imaging.controls.is_empty();
+        if none || self.config.broken.is(Mutation::DataBeforePreserve) {
             return false;
         }
         self.is_preparing()
@@ -387,6 +393,9 @@ impl<P: Payload> Replica<P> {
 
     /// The highest attempt at a snapshot that was seen here.
     fn highest_attempt(&self, id: SnapId) -> u64 {
+        if self.config.broken.is(Mutation::AttemptForgotten) {
+            return 0;
+        }
         let images = &self.durable.images;
         let there = images.get(id).map_or(0, |image| image.attempt);
         let gone = images.gone().find(|(of, _)| *of == id).map_or(0, |(_, attempt)| attempt);
@@ -418,16 +427,16 @@ impl<P: Payload> Replica<P> {
                 _ if made == Some(*attempt) => done,
                 _ if *attempt <= self.highest_attempt(id) => refuse(Refusal::OldAttempt),
                 Some((_, Ready, _)) => refuse(Refusal::OldAttempt),
-                Some((_, Prepared, _)) => {
+                Some((_, Prepared, _)) if !self.config.broken.is(Mutation::AttemptReplaced) => {
                     self.imaging.doomed.insert(id);
                     Turn::Wait
                 }
                 Some((_, Deleting, _)) => Turn::Wait,
-                None if self.imaging.to_drop.contains(&id) => Turn::Wait,
-                None if self.durable.images.len() + self.imaging.made.len() >= IMAGES_MAX => {
+                _ if self.imaging.to_drop.contains(&id) => Turn::Wait,
+                _ if self.durable.images.len() + self.imaging.made.len() >= IMAGES_MAX => {
                     refuse(Refusal::Busy)
                 }
-                None => {
+                _ => {
                     let regions = image_slot_len(self.durable.rgm.len());
                     Turn::Disk(ImageOp::Make { image: id, slot_bytes: regions as u64 })
                 }
@@ -697,7 +706,8 @@ impl<P: Payload> Replica<P> {
                 Some((_, Handing::Disk { heir, .. } | Handing::Has { heir, .. })) => heir.0 == image,
                 _ => false,
             };
-            let filled = self.imaging.preserves.values().any(|p| p.image == image);
+            let filled = self.imaging.preserves.values().any(|p| p.image == image)
+                && !self.config.broken.is(Mutation::PreserveIntoDeleted);
             let logged = self.imaging.dooming.values().any(|of| *of == image);
             if gets || filled || logged || self.is_acted_on(image) {
                 continue;

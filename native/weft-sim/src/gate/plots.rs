@@ -4,13 +4,15 @@
 use weft_proto::durable::Durable;
 use weft_proto::guest::GuestError;
 use weft_proto::ids::{
-    ClusterId, Epoch, Generation, HostId, Instant, Nonce, Ordinal, PoolId, PoolInc, Rid, SessionId,
+    ClusterId, Epoch, Generation, HostId, Instant, Nonce, Ordinal, PoolId, PoolInc, Rid, SessionId, SnapId,
 };
-use weft_proto::message::{Ask, Attach, Request, Watermark};
+use weft_proto::message::{Answer, Ask, Attach, Refusal, Request, Watermark};
 use weft_proto::mutants::Mutation;
-use weft_proto::payload::HeapPayload;
+use weft_proto::payload::{HeapPayload, Payload, block_crcs};
 use weft_proto::record::{EPOCH_MAX, Owner, REPAIR_BELIEF, REPAIR_EPOCH_JUMP, Record, ReplicaState};
-use weft_proto::replica::{Action, AttachmentId, DiskOp, RISE_AT_ONCE, Replica, ReplicaConfig, Verified};
+use weft_proto::replica::{
+    Action, AttachmentId, DiskDone, DiskOp, ImageOp, RISE_AT_ONCE, Replica, ReplicaConfig, Token, Verified,
+};
 use weft_proto::session::Event;
 use weft_proto::superblock::{PoolAction, PoolStart, SEGMENT_BYTES, StoredPool, Superblock, SwapOutcome};
 
@@ -88,6 +90,12 @@ pub(super) const SHOWN_BY: &[(Mutation, &str)] = &[
     (Mutation::ShrinkKeepsEpoch, "a_size_that_was_told_outlives_the_store"),
     (Mutation::ToldAtSwap, "a_size_that_was_told_outlives_the_store"),
     (Mutation::PolicyKeepsEpoch, "a_repair_brings_back_the_min_isr_that_writes_completed_under"),
+    (Mutation::DataBeforePreserve, "what_an_image_needs_is_preserved_before_it_changes"),
+    (Mutation::PrepareBeforeDrain, "an_image_is_logged_when_nothing_changes_the_head"),
+    (Mutation::OldGenerationAfterPrepare, "a_write_of_before_a_barrier_does_not_come_after_it"),
+    (Mutation::PreserveIntoDeleted, "nothing_is_put_into_an_image_that_goes"),
+    (Mutation::AttemptReplaced, "no_image_takes_the_place_of_an_earlier_attempts"),
+    (Mutation::AttemptForgotten, "an_attempt_that_was_dropped_is_not_made_again"),
     (Mutation::FailedFlushForgotten, "a_flush_that_failed_once_is_not_asked_again"),
     (Mutation::OvertakenRead, "a_read_that_was_overtaken_shows_nothing_that_may_vanish"),
     (Mutation::CloseUnsealed, "a_clean_volume_is_sealed_on_every_member"),
@@ -143,6 +151,12 @@ own! {
     R22 => a_seal_counts_when_its_checksums_are_on_the_disk,
     R24 => a_quarantined_member_is_taken_out,
     R25 => a_repair_brings_back_the_min_isr_that_writes_completed_under,
+    R28 => what_an_image_needs_is_preserved_before_it_changes,
+    R28 => an_image_is_logged_when_nothing_changes_the_head,
+    R28 => a_write_of_before_a_barrier_does_not_come_after_it,
+    R28 => nothing_is_put_into_an_image_that_goes,
+    R28 => no_image_takes_the_place_of_an_earlier_attempts,
+    R28 => an_attempt_that_was_dropped_is_not_made_again,
     I12 => a_read_that_was_overtaken_shows_nothing_that_may_vanish,
     I26 => a_clean_volume_is_sealed_on_every_member,
 }
@@ -850,4 +864,137 @@ fn a_clean_volume_is_sealed_on_every_member(play: &Play) {
     stage.release(owner, R1);
     stage.over(owner);
     assert!(stage.record().clean && stage.durable(R1).sealed >= stage.record().closed_gen);
+}
+
+// ---- R28: images of a replica, without a stage
+
+const SNAP: SnapId = SnapId(0x51);
+
+/// The first block, written in an interval.
+fn write_in(interval: u32) -> Ask<HeapPayload> {
+    let data = HeapPayload::zeroed(4096);
+    let (generation, crcs) = (Generation::new(Epoch(2), interval), block_crcs(data.bytes()));
+    Ask::Write { generation, offset: 0, crcs, data, copy: false }
+}
+
+fn make(attempt: u64) -> Ask<HeapPayload> {
+    Ask::SnapMake { id: SNAP, attempt }
+}
+
+fn prepare(attempt: u64, interval: u32) -> Ask<HeapPayload> {
+    Ask::SnapPrepare { id: SNAP, attempt, generation: Generation::new(Epoch(2), interval), incarnation: 1 }
+}
+
+/// What comes of them, once log and disk have done all of it but what is to be left.
+fn carried_out(
+    replica: &mut Replica<HeapPayload>,
+    mut actions: Vec<Action<HeapPayload>>,
+    leave: fn(&Action<HeapPayload>) -> bool,
+) -> (Vec<Result<Answer<HeapPayload>, Refusal>>, Vec<Action<HeapPayload>>) {
+    let (mut answers, mut left) = (Vec::new(), Vec::new());
+    while !actions.is_empty() {
+        for action in std::mem::take(&mut actions) {
+            match action {
+                action if leave(&action) => left.push(action),
+                Action::Log { token, record } => replica.handle_logged(Instant(3), token, record, Ok(())),
+                Action::Disk { token, .. } | Action::Image { token, .. } => done(replica, token),
+                Action::Reply { response, .. } => answers.push(response.outcome),
+                Action::ReadStore { .. } => panic!("no promise is asked for"),
+            }
+        }
+        actions.extend(std::iter::from_fn(|| replica.poll_action()));
+    }
+    (answers, left)
+}
+
+fn done(replica: &mut Replica<HeapPayload>, token: Token) {
+    replica.handle_disk(Instant(3), token, Ok(DiskDone::Done));
+}
+
+fn preserves(action: &Action<HeapPayload>) -> bool {
+    matches!(action, Action::Image { op: ImageOp::Preserve { .. }, .. })
+}
+
+/// A replica whose first block was written, and room for the image that the first attempt will take.
+fn with_room(play: &Play) -> Replica<HeapPayload> {
+    let (mut replica, record) = replica(play);
+    promised(&mut replica, &record);
+    for ask in [write_in(1), make(1)] {
+        let actions = asked(&mut replica, Epoch(2), ask);
+        assert_eq!(carried_out(&mut replica, actions, |_| false).0, [Ok(Answer::Done)]);
+    }
+    replica
+}
+
+/// An image was taken, and what it needs is on its way there.
+fn with_image(play: &Play) -> (Replica<HeapPayload>, Vec<Action<HeapPayload>>) {
+    let mut replica = with_room(play);
+    let actions = asked(&mut replica, Epoch(2), prepare(1, 1));
+    let (answers, left) = carried_out(&mut replica, actions, preserves);
+    assert_eq!((answers, left.len()), (vec![Ok(Answer::Done)], 1));
+    (replica, left)
+}
+
+/// R28: the block that is written to is on its way into the image.
+fn what_an_image_needs_is_preserved_before_it_changes(play: &Play) {
+    let (mut replica, preserve) = with_image(play);
+    let actions = asked(&mut replica, Epoch(2), write_in(2));
+    assert!(actions.is_empty(), "before it is preserved: {actions:?}");
+    let (answers, _) = carried_out(&mut replica, preserve, |_| false);
+    assert_eq!(answers, [Ok(Answer::Done)]);
+}
+
+/// R28: a write is at the disk when PREPARE arrives.
+fn an_image_is_logged_when_nothing_changes_the_head(play: &Play) {
+    let mut replica = with_room(play);
+    let written = asked(&mut replica, Epoch(2), write_in(1));
+    assert!(matches!(written[..], [Action::Disk { op: DiskOp::Write { .. }, .. }]), "{written:?}");
+    let prepared = asked(&mut replica, Epoch(2), prepare(1, 1));
+    assert!(prepared.is_empty(), "while a write is under way: {prepared:?}");
+    let (answers, _) = carried_out(&mut replica, written, |_| false);
+    assert_eq!(answers, [Ok(Answer::Done), Ok(Answer::Done)]);
+}
+
+/// R28: a write of before the barrier was under way for long.
+fn a_write_of_before_a_barrier_does_not_come_after_it(play: &Play) {
+    let (mut replica, preserve) = with_image(play);
+    carried_out(&mut replica, preserve, |_| false);
+    let actions = asked(&mut replica, Epoch(2), write_in(1));
+    assert_eq!(carried_out(&mut replica, actions, |_| false).0, [Err(Refusal::OldGeneration)]);
+}
+
+/// R28: the snapshot is deleted while what it needs is on its way into the image.
+fn nothing_is_put_into_an_image_that_goes(play: &Play) {
+    let (mut replica, preserve) = with_image(play);
+    let actions = asked(&mut replica, Epoch(2), Ask::SnapDelete { id: SNAP });
+    assert!(actions.is_empty(), "while something is put into it: {actions:?}");
+    let (answers, _) = carried_out(&mut replica, preserve, |_| false);
+    assert_eq!(answers, [Ok(Answer::Deleting)]);
+    assert!(replica.durable().images.is_empty() && replica.is_idle());
+}
+
+/// R28: the session tries again. What the first attempt's image has may be what an older image reads.
+fn no_image_takes_the_place_of_an_earlier_attempts(play: &Play) {
+    let (mut replica, preserve) = with_image(play);
+    carried_out(&mut replica, preserve, |_| false);
+    let actions = asked(&mut replica, Epoch(2), make(2));
+    let makes =
+        |action: &Action<HeapPayload>| matches!(action, Action::Image { op: ImageOp::Make { .. }, .. });
+    assert!(!actions.iter().any(makes), "while the earlier one's image is there: {actions:?}");
+    assert_eq!(carried_out(&mut replica, actions, |_| false).0, [Ok(Answer::Done)]);
+    assert!(replica.durable().images.is_empty());
+}
+
+/// R28: what was asked for the first attempt was under way for long, and is dropped meanwhile.
+fn an_attempt_that_was_dropped_is_not_made_again(play: &Play) {
+    let mut replica = with_room(play);
+    for (ask, expected) in [
+        (Ask::SnapDrop { id: SNAP, attempt: 1 }, Ok(Answer::Done)),
+        (make(1), Err(Refusal::OldAttempt)),
+        (prepare(1, 1), Err(Refusal::OldAttempt)),
+        (make(2), Ok(Answer::Done)),
+    ] {
+        let actions = asked(&mut replica, Epoch(2), ask);
+        assert_eq!(carried_out(&mut replica, actions, |_| false).0, [expected]);
+    }
 }
