@@ -13,12 +13,21 @@ import { parseAddress, parseName } from "../core/model/name.ts";
 import { type Role, roles } from "../core/model/roles.ts";
 import { checkScrubDays, checkScrubRate } from "../core/model/scrub.ts";
 import { parseRate, parseSize } from "../core/model/size.ts";
+import { parseSnapshotRef, type SnapshotRef } from "../core/model/snapshot.ts";
 import { checkLimits, type VolumeLimits } from "../core/model/volume-limits.ts";
 import type { Settings } from "../core/wire/agent-api.ts";
 import { WeftError } from "../core/wire/errors.ts";
 
 export function volumeName(text: string): string {
   return accept(parseName("volume", text));
+}
+
+export function snapshotName(text: string): string {
+  return accept(parseName("snapshot", text));
+}
+
+export function snapshotRef(text: string): SnapshotRef {
+  return accept(parseSnapshotRef(text));
 }
 
 export function hostName(text: string): string {

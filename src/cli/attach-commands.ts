@@ -54,7 +54,7 @@ export function addAttachCommands(program: Command, bind: Bind): void {
 }
 
 /** Where libnbd, qemu and nbd-client find it. */
-function nbdUri(path: string): string {
+export function nbdUri(path: string): string {
   return `nbd+unix:///?socket=${encodeURIComponent(path).replaceAll("%2F", "/")}`;
 }
 

@@ -42,8 +42,8 @@ export function addPoolCommands(program: Command, bind: Bind): void {
         { title: "FREE", of: ({ free }) => (free === null ? "—" : formatSize(free)), right: true },
         { title: "SIZE", of: ({ total }) => (total === null ? "—" : formatSize(total)), right: true },
         { title: "ROTTEN", of: ({ bitRot }) => rottenText(bitRot), right: true },
-        { title: "SNAPSHOTS", of: snapshotsText },
         { title: "STATE", of: stateText },
+        { title: "SNAPSHOTS", of: snapshotsText },
       ],
       "No pools yet.  Next:  weft pool add DIRECTORY",
     );
@@ -68,7 +68,7 @@ export function addPoolCommands(program: Command, bind: Bind): void {
 
 /** Whether volumes with a copy there can have some. */
 function snapshotsText({ noSnapshots, state }: PoolAnswer): string {
-  if (noSnapshots !== null) return "no";
+  if (noSnapshots !== null) return `no: ${noSnapshots}`;
   return state === "serving" ? "yes" : "—";
 }
 

@@ -34,6 +34,7 @@ import { addReplicaCommands } from "./replica-commands.ts";
 import { addScrubCommand } from "./scrub-command.ts";
 import { addSettingsCommands } from "./settings-commands.ts";
 import { addStatusCommand } from "./status-command.ts";
+import { addSnapshotCommands } from "./snapshot-commands.ts";
 import { addStoreCommands } from "./store-commands.ts";
 import { addTokenCommands } from "./token-commands.ts";
 import { addTrashCommands } from "./trash-commands.ts";
@@ -103,6 +104,7 @@ function buildProgram(surroundings: Surroundings, bind: Bind, ownVersion: string
   addAttachCommands(program, bind);
   addPlaceCommands(volume, addReplicaCommands(program, bind), bind);
   addScrubCommand(program, bind);
+  addSnapshotCommands(program, bind);
   addHostCommands(program, bind);
   addStoreCommands(program, bind);
   addSettingsCommands(program, bind);

@@ -48,12 +48,16 @@ export function addStoreCommands(program: Command, bind: Bind): void {
     context.show(
       answer,
       ({ incarnation }) => String(incarnation),
-      ({ incarnation, answered, missing, volumes }) =>
+      ({ incarnation, answered, missing, volumes, snapshots }) =>
         [
-          `Store repaired, incarnation ${incarnation}: ${volumes.length} ${volumes.length === 1 ? "record" : "records"} rebuilt.`,
+          `Store repaired, incarnation ${incarnation}: ${counted(volumes.length, "record")}${snapshots === 0 ? "" : ` and ${counted(snapshots, "snapshot")}`} rebuilt.`,
           `  answered: ${answered.join(", ") || "none"}`,
           ...(missing.length === 0 ? [] : [`  missing:  ${missing.join(", ")}`]),
         ].join("\n"),
     );
   });
+}
+
+function counted(count: number, thing: string): string {
+  return `${count} ${thing}${count === 1 ? "" : "s"}`;
 }

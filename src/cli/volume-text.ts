@@ -3,6 +3,7 @@ import { formatSize } from "../core/model/size.ts";
 import { limitsText } from "../core/model/volume-limits.ts";
 import type { VolumeAnswer } from "../core/wire/agent-api.ts";
 import { scrubLine } from "./scrub-text.ts";
+import { snapshotsLine } from "./snapshot-text.ts";
 import { table } from "./table.ts";
 
 /** `2 copies`, `1 of 2 copies` */
@@ -33,6 +34,7 @@ export function resizedText(before: bigint, volume: VolumeAnswer): string {
 
 export function volumeText(volume: VolumeAnswer): string {
   const scrubbed = scrubLine(volume);
+  const snapshots = snapshotsLine(volume);
   const facts: readonly (readonly [string, string])[] = [
     ["Volume", volume.name],
     ["Id", volume.id],
@@ -47,6 +49,7 @@ export function volumeText(volume: VolumeAnswer): string {
       ? [["Work", `${volume.owner.hostName} makes the copies level`] as const]
       : []),
     ...(scrubbed === null ? [] : [["Scrub", scrubbed] as const]),
+    ...(snapshots === null ? [] : [["Snapshots", snapshots] as const]),
     ["Epoch", volume.epoch === null ? "—" : String(volume.epoch)],
     ...(volume.deletedAt === null ? [] : [["Deleted", volume.deletedAt] as const]),
   ];
@@ -61,7 +64,7 @@ export function volumeText(volume: VolumeAnswer): string {
     { title: "REASON", of: ({ reason }) => (reason === null || reason === "" ? "—" : reason) },
     { title: "POOL", of: ({ pool }) => pool.slice(0, 8) },
   ]);
-  return [...facts.map(([title, value]) => `${`${title}:`.padEnd(9)}${value}`), "", replicas].join("\n");
+  return [...facts.map(([title, value]) => `${`${title}: `.padEnd(9)}${value}`), "", replicas].join("\n");
 }
 
 /** A dash where nobody has said it yet. */

@@ -65,6 +65,7 @@ export function volume(rest: object = {}): object {
     used: "429496729600",
     limits: null,
     scrub: { asked: null, progress: null, last: null },
+    snapshots: { count: 0, deleting: 0, fewerCount: 0, fewer: [], unable: null },
     copies: 2,
     minIsr: 1,
     spread: "host",
@@ -77,6 +78,34 @@ export function volume(rest: object = {}): object {
     replicas: [replica(0, "h1"), replica(1, "h2")],
     createdBy: "test",
     deletedAt: null,
+    ...rest,
+  };
+}
+
+export function snapshot(rest: object = {}): object {
+  const member = (rid: number, name: "h1" | "h2"): object => ({
+    rid,
+    host: ids[name],
+    hostName: name,
+    pool: ids.pool,
+    alive: true,
+    left: false,
+  });
+  return {
+    id: ids.session,
+    name: "before-upgrade",
+    volume: ids.db,
+    volumeName: "db",
+    size: "3298534883328",
+    takenAt: "2026-11-22T14:02:07.311Z",
+    createdBy: "root@h1",
+    state: "ready",
+    protected: false,
+    copies: 2,
+    wantedCopies: 2,
+    members: [member(0, "h1"), member(1, "h2")],
+    missedBy: [],
+    openOn: [],
     ...rest,
   };
 }

@@ -279,10 +279,10 @@ void t.test("weft pool add, list, remove: a pool is found by path, HOST:PATH or 
   t.equal(
     (await agent.weft(["pool", "list"])).out,
     [
-      "POOL      HOST  PATH          FREE     SIZE     ROTTEN  SNAPSHOTS  STATE",
-      "d0000000  h2    /srv/weft  100 GiB  200 GiB          0  yes        serving",
-      "b0000000  h1    /srv/weft  100 GiB  200 GiB  3, 1 left  no         serving",
-      "50000000  h2    /mnt             —  200 GiB          —  —          quarantined: swapped",
+      "POOL      HOST  PATH          FREE     SIZE     ROTTEN  STATE                 SNAPSHOTS",
+      "d0000000  h2    /srv/weft  100 GiB  200 GiB          0  serving               yes",
+      "b0000000  h1    /srv/weft  100 GiB  200 GiB  3, 1 left  serving               no: the pool lies on tmpfs",
+      "50000000  h2    /mnt             —  200 GiB          —  quarantined: swapped  —",
       "",
     ].join("\n"),
   );
@@ -689,7 +689,13 @@ void t.test("weft host, trash, store: lists, and what they did", async (t) => {
     "DELETE /v1/volumes/db": {},
     "POST /v1/store/backup": { path: "/b", bytes: "4096", revision: "7", sha256: "ab" },
     "POST /v1/store/restore": {},
-    "POST /v1/store/repair": { incarnation: "2", answered: ["h1"], missing: ["h2"], volumes: [] },
+    "POST /v1/store/repair": {
+      incarnation: "2",
+      answered: ["h1"],
+      missing: ["h2"],
+      volumes: [],
+      snapshots: 2,
+    },
   });
   t.equal(
     (await agent.weft(["host", "list"])).out,
@@ -723,7 +729,7 @@ void t.test("weft host, trash, store: lists, and what they did", async (t) => {
   const repaired = await agent.weft(["store", "repair"]);
   t.equal(
     repaired.out,
-    "Store repaired, incarnation 2: 0 records rebuilt.\n  answered: h1\n  missing:  h2\n",
+    "Store repaired, incarnation 2: 0 records and 2 snapshots rebuilt.\n  answered: h1\n  missing:  h2\n",
   );
   t.equal(repaired.code, 3);
 });

@@ -60,6 +60,8 @@ const bodies: WithBody = {
   "PATCH /v1/volumes/:ref": { limits: { iops: 2000, bps: "1048576", burstS: 5 } },
   "POST /v1/volumes/:ref/plan": { move: { from: "h1", to: "h1", pool: null } },
   "POST /v1/volumes/:ref/scrub": { rate: "1048576" },
+  "POST /v1/volumes/:ref/snapshots": { name: "s", id: null },
+  "PATCH /v1/snapshots/:ref": { name: "s" },
   "POST /v1/volumes/:ref/attach": { steal: false },
   "POST /v1/volumes/:ref/detach": { abandon: false },
   "POST /v1/volumes/:ref/replicas": { host: null },
@@ -89,6 +91,7 @@ const shapes: readonly (readonly [method: string, path: string, body: unknown])[
   ["PATCH", "/v1/volumes/REF", { size: "4096", loseData: "db" }],
   ["PATCH", "/v1/volumes/REF", { spread: "rack" }],
   ["PATCH", "/v1/volumes/REF", { copies: 1, minIsr: 1 }],
+  ["PATCH", "/v1/snapshots/REF", { protected: true }],
   ["PUT", "/v1/settings", { scrub: { everyDays: 30, rate: "1048576" } }],
 ];
 
@@ -98,6 +101,7 @@ const ref = fc.oneof(
     arbitrary: fc.constantFrom(
       "db",
       "web",
+      "db%40x",
       "1",
       goodValues.want.id,
       "nobody",
@@ -157,6 +161,8 @@ const places: readonly (readonly [key: string, good: unknown])[] = [
   [keys.want(other), goodValues.want],
   [keys.made(other, 1), goodValues.made],
   [keys.state(other), goodValues.state],
+  [keys.snapshot(other, goodValues.snapshot.id), goodValues.snapshot],
+  [keys.snapshotOpen(goodValues.snapshot.id) + goodValues.host.id, { volume: other, since: "1" }],
   [keys.progress(other), { rid: 1, copied: "1", total: "2" }],
   [keys.emptyTrash(other), {}],
   [keys.token("t"), { volume: other }],
@@ -226,6 +232,8 @@ async function judge(host: TestHost, store: StoreClient, input: Input): Promise<
       "/v1/volumes",
       "/v1/trash",
       `/v1/volumes/${other}`,
+      "/v1/snapshots",
+      `/v1/snapshots/${goodValues.snapshot.id}`,
       `/v1/volumes/${other}/why`,
     ])
       await asked(host, { method: "GET", path, type: "application/json", body: "" });

@@ -25,6 +25,7 @@ const parsers = {
   want: record.parseWant,
   state: record.parseRecord,
   extra: record.parseRecordExtra,
+  snapshot: record.parseSnapshot,
 } as const satisfies Readonly<Record<string, (key: string, text: string) => unknown>>;
 
 type Kind = keyof typeof parsers;
@@ -40,7 +41,7 @@ export async function openStoreValues(): Promise<OpenDoor> {
       fc.record({ kind: fc.constant(kind), text: textOf(fc.oneof(nearly(goodValues[kind]), anyJson)) }),
     );
   const part = fc.oneof(
-    fc.constantFrom("vol", "host", "want", "replica", "state", "1", "00000000000000000001", ""),
+    fc.constantFrom("vol", "snap", "host", "want", "replica", "state", "1", "00000000000000000001", ""),
     fc.string(),
   );
   const key = fc.record({

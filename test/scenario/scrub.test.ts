@@ -60,7 +60,7 @@ await t.test(
       t.match(await h1.output(["weft", "volume", "show", "v"]), /^Scrub: .*none rotten/m);
       await until(
         async () =>
-          (await h3.output(["weft", "pool", "list"])).match(/ 3 {2}(yes|no) +serving$/m) ? true : null,
+          (await h3.output(["weft", "pool", "list"])).match(/ 3 {2}serving +(yes|no)/) ? true : null,
         {
           what: "the blocks counted at their pool",
           deadlineMs: 30_000,

@@ -98,9 +98,9 @@ function handlersOf(context: MemberContext, audit: AskedAgent["audit"]): DoorHan
     "POST /v1/internal/stats": async ({ body: { volume } }) => ({ open: await ownStats(context, volume) }),
     "POST /v1/internal/volume-work": async ({ caller, body, begin }) => {
       if (caller.verdict?.kind !== "ok") throw new Error("the door lets hosts only ask for work on volumes");
-      await begin({ host: caller.verdict.host, volume: body.volume, work: body.kind });
-      await doOwnerWork(context, body);
-      return {};
+      const snapshot = "id" in body ? { snapshot: body.id } : {};
+      await begin({ host: caller.verdict.host, volume: body.volume, work: body.kind, ...snapshot });
+      return doOwnerWork(context, body);
     },
     "PUT /v1/members/authority": async ({ caller, body, begin }) => {
       if (caller.verdict?.kind !== "ok") throw new Error("the door lets hosts only hand over authorities");

@@ -4,9 +4,10 @@
  * Must always hold: a value that can't be read hides nothing but itself; it is reported with its key.
  */
 import type { Cluster, Host, Pool } from "../model/cluster.ts";
-import type { HostId, PoolId, VolumeId } from "../model/ids.ts";
+import type { HostId, PoolId, SnapshotId, VolumeId } from "../model/ids.ts";
 import { parseHostId, parsePoolId, parseVolumeId } from "../model/ids.ts";
 import type { LivenessState } from "../model/liveness.ts";
+import type { Snapshot } from "../model/snapshot.ts";
 import type { Made, VolumeRecord, Want } from "../model/volume-record.ts";
 import { NO_LABELS } from "../model/spread.ts";
 import type { Labels } from "../model/spread.ts";
@@ -111,6 +112,44 @@ export function volumeOf(mirror: Mirror, id: VolumeId): VolumeFacts {
   return { id, want, wantEntry, made, record: found, extra, unreadable };
 }
 
+export type SnapshotFacts = {
+  readonly known: readonly Snapshot[];
+  /** What could not be read. */
+  readonly unreadable: readonly WeftError[];
+};
+
+/** A volume may have a thousand, and is looked at with every change of the store: each value is read once. */
+const snapshotsRead = new WeakMap<Entry, Snapshot | WeftError>();
+
+/** Of a volume: all of them, those that are not shown among them. */
+export function snapshotsOf(mirror: Mirror, id: VolumeId): SnapshotFacts {
+  const all = mirror.entries(keys.snapshots(id)).map(snapshotOf);
+  return {
+    known: all.filter((one): one is Snapshot => !(one instanceof WeftError)),
+    unreadable: all.filter((one): one is WeftError => one instanceof WeftError),
+  };
+}
+
+function snapshotOf(entry: Entry): Snapshot | WeftError {
+  const read = snapshotsRead.get(entry);
+  if (read !== undefined) return read;
+  let found: Snapshot | WeftError;
+  try {
+    found = record.parseSnapshot(entry.key, entry.value);
+  } catch (error) {
+    if (!(error instanceof WeftError)) throw error;
+    found = error;
+  }
+  snapshotsRead.set(entry, found);
+  return found;
+}
+
+/** Hosts that offer this snapshot. */
+export function openOn(mirror: Mirror, snapshot: SnapshotId): readonly HostId[] {
+  const prefix = keys.snapshotOpen(snapshot);
+  return mirror.entries(prefix).flatMap(({ key }) => parseHostId(key.slice(prefix.length)) ?? []);
+}
+
 export function volumesOf(mirror: Mirror): readonly VolumeFacts[] {
   return volumeIdsOf(mirror).map((id) => volumeOf(mirror, id));
 }
@@ -141,6 +180,7 @@ export function clusterOf(mirror: Mirror, liveness: LivenessState): Cluster {
     freeBytes: pool.usage?.free ?? 0n,
     totalBytes: pool.usage?.total ?? 0n,
     committedBytes: committed.get(pool.id) ?? 0n,
+    noSnapshots: pool.usage?.noSnapshots ?? null,
   }));
   return { hosts, pools };
 }

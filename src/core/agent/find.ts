@@ -1,11 +1,13 @@
 /** From what a person typed (a name or an identifier) to the thing, or E-ARG-01 with the nearest name. */
-import { type HostId, parseHostId, parsePoolId, parseUuid } from "../model/ids.ts";
+import { type HostId, parseHostId, parsePoolId, parseSnapshotId, parseUuid } from "../model/ids.ts";
+import type { VolumeId } from "../model/ids.ts";
+import { isShown, parseSnapshotRef, type Snapshot } from "../model/snapshot.ts";
 import { suggest } from "../model/suggest.ts";
 import type { Trust, TrustedHost } from "../model/trust.ts";
 import type { Want } from "../model/volume-record.ts";
-import { WeftError } from "../wire/errors.ts";
+import { decided, WeftError } from "../wire/errors.ts";
 import type { HostJson } from "../wire/record.ts";
-import { hostsOf, type PoolFacts, poolsOf, type VolumeFacts, volumesOf } from "./facts.ts";
+import { hostsOf, type PoolFacts, poolsOf, snapshotsOf, type VolumeFacts, volumesOf } from "./facts.ts";
 import type { Mirror } from "./mirror.ts";
 
 export type WantedVolume = VolumeFacts & { readonly want: Want };
@@ -45,6 +47,50 @@ export function findDeleted(mirror: Mirror, ref: string): WantedVolume {
     ref,
     deleted.map(({ want }) => want.name),
   );
+}
+
+export type FoundSnapshot = { readonly volume: WantedVolume; readonly snapshot: Snapshot };
+
+/** `VOLUME@NAME`, or the snapshot's id alone. E-SNAP-09 where there is none, E-ARG-02 for what names none. */
+export function findSnapshot(mirror: Mirror, ref: string): FoundSnapshot {
+  const id = parseSnapshotId(ref);
+  if (id !== null) {
+    const found = volumesOf(mirror)
+      .filter(hasWant)
+      .flatMap((volume) => shownOf(mirror, volume.id).map((snapshot) => ({ volume, snapshot })))
+      .find(({ snapshot }) => snapshot.id === id);
+    if (found !== undefined) return found;
+    throw noSnapshot(`No snapshot "${ref}".`, ref);
+  }
+  const named = decided(parseSnapshotRef(ref));
+  const volume = findVolume(mirror, named.volume);
+  const shown = shownOf(mirror, volume.id);
+  const byId = parseSnapshotId(named.name);
+  // One that is being deleted makes way for another one of its name.
+  const [found] = shown
+    .filter(({ id: one, name }) => one === byId || name === named.name)
+    .toSorted((a, b) => Number(a.state === "DELETING") - Number(b.state === "DELETING"));
+  if (found !== undefined) return { volume, snapshot: found };
+  const near = suggest(
+    named.name,
+    shown.map(({ name }) => name),
+  );
+  const hint = near === null ? "" : ` Did you mean "${volume.want.name}@${near}"?`;
+  throw noSnapshot(`"${volume.want.name}" has no snapshot "${named.name}".${hint}`, ref);
+}
+
+function shownOf(mirror: Mirror, volume: VolumeId): readonly Snapshot[] {
+  return snapshotsOf(mirror, volume).known.filter(isShown);
+}
+
+function noSnapshot(message: string, ref: string): WeftError {
+  return new WeftError({
+    code: "E-SNAP-09",
+    message,
+    facts: { ref },
+    safe: "Nothing was changed.",
+    do: [{ why: "See all of them", command: "weft snapshot list" }],
+  });
 }
 
 export function findHost(mirror: Mirror, ref: string): HostJson {

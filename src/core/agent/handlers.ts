@@ -17,7 +17,7 @@ import { attachVolume, detachVolume } from "./attach.ts";
 import { backupAuthority, restoreAuthority } from "./ca-file.ts";
 import type { MemberContext } from "./context.ts";
 import { clusterJsonOf, volumeOf, volumesOf } from "./facts.ts";
-import { findVolume } from "./find.ts";
+import { findSnapshot, findVolume } from "./find.ts";
 import { labelHost, removeHost } from "./hosts.ts";
 import { createToken, listTokens, revokeToken } from "./join-tokens.ts";
 import { metricsText } from "./metrics.ts";
@@ -28,6 +28,7 @@ import { repairStore } from "./repair.ts";
 import { revokeHost } from "./revoke.ts";
 import { rotateAuthority, showAuthority } from "./rotate.ts";
 import { changeSettings, settingsOf } from "./settings.ts";
+import * as snapshots from "./snapshots.ts";
 import { statsAnswer } from "./stats.ts";
 import * as show from "./status.ts";
 import { backupStore, restoreStore } from "./store-file.ts";
@@ -200,6 +201,36 @@ export const handlers: Handlers = {
   "DELETE /v1/volumes/:ref/replicas/:rid": async (agent, { params }) => {
     const context = agent.member();
     return shown(context, await volumes.removeReplica(context, params.ref, Number(params.rid)));
+  },
+
+  "GET /v1/volumes/:ref/snapshots": async (agent, { params }) => {
+    const context = await fresh(agent);
+    return [...snapshots.snapshotAnswers(context, findVolume(context.mirror, params.ref))];
+  },
+  "POST /v1/volumes/:ref/snapshots": (agent, { principal, params, body }) => {
+    const context = agent.member();
+    const by = `${shownPrincipal(principal)}@${context.self.name}`;
+    return snapshots.createSnapshot(context, params.ref, { ...body, by });
+  },
+  "GET /v1/snapshots": async (agent, { principal }) => [
+    ...snapshots.allSnapshots(await fresh(agent), principal),
+  ],
+  "GET /v1/snapshots/:ref": async (agent, { params }) => {
+    const context = await fresh(agent);
+    const { volume, snapshot } = findSnapshot(context.mirror, params.ref);
+    return snapshots.shownSnapshot(context, volume.id, snapshot.id);
+  },
+  "PATCH /v1/snapshots/:ref": (agent, { params, body }) =>
+    snapshots.changeSnapshot(agent.member(), params.ref, body),
+  "DELETE /v1/snapshots/:ref": async (agent, { params }) => {
+    await snapshots.deleteSnapshot(agent.member(), params.ref);
+    return {};
+  },
+  "POST /v1/snapshots/:ref/attach": (agent, { params }) =>
+    snapshots.attachSnapshot(agent.member(), params.ref),
+  "POST /v1/snapshots/:ref/detach": async (agent, { params }) => {
+    await snapshots.detachSnapshot(agent.member(), params.ref);
+    return {};
   },
 
   "GET /v1/trash": async (agent, { principal }) =>

@@ -20,7 +20,7 @@ import { objectOf, parseHostLabels } from "../wire/record.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
 import { peerUrl } from "./etcd-process.ts";
-import { volumesOf } from "./facts.ts";
+import { snapshotsOf, volumesOf } from "./facts.ts";
 import { findHost, findListed, hasWant } from "./find.ts";
 import { hostOfMember } from "./members.ts";
 import { revokeHost } from "./revoke.ts";
@@ -34,7 +34,9 @@ export async function removeHost(context: MemberContext, ref: string, by: string
   await mirror.sync();
   const host = findListed(identity.trust(), ref);
   if (host.id === self.host && identity.trust().hosts.size > 1) throw removesItself(host.name);
-  const volumes = volumesOf(mirror).filter(hasWant);
+  const volumes = volumesOf(mirror)
+    .filter(hasWant)
+    .map(({ id, want, record }) => ({ want, record, snapshots: snapshotsOf(mirror, id).known }));
   const allowed = checkHostRemoval(host.id, volumes, view.cluster());
   if (allowed.kind === "refused") throw WeftError.fromFinding(allowed.finding);
   const members = await storeMembers(context);

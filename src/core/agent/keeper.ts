@@ -12,7 +12,7 @@ import type { VolumeEffect, VolumeEvent, VolumeState } from "../model/volume.ts"
 import { reasonOf, WeftError } from "../wire/errors.ts";
 import { keys, parseKey } from "../wire/store-keys.ts";
 import { parseVolumeId } from "../model/ids.ts";
-import { type VolumeFacts, volumeIdsOf, volumeOf } from "./facts.ts";
+import { snapshotsOf, type VolumeFacts, volumeIdsOf, volumeOf } from "./facts.ts";
 import type { Log } from "./log.ts";
 import type { Changed, Mirror } from "./mirror.ts";
 
@@ -98,6 +98,7 @@ export class Keeper {
       { kind: "record", record: facts.record },
       { kind: "made", made: facts.made },
       { kind: "want", want: facts.want },
+      { kind: "snapshots", snapshots: snapshotsOf(mirror, volume).known },
       { kind: "caretaker", session: caretakerOf(facts) },
       { kind: mirror.get(keys.emptyTrash(volume)) === null ? "tick" : "empty-trash" },
     ];

@@ -122,14 +122,17 @@ export class Mirror {
     if (listing.revision < this.#revision && !wentBack) return;
     if (wentBack) this.#setBack += 1;
     const before = this.#entries;
-    this.#entries = new Map(listing.entries.map((entry) => [entry.key, entry]));
+    // What has not changed stays the very same: who read it before need not read it again.
+    this.#entries = new Map(
+      listing.entries.map((entry) => {
+        const was = before.get(entry.key);
+        return [entry.key, was?.modRevision === entry.modRevision && was.value === entry.value ? was : entry];
+      }),
+    );
     this.#revision = listing.revision;
     const changed = new Set<string>();
     for (const key of before.keys()) if (!this.#entries.has(key)) changed.add(key);
-    for (const [key, entry] of this.#entries) {
-      const was = before.get(key);
-      if (was?.modRevision !== entry.modRevision || was.value !== entry.value) changed.add(key);
-    }
+    for (const [key, entry] of this.#entries) if (before.get(key) !== entry) changed.add(key);
     if (changed.size > 0) this.#tell(changed);
   }
 

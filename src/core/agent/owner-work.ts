@@ -14,7 +14,7 @@
 import { setTimeout as delay } from "node:timers/promises";
 
 import { type HostId, parseVolumeId, type VolumeId } from "../model/ids.ts";
-import type { OwnerWork } from "../wire/door-api.ts";
+import type { OwnerWork, OwnerWorkAnswer } from "../wire/door-api.ts";
 import { isWeftError, WeftError } from "../wire/errors.ts";
 import { HostClient } from "../wire/host-client.ts";
 import type { MemberContext } from "./context.ts";
@@ -32,13 +32,12 @@ const ANSWER_MS = 35_000;
 type Doer = Pick<MemberContext, "daemon" | "held" | "mirror">;
 
 /** E-VOL-13 where nobody can be found who has the volume open, E-HOST-09 where the owner's agent does not answer. */
-export async function byOwner(context: MemberContext, work: OwnerWork): Promise<void> {
+export async function byOwner(context: MemberContext, work: OwnerWork): Promise<OwnerWorkAnswer> {
   const end = performance.now() + HANDS_MS;
   for (;;) {
     await context.mirror.sync();
     try {
-      await once(context, work);
-      return;
+      return await once(context, work);
     } catch (error) {
       if (!isChangingHands(error) || performance.now() > end) throw error;
     }
@@ -46,49 +45,68 @@ export async function byOwner(context: MemberContext, work: OwnerWork): Promise<
   }
 }
 
-async function once(context: MemberContext, work: OwnerWork): Promise<void> {
+async function once(context: MemberContext, work: OwnerWork): Promise<OwnerWorkAnswer> {
   const volume = volumeIdOf(work);
   const owner = volumeOf(context.mirror, volume).record?.owner?.host ?? null;
-  if (owner === null) await inCaretaker(context, volume, () => ask(context, work));
-  else if (owner === context.host) await doOwnerWork(context, work);
-  else await there(context, owner, work);
+  if (owner === null) {
+    await inCaretaker(context, volume, () => ask(context, work));
+    return nothingHeld;
+  }
+  return owner === context.host ? doOwnerWork(context, work) : there(context, owner, work);
 }
 
 /** By this host's weftd, in the session that it has. E-VOL-13 where it has none. */
-export async function doOwnerWork(context: Doer, work: OwnerWork): Promise<void> {
+export async function doOwnerWork(context: Doer, work: OwnerWork): Promise<OwnerWorkAnswer> {
   const { held, mirror } = context;
   const volume = volumeIdOf(work);
   const isCaretaker = volumeOf(mirror, volume).extra?.caretaker === true && !held.has(volume);
   if (isCaretaker) held.add(volume);
   try {
-    await ask(context, work);
+    const answer = await ask(context, work);
+    return isCaretaker ? nothingHeld : answer;
   } finally {
     if (isCaretaker) held.delete(volume);
   }
 }
 
-async function ask({ daemon }: Pick<Doer, "daemon">, work: OwnerWork): Promise<void> {
+async function ask({ daemon }: Pick<Doer, "daemon">, work: OwnerWork): Promise<OwnerWorkAnswer> {
+  const { client } = daemon;
+  const { volume } = work;
   switch (work.kind) {
     case "grow":
-      await daemon.client.call("volume.resize", {
-        volume: work.volume,
-        size: String(work.size),
-        lose: false,
-      });
+      await client.call("volume.resize", { volume, size: String(work.size), lose: false });
+      return nothingHeld;
+    case "snapshot": {
+      const { id, name, by } = work;
+      const taken = await client.call("snapshot.create", { volume, id, name, created_by: by });
+      return { heldMs: BigInt(taken.held_ms) };
+    }
+    case "delete-snapshot":
+      await client.call("snapshot.delete", { volume, id: work.id });
+      return nothingHeld;
+    case "protect-snapshot":
+      await client.call("snapshot.protect", { volume, id: work.id, protected: work.protected });
+      return nothingHeld;
+    case "rename-snapshot":
+      await client.call("snapshot.rename", { volume, id: work.id, name: work.name });
+      return nothingHeld;
   }
 }
 
+/** There is no guest whose writes could wait. */
+const nothingHeld: OwnerWorkAnswer = { heldMs: null };
+
 /** Work in a session of this host without a guest, which nobody closes for want of work meanwhile. */
-export async function inCaretaker(
+export async function inCaretaker<Result>(
   { daemon, held }: Pick<Doer, "daemon" | "held">,
   volume: VolumeId,
-  work: () => Promise<unknown>,
-): Promise<void> {
+  work: () => Promise<Result>,
+): Promise<Result> {
   held.add(volume);
   try {
     await openCaretaker(daemon.client, volume);
     try {
-      await work();
+      return await work();
     } finally {
       await daemon.client.call("session.close", { volume, abandon: false }).catch((error: unknown) => {
         // It ended by itself, or it is closed with the next look at it: there is no work in it.
@@ -100,7 +118,7 @@ export async function inCaretaker(
   }
 }
 
-async function there(context: MemberContext, host: HostId, work: OwnerWork): Promise<void> {
+async function there(context: MemberContext, host: HostId, work: OwnerWork): Promise<OwnerWorkAnswer> {
   const { identity, self } = context;
   const trust = identity.trust();
   const { name, address } = findListed(trust, host);
@@ -112,7 +130,7 @@ async function there(context: MemberContext, host: HostId, work: OwnerWork): Pro
     answerMs: ANSWER_MS,
   });
   try {
-    await client.volumeWork(work);
+    return (await client.volumeWork(work)).answer;
   } catch (error) {
     if (!isWeftError(error, "E-HOST-09")) throw error;
     throw new WeftError({

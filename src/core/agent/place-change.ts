@@ -18,7 +18,7 @@ import { decided, WeftError } from "../wire/errors.ts";
 import type { MemberContext } from "./context.ts";
 import { poolsOf, volumeOf } from "./facts.ts";
 import { findHost, findVolume } from "./find.ts";
-import { CHANGE_MS, changeWanted, MAKE_MS, stillMade } from "./volumes.ts";
+import { CHANGE_MS, changeWanted, keepingSnapshots, MAKE_MS, stillMade } from "./volumes.ts";
 
 export function planPlaces(context: MemberContext, ref: string, asked: PlaceChangeRequest): PlanAnswer {
   const { view, mirror } = context;
@@ -30,6 +30,7 @@ export function planPlaces(context: MemberContext, ref: string, asked: PlaceChan
   const plan = decided(
     planChange({ want, record, cluster, ownerIsCaretaker }, placeChangeOf(context, asked)),
   );
+  decided(keepingSnapshots(context, want, record, ok(plan.want)));
   return planAnswer(want, plan, cluster);
 }
 
@@ -48,7 +49,7 @@ export async function changePlaces(
     const decision = planChange({ want: wanted, record, cluster, ownerIsCaretaker: false }, change);
     if (decision.kind === "refused") return decision;
     steps = decision.value.steps;
-    return ok(decision.value.want);
+    return keepingSnapshots(context, wanted, record, ok(decision.value.want));
   });
   const makes = steps.some(({ kind }) => kind === "add");
   await mirror.until(`The change of the copies of "${want.name}"`, makes ? MAKE_MS : CHANGE_MS, () => {

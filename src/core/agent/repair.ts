@@ -2,7 +2,7 @@
  * A store that was lost or restored from a backup is rebuilt from the record copies that the replicas keep.
  *
  *     ask (a key) ──▶ each agent: replica.records of its weftd ──▶ answers (a key each) ──▶ the best of each volume
- *     ──▶ weftd writes them, every epoch raised by 2^20, then the keys of pools, at last the incarnation
+ *     ──▶ weftd writes them and their snapshots' keys, every epoch raised by 2^20, then the keys of pools, at last the incarnation
  *     ──▶ wishes made to fit
  *
  * Must always hold:
@@ -36,6 +36,7 @@ import { parseRecord, renderWant } from "../wire/record.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
 import { aliveOf, hostsOf, poolsOf, volumeOf, volumesOf } from "./facts.ts";
+import { forgetImages, snapshotsToRepair, tellImages } from "./repair-snapshots.ts";
 import { incarnationOf } from "./store-status.ts";
 import { readValue } from "./store-value.ts";
 import { putTrustBack } from "./trust-upkeep.ts";
@@ -98,6 +99,12 @@ async function answer({ host, daemon, store, log, identity }: MemberContext, ask
   };
   for (const { pool, path, tells, reason } of pools)
     if (!tells) log.warn({ pool, path, reason }, "the pool tells the repair of the store nothing");
+  // Before the answer: who has that has all of it.
+  await tellImages(
+    store,
+    { host, ask },
+    records.filter(({ pool }) => telling.has(pool)),
+  );
   await store.put(keys.repair(host), JSON.stringify(said));
 }
 
@@ -121,6 +128,11 @@ export async function repairStore(context: MemberContext, assent: boolean): Prom
   const present = stored === null ? 0n : (incarnationOf(stored) ?? 0n);
   const seen = [...answers.values()].map((answered) => answered.incarnation);
   const incarnation = nextIncarnation(answers.get(self.host)?.incarnation ?? 0n, [present, ...seen]);
+  const snaps = snapshotsToRepair(
+    mirror,
+    ask,
+    [...best.values()].map(({ record }) => record),
+  );
   await daemon.client.call("store.repair_apply", {
     incarnation: String(incarnation),
     records: [...best.values()].map(({ json, record }) => ({
@@ -128,12 +140,13 @@ export async function repairStore(context: MemberContext, assent: boolean): Prom
       epoch: String(epochToRaise(record, told.get(record.volume) ?? [])),
     })),
     pools: raisedPools(context, answers, known),
-    snaps: [],
+    snaps,
   });
   await mirror.sync();
   for (const { record } of best.values()) await fitWish(context, record);
   await store.delete(keys.repairAsk);
   for (const host of answers.keys()) await store.delete(keys.repair(host));
+  await forgetImages(store);
   log.warn({ incarnation: String(incarnation), volumes: best.size }, "the store was repaired");
   await mirror.sync();
   const cluster = context.view.cluster();
@@ -151,6 +164,7 @@ export async function repairStore(context: MemberContext, assent: boolean): Prom
         from: from === undefined ? host : hostName(cluster, from.id),
       };
     }),
+    snapshots: snaps.filter(({ image }) => image.state === "ready").length,
   };
 }
 

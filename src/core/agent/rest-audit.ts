@@ -14,7 +14,7 @@ import { auditTarget, whoOf } from "../wire/audit-line.ts";
 import { isWeftError, type WeftError } from "../wire/errors.ts";
 import { type RouteName, routes, type RouteSpec, type RouteSubject } from "../wire/routes.ts";
 import type { AuditRequest } from "./audit.ts";
-import { findDeleted, findVolume } from "./find.ts";
+import { findDeleted, findSnapshot, findVolume } from "./find.ts";
 import type { AskedAgent } from "./handlers.ts";
 
 /** Who asks, and the volume it is about where that decides: judged once, before the body is read. */
@@ -22,6 +22,8 @@ export type Asking = {
   readonly name: RouteName;
   readonly principal: Principal;
   readonly subject: Subject;
+  /** The id of what was judged, where that decided; null: what its path says. */
+  readonly ref: string | null;
   /** Its beginning stands in the audit: from then on an error is how it ended, and no refusal. */
   hasBegun: boolean;
 };
@@ -89,10 +91,12 @@ function volumeOf(
   agent: AskedAgent,
   spec: RouteSpec,
   params: readonly (readonly [string, string])[],
-): { readonly volume?: VolumeId } {
+): { readonly volume?: VolumeId; readonly snapshot?: string } {
   const ref = params.find(([name]) => name === "ref")?.[1];
-  const volume = ref === undefined ? null : foundVolume(agent, spec.subject, ref);
-  return volume === null ? {} : { volume };
+  const found = ref === undefined ? null : foundSubject(agent, spec.subject, ref);
+  if (found === null) return {};
+  const { volume, ref: id } = found;
+  return id === volume ? { volume } : { volume, snapshot: id };
 }
 
 function fromOf(principal: Principal, { ip, raw }: FastifyRequest): string {
@@ -135,12 +139,28 @@ export async function auditForm(
   await agent.audit.refused(refused, principalKey(principal), code);
 }
 
-/** Null: the name stands for no volume. */
-export function foundVolume(agent: AskedAgent, subject: RouteSubject, ref: string): VolumeId | null {
-  if (subject === "cluster" || subject === "volumes") return null;
-  const find = subject === "volume" ? findVolume : findDeleted;
+/** The volume that a name is about, and the id of what it names. Null: it stands for nothing that exists. */
+export function foundSubject(
+  agent: AskedAgent,
+  subject: RouteSubject,
+  ref: string,
+): { readonly volume: VolumeId; readonly ref: string } | null {
   try {
-    return find(agent.member().mirror, ref).id;
+    switch (subject) {
+      case "cluster":
+      case "volumes":
+        return null;
+      case "snapshot": {
+        const { volume, snapshot } = findSnapshot(agent.member().mirror, ref);
+        return { volume: volume.id, ref: snapshot.id };
+      }
+      case "volume":
+      case "deleted volume": {
+        const find = subject === "volume" ? findVolume : findDeleted;
+        const { id } = find(agent.member().mirror, ref);
+        return { volume: id, ref: id };
+      }
+    }
   } catch (error) {
     if (isWeftError(error)) return null;
     throw error;

@@ -37,7 +37,7 @@ import { type AskedAgent, handlers } from "./handlers.ts";
 import { boundConnections, listenLocal, removeLocal } from "./local-socket.ts";
 import type { Log } from "./log.ts";
 import type { AgentOptions } from "./options.ts";
-import { type Asking, audited, auditForm, auditOf, auditRefusal, foundVolume } from "./rest-audit.ts";
+import { type Asking, audited, auditForm, auditOf, auditRefusal, foundSubject } from "./rest-audit.ts";
 import { UnixPrincipals } from "./principal.ts";
 
 const BODY_MAX = 64 * 1024;
@@ -163,21 +163,20 @@ function addRoute(app: FastifyInstance, door: RestDoor, askings: Askings, name: 
     url: path,
     onRequest: async (request) => {
       const principal = await principalOf(request);
-      const subject = subjectOf(agent, principal, spec, request);
-      askings.set(request, { name, principal, subject, hasBegun: false });
+      const { subject, ref } = subjectOf(agent, principal, spec, request);
+      askings.set(request, { name, principal, subject, ref, hasBegun: false });
       judge(principal, spec.right, subject, name);
     },
     handler: async (request, reply) => {
       const asking = askings.get(request);
       if (asking === undefined) throw new Error(`${name} was reached without knowing who asks`);
-      const { principal, subject } = asking;
+      const { principal, subject, ref } = asking;
       const body = spec.request === null ? null : parse(spec.request, request.body);
       const query = spec.query === null ? null : parse(spec.query, request.query);
       const right = spec.raise === null ? spec.right : spec.raise(body);
       if (spec.raise !== null) judge(principal, right, subject, name);
       // What was judged is what is done, should the name mean another volume by now.
-      const judged = subject.kind === "volume" && subject.volume !== null ? { ref: subject.volume } : {};
-      const params = { ...(request.params as object), ...judged };
+      const params = { ...(request.params as object), ...(ref === null ? {} : { ref }) };
       const work = async (): Promise<unknown> =>
         spec.answer.encode(await handle(agent, { principal, params, body, query }));
       if (spec.audit === "read") {
@@ -239,11 +238,12 @@ function subjectOf(
   principal: Principal,
   { subject }: RouteSpec,
   { params }: FastifyRequest,
-): Subject {
-  if (subject === "cluster" || subject === "volumes") return { kind: subject };
-  if (principal.kind !== "token" || principal.volumes === null) return { kind: "volume", volume: null };
-  const { ref } = params as { readonly ref: string };
-  return { kind: "volume", volume: foundVolume(agent, subject, ref) };
+): Pick<Asking, "subject" | "ref"> {
+  if (subject === "cluster" || subject === "volumes") return { subject: { kind: subject }, ref: null };
+  if (principal.kind !== "token" || principal.volumes === null)
+    return { subject: { kind: "volume", volume: null }, ref: null };
+  const found = foundSubject(agent, subject, (params as { readonly ref: string }).ref);
+  return { subject: { kind: "volume", volume: found?.volume ?? null }, ref: found?.ref ?? null };
 }
 
 function parse(schema: z.ZodType, body: unknown): unknown {

@@ -24,6 +24,7 @@ import type { HostFile } from "./host-file.ts";
 import type { LocalDaemon } from "./local-daemon.ts";
 import type { Mirror } from "./mirror.ts";
 import { lastScrub } from "./scrub-keeper.ts";
+import { snapshotProblems, snapshotSummary } from "./snapshots.ts";
 import { membersOrNone, storeStatus } from "./store-status.ts";
 import { readValue } from "./store-value.ts";
 import { usedOf } from "./used-keeper.ts";
@@ -67,6 +68,7 @@ export async function clusterStatus(context: MemberContext): Promise<api.StatusA
       ...problems(store, found),
       ...roomProblems(pools, volumes),
       ...rotProblems(pools, volumes),
+      ...snapshotProblems(context, found),
     ],
   };
 }
@@ -159,7 +161,8 @@ export function poolAnswers({ mirror, view }: MemberContext): api.PoolAnswer[] {
 }
 
 /** Null: there is neither a wish nor a name, nothing to show. */
-export function volumeAnswer({ view, mirror }: MemberContext, volume: VolumeFacts): api.VolumeAnswer | null {
+export function volumeAnswer(context: MemberContext, volume: VolumeFacts): api.VolumeAnswer | null {
+  const { view, mirror } = context;
   const { want, record, extra, unreadable } = volume;
   if (want === null) return null;
   const cluster = view.cluster();
@@ -174,6 +177,7 @@ export function volumeAnswer({ view, mirror }: MemberContext, volume: VolumeFact
     used: mostUsed(replicas),
     limits: want.limits,
     scrub: scrubAnswer(mirror, volume, cluster),
+    snapshots: snapshotSummary(context, volume),
     copies: want.copies,
     minIsr: want.minIsr,
     spread: want.spread,

@@ -13,8 +13,9 @@ import type { z } from "zod";
 import { parseRid, type Rid, type VolumeId } from "../model/ids.ts";
 import { defaultCopies, placeCopies } from "../model/placement.ts";
 import { addCopy, removeCopy } from "../model/replica-change.ts";
-import { type Decision, ok } from "../model/finding.ts";
+import { type Decision, ok, refused } from "../model/finding.ts";
 import { checkScrubRate } from "../model/scrub.ts";
+import { checkNoSnapshots, isShown, losesSnapshot } from "../model/snapshot.ts";
 import { checkSize } from "../model/size.ts";
 import { checkDelete, checkResize } from "../model/volume-check.ts";
 import { checkLimits, sameLimits, type VolumeLimits } from "../model/volume-limits.ts";
@@ -24,7 +25,7 @@ import { decided, isWeftError, WeftError } from "../wire/errors.ts";
 import { parseNameKey, renderWant } from "../wire/record.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
-import { type VolumeFacts, volumeOf, volumesOf } from "./facts.ts";
+import { snapshotsOf, type VolumeFacts, volumeOf, volumesOf } from "./facts.ts";
 import { findDeleted, findHost, findVolume, hasWant, type WantedVolume } from "./find.ts";
 import { byOwner, inCaretaker } from "./owner-work.ts";
 import { changeWant } from "./perform.ts";
@@ -97,6 +98,7 @@ export async function deleteVolume({ mirror, store, view }: MemberContext, ref: 
   const { id, want, wantEntry } = findVolume(mirror, ref);
   if (wantEntry === null) return;
   const refuseOpen = ({ record, extra }: VolumeFacts): void => {
+    decided(checkNoSnapshots(want, snapshotsOf(mirror, id).known.filter(isShown)));
     decided(
       checkDelete({ want, record, cluster: view.cluster(), ownerIsCaretaker: extra?.caretaker ?? false }),
     );
@@ -115,8 +117,9 @@ export async function deleteVolume({ mirror, store, view }: MemberContext, ref: 
       return null;
     });
   } catch (error) {
-    // Somebody opened it in between: the deletion is taken back.
-    if (isWeftError(error, "E-VOL-12")) await undelete(mirror, store, id, want.name);
+    // Somebody opened it in between, or took a snapshot: the deletion is taken back.
+    if (isWeftError(error, "E-VOL-12") || isWeftError(error, "E-SNAP-10"))
+      await undelete(mirror, store, id, want.name);
     throw error;
   }
 }
@@ -317,7 +320,7 @@ export async function removeReplica(context: MemberContext, ref: string, number:
   }
   await mirror.sync();
   const { volume, want } = await changeWanted(context, ref, (w, record) =>
-    removeCopy(w, record, view.cluster(), rid),
+    keepingSnapshots(context, w, record, removeCopy(w, record, view.cluster(), rid)),
   );
   await mirror.until(`The removal of copy ${rid} of "${want.name}"`, CHANGE_MS, () => {
     const { record } = volumeOf(mirror, volume);
@@ -325,6 +328,19 @@ export async function removeReplica(context: MemberContext, ref: string, number:
     return member === undefined || member.state === "REMOVING" ? true : null;
   });
   return volume;
+}
+
+/** The change, unless a snapshot would be lost by it. */
+export function keepingSnapshots(
+  { mirror, view }: Pick<MemberContext, "mirror" | "view">,
+  before: Want,
+  record: VolumeRecord,
+  decision: Decision<Want>,
+): Decision<Want> {
+  if (decision.kind === "refused") return decision;
+  const { known } = snapshotsOf(mirror, before.volume);
+  const lost = losesSnapshot(known, { before, after: decision.value }, record, view.cluster());
+  return lost === null ? decision : refused(lost);
 }
 
 /** The next `want`, by compare-and-swap on what `change` was decided from. */

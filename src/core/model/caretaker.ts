@@ -14,10 +14,20 @@ import { byText } from "./ids.ts";
 import type { HostId } from "./ids.ts";
 import { DEGRADED_OPEN_MS } from "./limits.ts";
 import { policyStep } from "./policy.ts";
+import { isUnfinished } from "./snapshot.ts";
+import type { Snapshot } from "./snapshot.ts";
 import { insync, isOver, memberOf } from "./volume-record.ts";
 import type { Made, VolumeRecord, Want } from "./volume-record.ts";
 
-export type CaretakerWork = "resync" | "add" | "remove" | "demote" | "grow" | "policy" | "scrub";
+export type CaretakerWork =
+  | "resync"
+  | "add"
+  | "remove"
+  | "demote"
+  | "grow"
+  | "policy"
+  | "scrub"
+  | "snapshots";
 
 export type Caretaker = { readonly host: HostId; readonly work: readonly CaretakerWork[] };
 
@@ -27,6 +37,7 @@ export type CaretakerInput = {
   readonly record: VolumeRecord;
   readonly cluster: Cluster;
   readonly ownerIsCaretaker: boolean;
+  readonly snapshots: readonly Snapshot[];
 };
 
 export function chooseCaretaker(input: CaretakerInput, now: number): Caretaker | null {
@@ -45,7 +56,7 @@ export function chooseCaretaker(input: CaretakerInput, now: number): Caretaker |
 
 /** What there is to do; empty: the caretaker that is open closes. */
 export function caretakerWork(
-  { want, made, record, cluster }: CaretakerInput,
+  { want, made, record, cluster, snapshots }: CaretakerInput,
   now: number,
 ): readonly CaretakerWork[] {
   const work = new Set<CaretakerWork>();
@@ -68,6 +79,7 @@ export function caretakerWork(
   if (want.sizeBytes > record.sizeBytes) work.add("grow");
   if (policyStep(want, record) !== null) work.add("policy");
   if (want.scrub !== null) work.add("scrub");
+  if (isUnfinished(snapshots, record, cluster)) work.add("snapshots");
   return [...work];
 }
 

@@ -34,6 +34,8 @@ export type Pool = {
   readonly totalBytes: bigint;
   /** Sum of the sizes of the volumes that have a replica here: what it must hold if all fill up. */
   readonly committedBytes: bigint;
+  /** Why no copy here can have snapshots, as a sentence; null: they can, or nobody has tried yet. */
+  readonly noSnapshots: string | null;
 };
 
 export type Cluster = {

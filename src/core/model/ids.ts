@@ -13,6 +13,7 @@ export type VolumeId = Branded<string, "VolumeId">;
 export type HostId = Branded<string, "HostId">;
 export type PoolId = Branded<string, "PoolId">;
 export type SessionId = Branded<string, "SessionId">;
+export type SnapshotId = Branded<string, "SnapshotId">;
 export type Rid = Branded<number, "Rid">;
 
 const UUID = /^[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}$/i;
@@ -44,6 +45,10 @@ export function parsePoolId(text: string): PoolId | null {
 
 export function parseSessionId(text: string): SessionId | null {
   return parseUuid(text) as SessionId | null;
+}
+
+export function parseSnapshotId(text: string): SnapshotId | null {
+  return parseUuid(text) as SnapshotId | null;
 }
 
 export function parseRid(value: number): Rid | null {

@@ -7,6 +7,8 @@
 export const BLOCK_BYTES = 4096n;
 export const VOLUME_BYTES_MAX = 64n << 40n;
 export const COPIES_MAX = 8;
+/** Of a volume, those that are not being deleted. */
+export const SNAPSHOTS_MAX = 1000;
 export const ATTACHED_PER_HOST_MAX = 500;
 export const NAME_LENGTH_MAX = 63;
 

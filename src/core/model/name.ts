@@ -12,7 +12,7 @@ import { parseUuid } from "./ids.ts";
 import { NAME_LENGTH_MAX } from "./limits.ts";
 
 export function parseName(
-  thing: "volume" | "host" | "cluster" | "token" | "context" | "label",
+  thing: "volume" | "snapshot" | "host" | "cluster" | "token" | "context" | "label",
   text: string,
 ): Decision<string> {
   if (text.length === 0) return refused(bad(thing, text, "it is empty"));

@@ -6,6 +6,7 @@
  *   range into the store, and so lead a copy astray that has nothing to compare it with;
  * - what a copy that counted knows is never left out: whoever changed the volume since had the promise of one of them.
  */
+import type { Rid } from "./ids.ts";
 import { insync } from "./volume-record.ts";
 import type { VolumeRecord } from "./volume-record.ts";
 
@@ -52,6 +53,73 @@ export function epochToRaise(best: VolumeRecord, copies: readonly Kept[]): bigin
     .map(({ record }) => record.epoch)
     .filter((epoch) => epoch <= best.epoch + RISE_AT_ONCE)
     .reduce((a, b) => (a > b ? a : b), best.epoch);
+}
+
+/** A copy's image of a snapshot. `isNoted`: its snapshot was logged there once, with what names it. */
+export type KeptImage = {
+  readonly snap: string;
+  readonly attempt: bigint;
+  readonly generation: bigint;
+  readonly state: "prepared" | "ready" | "deleting";
+  readonly isNoted: boolean;
+};
+
+/** What one copy of a volume tells of its images. */
+export type CopyImages<Image extends KeptImage> = {
+  readonly rid: Rid;
+  readonly images: readonly Image[];
+  readonly gone: readonly { readonly snap: string; readonly attempt: bigint }[];
+};
+
+export type BestSnapshot<Image extends KeptImage> = {
+  readonly image: Image;
+  /** A copy has deleted it, or was about to. */
+  readonly isGoing: boolean;
+  /** Copies that have this very image. */
+  readonly rids: readonly Rid[];
+};
+
+/**
+ * The snapshots that the copies of a volume know of: of each the last attempt that was logged anywhere. What was only
+ * prepared was reported to nobody. A copy that has deleted that attempt says that the snapshot shall go: gone beats ready,
+ * for it was ready before (protocol.md R15); one of an earlier attempt says nothing.
+ */
+export function bestSnapshots<Image extends KeptImage>(
+  copies: readonly CopyImages<Image>[],
+): readonly BestSnapshot<Image>[] {
+  const best = new Map<string, Image>();
+  for (const image of copies.flatMap(({ images }) => images)) {
+    if (!image.isNoted) continue;
+    const known = best.get(image.snap);
+    if (known === undefined || isLater(image, known)) best.set(image.snap, image);
+  }
+  return [...best.values()].map((image) => ({
+    image,
+    isGoing: isGoing(copies, image),
+    rids: copies
+      .filter(({ images }) =>
+        images.some(
+          ({ snap, attempt, isNoted }) => isNoted && snap === image.snap && attempt === image.attempt,
+        ),
+      )
+      .map(({ rid }) => rid),
+  }));
+}
+
+/** Whether a copy has deleted this attempt at a snapshot or a later one, or was about to. */
+export function isGoing(
+  copies: readonly CopyImages<KeptImage>[],
+  { snap, attempt }: Pick<KeptImage, "snap" | "attempt">,
+): boolean {
+  return copies.some(
+    ({ images, gone }) =>
+      gone.some((one) => one.snap === snap && one.attempt >= attempt) ||
+      images.some((one) => one.snap === snap && one.attempt >= attempt && one.state === "deleting"),
+  );
+}
+
+function isLater(a: KeptImage, b: KeptImage): boolean {
+  return a.attempt > b.attempt || (a.attempt === b.attempt && a.generation > b.generation);
 }
 
 /** The store's incarnation after a repair: above all that are known, and that repairs can have led to since `own`. */

@@ -13,6 +13,8 @@ import { finding, ok, refused } from "./finding.ts";
 import type { HostId, Rid } from "./ids.ts";
 import { placeCopies } from "./placement.ts";
 import type { Spot } from "./placement.ts";
+import { losesSnapshot } from "./snapshot.ts";
+import type { Snapshot } from "./snapshot.ts";
 import { insync } from "./volume-record.ts";
 import type { VolumeRecord, Want } from "./volume-record.ts";
 
@@ -109,10 +111,14 @@ export function markRemoved(want: Want, rid: Rid): Want {
   };
 }
 
-/** Whether a host can leave: nothing open there, and no copy that only it has in sync. */
+/** Whether a host can leave: nothing open there, no copy that only it has in sync, and no snapshot that is only there. */
 export function checkHostRemoval(
   host: HostId,
-  volumes: readonly { readonly want: Want; readonly record: VolumeRecord | null }[],
+  volumes: readonly {
+    readonly want: Want;
+    readonly record: VolumeRecord | null;
+    readonly snapshots: readonly Snapshot[];
+  }[],
   cluster: Cluster,
 ): Decision<null> {
   const name = hostName(cluster, host);
@@ -139,7 +145,7 @@ export function checkHostRemoval(
       (record === null || !insync(record).some((m) => m.host !== host && isAlive(cluster, m.host))),
   );
   const [firstNeeded] = needed;
-  if (firstNeeded === undefined) return ok(null);
+  if (firstNeeded === undefined) return hasLastSnapshot(host, volumes, cluster);
   return refused(
     finding(
       "E-HOST-01",
@@ -151,6 +157,23 @@ export function checkHostRemoval(
       },
     ),
   );
+}
+
+function hasLastSnapshot(
+  host: HostId,
+  volumes: Parameters<typeof checkHostRemoval>[1],
+  cluster: Cluster,
+): Decision<null> {
+  for (const { want, record, snapshots } of volumes) {
+    const going = want.placements.map((place) => ({
+      ...place,
+      remove: place.remove || place.host === host,
+    }));
+    const change = { before: want, after: { ...want, placements: going } };
+    const lost = record === null ? null : losesSnapshot(snapshots, change, record, cluster);
+    if (lost !== null) return refused(lost);
+  }
+  return ok(null);
 }
 
 function nextRid(want: Want, record: VolumeRecord | null): Rid {

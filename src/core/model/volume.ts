@@ -16,6 +16,7 @@
  * - a replica is added before one is removed; never the last in-sync one, never below min_isr (4.18);
  * - a volume grows to what is wanted; it never shrinks because less is wanted: that is asked for itself, once (R18);
  * - what writes need follows what is wanted: lowered at once, raised when enough copies are in sync (policy.ts);
+ * - the last copy that has a snapshot stays until that is deleted, or another one has it;
  * - nothing is trashed because a fact is *missing*: only for a tombstone, a record that is past the rid, or a place
  *   that was given up before its replica became a member, which weftd lets go 24 h later (R15);
  * - a record that vanished is not made anew: that is for `weft store repair` (R11);
@@ -31,6 +32,8 @@ import { ASK_AGAIN_MS, TRASH_MS } from "./limits.ts";
 import { policyStep } from "./policy.ts";
 import type { Policy } from "./policy.ts";
 import { formatSizeExact } from "./size.ts";
+import { lastHeld } from "./snapshot.ts";
+import type { Snapshot } from "./snapshot.ts";
 import { insync, isOver, memberOf } from "./volume-record.ts";
 import type { Made, Place, VolumeRecord, Want } from "./volume-record.ts";
 
@@ -48,6 +51,8 @@ export type VolumeState = {
   readonly want: Want | null;
   readonly made: readonly Made[];
   readonly record: VolumeRecord | null;
+  /** All of them, those that are not shown among them. */
+  readonly snapshots: readonly Snapshot[];
   /** There was a record and it is gone without a deletion: the store lost it, or is not ours (protocol.md R11). */
   readonly vanished: boolean;
   /** The owner's session when it has no guest, on whatever host: the record says so. */
@@ -62,6 +67,7 @@ export type VolumeEvent =
   | { readonly kind: "want"; readonly want: Want | null }
   | { readonly kind: "made"; readonly made: readonly Made[] }
   | { readonly kind: "record"; readonly record: VolumeRecord | null }
+  | { readonly kind: "snapshots"; readonly snapshots: readonly Snapshot[] }
   | { readonly kind: "caretaker"; readonly session: SessionId | null }
   | { readonly kind: "empty-trash" }
   /** Hosts came or went, or a deadline passed. */
@@ -92,6 +98,7 @@ export function initialVolume(): VolumeState {
     want: null,
     made: [],
     record: null,
+    snapshots: [],
     vanished: false,
     caretaker: null,
     emptyNow: false,
@@ -157,6 +164,8 @@ function apply(state: VolumeState, event: VolumeEvent): VolumeState {
         record: event.record,
         vanished: event.record === null && (state.vanished || state.record !== null),
       };
+    case "snapshots":
+      return { ...state, snapshots: event.snapshots };
     case "caretaker":
       return { ...state, caretaker: event.session };
     case "empty-trash":
@@ -218,10 +227,10 @@ function dueWhenLive(
   cluster: Cluster,
   now: number,
 ): readonly VolumeEffect[] {
-  const { made } = state;
+  const { made, snapshots } = state;
   const effects: VolumeEffect[] = [];
   const ownerIsCaretaker = record.owner !== null && record.owner.session === state.caretaker;
-  const input = { want, made, record, cluster, ownerIsCaretaker };
+  const input = { want, made, record, cluster, ownerIsCaretaker, snapshots };
   const caretaker = chooseCaretaker(input, now);
   const worker = record.owner?.host ?? null;
   for (const place of want.placements) {
@@ -233,7 +242,7 @@ function dueWhenLive(
       else if (!isMade) effects.push(makeReplica(place));
       else if (worker !== null && !isOvertaking(want, record, place, cluster))
         effects.push({ kind: "add-member", host: worker, place });
-    } else if (worker !== null && mayRemove(want, record, place, cluster)) {
+    } else if (worker !== null && mayRemove({ want, record, cluster, snapshots }, place)) {
       effects.push({ kind: "remove-member", host: worker, rid: place.rid });
     }
   }
@@ -265,10 +274,27 @@ function isOvertaking(want: Want, record: VolumeRecord, place: Place, cluster: C
   );
 }
 
-/** Whether a placement that shall go may go now: those that stay are in sync on hosts that answer, as many as are wanted. */
-export function mayRemove(want: Want, record: VolumeRecord, place: Place, cluster: Cluster): boolean {
+/**
+ * Whether a placement that shall go may go now: those that stay are in sync on hosts that answer, as many as are wanted, and
+ * have every snapshot that it has.
+ */
+export function mayRemove(
+  {
+    want,
+    record,
+    cluster,
+    snapshots,
+  }: {
+    readonly want: Want;
+    readonly record: VolumeRecord;
+    readonly cluster: Cluster;
+    readonly snapshots: readonly Snapshot[];
+  },
+  place: Place,
+): boolean {
   const member = memberOf(record, place.rid);
   if (!place.remove || member === null || member.state === "REMOVING") return false;
+  if (lastHeld(snapshots, record, [place]) !== null) return false;
   const kept = want.placements.filter((candidate) => !candidate.remove);
   const safe = insync(record).filter(
     ({ rid, host }) => kept.some((candidate) => candidate.rid === rid) && isAlive(cluster, host),

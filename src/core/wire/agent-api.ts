@@ -20,6 +20,7 @@ import {
   instant,
   label,
   labels,
+  snapshotName,
   tokenName,
   u32,
   u64,
@@ -185,6 +186,22 @@ export const scrubRequest = z.strictObject({
   /** Bytes a second; null: as the settings say. */
   rate: u64.nullable().default(null),
 });
+
+export const snapshotCreateRequest = z.strictObject({
+  /** Null: by the moment, `snap-20261122-140207`. */
+  name: snapshotName.nullable().default(null),
+  /** Of the snapshot: asked again by the same one, the answer is the snapshot that was taken first. */
+  id: uuid.nullable().default(null),
+});
+
+/** One of these a request. */
+export const snapshotChangeRequest = z
+  .strictObject({
+    name: snapshotName.optional(),
+    /** It can't be deleted while it is. */
+    protected: z.boolean().optional(),
+  })
+  .refine(({ name, protected: kept }) => isOne([name, kept]), "expected one of name and protected");
 
 export const attachRequest = z.strictObject({ steal: z.boolean().default(false) });
 export const detachRequest = z.strictObject({ abandon: z.boolean().default(false) });
@@ -374,6 +391,45 @@ export const volumeHealth = z.enum([
   "unreadable",
 ]);
 
+export const snapshotAnswer = z.object({
+  id: uuid,
+  name: z.string(),
+  volume: uuid,
+  volumeName: z.string(),
+  /** Of the volume when it was taken. */
+  size: u64,
+  takenAt: instant,
+  createdBy: z.string(),
+  /** `deleting`: nobody can use it any more, and its space comes back. */
+  state: z.enum(["ready", "deleting"]),
+  protected: z.boolean(),
+  /** Copies of the volume that have it, and as many as the volume shall have. */
+  copies: z.int(),
+  wantedCopies: z.int(),
+  /** The copies that took part; `left`: it is no copy of the volume any more. */
+  members: z.array(
+    z.object({
+      rid: u32,
+      host: uuid,
+      hostName: z.string(),
+      pool: uuid,
+      alive: z.boolean(),
+      left: z.boolean(),
+    }),
+  ),
+  /** Names of hosts whose copy of the volume has it not. */
+  missedBy: z.array(z.string()),
+  /** Names of hosts where it is attached. */
+  openOn: z.array(z.string()),
+});
+
+export const snapshotCreated = snapshotAnswer.extend({
+  /** How long the guest's writes waited for it. */
+  heldMs: u64,
+});
+
+export const snapshotAttached = z.object({ snapshot: uuid, volume: uuid, path: z.string() });
+
 /** What a scrub found. Blocks are counted once a copy. */
 const scrubResult = z.object({
   startedAt: instant,
@@ -409,6 +465,16 @@ export const volumeAnswer = z.object({
     asked: z.object({ at: instant, by: z.string(), rate: u64 }).nullable(),
     progress: z.object({ hostName: z.string(), doneBytes: u64, totalBytes: u64 }).nullable(),
     last: scrubResult.nullable(),
+  }),
+  snapshots: z.object({
+    /** Those that can be used, and those that are being deleted. */
+    count: z.int(),
+    deleting: z.int(),
+    /** Those with fewer copies than the volume; the youngest of them are named. */
+    fewerCount: z.int(),
+    fewer: z.array(z.object({ name: z.string(), copies: z.int(), missedBy: z.array(z.string()) })),
+    /** Why it can't have any: the pool of one of its copies can't. Null: as far as is known it can. */
+    unable: z.object({ hostName: z.string(), path: z.string(), why: z.string() }).nullable(),
   }),
   copies: z.int(),
   minIsr: z.int(),
@@ -617,6 +683,8 @@ export const repairAnswer = z.object({
   answered: z.array(z.string()),
   missing: z.array(z.string()),
   volumes: z.array(z.object({ volume: uuid, epoch: u64, rev: u64, from: z.string() })),
+  /** Snapshots whose keys were made again from what copies keep. */
+  snapshots: z.int().default(0),
 });
 
 const replacedAuthority = {
@@ -766,6 +834,10 @@ export type DiskAnswer = z.output<typeof diskAnswer>;
 export type DiskWipeAnswer = z.output<typeof diskWipeAnswer>;
 export type ReplicaAnswer = z.output<typeof replicaAnswer>;
 export type VolumeHealth = z.output<typeof volumeHealth>;
+export type SnapshotChange = z.output<typeof snapshotChangeRequest>;
+export type SnapshotAnswer = z.output<typeof snapshotAnswer>;
+export type SnapshotCreated = z.output<typeof snapshotCreated>;
+export type SnapshotAttached = z.output<typeof snapshotAttached>;
 export type ScrubResultAnswer = z.output<typeof scrubResult>;
 export type VolumeAnswer = z.output<typeof volumeAnswer>;
 export type StoreMember = z.output<typeof storeMember>;

@@ -235,6 +235,41 @@ export class AgentClient {
     return this.#call("GET", path`/v1/volumes/${ref}/stats`, api.statsAnswer);
   }
 
+  /** Of one volume, or of all. */
+  snapshots(volume: string | null = null): Promise<api.SnapshotAnswer[]> {
+    const url = volume === null ? "/v1/snapshots" : path`/v1/volumes/${volume}/snapshots`;
+    return this.#call("GET", url, api.snapshotAnswer.array());
+  }
+
+  snapshot(ref: string): Promise<api.SnapshotAnswer> {
+    return this.#call("GET", path`/v1/snapshots/${ref}`, api.snapshotAnswer);
+  }
+
+  createSnapshot(
+    volume: string,
+    body: z.input<typeof api.snapshotCreateRequest> = {},
+  ): Promise<api.SnapshotCreated> {
+    const url = path`/v1/volumes/${volume}/snapshots`;
+    return this.#call("POST", url, api.snapshotCreated, api.snapshotCreateRequest, body);
+  }
+
+  changeSnapshot(ref: string, body: api.SnapshotChange): Promise<api.SnapshotAnswer> {
+    const url = path`/v1/snapshots/${ref}`;
+    return this.#call("PATCH", url, api.snapshotAnswer, api.snapshotChangeRequest, body);
+  }
+
+  async deleteSnapshot(ref: string): Promise<void> {
+    await this.#call("DELETE", path`/v1/snapshots/${ref}`, api.okAnswer);
+  }
+
+  attachSnapshot(ref: string): Promise<api.SnapshotAttached> {
+    return this.#call("POST", path`/v1/snapshots/${ref}/attach`, api.snapshotAttached);
+  }
+
+  async detachSnapshot(ref: string): Promise<void> {
+    await this.#call("POST", path`/v1/snapshots/${ref}/detach`, api.okAnswer);
+  }
+
   trash(): Promise<api.TrashAnswer[]> {
     return this.#call("GET", "/v1/trash", api.trashAnswer.array());
   }

@@ -9,7 +9,7 @@ import { z } from "zod";
 
 import { clusterAnswer, sessionStats } from "./agent-api.ts";
 import { auditLine } from "./audit-line.ts";
-import { address, hostName, instant, u64, uuid } from "./json-types.ts";
+import { address, hostName, instant, snapshotName, u64, uuid } from "./json-types.ts";
 
 const pem = z.string().max(8192);
 /** A signed value of the store (signed.ts). */
@@ -87,8 +87,27 @@ export const sessionStatsAnswer = z.object({ open: sessionStats.nullable() });
 /** What the asked host's weftd shall do in the session that it has of the volume. */
 export const ownerWork = z.discriminatedUnion("kind", [
   z.strictObject({ kind: z.literal("grow"), volume: uuid, size: u64 }),
+  z.strictObject({
+    kind: z.literal("snapshot"),
+    volume: uuid,
+    id: uuid,
+    name: snapshotName,
+    /** Who asks, as people or programs call themselves. */
+    by: z.string().max(128),
+  }),
+  z.strictObject({ kind: z.literal("delete-snapshot"), volume: uuid, id: uuid }),
+  z.strictObject({
+    kind: z.literal("protect-snapshot"),
+    volume: uuid,
+    id: uuid,
+    protected: z.boolean(),
+  }),
+  z.strictObject({ kind: z.literal("rename-snapshot"), volume: uuid, id: uuid, name: snapshotName }),
 ]);
-export const ownerWorkAnswer = z.object({});
+export const ownerWorkAnswer = z.object({
+  /** How long the guest's writes waited; null: nothing was taken. */
+  heldMs: u64.nullable().default(null),
+});
 
 export const doorRoutes = {
   "GET /v1/hello": { right: "open", request: null, answer: helloAnswer, audit: "read" },

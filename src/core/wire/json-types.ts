@@ -35,6 +35,7 @@ export const u32 = z.int().min(0).max(0xffff_ffff);
 
 /** Names and addresses are judged by the model, which also says what is wrong with them. */
 export const volumeName = judged((text) => parseName("volume", text));
+export const snapshotName = judged((text) => parseName("snapshot", text));
 export const hostName = judged((text) => parseName("host", text));
 export const address = judged(parseAddress);
 export const tokenName = judged((text) => parseName("token", text));

@@ -10,8 +10,16 @@
 import { z } from "zod";
 
 import type { Made, Member, Place, VolumeRecord, Want } from "../model/volume-record.ts";
-import { parseHostId, parsePoolId, parseRid, parseSessionId, parseVolumeId } from "../model/ids.ts";
-import type { HostId, PoolId, Rid, SessionId, VolumeId } from "../model/ids.ts";
+import {
+  parseHostId,
+  parsePoolId,
+  parseRid,
+  parseSessionId,
+  parseSnapshotId,
+  parseVolumeId,
+} from "../model/ids.ts";
+import type { HostId, PoolId, Rid, SessionId, SnapshotId, VolumeId } from "../model/ids.ts";
+import type { Snapshot } from "../model/snapshot.ts";
 import { NO_LABELS, spreads, withLabels } from "../model/spread.ts";
 import type { Labels } from "../model/spread.ts";
 import { WeftError } from "./errors.ts";
@@ -66,6 +74,7 @@ const volumeId = id<VolumeId>(parseVolumeId);
 export const hostId = id<HostId>(parseHostId);
 const poolId = id<PoolId>(parsePoolId);
 const sessionId = id<SessionId>(parseSessionId);
+const snapshotId = id<SnapshotId>(parseSnapshotId);
 const rid = u32.transform((value, context): Rid => {
   const parsed = parseRid(value);
   if (parsed !== null) return parsed;
@@ -225,6 +234,34 @@ const wantJson = z
     createdBy: w.createdBy,
   }));
 
+const snapshotJson = z
+  .object({
+    id: snapshotId,
+    vol: volumeId,
+    name: z.string().min(1).max(256),
+    gen: u64,
+    size: u64,
+    state: z.enum(["READY", "DELETING"]),
+    logged: z.boolean(),
+    members: z.array(z.object({ rid, node: hostId, pool: poolId })).max(255),
+    created: milliseconds,
+    created_by: z.string().max(256),
+    protected: z.boolean().default(false),
+  })
+  .transform((s): Snapshot => ({
+    id: s.id,
+    volume: s.vol,
+    name: s.name,
+    state: s.state,
+    isLogged: s.logged,
+    members: s.members.map((m) => ({ rid: m.rid, host: m.node, pool: m.pool })),
+    generation: s.gen,
+    sizeBytes: s.size,
+    createdMs: s.created,
+    createdBy: s.created_by,
+    isProtected: s.protected,
+  }));
+
 /** What the model doesn't need: read by those who act on the record. */
 export type RecordExtra = {
   /** The owner has no guest: anybody may take the volume over. */
@@ -254,6 +291,7 @@ export const parseAlive = reader<AliveJson>(aliveJson);
 export const parseMade = reader<Made>(madeJson);
 export const parseScrubResult = reader<ScrubResult>(scrubResultJson);
 export const parseWant = reader<Want>(wantJson);
+export const parseSnapshot = reader<Snapshot>(snapshotJson);
 export const parseRecord = reader<VolumeRecord>(recordJson);
 
 /** `want` as JSON; `before` is the value that it replaces, so that fields of newer software stay. */

@@ -13,7 +13,7 @@ import type { Right } from "../model/roles.ts";
 import * as api from "./agent-api.ts";
 
 /** What the path's `:ref` is about, for tokens that are bound to volumes. */
-export type RouteSubject = "cluster" | "volumes" | "volume" | "deleted volume";
+export type RouteSubject = "cluster" | "volumes" | "volume" | "deleted volume" | "snapshot";
 
 export type RouteSpec = {
   /** What anybody needs who makes this request at all: judged before its body is read. */
@@ -121,6 +121,32 @@ export const routes = {
     logs: ["host"],
   }),
   "DELETE /v1/volumes/:ref/replicas/:rid": mutation("admin", "volume", null, api.volumeAnswer),
+
+  "GET /v1/volumes/:ref/snapshots": read("viewer", "volume", api.snapshotAnswer.array()),
+  "POST /v1/volumes/:ref/snapshots": mutation(
+    "operator",
+    "volume",
+    api.snapshotCreateRequest,
+    api.snapshotCreated,
+    { logs: ["name", "id"] },
+  ),
+  "GET /v1/snapshots": read("viewer", "volumes", api.snapshotAnswer.array()),
+  /** `:ref` is its id, or `VOLUME@NAME`. */
+  "GET /v1/snapshots/:ref": read("viewer", "snapshot", api.snapshotAnswer),
+  // What stands between a snapshot and its deletion is the admin's, as that is.
+  "PATCH /v1/snapshots/:ref": mutation(
+    "operator",
+    "snapshot",
+    api.snapshotChangeRequest,
+    api.snapshotAnswer,
+    {
+      raise: (body) => (body.protected === undefined ? "operator" : "admin"),
+      logs: ["name", "protected"],
+    },
+  ),
+  "DELETE /v1/snapshots/:ref": mutation("admin", "snapshot", null, api.okAnswer),
+  "POST /v1/snapshots/:ref/attach": mutation("operator", "snapshot", null, api.snapshotAttached),
+  "POST /v1/snapshots/:ref/detach": mutation("operator", "snapshot", null, api.okAnswer),
 
   "GET /v1/trash": read("viewer", "volumes", api.trashAnswer.array()),
   "POST /v1/trash/:ref/restore": mutation("operator", "deleted volume", null, api.volumeAnswer),

@@ -32,6 +32,11 @@ export const keys = {
   state: (volume: string) => `${ROOT}vol/${volume}/state`,
   /** What a copy takes of its pool, by its host's agent, some seconds ago. */
   used: (volume: string, rid: number) => `${ROOT}vol/${volume}/used/${rid}`,
+  snapshots: (volume: string) => `${ROOT}vol/${volume}/snap/`,
+  /** By the weftd that owns the volume, in one transaction with the volume's record. */
+  snapshot: (volume: string, id: string) => `${ROOT}vol/${volume}/snap/${id}`,
+  /** By the weftd of a host that offers the snapshot, while its lease lives. */
+  snapshotOpen: (id: string) => `${ROOT}snap-open/${id}/`,
   /** What the last scrub found, by the agent of the host that worked on it. */
   scrub: (volume: string) => `${ROOT}vol/${volume}/scrub`,
   /** A scrub under way, by the same agent, while its lease lives. */
@@ -43,6 +48,10 @@ export const keys = {
   repairAsk: `${ROOT}repair-ask`,
   repairs: `${ROOT}repair/`,
   repair: (host: string) => `${ROOT}repair/${host}`,
+  allRepairImages: `${ROOT}repair-images/`,
+  /** Beside a host's answer: what one of its copies keeps of snapshots. */
+  repairImages: (host: string, volume: string, rid: number) =>
+    `${ROOT}repair-images/${host}/${volume}.${rid}`,
   /** Who belongs to the cluster: signed by an authority. */
   trust: `${ROOT}trust`,
   trustLinks: `${ROOT}trust-link/`,
@@ -79,7 +88,8 @@ export type ParsedKey =
       readonly id: string;
     }
   | { readonly kind: "want" | "state" | "empty-trash"; readonly volume: string }
-  | { readonly kind: "made"; readonly volume: string; readonly rid: number };
+  | { readonly kind: "made"; readonly volume: string; readonly rid: number }
+  | { readonly kind: "snapshot"; readonly volume: string; readonly id: string };
 
 /** What a key is about; null: not one of ours (a newer version's, or somebody's by hand). */
 export function parseKey(key: string): ParsedKey | null {
@@ -118,6 +128,7 @@ function parseVolumeKey(
     return { kind: part, volume };
   if (part === "replica" && rid !== undefined && /^[0-9]{1,10}$/.test(rid))
     return { kind: "made", volume, rid: Number(rid) };
+  if (part === "snap" && rid !== undefined && rid !== "") return { kind: "snapshot", volume, id: rid };
   return null;
 }
 

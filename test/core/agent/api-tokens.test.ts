@@ -111,6 +111,19 @@ void t.test("api token: one that is bound to volumes sees and changes nothing el
   await bound.attach("db");
   await bound.detach(db.id);
   const denied = { code: "E-AUTH-02" };
+  const own = await bound.createSnapshot("db", { name: "own" });
+  const other = await host.client.createSnapshot("web", { name: "other" });
+  t.same(
+    (await bound.snapshots()).map(({ id }) => id),
+    [own.id],
+  );
+  for (const ref of ["db@own", own.id]) t.equal((await bound.snapshot(ref)).id, own.id);
+  for (const ref of ["web@other", other.id, "web@nothing", "db@nothing"])
+    await t.rejects(bound.snapshot(ref), denied, ref);
+  t.equal((await bound.changeSnapshot(own.id, { name: "mine" })).name, "mine");
+  await t.rejects(bound.changeSnapshot(own.id, { protected: true }), denied, "that is an admin's");
+  await t.rejects(bound.deleteSnapshot("db@mine"), denied);
+  await t.rejects(bound.attachSnapshot("web@other"), denied);
   await t.rejects(bound.volume("web"), denied);
   await t.rejects(bound.volume("nothing"), denied, "whether it exists is not said");
   await t.rejects(bound.attach("web"), denied);

@@ -9,8 +9,10 @@ import { join } from "node:path";
 import type {
   GuestWaits,
   IdentityShown,
+  KeptRecord,
   PoolInfo,
   RepairPool,
+  RepairSnapshot,
   ScrubStatus,
   SessionFigures,
   SessionStatus,
@@ -78,6 +80,12 @@ export class FakeWeftd {
   readonly used = new Map<string, string>();
   /** As much is free in its pools when something has left the trash for good, in percent. */
   freeWhenEmptied: bigint | null = null;
+  /** What its copies keep of snapshots, by `VOLUME.RID`. */
+  readonly images = new Map<string, Pick<KeptRecord, "images" | "gone">>();
+  /** The next snapshot is refused so. */
+  refusesSnapshots: { readonly code: string; readonly facts: Json } | null = null;
+  /** Its owners end nothing that was begun with snapshots, until `letSnapshotsEnd` is called. */
+  holdsSnapshots = false;
   /** Another size is refused. */
   refusesSizes = false;
   #freePercent = 100n;
@@ -237,6 +245,24 @@ export class FakeWeftd {
         this.endScrub(String(volume), { state: "stopped" });
         return {};
       },
+      "snapshot.create": (params) => this.#createSnapshot(params),
+      "snapshot.delete": async ({ volume, id }) => {
+        await this.#changeSnapshot(String(volume), String(id), { state: "DELETING" });
+        if (!this.holdsSnapshots) await this.#endSnapshots(String(volume));
+        return {};
+      },
+      "snapshot.protect": ({ volume, id, protected: isProtected }) =>
+        this.#changeSnapshot(String(volume), String(id), { protected: isProtected }),
+      "snapshot.rename": ({ volume, id, name }) => this.#changeSnapshot(String(volume), String(id), { name }),
+      "snapshot.open": async ({ volume, id }) => {
+        const value = JSON.stringify({ volume, since: String(Date.now()) });
+        await this.#connected().put(`${keys.snapshotOpen(String(id))}${this.host}`, value);
+        return { path: join(this.#runDir, "nbd", `${String(id)}.sock`) };
+      },
+      "snapshot.close": async ({ id }) => {
+        await this.#connected().delete(`${keys.snapshotOpen(String(id))}${this.host}`);
+        return {};
+      },
       "session.list": () => ({ sessions: [...this.sessions.keys()].map((volume) => this.#session(volume)) }),
       "session.show": ({ volume }) => this.#session(String(volume)),
       why: ({ volume }) => ({ volume, findings: [] }),
@@ -379,6 +405,71 @@ export class FakeWeftd {
     }
   }
 
+  async #createSnapshot({ volume: of, id, name, created_by }: Json): Promise<Json> {
+    const volume = String(of);
+    if (!this.sessions.has(volume)) refuse("E-VOL-13", "not open here");
+    const refused = this.refusesSnapshots;
+    this.refusesSnapshots = null;
+    if (refused !== null) refuse(refused.code, "weftd's own words", refused.facts);
+    const key = keys.snapshot(volume, String(id));
+    const store = this.#connected();
+    const created = String(Date.now());
+    if ((await store.get(key)) === null) {
+      const { size, epoch, region_shift, replicas } = this.kept.get(volume) as RecordJson;
+      const members = replicas
+        .filter((member) => member["state"] === "INSYNC")
+        .map(({ rid, node, pool }) => ({ rid, node, pool }));
+      const value = {
+        fmt: 1,
+        id,
+        vol: volume,
+        name,
+        gen: "7",
+        attempt: "1",
+        epoch,
+        incarnation: "1",
+        size,
+        region_shift,
+        state: "READY",
+        logged: true,
+        members,
+        created,
+        created_by,
+        group: null,
+        protected: false,
+        pins: [],
+        nonce: randomUUID(),
+      };
+      await store.put(key, JSON.stringify(value));
+      await this.#swap(volume, (r) => r);
+    }
+    return { id, generation: "7", members: [0], created, held_ms: "11" };
+  }
+
+  async #changeSnapshot(volume: string, id: string, change: Json): Promise<Json> {
+    if (!this.sessions.has(volume)) refuse("E-VOL-13", "not open here");
+    const key = keys.snapshot(volume, id);
+    const entry = (await this.#connected().get(key)) ?? refuse("E-SNAP-09", "no such snapshot");
+    await this.#connected().put(key, JSON.stringify({ ...(JSON.parse(entry.value) as Json), ...change }));
+    await this.#swap(volume, (r) => r);
+    return {};
+  }
+
+  async letSnapshotsEnd(): Promise<void> {
+    this.holdsSnapshots = false;
+    for (const volume of this.sessions.keys()) await this.#endSnapshots(volume);
+  }
+
+  /** What an owner does as soon as it knows: those that are not logged are, those that go are gone. */
+  async #endSnapshots(volume: string): Promise<void> {
+    const store = this.#connected();
+    for (const { key, value } of (await store.list(keys.snapshots(volume))).entries) {
+      const json = JSON.parse(value) as Json;
+      if (json["state"] === "DELETING") await store.delete(key);
+      else if (json["logged"] === false) await store.put(key, JSON.stringify({ ...json, logged: true }));
+    }
+  }
+
   async #add({ volume, rid, node, pool }: Json): Promise<Json> {
     const number = Number(rid);
     return this.#swap(String(volume), (r) => {
@@ -408,6 +499,7 @@ export class FakeWeftd {
       limits: limits as VolumeLimits | null,
       scrub: null,
     });
+    if (!this.holdsSnapshots) await this.#endSnapshots(id);
     return { session, epoch, path };
   }
 
@@ -459,6 +551,7 @@ export class FakeWeftd {
       pool,
       promised: this.kept.get(volume)?.epoch ?? "0",
       record: this.kept.get(volume) ?? null,
+      ...(this.images.get(`${volume}.${rid}`) ?? { images: [], gone: [] }),
     }));
     const pools = [...this.pools].map(([pool, path]) => {
       const reason = this.silentPools.get(pool) ?? null;
@@ -468,8 +561,16 @@ export class FakeWeftd {
     return { records, pools };
   }
 
-  async #repair({ incarnation, records, pools }: Json): Promise<Json> {
+  async #repair({ incarnation, records, pools, snaps }: Json): Promise<Json> {
     const store = this.#connected();
+    for (const { volume, image, members } of snaps as RepairSnapshot[]) {
+      const { snap, generation: gen, state, note, ...rest } = image;
+      const key = keys.snapshot(volume, snap);
+      const before = JSON.parse((await store.get(key))?.value ?? "{}") as Json;
+      const made = { fmt: 1, id: snap, vol: volume, gen, ...rest, ...note, members, logged: true };
+      const value = { ...made, ...before, state: state === "ready" ? "READY" : "DELETING" };
+      await store.put(key, JSON.stringify(value));
+    }
     for (const { pool, node, path, inc } of pools as RepairPool[]) {
       const value = { id: pool, node, inc, boot_id: "b", intent: null, path, kind: "dir" };
       await store.put(keys.pool(pool), JSON.stringify(value));

@@ -100,9 +100,9 @@ void t.test("routes: each principal reaches what its rights allow, and is refuse
     for (const name of routeNames) {
       const spec: RouteSpec = routes[name];
       const subject =
-        spec.subject === "deleted volume" || spec.subject === "volume"
-          ? ({ kind: "volume", volume: null } as const)
-          : ({ kind: spec.subject } as const);
+        spec.subject === "cluster" || spec.subject === "volumes"
+          ? ({ kind: spec.subject } as const)
+          : ({ kind: "volume", volume: null } as const);
       const { code, status } = await ask(app, name);
       const what = `${JSON.stringify(principal)} ${name}`;
       if (mayDo(principal, spec.right, subject)) {

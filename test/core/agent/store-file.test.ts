@@ -16,6 +16,7 @@ void t.test("agent: store: backup, loss, restore, repair", async (t) => {
   if (h1 === undefined) throw new Error("a host");
   const early = await h1.client.createVolume({ name: "early", size: GIB, copies: 1 });
   const file = join(h1.directory, "store.backup");
+  const old = await h1.client.createSnapshot("early", { name: "old" });
   const backup = await h1.client.backupStore(file);
   const found = await stat(file);
   t.equal(found.mode & 0o777, 0o600);
@@ -56,6 +57,16 @@ void t.test("agent: store: backup, loss, restore, repair", async (t) => {
     "the later volume is not in it",
   );
 
+  // Of snapshots the pool's copy knows one that the backup has not, and that one of the backup's is gone.
+  const note = { name: "late", created: "1763820127311", created_by: "root@h1" };
+  const image = { epoch: "3", incarnation: "1", size: String(GIB), region_shift: 20 } as const;
+  const snap = "e0000000-0000-4000-a000-000000000001";
+  h1.weftd.images.set(`${early.id}.0`, {
+    images: [{ ...image, snap, attempt: "9", generation: "5", state: "ready", note }],
+    gone: [{ snap: old.id, attempt: "1" }],
+  });
+  t.match(await h1.client.snapshots("early"), [{ name: "old", state: "ready" }], "as the backup has it");
+
   // Since the backup the daemon of the pool was started seven times.
   const [pool = ""] = h1.weftd.pools.keys();
   h1.weftd.disks.set(pool, { inc: "8", served: "8" });
@@ -63,6 +74,14 @@ void t.test("agent: store: backup, loss, restore, repair", async (t) => {
   t.equal(repaired.incarnation, 2n);
   t.same(repaired.answered, ["h1"]);
   t.same(repaired.missing, []);
+  t.equal(repaired.snapshots, 1);
+  const snapshots = await eventually(
+    "the deletion, once more",
+    () => h1.client.snapshots("early"),
+    (found) => found.length === 1,
+  );
+  t.match(snapshots, [{ id: snap, name: "late", state: "ready", createdBy: "root@h1", copies: 1 }]);
+  t.same((await (await h1.store()).list(keys.allRepairImages)).entries, []);
   const after = await h1.client.volume("early");
   t.ok((after.epoch ?? 0n) >= (before.epoch ?? 0n) + (1n << 20n), "no replica can have promised as much");
   const recovered = await h1.client.volume(late.id);

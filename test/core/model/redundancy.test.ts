@@ -143,7 +143,14 @@ void t.test(
     const allMade = [made(0, 1), made(1, 2), made(2, 3)];
     const behind = record([member(0, 1, "STALE"), member(1, 2), member(2, 3)]);
     const world = cluster([1, 2, 3]);
-    const input = { want: three, made: allMade, record: behind, cluster: world, ownerIsCaretaker: false };
+    const input = {
+      want: three,
+      made: allMade,
+      record: behind,
+      cluster: world,
+      ownerIsCaretaker: false,
+      snapshots: [],
+    };
     t.strictSame(chooseCaretaker(input, 0), { host: hostId(2), work: ["resync"] });
     t.equal(caretakerLine(chooseCaretaker(input, 0), world), "caretaker h2: resync");
     t.strictSame(chooseCaretaker({ ...input, cluster: cluster([1, 2, 3], [2]) }, 0)?.host, hostId(3));
@@ -178,6 +185,7 @@ void t.test(
       record: fact,
       cluster: world,
       ownerIsCaretaker: false,
+      snapshots: [],
     };
     t.equal(chooseCaretaker(before, 10 * MINUTE), null);
     const wanted = want([place(0, 1), place(1, 2), place(2, 3)], { copies: 2 });
@@ -187,6 +195,7 @@ void t.test(
       record: fact,
       cluster: world,
       ownerIsCaretaker: false,
+      snapshots: [],
     };
     t.strictSame(chooseCaretaker(after, 10 * MINUTE), { host: hostId(1), work: ["add", "demote"] });
   },

@@ -7,14 +7,18 @@ import t from "tap";
 
 import {
   bestKept,
+  bestSnapshots,
+  type CopyImages,
   EPOCH_BELIEF,
   epochToRaise,
   isNewer,
+  isGoing,
+  type KeptImage,
   knownIncarnation,
   mayFollow,
   nextIncarnation,
 } from "../../../src/core/model/repair.ts";
-import { hostId, member, record } from "./world.ts";
+import { hostId, member, record, rid } from "./world.ts";
 
 const FAR = 1n << 38n;
 
@@ -91,3 +95,48 @@ void t.test(
     t.equal(knownIncarnation(null, [6n, 9n]), 9n, "its disk is away");
   },
 );
+
+const image = (attempt: number, state: KeptImage["state"] = "ready", isNoted = true): KeptImage => ({
+  snap: "a",
+  attempt: BigInt(attempt),
+  generation: 1n,
+  state,
+  isNoted,
+});
+const copy = (
+  number: number,
+  images: readonly KeptImage[],
+  gone: readonly number[] = [],
+): CopyImages<KeptImage> => ({
+  rid: rid(number),
+  images,
+  gone: gone.map((attempt) => ({ snap: "a", attempt: BigInt(attempt) })),
+});
+
+void t.test("repair: snapshots: named again where one copy has it logged", async (t) => {
+  const [one, ...others] = bestSnapshots([copy(0, [image(5)]), copy(1, [image(5)]), copy(2, [])]);
+  t.match(one, { image: { attempt: 5n }, isGoing: false, rids: [0, 1] });
+  t.same(others, []);
+  t.same(bestSnapshots([copy(0, [image(5, "prepared", false)])]), [], "nobody was told of it");
+  t.match(
+    bestSnapshots([copy(0, [image(5, "prepared", false)]), copy(1, [image(5)])]),
+    [{ isGoing: false, rids: [1] }],
+    "who has not logged it is not listed",
+  );
+});
+
+void t.test("repair: snapshots: gone beats ready, but not that of an earlier attempt", async (t) => {
+  for (const [copies, goes] of [
+    [[copy(0, [image(5)]), copy(1, [], [5])], true],
+    [[copy(0, [image(5)]), copy(1, [image(5, "deleting")])], true],
+    [[copy(0, [image(5)]), copy(1, [], [4])], false],
+    [[copy(0, [image(5)]), copy(1, [image(4, "deleting", false)])], false],
+  ] as const) {
+    const [best] = bestSnapshots(copies);
+    t.equal(best?.image.attempt, 5n);
+    t.equal(best?.isGoing, goes);
+  }
+  t.equal(isGoing([copy(0, [], [5])], { snap: "a", attempt: 5n }), true, "also where no image is left");
+  t.equal(isGoing([copy(0, [], [5])], { snap: "b", attempt: 5n }), false);
+  t.match(bestSnapshots([copy(0, [image(4)]), copy(1, [image(5)])]), [{ image: { attempt: 5n }, rids: [1] }]);
+});

@@ -3,7 +3,7 @@ import * as fc from "fast-check";
 import t from "tap";
 
 import { addCopy, checkHostRemoval, removeCopy, withPlace } from "../../../src/core/model/replica-change.ts";
-import { cluster, hostId, member, owner, place, poolId, record, rid, want } from "./world.ts";
+import { cluster, hostId, member, owner, place, poolId, record, rid, snapshot, want } from "./world.ts";
 
 const two = want([place(0, 1), place(1, 2)]);
 const level = record([member(0, 1), member(1, 2)]);
@@ -103,13 +103,20 @@ void t.test(
 
 void t.test("host remove: open volumes, needed copies and the last host refuse it", async (t) => {
   const world = cluster([1, 2]);
-  t.equal(checkHostRemoval(hostId(2), [{ want: two, record: level }], world).kind, "ok");
-  t.match(checkHostRemoval(hostId(2), [{ want: two, record: { ...level, owner: owner(2) } }], world), {
-    finding: { code: "E-HOST-02", message: "h2 has 1 volume open. Not removed." },
-  });
-  const single = { want: want([place(0, 2)]), record: record([member(0, 2)]) };
+  t.equal(checkHostRemoval(hostId(2), [{ want: two, record: level, snapshots: [] }], world).kind, "ok");
+  t.match(
+    checkHostRemoval(hostId(2), [{ want: two, record: { ...level, owner: owner(2) }, snapshots: [] }], world),
+    {
+      finding: { code: "E-HOST-02", message: "h2 has 1 volume open. Not removed." },
+    },
+  );
+  const single = { want: want([place(0, 2)]), record: record([member(0, 2)]), snapshots: [] };
   t.match(checkHostRemoval(hostId(2), [single], world), {
     finding: { code: "E-HOST-01", message: /"db" first/ },
   });
+  const on = (...hosts: readonly number[]): ReturnType<typeof checkHostRemoval> =>
+    checkHostRemoval(hostId(2), [{ want: two, record: level, snapshots: [snapshot(1, hosts)] }], world);
+  t.equal(on(0, 1).kind, "ok");
+  t.match(on(1), { finding: { code: "E-SNAP-07", message: /^db@s1 is only on h2/ } });
   t.match(checkHostRemoval(hostId(1), [], cluster([1])), { finding: { code: "E-HOST-02" } });
 });

@@ -138,12 +138,14 @@ void t.test(
     const fact = record([member(0, 1), member(1, 2), member(2, 3)], { owner: owner(1), copies: 2 });
     const [leaver] = desire.placements;
     if (leaver === undefined) throw new Error("there are three");
-    t.ok(mayRemove(desire, fact, leaver, three));
+    t.ok(mayRemove({ want: desire, record: fact, cluster: three, snapshots: [] }, leaver));
     t.notOk(
-      mayRemove({ ...desire, copies: 3 }, fact, leaver, three),
+      mayRemove({ want: { ...desire, copies: 3 }, record: fact, cluster: three, snapshots: [] }, leaver),
       "another one is wanted, and has no place yet",
     );
-    t.notOk(mayRemove(desire, fact, leaver, cluster([1, 2, 3], [3])));
+    t.notOk(
+      mayRemove({ want: desire, record: fact, cluster: cluster([1, 2, 3], [3]), snapshots: [] }, leaver),
+    );
   },
 );
 
@@ -255,7 +257,8 @@ void t.test(
           { minIsr },
         );
         for (const candidate of desire.placements) {
-          if (!mayRemove(desire, fact, candidate, answering)) continue;
+          if (!mayRemove({ want: desire, record: fact, cluster: answering, snapshots: [] }, candidate))
+            continue;
           const left = fact.replicas.filter(
             (replica) =>
               replica.state === "INSYNC" &&

@@ -1,6 +1,7 @@
 /** A small cluster to decide about: hosts h1, h2 … with one pool each, values instead of mocks. */
 import type { Cluster, Host, Liveness, Pool } from "../../../src/core/model/cluster.ts";
-import type { HostId, PoolId, Rid, SessionId, VolumeId } from "../../../src/core/model/ids.ts";
+import type { HostId, PoolId, Rid, SessionId, SnapshotId, VolumeId } from "../../../src/core/model/ids.ts";
+import type { Snapshot } from "../../../src/core/model/snapshot.ts";
 import { NO_LABELS } from "../../../src/core/model/spread.ts";
 import type { Labels } from "../../../src/core/model/spread.ts";
 import type { Made, Member, Place, VolumeRecord, Want } from "../../../src/core/model/volume-record.ts";
@@ -41,6 +42,7 @@ export function pool(number: number, rest: Partial<Pool> = {}): Pool {
     freeBytes: 900n * GIB,
     totalBytes: 900n * GIB,
     committedBytes: 0n,
+    noSnapshots: null,
     ...rest,
   };
 }
@@ -102,4 +104,26 @@ export function record(replicas: readonly Member[], rest: Partial<VolumeRecord> 
 
 export function owner(number: number): VolumeRecord["owner"] {
   return { host: hostId(number), session: "50000000-0000-4000-b000-000000000000" as SessionId };
+}
+
+export function snapshotId(number: number): SnapshotId {
+  return `e0000000-0000-4000-a000-${String(number).padStart(12, "0")}` as SnapshotId;
+}
+
+/** Taken on these copies, of which number `n` is on host `n + 1`. */
+export function snapshot(number: number, rids: readonly number[], rest: Partial<Snapshot> = {}): Snapshot {
+  return {
+    id: snapshotId(number),
+    volume: volumeId,
+    name: `s${number}`,
+    state: "READY",
+    isLogged: true,
+    members: rids.map((n) => ({ rid: rid(n), host: hostId(n + 1), pool: poolId(n + 1) })),
+    generation: BigInt(number),
+    sizeBytes: GIB,
+    createdMs: number * 1000,
+    createdBy: "root@h1",
+    isProtected: false,
+    ...rest,
+  };
 }

@@ -8,6 +8,7 @@ import {
   parsePool,
   parseRecord,
   parseScrubResult,
+  parseSnapshot,
   parseStore,
   parseWant,
   renderScrubResult,
@@ -213,11 +214,62 @@ void t.test("record: a wish to compare copies, and what came of it, are read wit
   t.throws(() => parseScrubResult("k", JSON.stringify({ ...result, rotten: -1 })), { code: "E-STORE-07" });
 });
 
+const snapshot = {
+  fmt: 1,
+  id: P,
+  vol: V,
+  name: "nightly",
+  gen: "7",
+  attempt: "7340033",
+  epoch: "7",
+  incarnation: "1",
+  size: "1073741824",
+  region_shift: 20,
+  state: "READY",
+  logged: true,
+  members: [{ rid: 0, node: H, pool: P }],
+  created: "1763820127311",
+  created_by: "root@h1",
+  group: null,
+  protected: false,
+  pins: [],
+  nonce: "n",
+};
+
+void t.test("record: a snapshot's key", async (t) => {
+  t.match(parseSnapshot("k", JSON.stringify({ ...snapshot, later: 1 })), {
+    id: P,
+    volume: V,
+    name: "nightly",
+    state: "READY",
+    isLogged: true,
+    members: [{ rid: 0, host: H, pool: P }],
+    generation: 7n,
+    sizeBytes: 1n << 30n,
+    createdMs: 1_763_820_127_311,
+    createdBy: "root@h1",
+    isProtected: false,
+  });
+  for (const wrong of [
+    { id: "x" },
+    { name: "" },
+    { size: 5 },
+    { state: "BITMAP" },
+    { logged: null },
+    { members: null },
+    { created: "253402300799999" },
+    { protected: 1 },
+  ])
+    t.throws(() => parseSnapshot("k", JSON.stringify({ ...snapshot, ...wrong })), { code: "E-STORE-07" });
+  t.throws(() => parseSnapshot("k", JSON.stringify({ ...snapshot, min_reader: 2 })), { code: "E-STORE-13" });
+});
+
 void t.test("record: any text is parsed or refused with a code", async (t) => {
   const check = (text: string): void => {
     try {
       parseRecord("k", text);
       parseWant("k", text);
+      parseSnapshot("k", text);
     } catch (error) {
       if (!(error instanceof WeftError)) throw error;
     }

@@ -1,0 +1,122 @@
+/** `weft snapshot create|list|show|rename|protect|unprotect|attach|detach|delete`. */
+import type { Command } from "commander";
+
+import { parseSnapshotId } from "../core/model/ids.ts";
+import { snapshotName, snapshotRef } from "./arguments.ts";
+import { nbdUri } from "./attach-commands.ts";
+import type { Bind } from "./context.ts";
+import { withSuggestion } from "./reference.ts";
+import { refOf, snapshotColumns, snapshotText, takenText } from "./snapshot-text.ts";
+
+const REF = "VOLUME@NAME, or its id";
+
+export function addSnapshotCommands(program: Command, bind: Bind): Command {
+  const snapshot = program.command("snapshot").description("a volume as it was at a moment");
+
+  const create = snapshot
+    .command("create")
+    .description("take one; guests go on, their writes wait for some milliseconds")
+    .argument("<volume[@name]>", "the volume, and what to call it (default: by the moment)");
+  bind<[string], object>(create, async (context, [ref]) => {
+    const { client } = context;
+    const { volume, name } = ref.includes("@") ? snapshotRef(ref) : { volume: ref, name: null };
+    const taken = await withSuggestion(client, "volume", volume, () =>
+      client.createSnapshot(volume, { name: name === null ? null : snapshotName(name) }),
+    );
+    context.show(taken, ({ id }) => id, takenText);
+  });
+
+  const list = snapshot
+    .command("list")
+    .description("those of a volume, or all; the youngest first")
+    .argument("[volume]", "its name or id");
+  bind<[string | undefined], object>(list, async (context, [ref]) => {
+    const { client } = context;
+    const found =
+      ref === undefined
+        ? await client.snapshots()
+        : await withSuggestion(client, "volume", ref, () => client.snapshots(ref));
+    context.list(
+      found,
+      ({ id }) => id,
+      snapshotColumns,
+      `No snapshots${ref === undefined ? "" : ` of "${ref}"`} yet.  Next:  weft snapshot create ${ref ?? "VOLUME"}@NAME`,
+    );
+  });
+
+  const show = snapshot.command("show").description("one snapshot").argument("<snapshot>", REF);
+  bind<[string], object>(show, async (context, [ref]) => {
+    const found = await context.client.snapshot(known(ref));
+    if (found.state === "ready" && found.copies < found.wantedCopies) context.exitCode = 3;
+    context.show(found, ({ id }) => id, snapshotText);
+  });
+
+  const rename = snapshot
+    .command("rename")
+    .description("give it another name")
+    .argument("<snapshot>", REF)
+    .argument("<name>", "1 to 63 characters of a-z 0-9 . _ -");
+  bind<[string, string], object>(rename, async (context, [ref, name]) => {
+    const after = await context.client.changeSnapshot(known(ref), { name: snapshotName(name) });
+    context.show(
+      after,
+      ({ id }) => id,
+      () => `Snapshot ${ref} is ${refOf(after)} now.`,
+    );
+  });
+
+  const protections = [
+    ["protect", true, "it can't be deleted", "is protected"],
+    ["unprotect", false, "it can be deleted again", "is not protected any more"],
+  ] as const;
+  for (const [verb, isProtected, what, outcome] of protections) {
+    const command = snapshot.command(verb).description(what).argument("<snapshot>", REF);
+    bind<[string], object>(command, async (context, [ref]) => {
+      const after = await context.client.changeSnapshot(known(ref), { protected: isProtected });
+      context.show(
+        after,
+        ({ id }) => id,
+        () => `Snapshot ${refOf(after)} ${outcome}.`,
+      );
+    });
+  }
+
+  const attach = snapshot
+    .command("attach")
+    .description("offer it on this host by NBD, to be read only")
+    .argument("<snapshot>", REF);
+  bind<[string], object>(attach, async (context, [ref]) => {
+    const answer = await context.client.attachSnapshot(known(ref));
+    const uri = nbdUri(answer.path);
+    context.show(
+      { ...answer, uri },
+      () => uri,
+      () => `${ref} attached, read-only.\n  ${uri}\n  socket ${answer.path}`,
+    );
+  });
+
+  const detach = snapshot
+    .command("detach")
+    .description("offer it on this host no more")
+    .argument("<snapshot>", REF);
+  bind<[string], object>(detach, async (context, [ref]) => {
+    await context.client.detachSnapshot(known(ref));
+    context.done({ snapshot: ref }, `${ref} detached.`);
+  });
+
+  const remove = snapshot
+    .command("delete")
+    .description("give it up; others stay as they are")
+    .argument("<snapshot>", REF);
+  bind<[string], object>(remove, async (context, [ref]) => {
+    await context.client.deleteSnapshot(known(ref));
+    context.done({ snapshot: ref }, `Snapshot ${ref} is deleted; its space comes back by and by.`);
+  });
+  return snapshot;
+}
+
+/** In a form that can name one. */
+function known(ref: string): string {
+  if (parseSnapshotId(ref) === null) snapshotRef(ref);
+  return ref;
+}

@@ -1,0 +1,93 @@
+/** Snapshots as text. */
+import { formatSize } from "../core/model/size.ts";
+import type { SnapshotAnswer, SnapshotCreated, VolumeAnswer } from "../core/wire/agent-api.ts";
+import type { Column } from "./table.ts";
+
+export function refOf({ volumeName, name }: Pick<SnapshotAnswer, "volumeName" | "name">): string {
+  return `${volumeName}@${name}`;
+}
+
+/** `Snapshot db@before-upgrade taken at 14:02:07.311 UTC on h1 h2, the guest's writes waited 11 ms.` */
+export function takenText(taken: SnapshotCreated): string {
+  const { takenAt, heldMs, copies, wantedCopies, missedBy } = taken;
+  const waited = heldMs === 0n ? "" : `, the guest's writes waited ${heldMs} ms`;
+  const first = `Snapshot ${refOf(taken)} taken at ${takenAt.slice(11, 23)} UTC on ${holdersText(taken)}${waited}.`;
+  if (copies >= wantedCopies) return first;
+  const missed = missedBy.length === 0 ? "" : `, ${missedText(missedBy)}`;
+  return `${first}\n  In ${copies} of ${wantedCopies} copies${missed}.`;
+}
+
+export const snapshotColumns: readonly Column<SnapshotAnswer>[] = [
+  { title: "SNAPSHOT", of: refOf },
+  { title: "TAKEN (UTC)", of: ({ takenAt }) => momentText(takenAt) },
+  { title: "SIZE", of: ({ size }) => formatSize(size), right: true },
+  { title: "COPIES", of: copiesText },
+  { title: "STATE", of: stateText },
+  { title: "ID", of: ({ id }) => id.slice(0, 8) },
+];
+
+export function snapshotText(snapshot: SnapshotAnswer): string {
+  const facts: readonly (readonly [string, string])[] = [
+    ["Snapshot", refOf(snapshot)],
+    ["Id", snapshot.id],
+    ["Taken", `${momentText(snapshot.takenAt)} UTC, by ${snapshot.createdBy}`],
+    ["Size", formatSize(snapshot.size)],
+    ["Copies", copiesText(snapshot)],
+    ["State", stateText(snapshot)],
+  ];
+  return facts.map(([title, value]) => `${`${title}:`.padEnd(10)}${value}`).join("\n");
+}
+
+/** For `volume show`: `2, 1 with fewer copies than the volume: nightly-21 (1 of 2, h2 missed it)`; null: nothing to say. */
+export function snapshotsLine({ snapshots, copies, name }: VolumeAnswer): string | null {
+  const { count, deleting, fewerCount, fewer, unable } = snapshots;
+  const parts = [
+    ...(count === 0 ? [] : [String(count)]),
+    ...(deleting === 0 ? [] : [`${deleting} being deleted`]),
+  ];
+  if (fewerCount > 0) {
+    const named = fewer.map(
+      ({ name: snapshot, copies: having, missedBy }) =>
+        `${snapshot} (${having} of ${copies}${missedBy.length === 0 ? "" : `, ${missedText(missedBy)}`})`,
+    );
+    const more = fewerCount > fewer.length ? `, and ${fewerCount - fewer.length} more` : "";
+    parts.push(`${fewerCount} with fewer copies than the volume: ${named.join(", ")}${more}`);
+  }
+  if (unable !== null)
+    parts.push(
+      `${count === 0 ? "it can't have any" : "no new ones"}, for the copy on ${unable.hostName}: ${unable.why}`,
+    );
+  if (parts.length === 0) return null;
+  const more = count === 0 ? "" : `  (weft snapshot list ${name})`;
+  return `${parts.join(", ")}${more}`;
+}
+
+/** `2/2 h1 h2`, `1/2 h1 (h2 missed it)`. */
+function copiesText(snapshot: SnapshotAnswer): string {
+  const { copies, wantedCopies, missedBy } = snapshot;
+  const where = holdersText(snapshot);
+  const missed = missedBy.length === 0 ? "" : ` (${missedText(missedBy)})`;
+  return `${copies}/${wantedCopies}${where === "" ? "" : ` ${where}`}${missed}`;
+}
+
+function missedText(hosts: readonly string[]): string {
+  return `${hosts.join(" ")} missed it`;
+}
+
+function holdersText({ members }: SnapshotAnswer): string {
+  return members
+    .filter(({ left }) => !left)
+    .map(({ hostName, alive }) => (alive ? hostName : `${hostName} (not answering)`))
+    .toSorted()
+    .join(" ");
+}
+
+function stateText({ state, protected: isProtected, openOn }: SnapshotAnswer): string {
+  if (state === "deleting") return "being deleted";
+  const open = openOn.length === 0 ? "" : `, attached on ${openOn.join(" ")}`;
+  return `ready${isProtected ? ", protected" : ""}${open}`;
+}
+
+function momentText(at: string): string {
+  return at.slice(0, 19).replace("T", " ");
+}

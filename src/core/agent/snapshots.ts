@@ -1,0 +1,323 @@
+/**
+ * Snapshots of volumes: shown from the store, taken, deleted and changed by the volume's owner wherever that is, read on
+ * this host.
+ *
+ * Must always hold:
+ * - what is not logged is shown to nobody (R27);
+ * - a request is asked of owners by the snapshot's id: asked again it does nothing twice.
+ */
+import { randomUUID } from "node:crypto";
+
+import { type Cluster, hostName, isAlive } from "../model/cluster.ts";
+import { maySee, type Principal } from "../model/roles.ts";
+import { parseHostId, parseSnapshotId, type SnapshotId, type VolumeId } from "../model/ids.ts";
+import {
+  cannotHave,
+  checkSnapshot,
+  checkSnapshotDelete,
+  coverage,
+  inOrder,
+  isShown,
+  nameOfMoment,
+  nameTaken,
+  type Snapshot,
+  type Unable,
+  unablePool,
+  withFewer,
+} from "../model/snapshot.ts";
+import type { Want } from "../model/volume-record.ts";
+import type * as api from "../wire/agent-api.ts";
+import { decided, isWeftError, WeftError } from "../wire/errors.ts";
+import type { MemberContext } from "./context.ts";
+import { openOn, snapshotsOf, type VolumeFacts, volumeOf, volumesOf } from "./facts.ts";
+import { findSnapshot, findVolume, hasWant, type WantedVolume } from "./find.ts";
+import { byOwner } from "./owner-work.ts";
+import { stillMade } from "./volumes.ts";
+
+/** As many are named in a volume's own answer; its list has all of them. */
+const FEWER_SHOWN = 10;
+
+export async function createSnapshot(
+  context: MemberContext,
+  ref: string,
+  asked: { readonly name: string | null; readonly id: string | null; readonly by: string },
+): Promise<api.SnapshotCreated> {
+  const { mirror, view } = context;
+  await mirror.sync();
+  const { id: volume, want, record, unreadable } = findVolume(mirror, ref);
+  if (unreadable !== null) throw unreadable;
+  if (record === null) throw stillMade(want.name, volume);
+  const { known } = snapshotsOf(mirror, volume);
+  const id = parseSnapshotId(asked.id ?? randomUUID());
+  if (id === null) throw new Error("the schema lets UUIDs through only");
+  const name = asked.name ?? freeName(known, new Date().toISOString());
+  const cluster = view.cluster();
+  decided(checkSnapshot({ want, record, cluster, snapshots: known, name, id }));
+  const { heldMs } = await byOwner(context, { kind: "snapshot", volume, id, name, by: asked.by }).catch(
+    (error: unknown) => {
+      throw explained(context, want, name, error);
+    },
+  );
+  await mirror.sync();
+  return { ...shownSnapshot(context, volume, id), heldMs: heldMs ?? 0n };
+}
+
+/** Answers when nobody can use it any more; its space comes back by and by. */
+export async function deleteSnapshot(context: MemberContext, ref: string): Promise<void> {
+  const { mirror, view } = context;
+  await mirror.sync();
+  const { volume, snapshot } = findSnapshot(mirror, ref);
+  const cluster = view.cluster();
+  const readers = openOn(mirror, snapshot.id).map((host) => hostName(cluster, host));
+  decided(checkSnapshotDelete(volume.want.name, snapshot, readers));
+  if (snapshot.state === "DELETING") return;
+  await byOwner(context, { kind: "delete-snapshot", volume: volume.id, id: snapshot.id });
+  await mirror.sync();
+}
+
+export async function changeSnapshot(
+  context: MemberContext,
+  ref: string,
+  { name, protected: isProtected }: api.SnapshotChange,
+): Promise<api.SnapshotAnswer> {
+  const { mirror } = context;
+  await mirror.sync();
+  const { volume, snapshot } = findSnapshot(mirror, ref);
+  refuseDeleting(volume, snapshot);
+  const about = { volume: volume.id, id: snapshot.id };
+  if (name !== undefined && name !== snapshot.name) {
+    if (snapshotsOf(mirror, volume.id).known.some((other) => other.name === name))
+      throw WeftError.fromFinding(nameTaken(volume.want, name));
+    await byOwner(context, { kind: "rename-snapshot", ...about, name });
+  }
+  if (isProtected !== undefined && isProtected !== snapshot.isProtected)
+    await byOwner(context, { kind: "protect-snapshot", ...about, protected: isProtected });
+  await mirror.sync();
+  return shownSnapshot(context, volume.id, snapshot.id);
+}
+
+/** Read-only, on this host, wherever its volume is open. */
+export async function attachSnapshot(
+  { mirror, daemon }: MemberContext,
+  ref: string,
+): Promise<api.SnapshotAttached> {
+  await mirror.sync();
+  const { volume, snapshot } = findSnapshot(mirror, ref);
+  refuseDeleting(volume, snapshot);
+  const { path } = await daemon.client.call("snapshot.open", {
+    volume: volume.id,
+    id: snapshot.id,
+    export: { nbd: { path: null } },
+  });
+  return { snapshot: snapshot.id, volume: volume.id, path };
+}
+
+export async function detachSnapshot({ mirror, daemon }: MemberContext, ref: string): Promise<void> {
+  await mirror.sync();
+  const { volume, snapshot } = findSnapshot(mirror, ref);
+  await daemon.client.call("snapshot.close", { volume: volume.id, id: snapshot.id });
+}
+
+export function snapshotAnswers(context: MemberContext, volume: VolumeFacts): readonly api.SnapshotAnswer[] {
+  const { known } = snapshotsOf(context.mirror, volume.id);
+  return inOrder(known.filter(isShown)).flatMap(
+    (snapshot) => snapshotAnswer(context, volume, snapshot) ?? [],
+  );
+}
+
+/** Of all volumes that the principal may see, by their names. */
+export function allSnapshots(context: MemberContext, principal: Principal): readonly api.SnapshotAnswer[] {
+  return volumesOf(context.mirror)
+    .filter(hasWant)
+    .filter(({ id, want }) => want.deletedAtMs === null && maySee(principal, id))
+    .toSorted((a, b) => (a.want.name < b.want.name ? -1 : 1))
+    .flatMap((volume) => snapshotAnswers(context, volume));
+}
+
+export function shownSnapshot(context: MemberContext, volume: VolumeId, id: SnapshotId): api.SnapshotAnswer {
+  const facts = volumeOf(context.mirror, volume);
+  const snapshot = snapshotsOf(context.mirror, volume).known.find((known) => known.id === id) ?? null;
+  const answer = snapshot === null ? null : snapshotAnswer(context, facts, snapshot);
+  if (answer !== null) return answer;
+  throw new WeftError({
+    code: "E-SNAP-09",
+    message: `The snapshot ${id} is gone: somebody deleted it in the same moment.`,
+    facts: { snapshot: id },
+  });
+}
+
+/** Null: its volume has no name that it could be shown by. */
+function snapshotAnswer(
+  { mirror, view }: MemberContext,
+  { id, want, record }: VolumeFacts,
+  snapshot: Snapshot,
+): api.SnapshotAnswer | null {
+  if (want === null) return null;
+  const cluster = view.cluster();
+  const { copies, missedBy } = record === null ? { copies: 0, missedBy: [] } : coverage(snapshot, record);
+  const named = (host: Parameters<typeof hostName>[1]): string => hostName(cluster, host);
+  return {
+    id: snapshot.id,
+    name: snapshot.name,
+    volume: id,
+    volumeName: want.name,
+    size: snapshot.sizeBytes,
+    takenAt: new Date(snapshot.createdMs).toISOString(),
+    createdBy: snapshot.createdBy,
+    state: snapshot.state === "READY" ? "ready" : "deleting",
+    protected: snapshot.isProtected,
+    copies,
+    wantedCopies: want.copies,
+    members: snapshot.members.map(({ rid, host, pool }) => ({
+      rid: rid as number,
+      host: host as string,
+      hostName: named(host),
+      pool: pool as string,
+      alive: isAlive(cluster, host),
+      left: record?.replicas.every((member) => member.rid !== rid) ?? true,
+    })),
+    missedBy: missedBy.map(named),
+    openOn: openOn(mirror, snapshot.id).map(named),
+  };
+}
+
+/** For the volume's own answer. */
+export function snapshotSummary(
+  { mirror, view }: Pick<MemberContext, "mirror" | "view">,
+  { id, want, record }: VolumeFacts,
+): api.VolumeAnswer["snapshots"] {
+  const known = snapshotsOf(mirror, id).known.filter(isShown);
+  const cluster = view.cluster();
+  const fewer = want === null || record === null ? [] : inOrder(withFewer(known, want, record));
+  const unable = record === null ? null : unablePool(record, cluster);
+  return {
+    count: known.filter(({ state }) => state === "READY").length,
+    deleting: known.filter(({ state }) => state === "DELETING").length,
+    fewerCount: fewer.length,
+    fewer: fewer.slice(0, FEWER_SHOWN).map((snapshot) => {
+      const { copies, missedBy } = record === null ? { copies: 0, missedBy: [] } : coverage(snapshot, record);
+      return { name: snapshot.name, copies, missedBy: missedBy.map((host) => hostName(cluster, host)) };
+    }),
+    unable:
+      unable === null
+        ? null
+        : { hostName: hostName(cluster, unable.host), path: unable.path, why: unable.why },
+  };
+}
+
+/** What stands in the way of snapshots, or is less than it should be: E-SNAP-11 and E-SNAP-01; and what can't be read. */
+export function snapshotProblems(
+  context: MemberContext,
+  volumes: readonly VolumeFacts[],
+): readonly api.Problem[] {
+  const { mirror, view } = context;
+  const cluster = view.cluster();
+  return volumes.flatMap((facts): readonly api.Problem[] => {
+    const { id, want, record } = facts;
+    const unreadable = snapshotsOf(mirror, id).unreadable.map((error) => ({
+      code: error.code,
+      message: error.message,
+      do: [...error.do],
+    }));
+    if (want === null || record === null || want.deletedAtMs !== null) return unreadable;
+    const summary = snapshotSummary(context, facts);
+    const fewer = summary.fewerCount === 0 ? [] : [fewerProblem(want, summary)];
+    // Where all of its pools are of such a kind nobody expects snapshots.
+    const unable = summary.count === 0 ? null : unablePool(record, cluster);
+    return [...unreadable, ...fewer, ...(unable === null ? [] : [unableProblem(want, cluster, unable)])];
+  });
+}
+
+function fewerProblem(
+  { name, copies: wanted }: Want,
+  { count, fewerCount, fewer: [first] }: api.VolumeAnswer["snapshots"],
+): api.Problem {
+  const which =
+    count === 1 ? `The snapshot of "${name}" has` : `${fewerCount} of ${count} snapshots of "${name}" have`;
+  const example =
+    first === undefined
+      ? ""
+      : `: ${name}@${first.name} is in ${first.copies} of ${wanted}${first.missedBy.length === 0 ? "" : `, ${first.missedBy.join(" ")} missed it`}`;
+  return {
+    code: "E-SNAP-11",
+    message: `${which} fewer copies than the volume${example}.`,
+    do: [
+      { why: "See which", command: `weft snapshot list ${name}` },
+      { why: "A new one is on all copies that are in sync", command: `weft snapshot create ${name}` },
+    ],
+  };
+}
+
+function unableProblem(want: Want, cluster: Cluster, unable: Unable): api.Problem {
+  const { code, message, do: remedies } = cannotHave(want, cluster, unable);
+  return { code, message, do: [...remedies] };
+}
+
+/** By the moment, and a number where there is one already. */
+function freeName(known: readonly Snapshot[], at: string): string {
+  const name = nameOfMoment(at);
+  const isFree = (candidate: string): boolean => !known.some((snapshot) => snapshot.name === candidate);
+  if (isFree(name)) return name;
+  for (let n = 2; ; n += 1) if (isFree(`${name}-${n}`)) return `${name}-${n}`;
+}
+
+function refuseDeleting({ want }: WantedVolume, { id, name, state }: Snapshot): void {
+  if (state === "READY") return;
+  throw new WeftError({
+    code: "E-SNAP-09",
+    message: `${want.name}@${name} is being deleted.`,
+    facts: { snapshot: id },
+    safe: "Nothing was changed.",
+  });
+}
+
+/** weftd's refusal with the names that people know copies by. */
+function explained({ view }: MemberContext, want: Want, name: string, error: unknown): unknown {
+  if (!isWeftError(error)) return error;
+  const cluster = view.cluster();
+  const { rid, node, pool, why } = error.facts;
+  const host = typeof node === "string" ? parseHostId(node) : null;
+  switch (error.code) {
+    case "E-SNAP-01": {
+      if (host === null) return error;
+      const { path = "", noSnapshots = null } = cluster.pools.find(({ id }) => id === pool) ?? {};
+      const reason = typeof why === "string" ? why : (noSnapshots ?? "its pool can't keep any");
+      return WeftError.fromFinding(cannotHave(want, cluster, { host, path, why: reason }));
+    }
+    case "E-SNAP-02":
+      return WeftError.fromFinding(nameTaken(want, name));
+    case "E-SNAP-03": {
+      const { for: reason } = error.facts;
+      if (typeof reason !== "string") return error;
+      const what =
+        host === null
+          ? `it waits for ${reason}`
+          : `its copy on ${hostName(cluster, host)} did not answer in time`;
+      return new WeftError({
+        ...error.toBody(),
+        message: `"${want.name}" gets no snapshot now: ${what}. Tried for 20 s.`,
+        safe: "Nothing was done; guests go on as before.",
+        do: [
+          { why: "What it waits for", command: `weft why ${want.name}` },
+          { why: "Then again", command: `weft snapshot create ${want.name}@${name}` },
+        ],
+        cause: error,
+      });
+    }
+    case "E-SNAP-08": {
+      const where = host === null ? `its copy ${String(rid)}` : `its copy on ${hostName(cluster, host)}`;
+      return new WeftError({
+        ...error.toBody(),
+        message: `"${want.name}" gets no snapshot: ${where} has no room for one.`,
+        safe: "Nothing was done.",
+        do: [
+          { why: "See how full the pools are", command: "weft pool list" },
+          { why: "Older snapshots may go", command: `weft snapshot list ${want.name}` },
+        ],
+        cause: error,
+      });
+    }
+    default:
+      return error;
+  }
+}

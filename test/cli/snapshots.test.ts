@@ -1,0 +1,133 @@
+/** Plot: a volume is kept as it is before it is changed, looked at, read, and given up again. */
+import t from "tap";
+
+import { ids, snapshot, volume } from "./answers.ts";
+import { FakeAgent, refusal } from "./fake-agent.ts";
+
+const ID = ids.session;
+
+void t.test("weft snapshot create: when, where, and how long the guest waited for it", async (t) => {
+  const alone = { copies: 1, missedBy: ["h2"], members: [] };
+  await using agent = await FakeAgent.start({
+    "POST /v1/volumes/db/snapshots": snapshot({ heldMs: "11" }),
+    "POST /v1/volumes/web/snapshots": snapshot({ volumeName: "web", heldMs: "0", ...alone }),
+    "POST /v1/volumes/ext/snapshots": refusal("E-SNAP-01", "its copy on h2", 409),
+  });
+  const create = (...words: string[]): ReturnType<FakeAgent["weft"]> =>
+    agent.weft(["snapshot", "create", ...words]);
+  const taken = await create("db@before-upgrade");
+  t.equal(
+    taken.out,
+    "Snapshot db@before-upgrade taken at 14:02:07.311 UTC on h1 h2, the guest's writes waited 11 ms.\n",
+  );
+  t.equal(taken.code, 0);
+  t.equal(agent.asked.at(-1), 'POST /v1/volumes/db/snapshots {"name":"before-upgrade"}');
+  t.equal((await create("db", "-q")).out, `${ID}\n`);
+  t.equal(agent.asked.at(-1), 'POST /v1/volumes/db/snapshots {"name":null}');
+  t.match((await create("web@x")).out, /^Snapshot web@.*\.\n {2}In 1 of 2 copies, h2 missed it\.\n$/);
+  t.match(await create("ext"), { code: 1, err: /^E-SNAP-01 / });
+  const before = agent.asked.length;
+  for (const wrong of ["db@", "@x", "db@a@b", "db@Big", `db@${ID}`])
+    t.match(await create(wrong), { code: 1, err: /^E-ARG-02 / }, wrong);
+  t.equal(agent.asked.length, before, "nothing was asked");
+});
+
+void t.test("weft snapshot list, show: which copies have which", async (t) => {
+  const list = [
+    snapshot({ protected: true, openOn: ["h1"] }),
+    snapshot({
+      name: "nightly-21",
+      id: ids.db,
+      takenAt: "2026-11-21T03:00:00.000Z",
+      copies: 1,
+      missedBy: ["h2"],
+      members: [{ rid: 0, host: ids.h1, hostName: "h1", pool: ids.pool, alive: false, left: false }],
+    }),
+    snapshot({ name: "old", id: ids.pool, state: "deleting", copies: 0, members: [] }),
+  ];
+  await using agent = await FakeAgent.start({
+    "GET /v1/snapshots": list,
+    "GET /v1/volumes/db/snapshots": [],
+    "GET /v1/snapshots/db%40nightly-21": list[1],
+    [`GET /v1/snapshots/${ID}`]: list[0],
+    "GET /v1/snapshots/db%40nightly": refusal("E-SNAP-09", "Did you mean", 404),
+  });
+  t.equal(
+    (await agent.weft(["snapshot", "list"])).out,
+    [
+      "SNAPSHOT           TAKEN (UTC)           SIZE  COPIES                                 STATE                             ID",
+      "db@before-upgrade  2026-11-22 14:02:07  3 TiB  2/2 h1 h2                              ready, protected, attached on h1  50000000",
+      "db@nightly-21      2026-11-21 03:00:00  3 TiB  1/2 h1 (not answering) (h2 missed it)  ready                             d0000000",
+      "db@old             2026-11-22 14:02:07  3 TiB  0/2                                    being deleted                     b0000000",
+      "",
+    ].join("\n"),
+  );
+  t.equal(
+    (await agent.weft(["snapshot", "list", "db"])).out,
+    'No snapshots of "db" yet.  Next:  weft snapshot create db@NAME\n',
+  );
+  const shown = await agent.weft(["snapshot", "show", "db@nightly-21"]);
+  t.equal(shown.code, 3, "it has fewer copies than the volume");
+  t.equal(
+    shown.out,
+    [
+      "Snapshot: db@nightly-21",
+      `Id:       ${ids.db}`,
+      "Taken:    2026-11-21 03:00:00 UTC, by root@h1",
+      "Size:     3 TiB",
+      "Copies:   1/2 h1 (not answering) (h2 missed it)",
+      "State:    ready",
+      "",
+    ].join("\n"),
+  );
+  t.equal((await agent.weft(["snapshot", "show", ID])).code, 0);
+  t.match(await agent.weft(["snapshot", "show", "db@nightly"]), { code: 1, err: /^E-SNAP-09 / });
+  t.match(await agent.weft(["snapshot", "show", "db"]), { code: 1, err: /Write VOLUME@NAME/ });
+});
+
+void t.test("weft snapshot rename, protect, attach, detach, delete: one word each", async (t) => {
+  const path = "/run/weft/nbd/s.sock";
+  await using agent = await FakeAgent.start({
+    "PATCH /v1/snapshots/db%40a": snapshot({ name: "b" }),
+    "POST /v1/snapshots/db%40a/attach": { snapshot: ID, volume: ids.db, path },
+    "POST /v1/snapshots/db%40a/detach": {},
+    "DELETE /v1/snapshots/db%40a": {},
+  });
+  const run = async (...words: string[]): Promise<string> => (await agent.weft(["snapshot", ...words])).out;
+  const last = (): string | undefined => agent.asked.at(-1);
+  t.equal(await run("rename", "db@a", "b"), "Snapshot db@a is db@b now.\n");
+  t.equal(last(), 'PATCH /v1/snapshots/db%40a {"name":"b"}');
+  t.equal(await run("protect", "db@a"), "Snapshot db@b is protected.\n");
+  t.equal(last(), 'PATCH /v1/snapshots/db%40a {"protected":true}');
+  t.equal(await run("unprotect", "db@a"), "Snapshot db@b is not protected any more.\n");
+  t.equal(last(), 'PATCH /v1/snapshots/db%40a {"protected":false}');
+  const uri = `nbd+unix:///?socket=${path}`;
+  t.equal(await run("attach", "db@a"), `db@a attached, read-only.\n  ${uri}\n  socket ${path}\n`);
+  t.equal(await run("attach", "db@a", "-q"), `${uri}\n`);
+  t.equal(await run("detach", "db@a"), "db@a detached.\n");
+  t.equal(await run("delete", "db@a"), "Snapshot db@a is deleted; its space comes back by and by.\n");
+});
+
+void t.test("weft volume show: how many snapshots there are, and which have fewer copies", async (t) => {
+  const having = (snapshots: object): object =>
+    volume({ snapshots: { count: 2, deleting: 0, fewerCount: 0, fewer: [], unable: null, ...snapshots } });
+  const fewer = [{ name: "nightly-21", copies: 1, missedBy: ["h2"] }];
+  const unable = { hostName: "h2", path: "/srv/weft", why: "the pool lies on ext4" };
+  await using agent = await FakeAgent.start({
+    "GET /v1/volumes/plain": volume(),
+    "GET /v1/volumes/two": having({}),
+    "GET /v1/volumes/fewer": having({ deleting: 1, fewerCount: 12, fewer }),
+    "GET /v1/volumes/ext": having({ count: 0, unable }),
+    "GET /v1/volumes/mixed": having({ unable }),
+  });
+  const line = async (name: string): Promise<string | null> =>
+    /^Snapshots: (.*)$/m.exec((await agent.weft(["volume", "show", name])).out)?.[1] ?? null;
+  t.equal(await line("plain"), null);
+  t.equal(await line("two"), "2  (weft snapshot list db)");
+  t.equal(
+    await line("fewer"),
+    "2, 1 being deleted, 12 with fewer copies than the volume: nightly-21 (1 of 2, h2 missed it), and 11 more  (weft snapshot list db)",
+  );
+  t.equal(await line("ext"), "it can't have any, for the copy on h2: the pool lies on ext4");
+  t.match(await line("mixed"), /^2, no new ones, for the copy on h2: /);
+});

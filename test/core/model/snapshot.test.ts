@@ -1,0 +1,196 @@
+/** Which copies have which snapshots, and what that keeps from being done. */
+import { array, assert, boolean, constantFrom, integer, property, uniqueArray } from "fast-check";
+import t from "tap";
+
+import { chooseCaretaker } from "../../../src/core/model/caretaker.ts";
+import { SNAPSHOTS_MAX } from "../../../src/core/model/limits.ts";
+import { mayRemove } from "../../../src/core/model/volume.ts";
+import {
+  checkNoSnapshots,
+  checkSnapshot,
+  checkSnapshotDelete,
+  coverage,
+  inOrder,
+  isShown,
+  isUnfinished,
+  lastHeld,
+  losesSnapshot,
+  nameOfMoment,
+  parseSnapshotRef,
+  ready,
+  withFewer,
+} from "../../../src/core/model/snapshot.ts";
+import {
+  cluster,
+  hostId,
+  made,
+  member,
+  owner,
+  place,
+  pool,
+  record,
+  snapshot,
+  snapshotId,
+  want,
+} from "./world.ts";
+
+const three = cluster([1, 2, 3]);
+const code = (decision: { readonly kind: string; readonly finding?: { readonly code: string } }): string =>
+  decision.kind === "ok" ? "ok" : (decision.finding?.code ?? "");
+
+void t.test("snapshot: names and references", async (t) => {
+  t.match(parseSnapshotRef("db@a"), { value: { volume: "db", name: "a" } });
+  for (const wrong of ["", "db", "@", "db@", "@a", "a@b@c"])
+    t.equal(code(parseSnapshotRef(wrong)), "E-ARG-02");
+  t.equal(nameOfMoment("2026-11-22T14:02:07.311Z"), "snap-20261122-140207");
+});
+
+void t.test("snapshot: copies that came later or left have none of it", async (t) => {
+  const fact = record([member(1, 2), member(2, 3, "STALE"), member(3, 1, "QUARANTINED"), member(4, 4)]);
+  t.strictSame(coverage(snapshot(1, [0, 1, 2, 3]), fact), {
+    copies: 2,
+    missedBy: [hostId(1), hostId(4)],
+  });
+  const all = [
+    snapshot(1, [0]),
+    snapshot(2, [1, 2]),
+    snapshot(3, [1], { isLogged: false }),
+    snapshot(4, [1], { state: "DELETING" }),
+  ];
+  const wanted = want([place(1, 2), place(2, 3)], { copies: 2 });
+  t.same(
+    withFewer(all, wanted, fact).map(({ name }) => name),
+    ["s1"],
+    "what is not usable is not counted",
+  );
+  t.same(
+    ready(all).map(({ name }) => name),
+    ["s1", "s2"],
+  );
+  t.same(
+    inOrder(all.filter(isShown)).map(({ name }) => name),
+    ["s4", "s2", "s1"],
+    "the youngest first, and not what nobody was told of",
+  );
+});
+
+void t.test("snapshot: the last copy that has one stays, by request and by itself", async (t) => {
+  const fact = record([member(0, 1), member(1, 2), member(2, 3)], { owner: owner(1), copies: 2 });
+  const before = want([place(0, 1), place(1, 2), place(2, 3)], { copies: 2 });
+  const going = { ...before, placements: [place(0, 1, true), place(1, 2), place(2, 3)] };
+  const input = { want: going, record: fact, cluster: three };
+  for (const [snapshots, stays] of [
+    [[], false],
+    [[snapshot(1, [0, 1])], false],
+    [[snapshot(1, [0, 1]), snapshot(2, [0])], true],
+    [[snapshot(2, [0], { state: "DELETING" })], false],
+    [[snapshot(2, [0], { isLogged: false })], true],
+    [[snapshot(2, [7])], false],
+  ] as const) {
+    t.equal(mayRemove({ ...input, snapshots }, place(0, 1, true)), !stays);
+    const lost = losesSnapshot(snapshots, { before, after: going }, fact, three);
+    t.equal(lost?.code ?? null, stays ? "E-SNAP-07" : null);
+    t.equal(losesSnapshot(snapshots, { before: going, after: going }, fact, three), null, "nothing new goes");
+  }
+  // Both that have it go, one after the other.
+  const both = { ...before, placements: [place(0, 1, true), place(1, 2, true), place(2, 3)] };
+  t.match(losesSnapshot([snapshot(1, [0, 1])], { before: going, after: both }, fact, three), {
+    message: "db@s1 is only on h1 h2: the copy there can't go before the snapshot.",
+  });
+});
+
+void t.test("snapshot: whatever leaves, as many as there are stay readable", async (t) => {
+  const rids = uniqueArray(integer({ min: 0, max: 3 }), { maxLength: 4 });
+  const some = array(
+    rids.map((taken) => snapshot(1, taken)),
+    { maxLength: 4 },
+  );
+  assert(
+    property(some, rids, (snapshots, leaving) => {
+      const fact = record([0, 1, 2, 3].map((n) => member(n, n + 1)));
+      const lost = lastHeld(
+        snapshots,
+        fact,
+        leaving.map((n) => place(n, n + 1)),
+      );
+      const rest = record(fact.replicas.filter((replica) => !leaving.includes(replica.rid)));
+      const loses = snapshots.some(
+        (one) => coverage(one, fact).copies > 0 && coverage(one, rest).copies === 0,
+      );
+      return (lost !== null) === loses;
+    }),
+  );
+  t.pass();
+});
+
+void t.test("snapshot: a caretaker ends what is not ended, while all that it takes answer", async (t) => {
+  const fact = record([member(0, 1), member(1, 2)]);
+  const wanted = want([place(0, 1), place(1, 2)]);
+  const facts = { want: wanted, made: [made(0, 1), made(1, 2)], record: fact, ownerIsCaretaker: false };
+  for (const rest of [{ isLogged: false }, { state: "DELETING" as const }]) {
+    const snapshots = [snapshot(1, [0, 1], rest)];
+    const input = { ...facts, cluster: three, snapshots };
+    t.match(chooseCaretaker(input, 0), { host: hostId(1), work: ["snapshots"] });
+    t.equal(
+      chooseCaretaker({ ...input, cluster: cluster([1, 2, 3], [2]) }, 0),
+      null,
+      "nothing would come of it",
+    );
+    t.match(
+      chooseCaretaker({ ...input, snapshots: [snapshot(1, [0, 7], rest)] }, 0),
+      { work: ["snapshots"] },
+      "who has left is not waited for",
+    );
+  }
+  t.equal(chooseCaretaker({ ...facts, cluster: three, snapshots: [snapshot(1, [0, 1])] }, 0), null);
+  assert(
+    property(boolean(), constantFrom("READY", "DELETING"), (isLogged, state) => {
+      const unfinished = isUnfinished([snapshot(1, [0], { isLogged, state })], fact, three);
+      return unfinished === (!isLogged || state === "DELETING");
+    }),
+  );
+});
+
+void t.test("snapshot: what is refused before anybody is asked", async (t) => {
+  const fact = record([member(0, 1), member(1, 2)]);
+  const input = {
+    want: want([place(0, 1), place(1, 2)]),
+    record: fact,
+    cluster: three,
+    snapshots: [snapshot(1, [0, 1])],
+    name: "new",
+    id: snapshotId(5000),
+  };
+  t.equal(code(checkSnapshot(input)), "ok");
+  t.equal(code(checkSnapshot({ ...input, name: "s1" })), "E-SNAP-02");
+  t.equal(
+    code(checkSnapshot({ ...input, name: "s1", id: snapshotId(1) })),
+    "ok",
+    "the same is asked for again",
+  );
+  t.equal(code(checkSnapshot({ ...input, name: "S" })), "E-ARG-02");
+  const pools = [pool(1), pool(2, { noSnapshots: "the pool lies on ext4" }), pool(3)];
+  t.match(checkSnapshot({ ...input, cluster: { ...three, pools } }), {
+    finding: {
+      code: "E-SNAP-01",
+      message: `"db" can't have snapshots, for its copy on h2 (/srv/weft): the pool lies on ext4.`,
+    },
+  });
+  const elsewhere = [pool(1), pool(2), pool(3, { noSnapshots: "the pool lies on ext4" })];
+  t.equal(code(checkSnapshot({ ...input, cluster: { ...three, pools: elsewhere } })), "ok");
+  const many = Array.from({ length: SNAPSHOTS_MAX }, (_, n) => snapshot(n, [0, 1]));
+  t.equal(code(checkSnapshot({ ...input, snapshots: many })), "E-SNAP-06");
+  const [first, ...rest] = many;
+  if (first === undefined) throw new Error("there are a thousand");
+  const room = [{ ...first, state: "DELETING" as const }, ...rest];
+  t.equal(code(checkSnapshot({ ...input, snapshots: room })), "ok");
+
+  t.equal(code(checkSnapshotDelete("db", first, [])), "ok");
+  t.equal(code(checkSnapshotDelete("db", { ...first, isProtected: true }, [])), "E-SNAP-05");
+  t.equal(code(checkSnapshotDelete("db", first, ["h3"])), "E-SNAP-04");
+  t.equal(code(checkSnapshotDelete("db", { ...first, state: "DELETING" }, ["h3"])), "ok");
+  t.equal(code(checkNoSnapshots(input.want, [])), "ok");
+  t.match(checkNoSnapshots(input.want, input.snapshots), {
+    finding: { code: "E-SNAP-10", message: /^"db" has a snapshot\. Not deleted/ },
+  });
+});
