@@ -20,42 +20,58 @@ export type FioJob = {
   readonly seconds: number | null;
   /** At random, they meet each block once at most. */
   readonly requests?: number;
+  /** One after the other, each so many bytes behind the last one; null: none is left out. */
+  readonly stride?: bigint;
+  /** When each request was answered is wanted, too. */
+  readonly logged?: boolean;
   /** Which blocks come at random: 1 unless told. */
   readonly seed?: number;
 };
 
-export type FioResult = { readonly iops: number; readonly p50Us: number; readonly requests: number };
+export type FioResult = {
+  readonly iops: number;
+  readonly p50Us: number;
+  /** The longest that one took. */
+  readonly maxUs: number;
+  readonly requests: number;
+};
 
 const direction = z.object({
   iops: z.number(),
   total_ios: z.number(),
-  clat_ns: z.object({ percentile: z.record(z.string(), z.number()).optional() }),
+  clat_ns: z.object({ max: z.number().default(0), percentile: z.record(z.string(), z.number()).optional() }),
 });
 const output = z.object({
   jobs: z.array(z.object({ error: z.number(), read: direction, write: direction })),
 });
 
-export async function runFio(host: Host, job: FioJob): Promise<FioResult> {
+/** `log`: a line for each answer, its first number the moment in milliseconds since 1970; empty unless it is wanted. */
+export async function runFio(host: Host, job: FioJob): Promise<FioResult & { readonly log: string }> {
   // fio's nbd engine greets on standard output, in the middle of the JSON.
   const file = join(host.layout.dir, "fio.json");
   const timing = job.seconds === null ? [] : [`--runtime=${job.seconds}`, "--time_based"];
+  const log = join(host.layout.dir, "fio");
+  const logging = job.logged === true ? [`--write_lat_log=${log}`, "--log_unix_epoch=1"] : [];
+  const skipped = job.stride === undefined ? "" : `:${job.stride - 4096n}`;
   const bounded = job.requests === undefined ? [] : [`--number_ios=${job.requests}`];
   await host.output([
     "fio",
     "--name=bench",
     "--ioengine=nbd",
     `--uri=${job.uri}`,
-    `--rw=${job.rw}`,
+    `--rw=${job.rw}${skipped}`,
     `--bs=${job.blockSize}`,
     `--iodepth=${job.depth}`,
     `--size=${job.size}`,
     `--randseed=${job.seed ?? 1}`,
     ...timing,
     ...bounded,
+    ...logging,
     "--output-format=json",
     `--output=${file}`,
   ]);
-  return parseFio(readFileSync(file, "utf8"), job.rw);
+  const result = parseFio(readFileSync(file, "utf8"), job.rw);
+  return { ...result, log: job.logged === true ? readFileSync(`${log}_clat.1.log`, "utf8") : "" };
 }
 
 /** What fio says of one job. Lines of fio's own before the JSON are passed over. */
@@ -66,5 +82,5 @@ export function parseFio(text: string, rw: FioJob["rw"]): FioResult {
   const { iops, total_ios: requests, clat_ns: latency } = rw === "randread" ? job.read : job.write;
   const p50 = latency.percentile?.["50.000000"];
   if (p50 === undefined || requests === 0) throw new Error("fio did no request");
-  return { iops, p50Us: p50 / 1000, requests };
+  return { iops, p50Us: p50 / 1000, maxUs: latency.max / 1000, requests };
 }

@@ -15,10 +15,16 @@ import { renderFigures } from "./frame.ts";
 import type { Figure } from "./frame.ts";
 import { lifeFigures, runLifeJob } from "./life-job.ts";
 import { runMainJob } from "./main-job.ts";
+import { runSnapshotJob, snapshotFigures } from "./snapshot-job.ts";
 
 const SIZE = 256n * 1024n * 1024n;
 /** Much more than what hosts say to each other meanwhile, which is counted as well. */
 const LIFE_SIZE = 2n * 1024n * 1024n * 1024n;
+
+/** Each of its blocks is written again at random, and each of its regions has a first write of its own. */
+const SNAPSHOT_SIZE = 512n * 1024n * 1024n;
+/** Room for the volume, its images and the trash. */
+const SNAPSHOT_POOL = 8 * 1024 * 1024 * 1024;
 
 const jobs = ["main", "life"] as const;
 type Job = (typeof jobs)[number];
@@ -37,7 +43,7 @@ type Options = {
 const program = new Command("npm run bench --")
   .description(
     "main: 4 KiB durable random writes on two copies, and reads, diskless. " +
-      "life: what a copy that was away costs to bring back.",
+      "life: what a copy that was away costs to bring back, and what snapshots cost their guest.",
   )
   .argument("[job]", "main or life", jobOf, "main")
   .option("--json <file>", "write the figures to a file")
@@ -71,10 +77,24 @@ async function lifeJob({ dir, rounds }: Options): Promise<readonly Figure[]> {
   await Cluster.down(place);
   try {
     const cluster = await Cluster.up({ dir: place, hosts: 3, pools: ["h1", "h2"], say });
-    return lifeFigures(await runLifeJob({ cluster, rounds, size: LIFE_SIZE, say }), LIFE_SIZE);
+    const resyncs = lifeFigures(await runLifeJob({ cluster, rounds, size: LIFE_SIZE, say }), LIFE_SIZE);
+    return [...resyncs, ...(await snapshotJob(place, rounds, say))];
   } finally {
     await Cluster.down(place);
   }
+}
+
+/** On a cluster of its own, whose pools can hold snapshots. */
+async function snapshotJob(
+  place: string,
+  rounds: number,
+  say: (line: string) => void,
+): Promise<readonly Figure[]> {
+  await Cluster.down(place);
+  const pools = ["h1", "h2", "h3"];
+  const cluster = await Cluster.up({ dir: place, hosts: 3, pools, xfsBytes: SNAPSHOT_POOL, say });
+  const size = SNAPSHOT_SIZE;
+  return snapshotFigures(await runSnapshotJob({ cluster, rounds, size, say }), size);
 }
 
 async function measure({ dir, sides, rounds, seconds }: Options): Promise<readonly Run[]> {

@@ -1,0 +1,285 @@
+/**
+ * What a snapshot costs the guest: how long it hears nothing while one is taken, how long a write takes at the worst after
+ * one, and what the first write costs where an image still shares what is overwritten.
+ *
+ * Must always hold:
+ * - a pause is what the guest's own client saw: the longest time without an answer while requests were under way; what weft
+ *   says of it is not asked;
+ * - snapshots are of volumes with data in all of their blocks.
+ */
+import type { Cluster } from "../cluster/cluster.ts";
+import type { Host } from "../cluster/host.ts";
+import { until } from "../lib/until.ts";
+import { runFio, type FioJob } from "./fio.ts";
+import { compared, isWithin, median } from "./frame.ts";
+import type { Figure } from "./frame.ts";
+import { nbdUri } from "./sides.ts";
+
+export type SnapshotRuns = {
+  /** Of each snapshot, by the number of copies. */
+  readonly pausesMs: ReadonlyMap<number, readonly number[]>;
+  /** Of the 10 s after a snapshot, one each round. */
+  readonly longestMs: readonly number[];
+  readonly firsts: readonly FirstWrites[];
+};
+
+/** Medians of 4 KiB writes that are 1 MiB apart, so that each is the first one in its region. */
+export type FirstWrites = {
+  readonly round: number;
+  /** One at a time: where nothing was ever written, where a snapshot shares what is there, and over data that is the head's own. */
+  readonly holeUs: number;
+  readonly sharedUs: number;
+  readonly ownUs: number;
+  /** 32 at a time. */
+  readonly sharedDeepUs: number;
+  readonly ownDeepUs: number;
+};
+
+export type SnapshotJobOptions = {
+  /** Each host with a pool that can hold snapshots. */
+  readonly cluster: Cluster;
+  readonly rounds: number;
+  /** Of each volume, a multiple of 1 MiB. */
+  readonly size: bigint;
+  readonly say: (line: string) => void;
+};
+
+const SNAPSHOTS_EACH = 40;
+const AFTER_SECONDS = 10;
+const DEADLINE_MS = 60_000;
+const STRIDE = 1n << 20n;
+
+export async function runSnapshotJob(options: SnapshotJobOptions): Promise<SnapshotRuns> {
+  const { cluster, rounds, size, say } = options;
+  const guest = cluster.host("h3");
+  const pausesMs = new Map<number, number[]>();
+  for (const hosts of [
+    ["h1", "h2"],
+    ["h1", "h2", "h3"],
+  ] as const) {
+    const pauses: number[] = [];
+    await onVolume(guest, { size, hosts }, async (volume) => {
+      await fill(guest, volume);
+      for (let round = 1; round <= rounds; round++) pauses.push(...(await pausesOf(guest, volume)));
+    });
+    pausesMs.set(hosts.length, pauses);
+    say(`${pauses.length} snapshots of ${hosts.length} copies`);
+  }
+  const longestMs: number[] = [];
+  await onVolume(guest, { size, hosts: ["h1", "h2"] }, async (volume) => {
+    await fill(guest, volume);
+    // Aged: each block was written again, in no order.
+    await runFio(guest, { ...volume.job, rw: "randwrite", blockSize: "4k", depth: 32, seconds: null });
+    for (let round = 1; round <= rounds; round++) {
+      await taken(guest, volume, async () => {
+        const job = { ...volume.job, rw: "randwrite", blockSize: "4k", depth: 8 } as const;
+        const { maxUs } = await runFio(guest, { ...job, seconds: AFTER_SECONDS, seed: round });
+        longestMs.push(maxUs / 1000);
+      });
+    }
+  });
+  say(`${rounds} times ${AFTER_SECONDS} s after a snapshot`);
+  const firsts: FirstWrites[] = [];
+  for (let round = 1; round <= rounds; round++) {
+    await onVolume(guest, { size, hosts: ["h1", "h2"] }, async (volume) => {
+      const first = async (depth: number): Promise<number> => (await strided(guest, volume, depth)).p50Us;
+      const holeUs = await first(1);
+      await fill(guest, volume);
+      const [ownUs, ownDeepUs] = [await first(1), await first(32)];
+      const sharedUs = await taken(guest, volume, () => first(1));
+      const sharedDeepUs = await taken(guest, volume, () => first(32));
+      firsts.push({ round, holeUs, sharedUs, ownUs, sharedDeepUs, ownDeepUs });
+    });
+  }
+  say(`${rounds} rounds of first writes`);
+  return { pausesMs, longestMs, firsts };
+}
+
+export function snapshotFigures(
+  { pausesMs, longestMs, firsts }: SnapshotRuns,
+  size: bigint,
+): readonly Figure[] {
+  const mebibytes = Number(size) / 1024 ** 2;
+  const about = `${mebibytes} MiB, filled with 128 KiB requests one after the other, its pools on XFS in files`;
+  const pauses = [...pausesMs].flatMap(([copies, all]) =>
+    alone({
+      figure: copies === 2 ? "snapshot pause p99 ms" : `snapshot pause p99 ms, ${copies} copies`,
+      ours: percentile(all, 99),
+      all,
+      atMost: copies === 2 ? 50 : 100,
+      note: `snapshot pause: ${about}; the longest time in which none of 8 random 4 KiB writes under way was answered, while one of ${all.length} snapshots was taken`,
+    }),
+  );
+  const longest = alone({
+    figure: "longest write after snapshot ms",
+    ours: Math.max(...longestMs),
+    all: longestMs,
+    atMost: 500,
+    note: `longest write: ${about}, then each 4 KiB block once at random; of 8 random 4 KiB writes under way for ${AFTER_SECONDS} s after a snapshot, the worst of ${longestMs.length} rounds`,
+  });
+  const note = `first overwrite, hole write, overwrite: ${about} (but for holes, which were never written); 4 KiB writes 1 MiB apart, each the first one in its region since the snapshot`;
+  const of = (field: Exclude<keyof FirstWrites, "round">): ReadonlyMap<number, number> =>
+    new Map(firsts.map((run) => [run.round, run[field]]));
+  const ratios = [
+    { figure: "first overwrite ÷ hole write p50", ours: of("sharedUs"), against: of("holeUs"), ratio: 1.6 },
+    {
+      figure: "first overwrite qd32 ÷ overwrite",
+      ours: of("sharedDeepUs"),
+      against: of("ownDeepUs"),
+      ratio: 2.2,
+    },
+    { figure: "first overwrite ÷ overwrite p50", ours: of("sharedUs"), against: of("ownUs"), ratio: null },
+  ].flatMap(({ ratio, ...values }) => {
+    const bar = ratio === null ? null : ({ kind: "at most", ratio } as const);
+    return compared({ ...values, bar, note }) ?? [];
+  });
+  return [...pauses, ...longest, ...ratios];
+}
+
+/** The value that so many of a hundred are at most. */
+export function percentile(values: readonly number[], percent: number): number {
+  const sorted = values.toSorted((a, b) => a - b);
+  return sorted[Math.max(0, Math.ceil((sorted.length * percent) / 100) - 1)] ?? median(values);
+}
+
+/**
+ * The longest time without an answer within `from` and `to`, or that began or ended there: `answers` are the moments at which
+ * there were some, in their order. With requests under way all the time that is what a guest waits.
+ */
+export function longestGap(answers: readonly number[], from: number, to: number): number {
+  let longest = 0;
+  for (const [index, at] of answers.entries()) {
+    const before = answers[index - 1];
+    if (before !== undefined && at >= from && before <= to) longest = Math.max(longest, at - before);
+  }
+  return longest;
+}
+
+/** The moments, in milliseconds, at which fio's log says that requests were answered. */
+export function parseAnswers(log: string): readonly number[] {
+  const moments = log.split("\n").flatMap((line) => {
+    const [, at] = /^(\d+),/.exec(line) ?? [];
+    return at === undefined ? [] : [Number(at)];
+  });
+  return moments.toSorted((a, b) => a - b);
+}
+
+function alone(from: {
+  readonly figure: string;
+  readonly ours: number;
+  readonly all: readonly number[];
+  readonly atMost: number;
+  readonly note: string;
+}): readonly Figure[] {
+  const { figure, ours, all, atMost, note } = from;
+  if (all.length === 0) return [];
+  return [
+    {
+      figure,
+      ours,
+      against: null,
+      ratio: null,
+      spread: [Math.min(...all), Math.max(...all)],
+      bar: { kind: "at most", value: atMost },
+      holds: isWithin("at most", atMost, ours),
+      note,
+    },
+  ];
+}
+
+type Volume = { readonly name: string; readonly job: Pick<FioJob, "uri" | "size"> };
+
+async function onVolume(
+  guest: Host,
+  { size, hosts }: { readonly size: bigint; readonly hosts: readonly string[] },
+  work: (volume: Volume) => Promise<void>,
+): Promise<void> {
+  const name = "snapshots";
+  const agent = guest.agent();
+  await agent.createVolume({ name, size, hosts: [...hosts] });
+  const { path } = await until(async () => agent.attach(name, { steal: false }), {
+    what: `${name} to open on ${guest.name}`,
+    deadlineMs: DEADLINE_MS,
+  });
+  await work({ name, job: { uri: nbdUri(path, ""), size } });
+  await agent.detach(name);
+  await until(async () => ((await agent.snapshots(name)).length === 0 ? true : null), {
+    what: "the last snapshot to be gone",
+    deadlineMs: DEADLINE_MS,
+  });
+  await agent.deleteVolume(name);
+  await agent.emptyTrash(name);
+}
+
+async function fill(guest: Host, { job }: Volume): Promise<void> {
+  await runFio(guest, { ...job, rw: "write", blockSize: "128k", depth: 8, seconds: null });
+}
+
+async function strided(
+  guest: Host,
+  { job }: Volume,
+  depth: number,
+): Promise<Awaited<ReturnType<typeof runFio>>> {
+  const requests = Number(job.size / STRIDE);
+  return runFio(guest, {
+    ...job,
+    rw: "write",
+    blockSize: "4k",
+    depth,
+    seconds: null,
+    stride: STRIDE,
+    requests,
+  });
+}
+
+/** While there is a snapshot of now; it is gone afterwards. */
+async function taken<Result>(guest: Host, { name }: Volume, work: () => Promise<Result>): Promise<Result> {
+  const agent = guest.agent();
+  const { id } = await agent.createSnapshot(name);
+  const result = await work();
+  await agent.deleteSnapshot(id);
+  await until(async () => ((await agent.snapshots(name)).length === 0 ? true : null), {
+    what: "the snapshot to be gone",
+    deadlineMs: DEADLINE_MS,
+  });
+  return result;
+}
+
+/** Of some snapshots, one after the other, while a guest writes. */
+async function pausesOf(guest: Host, { name, job }: Volume): Promise<readonly number[]> {
+  const agent = guest.agent();
+  const taking = new AbortController();
+  const load = async (): Promise<readonly (readonly number[])[]> => {
+    const pieces: (readonly number[])[] = [];
+    // In pieces, so that it ends soon after the last snapshot.
+    for (let seed = 1; !taking.signal.aborted; seed++) {
+      const piece = { ...job, rw: "randwrite", blockSize: "4k", depth: 8, seconds: 5, seed } as const;
+      const { log } = await runFio(guest, { ...piece, logged: true });
+      pieces.push(parseAnswers(log));
+    }
+    return pieces;
+  };
+  const loading = load();
+  const windows: (readonly [number, number])[] = [];
+  const ids: string[] = [];
+  try {
+    for (let count = 0; count < SNAPSHOTS_EACH; count++) {
+      const from = Date.now();
+      ids.push((await agent.createSnapshot(name)).id);
+      windows.push([from, Date.now()]);
+    }
+  } finally {
+    taking.abort();
+  }
+  const pieces = await loading;
+  for (const id of ids) await agent.deleteSnapshot(id);
+  await until(async () => ((await agent.snapshots(name)).length === 0 ? true : null), {
+    what: "the snapshots to be gone",
+    deadlineMs: DEADLINE_MS,
+  });
+  // Between two pieces of the load nothing was under way: a snapshot that was taken there counts for nothing.
+  return windows.flatMap(([from, to]) => {
+    const piece = pieces.find((answers) => (answers[0] ?? to) <= from && (answers.at(-1) ?? from) >= to);
+    return piece === undefined ? [] : [longestGap(piece, from, to)];
+  });
+}
