@@ -1,18 +1,24 @@
 /**
  * `npm run lab`: programs in a guest with a kernel of its own (User-mode Linux), for what this machine's kernel lacks.
  *
+ *     npm run lab -- lvm                         weft-io's tests of pools on LVM's thin volumes
+ *     npm run lab -- lvm FILTER --nocapture      some of them: what stands behind `lvm` goes to the tests
  *     npm run lab -- run PROGRAM ARGUMENT…       any program of this machine; /dev/ram0 and /dev/ram1 are blank disks
- *     npm run lab -- --seconds 60 run PROGRAM    ended after so long (default 300)
+ *     npm run lab -- --seconds 60 run PROGRAM    ended after so long (default 900)
  *     npm run lab -- --memory 512 --disk 64 …    MiB of memory (default 2048) and of each disk (default 512, taken as it is written)
  *
  * Must always hold: the exit status is the program's; 125 where it did not run to its end, with the reason.
  */
+import { join } from "node:path";
 import { parseArgs } from "node:util";
 
+import { execa } from "execa";
+
+import { repository } from "../lib/repository.ts";
 import { runGuest } from "./guest.ts";
 
 const options = {
-  seconds: { type: "string", default: "300" },
+  seconds: { type: "string", default: "900" },
   memory: { type: "string", default: "2048" },
   disk: { type: "string", default: "512" },
 } as const;
@@ -30,10 +36,11 @@ async function lab(): Promise<number> {
   const { tokens } = parseArgs({ args: given, options, allowPositionals: true, strict: false, tokens: true });
   const at = tokens.find(({ kind }) => kind === "positional")?.index ?? given.length;
   const { values } = parseArgs({ args: given.slice(0, at), options });
-  const [command, ...program] = given.slice(at);
-  if (command !== "run" || program.length === 0) throw new Error("npm run lab -- run PROGRAM [ARGUMENT…]");
+  const [command, ...rest] = given.slice(at);
+  if (command !== "lvm" && (command !== "run" || rest.length === 0))
+    throw new Error("npm run lab -- lvm [FILTER…], or npm run lab -- run PROGRAM [ARGUMENT…]");
   return runGuest({
-    program,
+    program: command === "run" ? rest : [await lvmTests(), "--test-threads", "1", ...rest],
     modules: [`brd rd_nr=2 rd_size=${numberOf("disk", values.disk) * 1024}`, "loop", "dm_thin_pool"],
     memoryMiB: numberOf("memory", values.memory),
     seconds: numberOf("seconds", values.seconds),
@@ -47,4 +54,17 @@ function numberOf(option: string, text: string): number {
   const number = Number(text);
   if (Number.isInteger(number) && number > 0) return number;
   throw new Error(`--${option} ${text} is no number above 0.`);
+}
+
+/** Path of the test binary, built. */
+async function lvmTests(): Promise<string> {
+  const what = ["--package", "weft-io", "--test", "lvm", "--no-run", "--message-format", "json"];
+  const { stdout } = await execa("cargo", ["test", "--quiet", ...what], {
+    cwd: join(repository, "native"),
+    stderr: "inherit",
+  });
+  const built = stdout.split("\n").map((line) => /"executable":"([^"]+)"/.exec(line)?.[1]);
+  const path = built.findLast((one) => one !== undefined);
+  if (path === undefined) throw new Error("cargo told of no test binary of weft-io");
+  return path;
 }

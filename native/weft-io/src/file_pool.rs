@@ -56,6 +56,7 @@ use crate::pool_dir::{self, PoolDir, Probe, SegmentError, SegmentFiles};
 use crate::reflink::Ability;
 use crate::segment::{Piece, Segment, Waiter};
 use crate::sidecar::{Entry, SEGMENT_BLOCKS, SIDECAR_BYTES};
+use crate::store::Home;
 
 mod image;
 mod job;
@@ -82,7 +83,7 @@ const SEGMENT_ROOM: u64 = SIDECAR_BYTES as u64 + NAMES_ROOM;
 
 /// An open replica.
 struct Replica {
-    dir: Fd,
+    home: Home,
     blocks: u64,
     /// Segments that have files.
     exists: BTreeSet<u32>,
@@ -142,9 +143,11 @@ enum Called {
     /// The piece holds its blocks, if the head has that segment.
     Preserved(ReplicaKey, Piece, bool, Result<(), Errno>),
     ImageSynced(u64, Option<u32>, Result<(), Errno>),
+    /// There is room for the segments of a larger replica, or there is not.
+    Extended(u64, Result<(), Errno>),
 }
 
-type Listed = Result<(Fd, Vec<u32>), Errno>;
+type Listed = Result<(Home, Vec<u32>), Errno>;
 
 /// See the module.
 pub struct FilePool {
@@ -256,7 +259,8 @@ impl FilePool {
     /// Bytes of the file system that an open replica's head takes, its sidecars included; none while they are counted.
     #[must_use]
     pub fn used(&self, replica: ReplicaKey) -> Option<u64> {
-        self.replicas.get(&replica).and_then(used::of_replica)
+        let replica = self.replicas.get(&replica)?;
+        self.dir.store.used(&replica.home, used::of_replica(replica))
     }
 
     /// How full the file system is.
@@ -281,16 +285,17 @@ impl FilePool {
         let (replicas, trash, root) =
             (self.dir.replicas.clone(), self.dir.trash.clone(), self.dir.root.clone());
         let files = self.dir.files.clone();
+        let store = self.dir.store.clone();
         match op {
             PoolOp::Disk { replica, op } => self.submit_disk(token, replica, op),
             PoolOp::OpenReplica { replica, size, unsealed } => {
                 if self.replicas.contains_key(&replica) || !self.opening.insert(replica) {
                     return self.answer(token, Err(PoolError::Exists));
                 }
-                self.workers.run(move || {
+                self.stored().run(move || {
                     let in_doubt =
                         |segment| unsealed.iter().any(|range| !doubtful(segment, range).is_empty());
-                    let result = pool_dir::open_replica(&files, &replicas, replica, in_doubt);
+                    let result = store.open(&files, &replicas, replica, size, &in_doubt);
                     Called::ReplicaOpened { token, replica, size, unsealed, result }
                 });
             }
@@ -307,8 +312,8 @@ impl FilePool {
                 if !self.take_room(token, meta_bytes.saturating_mul(2)) {
                     return self.answer(token, Err(PoolError::NoSpace));
                 }
-                self.call(token, move || {
-                    pool_dir::create_replica(&files, &replicas, replica, meta_bytes)?;
+                self.call_stored(token, move || {
+                    store.create(&files, &replicas, replica, meta_bytes)?;
                     Ok(PoolAnswer::Done)
                 });
             }
@@ -342,8 +347,9 @@ impl FilePool {
             PoolOp::Space => {
                 let (path, lock) = (self.dir.path.clone(), self.dir.lock.clone());
                 self.room.look_begins(token);
-                self.call(token, move || {
+                self.call_stored(token, move || {
                     let (free, total) = pool_dir::space(&path, &lock)?;
+                    let (free, total) = store.space(free, total)?;
                     Ok(PoolAnswer::Space { free, total })
                 });
             }
@@ -354,7 +360,9 @@ impl FilePool {
                 missing_is_no_replica(pool_dir::restore_replica(&files, &replicas, &trash, &name))
             }),
             PoolOp::EmptyTrash { name } => {
-                self.call(token, move || missing_is_no_replica(pool_dir::empty_trash(&files, &trash, &name)));
+                self.call_stored(token, move || {
+                    missing_is_no_replica(store.empty_trash(&files, &trash, &name))
+                });
             }
             PoolOp::TakeImage { replica, image, slot_bytes } => match self.dir.probe().ability {
                 Ability::None(why) => self.answer(token, Err(PoolError::NoSnapshots(why))),
@@ -488,7 +496,7 @@ impl FilePool {
                 }
                 Called::Counted(replica, dir, found) => {
                     // It may have been closed and opened again meanwhile: then another count is under way.
-                    let same = |replica: &&mut Replica| Arc::ptr_eq(&replica.dir, &dir);
+                    let same = |replica: &&mut Replica| Arc::ptr_eq(&replica.home.dir, &dir);
                     if let Some(replica) = self.replicas.get_mut(&replica).filter(same) {
                         replica.used.counted(found);
                     }
@@ -498,6 +506,7 @@ impl FilePool {
                     self.on_preserved(replica, piece, held, result);
                 }
                 Called::ImageSynced(job, named, result) => self.on_image_synced(job, named, result),
+                Called::Extended(job, result) => self.tell(job, result.map_err(PoolError::from)),
             }
             self.settle();
         }
@@ -525,6 +534,19 @@ impl FilePool {
 
     fn call(&mut self, token: u64, job: impl FnOnce() -> Result<PoolAnswer, PoolError> + Send + 'static) {
         self.workers.run(move || Called::Answer(token, job()));
+    }
+
+    /// Who makes the store's longer calls.
+    fn stored(&mut self) -> &mut Workers<Called> {
+        if self.dir.store.is_slow() { &mut self.bulk } else { &mut self.workers }
+    }
+
+    fn call_stored(
+        &mut self,
+        token: u64,
+        job: impl FnOnce() -> Result<PoolAnswer, PoolError> + Send + 'static,
+    ) {
+        self.stored().run(move || Called::Answer(token, job()));
     }
 
     fn call_bulk(
@@ -560,7 +582,7 @@ impl FilePool {
         result: Listed,
     ) {
         self.opening.remove(&key);
-        let (dir, segments) = match result {
+        let (home, segments) = match result {
             Ok(opened) => opened,
             Err(Errno(libc::ENOENT)) => return self.answer(token, Err(PoolError::NoReplica)),
             Err(errno) => return self.answer(token, Err(errno.into())),
@@ -572,7 +594,7 @@ impl FilePool {
             }
         }
         let replica = Replica {
-            dir,
+            home,
             blocks: size.div_ceil(BLOCK),
             exists: segments.into_iter().collect(),
             doubt,
@@ -583,7 +605,7 @@ impl FilePool {
             closing: None,
             failed: false,
         };
-        let (dir, segments) = (replica.dir.clone(), replica.exists.iter().copied().collect::<Vec<_>>());
+        let (dir, segments) = (replica.home.dir.clone(), replica.exists.iter().copied().collect::<Vec<_>>());
         self.replicas.insert(key, replica);
         self.bulk.run(move || {
             let found = used::count(&dir, &segments);
@@ -641,8 +663,14 @@ impl FilePool {
                 .collect(),
             _ => VecDeque::from_iter((range.start < range.end).then_some(range)),
         };
-        let job = Job { token, replica: key, work, feed, pending: 0, error: None, found: BTreeMap::new() };
+        let mut job =
+            Job { token, replica: key, work, feed, pending: 0, error: None, found: BTreeMap::new() };
+        let Work::Grow { blocks, .. } = job.work else { return self.begin(job) };
+        job.pending = 1;
+        let (store, home) = (self.dir.store.clone(), replica.home.clone());
         self.begin(job);
+        let id = *self.pumps.back().expect("just started");
+        self.stored().run(move || Called::Extended(id, store.extend(&home, blocks * BLOCK)));
     }
 
     fn preserve(&mut self, token: u64, key: ReplicaKey, image: SnapId, offset: u64, len: u64) {
@@ -895,11 +923,11 @@ impl FilePool {
             replica.segments.insert(piece.segment, Segment::default());
             self.open_segments += 1;
             self.figures.segments_opened += 1;
-            let (dir, number, direct) = (replica.dir.clone(), piece.segment, self.dir.probe().direct);
-            let files = self.dir.files.clone();
+            let (home, number, direct) = (replica.home.clone(), piece.segment, self.dir.probe().direct);
+            let (files, store) = (self.dir.files.clone(), self.dir.store.clone());
             self.workers.run(move || {
-                let used = used::of_names(&dir, number);
-                let result = pool_dir::open_segment(&files, &dir, number, direct);
+                let used = used::of_names(&home.dir, number);
+                let result = store.segment(&files, &home, number, direct);
                 Called::SegmentOpened(key, number, result, used)
             });
         }
@@ -921,15 +949,19 @@ impl FilePool {
             return Some(Err(PoolError::ReplicaFailed));
         }
         let segment = replica.segments.get_mut(&piece.segment).expect("a running piece's segment is open");
-        let file = segment.files.as_ref().expect("a running piece's segment is open").0.clone();
-        let offset = u64::from(piece.lo) * BLOCK;
+        let place = segment.files.as_ref().expect("a running piece's segment is open").0.clone();
+        let (file, offset) = (place.file.clone(), u64::from(piece.lo) * BLOCK);
+        let on_disk = place.base + offset;
         let needs = if job.work.allocates() {
             let shared = self.imaged.contains(&key);
-            let needs = |block: &u32| {
-                let known = matches!(segment.sidecar.get(*block), Entry::Data(_));
-                shared || !known || replica.doubt.contains(piece.segment, *block)
+            let grain = u32::try_from(self.dir.store.grain() / BLOCK).expect("a few blocks");
+            let has_space = |block: u32| {
+                let known = matches!(segment.sidecar.get(block), Entry::Data(_));
+                known && !replica.doubt.contains(piece.segment, block)
             };
-            (piece.lo..piece.hi).filter(needs).count() as u64 * BLOCK
+            let needs = |chunk: &u32| shared || !(chunk * grain..(chunk + 1) * grain).any(has_space);
+            let chunks = piece.lo / grain..piece.hi.div_ceil(grain);
+            chunks.filter(needs).count() as u64 * u64::from(grain) * BLOCK
         } else {
             0
         };
@@ -945,16 +977,17 @@ impl FilePool {
                 self.figures.unaligned_writes += u64::from(copied);
                 self.io(
                     Io::Write(key, piece, durable),
-                    Op::WriteAt { file, offset, bufs: vec![buf], durable },
+                    Op::WriteAt { file, offset: on_disk, bufs: vec![buf], durable },
                 );
                 None
             }
             Work::Zero { .. } | Work::Grow { .. } => {
                 let keep_space = matches!(job.work, Work::Zero { keep_space: true, .. });
                 let len = u64::from(piece.hi - piece.lo) * BLOCK;
-                let files = self.dir.files.clone();
-                self.workers
-                    .run(move || Called::HoleMade(key, piece, files.zero(&file, offset, len, keep_space)));
+                let (files, store) = (self.dir.files.clone(), self.dir.store.clone());
+                self.workers.run(move || {
+                    Called::HoleMade(key, piece, store.zero(&files, &place, offset, len, keep_space))
+                });
                 None
             }
             work => {
@@ -987,7 +1020,8 @@ impl FilePool {
                     return Some(conclude(work, piece, None, &segment.sidecar));
                 };
                 let buf = IoBuf::scratch((hi - lo) as usize * BLOCK_LEN);
-                self.io(Io::Look(key, piece, lo), Op::ReadAt { file, offset: u64::from(lo) * BLOCK, buf });
+                let offset = place.base + u64::from(lo) * BLOCK;
+                self.io(Io::Look(key, piece, lo), Op::ReadAt { file, offset, buf });
                 None
             }
         }
@@ -1147,7 +1181,7 @@ impl FilePool {
         let news = rotten.into_iter().filter(|block| replica.rotten.is_news(*block)).count();
         self.figures.bit_rot += news as u64;
         if preserving && result.is_ok() {
-            let head = self.segment(key, piece.segment).files.as_ref().map(|files| files.0.clone());
+            let head = self.segment(key, piece.segment).files.as_ref().map(|files| files.0.file.clone());
             return self.put_into_image(key, piece, head);
         }
         self.end_piece(key, piece, result);
@@ -1237,7 +1271,7 @@ impl FilePool {
         let segment = self.segment(key, number);
         if segment.data_rounds.start() {
             segment.unsynced = false;
-            let file = segment.files.as_ref().expect("who asks has the segment open").0.clone();
+            let file = segment.files.as_ref().expect("who asks has the segment open").0.file.clone();
             self.figures.fdatasyncs += 1;
             self.io(Io::DataSync(key, number), Op::Fdatasync { file });
         }
@@ -1293,7 +1327,7 @@ impl FilePool {
         if !segment.side_rounds.start() {
             return;
         }
-        let file = segment.files.as_ref().expect("a dirty segment is open").1.clone();
+        let place = segment.files.as_ref().expect("a dirty segment is open").1.clone();
         let runs = segment.sidecar.take_dirty();
         segment.side_rounds.writes = runs.len();
         segment.side_rounds.error = None;
@@ -1301,13 +1335,15 @@ impl FilePool {
             return self.sync_side(key, number);
         }
         for (offset, bufs) in runs {
-            let op = Op::WriteAt { file: file.clone(), offset, bufs, durable: false };
+            let op =
+                Op::WriteAt { file: place.file.clone(), offset: place.base + offset, bufs, durable: false };
             self.io(Io::SidePages(key, number), op);
         }
     }
 
     fn sync_side(&mut self, key: ReplicaKey, number: u32) {
-        let file = self.segment(key, number).files.as_ref().expect("a round's segment is open").1.clone();
+        let place = self.segment(key, number).files.as_ref().expect("a round's segment is open").1.clone();
+        let file = place.file;
         self.figures.fdatasyncs += 1;
         self.io(Io::SideSync(key, number), Op::Fdatasync { file });
     }

@@ -258,19 +258,27 @@ impl Files {
         let mode = if keep_space { libc::FALLOC_FL_ZERO_RANGE } else { libc::FALLOC_FL_PUNCH_HOLE };
         self.noted(&Change::Zero { file, offset, len }, || {
             match fallocate(file, mode | libc::FALLOC_FL_KEEP_SIZE, offset, len) {
-                Err(Errno(libc::EOPNOTSUPP)) => {
-                    let file = File::from(unshared_clone(file)?);
-                    let zeroes = IoBuf::zeroed(1 << 20);
-                    let mut at = offset;
-                    while at < offset + len {
-                        let left = usize::try_from(offset + len - at).unwrap_or(usize::MAX);
-                        let piece = left.min(zeroes.len());
-                        file.write_all_at(&zeroes.bytes()[..piece], at)?;
-                        at += piece as u64;
-                    }
-                    Ok(())
-                }
+                Err(Errno(libc::EOPNOTSUPP)) => write_zeroes_at(file, offset, len),
                 other => other,
+            }
+        })
+    }
+
+    /// Writes zeroes over a range, which keeps or gets its space.
+    pub(crate) fn write_zeroes_at(&self, file: &Fd, offset: u64, len: u64) -> Result<(), Errno> {
+        self.noted(&Change::Zero { file, offset, len }, || write_zeroes_at(file, offset, len))
+    }
+
+    /// Gives a range of a device back, which reads as zero then; of a file, it becomes a hole. `EOPNOTSUPP` if it can't.
+    pub(crate) fn discard(&self, file: &Fd, offset: u64, len: u64) -> Result<(), Errno> {
+        self.noted(&Change::Zero { file, offset, len }, || {
+            let range = [offset, len];
+            // SAFETY: the request reads two 64-bit numbers, which live during the call.
+            match checked(unsafe { libc::ioctl(file.as_raw_fd(), BLKDISCARD, range.as_ptr()) }) {
+                Err(Errno(libc::ENOTTY)) => {
+                    fallocate(file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, offset, len)
+                }
+                other => other.map(drop),
             }
         })
     }
@@ -302,6 +310,22 @@ impl Files {
     pub(crate) fn sync(&self, file: &Fd) -> Result<(), Errno> {
         self.noted(&Change::Sync { file }, || Ok(File::from(unshared_clone(file)?).sync_all()?))
     }
+}
+
+/// `_IO(0x12, 119)`.
+const BLKDISCARD: libc::Ioctl = 0x1277;
+
+fn write_zeroes_at(file: &Fd, offset: u64, len: u64) -> Result<(), Errno> {
+    let file = File::from(unshared_clone(file)?);
+    let zeroes = IoBuf::zeroed(1 << 20);
+    let mut at = offset;
+    while at < offset + len {
+        let left = usize::try_from(offset + len - at).unwrap_or(usize::MAX);
+        let piece = left.min(zeroes.len());
+        file.write_all_at(&zeroes.bytes()[..piece], at)?;
+        at += piece as u64;
+    }
+    Ok(())
 }
 
 fn c_name(name: &OsStr) -> Result<CString, Errno> {

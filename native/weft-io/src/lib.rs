@@ -20,8 +20,10 @@ pub mod pool_dir;
 pub mod reflink;
 mod segment;
 pub mod sidecar;
+mod store;
 pub mod stream;
 pub mod tcp;
+pub mod thin;
 pub mod tls;
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use weft_proto::ids::{Rid, VolumeId};
 use weft_proto::log::ReplicaKey;
@@ -27,6 +28,8 @@ use crate::driver::{Errno, Fd, checked};
 use crate::files::{Files, exists_at, names, open_at, open_path, unshared_clone};
 use crate::reflink::{Ability, NoSnapshots, is_unsupported};
 use crate::sidecar::{Entry, SEGMENT_BLOCKS, SEGMENT_BYTES, SIDECAR_BYTES, Sidecar};
+use crate::store::{FileStore, Place, Store};
+use crate::thin::{self, ThinStore};
 
 /// Longest content of a superblock, in bytes.
 pub const SUPERBLOCK_MAX: usize = 4096 - SUPERBLOCK_HEAD - 4;
@@ -51,6 +54,8 @@ pub enum OpenError {
     NewerFormat(u32),
     /// The file system lacks what a pool needs.
     Unsupported(&'static str),
+    /// The pool lies on LVM, which refused or lacks something; what.
+    Lvm(String),
     /// The system refused.
     Io {
         /// What was tried.
@@ -73,6 +78,7 @@ impl fmt::Display for OpenError {
                 write!(f, "the pool has format {v}, this program knows up to {SUPERBLOCK_VERSION}")
             }
             OpenError::Unsupported(what) => write!(f, "the file system has no {what}"),
+            OpenError::Lvm(why) => f.write_str(why),
             OpenError::Io { what, errno } => write!(f, "{what}: {errno}"),
         }
     }
@@ -140,6 +146,7 @@ pub struct PoolDir {
     pub(crate) trash: Fd,
     pub(crate) wal: Fd,
     pub(crate) lock: Fd,
+    pub(crate) store: Arc<dyn Store>,
     superblock: Vec<u8>,
     wal_bytes: u64,
     probe: Probe,
@@ -259,14 +266,37 @@ impl PoolDir {
         let (replicas, trash) = (below("replicas")?, below("trash")?);
         let space = space(path, &lock).map_err(said("look at the space of", path))?;
         let (files, path) = (files.clone(), path.to_owned());
-        let dir =
-            PoolDir { files, path, root, replicas, trash, wal, lock, superblock, wal_bytes, probe, space };
+        let store = Arc::new(FileStore);
+        let mut dir = PoolDir {
+            files,
+            path,
+            root,
+            replicas,
+            trash,
+            wal,
+            lock,
+            store,
+            superblock,
+            wal_bytes,
+            probe,
+            space,
+        };
         let path = &dir.path;
         // Replicas whose making was interrupted.
         for name in names(&dir.replicas).map_err(said("list", &path.join("replicas")))? {
             if name.ends_with(".tmp") {
                 dir.files.remove_tree(&dir.replicas, &name).map_err(said_at("remove", path, &name))?;
             }
+        }
+        if let Some(vg) = thin::vg_of(&dir.root).map_err(said_at("read", path, thin::MARK))? {
+            let store = thin::Lvm::under(&dir.root, &vg)
+                .and_then(|lvm| ThinStore::start(Box::new(lvm), &vg, &dir.files, &dir.replicas, &dir.trash))
+                .map_err(|thin::Unfit(why)| OpenError::Lvm(why))?;
+            dir.space = store
+                .space(dir.space.0, dir.space.1)
+                .map_err(|errno| OpenError::Lvm(format!("{vg}/{}: {errno}", thin::DATA)))?;
+            dir.store = Arc::new(store);
+            dir.probe.ability = Ability::None(NoSnapshots::LvmThin);
         }
         Ok(dir)
     }
@@ -293,6 +323,14 @@ impl PoolDir {
     #[cfg(test)]
     pub(crate) fn without_direct(mut self) -> PoolDir {
         self.probe.direct = false;
+        self
+    }
+
+    /// With another store.
+    #[cfg(test)]
+    pub(crate) fn stored(mut self, make: impl FnOnce(&PoolDir) -> Arc<dyn Store>) -> PoolDir {
+        self.store = make(&self);
+        self.space = self.store.space(self.space.0, self.space.1).expect("looked");
         self
     }
 
@@ -372,12 +410,14 @@ pub(crate) fn list_trash(trash: &Fd) -> Result<Vec<TrashEntry>, Errno> {
     Ok(entries)
 }
 
-/// Makes a replica's directory with its two checkpoint files of `meta_bytes`, written over their length (R20).
+/// Makes a replica's directory with its two checkpoint files of `meta_bytes`, written over their length (R20), and the name
+/// of the logical volume that has its segments, if one has.
 pub(crate) fn create_replica(
     files: &Files,
     replicas: &Fd,
     key: ReplicaKey,
     meta_bytes: u64,
+    volume: Option<&str>,
 ) -> Result<(), Errno> {
     let name = replica_name(key);
     if exists_at(replicas, &name)? {
@@ -385,7 +425,7 @@ pub(crate) fn create_replica(
     }
     let temporary = format!("{name}.tmp");
     files.remove_tree(replicas, &temporary)?;
-    let made = make_replica(files, replicas, &temporary, meta_bytes)
+    let made = make_replica(files, replicas, &temporary, meta_bytes, volume)
         .and_then(|()| files.rename_at(replicas, &temporary, replicas, &name))
         .and_then(|()| files.sync(replicas));
     if made.is_err() {
@@ -395,8 +435,17 @@ pub(crate) fn create_replica(
     made
 }
 
-fn make_replica(files: &Files, replicas: &Fd, name: &str, meta_bytes: u64) -> Result<(), Errno> {
+fn make_replica(
+    files: &Files,
+    replicas: &Fd,
+    name: &str,
+    meta_bytes: u64,
+    volume: Option<&str>,
+) -> Result<(), Errno> {
     let dir = files.make_dir_at(replicas, name)?;
+    if let Some(volume) = volume {
+        thin::write_name(files, &dir, volume)?;
+    }
     for file in ["meta.a", "meta.b"] {
         files.write_zeroes(&files.create_at(&dir, file, libc::O_RDWR)?, meta_bytes)?;
     }
@@ -496,8 +545,8 @@ pub(crate) fn empty_trash(files: &Files, trash: &Fd, name: &str) -> Result<(), E
 
 /// A segment's files and its sidecar, or what is wrong with them.
 pub(crate) struct SegmentFiles {
-    pub(crate) data: Fd,
-    pub(crate) side: Fd,
+    pub(crate) data: Place,
+    pub(crate) side: Place,
     pub(crate) sidecar: Sidecar,
 }
 
@@ -533,7 +582,7 @@ pub(crate) fn open_segment(
     if !(data_complete && side_complete && data_there && side_there) {
         // An interrupted creation leaves files without content. Content in one without the other means that
         // somebody took a file away or cut it.
-        let sidecar_says_data = side_complete && has_data(&read_sidecar(&side)?);
+        let sidecar_says_data = side_complete && has_data(&read_sidecar(&side, 0)?);
         let allocated = !data_complete && size_of(&data)? > 0 || data_complete && has_blocks(&data)?;
         if (!side_complete && allocated) || (!data_complete && sidecar_says_data) {
             return Err(SegmentError::Damaged);
@@ -545,7 +594,8 @@ pub(crate) fn open_segment(
         files.sync(&side)?;
         files.sync(dir)?;
     }
-    let sidecar = read_sidecar(&side)?;
+    let sidecar = read_sidecar(&side, 0)?;
+    let [data, side] = [data, side].map(|file| Place { file, base: 0 });
     Ok(SegmentFiles { data, side, sidecar })
 }
 
@@ -553,12 +603,13 @@ fn has_data(sidecar: &Sidecar) -> bool {
     (0..SEGMENT_BLOCKS).any(|block| !matches!(sidecar.get(block), Entry::Absent | Entry::Zero))
 }
 
-fn read_sidecar(side: &Fd) -> Result<Sidecar, Errno> {
+/// A sidecar that begins at byte `base`.
+pub(crate) fn read_sidecar(side: &Fd, base: u64) -> Result<Sidecar, Errno> {
     let file = File::from(unshared_clone(side)?);
     let mut pages = Vec::new();
     for offset in (0..SIDECAR_BYTES).step_by(4096) {
         let mut page = IoBuf::scratch(4096);
-        file.read_exact_at(page.bytes_mut(), offset as u64)?;
+        file.read_exact_at(page.bytes_mut(), base + offset as u64)?;
         pages.push(page);
     }
     Ok(Sidecar::from_pages(pages))
@@ -654,7 +705,7 @@ fn refuse_foreign(path: &Path) -> Result<(), OpenError> {
     let dir = open_dir(path)?;
     for name in names(&dir).map_err(said("list", path))? {
         let unfinished = match name.as_str() {
-            "lost+found" | "lock" | "wal" | "superblock.tmp" | "probe.tmp" => true,
+            "lost+found" | "lock" | "wal" | "superblock.tmp" | "probe.tmp" | thin::MARK => true,
             "trash" | "replicas" => std::fs::read_dir(path.join(&name)).is_ok_and(|mut d| d.next().is_none()),
             _ => false,
         };

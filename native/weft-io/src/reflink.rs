@@ -27,6 +27,8 @@ pub enum NoSnapshots {
     FileSystem(FileSystem),
     /// This XFS was made without.
     XfsWithout,
+    /// LVM's are not taken yet.
+    LvmThin,
 }
 
 impl fmt::Display for NoSnapshots {
@@ -37,6 +39,9 @@ impl fmt::Display for NoSnapshots {
                     f,
                     "the pool lies on {kind}, and only on XFS can files share blocks as snapshots need it"
                 )
+            }
+            NoSnapshots::LvmThin => {
+                f.write_str("the pool lies on LVM's thin volumes, of which no snapshots are taken yet")
             }
             NoSnapshots::XfsWithout => f.write_str(
                 "the pool's XFS was made without shared blocks (mkfs.xfs -m reflink=1 makes one with them)",

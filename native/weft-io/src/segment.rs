@@ -7,8 +7,9 @@
 
 use std::collections::VecDeque;
 
-use crate::driver::{Errno, Fd};
+use crate::driver::Errno;
 use crate::sidecar::Sidecar;
+use crate::store::Place;
 
 /// A stretch of blocks `lo..hi` of a segment that a job works on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +87,7 @@ impl Rounds {
 #[derive(Debug, Default)]
 pub(crate) struct Segment {
     /// Data and sidecar; none while they are being opened.
-    pub(crate) files: Option<(Fd, Fd)>,
+    pub(crate) files: Option<(Place, Place)>,
     pub(crate) sidecar: Sidecar,
     held: Vec<Piece>,
     waiting: VecDeque<Piece>,
@@ -156,8 +157,9 @@ mod tests {
 
     #[test]
     fn overlapping_pieces_run_in_order_and_others_at_once() {
-        let file: Fd = std::sync::Arc::new(std::fs::File::open("/dev/null").expect("opened").into());
-        let mut segment = Segment { files: Some((file.clone(), file)), ..Segment::default() };
+        let file = std::sync::Arc::new(std::fs::File::open("/dev/null").expect("opened").into());
+        let place = Place { file, base: 0 };
+        let mut segment = Segment { files: Some((place.clone(), place)), ..Segment::default() };
         let (write, read, late) = (piece(1, 0, 4, true), piece(2, 2, 6, false), piece(3, 5, 8, true));
         assert!(segment.enter(write));
         assert!(!segment.enter(read), "the write comes first");

@@ -24,6 +24,7 @@ use crate::testing::{TempDir, mounted_ext4, mounted_xfs, unmounted};
 mod images;
 mod killed;
 mod room;
+mod thin;
 
 const SEGMENT: u64 = SEGMENT_BYTES;
 const KEY: ReplicaKey = ReplicaKey { volume: VolumeId(0x1234_5678), rid: Rid(1) };
@@ -47,7 +48,12 @@ impl Rig {
         Rig::over(path, kind, config, |dir| dir)
     }
 
-    fn over(path: &Path, kind: DriverKind, config: PoolConfig, adapt: fn(PoolDir) -> PoolDir) -> Rig {
+    fn over(
+        path: &Path,
+        kind: DriverKind,
+        config: PoolConfig,
+        adapt: impl FnOnce(PoolDir) -> PoolDir,
+    ) -> Rig {
         let mut driver = open(Some(kind), DriverConfig::default()).expect("a driver");
         // The kernel takes a ring down after its owner has let go of it, and the lock with it.
         if let Ok(lock) = OpenOptions::new().write(true).open(path.join("lock")) {

@@ -76,7 +76,7 @@ fn of_file(file: &Fd) -> Result<u64, Errno> {
 /// Bytes of an open segment, as the kernel has them in memory; 0 while it is being opened.
 pub(super) fn of_segment(segment: &Segment) -> u64 {
     let Some((data, side)) = &segment.files else { return 0 };
-    of_file(data).unwrap_or(0) + of_file(side).unwrap_or(0)
+    of_file(&data.file).unwrap_or(0) + of_file(&side.file).unwrap_or(0)
 }
 
 /// Bytes of a replica; none while they are being counted.
