@@ -1163,8 +1163,9 @@ impl FilePool {
                 replica.doubt.remove(piece.segment, first, end);
                 result.unwrap_or_else(|| conclude(&job.work, piece, Some((first, buf)), &segment.sidecar))
             }
-            // A seal, or what has to come before a write, must not fail for ever because of one sector: the sound blocks are looked at one by one, and
-            // the others are entered as what they are, unreadable until they are written again.
+            // A seal, or what has to come before a write, must not fail for ever because of one sector: the sound blocks
+            // are looked at one by one, and the others are entered as what they are, unreadable until they are written
+            // again.
             Err(_) if (sealing || preserving) && piece.hi - piece.lo > 1 => {
                 let (lo, hi) = (at(piece.segment, piece.lo), at(piece.segment, piece.hi));
                 let middle = lo + (hi - lo) / 2;
