@@ -353,10 +353,14 @@ impl<P: Payload> Replica<P> {
         let waiting: Vec<Token> = self.imaging.controls.iter().copied().filter(waits).collect();
         waiting.into_iter().for_each(|token| self.finish(now, token, Err(Refusal::Busy)));
         if other_party {
+            // One of them may be on its way into the log: then the image is there, and needs its files.
             let made = core::mem::take(&mut self.imaging.made);
+            let (acted_on, made): (BTreeMap<_, _>, BTreeMap<_, _>) =
+                made.into_iter().partition(|(id, _)| self.is_acted_on(*id));
             let images = &self.durable.images;
             let unused = made.into_keys().filter(|id| images.get(*id).is_none());
             self.imaging.to_drop.extend(unused);
+            self.imaging.made = acted_on;
         }
     }
 

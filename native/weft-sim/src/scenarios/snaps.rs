@@ -13,6 +13,7 @@ use weft_proto::session::{Event, LAST_HOLDER, SnapFailure};
 plots! {
     D10 => a_snapshot_has_what_was_answered_and_nothing_that_was_asked_for_later,
     D10 => an_owner_that_dies_at_any_step_of_a_snapshot_leaves_all_of_it_or_nothing,
+    D10 => an_image_that_is_being_logged_when_its_owner_changes_keeps_its_files,
     D10 => a_member_that_dies_while_it_takes_its_image_is_gone_on_without,
     D10 => a_member_that_loses_its_answer_is_asked_by_another_attempt,
     D10 => images_stay_as_they_are_while_the_volume_is_written_over,
@@ -183,6 +184,32 @@ fn an_owner_that_dies_at_any_step_of_a_snapshot_leaves_all_of_it_or_nothing(play
         stage.run_for(200);
         stage.snapshots_hold();
     }
+}
+
+/// D10: PREPARE is on its way into r0's log when the owner dies and the next one is promised. The image is there from then
+/// on, so the next write is preserved into it, until it is removed. Found by the simulator: seed 114995.
+fn an_image_that_is_being_logged_when_its_owner_changes_keeps_its_files(play: &Play) {
+    let mut stage = Scene::copies(1).stage(play);
+    let owner = stage.owner(D);
+    stage.written(owner, 5);
+    stage.hold(owner, R0, prepares);
+    stage.snapshot(owner, S);
+    stage.run_until("PREPARE is on its way", |s| s.held(owner, R0) > 0);
+    stage.stall_all(R0);
+    stage.release(owner, R0);
+    stage.run_for(10);
+    stage.vanish(owner);
+    let next = stage.steal(C);
+    stage.run_for(50);
+    stage.unstall(R0);
+    stage.serving(next);
+    assert!(stage.image(R0, S).is_some(), "it was logged");
+    stage.written(next, 5);
+    assert_eq!(stage.demotions(next), 0);
+    stage.janitor(R0);
+    stage.run_for(200);
+    assert_eq!(stage.images(R0), (0, 0));
+    stage.snapshotted(next, S);
 }
 
 /// D10: r1 dies between PREPARE and its answer. It is taken out, and the next attempt is of r0 alone.

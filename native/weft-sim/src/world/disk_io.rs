@@ -45,6 +45,8 @@ impl World {
                     true => Err(DiskError::Io),
                     false => self.reps[rep].stored.media.run_image(&op),
                 };
+                let (rid, how) = (self.reps[rep].rid, outcome.as_ref().map_or("fails to", |_| "has done"));
+                self.note(|_| format!("{rid} {how} {}", image_op(&op)));
                 if let Some(m) = &mut self.reps[rep].machine {
                     m.handle_disk(now, token, outcome);
                 }
@@ -117,6 +119,20 @@ impl World {
                     other != rep && r.is_serving() && !r.stored.media.is_bad(block)
                 })
             })
+    }
+}
+
+/// What is done to images, for people.
+fn image_op(op: &ImageOp<HeapPayload>) -> String {
+    match op {
+        ImageOp::Make { image, .. } => format!("make room for snapshot {}", image.0),
+        ImageOp::Preserve { image, offset, len } => {
+            let (first, end) = (offset / BLOCK, (offset + len) / BLOCK);
+            format!("preserve blocks {first} to {} in snapshot {}", end - 1, image.0)
+        }
+        ImageOp::Look { image, .. } => format!("look into snapshot {}", image.0),
+        ImageOp::HandDown { image, heir, .. } => format!("hand snapshot {} down to {}", image.0, heir.0),
+        ImageOp::Drop { image } => format!("remove the files of snapshot {}", image.0),
     }
 }
 
