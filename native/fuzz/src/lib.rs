@@ -18,6 +18,7 @@ pub mod nbd;
 pub mod record;
 pub mod replica;
 pub mod session;
+pub mod snap_reader;
 pub mod stream;
 pub mod superblock;
 pub mod tls_records;
@@ -25,7 +26,7 @@ pub mod trust;
 pub mod wire;
 
 /// The doors, by the names of their folders in `corpus/` and of their programs.
-pub const TARGETS: [(&str, fn(&[u8])); 13] = [
+pub const TARGETS: [(&str, fn(&[u8])); 14] = [
     ("checkpoint", checkpoint::run),
     ("control", control::run),
     ("log", log::run),
@@ -34,6 +35,7 @@ pub const TARGETS: [(&str, fn(&[u8])); 13] = [
     ("record", record::run),
     ("replica", replica::run),
     ("session", session::run),
+    ("snap_reader", snap_reader::run),
     ("stream", stream::run),
     ("superblock", superblock::run),
     ("tls_records", tls_records::run),

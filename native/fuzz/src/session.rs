@@ -12,13 +12,15 @@ use std::collections::BTreeMap;
 use weft_proto::guest::{GuestError, GuestOp, GuestReply, RequestId};
 use weft_proto::ids::{
     ClusterId, Epoch, Generation, HostId, Instant, Ordinal, PoolId, PoolInc, Revision, Rid, SessionId,
-    VolumeId,
+    SnapId, VolumeId,
 };
-use weft_proto::message::{Answer, Ask, Extent, Hole, ReplicaView, Response, Watermark};
+use weft_proto::message::{Answer, Ask, Extent, Hole, NOTE_MAX, ReplicaView, Response, Watermark};
 use weft_proto::mutants::Broken;
 use weft_proto::payload::{BLOCK, HeapPayload, Payload, block_crcs};
 use weft_proto::record::{RECORD_MAX, Record, ReplicaState};
-use weft_proto::session::{Event, OpenMode, Session, SessionConfig, StoreCall, StoreReply, Timing, Transmit};
+use weft_proto::session::{
+    Event, OpenMode, Session, SessionConfig, SnapKnown, SnapState, StoreCall, StoreReply, Timing, Transmit,
+};
 
 use crate::input::Input;
 use crate::messages::{self, Known};
@@ -145,6 +147,7 @@ impl World {
             7..=12 => self.peer(input, true),
             13 => self.peer(input, false),
             14 if input.one_in(4) => self.change(input),
+            14 if input.one_in(3) => self.snapshots(input),
             14 if input.one_in(8) => drop(self.session.close(self.now)),
             14 if input.one_in(32) => self.session.abandon(self.now),
             _ => self.stray(input),
@@ -163,6 +166,29 @@ impl World {
             self.session.add_replica(self.now, rid, HostId(u128::from(input.u8())), KNOWN.pool);
         } else {
             self.session.remove_replica(self.now, rid);
+        }
+    }
+
+    /// Snapshots are asked for, deleted and changed, and told of from a store that may say anything.
+    fn snapshots(&mut self, input: &mut Input<'_>) {
+        let id = SnapId(u128::from(input.u8() % 8));
+        match input.u8() % 8 {
+            0..=3 => self.session.snapshot(self.now, id, vec![7; input.below(NOTE_MAX)]),
+            4 => self.session.delete_snapshot(self.now, id),
+            5 => self.session.change_snapshot(self.now, id),
+            _ => {
+                let states = [SnapState::Taken, SnapState::Logged, SnapState::Deleting];
+                let members = (0..input.below(4)).map(|_| Rid(u32::from(input.u8() % 8))).collect();
+                let known = SnapKnown {
+                    id,
+                    attempt: input.number(),
+                    generation: messages::generation(input),
+                    state: *input.pick(&states),
+                    members,
+                    note: vec![7; input.below(8)],
+                };
+                self.session.know_snapshots(self.now, vec![known]);
+            }
         }
     }
 
@@ -356,7 +382,7 @@ impl World {
     }
 }
 
-fn extent_len(extent: &Extent<HeapPayload>) -> u64 {
+pub(crate) fn extent_len(extent: &Extent<HeapPayload>) -> u64 {
     match extent {
         Extent::Data { data, .. } => data.len() as u64,
         Extent::Hole { len, .. } => *len,
