@@ -1,11 +1,11 @@
 /**
  * `npm run lab`: programs in a guest with a kernel of its own (User-mode Linux), for what this machine's kernel lacks.
  *
- *     npm run lab -- lvm                         weft-io's tests of pools on LVM's thin volumes
- *     npm run lab -- lvm FILTER --nocapture      some of them: what stands behind `lvm` goes to the tests
+ *     npm run lab -- lvm                         tests of pools on LVM's thin volumes: weft-io's, then the agent's
+ *     npm run lab -- lvm FILTER --nocapture      some of weft-io's: what stands behind `lvm` goes to them
  *     npm run lab -- run PROGRAM ARGUMENT…       any program of this machine; /dev/ram0 and /dev/ram1 are blank disks
  *     npm run lab -- --seconds 60 run PROGRAM    ended after so long (default 900)
- *     npm run lab -- --memory 512 --disk 64 …    MiB of memory (default 2048) and of each disk (default 512, taken as it is written)
+ *     npm run lab -- --memory 512 --disk 64 …    MiB of memory (default 3072) and of each disk (default 512, taken as it is written)
  *
  * Must always hold: the exit status is the program's; 125 where it did not run to its end, with the reason.
  */
@@ -14,12 +14,12 @@ import { parseArgs } from "node:util";
 
 import { execa } from "execa";
 
-import { repository } from "../lib/repository.ts";
+import { nativeTarget, profile, repository } from "../lib/repository.ts";
 import { runGuest } from "./guest.ts";
 
 const options = {
   seconds: { type: "string", default: "900" },
-  memory: { type: "string", default: "2048" },
+  memory: { type: "string", default: "3072" },
   disk: { type: "string", default: "512" },
 } as const;
 
@@ -39,15 +39,22 @@ async function lab(): Promise<number> {
   const [command, ...rest] = given.slice(at);
   if (command !== "lvm" && (command !== "run" || rest.length === 0))
     throw new Error("npm run lab -- lvm [FILTER…], or npm run lab -- run PROGRAM [ARGUMENT…]");
-  return runGuest({
-    program: command === "run" ? rest : [await lvmTests(), "--test-threads", "1", ...rest],
-    modules: [`brd rd_nr=2 rd_size=${numberOf("disk", values.disk) * 1024}`, "loop", "dm_thin_pool"],
-    memoryMiB: numberOf("memory", values.memory),
-    seconds: numberOf("seconds", values.seconds),
-    directory: process.env["INIT_CWD"] ?? process.cwd(),
-    env: { RUST_BACKTRACE: "1" },
-    tell: (line) => console.log(line),
-  });
+  const guest = (program: readonly string[], diskMiB: number): Promise<number> =>
+    runGuest({
+      program,
+      modules: [`brd rd_nr=2 rd_size=${diskMiB * 1024}`, "loop", "dm_thin_pool"],
+      memoryMiB: numberOf("memory", values.memory),
+      seconds: numberOf("seconds", values.seconds),
+      directory: process.env["INIT_CWD"] ?? process.cwd(),
+      env: { RUST_BACKTRACE: "1", CARGO_TARGET_DIR: nativeTarget(), WEFT_PROFILE: profile() },
+      tell: (line) => console.log(line),
+    });
+  const disk = numberOf("disk", values.disk);
+  if (command === "run") return guest(rest, disk);
+  const native = await guest([await lvmTests(), "--test-threads", "1", ...rest], disk);
+  if (native !== 0 || rest.length > 0) return native;
+  const plots = join(repository, "test/core/agent/lvm-plots.ts");
+  return guest(["env", `TAP_TIMEOUT=${values.seconds}`, process.execPath, plots], disk);
 }
 
 function numberOf(option: string, text: string): number {

@@ -120,10 +120,13 @@ export function diskOfHost(text: string): { readonly host: string | null; readon
   });
 }
 
-/** `xfs` for a whole device, `dir` for a directory. */
-export function poolKind(text: string): "dir" | "xfs" | "zfs" {
-  if (text === "dir" || text === "xfs" || text === "zfs") return text;
-  throw new WeftError({ code: "E-ARG-02", message: `--kind "${text}" is not known: dir and xfs are.` });
+/** `xfs` or `lvm-thin` for a whole device, `dir` for a directory. */
+export function poolKind(text: string): "dir" | "xfs" | "lvm-thin" | "zfs" {
+  if (text === "dir" || text === "xfs" || text === "lvm-thin" || text === "zfs") return text;
+  throw new WeftError({
+    code: "E-ARG-02",
+    message: `--kind "${text}" is not known: dir, xfs and lvm-thin are.`,
+  });
 }
 
 export function absolutePath(text: string): string {

@@ -7,7 +7,7 @@ import { absolutePath, poolKind } from "./arguments.ts";
 import type { Bind } from "./context.ts";
 import { findPool } from "./reference.ts";
 
-type Add = { readonly kind?: "dir" | "xfs" | "zfs" };
+type Add = { readonly kind?: "dir" | "xfs" | "lvm-thin" | "zfs" };
 
 export function addPoolCommands(program: Command, bind: Bind): void {
   const pool = program.command("pool").description("places on a host where copies live");
@@ -15,17 +15,17 @@ export function addPoolCommands(program: Command, bind: Bind): void {
   const add = pool
     .command("add")
     .description("make a pool of a directory or of a whole blank disk on this host")
-    .argument("<path>", "an empty directory on ext4, XFS or btrfs, or a device, which is formatted with XFS")
-    .option("--kind <kind>", "dir or xfs (default: what the path is)", poolKind);
+    .argument("<path>", "an empty directory on ext4, XFS or btrfs, or a blank device, which is taken whole")
+    .option("--kind <kind>", "dir, xfs or lvm-thin (default: dir or xfs, what the path is)", poolKind);
   bind<[string], Add>(add, async (context, [path], { kind }) => {
     const made = await context.client.createPool({ path: absolutePath(path), kind: kind ?? null });
     context.show(
       made,
       ({ id }) => id,
-      ({ id, path: at, hostName, device }) =>
+      ({ id, path: at, hostName, device, kind: made }) =>
         device === null
           ? `Pool ${id} added: ${at} on ${hostName}.`
-          : `Pool ${id} added: ${device} on ${hostName}, with XFS, mounted at ${at}.`,
+          : `Pool ${id} added: ${device} on ${hostName}, with ${made === "lvm-thin" ? "LVM's thin volumes" : "XFS"}, mounted at ${at}.`,
     );
   });
 

@@ -17,6 +17,7 @@ const deviceFile = z.object({
     z.object({
       id: uuid,
       cluster: uuid,
+      kind: z.enum(["xfs", "lvm-thin"]).default("xfs"),
       path: z.string().startsWith("/"),
       serial: z.string().nullable(),
       sizeBytes: u64,

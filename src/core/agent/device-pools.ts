@@ -19,6 +19,7 @@ import {
 import { type Disk, type DiskPool, judgeDisk, mayFormat, mayWipe } from "../model/disk.ts";
 import type { XfsSuperblock } from "../model/disk-tools.ts";
 import type { Finding } from "../model/finding.ts";
+import { groupName } from "../model/thin-group.ts";
 import type { PoolInfo } from "../wire/daemon.gen.ts";
 import type { DaemonClient } from "../wire/daemon-client.ts";
 import { decided, isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
@@ -26,6 +27,7 @@ import { DeviceFile } from "./device-file.ts";
 import * as work from "./device-work.ts";
 import { lookAtDisks, mountsNow, stateOfDevice, xfsDevices } from "./disks.ts";
 import type { Log } from "./log.ts";
+import * as thin from "./thin-group.ts";
 
 /** Between two looks for a disk that is missing. */
 const RETRY_MS = 3000;
@@ -107,8 +109,8 @@ export class DevicePools {
   }
 
   /** The device of the pool at this path, as it was called when the pool was made; null: the path is a directory of its own. */
-  deviceOf(path: string): string | null {
-    return this.#entries().find((entry) => this.#placeOf(entry) === path)?.path ?? null;
+  deviceOf(path: string): Pick<DeviceEntry, "path" | "kind"> | null {
+    return this.#entries().find((entry) => this.#placeOf(entry) === path) ?? null;
   }
 
   list(path: string | null): Promise<readonly Disk[]> {
@@ -119,7 +121,7 @@ export class DevicePools {
    * A pool on the device: made, or finished where it was begun. E-DISK-07 with what is on it where it isn't blank;
    * E-DISK-10 where it was begun, and goes on by itself.
    */
-  add(path: string): Promise<PoolInfo> {
+  add(path: string, kind: DeviceEntry["kind"]): Promise<PoolInfo> {
     return this.#inTurn(async () => {
       const file = this.#writable();
       // Nothing is formatted that nobody could serve.
@@ -130,11 +132,12 @@ export class DevicePools {
       const disk = await this.#lookAtOne(path);
       const begun = this.#entryOn(disk);
       if (begun !== null) return this.#finish(begun);
-      decided(mayFormat(disk, this.#options.host));
+      decided(mayFormat(disk, this.#options.host, kind));
       const { serial, sizeBytes } = disk;
       const entry: DeviceEntry = {
         id: randomUUID(),
         cluster: this.#options.cluster,
+        kind,
         path: disk.path,
         serial,
         sizeBytes,
@@ -143,7 +146,8 @@ export class DevicePools {
       };
       await file.put(entry);
       try {
-        await work.formatDevice(disk.path, entry.id);
+        if (kind === "xfs") await work.formatDevice(disk.path, entry.id);
+        else await thin.makeGroup(disk.path, entry.id, sizeBytes);
       } catch (error) {
         // What there is of it is undone, or finished if it is whole after all.
         await this.#settle(entry.id);
@@ -184,6 +188,8 @@ export class DevicePools {
       const entry = this.#entryOn(disk);
       if (entry !== null && (await this.#mountedAt(this.#placeOf(entry))) !== null)
         await work.unmountDevice(this.#placeOf(entry));
+      if (entry?.kind === "lvm-thin" && (await thin.stateOfGroup(entry.id)) === "active")
+        await thin.deactivateGroup(entry.id);
       await work.eraseDevice(
         disk.path,
         disk.sizeBytes,
@@ -224,11 +230,13 @@ export class DevicePools {
   }
 
   #look(path: string | null): Promise<readonly Disk[]> {
-    return lookAtDisks(path, (superblock) => this.#poolOn(superblock));
+    return lookAtDisks(path, (superblock, group) => this.#poolOn(superblock, group));
   }
 
-  #poolOn(superblock: XfsSuperblock | null): DiskPool | null {
-    const found = this.#entries().find(({ id }) => id === superblock?.uuid);
+  #poolOn(superblock: XfsSuperblock | null, group: string | null): DiskPool | null {
+    const found = this.#entries().find(({ id, kind }) =>
+      kind === "xfs" ? id === superblock?.uuid : groupName(id) === group,
+    );
     return found === undefined
       ? null
       : { entry: found.id, id: found.pool, isUnfinished: found.phase === "making" };
@@ -309,6 +317,7 @@ export class DevicePools {
         .map(({ path, number, superblock }) => ({ path, number, inProgress: superblock.inProgress })),
       mounted: await this.#mountedAt(this.#placeOf(entry)),
       named: entry.phase === "making" ? await stateOfDevice(entry) : "absent",
+      group: entry.kind === "lvm-thin" ? await thin.stateOfGroup(entry.id) : "none",
       isKnown: entry.phase === "leaving" ? await this.#isKnown(entry.pool) : null,
     };
   }
@@ -348,6 +357,15 @@ export class DevicePools {
       case "erase":
         await work.clearEdges(step.path, entry.sizeBytes);
         return null;
+      case "activate":
+        await thin.activateGroup(entry.id);
+        return null;
+      case "dismantle":
+        for (const path of await thin.removeGroup(entry.id)) await work.clearEdges(path, entry.sizeBytes);
+        return null;
+      case "deactivate":
+        await thin.deactivateGroup(entry.id);
+        return null;
       case "mount":
         await work.mountDevice(step.path, place);
         return null;
@@ -358,6 +376,7 @@ export class DevicePools {
         await file.put({ ...entry, phase: "ready" });
         return null;
       case "serve": {
+        if (entry.kind === "lvm-thin") await thin.markGroup(place, entry.id);
         const info = await client.call("pool.create", { path: place });
         if (entry.phase !== "ready" || entry.pool !== info.pool)
           await file.put({ ...entry, phase: "ready", pool: info.pool });

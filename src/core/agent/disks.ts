@@ -23,6 +23,7 @@ import {
   type XfsSuperblock,
   xfsSuperblock,
 } from "../model/disk-tools.ts";
+import { isOfGroup } from "../model/thin-group.ts";
 import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
 import { needTool, runTool } from "./tool.ts";
 
@@ -33,8 +34,8 @@ const SECTOR_BYTES = 4096;
 /** Of these kinds nothing can be a pool, and nothing on them is anybody's data. */
 const NO_DISKS: ReadonlySet<string> = new Set(["rom"]);
 
-/** Which pool is on a device, by its file system's superblock. */
-export type PoolOf = (superblock: XfsSuperblock | null) => DiskPool | null;
+/** Which pool is on a device, by its file system's superblock or its volume group. */
+export type PoolOf = (superblock: XfsSuperblock | null, group: string | null) => DiskPool | null;
 
 type Surroundings = {
   readonly rows: readonly BlockRow[];
@@ -156,8 +157,9 @@ async function lookAt(row: BlockRow, around: Surroundings, poolOf: PoolOf, isAlo
   };
   const nothing = { signatures: [], volumeGroup: null, partitions: [], edges: null };
   try {
-    const pool = poolOf(await within(readSuperblock(path)));
+    const superblock = await within(readSuperblock(path));
     const content = await contentOf(path, around.groups);
+    const pool = poolOf(superblock, content.volumeGroup?.name ?? null);
     const parts = [];
     for (const { name } of partitions)
       parts.push({ name, ...(await contentOf(pathOf(name), around.groups)) });
@@ -193,6 +195,8 @@ function usesOf(row: BlockRow, { rows, mounts, swaps }: Surroundings): readonly 
   const holders = rows.filter(({ parent, kind }) => parent === row.name && kind !== "part");
   return [
     ...(places.length === 0 ? [] : [`mounted at ${places.slice(0, 3).join(", ")}`]),
+    // Also one that looks blank: a copy's volume that nothing was written to yet.
+    ...(row.kind === "lvm" && isOfGroup(row.title) ? ["part of a pool"] : []),
     ...(paths.some((path) => swaps.includes(path)) ? ["used as swap"] : []),
     ...holders.map(({ title, kind }) => `part of ${title} (${kind})`),
   ];

@@ -36,7 +36,7 @@ export type DaemonDuties = {
   readonly host: HostId;
   readonly store: StoreClient;
   /** The whole device under the pool at a path; null: none. */
-  readonly deviceOf: (path: string) => string | null;
+  readonly deviceOf: (path: string) => { readonly path: string; readonly kind: "xfs" | "lvm-thin" } | null;
   /** It answers (again): whatever failed meanwhile may work now. */
   readonly onBack: () => void;
   /** What it says of its pools, every few seconds and when something changed. */
@@ -215,6 +215,7 @@ export class LocalDaemon {
   async #publishPool({ store, deviceOf }: DaemonDuties, pool: PoolInfo): Promise<void> {
     const { state, reason, free, total, room, bit_rot: bitRot, bit_rot_left: bitRotLeft } = pool;
     const { no_snapshots: noSnapshots } = pool;
+    const device = deviceOf(pool.path);
     // Free space in steps of 1 %: every write of a guest changes it, the store needn't know.
     const step = BigInt(total) / 100n;
     const rounded = step === 0n ? BigInt(free) : (BigInt(free) / step) * step;
@@ -223,7 +224,8 @@ export class LocalDaemon {
       total,
       state,
       reason,
-      device: deviceOf(pool.path),
+      device: device?.path ?? null,
+      ...(device === null ? {} : { deviceKind: device.kind }),
       bitRot,
       bitRotLeft,
       noSnapshots,

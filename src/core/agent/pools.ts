@@ -28,7 +28,9 @@ export async function createPool(
   if (kind === "zfs") throw noZfs();
   const device = await deviceMeant(path, kind);
   const made =
-    device === null ? await daemon.client.call("pool.create", { path }) : await devices.add(device);
+    device === null
+      ? await daemon.client.call("pool.create", { path })
+      : await devices.add(device, kind === "lvm-thin" ? kind : "xfs");
   await daemon.publishPools();
   return mirror.until(`The pool ${path}`, SHOWN_MS, () => {
     const found = poolAnswers(context).find(({ id }) => id === made.pool);
@@ -37,9 +39,9 @@ export async function createPool(
 }
 
 /** A device is meant where there is one, and where only one can be: never a directory is made then. */
-async function deviceMeant(path: string, kind: "dir" | "xfs" | null): Promise<string | null> {
+async function deviceMeant(path: string, kind: "dir" | "xfs" | "lvm-thin" | null): Promise<string | null> {
   const isOfDevices = path.startsWith("/dev/") && !path.startsWith("/dev/shm/");
-  if (kind === "xfs" || (kind === null && isOfDevices)) return deviceAt(path);
+  if (kind === "xfs" || kind === "lvm-thin" || (kind === null && isOfDevices)) return deviceAt(path);
   const device = await blockDeviceAt(path);
   if (device === null || kind === null) return device;
   throw new WeftError({

@@ -147,7 +147,7 @@ export function poolAnswers({ mirror, view }: MemberContext): api.PoolAnswer[] {
       host: pool.node,
       hostName: hostName(cluster, pool.node),
       path: pool.path,
-      kind: (pool.usage?.device ?? null) === null ? pool.kind : "xfs",
+      kind: (pool.usage?.device ?? null) === null ? pool.kind : (pool.usage?.deviceKind ?? "xfs"),
       state: away ? "unknown" : (pool.usage?.state ?? "unknown"),
       reason: away ? "its host does not answer" : (pool.usage?.reason ?? null),
       free: pool.usage?.free ?? null,

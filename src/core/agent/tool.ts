@@ -12,6 +12,11 @@ import { WeftError } from "../wire/errors.ts";
 const OUTPUT_MAX = 4 << 20;
 const SBIN = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+const PACKAGES: ReadonlyMap<string, string> = new Map([
+  ["mkfs.xfs", "xfsprogs"],
+  ["lvm", "lvm2"],
+]);
+
 export type ToolRun = {
   readonly code: number;
   readonly stdout: string;
@@ -57,11 +62,6 @@ function toolFailed(program: string, why: string): WeftError {
     code: "E-DISK-06",
     message: `${program} failed: ${why.replace(/\.$/, "")}.`,
     facts: { program, why },
-    do: [
-      {
-        why: `It comes with the package ${program === "mkfs.xfs" ? "xfsprogs" : "util-linux"}`,
-        command: null,
-      },
-    ],
+    do: [{ why: `It comes with the package ${PACKAGES.get(program) ?? "util-linux"}`, command: null }],
   });
 }

@@ -4,6 +4,9 @@
  *     making ──mkfs, mount, weftd's pool──▶ ready ──pool remove──▶ leaving ──weftd let go, unmounted──▶ forgotten
  *        └── no file system of ours there, or one whose mkfs was cut short ──▶ undone: the device is as it was
  *
+ * With LVM the file system lies on the volume `meta` of a group of ours on the device, which is made before it: `making` makes
+ * the group, too, and it is activated before the mount, and idle again before it is forgotten.
+ *
  * The id is the file system's UUID: chosen and remembered before the device is touched, and written by mkfs. So after any
  * end of the agent the device itself tells how far it came; where a disk is plugged in plays no role.
  *
@@ -18,6 +21,7 @@ export type DeviceEntry = {
   /** The file system's UUID. */
   readonly id: string;
   readonly cluster: string;
+  readonly kind: "xfs" | "lvm-thin";
   /** For people: as it was called when the pool was made. */
   readonly path: string;
   readonly serial: string | null;
@@ -34,6 +38,8 @@ export type DeviceSeen = {
   readonly mounted: string | null;
   /** The device that the entry names: is it there, and does somebody hold it (as a mkfs does that outlived its agent)? */
   readonly named: "absent" | "free" | "busy";
+  /** The volume group: there, and are its volumes active? Always none where the kind is xfs. */
+  readonly group: "none" | "idle" | "active";
   /** Does weftd know a pool there? Null: it doesn't answer. Asked for those that are leaving. */
   readonly isKnown: boolean | null;
 };
@@ -43,6 +49,11 @@ export type DeviceStep =
   | { readonly kind: "forget" }
   /** Our mkfs was cut short there. */
   | { readonly kind: "erase"; readonly path: string }
+  /** The group's volumes are not active. */
+  | { readonly kind: "activate" }
+  /** The group was cut short and never had a pool: it goes, and the device is as it was. */
+  | { readonly kind: "dismantle" }
+  | { readonly kind: "deactivate" }
   | { readonly kind: "mount"; readonly path: string }
   | { readonly kind: "unmount" }
   /** Mounted: weftd shall serve it. */
@@ -57,7 +68,8 @@ export function nextDeviceStep(entry: DeviceEntry, seen: DeviceSeen): DeviceStep
     if (seen.isKnown === null)
       return wait("E-DISK-10", entry, "weftd has not said yet whether it let go of it");
     if (seen.isKnown) return { kind: "stay" };
-    return mounted === null ? { kind: "forget" } : { kind: "unmount" };
+    if (mounted !== null) return { kind: "unmount" };
+    return { kind: seen.group === "active" ? "deactivate" : "forget" };
   }
   const [first, second] = found;
   if (first !== undefined && second !== undefined) {
@@ -69,6 +81,8 @@ export function nextDeviceStep(entry: DeviceEntry, seen: DeviceSeen): DeviceStep
     );
   }
   if (first === undefined) {
+    if (seen.group === "idle") return { kind: "activate" };
+    if (seen.group === "active" && entry.phase === "making" && mounted === null) return { kind: "dismantle" };
     if (entry.phase === "ready" || mounted !== null || seen.named === "absent")
       return wait("E-DISK-09", entry, "no disk of this host has its file system");
     if (seen.named === "busy") return wait("E-DISK-10", entry, `${entry.path} is in use`);
@@ -77,6 +91,7 @@ export function nextDeviceStep(entry: DeviceEntry, seen: DeviceSeen): DeviceStep
   if (first.inProgress) {
     if (entry.phase === "ready" || mounted !== null)
       return wait("E-DISK-10", entry, `the file system on ${first.path} is not whole`);
+    if (seen.group !== "none") return { kind: "dismantle" };
     if (seen.named === "busy") return wait("E-DISK-10", entry, `${first.path} is in use`);
     return { kind: "erase", path: first.path };
   }

@@ -15,6 +15,9 @@ import { formatSize } from "./size.ts";
 /** Below this mkfs.xfs refuses (xfsprogs 5.19). */
 export const POOL_DISK_BYTES_MIN = 300n << 20n;
 
+/** Half a GiB of it is for the pool's own. */
+export const THIN_DISK_BYTES_MIN = 1n << 30n;
+
 export type Content = {
   readonly signatures: readonly Signature[];
   readonly volumeGroup: VolumeGroup | null;
@@ -92,13 +95,17 @@ export function nameOfContent(disk: Disk): { readonly kind: string; readonly nam
   return { kind: "device", name: disk.name };
 }
 
-/** May a pool be made of it? `host` is for the sentence. */
-export function mayFormat(disk: Disk, host: string): Decision<null> {
+/** May a pool of this kind be made of it? `host` is for the sentence. */
+export function mayFormat(disk: Disk, host: string, kind: "xfs" | "lvm-thin"): Decision<null> {
   const verdict = judgeDisk(disk);
   const where = `${disk.path} on ${host}`;
   switch (verdict.kind) {
-    case "blank":
-      return ok(null);
+    case "blank": {
+      if (kind === "xfs" || disk.sizeBytes >= THIN_DISK_BYTES_MIN) return ok(null);
+      const least = formatSize(THIN_DISK_BYTES_MIN);
+      const what = `it has ${formatSize(disk.sizeBytes)}, a pool on LVM takes ${least} at least`;
+      return refused(unusable(disk, { kind: "unfit", what }, host));
+    }
     case "data": {
       const { kind, name } = nameOfContent(disk);
       return refused(

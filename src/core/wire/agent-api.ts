@@ -90,8 +90,8 @@ export const apiTokenCreateRequest = z.strictObject({
 export const poolCreateRequest = z.strictObject({
   /** A directory, or a whole device, which has to be blank and is formatted. */
   path: z.string().startsWith("/").max(4096),
-  /** `xfs`: the path is a device; null: what the path is decides. `zfs` is refused: E-POOL-08. */
-  kind: z.enum(["dir", "xfs", "zfs"]).nullable().default(null),
+  /** `xfs`, `lvm-thin`: the path is a device; null: what the path is decides. `zfs` is refused: E-POOL-08. */
+  kind: z.enum(["dir", "xfs", "lvm-thin", "zfs"]).nullable().default(null),
 });
 
 export const diskQuery = z.strictObject({

@@ -51,6 +51,8 @@ export type PoolUsageJson = {
   readonly reason: string | null;
   /** The whole device that the pool is on; null: a directory. */
   readonly device: string | null;
+  /** What was made of the device. */
+  readonly deviceKind: "xfs" | "lvm-thin";
   /** Blocks that its daemon found not to be what was written, since it was started; and those that still are. */
   readonly bitRot: bigint;
   readonly bitRotLeft: bigint;
@@ -99,6 +101,7 @@ const usageJson = z.object({
   state: z.string().default("serving"),
   reason: z.string().nullable().default(null),
   device: z.string().nullable().default(null),
+  deviceKind: z.enum(["xfs", "lvm-thin"]).default("xfs"),
   bitRot: u64.default(0n),
   bitRotLeft: u64.default(0n),
   noSnapshots: z.string().nullable().default(null),

@@ -10,12 +10,14 @@ import { type DeviceEntry, type DeviceSeen, nextDeviceStep } from "../../../src/
 const entry: DeviceEntry = {
   id: "11111111-2222-4333-8444-555555555555",
   cluster: "c0000000-0000-4000-8000-000000000001",
+  kind: "xfs",
   path: "/dev/sdb",
   serial: "S64GNE0R1",
   sizeBytes: 894n << 30n,
   phase: "making",
   pool: null,
 };
+const thin: DeviceEntry = { ...entry, kind: "lvm-thin" };
 const ready: DeviceEntry = { ...entry, phase: "ready", pool: "b0000000-0000-4000-8000-000000000001" };
 const leaving: DeviceEntry = { ...ready, phase: "leaving" };
 const whole = { path: "/dev/sdc", number: "8:32", inProgress: false };
@@ -23,6 +25,7 @@ const seen = (rest: Partial<DeviceSeen>): DeviceSeen => ({
   found: [],
   mounted: null,
   named: "free",
+  group: "none",
   isKnown: null,
   ...rest,
 });
@@ -61,6 +64,38 @@ const plots: readonly (readonly [title: string, DeviceEntry, Partial<DeviceSeen>
   ["leaving: weftd refused", leaving, { found: [whole], mounted: "8:32", isKnown: true }, "stay"],
   ["leaving: weftd let go", leaving, { found: [whole], mounted: "8:32", isKnown: false }, "unmount"],
   ["leaving: unmounted", leaving, { found: [whole], isKnown: false }, "forget"],
+  ["making on LVM: killed before the group", thin, {}, "forget"],
+  ["making on LVM: vgcreate outlives the agent", thin, { named: "busy" }, "wait E-DISK-10"],
+  ["making on LVM: killed before mkfs", thin, { group: "active", named: "busy" }, "dismantle"],
+  [
+    "making on LVM: mkfs was killed",
+    thin,
+    { group: "active", named: "busy", found: [{ ...whole, inProgress: true }] },
+    "dismantle",
+  ],
+  ["making on LVM: the host ended before mkfs", thin, { group: "idle" }, "activate"],
+  ["making on LVM: killed after mkfs", thin, { group: "active", named: "busy", found: [whole] }, "mount"],
+  ["ready on LVM: after a boot", { ...thin, phase: "ready" }, { group: "idle" }, "activate"],
+  ["ready on LVM: activated", { ...thin, phase: "ready" }, { group: "active", found: [whole] }, "mount"],
+  [
+    "ready on LVM: its file system is gone",
+    { ...thin, phase: "ready" },
+    { group: "active" },
+    "wait E-DISK-09",
+  ],
+  [
+    "ready on LVM: mkfs's mark on a pool that served",
+    { ...thin, phase: "ready" },
+    { group: "active", found: [{ ...whole, inProgress: true }] },
+    "wait E-DISK-10",
+  ],
+  [
+    "leaving on LVM: unmounted",
+    { ...thin, phase: "leaving" },
+    { group: "active", found: [whole], isKnown: false },
+    "deactivate",
+  ],
+  ["leaving on LVM: idle", { ...thin, phase: "leaving" }, { group: "idle", isKnown: false }, "forget"],
 ];
 for (const [title, of, rest, wanted] of plots) {
   void t.test(`device: ${title}: ${wanted}`, async (t) => {

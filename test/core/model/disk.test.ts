@@ -172,12 +172,26 @@ for (const [title, disk, wanted] of judged) {
   void t.test(`disk: ${title}: ${wanted}`, async (t) => {
     const verdict = judgeDisk(disk);
     t.equal(verdict.kind === "blank" ? "blank" : `${verdict.kind}: ${verdict.what}`, wanted);
-    t.equal(mayFormat(disk, "h2").kind, wanted === "blank" ? "ok" : "refused", "only blank is formatted");
+    t.equal(
+      mayFormat(disk, "h2", "xfs").kind,
+      wanted === "blank" ? "ok" : "refused",
+      "only blank is formatted",
+    );
   });
 }
 
+void t.test("pool add: a disk that is too small for LVM can still be an XFS", async (t) => {
+  const small = { ...blank, sizeBytes: (1n << 30n) - 1n };
+  t.equal(mayFormat(small, "h2", "xfs").kind, "ok");
+  t.match(mayFormat(small, "h2", "lvm-thin"), {
+    kind: "refused",
+    finding: { message: /a pool on LVM takes 1 GiB at least/ },
+  });
+  t.equal(mayFormat({ ...small, sizeBytes: 1n << 30n }, "h2", "lvm-thin").kind, "ok");
+});
+
 void t.test("pool add: a disk that isn't blank is refused with what is on it, and what to do", async (t) => {
-  const decision = mayFormat(oldData, "h2");
+  const decision = mayFormat(oldData, "h2", "lvm-thin");
   t.match(decision, {
     kind: "refused",
     finding: {
