@@ -626,3 +626,132 @@ pub fn open_on(volume: VolumeId, wanted: SnapshotRef, hosts: &[String]) -> Failu
     let failure = Failure::new(Code::SNAPSHOT_OPEN, message).with("volume", volume.to_string());
     failure.with("snapshot", wanted.id.to_string()).with("hosts", hosts)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::sync::oneshot;
+    use weft_control::types::ErrorBody;
+    use weft_proto::ids::{Revision, SessionId};
+    use weft_proto::message::Watermark;
+    use weft_proto::mutants::Broken;
+    use weft_proto::session::{OpenMode, SessionConfig, Timing};
+
+    const VOLUME: VolumeId = VolumeId(7);
+    const NOW: Instant = Instant(1);
+
+    fn machine() -> Session<IoBuf> {
+        let config = SessionConfig {
+            volume: VOLUME,
+            session: SessionId(1),
+            host: HostId(1),
+            mode: OpenMode::Closed,
+            caretaker: false,
+            watermark: Watermark::default(),
+            timing: Timing::default(),
+            seed: 1,
+            unix_ms_at_zero: 0,
+            broken: Broken::default(),
+        };
+        Session::new(config, NOW)
+    }
+
+    fn entry(id: u128, name: &str, state: KeyState) -> Entry {
+        let key = SnapKey {
+            fmt: FORMAT,
+            id: SnapId(id),
+            vol: VOLUME,
+            name: name.to_owned(),
+            generation: Generation::new(Epoch(2), 1),
+            attempt: Decimal(1),
+            epoch: Epoch(2),
+            incarnation: Decimal(1),
+            size: Decimal(4096),
+            region_shift: 20,
+            state,
+            logged: true,
+            members: Vec::new(),
+            created: Decimal(5),
+            created_by: String::new(),
+            group: Value::Null,
+            protected: false,
+            pins: Vec::new(),
+            nonce: Nonce(0),
+            unknown: BTreeMap::new(),
+        };
+        Entry { key: snap_key(VOLUME, key.id), value: key.to_bytes(), revision: Revision(1) }
+    }
+
+    type Waits = oneshot::Receiver<Result<Value, ErrorBody>>;
+
+    fn create(snapshots: &mut Snapshots, machine: &mut Session<IoBuf>, id: u128, name: &str) -> Waits {
+        let (answer, waits) = oneshot::channel();
+        let (name, created_by) = (name.to_owned(), "me".to_owned());
+        let ask = SnapshotCreate { volume: VOLUME, id: SnapId(id), name, created_by };
+        snapshots.handle_wish(NOW, machine, Wish::Create(ask), answer);
+        waits
+    }
+
+    /// The code of a refusal; none while it is under way.
+    fn refused(waits: &mut Waits) -> Option<String> {
+        waits.try_recv().ok().and_then(Result::err).map(|error| error.code)
+    }
+
+    #[test]
+    fn a_volume_has_a_thousand_snapshots_and_those_that_go_count_apart() {
+        let (mut snapshots, mut machine) = (Snapshots::default(), machine());
+        let mut early = create(&mut snapshots, &mut machine, 5000, "early");
+        let ready = (0..999).map(|n| entry(n, &format!("s{n}"), KeyState::Ready));
+        let going = (999..1500).map(|n| entry(n, &format!("s{n}"), KeyState::Deleting));
+        snapshots.handle_read(NOW, &mut machine, &ready.chain(going).collect::<Vec<_>>());
+        assert_eq!(
+            refused(&mut early),
+            None,
+            "it was asked for before the keys were read, and is the last one"
+        );
+        assert_eq!(
+            refused(&mut create(&mut snapshots, &mut machine, 5001, "more")).as_deref(),
+            Some("E-SNAP-06")
+        );
+        snapshots.handle_failed(SnapId(5000), &Failure::new(Code::SNAPSHOT_WAITS, "a test"));
+        assert_eq!(refused(&mut early).as_deref(), Some("E-SNAP-03"));
+        assert_eq!(refused(&mut create(&mut snapshots, &mut machine, 5002, "again")), None);
+    }
+
+    #[test]
+    fn a_name_is_taken_by_what_stays_and_by_what_is_asked_for() {
+        let (mut snapshots, mut machine) = (Snapshots::default(), machine());
+        let keys = [entry(1, "stays", KeyState::Ready), entry(2, "goes", KeyState::Deleting)];
+        snapshots.handle_read(NOW, &mut machine, &keys);
+        assert_eq!(
+            refused(&mut create(&mut snapshots, &mut machine, 3, "stays")).as_deref(),
+            Some("E-SNAP-02")
+        );
+        let mut first = create(&mut snapshots, &mut machine, 4, "goes");
+        assert_eq!(refused(&mut first), None, "whoever has the name is leaving");
+        assert_eq!(
+            refused(&mut create(&mut snapshots, &mut machine, 5, "goes")).as_deref(),
+            Some("E-SNAP-02")
+        );
+        assert_eq!(refused(&mut create(&mut snapshots, &mut machine, 4, "goes")), None, "the same one again");
+        let there = create(&mut snapshots, &mut machine, 1, "stays").try_recv().expect("at once");
+        assert_eq!(there.expect("as it is")["held_ms"], "0");
+        assert_eq!(
+            refused(&mut create(&mut snapshots, &mut machine, 2, "other")).as_deref(),
+            Some("E-SNAP-09")
+        );
+        snapshots.handle_ended(&Failure::new(Code::SESSION_ENDED, "a test"));
+        assert_eq!(refused(&mut first).as_deref(), Some("E-SESS-01"));
+    }
+
+    #[test]
+    fn a_key_that_is_another_snapshots_or_of_newer_software_is_none() {
+        let sound = entry(1, "a", KeyState::Ready);
+        assert!(SnapKey::of(&sound).is_ok());
+        let moved = Entry { key: snap_key(VolumeId(8), SnapId(1)), ..sound.clone() };
+        assert!(SnapKey::of(&moved).is_err());
+        let text = String::from_utf8(sound.value.clone()).expect("text");
+        let newer = Entry { value: text.replace("\"fmt\":1", "\"fmt\":2").into_bytes(), ..sound };
+        assert!(SnapKey::of(&newer).is_err());
+    }
+}
