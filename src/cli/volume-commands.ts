@@ -28,6 +28,7 @@ type Create = {
   readonly host?: readonly string[];
   readonly ack?: "durable";
   readonly spread?: Spread;
+  readonly thick?: true;
 };
 
 export function addVolumeCommands(program: Command, bind: Bind): Command {
@@ -46,6 +47,7 @@ export function addVolumeCommands(program: Command, bind: Bind): Command {
       "what copies must not share: host, rack or site (weft host label); default: host",
       spreadRule,
     )
+    .option("--thick", "reserve the room of every copy now, and keep it")
     .option(
       "--ack <mode>",
       "when a write is done: durable, on stable media of every in-sync copy",
@@ -60,12 +62,13 @@ export function addVolumeCommands(program: Command, bind: Bind): Command {
       minIsr: options.minIsr ?? null,
       hosts: options.host === undefined ? null : [...options.host],
       ...(options.spread === undefined ? {} : { spread: options.spread }),
+      ...(options.thick === undefined ? {} : { thick: true }),
     });
     context.show(
       made,
       ({ id }) => id,
       (answer) =>
-        `Volume "${answer.name}" made, ${formatSize(answer.size)}, ${copiesText(answer)} on ${whereText(answer)}.\n` +
+        `Volume "${answer.name}" made, ${formatSize(answer.size)}${answer.thick ? ", thick" : ""}, ${copiesText(answer)} on ${whereText(answer)}.\n` +
         `Next:  weft attach ${answer.name}`,
     );
   });

@@ -72,8 +72,9 @@ export function bytesText(bytes: bigint | null): string {
   return bytes === null ? "—" : formatSize(bytes);
 }
 
-function sizeText({ size, wantedSize }: VolumeAnswer): string {
-  return wantedSize > size ? `${formatSize(size)}, grows to ${formatSize(wantedSize)}` : formatSize(size);
+function sizeText({ size, wantedSize, thick }: VolumeAnswer): string {
+  const now = thick ? `${formatSize(size)}, thick` : formatSize(size);
+  return wantedSize > size ? `${now}, grows to ${formatSize(wantedSize)}` : now;
 }
 
 function stateWord(state: VolumeAnswer["replicas"][number]["state"]): string {

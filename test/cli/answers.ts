@@ -69,6 +69,7 @@ export function volume(rest: object = {}): object {
     copies: 2,
     minIsr: 1,
     spread: "host",
+    thick: false,
     inSync: 2,
     health: "healthy",
     reason: null,

@@ -925,9 +925,9 @@ void t.test("weft volume resize: sizes go as bytes, and data is lost only by nam
 
 void t.test("weft volume show: a volume that grows says to what", async (t) => {
   await using agent = await FakeAgent.start({
-    "GET /v1/volumes/db": volume({ wantedSize: "4398046511104" }),
+    "GET /v1/volumes/db": volume({ wantedSize: "4398046511104", thick: true }),
   });
-  t.match((await agent.weft(["volume", "show", "db"])).out, "\nSize:    3 TiB, grows to 4 TiB\n");
+  t.match((await agent.weft(["volume", "show", "db"])).out, "\nSize:    3 TiB, thick, grows to 4 TiB\n");
 });
 
 void t.test("weft volume limit: numbers of requests and bytes, or none at all", async (t) => {

@@ -286,6 +286,8 @@ pub struct ReplicaCreate {
     pub size: Decimal,
     /// Regions are 2^region_shift bytes.
     pub region_shift: u8,
+    /// Its blocks and those of its sidecars are reserved now, and stay its own whatever is trimmed; none: they are not.
+    pub thick: Option<bool>,
 }
 
 /// Names a replica of this host.
@@ -347,6 +349,8 @@ pub struct ReplicaInfo {
     pub size: Decimal,
     /// Bytes of the file system that its data takes, without snapshots; none while they are counted.
     pub used: Option<Decimal>,
+    /// Its blocks are reserved.
+    pub thick: bool,
     /// How it is.
     pub state: ReplicaState,
     /// Promises that it gave without a read of the store, which was away, since it was started.

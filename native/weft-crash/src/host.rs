@@ -427,6 +427,7 @@ impl Host {
             pool: POOL,
             size: Decimal(size),
             region_shift: REGION_SHIFT,
+            thick: None,
         };
         self.pools.create_replica(ask, answer);
         pending

@@ -186,7 +186,7 @@ impl Keeper {
             }
         }
         if !ready {
-            self.run(PoolOp::CreateReplica { replica: KEY, meta_bytes: 4096 })?;
+            self.run(PoolOp::CreateReplica { replica: KEY, meta_bytes: 4096, thick: None })?;
         }
         let PoolAnswer::Replicas(here) = self.run(PoolOp::ListReplicas)? else {
             return Err("no list of replicas".to_owned().into());

@@ -87,6 +87,8 @@ struct Replica {
     blocks: u64,
     /// Segments that have files.
     exists: BTreeSet<u32>,
+    /// Its blocks are reserved.
+    thick: bool,
     doubt: Doubt,
     segments: BTreeMap<u32, Segment>,
     used: used::Closed,
@@ -139,6 +141,8 @@ enum Called {
     /// With the bytes that were there before.
     SegmentOpened(ReplicaKey, u32, Result<SegmentFiles, SegmentError>, u64),
     Counted(ReplicaKey, Fd, Vec<(u32, u64)>),
+    /// A growth's blocks: of each segment what it took before, and takes now.
+    Reserved(u64, ReplicaKey, Result<Vec<(u32, u64, u64)>, Errno>),
     HoleMade(ReplicaKey, Piece, Result<(), Errno>),
     /// The piece holds its blocks, if the head has that segment.
     Preserved(ReplicaKey, Piece, bool, Result<(), Errno>),
@@ -147,7 +151,7 @@ enum Called {
     Extended(u64, Result<(), Errno>),
 }
 
-type Listed = Result<(Home, Vec<u32>), Errno>;
+type Listed = Result<(Home, Vec<u32>, bool), Errno>;
 
 /// See the module.
 pub struct FilePool {
@@ -256,6 +260,12 @@ impl FilePool {
         PoolFigures { bit_rot_left: left, refused_room: self.room.refused(), ..self.figures }
     }
 
+    /// Are an open replica's blocks reserved?
+    #[must_use]
+    pub fn is_thick(&self, replica: ReplicaKey) -> bool {
+        self.replicas.get(&replica).is_some_and(|replica| replica.thick)
+    }
+
     /// Bytes of the file system that an open replica's head takes, its sidecars included; none while they are counted.
     #[must_use]
     pub fn used(&self, replica: ReplicaKey) -> Option<u64> {
@@ -295,7 +305,10 @@ impl FilePool {
                 self.stored().run(move || {
                     let in_doubt =
                         |segment| unsealed.iter().any(|range| !doubtful(segment, range).is_empty());
-                    let result = store.open(&files, &replicas, replica, size, &in_doubt);
+                    let result = store
+                        .open(&files, &replicas, replica, size, &in_doubt)
+                        .and_then(|(home, segments)| Ok((pool_dir::is_thick(&home.dir)?, home, segments)))
+                        .map(|(thick, home, segments)| (home, segments, thick));
                     Called::ReplicaOpened { token, replica, size, unsealed, result }
                 });
             }
@@ -308,14 +321,19 @@ impl FilePool {
                     missing_is_no_replica(pool_dir::trash_replica(&files, &replicas, &trash, replica, now_s))
                 });
             }
-            PoolOp::CreateReplica { replica, meta_bytes } => {
-                if !self.take_room(token, meta_bytes.saturating_mul(2)) {
+            PoolOp::CreateReplica { replica, meta_bytes, thick } => {
+                let bytes = meta_bytes.saturating_mul(2).saturating_add(thick.map_or(0, reserved_bytes));
+                if !self.room.reserve(Taker::Op(token), bytes.saturating_add(NAMES_ROOM)) {
                     return self.answer(token, Err(PoolError::NoSpace));
                 }
-                self.call_stored(token, move || {
-                    store.create(&files, &replicas, replica, meta_bytes)?;
+                let make = move || {
+                    store.create(&files, &replicas, replica, meta_bytes, thick)?;
                     Ok(PoolAnswer::Done)
-                });
+                };
+                match thick {
+                    None => self.call_stored(token, make),
+                    Some(_) => self.call_bulk(token, make),
+                }
             }
             PoolOp::ListReplicas => {
                 self.call(token, move || Ok(PoolAnswer::Replicas(pool_dir::list_replicas(&replicas)?)));
@@ -501,6 +519,7 @@ impl FilePool {
                         replica.used.counted(found);
                     }
                 }
+                Called::Reserved(job, replica, result) => self.on_reserved(job, replica, result),
                 Called::HoleMade(replica, piece, result) => self.on_hole_made(replica, piece, result),
                 Called::Preserved(replica, piece, held, result) => {
                     self.on_preserved(replica, piece, held, result);
@@ -582,7 +601,7 @@ impl FilePool {
         result: Listed,
     ) {
         self.opening.remove(&key);
-        let (home, segments) = match result {
+        let (home, segments, thick) = match result {
             Ok(opened) => opened,
             Err(Errno(libc::ENOENT)) => return self.answer(token, Err(PoolError::NoReplica)),
             Err(errno) => return self.answer(token, Err(errno.into())),
@@ -597,6 +616,7 @@ impl FilePool {
             home,
             blocks: size.div_ceil(BLOCK),
             exists: segments.into_iter().collect(),
+            thick,
             doubt,
             segments: BTreeMap::new(),
             used: used::Closed::default(),
@@ -632,7 +652,7 @@ impl FilePool {
                 (range, Work::Write { first: offset / BLOCK, data, crcs, durable })
             }
             DiskOp::Zero { offset, len, kind, keep_space } => {
-                (whole(offset, len), Work::Zero { hole: kind, keep_space })
+                (whole(offset, len), Work::Zero { hole: kind, keep_space: keep_space || replica.thick })
             }
             DiskOp::Read { offset, len } => (whole(offset, len), Work::Read),
             DiskOp::Kinds { offset, len } => (whole(offset, len), Work::Kinds),
@@ -641,7 +661,9 @@ impl FilePool {
             DiskOp::Seal => (Some(0..0), Work::Seal { asked: false }),
             DiskOp::Grow { from, to } => {
                 let (from, blocks) = (from / BLOCK, to.div_ceil(BLOCK));
-                (Some(from.min(blocks)..blocks), Work::Grow { blocks, asked: false })
+                let range = from.min(blocks)..blocks;
+                let reserve = replica.thick.then_some(range.start * BLOCK..range.end * BLOCK);
+                (Some(range), Work::Grow { blocks, reserve: reserve.filter(|r| !r.is_empty()), asked: false })
             }
             DiskOp::Cut { from, to } => {
                 let work = Work::Zero { hole: Hole::Absent, keep_space: false };
@@ -649,6 +671,11 @@ impl FilePool {
             }
         };
         let Some(range) = range else { return self.answer(token, Err(PoolError::OutOfBounds)) };
+        if let Work::Grow { reserve: Some(reserve), .. } = &work
+            && !self.room.reserve(Taker::Op(token), reserved_bytes(reserve.end - reserve.start))
+        {
+            return self.answer(token, Err(PoolError::NoSpace));
+        }
         let segments =
             |blocks: &Range<u64>| segment_of(blocks.start)..=segment_of(blocks.end.saturating_sub(1));
         let feed = match &work {
@@ -809,6 +836,13 @@ impl FilePool {
         }
         let failed = job.error.is_some();
         let (data, side) = match &mut job.work {
+            Work::Grow { reserve, .. } if !failed && reserve.is_some() => {
+                let Some(range) = reserve.take() else { return };
+                let Some(replica) = self.replicas.get(&key) else { return };
+                let (files, dir) = (self.dir.files.clone(), replica.home.dir.clone());
+                job.pending += 1;
+                return self.bulk.run(move || Called::Reserved(id, key, used::reserve(&files, &dir, range)));
+            }
             Work::Flush { asked } if !failed && !*asked => {
                 *asked = true;
                 (true, false)
@@ -952,8 +986,9 @@ impl FilePool {
         let place = segment.files.as_ref().expect("a running piece's segment is open").0.clone();
         let (file, offset) = (place.file.clone(), u64::from(piece.lo) * BLOCK);
         let on_disk = place.base + offset;
-        let needs = if job.work.allocates() {
-            let shared = self.imaged.contains(&key);
+        let shared = self.imaged.contains(&key);
+        let reserved = replica.thick && !shared && self.dir.probe().file_system.keeps_blocks();
+        let needs = if job.work.allocates() && !reserved {
             let grain = u32::try_from(self.dir.store.grain() / BLOCK).expect("a few blocks");
             let has_space = |block: u32| {
                 let known = matches!(segment.sidecar.get(block), Entry::Data(_));
@@ -1120,6 +1155,19 @@ impl FilePool {
             self.ask_side_sync(key, piece.segment, Waiter::Nobody);
         }
         self.end_piece(key, piece, result.map(|()| Found::Nothing).map_err(PoolError::from));
+    }
+
+    fn on_reserved(&mut self, id: u64, key: ReplicaKey, result: Result<Vec<(u32, u64, u64)>, Errno>) {
+        if let (Ok(segments), Some(replica)) = (&result, self.replicas.get_mut(&key)) {
+            for (number, before, now) in segments {
+                replica.exists.insert(*number);
+                if !replica.segments.contains_key(number) {
+                    replica.used.opened(*number, *before);
+                    replica.used.closed(*number, *now);
+                }
+            }
+        }
+        self.tell(id, result.map(|_| ()).map_err(PoolError::from));
     }
 
     fn on_hole_made(&mut self, key: ReplicaKey, piece: Piece, result: Result<(), Errno>) {
@@ -1453,6 +1501,12 @@ fn missing_is_no_replica(result: Result<(), Errno>) -> Result<PoolAnswer, PoolEr
         Err(Errno(libc::ENOENT)) => Err(PoolError::NoReplica),
         Err(errno) => Err(errno.into()),
     }
+}
+
+/// What so many bytes of a thick replica need, with sidecars and names.
+fn reserved_bytes(bytes: u64) -> u64 {
+    let segments = bytes.div_ceil(u64::from(SEGMENT_BLOCKS) * BLOCK).saturating_add(1);
+    bytes.saturating_add(segments.saturating_mul(SEGMENT_ROOM))
 }
 
 fn whole_blocks(offset: u64, len: u64) -> bool {

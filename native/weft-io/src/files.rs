@@ -253,6 +253,11 @@ impl Files {
         })
     }
 
+    /// Gives blocks to a range within a file, whose content stays. An error where the file system can't.
+    pub(crate) fn reserve(&self, file: &Fd, offset: u64, len: u64) -> Result<(), Errno> {
+        fallocate(file, libc::FALLOC_FL_KEEP_SIZE, offset, len)
+    }
+
     /// Makes a range of a file a hole, or zeroes in its place if it is to keep its space.
     pub(crate) fn zero(&self, file: &Fd, offset: u64, len: u64, keep_space: bool) -> Result<(), Errno> {
         let mode = if keep_space { libc::FALLOC_FL_ZERO_RANGE } else { libc::FALLOC_FL_PUNCH_HOLE };

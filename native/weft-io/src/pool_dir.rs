@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! lock  superblock  wal  trash/<volume>.<rid>.<seconds>/
-//! replicas/<volume>.<rid>/{meta.a, meta.b, seg-000000…, crc-000000…}
+//! replicas/<volume>.<rid>/{meta.a, meta.b, thick?, seg-000000…, crc-000000…}
 //! images/…                                              see `images`
 //! ```
 //!
@@ -12,6 +12,7 @@
 //! * no function here runs on a reactor's thread, except through [`crate::blocking`].
 
 use core::fmt;
+use core::ops::Range;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -36,6 +37,8 @@ pub const SUPERBLOCK_MAX: usize = 4096 - SUPERBLOCK_HEAD - 4;
 
 const SUPERBLOCK_MAGIC: &[u8; 8] = b"weftpool";
 const SUPERBLOCK_VERSION: u32 = 1;
+/// In a replica's directory: its blocks are reserved.
+const THICK: &str = "thick";
 /// magic 8, version 4, length 4, sequence 8.
 const SUPERBLOCK_HEAD: usize = 24;
 
@@ -121,6 +124,13 @@ impl FileSystem {
             0x0102_1994 => FileSystem::Tmpfs,
             other => FileSystem::Other(other),
         }
+    }
+}
+
+impl FileSystem {
+    /// A block that has its place is written there, whatever it held.
+    pub(crate) fn keeps_blocks(self) -> bool {
+        matches!(self, FileSystem::Ext4 | FileSystem::Xfs | FileSystem::Tmpfs)
     }
 }
 
@@ -418,6 +428,7 @@ pub(crate) fn create_replica(
     key: ReplicaKey,
     meta_bytes: u64,
     volume: Option<&str>,
+    thick: Option<u64>,
 ) -> Result<(), Errno> {
     let name = replica_name(key);
     if exists_at(replicas, &name)? {
@@ -425,7 +436,7 @@ pub(crate) fn create_replica(
     }
     let temporary = format!("{name}.tmp");
     files.remove_tree(replicas, &temporary)?;
-    let made = make_replica(files, replicas, &temporary, meta_bytes, volume)
+    let made = make_replica(files, replicas, &temporary, meta_bytes, volume, thick)
         .and_then(|()| files.rename_at(replicas, &temporary, replicas, &name))
         .and_then(|()| files.sync(replicas));
     if made.is_err() {
@@ -441,6 +452,7 @@ fn make_replica(
     name: &str,
     meta_bytes: u64,
     volume: Option<&str>,
+    thick: Option<u64>,
 ) -> Result<(), Errno> {
     let dir = files.make_dir_at(replicas, name)?;
     if let Some(volume) = volume {
@@ -449,7 +461,74 @@ fn make_replica(
     for file in ["meta.a", "meta.b"] {
         files.write_zeroes(&files.create_at(&dir, file, libc::O_RDWR)?, meta_bytes)?;
     }
+    if let Some(size) = thick {
+        files.sync(&files.create_at(&dir, THICK, libc::O_RDWR)?)?;
+        reserve(files, &dir, 0..size)?;
+    }
     files.sync(&dir)
+}
+
+/// Gives a thick replica the blocks of a range of its bytes, and of the sidecars there: of each segment its number.
+/// What was not there before is taken away again where they can't be had.
+pub(crate) fn reserve(files: &Files, dir: &Fd, range: Range<u64>) -> Result<Vec<u32>, Errno> {
+    let segment = |at: u64| u32::try_from(at / SEGMENT_BYTES).map_err(|_| Errno(libc::EFBIG));
+    let numbers = segment(range.start)?..segment(range.end.next_multiple_of(SEGMENT_BYTES))?;
+    let mut made = Vec::new();
+    let outcome = reserve_in(files, dir, numbers.clone(), &range, &mut made);
+    if outcome.is_err() {
+        // The first error is the one to tell.
+        for number in made {
+            for name in [format!("seg-{number:06}"), format!("crc-{number:06}")] {
+                let _ = files.remove_file_at(dir, &name);
+            }
+        }
+    }
+    outcome.map(|()| numbers.collect())
+}
+
+fn reserve_in(
+    files: &Files,
+    dir: &Fd,
+    numbers: Range<u32>,
+    range: &Range<u64>,
+    made: &mut Vec<u32>,
+) -> Result<(), Errno> {
+    let names = |number: u32| (format!("seg-{number:06}"), format!("crc-{number:06}"));
+    for number in numbers.clone() {
+        let (data, side) = names(number);
+        if exists_at(dir, &data)? || exists_at(dir, &side)? {
+            // Half made or damaged: whoever opens it says so.
+            continue;
+        }
+        made.push(number);
+        let side = files.create_at(dir, &side, libc::O_RDWR)?;
+        files.truncate(&side, SIDECAR_BYTES as u64)?;
+        files.allocate(&side, SIDECAR_BYTES as u64)?;
+        files.truncate(&files.create_at(dir, &data, libc::O_RDWR)?, SEGMENT_BYTES)?;
+    }
+    // A segment is never found with blocks and without its sidecar.
+    settle(files, dir, made)?;
+    for number in numbers {
+        let start = u64::from(number) * SEGMENT_BYTES;
+        let (from, to) = (range.start.max(start), range.end.min(start + SEGMENT_BYTES));
+        let data = open_at(dir, &names(number).0, libc::O_RDWR)?;
+        files.reserve(&data, from - start, to - from)?;
+    }
+    settle(files, dir, made)
+}
+
+/// Makes segments and their names durable, all at once.
+fn settle(files: &Files, dir: &Fd, made: &[u32]) -> Result<(), Errno> {
+    if !files.is_recorded() {
+        // SAFETY: no memory is passed.
+        return checked(unsafe { libc::syncfs(dir.as_raw_fd()) }).map(|_| ());
+    }
+    for number in made {
+        for name in [format!("seg-{number:06}"), format!("crc-{number:06}")] {
+            files.sync(&open_at(dir, &name, libc::O_RDWR)?)?;
+        }
+    }
+    files.sync(dir)
 }
 
 /// Opens a replica's directory: itself, and the numbers of its segments. Those of which `in_doubt` says so may hold
@@ -478,6 +557,11 @@ pub(crate) fn open_replica(
         }
     }
     Ok((dir, segments))
+}
+
+/// Are the blocks of the replica with this directory reserved?
+pub(crate) fn is_thick(dir: &Fd) -> Result<bool, Errno> {
+    exists_at(dir, THICK)
 }
 
 /// Writes a checkpoint over the start of `meta.a` or `meta.b`, durably; raises the file's size if needed.

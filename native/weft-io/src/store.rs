@@ -38,8 +38,16 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
     /// Space is taken in units of so many bytes.
     fn grain(&self) -> u64;
 
-    /// Makes a replica, with its two checkpoint files of `meta_bytes`.
-    fn create(&self, files: &Files, replicas: &Fd, key: ReplicaKey, meta_bytes: u64) -> Result<(), Errno>;
+    /// Makes a replica, with its two checkpoint files of `meta_bytes`; a thick one of so many bytes gets its blocks, or it
+    /// is an error.
+    fn create(
+        &self,
+        files: &Files,
+        replicas: &Fd,
+        key: ReplicaKey,
+        meta_bytes: u64,
+        thick: Option<u64>,
+    ) -> Result<(), Errno>;
 
     /// Opens a replica of `size` bytes; also the numbers of the segments that may have something. Those of which `in_doubt`
     /// says so are durable as they are.
@@ -97,8 +105,15 @@ impl Store for FileStore {
         4096
     }
 
-    fn create(&self, files: &Files, replicas: &Fd, key: ReplicaKey, meta_bytes: u64) -> Result<(), Errno> {
-        pool_dir::create_replica(files, replicas, key, meta_bytes, None)
+    fn create(
+        &self,
+        files: &Files,
+        replicas: &Fd,
+        key: ReplicaKey,
+        meta_bytes: u64,
+        thick: Option<u64>,
+    ) -> Result<(), Errno> {
+        pool_dir::create_replica(files, replicas, key, meta_bytes, None, thick)
     }
 
     fn open(

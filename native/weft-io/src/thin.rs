@@ -444,7 +444,17 @@ impl Store for ThinStore {
         self.chunk
     }
 
-    fn create(&self, files: &Files, replicas: &Fd, key: ReplicaKey, meta_bytes: u64) -> Result<(), Errno> {
+    fn create(
+        &self,
+        files: &Files,
+        replicas: &Fd,
+        key: ReplicaKey,
+        meta_bytes: u64,
+        thick: Option<u64>,
+    ) -> Result<(), Errno> {
+        if thick.is_some() {
+            return Err(Errno(libc::EOPNOTSUPP)); // a thin volume has no blocks of its own before they are written
+        }
         if exists_at(replicas, &replica_name(key))? {
             return Err(Errno(libc::EEXIST));
         }
@@ -459,7 +469,7 @@ impl Store for ThinStore {
             &[&self.vg],
         ];
         self.change(&mut left, "lvcreate", &args.concat())?;
-        if let Err(errno) = pool_dir::create_replica(files, replicas, key, meta_bytes, Some(&name)) {
+        if let Err(errno) = pool_dir::create_replica(files, replicas, key, meta_bytes, Some(&name), None) {
             left.unsettled = true;
             // The first error is the one to tell.
             let _ = self.tidy(&mut left);

@@ -186,7 +186,7 @@ impl Rig {
     }
 
     fn made(&mut self, size: u64) {
-        self.ok(PoolOp::CreateReplica { replica: key(1), meta_bytes: 8192 });
+        self.ok(PoolOp::CreateReplica { replica: key(1), meta_bytes: 8192, thick: None });
         self.opened(size);
     }
 
@@ -422,7 +422,7 @@ fn commands_that_are_killed_leave_nothing_half_made() {
             assert!(Instant::now() < end, "round {round}: it never opens");
         };
         let number = 10 + round;
-        let made = rig.run(PoolOp::CreateReplica { replica: key(number), meta_bytes: 4096 });
+        let made = rig.run(PoolOp::CreateReplica { replica: key(number), meta_bytes: 4096, thick: None });
         let opened = PoolOp::OpenReplica { replica: key(number), size: 5 * SEGMENT, unsealed: Vec::new() };
         let _ = rig.run(opened);
         let _ = rig.run(PoolOp::CloseReplica { replica: key(number) });

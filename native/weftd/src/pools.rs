@@ -503,14 +503,21 @@ impl Pools {
         }
         if let Some(slot) = pool.replicas.get(&key) {
             let there = slot.machine.durable();
-            if there.size >= ask.size.0 && there.region_shift == ask.region_shift {
+            let thin = ask.thick == Some(true) && !pool.is_thick(key);
+            if there.size >= ask.size.0 && there.region_shift == ask.region_shift && !thin {
                 let _ = answer.send(Ok(json!({})));
             } else {
+                let how = if thin { "thin, " } else { "" };
                 let message =
-                    format!("{} of volume {} is there with {} bytes", key.rid, key.volume, there.size);
+                    format!("{} of volume {} is there, {how}with {} bytes", key.rid, key.volume, there.size);
                 refuse(answer, Failure::new(Code::REPLICA_EXISTS, message));
             }
             return;
+        }
+        // Reserving takes its time, and asking twice must not begin anew below it.
+        let is_making = |purpose: &Purpose| matches!(purpose, Purpose::Create { durable, .. } if (durable.volume, durable.rid) == (key.volume, key.rid));
+        if pool.ops.values().any(is_making) {
+            return refuse(answer, Failure::new(Code::CHANGING, "the copy is being made"));
         }
         let durable = Box::new(Durable::new(key.volume, key.rid, ask.size.0, ask.region_shift));
         if let Some(at) = pool.unfinished.iter().position(|k| *k == key) {
@@ -518,7 +525,9 @@ impl Pools {
             return pool.first_checkpoint(durable, answer);
         }
         let meta_bytes = checkpoint_len(durable.rgm.len()) as u64;
-        pool.submit(Purpose::Create { durable, answer }, PoolOp::CreateReplica { replica: key, meta_bytes });
+        let thick = (ask.thick == Some(true)).then_some(ask.size.0);
+        let op = PoolOp::CreateReplica { replica: key, meta_bytes, thick };
+        pool.submit(Purpose::Create { durable, answer }, op);
     }
 
     /// Forgets an empty pool; its directory stays.
@@ -1209,6 +1218,7 @@ impl Slotted {
             sealed: Decimal(durable.sealed.0),
             size: Decimal(durable.size),
             used: pool.file.as_ref().and_then(|file| file.used(key)).map(Decimal),
+            thick: pool.is_thick(key),
             state,
             unverified_promises: Decimal(self.machine.unverified_promises()),
         }

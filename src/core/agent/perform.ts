@@ -18,6 +18,9 @@ import { parseRecordExtra, parseWant, RECORD_FORMAT, renderWant } from "../wire/
 import type { Op, StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
 
+/** Giving a copy of many TiB its blocks takes a while. */
+const RESERVE_MS = 600_000;
+
 export type PerformContext = {
   readonly store: StoreClient;
   readonly daemon: DaemonClient;
@@ -38,7 +41,9 @@ export async function perform(
       const size = state.record?.sizeBytes ?? state.want?.sizeBytes ?? 0n;
       const shift = await regionShift(store, volume, size);
       const { rid, pool } = effect;
-      await daemon.call("replica.create", { volume, rid, pool, size: String(size), region_shift: shift });
+      const thick = state.want?.thick ?? false;
+      const replica = { volume, rid, pool, size: String(size), region_shift: shift, thick };
+      await daemon.call("replica.create", replica, thick ? RESERVE_MS : undefined);
       await store.put(keys.made(volume, rid), JSON.stringify({ rid, host: self, pool, made: true }));
       return;
     }

@@ -326,6 +326,7 @@ async function fitWish({ mirror, store }: MemberContext, record: VolumeRecord): 
     copies: record.copies,
     minIsr: record.minIsr,
     spread: spreads.find((known) => known === record.spread) ?? "host",
+    thick: want?.thick ?? false,
     placements: [...kept, ...added].toSorted((a, b) => a.rid - b.rid),
     limits: want?.limits ?? null,
     scrub: want?.scrub ?? null,

@@ -181,6 +181,7 @@ export function volumeAnswer(context: MemberContext, volume: VolumeFacts): api.V
     copies: want.copies,
     minIsr: want.minIsr,
     spread: want.spread,
+    thick: want.thick,
     inSync: record?.replicas.filter(({ state }) => state === "INSYNC").length ?? 0,
     health: unreadable === null ? health.kind : "unreadable",
     reason: unreadable?.message ?? reasonOfHealth(health, cluster),

@@ -11,7 +11,7 @@ import { randomUUID } from "node:crypto";
 import type { z } from "zod";
 
 import { parseRid, type Rid, type VolumeId } from "../model/ids.ts";
-import { defaultCopies, placeCopies } from "../model/placement.ts";
+import { defaultCopies, placeCopies, roomOf } from "../model/placement.ts";
 import { addCopy, removeCopy } from "../model/replica-change.ts";
 import { type Decision, ok, refused } from "../model/finding.ts";
 import { checkScrubRate } from "../model/scrub.ts";
@@ -59,12 +59,13 @@ async function wishVolume(
   const sizeBytes = decided(checkSize(request.size));
   const cluster = view.cluster();
   const only = request.hosts === null ? null : request.hosts.map((ref) => findHost(mirror, ref).id);
-  const { spread } = request;
+  const { spread, thick } = request;
+  const roomBytes = roomOf({ thick, sizeBytes });
   const copies = request.copies ?? only?.length ?? defaultCopies(cluster, spread);
   const minIsr = request.minIsr ?? 1;
   if (minIsr > copies) throw minIsrAbove(name, minIsr, copies);
   const spots = decided(
-    placeCopies(cluster, { name, copies, taken: [], only, pool: null, spread, beside: [] }),
+    placeCopies(cluster, { name, copies, taken: [], only, pool: null, spread, beside: [], roomBytes }),
   );
   const want: Want = {
     volume: randomUUID() as VolumeId,
@@ -73,6 +74,7 @@ async function wishVolume(
     copies,
     minIsr,
     spread,
+    thick,
     placements: spots.map((spot, rid) => ({ rid: rid as Rid, ...spot, remove: false })),
     limits: null,
     scrub: null,

@@ -32,7 +32,13 @@ export type PlacementRequest = {
   readonly spread: Spread;
   /** Hosts of the copies that stay: what the rule is about, new ones must not share with them. */
   readonly beside: readonly HostId[];
+  /** That a copy takes at once: `roomOf` its volume. */
+  readonly roomBytes: bigint;
 };
+
+/** Of a thick copy: its sidecar and names beside each 64 MiB. */
+const SEGMENT_BYTES = 64n << 20n;
+const SEGMENT_ROOM_BYTES = 144n << 10n;
 
 type Place = { readonly host: Host; readonly pool: Pool };
 
@@ -50,7 +56,7 @@ export function placeCopies(cluster: Cluster, request: PlacementRequest): Decisi
   }
   const candidates = cluster.hosts.filter(({ id }) => only === null || only.includes(id));
   const usable = candidates.flatMap((host) => {
-    const pool = taken.includes(host.id) ? null : bestPool(cluster, host, named);
+    const pool = taken.includes(host.id) ? null : bestPool(cluster, host, named, request.roomBytes);
     return pool === null ? [] : [{ host, pool }];
   });
   usable.sort(only === null ? compare : (a, b) => only.indexOf(a.host.id) - only.indexOf(b.host.id));
@@ -62,7 +68,7 @@ export function placeCopies(cluster: Cluster, request: PlacementRequest): Decisi
 /** Two copies when two hosts that the rule lets have one have a pool, else one: operations.md 3. */
 export function defaultCopies(cluster: Cluster, spread: Spread): number {
   const usable = cluster.hosts.flatMap((host) => {
-    const pool = bestPool(cluster, host, null);
+    const pool = bestPool(cluster, host, null, 0n);
     return pool === null ? [] : [{ host, pool }];
   });
   return Math.max(1, Math.min(2, spreadOut(usable, spread, []).length));
@@ -92,17 +98,32 @@ function keysOf(
   return spread === "host" ? [] : hosts.map((host) => spreadKey(host, spread));
 }
 
-function bestPool(cluster: Cluster, host: Host, named: PoolId | null): Pool | null {
+function bestPool(cluster: Cluster, host: Host, named: PoolId | null, roomBytes: bigint): Pool | null {
   if (host.liveness.kind !== "alive") return null;
   const usable = cluster.pools.filter(
-    (pool) => pool.host === host.id && (named === null || pool.id === named) && pool.serving && hasRoom(pool),
+    (pool) =>
+      pool.host === host.id &&
+      (named === null || pool.id === named) &&
+      pool.serving &&
+      hasRoom(pool, roomBytes),
   );
   usable.sort((a, b) => compare({ host, pool: a }, { host, pool: b }));
   return usable[0] ?? null;
 }
 
-function hasRoom(pool: Pool): boolean {
-  return pool.freeBytes > poolReserveBytes(pool.totalBytes);
+function hasRoom(pool: Pool, roomBytes: bigint): boolean {
+  return pool.freeBytes > poolReserveBytes(pool.totalBytes) + roomBytes;
+}
+
+/** What each copy of a volume takes when it is made: nothing, or all that a thick one will ever need, with its checksums. */
+export function roomOf({
+  thick,
+  sizeBytes,
+}: {
+  readonly thick: boolean;
+  readonly sizeBytes: bigint;
+}): bigint {
+  return thick ? sizeBytes + (sizeBytes / SEGMENT_BYTES + 1n) * SEGMENT_ROOM_BYTES : 0n;
 }
 
 /** Volumes are thin: what fills a pool in the end is what was promised of it, not what is written today. */
@@ -128,7 +149,8 @@ function tooFew(
   const because = reasons.length === 0 ? "" : ` (${reasons.join("; ")})`;
   const found = `${places.length} ${places.length === 1 ? "host" : "hosts"}`;
   const noRoom =
-    places.length === 0 && candidates.some((host) => isFull(cluster, host) && !taken.includes(host.id));
+    (places.length === 0 || request.roomBytes > 0n) &&
+    candidates.some((host) => isFull(cluster, host, request.roomBytes) && !taken.includes(host.id));
   const code = noRoom ? "E-POOL-06" : taken.length === 0 ? "E-VOL-03" : "E-REPL-01";
   return finding(
     code,
@@ -166,9 +188,11 @@ function whyShared(cluster: Cluster, host: Host, spread: Spread, others: readonl
   return other === undefined ? null : `in ${spread} ${key}, as ${other.name}`;
 }
 
-function isFull(cluster: Cluster, host: Host): boolean {
+function isFull(cluster: Cluster, host: Host, roomBytes: bigint): boolean {
   const pools = cluster.pools.filter((pool) => pool.host === host.id && pool.serving);
-  return host.liveness.kind === "alive" && pools.length > 0 && !pools.some(hasRoom);
+  return (
+    host.liveness.kind === "alive" && pools.length > 0 && !pools.some((pool) => hasRoom(pool, roomBytes))
+  );
 }
 
 function whyNot(cluster: Cluster, host: Host, request: PlacementRequest, places: readonly Place[]): string {
@@ -184,5 +208,6 @@ function whyNot(cluster: Cluster, host: Host, request: PlacementRequest, places:
   const serving = pools.filter((pool) => pool.serving);
   if (serving.length === 0) return "its pool does not serve";
   const most = serving.reduce((best, pool) => (pool.freeBytes > best.freeBytes ? pool : best));
-  return `no room, ${formatSize(most.freeBytes)} of ${formatSize(most.totalBytes)} free`;
+  const needs = request.roomBytes === 0n ? "" : ` for ${formatSize(request.roomBytes)}`;
+  return `no room${needs}, ${formatSize(most.freeBytes)} of ${formatSize(most.totalBytes)} free`;
 }

@@ -17,7 +17,7 @@ import type { Decision, Finding } from "./finding.ts";
 import { finding, ok, refused } from "./finding.ts";
 import type { HostId, PoolId, Rid } from "./ids.ts";
 import { COPIES_MAX, COPY_BYTES_PER_SECOND, poolReserveBytes } from "./limits.ts";
-import { placeCopies } from "./placement.ts";
+import { placeCopies, roomOf } from "./placement.ts";
 import type { Spot } from "./placement.ts";
 import { deletedFinding, withPlace } from "./replica-change.ts";
 import { formatSize } from "./size.ts";
@@ -175,6 +175,7 @@ function keepAndAdd(
       pool: target?.pool ?? null,
       spread: next.spread,
       beside: keep.map((place) => place.host),
+      roomBytes: roomOf(next),
     },
   );
   if (decision.kind === "refused") return decision;

@@ -16,7 +16,7 @@ import { formatDuration } from "./duration.ts";
 import type { Finding } from "./finding.ts";
 import type { HostId, PoolId, Rid } from "./ids.ts";
 import { REBUILD_AFTER_MS, REBUILD_LAST_COPY_MS } from "./limits.ts";
-import { placeCopies } from "./placement.ts";
+import { placeCopies, roomOf } from "./placement.ts";
 import { insync, memberOf } from "./volume-record.ts";
 import type { Member, Place, VolumeRecord, Want } from "./volume-record.ts";
 
@@ -121,6 +121,7 @@ export function decideRebuild(input: RebuildInput, now: number): Rebuild {
     spread: want.spread,
     // Where a lost one was there may be the new one: the lost one goes.
     beside: kept.filter(({ rid }) => staying.has(rid)).map((place) => place.host),
+    roomBytes: roomOf(want),
   });
   if (decision.kind === "refused") return { kind: "no-place", finding: decision.finding };
   const spot = decision.value[0];

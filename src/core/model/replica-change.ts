@@ -11,7 +11,7 @@ import type { Cluster } from "./cluster.ts";
 import type { Decision } from "./finding.ts";
 import { finding, ok, refused } from "./finding.ts";
 import type { HostId, Rid } from "./ids.ts";
-import { placeCopies } from "./placement.ts";
+import { placeCopies, roomOf } from "./placement.ts";
 import type { Spot } from "./placement.ts";
 import { losesSnapshot } from "./snapshot.ts";
 import type { Snapshot } from "./snapshot.ts";
@@ -47,6 +47,7 @@ export function addCopy(
     pool: null,
     spread: want.spread,
     beside: want.placements.filter((place) => !place.remove).map((place) => place.host),
+    roomBytes: roomOf(want),
   });
   if (decision.kind === "refused") return decision;
   const [spot] = decision.value;

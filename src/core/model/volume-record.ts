@@ -55,6 +55,8 @@ export type Want = {
   readonly minIsr: number;
   /** What its copies must not share. */
   readonly spread: Spread;
+  /** The room of every copy is reserved when it is made, and kept. */
+  readonly thick: boolean;
   readonly placements: readonly Place[];
   /** What its guests may take, wherever it is attached; null: as much as they like. */
   readonly limits: VolumeLimits | null;

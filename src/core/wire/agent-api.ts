@@ -116,6 +116,8 @@ export const volumeCreateRequest = z.strictObject({
   hosts: z.array(hostName).min(1).max(8).nullable().default(null),
   /** What its copies must not share. */
   spread: z.enum(spreads).default("host"),
+  /** The room of every copy is reserved now, also of those that are added later; E-POOL-06 where it isn't there. */
+  thick: z.boolean().default(false),
   /** Token of the request: the same token again answers with the volume made first. */
   createdBy: z.string().min(1).max(128).nullable().default(null),
 });
@@ -480,6 +482,8 @@ export const volumeAnswer = z.object({
   minIsr: z.int(),
   /** What its copies must not share. */
   spread: z.enum(spreads),
+  /** The room of every copy is reserved. */
+  thick: z.boolean().default(false),
   inSync: z.int(),
   health: volumeHealth,
   /** One sentence why it isn't healthy. */

@@ -433,6 +433,8 @@ export type ReplicaCreate = {
   readonly rid: number;
   /** Size in bytes. */
   readonly size: Decimal;
+  /** Its blocks and those of its sidecars are reserved now, and stay its own whatever is trimmed; none: they are not. */
+  readonly thick: boolean | null;
   /** Of which volume. */
   readonly volume: Uuid;
 };
@@ -451,6 +453,8 @@ export type ReplicaInfo = {
   readonly size: Decimal;
   /** How it is. */
   readonly state: ReplicaState;
+  /** Its blocks are reserved. */
+  readonly thick: boolean;
   /** Promises that it gave without a read of the store, which was away, since it was started. */
   readonly unverified_promises: Decimal;
   /** Bytes of the file system that its data takes, without snapshots; none while they are counted. */

@@ -217,6 +217,7 @@ const wantJson = z
     copies: z.int().min(1).max(255),
     minIsr: z.int().min(1).max(255),
     spread: z.enum(spreads).default("host"),
+    thick: z.boolean().default(false),
     placements: z.array(placeJson).max(255),
     limits: limits.nullable().default(null),
     scrub: scrubAskJson.nullable().default(null),
@@ -230,6 +231,7 @@ const wantJson = z
     copies: w.copies,
     minIsr: w.minIsr,
     spread: w.spread,
+    thick: w.thick,
     placements: w.placements.toSorted((a, b) => a.rid - b.rid),
     limits: w.limits,
     scrub: w.scrub,
@@ -326,6 +328,7 @@ export function renderWant(want: Want, before: string | null): string {
     minIsr: want.minIsr,
     // Left away where it is the rule of all: as it was before there were others.
     spread: want.spread === "host" ? undefined : want.spread,
+    thick: want.thick ? true : undefined,
     placements,
     ...(want.limits === null ? {} : { limits: { ...oldLimits, ...volumeLimits.encode(want.limits) } }),
     ...(want.scrub === null ? {} : { scrub: { ...oldScrub, ...renderScrub(want.scrub) } }),

@@ -33,6 +33,7 @@ type Replica = {
   readonly rid: number;
   readonly pool: string;
   readonly size: string;
+  readonly thick: boolean;
 };
 type RecordJson = Json & {
   epoch: string;
@@ -151,7 +152,7 @@ export class FakeWeftd {
         return {};
       },
       "replica.list": () => ({
-        replicas: [...this.replicas].map(([key, { volume, rid, pool, size }]) => ({
+        replicas: [...this.replicas].map(([key, { volume, rid, pool, size, thick }]) => ({
           volume,
           rid,
           pool,
@@ -159,12 +160,16 @@ export class FakeWeftd {
           sealed: "0",
           size,
           used: this.used.get(key) ?? "0",
+          thick,
           state: "serving",
           unverified_promises: "0",
         })),
       }),
       "replica.create": (params) => {
-        this.replicas.set(`${String(params["volume"])}.${String(params["rid"])}`, params as Replica);
+        this.replicas.set(`${String(params["volume"])}.${String(params["rid"])}`, {
+          ...params,
+          thick: params["thick"] === true,
+        } as Replica);
         return {};
       },
       "replica.records": () => this.#records(),

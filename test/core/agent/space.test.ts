@@ -109,3 +109,36 @@ void t.test(
     t.match(await h3.client.volumes(), [{ name: "db", used: 698n << 20n }], "in the list, too");
   },
 );
+
+void t.test(
+  "agent: a thick volume has thick copies only, also those that come later, or isn't made",
+  async (t) => {
+    const [h1, h2, h3] = await three(t, 121);
+    const size = 40n * GIB;
+    await t.rejects(h1.client.createVolume({ name: "big", size: 200n * GIB, thick: true, hosts: ["h1"] }), {
+      code: "E-POOL-06",
+      message: /h1: no room for 200 GiB, 100 GiB of 100 GiB free/,
+    });
+    t.match(await h1.client.createVolume({ name: "thin", size: 200n * GIB, hosts: ["h1"] }), {
+      thick: false,
+    });
+    const made = await h2.client.createVolume({ name: "db", size, thick: true, hosts: ["h1", "h2"] });
+    t.match(made, { thick: true, size });
+    await h1.client.changeVolume("db", { copies: 3 });
+    await eventually(
+      "three copies",
+      () => h2.client.volume("db"),
+      ({ inSync }) => inSync === 3,
+    );
+    for (const host of [h1, h2, h3])
+      t.same(
+        [...host.weftd.replicas.values()]
+          .filter(({ volume }) => volume === made.id)
+          .map(({ thick }) => thick),
+        [true],
+        host.name,
+      );
+    t.match(await h3.client.volume("db"), { thick: true, copies: 3 });
+    t.match(h1.weftd.replicas.size, 2, "and the thin one");
+  },
+);

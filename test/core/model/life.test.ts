@@ -38,7 +38,7 @@ class World {
   readonly #awaySince = new Map<HostId, number>();
 
   constructor(copies: number) {
-    const how = { only: null, pool: null, spread: "host", beside: [] } as const;
+    const how = { only: null, pool: null, spread: "host", beside: [], roomBytes: 0n } as const;
     const decision = placeCopies(this.cluster, { name: "db", copies, taken: [], ...how });
     const spots = decision.kind === "ok" ? decision.value : [];
     this.want = spots.reduce((wanted, spot) => withPlace(wanted, null, spot), want([], { copies }));

@@ -5,7 +5,7 @@
 import * as fc from "fast-check";
 import t from "tap";
 
-import { defaultCopies, placeCopies } from "../../../src/core/model/placement.ts";
+import { defaultCopies, placeCopies, roomOf } from "../../../src/core/model/placement.ts";
 import type { PlacementRequest } from "../../../src/core/model/placement.ts";
 import { poolReserveBytes } from "../../../src/core/model/limits.ts";
 import { GIB, alive, away, cluster, host, hostId, pool, poolId } from "./world.ts";
@@ -18,6 +18,7 @@ const request: PlacementRequest = {
   pool: null,
   spread: "host",
   beside: [],
+  roomBytes: 0n,
 };
 
 void t.test("placement: two copies go to the two hosts with the most uncommitted space", async (t) => {
@@ -66,6 +67,23 @@ void t.test("placement: a pool below its reserve has no room", async (t) => {
     kind: "refused",
     finding: { code: "E-POOL-06", message: /h1: no room, 8 GiB of 900 GiB free/ },
   });
+});
+
+void t.test("placement: a thick copy goes where all of it fits, with its checksums", async (t) => {
+  const roomBytes = roomOf({ thick: true, sizeBytes: 100n * GIB });
+  t.equal(roomBytes, 100n * GIB + 1601n * 144n * 1024n);
+  t.equal(roomOf({ thick: false, sizeBytes: 100n * GIB }), 0n);
+  const free = (number: number, bytes: bigint) =>
+    pool(number, { freeBytes: bytes + poolReserveBytes(900n * GIB) });
+  const two = { hosts: [host(1), host(2)], pools: [free(1, roomBytes), free(2, roomBytes + 1n)] };
+  const thick = { ...request, roomBytes };
+  t.match(placeCopies(two, { ...thick, copies: 1 }), { value: [{ pool: poolId(2) }] });
+  t.match(
+    placeCopies(two, thick),
+    { finding: { code: "E-POOL-06", message: /h1: no room for 100 GiB, 108 GiB of 900 GiB free/ } },
+    "though one of them fits",
+  );
+  t.match(placeCopies(two, request), { kind: "ok" }, "a thin one fits everywhere");
 });
 
 void t.test("placement: hosts that were named are used in the order named", async (t) => {

@@ -75,6 +75,7 @@ export function want(placements: readonly Place[], rest: Partial<Want> = {}): Wa
     copies: placements.length,
     minIsr: 1,
     spread: "host",
+    thick: false,
     placements,
     limits: null,
     scrub: null,

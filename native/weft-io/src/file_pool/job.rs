@@ -31,16 +31,42 @@ pub(super) struct Job {
 }
 
 pub(super) enum Work {
-    Write { first: u64, data: IoBuf, crcs: Vec<u32>, durable: bool },
-    Zero { hole: Hole, keep_space: bool },
+    Write {
+        first: u64,
+        data: IoBuf,
+        crcs: Vec<u32>,
+        durable: bool,
+    },
+    Zero {
+        hole: Hole,
+        keep_space: bool,
+    },
     Read,
     Kinds,
-    Hash { key: [u8; 16] },
-    Flush { asked: bool },
-    Seal { asked: bool },
-    Grow { blocks: u64, asked: bool },
-    Close { trash: Option<u64>, asked: bool },
-    Preserve { image: SnapId, segments: BTreeSet<u32>, asked: bool },
+    Hash {
+        key: [u8; 16],
+    },
+    Flush {
+        asked: bool,
+    },
+    Seal {
+        asked: bool,
+    },
+    /// A thick replica gets the blocks of a range of bytes first.
+    Grow {
+        blocks: u64,
+        reserve: Option<Range<u64>>,
+        asked: bool,
+    },
+    Close {
+        trash: Option<u64>,
+        asked: bool,
+    },
+    Preserve {
+        image: SnapId,
+        segments: BTreeSet<u32>,
+        asked: bool,
+    },
 }
 
 impl Work {

@@ -69,6 +69,9 @@ pub enum PoolOp {
         replica: ReplicaKey,
         /// Length of each checkpoint file, a multiple of 4096.
         meta_bytes: u64,
+        /// A thick one has so many bytes: their blocks and those of its sidecars are its own from now on, zeroed or
+        /// trimmed ones too, and those that it grows by ([`PoolError::NoSpace`] where they can't be had).
+        thick: Option<u64>,
     },
     /// Makes a replica ready for [`PoolOp::Disk`]. Answered with `Done`.
     OpenReplica {

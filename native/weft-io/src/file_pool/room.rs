@@ -90,11 +90,22 @@ impl Room {
         if bytes == 0 || !self.gated || self.total == 0 {
             return true;
         }
-        let left = self.free.saturating_sub(self.flying + self.landed + self.before);
-        if self.fill == Fill::Full || left < bytes.saturating_add(self.part(100 - FULL_PERCENT)) {
+        let granted = self.reserve(taker, bytes);
+        if !granted {
             // The count may be above the truth, as where a shared block is written twice.
             self.wants_look |= self.fill != Fill::Full;
             self.fill = Fill::Full;
+        }
+        granted
+    }
+
+    /// The same for somebody whose wish says nothing about others': the pool is not full because of it.
+    pub(super) fn reserve(&mut self, taker: Taker, bytes: u64) -> bool {
+        if !self.gated || self.total == 0 {
+            return true;
+        }
+        let left = self.free.saturating_sub(self.flying + self.landed + self.before);
+        if self.fill == Fill::Full || left < bytes.saturating_add(self.part(100 - FULL_PERCENT)) {
             self.refused += 1;
             return false;
         }
@@ -247,6 +258,15 @@ mod tests {
         let mut room = self::room(3);
         room.met_the_end();
         assert_eq!(room.fill(), Fill::Full);
+    }
+
+    #[test]
+    fn a_wish_for_more_than_there_is_makes_no_pool_full() {
+        let mut room = room(50);
+        assert!(!room.reserve(Taker::Op(1), 49 * PERCENT) && room.reserve(Taker::Op(2), 48 * PERCENT));
+        assert_eq!(room.fill(), Fill::Plenty);
+        assert!(!room.take(Taker::Piece(1, 0), 4096));
+        assert_eq!(room.fill(), Fill::Full, "a guest's does");
     }
 
     #[test]

@@ -115,7 +115,7 @@ impl Rig {
     }
 
     fn made(&mut self, size: u64) {
-        self.ok(PoolOp::CreateReplica { replica: KEY, meta_bytes: 8192 });
+        self.ok(PoolOp::CreateReplica { replica: KEY, meta_bytes: 8192, thick: None });
         self.opened(size, &[]);
     }
 
@@ -747,7 +747,7 @@ fn log_checkpoints_superblock_and_trash_come_back() {
         rig.ok(PoolOp::WriteCheckpoint { replica: KEY, slot: Slot::B, bytes: b"point".to_vec() });
         rig.ok(PoolOp::WriteSuperblock { content: b"again".to_vec() });
         assert_eq!(rig.run(PoolOp::ListReplicas), Ok(PoolAnswer::Replicas(vec![KEY])));
-        let again = PoolOp::CreateReplica { replica: KEY, meta_bytes: 4096 };
+        let again = PoolOp::CreateReplica { replica: KEY, meta_bytes: 4096, thick: None };
         assert_eq!(rig.run(again), Err(PoolError::Exists));
         let Ok(PoolAnswer::Space { free, total }) = rig.run(PoolOp::Space) else { panic!("no space") };
         assert!(0 < free && free <= total);
@@ -793,7 +793,8 @@ fn a_pool_that_vanished_is_an_error() {
     fs::remove_dir_all(&path).expect("removed");
     assert!(matches!(rig.run(PoolOp::Space), Err(PoolError::Io(_))));
     assert!(matches!(rig.disk(write(16384, &[1])), Err(PoolError::Io(_))));
-    let create = PoolOp::CreateReplica { replica: ReplicaKey { rid: Rid(2), ..KEY }, meta_bytes: 4096 };
+    let create =
+        PoolOp::CreateReplica { replica: ReplicaKey { rid: Rid(2), ..KEY }, meta_bytes: 4096, thick: None };
     assert!(matches!(rig.run(create), Err(PoolError::Io(_))));
     assert!(matches!(PoolDir::open(&path), Err(OpenError::Io { .. })));
 }
@@ -820,7 +821,11 @@ fn a_full_file_system_is_no_space_and_can_still_be_trimmed_and_sealed() {
     }
     assert_eq!(rig.disk(write(16384, &[1])), Err(PoolError::NoSpace));
     assert_eq!(rig.read(16384, 1), Ok(vec![Err(Hole::Absent)]));
-    let create = PoolOp::CreateReplica { replica: ReplicaKey { rid: Rid(2), ..KEY }, meta_bytes: 1 << 20 };
+    let create = PoolOp::CreateReplica {
+        replica: ReplicaKey { rid: Rid(2), ..KEY },
+        meta_bytes: 1 << 20,
+        thick: None,
+    };
     assert_eq!(rig.run(create), Err(PoolError::NoSpace));
     // The log, what was allocated before, the sidecars and trim all still work.
     rig.ok(PoolOp::WriteLog { offset: 0, data: IoBuf::zeroed(4096) });

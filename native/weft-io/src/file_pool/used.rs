@@ -3,13 +3,16 @@
 //! Must always hold: nobody who asks waits for a walk. Segments that are not open were counted when the replica was opened,
 //! in the background, or when they were closed; those that are open, few, are asked.
 
+use core::ops::Range;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
 use super::{Replica, Segment};
 use crate::driver::{Errno, Fd};
-use crate::files::{open_at, unshared_clone};
+use crate::files::{Files, open_at, unshared_clone};
+use crate::pool_dir;
+use crate::sidecar::SEGMENT_BYTES;
 
 /// What is known of a replica's segments that are not open.
 #[derive(Debug)]
@@ -55,6 +58,16 @@ impl Closed {
             *self = Closed::Counted(others.chain(seen.values()).sum());
         }
     }
+}
+
+/// Reserves a range of a thick replica's bytes: of each segment its number, what it took before and takes now. Blocks.
+pub(super) fn reserve(files: &Files, dir: &Fd, range: Range<u64>) -> Result<Vec<(u32, u64, u64)>, Errno> {
+    let first = range.start / SEGMENT_BYTES;
+    // Only the first may have been there.
+    let before = u32::try_from(first).map_or(0, |number| of_names(dir, number));
+    let numbers = pool_dir::reserve(files, dir, range)?;
+    let was = |number: u32| if u64::from(number) == first { before } else { 0 };
+    Ok(numbers.into_iter().map(|number| (number, was(number), of_names(dir, number))).collect())
 }
 
 /// Bytes of each of these segments. Blocks.

@@ -232,7 +232,7 @@ fn step(number: usize, store: &ThinStore, pool: &PoolDir) -> Result<(), Errno> {
     let (files, replicas, trash) = (&pool.files, &pool.replicas, &pool.trash);
     let name = format!("{}.7", replica_name(KEY));
     match number {
-        0 => store.create(files, replicas, KEY, 4096),
+        0 => store.create(files, replicas, KEY, 4096, None),
         // Two segments: it has to be extended.
         1 => store
             .open(files, replicas, KEY, 2 * SEGMENT_BYTES, &|_| true)

@@ -105,6 +105,10 @@ impl Pool {
         }
     }
 
+    pub(super) fn is_thick(&self, key: ReplicaKey) -> bool {
+        self.file.as_ref().is_some_and(|file| file.is_thick(key))
+    }
+
     pub(super) fn room_info(&self) -> PoolRoom {
         match self.file.as_ref().filter(|_| self.phase == Phase::Serving).map_or(Fill::Plenty, FilePool::fill)
         {

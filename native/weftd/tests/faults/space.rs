@@ -11,7 +11,8 @@ use serde_json::json;
 
 use super::guests::Guest;
 use super::support::host::{
-    Cluster, Host, SIZE, assert_same, close, copy, make_volume, nbd, open, random_file,
+    Cluster, Host, SIZE, assert_same, close, copy, make_volume, make_volume_named, nbd, open, random_file,
+    uuid,
 };
 
 const WRITE: u16 = 1;
@@ -297,4 +298,56 @@ fn what_a_copy_takes_of_its_pool_is_told_and_a_trim_gives_it_back() {
     host.start();
     host.await_pool();
     used(&host, SIZE / 2, SIZE / 2 + 256 * 1024);
+}
+
+/// A thick volume has its room from the first moment on: the pool fills up beside it, and its guest writes, trims and writes
+/// again everywhere. A copy that is added is reserved, too, and one that doesn't fit is refused and leaves nothing.
+#[test]
+fn a_thick_volume_is_written_in_a_full_pool_and_its_new_copies_are_reserved() {
+    let cluster = Cluster::start();
+    let host = cluster.small_host(1, 140);
+    let mut other = cluster.host(2);
+    other.make_pool();
+    let volume = uuid();
+    let create = |host: &Host, rid: u32, size: u64| {
+        let ask = json!({ "volume": volume, "rid": rid, "pool": host.pool, "size": size.to_string(),
+            "region_shift": 20, "thick": true });
+        host.try_ask("replica.create", ask)
+    };
+    let before = number(&host.pool_info()["free"]);
+    assert_eq!(create(&host, 0, 1 << 30).expect_err("too large")["code"], "E-POOL-06");
+    host.pool_until(|p| number(&p["free"]) >= before);
+    create(&host, 0, SIZE).expect("made");
+    create(&host, 0, SIZE).expect("it is there");
+    // The record does not say that it is thick: each copy knows.
+    assert_eq!(make_volume_named(&[&host], &volume, SIZE, 20), volume);
+    let reserved = |host: &Host| {
+        let list = host.ask_until("replica.list", &json!({}), |list| !list["replicas"][0]["used"].is_null());
+        assert_eq!(list["replicas"][0]["thick"], true, "{list}");
+        number(&list["replicas"][0]["used"])
+    };
+    let used = reserved(&host);
+    assert!((SIZE..SIZE + (1 << 20)).contains(&used), "{used}");
+    let socket = open(&host, &volume, "closed").expect("opens");
+    fill(&host);
+    host.pool_until(|p| p["room"] == "full");
+
+    let file = random_file(&cluster, "a");
+    copy(file.to_str().expect("UTF-8"), &nbd(&socket, &volume));
+    let mut guest = Guest::connect(&socket);
+    guest.send(TRIM, 1, MIB, u32::try_from(MIB).expect("fits"));
+    assert_eq!(guest.reply(), (1, 0));
+    assert_eq!(reserved(&host), used, "a trim leaves it its room");
+    copy(file.to_str().expect("UTF-8"), &nbd(&socket, &volume));
+    let grow = json!({ "volume": volume, "size": (2 * SIZE).to_string(), "lose": false });
+    assert_eq!(host.try_ask("volume.resize", grow).expect_err("no room")["code"], "E-POOL-06");
+
+    create(&other, 1, SIZE).expect("made");
+    assert!((SIZE..SIZE + (1 << 20)).contains(&reserved(&other)));
+    host.ask("replica.add", json!({ "volume": volume, "rid": 1, "node": other.id, "pool": other.pool }));
+    let show = json!({ "volume": volume });
+    host.ask_until("session.show", &show, |s| s["members"][1]["state"] == "INSYNC");
+    assert_same(&cluster, &host, &socket, &volume, &file);
+    drop(guest);
+    close(&host, &volume);
 }

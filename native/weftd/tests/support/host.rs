@@ -429,7 +429,11 @@ pub(crate) fn make_volume_of(hosts: &[&Host], size: u64) -> String {
 
 /// The same with regions of so many bytes, as a power of two.
 pub(crate) fn make_regions_of(hosts: &[&Host], size: u64, region_shift: u8) -> String {
-    let volume = uuid();
+    make_volume_named(hosts, &uuid(), size, region_shift)
+}
+
+/// The same; its replicas may be there.
+pub(crate) fn make_volume_named(hosts: &[&Host], volume: &str, size: u64, region_shift: u8) -> String {
     let mut replicas = Vec::new();
     for (rid, host) in hosts.iter().enumerate() {
         let ask = json!({ "volume": volume, "rid": rid, "pool": host.pool, "size": size.to_string(), "region_shift": region_shift });
@@ -447,7 +451,7 @@ pub(crate) fn make_regions_of(hosts: &[&Host], size: u64, region_shift: u8) -> S
         "replicas": replicas, "snaps": { "count": 0, "newest": null }, "parent": null, "lineage": [], "wait": false });
     hosts[0].ask("volume.create", json!({ "record": record }));
     hosts[0].ask("volume.create", json!({ "record": record }));
-    volume
+    volume.to_owned()
 }
 
 pub(crate) fn open(host: &Host, volume: &str, mode: &str) -> Result<PathBuf, Value> {

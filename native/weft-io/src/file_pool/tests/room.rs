@@ -74,7 +74,11 @@ fn writes_are_refused_before_the_file_system_is_full_and_go_on_when_there_is_roo
                 .expect("listed")
                 .any(|entry| { entry.expect("an entry").path().join("seg-000003").exists() })
         );
-        let create = PoolOp::CreateReplica { replica: ReplicaKey { rid: Rid(2), ..KEY }, meta_bytes: 8192 };
+        let create = PoolOp::CreateReplica {
+            replica: ReplicaKey { rid: Rid(2), ..KEY },
+            meta_bytes: 8192,
+            thick: None,
+        };
         assert_eq!(rig.run(create), Err(PoolError::NoSpace));
         assert_eq!(rig.read(written, 1), Ok(vec![Err(Hole::Absent)]));
 
@@ -187,4 +191,80 @@ fn what_a_replica_takes_is_known_without_a_walk() {
         }
         assert_eq!(rig.used(), walked(path));
     });
+}
+
+/// Its blocks are its own from the first moment on: trims and zeroes leave them, a full pool takes its writes, and what it
+/// grows by is reserved or refused, with nothing left behind.
+#[test]
+fn a_thick_replica_has_its_blocks_and_keeps_them() {
+    for kind in [DriverKind::IoUring, DriverKind::Libaio] {
+        for file_system in ["ext4", "xfs"] {
+            let dir = TempDir::on_disk();
+            let mount = match file_system {
+                "ext4" => mounted_ext4(dir.path(), "small", 400),
+                _ => mounted_xfs(dir.path(), "small", 400, &[]),
+            };
+            let mut rig = Rig::open(&mount, kind);
+            let thick = |rid: u32, size: u64| PoolOp::CreateReplica {
+                replica: ReplicaKey { rid: Rid(rid), ..KEY },
+                meta_bytes: 8192,
+                thick: Some(size),
+            };
+            let (free, _) = space(&mut rig);
+            assert_eq!(rig.run(thick(2, 8 * SEGMENT)), Err(PoolError::NoSpace));
+            assert_eq!(space(&mut rig).0, free, "what was begun is gone");
+            let size = 2 * SEGMENT + SEGMENT / 2;
+            rig.ok(thick(1, size));
+            rig.opened(size, &[]);
+            let reserved = rig.used();
+            let sidecars = 3 * SIDECAR_BYTES as u64;
+            assert!((size + sidecars..size + sidecars + (1 << 20)).contains(&reserved), "{reserved}");
+            assert!(rig.pool.is_thick(KEY) && walked(&mount) == reserved);
+
+            rig.write(0, &[1; 256]);
+            rig.zero(0, 128, Hole::Absent);
+            rig.zero(64, 128, Hole::Zero);
+            let read = rig.read(0, 256).expect("read");
+            assert!(read[..64].iter().all(|b| *b == Err(Hole::Absent)) && read[192..] == [Ok(1); 64]);
+            assert!(read[64..192].iter().all(|b| *b == Err(Hole::Zero)));
+            assert_eq!(rig.used(), reserved, "trimmed blocks stay its own");
+
+            // Half a segment was there of the last one.
+            let grow = |from: u64, to: u64| DiskOp::Grow { from, to };
+            assert_eq!(rig.disk(grow(size, 3 * SEGMENT)), Ok(DiskDone::Done));
+            assert_eq!(rig.used(), walked(&mount));
+            assert!((reserved + SEGMENT / 2..reserved + SEGMENT / 2 + (1 << 20)).contains(&rig.used()));
+            assert_eq!(rig.disk(grow(3 * SEGMENT, 9 * SEGMENT)), Err(PoolError::NoSpace));
+            assert_eq!(rig.disk(write(3 * 16384, &[1])), Err(PoolError::OutOfBounds), "it has not grown");
+
+            // A thin one takes what is left.
+            let thin = ReplicaKey { rid: Rid(9), ..KEY };
+            rig.ok(PoolOp::CreateReplica { replica: thin, meta_bytes: 8192, thick: None });
+            rig.ok(PoolOp::OpenReplica { replica: thin, size: 8 * SEGMENT, unsealed: Vec::new() });
+            for block in (0..).step_by(256) {
+                let op = PoolOp::Disk { replica: thin, op: write(block, &[3; 256]) };
+                if rig.run(op) == Err(PoolError::NoSpace) {
+                    break;
+                }
+            }
+            assert_eq!(rig.pool.fill(), Fill::Full);
+            for segment in 0..3 {
+                rig.write(segment * 16384 + 8000, &[4; 256]);
+            }
+            let keep = DiskOp::Zero { offset: 0, len: 1 << 20, kind: Hole::Zero, keep_space: true };
+            assert_eq!(rig.disk(keep), Ok(DiskDone::Done));
+            assert_eq!(rig.read(16384 + 8000, 1), Ok(vec![Ok(4)]));
+            for replica in [KEY, thin] {
+                rig.ok(PoolOp::CloseReplica { replica });
+            }
+            rig.kill();
+
+            let mut rig = Rig::open(&mount, kind);
+            rig.opened(3 * SEGMENT, &[]);
+            assert!(rig.pool.is_thick(KEY) && rig.used() == walked(&mount));
+            rig.ok(PoolOp::CloseReplica { replica: KEY });
+            rig.kill();
+            unmounted_when_free(&mount);
+        }
+    }
 }
