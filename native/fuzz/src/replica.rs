@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use weft_proto::durable::Durable;
 use weft_proto::ids::{
-    ClusterId, Epoch, Generation, HostId, Instant, Ordinal, PoolId, PoolInc, Rid, SessionId, VolumeId,
+    ClusterId, Epoch, Generation, HostId, Instant, Ordinal, PoolId, PoolInc, Rid, SessionId, SnapId, VolumeId,
 };
 use weft_proto::images::ImageState;
 use weft_proto::log::LogRecord;
@@ -62,6 +62,10 @@ struct World {
     log: VecDeque<(Token, LogRecord)>,
     disk: Vec<(Token, DiskOp<HeapPayload>)>,
     images: Vec<(Token, ImageOp<HeapPayload>)>,
+    /// The last attempt for which room was asked.
+    room: Option<(SnapId, u64)>,
+    /// Of the last barrier.
+    interval: u32,
     reads: Vec<Token>,
     /// The last promise that was asked for: mostly the store shows that it is its asker's.
     owned: Option<(Epoch, Party)>,
@@ -126,6 +130,8 @@ impl World {
             log: VecDeque::new(),
             disk: Vec::new(),
             images: Vec::new(),
+            room: None,
+            interval: 8,
             reads: Vec::new(),
             owned: None,
             promised,
@@ -195,7 +201,37 @@ impl World {
         {
             *generation = Generation::new(epoch, generation.interval() % 8);
         }
+        self.steer(input, epoch, &mut ask);
         self.send(id, epoch, ask);
+    }
+
+    /// What is asked of an image is mostly asked of the one for which there is room, after its barrier.
+    fn steer(&mut self, input: &mut Input<'_>, at: Epoch, ask: &mut Ask<HeapPayload>) {
+        if let Ask::Write { generation, .. } | Ask::Zero { generation, .. } = ask
+            && at <= Epoch::MAX
+            && !input.one_in(4)
+        {
+            *generation = Generation::new(at, self.interval + 1);
+        }
+        if let Ask::SnapMake { id, attempt } = ask {
+            if !input.one_in(4) {
+                *attempt = self.room.map_or(1, |(_, attempt)| attempt + 1);
+            }
+            self.room = Some((*id, *attempt));
+            return;
+        }
+        let Some((of, made)) = self.room.filter(|_| !input.one_in(4)) else { return };
+        match ask {
+            Ask::SnapPrepare { id, attempt, generation, .. } if at <= Epoch::MAX => {
+                self.interval += 1;
+                (*id, *attempt, *generation) = (of, made, Generation::new(at, self.interval));
+            }
+            Ask::SnapReady { id, attempt, .. } | Ask::SnapDrop { id, attempt } => {
+                (*id, *attempt) = (of, made)
+            }
+            Ask::SnapRead { id, .. } | Ask::SnapKinds { id, .. } | Ask::SnapHash { id, .. } => *id = of,
+            _ => {}
+        }
     }
 
     fn send(&mut self, id: AttachmentId, epoch: Epoch, ask: Ask<HeapPayload>) {

@@ -138,6 +138,8 @@ impl<P> Next<P> {
 #[derive(Debug)]
 pub(super) struct Look<P> {
     image: SnapId,
+    /// Of which attempt: another one's is another image.
+    attempt: u64,
     at: u64,
     end: u64,
     /// The part that is at the disk, and where it was.
@@ -898,10 +900,10 @@ impl<P: Payload> Replica<P> {
         (found, key): (DiskDone<P>, [u8; 16]),
     ) -> Result<(), Refusal> {
         let of = self.durable.images.get(image).filter(|of| of.state == ImageState::Ready);
-        let size = of.ok_or(Refusal::NoSnapshot)?.size;
+        let (size, attempt) = of.map(|of| (of.size, of.attempt)).ok_or(Refusal::NoSnapshot)?;
         let whole = offset.is_multiple_of(BLOCK) && len.is_multiple_of(BLOCK) && len > 0 && len <= most;
         let end = offset.checked_add(len).filter(|end| whole && *end <= size).ok_or(Refusal::OutOfBounds)?;
-        let look = Look { image, at: offset, end, part: (offset, None), found, key };
+        let look = Look { image, attempt, at: offset, end, part: (offset, None), found, key };
         let token = self.token();
         self.track(now, token, id, tag, epoch, Stage::Look(look));
         self.go_on_looking(now, token);
@@ -912,7 +914,8 @@ impl<P: Payload> Replica<P> {
         let Some(running) = self.running.get_mut(&token) else { return };
         let live = self.attachments.get(&running.attachment).is_some_and(|a| a.live);
         let Stage::Look(look) = &mut running.stage else { return };
-        let Some(of) = self.durable.images.get(look.image).filter(|_| live) else {
+        let Some(of) = self.durable.images.get(look.image).filter(|of| live && of.attempt == look.attempt)
+        else {
             let refusal = if live { Refusal::NoSnapshot } else { Refusal::NotAttached };
             return self.finish(now, token, Err(refusal));
         };

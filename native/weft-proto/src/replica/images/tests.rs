@@ -560,3 +560,22 @@ proptest! {
         prop_assert!(rig.durable.images.is_empty() && rig.dirs.is_empty() && rig.files.is_empty());
     }
 }
+
+/// Found by the fuzzer and by the simulator: room for an image that is at the log was taken away by the next owner's promise.
+#[test]
+fn room_for_an_image_that_is_at_the_log_stays_when_another_session_is_promised() {
+    let mut rig = Rig::new();
+    let (id, unused) = (SnapId(1), SnapId(2));
+    rig.write(place(0), 1);
+    rig.settle();
+    for id in [id, unused] {
+        assert_eq!(rig.control(Ask::SnapMake { id, attempt: 1 }), Ok(Answer::Done));
+    }
+    let generation = rig.generation();
+    let tag = rig.send(Ask::SnapPrepare { id, attempt: 1, generation, incarnation: 1 }, Awaited::Other);
+    rig.replica.end_controls(rig.now, true);
+    assert_eq!(rig.until(tag), Ok(Answer::Done));
+    rig.rest();
+    assert!(rig.durable.images.get(id).is_some() && rig.replica.whole());
+    assert_eq!(rig.dirs, BTreeSet::from([id]));
+}
