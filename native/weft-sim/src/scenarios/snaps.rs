@@ -200,7 +200,7 @@ fn an_image_that_is_being_logged_when_its_owner_changes_keeps_its_files(play: &P
     stage.run_for(10);
     stage.vanish(owner);
     let next = stage.steal(C);
-    stage.run_for(50);
+    stage.run_for(1000);
     stage.unstall(R0);
     stage.serving(next);
     assert!(stage.image(R0, S).is_some(), "it was logged");
