@@ -7,7 +7,7 @@ import { z } from "zod";
 
 import { type Cluster, hostName } from "../model/cluster.ts";
 import type { HostId } from "../model/ids.ts";
-import { TRASH_MS } from "../model/limits.ts";
+import { PROMISES_MAX, TRASH_MS } from "../model/limits.ts";
 import { healthOf } from "../model/redundancy.ts";
 import { formatSize } from "../model/size.ts";
 import { summarise } from "../model/summary.ts";
@@ -67,6 +67,7 @@ export async function clusterStatus(context: MemberContext): Promise<api.StatusA
       })),
       ...problems(store, found),
       ...roomProblems(pools, volumes),
+      ...promiseProblems(context.view.cluster()),
       ...rotProblems(pools, volumes),
       ...snapshotProblems(context, found),
     ],
@@ -355,6 +356,20 @@ function roomProblems(
       },
     ];
   });
+}
+
+/** Pools of which far more was promised than they have. */
+function promiseProblems(cluster: Cluster): readonly api.Problem[] {
+  return cluster.pools
+    .filter(({ committedBytes, totalBytes }) => totalBytes > 0n && committedBytes > PROMISES_MAX * totalBytes)
+    .map(({ host, path, committedBytes, totalBytes }) => ({
+      code: "E-POOL-11",
+      message: `The volumes with a copy in the pool ${path} on ${hostName(cluster, host)} may grow to ${formatSize(committedBytes)} together, and it has ${formatSize(totalBytes)}: when they do, they wait for room.`,
+      do: [
+        { why: "See what they take now", command: "weft volume list" },
+        { why: "Add a pool", command: "weft pool add PATH" },
+      ],
+    }));
 }
 
 function listed(names: readonly string[]): string {

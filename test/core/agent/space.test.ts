@@ -142,3 +142,17 @@ void t.test(
     t.match(h1.weftd.replicas.size, 2, "and the thin one");
   },
 );
+
+void t.test("agent: volumes may promise more than a pool has; by far more is a problem", async (t) => {
+  const [h1, h2] = await three(t, 131);
+  const problems = async (): Promise<readonly string[]> => {
+    const status = await h2.client.status();
+    return status.kind === "cluster" ? status.problems.map(({ code, message }) => `${code} ${message}`) : [];
+  };
+  await h1.client.createVolume({ name: "a", size: 400n * GIB, hosts: ["h1"] });
+  await h2.client.volume("a");
+  t.same(await problems(), [], "four times the pool");
+  await h1.client.createVolume({ name: "b", size: GIB, hosts: ["h1"] });
+  await h2.client.volume("b");
+  t.match(await problems(), [/^E-POOL-11 .* on h1 may grow to 401 GiB together, and it has 100 GiB: /]);
+});
