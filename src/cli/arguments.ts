@@ -10,6 +10,7 @@ import type { Decision } from "../core/model/finding.ts";
 import { parseDuration } from "../core/model/duration.ts";
 import { COPIES_MAX, LIMIT_BURST_SECONDS } from "../core/model/limits.ts";
 import { parseAddress, parseName } from "../core/model/name.ts";
+import { checkOvercommit } from "../core/model/overcommit.ts";
 import { type Role, roles } from "../core/model/roles.ts";
 import { checkScrubDays, checkScrubRate } from "../core/model/scrub.ts";
 import { parseRate, parseSize } from "../core/model/size.ts";
@@ -185,6 +186,11 @@ export function transport(text: string): Settings["transport"] {
 /** 0: never. */
 export function days(text: string): number {
   return accept(checkScrubDays(wholeNumber("scrub.everyDays", text)));
+}
+
+/** Times a pool's size. */
+export function overcommit(text: string): number {
+  return accept(checkOvercommit(wholeNumber("pools.overcommit", text)));
 }
 
 /** Bytes a second. */

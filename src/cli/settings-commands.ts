@@ -3,11 +3,11 @@ import { Argument, type Command } from "commander";
 
 import { formatSizeExact } from "../core/model/size.ts";
 import type { Settings } from "../core/wire/agent-api.ts";
-import { days, rate, transport } from "./arguments.ts";
+import { days, overcommit, rate, transport } from "./arguments.ts";
 import type { Bind, Context } from "./context.ts";
 
 /** Names as the documentation has them. */
-const names = ["transport.encryption", "scrub.everyDays", "scrub.rate"] as const;
+const names = ["transport.encryption", "scrub.everyDays", "scrub.rate", "pools.overcommit"] as const;
 type Name = (typeof names)[number];
 
 const meaning: Readonly<Record<Settings["transport"], string>> = {
@@ -28,7 +28,10 @@ export function addSettingsCommands(program: Command, bind: Bind): void {
     .command("set")
     .description("change a setting: set transport.encryption tls, set scrub.everyDays 30")
     .addArgument(new Argument("<name>", "of the setting").choices(names))
-    .argument("<value>", "tls, auth or clear; a number of days, 0 for never; a rate such as 32MiB/s");
+    .argument(
+      "<value>",
+      "tls, auth or clear; a number of days, 0 for never; a rate such as 32MiB/s; a number",
+    );
   bind<[Name, string], object>(set, async (context, [name, value]) => {
     const after = await changed(context, name, value);
     context.show(
@@ -51,6 +54,8 @@ async function changed(context: Context, name: Name, value: string): Promise<Set
       return client.changeSettings({ scrub: { everyDays: days(value) } });
     case "scrub.rate":
       return client.changeSettings({ scrub: { rate: String(rate(value)) } });
+    case "pools.overcommit":
+      return client.changeSettings({ pools: { overcommit: overcommit(value) } });
   }
 }
 
@@ -66,7 +71,7 @@ function lineOf(name: Name, settings: Settings): string {
   return `${name}  ${valueOf(name, settings)}  ${meaningOf(name, settings)}`;
 }
 
-function valueOf(name: Name, { transport: encryption, scrub }: Settings): string {
+function valueOf(name: Name, { transport: encryption, scrub, pools }: Settings): string {
   switch (name) {
     case "transport.encryption":
       return encryption;
@@ -74,6 +79,8 @@ function valueOf(name: Name, { transport: encryption, scrub }: Settings): string
       return String(scrub.everyDays);
     case "scrub.rate":
       return `${formatSizeExact(scrub.rate)}/s`;
+    case "pools.overcommit":
+      return String(pools.overcommit);
   }
 }
 
@@ -87,5 +94,7 @@ function meaningOf(name: Name, { transport: encryption, scrub }: Settings): stri
         : "copies of a volume are compared so often";
     case "scrub.rate":
       return "of each volume, at most";
+    case "pools.overcommit":
+      return "times a pool's size that its volumes may grow to before weft status says so";
   }
 }

@@ -775,7 +775,11 @@ void t.test("weft ca: who signs, until when, and what a change of the authority 
 void t.test("weft settings: what hosts prove and hide from each other, with what it means", async (t) => {
   await using agent = await FakeAgent.start({
     "GET /v1/settings": { transport: "tls", scrub: { everyDays: 30, rate: "33554432" } },
-    "PUT /v1/settings": { transport: "auth", scrub: { everyDays: 0, rate: "67108864" } },
+    "PUT /v1/settings": {
+      transport: "auth",
+      scrub: { everyDays: 0, rate: "67108864" },
+      pools: { overcommit: 10 },
+    },
   });
   t.match(
     (await agent.weft(["settings", "show"])).out,
@@ -787,11 +791,16 @@ void t.test("weft settings: what hosts prove and hide from each other, with what
   t.strictSame(agent.asked.at(-1), 'PUT /v1/settings {"transport":"auth"}');
   t.match(
     (await agent.weft(["settings", "show"])).out,
-    "\nscrub.everyDays  30  copies of a volume are compared so often\nscrub.rate  32MiB/s  of each volume, at most\n",
+    "\nscrub.everyDays  30  copies of a volume are compared so often\nscrub.rate  32MiB/s  of each volume, at most\npools.overcommit  4  times a pool's size",
   );
   const never = await agent.weft(["settings", "set", "scrub.everyDays", "0"]);
   t.equal(never.out, "scrub.everyDays  0  copies are compared only when somebody asks for it\n");
   t.equal(agent.asked.at(-1), 'PUT /v1/settings {"scrub":{"everyDays":0}}');
+  t.match(
+    (await agent.weft(["settings", "set", "pools.overcommit", "10"])).out,
+    /^pools\.overcommit {2}10 {2}times/,
+  );
+  t.equal(agent.asked.at(-1), 'PUT /v1/settings {"pools":{"overcommit":10}}');
   await agent.weft(["settings", "set", "scrub.rate", "64MiB/s"]);
   t.equal(agent.asked.at(-1), 'PUT /v1/settings {"scrub":{"rate":"67108864"}}');
   for (const [name, value] of [
@@ -800,6 +809,8 @@ void t.test("weft settings: what hosts prove and hide from each other, with what
     ["scrub.everyDays", "3651"],
     ["scrub.rate", "0"],
     ["scrub.rate", "fast"],
+    ["pools.overcommit", "0"],
+    ["pools.overcommit", "a lot"],
   ] as const) {
     t.equal((await agent.weft(["settings", "set", name, value])).code, 1, `${name} ${value}`);
   }

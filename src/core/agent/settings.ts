@@ -6,7 +6,8 @@
 import { z } from "zod";
 
 import { ok } from "../model/finding.ts";
-import { SCRUB_DAYS, SCRUB_RATE } from "../model/limits.ts";
+import { OVERCOMMIT, SCRUB_DAYS, SCRUB_RATE } from "../model/limits.ts";
+import { checkOvercommit } from "../model/overcommit.ts";
 import { checkScrubDays, checkScrubRate, type ScrubSettings } from "../model/scrub.ts";
 import type { Settings, SettingsChange } from "../wire/agent-api.ts";
 import { decided, WeftError } from "../wire/errors.ts";
@@ -30,9 +31,13 @@ const storedScrub = z.object({
   }),
 });
 
+const storedPools = z.object({
+  pools: z.object({ overcommit: z.number().refine((times) => checkOvercommit(times).kind === "ok") }),
+});
+
 export function settingsOf({ identity, mirror }: Pick<MemberContext, "identity" | "mirror">): Settings {
   const { transport } = identity.trust();
-  return { transport, scrub: { ...scrubSettings(mirror) } };
+  return { transport, scrub: { ...scrubSettings(mirror) }, pools: { overcommit: overcommitOf(mirror) } };
 }
 
 /** What can't be read is as if nothing had been set. */
@@ -42,13 +47,21 @@ export function scrubSettings(mirror: Mirror): ScrubSettings {
   return stored?.scrub ?? { everyDays: SCRUB_DAYS, rate: SCRUB_RATE };
 }
 
+/** As many times a pool's size may be promised. What can't be read is as if nothing had been set. */
+export function overcommitOf(mirror: Mirror): number {
+  const entry = mirror.get(keys.settings);
+  const stored = entry === null ? null : readValue(storedPools, entry.value);
+  return stored?.pools.overcommit ?? OVERCOMMIT;
+}
+
 /** Throws E-CA-01 where this host can't sign, E-NET-07 for `clear` in a build without it, E-ARG-02 out of range. */
 export async function changeSettings(
   context: Pick<MemberContext, "store" | "authority" | "identity" | "daemon" | "mirror">,
-  { transport, scrub }: SettingsChange,
+  { transport, scrub, pools }: SettingsChange,
 ): Promise<Settings> {
   if (scrub?.everyDays !== undefined) decided(checkScrubDays(scrub.everyDays));
   if (scrub?.rate !== undefined) decided(checkScrubRate(scrub.rate));
+  if (pools !== undefined) decided(checkOvercommit(pools.overcommit));
   if (transport === "clear") await refuseUnlessClear(context.daemon);
   if (transport !== undefined) {
     const changed = await changeTrust(context, (trust) =>
@@ -56,24 +69,28 @@ export async function changeSettings(
     );
     if (changed.kind === "compare-failed") throw new Error("a change without compares failed one");
   }
-  if (scrub !== undefined) await changeScrub(context, scrub);
+  if (scrub !== undefined)
+    await changeStored(context, "scrub", () => {
+      const known = scrubSettings(context.mirror);
+      return { everyDays: scrub.everyDays ?? known.everyDays, rate: String(scrub.rate ?? known.rate) };
+    });
+  if (pools !== undefined) await changeStored(context, "pools", () => pools);
   return settingsOf(context);
 }
 
-async function changeScrub(
+/** One group of settings anew, from what the mirror has when it is written; fields of newer software stay. */
+async function changeStored(
   { store, mirror }: Pick<MemberContext, "store" | "mirror">,
-  change: NonNullable<SettingsChange["scrub"]>,
+  group: "scrub" | "pools",
+  next: () => Readonly<Record<string, unknown>>,
 ): Promise<void> {
   for (;;) {
     await mirror.sync();
     const entry = mirror.get(keys.settings);
     const all = entry === null ? {} : (readValue(anySettings, entry.value) ?? {});
-    const before = isObject(all["scrub"]) ? all["scrub"] : {};
-    const known = scrubSettings(mirror);
-    const everyDays = change.everyDays ?? known.everyDays;
-    const rate = String(change.rate ?? known.rate);
-    const next = JSON.stringify({ ...all, scrub: { ...before, everyDays, rate } });
-    const outcome = await store.cas(keys.settings, entry?.modRevision ?? 0n, next);
+    const before = isObject(all[group]) ? all[group] : {};
+    const value = JSON.stringify({ ...all, [group]: { ...before, ...next() } });
+    const outcome = await store.cas(keys.settings, entry?.modRevision ?? 0n, value);
     if (outcome.kind === "won") break;
   }
   await mirror.sync();

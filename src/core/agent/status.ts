@@ -6,8 +6,10 @@
 import { z } from "zod";
 
 import { type Cluster, hostName } from "../model/cluster.ts";
+import type { Finding } from "../model/finding.ts";
 import type { HostId } from "../model/ids.ts";
-import { PROMISES_MAX, TRASH_MS } from "../model/limits.ts";
+import { TRASH_MS } from "../model/limits.ts";
+import { overcommitted } from "../model/overcommit.ts";
 import { healthOf } from "../model/redundancy.ts";
 import { formatSize } from "../model/size.ts";
 import { summarise } from "../model/summary.ts";
@@ -24,6 +26,7 @@ import type { HostFile } from "./host-file.ts";
 import type { LocalDaemon } from "./local-daemon.ts";
 import type { Mirror } from "./mirror.ts";
 import { lastScrub } from "./scrub-keeper.ts";
+import { overcommitOf } from "./settings.ts";
 import { snapshotProblems, snapshotSummary } from "./snapshots.ts";
 import { membersOrNone, storeStatus } from "./store-status.ts";
 import { readValue } from "./store-value.ts";
@@ -60,14 +63,10 @@ export async function clusterStatus(context: MemberContext): Promise<api.StatusA
         },
         now,
       ),
-      ...context.devices.findings.map(({ code, message, do: remedies }) => ({
-        code,
-        message,
-        do: [...remedies],
-      })),
+      ...context.devices.findings.map(problemOf),
       ...problems(store, found),
       ...roomProblems(pools, volumes),
-      ...promiseProblems(context.view.cluster()),
+      ...overcommitted(context.view.cluster(), overcommitOf(mirror)).map(problemOf),
       ...rotProblems(pools, volumes),
       ...snapshotProblems(context, found),
     ],
@@ -358,18 +357,8 @@ function roomProblems(
   });
 }
 
-/** Pools of which far more was promised than they have. */
-function promiseProblems(cluster: Cluster): readonly api.Problem[] {
-  return cluster.pools
-    .filter(({ committedBytes, totalBytes }) => totalBytes > 0n && committedBytes > PROMISES_MAX * totalBytes)
-    .map(({ host, path, committedBytes, totalBytes }) => ({
-      code: "E-POOL-11",
-      message: `The volumes with a copy in the pool ${path} on ${hostName(cluster, host)} may grow to ${formatSize(committedBytes)} together, and it has ${formatSize(totalBytes)}: when they do, they wait for room.`,
-      do: [
-        { why: "See what they take now", command: "weft volume list" },
-        { why: "Add a pool", command: "weft pool add PATH" },
-      ],
-    }));
+function problemOf({ code, message, do: remedies }: Finding): api.Problem {
+  return { code, message, do: [...remedies] };
 }
 
 function listed(names: readonly string[]): string {

@@ -32,7 +32,8 @@ export const SCRUB_RATE_MAX = 1n << 40n;
 export const DAY_MS = 24 * 3600 * 1000;
 
 /** Volumes with copies in a pool may grow to this many times its size before it is called a problem: thin is allowed. */
-export const PROMISES_MAX = 4n;
+export const OVERCOMMIT = 4;
+export const OVERCOMMIT_MAX = 1000;
 
 /** Used of a pool, in percent. At 98 % it takes nothing that may need room (weftd's gate); below this it does again, and above it what is deleted is given up early. */
 export const GO_ON_PERCENT = 97;

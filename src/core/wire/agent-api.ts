@@ -9,7 +9,13 @@
  */
 import { z } from "zod";
 
-import { API_TOKEN_MS, API_TOKEN_MS_MAX, JOIN_TOKEN_MS_MAX, LIMIT_BURST_SECONDS } from "../model/limits.ts";
+import {
+  API_TOKEN_MS,
+  API_TOKEN_MS_MAX,
+  JOIN_TOKEN_MS_MAX,
+  LIMIT_BURST_SECONDS,
+  OVERCOMMIT,
+} from "../model/limits.ts";
 import { roles } from "../model/roles.ts";
 import { spreads } from "../model/spread.ts";
 import { auditLine } from "./audit-line.ts";
@@ -51,6 +57,12 @@ export const settings = z.object({
     /** Bytes a second of each volume. */
     rate: u64,
   }),
+  pools: z
+    .object({
+      /** Volumes may grow to so many times a pool's size together before it is called a problem. */
+      overcommit: z.int(),
+    })
+    .default({ overcommit: OVERCOMMIT }),
 });
 
 /** What is not named stays as it is. */
@@ -58,9 +70,11 @@ export const settingsChange = z
   .strictObject({
     transport: transport.optional(),
     scrub: z.strictObject({ everyDays: z.number().optional(), rate: u64.optional() }).optional(),
+    pools: z.strictObject({ overcommit: z.number() }).optional(),
   })
   .refine(
-    ({ transport: hosts, scrub }) => hosts !== undefined || Object.keys(scrub ?? {}).length > 0,
+    ({ transport: hosts, scrub, pools }) =>
+      hosts !== undefined || pools !== undefined || Object.keys(scrub ?? {}).length > 0,
     "expected a setting",
   );
 

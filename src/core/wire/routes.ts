@@ -43,7 +43,7 @@ export const routes = {
 
   "GET /v1/settings": read("viewer", "cluster", api.settings),
   "PUT /v1/settings": mutation("admin", "cluster", api.settingsChange, api.settings, {
-    logs: ["transport", "scrub"],
+    logs: ["transport", "scrub", "pools"],
   }),
 
   "GET /v1/tokens": read("admin", "cluster", api.tokenAnswer.array()),

@@ -154,5 +154,20 @@ void t.test("agent: volumes may promise more than a pool has; by far more is a p
   t.same(await problems(), [], "four times the pool");
   await h1.client.createVolume({ name: "b", size: GIB, hosts: ["h1"] });
   await h2.client.volume("b");
-  t.match(await problems(), [/^E-POOL-11 .* on h1 may grow to 401 GiB together, and it has 100 GiB: /]);
+  t.match(await problems(), [
+    /^E-POOL-11 .* on h1 may grow to 401 GiB together, and it has 100 GiB: more than 4 times/,
+  ]);
+  t.match(await h2.client.settings(), { pools: { overcommit: 4 } });
+  t.match(await h1.client.changeSettings({ pools: { overcommit: 5 } }), { pools: { overcommit: 5 } });
+  await h2.client.volume("b");
+  await eventually("no problem any more", problems, (found) => found.length === 0);
+  await h2.client.changeSettings({ scrub: { everyDays: 7 } });
+  t.match(await h2.client.changeSettings({ pools: { overcommit: 3 } }), { scrub: { everyDays: 7 } });
+  t.match(await problems(), [/^E-POOL-11 .* more than 3 times its size/]);
+  for (const overcommit of [0, -1, 1.5, 1001])
+    await t.rejects(
+      h1.client.changeSettings({ pools: { overcommit } }),
+      { code: "E-ARG-02" },
+      `${overcommit}`,
+    );
 });
