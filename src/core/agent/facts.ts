@@ -181,6 +181,7 @@ export function clusterOf(mirror: Mirror, liveness: LivenessState): Cluster {
     totalBytes: pool.usage?.total ?? 0n,
     committedBytes: committed.get(pool.id) ?? 0n,
     noSnapshots: pool.usage?.noSnapshots ?? null,
+    canReserve: pool.usage?.deviceKind !== "lvm-thin",
   }));
   return { hosts, pools };
 }

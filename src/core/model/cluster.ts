@@ -36,6 +36,8 @@ export type Pool = {
   readonly committedBytes: bigint;
   /** Why no copy here can have snapshots, as a sentence; null: they can, or nobody has tried yet. */
   readonly noSnapshots: string | null;
+  /** A copy's room can be reserved here: not on LVM's thin volumes, which have no blocks before they are written. */
+  readonly canReserve: boolean;
 };
 
 export type Cluster = {

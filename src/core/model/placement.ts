@@ -105,10 +105,16 @@ function bestPool(cluster: Cluster, host: Host, named: PoolId | null, roomBytes:
       pool.host === host.id &&
       (named === null || pool.id === named) &&
       pool.serving &&
+      canHold(pool, roomBytes) &&
       hasRoom(pool, roomBytes),
   );
   usable.sort((a, b) => compare({ host, pool: a }, { host, pool: b }));
   return usable[0] ?? null;
+}
+
+/** What is thick needs a pool that can reserve its room. */
+function canHold({ canReserve }: Pool, roomBytes: bigint): boolean {
+  return roomBytes === 0n || canReserve;
 }
 
 function hasRoom(pool: Pool, roomBytes: bigint): boolean {
@@ -151,7 +157,8 @@ function tooFew(
   const noRoom =
     (places.length === 0 || request.roomBytes > 0n) &&
     candidates.some((host) => isFull(cluster, host, request.roomBytes) && !taken.includes(host.id));
-  const code = noRoom ? "E-POOL-06" : taken.length === 0 ? "E-VOL-03" : "E-REPL-01";
+  const isThin = candidates.some((host) => !taken.includes(host.id) && isOnlyThin(cluster, host, request));
+  const code = isThin ? "E-POOL-12" : noRoom ? "E-POOL-06" : taken.length === 0 ? "E-VOL-03" : "E-REPL-01";
   return finding(
     code,
     `${copies} ${taken.length === 0 ? "" : "more "}${copies === 1 ? "copy" : "copies"} of "${name}" wanted, ` +
@@ -160,6 +167,9 @@ function tooFew(
       facts: { copies, places: places.length },
       safe: "Nothing was changed.",
       do: [
+        ...(code === "E-POOL-12" && taken.length === 0
+          ? [{ why: "Let it grow as it is written", command: `weft volume create ${name} SIZE` }]
+          : []),
         { why: "Add a pool, on that host", command: "weft pool add PATH" },
         ...(spread === "host"
           ? []
@@ -188,6 +198,18 @@ function whyShared(cluster: Cluster, host: Host, spread: Spread, others: readonl
   return other === undefined ? null : `in ${spread} ${key}, as ${other.name}`;
 }
 
+/** It has pools that serve, and what is thick can be in none of them. */
+function isOnlyThin(
+  cluster: Cluster,
+  { id, liveness }: Host,
+  { pool: named, roomBytes }: PlacementRequest,
+): boolean {
+  const pools = cluster.pools.filter(
+    (pool) => pool.host === id && (named === null || pool.id === named) && pool.serving,
+  );
+  return liveness.kind === "alive" && pools.length > 0 && !pools.some((pool) => canHold(pool, roomBytes));
+}
+
 function isFull(cluster: Cluster, host: Host, roomBytes: bigint): boolean {
   const pools = cluster.pools.filter((pool) => pool.host === host.id && pool.serving);
   return (
@@ -207,7 +229,10 @@ function whyNot(cluster: Cluster, host: Host, request: PlacementRequest, places:
   if (pools.length === 0) return named === null ? "no pool" : `no pool ${named}`;
   const serving = pools.filter((pool) => pool.serving);
   if (serving.length === 0) return "its pool does not serve";
-  const most = serving.reduce((best, pool) => (pool.freeBytes > best.freeBytes ? pool : best));
+  const able = serving.filter((pool) => canHold(pool, request.roomBytes));
+  const [first, ...rest] = able;
+  if (first === undefined) return "its pool is on LVM's thin volumes, where no room can be reserved";
+  const most = rest.reduce((best, pool) => (pool.freeBytes > best.freeBytes ? pool : best), first);
   const needs = request.roomBytes === 0n ? "" : ` for ${formatSize(request.roomBytes)}`;
   return `no room${needs}, ${formatSize(most.freeBytes)} of ${formatSize(most.totalBytes)} free`;
 }

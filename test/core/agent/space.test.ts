@@ -4,6 +4,7 @@
  */
 import t from "tap";
 
+import { keys } from "../../../src/core/wire/store-keys.ts";
 import { eventually, type TestHost, three } from "./test-host.ts";
 
 const GIB = 1n << 30n;
@@ -140,6 +141,22 @@ void t.test(
       );
     t.match(await h3.client.volume("db"), { thick: true, copies: 3 });
     t.match(h1.weftd.replicas.size, 2, "and the thin one");
+
+    // As its host would say of a pool that it made of a whole device.
+    const store = await h1.store();
+    const [pool] = (await h1.client.pools()).filter(({ hostName }) => hostName === "h1");
+    const usage = await store.get(keys.poolUsage(pool?.id ?? ""));
+    const lvm = {
+      ...(JSON.parse(usage?.value ?? "{}") as object),
+      device: "/dev/vdb",
+      deviceKind: "lvm-thin",
+    };
+    await store.put(usage?.key ?? "", JSON.stringify(lvm));
+    await t.rejects(h1.client.createVolume({ name: "log", size: GIB, thick: true, hosts: ["h1"] }), {
+      code: "E-POOL-12",
+      message: /h1: its pool is on LVM's thin volumes, where no room can be reserved/,
+    });
+    t.match(await h1.client.createVolume({ name: "log", size: GIB, hosts: ["h1"] }), { thick: false });
   },
 );
 

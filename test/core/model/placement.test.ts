@@ -86,6 +86,28 @@ void t.test("placement: a thick copy goes where all of it fits, with its checksu
   t.match(placeCopies(two, request), { kind: "ok" }, "a thin one fits everywhere");
 });
 
+void t.test("placement: a thick copy never goes where no room can be reserved", async (t) => {
+  const thick = { ...request, roomBytes: roomOf({ thick: true, sizeBytes: GIB }) };
+  const lvm = { canReserve: false };
+  const mixed = { hosts: [host(1), host(2), host(3)], pools: [pool(1, lvm), pool(2), pool(3)] };
+  t.match(placeCopies(mixed, thick), { value: [{ host: hostId(2) }, { host: hostId(3) }] });
+  const pools = [pool(1, lvm), pool(1, { id: poolId(9) }), pool(2, lvm), pool(3, lvm)];
+  t.match(placeCopies({ ...mixed, pools }, { ...thick, copies: 1 }), { value: [{ pool: poolId(9) }] });
+  t.match(placeCopies({ ...mixed, pools }, thick), {
+    finding: {
+      code: "E-POOL-12",
+      message:
+        /1 host with a usable pool found \(h2: its pool is on LVM's thin volumes, where no room can be/,
+      do: [{ command: "weft volume create db SIZE" }, {}, {}],
+    },
+  });
+  const later = { ...thick, copies: 1, taken: [hostId(1)], only: [hostId(2)] };
+  t.match(placeCopies({ ...mixed, pools }, later), {
+    finding: { code: "E-POOL-12", do: [{ command: "weft pool add PATH" }] },
+  });
+  t.match(placeCopies({ ...mixed, pools }, request), { kind: "ok" }, "a thin one may");
+});
+
 void t.test("placement: hosts that were named are used in the order named", async (t) => {
   const decision = placeCopies(cluster([1, 2, 3]), { ...request, only: [hostId(3), hostId(1)] });
   t.strictSame(decision.kind === "ok" && decision.value.map((spot) => spot.host), [hostId(3), hostId(1)]);

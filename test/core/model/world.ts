@@ -43,6 +43,7 @@ export function pool(number: number, rest: Partial<Pool> = {}): Pool {
     totalBytes: 900n * GIB,
     committedBytes: 0n,
     noSnapshots: null,
+    canReserve: true,
     ...rest,
   };
 }
