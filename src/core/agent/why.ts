@@ -5,10 +5,11 @@
  */
 import { z } from "zod";
 
-import { hostName } from "../model/cluster.ts";
+import { type Cluster, hostName } from "../model/cluster.ts";
 import type { Finding } from "../model/finding.ts";
 import type { JobState } from "../model/job.ts";
 import { healthOf } from "../model/redundancy.ts";
+import { cannotHave, unablePool } from "../model/snapshot.ts";
 import { explain, whySentences } from "../model/why.ts";
 import type * as api from "../wire/agent-api.ts";
 import { isWeftError } from "../wire/errors.ts";
@@ -37,6 +38,7 @@ export async function whyAnswer(context: MemberContext, ref: string): Promise<ap
       health,
       rebuild: placer.rebuildOf(volume, now),
       job: jobOf(context, volume),
+      noSnapshots: noSnapshotsOf(volume, cluster),
     },
     now,
   );
@@ -50,6 +52,11 @@ export async function whyAnswer(context: MemberContext, ref: string): Promise<ap
     do: why.do.map(advice),
     daemon: isHere ? await daemonWhy(daemon, id) : null,
   };
+}
+
+function noSnapshotsOf({ want, record }: WantedVolume, cluster: Cluster): Finding | null {
+  const unable = record === null || want.deletedAtMs !== null ? null : unablePool(record, cluster);
+  return unable === null ? null : cannotHave(want, cluster, unable);
 }
 
 async function daemonWhy(daemon: LocalDaemon, volume: string): Promise<Record<string, unknown> | null> {

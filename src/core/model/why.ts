@@ -10,7 +10,7 @@
 import { hostName } from "./cluster.ts";
 import type { Cluster } from "./cluster.ts";
 import { formatDuration } from "./duration.ts";
-import type { Remedy } from "./finding.ts";
+import type { Finding, Remedy } from "./finding.ts";
 import type { HostId } from "./ids.ts";
 import { jobLine } from "./job.ts";
 import type { JobState } from "./job.ts";
@@ -27,6 +27,8 @@ export type WhyInput = {
   readonly rebuild: Rebuild;
   /** The resync under way, if any. */
   readonly job: JobState | null;
+  /** Why it can't have snapshots, as far as is known; null: it can. */
+  readonly noSnapshots: Finding | null;
 };
 
 export type Why = {
@@ -34,6 +36,8 @@ export type Why = {
   readonly affected: string;
   readonly doing: string;
   readonly done: string;
+  /** Beside the four: what it can't do as it is. */
+  readonly besides: readonly string[];
   readonly do: readonly Remedy[];
 };
 
@@ -43,13 +47,14 @@ export function explain(input: WhyInput, now: number): Why {
     affected: affectedSentence(input),
     doing: doingSentence(input, now),
     done: doneSentence(input, now),
-    do: remedies(input),
+    besides: input.noSnapshots === null ? [] : [`${input.noSnapshots.code}: ${input.noSnapshots.message}`],
+    do: [...remedies(input), ...(input.noSnapshots?.do ?? [])],
   };
 }
 
-/** The four sentences, in order. */
+/** The four sentences, in order, and what else is to be said. */
 export function whySentences(why: Why): readonly string[] {
-  return [why.safe, why.affected, why.doing, why.done];
+  return [why.safe, why.affected, why.doing, why.done, ...why.besides];
 }
 
 function safeSentence({ want, record, cluster, health }: WhyInput): string {

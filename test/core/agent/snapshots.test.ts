@@ -153,6 +153,8 @@ void t.test("agent: why there is no snapshot, or fewer copies of it, is said wit
     message: /copy on h1 \(\/pool-of-h1\)/,
   });
   t.equal(calls(h2, "snapshot.create"), asked);
+  const why = await h3.client.why("db");
+  t.match(why.because.at(-1), /^E-SNAP-01: "db" can't have snapshots, for its copy on h1/);
   const problems = async (): Promise<readonly { readonly code: string; readonly message: string }[]> => {
     const status = await h3.client.status();
     return status.kind === "cluster" ? status.problems : [];

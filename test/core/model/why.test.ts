@@ -4,12 +4,14 @@ import t from "tap";
 import type { Cluster } from "../../../src/core/model/cluster.ts";
 import { initialJob, stepJob } from "../../../src/core/model/job.ts";
 import type { JobState } from "../../../src/core/model/job.ts";
+import type { Finding } from "../../../src/core/model/finding.ts";
+import { cannotHave } from "../../../src/core/model/snapshot.ts";
 import { decideRebuild, healthOf } from "../../../src/core/model/redundancy.ts";
 import { summarise } from "../../../src/core/model/summary.ts";
 import type { VolumeRecord, Want } from "../../../src/core/model/volume-record.ts";
 import { explain, whySentences } from "../../../src/core/model/why.ts";
 import type { Why } from "../../../src/core/model/why.ts";
-import { GIB, cluster, member, owner, place, record, want } from "./world.ts";
+import { GIB, cluster, hostId, member, owner, place, record, want } from "./world.ts";
 
 const two = want([place(0, 1), place(1, 2)]);
 
@@ -20,6 +22,7 @@ function why(
   now: number,
   job: JobState | null = null,
   storeUp = true,
+  noSnapshots: Finding | null = null,
 ): Why {
   const store = { kind: storeUp ? "up" : "down", sinceMs: 0 } as const;
   const rebuild =
@@ -35,6 +38,7 @@ function why(
       health: healthOf(wanted, fact, world),
       rebuild,
       job,
+      noSnapshots,
     },
     now,
   );
@@ -47,6 +51,21 @@ void t.test("why: healthy", async (t) => {
     "Nobody: the guest on h1 goes on.",
     "Nothing is under way, and nothing is needed.",
     "It is done.",
+  ]);
+});
+
+void t.test("why: what it can't do as it is stands beside how it is", async (t) => {
+  const fact = record([member(0, 1), member(1, 2)]);
+  const world = cluster([1, 2]);
+  const unable = { host: hostId(2), path: "/srv/weft", why: "the pool lies on ext4" };
+  const answer = why(two, fact, world, 0, null, true, cannotHave(two, world, unable));
+  t.equal(
+    whySentences(answer).at(-1),
+    `E-SNAP-01: "${two.name}" can't have snapshots, for its copy on h2 (/srv/weft): the pool lies on ext4.`,
+  );
+  t.match(answer.do, [
+    { command: "weft pool list" },
+    { command: /^weft replica move \S+ --from h2 --to HOST$/ },
   ]);
 });
 
