@@ -136,8 +136,9 @@ export function findPool(mirror: Mirror, ref: string): PoolFacts {
   );
 }
 
+/** One whose making was refused never was a volume. */
 export function hasWant(volume: VolumeFacts): volume is WantedVolume {
-  return volume.want !== null;
+  return volume.want !== null && volume.want.refused === null;
 }
 
 function pick(volumes: readonly WantedVolume[], ref: string): WantedVolume | null {

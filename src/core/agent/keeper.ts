@@ -191,6 +191,7 @@ function performer(effect: VolumeEffect): HostId | "placer" {
       return "placer";
     case "make-replica":
     case "create-record":
+    case "create-tombstone":
     case "add-member":
     case "remove-member":
     case "grow":

@@ -4,11 +4,13 @@
  * Must always hold:
  * - each is idempotent: it is asked for again until the facts show it;
  * - a change of a volume's state is asked of weftd, never written here (architecture.md, "Records");
- * - a replica's made-key is written after weftd made it durable, and deleted after weftd says that it is gone.
+ * - a replica's made-key is written after weftd made it durable, and deleted after weftd says that it is gone;
+ * - a volume is given up only while it has no record, in one transaction with its name.
  */
 import { randomUUID } from "node:crypto";
 
-import type { HostId, VolumeId } from "../model/ids.ts";
+import type { HostId, Rid, VolumeId } from "../model/ids.ts";
+import { MAKE_MS_MAX } from "../model/limits.ts";
 import type { VolumeEffect, VolumeState } from "../model/volume.ts";
 import type { Want } from "../model/volume-record.ts";
 import type { DaemonClient } from "../wire/daemon-client.ts";
@@ -18,8 +20,8 @@ import { parseRecordExtra, parseWant, RECORD_FORMAT, renderWant } from "../wire/
 import type { Op, StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
 
-/** Giving a copy of many TiB its blocks takes a while. */
-const RESERVE_MS = 600_000;
+/** Asked again they would be refused again: there is no room for a copy that needs all of its own. */
+const forGood: ReadonlySet<string> = new Set(["E-POOL-06"]);
 
 export type PerformContext = {
   readonly store: StoreClient;
@@ -43,15 +45,31 @@ export async function perform(
       const { rid, pool } = effect;
       const thick = state.want?.thick ?? false;
       const replica = { volume, rid, pool, size: String(size), region_shift: shift, thick };
-      await daemon.call("replica.create", replica, thick ? RESERVE_MS : undefined);
+      try {
+        await daemon.call("replica.create", replica, thick ? MAKE_MS_MAX : undefined);
+      } catch (error) {
+        if (state.record === null) await giveUp(context, volume, error);
+        throw error;
+      }
       await store.put(keys.made(volume, rid), JSON.stringify({ rid, host: self, pool, made: true }));
       return;
     }
     case "create-record": {
       const entry = await store.get(keys.want(volume));
       if (entry === null) return;
-      const record = firstRecord(parseWant(entry.key, entry.value), Date.now());
-      await daemon.call("volume.create", { record });
+      const want = parseWant(entry.key, entry.value);
+      const rids = want.placements.filter((place) => !place.remove).map(({ rid }) => rid);
+      await daemon.call("volume.create", { record: firstRecord(want, rids, Date.now()) });
+      return;
+    }
+    case "create-tombstone": {
+      const entry = await store.get(keys.want(volume));
+      if (entry === null) return;
+      const rids = state.made.map(({ rid }) => rid);
+      const now = Date.now();
+      const record = firstRecord(parseWant(entry.key, entry.value), rids, now);
+      const deleted = String(Math.floor(now / 1000));
+      await daemon.call("volume.create", { record: { ...record, deleted } });
       return;
     }
     case "add-member": {
@@ -90,6 +108,8 @@ export async function perform(
       await daemon.call("trash.restore", { volume });
       return;
     case "empty-trash":
+      // It may not have got there yet.
+      if (await isThere(daemon, volume, effect)) await trashReplica(context, volume, effect, state);
       await daemon.call("trash.empty", { volume });
       await store.delete(keys.made(volume, effect.rid));
       return;
@@ -115,6 +135,40 @@ export async function openCaretaker(daemon: DaemonClient, volume: VolumeId): Pro
     old_stopped: false,
     limits: null,
   });
+}
+
+/** The wish is given up, its name is free, and why is kept for who asked. */
+async function giveUp({ store, self }: PerformContext, volume: VolumeId, error: unknown): Promise<void> {
+  if (!(error instanceof WeftError) || !forGood.has(error.code)) return;
+  const { code, message } = error;
+  for (;;) {
+    const entry = await store.get(keys.want(volume));
+    if (entry === null) return;
+    const want = parseWant(entry.key, entry.value);
+    if (want.deletedAtMs !== null) return;
+    const refused = { ...want, deletedAtMs: Date.now(), refused: { host: self, code, message } };
+    await store.txn(
+      [
+        { key: entry.key, modRevision: entry.modRevision },
+        { key: keys.state(volume), modRevision: 0n },
+      ],
+      [
+        { kind: "put", key: entry.key, value: renderWant(refused, entry.value) },
+        { kind: "delete", key: keys.name(want.name) },
+      ],
+    );
+    // It became a volume in the same moment: this copy is asked for again.
+    if ((await store.get(keys.state(volume))) !== null) return;
+  }
+}
+
+async function isThere(
+  daemon: DaemonClient,
+  volume: VolumeId,
+  { rid, pool }: { readonly rid: Rid; readonly pool: string },
+): Promise<boolean> {
+  const { replicas } = await daemon.call("replica.list", {});
+  return replicas.some((one) => one.volume === volume && one.rid === rid && one.pool === pool);
 }
 
 /** A tombstoned volume's replica stays made: it can be restored until the trash is emptied. */
@@ -176,9 +230,9 @@ async function forget(store: StoreClient, volume: VolumeId, name: string): Promi
   await store.txn(compares, ops);
 }
 
-/** The first record of a volume: all replicas in sync, empty, closed in order (protocol.md 4.2). */
-function firstRecord(want: Want, nowMs: number): RecordJson {
-  const places = want.placements.filter((place) => !place.remove);
+/** The first record of a volume: these replicas in sync, empty, closed in order (protocol.md 4.2). */
+function firstRecord(want: Want, rids: readonly Rid[], nowMs: number): RecordJson {
+  const places = want.placements.filter(({ rid }) => rids.includes(rid));
   const replicas = places.map(({ rid, host, pool }) => ({
     rid,
     node: host,

@@ -332,6 +332,7 @@ async function fitWish({ mirror, store }: MemberContext, record: VolumeRecord): 
     scrub: want?.scrub ?? null,
     deletedAtMs: record.deletedAtMs,
     createdBy: want?.createdBy ?? `repair-${record.volume}`,
+    refused: null,
   };
   await store.cas(
     keys.want(record.volume),

@@ -160,11 +160,11 @@ export function poolAnswers({ mirror, view }: MemberContext): api.PoolAnswer[] {
   });
 }
 
-/** Null: there is neither a wish nor a name, nothing to show. */
+/** Null: there is neither a wish nor a name, or its making was refused: nothing to show. */
 export function volumeAnswer(context: MemberContext, volume: VolumeFacts): api.VolumeAnswer | null {
   const { view, mirror } = context;
   const { want, record, extra, unreadable } = volume;
-  if (want === null) return null;
+  if (want === null || want.refused !== null) return null;
   const cluster = view.cluster();
   const health = healthOf(want, record, cluster);
   const owner = record?.owner ?? null;

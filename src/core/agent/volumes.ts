@@ -10,6 +10,7 @@
 import { randomUUID } from "node:crypto";
 import type { z } from "zod";
 
+import { type Cluster, hostName } from "../model/cluster.ts";
 import { parseRid, type Rid, type VolumeId } from "../model/ids.ts";
 import { defaultCopies, placeCopies, roomOf } from "../model/placement.ts";
 import { addCopy, removeCopy } from "../model/replica-change.ts";
@@ -19,7 +20,7 @@ import { checkNoSnapshots, isShown, losesSnapshot } from "../model/snapshot.ts";
 import { checkSize } from "../model/size.ts";
 import { checkDelete, checkResize } from "../model/volume-check.ts";
 import { checkLimits, sameLimits, type VolumeLimits } from "../model/volume-limits.ts";
-import type { VolumeRecord, Want } from "../model/volume-record.ts";
+import type { Refused, VolumeRecord, Want } from "../model/volume-record.ts";
 import type * as api from "../wire/agent-api.ts";
 import { decided, isWeftError, WeftError } from "../wire/errors.ts";
 import { parseNameKey, renderWant } from "../wire/record.ts";
@@ -40,14 +41,29 @@ export async function createVolume(
   context: MemberContext,
   request: z.output<typeof api.volumeCreateRequest>,
 ): Promise<VolumeId> {
-  const { mirror, store } = context;
+  const { mirror, store, view } = context;
   await mirror.sync();
   const token = request.createdBy ?? randomUUID();
   const made = await store.get(keys.token(token));
   const id =
     made === null ? await wishVolume(context, request, token) : parseNameKey(made.key, made.value).volume;
-  await mirror.until(`The volume "${request.name}"`, MAKE_MS, () => volumeOf(mirror, id).record);
+  await mirror.until(`The volume "${request.name}"`, MAKE_MS, () => {
+    const { want, record } = volumeOf(mirror, id);
+    if (want !== null && want.refused !== null) throw notMade(want.name, want.refused, view.cluster());
+    return record;
+  });
   return id;
+}
+
+function notMade(name: string, { host, code, message }: Refused, cluster: Cluster): WeftError {
+  const where = hostName(cluster, host);
+  return new WeftError({
+    code,
+    message: `"${name}" could not be made, for its copy on ${where}: ${message}`,
+    facts: { name, host },
+    safe: "Nothing is left of it.",
+    do: [{ why: "See what the pools can take", command: "weft pool list" }],
+  });
 }
 
 async function wishVolume(
@@ -80,6 +96,7 @@ async function wishVolume(
     scrub: null,
     deletedAtMs: null,
     createdBy: token,
+    refused: null,
   };
   const pointer = JSON.stringify({ volume: want.volume });
   const all = [keys.token(token), keys.name(name), keys.want(want.volume)] as const;

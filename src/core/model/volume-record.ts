@@ -64,7 +64,12 @@ export type Want = {
   readonly scrub: ScrubAsk | null;
   readonly deletedAtMs: number | null;
   readonly createdBy: string;
+  /** A copy can't be made, so that the volume never was one; null: nobody said so. */
+  readonly refused: Refused | null;
 };
+
+/** What the daemon of a host said when it was to make a copy: for good, and before anything was promised. */
+export type Refused = { readonly host: HostId; readonly code: string; readonly message: string };
 
 /** A replica that its host made durable but that is not necessarily a member yet. */
 export type Made = {

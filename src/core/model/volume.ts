@@ -3,7 +3,7 @@
  *
  *     making ──all replicas made──▶ recording ──record seen──▶ live ◀──────restore──────┐
  *        │                                                      │ want.deletedAt         │
- *        └──want deleted──▶ clearing                            ▼                        │
+ *        └──want deleted──▶ clearing ──tombstone──▶ trashed     ▼                        │
  *                              ▲                             deleting ──tombstone──▶ trashed
  *                              └──────────────── 24 h, or trash emptied ─────────────────┘
  *
@@ -20,7 +20,9 @@
  * - nothing is trashed because a fact is *missing*: only for a tombstone, a record that is past the rid, or a place
  *   that was given up before its replica became a member, which weftd lets go 24 h later (R15);
  * - a record that vanished is not made anew: that is for `weft store repair` (R11);
- * - a tombstone stays until every replica has confirmed that it is gone.
+ * - a tombstone stays until every replica has confirmed that it is gone; what was made of a volume that never had a record
+ *   goes by a tombstone, too;
+ * - a copy that takes long to be made finds its wish, also where that was given up meanwhile.
  */
 import { isAlive } from "./cluster.ts";
 import type { Cluster } from "./cluster.ts";
@@ -28,7 +30,7 @@ import { caretakerWork, chooseCaretaker } from "./caretaker.ts";
 import { formatDuration } from "./duration.ts";
 import { byText } from "./ids.ts";
 import type { HostId, PoolId, Rid, SessionId } from "./ids.ts";
-import { ASK_AGAIN_MS, TRASH_MS } from "./limits.ts";
+import { ASK_AGAIN_MS, GIVEN_UP_MS, TRASH_MS } from "./limits.ts";
 import { policyStep } from "./policy.ts";
 import type { Policy } from "./policy.ts";
 import { formatSizeExact } from "./size.ts";
@@ -76,6 +78,8 @@ export type VolumeEvent =
 export type VolumeEffect =
   | { readonly kind: "make-replica"; readonly host: HostId; readonly rid: Rid; readonly pool: PoolId }
   | { readonly kind: "create-record"; readonly host: HostId }
+  /** The volume will never be: so that the copies that were made of it may go. */
+  | { readonly kind: "create-tombstone"; readonly host: HostId }
   | { readonly kind: "add-member"; readonly host: HostId; readonly place: Place }
   | { readonly kind: "remove-member"; readonly host: HostId; readonly rid: Rid }
   | { readonly kind: "grow"; readonly host: HostId; readonly sizeBytes: bigint }
@@ -139,15 +143,27 @@ export function phaseOf({ want, made, record, vanished, emptyNow }: VolumeState,
   }
   if (record.deletedAtMs === null) return want.deletedAtMs === null ? "live" : "deleting";
   if (want.deletedAtMs === null) return "trashed";
-  return emptyNow || now >= record.deletedAtMs + TRASH_MS ? "clearing" : "trashed";
+  // Nobody restores what never was.
+  const isOver = emptyNow || want.refused !== null || now >= record.deletedAtMs + TRASH_MS;
+  return isOver ? "clearing" : "trashed";
 }
 
 /** When something is due without any event; null: nothing is. */
 export function wakeAt(state: VolumeState, now: number): number | null {
   const deletedAt = state.record?.deletedAtMs ?? null;
   const trash = deletedAt === null || phaseOf(state, now) !== "trashed" ? [] : [deletedAt + TRASH_MS];
-  const times = [...state.asked.values()].map((at) => at + ASK_AGAIN_MS).concat(trash);
+  const late = lateUntil(state);
+  const times = [...state.asked.values()]
+    .map((at) => at + ASK_AGAIN_MS)
+    .concat(trash, late !== null && late > now ? [late] : []);
   return times.length === 0 ? null : Math.min(...times);
+}
+
+/** Until when a copy of a volume that was given up may be made still; null: it isn't given up, or all came soon. */
+function lateUntil({ want, record }: VolumeState): number | null {
+  if (want === null || want.deletedAtMs === null) return null;
+  const comesLate = want.refused !== null || (record === null && want.thick);
+  return comesLate ? want.deletedAtMs + GIVEN_UP_MS : null;
 }
 
 function apply(state: VolumeState, event: VolumeEvent): VolumeState {
@@ -207,16 +223,14 @@ function dueEffects(state: VolumeState, now: number, cluster: Cluster): readonly
       }
       return made.map(({ host, rid, pool }) => ({ kind: "trash-replica", host, rid, pool }));
     case "clearing":
-      // Without a record nothing was ever promised, and weftd lets such a replica go after 24 h (R15).
-      return made.length === 0
-        ? [{ kind: "forget", name: want.name }]
-        : made.map(({ host, rid, pool }) =>
-            record === null
-              ? { kind: "trash-replica", host, rid, pool }
-              : { kind: "empty-trash", host, rid, pool },
-          );
+      if (made.length === 0) return forget(state, want, now);
+      // The record vanished: that is for `weft store repair`, and weftd keeps its copies (R15).
+      if (record === null && state.vanished)
+        return made.map(({ host, rid, pool }) => ({ kind: "trash-replica", host, rid, pool }));
+      if (record === null) return byOneOf(cluster, want, (host) => ({ kind: "create-tombstone", host }));
+      return made.map(({ host, rid, pool }) => ({ kind: "empty-trash", host, rid, pool }));
     case "gone":
-      return [{ kind: "forget", name: want.name }];
+      return forget(state, want, now);
   }
 }
 
@@ -255,6 +269,10 @@ function dueWhenLive(
   }
   if (caretakerWork(input, now).length === 0) effects.push(...closeCaretaker(state, record));
   return effects;
+}
+
+function forget(state: VolumeState, { name }: Want, now: number): readonly VolumeEffect[] {
+  return now < (lateUntil(state) ?? 0) ? [] : [{ kind: "forget", name }];
 }
 
 function closeCaretaker({ caretaker }: VolumeState, { owner }: VolumeRecord): readonly VolumeEffect[] {
@@ -346,6 +364,7 @@ export function effectLine(effect: VolumeEffect): string {
       return `set-policy ${minIsr}/${copies} apart by ${spread} on ${effect.host.slice(0, 8)}`;
     }
     case "create-record":
+    case "create-tombstone":
     case "open-caretaker":
     case "close-caretaker":
     case "delete-record":

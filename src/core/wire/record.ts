@@ -223,6 +223,7 @@ const wantJson = z
     scrub: scrubAskJson.nullable().default(null),
     deletedAt: moment.nullable().default(null),
     createdBy: z.string(),
+    refused: z.object({ host: hostId, code: z.string(), message: z.string() }).nullable().default(null),
   })
   .transform((w): Want => ({
     volume: w.id,
@@ -237,6 +238,7 @@ const wantJson = z
     scrub: w.scrub,
     deletedAtMs: w.deletedAt === null ? null : Date.parse(w.deletedAt),
     createdBy: w.createdBy,
+    refused: w.refused,
   }));
 
 const snapshotJson = z
@@ -334,6 +336,7 @@ export function renderWant(want: Want, before: string | null): string {
     ...(want.scrub === null ? {} : { scrub: { ...oldScrub, ...renderScrub(want.scrub) } }),
     deletedAt: want.deletedAtMs === null ? null : new Date(want.deletedAtMs).toISOString(),
     createdBy: want.createdBy,
+    refused: want.refused ?? undefined,
   });
 }
 

@@ -87,6 +87,8 @@ export class FakeWeftd {
   refusesSnapshots: { readonly code: string; readonly facts: Json } | null = null;
   /** Its owners end nothing that was begun with snapshots, until `letSnapshotsEnd` is called. */
   holdsSnapshots = false;
+  /** Copies are refused so. */
+  refusesCopies: { readonly code: string; readonly message: string } | null = null;
   /** Another size is refused. */
   refusesSizes = false;
   #freePercent = 100n;
@@ -166,6 +168,7 @@ export class FakeWeftd {
         })),
       }),
       "replica.create": (params) => {
+        if (this.refusesCopies !== null) refuse(this.refusesCopies.code, this.refusesCopies.message);
         this.replicas.set(`${String(params["volume"])}.${String(params["rid"])}`, {
           ...params,
           thick: params["thick"] === true,

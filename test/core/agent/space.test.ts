@@ -160,6 +160,33 @@ void t.test(
   },
 );
 
+void t.test(
+  "agent: a volume one of whose copies can't be made says so at once, and nothing of it stays",
+  async (t) => {
+    const [h1, h2, h3] = await three(t, 141);
+    const request = { name: "db", size: 40n * GIB, thick: true, hosts: ["h1", "h2"], createdBy: "once" };
+    h2.weftd.refusesCopies = { code: "E-POOL-06", message: "pool /pool-of-h2 has no room for it." };
+    const refusal = {
+      code: "E-POOL-06",
+      exitCode: 3,
+      message: '"db" could not be made, for its copy on h2: pool /pool-of-h2 has no room for it.',
+      safe: "Nothing is left of it.",
+    };
+    await t.rejects(h3.client.createVolume(request), refusal);
+    await t.rejects(h1.client.createVolume(request), refusal, "asked again");
+    t.strictSame(await h1.client.volumes(), []);
+    t.strictSame(await h1.client.trash(), []);
+    await t.rejects(h1.client.volume("db"), { code: "E-ARG-01" });
+    await eventually(
+      "no copy of it",
+      async () => h1.weftd.replicas.size + h1.weftd.trash.size,
+      (n) => n === 0,
+    );
+    h2.weftd.refusesCopies = null;
+    t.match(await h3.client.createVolume({ ...request, createdBy: "twice" }), { name: "db", inSync: 2 });
+  },
+);
+
 void t.test("agent: volumes may promise more than a pool has; by far more is a problem", async (t) => {
   const [h1, h2] = await three(t, 131);
   const problems = async (): Promise<readonly string[]> => {

@@ -189,6 +189,7 @@ class World {
           placements: this.want.placements.filter((one) => one.rid !== effect.rid),
         };
         return;
+      case "create-tombstone":
       case "delete-record":
       case "restore-record":
       case "untrash-replica":

@@ -5,7 +5,7 @@
 import * as fc from "fast-check";
 import t from "tap";
 
-import { ASK_AGAIN_MS, TRASH_MS } from "../../../src/core/model/limits.ts";
+import { ASK_AGAIN_MS, GIVEN_UP_MS, TRASH_MS } from "../../../src/core/model/limits.ts";
 import {
   effectLine,
   initialVolume,
@@ -201,6 +201,41 @@ void t.test(
     t.strictSame(effects, ["forget db"]);
     [state, effects] = play(state, { kind: "record", record: null }, 5000 + TRASH_MS);
     t.strictSame(effects, [], "asked for already");
+  },
+);
+
+void t.test(
+  "volume: what was made of one that is refused goes by a tombstone, and what comes late finds its wish",
+  async (t) => {
+    const refused = { host: place(1, 2).host, code: "E-POOL-06", message: "no room" };
+    const desire = want([place(0, 1), place(1, 2)], { deletedAtMs: 1000, refused });
+    let [state, effects] = play(
+      { ...initialVolume(), made: [made(0, 1)] },
+      { kind: "want", want: desire },
+      1000,
+    );
+    t.strictSame(effects, ["create-tombstone on 10000000"]);
+    const tombstone = record([member(0, 1)], { deletedAtMs: 2000 });
+    [state, effects] = play(state, { kind: "record", record: tombstone }, 2000);
+    t.strictSame(effects, ["empty-trash 0 on 10000000"], "nobody restores it");
+    [state, effects] = play(state, { kind: "made", made: [] }, 3000);
+    t.strictSame(effects, []);
+    t.equal(wakeAt(state, 3000), 1000 + GIVEN_UP_MS);
+    [state, effects] = play(state, { kind: "made", made: [made(1, 2)] }, 4000);
+    t.strictSame(effects, ["empty-trash 1 on 20000000"]);
+    [state, effects] = play(state, { kind: "made", made: [] }, 5000);
+    [state, effects] = play(state, { kind: "tick" }, 1000 + GIVEN_UP_MS);
+    t.strictSame(effects, ["forget db"]);
+
+    // Given up by hand: what is preallocated may come late.
+    const given = { ...initialVolume(), want: want([place(0, 1)], { deletedAtMs: 1000 }) };
+    t.strictSame(play(given, { kind: "tick" }, 1000)[1], ["forget db"]);
+    const thick = { ...given, want: { ...given.want, thick: true } };
+    t.strictSame(play(thick, { kind: "tick" }, 1000)[1], []);
+    t.strictSame(play(thick, { kind: "tick" }, 1000 + GIVEN_UP_MS)[1], ["forget db"]);
+    // One that had a record is for `weft store repair`.
+    const vanished = { ...given, made: [made(0, 1)], vanished: true };
+    t.strictSame(play(vanished, { kind: "tick" }, 1000)[1], ["trash-replica 0 on 10000000"]);
   },
 );
 

@@ -82,6 +82,7 @@ export function want(placements: readonly Place[], rest: Partial<Want> = {}): Wa
     scrub: null,
     deletedAtMs: null,
     createdBy: "test",
+    refused: null,
     ...rest,
   };
 }

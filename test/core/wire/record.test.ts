@@ -130,6 +130,15 @@ void t.test("record: one of newer software asks for newer software, whatever els
   t.throws(() => parseRecord("k", newer), { code: "E-STORE-13", exitCode: 2 });
 });
 
+void t.test("record: why a volume could not be made is kept beside its wish", async (t) => {
+  const refused = { host: H, code: "E-POOL-06", message: "no room" };
+  const read = parseWant("k", JSON.stringify({ ...want, refused }));
+  t.same(read.refused, refused);
+  t.same(JSON.parse(renderWant(read, JSON.stringify(want))), { ...want, refused });
+  t.equal(parseWant("k", JSON.stringify(want)).refused, null, "of older software");
+  t.throws(() => parseWant("k", JSON.stringify({ ...want, refused: "no" })), { code: "E-STORE-07" });
+});
+
 void t.test("record: unknown fields of want survive a change, also those of a placement", async (t) => {
   const text = JSON.stringify(want);
   const read = parseWant("k", text);
