@@ -113,6 +113,7 @@ const kinds = {
   "E-POOL-09": degraded,
   "E-POOL-10": degraded,
   "E-POOL-11": degraded,
+  "E-POOL-12": user,
   "E-POOL-06": degraded,
   "E-DISK-02": { culprit: "caller", exit: 1, status: 404 },
   "E-DISK-03": refused,
