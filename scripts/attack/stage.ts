@@ -30,7 +30,7 @@ const SIZE = 64n * 1024n * 1024n;
 
 /** Keys that change by themselves, whoever attacks. */
 const VOLATILE =
-  /^\/weft\/v1\/(?:alive|pool-usage|placer|trust-ack|audit-head|api-token-used|member-turn|vol\/[^/]+\/used)(?:\/|$)/;
+  /^\/weft\/v1\/(?:alive|pool-usage|placer|trust-ack|audit-head|api-token-used|member-turn|vol\/[^/]+\/(?:pause|used))(?:\/|$)/;
 
 const dumpJson = z.object({ kvs: z.array(z.object({ key: z.string(), value: z.string() })).default([]) });
 

@@ -46,6 +46,7 @@ import { Mirror, syncIfPossible } from "./mirror.ts";
 import type { AgentOptions } from "./options.ts";
 import { perform } from "./perform.ts";
 import { auditPeer } from "./peer-audit.ts";
+import { PauseKeeper } from "./pause-keeper.ts";
 import { Placer } from "./placer.ts";
 import { Presence } from "./presence.ts";
 import { renewBeforeStart } from "./renew.ts";
@@ -74,6 +75,7 @@ type Member = {
   readonly rotation: RotationKeeper;
   readonly rescue: Rescue;
   readonly etcdLog: EtcdLog;
+  readonly pauseKeeper: PauseKeeper;
 };
 
 /** Made one after the other, and told of each other. */
@@ -265,6 +267,7 @@ export class Agent {
       settings: () => scrubSettings(mirror),
     });
     const usedKeeper = new UsedKeeper({ mirror, store, daemon: this.#daemon, log });
+    const pauseKeeper = new PauseKeeper({ host, mirror, store, daemon: this.#daemon, log });
     const roomKeeper = new RoomKeeper({ mirror, store, log });
     const limitKeeper = new LimitKeeper({ mirror, daemon: this.#daemon, log });
     const devices = await DevicePools.open({
@@ -405,12 +408,16 @@ export class Agent {
           keeper.stepAll();
           limitKeeper.nudge();
           scrubKeeper.nudge();
+          pauseKeeper.nudge();
         },
         onPools: (pools) => {
           this.#background("room", roomKeeper.heard(pools));
           this.#background("used", usedKeeper.settle());
         },
-        onSession: (session) => scrubKeeper.heard(session),
+        onSession: (session) => {
+          scrubKeeper.heard(session);
+          pauseKeeper.heard(session);
+        },
         onTrust: told,
         confirmed: () => (confirmation.isConfirmed ? identity.trust().generation : null),
         keepTrust: keep,
@@ -421,7 +428,18 @@ export class Agent {
     heads.start();
     const etcdLog = new EtcdLog({ path: this.#etcd.logPath, audit: this.audit, log });
     etcdLog.start();
-    this.#member = { context, presence, keeper, door, heads, acks, rotation, rescue, etcdLog };
+    this.#member = {
+      context,
+      presence,
+      keeper,
+      door,
+      heads,
+      acks,
+      rotation,
+      rescue,
+      etcdLog,
+      pauseKeeper,
+    };
     this.#background("repair", answerRepair(context));
     // What happened while this agent was down.
     if (!identity.trust().hosts.has(host)) this.#background("removal", this.#removed(context));
@@ -455,7 +473,7 @@ export class Agent {
     const member = this.#member;
     if (member === null) return;
     this.#member = null;
-    const { context, presence, keeper, door, heads, acks, rotation, rescue, etcdLog } = member;
+    const { context, presence, keeper, door, heads, acks, rotation, rescue, etcdLog, pauseKeeper } = member;
     const confirmationEnds = context.confirmation.stop();
     // Before the identity ends that it renews.
     const rotationEnds = rotation.stop();
@@ -469,6 +487,7 @@ export class Agent {
     context.placer.stop();
     context.limitKeeper.stop();
     context.scrubKeeper.stop();
+    pauseKeeper.stop();
     await presence.stop();
     // From here on nobody waits for the store.
     context.store.call.close();

@@ -10,7 +10,7 @@ import type { Finding } from "../model/finding.ts";
 import type { HostId } from "../model/ids.ts";
 import { TRASH_MS } from "../model/limits.ts";
 import { overcommitted } from "../model/overcommit.ts";
-import { healthOf } from "../model/redundancy.ts";
+import type { healthOf } from "../model/redundancy.ts";
 import { formatSize } from "../model/size.ts";
 import { summarise } from "../model/summary.ts";
 
@@ -25,6 +25,7 @@ import { aliveOf, clusterJsonOf, hostsOf, labelsOf, poolsOf, type VolumeFacts, v
 import type { HostFile } from "./host-file.ts";
 import type { LocalDaemon } from "./local-daemon.ts";
 import type { Mirror } from "./mirror.ts";
+import { healthIn } from "./pause-keeper.ts";
 import { lastScrub } from "./scrub-keeper.ts";
 import { overcommitOf } from "./settings.ts";
 import { snapshotProblems, snapshotSummary } from "./snapshots.ts";
@@ -166,7 +167,7 @@ export function volumeAnswer(context: MemberContext, volume: VolumeFacts): api.V
   const { want, record, extra, unreadable } = volume;
   if (want === null || want.refused !== null) return null;
   const cluster = view.cluster();
-  const health = healthOf(want, record, cluster);
+  const health = healthIn(context, { id: volume.id, want, record });
   const owner = record?.owner ?? null;
   const replicas = replicaAnswers(mirror, volume, cluster);
   return {
@@ -279,7 +280,12 @@ function reasonOfHealth(health: ReturnType<typeof healthOf>, cluster: Cluster): 
     case "degraded":
       return `${health.have} of ${health.wanted} copies are in sync on hosts that answer`;
     case "paused":
-      return `${health.have} in-sync copies answer, min-isr is ${health.minIsr}`;
+      return [
+        ...(health.have < health.minIsr
+          ? [`${health.have} in-sync copies answer, min-isr is ${health.minIsr}`]
+          : []),
+        ...(health.because === null ? [] : [health.because]),
+      ].join("; ");
     case "unavailable":
       return `waits for ${health.waitingFor.map((id) => hostName(cluster, id)).join(", ")}`;
   }

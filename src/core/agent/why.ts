@@ -8,7 +8,6 @@ import { z } from "zod";
 import { type Cluster, hostName } from "../model/cluster.ts";
 import type { Finding } from "../model/finding.ts";
 import type { JobState } from "../model/job.ts";
-import { healthOf } from "../model/redundancy.ts";
 import { cannotHave, unablePool } from "../model/snapshot.ts";
 import { explain, whySentences } from "../model/why.ts";
 import type * as api from "../wire/agent-api.ts";
@@ -18,6 +17,7 @@ import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
 import { findVolume, type WantedVolume } from "./find.ts";
 import type { LocalDaemon } from "./local-daemon.ts";
+import { healthIn } from "./pause-keeper.ts";
 import { readValue } from "./store-value.ts";
 
 const progressJson = z.object({ host: z.string(), rid: u32, copied: u64, total: u64 });
@@ -27,7 +27,7 @@ export async function whyAnswer(context: MemberContext, ref: string): Promise<ap
   const volume = findVolume(mirror, ref);
   const { id, want, record } = volume;
   const cluster = view.cluster();
-  const health = healthOf(want, record, cluster);
+  const health = healthIn(context, volume);
   const now = Date.now();
   const why = explain(
     {
@@ -71,14 +71,15 @@ async function daemonWhy(daemon: LocalDaemon, volume: string): Promise<Record<st
 export function progressAnswer(context: MemberContext, ref: string): api.ProgressAnswer {
   const { mirror, view, placer } = context;
   const volume = findVolume(mirror, ref);
-  const { want, record } = volume;
+  const { record } = volume;
   const cluster = view.cluster();
-  const health = healthOf(want, record, cluster);
+  const health = healthIn(context, volume);
   const progress = progressOf(context, volume);
   const rebuild = placer.rebuildOf(volume, Date.now());
   const waitingFor: string[] = [];
   if (health.kind === "unavailable")
     waitingFor.push(...health.waitingFor.map((id) => `${hostName(cluster, id)} to answer`));
+  if (health.kind === "paused" && health.because !== null) waitingFor.push(health.because);
   if (rebuild.kind === "wait") waitingFor.push(`copy ${rebuild.lost} to come back`);
   if (rebuild.kind === "no-place") waitingFor.push(rebuild.finding.message);
   const joining = record?.replicas.find(({ rid }) => rid === progress?.rid);

@@ -24,14 +24,25 @@ export type Health =
   | { readonly kind: "healthy" }
   /** Goes on with fewer copies than wanted. */
   | { readonly kind: "degraded"; readonly have: number; readonly wanted: number }
-  /** In-sync members answer, but fewer than min_isr: writes wait. */
-  | { readonly kind: "paused"; readonly have: number; readonly minIsr: number }
+  /** Writes wait: in-sync members answer, but fewer than min_isr, or its session says for what (`because`). */
+  | {
+      readonly kind: "paused";
+      readonly have: number;
+      readonly minIsr: number;
+      readonly because: string | null;
+    }
   /** No in-sync member answers: WAITING_FOR these hosts. */
   | { readonly kind: "unavailable"; readonly waitingFor: readonly HostId[] }
   | { readonly kind: "creating" }
   | { readonly kind: "deleted" };
 
-export function healthOf(want: Want, record: VolumeRecord | null, cluster: Cluster): Health {
+/** `pause`: why its session waits, by its own word. */
+export function healthOf(
+  want: Want,
+  record: VolumeRecord | null,
+  cluster: Cluster,
+  pause: string | null = null,
+): Health {
   if (want.deletedAtMs !== null || (record !== null && record.deletedAtMs !== null))
     return { kind: "deleted" };
   if (record === null) return { kind: "creating" };
@@ -43,8 +54,8 @@ export function healthOf(want: Want, record: VolumeRecord | null, cluster: Clust
   });
   if (answering.length === 0)
     return { kind: "unavailable", waitingFor: members.map((member) => member.host) };
-  if (answering.length < record.minIsr) {
-    return { kind: "paused", have: answering.length, minIsr: record.minIsr };
+  if (answering.length < record.minIsr || pause !== null) {
+    return { kind: "paused", have: answering.length, minIsr: record.minIsr, because: pause };
   }
   return answering.length < want.copies
     ? { kind: "degraded", have: answering.length, wanted: want.copies }
@@ -174,7 +185,7 @@ function healthPart(health: Health, cluster: Cluster): string {
     case "degraded":
       return `degraded ${health.have}/${health.wanted}`;
     case "paused":
-      return `paused ${health.have}<${health.minIsr}`;
+      return health.have < health.minIsr ? `paused ${health.have}<${health.minIsr}` : "paused";
     case "unavailable":
       return `unavailable, waiting for ${health.waitingFor.map((host) => hostName(cluster, host)).join(" ")}`;
   }

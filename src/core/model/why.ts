@@ -68,7 +68,12 @@ function safeSentence({ want, record, cluster, health }: WhyInput): string {
     case "degraded":
       return `Data is safe on ${health.have} of ${health.wanted} copies. ${lossSentence(health.have)}`;
     case "paused":
-      return `Data is safe: every completed write is on ${where}. Only ${health.have} of them answers, min-isr is ${health.minIsr}.`;
+      return [
+        `Data is safe: every completed write is on ${where}.`,
+        ...(health.have < health.minIsr
+          ? [`Only ${health.have} of them answers, min-isr is ${health.minIsr}.`]
+          : []),
+      ].join(" ");
     case "unavailable":
       return `Nothing is lost as long as the disks of ${where} are whole: ${copies.length === 1 ? "that copy has" : "those copies have"} every completed write.`;
     case "creating":
@@ -90,9 +95,10 @@ function affectedSentence({ record, cluster, health }: WhyInput): string {
     case "degraded":
       return guest === null ? "Nobody: it is not attached." : `Nobody: ${guest} goes on.`;
     case "paused":
-      return guest === null
-        ? "Whoever attaches it: writes will wait."
-        : `Writes of ${guest} wait; they do not fail.`;
+      if (guest === null) return "Whoever attaches it: writes will wait.";
+      return health.because === null
+        ? `Writes of ${guest} wait; they do not fail.`
+        : `Writes of ${guest} wait and do not fail. Its session ${health.because}.`;
     case "unavailable":
       return guest === null
         ? "Nobody now: it is not attached, and can't be."
@@ -136,7 +142,10 @@ function idleSentence(want: Want, cluster: Cluster, health: Health, now: number)
     const away = since.length === 0 ? "" : `, away for ${formatDuration(now - Math.max(...since))}`;
     return `It waits for ${names(health.waitingFor, cluster)}${away}.`;
   }
-  if (health.kind === "paused") return "It waits for a further in-sync copy.";
+  if (health.kind === "paused")
+    return health.because === null
+      ? "It waits for a further in-sync copy."
+      : "Nothing is under way: it waits.";
   if (health.kind === "creating")
     return `Its ${want.copies === 1 ? "copy is" : `${want.copies} copies are`} being made.`;
   return "Nothing is under way, and nothing is needed.";
@@ -145,6 +154,8 @@ function idleSentence(want: Want, cluster: Cluster, health: Health, now: number)
 function doneSentence({ health, rebuild, job }: WhyInput, now: number): string {
   if (job !== null && job.kind === "running") return `Done when the copy is level: ${jobLine(job)}.`;
   if (rebuild.kind === "wait") return `A new copy begins in ${formatDuration(rebuild.atMs - now)}.`;
+  if (health.kind === "paused" && health.because !== null)
+    return "By itself, when that is no more. Nothing times out.";
   if (health.kind === "unavailable") return "At once when one of these hosts is back. Nothing times out.";
   if (health.kind === "healthy" || health.kind === "deleted") return "It is done.";
   if (rebuild.kind === "no-place") return "As soon as there is a place, or the lost host is back.";

@@ -395,7 +395,7 @@ export const volumeHealth = z.enum([
   "healthy",
   /** Fewer in-sync copies than wanted, guests go on. */
   "degraded",
-  /** Fewer than min_isr in-sync copies on hosts that answer: writes wait. */
+  /** Writes wait: fewer than min_isr in-sync copies are on hosts that answer, or its session waits for what `reason` says. */
   "paused",
   /** No in-sync copy on a host that answers. */
   "unavailable",

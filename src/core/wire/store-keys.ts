@@ -30,6 +30,8 @@ export const keys = {
   /** The operator asked: no 24 h for this deleted volume. */
   emptyTrash: (volume: string) => `${ROOT}vol/${volume}/empty-trash`,
   state: (volume: string) => `${ROOT}vol/${volume}/state`,
+  /** Why its owner's session waits, by that host's agent. */
+  pause: (volume: string) => `${ROOT}vol/${volume}/pause`,
   /** What a copy takes of its pool, by its host's agent, some seconds ago. */
   used: (volume: string, rid: number) => `${ROOT}vol/${volume}/used/${rid}`,
   snapshots: (volume: string) => `${ROOT}vol/${volume}/snap/`,

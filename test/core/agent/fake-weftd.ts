@@ -61,6 +61,7 @@ export class FakeWeftd {
       path: string | null;
       limits: VolumeLimits | null;
       scrub: ScrubStatus | null;
+      waitsFor: string | null;
     }
   >();
   /** What was asked of sessions about scrubs, one word and a volume each. */
@@ -367,6 +368,14 @@ export class FakeWeftd {
     this.daemon.emit({ event: "session.changed", data: this.#session(volume) as SessionStatus });
   }
 
+  /** The session waits for this, or goes on, and says so. */
+  pause(volume: string, waitsFor: string | null): void {
+    const found = this.sessions.get(volume);
+    if (found === undefined) return;
+    found.waitsFor = waitsFor;
+    this.daemon.emit({ event: "session.changed", data: this.#session(volume) as SessionStatus });
+  }
+
   /** First it serves, a moment later it knows its room: as the real one. */
   letPoolsServe(): void {
     this.holdPools = false;
@@ -506,6 +515,7 @@ export class FakeWeftd {
       path,
       limits: limits as VolumeLimits | null,
       scrub: null,
+      waitsFor: null,
     });
     if (!this.holdsSnapshots) await this.#endSnapshots(id);
     return { session, epoch, path };
@@ -520,12 +530,13 @@ export class FakeWeftd {
   #session(volume: string): Json {
     const found = this.sessions.get(volume);
     if (found === undefined) return refuse("E-VOL-13", "not open here");
+    const { waitsFor, ...rest } = found;
     return {
       volume,
-      ...found,
-      phase: "serving",
+      ...rest,
+      phase: waitsFor === null ? "serving" : "paused",
       rev: "1",
-      paused_reason: null,
+      paused_reason: waitsFor,
       clients: 0,
       members: [],
       resync: null,

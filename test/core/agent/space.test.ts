@@ -215,3 +215,57 @@ void t.test("agent: volumes may promise more than a pool has; by far more is a p
       `${overcommit}`,
     );
 });
+
+void t.test(
+  "agent: why a volume waits is told on every host, with the names of hosts and pools",
+  async (t) => {
+    const [h1, h2, h3] = await three(t, 141);
+    const { id, replicas } = await h1.client.createVolume({ name: "db", size: GIB, hosts: ["h1", "h2"] });
+    await h1.client.attach("db");
+    const copy = replicas.find(({ hostName }) => hostName === "h2");
+    const full = `waits for r${copy?.rid}: pool ${copy?.pool} of host ${copy?.host} is full`;
+    const said = `waits for copy ${copy?.rid} on h2: the pool /pool-of-h2 on h2 is full`;
+    h1.weftd.pause(id, full);
+    const shown = await eventually(
+      "the reason",
+      () => h3.client.volume("db"),
+      ({ health }) => health === "paused",
+    );
+    t.equal(shown.reason, said);
+    const why = await h2.client.why("db");
+    t.equal(why.health, "paused");
+    t.equal(why.because[1], `Writes of the guest on h1 wait and do not fail. Its session ${said}.`);
+    t.same((await h2.client.progress("db")).waitingFor, [said]);
+    h1.weftd.pause(id, null);
+    await eventually(
+      "it goes on",
+      () => h3.client.volume("db"),
+      ({ health }) => health === "healthy",
+    );
+
+    // Another session is believed by its own word only.
+    h1.weftd.pause(id, full);
+    await eventually(
+      "it waits again",
+      () => h3.client.volume("db"),
+      ({ health }) => health === "paused",
+    );
+    await h2.client.attach("db", { steal: true });
+    t.match(await h3.client.volume("db"), { health: "healthy", reason: null });
+    const store = await h1.store();
+    h1.weftd.sessions.delete(id);
+    h1.weftd.leave(100n);
+    h2.weftd.pause(id, "waits for 2 members");
+    await eventually(
+      "the new one's reason",
+      () => h3.client.volume("db"),
+      ({ reason }) => reason === "waits for 2 members",
+    );
+    h2.weftd.pause(id, null);
+    await eventually(
+      "nothing is left",
+      () => store.get(keys.pause(id)),
+      (entry) => entry === null,
+    );
+  },
+);
