@@ -9,9 +9,10 @@
  */
 import type { Cluster } from "../cluster/cluster.ts";
 import type { Host } from "../cluster/host.ts";
+import { percentile } from "../lib/percentile.ts";
 import { until } from "../lib/until.ts";
 import { runFio, type FioJob } from "./fio.ts";
-import { compared, isWithin, median } from "./frame.ts";
+import { compared, isWithin } from "./frame.ts";
 import type { Figure } from "./frame.ts";
 import { nbdUri } from "./sides.ts";
 
@@ -136,12 +137,6 @@ export function snapshotFigures(
   return [...pauses, ...longest, ...ratios];
 }
 
-/** The value that so many of a hundred are at most. */
-export function percentile(values: readonly number[], percent: number): number {
-  const sorted = values.toSorted((a, b) => a - b);
-  return sorted[Math.max(0, Math.ceil((sorted.length * percent) / 100) - 1)] ?? median(values);
-}
-
 /**
  * The longest time without an answer within `from` and `to`, or that began or ended there: `answers` are the moments at which
  * there were some, in their order. With requests under way all the time that is what a guest waits.
@@ -203,10 +198,7 @@ async function onVolume(
   });
   await work({ name, job: { uri: nbdUri(path, ""), size } });
   await agent.detach(name);
-  await until(async () => ((await agent.snapshots(name)).length === 0 ? true : null), {
-    what: "the last snapshot to be gone",
-    deadlineMs: DEADLINE_MS,
-  });
+  await untilGone(agent, name);
   await agent.deleteVolume(name);
   await agent.emptyTrash(name);
 }
@@ -232,16 +224,21 @@ async function strided(
   });
 }
 
+/** Deleted ones are there until each copy has let go of them. */
+async function untilGone(agent: ReturnType<Host["agent"]>, name: string): Promise<void> {
+  await until(async () => ((await agent.snapshots(name)).length === 0 ? true : null), {
+    what: `the snapshots of ${name} to be gone`,
+    deadlineMs: DEADLINE_MS,
+  });
+}
+
 /** While there is a snapshot of now; it is gone afterwards. */
 async function taken<Result>(guest: Host, { name }: Volume, work: () => Promise<Result>): Promise<Result> {
   const agent = guest.agent();
   const { id } = await agent.createSnapshot(name);
   const result = await work();
   await agent.deleteSnapshot(id);
-  await until(async () => ((await agent.snapshots(name)).length === 0 ? true : null), {
-    what: "the snapshot to be gone",
-    deadlineMs: DEADLINE_MS,
-  });
+  await untilGone(agent, name);
   return result;
 }
 
@@ -273,10 +270,7 @@ async function pausesOf(guest: Host, { name, job }: Volume): Promise<readonly nu
   }
   const pieces = await loading;
   for (const id of ids) await agent.deleteSnapshot(id);
-  await until(async () => ((await agent.snapshots(name)).length === 0 ? true : null), {
-    what: "the snapshots to be gone",
-    deadlineMs: DEADLINE_MS,
-  });
+  await untilGone(agent, name);
   // Between two pieces of the load nothing was under way: a snapshot that was taken there counts for nothing.
   return windows.flatMap(([from, to]) => {
     const piece = pieces.find((answers) => (answers[0] ?? to) <= from && (answers.at(-1) ?? from) >= to);

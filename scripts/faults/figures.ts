@@ -6,6 +6,7 @@
  * - a run that did not come to its end is counted as broken, never left out;
  * - a bar that has no run neither holds nor fails.
  */
+import { percentile } from "../lib/percentile.ts";
 import { table } from "../lib/table.ts";
 import { catalogue, faultNames, STALL_MAX_MS, STALL_P95_MS } from "./catalogue.ts";
 import type { FaultName } from "./catalogue.ts";
@@ -67,14 +68,6 @@ function stallOf(runs: readonly FaultRun[]): Stall | null {
   const stalls = runs.flatMap((run) => run.stallMs ?? []);
   if (stalls.length === 0) return null;
   return { p50: percentile(stalls, 50), p95: percentile(stalls, 95), max: Math.max(...stalls) };
-}
-
-/** The smallest value that at least so many percent of the values don't exceed. Of nothing: a caller's bug. */
-export function percentile(values: readonly number[], percent: number): number {
-  const sorted = values.toSorted((a, b) => a - b);
-  const value = sorted[Math.max(1, Math.ceil((sorted.length * percent) / 100)) - 1];
-  if (value === undefined) throw new Error("a percentile of no values");
-  return value;
 }
 
 export function isGood({ lostAcks, nonlinear, broken }: FaultRun): boolean {

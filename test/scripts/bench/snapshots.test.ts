@@ -1,12 +1,8 @@
 /** What is counted of snapshots, and which bars their figures have. */
 import t from "tap";
 
-import {
-  longestGap,
-  parseAnswers,
-  percentile,
-  snapshotFigures,
-} from "../../../scripts/bench/snapshot-job.ts";
+import { longestGap, parseAnswers, snapshotFigures } from "../../../scripts/bench/snapshot-job.ts";
+import { percentile } from "../../../scripts/lib/percentile.ts";
 
 await t.test(
   "snapshots: a pause is the longest time without an answer, also at the window's ends",

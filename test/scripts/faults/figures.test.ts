@@ -1,15 +1,9 @@
 /** What becomes of the runs of the faults: a run that is left out, or a percentile that flatters, would hide a fault. */
 import t from "tap";
 
-import {
-  figuresOf,
-  isGood,
-  lineOf,
-  percentile,
-  renderBars,
-  renderFigures,
-} from "../../../scripts/faults/figures.ts";
+import { figuresOf, isGood, lineOf, renderBars, renderFigures } from "../../../scripts/faults/figures.ts";
 import type { FaultRun } from "../../../scripts/faults/figures.ts";
+import { percentile } from "../../../scripts/lib/percentile.ts";
 
 const good: FaultRun = {
   fault: "kill",
