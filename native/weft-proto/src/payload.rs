@@ -28,10 +28,11 @@ pub trait Payload: Clone + fmt::Debug {
     fn slice(&self, start: usize, len: usize) -> Self;
 }
 
-/// The keyed hash of a block without data, as a pool gives it: SipHash-2-4 of no bytes, with 128 bits of result.
+/// The keyed hash of a block's bytes, by which members compare it: SipHash-2-4 with 128 bits of result, the same on every
+/// host of every release. Of a block without data it is that of no bytes.
 #[must_use]
-pub fn hole_hash(key: &[u8; 16]) -> [u8; 16] {
-    SipHasher24::new_with_key(key).hash(&[]).as_bytes()
+pub fn block_hash(key: &[u8; 16], bytes: &[u8]) -> [u8; 16] {
+    SipHasher24::new_with_key(key).hash(bytes).as_bytes()
 }
 
 /// A payload on the heap, for the simulator and for tests.

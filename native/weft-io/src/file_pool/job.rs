@@ -1,14 +1,12 @@
 //! An op on a replica under way, and what its pieces find.
 
-use core::hash::Hasher;
 use core::ops::Range;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use siphasher::sip128::{Hasher128, SipHasher24};
 use weft_proto::ids::SnapId;
 use weft_proto::log::ReplicaKey;
 use weft_proto::message::{Extent, Hole};
-use weft_proto::payload::{BLOCK, Payload};
+use weft_proto::payload::{BLOCK, Payload, block_hash};
 
 use super::BLOCK_LEN;
 use super::op::PoolError;
@@ -136,7 +134,7 @@ pub(super) fn nothing_there(work: &Work, blocks: u32) -> Found {
     match work {
         Work::Read => Found::Extents(vec![Extent::Hole { len, kind: Hole::Absent }]),
         Work::Kinds => Found::Kinds(vec![(len, Some(Hole::Absent))]),
-        Work::Hash { key } => Found::Hashes(vec![hash(key, &[]); blocks as usize]),
+        Work::Hash { key } => Found::Hashes(vec![block_hash(key, &[]); blocks as usize]),
         _ => Found::Nothing,
     }
 }
@@ -185,20 +183,14 @@ pub(super) fn conclude(
             runs.into_iter()
                 .flat_map(|(lo, hi, kind)| (lo..hi).map(move |block| (block, kind)))
                 .map(|(block, kind)| match kind {
-                    Some(Hole::Absent) => hash(key, &[]),
-                    Some(Hole::Zero) => hash(key, &[0; BLOCK_LEN]),
-                    None => hash(key, data(block, block + 1).bytes()),
+                    Some(Hole::Absent) => block_hash(key, &[]),
+                    Some(Hole::Zero) => block_hash(key, &[0; BLOCK_LEN]),
+                    None => block_hash(key, data(block, block + 1).bytes()),
                 })
                 .collect(),
         ),
         _ => Found::Nothing,
     })
-}
-
-fn hash(key: &[u8; 16], bytes: &[u8]) -> [u8; 16] {
-    let mut hasher = SipHasher24::new_with_key(key);
-    hasher.write(bytes);
-    hasher.finish128().as_bytes()
 }
 
 /// Pieces' extents in order; holes of one kind that meet become one.

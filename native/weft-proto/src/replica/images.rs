@@ -27,7 +27,7 @@ use crate::images::{HandDown, ImageChange, ImageState, Place, SEGMENT_SHIFT};
 use crate::log::LogRecord;
 use crate::message::{Answer, Ask, Extent, Hole, IMAGES_PAGE, ImageView, NOTE_MAX, Refusal};
 use crate::mutants::Mutation;
-use crate::payload::{BLOCK, Payload, hole_hash};
+use crate::payload::{BLOCK, Payload, block_hash};
 
 /// Images of a replica, and room for such: more are refused as busy.
 pub const IMAGES_MAX: usize = 2048;
@@ -940,7 +940,7 @@ impl<P: Payload> Replica<P> {
                     match &mut look.found {
                         DiskDone::Kinds(kinds) => kinds.push((len, Some(Hole::Absent))),
                         DiskDone::Hashes(hashes) => {
-                            hashes.extend((0..len / BLOCK).map(|_| hole_hash(&look.key)));
+                            hashes.extend((0..len / BLOCK).map(|_| block_hash(&look.key, &[])));
                         }
                         DiskDone::Data(extents) => extents.push(Extent::Hole { len, kind: Hole::Absent }),
                         DiskDone::Done => {}
