@@ -181,6 +181,37 @@ const fn content_len(regions: usize, gone: usize) -> usize {
     (STAMPS_AT + 8 * regions + GONE_LEN * gone).next_multiple_of(BLOCK)
 }
 
+/// Enters the checksums of head and body.
+fn seal<const HEAD_LEN: usize>(out: &mut [u8]) {
+    let body_crc = crc32c::crc32c(&out[HEAD_LEN..]);
+    out[HEAD_LEN - 8..HEAD_LEN - 4].copy_from_slice(&body_crc.to_le_bytes());
+    let head_crc = crc32c::crc32c(&out[8..HEAD_LEN]);
+    out[4..8].copy_from_slice(&head_crc.to_le_bytes());
+}
+
+/// A sound head of a version that this software reads, from behind that version on.
+fn open<const HEAD_LEN: usize>(bytes: &[u8], magic: u32) -> Result<(Reader<'_>, u32), CheckpointError> {
+    let head = bytes.get(..HEAD_LEN).ok_or(CheckpointError::NotACheckpoint)?;
+    let mut r = Reader::new(head);
+    if r.u32()? != magic {
+        return Err(CheckpointError::NotACheckpoint);
+    }
+    if r.u32()? != crc32c::crc32c(&head[8..]) {
+        return Err(CheckpointError::BadChecksum);
+    }
+    let version = r.u32()?;
+    if version > VERSION {
+        return Err(CheckpointError::NewerVersion(version));
+    }
+    Ok((r, version))
+}
+
+fn regions_fit(regions: u32, size: u64, region_shift: u8) -> bool {
+    (12..=62).contains(&region_shift)
+        && u64::from(regions) == size.div_ceil(1 << region_shift)
+        && u64::from(regions) <= MAX_REGIONS
+}
+
 impl Checkpoint {
     /// The file's content, whole blocks. Panics on a state that can't exist: a bug.
     #[must_use]
@@ -220,28 +251,14 @@ impl Checkpoint {
             out.u64(attempt);
         }
         out.resize(len, 0);
-        let body_crc = crc32c::crc32c(&out[HEAD..]);
-        out[168..172].copy_from_slice(&body_crc.to_le_bytes());
-        let head_crc = crc32c::crc32c(&out[8..HEAD]);
-        out[4..8].copy_from_slice(&head_crc.to_le_bytes());
+        seal::<HEAD>(&mut out);
         out
     }
 
     /// Reads a file of replica `key` in `pool`. Bytes behind the content are ignored: a file is as long as its
     /// longest checkpoint was.
     pub fn decode(bytes: &[u8], pool: PoolId, key: ReplicaKey) -> Result<Checkpoint, CheckpointError> {
-        let head = bytes.get(..HEAD).ok_or(CheckpointError::NotACheckpoint)?;
-        let mut r = Reader::new(head);
-        if r.u32()? != MAGIC {
-            return Err(CheckpointError::NotACheckpoint);
-        }
-        if r.u32()? != crc32c::crc32c(&head[8..]) {
-            return Err(CheckpointError::BadChecksum);
-        }
-        let version = r.u32()?;
-        if version > VERSION {
-            return Err(CheckpointError::NewerVersion(version));
-        }
+        let (mut r, version) = open::<HEAD>(bytes, MAGIC)?;
         let rid = Rid(r.u32()?);
         let volume = VolumeId(r.u128()?);
         let found_pool = PoolId(r.u128()?);
@@ -258,9 +275,7 @@ impl Checkpoint {
         let gone = as_len(r.u32()?);
         r.take(24)?;
         let body_crc = r.u32()?;
-        let regions_fit = (12..=62).contains(&region_shift)
-            && u64::from(regions) == size.div_ceil(1 << region_shift)
-            && u64::from(regions) <= MAX_REGIONS;
+        let regions_fit = regions_fit(regions, size, region_shift);
         let sequences_fit = log_seq <= u64::MAX / 2 && counter < u64::MAX && promised <= Epoch::MAX;
         let counts_fit = record_len <= RECORD_MAX && gone <= GONE_MAX;
         if version == 0 || !regions_fit || !sequences_fit || !counts_fit || clean_stop > 1 {
@@ -309,9 +324,18 @@ impl Checkpoint {
 /// The newest sound one of the two files and where it stands; the next goes to the other side. Beside a file of
 /// newer software a sound one is not taken: it may be the older state, and the log between the two may be gone.
 pub fn choose(a: &[u8], b: &[u8], pool: PoolId, key: ReplicaKey) -> Result<(Side, Checkpoint), NoCheckpoint> {
+    newest(Checkpoint::decode(a, pool, key), Checkpoint::decode(b, pool, key), |of| of.counter)
+}
+
+/// See [`choose`].
+fn newest<T>(
+    a: Result<T, CheckpointError>,
+    b: Result<T, CheckpointError>,
+    counter: impl Fn(&T) -> u64,
+) -> Result<(Side, T), NoCheckpoint> {
     let newer = |error| matches!(error, CheckpointError::NewerVersion(_));
-    match (Checkpoint::decode(a, pool, key), Checkpoint::decode(b, pool, key)) {
-        (Ok(a), Ok(b)) if b.counter > a.counter => Ok((Side::B, b)),
+    match (a, b) {
+        (Ok(a), Ok(b)) if counter(&b) > counter(&a) => Ok((Side::B, b)),
         (Ok(a), Ok(_)) => Ok((Side::A, a)),
         (Ok(_), Err(b)) if newer(b) => Err(NoCheckpoint { a: None, b: Some(b) }),
         (Err(a), Ok(_)) if newer(a) => Err(NoCheckpoint { a: Some(a), b: None }),
@@ -382,10 +406,7 @@ impl ImageSlot {
             }
         }
         out.resize(image_slot_len(regions), 0);
-        let body_crc = crc32c::crc32c(&out[IMAGE_HEAD..]);
-        out[136..140].copy_from_slice(&body_crc.to_le_bytes());
-        let head_crc = crc32c::crc32c(&out[8..IMAGE_HEAD]);
-        out[4..8].copy_from_slice(&head_crc.to_le_bytes());
+        seal::<IMAGE_HEAD>(&mut out);
         out
     }
 
@@ -396,18 +417,7 @@ impl ImageSlot {
         key: ReplicaKey,
         id: SnapId,
     ) -> Result<ImageSlot, CheckpointError> {
-        let head = bytes.get(..IMAGE_HEAD).ok_or(CheckpointError::NotACheckpoint)?;
-        let mut r = Reader::new(head);
-        if r.u32()? != IMAGE_MAGIC {
-            return Err(CheckpointError::NotACheckpoint);
-        }
-        if r.u32()? != crc32c::crc32c(&head[8..]) {
-            return Err(CheckpointError::BadChecksum);
-        }
-        let version = r.u32()?;
-        if version > VERSION {
-            return Err(CheckpointError::NewerVersion(version));
-        }
+        let (mut r, version) = open::<IMAGE_HEAD>(bytes, IMAGE_MAGIC)?;
         let rid = Rid(r.u32()?);
         let volume = VolumeId(r.u128()?);
         let (found_pool, found_id) = (PoolId(r.u128()?), SnapId(r.u128()?));
@@ -418,9 +428,7 @@ impl ImageSlot {
         let (region_shift, state) = (r.u8()?, r.u8()?);
         r.take(6)?;
         let body_crc = r.u32()?;
-        let regions_fit = (12..=62).contains(&region_shift)
-            && u64::from(regions) == size.div_ceil(1 << region_shift)
-            && u64::from(regions) <= MAX_REGIONS;
+        let regions_fit = regions_fit(regions, size, region_shift);
         let sequences_fit = log_seq <= u64::MAX / 2 && counter < u64::MAX;
         let state = match state {
             0 => ImageState::Prepared,
@@ -483,17 +491,11 @@ pub fn choose_image(
     key: ReplicaKey,
     id: SnapId,
 ) -> Result<Option<(Side, ImageSlot)>, NoCheckpoint> {
-    let newer = |error| matches!(error, CheckpointError::NewerVersion(_));
-    match (ImageSlot::decode(a, pool, key, id), ImageSlot::decode(b, pool, key, id)) {
-        (Ok(a), Ok(b)) if b.counter > a.counter => Ok(Some((Side::B, b))),
-        (Ok(a), Ok(_)) => Ok(Some((Side::A, a))),
-        (Ok(_), Err(b)) if newer(b) => Err(NoCheckpoint { a: None, b: Some(b) }),
-        (Err(a), Ok(_)) if newer(a) => Err(NoCheckpoint { a: Some(a), b: None }),
-        (Ok(a), Err(_)) => Ok(Some((Side::A, a))),
-        (Err(_), Ok(b)) => Ok(Some((Side::B, b))),
-        (Err(_), Err(_)) if a.iter().chain(b).all(|byte| *byte == 0) => Ok(None),
-        (Err(a), Err(b)) => Err(NoCheckpoint { a: Some(a), b: Some(b) }),
+    let (read_a, read_b) = (ImageSlot::decode(a, pool, key, id), ImageSlot::decode(b, pool, key, id));
+    if read_a.is_err() && read_b.is_err() && a.iter().chain(b).all(|byte| *byte == 0) {
+        return Ok(None);
     }
+    newest(read_a, read_b, |of| of.counter).map(Some)
 }
 
 #[cfg(test)]
