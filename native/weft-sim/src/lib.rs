@@ -12,6 +12,7 @@ pub mod oracle;
 pub mod plan;
 pub mod rng;
 pub mod scenarios;
+pub mod snap_keys;
 pub mod stage;
 pub mod world;
 

@@ -45,10 +45,11 @@ use weft_proto::session::{
 
 use crate::disk::{Disk, Stored, bytes_of, value_of};
 use crate::oracle::{ABSENT, Oracle, Value, ZERO};
+use crate::snap_keys::Keys;
 
 use self::history::Host;
 pub use self::history::Play;
-pub use self::snapshots::{Image, Key};
+pub use self::snapshots::Image;
 
 /// Host of `R0`.
 pub const A: HostId = HostId(0xA);
@@ -186,7 +187,7 @@ pub enum Fate {
 pub struct Backup {
     record: Record,
     revision: u64,
-    keys: BTreeMap<SnapId, Key>,
+    keys: Keys,
 }
 
 impl Backup {
@@ -385,7 +386,7 @@ pub struct Stage {
     store_refuses: BTreeSet<HostId>,
     fates: VecDeque<Fate>,
     /// The keys of snapshots, as weftd writes them.
-    keys: BTreeMap<SnapId, Key>,
+    keys: Keys,
     /// What is put into the keys of those that were asked for.
     notes: BTreeMap<SnapId, Vec<u8>>,
     /// For each attempt, what each block may have held when its PREPARE was sent.

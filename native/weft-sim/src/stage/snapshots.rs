@@ -5,22 +5,10 @@
 
 use weft_proto::images::{ImageState, Place};
 use weft_proto::record::Snaps;
-use weft_proto::session::{SnapFailure, SnapKnown, SnapState, SnapTaken};
+use weft_proto::session::SnapFailure;
 
 use super::*;
-
-/// A snapshot's key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Key {
-    /// What its swap said.
-    pub taken: SnapTaken,
-    /// What members keep of it.
-    pub note: Vec<u8>,
-    /// Every listed member that was in sync has logged it (R27).
-    pub logged: bool,
-    /// It is being deleted.
-    pub deleting: bool,
-}
+use crate::snap_keys::{self, Key};
 
 /// An image at a replica: each block's value, as its log and its files have it; none where the file has not what the log says.
 pub type Image = Vec<Option<Value>>;
@@ -115,43 +103,20 @@ impl Stage {
     pub(super) fn change_key(&mut self, change: SnapChange) {
         let id = change.id();
         self.play.tell(self.now, format_args!("the store: {change:?}"));
-        match change {
-            SnapChange::Taken(taken) => {
-                let note = self.notes.get(&id).cloned().unwrap_or_default();
-                let key = Key { taken, note, logged: false, deleting: false };
-                assert!(self.keys.insert(id, key).is_none(), "{id} is there twice");
-            }
-            SnapChange::Logged { .. } => self.keys.get_mut(&id).expect("it was taken").logged = true,
-            SnapChange::Deleting { .. } => {
-                self.keys.get_mut(&id).expect("there is one").deleting = true;
-                self.reported.remove(&id);
-            }
-            SnapChange::Gone { .. } => {
-                assert!(self.keys.remove(&id).is_some_and(|key| key.deleting), "{id} goes unasked");
-            }
-            SnapChange::Changed { .. } => assert!(self.keys.contains_key(&id), "{id} is not there"),
+        let note = self.notes.get(&id).cloned().unwrap_or_default();
+        if matches!(change, SnapChange::Deleting { .. }) {
+            self.reported.remove(&id);
         }
-        assert_eq!(self.record.snaps.count as usize, self.keys.len(), "{}", self.describe());
-        assert!(self.record.snaps.newest.is_none_or(|id| self.keys.contains_key(&id)), "{}", self.describe());
+        let changed = snap_keys::change(&mut self.keys, change, note);
+        let agreed = changed.and_then(|()| snap_keys::agree(&self.keys, &self.record.snaps));
+        agreed.unwrap_or_else(|what| panic!("{what}\n{}", self.describe()));
     }
 
     /// What weftd tells a session that has opened, and what whoever is told of a snapshot may rely on.
     pub(super) fn handle_snapshot_event(&mut self, who: Who, event: &Event) {
         match event {
             Event::Opened { .. } => {
-                let known = |(id, key): (&SnapId, &Key)| SnapKnown {
-                    id: *id,
-                    attempt: key.taken.attempt,
-                    generation: key.taken.generation,
-                    state: match (key.deleting, key.logged) {
-                        (true, _) => SnapState::Deleting,
-                        (false, true) => SnapState::Logged,
-                        (false, false) => SnapState::Taken,
-                    },
-                    members: key.taken.members.clone(),
-                    note: key.note.clone(),
-                };
-                let known = self.keys.iter().map(known).collect();
+                let known = snap_keys::known(&self.keys);
                 let now = self.clock(self.acts[who.0].host);
                 if let Some(m) = &mut self.acts[who.0].machine {
                     m.know_snapshots(now, known);
@@ -162,42 +127,9 @@ impl Stage {
         }
     }
 
-    /// `weft store repair`: keys are made for what replicas have logged READY; being gone beats that.
     pub(super) fn repair_keys(&mut self) -> Snaps {
-        let answering: Vec<Rid> =
-            self.reps.iter().filter(|(_, r)| r.machine.is_some()).map(|(rid, _)| *rid).collect();
-        for rid in &answering {
-            let images = &self.reps[rid].stored.durable.images;
-            for image in images.iter().filter(|image| image.state != ImageState::Prepared) {
-                let taken = SnapTaken {
-                    id: image.id,
-                    attempt: image.attempt,
-                    generation: image.generation,
-                    epoch: image.epoch,
-                    incarnation: image.incarnation,
-                    size: image.size,
-                    region_shift: image.region_shift,
-                    members: Vec::new(),
-                };
-                let new = Key { taken, note: image.note.clone(), logged: true, deleting: false };
-                let key = self.keys.entry(image.id).or_insert(new);
-                key.deleting |= image.state == ImageState::Deleting;
-                key.logged |= image.state == ImageState::Ready;
-                if !key.taken.members.contains(rid) {
-                    key.taken.members.push(*rid);
-                }
-            }
-        }
-        for rid in &answering {
-            for (id, attempt) in self.reps[rid].stored.durable.images.gone() {
-                if let Some(key) = self.keys.get_mut(&id).filter(|key| key.taken.attempt <= attempt) {
-                    key.deleting = true;
-                }
-            }
-        }
-        let newest = self.keys.values().max_by_key(|key| (key.taken.generation, key.taken.attempt));
-        let newest = newest.map(|key| key.taken.id);
-        Snaps { count: self.keys.len() as u32, newest, ..Snaps::default() }
+        let answering = self.reps.iter().filter(|(_, r)| r.machine.is_some());
+        snap_keys::repair(&mut self.keys, answering.map(|(rid, r)| (*rid, &r.stored.durable.images)))
     }
 
     /// The store is lost: nothing of it is left but what replicas keep.

@@ -48,10 +48,11 @@ use self::media::{BLOCKS, Bad, Interrupted, Media, bytes_of_halves, halves_of};
 use self::net::in_turn;
 use self::replicas::Stop;
 use self::sessions::names;
-use self::snapshots::{Barriers, Key};
+use self::snapshots::Barriers;
 use crate::oracle::{ABSENT, Oracle, Value, ZERO};
 use crate::plan::Plan;
 use crate::rng::Rng;
+use crate::snap_keys::Keys;
 
 /// Small regions, so that a small volume has several.
 const REGION_SHIFT: u8 = 16;
@@ -250,7 +251,7 @@ struct Store {
     /// Keys of pools with their revisions (R10).
     pools: Pools,
     /// Keys of snapshots.
-    keys: BTreeMap<SnapId, Key>,
+    keys: Keys,
     /// The size that somebody was told last, since the last swap of another (R25).
     told: Option<u64>,
     /// What guests saw beyond the end that the last shrink made, and that end, until somebody is told of it.
@@ -263,7 +264,7 @@ struct Backup {
     record: Record,
     revision: u64,
     pools: Pools,
-    keys: BTreeMap<SnapId, Key>,
+    keys: Keys,
 }
 
 /// One run.

@@ -2,18 +2,10 @@
 
 use weft_proto::images::{ImageState, Place};
 use weft_proto::record::Snaps;
-use weft_proto::session::{SnapKnown, SnapState, SnapTaken};
 
 use super::media::Content;
 use super::*;
-
-/// A snapshot's key, as weftd writes it.
-#[derive(Clone, Debug)]
-pub(super) struct Key {
-    taken: SnapTaken,
-    logged: bool,
-    deleting: bool,
-}
+use crate::snap_keys::{self, Key};
 
 /// What a session's attempts may have brought into their images, and what somebody was told of.
 #[derive(Default)]
@@ -71,19 +63,7 @@ impl World {
             }
             return;
         }
-        let known = |(id, key): (&SnapId, &Key)| SnapKnown {
-            id: *id,
-            attempt: key.taken.attempt,
-            generation: key.taken.generation,
-            state: match (key.deleting, key.logged) {
-                (true, _) => SnapState::Deleting,
-                (false, true) => SnapState::Logged,
-                (false, false) => SnapState::Taken,
-            },
-            members: key.taken.members.clone(),
-            note: vec![id.0 as u8],
-        };
-        let known = self.store.keys.iter().map(known).collect();
+        let known = snap_keys::known(&self.store.keys);
         let now = self.clock(host);
         if let Some(m) = &mut self.sessions[session].machine {
             m.know_snapshots(now, known);
@@ -95,24 +75,13 @@ impl World {
     pub(super) fn change_key(&mut self, change: SnapChange) {
         let id = change.id();
         self.note(|_| format!("store: {}", told(&change)));
-        let known = self.store.keys.get_mut(&id);
-        match (change, known) {
-            (SnapChange::Taken(taken), None) => {
-                self.store.keys.insert(id, Key { taken, logged: false, deleting: false });
-            }
-            (SnapChange::Logged { .. }, Some(key)) => key.logged = true,
-            (SnapChange::Deleting { .. }, Some(key)) => {
-                key.deleting = true;
-                self.barriers.reported.remove(&id);
-            }
-            (SnapChange::Gone { .. }, Some(key)) if key.deleting => drop(self.store.keys.remove(&id)),
-            (SnapChange::Changed { .. }, Some(_)) => {}
-            (change, _) => return self.fail(format!("a key that is not so is changed: {change:?}")),
+        if matches!(change, SnapChange::Deleting { .. }) {
+            self.barriers.reported.remove(&id);
         }
-        let snaps = &self.store.record.snaps;
-        let newest = snaps.newest.is_none_or(|id| self.store.keys.contains_key(&id));
-        if snaps.count as usize != self.store.keys.len() || !newest {
-            self.fail(format!("the record says {snaps:?}, there are {} keys", self.store.keys.len()));
+        let changed = snap_keys::change(&mut self.store.keys, change, vec![id.0 as u8]);
+        let agreed = changed.and_then(|()| snap_keys::agree(&self.store.keys, &self.store.record.snaps));
+        if let Err(what) = agreed {
+            self.fail(what);
         }
     }
 
@@ -144,46 +113,13 @@ impl World {
         }
     }
 
-    /// `weft store repair`: keys are made for what replicas have logged READY; being gone beats that.
     pub(super) fn repair_keys(&mut self) -> Snaps {
-        let telling = |r: &&Rep| !r.is_gone() && !r.put_back;
-        let mut keys = std::mem::take(&mut self.store.keys);
-        for r in self.reps.iter().filter(telling) {
-            for image in r.stored.durable.images.iter().filter(|i| i.state != ImageState::Prepared) {
-                let taken = SnapTaken {
-                    id: image.id,
-                    attempt: image.attempt,
-                    generation: image.generation,
-                    epoch: image.epoch,
-                    incarnation: image.incarnation,
-                    size: image.size,
-                    region_shift: image.region_shift,
-                    members: Vec::new(),
-                };
-                let key = keys.entry(image.id).or_insert(Key { taken, logged: true, deleting: false });
-                key.deleting |= image.state == ImageState::Deleting;
-                key.logged |= image.state == ImageState::Ready;
-                if !key.taken.members.contains(&r.rid) {
-                    key.taken.members.push(r.rid);
-                }
-            }
+        let telling = self.reps.iter().filter(|r| !r.is_gone() && !r.put_back);
+        let told = telling.map(|r| (r.rid, &r.stored.durable.images));
+        let snaps = snap_keys::repair(&mut self.store.keys, told);
+        for (id, _) in self.store.keys.iter().filter(|(_, key)| key.deleting) {
+            self.barriers.reported.remove(id);
         }
-        for r in self.reps.iter().filter(telling) {
-            for (id, attempt) in r.stored.durable.images.gone() {
-                if let Some(key) = keys.get_mut(&id).filter(|key| key.taken.attempt <= attempt) {
-                    key.deleting = true;
-                }
-            }
-        }
-        for (id, key) in &keys {
-            if key.deleting {
-                self.barriers.reported.remove(id);
-            }
-        }
-        let newest = keys.values().max_by_key(|key| (key.taken.generation, key.taken.attempt));
-        let snaps =
-            Snaps { count: keys.len() as u32, newest: newest.map(|key| key.taken.id), ..Snaps::default() };
-        self.store.keys = keys;
         snaps
     }
 
