@@ -71,7 +71,10 @@ async function watchOf(
   return { written: all.promise };
 }
 
-void t.test("host revoke: one that is no member, then a member, within 5 s each", async (t) => {
+/** The bar of 5 s is test/scenario/identity.test.ts' matter, which measures the store beside it; here others are tested at the same time. */
+const WITHIN_MS = 20_000;
+
+void t.test("host revoke: one that is no member, then a member, both out everywhere", async (t) => {
   const { h1, member, spare, list } = await startWithSpare(t, 1);
   await t.rejects(h1.client.revokeHost("h1"), { code: "E-HOST-12" });
   await t.rejects(h1.client.revokeHost("h9"), { code: "E-ARG-01" });
@@ -113,8 +116,8 @@ void t.test("host revoke: one that is no member, then a member, within 5 s each"
   tidy.call.close();
   t.match(answer, { name: spare.name, complete: true, authority: null, open: [] });
   t.comment(JSON.stringify(answer.hosts));
-  t.ok(answer.hosts.every(({ refusedMs }) => refusedMs !== null && refusedMs < 5000));
-  t.ok(answer.hosts.filter(({ storeMs }) => storeMs !== null && storeMs < 5000).length === 3);
+  t.ok(answer.hosts.every(({ refusedMs }) => refusedMs !== null && refusedMs < WITHIN_MS));
+  t.ok(answer.hosts.filter(({ storeMs }) => storeMs !== null && storeMs < WITHIN_MS).length === 3);
   t.ok((await stream.cut) !== "", "its stream at the store was cut");
   const late = new StoreClient({
     endpoints,
@@ -169,8 +172,8 @@ void t.test("host revoke: one that is no member, then a member, within 5 s each"
   t.match(revoked, { name: member.name, complete: true, authority: /^[0-9a-f]{64}$/ });
   const staying = list.map(({ name }) => name).filter((name) => name !== member.name && name !== spare.name);
   t.same({ on: revoked.keyOn, missing: revoked.keyMissing }, { on: staying.toSorted(), missing: [] });
-  t.ok(revoked.hosts.every(({ refusedMs }) => refusedMs !== null && refusedMs < 5000));
-  t.ok(revoked.hosts.filter(({ storeMs }) => storeMs !== null && storeMs < 5000).length === 2);
+  t.ok(revoked.hosts.every(({ refusedMs }) => refusedMs !== null && refusedMs < WITHIN_MS));
+  t.ok(revoked.hosts.filter(({ storeMs }) => storeMs !== null && storeMs < WITHIN_MS).length === 2);
   const [own = ""] = (await h1.client.cluster()).endpoints;
   const after = new StoreClient({
     endpoints: [own],
