@@ -14,7 +14,8 @@
 //! * no image is taken in place of another one: room is made for an attempt first, and what an earlier one left goes before;
 //!   no attempt is taken at or below one that was seen;
 //! * nothing is put into an image that is to go, nor into a segment that changes its image as a whole;
-//! * what goes on by itself is one op at a time, gives way to whoever waits, and rests after a failure.
+//! * what goes on by itself is one op at a time, gives way to whoever waits, and rests after a failure;
+//! * what a look found in the head counts only if it lies there still when it is told.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -969,24 +970,23 @@ impl<P: Payload> Replica<P> {
         let Some(Stage::Look(look)) = self.running.get_mut(&token).map(|running| &mut running.stage) else {
             return;
         };
+        let images = &self.durable.images;
+        let shift = images.get(look.image).map_or(SEGMENT_SHIFT, |of| of.region_shift);
+        let place = |region: u64| images.place(look.image, u32::try_from(region).expect("within the image"));
+        let mut regions = (look.at >> shift)..=((look.part.0 - 1) >> shift);
+        let moved = !regions.all(|region| place(region) == look.part.1);
         match (outcome, &mut look.found) {
+            // The pool does a long look in pieces: between two of them the head may have changed, once it was preserved.
+            (Ok(_), _) if moved && look.part.1 == Some(Place::Head) => return self.go_on_looking(now, token),
             (Ok(DiskDone::Data(found)), DiskDone::Data(all)) => all.extend(found),
             (Ok(DiskDone::Kinds(found)), DiskDone::Kinds(all)) => all.extend(found),
             (Ok(DiskDone::Hashes(found)), DiskDone::Hashes(all)) => all.extend(found),
             (Ok(_), _) => return self.finish(now, token, Err(Refusal::IoError)),
+            // Looked for where it was: it may have been handed down meanwhile.
+            (Err(_), _) if moved => return self.go_on_looking(now, token),
             (Err(error), _) => {
-                // Looked for where it was: it may have been handed down meanwhile.
-                let images = &self.durable.images;
-                let shift = images.get(look.image).map_or(SEGMENT_SHIFT, |of| of.region_shift);
-                let place =
-                    |region: u64| images.place(look.image, u32::try_from(region).expect("within the image"));
-                let mut regions = (look.at >> shift)..=((look.part.0 - 1) >> shift);
-                if regions.all(|region| place(region) == look.part.1) {
-                    let refusal =
-                        if error == DiskError::BitRot { Refusal::BitRot } else { refusal_of(error) };
-                    return self.finish(now, token, Err(refusal));
-                }
-                return self.go_on_looking(now, token);
+                let refusal = if error == DiskError::BitRot { Refusal::BitRot } else { refusal_of(error) };
+                return self.finish(now, token, Err(refusal));
             }
         }
         look.at = look.part.0;

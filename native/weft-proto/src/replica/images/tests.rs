@@ -579,3 +579,43 @@ fn room_for_an_image_that_is_at_the_log_stays_when_another_session_is_promised()
     assert!(rig.durable.images.get(id).is_some() && rig.replica.whole());
     assert_eq!(rig.dirs, BTreeSet::from([id]));
 }
+
+/// The pool does a long look in pieces, and a write that was preserved may be done between two of them.
+#[test]
+fn what_a_look_found_in_the_head_counts_only_while_it_lies_there() {
+    let mut rig = Rig::new();
+    let (id, region) = (SnapId(1), 1 << SHIFT);
+    rig.write(place(0), 1);
+    rig.write(place(2), 1);
+    rig.settle();
+    assert_eq!(rig.control(Ask::SnapMake { id, attempt: 1 }), Ok(Answer::Done));
+    let generation = rig.generation();
+    rig.interval += 1;
+    let prepared = rig.control(Ask::SnapPrepare { id, attempt: 1, generation, incarnation: 1 });
+    assert_eq!(prepared, Ok(Answer::Done));
+    // Nothing is preserved by itself.
+    assert!(rig.step(0, 2));
+    assert_eq!(rig.control(Ask::SnapReady { id, attempt: 1, note: vec![1] }), Ok(Answer::Done));
+
+    let asked = rig.send(Ask::SnapKinds { id, offset: 0, len: 2 * region }, Awaited::Other);
+    let (looks, found) = rig.disk.pop().expect("it is looked for");
+    assert!(matches!(found, Job::Head(DiskOp::Kinds { offset: 0, len }) if len == 2 * region), "{found:?}");
+    let written = rig.write(place(3), rig.interval);
+    assert_eq!(rig.until(written), Ok(Answer::Done));
+    let told = |rig: &mut Rig, token, kinds| {
+        rig.replica.handle_disk(rig.now, token, Ok(DiskDone::Kinds(kinds)));
+        rig.drain();
+        rig.disk.pop()
+    };
+    let data = |len| vec![(len, None)];
+    let (looks, found) = told(&mut rig, looks, data(2 * region)).expect("it is looked for again");
+    assert!(matches!(found, Job::Head(DiskOp::Kinds { offset: 0, len }) if len == region), "{found:?}");
+    let (looks, found) = told(&mut rig, looks, data(region)).expect("the rest is looked for elsewhere");
+    let Job::Image(ImageOp::Look { image, op: DiskOp::Kinds { offset, len }, .. }) = found else {
+        panic!("{found:?}")
+    };
+    assert_eq!((image, offset, len), (id, region, region));
+    let old = vec![(BLOCK, None), (region - BLOCK, Some(Hole::Absent))];
+    assert!(told(&mut rig, looks, old.clone()).is_none());
+    assert_eq!(rig.answered[&asked], Ok(Answer::Kinds([data(region), old].concat())));
+}
