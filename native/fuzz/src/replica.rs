@@ -401,6 +401,7 @@ impl World {
                 assert_eq!(images.get(*image).map(|of| of.state), Some(ImageState::Deleting));
                 assert!(images.get(*heir).is_some_and(|of| of.state != ImageState::Deleting));
             }
+            ImageOp::CloneOut { .. } => panic!("nobody asked for a clone"),
         }
     }
 

@@ -11,7 +11,7 @@ use std::fmt;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
-use weft_proto::ids::{ClusterId, Epoch, HostId, PoolId, PoolInc, Rev, Rid, SessionId, VolumeId};
+use weft_proto::ids::{ClusterId, Epoch, HostId, PoolId, PoolInc, Rev, Rid, SessionId, SnapId, VolumeId};
 
 pub use snapshots::*;
 
@@ -269,7 +269,7 @@ pub struct PoolList {
     pub pools: Vec<PoolInfo>,
 }
 
-/// Makes a replica durable in a pool of this host, empty and unpromised. Idempotent.
+/// Makes a replica durable in a pool of this host, unpromised: empty, or a clone. Idempotent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ReplicaCreate {
@@ -288,6 +288,23 @@ pub struct ReplicaCreate {
     pub region_shift: u8,
     /// Its blocks and those of its sidecars are reserved now, and stay its own whatever is trimmed; none: they are not.
     pub thick: Option<bool>,
+    /// It has what a snapshot has, whose size and regions are its own, and shares its blocks; none: it is empty.
+    pub from: Option<CloneFrom>,
+}
+
+/// The snapshot of which a clone is made. A copy in the clone's own pool has it, logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CloneFrom {
+    /// Of which volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// The number of the copy in that pool; none: any that has it.
+    #[schemars(with = "Option<u32>")]
+    pub rid: Option<Rid>,
+    /// Which.
+    #[schemars(with = "Uuid")]
+    pub snap: SnapId,
 }
 
 /// Names a replica of this host.

@@ -428,6 +428,7 @@ impl Host {
             size: Decimal(size),
             region_shift: REGION_SHIFT,
             thick: None,
+            from: None,
         };
         self.pools.create_replica(ask, answer);
         pending

@@ -2,7 +2,8 @@
 //! the order that R28 asks for. What it plays, and what must be there after a power cut.
 //!
 //! Must always hold: an image reads what the head held when it was taken, from the moment its taking was answered until
-//! its deletion is asked for, whatever is written, deleted, killed or cut off in between; so does the head.
+//! its deletion is asked for, whatever is written, deleted, killed or cut off in between; so does the head. A replica that is
+//! made of an image has what that one had, as a whole, or is not there.
 
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,6 +61,10 @@ pub enum Fact {
     DeleteAsked(SnapId),
     /// The head went to the trash.
     TrashAsked,
+    /// A replica is to be made of an image.
+    CloneAsked(ReplicaKey, SnapId),
+    /// It was.
+    Cloned(ReplicaKey),
     /// The process was killed, the machine runs on.
     Killed,
     /// So many processes have served the pool.
@@ -83,6 +88,8 @@ struct Keeper {
     /// What is known when an op ends.
     awaited: BTreeMap<u64, Fact>,
     open: bool,
+    /// Replicas that were made of images.
+    clones: Vec<ReplicaKey>,
     /// Steps until the process dies.
     fuse: Option<usize>,
 }
@@ -152,6 +159,7 @@ impl Keeper {
             done: BTreeMap::new(),
             awaited: BTreeMap::new(),
             open: false,
+            clones: Vec::new(),
             fuse: None,
             recorder,
         };
@@ -197,6 +205,10 @@ impl Keeper {
             let unsealed = regions.map(|(region, _)| unsealed(region)).collect();
             self.run(PoolOp::OpenReplica { replica: KEY, size: SIZE, unsealed })?;
             self.open = true;
+        }
+        for replica in here.into_iter().filter(|replica| *replica != KEY) {
+            self.run(PoolOp::OpenReplica { replica, size: SIZE, unsealed: Vec::new() })?;
+            self.clones.push(replica);
         }
         if !ready {
             self.fact(Fact::Ready);
@@ -340,6 +352,25 @@ impl Keeper {
         self.log_image(image, ImageChange::Deleting)
     }
 
+    /// Makes a replica of an image.
+    fn clone_out(&mut self, image: SnapId, to: ReplicaKey) -> Result<(), Stop> {
+        self.settle()?;
+        self.fact(Fact::CloneAsked(to, image));
+        self.run(PoolOp::BeginClone { from: KEY, to, meta_bytes: 4096 })?;
+        for region in 0..u32::try_from(SIZE >> SHIFT).expect("few") {
+            let place = self.images.place(image, region).expect("a region of it");
+            let (offset, len) = (u64::from(region) << SHIFT, 1 << SHIFT);
+            if place != Place::Absent {
+                self.run(PoolOp::CloneOut { from: KEY, place, to, offset, len })?;
+            }
+        }
+        self.run(PoolOp::PublishClone { replica: to, checkpoint: checkpoint_of(to) })?;
+        self.run(PoolOp::OpenReplica { replica: to, size: SIZE, unsealed: Vec::new() })?;
+        self.clones.push(to);
+        self.fact(Fact::Cloned(to));
+        Ok(())
+    }
+
     /// One step of a deletion; false when there is none to do.
     fn hand_down(&mut self) -> Result<bool, Stop> {
         match self.images.hand_down() {
@@ -375,6 +406,16 @@ impl Keeper {
                 PoolOp::Image { replica: KEY, image, heir, op: DiskOp::Read { offset, len } }
             }
         };
+        self.tag_by(op)
+    }
+
+    /// A block's tag, of a replica that was made of an image.
+    fn read_clone(&mut self, replica: ReplicaKey, block: u64) -> Result<u64, Stop> {
+        let op = DiskOp::Read { offset: block * BLOCK, len: BLOCK };
+        self.tag_by(PoolOp::Disk { replica, op })
+    }
+
+    fn tag_by(&mut self, op: PoolOp) -> Result<u64, Stop> {
         let PoolAnswer::Disk(DiskDone::Data(extents)) = self.run(op)? else {
             return Err("a read gives data".to_owned().into());
         };
@@ -417,6 +458,11 @@ impl Keeper {
     }
 }
 
+/// What stands in the first checkpoint of a replica that is made of an image.
+fn checkpoint_of(to: ReplicaKey) -> Vec<u8> {
+    filled(u64::try_from(to.volume.0).expect("small numbers"))
+}
+
 #[derive(Clone, Debug, Default)]
 struct Expected {
     /// What each block held when it was taken.
@@ -435,6 +481,8 @@ pub struct Known {
     /// What each block has been asked to be since the last that was answered, which comes first.
     blocks: BTreeMap<u64, Vec<u64>>,
     images: BTreeMap<SnapId, Expected>,
+    /// What replicas that are made of images have, and whether they are there.
+    clones: BTreeMap<ReplicaKey, (BTreeMap<u64, u64>, bool)>,
 }
 
 /// What was found of a pool.
@@ -442,6 +490,7 @@ pub struct Known {
 pub struct Seen {
     head: BTreeMap<u64, u64>,
     images: BTreeMap<SnapId, (BTreeMap<u64, u64>, u64)>,
+    clones: BTreeMap<ReplicaKey, BTreeMap<u64, u64>>,
 }
 
 impl Expectation for Known {
@@ -479,6 +528,11 @@ impl Expectation for Known {
             }
             Fact::DeleteAsked(image) => drop(self.images.remove(image)),
             Fact::TrashAsked => self.trashed = true,
+            Fact::CloneAsked(to, image) => {
+                let content = self.images.get(image).expect("taken before").content.clone();
+                self.clones.insert(*to, (content, false));
+            }
+            Fact::Cloned(to) => self.clones.get_mut(to).expect("asked for before").1 = true,
         }
     }
 
@@ -536,6 +590,25 @@ impl Expectation for Known {
                 return Err(format!("block {block} of the head: found {found:x}, allowed {versions:x?}"));
             }
         }
+        for (clone, found) in &seen.clones {
+            let volume = clone.volume;
+            let (content, _) =
+                self.clones.get(clone).ok_or_else(|| format!("nobody has asked for {volume}"))?;
+            for (block, tag) in found {
+                let wanted = content.get(block).copied();
+                let unsure = self.blocks.contains_key(block) && wanted.is_none();
+                if !unsure && *tag != wanted.unwrap_or_default() {
+                    let wanted = wanted.unwrap_or_default();
+                    return Err(format!(
+                        "block {block} of clone {volume}: found {tag:x}, image had {wanted:x}"
+                    ));
+                }
+            }
+        }
+        let lost = |(clone, (_, made)): &(&ReplicaKey, &(_, bool))| *made && !seen.clones.contains_key(clone);
+        if let Some((clone, _)) = self.clones.iter().find(lost) {
+            return Err(format!("clone {} is not there", clone.volume));
+        }
         for (image, expected) in &self.images {
             let Some((found, kept)) = seen.images.get(image) else {
                 if expected.taken {
@@ -587,6 +660,21 @@ impl Known {
             Ok::<_, Stop>(images)
         };
         seen.images = images(keeper)?;
+        for clone in keeper.clones.clone() {
+            let mut content = BTreeMap::new();
+            for block in blocks {
+                content.insert(*block, keeper.read_clone(clone, *block)?);
+            }
+            let slot = Slot::A;
+            let checkpoint = keeper.run(PoolOp::ReadCheckpoint { replica: clone, slot })?;
+            let PoolAnswer::Bytes(checkpoint) = checkpoint else {
+                return Err(format!("{checkpoint:?}").into());
+            };
+            if checkpoint.bytes() != checkpoint_of(clone) {
+                return Err(format!("clone {} has no checkpoint", clone.volume).into());
+            }
+            seen.clones.insert(clone, content);
+        }
         if !last {
             return Ok(seen);
         }
@@ -630,6 +718,7 @@ pub const ALL: &[Workload] = &[
     Workload { name: "images-deleted-in-any-order", play: deleted },
     Workload { name: "images-killed-while-preserved", play: killed },
     Workload { name: "images-without-head", play: trashed },
+    Workload { name: "images-cloned", play: cloned },
 ];
 
 struct Script<'a> {
@@ -817,4 +906,29 @@ fn trashed(s: &mut Script<'_>) -> Result<(), Stop> {
     s.keeper().delete(SnapId(2))?;
     while s.keeper().hand_down()? {}
     s.kill()
+}
+
+/// A replica is made of an image that reads through others and the head, while writes go on; some makings are killed in the
+/// middle, and nothing is left of those.
+fn cloned(s: &mut Script<'_>) -> Result<(), Stop> {
+    let to = |n: u32| ReplicaKey { volume: VolumeId(0x100 + u128::from(n)), rid: Rid(0) };
+    s.write_some(1)?;
+    for n in 1..4u32 {
+        s.keeper().take(SnapId(n.into()), n)?;
+        if n > 1 {
+            s.keeper().clone_out(SnapId(u128::from(n) - 1), to(n))?;
+        }
+        s.write_some(n + 1)?;
+    }
+    s.keeper().clone_out(SnapId(1), to(5))?;
+    for n in 6..9u32 {
+        s.keeper().fuse = Some(s.rng.index(50));
+        match s.keeper().clone_out(SnapId(3), to(n)) {
+            Err(Stop::Killed) | Ok(()) => s.kill()?,
+            failed => return failed,
+        }
+    }
+    s.keeper().delete(SnapId(1))?;
+    while s.keeper().hand_down()? {}
+    s.write_some(5)
 }

@@ -41,6 +41,7 @@ use std::io;
 use std::sync::Arc;
 
 use weft_proto::ids::SnapId;
+use weft_proto::images::Place;
 use weft_proto::log::ReplicaKey;
 use weft_proto::message::Hole;
 use weft_proto::payload::{BLOCK, Payload};
@@ -48,6 +49,7 @@ use weft_proto::replica::{DiskDone, DiskOp};
 
 use crate::blocking::Workers;
 use crate::buffer::IoBuf;
+use crate::clones;
 use crate::doubt::Doubt;
 use crate::driver::slab::Slab;
 use crate::driver::{Completion, Driver, Errno, Fd, Op, Outcome, TokenSpace};
@@ -147,11 +149,14 @@ enum Called {
     /// The piece holds its blocks, if the head has that segment.
     Preserved(ReplicaKey, Piece, bool, Result<(), Errno>),
     ImageSynced(u64, Option<u32>, Result<(), Errno>),
+    /// So many blocks of the piece, which holds all of them.
+    SharedOut(ReplicaKey, Piece, Result<u32, Errno>),
     /// There is room for the segments of a larger replica, or there is not.
     Extended(u64, Result<(), Errno>),
 }
 
-type Listed = Result<(Home, Vec<u32>, bool), Errno>;
+/// A replica's home, its segments, and whether it is thick, and shares blocks.
+type Listed = Result<(Home, Vec<u32>, [bool; 2]), Errno>;
 
 /// See the module.
 pub struct FilePool {
@@ -174,7 +179,7 @@ pub struct FilePool {
     tick: u64,
     figures: PoolFigures,
     room: Room,
-    /// Replicas with images since the start: what they overwrite may be shared.
+    /// Replicas with images or clones, as far as known since the start: what they overwrite may be shared.
     imaged: BTreeSet<ReplicaKey>,
 }
 
@@ -305,10 +310,12 @@ impl FilePool {
                 self.stored().run(move || {
                     let in_doubt =
                         |segment| unsealed.iter().any(|range| !doubtful(segment, range).is_empty());
-                    let result = store
-                        .open(&files, &replicas, replica, size, &in_doubt)
-                        .and_then(|(home, segments)| Ok((pool_dir::is_thick(&home.dir)?, home, segments)))
-                        .map(|(thick, home, segments)| (home, segments, thick));
+                    let result = store.open(&files, &replicas, replica, size, &in_doubt).and_then(
+                        |(home, segments)| {
+                            let marks = [pool_dir::is_thick(&home.dir)?, pool_dir::is_shared(&home.dir)?];
+                            Ok((home, segments, marks))
+                        },
+                    );
                     Called::ReplicaOpened { token, replica, size, unsealed, result }
                 });
             }
@@ -430,6 +437,29 @@ impl FilePool {
                     Ok(PoolAnswer::Done)
                 });
             }
+            PoolOp::BeginClone { from, to, meta_bytes } => match self.dir.probe().ability {
+                Ability::None(why) => self.answer(token, Err(PoolError::NoSnapshots(why))),
+                Ability::Reflink => {
+                    let bytes = meta_bytes.saturating_mul(2).saturating_add(NAMES_ROOM);
+                    if !self.room.reserve(Taker::Op(token), bytes) {
+                        return self.answer(token, Err(PoolError::NoSpace));
+                    }
+                    self.imaged.extend([from, to]);
+                    self.call_bulk(token, move || {
+                        missing_is_no_replica(clones::begin(&files, &replicas, (from, to), meta_bytes))
+                    });
+                }
+            },
+            PoolOp::CloneOut { from, place, to, offset, len } => {
+                self.clone_out(token, (from, place), to, (offset, len));
+            }
+            PoolOp::PublishClone { replica, checkpoint } => self.call_bulk(token, move || {
+                missing_is_no_replica(clones::publish(&files, &replicas, replica, &checkpoint))
+            }),
+            PoolOp::AbandonClone { replica } => self.call_bulk(token, move || {
+                clones::abandon(&files, &replicas, replica)?;
+                Ok(PoolAnswer::Done)
+            }),
             PoolOp::Cancel { target } => self.cancel(target),
         }
         self.settle();
@@ -524,6 +554,7 @@ impl FilePool {
                 Called::Preserved(replica, piece, held, result) => {
                     self.on_preserved(replica, piece, held, result);
                 }
+                Called::SharedOut(replica, piece, result) => self.on_shared_out(replica, piece, result),
                 Called::ImageSynced(job, named, result) => self.on_image_synced(job, named, result),
                 Called::Extended(job, result) => self.tell(job, result.map_err(PoolError::from)),
             }
@@ -601,11 +632,14 @@ impl FilePool {
         result: Listed,
     ) {
         self.opening.remove(&key);
-        let (home, segments, thick) = match result {
+        let (home, segments, [thick, shared]) = match result {
             Ok(opened) => opened,
             Err(Errno(libc::ENOENT)) => return self.answer(token, Err(PoolError::NoReplica)),
             Err(errno) => return self.answer(token, Err(errno.into())),
         };
+        if shared {
+            self.imaged.insert(key);
+        }
         let mut doubt = Doubt::default();
         for segment in &segments {
             for blocks in unsealed.iter().map(|range| doubtful(*segment, range)).filter(|r| !r.is_empty()) {
@@ -720,6 +754,71 @@ impl FilePool {
             token,
             replica: key,
             work: Work::Preserve { image, segments: BTreeSet::new(), asked: false },
+            feed: VecDeque::from([range]),
+            pending: 0,
+            error: None,
+            found: BTreeMap::new(),
+        });
+    }
+
+    fn clone_out(
+        &mut self,
+        token: u64,
+        (key, place): (ReplicaKey, Place),
+        to: ReplicaKey,
+        (offset, len): (u64, u64),
+    ) {
+        let range = offset / BLOCK..offset.saturating_add(len) / BLOCK;
+        if !whole_blocks(offset, len)
+            || offset.saturating_add(len) > 1 << 46
+            || segment_of(range.start) != segment_of(range.end - 1)
+        {
+            return self.answer(token, Err(PoolError::OutOfBounds));
+        }
+        let segment = segment_of(range.start);
+        let within = |block: u64| u32::try_from(block - at(segment, 0)).expect("within a segment");
+        let blocks = within(range.start)..within(range.end);
+        if place != Place::Absent && !self.room.reserve(Taker::Op(token), SEGMENT_ROOM) {
+            return self.answer(token, Err(PoolError::NoSpace));
+        }
+        let (image, heir) = match place {
+            Place::Absent => return self.answer(token, Ok(PoolAnswer::Disk(DiskDone::Shared(len)))),
+            Place::Head => return self.clone_head_out(token, key, to, range),
+            Place::Image { image, heir } => (image, heir),
+        };
+        let (root, replicas) = (self.dir.root.clone(), self.dir.replicas.clone());
+        let files = self.dir.files.clone();
+        self.call_bulk(token, move || {
+            let of = (key, [Some(image), heir]);
+            match clones::from_image(&files, (&root, &replicas), of, (to, segment), blocks)? {
+                true => Ok(PoolAnswer::Disk(DiskDone::Shared(len))),
+                false => Err(PoolError::ImageDamaged { offset }),
+            }
+        });
+    }
+
+    fn clone_head_out(&mut self, token: u64, key: ReplicaKey, to: ReplicaKey, mut range: Range<u64>) {
+        let Some(replica) = self.replicas.get(&key).filter(|r| r.closing.is_none()) else {
+            return self.answer(token, Err(PoolError::NoReplica));
+        };
+        if replica.failed {
+            return self.answer(token, Err(PoolError::ReplicaFailed));
+        }
+        if range.end > replica.blocks {
+            return self.answer(token, Err(PoolError::OutOfBounds));
+        }
+        let segment = segment_of(range.start);
+        let within = |block: u64| u32::try_from(block - at(segment, 0)).expect("within a segment");
+        let mut blocks = within(range.start)..within(range.end);
+        if blocks.any(|block| replica.doubt.contains(segment, block)) {
+            // What is in doubt is read, by which nobody's write should be held up for long.
+            range.end = range.end.min(range.start + u64::from(clones::STEP));
+        }
+        let shared = (range.end - range.start) * BLOCK;
+        self.begin(Job {
+            token,
+            replica: key,
+            work: Work::CloneOut { to, looks: clones::STEP, shared },
             feed: VecDeque::from([range]),
             pending: 0,
             error: None,
@@ -897,6 +996,7 @@ impl FilePool {
                         .flat_map(|f| if let Found::Hashes(h) = f { h } else { Vec::new() })
                         .collect(),
                 ),
+                Work::CloneOut { shared, .. } => DiskDone::Shared(*shared),
                 _ => DiskDone::Done,
             })),
         };
@@ -1048,12 +1148,14 @@ impl FilePool {
                     }
                 }
                 let Some((lo, hi)) = span else {
-                    if let Work::Preserve { .. } = work {
-                        self.put_into_image(key, piece, Some(file));
-                        return None;
+                    match work {
+                        Work::Preserve { .. } => self.put_into_image(key, piece, Some(file)),
+                        Work::CloneOut { .. } => self.share_out(key, piece),
+                        _ => return Some(conclude(work, piece, None, &segment.sidecar)),
                     }
-                    return Some(conclude(work, piece, None, &segment.sidecar));
+                    return None;
                 };
+                let hi = if let Work::CloneOut { looks, .. } = work { hi.min(lo + looks) } else { hi };
                 let buf = IoBuf::scratch((hi - lo) as usize * BLOCK_LEN);
                 let offset = place.base + u64::from(lo) * BLOCK;
                 self.io(Io::Look(key, piece, lo), Op::ReadAt { file, offset, buf });
@@ -1191,6 +1293,7 @@ impl FilePool {
         let segment = replica.segments.get_mut(&piece.segment).expect("a segment with I/O under way is open");
         let sealing = matches!(job.work, Work::Seal { .. });
         let preserving = matches!(job.work, Work::Preserve { .. });
+        let cloning = matches!(job.work, Work::CloneOut { .. });
         let mut rotten = Vec::new();
         let result = match result {
             Ok(buf) => {
@@ -1220,6 +1323,22 @@ impl FilePool {
                 job.feed.extend([lo..middle, middle..hi]);
                 return self.end_piece(key, piece, Ok(Found::Nothing));
             }
+            // A clone keeps its piece: who waits for these blocks has waited since before they were looked at.
+            Err(_)
+                if let Work::CloneOut { looks, .. } = &mut job.work
+                    && *looks > 1 =>
+            {
+                *looks /= 2;
+                if let Some(result) = self.run_piece(key, piece) {
+                    self.end_piece(key, piece, result);
+                }
+                return;
+            }
+            Err(Errno(libc::EIO | libc::ENODATA | libc::EILSEQ)) if cloning => {
+                segment.sidecar.set(first, Entry::Damaged);
+                replica.doubt.remove(piece.segment, first, first + 1);
+                Ok(Found::Nothing)
+            }
             Err(Errno(libc::EIO | libc::ENODATA | libc::EILSEQ)) if sealing || preserving => {
                 segment.sidecar.set(piece.lo, Entry::Damaged);
                 replica.doubt.remove(piece.segment, piece.lo, piece.hi);
@@ -1233,7 +1352,38 @@ impl FilePool {
             let head = self.segment(key, piece.segment).files.as_ref().map(|files| files.0.file.clone());
             return self.put_into_image(key, piece, head);
         }
+        if cloning && result.is_ok() {
+            return self.share_out(key, piece);
+        }
         self.end_piece(key, piece, result);
+    }
+
+    /// The blocks at the start of a piece whose entries are right are shared with a replica in the making; the piece holds them
+    /// meanwhile.
+    fn share_out(&mut self, key: ReplicaKey, piece: Piece) {
+        let job = self.jobs.get_mut(piece.job).expect("a piece's job is under way");
+        let Work::CloneOut { to, .. } = job.work else { unreachable!("only a CloneOut shares") };
+        let replica = self.replicas.get(&key).expect("a replica with I/O under way is open");
+        let segment = replica.segments.get(&piece.segment).expect("a running piece's segment is open");
+        let doubted = |block: &u32| replica.doubt.contains(piece.segment, *block);
+        let end = (piece.lo..piece.hi).find(doubted).unwrap_or(piece.hi);
+        let entries: Vec<Entry> = (piece.lo..end).map(|block| segment.sidecar.get(block)).collect();
+        let head = segment.files.as_ref().expect("a running piece's segment is open").0.file.clone();
+        let (files, replicas) = (self.dir.files.clone(), self.dir.replicas.clone());
+        self.workers.run(move || {
+            let place = (to, piece.segment);
+            let result = clones::from_head(&files, &replicas, place, &head, piece.lo..end, &entries);
+            Called::SharedOut(key, piece, result)
+        });
+    }
+
+    fn on_shared_out(&mut self, key: ReplicaKey, piece: Piece, result: Result<u32, Errno>) {
+        if let (Ok(blocks), Some(job)) = (&result, self.jobs.get_mut(piece.job))
+            && let Work::CloneOut { shared, .. } = &mut job.work
+        {
+            *shared = u64::from(*blocks) * BLOCK;
+        }
+        self.end_piece(key, piece, result.map(|_| Found::Nothing).map_err(PoolError::from));
     }
 
     /// A piece whose entries are right goes into its image; with the head's file it holds its blocks.

@@ -8,6 +8,7 @@
 
 pub mod blocking;
 pub mod buffer;
+mod clones;
 mod doubt;
 pub mod driver;
 pub mod file_pool;

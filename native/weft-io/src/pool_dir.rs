@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! lock  superblock  wal  trash/<volume>.<rid>.<seconds>/
-//! replicas/<volume>.<rid>/{meta.a, meta.b, thick?, seg-000000…, crc-000000…}
+//! replicas/<volume>.<rid>/{meta.a, meta.b, thick?, shared?, seg-000000…, crc-000000…}
 //! images/…                                              see `images`
 //! ```
 //!
@@ -39,6 +39,8 @@ const SUPERBLOCK_MAGIC: &[u8; 8] = b"weftpool";
 const SUPERBLOCK_VERSION: u32 = 1;
 /// In a replica's directory: its blocks are reserved.
 const THICK: &str = "thick";
+/// In a replica's directory: its blocks are shared with another one's, or were.
+const SHARED: &str = "shared";
 /// magic 8, version 4, length 4, sequence 8.
 const SUPERBLOCK_HEAD: usize = 24;
 
@@ -518,7 +520,7 @@ fn reserve_in(
 }
 
 /// Makes segments and their names durable, all at once.
-fn settle(files: &Files, dir: &Fd, made: &[u32]) -> Result<(), Errno> {
+pub(crate) fn settle(files: &Files, dir: &Fd, made: &[u32]) -> Result<(), Errno> {
     if !files.is_recorded() {
         // SAFETY: no memory is passed.
         return checked(unsafe { libc::syncfs(dir.as_raw_fd()) }).map(|_| ());
@@ -562,6 +564,19 @@ pub(crate) fn open_replica(
 /// Are the blocks of the replica with this directory reserved?
 pub(crate) fn is_thick(dir: &Fd) -> Result<bool, Errno> {
     exists_at(dir, THICK)
+}
+
+/// Are blocks of the replica with this directory shared with another one's, or were they ever?
+pub(crate) fn is_shared(dir: &Fd) -> Result<bool, Errno> {
+    exists_at(dir, SHARED)
+}
+
+/// Says so, not durably; false if it did already.
+pub(crate) fn mark_shared(files: &Files, dir: &Fd) -> Result<bool, Errno> {
+    if is_shared(dir)? {
+        return Ok(false);
+    }
+    files.create_at(dir, SHARED, libc::O_RDWR).map(|_| true)
 }
 
 /// Writes a checkpoint over the start of `meta.a` or `meta.b`, durably; raises the file's size if needed.

@@ -69,6 +69,30 @@ pub(crate) fn clone_range(
     checked(unsafe { libc::ioctl(to.as_raw_fd(), libc::FICLONERANGE, &raw const range) }).map(drop)
 }
 
+/// `_IOWR('f', 11, struct fiemap)`.
+const FS_IOC_FIEMAP: libc::Ioctl = 0xc020_660b;
+/// 64-bit words of `struct fiemap` before its extents, and of one of those.
+const FIEMAP_HEAD: usize = 4;
+const FIEMAP_EXTENT: usize = 7;
+const FEW_EXTENTS: u32 = 32;
+
+/// Has a range of a file so few extents, 32 at most, that a clone of it takes no time worth speaking of?
+pub(crate) fn few_extents(file: &Fd, offset: u64, len: u64) -> Result<bool, Errno> {
+    let asked = FEW_EXTENTS + 1;
+    // start, length, flags and mapped extents, extent count and padding; then the extents.
+    let mut map = [0u64; FIEMAP_HEAD + (FEW_EXTENTS as usize + 1) * FIEMAP_EXTENT];
+    (map[0], map[1]) = (offset, len);
+    let mut count = [0; 8];
+    count[..4].copy_from_slice(&asked.to_ne_bytes());
+    map[3] = u64::from_ne_bytes(count);
+    // SAFETY: the request reads and writes a `fiemap` with room for `asked` extents, all of it within `map`, which lives
+    // during the call.
+    checked(unsafe { libc::ioctl(file.as_raw_fd(), FS_IOC_FIEMAP, map.as_mut_ptr()) })?;
+    let bytes = map[2].to_ne_bytes();
+    let mapped = u32::from_ne_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+    Ok(mapped < asked)
+}
+
 /// What the kernel says to a clone where there are none.
 pub(crate) fn is_unsupported(errno: Errno) -> bool {
     matches!(errno.0, libc::EOPNOTSUPP | libc::ENOTTY | libc::EINVAL | libc::ENOSYS | libc::EXDEV)

@@ -61,6 +61,20 @@ impl Entry {
         bytes
     }
 
+    /// As a sidecar has it.
+    pub(crate) fn in_sidecar(self) -> [u8; ENTRY] {
+        let (kind, crc) = match self {
+            Entry::Absent => (ABSENT, 0),
+            Entry::Zero => (ZERO, 0),
+            Entry::Data(crc) => (DATA, crc),
+            Entry::Damaged => (u32::MAX, 0),
+        };
+        let mut bytes = [0; ENTRY];
+        bytes[..4].copy_from_slice(&crc.to_le_bytes());
+        bytes[4..].copy_from_slice(&kind.to_le_bytes());
+        bytes
+    }
+
     /// None: nothing was put there.
     pub(crate) fn of_image(bytes: [u8; ENTRY]) -> Option<Entry> {
         let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
@@ -123,15 +137,8 @@ impl Sidecar {
             return;
         }
         let (number, at) = place(block);
-        let (kind, crc) = match entry {
-            Entry::Absent => (ABSENT, 0),
-            Entry::Zero => (ZERO, 0),
-            Entry::Data(crc) => (DATA, crc),
-            Entry::Damaged => (u32::MAX, 0),
-        };
         let page = self.pages[number].get_or_insert_with(|| IoBuf::zeroed(PAGE));
-        page.bytes_mut()[at..at + 4].copy_from_slice(&crc.to_le_bytes());
-        page.bytes_mut()[at + 4..at + 8].copy_from_slice(&kind.to_le_bytes());
+        page.bytes_mut()[at..at + ENTRY].copy_from_slice(&entry.in_sidecar());
         self.dirty |= 1 << number;
         self.changes += 1;
     }

@@ -8,7 +8,7 @@
 use alloc::vec::Vec;
 
 use crate::ids::{Epoch, Generation, Rid, SessionId, VolumeId};
-use crate::images::Images;
+use crate::images::{Image, Images};
 use crate::log::LogRecord;
 use crate::record::REGIONS_MAX;
 
@@ -63,6 +63,17 @@ impl Durable {
             images: Images::default(),
         };
         durable.grow(size);
+        durable
+    }
+
+    /// A replica that was never promised to anyone and has what an image has: all of it as of the image's generation, and
+    /// sealed.
+    #[must_use]
+    pub fn of_image(volume: VolumeId, rid: Rid, image: &Image) -> Durable {
+        let mut durable = Durable::new(volume, rid, image.size, image.region_shift);
+        let regions = image.written.iter().filter(|region| (*region as usize) < durable.rgm.len()).collect();
+        durable.apply(&LogRecord::Stamp { generation: image.generation, regions });
+        durable.apply(&LogRecord::Sealed { generation: image.generation });
         durable
     }
 

@@ -79,7 +79,7 @@ impl Regions {
         self.0[word] |= 1 << (region % 64);
     }
 
-    fn iter(&self) -> impl Iterator<Item = u32> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = u32> {
         let bits = |(n, word): (usize, &u64)| {
             let (first, word) = (u32::try_from(n * 64).expect("at most 2^20 regions"), *word);
             (0..64).filter(move |bit| word & (1 << bit) != 0).map(move |bit| first + bit)

@@ -26,7 +26,7 @@ use alloc::vec::Vec;
 
 use crate::durable::Durable;
 use crate::ids::{Epoch, Generation, HostId, Instant, Ordinal, PoolId, PoolInc, Rid, SessionId, VolumeId};
-use crate::log::LogRecord;
+use crate::log::{LogRecord, ReplicaKey};
 use crate::message::{
     Answer, Ask, Attach, Extent, Hole, MAX_DATA, Refusal, ReplicaView, Request, Response, Watermark,
 };
@@ -34,9 +34,12 @@ use crate::mutants::{Broken, Mutation};
 use crate::payload::{BLOCK, Payload};
 use crate::record::{REGIONS_MAX, Record};
 
+mod clones;
 mod images;
 mod promise;
 
+use clones::Cloning;
+pub use clones::NotCloned;
 pub use images::{IMAGES_MAX, ImageOp};
 use images::{Imaging, Look, Next, Snap};
 pub use promise::{EPOCH_JUMP_UNVERIFIED, RISE_AT_ONCE};
@@ -191,6 +194,8 @@ pub enum DiskDone<P> {
     Kinds(Vec<(u64, Option<Hole>)>),
     /// `Hash`.
     Hashes(Vec<[u8; 16]>),
+    /// `CloneOut`: so many bytes of it, from its start on.
+    Shared(u64),
 }
 
 /// Why the pool did not.
@@ -271,6 +276,9 @@ pub struct Replica<P> {
     waiting_attach: Vec<WaitingAttach>,
     /// What is under way for images.
     imaging: Imaging,
+    cloning: BTreeMap<Token, Cloning>,
+    /// Clones whose end nobody was told of.
+    cloned: VecDeque<(ReplicaKey, Result<(), NotCloned>)>,
     actions: VecDeque<Action<P>>,
     next_token: u64,
     free_bytes: u64,
@@ -399,6 +407,8 @@ impl<P: Payload> Replica<P> {
             claimed: Watermark::default(),
             waiting_attach: Vec::new(),
             imaging: Imaging::new(barrier),
+            cloning: BTreeMap::new(),
+            cloned: VecDeque::new(),
             actions: VecDeque::new(),
             next_token: 0,
             free_bytes: 0,
@@ -437,6 +447,7 @@ impl<P: Payload> Replica<P> {
             && self.verifying.is_empty()
             && self.cutting.is_none()
             && self.imaging.is_idle()
+            && self.cloning.is_empty()
     }
 
     /// True after a failed log or disk: the copy serves no more until it is opened anew.
@@ -584,6 +595,10 @@ impl<P: Payload> Replica<P> {
         if let Some(cutting) = self.cutting.take_if(|cutting| cutting.token == token) {
             return self.cut_done(now, cutting, outcome.is_ok());
         }
+        let outcome = match self.clone_done(token, outcome) {
+            Ok(()) => return,
+            Err(outcome) => outcome,
+        };
         let outcome = match self.image_done(now, token, outcome) {
             Ok(()) => return self.settle(now),
             Err(outcome) => outcome,
@@ -623,7 +638,7 @@ impl<P: Payload> Replica<P> {
                 }
                 _ => {
                     let answer = match done {
-                        DiskDone::Done => Answer::Done,
+                        DiskDone::Done | DiskDone::Shared(_) => Answer::Done,
                         DiskDone::Data(extents) => Answer::Data(extents),
                         DiskDone::Kinds(kinds) => Answer::Kinds(kinds),
                         DiskDone::Hashes(hashes) => Answer::Hashes(hashes),

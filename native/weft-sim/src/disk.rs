@@ -6,6 +6,8 @@
 use std::collections::BTreeMap;
 
 use weft_proto::durable::Durable;
+use weft_proto::images::Place;
+use weft_proto::log::ReplicaKey;
 use weft_proto::message::{Extent, Hole};
 use weft_proto::payload::{BLOCK, HeapPayload, Payload};
 use weft_proto::replica::{DiskDone, DiskError, DiskOp, ImageOp};
@@ -20,6 +22,8 @@ pub struct Disk {
     cache: BTreeMap<u64, Value>,
     stable: BTreeMap<u64, Value>,
     images: ImageFiles<Value>,
+    /// Replicas that are made of images of this one.
+    clones: BTreeMap<ReplicaKey, BTreeMap<u64, Value>>,
 }
 
 /// The value that a block's bytes carry.
@@ -50,6 +54,12 @@ pub fn looked_at(op: &DiskOp<HeapPayload>) -> (u64, u64) {
 }
 
 impl Disk {
+    /// What was shared with a replica in the making, which is one of its own from now on.
+    pub fn take_clone(&mut self, to: ReplicaKey) -> Disk {
+        let stable = self.clones.remove(&to).unwrap_or_default();
+        Disk { cache: stable.clone(), stable, ..Disk::default() }
+    }
+
     /// What the block holds now.
     #[must_use]
     pub fn value(&self, block: u64) -> Value {
@@ -157,6 +167,19 @@ impl Disk {
                 self.images.hand_down(*image, *heir, *segment, blocks);
             }
             ImageOp::Drop { image } => self.images.remove(*image),
+            ImageOp::CloneOut { to, place, offset, len } => {
+                for block in offset / BLOCK..(offset + len) / BLOCK {
+                    let value = match *place {
+                        Place::Head => self.value(block),
+                        Place::Absent => ABSENT,
+                        Place::Image { image, heir } => {
+                            self.images.look(image, heir, block).ok_or(DiskError::BitRot)?
+                        }
+                    };
+                    self.clones.entry(*to).or_default().insert(block, value);
+                }
+                return Ok(DiskDone::Shared(*len));
+            }
         }
         Ok(DiskDone::Done)
     }

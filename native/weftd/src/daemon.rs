@@ -1360,7 +1360,8 @@ impl Daemon {
             Command::TrashList(_) => self.pools.list_trash(answer),
             Command::TrashRestore(v) => self.pools.restore_trash(v.volume, answer),
             Command::TrashEmpty(e) => self.pools.empty_trash(e.volume, answer),
-            Command::VolumeCreate(v) => match parse_record(&v.record) {
+            Command::VolumeCreate(v) => match parse_record(&v.record).and_then(|r| self.pools.check_first(r))
+            {
                 Ok(record) => self.change(RecordChange::Create(Box::new(record)), answer),
                 Err(failure) => refuse(answer, failure),
             },

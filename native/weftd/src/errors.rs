@@ -67,6 +67,8 @@ codes! {
     NO_SNAPSHOT = "E-SNAP-09";
     /// The volume has snapshots.
     HAS_SNAPSHOTS = "E-SNAP-10";
+    /// The snapshot that a clone is to be made of is not in that pool.
+    SNAPSHOT_NOT_HERE = "E-SNAP-12";
     /// There is a copy of that number already.
     REPLICA_EXISTS = "E-REPL-02";
     /// It would leave too few in-sync copies.

@@ -14,6 +14,7 @@
 //! * a pool that was opened tells a repair of the store what its replicas keep, whether it serves or not, and is only
 //!   read for that: nothing is written before its start has settled its incarnation.
 
+mod clones;
 mod images;
 mod log;
 mod opening;
@@ -244,6 +245,8 @@ struct Pool {
     checkpointing: Option<VecDeque<ReplicaKey>>,
     /// Images of the first of them are written with what was in the log by then.
     images_through: Option<u64>,
+    /// Copies that are being made of a snapshot.
+    clones: BTreeMap<ReplicaKey, clones::Making>,
     /// Replicas between the question whether they may go and the answer, or on their way.
     trashing: BTreeMap<ReplicaKey, Trashing>,
     removing: Option<Answer>,
@@ -345,6 +348,9 @@ enum Purpose {
     OpenCreated { durable: Box<Durable>, log_seq: u64, answer: Answer },
     TrashCheckpoint(ReplicaKey),
     Trash(ReplicaKey),
+    CloneBegun(ReplicaKey),
+    ClonePublished { to: ReplicaKey, log_seq: u64 },
+    CloneAbandoned(ReplicaKey),
     ListTrash { job: u64 },
     RestoreTrash { job: u64, key: ReplicaKey },
     EmptyTrash { job: u64, rid: Rid },
@@ -514,10 +520,12 @@ impl Pools {
             }
             return;
         }
-        // Reserving takes its time, and asking twice must not begin anew below it.
-        let is_making = |purpose: &Purpose| matches!(purpose, Purpose::Create { durable, .. } if (durable.volume, durable.rid) == (key.volume, key.rid));
-        if pool.ops.values().any(is_making) {
+        // It may take its time, and asking twice must not begin anew below it.
+        if pool.is_making(key) {
             return refuse(answer, Failure::new(Code::CHANGING, "the copy is being made"));
+        }
+        if let Some(from) = &ask.from {
+            return pool.begin_clone(&ask, from, answer);
         }
         let durable = Box::new(Durable::new(key.volume, key.rid, ask.size.0, ask.region_shift));
         if let Some(at) = pool.unfinished.iter().position(|k| *k == key) {
@@ -963,6 +971,9 @@ impl Pools {
                 }
                 Err(error) => refuse(answer, disk_failure(&error)),
             },
+            Purpose::CloneBegun(to) => pool.clone_begun(now, to, result, &mut self.out),
+            Purpose::ClonePublished { to, log_seq } => pool.clone_published(to, log_seq, result),
+            Purpose::CloneAbandoned(to) => pool.clone_abandoned(to, &result),
             Purpose::TrashCheckpoint(key) => match result {
                 Ok(_) => {
                     let now_s = unix_seconds();
@@ -1064,6 +1075,7 @@ impl Pool {
             log_full: VecDeque::new(),
             checkpointing: None,
             images_through: None,
+            clones: BTreeMap::new(),
             trashing: BTreeMap::new(),
             removing: None,
             free: 0,
@@ -1171,6 +1183,7 @@ impl Pool {
             return;
         }
         self.stopping = Stopping::Marking;
+        self.give_up_clones();
         let keys: Vec<ReplicaKey> =
             self.replicas.iter().filter(|(_, s)| !s.quarantined).map(|(k, _)| *k).collect();
         for key in keys {

@@ -44,7 +44,7 @@ export async function perform(
       const shift = await regionShift(store, volume, size);
       const { rid, pool } = effect;
       const thick = state.want?.thick ?? false;
-      const replica = { volume, rid, pool, size: String(size), region_shift: shift, thick };
+      const replica = { volume, rid, pool, size: String(size), region_shift: shift, thick, from: null };
       try {
         await daemon.call("replica.create", replica, thick ? MAKE_MS_MAX : undefined);
       } catch (error) {

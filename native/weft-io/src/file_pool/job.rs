@@ -65,6 +65,12 @@ pub(super) enum Work {
         segments: BTreeSet<u32>,
         asked: bool,
     },
+    /// One piece. What of it is in doubt is looked at up to `looks` blocks at a time.
+    CloneOut {
+        to: ReplicaKey,
+        looks: u32,
+        shared: u64,
+    },
 }
 
 impl Work {
@@ -73,6 +79,7 @@ impl Work {
         match self {
             Work::Write { .. } => (SEGMENT_BLOCKS, usize::MAX),
             Work::Zero { .. } | Work::Grow { .. } => (SEGMENT_BLOCKS, 4),
+            Work::CloneOut { .. } => (SEGMENT_BLOCKS, 1),
             Work::Hash { .. } => (32, 4),
             Work::Read
             | Work::Kinds

@@ -4,6 +4,7 @@ use core::fmt;
 use core::ops::Range;
 
 use weft_proto::ids::SnapId;
+use weft_proto::images::Place;
 use weft_proto::log::ReplicaKey;
 use weft_proto::replica::{DiskDone, DiskError, DiskOp};
 
@@ -231,6 +232,45 @@ pub enum PoolOp {
         replica: ReplicaKey,
         /// Which image.
         image: SnapId,
+    },
+    /// Begins a replica that is to share an image's blocks, durably enough to be filled: under a name that the next start of
+    /// the pool removes. What an earlier try left goes. Answered with `Done`, [`PoolError::Exists`] or
+    /// [`PoolError::NoSnapshots`].
+    BeginClone {
+        /// Whose blocks it is to share; it need not be open.
+        from: ReplicaKey,
+        /// Which.
+        to: ReplicaKey,
+        /// Length of each checkpoint file, a multiple of 4096.
+        meta_bytes: u64,
+    },
+    /// Shares a range within one segment with a replica in the making, not durably. Of the head (`from` is open then) what is
+    /// there now: it is kept in order among what overlaps it, as [`DiskOp::Read`] is. Of an image what it has by the caller's
+    /// log. Answered with `Disk(Shared)`: so many bytes from the start on, perhaps not all, so that nobody who writes to
+    /// the head waits for long; or [`PoolError::ImageDamaged`].
+    CloneOut {
+        /// From which replica.
+        from: ReplicaKey,
+        /// From where in it.
+        place: Place,
+        /// The replica in the making.
+        to: ReplicaKey,
+        /// First byte.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// Makes a replica in the making durable, with its first checkpoint, and then one as every other. Answered with `Done`.
+    PublishClone {
+        /// Which.
+        replica: ReplicaKey,
+        /// The checkpoint, with its own checksum.
+        checkpoint: Vec<u8>,
+    },
+    /// Removes a replica in the making. Answered with `Done`; can be repeated.
+    AbandonClone {
+        /// Which.
+        replica: ReplicaKey,
     },
     /// Ends a `Zero`, `Hash`, `Kinds`, `Read`, `Seal` or `Preserve` op after the pieces that have started: it is then answered with
     /// [`PoolError::Cancelled`], or normally if it was too late. Has no answer of its own.

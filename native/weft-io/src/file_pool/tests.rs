@@ -21,6 +21,7 @@ use crate::reflink::{Ability, NoSnapshots};
 use crate::sidecar::SEGMENT_BYTES;
 use crate::testing::{TempDir, mounted_ext4, mounted_xfs, unmounted};
 
+mod clones;
 mod images;
 mod killed;
 mod room;

@@ -25,7 +25,7 @@ use super::{Action, AttachmentId, DiskDone, DiskError, DiskOp, Replica, Stage, T
 use crate::checkpoint::image_slot_len;
 use crate::ids::{Epoch, Generation, Instant, SnapId};
 use crate::images::{HandDown, ImageChange, ImageState, Place, SEGMENT_SHIFT};
-use crate::log::LogRecord;
+use crate::log::{LogRecord, ReplicaKey};
 use crate::message::{Answer, Ask, Extent, Hole, IMAGES_PAGE, ImageView, NOTE_MAX, Refusal};
 use crate::mutants::Mutation;
 use crate::payload::{BLOCK, Payload, block_hash};
@@ -82,6 +82,18 @@ pub enum ImageOp<P> {
     Drop {
         /// Which.
         image: SnapId,
+    },
+    /// Share what is there with a replica in the making, not durably. What overlaps it in the head and comes later waits.
+    /// Answered by how much was shared: it may be less.
+    CloneOut {
+        /// The replica in the making.
+        to: ReplicaKey,
+        /// The head, or an image's files.
+        place: Place,
+        /// Byte offset.
+        offset: u64,
+        /// Length in bytes, within one segment.
+        len: u64,
     },
 }
 
@@ -933,7 +945,7 @@ impl<P: Payload> Replica<P> {
             let op = match &look.found {
                 DiskDone::Kinds(_) => DiskOp::Kinds { offset, len },
                 DiskDone::Hashes(_) => DiskOp::Hash { offset, len, key: look.key },
-                DiskDone::Data(_) | DiskDone::Done => DiskOp::Read { offset, len },
+                DiskDone::Data(_) | DiskDone::Done | DiskDone::Shared(_) => DiskOp::Read { offset, len },
             };
             look.part = (stop, place);
             let action = match place {
@@ -944,7 +956,7 @@ impl<P: Payload> Replica<P> {
                             hashes.extend((0..len / BLOCK).map(|_| block_hash(&look.key, &[])));
                         }
                         DiskDone::Data(extents) => extents.push(Extent::Hole { len, kind: Hole::Absent }),
-                        DiskDone::Done => {}
+                        DiskDone::Done | DiskDone::Shared(_) => {}
                     }
                     look.at = stop;
                     continue;
@@ -958,7 +970,7 @@ impl<P: Payload> Replica<P> {
             return;
         }
         let answer = match core::mem::replace(&mut look.found, DiskDone::Done) {
-            DiskDone::Done => Answer::Done,
+            DiskDone::Done | DiskDone::Shared(_) => Answer::Done,
             DiskDone::Data(extents) => Answer::Data(extents),
             DiskDone::Kinds(kinds) => Answer::Kinds(kinds),
             DiskDone::Hashes(hashes) => Answer::Hashes(hashes),

@@ -1,4 +1,4 @@
-//! Plots D10 to D12 and N20 of docs/scenarios.md: snapshots, while everything else goes on.
+//! Plots D10 to D12, D20 and N20 of docs/scenarios.md: snapshots, while everything else goes on, and what is made of them.
 
 use crate::oracle::{ABSENT, Value};
 use crate::scenarios::plots;
@@ -25,6 +25,7 @@ plots! {
     D12 => a_snapshot_waits_until_the_members_are_equal,
     D12 => a_snapshot_during_a_join_is_of_the_members_alone,
     D12 => a_member_that_comes_back_keeps_the_images_that_it_had,
+    D20 => copies_that_join_a_clone_get_what_its_snapshot_had,
     N20 => a_snapshot_that_was_told_of_outlasts_the_store,
     N20 => an_image_that_only_a_copy_which_was_away_has_logged_comes_back_with_it,
     N20 => what_was_deleted_does_not_come_back_with_the_store,
@@ -478,6 +479,41 @@ fn a_member_that_comes_back_keeps_the_images_that_it_had(play: &Play) {
     stage.remove(owner, R0);
     stage.run_until("r0 is out", |s| s.in_sync() == [R1]);
     stage.snapshots_hold();
+}
+
+/// D20: a clone of two copies, which lie on their disks as of the snapshot's generation, gets a third one and loses the first
+/// two. What the third one has is what the snapshot had, by the stamps that the clone began with; what the source was made
+/// of since is not in it, nor the other way round.
+fn copies_that_join_a_clone_get_what_its_snapshot_had(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(D);
+    let old = [stage.written(owner, 3), stage.written(owner, 20)];
+    stage.snapshotted(owner, S);
+    // One in an image, one in the head.
+    let new = stage.written(owner, 3);
+    stage.snapshotted(owner, T);
+    stage.written(owner, 4);
+    let mut clone = stage.clone_of(S);
+    for rid in [R0, R1] {
+        assert_eq!((stage.disk(rid, 3), clone.disk(rid, 3), clone.disk(rid, 20)), (new, old[0], old[1]));
+    }
+    stage.close(owner);
+
+    let owner = clone.owner(D);
+    clone.add(owner, R2, C);
+    clone.run_until("the third copy is in sync", |s| s.in_sync() == [R0, R1, R2]);
+    let later = clone.written(owner, 4);
+    for rid in [R0, R1] {
+        clone.remove(owner, rid);
+        clone.run_until("it is gone", |s| s.state(rid).is_none());
+    }
+    let found = [3, 20, 4].map(|block| clone.read_now(owner, block));
+    assert_eq!(found, [old[0], old[1], later]);
+    assert_eq!([3, 20, 4].map(|block| clone.disk(R2, block)), found);
+    clone.snapshotted(owner, S);
+    clone.written(owner, 3);
+    assert_eq!(image(&clone, R2, S, 3..5), [old[0], later], "a snapshot of the clone");
+    clone.close(owner);
 }
 
 /// N20: the store is lost with everything in it. Who answers the repair makes the keys again, janitors remove nothing,

@@ -4,6 +4,7 @@
 //! could hold at the moment of its barrier, and it stays, with its key, until it is deleted; whatever becomes of the store.
 
 use weft_proto::images::{ImageState, Place};
+use weft_proto::log::ReplicaKey;
 use weft_proto::record::Snaps;
 use weft_proto::session::SnapFailure;
 
@@ -89,6 +90,41 @@ impl Stage {
             }
         };
         Some((0..image.size / BLOCK).map(value).collect())
+    }
+
+    /// A stage of a volume that is made of a snapshot: each listed member has made its own copy of it, and the record begins as
+    /// weftd is given it.
+    #[must_use]
+    pub fn clone_of(&mut self, id: u128) -> Stage {
+        let taken = self.keys[&SnapId(id)].taken.clone();
+        let mut copies = Vec::new();
+        for rid in taken.members.iter().copied() {
+            let to = ReplicaKey { volume: VOLUME, rid };
+            let machine = self.rep(rid).machine.as_mut().expect("it is served");
+            let durable = machine.clone_out(SnapId(id), to).expect("it has the image");
+            self.drain_replica(rid);
+            let is_done = |s: &Stage| s.reps[&rid].machine.as_ref().is_some_and(|m| m.clones().is_empty());
+            self.run_until("everything is shared", is_done);
+            let machine = self.rep(rid).machine.as_mut().expect("it is served");
+            assert_eq!(machine.poll_cloned(), Some((to, Ok(()))));
+            copies.push((rid, durable, self.rep(rid).stored.disk.take_clone(to)));
+        }
+        let mut stage = Stage::new(self.scene, &self.play);
+        let record = &mut stage.record;
+        (record.epoch, record.closed_gen, record.clean) = (Epoch(taken.epoch.0 + 1), taken.generation, true);
+        record.replicas.retain(|entry| taken.members.contains(&entry.rid));
+        stage.reps.retain(|rid, _| taken.members.contains(rid));
+        stage.next_value = self.next_value;
+        for (rid, durable, disk) in copies {
+            for block in (0..durable.size / BLOCK).filter(|block| disk.value(*block) != ABSENT) {
+                stage.oracle.write_called(block, disk.value(block), stage.now);
+                stage.oracle.write_acked(block, disk.value(block), stage.now);
+            }
+            stage.kill(rid);
+            (stage.rep(rid).stored.durable, stage.rep(rid).stored.disk) = (durable, disk);
+            stage.start(rid);
+        }
+        stage
     }
 
     /// How many images it has, of whatever attempts, and how many directories of them.

@@ -275,6 +275,8 @@ impl Media {
                 self.images.hand_down(*image, *heir, *segment, blocks);
             }
             ImageOp::Drop { image } => self.images.remove(*image),
+            // Nobody asks for one here; plots of the stage do.
+            ImageOp::CloneOut { .. } => return Err(DiskError::NoSnapshots),
         }
         Ok(DiskDone::Done)
     }

@@ -200,6 +200,9 @@ impl Pool {
                 PoolOp::HandDown { replica, image, heir, segment, blocks }
             }
             ImageOp::Drop { image } => PoolOp::DropImage { replica, image },
+            ImageOp::CloneOut { to, place, offset, len } => {
+                PoolOp::CloneOut { from: replica, place, to, offset, len }
+            }
         };
         if let (Some(image), Some(slot)) = (dropped, self.replicas.get_mut(&key)) {
             slot.image_files.remove(&image);

@@ -76,6 +76,11 @@ impl Pool {
                 }
             }
         }
+        while let Some((to, outcome)) =
+            self.replicas.get_mut(&key).and_then(|slot| slot.machine.poll_cloned())
+        {
+            self.clone_shared(to, outcome);
+        }
         self.drive_log();
     }
 
@@ -192,8 +197,9 @@ impl Pool {
             self.leave_checkpoint();
         }
         self.checkpointing = None;
+        let kept = self.replicas.values().filter(|s| !s.quarantined).map(|s| s.log_seq);
+        let kept = kept.chain(self.kept_for_new()).min();
         if let Some(log) = &mut self.log {
-            let kept = self.replicas.values().filter(|s| !s.quarantined).map(|s| s.log_seq).min();
             log.trim_to(kept.unwrap_or(log.durable_seq()).min(log.durable_seq()));
         }
         self.drive_log();

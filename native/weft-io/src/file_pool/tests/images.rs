@@ -4,11 +4,11 @@
 use super::*;
 use crate::testing::mounted_xfs;
 
-const A: SnapId = SnapId(0xa);
-const B: SnapId = SnapId(0xb);
+pub(super) const A: SnapId = SnapId(0xa);
+pub(super) const B: SnapId = SnapId(0xb);
 
 /// Runs a test on an XFS of `mib` MiB, over each driver.
-fn on_xfs(mib: u64, test: impl Fn(&Path, DriverKind)) {
+pub(super) fn on_xfs(mib: u64, test: impl Fn(&Path, DriverKind)) {
     for kind in [DriverKind::IoUring, DriverKind::Libaio] {
         let dir = TempDir::on_disk();
         test(&mounted_xfs(dir.path(), "xfs", mib, &[]), kind);
@@ -20,11 +20,11 @@ fn image(image: SnapId, heir: Option<SnapId>, op: DiskOp<IoBuf>) -> PoolOp {
 }
 
 impl Rig {
-    fn take(&mut self, image: SnapId) {
+    pub(super) fn take(&mut self, image: SnapId) {
         self.ok(PoolOp::TakeImage { replica: KEY, image, slot_bytes: 8192 });
     }
 
-    fn preserve(&mut self, image: SnapId, first: u64, blocks: u64) -> Result<(), PoolError> {
+    pub(super) fn preserve(&mut self, image: SnapId, first: u64, blocks: u64) -> Result<(), PoolError> {
         let (offset, len) = (first * BLOCK, blocks * BLOCK);
         let done = self.run(PoolOp::Preserve { replica: KEY, image, offset, len })?;
         assert_eq!(done, PoolAnswer::Disk(DiskDone::Done));
@@ -39,7 +39,12 @@ impl Rig {
     }
 
     /// Each block of an image as its fill, or its hole.
-    fn of_image(&mut self, of: SnapId, first: u64, blocks: u64) -> Result<Vec<Result<u8, Hole>>, PoolError> {
+    pub(super) fn of_image(
+        &mut self,
+        of: SnapId,
+        first: u64,
+        blocks: u64,
+    ) -> Result<Vec<Result<u8, Hole>>, PoolError> {
         let done = self.look(of, DiskOp::Read { offset: first * BLOCK, len: blocks * BLOCK })?;
         let DiskDone::Data(extents) = done else { panic!("{done:?}") };
         let mut found = Vec::new();
@@ -55,7 +60,7 @@ impl Rig {
         Ok(found)
     }
 
-    fn free(&mut self) -> u64 {
+    pub(super) fn free(&mut self) -> u64 {
         match self.run(PoolOp::Space) {
             Ok(PoolAnswer::Space { free, .. }) => free,
             other => panic!("{other:?}"),

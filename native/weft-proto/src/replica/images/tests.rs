@@ -14,6 +14,7 @@ use crate::message::{Attach, Request, Response, Watermark};
 use crate::mutants::Broken;
 use crate::payload::{HeapPayload, block_crcs};
 use crate::record::{Owner, Record};
+use crate::replica::NotCloned;
 
 const SHIFT: u8 = 24;
 /// Two segments and a half of four regions each, the last region cut short.
@@ -50,7 +51,10 @@ impl Job {
                 | DiskOp::Kinds { offset, len }
                 | DiskOp::Hash { offset, len, .. },
             )
-            | Job::Image(ImageOp::Preserve { offset, len, .. }) => Some((*offset, *len, false)),
+            | Job::Image(
+                ImageOp::Preserve { offset, len, .. }
+                | ImageOp::CloneOut { place: Place::Head, offset, len, .. },
+            ) => Some((*offset, *len, false)),
             _ => None,
         }
     }
@@ -62,6 +66,15 @@ enum Awaited {
     Write { at: u64, value: u64 },
     Look { of: SnapId, at: u64 },
     Other,
+}
+
+/// A replica that is made of an image: what that one had when it was begun, and what was shared by now.
+#[derive(Debug)]
+struct Made {
+    of: SnapId,
+    expected: BTreeMap<u64, u64>,
+    durable: Durable,
+    shared: BTreeMap<u64, u64>,
 }
 
 struct Rig {
@@ -85,6 +98,9 @@ struct Rig {
     /// What the head holds for whoever asks now: writes that were answered.
     acked: BTreeMap<u64, u64>,
     count: u64,
+    clones: BTreeMap<ReplicaKey, Made>,
+    /// Of how many the end was told, and of how many of those that they are whole.
+    cloned: (u32, u32),
 }
 
 impl Rig {
@@ -117,6 +133,8 @@ impl Rig {
             taking: None,
             acked: BTreeMap::new(),
             count: 0,
+            clones: BTreeMap::new(),
+            cloned: (0, 0),
         };
         rig.attach();
         rig
@@ -168,6 +186,42 @@ impl Rig {
                 Action::Reply { response, .. } => self.answer(response),
             }
         }
+        while let Some((to, outcome)) = self.replica.poll_cloned() {
+            let made = self.clones.remove(&to).expect("told once");
+            self.cloned.0 += 1;
+            match outcome {
+                Ok(()) => {
+                    self.cloned.1 += 1;
+                    assert_eq!(made.shared, made.expected, "a clone of {}", made.of);
+                    let sealed = made.durable.sealed;
+                    for at in made.shared.keys() {
+                        let region = usize::try_from(at >> SHIFT).expect("few");
+                        assert_eq!(
+                            made.durable.rgm[region], sealed,
+                            "who joins is to get what is at {at:#x}"
+                        );
+                    }
+                    assert!(made.durable.rgm.iter().all(|stamp| *stamp <= sealed));
+                }
+                Err(NotCloned::NoImage) => assert!(!self.expected.contains_key(&made.of), "{}", made.of),
+                Err(NotCloned::Disk(error)) => assert_eq!(error, DiskError::NoSpace),
+                Err(NotCloned::Ended) => panic!("nobody has given it up"),
+            }
+        }
+    }
+
+    /// Makes a replica of an image.
+    fn clone_of(&mut self, of: SnapId) {
+        self.count += 1;
+        let to = ReplicaKey { volume: VolumeId(u128::from(self.count)), rid: Rid(5) };
+        let durable = self.replica.clone_out(of, to);
+        let Some(expected) = self.expected.get(&of).cloned() else {
+            return assert_eq!(durable, Err(NotCloned::NoImage));
+        };
+        let durable = durable.expect("it is READY");
+        assert_eq!((durable.volume, durable.rid, durable.promised), (to.volume, to.rid, Epoch(0)));
+        self.clones.insert(to, Made { of, expected, durable, shared: BTreeMap::new() });
+        self.drain();
     }
 
     fn answer(&mut self, Response { tag, outcome, .. }: Response<HeapPayload>) {
@@ -311,7 +365,8 @@ impl Rig {
         let (token, job) = self.disk.remove(n);
         let grows = matches!(
             job,
-            Job::Head(DiskOp::Write { .. }) | Job::Image(ImageOp::Preserve { .. } | ImageOp::HandDown { .. })
+            Job::Head(DiskOp::Write { .. })
+                | Job::Image(ImageOp::Preserve { .. } | ImageOp::HandDown { .. } | ImageOp::CloneOut { .. })
         );
         let outcome = if fails == 2 && grows { Err(DiskError::NoSpace) } else { self.run(&job) };
         self.replica.handle_disk(self.now, token, outcome);
@@ -391,6 +446,28 @@ impl Rig {
                 }
                 DiskDone::Done
             }
+            Job::Image(ImageOp::CloneOut { to, place: from, offset, len }) => {
+                assert_eq!(offset >> SEGMENT_SHIFT, (offset + len - 1) >> SEGMENT_SHIFT);
+                assert!(*len > 0 && offset + len <= SIZE, "{offset:#x}+{len:#x}");
+                // Of the head a part at most, as in an aged one.
+                let shared = if *from == Place::Head { (*len).min(1 << SHIFT) } else { *len };
+                for at in places(*offset, shared) {
+                    let value = match *from {
+                        Place::Absent => panic!("nothing is there to share"),
+                        Place::Head => self.head.get(&at).copied(),
+                        Place::Image { image, heir } => {
+                            let mut of = [Some(image), heir].into_iter().flatten();
+                            let found = of.find_map(|of| self.files.get(&(of, at)).copied());
+                            found.ok_or(DiskError::BitRot)?
+                        }
+                    };
+                    let made = self.clones.get_mut(to).expect("it was begun");
+                    if let Some(value) = value.filter(|value| *value != 0) {
+                        made.shared.insert(at, value);
+                    }
+                }
+                DiskDone::Shared(shared)
+            }
             Job::Image(ImageOp::Drop { image }) => {
                 self.files.retain(|(of, _), _| of != image);
                 self.dirs.remove(image);
@@ -413,6 +490,7 @@ impl Rig {
         }
         // What was asked for and not answered may be there or not.
         self.awaited.clear();
+        self.clones.clear();
         self.taking = None;
         self.acked = self.head.clone();
         // A directory that no image of the log is in goes, as it does at a start.
@@ -540,12 +618,14 @@ proptest! {
                     rig.drain();
                 }
                 605..620 => rig.look_at_all(),
+                620..660 => if let Some(id) = one { rig.clone_of(id) },
                 _ => drop(rig.step(usize::try_from(n % 97).expect("few"), 0)),
             }
         }
         rig.settle();
         rig.look_at_all();
         rig.rest();
+        prop_assert!(rig.clones.is_empty(), "each was told of");
         prop_assert!(rig.replica.whole());
         prop_assert_eq!(rig.replica.durable(), &rig.durable);
         // Nothing of the head is needed any more.
@@ -618,4 +698,76 @@ fn what_a_look_found_in_the_head_counts_only_while_it_lies_there() {
     let old = vec![(BLOCK, None), (region - BLOCK, Some(Hole::Absent))];
     assert!(told(&mut rig, looks, old.clone()).is_none());
     assert_eq!(rig.answered[&asked], Ok(Answer::Kinds([data(region), old].concat())));
+}
+
+/// Finding 20 of docs/model.md: a deletion that is asked for in the middle ends the clone, which is told; nothing is made of what
+/// goes. So does whoever gives it up, and a replica that is taken out of service.
+#[test]
+fn a_clone_ends_when_its_image_goes_when_it_is_given_up_and_when_its_source_is() {
+    let mut rig = Rig::new();
+    for n in 0..PLACES {
+        rig.write(place(n), 1);
+    }
+    rig.settle();
+    for id in [SnapId(1), SnapId(2)] {
+        assert_eq!(rig.take(id, 1, None), Ok(Answer::Done));
+    }
+    rig.rest();
+    rig.clone_of(SnapId(1));
+    rig.clone_of(SnapId(7));
+    rig.expected.remove(&SnapId(1));
+    rig.send(Ask::SnapDelete { id: SnapId(1) }, Awaited::Other);
+    // The log first.
+    assert!(rig.disk.len() == 1 && rig.step(1, 0));
+    rig.rest();
+    assert_eq!((rig.cloned, rig.clones.len()), ((1, 0), 0));
+
+    rig.clone_of(SnapId(2));
+    rig.rest();
+    assert_eq!(rig.cloned, (2, 1), "the other one is whole");
+
+    let ends = |rig: &mut Rig, end: fn(&mut Rig, ReplicaKey)| {
+        let to = ReplicaKey { volume: VolumeId(90), rid: Rid(0) };
+        rig.replica.clone_out(SnapId(2), to).expect("it is READY");
+        assert_eq!((rig.replica.clones(), rig.replica.is_idle()), (vec![to], false));
+        rig.replica.give_up_clones(|other| other != to);
+        end(rig, to);
+        let Some(Action::Image { token, op: ImageOp::CloneOut { len, .. } }) = rig.replica.poll_action()
+        else {
+            panic!("a part is asked for")
+        };
+        assert_eq!(rig.replica.poll_cloned(), None, "it ends after what is at the pool");
+        rig.replica.handle_disk(rig.now, token, Ok(DiskDone::Shared(len)));
+        assert_eq!(rig.replica.poll_cloned(), Some((to, Err(NotCloned::Ended))));
+        assert!(rig.replica.clones().is_empty());
+    };
+    ends(&mut rig, |rig, to| rig.replica.give_up_clones(|other| other == to));
+    ends(&mut rig, |rig, _| rig.replica.handle_quarantine());
+    let to = ReplicaKey { volume: VolumeId(91), rid: Rid(0) };
+    assert_eq!(rig.replica.clone_out(SnapId(2), to), Err(NotCloned::Ended));
+}
+
+/// What a pool can't share is told, and nothing is assumed of it; "nothing was shared" is not "all of it".
+#[test]
+fn a_clone_whose_pool_refuses_is_told_so() {
+    for (outcome, told) in [
+        (Err(DiskError::NoSpace), DiskError::NoSpace),
+        (Err(DiskError::BitRot), DiskError::BitRot),
+        (Ok(DiskDone::Shared(0)), DiskError::Io),
+        (Ok(DiskDone::Done), DiskError::Io),
+    ] {
+        let mut rig = Rig::new();
+        rig.write(place(3), 1);
+        rig.settle();
+        assert_eq!(rig.take(SnapId(1), 1, None), Ok(Answer::Done));
+        rig.rest();
+        let to = ReplicaKey { volume: VolumeId(90), rid: Rid(0) };
+        rig.replica.clone_out(SnapId(1), to).expect("it is READY");
+        let Some(Action::Image { token, .. }) = rig.replica.poll_action() else {
+            panic!("a part is asked for")
+        };
+        rig.replica.handle_disk(rig.now, token, outcome);
+        assert_eq!(rig.replica.poll_cloned(), Some((to, Err(NotCloned::Disk(told)))));
+        assert!(rig.replica.is_idle());
+    }
 }
