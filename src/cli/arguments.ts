@@ -9,6 +9,7 @@ import { resolve } from "node:path";
 import type { Decision } from "../core/model/finding.ts";
 import { parseDuration } from "../core/model/duration.ts";
 import { COPIES_MAX, LIMIT_BURST_SECONDS } from "../core/model/limits.ts";
+import { parseSnapshotId } from "../core/model/ids.ts";
 import { parseAddress, parseName } from "../core/model/name.ts";
 import { checkOvercommit } from "../core/model/overcommit.ts";
 import { type Role, roles } from "../core/model/roles.ts";
@@ -29,6 +30,12 @@ export function snapshotName(text: string): string {
 
 export function snapshotRef(text: string): SnapshotRef {
   return accept(parseSnapshotRef(text));
+}
+
+/** A snapshot in a form that can name one: `VOLUME@NAME`, or its id. */
+export function knownSnapshot(text: string): string {
+  if (parseSnapshotId(text) === null) snapshotRef(text);
+  return text;
 }
 
 export function hostName(text: string): string {

@@ -1,12 +1,13 @@
-/** `weft snapshot create|list|show|rename|protect|unprotect|attach|detach|delete`. */
+/** `weft snapshot create|list|show|rename|protect|unprotect|clone|attach|detach|delete`. */
 import type { Command } from "commander";
 
-import { parseSnapshotId } from "../core/model/ids.ts";
-import { snapshotName, snapshotRef } from "./arguments.ts";
+import { knownSnapshot, snapshotName, snapshotRef, volumeName } from "./arguments.ts";
 import { nbdUri } from "./attach-commands.ts";
 import type { Bind } from "./context.ts";
 import { withSuggestion } from "./reference.ts";
 import { refOf, snapshotColumns, snapshotText, takenText } from "./snapshot-text.ts";
+import { type Places, placesOf, withPlaces } from "./volume-commands.ts";
+import { madeText } from "./volume-text.ts";
 
 const REF = "VOLUME@NAME, or its id";
 
@@ -46,7 +47,7 @@ export function addSnapshotCommands(program: Command, bind: Bind): Command {
 
   const show = snapshot.command("show").description("one snapshot").argument("<snapshot>", REF);
   bind<[string], object>(show, async (context, [ref]) => {
-    const found = await context.client.snapshot(known(ref));
+    const found = await context.client.snapshot(knownSnapshot(ref));
     if (found.state === "ready" && found.copies < found.wantedCopies) context.exitCode = 3;
     context.show(found, ({ id }) => id, snapshotText);
   });
@@ -57,7 +58,7 @@ export function addSnapshotCommands(program: Command, bind: Bind): Command {
     .argument("<snapshot>", REF)
     .argument("<name>", "1 to 63 characters of a-z 0-9 . _ -");
   bind<[string, string], object>(rename, async (context, [ref, name]) => {
-    const after = await context.client.changeSnapshot(known(ref), { name: snapshotName(name) });
+    const after = await context.client.changeSnapshot(knownSnapshot(ref), { name: snapshotName(name) });
     context.show(
       after,
       ({ id }) => id,
@@ -72,7 +73,7 @@ export function addSnapshotCommands(program: Command, bind: Bind): Command {
   for (const [verb, isProtected, what, outcome] of protections) {
     const command = snapshot.command(verb).description(what).argument("<snapshot>", REF);
     bind<[string], object>(command, async (context, [ref]) => {
-      const after = await context.client.changeSnapshot(known(ref), { protected: isProtected });
+      const after = await context.client.changeSnapshot(knownSnapshot(ref), { protected: isProtected });
       context.show(
         after,
         ({ id }) => id,
@@ -81,12 +82,27 @@ export function addSnapshotCommands(program: Command, bind: Bind): Command {
     });
   }
 
+  const clone = snapshot
+    .command("clone")
+    .description("make a volume that begins as it; both go on alone")
+    .argument("<snapshot>", REF)
+    .argument("<name>", "of the new volume");
+  withPlaces(clone, "as its volume has");
+  bind<[string, string], Places>(clone, async (context, [ref, name], options) => {
+    const made = await context.client.createVolume({
+      name: volumeName(name),
+      from: knownSnapshot(ref),
+      ...placesOf(options),
+    });
+    context.show(made, ({ id }) => id, madeText);
+  });
+
   const attach = snapshot
     .command("attach")
     .description("offer it on this host by NBD, to be read only")
     .argument("<snapshot>", REF);
   bind<[string], object>(attach, async (context, [ref]) => {
-    const answer = await context.client.attachSnapshot(known(ref));
+    const answer = await context.client.attachSnapshot(knownSnapshot(ref));
     const uri = nbdUri(answer.path);
     context.show(
       { ...answer, uri },
@@ -100,7 +116,7 @@ export function addSnapshotCommands(program: Command, bind: Bind): Command {
     .description("offer it on this host no more")
     .argument("<snapshot>", REF);
   bind<[string], object>(detach, async (context, [ref]) => {
-    await context.client.detachSnapshot(known(ref));
+    await context.client.detachSnapshot(knownSnapshot(ref));
     context.done({ snapshot: ref }, `${ref} detached.`);
   });
 
@@ -109,14 +125,8 @@ export function addSnapshotCommands(program: Command, bind: Bind): Command {
     .description("give it up; others stay as they are")
     .argument("<snapshot>", REF);
   bind<[string], object>(remove, async (context, [ref]) => {
-    await context.client.deleteSnapshot(known(ref));
+    await context.client.deleteSnapshot(knownSnapshot(ref));
     context.done({ snapshot: ref }, `Snapshot ${ref} is deleted; its space comes back by and by.`);
   });
   return snapshot;
-}
-
-/** In a form that can name one. */
-function known(ref: string): string {
-  if (parseSnapshotId(ref) === null) snapshotRef(ref);
-  return ref;
 }

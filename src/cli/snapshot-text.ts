@@ -88,6 +88,6 @@ function stateText({ state, protected: isProtected, openOn }: SnapshotAnswer): s
   return `ready${isProtected ? ", protected" : ""}${open}`;
 }
 
-function momentText(at: string): string {
+export function momentText(at: string): string {
   return at.slice(0, 19).replace("T", " ");
 }

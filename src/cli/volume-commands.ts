@@ -4,11 +4,13 @@ import type { Command } from "commander";
 import { formatSize } from "../core/model/size.ts";
 import type { Spread } from "../core/model/spread.ts";
 import { limitsText } from "../core/model/volume-limits.ts";
+import type { VolumeCreate } from "../core/wire/agent-client.ts";
 import { WeftError } from "../core/wire/errors.ts";
 import {
   acknowledgement,
   collectHost,
   copies,
+  knownSnapshot,
   type LimitOptions,
   limits,
   minIsr,
@@ -20,16 +22,15 @@ import { spreadRule } from "./place-commands.ts";
 import { showStats } from "./stats-text.ts";
 import { watchVolume } from "./watch.ts";
 import { withSuggestion } from "./reference.ts";
-import { bytesText, copiesText, openOn, resizedText, volumeText, whereText } from "./volume-text.ts";
+import { bytesText, madeText, openOn, resizedText, volumeText, whereText } from "./volume-text.ts";
 
-type Create = {
+export type Places = {
   readonly copies?: number;
   readonly minIsr?: number;
   readonly host?: readonly string[];
-  readonly ack?: "durable";
   readonly spread?: Spread;
-  readonly thick?: true;
 };
+type Create = Places & { readonly ack?: "durable"; readonly thick?: true; readonly from?: string };
 
 export function addVolumeCommands(program: Command, bind: Bind): Command {
   const volume = program.command("volume").description("what a guest sees as a disk");
@@ -38,39 +39,27 @@ export function addVolumeCommands(program: Command, bind: Bind): Command {
     .command("create")
     .description("make a volume")
     .argument("<name>", "1 to 63 characters of a-z 0-9 . _ -")
-    .argument("<size>", "256MiB, 200GiB, 3TiB: a multiple of 4 KiB")
-    .option("--copies <number>", "in-sync copies on distinct hosts (default: 2, or 1 with one host)", copies)
-    .option("--min-isr <number>", "fewest in-sync copies under which writes complete (default: 1)", minIsr)
-    .option("--host <name>", "put a copy there; once for each copy", collectHost)
-    .option(
-      "--spread <rule>",
-      "what copies must not share: host, rack or site (weft host label); default: host",
-      spreadRule,
-    )
+    .argument("[size]", "256MiB, 200GiB, 3TiB: a multiple of 4 KiB; a clone has its snapshot's")
+    .option("--from <snapshot>", "begin as this snapshot of another volume: VOLUME@NAME, or its id")
     .option("--thick", "reserve the room of every copy now, and keep it")
     .option(
       "--ack <mode>",
       "when a write is done: durable, on stable media of every in-sync copy",
       acknowledgement,
     );
-  bind<[string, string], Create>(create, async (context, [name, sizeText], options) => {
-    checkPolicy(options);
+  withPlaces(create, "2, or 1 with one host; of a clone as its volume has");
+  bind<[string, string | undefined], Create>(create, async (context, [name, sizeText], options) => {
+    const { from, thick } = options;
+    if (sizeText === undefined && from === undefined) throw sizeMissing(name);
+    if (thick === true && from !== undefined) throw neverThick();
     const made = await context.client.createVolume({
       name: volumeName(name),
-      size: size(sizeText),
-      copies: options.copies ?? options.host?.length ?? null,
-      minIsr: options.minIsr ?? null,
-      hosts: options.host === undefined ? null : [...options.host],
-      ...(options.spread === undefined ? {} : { spread: options.spread }),
-      ...(options.thick === undefined ? {} : { thick: true }),
+      ...(sizeText === undefined ? {} : { size: size(sizeText) }),
+      ...(from === undefined ? {} : { from: knownSnapshot(from) }),
+      ...placesOf(options),
+      ...(thick === undefined ? {} : { thick: true }),
     });
-    context.show(
-      made,
-      ({ id }) => id,
-      (answer) =>
-        `Volume "${answer.name}" made, ${formatSize(answer.size)}${answer.thick ? ", thick" : ""}, ${copiesText(answer)} on ${whereText(answer)}.\n` +
-        `Next:  weft attach ${answer.name}`,
-    );
+    context.show(made, ({ id }) => id, madeText);
   });
 
   const list = volume.command("list").description("all volumes of the cluster");
@@ -174,7 +163,49 @@ export function addVolumeCommands(program: Command, bind: Bind): Command {
   return volume;
 }
 
-function checkPolicy(options: Create): void {
+/** Where the copies of a new volume go. */
+export function withPlaces(command: Command, byDefault: string): Command {
+  return command
+    .option("--copies <number>", `in-sync copies on distinct hosts (default: ${byDefault})`, copies)
+    .option("--min-isr <number>", "fewest in-sync copies under which writes complete (default: 1)", minIsr)
+    .option("--host <name>", "put a copy there; once for each copy", collectHost)
+    .option(
+      "--spread <rule>",
+      "what copies must not share: host, rack or site (weft host label); default: host",
+      spreadRule,
+    );
+}
+
+export function placesOf(options: Places): Pick<VolumeCreate, "copies" | "minIsr" | "hosts" | "spread"> {
+  checkPolicy(options);
+  return {
+    copies: options.copies ?? options.host?.length ?? null,
+    minIsr: options.minIsr ?? null,
+    hosts: options.host === undefined ? null : [...options.host],
+    ...(options.spread === undefined ? {} : { spread: options.spread }),
+  };
+}
+
+function sizeMissing(name: string): WeftError {
+  return new WeftError({
+    code: "E-ARG-03",
+    message: `How large shall "${name}" be? A size is missing, or --from with a snapshot.`,
+    do: [
+      { why: "An empty one", command: `weft volume create ${name} 10GiB` },
+      { why: "As a snapshot", command: `weft volume create ${name} --from VOLUME@NAME` },
+    ],
+  });
+}
+
+function neverThick(): WeftError {
+  return new WeftError({
+    code: "E-ARG-03",
+    message:
+      "--thick and --from exclude each other: a clone shares its blocks with the snapshot, none are its own yet.",
+  });
+}
+
+function checkPolicy(options: Places): void {
   const wanted = options.copies ?? options.host?.length;
   if (options.host !== undefined && options.copies !== undefined && options.host.length !== options.copies) {
     throw new WeftError({

@@ -3,7 +3,7 @@ import { formatSize } from "../core/model/size.ts";
 import { limitsText } from "../core/model/volume-limits.ts";
 import type { VolumeAnswer } from "../core/wire/agent-api.ts";
 import { scrubLine } from "./scrub-text.ts";
-import { snapshotsLine } from "./snapshot-text.ts";
+import { momentText, snapshotsLine } from "./snapshot-text.ts";
 import { table } from "./table.ts";
 
 /** `2 copies`, `1 of 2 copies` */
@@ -21,6 +21,21 @@ export function whereText({ replicas }: VolumeAnswer): string {
 /** The host whose guest uses it; a caretaker's session has no guest. */
 export function openOn({ owner }: VolumeAnswer): string {
   return owner === null || owner.caretaker ? "—" : owner.hostName;
+}
+
+/** What `create` and `snapshot clone` made. */
+export function madeText(volume: VolumeAnswer): string {
+  const { name, size, thick, createdFrom, inSync, copies } = volume;
+  const from = createdFrom === null ? "" : ` from ${originRef(createdFrom)}`;
+  const first = `Volume "${name}" made${from}, ${formatSize(size)}${thick ? ", thick" : ""}, ${copiesText(volume)} on ${whereText(volume)}.`;
+  const rest = inSync < copies ? ["The copies in brackets are filled from the others meanwhile."] : [];
+  return [first, ...rest, `Next:  weft attach ${name}`].join("\n");
+}
+
+type Origin = NonNullable<VolumeAnswer["createdFrom"]>;
+
+function originRef({ volumeName, snapshotName }: Origin): string {
+  return `${volumeName}@${snapshotName}`;
 }
 
 /** What `resize` did. */
@@ -50,6 +65,7 @@ export function volumeText(volume: VolumeAnswer): string {
       : []),
     ...(scrubbed === null ? [] : [["Scrub", scrubbed] as const]),
     ...(snapshots === null ? [] : [["Snapshots", snapshots] as const]),
+    ...(volume.createdFrom === null ? [] : [["Made from", originText(volume.createdFrom)] as const]),
     ["Epoch", volume.epoch === null ? "—" : String(volume.epoch)],
     ...(volume.deletedAt === null ? [] : [["Deleted", volume.deletedAt] as const]),
   ];
@@ -65,6 +81,11 @@ export function volumeText(volume: VolumeAnswer): string {
     { title: "POOL", of: ({ pool }) => pool.slice(0, 8) },
   ]);
   return [...facts.map(([title, value]) => `${`${title}: `.padEnd(9)}${value}`), "", replicas].join("\n");
+}
+
+/** `db@before-upgrade (2026-11-22 14:02:07 UTC)` */
+function originText(origin: Origin): string {
+  return `${originRef(origin)} (${momentText(origin.takenAt)} UTC)`;
 }
 
 /** A dash where nobody has said it yet. */

@@ -78,6 +78,7 @@ export function volume(rest: object = {}): object {
     owner: null,
     replicas: [replica(0, "h1"), replica(1, "h2")],
     createdBy: "test",
+    createdFrom: null,
     deletedAt: null,
     ...rest,
   };

@@ -85,7 +85,17 @@ void t.test("error: bad values are refused at this door, before anything is aske
     [[...create, "db", "1G", "--host", "h1", "--copies", "2"], "E-ARG-03", /do not agree/],
     [[...create, "db", "1G", "--ack", "cached"], "E-VOL-05", /cached is not offered/],
     [[...create, "db", "1G", "--ack", "never"], "E-ARG-02", /"never" is not known/],
-    [[...create, "db"], "E-ARG-03", /[Mm]issing required argument "size"/],
+    [[...create, "db"], "E-ARG-03", /How large shall "db" be\? A size is missing, or --from/],
+    [[...create, "db", "--from", "db"], "E-ARG-02", /"db" names no snapshot/],
+    [[...create, "db", "--from", "a@b", "--thick"], "E-ARG-03", /exclude each other/],
+    [
+      [...create, "db", "--from", "a@b", "--copies", "1", "--min-isr", "2"],
+      "E-VOL-06",
+      /more than the 1 copy/,
+    ],
+    [["snapshot", "clone", "db", "web"], "E-ARG-02", /"db" names no snapshot/],
+    [["snapshot", "clone", "db@a", "Web"], "E-ARG-02", /"web" would do/],
+    [["snapshot", "clone", "db@a"], "E-ARG-03", /[Mm]issing required argument "name"/],
     [[...create, "db", "1G", "--copies"], "E-ARG-03", /argument missing/],
     [["attach", "db", "web"], "E-ARG-03", /[Tt]oo many arguments/],
     [["volume"], "E-ARG-03", /not complete/],
@@ -137,7 +147,7 @@ void t.test("weft help: a code prints its row of the document, a command its arg
   );
   t.match(
     (await weft(["help", "volume", "create"])).out,
-    /^Usage: weft volume create \[options\] <name> <size>/,
+    /^Usage: weft volume create \[options\] <name> \[size\]/,
   );
   t.match((await weft([])).out, /^Usage: weft/);
   t.match((await weft(["help", "E-NONE"])).err, /^E-ARG-01 {3}No error code "E-NONE"/);

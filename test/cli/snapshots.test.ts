@@ -1,7 +1,7 @@
 /** Plot: a volume is kept as it is before it is changed, looked at, read, and given up again. */
 import t from "tap";
 
-import { ids, snapshot, volume } from "./answers.ts";
+import { ids, replica, snapshot, volume } from "./answers.ts";
 import { FakeAgent, refusal } from "./fake-agent.ts";
 
 const ID = ids.session;
@@ -106,6 +106,53 @@ void t.test("weft snapshot rename, protect, attach, detach, delete: one word eac
   t.equal(await run("attach", "db@a", "-q"), `${uri}\n`);
   t.equal(await run("detach", "db@a"), "db@a detached.\n");
   t.equal(await run("delete", "db@a"), "Snapshot db@a is deleted; its space comes back by and by.\n");
+});
+
+void t.test("weft volume create --from, weft snapshot clone: what it is made of, and where", async (t) => {
+  const createdFrom = {
+    volume: ids.db,
+    volumeName: "db",
+    snapshot: ID,
+    snapshotName: "before-upgrade",
+    takenAt: "2026-11-22T14:02:07.311Z",
+  };
+  const filled = { inSync: 1, replicas: [replica(0, "h1"), replica(1, "h2", "STALE")] };
+  await using agent = await FakeAgent.start({
+    "POST /v1/volumes": volume({ name: "web", createdFrom }),
+    "GET /v1/volumes/web": volume({ name: "web", createdFrom }),
+  });
+  const text =
+    'Volume "web" made from db@before-upgrade, 3 TiB, 2 copies on h1 h2.\nNext:  weft attach web\n';
+  const last = (): string | undefined => agent.asked.at(-1);
+  const create = ["volume", "create", "web"];
+  t.equal((await agent.weft([...create, "--from", "db@before-upgrade"])).out, text);
+  t.equal(
+    last(),
+    'POST /v1/volumes {"name":"web","from":"db@before-upgrade","copies":null,"minIsr":null,"hosts":null}',
+  );
+  await agent.weft([...create, "3TiB", "--from", ID]);
+  t.match(last(), `{"name":"web","size":"3298534883328","from":"${ID}",`);
+  const clone = ["snapshot", "clone", "db@before-upgrade", "web"];
+  t.equal((await agent.weft(clone)).out, text);
+  t.equal((await agent.weft([...clone, "-q"])).out, `${ids.db}\n`);
+  t.match(JSON.parse((await agent.weft([...clone, "--json"])).out), { createdFrom });
+  await agent.weft([...clone, "--copies", "3", "--min-isr", "2", "--spread", "rack"]);
+  t.equal(
+    last(),
+    'POST /v1/volumes {"name":"web","from":"db@before-upgrade","copies":3,"minIsr":2,"hosts":null,"spread":"rack"}',
+  );
+  t.match(
+    (await agent.weft(["volume", "show", "web"])).out,
+    /^Made from: db@before-upgrade \(2026-11-22 14:02:07 UTC\)$/m,
+  );
+
+  await using other = await FakeAgent.start({
+    "POST /v1/volumes": volume({ name: "web", createdFrom, ...filled }),
+  });
+  t.match(
+    (await other.weft(clone)).out,
+    /1 of 2 copies on h1 \(h2\)\.\nThe copies in brackets are filled from the others meanwhile\.\nNext/,
+  );
 });
 
 void t.test("weft volume show: how many snapshots there are, and which have fewer copies", async (t) => {

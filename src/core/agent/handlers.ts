@@ -16,6 +16,7 @@ import { auditAnswer, auditProblems, auditVerdict } from "./audit-read.ts";
 import { attachVolume, detachVolume } from "./attach.ts";
 import { backupAuthority, restoreAuthority } from "./ca-file.ts";
 import type { MemberContext } from "./context.ts";
+import { createVolume } from "./create-volume.ts";
 import { clusterJsonOf, volumeOf, volumesOf } from "./facts.ts";
 import { findSnapshot, findVolume } from "./find.ts";
 import { labelHost, removeHost } from "./hosts.ts";
@@ -153,7 +154,7 @@ export const handlers: Handlers = {
   },
   "POST /v1/volumes": async (agent, { body }) => {
     const context = agent.member();
-    return shown(context, await volumes.createVolume(context, body));
+    return shown(context, await createVolume(context, body));
   },
   "GET /v1/volumes/:ref": async (agent, { params }) => {
     const context = await fresh(agent);

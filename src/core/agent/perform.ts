@@ -12,7 +12,7 @@ import { randomUUID } from "node:crypto";
 import type { HostId, Rid, VolumeId } from "../model/ids.ts";
 import { MAKE_MS_MAX } from "../model/limits.ts";
 import type { VolumeEffect, VolumeState } from "../model/volume.ts";
-import type { Want } from "../model/volume-record.ts";
+import { type CreatedFrom, firstPlaces, type Want } from "../model/volume-record.ts";
 import type { DaemonClient } from "../wire/daemon-client.ts";
 import type { RecordJson } from "../wire/daemon.gen.ts";
 import { WeftError } from "../wire/errors.ts";
@@ -20,8 +20,21 @@ import { parseRecordExtra, parseWant, RECORD_FORMAT, renderWant } from "../wire/
 import type { Op, StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
 
-/** Asked again they would be refused again: there is no room for a copy that needs all of its own. */
-const forGood: ReadonlySet<string> = new Set(["E-POOL-06"]);
+/**
+ * Asked again it would be refused again: there is no room for a copy that needs all of its own, or the snapshot is not to
+ * be had there.
+ */
+function isForGood(code: string, isClone: boolean): boolean {
+  return code === "E-POOL-06" || (isClone && (code.startsWith("E-SNAP-") || ofClones.has(code)));
+}
+
+const ofClones: ReadonlySet<string> = new Set(["E-ARG-01", "E-ARG-02", "E-DISK-01"]);
+
+/** Null: the copy begins empty. */
+function originOf(want: Want | null, rid: Rid): CreatedFrom | null {
+  const origin = want?.createdFrom ?? null;
+  return origin?.rids.includes(rid) === true ? origin : null;
+}
 
 export type PerformContext = {
   readonly store: StoreClient;
@@ -40,15 +53,20 @@ export async function perform(
   const { daemon, store, self } = context;
   switch (effect.kind) {
     case "make-replica": {
-      const size = state.record?.sizeBytes ?? state.want?.sizeBytes ?? 0n;
-      const shift = await regionShift(store, volume, size);
       const { rid, pool } = effect;
       const thick = state.want?.thick ?? false;
-      const replica = { volume, rid, pool, size: String(size), region_shift: shift, thick, from: null };
+      // With a record the volume is: whoever comes then is filled by the others.
+      const origin = state.record === null ? originOf(state.want, rid) : null;
+      const size = state.record?.sizeBytes ?? state.want?.sizeBytes ?? 0n;
+      const shift = origin?.regionShift ?? (await regionShift(store, volume, size));
+      const from = origin === null ? null : { volume: origin.volume, rid: null, snap: origin.snapshot };
+      const replica = { volume, rid, pool, size: String(size), region_shift: shift, thick, from };
+      const isSlow = thick || from !== null;
       try {
-        await daemon.call("replica.create", replica, thick ? MAKE_MS_MAX : undefined);
+        await daemon.call("replica.create", replica, isSlow ? MAKE_MS_MAX : undefined);
       } catch (error) {
-        if (state.record === null) await giveUp(context, volume, error);
+        const isOver = error instanceof WeftError && isForGood(error.code, origin !== null);
+        if (state.record === null && isOver) await giveUp(context, volume, error);
         throw error;
       }
       await store.put(keys.made(volume, rid), JSON.stringify({ rid, host: self, pool, made: true }));
@@ -58,7 +76,7 @@ export async function perform(
       const entry = await store.get(keys.want(volume));
       if (entry === null) return;
       const want = parseWant(entry.key, entry.value);
-      const rids = want.placements.filter((place) => !place.remove).map(({ rid }) => rid);
+      const rids = firstPlaces(want).map(({ rid }) => rid);
       await daemon.call("volume.create", { record: firstRecord(want, rids, Date.now()) });
       return;
     }
@@ -138,9 +156,11 @@ export async function openCaretaker(daemon: DaemonClient, volume: VolumeId): Pro
 }
 
 /** The wish is given up, its name is free, and why is kept for who asked. */
-async function giveUp({ store, self }: PerformContext, volume: VolumeId, error: unknown): Promise<void> {
-  if (!(error instanceof WeftError) || !forGood.has(error.code)) return;
-  const { code, message } = error;
+async function giveUp(
+  { store, self }: PerformContext,
+  volume: VolumeId,
+  { code, message }: WeftError,
+): Promise<void> {
   for (;;) {
     const entry = await store.get(keys.want(volume));
     if (entry === null) return;
@@ -230,9 +250,13 @@ async function forget(store: StoreClient, volume: VolumeId, name: string): Promi
   await store.txn(compares, ops);
 }
 
-/** The first record of a volume: these replicas in sync, empty, closed in order (protocol.md 4.2). */
+/**
+ * The first record of a volume: these replicas in sync, closed in order, empty (protocol.md 4.2) or as the snapshot of
+ * which they are made; then its epochs are above the snapshot's (docs/model.md, finding 26).
+ */
 function firstRecord(want: Want, rids: readonly Rid[], nowMs: number): RecordJson {
   const places = want.placements.filter(({ rid }) => rids.includes(rid));
+  const { createdFrom } = want;
   const replicas = places.map(({ rid, host, pool }) => ({
     rid,
     node: host,
@@ -249,25 +273,26 @@ function firstRecord(want: Want, rids: readonly Rid[], nowMs: number): RecordJso
     min_reader: RECORD_FORMAT,
     vol: want.volume,
     size: String(want.sizeBytes),
-    region_shift: regionShiftFor(want.sizeBytes),
+    region_shift: createdFrom?.regionShift ?? regionShiftFor(want.sizeBytes),
     mode: "excl",
     policy: {
       copies: want.copies,
-      min_isr: want.minIsr,
+      // Raised to what is wanted when as many copies have joined.
+      min_isr: Math.min(want.minIsr, places.length),
       ack: "durable",
       on_loss: "pause",
       spread: want.spread,
     },
-    epoch: "1",
+    epoch: String((createdFrom?.epoch ?? 0n) + 1n),
     rev: "1",
-    next_rid: Math.max(0, ...want.placements.map((place) => place.rid + 1)),
+    next_rid: Math.max(0, ...rids.map((rid) => rid + 1)),
     deleted: null,
     created_by: want.createdBy,
     nonce: randomUUID(),
     owner: null,
     next: null,
     clean: true,
-    closed_gen: "0",
+    closed_gen: String(createdFrom?.generation ?? 0n),
     replicas,
     snaps: { count: 0, newest: null },
     parent: null,

@@ -332,6 +332,7 @@ async function fitWish({ mirror, store }: MemberContext, record: VolumeRecord): 
     scrub: want?.scrub ?? null,
     deletedAtMs: record.deletedAtMs,
     createdBy: want?.createdBy ?? `repair-${record.volume}`,
+    createdFrom: want?.createdFrom ?? null,
     refused: null,
   };
   await store.cas(

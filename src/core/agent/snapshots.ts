@@ -69,10 +69,20 @@ export async function deleteSnapshot(context: MemberContext, ref: string): Promi
   const { volume, snapshot } = findSnapshot(mirror, ref);
   const cluster = view.cluster();
   const readers = openOn(mirror, snapshot.id).map((host) => hostName(cluster, host));
-  decided(checkSnapshotDelete(volume.want.name, snapshot, readers));
+  const clones = clonesInTheMaking(mirror, snapshot.id);
+  decided(checkSnapshotDelete(volume.want.name, snapshot, { openOn: readers, clones }));
   if (snapshot.state === "DELETING") return;
   await byOwner(context, { kind: "delete-snapshot", volume: volume.id, id: snapshot.id });
   await mirror.sync();
+}
+
+/** Names of volumes that are being made of it. */
+function clonesInTheMaking(mirror: MemberContext["mirror"], id: SnapshotId): readonly string[] {
+  return volumesOf(mirror)
+    .filter(hasWant)
+    .filter(({ want, record }) => record === null && want.deletedAtMs === null)
+    .filter(({ want: { createdFrom } }) => createdFrom?.snapshot === id)
+    .map(({ want }) => want.name);
 }
 
 export async function changeSnapshot(
@@ -261,7 +271,7 @@ function freeName(known: readonly Snapshot[], at: string): string {
   for (let n = 2; ; n += 1) if (isFree(`${name}-${n}`)) return `${name}-${n}`;
 }
 
-function refuseDeleting({ want }: WantedVolume, { id, name, state }: Snapshot): void {
+export function refuseDeleting({ want }: WantedVolume, { id, name, state }: Snapshot): void {
   if (state === "READY") return;
   throw new WeftError({
     code: "E-SNAP-09",

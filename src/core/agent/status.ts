@@ -13,6 +13,7 @@ import { overcommitted } from "../model/overcommit.ts";
 import type { healthOf } from "../model/redundancy.ts";
 import { formatSize } from "../model/size.ts";
 import { summarise } from "../model/summary.ts";
+import type { Want } from "../model/volume-record.ts";
 
 import type * as api from "../wire/agent-api.ts";
 import { isWeftError, reasonOf } from "../wire/errors.ts";
@@ -199,8 +200,15 @@ export function volumeAnswer(context: MemberContext, volume: VolumeFacts): api.V
           },
     replicas,
     createdBy: want.createdBy,
+    createdFrom: originOf(want),
     deletedAt: want.deletedAtMs === null ? null : new Date(want.deletedAtMs).toISOString(),
   };
+}
+
+function originOf({ createdFrom }: Want): api.VolumeAnswer["createdFrom"] {
+  if (createdFrom === null) return null;
+  const { volume, volumeName, snapshot, snapshotName, takenMs } = createdFrom;
+  return { volume, volumeName, snapshot, snapshotName, takenAt: new Date(takenMs).toISOString() };
 }
 
 const scrubProgress = z.object({ host: z.string(), done: u64, total: u64 });

@@ -2,28 +2,21 @@
  * What an operator asks of volumes. The asked agent writes the wish and waits for the fact.
  *
  * Must always hold:
- * - names are unique: given out in the transaction that makes the volume, taken back in the one that deletes it;
- * - creation is idempotent by its token;
+ * - a name is taken back in the transaction that deletes its volume;
  * - a refusal changes nothing;
  * - a volume shrinks by this host's own request of its weftd, never by what is wanted: a wish outlives its moment.
  */
-import { randomUUID } from "node:crypto";
-import type { z } from "zod";
-
-import { type Cluster, hostName } from "../model/cluster.ts";
-import { parseRid, type Rid, type VolumeId } from "../model/ids.ts";
-import { defaultCopies, placeCopies, roomOf } from "../model/placement.ts";
+import { parseRid, type VolumeId } from "../model/ids.ts";
 import { addCopy, removeCopy } from "../model/replica-change.ts";
 import { type Decision, ok, refused } from "../model/finding.ts";
 import { checkScrubRate } from "../model/scrub.ts";
 import { checkNoSnapshots, isShown, losesSnapshot } from "../model/snapshot.ts";
-import { checkSize } from "../model/size.ts";
 import { checkDelete, checkResize } from "../model/volume-check.ts";
 import { checkLimits, sameLimits, type VolumeLimits } from "../model/volume-limits.ts";
-import type { Refused, VolumeRecord, Want } from "../model/volume-record.ts";
+import type { VolumeRecord, Want } from "../model/volume-record.ts";
 import type * as api from "../wire/agent-api.ts";
 import { decided, isWeftError, WeftError } from "../wire/errors.ts";
-import { parseNameKey, renderWant } from "../wire/record.ts";
+import { renderWant } from "../wire/record.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
 import { snapshotsOf, type VolumeFacts, volumeOf, volumesOf } from "./facts.ts";
@@ -36,81 +29,6 @@ import { scrubSettings } from "./settings.ts";
 /** Replicas are made in parallel; a slow disk preallocates for seconds. */
 export const MAKE_MS = 40_000;
 export const CHANGE_MS = 20_000;
-
-export async function createVolume(
-  context: MemberContext,
-  request: z.output<typeof api.volumeCreateRequest>,
-): Promise<VolumeId> {
-  const { mirror, store, view } = context;
-  await mirror.sync();
-  const token = request.createdBy ?? randomUUID();
-  const made = await store.get(keys.token(token));
-  const id =
-    made === null ? await wishVolume(context, request, token) : parseNameKey(made.key, made.value).volume;
-  await mirror.until(`The volume "${request.name}"`, MAKE_MS, () => {
-    const { want, record } = volumeOf(mirror, id);
-    if (want !== null && want.refused !== null) throw notMade(want.name, want.refused, view.cluster());
-    return record;
-  });
-  return id;
-}
-
-function notMade(name: string, { host, code, message }: Refused, cluster: Cluster): WeftError {
-  const where = hostName(cluster, host);
-  return new WeftError({
-    code,
-    message: `"${name}" could not be made, for its copy on ${where}: ${message}`,
-    facts: { name, host },
-    safe: "Nothing is left of it.",
-    do: [{ why: "See what the pools can take", command: "weft pool list" }],
-  });
-}
-
-async function wishVolume(
-  { mirror, store, view }: MemberContext,
-  request: z.output<typeof api.volumeCreateRequest>,
-  token: string,
-): Promise<VolumeId> {
-  const { name } = request;
-  const sizeBytes = decided(checkSize(request.size));
-  const cluster = view.cluster();
-  const only = request.hosts === null ? null : request.hosts.map((ref) => findHost(mirror, ref).id);
-  const { spread, thick } = request;
-  const roomBytes = roomOf({ thick, sizeBytes });
-  const copies = request.copies ?? only?.length ?? defaultCopies(cluster, spread);
-  const minIsr = request.minIsr ?? 1;
-  if (minIsr > copies) throw minIsrAbove(name, minIsr, copies);
-  const spots = decided(
-    placeCopies(cluster, { name, copies, taken: [], only, pool: null, spread, beside: [], roomBytes }),
-  );
-  const want: Want = {
-    volume: randomUUID() as VolumeId,
-    name,
-    sizeBytes,
-    copies,
-    minIsr,
-    spread,
-    thick,
-    placements: spots.map((spot, rid) => ({ rid: rid as Rid, ...spot, remove: false })),
-    limits: null,
-    scrub: null,
-    deletedAtMs: null,
-    createdBy: token,
-    refused: null,
-  };
-  const pointer = JSON.stringify({ volume: want.volume });
-  const all = [keys.token(token), keys.name(name), keys.want(want.volume)] as const;
-  for (;;) {
-    const outcome = await store.txn(
-      all.map((key) => ({ key, modRevision: 0n })),
-      all.map((key, i) => ({ kind: "put", key, value: i === 2 ? renderWant(want, null) : pointer })),
-    );
-    if (outcome.kind === "succeeded") return want.volume;
-    const byToken = await store.get(all[0]);
-    if (byToken !== null) return parseNameKey(byToken.key, byToken.value).volume;
-    if (outcome.kind === "compare-failed") throw nameTaken(name);
-  }
-}
 
 export async function deleteVolume({ mirror, store, view }: MemberContext, ref: string): Promise<void> {
   await mirror.sync();
@@ -380,22 +298,13 @@ export async function changeWanted(
   }
 }
 
-function nameTaken(name: string): WeftError {
+export function nameTaken(name: string): WeftError {
   return new WeftError({
     code: "E-VOL-01",
     message: `A volume "${name}" exists already.`,
     facts: { name },
     safe: "Nothing was changed.",
     do: [{ why: "Look at it", command: `weft volume show ${name}` }],
-  });
-}
-
-function minIsrAbove(name: string, minIsr: number, copies: number): WeftError {
-  return new WeftError({
-    code: "E-VOL-06",
-    message: `"${name}" shall have ${copies} ${copies === 1 ? "copy" : "copies"}, so min-isr can't be ${minIsr}.`,
-    facts: { name, minIsr, copies },
-    safe: "Nothing was changed.",
   });
 }
 

@@ -46,7 +46,7 @@ export const REBUILD_AFTER_MS = 30 * 60 * 1000;
 export const REBUILD_LAST_COPY_MS = 60 * 1000;
 /** A detached volume whose member is away is opened without it after this (protocol.md 4.14). */
 export const DEGRADED_OPEN_MS = 60 * 1000;
-/** Giving a copy of many TiB its blocks takes a while: then whoever asked for it hears no more of it. */
+/** Giving a copy of many TiB its blocks, or those of an aged snapshot, takes a while: then whoever asked for it hears no more of it. */
 export const MAKE_MS_MAX = 600_000;
 /** A wish that was given up stays so much longer than any copy takes to be made: none comes to nobody. */
 export const GIVEN_UP_MS = MAKE_MS_MAX + 60_000;

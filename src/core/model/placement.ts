@@ -44,7 +44,7 @@ type Place = { readonly host: Host; readonly pool: Pool };
 
 /** Places for `copies` further copies. */
 export function placeCopies(cluster: Cluster, request: PlacementRequest): Decision<readonly Spot[]> {
-  const { copies, taken, only, pool: named, spread } = request;
+  const { copies, taken } = request;
   if (copies < 1 || copies + taken.length > COPIES_MAX) {
     return refused(
       finding(
@@ -54,15 +54,37 @@ export function placeCopies(cluster: Cluster, request: PlacementRequest): Decisi
       ),
     );
   }
-  const candidates = cluster.hosts.filter(({ id }) => only === null || only.includes(id));
+  const candidates = candidatesOf(cluster, request);
+  const places = placesOf(cluster, request, candidates);
+  if (places.length < copies) return refused(tooFew(cluster, request, candidates, places));
+  return ok(spotsOf(places, copies));
+}
+
+/** As many as there are, at most `copies`. */
+export function placeSome(cluster: Cluster, request: PlacementRequest): readonly Spot[] {
+  return spotsOf(placesOf(cluster, request, candidatesOf(cluster, request)), request.copies);
+}
+
+function candidatesOf({ hosts }: Cluster, { only }: PlacementRequest): readonly Host[] {
+  return hosts.filter(({ id }) => only === null || only.includes(id));
+}
+
+function placesOf(
+  cluster: Cluster,
+  request: PlacementRequest,
+  candidates: readonly Host[],
+): readonly Place[] {
+  const { taken, only, pool: named, spread } = request;
   const usable = candidates.flatMap((host) => {
     const pool = taken.includes(host.id) ? null : bestPool(cluster, host, named, request.roomBytes);
     return pool === null ? [] : [{ host, pool }];
   });
   usable.sort(only === null ? compare : (a, b) => only.indexOf(a.host.id) - only.indexOf(b.host.id));
-  const places = spreadOut(usable, spread, keysOf(cluster, request));
-  if (places.length < copies) return refused(tooFew(cluster, request, candidates, places));
-  return ok(places.slice(0, copies).map(({ host, pool }) => ({ host: host.id, pool: pool.id })));
+  return spreadOut(usable, spread, keysOf(cluster, request));
+}
+
+function spotsOf(places: readonly Place[], copies: number): readonly Spot[] {
+  return places.slice(0, copies).map(({ host, pool }) => ({ host: host.id, pool: pool.id }));
 }
 
 /** Two copies when two hosts that the rule lets have one have a pool, else one: operations.md 3. */

@@ -30,6 +30,9 @@ export type Snapshot = {
   /** The copies that took part. */
   readonly members: readonly { readonly rid: Rid; readonly host: HostId; readonly pool: PoolId }[];
   readonly generation: bigint;
+  /** Of the owner that took it. */
+  readonly epoch: bigint;
+  readonly regionShift: number;
   readonly sizeBytes: bigint;
   readonly createdMs: number;
   readonly createdBy: string;
@@ -235,11 +238,11 @@ function tooMany({ name, volume }: Want, count: number): Finding {
   });
 }
 
-/** What stands against deleting it: E-SNAP-05 protected, E-SNAP-04 open on these hosts. */
+/** What stands against deleting it: E-SNAP-05 protected, E-SNAP-04 open on these hosts, E-SNAP-13 these are made of it. */
 export function checkSnapshotDelete(
   volume: string,
   { id, name, isProtected, state }: Snapshot,
-  openOn: readonly string[],
+  { openOn, clones: [clone] }: { readonly openOn: readonly string[]; readonly clones: readonly string[] },
 ): Decision<null> {
   const ref = `${volume}@${name}`;
   if (state === "DELETING") return ok(null);
@@ -249,6 +252,17 @@ export function checkSnapshotDelete(
         facts: { snapshot: id },
         safe: "Nothing was changed.",
         do: [{ why: "When it may go", command: `weft snapshot unprotect ${ref}` }],
+      }),
+    );
+  if (clone !== undefined)
+    return refused(
+      finding("E-SNAP-13", `${ref} is being cloned: the volume "${clone}" is made of it. Not deleted.`, {
+        facts: { snapshot: id, clone },
+        safe: "Nothing was changed.",
+        do: [
+          { why: "When it is made, the snapshot may go", command: `weft volume show ${clone}` },
+          { why: "Or give that volume up", command: `weft volume delete ${clone}` },
+        ],
       }),
     );
   const [host] = openOn;

@@ -6,7 +6,7 @@
  * - desire and fact are two keys with two writers, so that nobody fights (protocol.md 4.1);
  * - `replicas` of a record are in order of rid; a rid below `nextRid` that is not in it was removed for ever.
  */
-import type { HostId, PoolId, Rid, SessionId, VolumeId } from "./ids.ts";
+import type { HostId, PoolId, Rid, SessionId, SnapshotId, VolumeId } from "./ids.ts";
 import type { ScrubAsk } from "./scrub.ts";
 import type { Spread } from "./spread.ts";
 import type { VolumeLimits } from "./volume-limits.ts";
@@ -64,8 +64,25 @@ export type Want = {
   readonly scrub: ScrubAsk | null;
   readonly deletedAtMs: number | null;
   readonly createdBy: string;
+  /** The snapshot that it began as; null: it began empty. */
+  readonly createdFrom: CreatedFrom | null;
   /** A copy can't be made, so that the volume never was one; null: nobody said so. */
   readonly refused: Refused | null;
+};
+
+/** A clone's beginning, noted when it was asked for: the snapshot may be renamed or gone since. */
+export type CreatedFrom = {
+  readonly volume: VolumeId;
+  readonly volumeName: string;
+  readonly snapshot: SnapshotId;
+  readonly snapshotName: string;
+  readonly takenMs: number;
+  readonly generation: bigint;
+  /** Of the source's owner that took it. */
+  readonly epoch: bigint;
+  readonly regionShift: number;
+  /** The copies that are made of it; the others are filled from these, as any that joins. */
+  readonly rids: readonly Rid[];
 };
 
 /** What the daemon of a host said when it was to make a copy: for good, and before anything was promised. */
@@ -77,6 +94,11 @@ export type Made = {
   readonly host: HostId;
   readonly pool: PoolId;
 };
+
+/** Those that a volume's first record names. */
+export function firstPlaces({ placements, createdFrom }: Want): readonly Place[] {
+  return placements.filter(({ rid, remove }) => !remove && (createdFrom?.rids.includes(rid) ?? true));
+}
 
 export function memberOf(record: VolumeRecord, rid: Rid): Member | null {
   return record.replicas.find((member) => member.rid === rid) ?? null;

@@ -12,7 +12,8 @@
  * need not talk to each other, and one that restarts begins with nothing but the facts.
  *
  * Must always hold:
- * - replicas are durable before the record is made (protocol.md 4.2, "Creation");
+ * - replicas are durable before the record is made (protocol.md 4.2, "Creation"); a clone begins with the copies that are
+ *   made of its snapshot, and the others join it;
  * - a replica is added before one is removed; never the last in-sync one, never below min_isr (4.18);
  * - a volume grows to what is wanted; it never shrinks because less is wanted: that is asked for itself, once (R18);
  * - what writes need follows what is wanted: lowered at once, raised when enough copies are in sync (policy.ts);
@@ -36,7 +37,7 @@ import type { Policy } from "./policy.ts";
 import { formatSizeExact } from "./size.ts";
 import { lastHeld } from "./snapshot.ts";
 import type { Snapshot } from "./snapshot.ts";
-import { insync, isOver, memberOf } from "./volume-record.ts";
+import { firstPlaces, insync, isOver, memberOf } from "./volume-record.ts";
 import type { Made, Place, VolumeRecord, Want } from "./volume-record.ts";
 
 export type VolumePhase =
@@ -162,7 +163,8 @@ export function wakeAt(state: VolumeState, now: number): number | null {
 /** Until when a copy of a volume that was given up may be made still; null: it isn't given up, or all came soon. */
 function lateUntil({ want, record }: VolumeState): number | null {
   if (want === null || want.deletedAtMs === null) return null;
-  const comesLate = want.refused !== null || (record === null && want.thick);
+  const isSlow = want.thick || want.createdFrom !== null;
+  const comesLate = want.refused !== null || (record === null && isSlow);
   return comesLate ? want.deletedAtMs + GIVEN_UP_MS : null;
 }
 
@@ -322,7 +324,7 @@ export function mayRemove(
 }
 
 function missing(want: Want, made: readonly Made[]): readonly Place[] {
-  return want.placements.filter((place) => !place.remove && !made.some(({ rid }) => rid === place.rid));
+  return firstPlaces(want).filter((place) => !made.some(({ rid }) => rid === place.rid));
 }
 
 function makeReplica({ host, rid, pool }: Place): VolumeEffect {

@@ -121,20 +121,32 @@ export const diskWipeRequest = z.strictObject({
   name: z.string().max(256).default(""),
 });
 
-export const volumeCreateRequest = z.strictObject({
-  name: volumeName,
-  size: u64,
-  copies: z.int().min(1).max(8).nullable().default(null),
-  minIsr: z.int().min(1).max(8).nullable().default(null),
-  /** Names of the hosts that shall hold the copies; null: the placement decides. */
-  hosts: z.array(hostName).min(1).max(8).nullable().default(null),
-  /** What its copies must not share. */
-  spread: z.enum(spreads).default("host"),
-  /** The room of every copy is reserved now, also of those that are added later; E-POOL-06 where it isn't there. */
-  thick: z.boolean().default(false),
-  /** Token of the request: the same token again answers with the volume made first. */
-  createdBy: z.string().min(1).max(128).nullable().default(null),
-});
+export const volumeCreateRequest = z
+  .strictObject({
+    name: volumeName,
+    /** Null: as the snapshot's that it is made of. */
+    size: u64.nullable().default(null),
+    /** The snapshot that it begins as: its id, or `VOLUME@NAME`. Null: it begins empty. */
+    from: z.string().min(1).max(256).nullable().default(null),
+    copies: z.int().min(1).max(8).nullable().default(null),
+    minIsr: z.int().min(1).max(8).nullable().default(null),
+    /** Names of the hosts that shall hold the copies; null: the placement decides. */
+    hosts: z.array(hostName).min(1).max(8).nullable().default(null),
+    /** What its copies must not share. Null, as for `copies` and `minIsr`: of a clone as its snapshot's volume has it. */
+    spread: z.enum(spreads).nullable().default(null),
+    /** The room of every copy is reserved now, also of those that are added later; E-POOL-06 where it isn't there. */
+    thick: z.boolean().default(false),
+    /** Token of the request: the same token again answers with the volume made first. */
+    createdBy: z.string().min(1).max(128).nullable().default(null),
+  })
+  .refine(({ size, from }) => size !== null || from !== null, {
+    path: ["size"],
+    message: "expected a size, or what it is made of (from)",
+  })
+  .refine(({ thick, from }) => !thick || from === null, {
+    path: ["thick"],
+    message: "expected not beside from: a clone shares blocks with its snapshot",
+  });
 
 const placeChanges = {
   copies: z.int().min(1).max(8).optional(),
@@ -507,6 +519,17 @@ export const volumeAnswer = z.object({
   owner: z.object({ host: uuid, hostName: z.string(), session: uuid, caretaker: z.boolean() }).nullable(),
   replicas: z.array(replicaAnswer),
   createdBy: z.string(),
+  /** The snapshot that it began as, by the names of then; null: it began empty. */
+  createdFrom: z
+    .object({
+      volume: uuid,
+      volumeName: z.string(),
+      snapshot: uuid,
+      snapshotName: z.string(),
+      takenAt: instant,
+    })
+    .nullable()
+    .default(null),
   deletedAt: instant.nullable(),
 });
 

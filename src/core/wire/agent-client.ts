@@ -159,7 +159,8 @@ export class AgentClient {
 
   /** `size` as bigint: it is encoded for the wire here. */
   createVolume(body: VolumeCreate): Promise<api.VolumeAnswer> {
-    const wire = { ...body, size: String(body.size) };
+    const { size = null } = body;
+    const wire = { ...body, size: size === null ? undefined : String(size) };
     return this.#call("POST", "/v1/volumes", api.volumeAnswer, api.volumeCreateRequest, wire);
   }
 
@@ -433,7 +434,9 @@ function causeOf(cause: unknown): string {
   return cause instanceof WeftError && cause.cause !== undefined ? reasonOf(cause.cause) : reasonOf(cause);
 }
 
-export type VolumeCreate = Omit<z.input<typeof api.volumeCreateRequest>, "size"> & { readonly size: bigint };
+export type VolumeCreate = Omit<z.input<typeof api.volumeCreateRequest>, "size"> & {
+  readonly size?: bigint | null;
+};
 
 /** A URL path whose parts are escaped. */
 function path(parts: TemplateStringsArray, ...values: readonly string[]): string {

@@ -9,7 +9,7 @@
  */
 import { z } from "zod";
 
-import type { Made, Member, Place, VolumeRecord, Want } from "../model/volume-record.ts";
+import type { CreatedFrom, Made, Member, Place, VolumeRecord, Want } from "../model/volume-record.ts";
 import {
   parseHostId,
   parsePoolId,
@@ -209,6 +209,24 @@ const scrubResultJson = z.object({
 });
 export type ScrubResult = z.output<typeof scrubResultJson>;
 
+const createdFromJson = z
+  .object({
+    volume: volumeId,
+    volumeName: z.string().min(1),
+    snapshot: snapshotId,
+    snapshotName: z.string().min(1),
+    taken: moment,
+    gen: u64,
+    epoch,
+    regionShift: z.int().min(16).max(32),
+    rids: z.array(rid).min(1).max(255),
+  })
+  .transform(({ taken, gen, ...rest }): CreatedFrom => ({
+    ...rest,
+    takenMs: Date.parse(taken),
+    generation: gen,
+  }));
+
 const wantJson = z
   .object({
     id: volumeId,
@@ -223,6 +241,7 @@ const wantJson = z
     scrub: scrubAskJson.nullable().default(null),
     deletedAt: moment.nullable().default(null),
     createdBy: z.string(),
+    createdFrom: createdFromJson.nullable().default(null),
     refused: z.object({ host: hostId, code: z.string(), message: z.string() }).nullable().default(null),
   })
   .transform((w): Want => ({
@@ -238,6 +257,7 @@ const wantJson = z
     scrub: w.scrub,
     deletedAtMs: w.deletedAt === null ? null : Date.parse(w.deletedAt),
     createdBy: w.createdBy,
+    createdFrom: w.createdFrom,
     refused: w.refused,
   }));
 
@@ -247,6 +267,8 @@ const snapshotJson = z
     vol: volumeId,
     name: z.string().min(1).max(256),
     gen: u64,
+    epoch,
+    region_shift: z.int().min(16).max(32),
     size: u64,
     state: z.enum(["READY", "DELETING"]),
     logged: z.boolean(),
@@ -263,6 +285,8 @@ const snapshotJson = z
     isLogged: s.logged,
     members: s.members.map((m) => ({ rid: m.rid, host: m.node, pool: m.pool })),
     generation: s.gen,
+    epoch: s.epoch,
+    regionShift: s.region_shift,
     sizeBytes: s.size,
     createdMs: s.created,
     createdBy: s.created_by,
@@ -336,8 +360,20 @@ export function renderWant(want: Want, before: string | null): string {
     ...(want.scrub === null ? {} : { scrub: { ...oldScrub, ...renderScrub(want.scrub) } }),
     deletedAt: want.deletedAtMs === null ? null : new Date(want.deletedAtMs).toISOString(),
     createdBy: want.createdBy,
+    createdFrom: want.createdFrom === null ? undefined : renderOrigin(want.createdFrom, old["createdFrom"]),
     refused: want.refused ?? undefined,
   });
+}
+
+function renderOrigin(from: CreatedFrom, before: unknown): Record<string, unknown> {
+  const { takenMs, generation, epoch: taken, ...rest } = from;
+  return {
+    ...(isObject(before) ? before : {}),
+    ...rest,
+    taken: new Date(takenMs).toISOString(),
+    gen: String(generation),
+    epoch: String(taken),
+  };
 }
 
 function renderScrub({ id, atMs, by, rate, session }: ScrubAsk): Record<string, unknown> {

@@ -89,7 +89,7 @@ export const routes = {
 
   "GET /v1/volumes": read("viewer", "volumes", api.volumeAnswer.array()),
   "POST /v1/volumes": mutation("operator", "cluster", api.volumeCreateRequest, api.volumeAnswer, {
-    logs: ["name", "size", "copies", "minIsr", "hosts", "spread", "thick"],
+    logs: ["name", "size", "from", "copies", "minIsr", "hosts", "spread", "thick"],
   }),
   "GET /v1/volumes/:ref": read("viewer", "volume", api.volumeAnswer),
   // A copy less is the admin's, as below: each change of places may take one away.

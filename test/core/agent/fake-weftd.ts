@@ -34,6 +34,8 @@ type Replica = {
   readonly pool: string;
   readonly size: string;
   readonly thick: boolean;
+  /** What it began as. */
+  readonly from: { readonly volume: string; readonly snap: string } | null;
 };
 type RecordJson = Json & {
   epoch: string;
@@ -90,6 +92,8 @@ export class FakeWeftd {
   holdsSnapshots = false;
   /** Copies are refused so. */
   refusesCopies: { readonly code: string; readonly message: string } | null = null;
+  /** Copies are made when this says so. */
+  holdsCopies: Promise<void> = Promise.resolve();
   /** Another size is refused. */
   refusesSizes = false;
   #freePercent = 100n;
@@ -168,14 +172,7 @@ export class FakeWeftd {
           unverified_promises: "0",
         })),
       }),
-      "replica.create": (params) => {
-        if (this.refusesCopies !== null) refuse(this.refusesCopies.code, this.refusesCopies.message);
-        this.replicas.set(`${String(params["volume"])}.${String(params["rid"])}`, {
-          ...params,
-          thick: params["thick"] === true,
-        } as Replica);
-        return {};
-      },
+      "replica.create": (params) => this.#createReplica(params),
       "replica.records": () => this.#records(),
       "replica.trash": ({ volume, rid }) => this.#trash(`${String(volume)}.${String(rid)}`),
       "replica.add": (params) => this.#add(params),
@@ -420,6 +417,26 @@ export class FakeWeftd {
       this.kept.set(volume, after);
       return {};
     }
+  }
+
+  async #createReplica(params: Json): Promise<Json> {
+    await this.holdsCopies;
+    if (this.refusesCopies !== null) refuse(this.refusesCopies.code, this.refusesCopies.message);
+    const from = (params["from"] ?? null) as Replica["from"];
+    if (from !== null) await this.#checkImage(String(params["pool"]), from, params);
+    const thick = params["thick"] === true;
+    const replica = { ...params, thick, from } as Replica;
+    this.replicas.set(`${replica.volume}.${replica.rid}`, replica);
+    return {};
+  }
+
+  async #checkImage(pool: string, from: NonNullable<Replica["from"]>, params: Json): Promise<void> {
+    const entry = await this.#connected().get(keys.snapshot(from.volume, from.snap));
+    const image = JSON.parse(entry?.value ?? "{}") as Json & { members?: Json[] };
+    const hasIt = image.members?.some((member) => member["pool"] === pool) === true;
+    if (!hasIt || image["state"] !== "READY") refuse("E-SNAP-12", "no copy here has it");
+    if (image["size"] !== params["size"] || image["region_shift"] !== params["region_shift"])
+      refuse("E-SNAP-12", "it has another size");
   }
 
   async #createSnapshot({ volume: of, id, name, created_by }: Json): Promise<Json> {

@@ -193,7 +193,7 @@ void t.test(
     };
     const volume = { name: "db", size: "1048576", createdBy: "canary" };
     t.same(await heard(app, "POST /v1/volumes", volume), [
-      'begin POST /v1/volumes ci {"name":"db","size":"1048576","copies":null,"minIsr":null,"hosts":null,"spread":"host","thick":false}',
+      'begin POST /v1/volumes ci {"name":"db","size":"1048576","from":null,"copies":null,"minIsr":null,"hosts":null,"spread":null,"thick":false}',
       "end POST /v1/volumes E-AGENT-03",
     ]);
     t.same(await heard(app, "POST /v1/volumes/:ref/attach", {}), [

@@ -185,10 +185,18 @@ void t.test("snapshot: what is refused before anybody is asked", async (t) => {
   const room = [{ ...first, state: "DELETING" as const }, ...rest];
   t.equal(code(checkSnapshot({ ...input, snapshots: room })), "ok");
 
-  t.equal(code(checkSnapshotDelete("db", first, [])), "ok");
-  t.equal(code(checkSnapshotDelete("db", { ...first, isProtected: true }, [])), "E-SNAP-05");
-  t.equal(code(checkSnapshotDelete("db", first, ["h3"])), "E-SNAP-04");
-  t.equal(code(checkSnapshotDelete("db", { ...first, state: "DELETING" }, ["h3"])), "ok");
+  const free = { openOn: [], clones: [] };
+  const open = { openOn: ["h3"], clones: [] };
+  t.equal(code(checkSnapshotDelete("db", first, free)), "ok");
+  t.equal(code(checkSnapshotDelete("db", { ...first, isProtected: true }, free)), "E-SNAP-05");
+  t.equal(code(checkSnapshotDelete("db", first, open)), "E-SNAP-04");
+  t.equal(code(checkSnapshotDelete("db", { ...first, state: "DELETING" }, open)), "ok");
+  t.match(checkSnapshotDelete("db", first, { openOn: [], clones: ["web"] }), {
+    finding: {
+      code: "E-SNAP-13",
+      message: 'db@s0 is being cloned: the volume "web" is made of it. Not deleted.',
+    },
+  });
   t.equal(code(checkNoSnapshots(input.want, [])), "ok");
   t.match(checkNoSnapshots(input.want, input.snapshots), {
     finding: { code: "E-SNAP-10", message: /^"db" has a snapshot\. Not deleted/ },

@@ -15,7 +15,7 @@ import {
   wakeAt,
 } from "../../../src/core/model/volume.ts";
 import type { VolumeEvent, VolumeState } from "../../../src/core/model/volume.ts";
-import { cluster, GIB, made, member, owner, place, record, want } from "./world.ts";
+import { cluster, GIB, made, member, owner, place, record, rid, snapshotId, want } from "./world.ts";
 
 const three = cluster([1, 2, 3]);
 
@@ -47,6 +47,39 @@ void t.test(
     t.equal(wakeAt(state, 3000), null, "nothing is due");
   },
 );
+
+void t.test("volume: a clone begins with the copies that are made of its snapshot", async (t) => {
+  const createdFrom = {
+    volume: want([]).volume,
+    volumeName: "source",
+    snapshot: snapshotId(1),
+    snapshotName: "s1",
+    takenMs: 0,
+    generation: 7n,
+    epoch: 1n,
+    regionShift: 20,
+    rids: [rid(0)],
+  };
+  const desire = want([place(0, 2), place(1, 3)], { createdFrom });
+  let [state, effects] = play(initialVolume(), { kind: "want", want: desire }, 0);
+  t.strictSame(effects, ["make-replica 0 on 20000000"]);
+  [state, effects] = play(state, { kind: "made", made: [made(0, 2)] }, 1000);
+  t.strictSame(effects, ["create-record on 20000000"]);
+  const begun = record([member(0, 2)], { copies: 2 });
+  [state, effects] = play(state, { kind: "record", record: begun }, 2000);
+  t.strictSame(effects, ["make-replica 1 on 30000000"]);
+  [state, effects] = play(state, { kind: "made", made: [made(0, 2), made(1, 3)] }, 3000);
+  t.strictSame(effects, ["open-caretaker on 20000000"], "the other one joins");
+
+  // Given up: a copy that comes late goes by a tombstone.
+  const given = {
+    ...initialVolume(),
+    want: { ...desire, deletedAtMs: 1000 },
+  };
+  t.strictSame(play(given, { kind: "tick" }, 1000)[1], []);
+  const late = play(given, { kind: "made", made: [made(0, 2)] }, 5000)[1];
+  t.strictSame(late, ["create-tombstone on 20000000"]);
+});
 
 void t.test("volume: what was asked for and did not show up is asked for again after 15 s", async (t) => {
   let [state, effects] = play(initialVolume(), { kind: "want", want: want([place(0, 1)]) }, 0);

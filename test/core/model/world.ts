@@ -82,6 +82,7 @@ export function want(placements: readonly Place[], rest: Partial<Want> = {}): Wa
     scrub: null,
     deletedAtMs: null,
     createdBy: "test",
+    createdFrom: null,
     refused: null,
     ...rest,
   };
@@ -123,6 +124,8 @@ export function snapshot(number: number, rids: readonly number[], rest: Partial<
     isLogged: true,
     members: rids.map((n) => ({ rid: rid(n), host: hostId(n + 1), pool: poolId(n + 1) })),
     generation: BigInt(number),
+    epoch: BigInt(number),
+    regionShift: 20,
     sizeBytes: GIB,
     createdMs: number * 1000,
     createdBy: "root@h1",

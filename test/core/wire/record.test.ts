@@ -130,6 +130,30 @@ void t.test("record: one of newer software asks for newer software, whatever els
   t.throws(() => parseRecord("k", newer), { code: "E-STORE-13", exitCode: 2 });
 });
 
+void t.test("record: the snapshot that a volume began as is kept beside its wish", async (t) => {
+  const createdFrom = {
+    volume: V,
+    volumeName: "db",
+    snapshot: P,
+    snapshotName: "nightly",
+    taken: "2025-11-22T14:02:07.311Z",
+    gen: "18446744073709551615",
+    epoch: "7",
+    regionShift: 20,
+    rids: [0, 1],
+    later: 1,
+  };
+  const text = JSON.stringify({ ...want, createdFrom });
+  const read = parseWant("k", text);
+  t.match(read.createdFrom, { generation: 18446744073709551615n, epoch: 7n, takenMs: 1_763_820_127_311 });
+  t.same(JSON.parse(renderWant(read, text)), { ...want, createdFrom });
+  t.equal(parseWant("k", JSON.stringify(want)).createdFrom, null, "of older software");
+  for (const wrong of [{ rids: [] }, { regionShift: 60 }, { gen: 7 }, { snapshot: "x" }]) {
+    const bad = JSON.stringify({ ...want, createdFrom: { ...createdFrom, ...wrong } });
+    t.throws(() => parseWant("k", bad), { code: "E-STORE-07" }, Object.keys(wrong).join());
+  }
+});
+
 void t.test("record: why a volume could not be made is kept beside its wish", async (t) => {
   const refused = { host: H, code: "E-POOL-06", message: "no room" };
   const read = parseWant("k", JSON.stringify({ ...want, refused }));
@@ -254,6 +278,8 @@ void t.test("record: a snapshot's key", async (t) => {
     isLogged: true,
     members: [{ rid: 0, host: H, pool: P }],
     generation: 7n,
+    epoch: 7n,
+    regionShift: 20,
     sizeBytes: 1n << 30n,
     createdMs: 1_763_820_127_311,
     createdBy: "root@h1",
@@ -263,6 +289,8 @@ void t.test("record: a snapshot's key", async (t) => {
     { id: "x" },
     { name: "" },
     { size: 5 },
+    { epoch: 7 },
+    { region_shift: 60 },
     { state: "BITMAP" },
     { logged: null },
     { members: null },
