@@ -237,7 +237,7 @@ impl World {
                 self.late.push((expect.0, record));
                 StoreReply::Unknown
             }
-            StoreCall::Swap { expect, record, base, snap: _ }
+            StoreCall::Swap { expect, record, base, snap: _, grouped: _ }
                 if expect.0 == self.revision && base == self.record.nonce =>
             {
                 self.revision += 1;

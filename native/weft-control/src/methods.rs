@@ -164,6 +164,8 @@ methods! {
     "scrub.stop" ScrubStop(t::VolumeRef) -> t::Nothing;
     /// Takes a snapshot of a volume that is open here.
     "snapshot.create" SnapshotCreate(t::SnapshotCreate) -> t::SnapshotCreated;
+    /// Takes snapshots of several volumes that are open here, at one moment, or none.
+    "snapshot.create_group" SnapshotCreateGroup(t::SnapshotCreateGroup) -> t::SnapshotGroup;
     /// Deletes a snapshot of a volume that is open here: from then on nobody sees it, and what its images hold goes.
     "snapshot.delete" SnapshotDelete(t::SnapshotRef) -> t::Nothing;
     /// Protects a snapshot of a volume that is open here from being deleted, or doesn't any more.

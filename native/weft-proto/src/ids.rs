@@ -109,6 +109,10 @@ uuid_id!(
     SnapId
 );
 uuid_id!(
+    /// Snapshots of several volumes that were taken at one moment.
+    GroupId
+);
+uuid_id!(
     /// Random per compare-and-swap: lets a writer recognise its own swap after an unknown outcome (R14).
     Nonce
 );

@@ -201,6 +201,14 @@ pub enum Mutation {
     SnapDropUnsettled,
     /// R27: whoever asked is told as soon as the swap is done.
     SnapReportAtSwap,
+    /// D19: a volume of a group goes on as soon as it can.
+    GroupGoesOn,
+    /// D19: each volume of a group has a transaction of its own.
+    GroupTwoSwaps,
+    /// D19: a group goes on without the volume that fails.
+    GroupWithoutOne,
+    /// D19, R14: a swap of a group's that is unsettled is sent again alone.
+    GroupSettlesAlone,
     /// M26: after a failed flush the member goes on.
     FailedFlushForgotten,
     /// I1: a close changes the owner within the epoch.
@@ -229,7 +237,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every mutation with the name that `--mutation` takes, in the order of the rules.
-    pub const ALL: [(Mutation, &'static str); 106] = [
+    pub const ALL: [(Mutation, &'static str); 110] = [
         (Mutation::NoFence, "r1-no-fence"),
         (Mutation::AnyPromiser, "r1-any-promiser"),
         (Mutation::AttachUnbound, "r1-attach-unbound"),
@@ -336,6 +344,10 @@ impl Mutation {
         (Mutation::RepairFromBad, "d7-repair-from-bad"),
         (Mutation::SnapBeforeReconcile, "d12-before-reconcile"),
         (Mutation::ScrubWithoutLock, "d15-scrub-without-lock"),
+        (Mutation::GroupGoesOn, "d19-goes-on"),
+        (Mutation::GroupTwoSwaps, "d19-two-swaps"),
+        (Mutation::GroupWithoutOne, "d19-without-one"),
+        (Mutation::GroupSettlesAlone, "d19-settles-alone"),
     ];
 
     /// What weft-crash breaks: rules of what a pool keeps, in the daemon's own code.

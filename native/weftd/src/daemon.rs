@@ -11,6 +11,7 @@
 //! * a request reaches a replica of this host without a socket, and otherwise exactly as it would over one;
 //! * what one volume, pool, client or peer does wrong ends with that volume, pool, client or peer.
 
+mod groups;
 mod readers;
 mod snapshots;
 
@@ -32,13 +33,13 @@ use weft_control::types::{
 use weft_export::nbd::ExportInfo;
 use weft_io::buffer::IoBuf;
 use weft_io::driver::{self, AnyDriver, Completion, Driver, DriverConfig, DriverKind};
-use weft_proto::ids::{HostId, Instant, PoolId, Rid, SessionId, SnapId, VolumeId};
+use weft_proto::ids::{GroupId, HostId, Instant, PoolId, Rid, SessionId, SnapId, VolumeId};
 use weft_proto::log::ReplicaKey;
 use weft_proto::message::{Response, Watermark};
 use weft_proto::record::Record;
 use weft_proto::replica::{AttachmentId, Token};
 use weft_proto::session::policy::PolicyChange;
-use weft_proto::session::{EndReason, Event, LAST_HOLDER, StoreCall, Transmit};
+use weft_proto::session::{EndReason, Event, LAST_HOLDER, SnapChange, StoreCall, Transmit};
 use weft_proto::snap_reader::SnapReader;
 use weft_proto::wire::{Hello, MAX_FRAME, Version};
 
@@ -57,8 +58,8 @@ use crate::sessions::{Opening, Slot, read_reply, swap_reply};
 use crate::snapshots::Wish;
 use crate::state::{HostFile, StateDir, boot_id, raise_open_files};
 use crate::store::{
-    self, Expected, ReadError, Snapshot, StoreHandle, StoreReply, StoreRequest, StoreToken, SwapOutcome, Was,
-    WatchEvent,
+    self, Expected, KeySwap, ReadError, Snapshot, StoreHandle, StoreReply, StoreRequest, StoreToken,
+    SwapOutcome, Was, WatchEvent,
 };
 use crate::tokens::Part;
 use crate::trust::{IdentityFiles, TRUST_KEY, TrustChange, TrustKeeper};
@@ -103,6 +104,8 @@ enum Caller {
     SessionGet(VolumeId, SessionId),
     /// A session's swap.
     SessionSwap(VolumeId, SessionId),
+    /// Swaps of several sessions, of one group.
+    GroupSwap(Vec<(VolumeId, SessionId)>),
     /// A session's watch.
     SessionWatch(VolumeId, SessionId),
     /// An open that wants to know the record first.
@@ -178,6 +181,8 @@ struct Daemon {
     responses: VecDeque<(Seat, Rid, weft_proto::ids::Ordinal, Response<IoBuf>)>,
     /// Sessions to be drained of what they want.
     touched: BTreeSet<VolumeId>,
+    /// Snapshots of several volumes that were asked for.
+    groups: BTreeMap<GroupId, groups::Group>,
     /// Snapshots that are offered for reading here.
     readers: BTreeMap<SnapId, Reader>,
     /// The same of readers.
@@ -236,6 +241,7 @@ pub fn run(options: Options) -> Result<(), Failure> {
         next_local: 0,
         responses: VecDeque::new(),
         touched: BTreeSet::new(),
+        groups: BTreeMap::new(),
         readers: BTreeMap::new(),
         touched_readers: BTreeSet::new(),
         janitor_due: at,
@@ -279,7 +285,7 @@ impl Daemon {
             let until = s.opening.as_ref().map(|(_, until)| *until);
             [s.machine.poll_timeout(), until, s.snapshots.poll_timeout()].into_iter().flatten()
         });
-        let sessions = sessions.chain(self.snapshots_timeout());
+        let sessions = sessions.chain(self.snapshots_timeout()).chain(self.groups_timeout());
         let links = self.links.as_ref().and_then(Links::poll_timeout);
         let trust = self.trust.as_ref().and_then(TrustKeeper::poll_timeout);
         let others = links.into_iter().chain(self.pools.poll_timeout()).chain(trust).chain(self.stopping);
@@ -315,6 +321,7 @@ impl Daemon {
             self.give_up_opening(now, volume);
         }
         self.handle_snapshot_timeouts(now);
+        self.handle_group_timeouts(now);
         self.pools.handle_timeout(now);
         if let Some((generation, signed)) = self.trust.as_mut().and_then(|trust| trust.retry(now)) {
             self.store.send(StoreRequest::KeepTrust { generation, signed });
@@ -406,9 +413,16 @@ impl Daemon {
                         let token = self.call(Caller::SessionGet(volume, session));
                         self.store.send(StoreRequest::Read { token, keys: vec![key] });
                     }
-                    StoreCall::Swap { expect, base, record, snap } => {
+                    StoreCall::Swap { expect, base, record, snap, grouped } => {
+                        let grouped = snap.as_ref().filter(|_| grouped).map(SnapChange::id);
                         let beside = snap.map(|change| slot.snapshots.beside(&record, &change));
                         let beside = beside.into_iter().flatten().collect();
+                        if let Some(snap) = grouped {
+                            let expected = Expected { revision: expect, was: Was::Nonce(base) };
+                            let swap = KeySwap { key, expected, value: record.to_bytes(), beside };
+                            self.collect_swap(now, volume, snap, swap);
+                            continue;
+                        }
                         let token = self.call(Caller::SessionSwap(volume, session));
                         let value = Some(record.to_bytes());
                         let expected = Some(Expected { revision: expect, was: Was::Nonce(base) });
@@ -419,6 +433,7 @@ impl Daemon {
                 break;
             }
         }
+        self.look_at_groups(now, volume);
         let Some(slot) = self.sessions.get(&volume) else { return };
         let wanted = slot.machine.wanted_links();
         let known = slot.links.iter().map(|(rid, (node, pool, _))| (*rid, *node, *pool));
@@ -613,7 +628,10 @@ impl Daemon {
             | Event::SnapshotFailed { .. }
             | Event::SnapshotDeleting { .. }
             | Event::SnapshotGone { .. }
-            | Event::SnapshotChanged { .. }) => slot.handle_snapshot_event(event),
+            | Event::SnapshotChanged { .. }) => {
+                slot.handle_snapshot_event(event.clone());
+                self.tell_groups(now, volume, &event);
+            }
             Event::Ended(reason) => {
                 tracing::info!(%volume, ?reason, "ended");
                 return self.end_session(now, volume, &reason);
@@ -647,6 +665,7 @@ impl Daemon {
         if !stays {
             self.sessions.remove(&volume);
         }
+        self.end_in_groups(now, volume);
         self.links_changed = true;
     }
 
@@ -850,6 +869,14 @@ impl Daemon {
                     _ => {}
                 }
             }
+            StoreReply::SwappedAll { token, outcomes } => {
+                let back = |outcome: &SwapOutcome| matches!(outcome, SwapOutcome::RolledBack(_));
+                let done = |outcome: &SwapOutcome| matches!(outcome, SwapOutcome::Done { .. });
+                self.set_rolled_back(outcomes.iter().any(back), outcomes.iter().any(done));
+                if let Some(Caller::GroupSwap(whose)) = self.calls.remove(&token) {
+                    self.handle_group_swapped(now, whose, outcomes);
+                }
+            }
             StoreReply::Held { token } => self.handle_held(token),
             StoreReply::Watched { token, event } => self.handle_watched(now, token, event),
             StoreReply::Reachable { reachable, error } => {
@@ -1003,6 +1030,7 @@ impl Daemon {
             | Caller::ReaderLook(..)
             | Caller::Janitor(_)
             | Caller::SessionSwap(..)
+            | Caller::GroupSwap(_)
             | Caller::SessionWatch(..)
             | Caller::PoolSwap(_)
             | Caller::Hosts
@@ -1419,6 +1447,7 @@ impl Daemon {
             Command::SnapshotCreate(ask) => {
                 self.wish(now, ask.volume, Wish::Create(ask), answer);
             }
+            Command::SnapshotCreateGroup(ask) => self.create_group(now, ask, answer),
             Command::SnapshotDelete(wanted) => self.delete_snapshot(now, wanted, answer),
             Command::SnapshotProtect(p) => self.wish(now, p.volume, Wish::Protect(p.id, p.protected), answer),
             Command::SnapshotRename(r) => self.wish(now, r.volume, Wish::Rename(r.id, r.name), answer),

@@ -18,10 +18,10 @@ use std::collections::{BTreeMap, VecDeque};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use weft_control::types::{
-    Decimal, SnapshotCreate, SnapshotCreated, SnapshotMember, SnapshotNote, SnapshotRef,
+    Decimal, SnapshotCreate, SnapshotCreateGroup, SnapshotCreated, SnapshotMember, SnapshotNote, SnapshotRef,
 };
 use weft_io::buffer::IoBuf;
-use weft_proto::ids::{Epoch, Generation, HostId, Instant, Nonce, Rid, SnapId, VolumeId};
+use weft_proto::ids::{Epoch, Generation, GroupId, HostId, Instant, Nonce, Rid, SnapId, VolumeId};
 use weft_proto::message::NOTE_MAX;
 use weft_proto::record::Record;
 use weft_proto::session::{Session, SnapChange, SnapFailure, SnapKnown, SnapState, SnapTaken};
@@ -103,14 +103,26 @@ pub struct SnapKey {
     pub created: Decimal,
     /// By whom.
     pub created_by: String,
-    /// With which others it was taken; none yet are.
-    pub group: Value,
+    /// With which others it was taken.
+    pub group: Option<SnapGroupKey>,
     /// It is not deleted.
     pub protected: bool,
     /// Who needs it.
     pub pins: Vec<Value>,
     /// Random, of each value.
     pub nonce: Nonce,
+    /// Fields of newer writers, kept.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, Value>,
+}
+
+/// With which others a snapshot was taken, at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapGroupKey {
+    /// The group.
+    pub id: GroupId,
+    /// The volumes of which there was one, this one's too.
+    pub volumes: Vec<VolumeId>,
     /// Fields of newer writers, kept.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, Value>,
@@ -154,7 +166,7 @@ impl SnapKey {
     }
 
     fn note(&self) -> Vec<u8> {
-        note(&self.name, self.created, &self.created_by)
+        note(&self.name, self.created, &self.created_by, self.group.as_ref().map(|group| group.id))
     }
 
     fn known(&self) -> SnapKnown {
@@ -173,8 +185,8 @@ impl SnapKey {
     }
 }
 
-fn note(name: &str, created: Decimal, created_by: &str) -> Vec<u8> {
-    let note = SnapshotNote { name: name.to_owned(), created, created_by: created_by.to_owned() };
+fn note(name: &str, created: Decimal, created_by: &str, group: Option<GroupId>) -> Vec<u8> {
+    let note = SnapshotNote { name: name.to_owned(), created, created_by: created_by.to_owned(), group };
     serde_json::to_vec(&note).expect("a note is always JSON")
 }
 
@@ -184,6 +196,8 @@ struct Ask {
     name: String,
     created: Decimal,
     created_by: String,
+    /// It is one of a group, which has its own answers, and keeps the ask until it is over.
+    group: Option<SnapGroupKey>,
     answers: Vec<Answer>,
 }
 
@@ -306,12 +320,14 @@ impl Snapshots {
     }
 
     fn taken(&self, record: &Record, taken: &SnapTaken) -> Option<SnapKey> {
-        let (name, created, created_by) = match (self.asks.get(&taken.id), self.staged.get(&taken.id)) {
-            (Some(ask), _) => (ask.name.clone(), ask.created, ask.created_by.clone()),
+        let (ask, before) = (self.asks.get(&taken.id), self.staged.get(&taken.id));
+        let (name, created, created_by, group) = match (ask, before) {
+            (Some(ask), _) => (&ask.name, ask.created, &ask.created_by, &ask.group),
             // Who asked has had an answer: its outcome was not known.
-            (None, Some(before)) => (before.name.clone(), before.created, before.created_by.clone()),
+            (None, Some(before)) => (&before.name, before.created, &before.created_by, &before.group),
             (None, None) => return None,
         };
+        let (name, created_by, group) = (name.clone(), created_by.clone(), group.clone());
         let member = |rid: &Rid| {
             let entry = record.replica(*rid)?;
             Some(SnapshotMember { rid: *rid, node: entry.node, pool: entry.pool })
@@ -332,7 +348,7 @@ impl Snapshots {
             members: taken.members.iter().filter_map(member).collect(),
             created,
             created_by,
-            group: Value::Null,
+            group,
             protected: false,
             pins: Vec::new(),
             nonce: Nonce(0),
@@ -359,17 +375,10 @@ impl Snapshots {
     fn create(&mut self, now: Instant, machine: &mut Session<IoBuf>, ask: SnapshotCreate, answer: Answer) {
         let volume = machine.volume();
         let created = Decimal(unix_ms());
-        if let Err(failure) = check_name(&ask.name) {
-            return refuse(answer, failure);
-        }
-        let bytes = note(&ask.name, created, &ask.created_by);
-        if ask.created_by.len() > CREATED_BY_MAX || bytes.len() > NOTE_MAX {
-            let message = format!(
-                "who asks is named with {} bytes, the limit is {CREATED_BY_MAX}",
-                ask.created_by.len()
-            );
-            return refuse(answer, Failure::new(Code::BAD_VALUE, message));
-        }
+        let bytes = match check_note(&ask.name, created, &ask.created_by, None) {
+            Ok(bytes) => bytes,
+            Err(failure) => return refuse(answer, failure),
+        };
         let Some(keys) = &self.keys else { return self.waiting.push(Waiting::Create(ask, answer)) };
         if let Some(before) = self.asks.get_mut(&ask.id) {
             return before.answers.push(answer);
@@ -383,18 +392,70 @@ impl Snapshots {
             // An earlier session took it: it is told when it is logged.
             Some(_) => {}
             None => {
-                if let Err(failure) = self.check_room(volume, &ask) {
+                if let Err(failure) = self.check_room(volume, &ask.name, ask.id) {
                     return refuse(answer, failure);
                 }
             }
         }
         let SnapshotCreate { id, name, created_by, .. } = ask;
-        self.asks.insert(id, Ask { name, created, created_by, answers: vec![answer] });
+        let answers = vec![answer];
+        self.asks.insert(id, Ask { name, created, created_by, group: None, answers });
         machine.snapshot(now, id, bytes);
     }
 
+    // ---- of groups
+
+    /// Are the keys read?
+    #[must_use]
+    pub fn is_read(&self) -> bool {
+        self.keys.is_some()
+    }
+
+    /// Is one of a group there (`Some`), or may it be taken?
+    pub fn check_grouped(
+        &self,
+        volume: VolumeId,
+        id: SnapId,
+        name: &str,
+    ) -> Result<Option<&SnapKey>, Failure> {
+        match self.keys.as_ref().and_then(|keys| keys.get(&id)) {
+            Some(key) if key.state == KeyState::Deleting => Err(going(volume, id)),
+            Some(key) => Ok(Some(key)),
+            None => self.check_room(volume, name, id).map(|()| None),
+        }
+    }
+
+    /// One of a group is asked for.
+    pub fn ask_grouped(
+        &mut self,
+        now: Instant,
+        machine: &mut Session<IoBuf>,
+        id: SnapId,
+        (ask, group, created, until): (&SnapshotCreateGroup, SnapGroupKey, Decimal, Instant),
+    ) {
+        let (name, created_by) = (ask.name.clone(), ask.created_by.clone());
+        let bytes = note(&name, created, &created_by, Some(group.id));
+        self.asks.insert(id, Ask { name, created, created_by, group: Some(group), answers: Vec::new() });
+        machine.snapshot_in_group(now, id, bytes, until);
+    }
+
+    /// Its group comes to nothing.
+    pub fn forget_grouped(&mut self, id: SnapId, failure: &Failure) {
+        for answer in self.asks.remove(&id).map(|ask| ask.answers).unwrap_or_default() {
+            refuse(answer, failure.clone());
+        }
+    }
+
+    /// A snapshot that was taken.
+    #[must_use]
+    pub fn created(&self, id: SnapId) -> Option<SnapshotCreated> {
+        self.keys.as_ref()?.get(&id).map(created_of)
+    }
+
+    // ---- names
+
     /// May the volume have another snapshot, of that name?
-    fn check_room(&self, volume: VolumeId, ask: &SnapshotCreate) -> Result<(), Failure> {
+    fn check_room(&self, volume: VolumeId, name: &str, id: SnapId) -> Result<(), Failure> {
         let keys = || self.keys.iter().flat_map(BTreeMap::values);
         let all = keys().count() + self.asks.len();
         let stay = keys().filter(|key| key.state == KeyState::Ready).count() + self.asks.len();
@@ -406,7 +467,7 @@ impl Snapshots {
             let failure = Failure::new(Code::SNAPSHOTS_MAX, message);
             return Err(failure.with("volume", volume.to_string()));
         }
-        self.check_free(volume, &ask.name, ask.id)
+        self.check_free(volume, name, id)
     }
 
     fn delete(&mut self, now: Instant, machine: &mut Session<IoBuf>, id: SnapId, answer: Answer) {
@@ -483,6 +544,10 @@ impl Snapshots {
 
     /// It is not there.
     pub fn handle_failed(&mut self, id: SnapId, failure: &Failure) {
+        if self.asks.get(&id).is_some_and(|ask| ask.group.is_some()) {
+            // Its group may try it again.
+            return;
+        }
         for answer in self.asks.remove(&id).map(|ask| ask.answers).unwrap_or_default() {
             refuse(answer, failure.clone());
         }
@@ -585,6 +650,23 @@ pub fn failure_of(record: Option<&Record>, volume: VolumeId, why: &SnapFailure) 
     failure.with("volume", volume.to_string())
 }
 
+/// What members are to keep of a snapshot that is asked for in these words, if they are fit.
+pub fn check_note(
+    name: &str,
+    created: Decimal,
+    created_by: &str,
+    group: Option<GroupId>,
+) -> Result<Vec<u8>, Failure> {
+    check_name(name)?;
+    let bytes = note(name, created, created_by, group);
+    if created_by.len() > CREATED_BY_MAX || bytes.len() > NOTE_MAX {
+        let message =
+            format!("who asks is named with {} bytes, the limit is {CREATED_BY_MAX}", created_by.len());
+        return Err(Failure::new(Code::BAD_VALUE, message));
+    }
+    Ok(bytes)
+}
+
 fn check_name(name: &str) -> Result<(), Failure> {
     let is_fine = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-');
     let begins = name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
@@ -673,7 +755,7 @@ mod tests {
             members: Vec::new(),
             created: Decimal(5),
             created_by: String::new(),
-            group: Value::Null,
+            group: None,
             protected: false,
             pins: Vec::new(),
             nonce: Nonce(0),

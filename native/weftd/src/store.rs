@@ -111,6 +111,13 @@ pub enum StoreRequest {
         /// one that is compared.
         beside: Vec<Beside>,
     },
+    /// The same of several keys, in one transaction: all of them change, or none.
+    SwapAll {
+        /// Told back.
+        token: StoreToken,
+        /// Each key once.
+        swaps: Vec<KeySwap>,
+    },
     /// Tells of a key, or of all keys with a prefix, until [`StoreRequest::Unwatch`].
     Watch {
         /// Told back with each event.
@@ -223,6 +230,19 @@ impl Beside {
     }
 }
 
+/// A key's part of a swap of several.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeySwap {
+    /// The key.
+    pub key: String,
+    /// What must be there.
+    pub expected: Expected,
+    /// Its new value, as in [`StoreRequest::Swap`].
+    pub value: Vec<u8>,
+    /// What changes beside it.
+    pub beside: Vec<Beside>,
+}
+
 /// What a swap replaces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
@@ -293,6 +313,13 @@ pub enum StoreReply {
         token: StoreToken,
         /// How it went.
         outcome: SwapOutcome,
+    },
+    /// To `SwapAll`.
+    SwappedAll {
+        /// Told back.
+        token: StoreToken,
+        /// How it went with each, in order: where one has failed, what the others have been spared is `Away`.
+        outcomes: Vec<SwapOutcome>,
     },
     /// To `Hold`.
     Held {
@@ -524,6 +551,12 @@ impl Store {
                         store.tell(StoreReply::Swapped { token, outcome });
                     });
                 }
+                StoreRequest::SwapAll { token, swaps } => {
+                    spawn_local(async move {
+                        let outcomes = store.swap_all(&swaps).await;
+                        store.tell(StoreReply::SwappedAll { token, outcomes });
+                    });
+                }
                 StoreRequest::Watch { token, key, prefix } => {
                     let task = spawn_local(async move { store.watch(token, key, prefix).await });
                     if let Some(before) = watches.insert(token, task.abort_handle()) {
@@ -670,6 +703,68 @@ impl Store {
         self.compare_and_swap(&key, current, value, beside, identity.into_iter().collect()).await
     }
 
+    /// As [`Store::swap`], of several keys in one transaction.
+    async fn swap_all(&self, swaps: &[KeySwap]) -> Vec<SwapOutcome> {
+        let all = |outcome: SwapOutcome| vec![outcome; swaps.len()];
+        let keys = swaps.iter().map(|swap| TxnOp::get(swap.key.as_str(), None));
+        let look = [STORE_KEY, STORE_KEY].map(|key| TxnOp::get(key, None)).into_iter().chain(keys).collect();
+        let mut seen = match self.checked_read(look).await {
+            Ok((_, answers)) => answers.into_iter().map(|kvs| kvs.into_iter().next()),
+            Err(ReadError::RolledBack(why)) => return all(SwapOutcome::RolledBack(why)),
+            Err(ReadError::Away(why) | ReadError::Watermark(why)) => return all(SwapOutcome::Away(why)),
+        };
+        let identity = seen.next().flatten();
+        let there: Vec<Option<Entry>> = seen.collect();
+        let spared = || SwapOutcome::Away("another volume has changed, so that none was".to_owned());
+        let look = |(swap, there): (&KeySwap, &Option<Entry>)| match swap.expected.compare(there.as_ref()) {
+            Ok(true) => None,
+            Ok(false) => Some(not_there(there.clone(), Some(&swap.value))),
+            Err(why) => Some(SwapOutcome::RolledBack(why)),
+        };
+        let failed: Vec<Option<SwapOutcome>> = swaps.iter().zip(&there).map(look).collect();
+        if failed.iter().any(Option::is_some) {
+            return failed.into_iter().map(|outcome| outcome.unwrap_or_else(spared)).collect();
+        }
+        let mut compares: Vec<Compare> = identity
+            .map(|entry| Compare::value(STORE_KEY, CompareOp::Equal, entry.value))
+            .into_iter()
+            .collect();
+        let (mut changes, mut looks) = (Vec::new(), Vec::new());
+        for (swap, there) in swaps.iter().zip(&there) {
+            compares.extend(unchanged(&swap.key, there.as_ref()));
+            changes.push(TxnOp::put(swap.key.as_str(), swap.value.clone(), None));
+            changes.extend(swap.beside.iter().map(Beside::change));
+            looks.push(TxnOp::get(swap.key.as_str(), None));
+        }
+        let txn = Txn::new().when(compares).and_then(changes).or_else(looks);
+        let response = match self.call(async |mut client: Client| client.txn(txn.clone()).await).await {
+            Ok(response) => response,
+            Err(why) => return all(SwapOutcome::Unknown(why)),
+        };
+        if response.succeeded() {
+            let revision = response.header().map_or(0, |h| positive(h.revision()));
+            return all(SwapOutcome::Done { revision: Revision(revision) });
+        }
+        let mut current = Vec::new();
+        for answer in response.op_responses() {
+            let TxnOpResponse::Get(mut get) = answer else {
+                return all(SwapOutcome::Unknown("a swap was not answered as one".to_owned()));
+            };
+            current.push(get.take_kvs().into_iter().next().and_then(entry_of));
+        }
+        if current == there {
+            return all(SwapOutcome::Unknown("the store was repaired or replaced meanwhile".to_owned()));
+        }
+        if current.len() != swaps.len() {
+            return all(SwapOutcome::Unknown("a swap was not answered as one".to_owned()));
+        }
+        let judge = |((swap, there), current): ((&KeySwap, &Option<Entry>), Option<Entry>)| {
+            // One of them is another one for good: so this one never goes with it.
+            if current == *there { spared() } else { not_there(current, Some(&swap.value)) }
+        };
+        swaps.iter().zip(&there).zip(current).map(judge).collect()
+    }
+
     /// Replaces exactly `there`, as it was just read, whatever the store's identity is: for a repair alone.
     pub(crate) async fn swap_unchecked(
         &self,
@@ -689,10 +784,7 @@ impl Store {
         beside: &[Beside],
         mut compares: Vec<Compare>,
     ) -> SwapOutcome {
-        let revision = there.as_ref().map_or(0, |entry| entry.revision.0);
-        let compared = i64::try_from(revision).unwrap_or(i64::MAX);
-        compares.push(Compare::mod_revision(key, CompareOp::Equal, compared));
-        compares.extend(there.as_ref().map(|e| Compare::value(key, CompareOp::Equal, e.value.clone())));
+        compares.extend(unchanged(key, there.as_ref()));
         let change = match &value {
             Some(value) => TxnOp::put(key, value.clone(), None),
             None => TxnOp::delete(key, None),
@@ -977,6 +1069,14 @@ fn check(
 fn is_reachable(before: Option<Watermark>, incarnation: u64) -> bool {
     let highest = before.map_or(COUNTER_MAX, |kept| kept.incarnation.saturating_add(INCARNATION_RISE_MAX));
     incarnation <= highest.min(COUNTER_MAX)
+}
+
+/// Is this key still what was just read?
+fn unchanged(key: &str, there: Option<&Entry>) -> impl Iterator<Item = Compare> {
+    let revision = there.map_or(0, |entry| entry.revision.0);
+    let compared = i64::try_from(revision).unwrap_or(i64::MAX);
+    let value = there.map(|entry| Compare::value(key, CompareOp::Equal, entry.value.clone()));
+    std::iter::once(Compare::mod_revision(key, CompareOp::Equal, compared)).chain(value)
 }
 
 /// The outcome of a swap that found `current` instead of what it was to replace.

@@ -19,7 +19,12 @@ import type { Mirror } from "./mirror.ts";
 import { readValue } from "./store-value.ts";
 
 const decimal = z.string().regex(/^(0|[1-9][0-9]{0,19})$/);
-const noteJson = z.object({ name: z.string(), created: decimal, created_by: z.string() });
+const noteJson = z.object({
+  name: z.string(),
+  created: decimal,
+  created_by: z.string(),
+  group: uuid.nullable().default(null),
+});
 const imageJson = z.object({
   snap: uuid,
   attempt: decimal,
@@ -52,11 +57,18 @@ const keyJson = z
     region_shift: z.int(),
     created: decimal,
     created_by: z.string(),
+    group: z.object({ id: uuid }).nullable().default(null),
     members: z.array(z.object({ rid: u32, node: uuid, pool: uuid })),
   })
-  .transform(({ id, gen, name, created, created_by, members, ...rest }) => ({
+  .transform(({ id, gen, name, created, created_by, group, members, ...rest }) => ({
     members,
-    image: { ...rest, snap: id, generation: gen, state: "deleting", note: { name, created, created_by } },
+    image: {
+      ...rest,
+      snap: id,
+      generation: gen,
+      state: "deleting",
+      note: { name, created, created_by, group: group?.id ?? null },
+    },
   }));
 
 type Image = KeptImage & { readonly json: daemonTypes.KeptImage };

@@ -706,6 +706,18 @@ export type SnapshotCreate = {
   readonly volume: Uuid;
 };
 
+/** Takes snapshots of several volumes at one moment, through their sessions, which are all here: of each volume, or of none. What was answered before is in them, whichever volume it was written to, and nothing that was asked for after that answer. Answered as [`SnapshotCreate`] is, and repeated with the same identifiers in the same way. */
+export type SnapshotCreateGroup = {
+  /** Who asked, as people or programs call themselves: at most 128 bytes. */
+  readonly created_by: string;
+  /** The group: whoever asks makes it up, and never uses it again for another one. */
+  readonly group: Uuid;
+  /** The name of each of its snapshots. */
+  readonly name: string;
+  /** Of which volumes, at most 30, each once, and how the snapshot of each is called. */
+  readonly volumes: readonly SnapshotRef[];
+};
+
 /** A snapshot that was taken. */
 export type SnapshotCreated = {
   /** When it was taken, in milliseconds since 1970. */
@@ -718,6 +730,18 @@ export type SnapshotCreated = {
   readonly id: Uuid;
   /** The copies that have it. */
   readonly members: readonly number[];
+};
+
+/** Snapshots of several volumes that were taken at one moment. */
+export type SnapshotGroup = {
+  /** When they were taken, in milliseconds since 1970. */
+  readonly created: Decimal;
+  /** The group. */
+  readonly group: Uuid;
+  /** How long the guest's writes were held, at most, in milliseconds. 0 if they were there already. */
+  readonly held_ms: Decimal;
+  /** In the order in which they were asked for. */
+  readonly snapshots: readonly SnapshotOfGroup[];
 };
 
 /** A copy that has an image of a snapshot. */
@@ -736,8 +760,22 @@ export type SnapshotNote = {
   readonly created: Decimal;
   /** Who asked. */
   readonly created_by: string;
+  /** With which group it was taken. */
+  readonly group: Uuid | null;
   /** The snapshot's name when it was taken. */
   readonly name: string;
+};
+
+/** One of a group of snapshots that were taken. */
+export type SnapshotOfGroup = {
+  /** The interval that it ends. */
+  readonly generation: Decimal;
+  /** The snapshot. */
+  readonly id: Uuid;
+  /** The copies that have it. */
+  readonly members: readonly number[];
+  /** Of which volume. */
+  readonly volume: Uuid;
 };
 
 /** Offers a snapshot for reading on this host, wherever its volume is open. Repeated, it is answered again. */
@@ -1042,6 +1080,8 @@ export type DaemonMethods = {
   readonly "snapshot.close": { readonly params: SnapshotRef; readonly result: Nothing };
   /** Takes a snapshot of a volume that is open here. */
   readonly "snapshot.create": { readonly params: SnapshotCreate; readonly result: SnapshotCreated };
+  /** Takes snapshots of several volumes that are open here, at one moment, or none. */
+  readonly "snapshot.create_group": { readonly params: SnapshotCreateGroup; readonly result: SnapshotGroup };
   /** Deletes a snapshot of a volume that is open here: from then on nobody sees it, and what its images hold goes. */
   readonly "snapshot.delete": { readonly params: SnapshotRef; readonly result: Nothing };
   /** Offers a snapshot for reading here. */

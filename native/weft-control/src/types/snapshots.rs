@@ -2,7 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use weft_proto::ids::{Epoch, Generation, PoolId, Rid, SnapId, VolumeId};
+use weft_proto::ids::{Epoch, Generation, GroupId, PoolId, Rid, SnapId, VolumeId};
 
 use super::{Decimal, Export, Uuid};
 
@@ -39,6 +39,54 @@ pub struct SnapshotCreated {
     pub created: Decimal,
     /// How long the guest's writes were held, in milliseconds. 0 if it was there already.
     pub held_ms: Decimal,
+}
+
+/// Takes snapshots of several volumes at one moment, through their sessions, which are all here: of each volume, or of none.
+/// What was answered before is in them, whichever volume it was written to, and nothing that was asked for after that answer.
+/// Answered as [`SnapshotCreate`] is, and repeated with the same identifiers in the same way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotCreateGroup {
+    /// The group: whoever asks makes it up, and never uses it again for another one.
+    #[schemars(with = "Uuid")]
+    pub group: GroupId,
+    /// The name of each of its snapshots.
+    pub name: String,
+    /// Who asked, as people or programs call themselves: at most 128 bytes.
+    pub created_by: String,
+    /// Of which volumes, at most 30, each once, and how the snapshot of each is called.
+    pub volumes: Vec<SnapshotRef>,
+}
+
+/// One of a group of snapshots that were taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SnapshotOfGroup {
+    /// Of which volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// The snapshot.
+    #[schemars(with = "Uuid")]
+    pub id: SnapId,
+    /// The interval that it ends.
+    #[schemars(with = "Decimal")]
+    pub generation: Generation,
+    /// The copies that have it.
+    #[schemars(with = "Vec<u32>")]
+    pub members: Vec<Rid>,
+}
+
+/// Snapshots of several volumes that were taken at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SnapshotGroup {
+    /// The group.
+    #[schemars(with = "Uuid")]
+    pub group: GroupId,
+    /// When they were taken, in milliseconds since 1970.
+    pub created: Decimal,
+    /// How long the guest's writes were held, at most, in milliseconds. 0 if they were there already.
+    pub held_ms: Decimal,
+    /// In the order in which they were asked for.
+    pub snapshots: Vec<SnapshotOfGroup>,
 }
 
 /// Names a snapshot.
@@ -173,6 +221,9 @@ pub struct SnapshotNote {
     pub created: Decimal,
     /// Who asked.
     pub created_by: String,
+    /// With which group it was taken.
+    #[schemars(with = "Option<Uuid>")]
+    pub group: Option<GroupId>,
 }
 
 /// An image as a repair of the store needs it.

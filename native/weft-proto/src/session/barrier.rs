@@ -8,6 +8,9 @@
 //!     └──────────────────────┴──── it came to nothing, images go ─────┴──surely not applied───┘   at most 3 times
 //! ```
 //!
+//! As one of a group (`snap_group`) it stops before Draining, before Preparing and at its end, until all of the group
+//! are there, and is tried once.
+//!
 //! Must always hold:
 //! * no write of the barrier's generation or an older one is on its way to an in-sync member when PREPARE is sent, nothing
 //!   may differ between members (R5), and none of a later one begins before every one of them has answered: so each
@@ -16,7 +19,9 @@
 //! * the swap is made in the epoch of its PREPARE: after that a replica may take the image for what is left of an owner
 //!   that is gone (R15);
 //! * guests go on when the images are there, whatever the store does: going on is as safe as the swap is late;
-//! * images of an attempt go only if its swap is surely not applied, and exactly that attempt's (R14).
+//! * images of an attempt go only if its swap is surely not applied, and exactly that attempt's (R14);
+//! * the swap of one of a group is sent once, with the others': a swap of unknown outcome is settled by any other one, which
+//!   its own alone would not be (D19).
 //!
 //! A joiner is not asked and not listed: what it has yet to acknowledge is in no image.
 
@@ -34,15 +39,20 @@ use crate::message::{Ask, NOTE_MAX, Refusal};
 use crate::mutants::Mutation;
 use crate::payload::Payload;
 use crate::record::Ack;
+use crate::snap_group::GroupStep;
 
 /// How long a snapshot is tried for.
 const PATIENCE_MS: u64 = 20_000;
 /// How long what has begun may hold new writes, and then how long the members may.
 const BUDGET_MS: u64 = 1000;
+/// How much later than the others of its group one says that it waits for them.
+const READY_MS: u64 = 1000;
 /// Barriers for one request.
 const TRIES_MAX: u32 = 3;
 /// Before the next one: a member that has not answered is taken out by then.
 const AGAIN_MS: u64 = 1000;
+/// What one of a group waits for.
+const ITS_GROUP: &str = "the other volumes of its group";
 /// Attempts of one epoch: their names hold so many.
 const ATTEMPTS_MAX: u64 = 1 << 20;
 
@@ -52,6 +62,17 @@ pub(super) struct SnapAsk {
     id: SnapId,
     note: Vec<u8>,
     until: Instant,
+    /// It is one of a group.
+    grouped: bool,
+}
+
+/// A barrier that is one of a group's.
+#[derive(Debug, Default)]
+struct Grouped {
+    /// Where it stands.
+    reached: Option<GroupStep>,
+    /// Where all of them are, so that it may go on.
+    passed: Option<GroupStep>,
 }
 
 /// The barrier for the snapshot that was asked for first.
@@ -71,6 +92,8 @@ pub(super) struct Barrier {
     why: SnapFailure,
     /// Who asked was told that it is not known.
     given_up: bool,
+    /// It is one of a group.
+    group: Option<Grouped>,
 }
 
 #[derive(Debug)]
@@ -98,19 +121,62 @@ enum Stage {
     },
 }
 
+impl Barrier {
+    /// It has come so far: may it go on? As one of a group only when all have.
+    fn passes(&mut self, step: GroupStep) -> bool {
+        let Some(group) = &mut self.group else { return true };
+        group.reached = Some(step);
+        group.passed >= Some(step)
+    }
+
+    /// Have the others of its group begun to hold their guests?
+    fn is_begun(&self) -> bool {
+        self.group.as_ref().is_some_and(|group| group.passed.is_some())
+    }
+}
+
 impl<P: Payload> Session<P> {
     pub(super) fn snapshot_asked(&mut self, now: Instant, id: SnapId, note: Vec<u8>) {
-        let until = now.after_ms(PATIENCE_MS);
+        self.asked_until(id, note, now.after_ms(PATIENCE_MS), false);
+    }
+
+    pub(super) fn asked_until(&mut self, id: SnapId, note: Vec<u8>, until: Instant, grouped: bool) {
         if matches!(self.phase, Phase::Closing(_)) || self.is_ended() {
             return self.events.push_back(Event::SnapshotFailed { id, why: SnapFailure::Closing });
         }
         assert!(note.len() <= NOTE_MAX, "a note of {} bytes", note.len());
         match self.asks.iter_mut().find(|ask| ask.id == id) {
             Some(ask) => ask.until = until,
-            None => self.asks.push_back(SnapAsk { id, note, until }),
+            None => self.asks.push_back(SnapAsk { id, note, until, grouped }),
         }
         if let Some(barrier) = self.barrier.as_mut().filter(|b| b.id == id) {
             barrier.given_up = false;
+        }
+    }
+
+    /// How far it is as one of a group.
+    pub(super) fn barrier_step(&self, id: SnapId) -> Option<GroupStep> {
+        self.barrier.as_ref().filter(|b| b.id == id)?.group.as_ref()?.reached
+    }
+
+    /// All of its group have come so far.
+    pub(super) fn barrier_passes(&mut self, id: SnapId, step: GroupStep) {
+        if let Some(barrier) = self.barrier.as_mut().filter(|b| b.id == id)
+            && let Some(group) = &mut barrier.group
+        {
+            group.passed = group.passed.max(Some(step));
+        }
+    }
+
+    /// Another one of its group comes to nothing, and so does it; nobody is told. A swap that was sent settles it.
+    pub(super) fn barrier_dropped(&mut self, id: SnapId) {
+        if let Some(barrier) = self.barrier.as_mut().filter(|b| b.id == id) {
+            barrier.given_up = true;
+            if !matches!(barrier.stage, Stage::Swapping { .. }) {
+                self.barrier_over(waits(ITS_GROUP));
+            }
+        } else {
+            self.asks.retain(|ask| ask.id != id);
         }
     }
 
@@ -145,7 +211,14 @@ impl<P: Payload> Session<P> {
         let Some(barrier) = &self.barrier else { return };
         let same_epoch = barrier.epoch == self.rec().epoch;
         match &barrier.stage {
-            Stage::Making => self.make_room(now, failing),
+            Stage::Making => {
+                self.make_room(now, failing);
+                // The others hold their guests for it.
+                let late = |b: &&Barrier| matches!(b.stage, Stage::Making) && b.is_begun();
+                if let Some(why) = self.barrier.as_ref().filter(late).map(|b| b.why.clone()) {
+                    self.barrier_failed(now, why);
+                }
+            }
             Stage::Draining { since, flush } => {
                 let (since, flush) = (*since, *flush);
                 if let Some(why) = self.barrier_breaks(failing) {
@@ -160,17 +233,14 @@ impl<P: Payload> Session<P> {
                     return;
                 }
                 let cached = self.rec().policy.ack == Ack::Cached;
-                match flush {
-                    None if cached => {
-                        let op = self.own_flush(now);
-                        self.set_stage(Stage::Draining { since, flush: Some(op) });
-                    }
-                    Some(op) if self.is_open(op) => {
-                        if now.ms_since(since) >= BUDGET_MS {
-                            self.barrier_failed(now, waits("a flush"));
-                        }
-                    }
-                    _ => self.prepare(now, since),
+                let flushes = flush.is_some_and(|op| self.is_open(op));
+                if cached && flush.is_none() {
+                    let op = self.own_flush(now);
+                    self.set_stage(Stage::Draining { since, flush: Some(op) });
+                } else if !flushes && self.barrier.as_mut().is_some_and(|b| b.passes(GroupStep::Still)) {
+                    self.prepare(now, since);
+                } else if now.ms_since(since) >= BUDGET_MS {
+                    self.barrier_failed(now, waits(if flushes { "a flush" } else { ITS_GROUP }));
                 }
             }
             Stage::Preparing { at, .. } => {
@@ -178,8 +248,11 @@ impl<P: Payload> Session<P> {
                 let silent = self.in_sync().into_iter().find(|rid| !barrier.done.contains(rid));
                 if let Some(why) = self.barrier_breaks(failing) {
                     self.barrier_failed(now, why);
-                } else if let (true, Some(rid)) = (now.ms_since(at) >= BUDGET_MS, silent) {
-                    self.barrier_failed(now, SnapFailure::Silent { rid });
+                } else if silent.is_none() && self.barrier_imaged(now) {
+                    self.progressed = true;
+                } else if now.ms_since(at) >= BUDGET_MS {
+                    let why = silent.map(|rid| SnapFailure::Silent { rid });
+                    self.barrier_failed(now, why.unwrap_or_else(|| waits(ITS_GROUP)));
                 }
             }
             Stage::Prepared { .. } if !same_epoch => {
@@ -209,11 +282,14 @@ impl<P: Payload> Session<P> {
     fn expire_asks(&mut self, now: Instant) {
         let closing = matches!(self.phase, Phase::Closing(_));
         let busy = self.barrier.as_ref().filter(|b| !matches!(b.stage, Stage::Making)).map(|b| b.id);
+        // It is ready itself: another one of its group has more to say.
+        let ready = self.barrier.as_ref().filter(|b| b.group.as_ref().is_some_and(|g| g.reached.is_some()));
+        let ready = ready.map(|b| b.id);
         let why = self.barrier.as_ref().map(|b| (b.id, b.why.clone()));
         let untold = !self.snaps.are_told();
         let events = &mut self.events;
         self.asks.retain(|ask| {
-            let late = now >= ask.until;
+            let late = now >= if ready == Some(ask.id) { ask.until.after_ms(READY_MS) } else { ask.until };
             if busy == Some(ask.id) || !late && !closing {
                 return true;
             }
@@ -250,7 +326,7 @@ impl<P: Payload> Session<P> {
             return false;
         }
         while let Some(ask) = self.asks.front() {
-            let (id, until) = (ask.id, ask.until);
+            let (id, until, grouped) = (ask.id, ask.until, ask.grouped);
             if self.snaps.state_of(id).is_none() {
                 self.barrier = Some(Barrier {
                     id,
@@ -263,6 +339,7 @@ impl<P: Payload> Session<P> {
                     hold: None,
                     why: waits("its copies"),
                     given_up: false,
+                    group: grouped.then(Grouped::default),
                 });
                 return true;
             }
@@ -286,8 +363,11 @@ impl<P: Payload> Session<P> {
             // The next epoch, which is asked for by then, has names again.
             return;
         }
-        let Some(barrier) = &self.barrier else { return };
+        let Some(barrier) = &mut self.barrier else { return };
         let id = barrier.id;
+        if let Some(group) = &mut barrier.group {
+            group.reached = None;
+        }
         if barrier.hold.is_some_and(|at| now < at) {
             return;
         }
@@ -317,6 +397,7 @@ impl<P: Payload> Session<P> {
         let Some(barrier) = &mut self.barrier else { return };
         match waiting {
             Some(why) => barrier.why = why,
+            None if !barrier.passes(GroupStep::Ready) => barrier.why = waits(ITS_GROUP),
             None => {
                 barrier.tries += 1;
                 self.set_stage(Stage::Draining { since: now, flush: None });
@@ -440,16 +521,27 @@ impl<P: Payload> Session<P> {
         let Some(barrier) = self.barrier.as_mut().filter(|b| b.attempt == work.attempt) else { return };
         match (&barrier.stage, work.step) {
             (Stage::Making, SnapStep::Make) => barrier.done.push(rid),
-            (Stage::Preparing { since, taken, .. }, SnapStep::Prepare) => {
+            (Stage::Preparing { .. }, SnapStep::Prepare) => {
                 barrier.done.push(rid);
                 if lists_silent || all.iter().all(|rid| barrier.done.contains(rid)) {
-                    let (taken, held_ms) = (taken.clone(), now.ms_since(*since));
-                    barrier.stage = Stage::Prepared { taken, held_ms };
-                    self.released = true;
+                    self.barrier_imaged(now);
                 }
             }
             _ => {}
         }
+    }
+
+    /// Every member has its image: guests go on, as one of a group when all of it are so far.
+    fn barrier_imaged(&mut self, now: Instant) -> bool {
+        let Some(barrier) = self.barrier.as_mut().filter(|b| !b.done.is_empty()) else { return false };
+        if !barrier.passes(GroupStep::Imaged) {
+            return false;
+        }
+        let Stage::Preparing { since, taken, .. } = &barrier.stage else { return false };
+        let (taken, held_ms) = (taken.clone(), now.ms_since(*since));
+        barrier.stage = Stage::Prepared { taken, held_ms };
+        self.released = true;
+        true
     }
 
     pub(super) fn barrier_undone(&mut self, now: Instant, rid: Rid, work: SnapWork, why: Option<Refusal>) {
@@ -486,7 +578,7 @@ impl<P: Payload> Session<P> {
         let Some(barrier) = &self.barrier else { return };
         if closing {
             self.barrier_over(SnapFailure::Closing);
-        } else if barrier.tries >= TRIES_MAX || late {
+        } else if barrier.tries >= TRIES_MAX || late || barrier.group.is_some() {
             self.barrier_over(why);
         } else {
             let (members, id, attempt) = (barrier.sent.clone(), barrier.id, barrier.attempt);
@@ -531,15 +623,29 @@ impl<P: Payload> Session<P> {
         true
     }
 
-    /// Its outcome is unknown: another swap settles it, the same while somebody waits for it.
+    /// Its outcome is unknown: another swap settles it, the same while somebody waits for it and it is alone.
     pub(super) fn snapshot_again(&self) -> Option<Intent> {
-        let barrier = self.barrier.as_ref().filter(|b| !b.given_up)?;
+        let alone = |b: &&Barrier| b.group.is_none() || self.config.broken.is(Mutation::GroupSettlesAlone);
+        let barrier = self.barrier.as_ref().filter(|b| !b.given_up).filter(alone)?;
         match &barrier.stage {
             Stage::Swapping { taken, .. } if taken.epoch == self.rec().epoch => {
                 Some(Intent::Snapshot(taken.clone()))
             }
             _ => None,
         }
+    }
+
+    /// What a swap that was sent would make of its key.
+    pub(super) fn snapshot_swapping(&self) -> Option<SnapTaken> {
+        match &self.barrier.as_ref()?.stage {
+            Stage::Swapping { taken, .. } => Some(taken.clone()),
+            _ => None,
+        }
+    }
+
+    /// Does the swap of this snapshot go with others'?
+    pub(super) fn is_grouped(&self, id: SnapId) -> bool {
+        self.barrier.as_ref().is_some_and(|b| b.id == id && b.group.is_some())
     }
 
     /// May a swap for this attempt have been applied, or yet be?

@@ -47,6 +47,7 @@ use crate::message::{Claim, Request, Response, Watermark};
 use crate::mutants::Broken;
 use crate::payload::Payload;
 use crate::record::{Owner, Record, RecordError};
+use crate::snap_group::GroupStep;
 
 pub use copy::PieceId;
 pub use ops::OpId;
@@ -184,6 +185,9 @@ pub enum StoreCall {
         record: Record,
         /// What becomes of a snapshot's key in the same transaction.
         snap: Option<SnapChange>,
+        /// The snapshot is one of a group: this is applied with the swaps of all the others, in one transaction, or it is
+        /// answered with `Unavailable`.
+        grouped: bool,
     },
 }
 
@@ -784,6 +788,31 @@ impl<P: Payload> Session<P> {
     /// [`Event::SnapshotFailed`], at the latest after 20 s, unless the session ends before.
     pub fn snapshot(&mut self, now: Instant, id: SnapId, note: Vec<u8>) {
         self.snapshot_asked(now, id, note);
+        self.maintain(now);
+    }
+
+    /// Takes a snapshot as one of a group, tried once, until then: it is driven by a
+    /// [`SnapGroup`](crate::snap_group::SnapGroup), which wants to know of each [`Session::snapshot_step`].
+    pub fn snapshot_in_group(&mut self, now: Instant, id: SnapId, note: Vec<u8>, until: Instant) {
+        self.asked_until(id, note, until, true);
+        self.maintain(now);
+    }
+
+    /// How far a snapshot of a group is.
+    #[must_use]
+    pub fn snapshot_step(&self, id: SnapId) -> Option<GroupStep> {
+        self.barrier_step(id)
+    }
+
+    /// All of a snapshot's group have come so far: it goes on.
+    pub fn pass_snapshot(&mut self, now: Instant, id: SnapId, step: GroupStep) {
+        self.barrier_passes(id, step);
+        self.maintain(now);
+    }
+
+    /// The group of a snapshot comes to nothing: so does this one, without an event, unless its swap was sent.
+    pub fn drop_snapshot(&mut self, now: Instant, id: SnapId) {
+        self.barrier_dropped(id);
         self.maintain(now);
     }
 

@@ -129,6 +129,7 @@ impl<P: Payload> Session<P> {
             return self.end(EndReason::Unusable(error));
         }
         let snap = intent.snap();
+        let grouped = matches!(&intent, Intent::Snapshot(taken) if self.is_grouped(taken.id));
         // A swap that takes members out is not sent before they have stopped being read.
         self.attempts.push(Attempt { nonce, record: record.clone(), intent });
         (self.store_busy, self.swapping) = (true, true);
@@ -137,6 +138,7 @@ impl<P: Payload> Session<P> {
             base: self.rec().nonce,
             record,
             snap,
+            grouped,
         });
     }
 
@@ -415,12 +417,9 @@ impl<P: Payload> Session<P> {
             .filter(|rid| record.replica(*rid).is_none_or(|e| e.state != ReplicaState::InSync))
             .collect();
         // Somebody else's words on top of ours: they are a later record, and the key is there.
-        let overwritten = match (&intent, self.snapshot_again()) {
-            (None, Some(Intent::Snapshot(taken))) => {
-                Some(taken).filter(|taken| record.snaps.newest == Some(taken.id))
-            }
-            _ => None,
-        };
+        let overwritten = self
+            .snapshot_swapping()
+            .filter(|taken| intent.is_none() && record.snaps.newest == Some(taken.id));
         let (came_back, old_size) = (self.join_anew(), self.record.as_ref().map_or(0, |r| r.size));
         self.attempts.clear();
         self.rollback_suspect = None;

@@ -169,7 +169,7 @@ impl Scene {
             StoreCall::Get => {
                 StoreReply::Record { record: self.record.clone(), revision: Revision(self.revision) }
             }
-            StoreCall::Swap { expect, base, record, snap } => {
+            StoreCall::Swap { expect, base, record, snap, grouped: _ } => {
                 let fate = self.fates.pop_front().unwrap_or(Fate::Answered);
                 let applies = expect.0 == self.revision && base == self.record.nonce;
                 self.swaps.push((record.clone(), snap.clone()));

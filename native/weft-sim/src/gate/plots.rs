@@ -101,6 +101,10 @@ pub(super) const SHOWN_BY: &[(Mutation, &str)] = &[
     (Mutation::CloseUnsealed, "a_clean_volume_is_sealed_on_every_member"),
     (Mutation::RepairFromBad, "copies_that_differ_are_told_and_never_written"),
     (Mutation::ScrubWithoutLock, "a_write_that_is_on_its_way_is_no_difference"),
+    (Mutation::GroupGoesOn, "a_group_is_one_moment_of_its_volumes"),
+    (Mutation::GroupTwoSwaps, "a_groups_transaction_is_applied_as_a_whole_or_not_at_all"),
+    (Mutation::GroupWithoutOne, "one_volume_that_fails_leaves_nothing_of_its_group"),
+    (Mutation::GroupSettlesAlone, "a_groups_transaction_is_applied_as_a_whole_or_not_at_all"),
     (Mutation::SnapReportAtSwap, "a_snapshot_that_was_told_of_outlasts_the_store"),
     (Mutation::SnapResumeEarly, "a_snapshot_has_what_was_answered_and_nothing_that_was_asked_for_later"),
 ];

@@ -14,6 +14,7 @@
 
 mod d;
 mod f;
+mod groups;
 mod m;
 mod n;
 mod p;
@@ -63,7 +64,8 @@ macro_rules! plots {
 use plots;
 
 /// Every plot.
-pub const ALL: [&[Plot]; 7] = [f::PLOTS, m::PLOTS, p::PLOTS, s::PLOTS, d::PLOTS, snaps::PLOTS, n::PLOTS];
+pub const ALL: [&[Plot]; 8] =
+    [f::PLOTS, m::PLOTS, p::PLOTS, s::PLOTS, d::PLOTS, snaps::PLOTS, groups::PLOTS, n::PLOTS];
 
 /// Plays that a test makes of each plot: the written one, and some with other delays.
 #[cfg(test)]

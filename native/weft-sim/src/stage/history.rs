@@ -21,6 +21,8 @@ pub struct Play {
     number: u64,
     broken: Broken,
     told: Rc<RefCell<Told>>,
+    /// Of which volume it tells, if there are several.
+    of: &'static str,
 }
 
 #[derive(Debug, Default)]
@@ -57,7 +59,12 @@ impl Play {
     /// The same with a rule broken, for the gate.
     #[must_use]
     pub fn breaking(number: u64, broken: Broken) -> Play {
-        Play { number, broken, told: Rc::default() }
+        Play { number, broken, told: Rc::default(), of: "" }
+    }
+
+    /// The same play, as it tells of one of several volumes.
+    pub(super) fn of(&self, volume: &'static str) -> Play {
+        Play { of: volume, ..self.clone() }
     }
 
     /// The rule that is broken in it, if any.
@@ -82,7 +89,7 @@ impl Play {
     pub(super) fn tell(&self, now: u64, what: impl Display) {
         let mut told = self.told.borrow_mut();
         told.end_row();
-        told.lines.push(line(now, what));
+        told.lines.push(self.line(now, what));
     }
 
     /// Something about one request of a guest: there may be thousands.
@@ -90,7 +97,7 @@ impl Play {
         let mut told = self.told.borrow_mut();
         told.row += 1;
         if told.row <= ROW {
-            told.lines.push(line(now, what));
+            told.lines.push(self.line(now, what));
         }
     }
 
@@ -129,9 +136,10 @@ impl Play {
         let seed = what.iter().fold(self.number, |all, n| Rng::new(all ^ n).number());
         mean / 2 + seed % mean
     }
-}
 
-fn line(now: u64, what: impl Display) -> String {
-    let tenths = (now - 1_000_000 * MS) / (MS / 10);
-    format!("{:>8}.{} ms  {what}", tenths / 10, tenths % 10)
+    fn line(&self, now: u64, what: impl Display) -> String {
+        let tenths = (now - 1_000_000 * MS) / (MS / 10);
+        let of = if self.of.is_empty() { String::new() } else { format!("{}: ", self.of) };
+        format!("{:>8}.{} ms  {of}{what}", tenths / 10, tenths % 10)
+    }
 }

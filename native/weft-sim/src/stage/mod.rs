@@ -14,6 +14,7 @@
 mod guests;
 mod history;
 mod network;
+mod pair;
 mod replicas;
 mod sessions;
 mod snapshots;
@@ -49,6 +50,7 @@ use crate::snap_keys::Keys;
 
 use self::history::Host;
 pub use self::history::Play;
+pub use self::pair::Pair;
 pub use self::snapshots::Image;
 
 /// Host of `R0`.
@@ -394,6 +396,8 @@ pub struct Stage {
     /// What somebody was told of, with what was in it.
     reported: BTreeMap<SnapId, Vec<Value>>,
     late: Vec<(Revision, Nonce, Record, Option<SnapChange>)>,
+    /// Swaps that wait for those of another volume.
+    grouped: VecDeque<(Who, StoreCall)>,
     stale_read: Option<Backup>,
     swaps: Vec<Record>,
     calls: u64,
@@ -478,6 +482,7 @@ impl Stage {
             barriers: BTreeMap::new(),
             reported: BTreeMap::new(),
             late: Vec::new(),
+            grouped: VecDeque::new(),
             stale_read: None,
             swaps: Vec::new(),
             calls: 0,

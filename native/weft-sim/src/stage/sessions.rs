@@ -249,6 +249,10 @@ impl Stage {
                 self.note_barrier(&t.request.ask);
                 self.transmit(who, host, t.rid, t.ordinal, t.request);
             } else if let Some(call) = m.poll_store() {
+                if matches!(call, StoreCall::Swap { grouped: true, .. }) {
+                    self.grouped.push_back((who, call));
+                    continue;
+                }
                 self.at(self.play.store(host) / 2, Cue::Store { who, call });
             } else if let Some((id, reply)) = m.poll_reply() {
                 self.answered(who, id, reply);

@@ -35,7 +35,7 @@ impl Stage {
         self.with(who, |m, now| m.delete_snapshot(now, SnapId(id)));
     }
 
-    fn with(&mut self, who: Who, what: impl FnOnce(&mut Session<HeapPayload>, Instant)) {
+    pub(super) fn with(&mut self, who: Who, what: impl FnOnce(&mut Session<HeapPayload>, Instant)) {
         let now = self.clock(self.acts[who.0].host);
         if let Some(m) = &mut self.acts[who.0].machine {
             what(m, now);

@@ -144,7 +144,7 @@ impl Stage {
     }
 
     /// Is what a swap replaces what stands there?
-    fn replaces(&self, expect: Revision, base: Nonce) -> bool {
+    pub(super) fn replaces(&self, expect: Revision, base: Nonce) -> bool {
         let same = self.record.nonce == base || self.play.broken().is(Mutation::SwapComparesRevision);
         expect == Revision(self.revision) && same
     }
@@ -200,7 +200,7 @@ impl Stage {
                 };
                 answer(self, reply);
             }
-            StoreCall::Swap { expect, base, record, snap } => {
+            StoreCall::Swap { expect, base, record, snap, grouped: _ } => {
                 let fate = self.fates.pop_front().unwrap_or(Fate::Answered);
                 let applies = self.replaces(expect, base);
                 match fate {

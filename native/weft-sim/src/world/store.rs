@@ -139,7 +139,7 @@ impl World {
         if down {
             let reply = if self.rng.chance(50) { StoreReply::Unavailable } else { StoreReply::Unknown };
             // A member that has lost the others takes it in, and may bring it through when they are back.
-            if let (StoreReply::Unknown, StoreCall::Swap { expect, base, record, snap }) = (&reply, &call)
+            if let (StoreReply::Unknown, StoreCall::Swap { expect, base, record, snap, .. }) = (&reply, &call)
                 && !self.plan.store_members.is_empty()
                 && self.rng.chance(30)
             {
@@ -161,7 +161,7 @@ impl World {
             StoreCall::Get => {
                 (StoreReply::Record { record: self.store.record.clone(), revision }, Some(seen))
             }
-            StoreCall::Swap { expect, base, record, snap } => {
+            StoreCall::Swap { expect, base, record, snap, .. } => {
                 let matches = expect == revision && self.store.record.nonce == base;
                 if faulty {
                     match self.rng.below(4) {

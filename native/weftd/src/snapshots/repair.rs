@@ -6,11 +6,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::Value;
 use weft_control::types::{ImageState, RepairSnapshot};
-use weft_proto::ids::{Nonce, SnapId, VolumeId};
+use weft_proto::ids::{GroupId, Nonce, SnapId, VolumeId};
 
-use super::{FORMAT, KeyState, SnapKey, snap_key};
+use super::{FORMAT, KeyState, SnapGroupKey, SnapKey, snap_key};
 use crate::store::{Beside, Entry};
 
 /// See the module.
@@ -25,7 +24,7 @@ pub struct RepairedSnaps {
 
 /// The keys that a repair makes of what it is told, and of those that the store has.
 #[must_use]
-pub fn repaired_snaps(volume: VolumeId, told: &[RepairSnapshot], there: &[Entry]) -> RepairedSnaps {
+pub fn repaired_snaps(volume: VolumeId, told_of_all: &[RepairSnapshot], there: &[Entry]) -> RepairedSnaps {
     let mut repaired = RepairedSnaps::default();
     for entry in there {
         match SnapKey::of(entry) {
@@ -35,14 +34,22 @@ pub fn repaired_snaps(volume: VolumeId, told: &[RepairSnapshot], there: &[Entry]
             Err(_) => repaired.others += 1,
         }
     }
-    for told in told.iter().filter(|told| told.volume == volume) {
-        repaired.take_in(told);
+    for told in told_of_all.iter().filter(|told| told.volume == volume) {
+        repaired.take_in(told, |group| volumes_of(told_of_all, group));
     }
     repaired
 }
 
+/// The volumes of which somebody has a snapshot of this group.
+fn volumes_of(told: &[RepairSnapshot], group: GroupId) -> Vec<VolumeId> {
+    let is_of =
+        |told: &&RepairSnapshot| told.image.note.as_ref().is_some_and(|note| note.group == Some(group));
+    let volumes: BTreeSet<VolumeId> = told.iter().filter(is_of).map(|told| told.volume).collect();
+    volumes.into_iter().collect()
+}
+
 impl RepairedSnaps {
-    fn take_in(&mut self, told: &RepairSnapshot) {
+    fn take_in(&mut self, told: &RepairSnapshot, volumes: impl Fn(GroupId) -> Vec<VolumeId>) {
         let image = &told.image;
         let state = match image.state {
             // Nobody was told of it (R27).
@@ -74,7 +81,7 @@ impl RepairedSnaps {
             members: told.members.clone(),
             created: note.created,
             created_by: note.created_by.clone(),
-            group: Value::Null,
+            group: note.group.map(|id| SnapGroupKey { id, volumes: volumes(id), unknown: BTreeMap::new() }),
             protected: false,
             pins: Vec::new(),
             nonce: Nonce(0),
@@ -119,8 +126,8 @@ mod tests {
     const VOLUME: VolumeId = VolumeId(7);
 
     fn told(snap: u128, state: ImageState, attempt: u64) -> RepairSnapshot {
-        let note =
-            SnapshotNote { name: format!("s{snap}"), created: Decimal(5), created_by: "me".to_owned() };
+        let (name, created_by) = (format!("s{snap}"), "me".to_owned());
+        let note = SnapshotNote { name, created: Decimal(5), created_by, group: None };
         let image = KeptImage {
             snap: SnapId(snap),
             state,
@@ -155,6 +162,21 @@ mod tests {
         let again = repaired_snaps(VOLUME, &all, &entries(&first));
         assert!(!again.is_changed() && again.count() == 2);
         assert_eq!(repaired_snaps(VolumeId(8), &all, &[]).count(), 0, "another volume's");
+    }
+
+    #[test]
+    fn what_was_taken_in_a_group_says_so_again() {
+        let mut all = [1, 2, 3].map(|snap| told(snap, ImageState::Ready, 1));
+        (all[1].volume, all[2].volume) = (VolumeId(8), VolumeId(9));
+        for told in &mut all[..2] {
+            told.image.note.as_mut().expect("noted").group = Some(GroupId(5));
+        }
+        let groups = [7, 8, 9].map(|volume| {
+            let repaired = repaired_snaps(VolumeId(volume), &all, &[]);
+            repaired.keys.values().next().expect("one").group.clone().map(|group| (group.id, group.volumes))
+        });
+        let group = Some((GroupId(5), vec![VolumeId(7), VolumeId(8)]));
+        assert_eq!(groups, [group.clone(), group, None]);
     }
 
     /// `weft-model`, case snapshot-repair-ignores-gone.

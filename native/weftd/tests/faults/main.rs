@@ -11,6 +11,7 @@ mod clones;
 mod commands;
 mod disks;
 mod frames;
+mod groups;
 mod guests;
 mod huge;
 mod identity;

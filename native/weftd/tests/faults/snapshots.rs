@@ -21,7 +21,7 @@ const BLOCK: usize = 4096;
 const BLOCKS: usize = 2048;
 
 /// A snapshot is tried for 20 s before who asks is told that there is none.
-const TRIED: Duration = Duration::from_secs(40);
+pub(super) const TRIED: Duration = Duration::from_secs(40);
 
 fn asking(volume: &str, id: &str, name: &str) -> Value {
     json!({ "volume": volume, "id": id, "name": name, "created_by": "test" })
@@ -42,13 +42,13 @@ fn begin(host: &Host, volume: &str, id: &str, name: &str) -> Client {
     client
 }
 
-fn taken(host: &Host, volume: &str, name: &str) -> String {
+pub(super) fn taken(host: &Host, volume: &str, name: &str) -> String {
     let id = uuid();
     create(host, volume, &id, name).unwrap_or_else(|error| panic!("{name}: {error}\n{}", host.log()));
     id
 }
 
-fn of(volume: &str, id: &str) -> Value {
+pub(super) fn of(volume: &str, id: &str) -> Value {
     json!({ "volume": volume, "id": id })
 }
 
@@ -60,7 +60,7 @@ fn read_on(host: &Host, volume: &str, id: &str) -> Result<PathBuf, Value> {
 }
 
 /// The snapshot as this host reads it, whose own copy it asks first.
-fn bytes_on(cluster: &Cluster, host: &Host, volume: &str, id: &str) -> Vec<u8> {
+pub(super) fn bytes_on(cluster: &Cluster, host: &Host, volume: &str, id: &str) -> Vec<u8> {
     let socket = read_on(host, volume, id).unwrap_or_else(|error| panic!("{error}\n{}", host.log()));
     let file = cluster.dir.path().join("of-a-snapshot");
     copy(&nbd(&socket, id), file.to_str().expect("UTF-8"));
@@ -79,25 +79,25 @@ fn fill(cluster: &Cluster, socket: &Path, volume: &str, name: &str) -> PathBuf {
     file
 }
 
-fn key(cluster: &Cluster, volume: &str, id: &str) -> Value {
+pub(super) fn key(cluster: &Cluster, volume: &str, id: &str) -> Value {
     cluster.get(&format!("/weft/v1/vol/{volume}/snap/{id}"))
 }
 
 /// Waits until the volume has so many snapshots, those that go counted.
-fn await_count(host: &Host, volume: &str, count: u32) {
+pub(super) fn await_count(host: &Host, volume: &str, count: u32) {
     let shown = |why: &Value| why["record"]["snaps"]["count"] == count;
     host.ask_until("why", &json!({ "volume": volume }), shown);
 }
 
 /// What the host's copy has of snapshots, as (snapshot, state).
-fn images(host: &Host) -> Vec<(String, String)> {
+pub(super) fn images(host: &Host) -> Vec<(String, String)> {
     let list = host.ask("image.list", json!({}));
     let images = list["images"].as_array().expect("a list").iter();
     let text = |value: &Value| value.as_str().expect("text").to_owned();
     images.map(|image| (text(&image["snap"]), text(&image["state"]))).collect()
 }
 
-fn await_images(host: &Host, count: usize) {
+pub(super) fn await_images(host: &Host, count: usize) {
     host.ask_until("image.list", &json!({}), |l| l["images"].as_array().is_some_and(|i| i.len() == count));
 }
 

@@ -81,13 +81,19 @@ impl Cluster {
 
     /// The value of a key; it must exist.
     pub(crate) fn get(&self, key: &str) -> Value {
+        self.find(key).unwrap_or_else(|| panic!("there is no {key}"))
+    }
+
+    /// The key's value, if it is there.
+    pub(crate) fn find(&self, key: &str) -> Option<Value> {
         let until = Instant::now() + PATIENCE;
         loop {
             let mut etcdctl = self.etcd.etcdctl();
             let got =
                 etcdctl.args(["get", "--print-value-only", key]).output().expect("etcdctl is installed");
             if got.status.success() {
-                return serde_json::from_slice(&got.stdout).unwrap_or_else(|e| panic!("{key}: {e}"));
+                let parsed = || serde_json::from_slice(&got.stdout).unwrap_or_else(|e| panic!("{key}: {e}"));
+                return (!got.stdout.is_empty()).then(parsed);
             }
             assert!(Instant::now() < until, "etcd answers nothing");
         }
