@@ -48,6 +48,8 @@ pub enum Mutation {
     AdmitBeforeBestEffort,
     /// R4: the resync set ignores the target's own stamps.
     ResyncWithoutUnion,
+    /// R4: a joiner gets no stamp of what it was compared by and had already.
+    EqualUnstamped,
     /// R4: what was on its way when a join began is neither sent to the joiner nor copied (docs/model.md, finding
     /// 4).
     JoinIgnoresInFlight,
@@ -237,7 +239,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every mutation with the name that `--mutation` takes, in the order of the rules.
-    pub const ALL: [(Mutation, &'static str); 110] = [
+    pub const ALL: [(Mutation, &'static str); 111] = [
         (Mutation::NoFence, "r1-no-fence"),
         (Mutation::AnyPromiser, "r1-any-promiser"),
         (Mutation::AttachUnbound, "r1-attach-unbound"),
@@ -259,6 +261,7 @@ impl Mutation {
         (Mutation::EarlyUnlock, "r3-early-unlock"),
         (Mutation::AdmitBeforeBestEffort, "r3-admit-before-best-effort"),
         (Mutation::ResyncWithoutUnion, "r4-resync-without-union"),
+        (Mutation::EqualUnstamped, "r4-equal-unstamped"),
         (Mutation::JoinIgnoresInFlight, "r4-join-ignores-in-flight"),
         (Mutation::ReadBeforeReconcile, "r5-read-before-reconcile"),
         (Mutation::SealWhileDirty, "r5-seal-while-dirty"),

@@ -10,7 +10,8 @@
 //! * a failed piece gives its range back only when no request of it can still execute: each one was answered, or
 //!   its attachment has ended;
 //! * a piece ends with the attachment of any of its members: it counts for no other join, nor for the next attachment;
-//! * holes are copied as holes, absent as absent.
+//! * holes are copied as holes, absent as absent;
+//! * of what is equal a joiner is written as much as stamps its regions (`join.rs`).
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -134,9 +135,13 @@ impl<P: Payload> Session<P> {
                     return;
                 }
                 let source = hashes.remove(&piece.source).unwrap_or_default();
-                let differs: Vec<bool> =
+                let mut differs: Vec<bool> =
                     (0..blocks).map(|i| hashes.values().any(|target| target[i] != source[i])).collect();
                 self.figures.hashed_bytes += piece.end - piece.start;
+                if piece.region.is_none() {
+                    self.join_stamps_by(start, &mut differs);
+                }
+                let Some(piece) = self.pieces.get_mut(&id) else { return };
                 if !differs.contains(&true) {
                     return self.piece_done(now, id, 0);
                 }

@@ -11,9 +11,11 @@
 //! * it is as large as the record before anything is written to it (D14);
 //! * from then on every write goes to it as well, before anybody asks what it lacks;
 //! * its acknowledgements are required before the swap that admits it is sent, and until its outcome is known;
+//! * what it is compared by it is stamped by, though it be equal: once admitted it may be the source of another one, to
+//!   which its stamps alone say what has changed (R4);
 //! * a join that fails ends the joiner's attachment, so that nothing sent to it executes later.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::ToString;
 use alloc::vec::Vec;
 
@@ -34,6 +36,8 @@ pub(super) struct Join {
     base: Generation,
     pub(super) stage: JoinStage,
     todo: BlockSet,
+    /// Regions of `1 << .0` bytes that the source has a newer stamp of.
+    unstamped: (u8, BTreeSet<u32>),
     cursor: u64,
     hashed: bool,
     pub(super) copied: u64,
@@ -52,12 +56,12 @@ pub(super) enum JoinStage {
     Promising,
     /// It obeys, and is not yet as large as the volume.
     Growing,
-    /// Whose stamps are still to come, and the regions so far.
+    /// Whose stamps are still to come, and the regions so far with those of source and joiner.
     Stamps {
         id: StampsId,
         missing: Vec<Rid>,
         source: Rid,
-        regions: BTreeMap<u32, ()>,
+        regions: BTreeMap<u32, (Generation, Generation)>,
     },
     Copying,
     /// Operations up to this id were on their way when its acknowledgements became required.
@@ -148,6 +152,7 @@ impl<P: Payload> Session<P> {
                 base,
                 stage: JoinStage::Promising,
                 todo: BlockSet::default(),
+                unstamped: (0, BTreeSet::new()),
                 cursor: 0,
                 hashed: false,
                 copied: 0,
@@ -259,7 +264,12 @@ impl<P: Payload> Session<P> {
         for (region, stamp) in stamps {
             // R4: the union of both sides' stamps; the joiner may hold writes that nobody else ever got.
             if *stamp > base && u64::from(*region) < regions_max && !(without_union && rid == joiner) {
-                regions.insert(*region, ());
+                let known = regions.entry(*region).or_default();
+                if rid == joiner {
+                    known.1 = *stamp;
+                } else {
+                    known.0 = *stamp;
+                }
             }
         }
         if let Some(from_region) = next {
@@ -269,9 +279,13 @@ impl<P: Payload> Session<P> {
         if !missing.is_empty() {
             return;
         }
-        for region in regions.keys() {
+        join.unstamped = (shift, BTreeSet::new());
+        for (region, (source, own)) in regions {
             let begin = u64::from(*region) << shift;
             join.todo.insert(begin, (begin + (1 << shift)).min(size) - begin);
+            if *own < *source {
+                join.unstamped.1.insert(*region);
+            }
         }
         join.hashed = !fresh;
         join.stage = JoinStage::Copying;
@@ -346,9 +360,36 @@ impl<P: Payload> Session<P> {
         }
     }
 
+    /// Of what is equal in a piece, the blocks that are written all the same so that each region is stamped: the first of
+    /// each that the source has a newer stamp of.
+    pub(super) fn join_stamps_by(&self, start: u64, differs: &mut [bool]) {
+        let Some(join) = self.join.as_ref().filter(|_| !self.config.broken.is(Mutation::EqualUnstamped))
+        else {
+            return;
+        };
+        let (shift, unstamped) = &join.unstamped;
+        let region =
+            |block: usize| u32::try_from((start + block as u64 * BLOCK) >> shift).unwrap_or(u32::MAX);
+        let mut first = 0;
+        while first < differs.len() {
+            let of = region(first);
+            let end = (first..differs.len()).find(|block| region(*block) != of).unwrap_or(differs.len());
+            if unstamped.contains(&of) && !differs[first..end].contains(&true) {
+                differs[first] = true;
+            }
+            first = end;
+        }
+    }
+
     pub(super) fn join_copied(&mut self, start: u64, end: u64, written: u64) {
         self.figures.resynced_bytes += written;
         if let Some(join) = &mut self.join {
+            // Each of these had a block written, or no need of it.
+            let (shift, unstamped) = &mut join.unstamped;
+            let region = |at: u64| u32::try_from(at >> *shift).unwrap_or(u32::MAX);
+            for of in region(start)..=region(end - 1) {
+                unstamped.remove(&of);
+            }
             join.todo.remove(start, end - start);
             join.copied += written;
         }

@@ -37,6 +37,7 @@ pub(super) const SHOWN_BY: &[(Mutation, &str)] = &[
     (Mutation::BelowMinIsr, "too_few_members_pause_the_volume_until_one_returns"),
     (Mutation::ForgetFailedWrite, "a_write_that_failed_is_still_brought_to_every_member"),
     (Mutation::AdmitBeforeBestEffort, "a_joiner_is_not_admitted_while_it_lacks_a_write"),
+    (Mutation::EqualUnstamped, "a_copy_that_came_back_equal_tells_a_later_one_what_it_missed"),
     (Mutation::JoinIgnoresInFlight, "a_paused_write_does_not_block_its_own_rescue"),
     (Mutation::SealWhileDirty, "what_may_differ_is_not_sealed"),
     (Mutation::SealWhileGrowing, "a_volume_has_its_new_size_when_every_member_has_grown"),

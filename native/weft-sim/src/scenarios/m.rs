@@ -1,5 +1,6 @@
 //! Plots M1 to M26 of docs/scenarios.md (members), as far as they concern built parts.
 
+use crate::oracle::ZERO;
 use crate::scenarios::plots;
 use crate::stage::{A, B, C, D, Fate, Play, R0, R1, R2, Scene, Stage, Who, guest_writes};
 use weft_proto::ids::Rid;
@@ -14,6 +15,7 @@ plots! {
     M1 => a_member_that_refuses_connections_is_demoted_at_once,
     M2 => a_member_that_was_away_is_brought_what_was_written_and_nothing_else,
     M3 => a_member_that_was_away_while_the_owner_restarted_is_compared_by_region,
+    M3 => a_copy_that_came_back_equal_tells_a_later_one_what_it_missed,
     M4 => a_stamp_without_its_data_costs_a_comparison_and_nothing_else,
     M6 => an_owner_that_dies_after_a_demotion_leaves_the_write_with_who_stayed,
     M8 => a_demotion_with_an_unknown_outcome_holds_every_write_until_it_is_known,
@@ -130,6 +132,36 @@ fn a_member_that_was_away_while_the_owner_restarted_is_compared_by_region(play: 
     assert_eq!(resynced(&stage, next), 4 * BLOCK);
     assert_eq!(stage.view(next).figures.hashed_bytes, 3 * 16 * BLOCK);
     equal(&stage, R0, R1, 1600);
+}
+
+/// M3, with three copies: a block is trimmed while r1 leaves, written while r2 leaves, and trimmed again. r1 is compared when it
+/// returns, and has what it should have already. Then it is all that r2 has to go by: what r2 holds must not come back.
+fn a_copy_that_came_back_equal_tells_a_later_one_what_it_missed(play: &Play) {
+    let mut stage = Scene::copies(3).blocks(64).stage(play);
+    let first = stage.owner(D);
+    let trimmed = stage.discard(first, 3);
+    stage.run_until("the block is trimmed", |s| s.done(trimmed));
+    stage.run_for(3000);
+    stage.kill(R1);
+    let missed = stage.written(first, 3);
+    stage.run_for(3000);
+    stage.kill(R2);
+    let trimmed = stage.discard(first, 3);
+    stage.run_until("it is trimmed again", |s| s.done(trimmed) && s.in_sync() == [R0]);
+    stage.run_for(3000);
+    stage.vanish(first);
+    let next = stage.replace(D, first);
+    stage.serving(next);
+    stage.start(R1);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
+    stage.run_for(3000);
+    assert_eq!((stage.disk(R1, 3), stage.disk(R2, 3)), (ZERO, missed));
+    stage.kill(R0);
+    stage.written(next, 50);
+    stage.start(R2);
+    stage.run_until("r2 is in sync", |s| s.in_sync() == [R1, R2]);
+    assert_eq!(stage.disk(R2, 3), ZERO);
+    equal(&stage, R1, R2, 64);
 }
 
 /// M4: r1 crashes between a write's stamp and its data, which no other member got either.
