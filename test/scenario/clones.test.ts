@@ -58,7 +58,9 @@ await t.test(
   "volume: clone: it begins as the snapshot, and both go on without each other",
   { skip: isRoot ? false : "only root can mount file systems for pools" },
   async (t) => {
-    t.teardown(() => rmSync(plain, { recursive: true, force: true }));
+    const clear = (): void => rmSync(plain, { recursive: true, force: true });
+    clear();
+    t.teardown(clear);
     await onStage(
       async ({ h1, h2, h3, socket }) => {
         await write(h3, socket, 0);
