@@ -232,6 +232,16 @@ export function collectHost(text: string, before: readonly string[] = []): reado
   return [...before, name];
 }
 
+/** `db,log`: names or ids. */
+export function volumeList(text: string): readonly string[] {
+  const names = text.split(",").map((name) => name.trim());
+  if (names.every((name) => name !== "")) return names;
+  throw new WeftError({
+    code: "E-ARG-02",
+    message: `--group "${text}" is no list of volumes: db,log is one.`,
+  });
+}
+
 /** Only `durable`: `cached` waits for the fault tests that cover it. */
 export function acknowledgement(text: string): "durable" {
   if (text === "durable") return text;

@@ -1,11 +1,12 @@
 /** `weft snapshot create|list|show|rename|protect|unprotect|clone|attach|detach|delete`. */
 import type { Command } from "commander";
 
-import { knownSnapshot, snapshotName, snapshotRef, volumeName } from "./arguments.ts";
+import { WeftError } from "../core/wire/errors.ts";
+import { knownSnapshot, snapshotName, snapshotRef, volumeList, volumeName } from "./arguments.ts";
 import { nbdUri } from "./attach-commands.ts";
 import type { Bind } from "./context.ts";
 import { withSuggestion } from "./reference.ts";
-import { refOf, snapshotColumns, snapshotText, takenText } from "./snapshot-text.ts";
+import { groupText, refOf, snapshotColumns, snapshotText, takenText } from "./snapshot-text.ts";
 import { type Places, placesOf, withPlaces } from "./volume-commands.ts";
 import { madeText } from "./volume-text.ts";
 
@@ -17,15 +18,30 @@ export function addSnapshotCommands(program: Command, bind: Bind): Command {
   const create = snapshot
     .command("create")
     .description("take one; guests go on, their writes wait for some milliseconds")
-    .argument("<volume[@name]>", "the volume, and what to call it (default: by the moment)");
-  bind<[string], object>(create, async (context, [ref]) => {
-    const { client } = context;
-    const { volume, name } = ref.includes("@") ? snapshotRef(ref) : { volume: ref, name: null };
-    const taken = await withSuggestion(client, "volume", volume, () =>
-      client.createSnapshot(volume, { name: name === null ? null : snapshotName(name) }),
-    );
-    context.show(taken, ({ id }) => id, takenText);
-  });
+    .argument(
+      "[volume[@name]]",
+      "the volume, and what to call it (default: by the moment); with --group the name",
+    )
+    .option("--group <volumes>", "of several volumes at one moment, all or none: db,log", volumeList);
+  bind<[string | undefined], { readonly group?: readonly string[] }>(
+    create,
+    async (context, [ref], { group }) => {
+      const { client } = context;
+      if (group !== undefined) {
+        const name = ref === undefined ? null : snapshotName(ref);
+        const taken = await client.createGroup({ volumes: [...group], name });
+        context.show(taken, ({ snapshots }) => snapshots.map(({ id }) => id).join("\n"), groupText);
+        return;
+      }
+      if (ref === undefined)
+        throw new WeftError({ code: "E-ARG-03", message: "Of which volume? Write VOLUME@NAME, or --group." });
+      const { volume, name } = ref.includes("@") ? snapshotRef(ref) : { volume: ref, name: null };
+      const taken = await withSuggestion(client, "volume", volume, () =>
+        client.createSnapshot(volume, { name: name === null ? null : snapshotName(name) }),
+      );
+      context.show(taken, ({ id }) => id, takenText);
+    },
+  );
 
   const list = snapshot
     .command("list")

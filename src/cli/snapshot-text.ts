@@ -1,6 +1,6 @@
 /** Snapshots as text. */
 import { formatSize } from "../core/model/size.ts";
-import type { SnapshotAnswer, SnapshotCreated, VolumeAnswer } from "../core/wire/agent-api.ts";
+import type { GroupCreated, SnapshotAnswer, SnapshotCreated, VolumeAnswer } from "../core/wire/agent-api.ts";
 import type { Column } from "./table.ts";
 
 export function refOf({ volumeName, name }: Pick<SnapshotAnswer, "volumeName" | "name">): string {
@@ -15,6 +15,14 @@ export function takenText(taken: SnapshotCreated): string {
   if (copies >= wantedCopies) return first;
   const missed = missedBy.length === 0 ? "" : `, ${missedText(missedBy)}`;
   return `${first}\n  In ${copies} of ${wantedCopies} copies${missed}.`;
+}
+
+/** `Snapshots "nightly" of db log taken at 14:02:07.311 UTC, at one moment; guests' writes waited 11 ms.`, and a line each. */
+export function groupText({ name, takenAt, heldMs, snapshots }: GroupCreated): string {
+  const volumes = snapshots.map(({ volumeName }) => volumeName).join(" ");
+  const waited = heldMs === 0n ? "" : `; guests' writes waited ${heldMs} ms`;
+  const first = `Snapshots "${name}" of ${volumes} taken at ${takenAt.slice(11, 23)} UTC, at one moment${waited}.`;
+  return [first, ...snapshots.map((one) => `  ${refOf(one)}  ${copiesText(one)}`)].join("\n");
 }
 
 export const snapshotColumns: readonly Column<SnapshotAnswer>[] = [
@@ -34,8 +42,15 @@ export function snapshotText(snapshot: SnapshotAnswer): string {
     ["Size", formatSize(snapshot.size)],
     ["Copies", copiesText(snapshot)],
     ["State", stateText(snapshot)],
+    ...(snapshot.group === null ? [] : [["Group", groupLine(snapshot.group)] as const]),
   ];
   return facts.map(([title, value]) => `${`${title}:`.padEnd(10)}${value}`).join("\n");
+}
+
+/** `db log, at one moment (1a2b3c4d)`; the id of a volume that is gone. */
+function groupLine({ id, volumes }: NonNullable<SnapshotAnswer["group"]>): string {
+  const names = volumes.map(({ id: volume, name }) => name ?? volume.slice(0, 8));
+  return `${names.join(" ")}, at one moment (${id.slice(0, 8)})`;
 }
 
 /** For `volume show`: `2, 1 with fewer copies than the volume: nightly-21 (1 of 2, h2 missed it)`; null: nothing to say. */

@@ -155,6 +155,57 @@ void t.test("weft volume create --from, weft snapshot clone: what it is made of,
   );
 });
 
+void t.test("weft snapshot create --group: all at one moment, a line each", async (t) => {
+  const group = {
+    id: ids.cluster,
+    volumes: [
+      { id: ids.db, name: "db" },
+      { id: ids.h1, name: null },
+    ],
+  };
+  await using agent = await FakeAgent.start({
+    "POST /v1/snapshots": {
+      id: ids.cluster,
+      name: "nightly",
+      takenAt: "2026-11-22T14:02:07.311Z",
+      heldMs: "11",
+      snapshots: [
+        snapshot({ name: "nightly", group }),
+        snapshot({ name: "nightly", volumeName: "log", id: ids.pool, copies: 1, missedBy: ["h2"], group }),
+      ],
+    },
+    "GET /v1/snapshots/db%40nightly": snapshot({ name: "nightly", group }),
+  });
+  const create = (...words: string[]): ReturnType<FakeAgent["weft"]> =>
+    agent.weft(["snapshot", "create", ...words]);
+  t.equal(
+    (await create("--group", "db,log", "nightly")).out,
+    [
+      `Snapshots "nightly" of db log taken at 14:02:07.311 UTC, at one moment; guests' writes waited 11 ms.`,
+      "  db@nightly  2/2 h1 h2",
+      "  log@nightly  1/2 h1 h2 (h2 missed it)",
+      "",
+    ].join("\n"),
+  );
+  t.equal(agent.asked.at(-1), 'POST /v1/snapshots {"volumes":["db","log"],"name":"nightly"}');
+  t.equal((await create("--group=db, log", "-q")).out, `${ID}\n${ids.pool}\n`);
+  t.equal(agent.asked.at(-1), 'POST /v1/snapshots {"volumes":["db","log"],"name":null}');
+  t.match((await create("nightly", "--group", "db,log", "--json")).out, /"id": "c0000000-/);
+  const before = agent.asked.length;
+  for (const words of [
+    ["--group", "db,,log"],
+    ["--group", ""],
+    ["--group", "db", "db@nightly"],
+  ])
+    t.match(await create(...words), { code: 1, err: /^E-ARG-02 / }, words.join(" "));
+  t.match(await create(), { code: 1, err: /^E-ARG-03 / });
+  t.equal(agent.asked.length, before, "nothing was asked");
+  t.match(
+    (await agent.weft(["snapshot", "show", "db@nightly"])).out,
+    /^Group: {4}db 10000000, at one moment \(c0000000\)$/m,
+  );
+});
+
 void t.test("weft volume show: how many snapshots there are, and which have fewer copies", async (t) => {
   const having = (snapshots: object): object =>
     volume({ snapshots: { count: 2, deleting: 0, fewerCount: 0, fewer: [], unable: null, ...snapshots } });

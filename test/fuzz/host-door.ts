@@ -62,6 +62,12 @@ const good: Readonly<Record<keyof typeof doorRoutes, unknown>> = {
     volume: "6c1f0a52-3b1d-4e0b-9d52-6f3a0c9e1b77",
     size: "1073741824",
   },
+  "POST /v1/internal/group-work": {
+    group: "6c1f0a52-3b1d-4e0b-9d52-6f3a0c9e1b77",
+    name: "nightly",
+    by: "root@h9",
+    volumes: [{ volume: "6c1f0a52-3b1d-4e0b-9d52-6f3a0c9e1b77", id: "00000000-0000-8000-8000-000000000001" }],
+  },
   "POST /v1/internal/stats": { volume: "6c1f0a52-3b1d-4e0b-9d52-6f3a0c9e1b77" },
   "PUT /v1/members/authority": { authorities: [authority], storeAuthorities: [authority], trust: "{}" },
 };

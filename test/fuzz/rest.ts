@@ -61,6 +61,7 @@ const bodies: WithBody = {
   "POST /v1/volumes/:ref/plan": { move: { from: "h1", to: "h1", pool: null } },
   "POST /v1/volumes/:ref/scrub": { rate: "1048576" },
   "POST /v1/volumes/:ref/snapshots": { name: "s", id: null },
+  "POST /v1/snapshots": { volumes: ["db", "web"], name: "s", id: null },
   "PATCH /v1/snapshots/:ref": { name: "s" },
   "POST /v1/volumes/:ref/attach": { steal: false },
   "POST /v1/volumes/:ref/detach": { abandon: false },

@@ -13,6 +13,7 @@ import { ownLines } from "./audit-read.ts";
 import type { MemberContext } from "./context.ts";
 import { Door, type DoorHandlers } from "./door.ts";
 import { Enrolment } from "./enrol.ts";
+import { doGroupWork } from "./group-snapshot.ts";
 import type { AskedAgent } from "./handlers.ts";
 import type { IdentityKeeper } from "./identity.ts";
 import { memberCredentials, takeAuthorities } from "./members.ts";
@@ -101,6 +102,13 @@ function handlersOf(context: MemberContext, audit: AskedAgent["audit"]): DoorHan
       const snapshot = "id" in body ? { snapshot: body.id } : {};
       await begin({ host: caller.verdict.host, volume: body.volume, work: body.kind, ...snapshot });
       return doOwnerWork(context, body);
+    },
+    "POST /v1/internal/group-work": async ({ caller, body, begin }) => {
+      if (caller.verdict?.kind !== "ok") throw new Error("the door lets hosts only ask for work on volumes");
+      const { group, volumes } = body;
+      await begin({ host: caller.verdict.host, group, volumes: volumes.map(({ volume }) => volume) });
+      await context.mirror.sync();
+      return doGroupWork(context, body);
     },
     "PUT /v1/members/authority": async ({ caller, body, begin }) => {
       if (caller.verdict?.kind !== "ok") throw new Error("the door lets hosts only hand over authorities");

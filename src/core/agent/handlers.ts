@@ -20,6 +20,7 @@ import { createVolume } from "./create-volume.ts";
 import { clusterJsonOf, volumeOf, volumesOf } from "./facts.ts";
 import { findSnapshot, findVolume } from "./find.ts";
 import { labelHost, removeHost } from "./hosts.ts";
+import { createGroup } from "./group-snapshot.ts";
 import { createToken, listTokens, revokeToken } from "./join-tokens.ts";
 import { metricsText } from "./metrics.ts";
 import { syncIfPossible } from "./mirror.ts";
@@ -216,6 +217,11 @@ export const handlers: Handlers = {
   "GET /v1/snapshots": async (agent, { principal }) => [
     ...snapshots.allSnapshots(await fresh(agent), principal),
   ],
+  "POST /v1/snapshots": (agent, { principal, body }) => {
+    const context = agent.member();
+    const by = `${shownPrincipal(principal)}@${context.self.name}`;
+    return createGroup(context, { ...body, by });
+  },
   "GET /v1/snapshots/:ref": async (agent, { params }) => {
     const context = await fresh(agent);
     const { volume, snapshot } = findSnapshot(context.mirror, params.ref);

@@ -22,9 +22,13 @@ import { volumeOf } from "./facts.ts";
 import { findListed } from "./find.ts";
 import { openCaretaker } from "./perform.ts";
 
-/** A volume that changes hands is somebody's again within this. */
-const HANDS_MS = 10_000;
-const AGAIN_MS = 250;
+/** Somebody else has it by now, or it is being closed: it is somebody's again within a moment, and then it is clear who does it. */
+export const CHANGING_HANDS = {
+  forMs: 10_000,
+  againMs: 250,
+  is: (error: unknown): boolean =>
+    isWeftError(error) && ["E-VOL-12", "E-VOL-13", "E-VOL-14", "E-SESS-01"].includes(error.code),
+};
 /** The owner's weftd gives up before. */
 const ANSWER_MS = 35_000;
 
@@ -33,15 +37,15 @@ type Doer = Pick<MemberContext, "daemon" | "held" | "mirror">;
 
 /** E-VOL-13 where nobody can be found who has the volume open, E-HOST-09 where the owner's agent does not answer. */
 export async function byOwner(context: MemberContext, work: OwnerWork): Promise<OwnerWorkAnswer> {
-  const end = performance.now() + HANDS_MS;
+  const end = performance.now() + CHANGING_HANDS.forMs;
   for (;;) {
     await context.mirror.sync();
     try {
       return await once(context, work);
     } catch (error) {
-      if (!isChangingHands(error) || performance.now() > end) throw error;
+      if (!CHANGING_HANDS.is(error) || performance.now() > end) throw error;
     }
-    await delay(AGAIN_MS);
+    await delay(CHANGING_HANDS.againMs);
   }
 }
 
@@ -94,7 +98,7 @@ async function ask({ daemon }: Pick<Doer, "daemon">, work: OwnerWork): Promise<O
 }
 
 /** There is no guest whose writes could wait. */
-const nothingHeld: OwnerWorkAnswer = { heldMs: null };
+export const nothingHeld: OwnerWorkAnswer = { heldMs: null };
 
 /** Work in a session of this host without a guest, which nobody closes for want of work meanwhile. */
 export async function inCaretaker<Result>(
@@ -119,7 +123,16 @@ export async function inCaretaker<Result>(
 }
 
 async function there(context: MemberContext, host: HostId, work: OwnerWork): Promise<OwnerWorkAnswer> {
-  const { identity, self } = context;
+  return askDoor(context, host, ANSWER_MS, (client) => client.volumeWork(work));
+}
+
+/** Of the agent of the host that has a volume open. E-HOST-09 where it gives no answer. */
+export async function askDoor(
+  { identity, self }: MemberContext,
+  host: HostId,
+  answerMs: number,
+  ask: (client: HostClient) => Promise<{ readonly answer: OwnerWorkAnswer }>,
+): Promise<OwnerWorkAnswer> {
   const trust = identity.trust();
   const { name, address } = findListed(trust, host);
   const client = new HostClient({
@@ -127,28 +140,23 @@ async function there(context: MemberContext, host: HostId, work: OwnerWork): Pro
     shown: identity.current(),
     from: self.address,
     expect: { kind: "host", trust, host },
-    answerMs: ANSWER_MS,
+    answerMs,
   });
   try {
-    return (await client.volumeWork(work)).answer;
+    return (await ask(client)).answer;
   } catch (error) {
     if (!isWeftError(error, "E-HOST-09")) throw error;
     throw new WeftError({
       code: "E-HOST-09",
       message: `${name} has the volume open, and its agent gave no answer.`,
-      facts: { volume: work.volume, host },
+      facts: { host },
       do: [
-        { why: "Look what came of it", command: `weft volume show ${work.volume}` },
+        { why: "Look what came of it", command: "weft volume list" },
         { why: `Is its agent running? On ${name}`, command: "systemctl status weft-agent" },
       ],
       cause: error,
     });
   }
-}
-
-/** Somebody else has it by now, or it is being closed: in a moment it is clear who does it. */
-function isChangingHands(error: unknown): boolean {
-  return isWeftError(error) && ["E-VOL-12", "E-VOL-13", "E-VOL-14", "E-SESS-01"].includes(error.code);
 }
 
 function volumeIdOf({ volume }: OwnerWork): VolumeId {

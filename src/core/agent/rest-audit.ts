@@ -69,6 +69,7 @@ export function auditOf(
     ...Object.fromEntries(params),
     ...Object.fromEntries(fields.map(([field, value]) => [field, shownField(value)])),
     ...volumeOf(agent, spec, params),
+    ...namedIn(agent, spec, body),
   });
   return {
     id: randomUUID(),
@@ -97,6 +98,14 @@ function volumeOf(
   if (found === null) return {};
   const { volume, ref: id } = found;
   return id === volume ? { volume } : { volume, snapshot: id };
+}
+
+/** As far as they are volumes: their ids, for the same reason. */
+function namedIn(agent: AskedAgent, { names }: RouteSpec, body: unknown): Readonly<Record<string, string[]>> {
+  const refs =
+    names === null ? undefined : (body as Readonly<Record<string, readonly string[]>> | null)?.[names];
+  if (names === null || refs === undefined) return {};
+  return { [names]: refs.map((ref) => foundSubject(agent, "volume", ref)?.volume ?? ref) };
 }
 
 function fromOf(principal: Principal, { ip, raw }: FastifyRequest): string {

@@ -171,10 +171,12 @@ function addRoute(app: FastifyInstance, door: RestDoor, askings: Askings, name: 
       const asking = askings.get(request);
       if (asking === undefined) throw new Error(`${name} was reached without knowing who asks`);
       const { principal, subject, ref } = asking;
-      const body = spec.request === null ? null : parse(spec.request, request.body);
+      const parsed = spec.request === null ? null : parse(spec.request, request.body);
       const query = spec.query === null ? null : parse(spec.query, request.query);
-      const right = spec.raise === null ? spec.right : spec.raise(body);
+      const right = spec.raise === null ? spec.right : spec.raise(parsed);
       if (spec.raise !== null) judge(principal, right, subject, name);
+      const body =
+        spec.names === null ? parsed : judgeNamed(agent, { principal, right, name }, spec.names, parsed);
       // What was judged is what is done, should the name mean another volume by now.
       const params = { ...(request.params as object), ...(ref === null ? {} : { ref }) };
       const work = async (): Promise<unknown> =>
@@ -244,6 +246,23 @@ function subjectOf(
     return { subject: { kind: "volume", volume: null }, ref: null };
   const found = foundSubject(agent, subject, (params as { readonly ref: string }).ref);
   return { subject: { kind: "volume", volume: found?.volume ?? null }, ref: found?.ref ?? null };
+}
+
+/** The body with the ids of the volumes that it names, where who asks is bound to some: what was judged is what is done. */
+function judgeNamed(
+  agent: AskedAgent,
+  { principal, right, name }: Pick<Asking, "principal" | "name"> & { readonly right: Right },
+  field: string,
+  body: unknown,
+): unknown {
+  if (principal.kind !== "token" || principal.volumes === null) return body;
+  const refs = (body as Readonly<Record<string, readonly string[]>>)[field] ?? [];
+  const ids = refs.map((ref) => {
+    const volume = foundSubject(agent, "volume", ref)?.volume ?? null;
+    judge(principal, right, { kind: "volume", volume }, name);
+    return volume;
+  });
+  return { ...(body as object), [field]: ids };
 }
 
 function parse(schema: z.ZodType, body: unknown): unknown {

@@ -188,7 +188,14 @@ function snapshotAnswer(
     })),
     missedBy: missedBy.map(named),
     openOn: openOn(mirror, snapshot.id).map(named),
+    group: groupAnswer(mirror, snapshot),
   };
+}
+
+function groupAnswer(mirror: MemberContext["mirror"], { group }: Snapshot): api.SnapshotAnswer["group"] {
+  if (group === null) return null;
+  const volumes = group.volumes.map((id) => ({ id, name: volumeOf(mirror, id).want?.name ?? null }));
+  return { id: group.id, volumes };
 }
 
 /** For the volume's own answer. */
@@ -264,7 +271,7 @@ function unableProblem(want: Want, cluster: Cluster, unable: Unable): api.Proble
 }
 
 /** By the moment, and a number where there is one already. */
-function freeName(known: readonly Snapshot[], at: string): string {
+export function freeName(known: readonly Snapshot[], at: string): string {
   const name = nameOfMoment(at);
   const isFree = (candidate: string): boolean => !known.some((snapshot) => snapshot.name === candidate);
   if (isFree(name)) return name;
@@ -282,7 +289,7 @@ export function refuseDeleting({ want }: WantedVolume, { id, name, state }: Snap
 }
 
 /** weftd's refusal with the names that people know copies by. */
-function explained({ view }: MemberContext, want: Want, name: string, error: unknown): unknown {
+export function explained({ view }: MemberContext, want: Want, name: string, error: unknown): unknown {
   if (!isWeftError(error)) return error;
   const cluster = view.cluster();
   const { rid, node, pool, why } = error.facts;

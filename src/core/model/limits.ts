@@ -9,6 +9,8 @@ export const VOLUME_BYTES_MAX = 64n << 40n;
 export const COPIES_MAX = 8;
 /** Of a volume, those that are not being deleted. */
 export const SNAPSHOTS_MAX = 1000;
+/** Snapshots at one moment: as many volumes as one transaction of the store has room for. */
+export const GROUP_VOLUMES_MAX = 30;
 export const ATTACHED_PER_HOST_MAX = 500;
 export const NAME_LENGTH_MAX = 63;
 

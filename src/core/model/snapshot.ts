@@ -37,6 +37,8 @@ export type Snapshot = {
   readonly createdMs: number;
   readonly createdBy: string;
   readonly isProtected: boolean;
+  /** Taken at one moment with those of these volumes; null: alone. */
+  readonly group: { readonly id: string; readonly volumes: readonly VolumeId[] } | null;
 };
 
 /** `VOLUME@NAME`, in either part an id may stand. E-ARG-02 for anything else. */

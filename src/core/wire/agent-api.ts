@@ -12,6 +12,7 @@ import { z } from "zod";
 import {
   API_TOKEN_MS,
   API_TOKEN_MS_MAX,
+  GROUP_VOLUMES_MAX,
   JOIN_TOKEN_MS_MAX,
   LIMIT_BURST_SECONDS,
   OVERCOMMIT,
@@ -219,6 +220,16 @@ export const snapshotCreateRequest = z.strictObject({
   /** Null: by the moment, `snap-20261122-140207`. */
   name: snapshotName.nullable().default(null),
   /** Of the snapshot: asked again by the same one, the answer is the snapshot that was taken first. */
+  id: uuid.nullable().default(null),
+});
+
+/** Snapshots of several volumes at one moment: all or none. */
+export const groupCreateRequest = z.strictObject({
+  /** Names or ids. */
+  volumes: z.array(z.string().min(1).max(256)).min(1).max(GROUP_VOLUMES_MAX),
+  /** Of each of the snapshots. Null: by the moment. */
+  name: snapshotName.nullable().default(null),
+  /** Of the group: asked again by the same one, the answer is the snapshots that were taken first. */
   id: uuid.nullable().default(null),
 });
 
@@ -449,11 +460,27 @@ export const snapshotAnswer = z.object({
   missedBy: z.array(z.string()),
   /** Names of hosts where it is attached. */
   openOn: z.array(z.string()),
+  /** Taken at one moment with those of these volumes, its own among them; null: alone. A volume that is gone has no name. */
+  group: z
+    .object({ id: uuid, volumes: z.array(z.object({ id: uuid, name: z.string().nullable() })) })
+    .nullable()
+    .default(null),
 });
 
 export const snapshotCreated = snapshotAnswer.extend({
   /** How long the guest's writes waited for it. */
   heldMs: u64,
+});
+
+export const groupCreated = z.object({
+  /** Of the group. */
+  id: uuid,
+  name: z.string(),
+  takenAt: instant,
+  /** How long guests' writes waited for it. */
+  heldMs: u64,
+  /** In the order asked. */
+  snapshots: z.array(snapshotAnswer),
 });
 
 export const snapshotAttached = z.object({ snapshot: uuid, volume: uuid, path: z.string() });
@@ -857,6 +884,7 @@ export const errorAnswer = z.object({
 });
 
 export type InitRequest = z.input<typeof initRequest>;
+export type GroupCreated = z.output<typeof groupCreated>;
 export type Settings = z.output<typeof settings>;
 export type SettingsChange = z.output<typeof settingsChange>;
 export type JoinRequest = z.input<typeof joinRequest>;

@@ -254,6 +254,10 @@ export class AgentClient {
     return this.#call("POST", url, api.snapshotCreated, api.snapshotCreateRequest, body);
   }
 
+  createGroup(body: z.input<typeof api.groupCreateRequest>): Promise<api.GroupCreated> {
+    return this.#call("POST", "/v1/snapshots", api.groupCreated, api.groupCreateRequest, body);
+  }
+
   changeSnapshot(ref: string, body: api.SnapshotChange): Promise<api.SnapshotAnswer> {
     const url = path`/v1/snapshots/${ref}`;
     return this.#call("PATCH", url, api.snapshotAnswer, api.snapshotChangeRequest, body);

@@ -16,7 +16,7 @@ export const LINE_BYTES_MAX = 4096;
 /** What the first line of a host has for the hash of the one before. */
 export const NO_HASH = "0".repeat(64);
 const TEXT_MAX = 256;
-const LIST_MAX = 16;
+const LIST_MAX = 32;
 
 export const auditWho = z.object({
   kind: z.enum(["root", "group", "host", "token", "nobody"]),
@@ -115,8 +115,10 @@ export function matchesAudit(line: AuditLine, { sinceMs, volume, who, refusedOnl
   if (refusedOnly && line.event !== "refused") return false;
   if (who !== null && line.who?.name !== who && line.who?.id !== who) return false;
   if (volume === null) return true;
-  const { volume: id, made, ref, name } = line.target;
-  return [id, made, ref, name].some((value) => typeof value === "string" && volume.includes(value));
+  const { volume: id, made, ref, name, volumes } = line.target;
+  return [id, made, ref, name, ...(Array.isArray(volumes) ? volumes : [])].some(
+    (value) => typeof value === "string" && volume.includes(value),
+  );
 }
 
 /**

@@ -7,6 +7,7 @@
  */
 import { z } from "zod";
 
+import { GROUP_VOLUMES_MAX } from "../model/limits.ts";
 import { clusterAnswer, sessionStats } from "./agent-api.ts";
 import { auditLine } from "./audit-line.ts";
 import { address, hostName, instant, snapshotName, u64, uuid } from "./json-types.ts";
@@ -104,6 +105,16 @@ export const ownerWork = z.discriminatedUnion("kind", [
   }),
   z.strictObject({ kind: z.literal("rename-snapshot"), volume: uuid, id: uuid, name: snapshotName }),
 ]);
+/** Snapshots of several volumes at one moment, in the sessions that the asked host's weftd has or opens. */
+export const groupWork = z.strictObject({
+  group: uuid,
+  name: snapshotName,
+  by: z.string().max(128),
+  volumes: z
+    .array(z.strictObject({ volume: uuid, id: uuid }))
+    .min(1)
+    .max(GROUP_VOLUMES_MAX),
+});
 export const ownerWorkAnswer = z.object({
   /** How long the guest's writes waited; null: nothing was taken. */
   heldMs: u64.nullable().default(null),
@@ -144,6 +155,12 @@ export const doorRoutes = {
     answer: ownerWorkAnswer,
     audit: "mutation",
   },
+  "POST /v1/internal/group-work": {
+    right: "host",
+    request: groupWork,
+    answer: ownerWorkAnswer,
+    audit: "mutation",
+  },
   "PUT /v1/members/authority": {
     right: "host",
     request: authorityRequest,
@@ -177,6 +194,7 @@ export type AuditLinesRequest = z.output<typeof auditLinesRequest>;
 export type AuditLinesAnswer = z.output<typeof auditLinesAnswer>;
 export type StatsRequest = z.output<typeof statsRequest>;
 export type OwnerWork = z.output<typeof ownerWork>;
+export type GroupWork = z.output<typeof groupWork>;
 export type OwnerWorkAnswer = z.output<typeof ownerWorkAnswer>;
 export type SessionStatsAnswer = z.output<typeof sessionStatsAnswer>;
 export type RenewAnswer = z.output<typeof renewAnswer>;

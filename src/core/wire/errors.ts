@@ -110,6 +110,7 @@ const kinds = {
   "E-SNAP-11": degraded,
   "E-SNAP-12": user,
   "E-SNAP-13": refused,
+  "E-SNAP-14": user,
   "E-SNAP-17": user,
   "E-POOL-04": refused,
   "E-POOL-08": user,

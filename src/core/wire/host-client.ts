@@ -106,6 +106,10 @@ export class HostClient {
     return this.#ask("POST /v1/internal/volume-work", () => work);
   }
 
+  groupWork(work: api.GroupWork): Promise<Answered<api.OwnerWorkAnswer>> {
+    return this.#ask("POST /v1/internal/group-work", () => work);
+  }
+
   async putAuthority(body: api.CredentialsAnswer): Promise<void> {
     await this.#ask("PUT /v1/members/authority", () => body);
   }

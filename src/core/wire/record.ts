@@ -19,13 +19,14 @@ import {
   parseVolumeId,
 } from "../model/ids.ts";
 import type { HostId, PoolId, Rid, SessionId, SnapshotId, VolumeId } from "../model/ids.ts";
+import { GROUP_VOLUMES_MAX } from "../model/limits.ts";
 import type { Snapshot } from "../model/snapshot.ts";
 import { NO_LABELS, spreads, withLabels } from "../model/spread.ts";
 import type { Labels } from "../model/spread.ts";
 import { WeftError } from "./errors.ts";
 import { checkScrubRate, type ScrubAsk } from "../model/scrub.ts";
 import { checkLimits } from "../model/volume-limits.ts";
-import { address, counter, epoch, instant, labels, u32, u64, volumeLimits } from "./json-types.ts";
+import { address, counter, epoch, instant, labels, u32, u64, uuid, volumeLimits } from "./json-types.ts";
 
 /** The newest format of a record that this software understands. */
 export const RECORD_FORMAT = 1;
@@ -276,6 +277,10 @@ const snapshotJson = z
     created: milliseconds,
     created_by: z.string().max(256),
     protected: z.boolean().default(false),
+    group: z
+      .object({ id: uuid, volumes: z.array(volumeId).max(GROUP_VOLUMES_MAX) })
+      .nullable()
+      .default(null),
   })
   .transform((s): Snapshot => ({
     id: s.id,
@@ -291,6 +296,7 @@ const snapshotJson = z
     createdMs: s.created,
     createdBy: s.created_by,
     isProtected: s.protected,
+    group: s.group,
   }));
 
 /** What the model doesn't need: read by those who act on the record. */

@@ -21,6 +21,8 @@ export type RouteSpec = {
   /** What the body asks for besides: judged before anything is done. Null: nothing. */
   readonly raise: ((body: unknown) => Right) | null;
   readonly subject: RouteSubject;
+  /** A field of the body that names volumes: each is judged as one in the path is. Null: the body is about no other volume. */
+  readonly names: string | null;
   /** Null: it takes none, and one that is sent is not looked at. */
   readonly request: z.ZodType | null;
   /** What may stand behind the path's `?`; null: nothing is looked at. */
@@ -131,6 +133,10 @@ export const routes = {
     { logs: ["name", "id"] },
   ),
   "GET /v1/snapshots": read("viewer", "volumes", api.snapshotAnswer.array()),
+  "POST /v1/snapshots": mutation("operator", "volumes", api.groupCreateRequest, api.groupCreated, {
+    names: "volumes",
+    logs: ["name", "id", "volumes"],
+  }),
   /** `:ref` is its id, or `VOLUME@NAME`. */
   "GET /v1/snapshots/:ref": read("viewer", "snapshot", api.snapshotAnswer),
   // What stands between a snapshot and its deletion is the admin's, as that is.
@@ -208,7 +214,17 @@ function asked<Query extends z.ZodType | null, Answer extends z.ZodType>(
   query: Query,
   answer: Answer,
 ) {
-  return { right, raise: null, subject, request: null, query, answer, audit: "read", logs: [] } as const;
+  return {
+    right,
+    raise: null,
+    subject,
+    names: null,
+    request: null,
+    query,
+    answer,
+    audit: "read",
+    logs: [],
+  } as const;
 }
 
 /** A question that needs a body: it changes nothing. */
@@ -218,7 +234,17 @@ function question<Request extends z.ZodType, Answer extends z.ZodType>(
   request: Request,
   answer: Answer,
 ) {
-  return { right, raise: null, subject, request, query: null, answer, audit: "read", logs: [] } as const;
+  return {
+    right,
+    raise: null,
+    subject,
+    names: null,
+    request,
+    query: null,
+    answer,
+    audit: "read",
+    logs: [],
+  } as const;
 }
 
 function mutation<Request extends z.ZodType | null, Answer extends z.ZodType>(
@@ -228,15 +254,17 @@ function mutation<Request extends z.ZodType | null, Answer extends z.ZodType>(
   answer: Answer,
   more: {
     readonly raise?: (body: z.output<NonNullable<Request>>) => Right;
+    readonly names?: keyof z.output<NonNullable<Request>> & string;
     readonly logs?: readonly (keyof z.output<NonNullable<Request>> & string)[];
   } = {},
 ) {
-  const { raise, logs } = more;
+  const { raise, names, logs } = more;
   return {
     right,
     // The body was parsed by `request` before it comes here.
     raise: raise === undefined ? null : (body: unknown) => raise(body as z.output<NonNullable<Request>>),
     subject,
+    names: names ?? null,
     request,
     query: null,
     answer,

@@ -251,7 +251,8 @@ export class FakeWeftd {
         this.endScrub(String(volume), { state: "stopped" });
         return {};
       },
-      "snapshot.create": (params) => this.#createSnapshot(params),
+      "snapshot.create": (params) => this.#createSnapshot(params, null),
+      "snapshot.create_group": (params) => this.#createGroup(params),
       "snapshot.delete": async ({ volume, id }) => {
         await this.#changeSnapshot(String(volume), String(id), { state: "DELETING" });
         if (!this.holdsSnapshots) await this.#endSnapshots(String(volume));
@@ -439,7 +440,18 @@ export class FakeWeftd {
       refuse("E-SNAP-12", "it has another size");
   }
 
-  async #createSnapshot({ volume: of, id, name, created_by }: Json): Promise<Json> {
+  async #createGroup({ group, name, created_by, volumes }: Json): Promise<Json> {
+    const all = volumes as readonly { readonly volume: string; readonly id: string }[];
+    for (const { volume } of all)
+      if (!this.sessions.has(volume)) refuse("E-VOL-13", "not open here", { volume });
+    const value = { id: group, volumes: all.map(({ volume }) => volume) };
+    const snapshots: Json[] = [];
+    for (const { volume, id } of all)
+      snapshots.push({ volume, ...(await this.#createSnapshot({ volume, id, name, created_by }, value)) });
+    return { group, created: String(Date.now()), held_ms: "11", snapshots };
+  }
+
+  async #createSnapshot({ volume: of, id, name, created_by }: Json, group: Json | null): Promise<Json> {
     const volume = String(of);
     if (!this.sessions.has(volume)) refuse("E-VOL-13", "not open here");
     const refused = this.refusesSnapshots;
@@ -469,7 +481,7 @@ export class FakeWeftd {
         members,
         created,
         created_by,
-        group: null,
+        group,
         protected: false,
         pins: [],
         nonce: randomUUID(),
@@ -603,7 +615,9 @@ export class FakeWeftd {
       const { snap, generation: gen, state, note, ...rest } = image;
       const key = keys.snapshot(volume, snap);
       const before = JSON.parse((await store.get(key))?.value ?? "{}") as Json;
-      const made = { fmt: 1, id: snap, vol: volume, gen, ...rest, ...note, members, logged: true };
+      const groupId = note?.group ?? null;
+      const group = groupId === null ? null : { id: groupId, volumes: [volume] };
+      const made = { fmt: 1, id: snap, vol: volume, gen, ...rest, ...note, group, members, logged: true };
       const value = { ...made, ...before, state: state === "ready" ? "READY" : "DELETING" };
       await store.put(key, JSON.stringify(value));
     }

@@ -58,7 +58,8 @@ void t.test("agent: store: backup, loss, restore, repair", async (t) => {
   );
 
   // Of snapshots the pool's copy knows one that the backup has not, and that one of the backup's is gone.
-  const note = { name: "late", created: "1763820127311", created_by: "root@h1" };
+  const group = "e0000000-0000-4000-a000-000000000009";
+  const note = { name: "late", created: "1763820127311", created_by: "root@h1", group };
   const image = { epoch: "3", incarnation: "1", size: String(GIB), region_shift: 20 } as const;
   const snap = "e0000000-0000-4000-a000-000000000001";
   h1.weftd.images.set(`${early.id}.0`, {
@@ -81,6 +82,7 @@ void t.test("agent: store: backup, loss, restore, repair", async (t) => {
     (found) => found.length === 1,
   );
   t.match(snapshots, [{ id: snap, name: "late", state: "ready", createdBy: "root@h1", copies: 1 }]);
+  t.match(snapshots, [{ group: { id: group, volumes: [{ id: early.id, name: "early" }] } }]);
   t.same((await (await h1.store()).list(keys.allRepairImages)).entries, []);
   const after = await h1.client.volume("early");
   t.ok((after.epoch ?? 0n) >= (before.epoch ?? 0n) + (1n << 20n), "no replica can have promised as much");

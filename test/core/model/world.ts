@@ -130,6 +130,7 @@ export function snapshot(number: number, rids: readonly number[], rest: Partial<
     createdMs: number * 1000,
     createdBy: "root@h1",
     isProtected: false,
+    group: null,
     ...rest,
   };
 }

@@ -284,7 +284,12 @@ void t.test("record: a snapshot's key", async (t) => {
     createdMs: 1_763_820_127_311,
     createdBy: "root@h1",
     isProtected: false,
+    group: null,
   });
+  const { group: _, ...older } = snapshot;
+  t.equal(parseSnapshot("k", JSON.stringify(older)).group, null);
+  const group = { id: P, volumes: [V, H] };
+  t.strictSame(parseSnapshot("k", JSON.stringify({ ...snapshot, group })).group, group);
   for (const wrong of [
     { id: "x" },
     { name: "" },
@@ -296,6 +301,8 @@ void t.test("record: a snapshot's key", async (t) => {
     { members: null },
     { created: "253402300799999" },
     { protected: 1 },
+    { group: { id: P, volumes: ["x"] } },
+    { group: { volumes: [V] } },
   ])
     t.throws(() => parseSnapshot("k", JSON.stringify({ ...snapshot, ...wrong })), { code: "E-STORE-07" });
   t.throws(() => parseSnapshot("k", JSON.stringify({ ...snapshot, min_reader: 2 })), { code: "E-STORE-13" });
