@@ -815,10 +815,11 @@ impl FilePool {
             range.end = range.end.min(range.start + u64::from(clones::STEP));
         }
         let shared = (range.end - range.start) * BLOCK;
+        let looks = (within(range.end) - within(range.start)).min(clones::STEP);
         self.begin(Job {
             token,
             replica: key,
-            work: Work::CloneOut { to, looks: clones::STEP, shared },
+            work: Work::CloneOut { to, looks, shared },
             feed: VecDeque::from([range]),
             pending: 0,
             error: None,

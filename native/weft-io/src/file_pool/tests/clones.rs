@@ -188,6 +188,58 @@ fn blocks_in_doubt_are_looked_at_and_aged_segments_are_shared_in_steps() {
     });
 }
 
+/// One block in doubt can't be read: it alone is damaged in the clone. Who writes there meanwhile waits until what was asked for
+/// before is shared, however often it is tried.
+#[test]
+fn a_block_in_doubt_that_cannot_be_read_is_damaged_in_the_clone_alone() {
+    on_xfs(300, |path, kind| {
+        let mut rig = Rig::open(path, kind);
+        rig.made(SEGMENT);
+        rig.write(0, &[1; 8]);
+        rig.kill();
+        let mut rig = Rig::open(path, kind);
+        rig.opened(SEGMENT, &[0..SEGMENT]);
+        rig.begun();
+        let (mut from, mut failed, mut parts) = (0, 0, Vec::new());
+        while from < 8 {
+            let (place, offset, len) = (Place::Head, from * BLOCK, (8 - from) * BLOCK);
+            let token = rig.submit(PoolOp::CloneOut { from: KEY, place, to: TO, offset, len });
+            let late = rig.submit(PoolOp::Disk { replica: KEY, op: write(from, &[2]) });
+            let mut results = BTreeMap::new();
+            while results.len() < 2 {
+                rig.pool.handle_calls();
+                while let Some((token, op)) = rig.pool.poll_op() {
+                    let bad = |offset: u64, len: usize| (offset..offset + len as u64).contains(&(5 * BLOCK));
+                    match op {
+                        Op::ReadAt { offset, ref buf, .. } if bad(offset, buf.len()) => {
+                            failed += 1;
+                            let result = Err(Errno(libc::EIO));
+                            rig.pool.handle_completion(Completion { token, op, result });
+                        }
+                        op => rig.driver.submit(token, op),
+                    }
+                }
+                while let Some(PoolEvent::Done { token, result }) = rig.pool.poll_event() {
+                    results.insert(token, result);
+                }
+                let mut out = Vec::new();
+                rig.driver.wait(Some(Duration::from_millis(5)), &mut out).expect("wait");
+                out.drain(..).for_each(|c| rig.pool.handle_completion(c));
+            }
+            assert_eq!(results[&late], Ok(PoolAnswer::Disk(DiskDone::Done)));
+            let Ok(PoolAnswer::Disk(DiskDone::Shared(len))) = results[&token] else { panic!("{results:?}") };
+            from += len / BLOCK;
+            parts.push(from);
+        }
+        assert!(failed > 0 && parts.contains(&5) && parts.contains(&6), "{failed} {parts:?}");
+        rig.published(SEGMENT);
+        assert_eq!(rig.of_clone(0, 5), Ok(vec![Ok(1); 5]));
+        assert_eq!(rig.of_clone(4, 2), Err(PoolError::BitRot { offset: 5 * BLOCK }));
+        assert_eq!(rig.of_clone(6, 3), Ok(vec![Ok(1), Ok(1), Err(Hole::Absent)]));
+        assert_eq!(rig.read(0, 1), Ok(vec![Ok(2)]));
+    });
+}
+
 /// A start removes what was begun; so does whoever gives it up, or begins again.
 #[test]
 fn a_clone_that_is_not_published_leaves_nothing() {
