@@ -129,7 +129,8 @@ impl<P: Payload> Session<P> {
             return self.end(EndReason::Unusable(error));
         }
         let snap = intent.snap();
-        let grouped = matches!(&intent, Intent::Snapshot(taken) if self.is_grouped(taken.id));
+        let alone = self.config.broken.is(Mutation::GroupSettlesAlone) && !self.attempts.is_empty();
+        let grouped = !alone && matches!(&intent, Intent::Snapshot(taken) if self.is_grouped(taken.id));
         // A swap that takes members out is not sent before they have stopped being read.
         self.attempts.push(Attempt { nonce, record: record.clone(), intent });
         (self.store_busy, self.swapping) = (true, true);
