@@ -7,7 +7,8 @@ use weft_proto::ids::{
 };
 use weft_proto::images::ImageState;
 use weft_proto::message::{
-    Answer, Ask, Attach, Extent, Hole, ImageView, Refusal, ReplicaView, Request, Response, Watermark,
+    Answer, Ask, Attach, CHANGED_GRAIN, Extent, Hole, ImageView, Refusal, ReplicaView, Request, Response,
+    Watermark,
 };
 use weft_proto::payload::{BLOCK, HeapPayload, Payload, block_crcs};
 use weft_proto::wire::{
@@ -150,7 +151,7 @@ pub fn ask(input: &mut Input<'_>, known: &Known) -> Ask<HeapPayload> {
 /// Anything that may be asked about an image.
 fn image_ask(input: &mut Input<'_>, known: &Known) -> Ask<HeapPayload> {
     let (id, attempt) = (SnapId(small(input)), u64::from(input.u8() % 8));
-    match input.u8() % 12 {
+    match input.u8() % 13 {
         0 | 1 => Ask::SnapMake { id, attempt },
         2..=4 => {
             let incarnation = input.number() % 4;
@@ -174,7 +175,12 @@ fn image_ask(input: &mut Input<'_>, known: &Known) -> Ask<HeapPayload> {
             let (offset, len) = range(input, known);
             Ask::SnapHash { id, offset, len, key: input.array() }
         }
-        _ => Ask::Images { from: id },
+        11 => Ask::Images { from: id },
+        _ => {
+            let (offset, len) = range(input, known);
+            let offset = if input.one_in(4) { offset } else { offset / CHANGED_GRAIN * CHANGED_GRAIN };
+            Ask::SnapChanged { id, since: SnapId(small(input)), offset, len, key: input.array() }
+        }
     }
 }
 
@@ -215,7 +221,7 @@ pub fn epoch(input: &mut Input<'_>) -> Epoch {
 
 /// Any answer.
 pub fn answer(input: &mut Input<'_>, known: &Known) -> Answer<HeapPayload> {
-    match input.u8() % 10 {
+    match input.u8() % 11 {
         0 => Answer::Done,
         1 => Answer::Attached(view(input, known)),
         2 => Answer::Promised(view(input, known)),
@@ -241,6 +247,10 @@ pub fn answer(input: &mut Input<'_>, known: &Known) -> Answer<HeapPayload> {
         8 => {
             let count = input.below(9);
             Answer::Images((0..count).map(|_| image_view(input)).collect())
+        }
+        9 => {
+            let count = input.below(6);
+            Answer::Changed((0..count).map(|_| input.u8()).collect())
         }
         _ => Answer::Alive { oldest_io_ms: input.number_u32(), free_bytes: input.number() },
     }

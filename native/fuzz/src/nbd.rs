@@ -12,6 +12,7 @@ use std::rc::Rc;
 
 use weft_export::nbd::{Connection, Ending, ExportInfo, GuestRequest, Limits, MAX_TRANSFER};
 use weft_proto::guest::{GuestError, GuestOp, GuestReply};
+use weft_proto::ids::SnapId;
 use weft_proto::message::{Extent, Hole};
 use weft_proto::payload::{HeapPayload, Payload};
 
@@ -105,6 +106,7 @@ pub fn run(bytes: &[u8]) {
         size,
         read_only: input.one_in(16),
         multi_conn: input.flag(),
+        since: (0..u128::from(input.u8() % 3)).map(SnapId).collect(),
     };
     let limits = match input.u8() % 4 {
         0 => Limits { requests: 1 + input.below(8), bytes: 4096 * (1 + input.below(64)) },
@@ -139,10 +141,18 @@ impl World {
         if self.structured {
             bytes.extend(option(8, &[]));
             if input.flag() {
-                bytes.extend(option(
-                    10,
-                    &[&[0; 4], &[0, 0, 0, 1, 0, 0, 0, 15][..], b"base:allocation"].concat(),
-                ));
+                let names = [
+                    "base:allocation".to_owned(),
+                    format!("weft:changed-since:{}", SnapId(0)),
+                    format!("qemu:dirty-bitmap:weft-since-{}", SnapId(1)),
+                ];
+                let wanted: Vec<&String> = names.iter().filter(|_| input.flag()).collect();
+                let number = |n: usize| u32::try_from(n).expect("few").to_be_bytes();
+                let mut queries = [[0; 4], number(wanted.len())].concat();
+                wanted
+                    .iter()
+                    .for_each(|name| queries.extend([&number(name.len()), name.as_bytes()].concat()));
+                bytes.extend(option(10, &queries));
             }
         }
         bytes.extend(option(7, &[0; 6]));
@@ -284,6 +294,11 @@ impl World {
             _ if input.one_in(8) => GuestReply::Failed(*input.pick(&errors)),
             GuestOp::Read { offset, len } => GuestReply::Data(extents(input, *offset, *len)),
             GuestOp::Kinds { len, .. } => GuestReply::Kinds(kinds(input, *len)),
+            GuestOp::Changed { since, len, .. } => {
+                assert!(since.0 < 2, "{since} was never offered");
+                let runs = kinds(input, *len).into_iter().map(|(len, kind)| (len, kind.is_none()));
+                GuestReply::Changed { runs: runs.collect(), exact: input.flag() }
+            }
             GuestOp::Write { .. } | GuestOp::Flush | GuestOp::Zero { .. } => GuestReply::Done,
         };
         let id = request.id;

@@ -229,7 +229,10 @@ impl World {
             Ask::SnapReady { id, attempt, .. } | Ask::SnapDrop { id, attempt } => {
                 (*id, *attempt) = (of, made)
             }
-            Ask::SnapRead { id, .. } | Ask::SnapKinds { id, .. } | Ask::SnapHash { id, .. } => *id = of,
+            Ask::SnapRead { id, .. }
+            | Ask::SnapKinds { id, .. }
+            | Ask::SnapHash { id, .. }
+            | Ask::SnapChanged { id, .. } => *id = of,
             _ => {}
         }
     }

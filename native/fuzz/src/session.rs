@@ -200,7 +200,7 @@ impl World {
         self.next_guest += 1;
         let offset = u64::from(input.u16()) * 16;
         let len = 1 + u64::from(input.u16() % 20_000);
-        let op = match input.u8() % 6 {
+        let op = match input.u8() % 7 {
             0 | 1 => GuestOp::Write {
                 offset,
                 data: vec![input.u8(); usize::try_from(len).expect("16 bits")].into(),
@@ -209,6 +209,7 @@ impl World {
             2 => GuestOp::Flush,
             3 => GuestOp::Zero { offset, len, discard: input.flag(), keep_space: input.flag(), fua: false },
             4 => GuestOp::Kinds { offset, len },
+            5 if input.one_in(8) => GuestOp::Changed { since: SnapId(4), offset, len },
             _ => GuestOp::Read { offset, len },
         };
         self.guests.insert(id, op.clone());
@@ -349,7 +350,10 @@ impl World {
                 (GuestOp::Kinds { len, .. }, GuestReply::Kinds(runs)) => {
                     *len == runs.iter().map(|(len, _)| *len).sum::<u64>()
                 }
-                (GuestOp::Read { .. } | GuestOp::Kinds { .. }, GuestReply::Done) => false,
+                (
+                    GuestOp::Read { .. } | GuestOp::Kinds { .. } | GuestOp::Changed { .. },
+                    GuestReply::Done,
+                ) => false,
                 (_, GuestReply::Done) => true,
                 (_, GuestReply::Failed(error)) => {
                     *error != GuestError::Fenced || self.session.is_ended() || self.closing()

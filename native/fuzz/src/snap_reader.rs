@@ -1,7 +1,8 @@
 //! Hostile members of who reads a snapshot: they answer anything, twice, late, or not at all.
 //!
 //! Must always hold:
-//! * the reader does not panic, and asks members for nothing but to be attached and for looks at its snapshot;
+//! * the reader does not panic, and asks members for nothing but to be attached and for looks at its snapshot, and at
+//!   what another one differs by;
 //! * a request is answered at most once, with as many bytes as it asked for, with data only that fits its checksums; when
 //!   the reader is closed, every one is answered;
 //! * no more requests are under way than it may have.
@@ -10,10 +11,10 @@ use std::collections::BTreeMap;
 
 use weft_proto::guest::{GuestOp, GuestReply, RequestId};
 use weft_proto::ids::{ClusterId, HostId, Instant, Ordinal, PoolId, Rid, SessionId, SnapId, VolumeId};
-use weft_proto::message::{Answer, Ask, Extent, Hole, Response, Watermark};
+use weft_proto::message::{Answer, Ask, CHANGED_GRAIN, CHANGED_MAX, Extent, Hole, Response, Watermark};
 use weft_proto::payload::{HeapPayload, Payload, block_crcs};
 use weft_proto::session::Transmit;
-use weft_proto::snap_reader::{ReaderConfig, ReaderMember, SnapReader};
+use weft_proto::snap_reader::{OtherSnap, ReaderConfig, ReaderMember, SnapReader};
 
 use crate::input::Input;
 use crate::messages::{self, Known};
@@ -21,6 +22,7 @@ use crate::session::extent_len;
 
 const KNOWN: Known = Known { volume: VolumeId(1), pool: PoolId(2), cluster: ClusterId(3), size: 1 << 20 };
 const SNAP: SnapId = SnapId(4);
+const OTHER: SnapId = SnapId(3);
 const STEPS_MAX: usize = 1500;
 /// Requests at members that may not have been answered yet: given up ones are forgotten here late.
 const WAITING_MAX: usize = 4096;
@@ -43,12 +45,19 @@ pub fn run(bytes: &[u8]) {
         host: HostId(0xa0),
         session: SessionId(0x5e55),
         watermark: Watermark { cluster: KNOWN.cluster, incarnation: 1, revision: 1 },
+        others: vec![OtherSnap {
+            snap: OTHER,
+            size: [KNOWN.size, KNOWN.size / 2, 2 * KNOWN.size, 4096][input.below(4)],
+            members: (0..4).map(Rid).filter(|_| input.flag()).collect(),
+        }],
     };
+    let took = [input.flag(), input.flag(), input.flag()];
     let member = |rid: u32| ReaderMember {
         rid: Rid(rid),
         node: HostId(0xa0 + u128::from(rid)),
         pool: KNOWN.pool,
         local: rid == 0,
+        took: rid == 0 || took[rid as usize],
     };
     let members: Vec<ReaderMember> = (0..1 + u32::from(input.u8() % 3)).map(member).collect();
     let now = Instant(1);
@@ -97,11 +106,13 @@ impl World {
         let id = RequestId(self.next_guest);
         self.next_guest += 1;
         let (offset, len) = (input.number() % (KNOWN.size + 4096), u64::from(input.u16()) * 8);
-        let op = match input.u8() % 8 {
+        let op = match input.u8() % 12 {
             0 => GuestOp::Flush,
             1 => GuestOp::Zero { offset, len, discard: true, keep_space: false, fua: false },
             2 => GuestOp::Write { offset, data: vec![1; 512].into(), fua: false },
             3 => GuestOp::Kinds { offset, len },
+            4 => GuestOp::Changed { since: SnapId(9), offset, len },
+            5..=7 => GuestOp::Changed { since: OTHER, offset, len },
             _ => GuestOp::Read { offset, len },
         };
         self.guests.insert(id, op.clone());
@@ -123,6 +134,10 @@ impl World {
                 Ok(Answer::Data(vec![Extent::Data { crcs: block_crcs(data.bytes()), data }]))
             }
             Ask::SnapKinds { len, .. } => Ok(Answer::Kinds(vec![(*len, Some(Hole::Zero))])),
+            Ask::SnapChanged { len, .. } => {
+                let bytes = len.div_ceil(8 * CHANGED_GRAIN);
+                Ok(Answer::Changed((0..bytes).map(|_| input.u8()).collect()))
+            }
             _ => Ok(Answer::Attached(messages::view(input, &KNOWN))),
         };
         let response =
@@ -139,8 +154,12 @@ impl World {
             let ask = &sent.request.ask;
             let may = match ask {
                 Ask::Attach(_) => true,
+                Ask::SnapKinds { id: OTHER, offset, len } => offset + len <= 2 * KNOWN.size,
                 Ask::SnapRead { id, offset, len } | Ask::SnapKinds { id, offset, len } => {
                     *id == SNAP && offset + len <= KNOWN.size
+                }
+                Ask::SnapChanged { id: SNAP, since: OTHER, offset, len, .. } => {
+                    offset.is_multiple_of(CHANGED_GRAIN) && *len <= CHANGED_MAX && offset + len <= KNOWN.size
                 }
                 _ => false,
             };
@@ -159,6 +178,9 @@ impl World {
                     *len == extents.iter().map(extent_len).sum::<u64>() && extents.iter().all(fits)
                 }
                 (GuestOp::Kinds { len, .. }, GuestReply::Kinds(runs)) => {
+                    *len == runs.iter().map(|(len, _)| *len).sum::<u64>()
+                }
+                (GuestOp::Changed { since: OTHER, len, .. }, GuestReply::Changed { runs, .. }) => {
                     *len == runs.iter().map(|(len, _)| *len).sum::<u64>()
                 }
                 (GuestOp::Flush, GuestReply::Done) | (_, GuestReply::Failed(_)) => true,

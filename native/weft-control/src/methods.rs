@@ -178,6 +178,8 @@ methods! {
     "snapshot.close" SnapshotClose(t::SnapshotRef) -> t::Nothing;
     /// The snapshots that are offered for reading here.
     "snapshot.open_list" SnapshotOpenList(t::Nothing) -> t::OpenSnapshotList;
+    /// What differs between two snapshots of a volume, wherever that is open.
+    "snapshot.changed" SnapshotChanged(t::SnapshotChanged) -> t::ChangedBlocks;
     /// The images that copies on this host have of snapshots.
     "image.list" ImageList(t::Nothing) -> t::ImageList;
     /// The connections to other hosts.

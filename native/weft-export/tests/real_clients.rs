@@ -4,6 +4,7 @@
 mod support;
 
 use support::{Server, make_file, run};
+use weft_proto::ids::SnapId;
 
 const MIB: u64 = 1 << 20;
 
@@ -60,6 +61,38 @@ fn nbdinfo_maps_data_zeroes_and_absence() {
         ],
         "{said}"
     );
+}
+
+#[test]
+fn nbdinfo_and_qemu_map_what_has_changed_since_a_snapshot() {
+    let since = [SnapId(0x4f), SnapId(0x50)];
+    let server = Server::start_since("since", 4 * MIB, since.to_vec());
+    run("qemu-io", &["-f", "raw", "-c", "write -P 7 1M 1M", &server.uri()]).ok();
+    for (context, words) in [
+        (format!("weft:changed-since:{}", since[1]), ["0", "1"]),
+        (format!("qemu:dirty-bitmap:weft-since-{}", since[1]), ["clean", "dirty"]),
+    ] {
+        let said = run("nbdinfo", &[&format!("--map={context}"), &server.uri()]).ok();
+        let rows: Vec<Vec<&str>> = said.lines().map(|line| line.split_whitespace().collect()).collect();
+        let [clean, dirty] = words;
+        let expected =
+            [("0", "1048576", clean), ("1048576", "1048576", dirty), ("2097152", "2097152", clean)];
+        assert_eq!(rows.len(), 3, "{said}");
+        for (row, (offset, len, word)) in rows.iter().zip(expected) {
+            assert!(row[..2] == [offset, len] && row.contains(&word), "{said}");
+        }
+    }
+    let node = format!(
+        "driver=nbd,server.type=unix,server.path={},x-dirty-bitmap=qemu:dirty-bitmap:weft-since-{}",
+        server.path().display(),
+        since[0]
+    );
+    // In such a map qemu shows what is dirty as what is no data.
+    let said = run("qemu-img", &["map", "--output=json", "--image-opts", &node]).ok();
+    let dirty: Vec<&str> = said.lines().filter(|line| line.contains("\"data\": false")).collect();
+    assert!(dirty.len() == 1 && dirty[0].contains("\"start\": 1048576, \"length\": 1048576"), "{said}");
+    let none = run("nbdinfo", &["--map=weft:changed-since:0", &server.uri()]);
+    assert!(!none.success, "{}", none.said);
 }
 
 #[test]

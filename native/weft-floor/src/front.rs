@@ -85,6 +85,7 @@ pub(crate) fn serve(config: &Config) -> io::Result<()> {
                 size: config.size,
                 read_only: false,
                 multi_conn: true,
+                since: Vec::new(),
             };
             let connection = Connection::new(next_tag, export, Limits::default());
             clients.insert(next_tag, Client { stream, connection, sending: None });
@@ -111,6 +112,8 @@ impl Client {
                 // Every write was durable when it was answered.
                 GuestOp::Flush => GuestReply::Done,
                 GuestOp::Kinds { len, .. } => GuestReply::Kinds(vec![(len, None)]),
+                // No context of the kind is offered.
+                GuestOp::Changed { .. } => GuestReply::Failed(GuestError::OutOfRange),
                 GuestOp::Write { .. } | GuestOp::Read { .. } | GuestOp::Zero { .. } => {
                     GuestReply::Failed(GuestError::Unreadable)
                 }

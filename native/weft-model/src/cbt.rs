@@ -9,7 +9,8 @@
 //!
 //! Must always hold (the oracle):
 //! - members in sync hold what was written last, also in a clone, also those that joined it;
-//! - a block that differs between two snapshots is said to have changed, whichever member is asked.
+//! - a block that differs between two snapshots is said to have changed, whichever member is asked;
+//! - a member that has both finds, by comparing them, exactly what differs.
 
 use core::fmt::Write as _;
 
@@ -327,7 +328,13 @@ impl Cbt {
         }
         let [older, newer] = &state.snapshots;
         for block in (0..BLOCKS).filter(|_| newer.generation != 0) {
-            if older.content[block] == newer.content[block] {
+            let differs = older.content[block] != newer.content[block];
+            let found = |r: usize| older.images[r].data[block] != newer.images[r].data[block];
+            if let Some(r) = newer.listed.and(older.listed).iter().find(|r| found(*r) != differs) {
+                let promise = "a member that has both snapshots finds exactly what differs";
+                return Err(Violation { promise, observation: format!("block {block} at r{r}") });
+            }
+            if !differs {
                 continue;
             }
             let asked = match self.0.mutation {

@@ -186,6 +186,20 @@ impl Durable {
         region(offset >> self.region_shift)..=region(last)
     }
 
+    /// Is what is at this byte known to be the same in two of its images (R29)? Then up to which byte it is. Both read it at the
+    /// same place, or both have it and nothing has stamped its region above `since`, the older one's generation.
+    #[must_use]
+    pub fn unchanged(&self, of: &Image, with: &Image, since: Generation, at: u64) -> Option<u64> {
+        if let Some((true, stop)) = self.images.is_shared(of.id, with.id, at) {
+            return Some(stop);
+        }
+        let region = at >> self.region_shift;
+        let stop = ((region + 1) << self.region_shift).min(of.size).min(with.size);
+        let stamp = *self.rgm.get(usize::try_from(region).ok()?)?;
+        // A region without a stamp has been cut off since, or is absent in both.
+        (at < stop && stamp != Generation::NEVER && stamp <= since).then_some(stop)
+    }
+
     /// Number of regions stamped above `sealed`.
     #[must_use]
     pub fn unsealed_regions(&self) -> u32 {

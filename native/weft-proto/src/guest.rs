@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use crate::ids::SnapId;
 use crate::message::{Extent, Hole};
 
 /// Names a guest's request until it is answered; chosen by the export, unique per session while unanswered.
@@ -50,6 +51,15 @@ pub enum GuestOp<P> {
         /// Length in bytes.
         len: u64,
     },
+    /// Tells what differs from another snapshot of the volume (R29); of a snapshot only.
+    Changed {
+        /// Which one.
+        since: SnapId,
+        /// Byte offset.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+    },
 }
 
 /// The answer to a guest's request.
@@ -61,6 +71,13 @@ pub enum GuestReply<P> {
     Data(Vec<Extent<P>>),
     /// (length in bytes, kind) runs that cover the asked range exactly; `None` is data.
     Kinds(Vec<(u64, Option<Hole>)>),
+    /// What differs.
+    Changed {
+        /// (length in bytes, whether it may differ) runs that cover the asked range exactly.
+        runs: Vec<(u64, bool)>,
+        /// Each 64 KiB that is told as different is; else it may only be so.
+        exact: bool,
+    },
     /// Not done, and waiting can't help.
     Failed(GuestError),
 }

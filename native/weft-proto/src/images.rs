@@ -330,6 +330,22 @@ impl Images {
         }))
     }
 
+    /// Do two images read what is at this byte at the same place (R29)? Then it is the same for ever, for none of them changes.
+    /// And up to which byte that holds. None if one of them is not there. Past its end an image is absent.
+    #[must_use]
+    pub fn is_shared(&self, of: SnapId, with: SnapId, offset: u64) -> Option<(bool, u64)> {
+        let at = |image: &Image| {
+            let region = u32::try_from(offset >> image.region_shift).expect("volumes end at 64 TiB");
+            let stop = (u64::from(region) + 1) << image.region_shift;
+            match self.place(image.id, region).filter(|_| offset < image.size) {
+                Some(place) => (place, stop.min(image.size)),
+                None => (Place::Absent, stop),
+            }
+        };
+        let ((place, stop), (other, end)) = (at(self.get(of)?), at(self.get(with)?));
+        Some((place == other, stop.min(end)))
+    }
+
     /// Which image has to get which of its regions before the head changes in this range (R28).
     #[must_use]
     pub fn needs(&self, offset: u64, len: u64) -> Option<(SnapId, Vec<u32>)> {
@@ -519,6 +535,7 @@ mod tests {
                 }
                 assert_eq!(self.images.place(*id, REGIONS), None);
             }
+            self.check_shared();
             let bytes = (0..REGIONS).map(|region| u64::from(region) << SHIFT);
             for from in bytes.clone() {
                 let missing = bytes.clone().find(|at| *at >= from && self.images.needs(*at, 4096).is_some());
@@ -527,6 +544,27 @@ mod tests {
             for id in self.expected.keys().filter(|id| self.images.is_whole(**id)) {
                 let head = |region| self.images.place(*id, region) == Some(Place::Head);
                 assert!(!(0..REGIONS).any(head), "{id} is not whole");
+            }
+        }
+    }
+
+    impl Dumb {
+        /// R29, from both sides: what is read at one place is the same, and what nobody wrote to meanwhile, nor kept, is
+        /// read at one place.
+        fn check_shared(&self) {
+            for (of, one) in &self.expected {
+                for (with, other) in &self.expected {
+                    for region in 0..REGIONS {
+                        let at = u64::from(region) << SHIFT;
+                        let stop = (at + (1 << SHIFT)).min(SIZE);
+                        let (shared, end) = self.images.is_shared(*of, *with, at).expect("both are there");
+                        assert_eq!(end, stop);
+                        let same = one[region as usize] == other[region as usize];
+                        assert!(same || !shared, "region {region} of {of} and {with}");
+                        let kept = self.images.iter().any(|image| image.has_at(at));
+                        assert!(shared || !same || kept, "region {region} of {of} and {with}");
+                    }
+                }
             }
         }
     }
@@ -615,6 +653,59 @@ mod tests {
         let image = dumb.images.get(SnapId(9)).expect("prepared");
         assert_eq!((image.state, &image.note[..]), (ImageState::Ready, &[7][..]));
         assert_eq!(dumb.images.iter().count(), 1);
+    }
+
+    /// R29: the older one has itself what was written in between; what was written later both read from the newer one.
+    #[test]
+    fn two_images_share_what_was_not_written_between_them() {
+        let mut dumb = Dumb::new();
+        (1..5).for_each(|region| dumb.write(region));
+        dumb.take();
+        dumb.write(1);
+        dumb.take();
+        dumb.write(2);
+        let [older, newer] = [SnapId(5), SnapId(7)];
+        let shared = |dumb: &Dumb, region: u64| dumb.images.is_shared(older, newer, region << SHIFT);
+        let end = |region: u64| (region + 1) << SHIFT;
+        for (region, same) in [(0, true), (1, false), (2, true), (3, true)] {
+            assert_eq!(shared(&dumb, region), Some((same, end(region))), "region {region}");
+        }
+        // One in between goes, and hands down what it had.
+        dumb.take();
+        dumb.write(3);
+        dumb.take();
+        let last = SnapId(dumb.count.into());
+        dumb.delete(2);
+        while dumb.images.hand_down().is_some() {
+            dumb.hand_down();
+        }
+        for (region, same) in [(1, true), (2, false), (3, false), (4, true)] {
+            let found = dumb.images.is_shared(last, newer, region << SHIFT);
+            assert_eq!(found, Some((same, end(region))), "region {region}");
+        }
+        assert_eq!(dumb.images.is_shared(SnapId(8), newer, 0), None);
+    }
+
+    /// What is past the end of an image is absent there, whatever the other one has.
+    #[test]
+    fn an_image_shares_nothing_past_its_end_but_what_was_never_written() {
+        let stamped = [Generation::new(Epoch(1), 1); 4];
+        let size = (1 << SHIFT) + 8192;
+        let mut images = Images::default();
+        images.apply((SnapId(1), 1), &prepared(), (size, SHIFT), &stamped[..2]);
+        let unstamped = [stamped[0], stamped[0], Generation::NEVER, stamped[0]];
+        images.apply((SnapId(2), 1), &prepared(), (4 << SHIFT, SHIFT), &unstamped);
+        let region = 1 << SHIFT;
+        for (offset, found) in [
+            (0, (true, region)),
+            (region + 4096, (true, size)),
+            (size, (false, 2 * region)),
+            (2 * region, (true, 3 * region)),
+            (3 * region, (false, 4 * region)),
+        ] {
+            assert_eq!(images.is_shared(SnapId(1), SnapId(2), offset), Some(found), "{offset:#x}");
+            assert_eq!(images.is_shared(SnapId(2), SnapId(1), offset), Some(found), "{offset:#x}");
+        }
     }
 
     /// H29: the head's regions have become larger since the older image was taken.

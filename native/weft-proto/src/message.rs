@@ -17,6 +17,10 @@ pub const MAX_DATA: u64 = 128 * 1024;
 pub const NOTE_MAX: usize = 512;
 /// Most images in one answer to [`Ask::Images`].
 pub const IMAGES_PAGE: usize = 1024;
+/// What one bit of [`Answer::Changed`] tells of, in bytes.
+pub const CHANGED_GRAIN: u64 = 64 * 1024;
+/// The longest range of one [`Ask::SnapChanged`], in bytes.
+pub const CHANGED_MAX: u64 = 64 << 20;
 
 /// How far a host has seen the store advance (R11): compared in field order, from linearizable reads only.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
@@ -220,6 +224,20 @@ pub enum Ask<P> {
         /// In the order of ids, from this one on.
         from: SnapId,
     },
+    /// What differs between two images that are READY (R29), without any promise. Nothing differs where the replica reads both
+    /// at the same place; elsewhere what is there is compared.
+    SnapChanged {
+        /// One of them: the range lies within it.
+        id: SnapId,
+        /// The other one: past its end it counts as never written.
+        since: SnapId,
+        /// Byte offset: a multiple of [`CHANGED_GRAIN`].
+        offset: u64,
+        /// Length in bytes, at most [`CHANGED_MAX`].
+        len: u64,
+        /// Key of the hashes that are compared, fresh per range.
+        key: [u8; 16],
+    },
 }
 
 impl<P> Ask<P> {
@@ -228,7 +246,11 @@ impl<P> Ask<P> {
     pub fn is_of_images(&self) -> bool {
         matches!(
             self,
-            Ask::SnapRead { .. } | Ask::SnapKinds { .. } | Ask::SnapHash { .. } | Ask::Images { .. }
+            Ask::SnapRead { .. }
+                | Ask::SnapKinds { .. }
+                | Ask::SnapHash { .. }
+                | Ask::Images { .. }
+                | Ask::SnapChanged { .. }
         )
     }
 }
@@ -308,6 +330,8 @@ pub enum Answer<P> {
     Deleting,
     /// To `Images`, in the order of ids: with less than [`IMAGES_PAGE`] of them there are no more.
     Images(Vec<ImageView>),
+    /// To `SnapChanged`: one bit for each [`CHANGED_GRAIN`] of the range, the highest of each byte first; set: it differs.
+    Changed(Vec<u8>),
 }
 
 /// What a replica tells of one of its images.

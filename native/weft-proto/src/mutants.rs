@@ -189,6 +189,10 @@ pub enum Mutation {
     AttemptReplaced,
     /// R28: what attempts at a snapshot were dropped is not remembered (docs/model.md, finding 22).
     AttemptForgotten,
+    /// R29: what was not stamped since the newer of two images was taken counts as unchanged between them.
+    ChangedSinceNewer,
+    /// R29: what is past the end of the older of two images counts as unchanged.
+    ChangedWithinOlder,
     /// I21: PREPARE is sent while writes of the interval are on their way.
     SnapNoDrain,
     /// I21: writes go on before every member has its image.
@@ -239,7 +243,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every mutation with the name that `--mutation` takes, in the order of the rules.
-    pub const ALL: [(Mutation, &'static str); 111] = [
+    pub const ALL: [(Mutation, &'static str); 113] = [
         (Mutation::NoFence, "r1-no-fence"),
         (Mutation::AnyPromiser, "r1-any-promiser"),
         (Mutation::AttachUnbound, "r1-attach-unbound"),
@@ -334,6 +338,8 @@ impl Mutation {
         (Mutation::PreserveIntoDeleted, "r28-preserve-into-deleted"),
         (Mutation::AttemptReplaced, "r28-attempt-replaced"),
         (Mutation::AttemptForgotten, "r28-attempt-forgotten"),
+        (Mutation::ChangedSinceNewer, "r29-since-newer"),
+        (Mutation::ChangedWithinOlder, "r29-within-older"),
         (Mutation::FailedFlushForgotten, "m26-failed-flush-forgotten"),
         (Mutation::CloseKeepsEpoch, "i1-close-keeps-epoch"),
         (Mutation::OvertakenRead, "i12-overtaken-read"),

@@ -760,6 +760,9 @@ impl<P: Payload> Replica<P> {
                 let found = (DiskDone::Hashes(Vec::new()), key);
                 return self.look(now, (id, tag, epoch), image, (offset, len, HASH_MAX), found);
             }
+            Ask::SnapChanged { id: image, since, offset, len, key } => {
+                return self.compare(now, (id, tag, epoch), (image, since), (offset, len), key);
+            }
             Ask::Images { from } => {
                 let views = self.image_views(from);
                 self.reply(id, tag, now, now, Ok(Answer::Images(views)));

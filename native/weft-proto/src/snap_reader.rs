@@ -11,6 +11,8 @@
 //! Must always hold:
 //! * what is answered was verified by its checksums, and comes from images of this snapshot only;
 //! * a request fails when every member has refused it, not before; while one is out of reach it waits;
+//! * what differs from another snapshot is told by a member that took both itself (R29); where none does, refused or out
+//!   of reach, whatever is data in either counts as different, and the answer says so;
 //! * nothing is ever written.
 
 use alloc::collections::{BTreeMap, VecDeque};
@@ -18,12 +20,18 @@ use alloc::vec::Vec;
 
 use crate::guest::{GuestError, GuestOp, GuestReply, RequestId};
 use crate::ids::{Epoch, HostId, Instant, Ordinal, PoolId, Rid, SessionId, SnapId, VolumeId};
-use crate::message::{Answer, Ask, Attach, Extent, Hole, MAX_DATA, Refusal, Request, Response, Watermark};
+use crate::message::{
+    Answer, Ask, Attach, CHANGED_GRAIN, Extent, Hole, MAX_DATA, Refusal, Request, Response, Watermark,
+};
 use crate::payload::{BLOCK, Payload};
 use crate::session::{Transmit, clip_data, clip_kinds, verified};
 
 /// Kinds are asked for in ranges of this size.
 const KINDS_PIECE: u64 = 64 << 20;
+/// The same, of what differs: all of it may have to be read, twice.
+const CHANGED_PIECE: u64 = 8 << 20;
+/// So long it is waited for a member that can tell what differs.
+const GIVE_UP_MS: u64 = 5000;
 /// Requests under way at once.
 const OPEN_MAX: usize = 64;
 /// An answer that is later than this is not waited for, if another member can be asked.
@@ -48,9 +56,22 @@ pub struct ReaderConfig {
     pub session: SessionId,
     /// This host's watermark (R11).
     pub watermark: Watermark,
+    /// With which others it may be compared.
+    pub others: Vec<OtherSnap>,
 }
 
-/// A copy that has an image.
+/// Another snapshot of the volume.
+#[derive(Clone, Debug)]
+pub struct OtherSnap {
+    /// Which.
+    pub snap: SnapId,
+    /// Its size in bytes: whole blocks.
+    pub size: u64,
+    /// Who took it.
+    pub members: Vec<Rid>,
+}
+
+/// A copy that has an image, of this snapshot or of another one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReaderMember {
     /// Its number.
@@ -61,6 +82,8 @@ pub struct ReaderMember {
     pub pool: PoolId,
     /// It is on this host: asked first.
     pub local: bool,
+    /// It took the snapshot that is read.
+    pub took: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,16 +113,40 @@ struct Member {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct PartId(u64);
 
+/// What a part is to bring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Data,
+    Kinds,
+    /// What differs from that one.
+    Changed(SnapId),
+    /// Kinds of that one.
+    KindsOf(SnapId),
+}
+
 #[derive(Debug)]
 struct Part {
     request: RequestId,
     start: u64,
     end: u64,
-    kinds: bool,
+    what: What,
+    since: Instant,
     /// Who has refused it.
     bad: Vec<Rid>,
     /// Who is asked.
     asked: Option<Rid>,
+}
+
+/// What has been found of a request, part by part, each with where it begins.
+#[derive(Debug)]
+enum Found<P> {
+    Data(Vec<(u64, Vec<Extent<P>>)>),
+    Kinds(Vec<(u64, Vec<(u64, Option<Hole>)>)>),
+    /// Of each grain from the one on in which the request begins.
+    Changed {
+        grains: Vec<bool>,
+        exact: bool,
+    },
 }
 
 #[derive(Debug)]
@@ -107,8 +154,22 @@ struct Asked<P> {
     offset: u64,
     len: u64,
     remaining: usize,
-    data: Vec<(u64, Vec<Extent<P>>)>,
-    kinds: Option<Vec<(u64, Vec<(u64, Option<Hole>)>)>>,
+    found: Found<P>,
+}
+
+impl<P> Asked<P> {
+    /// These bytes differ.
+    fn differs(&mut self, from: u64, to: u64) {
+        let first = self.offset / CHANGED_GRAIN;
+        if let Found::Changed { grains, .. } = &mut self.found {
+            for grain in from / CHANGED_GRAIN..to.div_ceil(CHANGED_GRAIN) {
+                let at = grain.checked_sub(first).and_then(|at| usize::try_from(at).ok());
+                if let Some(differs) = at.and_then(|at| grains.get_mut(at)) {
+                    *differs = true;
+                }
+            }
+        }
+    }
 }
 
 /// The machine.
@@ -237,36 +298,56 @@ impl<P: Payload> SnapReader<P> {
     pub fn submit(&mut self, now: Instant, id: RequestId, op: &GuestOp<P>) {
         assert!(!self.guests.contains_key(&id), "request {id:?} is used twice");
         let failed = |error| GuestReply::Failed(error);
-        let (offset, len, kinds) = match op {
+        let (offset, len, what) = match op {
             _ if self.closed => return self.replies.push_back((id, failed(GuestError::Fenced))),
-            GuestOp::Read { offset, len } => (*offset, *len, false),
-            GuestOp::Kinds { offset, len } => (*offset, *len, true),
+            GuestOp::Read { offset, len } => (*offset, *len, What::Data),
+            GuestOp::Kinds { offset, len } => (*offset, *len, What::Kinds),
+            GuestOp::Changed { since, offset, len } if self.other(*since).is_some() => {
+                (*offset, *len, What::Changed(*since))
+            }
             GuestOp::Flush => return self.replies.push_back((id, GuestReply::Done)),
-            GuestOp::Write { .. } | GuestOp::Zero { .. } => {
+            GuestOp::Write { .. } | GuestOp::Zero { .. } | GuestOp::Changed { .. } => {
                 return self.replies.push_back((id, failed(GuestError::OutOfRange)));
             }
         };
         let Some(end) = offset.checked_add(len).filter(|end| *end <= self.config.size) else {
             return self.replies.push_back((id, failed(GuestError::OutOfRange)));
         };
-        let (mut at, end) = (offset / BLOCK * BLOCK, end.next_multiple_of(BLOCK));
-        let max = if kinds { KINDS_PIECE } else { MAX_DATA };
-        let mut remaining = 0;
+        let (grain, max) = match what {
+            What::Data => (BLOCK, MAX_DATA),
+            What::Kinds | What::KindsOf(_) => (BLOCK, KINDS_PIECE),
+            What::Changed(_) => (CHANGED_GRAIN, CHANGED_PIECE),
+        };
+        let start = offset / grain * grain;
+        let end = end.next_multiple_of(grain).min(self.config.size.next_multiple_of(BLOCK));
+        let found = match what {
+            What::Data => Found::Data(Vec::new()),
+            What::Kinds | What::KindsOf(_) => Found::Kinds(Vec::new()),
+            What::Changed(_) => {
+                let grains = usize::try_from((end - start).div_ceil(grain)).expect("at most 2^30");
+                Found::Changed { grains: alloc::vec![false; grains], exact: true }
+            }
+        };
+        let (mut at, mut remaining) = (start, 0);
         while len > 0 && at < end {
             let stop = end.min(at + max);
-            self.next_part += 1;
-            let part = PartId(self.next_part);
-            self.parts.insert(
-                part,
-                Part { request: id, start: at, end: stop, kinds, bad: Vec::new(), asked: None },
-            );
-            self.waiting.push_back(part);
+            self.add(now, id, (at, stop), what);
             (at, remaining) = (stop, remaining + 1);
         }
-        let kinds = kinds.then(Vec::new);
-        self.guests.insert(id, Asked { offset, len, remaining, data: Vec::new(), kinds });
+        self.guests.insert(id, Asked { offset, len, remaining, found });
         self.finish(id);
         self.drive(now);
+    }
+
+    fn add(&mut self, now: Instant, request: RequestId, (start, end): (u64, u64), what: What) {
+        self.next_part += 1;
+        let (id, bad, asked) = (PartId(self.next_part), Vec::new(), None);
+        self.parts.insert(id, Part { request, start, end, what, since: now, bad, asked });
+        self.waiting.push_back(id);
+    }
+
+    fn other(&self, snap: SnapId) -> Option<&OtherSnap> {
+        self.config.others.iter().find(|other| other.snap == snap)
     }
 
     /// Nothing is read any more: what waits fails.
@@ -350,26 +431,57 @@ impl<P: Payload> SnapReader<P> {
         // Late, and in the meantime asked of another one: whoever answers first.
         let Some(part) = self.parts.get(&id) else { return };
         let (request, start, len) = (part.request, part.start, part.end - part.start);
-        match response.outcome {
-            Ok(Answer::Data(extents)) if !part.kinds && verified(&extents, len) => {
+        match (response.outcome, part.what) {
+            (Ok(Answer::Data(extents)), What::Data) if verified(&extents, len) => {
+                self.part_done(id);
+                if let Some(Found::Data(all)) = self.guests.get_mut(&request).map(|guest| &mut guest.found) {
+                    all.push((start, extents));
+                }
+                self.finish(request);
+            }
+            (Ok(Answer::Kinds(runs)), What::Kinds | What::KindsOf(_))
+                if runs.iter().map(|(l, _)| *l).sum::<u64>() == len =>
+            {
+                self.part_done(id);
+                match self.guests.get_mut(&request) {
+                    Some(Asked { found: Found::Kinds(all), .. }) => all.push((start, runs)),
+                    Some(guest) => {
+                        let mut at = start;
+                        for (len, kind) in runs {
+                            if kind.is_none() {
+                                guest.differs(at, at + len);
+                            }
+                            at += len;
+                        }
+                    }
+                    None => {}
+                }
+                self.finish(request);
+            }
+            (Ok(Answer::Changed(bits)), What::Changed(_))
+                if bits.len() as u64 == len.div_ceil(8 * CHANGED_GRAIN) =>
+            {
                 self.part_done(id);
                 if let Some(guest) = self.guests.get_mut(&request) {
-                    guest.data.push((start, extents));
+                    let set = |n: &usize| bits[n / 8] & 0x80 >> (n % 8) != 0;
+                    for at in (0..8 * bits.len()).filter(set).map(|n| start + n as u64 * CHANGED_GRAIN) {
+                        guest.differs(at, at + 1);
+                    }
                 }
                 self.finish(request);
             }
-            Ok(Answer::Kinds(runs)) if part.kinds && runs.iter().map(|(l, _)| *l).sum::<u64>() == len => {
-                self.part_done(id);
-                if let Some(kinds) = self.guests.get_mut(&request).and_then(|guest| guest.kinds.as_mut()) {
-                    kinds.push((start, runs));
-                }
-                self.finish(request);
-            }
-            Err(Refusal::NotAttached) => {
+            (outcome, _) => self.not_given(now, rid, id, outcome.err()),
+        }
+    }
+
+    /// A member did not give a part: for this reason, or none.
+    fn not_given(&mut self, now: Instant, rid: Rid, id: PartId, refusal: Option<Refusal>) {
+        match refusal {
+            Some(Refusal::NotAttached) => {
                 self.again(Some(id), rid);
                 self.detach(rid, Link::Up);
             }
-            Err(Refusal::Busy) => {
+            Some(Refusal::Busy) => {
                 if let Some(member) = self.members.get_mut(&rid) {
                     member.hold = Some(now.after_ms(TICK_MS));
                 }
@@ -414,10 +526,23 @@ impl<P: Payload> SnapReader<P> {
     /// with the least to do.
     fn chosen(&self, now: Instant, part: &Part) -> Option<Rid> {
         let may = |m: &&Member| {
-            m.link == Link::Attached && !part.bad.contains(&m.is.rid) && m.hold.is_none_or(|at| now >= at)
+            m.link == Link::Attached
+                && self.has(&m.is, part.what)
+                && !part.bad.contains(&m.is.rid)
+                && m.hold.is_none_or(|at| now >= at)
         };
         let best = self.members.values().filter(may).min_by_key(|m| (m.hangs, !m.is.local, m.open.len()));
         best.map(|m| m.is.rid)
+    }
+
+    /// Can a member tell that?
+    fn has(&self, member: &ReaderMember, what: What) -> bool {
+        let took = |snap| self.other(snap).is_some_and(|other| other.members.contains(&member.rid));
+        match what {
+            What::Data | What::Kinds => member.took,
+            What::Changed(other) => member.took && took(other),
+            What::KindsOf(other) => took(other),
+        }
     }
 
     // ---- parts
@@ -436,22 +561,23 @@ impl<P: Payload> SnapReader<P> {
             }
             let Some(id) = self.waiting.pop_front() else { return };
             let Some(part) = self.parts.get(&id) else { continue };
-            let (offset, len, kinds, request) = (part.start, part.end - part.start, part.kinds, part.request);
+            let (offset, len, what, request) = (part.start, part.end - part.start, part.what, part.request);
+            let useless = |m: &Member| m.refuses || part.bad.contains(&m.is.rid) || !self.has(&m.is, what);
             if let Some(rid) = self.chosen(now, part) {
+                let ask = self.ask(id, what, offset, len);
                 if let Some(part) = self.parts.get_mut(&id) {
                     part.asked = Some(rid);
                 }
-                let snap = self.config.snap;
-                let ask = if kinds {
-                    Ask::SnapKinds { id: snap, offset, len }
-                } else {
-                    Ask::SnapRead { id: snap, offset, len }
-                };
                 self.send(now, rid, Some(id), ask);
-            } else if self.members.values().all(|m| m.refuses || part.bad.contains(&m.is.rid)) {
-                if len > BLOCK && !kinds && self.members.values().any(|m| !m.refuses) {
+            } else if let What::Changed(other) = what
+                && (self.members.values().all(useless) || now.ms_since(part.since) >= GIVE_UP_MS)
+            {
+                left += self.fall_back(now, id, other);
+            } else if self.members.values().all(useless) {
+                let refused = |m: &Member| m.refuses || !self.has(&m.is, what);
+                if len > BLOCK && what == What::Data && !self.members.values().all(refused) {
                     // Each block may be good on some member: they are asked for one by one.
-                    left += self.split(id);
+                    left += self.split(now, id);
                 } else {
                     self.fail(request);
                 }
@@ -459,6 +585,38 @@ impl<P: Payload> SnapReader<P> {
                 self.waiting.push_back(id);
             }
         }
+    }
+
+    fn ask(&self, id: PartId, what: What, offset: u64, len: u64) -> Ask<P> {
+        let snap = self.config.snap;
+        match what {
+            What::Data => Ask::SnapRead { id: snap, offset, len },
+            What::Kinds => Ask::SnapKinds { id: snap, offset, len },
+            What::KindsOf(other) => Ask::SnapKinds { id: other, offset, len },
+            What::Changed(since) => {
+                // The session's id is random, and nothing that a guest could know.
+                let key = (self.config.session.0 ^ u128::from(id.0)).to_le_bytes();
+                Ask::SnapChanged { id: snap, since, offset, len, key }
+            }
+        }
+    }
+
+    /// Nobody tells what differs: what is data in either is said to. Into how many parts it was split.
+    fn fall_back(&mut self, now: Instant, id: PartId, other: SnapId) -> usize {
+        let Some(Part { request, start, end, .. }) = self.parts.remove(&id) else { return 0 };
+        let stop = end.min(self.other(other).map_or(0, |other| other.size));
+        self.add(now, request, (start, end), What::Kinds);
+        let both = start < stop;
+        if both {
+            self.add(now, request, (start, stop), What::KindsOf(other));
+        }
+        if let Some(guest) = self.guests.get_mut(&request) {
+            guest.remaining += usize::from(both);
+            if let Found::Changed { exact, .. } = &mut guest.found {
+                *exact = false;
+            }
+        }
+        1 + usize::from(both)
     }
 
     fn attach(&mut self, now: Instant) {
@@ -482,15 +640,11 @@ impl<P: Payload> SnapReader<P> {
     }
 
     /// Into how many it was split.
-    fn split(&mut self, id: PartId) -> usize {
-        let Some(Part { request, start, end, kinds, .. }) = self.parts.remove(&id) else { return 0 };
+    fn split(&mut self, now: Instant, id: PartId) -> usize {
+        let Some(Part { request, start, end, what, .. }) = self.parts.remove(&id) else { return 0 };
         let (mut at, before) = (start, self.waiting.len());
         while at < end {
-            self.next_part += 1;
-            let part = PartId(self.next_part);
-            let (bad, asked) = (Vec::new(), None);
-            self.parts.insert(part, Part { request, start: at, end: at + BLOCK, kinds, bad, asked });
-            self.waiting.push_back(part);
+            self.add(now, request, (at, at + BLOCK), what);
             if let Some(guest) = self.guests.get_mut(&request).filter(|_| at > start) {
                 guest.remaining += 1;
             }
@@ -520,12 +674,30 @@ impl<P: Payload> SnapReader<P> {
             return;
         }
         let Some(guest) = self.guests.remove(&id) else { return };
-        let reply = match guest.kinds {
-            Some(kinds) => GuestReply::Kinds(clip_kinds(kinds, guest.offset, guest.len)),
-            None => GuestReply::Data(clip_data(guest.data, guest.offset, guest.len)),
+        let reply = match guest.found {
+            Found::Kinds(kinds) => GuestReply::Kinds(clip_kinds(kinds, guest.offset, guest.len)),
+            Found::Data(data) => GuestReply::Data(clip_data(data, guest.offset, guest.len)),
+            Found::Changed { grains, exact } => {
+                GuestReply::Changed { runs: runs_of(&grains, guest.offset, guest.len), exact }
+            }
         };
         self.replies.push_back((id, reply));
     }
+}
+
+/// Grains, the first of which is the one that a range begins in, as runs of that range.
+fn runs_of(grains: &[bool], offset: u64, len: u64) -> Vec<(u64, bool)> {
+    let mut runs: Vec<(u64, bool)> = Vec::new();
+    let (mut at, end) = (offset, offset + len);
+    for differs in grains {
+        let stop = end.min((at / CHANGED_GRAIN + 1) * CHANGED_GRAIN);
+        match runs.last_mut() {
+            Some((run, last)) if last == differs => *run += stop - at,
+            _ => runs.push((stop - at, *differs)),
+        }
+        at = stop;
+    }
+    runs
 }
 
 #[cfg(test)]
@@ -551,12 +723,14 @@ mod tests {
             host: HostId(0xB),
             session: SessionId(5),
             watermark: MARK,
+            others: Vec::new(),
         };
         let member = |rid: u32| ReaderMember {
             rid: Rid(rid),
             node: HostId(0xA + u128::from(rid)),
             pool: PoolId(u128::from(rid)),
             local: rid == 1,
+            took: true,
         };
         let mut reader = Reader::new(config, &[member(0), member(1)], at(0));
         for rid in [0, 1] {
@@ -761,6 +935,128 @@ mod tests {
         reader.submit(at(3), RequestId(9), &GuestOp::Flush);
         assert_eq!(reader.poll_reply(), Some((RequestId(9), GuestReply::Done)));
         assert!(reader.poll_transmit().is_none(), "nobody was asked for any of it");
+    }
+
+    /// r0 and r1 took snapshot 9, r1 and r2 the older and smaller one, 8.
+    fn comparing() -> Reader {
+        let others = vec![OtherSnap { snap: SnapId(8), size: SIZE / 2, members: vec![Rid(1), Rid(2)] }];
+        let config = ReaderConfig {
+            volume: VolumeId(1),
+            snap: SnapId(9),
+            size: SIZE,
+            host: HostId(0xB),
+            session: SessionId(5),
+            watermark: MARK,
+            others,
+        };
+        let member = |rid: u32| ReaderMember {
+            rid: Rid(rid),
+            node: HostId(0xA + u128::from(rid)),
+            pool: PoolId(u128::from(rid)),
+            local: rid == 0,
+            took: rid < 2,
+        };
+        let mut reader = Reader::new(config, &[member(0), member(1), member(2)], at(0));
+        for rid in 0..3 {
+            reader.handle_link_up(at(0), Rid(rid));
+            let attach = sent(&mut reader);
+            answer(&mut reader, at(0), &attach, Ok(Answer::Attached(view())));
+        }
+        reader
+    }
+
+    const SINCE: SnapId = SnapId(8);
+
+    #[test]
+    fn what_differs_is_asked_of_a_copy_that_took_both() {
+        let mut reader = comparing();
+        let (offset, len) = (CHANGED_GRAIN + 512, 2 * CHANGED_GRAIN);
+        reader.submit(at(1), RequestId(1), &GuestOp::Changed { since: SINCE, offset, len });
+        let asked = sent(&mut reader);
+        assert_eq!(asked.rid, Rid(1), "the only one of both");
+        let Ask::SnapChanged { id: SnapId(9), since: SINCE, offset, len, key } = asked.request.ask else {
+            panic!("{asked:?}")
+        };
+        assert_eq!((offset, len), (CHANGED_GRAIN, 3 * CHANGED_GRAIN), "whole grains");
+        answer(&mut reader, at(2), &asked, Ok(Answer::Changed(vec![0b0101_0000])));
+        let runs = vec![(CHANGED_GRAIN - 512, false), (CHANGED_GRAIN, true), (512, false)];
+        assert_eq!(reader.poll_reply(), Some((RequestId(1), GuestReply::Changed { runs, exact: true })));
+        reader.submit(at(3), RequestId(2), &GuestOp::Changed { since: SINCE, offset: SIZE - 1, len: 1 });
+        let asked = sent(&mut reader);
+        let Ask::SnapChanged { key: other, .. } = asked.request.ask else { panic!("{asked:?}") };
+        assert_ne!(key, other, "no two ranges have the same key");
+        answer(&mut reader, at(4), &asked, Ok(Answer::Changed(vec![0x80])));
+        let runs = vec![(1, true)];
+        assert_eq!(reader.poll_reply(), Some((RequestId(2), GuestReply::Changed { runs, exact: true })));
+        let unknown = GuestOp::Changed { since: SnapId(7), offset: 0, len: 1 };
+        reader.submit(at(5), RequestId(3), &unknown);
+        let refused = Some(GuestReply::Failed(GuestError::OutOfRange));
+        assert_eq!(reader.poll_reply().map(|(_, reply)| reply), refused);
+    }
+
+    /// Everything is data in the one that is read, but for the third grain; the older one has half of that.
+    fn told_by_kinds(reader: &mut Reader, now: Instant) -> GuestReply<HeapPayload> {
+        for _ in 0..2 {
+            let asked = sent(reader);
+            let runs = match asked.request.ask {
+                Ask::SnapKinds { id: SnapId(9), offset: 0, len: SIZE } => vec![
+                    (SIZE / 4, None),
+                    (SIZE / 4, Some(Hole::Zero)),
+                    (SIZE / 4, Some(Hole::Absent)),
+                    (SIZE / 4, Some(Hole::Zero)),
+                ],
+                Ask::SnapKinds { id: SINCE, offset: 0, len } => {
+                    assert_eq!(len, SIZE / 2, "it has no more");
+                    vec![(SIZE / 4, Some(Hole::Absent)), (SIZE / 4 - BLOCK, Some(Hole::Zero)), (BLOCK, None)]
+                }
+                ref other => panic!("{other:?}"),
+            };
+            answer(reader, now, &asked, Ok(Answer::Kinds(runs)));
+        }
+        reader.poll_reply().expect("all is told").1
+    }
+
+    #[test]
+    fn what_no_copy_tells_counts_as_different_where_there_is_data() {
+        let whole = GuestOp::Changed { since: SINCE, offset: 0, len: SIZE };
+        let grains = |n: u64, differs| (n * CHANGED_GRAIN, differs);
+        let told = GuestReply::Changed { runs: vec![grains(2, true), grains(2, false)], exact: false };
+        // The only one that took both refuses, says nonsense, or is away for long.
+        for outcome in [Err(Refusal::BitRot), Ok(Answer::Changed(vec![0; 9])), Ok(Answer::Done)] {
+            let mut reader = comparing();
+            reader.submit(at(1), RequestId(1), &whole);
+            let asked = sent(&mut reader);
+            answer(&mut reader, at(2), &asked, outcome);
+            assert_eq!(told_by_kinds(&mut reader, at(3)), told);
+        }
+        let mut reader = comparing();
+        reader.handle_link_down(at(1), Rid(1));
+        reader.submit(at(1), RequestId(1), &whole);
+        reader.handle_timeout(at(4900));
+        assert!(reader.poll_transmit().is_none(), "it may come back");
+        reader.handle_timeout(at(5100));
+        assert_eq!(told_by_kinds(&mut reader, at(5101)), told);
+        // Nor does any tell of kinds.
+        let mut reader = comparing();
+        reader.submit(at(1), RequestId(1), &whole);
+        while let Some(asked) = reader.poll_transmit() {
+            answer(&mut reader, at(2), &asked, Err(Refusal::NoSnapshot));
+        }
+        assert_eq!(reader.poll_reply(), Some((RequestId(1), GuestReply::Failed(GuestError::Unreadable))));
+    }
+
+    #[test]
+    fn a_copy_that_took_another_snapshot_only_is_never_asked_for_data() {
+        let mut reader = comparing();
+        for rid in [0, 1] {
+            reader.handle_link_down(at(1), Rid(rid));
+        }
+        for (n, op) in (1..).zip([GuestOp::Read { offset: 0, len: 1 }, GuestOp::Kinds { offset: 0, len: 1 }])
+        {
+            reader.submit(at(1), RequestId(n), &op);
+        }
+        reader.handle_timeout(at(60_000));
+        assert_eq!((reader.poll_transmit(), reader.pending()), (None, 2));
     }
 
     #[test]

@@ -32,8 +32,8 @@ use crate::ids::{
 };
 use crate::images::ImageState;
 use crate::message::{
-    Answer, Ask, Attach, Extent, Hole, IMAGES_PAGE, ImageView, MAX_DATA, NOTE_MAX, Refusal, ReplicaView,
-    Request, Response, Watermark,
+    Answer, Ask, Attach, CHANGED_GRAIN, CHANGED_MAX, Extent, Hole, IMAGES_PAGE, ImageView, MAX_DATA,
+    NOTE_MAX, Refusal, ReplicaView, Request, Response, Watermark,
 };
 use crate::payload::{BLOCK, Payload};
 use crate::record::RECORD_MAX;
@@ -377,6 +377,7 @@ enum Op {
     SnapKinds = 0x26,
     SnapHash = 0x27,
     Images = 0x28,
+    SnapChanged = 0x29,
     Done = RESPONSE,
     Attached = RESPONSE | 0x01,
     Promised = RESPONSE | 0x02,
@@ -387,12 +388,13 @@ enum Op {
     Alive = RESPONSE | 0x07,
     Deleting = RESPONSE | 0x08,
     ImageList = RESPONSE | 0x09,
+    ChangedBits = RESPONSE | 0x0a,
     Refused = RESPONSE | 0x7f,
 }
 
 impl Op {
     fn from_byte(byte: u8) -> Option<Op> {
-        const ALL: [Op; 34] = [
+        const ALL: [Op; 36] = [
             Op::Hello,
             Op::Attach,
             Op::Detach,
@@ -416,6 +418,7 @@ impl Op {
             Op::SnapKinds,
             Op::SnapHash,
             Op::Images,
+            Op::SnapChanged,
             Op::Done,
             Op::Attached,
             Op::Promised,
@@ -426,6 +429,7 @@ impl Op {
             Op::Alive,
             Op::Deleting,
             Op::ImageList,
+            Op::ChangedBits,
             Op::Refused,
         ];
         ALL.into_iter().find(|op| *op as u8 == byte)
@@ -444,9 +448,13 @@ impl Op {
     fn fields(self) -> (bool, bool, bool) {
         match self {
             Op::Write | Op::Zero => (true, true, true),
-            Op::Read | Op::Kinds | Op::Hash | Op::SnapRead | Op::SnapKinds | Op::SnapHash => {
-                (false, true, true)
-            }
+            Op::Read
+            | Op::Kinds
+            | Op::Hash
+            | Op::SnapRead
+            | Op::SnapKinds
+            | Op::SnapHash
+            | Op::SnapChanged => (false, true, true),
             Op::Seal | Op::SnapPrepare => (true, false, false),
             Op::Stamps => (true, true, false),
             Op::Grow => (true, true, true),
@@ -471,6 +479,7 @@ impl Op {
             | Op::Alive
             | Op::Deleting
             | Op::ImageList
+            | Op::ChangedBits
             | Op::Refused => (false, true, false),
         }
     }
@@ -622,6 +631,11 @@ pub fn encode_request<P: Payload>(version: Version, handle: u32, request: &Reque
             d
         }
         Ask::Images { from } => imaged(Draft::new(Op::Images), *from),
+        Ask::SnapChanged { id, since, offset, len, key } => {
+            let mut d = imaged(imaged(ranged(Op::SnapChanged, *offset, *len), *id), *since);
+            d.meta.put(key);
+            d
+        }
     };
     draft.finish(version, request.tag, handle, request.epoch, data)
 }
@@ -700,6 +714,10 @@ pub fn decode_request<P: Payload>(header: &Header, meta: &[u8], data: P) -> Resu
         Op::SnapKinds => Ask::SnapKinds { id: SnapId(r.u128()?), offset, len },
         Op::SnapHash => Ask::SnapHash { id: SnapId(r.u128()?), offset, len, key: r.array()? },
         Op::Images => Ask::Images { from: SnapId(r.u128()?) },
+        Op::SnapChanged => {
+            let (id, since) = (SnapId(r.u128()?), SnapId(r.u128()?));
+            Ask::SnapChanged { id, since, offset, len, key: r.array()? }
+        }
         Op::Hello
         | Op::Done
         | Op::Attached
@@ -711,6 +729,7 @@ pub fn decode_request<P: Payload>(header: &Header, meta: &[u8], data: P) -> Resu
         | Op::Alive
         | Op::Deleting
         | Op::ImageList
+        | Op::ChangedBits
         | Op::Refused => return Err(FrameError::WrongKind),
     };
     finished(&r)?;
@@ -797,6 +816,12 @@ pub fn encode_response<P: Payload>(version: Version, handle: u32, response: &Res
             }
             d
         }
+        Ok(Answer::Changed(bits)) => {
+            assert!(bits.len() <= CHANGED_BYTES, "{} bytes in a bitmap, limit {CHANGED_BYTES}", bits.len());
+            let mut d = Draft::new(Op::ChangedBits);
+            d.meta.put(bits);
+            d
+        }
         Err(refusal) => {
             let mut d = Draft::new(Op::Refused);
             d.status = status_of(*refusal);
@@ -858,6 +883,13 @@ pub fn decode_response<P: Payload>(header: &Header, meta: &[u8], data: P) -> Res
             }
             Ok(Answer::Images(images))
         }
+        Op::ChangedBits => {
+            let bits = r.take(r.rest().len())?;
+            if bits.len() > CHANGED_BYTES {
+                return Err(FrameError::BadMeta);
+            }
+            Ok(Answer::Changed(bits.to_vec()))
+        }
         Op::Refused => Err(refusal_of(header.status).ok_or(FrameError::UnknownStatus(header.status))?),
         Op::Hello
         | Op::Attach
@@ -881,7 +913,8 @@ pub fn decode_response<P: Payload>(header: &Header, meta: &[u8], data: P) -> Res
         | Op::SnapRead
         | Op::SnapKinds
         | Op::SnapHash
-        | Op::Images => return Err(FrameError::WrongKind),
+        | Op::Images
+        | Op::SnapChanged => return Err(FrameError::WrongKind),
     };
     finished(&r)?;
     Ok(Response { tag: header.tag, epoch: header.epoch, outcome, service_us })
@@ -903,6 +936,9 @@ fn attempted(op: Op, id: SnapId, attempt: u64) -> Draft {
     d.meta.u64(attempt);
     d
 }
+
+/// Bytes of the longest bitmap.
+const CHANGED_BYTES: usize = (CHANGED_MAX / CHANGED_GRAIN / 8) as usize;
 
 /// Bytes of one image in a list: id, attempt, generation, size, state in the lowest byte and a bit for "whole" above it.
 const IMAGE_LEN: usize = 44;
@@ -1433,6 +1469,16 @@ mod tests {
             ("snap-kinds", Ask::SnapKinds { id, offset: 0, len: 64 << 20 }),
             ("snap-hash", Ask::SnapHash { id, offset: 0, len: 1 << 20, key: *b"sixteen bytes ok" }),
             ("images", Ask::Images { from: id }),
+            (
+                "snap-changed",
+                Ask::SnapChanged {
+                    id,
+                    since: SnapId(0x50),
+                    offset: 1 << 16,
+                    len: CHANGED_MAX,
+                    key: *b"sixteen bytes ok",
+                },
+            ),
         ]
     }
 
@@ -1481,6 +1527,7 @@ mod tests {
                 ])),
             ),
         ];
+        outcomes.push(("changed-bits".into(), Ok(Answer::Changed(vec![0x80, 0, 0x01]))));
         for status in 1..=15 {
             let refusal = refusal_of(status).expect("statuses are numbered without gaps");
             outcomes.push((format!("refused-{status}"), Err(refusal)));
@@ -1751,6 +1798,9 @@ mod tests {
                 key
             }),
             id().prop_map(|from| Ask::Images { from }),
+            (ranged(), any::<u128>(), any::<[u8; 16]>()).prop_map(|((id, [offset, len]), since, key)| {
+                Ask::SnapChanged { id, since: SnapId(since), offset, len, key }
+            }),
         ]
     }
 
@@ -1818,6 +1868,8 @@ mod tests {
                 .prop_map(|(oldest_io_ms, free_bytes)| Ok(Answer::Alive { oldest_io_ms, free_bytes })),
             Just(Ok(Answer::Deleting)),
             proptest::collection::vec(any_image_view(), 0..100).prop_map(|images| Ok(Answer::Images(images))),
+            proptest::collection::vec(any::<u8>(), 0..=CHANGED_BYTES)
+                .prop_map(|bits| Ok(Answer::Changed(bits))),
             (1u8..=15).prop_map(|status| Err(refusal_of(status).expect("known"))),
         ]
     }

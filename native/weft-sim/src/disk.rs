@@ -9,7 +9,7 @@ use weft_proto::durable::Durable;
 use weft_proto::images::Place;
 use weft_proto::log::ReplicaKey;
 use weft_proto::message::{Extent, Hole};
-use weft_proto::payload::{BLOCK, HeapPayload, Payload};
+use weft_proto::payload::{BLOCK, HeapPayload, Payload, block_hash};
 use weft_proto::replica::{DiskDone, DiskError, DiskOp, ImageOp};
 
 use crate::images::ImageFiles;
@@ -112,17 +112,14 @@ impl Disk {
                     })
                     .collect(),
             ),
-            DiskOp::Hash { offset, len, key } => DiskDone::Hashes(
-                blocks(*offset, *len)
-                    .map(|b| {
-                        let mut hash = *key;
-                        for (h, v) in hash.iter_mut().zip(self.value(b).to_le_bytes()) {
-                            *h ^= v;
-                        }
-                        hash
-                    })
-                    .collect(),
-            ),
+            DiskOp::Hash { offset, len, key } => {
+                let hash = |value: Value| match value {
+                    ABSENT => block_hash(key, &[]),
+                    ZERO => block_hash(key, &[0; BLOCK as usize]),
+                    value => block_hash(key, &value.to_le_bytes()),
+                };
+                DiskDone::Hashes(blocks(*offset, *len).map(|b| hash(self.value(b))).collect())
+            }
             DiskOp::Flush => {
                 self.stable.clone_from(&self.cache);
                 DiskDone::Done

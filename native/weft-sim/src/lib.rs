@@ -4,6 +4,7 @@
 //! replays it.
 #![allow(clippy::cast_possible_truncation)] // Numbers of hosts and replicas are single digits here.
 
+pub mod changed;
 pub mod disk;
 pub mod gate;
 pub mod images;

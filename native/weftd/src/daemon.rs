@@ -11,6 +11,7 @@
 //! * a request reaches a replica of this host without a socket, and otherwise exactly as it would over one;
 //! * what one volume, pool, client or peer does wrong ends with that volume, pool, client or peer.
 
+mod comparisons;
 mod groups;
 mod readers;
 mod snapshots;
@@ -28,7 +29,7 @@ use weft_control::methods::Command;
 use weft_control::types::{
     self, Decimal, Event as ControlEvent, Export, Finding, Hello as HelloAnswer, ImageList, LinkList,
     LinkState, PoolList, PoolState, RecordJson, ReplicaList, SessionLimit, SessionList, SessionOpen,
-    SessionStatus, SnapshotRef, StoreStatus, TrustChanged, WatermarkInfo, Why,
+    SessionStatus, SnapshotChanged, SnapshotRef, StoreStatus, TrustChanged, WatermarkInfo, Why,
 };
 use weft_export::nbd::ExportInfo;
 use weft_io::buffer::IoBuf;
@@ -64,6 +65,7 @@ use crate::store::{
 use crate::tokens::Part;
 use crate::trust::{IdentityFiles, TRUST_KEY, TrustChange, TrustKeeper};
 
+use comparisons::Comparisons;
 use readers::Reader;
 
 /// Sessions of one host (architecture.md, Limits).
@@ -137,6 +139,8 @@ enum Caller {
     Hold(SnapId),
     /// A snapshot that is to be opened here, under that key.
     ReaderLook(SnapId, StoreToken),
+    /// What differs between two snapshots.
+    Compare(SnapshotChanged, Answer),
     /// Images that may have been left behind.
     Janitor(VolumeId),
 }
@@ -187,6 +191,8 @@ struct Daemon {
     readers: BTreeMap<SnapId, Reader>,
     /// The same of readers.
     touched_readers: BTreeSet<SnapId>,
+    /// Snapshots that are being compared here.
+    comparisons: Comparisons,
     /// When images are looked for that nobody needs.
     janitor_due: Instant,
     /// The store's incarnation, and since when this process has seen it.
@@ -244,6 +250,7 @@ pub fn run(options: Options) -> Result<(), Failure> {
         groups: BTreeMap::new(),
         readers: BTreeMap::new(),
         touched_readers: BTreeSet::new(),
+        comparisons: Comparisons::default(),
         janitor_due: at,
         incarnation_since: (0, at),
         links_changed: false,
@@ -360,6 +367,10 @@ impl Daemon {
                 moved = true;
                 self.drain_reader(now, snap);
             }
+            while let Some(number) = self.comparisons.take_touched() {
+                moved = true;
+                self.drain_comparison(now, number);
+            }
             if !moved {
                 break;
             }
@@ -383,6 +394,8 @@ impl Daemon {
                     }
                 }
                 Seat::Reader(snap) => self.submit_to_reader(now, snap, request),
+                // It is no export.
+                Seat::Comparison(_) => {}
             }
         }
         moved
@@ -459,6 +472,7 @@ impl Daemon {
                 }
             }
             Seat::Reader(snap) => self.answer_reader(now, snap, rid, ordinal, response),
+            Seat::Comparison(number) => self.comparisons.answer(now, number, rid, ordinal, response),
         }
     }
 
@@ -524,6 +538,10 @@ impl Daemon {
                 &mut is_up,
             );
         }
+        for (number, comparison) in self.comparisons.iter_mut() {
+            let seat = Seat::Comparison(number);
+            changes.look(seat, comparison.machine.wanted_links(), &mut comparison.links, &mut is_up);
+        }
         let LinkChanges { told, dropped } = changes;
         for (seat, rid, node) in dropped {
             self.detach(seat, rid, node);
@@ -540,6 +558,7 @@ impl Daemon {
                     self.touched.insert(volume);
                 }
                 Seat::Reader(snap) => self.tell_reader_link(now, snap, rid, is_up),
+                Seat::Comparison(number) => self.comparisons.tell_link(now, number, rid, is_up),
             }
         }
         if let Some(links) = &mut self.links {
@@ -693,6 +712,7 @@ impl Daemon {
                 size: slot.machine.record().map_or(0, |r| r.size),
                 read_only: false,
                 multi_conn: true,
+                since: Vec::new(),
             };
             match self.exports.open(&mut self.driver, now, volume.into(), &path, info, slot.limits) {
                 Ok(()) => slot.path = Some(path),
@@ -740,6 +760,7 @@ impl Daemon {
                     }
                 }
                 self.handle_reader_host_down(now, host);
+                self.comparisons.handle_host_down(now, host);
             }
             LinksOut::Response { seat, rid, ordinal, response } => {
                 self.handle_response(now, seat, rid, ordinal, response);
@@ -901,6 +922,7 @@ impl Daemon {
                     .values_mut()
                     .filter_map(|reader| reader.machine.as_mut())
                     .for_each(|machine| machine.handle_watermark(watermark));
+                self.comparisons.iter_mut().for_each(|(_, of)| of.machine.handle_watermark(watermark));
                 if self.claims.handle_own(watermark) {
                     self.claims_changed(now);
                 }
@@ -996,6 +1018,7 @@ impl Daemon {
             Caller::Readers(wanted, answer) => return self.handle_readers_read(now, wanted, answer, result),
             Caller::ReaderLook(snap, hold) => return self.handle_reader_look(now, snap, hold, result),
             Caller::Janitor(volume) => return self.handle_janitor_read(now, volume, result),
+            Caller::Compare(ask, answer) => return self.handle_compare_read(now, &ask, answer, result),
             _ => {}
         }
         let watermark = result.as_ref().ok().map(|s| s.watermark);
@@ -1028,6 +1051,7 @@ impl Daemon {
             | Caller::Readers(..)
             | Caller::Hold(_)
             | Caller::ReaderLook(..)
+            | Caller::Compare(..)
             | Caller::Janitor(_)
             | Caller::SessionSwap(..)
             | Caller::GroupSwap(_)
@@ -1207,6 +1231,7 @@ impl Daemon {
         tracing::info!(sessions = self.sessions.len(), "stopping");
         self.stopping = Some(now.after_ms(STOP_MS));
         self.close_readers(now);
+        self.end_comparisons();
         self.sessions.keys().for_each(|volume| self.exports.release((*volume).into()));
         self.submit_requests(now);
         for (volume, slot) in &mut self.sessions {
@@ -1457,6 +1482,7 @@ impl Daemon {
                 tell(answer, &json!({}));
             }
             Command::SnapshotOpenList(_) => tell(answer, &self.open_snapshots()),
+            Command::SnapshotChanged(ask) => self.compare_snapshots(ask, answer),
             Command::ImageList(_) => tell(answer, &ImageList { images: self.pools.images() }),
             // The control thread answers it.
             Command::Events(_) => tell(answer, &json!({})),

@@ -69,6 +69,8 @@ codes! {
     HAS_SNAPSHOTS = "E-SNAP-10";
     /// The snapshot that a clone is to be made of is not in that pool.
     SNAPSHOT_NOT_HERE = "E-SNAP-12";
+    /// No copy says what has changed between two snapshots.
+    CHANGED_UNKNOWN = "E-SNAP-16";
     /// There is a copy of that number already.
     REPLICA_EXISTS = "E-REPL-02";
     /// It would leave too few in-sync copies.

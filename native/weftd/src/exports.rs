@@ -410,6 +410,7 @@ mod tests {
                     GuestReply::Done
                 }
                 GuestOp::Kinds { len, .. } => GuestReply::Kinds(vec![(len, None)]),
+                GuestOp::Changed { .. } => panic!("no context of the kind is offered"),
             }
         }
     }
@@ -429,6 +430,7 @@ mod tests {
             size: SIZE,
             read_only: false,
             multi_conn: true,
+            since: Vec::new(),
         };
         exports.open(&mut driver, now(), VOLUME, &path, info, None).expect("a socket");
         let ended = Arc::new(AtomicBool::new(false));

@@ -112,7 +112,7 @@ impl Waits {
             GuestOp::Read { .. } => Kind::Read,
             GuestOp::Write { .. } => Kind::Write,
             GuestOp::Zero { .. } => Kind::Trim,
-            GuestOp::Flush | GuestOp::Kinds { .. } => Kind::Other,
+            GuestOp::Flush | GuestOp::Kinds { .. } | GuestOp::Changed { .. } => Kind::Other,
         };
         if now > arrived {
             self.limited.count(us_since(now, arrived));

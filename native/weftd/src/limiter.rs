@@ -113,7 +113,9 @@ impl Ask {
                 let len = data.len() as u64;
                 (Cost::Transfer(len), *offset, len)
             }
-            GuestOp::Kinds { offset, len } => (Cost::Transfer(0), *offset, *len),
+            GuestOp::Kinds { offset, len } | GuestOp::Changed { offset, len, .. } => {
+                (Cost::Transfer(0), *offset, *len)
+            }
             GuestOp::Zero { offset, len, .. } => (Cost::Zero((*len).max(ZERO_LEAST)), *offset, *len),
             GuestOp::Flush => (Cost::Nothing, 0, 0),
         };

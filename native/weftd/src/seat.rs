@@ -4,13 +4,15 @@
 
 use weft_proto::ids::{SnapId, VolumeId};
 
-/// A session of a volume, or the reader of a snapshot.
+/// A session of a volume, or a reader of snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Seat {
     /// The session of this volume.
     Session(VolumeId),
     /// The reader of this snapshot.
     Reader(SnapId),
+    /// Whoever compares two snapshots for somebody.
+    Comparison(u64),
 }
 
 impl From<VolumeId> for Seat {
@@ -30,6 +32,7 @@ impl std::fmt::Display for Seat {
         match self {
             Seat::Session(volume) => write!(f, "volume {volume}"),
             Seat::Reader(snap) => write!(f, "snapshot {snap}"),
+            Seat::Comparison(number) => write!(f, "comparison {number}"),
         }
     }
 }

@@ -164,7 +164,7 @@ impl Slot {
         match &request.op {
             GuestOp::Read { len, .. } => self.read_bytes += len,
             GuestOp::Write { data, .. } => self.written_bytes += data.len() as u64,
-            GuestOp::Flush | GuestOp::Zero { .. } | GuestOp::Kinds { .. } => {}
+            GuestOp::Flush | GuestOp::Zero { .. } | GuestOp::Kinds { .. } | GuestOp::Changed { .. } => {}
         }
         self.machine.submit(now, request.id, request.op);
     }

@@ -172,6 +172,40 @@ pub struct OpenSnapshotList {
     pub snapshots: Vec<OpenSnapshot>,
 }
 
+/// What differs between two snapshots of a volume, in a part of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotChanged {
+    /// Of which volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// The snapshot, whose size it is that counts.
+    #[schemars(with = "Uuid")]
+    pub id: SnapId,
+    /// The one that it is compared with: past its end it counts as never written.
+    #[schemars(with = "Uuid")]
+    pub since: SnapId,
+    /// Where to begin, in bytes: a multiple of 65,536, below the snapshot's size.
+    pub offset: Decimal,
+    /// How much, in bytes, at least 1; the answer may be of less.
+    pub len: Decimal,
+}
+
+/// What differs between two snapshots.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ChangedBlocks {
+    /// Bytes for each bit.
+    pub grain: u32,
+    /// What is told as different is; else it may only be so. What is not told as different never is.
+    pub exact: bool,
+    /// Where it begins, in bytes.
+    pub offset: Decimal,
+    /// Of how many bytes it tells: for more, it is asked again from where this ends.
+    pub len: Decimal,
+    /// In base64: one bit for each grain, the highest of each byte first; set: it differs.
+    pub bitmap: String,
+}
+
 /// How far a copy's image of a snapshot is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

@@ -20,6 +20,7 @@
 use std::collections::VecDeque;
 
 use weft_proto::guest::{GuestError, GuestOp, GuestReply, RequestId};
+use weft_proto::ids::SnapId;
 use weft_proto::message::{Extent, Hole};
 use weft_proto::payload::Payload;
 
@@ -31,7 +32,7 @@ mod wire;
 
 pub use outbox::{Gather, Part};
 
-use negotiation::{ALLOCATION_ID, Agreed, Next};
+use negotiation::{Agreed, Context, Next};
 use outbox::Outbox;
 use wire::{
     Errno, OPTION_HEAD_LEN, REQUEST_HEAD_LEN, Reader, RequestHead, chunk, command, command_flag, state,
@@ -67,6 +68,8 @@ pub struct ExportInfo {
     pub read_only: bool,
     /// True if a flush on one connection covers the writes of all: so it is when one session serves them all.
     pub multi_conn: bool,
+    /// Of a snapshot's export: others with which it can be compared. Each is a metadata context.
+    pub since: Vec<SnapId>,
 }
 
 impl ExportInfo {
@@ -135,8 +138,18 @@ enum Expect<P> {
 enum Shape {
     Write,
     Plain,
-    Read { offset: u64, len: u64, unfragmented: bool },
-    Status { len: u64, one: bool },
+    Read {
+        offset: u64,
+        len: u64,
+        unfragmented: bool,
+    },
+    /// Of one after the other of the contexts that were agreed on; this is the one with that index.
+    Status {
+        offset: u64,
+        len: u64,
+        one: bool,
+        nth: usize,
+    },
 }
 
 /// A request read from the stream, not yet given to the session.
@@ -392,8 +405,20 @@ impl<P: Payload> Connection<P> {
             (Shape::Read { offset, len, unfragmented }, GuestReply::Data(extents)) => {
                 self.push_data(open.cookie, offset, len, unfragmented, extents);
             }
-            (Shape::Status { len, one }, GuestReply::Kinds(runs)) => {
-                self.push_status(open.cookie, len, one, &runs);
+            (shape @ Shape::Status { .. }, GuestReply::Kinds(runs)) => {
+                // Zeroed space may still be allocated; what was never written is not.
+                let status = |kind: Option<Hole>| match kind {
+                    None => 0,
+                    Some(Hole::Zero) => state::ZERO,
+                    Some(Hole::Absent) => state::ZERO | state::HOLE,
+                };
+                let runs = runs.into_iter().map(|(len, kind)| (len, status(kind)));
+                self.push_status(open.cookie, shape, runs);
+            }
+            (shape @ Shape::Status { .. }, GuestReply::Changed { runs, .. }) => {
+                let status = |differs: bool| if differs { state::CHANGED } else { 0 };
+                let runs = runs.into_iter().map(|(len, differs)| (len, status(differs)));
+                self.push_status(open.cookie, shape, runs);
             }
             (shape, reply) => panic!("{reply:?} does not answer {shape:?}"),
         }
@@ -524,7 +549,7 @@ impl<P: Payload> Connection<P> {
         if changes && self.export.read_only {
             return Err((Errno::NotPermitted, "the export is read-only"));
         }
-        if head.command == command::BLOCK_STATUS && !self.agreed.allocation {
+        if head.command == command::BLOCK_STATUS && self.agreed.contexts.is_empty() {
             return Err((Errno::Invalid, "no metadata context was agreed on"));
         }
         if head.len == 0 {
@@ -568,10 +593,10 @@ impl<P: Payload> Connection<P> {
             }
             (command::BLOCK_STATUS, None) => {
                 let len = u64::from(head.len.min(MAX_STATUS));
-                // Eight bytes for each block, at worst.
-                bytes = to_usize(head.len.min(MAX_STATUS)) / 512;
-                shape = Shape::Status { len, one: head.flags & command_flag::REQ_ONE != 0 };
-                GuestOp::Kinds { offset, len }
+                let one = head.flags & command_flag::REQ_ONE != 0;
+                shape = Shape::Status { offset, len, one, nth: 0 };
+                bytes = status_bytes(len);
+                status_op(self.agreed.contexts[0], offset, len)
             }
             (command, _) => unreachable!("command {command} was checked"),
         };
@@ -710,33 +735,50 @@ impl<P: Payload> Connection<P> {
         }
     }
 
-    fn push_status(&mut self, cookie: u64, len: u64, one: bool, runs: &[(u64, Option<Hole>)]) {
-        let found: u64 = runs.iter().map(|(len, _)| len).sum();
-        assert!(found == len, "a question of {len} bytes was answered with {found}");
+    /// What one context tells, and then the question for the next one: a client gets all of them in one reply.
+    fn push_status(&mut self, cookie: u64, shape: Shape, runs: impl Iterator<Item = (u64, u32)>) {
+        let Shape::Status { offset, len, one, nth } = shape else { return };
+        let mut found = 0;
         let mut merged: Vec<(u64, u32)> = Vec::new();
-        for &(len, kind) in runs.iter().filter(|(len, _)| *len > 0) {
-            // Zeroed space may still be allocated; what was never written is not.
-            let status = match kind {
-                None => 0,
-                Some(Hole::Zero) => state::ZERO,
-                Some(Hole::Absent) => state::ZERO | state::HOLE,
-            };
+        for (len, status) in runs.filter(|(len, _)| *len > 0) {
+            found += len;
             match merged.last_mut() {
                 Some((merged_len, last)) if *last == status => *merged_len += len,
                 _ => merged.push((len, status)),
             }
         }
+        assert!(found == len, "a question of {len} bytes was answered with {found}");
         if one {
             merged.truncate(1);
         }
+        let (context, next) = (self.agreed.contexts[nth], self.agreed.contexts.get(nth + 1).copied());
         let count = u32::try_from(merged.len()).expect("at most 64 MiB");
-        self.push_chunk(cookie, chunk::BLOCK_STATUS, true, 4 + 8 * count);
-        self.out.push_head(&ALLOCATION_ID.to_be_bytes());
+        self.push_chunk(cookie, chunk::BLOCK_STATUS, next.is_none(), 4 + 8 * count);
+        self.out.push_head(&context.id.to_be_bytes());
         for (len, status) in merged {
             self.out.push_head(&to_u32(len).to_be_bytes());
             self.out.push_head(&status.to_be_bytes());
         }
+        if let Some(next) = next {
+            let shape = Shape::Status { offset, len, one, nth: nth + 1 };
+            let charge = REQUEST_CHARGE + status_bytes(len);
+            self.waiting_charge += charge;
+            let op = status_op(next, offset, len);
+            self.waiting.push_front(Waiting { cookie, shape, op, charge });
+        }
     }
+}
+
+fn status_op<P>(context: Context, offset: u64, len: u64) -> GuestOp<P> {
+    match context.since {
+        None => GuestOp::Kinds { offset, len },
+        Some(since) => GuestOp::Changed { since, offset, len },
+    }
+}
+
+/// Eight bytes for each block, at worst.
+fn status_bytes(len: u64) -> usize {
+    usize::try_from(len / 512).expect("at most 64 MiB")
 }
 
 const FENCED: &str = "this session no longer owns the volume";
@@ -764,7 +806,10 @@ fn shape_of(head: &RequestHead) -> Shape {
         command::READ => {
             Shape::Read { offset: head.offset, len, unfragmented: head.flags & command_flag::DF != 0 }
         }
-        command::BLOCK_STATUS => Shape::Status { len, one: head.flags & command_flag::REQ_ONE != 0 },
+        command::BLOCK_STATUS => {
+            let one = head.flags & command_flag::REQ_ONE != 0;
+            Shape::Status { offset: head.offset, len, one, nth: 0 }
+        }
         _ => Shape::Plain,
     }
 }

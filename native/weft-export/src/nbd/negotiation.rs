@@ -3,24 +3,38 @@
 //! Must always hold: an option with bytes that don't fit is answered `NBD_REP_ERR_INVALID` and leaves what was
 //! agreed unchanged; only `NBD_OPT_EXPORT_NAME` has no way to say no and ends the connection.
 
+use weft_proto::ids::SnapId;
 use weft_proto::payload::Payload;
 
 use super::outbox::Outbox;
 use super::wire::{self, Reader, info, option, reply, transmission_flag};
 use super::{Ending, ExportInfo, MAX_TRANSFER};
 
-/// The only metadata context there is, and its number on the wire.
-const ALLOCATION: &[u8] = b"base:allocation";
-pub(super) const ALLOCATION_ID: u32 = 1;
+/// Every export's metadata context, and its number on the wire.
+const ALLOCATION: &str = "base:allocation";
+const ALLOCATION_ID: u32 = 1;
+/// What has changed since a snapshot, under our name and under the one that qemu looks for; its id follows.
+const CHANGED_SINCE: [&str; 2] = ["weft:changed-since:", "qemu:dirty-bitmap:weft-since-"];
+/// A client that wants more contexts gets no more: each is another question for every range.
+const CONTEXTS_MAX: usize = 16;
 /// NBD: "strings ... SHOULD be no longer than 4096 bytes".
 const MAX_NAME: usize = 4096;
 
 /// What client and server agreed upon.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Agreed {
     pub(super) no_zeroes: bool,
     pub(super) structured: bool,
-    pub(super) allocation: bool,
+    pub(super) contexts: Vec<Context>,
+}
+
+/// A metadata context.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Context {
+    /// Its number on the wire.
+    pub(super) id: u32,
+    /// What has changed since that snapshot; none: what is allocated.
+    pub(super) since: Option<SnapId>,
 }
 
 /// What follows an option.
@@ -41,7 +55,7 @@ pub(super) fn handle_option<P: Payload>(
     out: &mut Outbox<P>,
 ) -> Next {
     if code == option::EXPORT_NAME {
-        return handle_export_name(data, export, fenced, *agreed, out);
+        return handle_export_name(data, export, fenced, agreed, out);
     }
     if code == option::ABORT {
         push_reply(out, code, reply::ACK, &[]);
@@ -67,7 +81,7 @@ pub(super) fn handle_option<P: Payload>(
         option::LIST | option::STRUCTURED_REPLY => {
             push_error(out, code, reply::ERR_INVALID, "this option has no data");
         }
-        option::INFO | option::GO => return handle_info(code, data, export, *agreed, out),
+        option::INFO | option::GO => return handle_info(code, data, export, agreed, out),
         option::LIST_META_CONTEXT | option::SET_META_CONTEXT => {
             handle_contexts(code, data, export, agreed, out);
         }
@@ -82,7 +96,7 @@ fn handle_export_name<P: Payload>(
     data: &[u8],
     export: &ExportInfo,
     fenced: bool,
-    agreed: Agreed,
+    agreed: &Agreed,
     out: &mut Outbox<P>,
 ) -> Next {
     if fenced {
@@ -103,7 +117,7 @@ fn handle_info<P: Payload>(
     code: u32,
     data: &[u8],
     export: &ExportInfo,
-    agreed: Agreed,
+    agreed: &Agreed,
     out: &mut Outbox<P>,
 ) -> Next {
     let Some((name, wanted)) = parse_info(data) else {
@@ -162,20 +176,38 @@ fn handle_contexts<P: Payload>(
         return;
     }
     let listing = code == option::LIST_META_CONTEXT;
-    // A listing without queries lists everything, and "base:" is a wildcard there; a selection is exact.
-    let found = queries.contains(&ALLOCATION)
-        || (listing && (queries.is_empty() || queries.contains(&b"base:".as_slice())));
-    if !listing {
-        agreed.allocation = found;
-    }
-    if found {
+    let wanted = |name: &str| {
+        // A listing without queries lists everything, and what ends in a colon is a wildcard there; a selection is exact.
+        let asked = |query: &&[u8]| {
+            *query == name.as_bytes()
+                || listing && query.ends_with(b":") && name.as_bytes().starts_with(query)
+        };
+        listing && queries.is_empty() || queries.iter().any(asked)
+    };
+    let found = contexts_of(export).filter(|(name, _)| wanted(name));
+    let found: Vec<(String, Context)> = found.take(if listing { usize::MAX } else { CONTEXTS_MAX }).collect();
+    for (name, context) in &found {
         // NBD: in a listing the number has no meaning and is 0.
-        let id = if listing { 0 } else { ALLOCATION_ID };
+        let id = if listing { 0 } else { context.id };
         let mut entry = id.to_be_bytes().to_vec();
-        entry.extend_from_slice(ALLOCATION);
+        entry.extend_from_slice(name.as_bytes());
         push_reply(out, code, reply::META_CONTEXT, &entry);
     }
+    if !listing {
+        agreed.contexts = found.into_iter().map(|(_, context)| context).collect();
+    }
     push_reply(out, code, reply::ACK, &[]);
+}
+
+/// What an export offers, each with the number that it has on every connection.
+fn contexts_of(export: &ExportInfo) -> impl Iterator<Item = (String, Context)> + '_ {
+    let since = export.since.iter().flat_map(|snap| CHANGED_SINCE.map(|prefix| (prefix, *snap)));
+    let since = (ALLOCATION_ID + 1..).zip(since).map(|(id, (prefix, snap))| {
+        let context = Context { id, since: Some(snap) };
+        (format!("{prefix}{snap}"), context)
+    });
+    let allocation = Context { id: ALLOCATION_ID, since: None };
+    std::iter::once((ALLOCATION.to_owned(), allocation)).chain(since)
 }
 
 fn parse_contexts(data: &[u8]) -> Option<(&[u8], Vec<&[u8]>)> {
@@ -190,7 +222,7 @@ fn parse_contexts(data: &[u8]) -> Option<(&[u8], Vec<&[u8]>)> {
 }
 
 /// What is promised of the export, as NBD's transmission flags.
-pub(super) fn transmission_flags(export: &ExportInfo, agreed: Agreed) -> u16 {
+pub(super) fn transmission_flags(export: &ExportInfo, agreed: &Agreed) -> u16 {
     use transmission_flag as flag;
     let mut flags = flag::HAS_FLAGS | flag::SEND_FLUSH | flag::SEND_FUA;
     if export.read_only {

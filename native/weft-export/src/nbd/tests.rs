@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 use weft_proto::guest::{GuestError, GuestOp, GuestReply};
+use weft_proto::ids::SnapId;
 use weft_proto::message::{Extent, Hole};
 use weft_proto::payload::{HeapPayload, Payload};
 
@@ -20,6 +21,7 @@ fn info() -> ExportInfo {
         size: SIZE,
         read_only: false,
         multi_conn: true,
+        since: Vec::new(),
     }
 }
 
@@ -513,6 +515,112 @@ fn block_status_tells_zeroed_from_never_written() {
     assert_eq!(replies(&mut server), [chunk(numbers(&[1, 12288, 0]))]);
 }
 
+const SINCE: SnapId = SnapId(0x50);
+const WEFT: &str = "weft:changed-since:00000000-0000-0000-0000-000000000050";
+const QEMU: &str = "qemu:dirty-bitmap:weft-since-00000000-0000-0000-0000-000000000050";
+
+fn snapshot() -> ExportInfo {
+    ExportInfo { read_only: true, since: vec![SnapId(0x4f), SINCE], ..info() }
+}
+
+#[test]
+fn a_snapshots_export_offers_what_has_changed_since_others() {
+    let mut server = greeted(snapshot(), Limits::default());
+    server.handle_bytes(&option(8, &[]));
+    option_replies(&mut server);
+    for (code, queries, found) in [
+        (9, &[][..], 5),
+        (9, &["weft:"], 2),
+        (9, &["weft:changed-since:", "base:allocation"], 3),
+        (9, &["qemu:"], 2),
+        (9, &["qemu:dirty-bitmap:"], 2),
+        (9, &["qemu:allocation-depth"], 0),
+        (10, &[], 0),
+        (10, &["weft:"], 0),
+        (10, &[WEFT, WEFT], 1),
+        (10, &[QEMU, "base:allocation", WEFT], 3),
+    ] {
+        server.handle_bytes(&option(code, &contexts("", queries)));
+        assert_eq!(option_replies(&mut server).len(), found + 1, "{code} {queries:?}");
+    }
+    // A volume has none of that.
+    let mut server = greeted(info(), Limits::default());
+    server.handle_bytes(&option(8, &[]));
+    server.handle_bytes(&option(9, &contexts("", &[WEFT])));
+    assert_eq!(option_replies(&mut server).len(), 2);
+}
+
+#[test]
+fn a_client_chooses_so_many_contexts_and_no_more() {
+    let since: Vec<SnapId> = (0..1000).map(SnapId).collect();
+    let mut server = greeted(ExportInfo { since: since.clone(), ..snapshot() }, Limits::default());
+    server.handle_bytes(&option(8, &[]));
+    let names: Vec<String> = since.iter().map(|snap| format!("weft:changed-since:{snap}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    server.handle_bytes(&option(10, &contexts("", &names)));
+    assert_eq!(option_replies(&mut server).len(), 1 + 16 + 1);
+}
+
+#[test]
+fn each_context_of_a_range_is_asked_for_and_all_are_told_in_one_reply() {
+    let mut server = greeted(snapshot(), Limits::default());
+    server.handle_bytes(&option(8, &[]));
+    server.handle_bytes(&option(10, &contexts("", &[QEMU, WEFT, "base:allocation"])));
+    let numbers: Vec<u32> = option_replies(&mut server)
+        .iter()
+        .filter(|(.., data)| !data.is_empty())
+        .map(|(.., data)| u32::from_be_bytes(data[..4].try_into().unwrap()))
+        .collect();
+    assert_eq!(numbers, [1, 4, 5], "and none is another one's");
+    server.handle_bytes(&option(7, &go("")));
+    sent(&mut server);
+    let changed = || vec![(4096, false), (8192, true), (8192, false)];
+    let words = |list: &[u32]| list.iter().flat_map(|n| n.to_be_bytes()).collect::<Vec<_>>();
+    let chunk = |last, data| Reply::Chunk { cookie: 5, last, kind: 5, data };
+    for (flags, runs) in [(0, &[4096, 0, 8192, 1, 8192, 0][..]), (8, &[4096, 0])] {
+        server.handle_bytes(&request(7, flags, 5, 65536, 20480));
+        // What comes later waits for its turn, and the budget counts one request.
+        server.handle_bytes(&request(0, 0, 6, 0, 4096));
+        let read = {
+            let kinds = server.poll_request().expect("the first context");
+            assert_eq!(kinds.op, GuestOp::Kinds { offset: 65536, len: 20480 });
+            let read = server.poll_request().expect("the read");
+            server.complete(kinds.id, GuestReply::Kinds(vec![(20480, None)]));
+            assert_eq!(server.held_requests(), 2);
+            read
+        };
+        for _ in 0..2 {
+            let request = only_request(&mut server);
+            assert_eq!(request.op, GuestOp::Changed { since: SINCE, offset: 65536, len: 20480 });
+            server.complete(request.id, GuestReply::Changed { runs: changed(), exact: true });
+        }
+        let told = |id| words(&[&[id][..], runs].concat());
+        assert_eq!(
+            replies(&mut server),
+            [chunk(false, words(&[1, 20480, 0])), chunk(false, told(4)), chunk(true, told(5))]
+        );
+        server.complete(read.id, GuestReply::Data(vec![hole(4096)]));
+        sent(&mut server);
+        assert_eq!(server.held_requests(), 0);
+    }
+    // One of them can't be told.
+    server.handle_bytes(&request(7, 0, 5, 65536, 20480));
+    let id = only_request(&mut server).id;
+    server.complete(id, GuestReply::Kinds(vec![(20480, None)]));
+    let id = only_request(&mut server).id;
+    server.complete(id, GuestReply::Failed(GuestError::Unreadable));
+    let all = replies(&mut server);
+    assert_eq!(all[0], chunk(false, words(&[1, 20480, 0])));
+    assert!(matches!(all[1], Reply::Chunk { cookie: 5, last: true, kind: 0x8001, .. }), "{all:?}");
+    assert_eq!((all.len(), server.held_requests()), (2, 0));
+    // Nor can any after the session has ended, or the client.
+    server.handle_bytes(&request(7, 0, 5, 65536, 20480));
+    let id = only_request(&mut server).id;
+    server.complete(id, GuestReply::Kinds(vec![(20480, None)]));
+    server.shutdown_fenced();
+    assert_eq!((replies(&mut server).len(), server.held_requests()), (2, 0));
+}
+
 #[test]
 fn a_resized_volume_takes_requests_past_its_old_end() {
     let mut server = structured();
@@ -709,6 +817,7 @@ fn answer_all(server: &mut Server) {
         let reply = match request.op {
             GuestOp::Read { len, .. } => GuestReply::Data(vec![hole(len)]),
             GuestOp::Kinds { len, .. } => GuestReply::Kinds(vec![(len, None)]),
+            GuestOp::Changed { len, .. } => GuestReply::Changed { runs: vec![(len, true)], exact: true },
             GuestOp::Write { data, .. } => {
                 if data.bytes().first() == Some(&0) {
                     GuestReply::Failed(GuestError::Unreadable)

@@ -88,6 +88,8 @@ pub(super) mod chunk {
 pub(super) mod state {
     pub(in crate::nbd) const HOLE: u32 = 1;
     pub(in crate::nbd) const ZERO: u32 = 2;
+    /// Of a context that tells what has changed: it may have.
+    pub(in crate::nbd) const CHANGED: u32 = 1;
 }
 
 /// What a client is told when a request fails; the values are the protocol's, not the kernel's.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use weft_export::nbd::{Connection, ExportInfo, Limits};
 use weft_proto::guest::{GuestError, GuestOp, GuestReply};
+use weft_proto::ids::SnapId;
 use weft_proto::message::{Extent, Hole};
 use weft_proto::payload::{BLOCK, HeapPayload, Payload};
 
@@ -60,6 +61,10 @@ impl Memory {
             GuestOp::Kinds { offset, len } => {
                 self.kinds_asked += 1;
                 GuestReply::Kinds(self.runs(offset, len))
+            }
+            GuestOp::Changed { offset, len, .. } => {
+                let runs = self.runs(offset, len).into_iter().map(|(len, kind)| (len, kind.is_none()));
+                GuestReply::Changed { runs: runs.collect(), exact: true }
             }
             GuestOp::Write { offset, data, fua } => {
                 self.writes += 1;
@@ -115,6 +120,11 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(name: &str, size: u64) -> Server {
+        Server::start_since(name, size, Vec::new())
+    }
+
+    /// With what has changed since some snapshots: what is data.
+    pub(crate) fn start_since(name: &str, size: u64, since: Vec<SnapId>) -> Server {
         let dir = std::env::temp_dir().join(format!("weft-export-{}-{name}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let listener = UnixListener::bind(dir.join("s")).unwrap();
@@ -122,7 +132,7 @@ impl Server {
         let shared = memory.clone();
         std::thread::spawn(move || {
             for (tag, stream) in (0..).zip(listener.incoming()) {
-                let (Ok(stream), memory) = (stream, shared.clone()) else { return };
+                let (Ok(stream), memory, since) = (stream, shared.clone(), since.clone()) else { return };
                 let export = ExportInfo {
                     name: "vm1-root".into(),
                     aliases: Vec::new(),
@@ -130,6 +140,7 @@ impl Server {
                     size,
                     read_only: false,
                     multi_conn: true,
+                    since: since.clone(),
                 };
                 std::thread::spawn(move || serve(tag, stream, export, &memory));
             }

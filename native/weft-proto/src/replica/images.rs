@@ -4,6 +4,7 @@
 //! ```text
 //! make ──directory──▶ prepare ──every change of an older interval has ended──▶ log ──▶ answer
 //! write ──does an image need the region?──▶ preserve ──▶ log ──▶ stamp ──▶ disk
+//! look ──where is it now?──▶ disk, part by part; compare ──not at one place?──▶ look at both
 //! drop, delete ──nothing is put there any more──▶ log ──▶ answer; hand down ──▶ log … gone ──▶ log ──▶ files removed
 //! ```
 //!
@@ -21,13 +22,16 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use super::{Action, AttachmentId, DiskDone, DiskError, DiskOp, Replica, Stage, Token};
+use super::{Action, AttachmentId, DiskDone, DiskError, DiskOp, HASH_MAX, Replica, Stage, Token};
 use crate::checkpoint::image_slot_len;
+use crate::durable::Durable;
 use crate::ids::{Epoch, Generation, Instant, SnapId};
 use crate::images::{HandDown, ImageChange, ImageState, Place, SEGMENT_SHIFT};
 use crate::log::{LogRecord, ReplicaKey};
-use crate::message::{Answer, Ask, Extent, Hole, IMAGES_PAGE, ImageView, NOTE_MAX, Refusal};
-use crate::mutants::Mutation;
+use crate::message::{
+    Answer, Ask, CHANGED_GRAIN, CHANGED_MAX, Extent, Hole, IMAGES_PAGE, ImageView, NOTE_MAX, Refusal,
+};
+use crate::mutants::{Broken, Mutation};
 use crate::payload::{BLOCK, Payload, block_hash};
 
 /// Images of a replica, and room for such: more are refused as busy.
@@ -159,6 +163,94 @@ pub(super) struct Look<P> {
     part: (u64, Option<Place>),
     found: DiskDone<P>,
     key: [u8; 16],
+    /// What it is a part of.
+    comparison: Option<Comparison>,
+}
+
+/// Two images that are compared, piece by piece: where they are not read at the same place, each is looked at (R29).
+#[derive(Debug)]
+struct Comparison {
+    /// With their attempts.
+    of: [(SnapId, u64); 2],
+    start: u64,
+    end: u64,
+    /// The piece that is being looked at.
+    piece: Range<u64>,
+    /// What the first of them has there, when the second one is looked at.
+    first: Option<Vec<[u8; 16]>>,
+    /// What has been found.
+    bits: Vec<u8>,
+}
+
+impl Comparison {
+    /// What to look at next, now that what was to be looked at has been. None at the end; refused if one of the images has gone.
+    fn next(
+        &mut self,
+        durable: &Durable,
+        found: Vec<[u8; 16]>,
+        key: &[u8; 16],
+        broken: Broken,
+    ) -> Result<Option<((SnapId, u64), Range<u64>)>, Refusal> {
+        let [first, second] = self.of;
+        // Of one that is to go nothing is kept any more: what it reads may be anything.
+        let there = |(id, attempt): (SnapId, u64)| {
+            let of = durable.images.get(id);
+            of.filter(|of| of.attempt == attempt && of.state == ImageState::Ready)
+        };
+        let (Some(of_first), Some(of_second)) = (there(first), there(second)) else {
+            return Err(Refusal::NoSnapshot);
+        };
+        if !self.piece.is_empty() {
+            let Some(before) = self.first.take() else {
+                self.first = Some(found);
+                return Ok(Some((second, self.piece.clone())));
+            };
+            if !broken.is(Mutation::ChangedWithinOlder) || self.piece.start < of_first.size {
+                self.note(&before, &found, key);
+            }
+        }
+        let since = match broken.is(Mutation::ChangedSinceNewer) {
+            false => of_first.generation.min(of_second.generation),
+            true => of_first.generation.max(of_second.generation),
+        };
+        let differs = |at: u64| match durable.unchanged(of_first, of_second, since, at) {
+            Some(stop) => (false, stop),
+            None => (true, (at / CHANGED_GRAIN + 1) * CHANGED_GRAIN),
+        };
+        let mut at = self.piece.end;
+        while at < self.end {
+            let (changed, stop) = differs(at);
+            if !changed {
+                at = stop;
+                continue;
+            }
+            let (start, most) = (at, self.end.min(at + HASH_MAX));
+            while let (true, stop) = differs(at)
+                && at < most
+            {
+                at = stop.min(most);
+            }
+            self.piece = start..at;
+            let end = at.min(of_first.size.max(start));
+            return Ok(Some((first, start..end)));
+        }
+        Ok(None)
+    }
+
+    /// Takes in what the two have in a piece. What one has nothing of is absent there; what is absent reads as zeroes.
+    fn note(&mut self, first: &[[u8; 16]], second: &[[u8; 16]], key: &[u8; 16]) {
+        let (absent, zero) = (block_hash(key, &[]), block_hash(key, &[0; 4096]));
+        let of = |hashes: &[[u8; 16]], n: usize| match hashes.get(n) {
+            Some(hash) if *hash != absent => *hash,
+            _ => zero,
+        };
+        let blocks = usize::try_from((self.piece.end - self.piece.start) / BLOCK).expect("one piece");
+        for n in (0..blocks).filter(|n| of(first, *n) != of(second, *n)) {
+            let at = self.piece.start + n as u64 * BLOCK;
+            let bit = usize::try_from((at - self.start) / CHANGED_GRAIN).expect("within the bitmap");
+            self.bits[bit / 8] |= 0x80 >> (bit % 8);
+        }
+    }
 }
 
 /// Regions of one segment on their way into an image.
@@ -916,7 +1008,38 @@ impl<P: Payload> Replica<P> {
         let (size, attempt) = of.map(|of| (of.size, of.attempt)).ok_or(Refusal::NoSnapshot)?;
         let whole = offset.is_multiple_of(BLOCK) && len.is_multiple_of(BLOCK) && len > 0 && len <= most;
         let end = offset.checked_add(len).filter(|end| whole && *end <= size).ok_or(Refusal::OutOfBounds)?;
-        let look = Look { image, attempt, at: offset, end, part: (offset, None), found, key };
+        let part = (offset, None);
+        let look = Look { image, attempt, at: offset, end, part, found, key, comparison: None };
+        let token = self.token();
+        self.track(now, token, id, tag, epoch, Stage::Look(look));
+        self.go_on_looking(now, token);
+        Ok(())
+    }
+
+    /// Compares two images that are READY.
+    pub(super) fn compare(
+        &mut self,
+        now: Instant,
+        (id, tag, epoch): (AttachmentId, u32, Epoch),
+        (image, since): (SnapId, SnapId),
+        (offset, len): (u64, u64),
+        key: [u8; 16],
+    ) -> Result<(), Refusal> {
+        let ready = |id: SnapId| {
+            let of = self.durable.images.get(id).filter(|of| of.state == ImageState::Ready);
+            of.map(|of| (of.attempt, of.size)).ok_or(Refusal::NoSnapshot)
+        };
+        let ((attempt, size), (since_attempt, _)) = (ready(image)?, ready(since)?);
+        let whole = offset.is_multiple_of(CHANGED_GRAIN) && len.is_multiple_of(BLOCK);
+        let fits = whole && (1..=CHANGED_MAX).contains(&len);
+        let end = offset.checked_add(len).filter(|end| fits && *end <= size).ok_or(Refusal::OutOfBounds)?;
+        let bytes = usize::try_from(len.div_ceil(8 * CHANGED_GRAIN)).expect("a small bitmap");
+        let of = [(since, since_attempt), (image, attempt)];
+        let (piece, bits) = (offset..offset, alloc::vec![0; bytes]);
+        let comparison = Some(Comparison { of, start: offset, end, piece, first: None, bits });
+        // There is nothing to look at before the first piece.
+        let (part, found) = ((offset, None), DiskDone::Hashes(Vec::new()));
+        let look = Look { image, attempt, at: offset, end: offset, part, found, key, comparison };
         let token = self.token();
         self.track(now, token, id, tag, epoch, Stage::Look(look));
         self.go_on_looking(now, token);
@@ -924,13 +1047,20 @@ impl<P: Payload> Replica<P> {
     }
 
     fn go_on_looking(&mut self, now: Instant, token: Token) {
-        let Some(running) = self.running.get_mut(&token) else { return };
+        while self.look_on(now, token) {}
+    }
+
+    /// True if there is more to look at, and nothing is awaited.
+    fn look_on(&mut self, now: Instant, token: Token) -> bool {
+        let broken = self.config.broken;
+        let Some(running) = self.running.get_mut(&token) else { return false };
         let live = self.attachments.get(&running.attachment).is_some_and(|a| a.live);
-        let Stage::Look(look) = &mut running.stage else { return };
+        let Stage::Look(look) = &mut running.stage else { return false };
         let Some(of) = self.durable.images.get(look.image).filter(|of| live && of.attempt == look.attempt)
         else {
             let refusal = if live { Refusal::NoSnapshot } else { Refusal::NotAttached };
-            return self.finish(now, token, Err(refusal));
+            self.finish(now, token, Err(refusal));
+            return false;
         };
         let region = |at: u64| u32::try_from(at >> of.region_shift).expect("within the image");
         while look.at < look.end {
@@ -967,15 +1097,28 @@ impl<P: Payload> Replica<P> {
                 }
             };
             self.actions.push_back(action);
-            return;
+            return false;
         }
-        let answer = match core::mem::replace(&mut look.found, DiskDone::Done) {
-            DiskDone::Done | DiskDone::Shared(_) => Answer::Done,
-            DiskDone::Data(extents) => Answer::Data(extents),
-            DiskDone::Kinds(kinds) => Answer::Kinds(kinds),
-            DiskDone::Hashes(hashes) => Answer::Hashes(hashes),
+        let answer = match (core::mem::replace(&mut look.found, DiskDone::Done), &mut look.comparison) {
+            (DiskDone::Hashes(found), Some(comparison)) => {
+                match comparison.next(&self.durable, found, &look.key, broken) {
+                    Ok(Some(((image, attempt), piece))) => {
+                        (look.image, look.attempt) = (image, attempt);
+                        (look.at, look.end) = (piece.start, piece.end);
+                        look.found = DiskDone::Hashes(Vec::new());
+                        return true;
+                    }
+                    Ok(None) => Ok(Answer::Changed(core::mem::take(&mut comparison.bits))),
+                    Err(refusal) => Err(refusal),
+                }
+            }
+            (DiskDone::Done | DiskDone::Shared(_), _) => Ok(Answer::Done),
+            (DiskDone::Data(extents), _) => Ok(Answer::Data(extents)),
+            (DiskDone::Kinds(kinds), _) => Ok(Answer::Kinds(kinds)),
+            (DiskDone::Hashes(hashes), None) => Ok(Answer::Hashes(hashes)),
         };
-        self.finish(now, token, Ok(answer));
+        self.finish(now, token, answer);
+        false
     }
 
     fn looked(&mut self, now: Instant, token: Token, outcome: Result<DiskDone<P>, DiskError>) {

@@ -197,6 +197,10 @@ impl<P: Payload> Session<P> {
             GuestOp::Write { offset, data, .. } => (GuestKind::Write, *offset, data.len() as u64),
             GuestOp::Zero { offset, len, .. } => (GuestKind::Write, *offset, *len),
             GuestOp::Flush => (GuestKind::Flush, 0, 0),
+            // A volume is no snapshot.
+            GuestOp::Changed { .. } => {
+                return self.replies.push_back((id, GuestReply::Failed(GuestError::OutOfRange)));
+            }
         };
         // Before the record is known, no volume is larger than this.
         let size = self.record.as_ref().map_or(SIZE_MAX, |record| record.size);
@@ -214,6 +218,7 @@ impl<P: Payload> Session<P> {
                 let (start, end) = (offset / BLOCK * BLOCK, (offset + len).next_multiple_of(BLOCK));
                 self.split(now, id, start, end, ZERO_PIECE, |_, _| OpKind::Kinds { bad: Bad::default() });
             }
+            GuestOp::Changed { .. } => {}
             GuestOp::Write { offset, data, .. } => self.accept_write(now, id, offset, &data),
             GuestOp::Zero { offset, len, keep_space, .. } => {
                 // Partial blocks at the ends are written as zeroes; whole ones become holes (4.8).

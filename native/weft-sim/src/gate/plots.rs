@@ -97,6 +97,8 @@ pub(super) const SHOWN_BY: &[(Mutation, &str)] = &[
     (Mutation::PreserveIntoDeleted, "nothing_is_put_into_an_image_that_goes"),
     (Mutation::AttemptReplaced, "no_image_takes_the_place_of_an_earlier_attempts"),
     (Mutation::AttemptForgotten, "an_attempt_that_was_dropped_is_not_made_again"),
+    (Mutation::ChangedSinceNewer, "what_has_changed_between_snapshots_is_told_by_whoever_took_both"),
+    (Mutation::ChangedWithinOlder, "what_a_volume_has_grown_by_has_changed_where_it_was_written"),
     (Mutation::FailedFlushForgotten, "a_flush_that_failed_once_is_not_asked_again"),
     (Mutation::OvertakenRead, "a_read_that_was_overtaken_shows_nothing_that_may_vanish"),
     (Mutation::CloseUnsealed, "a_clean_volume_is_sealed_on_every_member"),

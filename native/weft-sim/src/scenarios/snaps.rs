@@ -6,7 +6,7 @@ use crate::stage::{
     A, C, D, Fate, Play, R0, R1, R2, Scene, Stage, Who, all_writes, guest_writes, hashes, promises,
 };
 
-use weft_proto::message::Ask;
+use weft_proto::message::{Ask, Refusal};
 use weft_proto::payload::HeapPayload;
 use weft_proto::session::{Event, LAST_HOLDER, SnapFailure};
 
@@ -20,11 +20,14 @@ plots! {
     D10 => snapshots_are_deleted_in_any_order_and_none_of_the_others_changes,
     D10 => a_snapshot_is_deleted_while_one_of_its_copies_is_away,
     D10 => a_discard_that_has_begun_is_in_the_snapshot_in_part,
+    D10 => what_has_changed_between_snapshots_is_told_by_whoever_took_both,
+    D10 => what_a_volume_has_grown_by_has_changed_where_it_was_written,
     D11 => a_snapshot_whose_swap_is_unknown_is_there_or_leaves_nothing,
     D11 => guests_do_not_wait_for_the_store_that_a_snapshot_waits_for,
     D12 => a_snapshot_waits_until_the_members_are_equal,
     D12 => a_snapshot_during_a_join_is_of_the_members_alone,
     D12 => a_member_that_comes_back_keeps_the_images_that_it_had,
+    D12 => a_value_that_nobody_acknowledged_changes_nothing_about_what_has_changed,
     D20 => copies_that_join_a_clone_get_what_its_snapshot_had,
     N20 => a_snapshot_that_was_told_of_outlasts_the_store,
     N20 => an_image_that_only_a_copy_which_was_away_has_logged_comes_back_with_it,
@@ -514,6 +517,81 @@ fn copies_that_join_a_clone_get_what_its_snapshot_had(play: &Play) {
     clone.written(owner, 3);
     assert_eq!(image(&clone, R2, S, 3..5), [old[0], later], "a snapshot of the clone");
     clone.close(owner);
+}
+
+/// D10 (R29): three snapshots; one block is written before each next one, one is written as it was, one is discarded that was
+/// never written.
+fn what_has_changed_between_snapshots_is_told_by_whoever_took_both(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(D);
+    let first = stage.write_run(owner, 0, 40);
+    stage.run_until("it is written", |s| s.done(first.id));
+    stage.snapshotted(owner, S);
+    stage.written(owner, 20);
+    let discard = stage.discard(owner, 45);
+    stage.run_until("it is discarded", |s| s.done(discard));
+    stage.snapshotted(owner, T);
+    stage.written(owner, 3);
+    stage.snapshotted(owner, U);
+    stage.written(owner, 36);
+    let told = |stage: &Stage, of, since, grains: [bool; 3]| {
+        for rid in [R0, R1] {
+            assert_eq!(stage.changed(rid, of, since), Ok(grains.to_vec()), "{of} since {since} at {rid}");
+            assert_eq!(stage.changed(rid, since, of), Ok(grains.to_vec()), "{since} since {of} at {rid}");
+        }
+    };
+    told(&stage, T, S, [false, true, false]);
+    told(&stage, U, T, [true, false, false]);
+    told(&stage, U, S, [true, true, false]);
+    stage.snapshots_hold();
+    // The middle one hands down what it had, and the others go on telling.
+    stage.delete_snapshot(owner, T);
+    stage.run_until("it is gone", |s| s.is_gone(owner, T));
+    told(&stage, U, S, [true, true, false]);
+    assert_eq!(stage.changed(R0, U, T), Err(Refusal::NoSnapshot));
+    stage.close(owner);
+}
+
+/// D10 (R29): the volume grows between two snapshots, and is written to in its new part.
+fn what_a_volume_has_grown_by_has_changed_where_it_was_written(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(D);
+    stage.written(owner, 3);
+    stage.snapshotted(owner, S);
+    stage.resized(owner, 96);
+    stage.written(owner, 70);
+    stage.snapshotted(owner, T);
+    for rid in [R0, R1] {
+        let told = stage.changed(rid, T, S);
+        assert_eq!(told, Ok(vec![false, false, false, false, true, false]), "{rid}");
+        assert_eq!(stage.changed(rid, S, T), Ok(vec![false; 3]), "{rid}: it ends where S ends");
+    }
+    stage.close(owner);
+}
+
+/// D12 (R29; docs/model.md, finding 25): r1 is away with a value that nobody acknowledged. It did not take S, so it says nothing
+/// about that, when it is back, whatever its disk holds; r0 does.
+fn a_value_that_nobody_acknowledged_changes_nothing_about_what_has_changed(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(D);
+    stage.written(owner, 3);
+    stage.hold(owner, R0, guest_writes);
+    stage.write(owner, 20);
+    stage.run_for(20);
+    stage.vanish(owner);
+    stage.kill(R1);
+    let next = stage.steal(C);
+    stage.serving(next);
+    stage.snapshotted(next, S);
+    stage.written(next, 36);
+    stage.start(R1);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
+    stage.written(next, 20);
+    stage.snapshotted(next, T);
+    assert_eq!(stage.listed(T), [R0, R1]);
+    assert_eq!(stage.changed(R0, T, S), Ok(vec![false, true, true]));
+    assert_eq!(stage.changed(R1, T, S), Err(Refusal::NoSnapshot));
+    stage.close(next);
 }
 
 /// N20: the store is lost with everything in it. Who answers the repair makes the keys again, janitors remove nothing,

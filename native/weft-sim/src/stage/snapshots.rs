@@ -9,6 +9,7 @@ use weft_proto::record::Snaps;
 use weft_proto::session::SnapFailure;
 
 use super::*;
+use crate::changed::{changed, expected};
 use crate::snap_keys::{self, Key};
 
 /// An image at a replica: each block's value, as its log and its files have it; none where the file has not what the log says.
@@ -271,8 +272,38 @@ impl Stage {
             {
                 let now = self.whole_image(*rid, *id, key.taken.attempt);
                 assert_eq!(now, *content, "{id} at {rid} is not what it was\n{}", self.describe());
+                self.judge_changed(*rid, *id);
             }
         }
+    }
+
+    /// R29: what it says has changed between two that it took is what has.
+    fn judge_changed(&self, rid: Rid, id: SnapId) {
+        let read = |value: &Value| if *value == ABSENT { ZERO } else { *value };
+        let content = |id: &SnapId| -> Vec<Value> { self.reported[id].iter().map(read).collect() };
+        let logged = |id: &SnapId| {
+            let image = self.reps[&rid].stored.durable.images.get(*id);
+            image.is_some_and(|image| image.state == ImageState::Ready)
+        };
+        let others = self.reported.keys().filter(|other| logged(other) && logged(&id));
+        for since in others {
+            let expected = expected(&content(&id), &content(since), &ZERO);
+            let told = self.changed(rid, id.0, since.0);
+            assert_eq!(told, Ok(expected), "R29: {id} since {since} at {rid}\n{}", self.describe());
+        }
+    }
+
+    /// What a replica says that differs between two snapshots, for each 64 KiB.
+    pub fn changed(&self, rid: Rid, id: u128, since: u128) -> Result<Vec<bool>, Refusal> {
+        let stored = &self.reps[&rid].stored;
+        let mut disk = stored.disk.clone();
+        let size = stored.durable.images.get(SnapId(id)).map_or(BLOCK, |image| image.size);
+        let of = (SnapId(id), size);
+        changed(&stored.durable, self.play.broken(), of, SnapId(since), |action| match action {
+            Action::Disk { op, .. } => disk.run(op),
+            Action::Image { op: op @ ImageOp::Look { .. }, .. } => disk.run_image(op),
+            _ => Err(DiskError::Io),
+        })
     }
 
     /// The same, asked for in the middle of a plot.

@@ -11,7 +11,7 @@
 
 use weft_proto::ids::SnapId;
 use weft_proto::message::{Extent, Hole};
-use weft_proto::payload::{BLOCK, HeapPayload, Payload, block_crcs};
+use weft_proto::payload::{BLOCK, HeapPayload, Payload, block_crcs, block_hash};
 use weft_proto::replica::{DiskDone, DiskError, DiskOp, ImageOp};
 
 use super::SIZE;
@@ -208,14 +208,13 @@ impl Media {
             DiskOp::Hash { offset, len, key } => {
                 let mut hashes = Vec::new();
                 for block in blocks(*offset, *len) {
-                    let Content([first, second]) = self.look(block)?;
-                    let mut hash = *key;
-                    for (h, v) in
-                        hash.iter_mut().zip(first.to_le_bytes().into_iter().chain(second.to_le_bytes()))
-                    {
-                        *h ^= v;
-                    }
-                    hashes.push(hash);
+                    let content = self.look(block)?;
+                    let [first, second] = content.0.map(Value::to_le_bytes);
+                    hashes.push(match content.hole() {
+                        Some(Hole::Absent) => block_hash(key, &[]),
+                        Some(Hole::Zero) => block_hash(key, &[0; BLOCK as usize]),
+                        None => block_hash(key, &[first, second].concat()),
+                    });
                 }
                 DiskDone::Hashes(hashes)
             }

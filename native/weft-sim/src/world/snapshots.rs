@@ -5,6 +5,7 @@ use weft_proto::record::Snaps;
 
 use super::media::Content;
 use super::*;
+use crate::changed::{changed, expected};
 use crate::snap_keys::{self, Key};
 
 /// What a session's attempts may have brought into their images, and what somebody was told of.
@@ -244,6 +245,9 @@ impl World {
                 (Some(now), Some(then)) => now != then,
                 _ => false,
             });
+            if let Some(what) = self.tells_changed_wrong(rep, id) {
+                return Some(what);
+            }
             if let Some(block) = differs {
                 let (rid, now, then) = (self.reps[rep].rid, image[block], content[block]);
                 return Some(format!(
@@ -253,6 +257,39 @@ impl World {
             }
         }
         None
+    }
+
+    /// R29: between the newest snapshot and any other one a copy that took both says what has changed, neither more nor
+    /// less; unless it can't read something of that.
+    fn tells_changed_wrong(&self, rep: Id, since: SnapId) -> Option<String> {
+        let (stored, rid) = (&self.reps[rep].stored, self.reps[rep].rid);
+        let ready = |id: SnapId| stored.durable.images.get(id).filter(|i| i.state == ImageState::Ready);
+        let newest = stored.durable.images.iter().rev().find(|i| i.state == ImageState::Ready)?;
+        let (of, since) = (newest, ready(since)?);
+        let content = |image: &weft_proto::images::Image| {
+            let found = self.image(rep, image.id, image.attempt).ok()?.into_iter();
+            let read = |content: Content| match content.0 {
+                [ABSENT, ABSENT] => Content::whole(ZERO),
+                _ => content,
+            };
+            found.map(|content| content.map(read)).collect::<Option<Vec<Content>>>()
+        };
+        let mut media = stored.media.clone();
+        let told = changed(&stored.durable, self.broken, (of.id, of.size), since.id, |action| match action {
+            Action::Disk { op, .. } => media.run(op),
+            Action::Image { op: op @ ImageOp::Look { .. }, .. } => media.run_image(op),
+            _ => Err(DiskError::Io),
+        });
+        // What can't be read is refused, where it has to be read.
+        let (Some(a), Some(b)) = (content(of), content(since)) else { return None };
+        let expected = expected(&a, &b, &Content::whole(ZERO));
+        let names = (of.id.0, since.id.0);
+        (told != Ok(expected.clone())).then(|| {
+            format!(
+                "R29: {rid} says of snapshot {} since {}: {told:?}, that is {expected:?}",
+                names.0, names.1
+            )
+        })
     }
 
     /// At the end: nothing is half done, and nothing is left of attempts that came to nothing.

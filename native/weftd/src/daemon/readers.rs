@@ -12,13 +12,47 @@ use super::*;
 use crate::clock::{random_uuid, unix_ms};
 use crate::exports::Arrived;
 use crate::sessions::OPEN_MS;
-use crate::snapshots::{SnapKey, no_snapshot, reader_key, snap_key};
+use crate::snapshots::{SnapKey, no_snapshot, reader_key, snap_key, snaps_prefix};
 use weft_control::types::{OpenSnapshot, OpenSnapshotList, SnapshotOpen, SnapshotOpened};
 use weft_proto::ids::Ordinal;
-use weft_proto::snap_reader::{ReaderConfig, ReaderMember};
+use weft_proto::snap_reader::{OtherSnap, ReaderConfig, ReaderMember};
 
 /// Before the store is asked again that did not answer.
 const LOOK_AGAIN_MS: u64 = 200;
+
+/// The record of a volume, as it was read.
+pub(super) fn read_record(volume: VolumeId, entry: &store::Entry) -> Result<Record, Failure> {
+    record_of(entry).map_err(|error| Failure::new(code_of(&error), format!("volume {volume}: {error}")))
+}
+
+/// The key of a snapshot, as it was read.
+pub(super) fn read_key(volume: VolumeId, id: SnapId, entry: &store::Entry) -> Result<SnapKey, Failure> {
+    let failed = |why| Failure::new(Code::BAD_RECORD, format!("snapshot {id} of volume {volume}: {why}"));
+    SnapKey::of(entry).map_err(failed)
+}
+
+/// Who took a snapshot, or one of those that it may be compared with. One that has left the record has given up its images.
+pub(super) fn members_of(
+    record: &Record,
+    host: HostId,
+    key: &SnapKey,
+    others: &[SnapKey],
+) -> (Vec<ReaderMember>, Vec<OtherSnap>) {
+    let rids = |key: &SnapKey| -> Vec<Rid> { key.members.iter().map(|member| member.rid).collect() };
+    let took = rids(key);
+    let others: Vec<OtherSnap> = others
+        .iter()
+        .map(|other| OtherSnap { snap: other.id, size: other.size.0, members: rids(other) })
+        .collect();
+    let all: BTreeSet<Rid> =
+        took.iter().chain(others.iter().flat_map(|other| &other.members)).copied().collect();
+    let member = |rid: Rid| {
+        let entry = record.replica(rid)?;
+        let (node, pool) = (entry.node, entry.pool);
+        Some(ReaderMember { rid, node, pool, local: node == host, took: took.contains(&rid) })
+    };
+    (all.into_iter().filter_map(member).collect(), others)
+}
 
 /// A snapshot that is, or is to be, offered for reading here.
 #[derive(Debug)]
@@ -94,8 +128,8 @@ impl Daemon {
         reader.look_due = None;
         let (volume, hold) = (reader.volume, reader.hold);
         let token = self.call(Caller::ReaderLook(id, hold));
-        let keys = vec![record_key(volume), snap_key(volume, id)];
-        self.store.send(StoreRequest::Read { token, keys });
+        // The record, the snapshot and all others, with which it may be compared, at one moment.
+        self.store.send(StoreRequest::List { token, prefix: format!("/weft/v1/vol/{volume}/s") });
     }
 
     pub(super) fn handle_reader_look(
@@ -131,23 +165,21 @@ impl Daemon {
         let Some(host) = self.identity.as_ref().map(|identity| identity.host) else { return Ok(()) };
         let Some(reader) = self.readers.get_mut(&id) else { return Ok(()) };
         let volume = reader.volume;
-        let [Some(record), Some(key)] = entries else { return Err(no_snapshot(volume, id)) };
-        let record = record_of(record)
-            .map_err(|error| Failure::new(code_of(&error), format!("volume {volume}: {error}")))?;
-        let key = SnapKey::of(key).map_err(|why| {
-            Failure::new(Code::BAD_RECORD, format!("snapshot {id} of volume {volume}: {why}"))
-        })?;
-        // One that has left the record has given up its images.
-        let stays = key.members.iter().filter_map(|member| record.replica(member.rid));
-        let members: Vec<ReaderMember> = stays
-            .map(|entry| ReaderMember {
-                rid: entry.rid,
-                node: entry.node,
-                pool: entry.pool,
-                local: entry.node == host,
-            })
-            .collect();
-        if !key.is_there() || members.is_empty() {
+        let found = |wanted: &str| entries.iter().flatten().find(|entry| entry.key == wanted);
+        let (Some(record), Some(key)) = (found(&record_key(volume)), found(&snap_key(volume, id))) else {
+            return Err(no_snapshot(volume, id));
+        };
+        let record = read_record(volume, record)?;
+        let key = read_key(volume, id, key)?;
+        let age = |key: &SnapKey| (key.generation, key.attempt.0);
+        let prefix = snaps_prefix(volume);
+        let others = entries.iter().flatten().filter(|entry| entry.key.starts_with(&prefix));
+        let older = |other: &SnapKey| other.is_there() && age(other) < age(&key);
+        let mut others: Vec<SnapKey> =
+            others.filter_map(|entry| SnapKey::of(entry).ok()).filter(older).collect();
+        others.sort_by_key(age);
+        let (members, others) = members_of(&record, host, &key, &others);
+        if !key.is_there() || !members.iter().any(|member| member.took) {
             return Err(no_snapshot(volume, id));
         }
         let info = ExportInfo {
@@ -157,6 +189,7 @@ impl Daemon {
             size: key.size.0,
             read_only: true,
             multi_conn: true,
+            since: others.iter().map(|other| other.snap).collect(),
         };
         self.exports.open(&mut self.driver, now, id.into(), &reader.path, info, None)?;
         let config = ReaderConfig {
@@ -166,6 +199,7 @@ impl Daemon {
             host,
             session: SessionId(random_uuid()),
             watermark: self.watermark.unwrap_or_default(),
+            others,
         };
         reader.machine = Some(SnapReader::new(config, &members, now));
         tracing::info!(%volume, snapshot = %id, "open for reading");

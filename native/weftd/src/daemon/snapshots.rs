@@ -90,7 +90,8 @@ impl Daemon {
     // ---- time
 
     pub(super) fn snapshots_timeout(&self) -> impl Iterator<Item = Instant> + '_ {
-        self.readers.values().flat_map(Reader::poll_timeout).chain([self.janitor_due])
+        let readers = self.readers.values().flat_map(Reader::poll_timeout);
+        readers.chain(self.comparisons.poll_timeout()).chain([self.janitor_due])
     }
 
     pub(super) fn handle_snapshot_timeouts(&mut self, now: Instant) {
@@ -100,6 +101,7 @@ impl Daemon {
             self.read_snapshots(now, volume);
         }
         self.handle_reader_timeouts(now);
+        self.handle_comparison_timeouts(now);
         if now >= self.janitor_due {
             self.janitor_due = now.after_ms(JANITOR_MS);
             for volume in self.pools.volumes_with_unlogged_images() {

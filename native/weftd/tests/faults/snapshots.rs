@@ -52,7 +52,7 @@ pub(super) fn of(volume: &str, id: &str) -> Value {
     json!({ "volume": volume, "id": id })
 }
 
-fn read_on(host: &Host, volume: &str, id: &str) -> Result<PathBuf, Value> {
+pub(super) fn read_on(host: &Host, volume: &str, id: &str) -> Result<PathBuf, Value> {
     let ask = json!({ "volume": volume, "id": id, "export": { "nbd": { "path": null } } });
     let opened = host.try_ask("snapshot.open", ask.clone())?;
     assert_eq!(host.ask("snapshot.open", ask), opened, "asked again");
@@ -73,7 +73,7 @@ fn assert_snapshot(cluster: &Cluster, host: &Host, volume: &str, id: &str, file:
     assert!(same, "the snapshot is another one\n{}", host.log());
 }
 
-fn fill(cluster: &Cluster, socket: &Path, volume: &str, name: &str) -> PathBuf {
+pub(super) fn fill(cluster: &Cluster, socket: &Path, volume: &str, name: &str) -> PathBuf {
     let file = random_file(cluster, name);
     copy(file.to_str().expect("UTF-8"), &nbd(socket, volume));
     file

@@ -65,6 +65,7 @@ impl Job {
 enum Awaited {
     Write { at: u64, value: u64 },
     Look { of: SnapId, at: u64 },
+    Changed { of: SnapId, since: SnapId, from: u64, to: u64 },
     Other,
 }
 
@@ -101,6 +102,8 @@ struct Rig {
     clones: BTreeMap<ReplicaKey, Made>,
     /// Of how many the end was told, and of how many of those that they are whole.
     cloned: (u32, u32),
+    /// Bytes of which hashes were asked.
+    hashed: u64,
 }
 
 impl Rig {
@@ -135,6 +138,7 @@ impl Rig {
             count: 0,
             clones: BTreeMap::new(),
             cloned: (0, 0),
+            hashed: 0,
         };
         rig.attach();
         rig
@@ -240,6 +244,28 @@ impl Rig {
                 let gone = !self.expected.contains_key(&of) && *refusal == Refusal::NoSnapshot;
                 assert!(gone || *refusal == Refusal::NotAttached, "{of}: {refusal:?}");
             }
+            (Awaited::Changed { of, since, from, to }, Ok(Answer::Changed(bits))) => {
+                if let (Some(one), Some(other)) = (self.expected.get(&of), self.expected.get(&since)) {
+                    assert_eq!(bits.len() as u64, (to - from).div_ceil(8 * CHANGED_GRAIN));
+                    let differs = |at: &u64| one.get(at) != other.get(at);
+                    for (n, at) in (from..to).step_by(1 << 16).enumerate() {
+                        let expected = (0..PLACES)
+                            .map(place)
+                            .filter(|p| (at..at + CHANGED_GRAIN).contains(p))
+                            .any(|p| differs(&p));
+                        let bit = bits[n / 8] & 0x80 >> (n % 8) != 0;
+                        assert_eq!(bit, expected, "{at:#x} of {of} since {since}");
+                    }
+                }
+            }
+            (Awaited::Changed { of, since, .. }, Err(refusal)) => {
+                let gone = [of, since].iter().any(|id| !self.expected.contains_key(id));
+                assert!(
+                    gone && *refusal == Refusal::NoSnapshot || *refusal == Refusal::NotAttached,
+                    "{of} since {since}: {refusal:?}"
+                );
+            }
+            (Awaited::Changed { .. }, other) => panic!("{other:?}"),
             _ => {}
         }
         self.answered.insert(tag, outcome);
@@ -403,6 +429,20 @@ impl Rig {
                 assert_eq!(*len, BLOCK);
                 extents(self.head.get(offset).copied().unwrap_or_default())
             }
+            Job::Head(DiskOp::Hash { offset, len, key }) => {
+                self.hashed += len;
+                let value = |at| self.head.get(&at).copied();
+                DiskDone::Hashes(hashes(*offset, *len, key, |at| Ok(value(at)))?)
+            }
+            Job::Image(ImageOp::Look { image, heir, op: DiskOp::Hash { offset, len, key } }) => {
+                self.hashed += len;
+                let of = |of: SnapId, at: u64| self.files.get(&(of, at)).copied();
+                let value = |at| {
+                    let found = of(*image, at).or_else(|| heir.and_then(|heir| of(heir, at)));
+                    found.ok_or(DiskError::BitRot)
+                };
+                DiskDone::Hashes(hashes(*offset, *len, key, value)?)
+            }
             Job::Image(ImageOp::Make { image, slot_bytes }) => {
                 assert!(*slot_bytes >= 4096);
                 self.dirs.insert(*image);
@@ -511,11 +551,26 @@ impl Rig {
         self.send(ask, Awaited::Look { of, at });
     }
 
+    fn changed(&mut self, of: SnapId, since: SnapId, from: u64, to: u64) {
+        let (offset, len, key) = (from, to - from, *b"sixteen bytes ok");
+        self.send(
+            Ask::SnapChanged { id: of, since, offset, len, key },
+            Awaited::Changed { of, since, from, to },
+        );
+    }
+
     /// All of all images, one after the other.
     fn look_at_all(&mut self) {
         for of in self.expected.keys().copied().collect::<Vec<_>>() {
             for n in 0..PLACES {
                 self.look(of, place(n));
+            }
+            // With the next one, and the last one with the first.
+            let others = self.expected.range(SnapId(of.0 + 1)..).chain(&self.expected);
+            if let Some(since) = others.map(|(id, _)| *id).next() {
+                for from in (0..SIZE).step_by(64 << 20) {
+                    self.changed(of, since, from, SIZE.min(from + CHANGED_MAX));
+                }
             }
         }
         self.settle();
@@ -546,6 +601,22 @@ fn extents(value: u64) -> DiskDone<HeapPayload> {
     let mut data = HeapPayload::zeroed(4096);
     data.bytes_mut()[..8].copy_from_slice(&value.to_le_bytes());
     DiskDone::Data(vec![Extent::Data { crcs: block_crcs(data.bytes()), data }])
+}
+
+/// Of blocks of which few have a value.
+fn hashes(
+    offset: u64,
+    len: u64,
+    key: &[u8; 16],
+    value: impl Fn(u64) -> Result<Option<u64>, DiskError>,
+) -> Result<Vec<[u8; 16]>, DiskError> {
+    let (absent, zero) = (block_hash(key, &[]), block_hash(key, &[0; 4096]));
+    let of = |at: u64| match (0..PLACES).any(|n| place(n) == at) {
+        // Nothing else is ever written to; the two kinds of holes are the same.
+        false => Ok(if (at / BLOCK).is_multiple_of(2) { absent } else { zero }),
+        true => Ok(value(at)?.map_or(zero, |value| block_hash(key, &value.to_le_bytes()))),
+    };
+    (offset..offset + len).step_by(4096).map(of).collect()
 }
 
 fn value_of(found: &[Extent<HeapPayload>]) -> u64 {
@@ -600,7 +671,14 @@ proptest! {
                     }
                 }
                 440..500 => if let Some(id) = one { rig.delete(id) },
-                500..560 => if let Some(id) = one { rig.look(id, place(n % PLACES)) },
+                500..545 => if let Some(id) = one { rig.look(id, place(n % PLACES)) },
+                545..560 => if let (Some(id), Some(since)) = (one, known.get(usize::try_from(n / 64 % 8).expect("few"))) {
+                    let (from, to) = (place(n % 16), SIZE.min(place(n / 8 % PLACES) + BLOCK));
+                    let from = from / CHANGED_GRAIN * CHANGED_GRAIN;
+                    if (from + 1..=from + CHANGED_MAX).contains(&to) {
+                        rig.changed(id, *since, from, to);
+                    }
+                },
                 560..570 if rig.interval > 1 => {
                     // Left over from before a barrier.
                     if rig.expected.iter().any(|(id, _)| rig.durable.images.get(*id).is_some_and(|of| of.generation.interval() + 1 == rig.interval)) {
@@ -638,6 +716,64 @@ proptest! {
         rig.rest();
         rig.die(0);
         prop_assert!(rig.durable.images.is_empty() && rig.dirs.is_empty() && rig.files.is_empty());
+    }
+}
+
+/// R29: the range is whole grains of the first image and not too long; both images have to be there, and to stay.
+#[test]
+fn what_differs_is_told_of_images_that_are_ready_only() {
+    let mut rig = Rig::new();
+    let (older, newer) = (SnapId(1), SnapId(2));
+    rig.write(place(2), 1);
+    rig.settle();
+    assert_eq!(rig.take(older, 1, None), Ok(Answer::Done));
+    rig.write(place(3), rig.interval);
+    rig.settle();
+    assert_eq!(rig.take(newer, 2, None), Ok(Answer::Done));
+    let ask = |id, since, offset, len| Ask::SnapChanged { id, since, offset, len, key: [7; 16] };
+    let mut asked = |id, since, offset, len| rig.control(ask(id, since, offset, len));
+    let out = Err(Refusal::OutOfBounds);
+    assert_eq!(asked(newer, older, 4096, 4096), out);
+    assert_eq!(asked(newer, older, 0, 0), out);
+    assert_eq!(asked(newer, older, 0, 4095), out);
+    assert_eq!(asked(newer, older, 0, CHANGED_MAX + BLOCK), out);
+    assert_eq!(asked(newer, older, SIZE - CHANGED_GRAIN, CHANGED_GRAIN + BLOCK), out);
+    assert_eq!(asked(newer, older, 1 << 40, BLOCK), out);
+    assert_eq!(asked(newer, SnapId(3), 0, BLOCK), Err(Refusal::NoSnapshot));
+    assert_eq!(asked(SnapId(3), newer, 0, BLOCK), Err(Refusal::NoSnapshot));
+    // The last block of the second region is in its last grain.
+    let last = (2 << SHIFT) - CHANGED_GRAIN;
+    for (id, since) in [(newer, older), (older, newer)] {
+        assert_eq!(asked(id, since, last, 3 * CHANGED_GRAIN), Ok(Answer::Changed(vec![0x80])));
+    }
+    assert_eq!(asked(newer, newer, last, 9 * CHANGED_GRAIN), Ok(Answer::Changed(vec![0, 0])));
+    rig.delete(older);
+    assert_eq!(rig.control(ask(newer, older, 0, BLOCK)), Err(Refusal::NoSnapshot));
+}
+
+/// R29: images that have become whole share no place with any other; what was not stamped since is known to be the same.
+#[test]
+fn only_regions_that_were_written_since_are_looked_at() {
+    let mut rig = Rig::new();
+    for n in 0..PLACES {
+        rig.write(place(n), 1);
+    }
+    rig.settle();
+    let ids = [SnapId(1), SnapId(2), SnapId(3)];
+    for (n, id) in (0..).zip(ids) {
+        rig.write(place(2 * n), rig.interval);
+        rig.settle();
+        assert_eq!(rig.take(id, u64::from(rig.interval), None), Ok(Answer::Done));
+        rig.rest();
+        assert!(rig.replica.whole());
+    }
+    for (of, since, regions) in
+        [(ids[2], ids[1], 1), (ids[1], ids[2], 1), (ids[2], ids[0], 2), (ids[2], ids[2], 0)]
+    {
+        rig.hashed = 0;
+        rig.changed(of, since, 0, CHANGED_MAX);
+        rig.settle();
+        assert_eq!(rig.hashed, (2 * regions) << SHIFT, "{of} since {since}");
     }
 }
 
