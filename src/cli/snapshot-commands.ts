@@ -1,9 +1,12 @@
-/** `weft snapshot create|list|show|rename|protect|unprotect|clone|attach|detach|delete`. */
+/** `weft snapshot create|list|show|changed|rename|protect|unprotect|clone|attach|detach|delete`. */
 import type { Command } from "commander";
 
+import { addRanges, type ByteRange, bytesIn } from "../core/model/changed-blocks.ts";
+import type { AgentClient } from "../core/wire/agent-client.ts";
 import { WeftError } from "../core/wire/errors.ts";
 import { knownSnapshot, snapshotName, snapshotRef, volumeList, volumeName } from "./arguments.ts";
 import { nbdUri } from "./attach-commands.ts";
+import { type Changed, changedText } from "./changed-text.ts";
 import type { Bind } from "./context.ts";
 import { withSuggestion } from "./reference.ts";
 import { groupText, refOf, snapshotColumns, snapshotText, takenText } from "./snapshot-text.ts";
@@ -113,6 +116,32 @@ export function addSnapshotCommands(program: Command, bind: Bind): Command {
     context.show(made, ({ id }) => id, madeText);
   });
 
+  const changed = snapshot
+    .command("changed")
+    .description(
+      "which blocks changed since an older one, for backups; --json has all ranges, -q a line each",
+    )
+    .argument("<snapshot>", REF)
+    .option("--since <snapshot>", "the older one, of the same volume: VOLUME@NAME, NAME or its id");
+  bind<[string], { readonly since?: string }>(changed, async (context, [ref], { since }) => {
+    if (since === undefined)
+      throw new WeftError({
+        code: "E-ARG-03",
+        message: "Since which snapshot? Write --since VOLUME@NAME.",
+      });
+    const found = await allChanged(context.client, knownSnapshot(ref), since);
+    const { json, quiet } = context.globals;
+    if (json !== true && quiet === true) {
+      for (const { offset, len } of found.ranges) context.console.line(`${offset} ${len}`);
+      return;
+    }
+    context.show(
+      found,
+      ({ snapshot: id }) => id,
+      (answer) => changedText(ref, since, answer),
+    );
+  });
+
   const attach = snapshot
     .command("attach")
     .description("offer it on this host by NBD, to be read only")
@@ -145,4 +174,27 @@ export function addSnapshotCommands(program: Command, bind: Bind): Command {
     context.done({ snapshot: ref }, `Snapshot ${ref} is deleted; its space comes back by and by.`);
   });
   return snapshot;
+}
+
+/** One answer covers a part. */
+async function allChanged(client: AgentClient, ref: string, since: string): Promise<Changed> {
+  const ranges: ByteRange[] = [];
+  let exact = true;
+  let offset = 0n;
+  for (;;) {
+    const page = await client.changedBlocks(ref, { since, offset });
+    const { snapshot, since: older, volume, size, grain, len } = page;
+    if (page.offset !== offset || len === 0n)
+      throw new WeftError({
+        code: "E-AGENT-02",
+        message: "The agent's answer covers nothing that was asked.",
+      });
+    addRanges(ranges, { bitmap: Buffer.from(page.bitmap, "base64"), grain, offset, len });
+    exact &&= page.exact;
+    offset += len;
+    if (offset >= size) {
+      const changedBytes = bytesIn(ranges);
+      return { snapshot, since: older, volume, size, grain, exact, changedBytes, ranges };
+    }
+  }
 }

@@ -206,6 +206,67 @@ void t.test("weft snapshot create --group: all at one moment, a line each", asyn
   );
 });
 
+void t.test("weft snapshot changed: ranges over all of it, however many answers that takes", async (t) => {
+  const bits = (...bytes: readonly number[]): string => Buffer.from(bytes).toString("base64");
+  const page = (rest: object): object => ({
+    snapshot: ID,
+    since: ids.db,
+    volume: ids.db,
+    size: String(16 * 65_536),
+    grain: 65_536,
+    exact: true,
+    offset: "0",
+    len: String(8 * 65_536),
+    ...rest,
+  });
+  const url = (since: string, offset: number): string =>
+    `GET /v1/snapshots/db%40b/changed?since=${encodeURIComponent(since)}&offset=${offset}`;
+  await using agent = await FakeAgent.start({
+    [url("db@a", 0)]: page({ bitmap: bits(0b0100_0001) }),
+    [url("db@a", 8 * 65_536)]: page({ bitmap: bits(0b1000_0000), offset: String(8 * 65_536) }),
+    [url("same", 0)]: page({ bitmap: bits(0, 0), len: String(16 * 65_536) }),
+    [url("alone", 0)]: page({ bitmap: bits(0xff, 0xff), len: String(16 * 65_536), exact: false }),
+    [url("odd", 0)]: page({ bitmap: bits(), len: "0" }),
+    [url("away", 0)]: refusal("E-SNAP-16", "can't be said now", 503),
+  });
+  const changed = (since: string, ...more: string[]): ReturnType<FakeAgent["weft"]> =>
+    agent.weft(["snapshot", "changed", "db@b", "--since", since, ...more]);
+  t.equal(
+    (await changed("db@a")).out,
+    [
+      "From db@a to db@b 192 KiB of 1 MiB changed, in 2 ranges of blocks of 64KiB.",
+      "OFFSET  LENGTH",
+      " 65536   65536",
+      "458752  131072",
+      "",
+    ].join("\n"),
+  );
+  t.equal((await changed("db@a", "-q")).out, "65536 65536\n458752 131072\n");
+  t.strictSame(JSON.parse((await changed("db@a", "--json")).out), {
+    snapshot: ID,
+    since: ids.db,
+    volume: ids.db,
+    size: "1048576",
+    grain: 65_536,
+    exact: true,
+    changedBytes: "196608",
+    ranges: [
+      { offset: "65536", len: "65536" },
+      { offset: "458752", len: "131072" },
+    ],
+  });
+  t.equal((await changed("same")).out, "Nothing changed from same to db@b.\n");
+  t.equal((await changed("same", "-q")).out, "");
+  t.match(
+    (await changed("alone")).out,
+    /^From alone to db@b at most 1 MiB of 1 MiB changed, in one range.*\.\nNo copy/,
+  );
+  t.match(await changed("odd"), { code: 4, err: /^E-AGENT-02 / });
+  t.match(await changed("away"), { code: 3, err: /^E-SNAP-16 / });
+  t.match(await agent.weft(["snapshot", "changed", "db@b"]), { code: 1, err: /^E-ARG-03 / });
+  t.match(await agent.weft(["snapshot", "changed", "db", "--since", "a"]), { code: 1, err: /^E-ARG-02 / });
+});
+
 void t.test("weft volume show: how many snapshots there are, and which have fewer copies", async (t) => {
   const having = (snapshots: object): object =>
     volume({ snapshots: { count: 2, deleting: 0, fewerCount: 0, fewer: [], unable: null, ...snapshots } });

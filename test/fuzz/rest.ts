@@ -74,6 +74,7 @@ const bodies: WithBody = {
 const untried: readonly RouteName[] = ["POST /v1/ca/rotate", "POST /v1/store/repair"];
 const queries: Partial<Record<RouteName, string>> = {
   "GET /v1/disks": "?device=/dev/null/file",
+  "GET /v1/snapshots/:ref/changed": "?since=db@x&offset=65536&len=4096",
   "GET /v1/audit": "?since=2026-11-21T14:00:00Z&volume=db&who=root&refused=true&limit=5",
 };
 

@@ -2,10 +2,11 @@
  * Plot: a guest's volume is kept as it is while the guest writes, read as it was on hosts with and without a copy, and given
  * up again; a copy that was away, a volume that nobody uses and a pool that can't have snapshots all say what they are.
  */
-import { renameSync, rmSync } from "node:fs";
+import { readFileSync, renameSync, rmSync } from "node:fs";
 import { join } from "node:path";
 
-import t from "tap";
+import t, { type Test } from "tap";
+import { z } from "zod";
 
 import type { Host } from "../../scripts/cluster/host.ts";
 import { until, within } from "../../scripts/lib/until.ts";
@@ -33,6 +34,70 @@ async function readOn(host: Host, ref: string): Promise<string> {
   const { path } = snapshotAttached.parse(await host.json(["weft", "snapshot", "attach", ref, "--json"]));
   return sumOf(host, path);
 }
+
+const GRAIN = 65_536;
+
+/** The blocks in which `v@one` and `v@two` differ, as reading them tells; both are attached there. */
+async function changedBetween(host: Host): Promise<readonly number[]> {
+  const read = async (ref: string): Promise<Buffer> => {
+    const { path } = snapshotAttached.parse(await host.json(["weft", "snapshot", "attach", ref, "--json"]));
+    const file = join(host.layout.dir, "copy.img");
+    await host.output(["nbdcopy", `nbd+unix:///?socket=${path}`, file]);
+    return readFileSync(file);
+  };
+  const [one, two] = [await read("v@one"), await read("v@two")];
+  const blocks = Array.from({ length: two.length / GRAIN }, (_, i) => i);
+  return blocks.filter((i) => {
+    const at = i * GRAIN;
+    return !one.subarray(at, at + GRAIN).equals(two.subarray(at, at + GRAIN));
+  });
+}
+
+const extents = z.array(z.object({ offset: z.int(), length: z.int(), type: z.int() }));
+
+/** Every host and a backup tool at the export are told of these blocks, and of no others. */
+async function sameChanges(
+  t: Test,
+  hosts: Readonly<Record<"h1" | "h2" | "h3", Host>>,
+  path: string,
+  blocks: readonly number[],
+): Promise<void> {
+  t.ok(blocks.length > 0, "the guest has written between them");
+  const inBlocks = (
+    ranges: readonly { readonly offset: bigint; readonly len: bigint }[],
+  ): readonly number[] =>
+    ranges.flatMap(({ offset, len }) =>
+      Array.from({ length: Number(len) / GRAIN }, (_, i) => Number(offset) / GRAIN + i),
+    );
+  for (const host of Object.values(hosts)) {
+    const since = ["--since", "v@one"];
+    const found = changedJson.parse(
+      await host.json(["weft", "snapshot", "changed", "v@two", ...since, "--json"]),
+    );
+    t.equal(found.exact, true, host.name);
+    t.strictSame(inBlocks(found.ranges), blocks, host.name);
+  }
+  const { id } = await hosts.h3.agent().snapshot("v@one");
+  for (const context of [`weft:changed-since:${id}`, `qemu:dirty-bitmap:weft-since-${id}`]) {
+    const mapped = extents.parse(
+      await hosts.h3.json(["nbdinfo", `--map=${context}`, "--json", `nbd+unix:///?socket=${path}`]),
+    );
+    const dirty = mapped
+      .filter(({ type }) => (type & 1) === 1)
+      .map(({ offset, length }) => ({ offset: BigInt(offset), len: BigInt(length) }));
+    t.strictSame(inBlocks(dirty), blocks, context);
+  }
+  t.equal(
+    await hosts.h2.output(["weft", "snapshot", "changed", "v@two", "--since", "v@two"]),
+    "Nothing changed from v@two to v@two.",
+  );
+}
+
+const bytes = z.string().transform(BigInt);
+const changedJson = z.object({
+  exact: z.boolean(),
+  ranges: z.array(z.object({ offset: bytes, len: bytes })),
+});
 
 /** Pools that can't have snapshots, on a file system of memory. */
 const plain = "/dev/shm/weft-scenario-plain";
@@ -68,6 +133,7 @@ await t.test(
         const { path } = snapshotAttached.parse(
           await h3.json(["weft", "snapshot", "attach", "v@two", "--json"]),
         );
+        await sameChanges(t, { h1, h2, h3 }, path, await changedBetween(h1));
         t.match(
           await h3.output(["nbdinfo", "--is", "read-only", `nbd+unix:///?socket=${path}`]).catch(String),
           /^$/,

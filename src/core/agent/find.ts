@@ -64,19 +64,49 @@ export function findSnapshot(mirror: Mirror, ref: string): FoundSnapshot {
   }
   const named = decided(parseSnapshotRef(ref));
   const volume = findVolume(mirror, named.volume);
-  const shown = shownOf(mirror, volume.id);
-  const byId = parseSnapshotId(named.name);
+  return { volume, snapshot: snapshotOf(mirror, volume, named.name, ref) };
+}
+
+function snapshotOf(
+  mirror: Mirror,
+  { id, want }: Pick<WantedVolume, "id" | "want">,
+  wanted: string,
+  ref: string,
+): Snapshot {
+  const shown = shownOf(mirror, id);
+  const byId = parseSnapshotId(wanted);
   // One that is being deleted makes way for another one of its name.
   const [found] = shown
-    .filter(({ id: one, name }) => one === byId || name === named.name)
+    .filter(({ id: one, name }) => one === byId || name === wanted)
     .toSorted((a, b) => Number(a.state === "DELETING") - Number(b.state === "DELETING"));
-  if (found !== undefined) return { volume, snapshot: found };
+  if (found !== undefined) return found;
   const near = suggest(
-    named.name,
+    wanted,
     shown.map(({ name }) => name),
   );
-  const hint = near === null ? "" : ` Did you mean "${volume.want.name}@${near}"?`;
-  throw noSnapshot(`"${volume.want.name}" has no snapshot "${named.name}".${hint}`, ref);
+  const hint = near === null ? "" : ` Did you mean "${want.name}@${near}"?`;
+  throw noSnapshot(`"${want.name}" has no snapshot "${wanted}".${hint}`, ref);
+}
+
+/**
+ * Another snapshot of the same volume: `VOLUME@NAME`, `NAME`, or its id. E-ARG-02 for one of another volume, of which nothing is
+ * said: who asks may have been let in to this one alone.
+ */
+export function findSibling(mirror: Mirror, { id, want }: WantedVolume, ref: string): Snapshot {
+  const [first = "", second, ...rest] = ref.split("@");
+  const name = second ?? first;
+  if (
+    rest.length > 0 ||
+    name === "" ||
+    (second !== undefined && first !== want.name && parseUuid(first) !== id)
+  )
+    throw new WeftError({
+      code: "E-ARG-02",
+      message: `"${ref}" names no snapshot of "${want.name}". Write ${want.name}@NAME.`,
+      facts: { ref },
+      safe: "Nothing was changed.",
+    });
+  return snapshotOf(mirror, { id, want }, name, ref);
 }
 
 function shownOf(mirror: Mirror, volume: VolumeId): readonly Snapshot[] {

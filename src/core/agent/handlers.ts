@@ -15,6 +15,7 @@ import { createApiToken, listApiTokens, revokeApiToken } from "./api-tokens.ts";
 import { auditAnswer, auditProblems, auditVerdict } from "./audit-read.ts";
 import { attachVolume, detachVolume } from "./attach.ts";
 import { backupAuthority, restoreAuthority } from "./ca-file.ts";
+import { changedBlocks } from "./changed-blocks.ts";
 import type { MemberContext } from "./context.ts";
 import { createVolume } from "./create-volume.ts";
 import { clusterJsonOf, volumeOf, volumesOf } from "./facts.ts";
@@ -233,6 +234,8 @@ export const handlers: Handlers = {
     await snapshots.deleteSnapshot(agent.member(), params.ref);
     return {};
   },
+  "GET /v1/snapshots/:ref/changed": async (agent, { params, query }) =>
+    changedBlocks(await fresh(agent), params.ref, query),
   "POST /v1/snapshots/:ref/attach": (agent, { params }) =>
     snapshots.attachSnapshot(agent.member(), params.ref),
   "POST /v1/snapshots/:ref/detach": async (agent, { params }) => {

@@ -278,6 +278,7 @@ export function freeName(known: readonly Snapshot[], at: string): string {
   for (let n = 2; ; n += 1) if (isFree(`${name}-${n}`)) return `${name}-${n}`;
 }
 
+/** E-SNAP-09 for one that is on its way out. */
 export function refuseDeleting({ want }: WantedVolume, { id, name, state }: Snapshot): void {
   if (state === "READY") return;
   throw new WeftError({

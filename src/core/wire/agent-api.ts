@@ -266,6 +266,19 @@ export const auditQuery = z.strictObject({
     .default(200),
 });
 
+/** What stands behind `?`. */
+export const changedQuery = z.strictObject({
+  /** Another snapshot of the volume: `VOLUME@NAME`, `NAME` or its id. */
+  since: z.string().min(1).max(256),
+  /** A multiple of 64 KiB. */
+  offset: u64.default(0n),
+  /** Null: up to the snapshot's end. */
+  len: u64
+    .refine((bytes) => bytes > 0n, "expected at least 1")
+    .nullable()
+    .default(null),
+});
+
 // ---- answers ----
 
 /** What a host has to know of its cluster. */
@@ -484,6 +497,24 @@ export const groupCreated = z.object({
 });
 
 export const snapshotAttached = z.object({ snapshot: uuid, volume: uuid, path: z.string() });
+
+/** Blocks that differ between two snapshots of a volume, as far as one answer goes. */
+export const changedAnswer = z.object({
+  snapshot: uuid,
+  since: uuid,
+  volume: uuid,
+  /** Of the snapshot: nothing behind it is asked about. */
+  size: u64,
+  /** Bytes that one bit stands for. */
+  grain: z.int().min(512),
+  /** True: a block differs if its bit is set, and only then. False: where none is set nothing differs. */
+  exact: z.boolean(),
+  /** What this answer covers. It may be less than was asked for: ask again from `offset + len` on. */
+  offset: u64,
+  len: u64,
+  /** One bit a block from `offset` on, the highest bit of each byte first; base64. */
+  bitmap: z.base64(),
+});
 
 /** What a scrub found. Blocks are counted once a copy. */
 const scrubResult = z.object({
@@ -885,6 +916,8 @@ export const errorAnswer = z.object({
 
 export type InitRequest = z.input<typeof initRequest>;
 export type GroupCreated = z.output<typeof groupCreated>;
+export type ChangedQuery = z.output<typeof changedQuery>;
+export type ChangedAnswer = z.output<typeof changedAnswer>;
 export type Settings = z.output<typeof settings>;
 export type SettingsChange = z.output<typeof settingsChange>;
 export type JoinRequest = z.input<typeof joinRequest>;

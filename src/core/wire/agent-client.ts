@@ -275,6 +275,19 @@ export class AgentClient {
     await this.#call("POST", path`/v1/snapshots/${ref}/detach`, api.okAnswer);
   }
 
+  /** A part of what changed since an older snapshot of the volume: the answer says which. */
+  changedBlocks(
+    ref: string,
+    { since, offset, len }: { readonly since: string; readonly offset?: bigint; readonly len?: bigint },
+  ): Promise<api.ChangedAnswer> {
+    const query = new URLSearchParams({
+      since,
+      ...(offset === undefined ? {} : { offset: String(offset) }),
+      ...(len === undefined ? {} : { len: String(len) }),
+    });
+    return this.#call("GET", `${path`/v1/snapshots/${ref}/changed`}?${query.toString()}`, api.changedAnswer);
+  }
+
   trash(): Promise<api.TrashAnswer[]> {
     return this.#call("GET", "/v1/trash", api.trashAnswer.array());
   }

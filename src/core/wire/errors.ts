@@ -112,6 +112,7 @@ const kinds = {
   "E-SNAP-13": refused,
   "E-SNAP-14": user,
   "E-SNAP-17": user,
+  "E-SNAP-16": degraded,
   "E-POOL-04": refused,
   "E-POOL-08": user,
   "E-POOL-09": degraded,

@@ -94,6 +94,13 @@ export class FakeWeftd {
   refusesCopies: { readonly code: string; readonly message: string } | null = null;
   /** Copies are made when this says so. */
   holdsCopies: Promise<void> = Promise.resolve();
+  /** Blocks that changed since a snapshot, by its id; null: no copy that tells is in reach. */
+  readonly changes = new Map<
+    string,
+    { readonly exact: boolean; readonly blocks: readonly number[] } | null
+  >();
+  /** As much is covered by one answer. */
+  changedPage = 16n << 30n;
   /** Another size is refused. */
   refusesSizes = false;
   #freePercent = 100n;
@@ -261,6 +268,7 @@ export class FakeWeftd {
       "snapshot.protect": ({ volume, id, protected: isProtected }) =>
         this.#changeSnapshot(String(volume), String(id), { protected: isProtected }),
       "snapshot.rename": ({ volume, id, name }) => this.#changeSnapshot(String(volume), String(id), { name }),
+      "snapshot.changed": (params) => this.#changed(params),
       "snapshot.open": async ({ volume, id }) => {
         const value = JSON.stringify({ volume, since: String(Date.now()) });
         await this.#connected().put(`${keys.snapshotOpen(String(id))}${this.host}`, value);
@@ -499,6 +507,24 @@ export class FakeWeftd {
     await this.#connected().put(key, JSON.stringify({ ...(JSON.parse(entry.value) as Json), ...change }));
     await this.#swap(volume, (r) => r);
     return {};
+  }
+
+  #changed({ volume, id, since, offset, len }: Json): Json {
+    const told = this.changes.get(String(since)) ?? null;
+    if (told === null) return refuse("E-SNAP-16", "weftd's own words", { volume, snapshot: id, since });
+    const grain = 65_536;
+    const begin = BigInt(String(offset));
+    const asked = BigInt(String(len));
+    const covered = asked < this.changedPage ? asked : this.changedPage;
+    const first = Number(begin / BigInt(grain));
+    const bitmap = new Uint8Array(Number((covered / BigInt(grain) + 7n) / 8n));
+    for (const block of told.blocks) {
+      const bit = block - first;
+      if (bit >= 0 && bit < bitmap.length * 8)
+        bitmap[bit >> 3] = (bitmap[bit >> 3] ?? 0) | (0x80 >> (bit & 7));
+    }
+    const { exact } = told;
+    return { grain, exact, offset, len: String(covered), bitmap: Buffer.from(bitmap).toString("base64") };
   }
 
   async letSnapshotsEnd(): Promise<void> {

@@ -127,4 +127,5 @@ void t.test("agent: a token that is bound to volumes takes groups of those alone
   t.equal((await h1.client.snapshots()).length, 2);
   const viewer = await boundTo(h1, "viewer", ["db"]);
   await t.rejects(viewer.createGroup({ volumes: ["db"], name: "x" }), { code: "E-AUTH-02" });
+  await t.rejects(viewer.changedBlocks("db@mine", { since: "db@mine" }), { code: "E-AUTH-02" });
 });

@@ -239,3 +239,59 @@ void t.test("agent: what an owner left unfinished of snapshots is ended by a car
   t.equal(status.kind, "cluster");
   t.match(await h3.client.snapshots("db"), [{ name: "two" }]);
 });
+
+void t.test("agent: what changed between two snapshots is asked of any host, a part at a time", async (t) => {
+  const [h1, h2, h3] = await three(t, 131);
+  for (const name of ["db", "web"]) {
+    await h1.client.createVolume({ name, size: GIB, hosts: ["h1", "h2"] });
+    await h1.client.createSnapshot(name, { name: "a" });
+  }
+  const older = await h1.client.snapshot("db@a");
+  const newer = await h1.client.createSnapshot("db", { name: "b" });
+  h3.weftd.changes.set(older.id, { exact: true, blocks: [0, 1, 16_383] });
+  h3.weftd.changedPage = GIB / 2n;
+  for (const since of ["db@a", "a", older.id, `db@${older.id}`, `${older.volume}@a`]) {
+    const page = await h3.client.changedBlocks("db@b", { since });
+    const { snapshot, since: from, volume, size, grain, exact, offset, len } = page;
+    t.strictSame(
+      { snapshot, from, volume, size, grain, exact, offset, len },
+      {
+        snapshot: newer.id,
+        from: older.id,
+        volume: newer.volume,
+        size: GIB,
+        grain: 65_536,
+        exact: true,
+        offset: 0n,
+        len: GIB / 2n,
+      },
+      since,
+    );
+    t.equal(Buffer.from(page.bitmap, "base64")[0], 0b1100_0000);
+  }
+  const rest = await h3.client.changedBlocks(newer.id, { since: "a", offset: GIB / 2n });
+  t.match(rest, { offset: GIB / 2n, len: GIB / 2n });
+  t.equal(Buffer.from(rest.bitmap, "base64").at(-1), 1);
+  const few = await h3.client.changedBlocks("db@b", { since: "a", offset: 65_536n, len: 4096n });
+  t.match(few, { offset: 65_536n, len: 4096n });
+  t.equal(calls(h1, "snapshot.changed") + calls(h2, "snapshot.changed"), 0);
+
+  const refusals: readonly (readonly [string, string, object, string])[] = [
+    ["db@b", "web@a", {}, "E-ARG-02"],
+    ["db@b", "nothing@a", {}, "E-ARG-02"],
+    ["db@b", "db@a@b", {}, "E-ARG-02"],
+    ["db@b", "", {}, "E-ARG-02"],
+    ["db@b", "db@c", {}, "E-SNAP-09"],
+    ["db@c", "db@a", {}, "E-SNAP-09"],
+    ["db@b", "a", { offset: 4096n }, "E-ARG-02"],
+    ["db@b", "a", { offset: GIB }, "E-ARG-02"],
+    ["db@b", "a", { len: 0n }, "E-ARG-02"],
+  ];
+  for (const [ref, since, more, code] of refusals)
+    await t.rejects(h3.client.changedBlocks(ref, { since, ...more }), { code }, `${ref} since ${since}`);
+  await t.rejects(h2.client.changedBlocks("db@b", { since: "a" }), {
+    code: "E-SNAP-16",
+    message: "What changed between db@a and db@b can't be said now: no copy that has them is in reach.",
+    exitCode: 3,
+  });
+});
