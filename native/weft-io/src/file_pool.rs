@@ -56,7 +56,7 @@ use crate::driver::{Completion, Driver, Errno, Fd, Op, Outcome, TokenSpace};
 use crate::images;
 use crate::pool_dir::{self, PoolDir, Probe, SegmentError, SegmentFiles};
 use crate::reflink::Ability;
-use crate::segment::{Piece, Segment, Waiter};
+use crate::segment::{Piece, Rounds, Segment, Waiter};
 use crate::sidecar::{Entry, SEGMENT_BLOCKS, SIDECAR_BYTES};
 use crate::store::Home;
 
@@ -122,12 +122,22 @@ impl Rotten {
 
 /// A driver's op under way.
 enum Io {
-    Write(ReplicaKey, Piece, bool),
+    Write(ReplicaKey, Piece, Until),
     Look(ReplicaKey, Piece, u32),
     DataSync(ReplicaKey, u32),
     SidePages(ReplicaKey, u32),
     SideSync(ReplicaKey, u32),
     Log(u64),
+}
+
+/// When a piece of a write has ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Until {
+    Written,
+    /// As one request.
+    Durable,
+    /// By a flush that it shares with others.
+    Flushed,
 }
 
 /// A blocking call's result.
@@ -148,9 +158,10 @@ enum Called {
     HoleMade(ReplicaKey, Piece, Result<(), Errno>),
     /// The piece holds its blocks, if the head has that segment.
     Preserved(ReplicaKey, Piece, bool, Result<(), Errno>),
-    ImageSynced(u64, Option<u32>, Result<(), Errno>),
     /// So many blocks of the piece, which holds all of them.
     SharedOut(ReplicaKey, Piece, Result<u32, Errno>),
+    /// A segment of an image; true: and its name.
+    ImageSynced((ReplicaKey, SnapId, u32), bool, Result<(), Errno>),
     /// There is room for the segments of a larger replica, or there is not.
     Extended(u64, Result<(), Errno>),
 }
@@ -167,6 +178,8 @@ pub struct FilePool {
     bulk: Workers<Called>,
     /// Of the image that was preserved into last, the segments whose names are durable.
     named: BTreeMap<ReplicaKey, (SnapId, BTreeSet<u32>)>,
+    /// Flushes of images' segments that are under way or waited for.
+    image_rounds: BTreeMap<(ReplicaKey, SnapId, u32), Rounds>,
     replicas: BTreeMap<ReplicaKey, Replica>,
     opening: BTreeSet<ReplicaKey>,
     jobs: Slab<Job>,
@@ -211,6 +224,7 @@ impl FilePool {
             workers,
             bulk,
             named: BTreeMap::new(),
+            image_rounds: BTreeMap::new(),
             replicas: BTreeMap::new(),
             opening: BTreeSet::new(),
             jobs: Slab::new(),
@@ -423,11 +437,9 @@ impl FilePool {
                 // What is in that file now has come with another name.
                 self.named.remove(&replica);
                 self.call_bulk(token, move || {
-                    let (of, place) = ((image, heir), at(segment, 0) * BLOCK);
-                    match images::hand_down(&files, &root, replica, of, segment, &blocks) {
-                        Err(Errno(libc::ENOENT)) => Err(PoolError::ImageDamaged { offset: place }),
-                        other => Ok(other.map(|()| PoolAnswer::Done)?),
-                    }
+                    let of = (image, heir);
+                    let done = images::hand_down(&files, &root, replica, of, segment, &blocks);
+                    done.map(|()| PoolAnswer::Done).map_err(|errno| lost(errno, segment))
                 });
             }
             PoolOp::DropImage { replica, image } => {
@@ -493,9 +505,7 @@ impl FilePool {
         let Some(io) = self.ios.remove(key) else { return };
         match io {
             Io::Log(token) => self.answer(token, result.map(|_| PoolAnswer::Done).map_err(PoolError::from)),
-            Io::Write(replica, piece, durable) => {
-                self.on_written(replica, piece, durable, result.map(|_| ()))
-            }
+            Io::Write(replica, piece, until) => self.on_written(replica, piece, until, result.map(|_| ())),
             Io::Look(replica, piece, first) => {
                 let result = result.map(|(_, buf)| buf.expect("a read gives its buffer back"));
                 self.on_looked(replica, piece, first, result);
@@ -555,7 +565,7 @@ impl FilePool {
                     self.on_preserved(replica, piece, held, result);
                 }
                 Called::SharedOut(replica, piece, result) => self.on_shared_out(replica, piece, result),
-                Called::ImageSynced(job, named, result) => self.on_image_synced(job, named, result),
+                Called::ImageSynced(place, named, result) => self.on_image_synced(place, named, result),
                 Called::Extended(job, result) => self.tell(job, result.map_err(PoolError::from)),
             }
             self.settle();
@@ -1109,10 +1119,16 @@ impl FilePool {
                 let start =
                     usize::try_from((at(piece.segment, piece.lo) - first) * BLOCK).expect("within the data");
                 let (buf, copied) = aligned(data.slice(start, (piece.hi - piece.lo) as usize * BLOCK_LEN));
-                let durable = *durable;
+                // Where blocks may be shared each write of its own would wait for the file system's log.
+                let until = match (*durable, shared) {
+                    (false, _) => Until::Written,
+                    (true, false) => Until::Durable,
+                    (true, true) => Until::Flushed,
+                };
+                let durable = until == Until::Durable;
                 self.figures.unaligned_writes += u64::from(copied);
                 self.io(
-                    Io::Write(key, piece, durable),
+                    Io::Write(key, piece, until),
                     Op::WriteAt { file, offset: on_disk, bufs: vec![buf], durable },
                 );
                 None
@@ -1235,29 +1251,41 @@ impl FilePool {
         }
     }
 
-    fn on_written(&mut self, key: ReplicaKey, piece: Piece, durable: bool, result: Result<(), Errno>) {
-        let job = self.jobs.get_mut(piece.job).expect("a piece's job is under way");
+    fn on_written(&mut self, key: ReplicaKey, piece: Piece, until: Until, result: Result<(), Errno>) {
         let replica = self.replicas.get_mut(&key).expect("a replica with I/O under way is open");
         let segment = replica.segments.get_mut(&piece.segment).expect("a segment with I/O under way is open");
         match result {
-            Ok(()) => {
-                let Work::Write { first, crcs, .. } = &job.work else { unreachable!("only a Write writes") };
-                let start = usize::try_from(at(piece.segment, piece.lo) - first).expect("within the data");
-                for (block, crc) in (piece.lo..piece.hi).zip(&crcs[start..]) {
-                    segment.sidecar.set(block, Entry::Data(*crc));
+            Ok(()) if until == Until::Flushed => {
+                if !self.ask_data_sync(key, piece.segment, Waiter::Piece(piece), true) {
+                    self.end_piece(key, piece, Err(PoolError::ReplicaFailed));
                 }
-                replica.doubt.remove(piece.segment, piece.lo, piece.hi);
-                segment.unsynced |= !durable;
-                replica.rotten.written(&piece);
+                return;
+            }
+            Ok(()) => {
+                segment.unsynced |= until == Until::Written;
+                self.enter_written(key, piece);
             }
             // Old, new or torn: whatever is there now is what it is.
             Err(_) => replica.doubt.add(piece.segment, piece.lo, piece.hi),
         }
-        let write_back = segment.sidecar.changes() >= WRITE_BACK_CHANGES && segment.side_rounds.is_idle();
-        if write_back {
+        self.end_piece(key, piece, result.map(|()| Found::Nothing).map_err(PoolError::from));
+    }
+
+    /// What was written is known from now on.
+    fn enter_written(&mut self, key: ReplicaKey, piece: Piece) {
+        let job = self.jobs.get_mut(piece.job).expect("a piece's job is under way");
+        let replica = self.replicas.get_mut(&key).expect("a replica with I/O under way is open");
+        let segment = replica.segments.get_mut(&piece.segment).expect("a segment with I/O under way is open");
+        let Work::Write { first, crcs, .. } = &job.work else { unreachable!("only a Write writes") };
+        let start = usize::try_from(at(piece.segment, piece.lo) - first).expect("within the data");
+        for (block, crc) in (piece.lo..piece.hi).zip(&crcs[start..]) {
+            segment.sidecar.set(block, Entry::Data(*crc));
+        }
+        replica.doubt.remove(piece.segment, piece.lo, piece.hi);
+        replica.rotten.written(&piece);
+        if segment.sidecar.changes() >= WRITE_BACK_CHANGES && segment.side_rounds.is_idle() {
             self.ask_side_sync(key, piece.segment, Waiter::Nobody);
         }
-        self.end_piece(key, piece, result.map(|()| Found::Nothing).map_err(PoolError::from));
     }
 
     fn on_reserved(&mut self, id: u64, key: ReplicaKey, result: Result<Vec<(u32, u64, u64)>, Errno>) {
@@ -1411,7 +1439,7 @@ impl FilePool {
     }
 
     fn on_preserved(&mut self, key: ReplicaKey, piece: Piece, held: bool, result: Result<(), Errno>) {
-        let result = result.map(|()| Found::Nothing).map_err(PoolError::from);
+        let result = result.map(|()| Found::Nothing).map_err(|errno| lost(errno, piece.segment));
         if held {
             return self.end_piece(key, piece, result);
         }
@@ -1425,32 +1453,53 @@ impl FilePool {
             *named = (image, BTreeSet::new());
         }
         for number in segments.iter().copied() {
-            let new = !named.1.contains(&number);
-            let (files, root) = (self.dir.files.clone(), self.dir.root.clone());
-            self.workers.run(move || {
-                let result = images::sync(&files, &root, (key, image, number), new);
-                Called::ImageSynced(id, new.then_some(number), result)
-            });
+            let place = (key, image, number);
+            self.image_rounds.entry(place).or_default().ask(Waiter::Job(id));
+            self.start_image_round(place);
         }
     }
 
-    fn on_image_synced(&mut self, id: u64, named: Option<u32>, result: Result<(), Errno>) {
-        let job = self.jobs.get_mut(id).expect("it waits for this");
-        let key = job.replica;
-        match result {
+    /// One flush for all whose blocks were there when it began.
+    fn start_image_round(&mut self, place: (ReplicaKey, SnapId, u32)) {
+        if !self.image_rounds.get_mut(&place).is_some_and(Rounds::start) {
+            return;
+        }
+        let (key, image, number) = place;
+        let new = self.named.get(&key).is_none_or(|(of, known)| *of != image || !known.contains(&number));
+        let (files, root) = (self.dir.files.clone(), self.dir.root.clone());
+        self.figures.image_flushes += 1;
+        self.workers.run(move || Called::ImageSynced(place, new, images::sync(&files, &root, place, new)));
+    }
+
+    fn on_image_synced(&mut self, place: (ReplicaKey, SnapId, u32), named: bool, result: Result<(), Errno>) {
+        let (key, image, number) = place;
+        let rounds = self.image_rounds.get_mut(&place).expect("it is under way");
+        let failed = match result {
             Ok(()) => {
-                let Work::Preserve { image, .. } = job.work else { unreachable!("only a Preserve asks") };
-                if let (Some(number), Some((of, known))) = (named, self.named.get_mut(&key))
+                if let Some((of, known)) = self.named.get_mut(&key)
                     && *of == image
+                    && named
                 {
                     known.insert(number);
                 }
+                false
             }
             // It was not even opened.
-            Err(Errno(libc::ENOENT | libc::EMFILE | libc::ENFILE)) => {}
-            Err(errno) => self.fail(key, errno),
+            Err(Errno(libc::ENOENT | libc::EMFILE | libc::ENFILE)) => false,
+            Err(_) => true,
+        };
+        let told = if failed { rounds.end_all() } else { rounds.end() };
+        if rounds.is_idle() {
+            self.image_rounds.remove(&place);
         }
-        self.tell(id, result.map_err(PoolError::from));
+        if let (true, Err(errno)) = (failed, result) {
+            self.fail(key, errno);
+        }
+        for waiter in told {
+            let Waiter::Job(id) = waiter else { unreachable!("only a Preserve asks") };
+            self.tell(id, result.map_err(|errno| lost(errno, number)));
+        }
+        self.start_image_round(place);
     }
 
     /// Asks for a flush of a segment's data; false (and nobody will be told) if there is nothing to flush.
@@ -1487,10 +1536,16 @@ impl FilePool {
             match waiter {
                 Waiter::Piece(piece) => {
                     let job = self.jobs.get_mut(piece.job).expect("a piece's job is under way");
-                    let hole = if let Work::Zero { hole, .. } = job.work { hole } else { Hole::Absent };
+                    let hole = match job.work {
+                        Work::Write { .. } => None,
+                        Work::Zero { hole, .. } => Some(hole),
+                        _ => Some(Hole::Absent),
+                    };
                     let replica = self.replicas.get_mut(&key).expect("a replica with I/O under way is open");
                     let segment = replica.segments.get_mut(&number).expect("a segment with I/O is open");
-                    if result.is_ok() {
+                    if let (Ok(()), None) = (result, hole) {
+                        self.enter_written(key, piece);
+                    } else if let (Ok(()), Some(hole)) = (result, hole) {
                         for block in piece.lo..piece.hi {
                             segment.sidecar.set(block, Entry::of_hole(hole));
                         }
@@ -1651,6 +1706,14 @@ fn missing_is_no_replica(result: Result<(), Errno>) -> Result<PoolAnswer, PoolEr
         Ok(()) => Ok(PoolAnswer::Done),
         Err(Errno(libc::ENOENT)) => Err(PoolError::NoReplica),
         Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Files of an image that somebody has taken away are damage; there is nothing to be repeated.
+fn lost(errno: Errno, segment: u32) -> PoolError {
+    match errno {
+        Errno(libc::ENOENT) => PoolError::ImageDamaged { offset: at(segment, 0) * BLOCK },
+        errno => errno.into(),
     }
 }
 

@@ -128,7 +128,8 @@ pub(crate) fn list(files: &Files, root: &Fd) -> Result<Vec<(ReplicaKey, SnapId)>
     Ok(found)
 }
 
-/// Writes over the start of `image.a` or `image.b`, durably.
+/// Writes over the start of `image.a` or `image.b`, durably. They are made again if somebody has taken them away: what the
+/// image had is damaged then, and that it has to be told of has to outlive this process.
 pub(crate) fn write_slot(
     files: &Files,
     root: &Fd,
@@ -137,9 +138,20 @@ pub(crate) fn write_slot(
     name: &str,
     bytes: &[u8],
 ) -> Result<(), Errno> {
-    let file = open_at(&image_dir(root, key, image)?, name, libc::O_RDWR)?;
+    let dir = match image_dir(root, key, image) {
+        Err(Errno(libc::ENOENT)) => {
+            take(files, root, key, image, bytes.len() as u64)?;
+            image_dir(root, key, image)?
+        }
+        dir => dir?,
+    };
+    let (file, made) = match open_at(&dir, name, libc::O_RDWR) {
+        Err(Errno(libc::ENOENT)) => (files.create_at(&dir, name, libc::O_RDWR)?, true),
+        file => (file?, false),
+    };
     files.write_all_at(&file, bytes, 0)?;
-    files.sync(&file)
+    files.sync(&file)?;
+    if made { files.sync(&dir) } else { Ok(()) }
 }
 
 /// Reads one of the two, which is durable by then: the log forgets what it holds.

@@ -189,6 +189,16 @@ pub enum Mutation {
     AttemptReplaced,
     /// R28: what attempts at a snapshot were dropped is not remembered (docs/model.md, finding 22).
     AttemptForgotten,
+    /// R28: an image is logged while the head is being cut.
+    PrepareBeforeCut,
+    /// R28: the head changes while an image is at the log.
+    WriteWhilePreparing,
+    /// R28: an image is logged as one that goes while a segment is handed down to it.
+    HeirDeleted,
+    /// R28: more is put into an image that is to go as soon as what is on its way there has ended.
+    PreserveIntoDoomed,
+    /// R28: a look is not asked for again where what it looks for was handed down meanwhile.
+    LookOnce,
     /// R29: what was not stamped since the newer of two images was taken counts as unchanged between them.
     ChangedSinceNewer,
     /// R29: what is past the end of the older of two images counts as unchanged.
@@ -243,7 +253,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every mutation with the name that `--mutation` takes, in the order of the rules.
-    pub const ALL: [(Mutation, &'static str); 113] = [
+    pub const ALL: [(Mutation, &'static str); 118] = [
         (Mutation::NoFence, "r1-no-fence"),
         (Mutation::AnyPromiser, "r1-any-promiser"),
         (Mutation::AttachUnbound, "r1-attach-unbound"),
@@ -338,6 +348,11 @@ impl Mutation {
         (Mutation::PreserveIntoDeleted, "r28-preserve-into-deleted"),
         (Mutation::AttemptReplaced, "r28-attempt-replaced"),
         (Mutation::AttemptForgotten, "r28-attempt-forgotten"),
+        (Mutation::PrepareBeforeCut, "r28-prepare-before-cut"),
+        (Mutation::WriteWhilePreparing, "r28-write-while-preparing"),
+        (Mutation::HeirDeleted, "r28-heir-deleted"),
+        (Mutation::PreserveIntoDoomed, "r28-preserve-into-doomed"),
+        (Mutation::LookOnce, "r28-look-once"),
         (Mutation::ChangedSinceNewer, "r29-since-newer"),
         (Mutation::ChangedWithinOlder, "r29-within-older"),
         (Mutation::FailedFlushForgotten, "m26-failed-flush-forgotten"),

@@ -1008,6 +1008,10 @@ impl<P: Payload> Replica<P> {
             return Ok(());
         }
         if self.must_preserve(offset, len) {
+            if !self.is_preparing() {
+                // The log says so while the disk is at what has to be preserved.
+                self.ask_stamps(regions, generation);
+            }
             let next = Next::Write { op, regions, generation };
             self.preserve_first(now, (id, tag, epoch), (offset, offset + len), next);
             return Ok(());
@@ -1038,6 +1042,14 @@ impl<P: Payload> Replica<P> {
             self.actions.push_back(Action::Disk { token: of, op });
             return;
         }
+        self.ask_stamps(bounds, generation);
+        if let Some(running) = self.running.get_mut(&of) {
+            running.stage = Stage::Stamping { op, regions: bounds, generation };
+        }
+    }
+
+    /// Stamps of which the log does not know yet.
+    fn ask_stamps(&mut self, bounds: (u32, u32), generation: Generation) {
         let missing: Vec<u32> = (bounds.0..=bounds.1)
             .filter(|r| {
                 self.stamp_of(*r) < generation && self.asked.get(r).is_none_or(|asked| *asked < generation)
@@ -1050,9 +1062,6 @@ impl<P: Payload> Replica<P> {
             let token = self.token();
             self.actions
                 .push_back(Action::Log { token, record: LogRecord::Stamp { generation, regions: missing } });
-        }
-        if let Some(running) = self.running.get_mut(&of) {
-            running.stage = Stage::Stamping { op, regions: bounds, generation };
         }
     }
 

@@ -165,7 +165,7 @@ pub enum PoolOp {
     },
     /// Answered with `Images`: all there are, also of replicas in the trash. What their making left is removed.
     ListImages,
-    /// Writes over the start of one of an image's two files, durably.
+    /// Writes over the start of one of an image's two files, durably; makes them again if they were taken away.
     WriteImage {
         /// Of which replica.
         replica: ReplicaKey,
@@ -433,6 +433,8 @@ pub struct PoolFigures {
     pub segments_opened: u64,
     /// Flushes of data and sidecar files.
     pub fdatasyncs: u64,
+    /// Flushes of segments of images before writes.
+    pub image_flushes: u64,
     /// How often room was refused that the file system still had.
     pub refused_room: u64,
 }

@@ -38,10 +38,10 @@ use crate::payload::{BLOCK, Payload, block_hash};
 pub const IMAGES_MAX: usize = 2048;
 /// Attempts that are remembered each by its snapshot; of older ones only the highest is.
 const SEEN_MAX: usize = 4096;
-/// Regions that are preserved at a time when nobody waits for them.
-const BACKGROUND_REGIONS: usize = 8;
-/// Runs of regions that are preserved at a time for one request.
-const RUNS: usize = 4;
+/// Regions that are preserved by one op: who waits for the last one waits for all of them.
+const RUN_REGIONS: usize = 8;
+/// Ops by which regions of one segment are preserved at a time.
+const RUNS: usize = 32;
 
 /// What the replica asks of its pool for its images.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,7 +53,8 @@ pub enum ImageOp<P> {
         /// Length of each of its two slots.
         slot_bytes: u64,
     },
-    /// Put what the head has here into an image, durably. What overlaps it and comes later waits.
+    /// Put what the head has here into an image, durably. What overlaps it and comes later waits. `BitRot`: the image's
+    /// files were taken away.
     Preserve {
         /// Which.
         image: SnapId,
@@ -71,7 +72,7 @@ pub enum ImageOp<P> {
         /// A `Read`, `Kinds` or `Hash`.
         op: DiskOp<P>,
     },
-    /// Hand a segment down, durably.
+    /// Hand a segment down, durably. `BitRot`: there is none any more.
     HandDown {
         /// From this image.
         image: SnapId,
@@ -262,6 +263,8 @@ struct Preserve {
     regions: Vec<u32>,
     /// Nobody asked for it.
     background: bool,
+    /// It is there, and at the log.
+    logging: bool,
 }
 
 /// A step of a deletion on its way.
@@ -329,17 +332,23 @@ impl Imaging {
         self.preserves.values().any(|p| p.image == image && p.regions.contains(&region))
     }
 
-    /// May nothing be put there now?
-    fn is_closed(&self, image: SnapId, segment: u64) -> bool {
-        let moves = match &self.handing {
+    /// Is the disk at regions of this segment that somebody waits for?
+    fn is_gathering(&self, image: SnapId, segment: u64) -> bool {
+        self.preserves
+            .values()
+            .any(|p| (p.image, p.segment) == (image, segment) && !p.background && !p.logging)
+    }
+
+    /// Is a whole segment handed down to it?
+    fn is_moving(&self, image: SnapId, segment: u64) -> bool {
+        match &self.handing {
             Some((
                 _,
                 Handing::Disk { heir, segment: of, whole: true, .. }
                 | Handing::Has { heir, segment: of, whole: true },
             )) => (heir.0, u64::from(*of)) == (image, segment),
             _ => false,
-        };
-        moves || self.doomed.contains(&image)
+        }
     }
 }
 
@@ -428,7 +437,8 @@ impl<P: Payload> Replica<P> {
         if self.config.broken.is(Mutation::PrepareBeforeDrain) {
             return false;
         }
-        self.cutting.is_some() || self.running.values().any(|running| running.stage.changes())
+        self.cutting.is_some() && !self.config.broken.is(Mutation::PrepareBeforeCut)
+            || self.running.values().any(|running| running.stage.changes())
     }
 
     /// Has something of the head in this range to be preserved before it changes?
@@ -437,7 +447,7 @@ impl<P: Payload> Replica<P> {
         if none || self.config.broken.is(Mutation::DataBeforePreserve) {
             return false;
         }
-        self.is_preparing()
+        self.is_preparing() && !self.config.broken.is(Mutation::WriteWhilePreparing)
             || self
                 .durable
                 .images
@@ -679,9 +689,11 @@ impl<P: Payload> Replica<P> {
         token: Token,
         outcome: Result<DiskDone<P>, DiskError>,
     ) -> Result<(), Result<DiskDone<P>, DiskError>> {
-        if let Some(preserve) = self.imaging.preserves.get(&token) {
+        if let Some(preserve) = self.imaging.preserves.get_mut(&token) {
             match outcome {
-                Ok(_) => {
+                // Nothing can be put there any more: what should be there is damage, said at each look at it. Writes go on.
+                Ok(_) | Err(DiskError::BitRot) => {
+                    preserve.logging = true;
                     let change = ImageChange::Has { regions: preserve.regions.clone() };
                     let (image, attempt) = (preserve.image, preserve.attempt);
                     let record = LogRecord::Image { image, attempt, change };
@@ -697,7 +709,8 @@ impl<P: Payload> Replica<P> {
         }
         if let Some((_, handing)) = self.imaging.handing.take_if(|(of, _)| *of == token) {
             match (handing, outcome) {
-                (Handing::Disk { heir, segment, whole, regions }, Ok(_)) => {
+                // What is not there any more makes the heir as damaged as it is itself.
+                (Handing::Disk { heir, segment, whole, regions }, Ok(_) | Err(DiskError::BitRot)) => {
                     let change = ImageChange::Has { regions };
                     let record = LogRecord::Image { image: heir.0, attempt: heir.1, change };
                     self.imaging.handing = Some((token, Handing::Has { heir, segment, whole }));
@@ -780,6 +793,7 @@ impl<P: Payload> Replica<P> {
         for token in self.imaging.writers.clone() {
             self.preserve_for(token);
         }
+        self.preserve_what_waits();
         self.go_on_by_itself();
     }
 
@@ -814,7 +828,9 @@ impl<P: Payload> Replica<P> {
                 continue;
             };
             let gets = match &self.imaging.handing {
-                Some((_, Handing::Disk { heir, .. } | Handing::Has { heir, .. })) => heir.0 == image,
+                Some((_, Handing::Disk { heir, .. } | Handing::Has { heir, .. })) => {
+                    heir.0 == image && !self.config.broken.is(Mutation::HeirDeleted)
+                }
                 _ => false,
             };
             let filled = self.imaging.preserves.values().any(|p| p.image == image)
@@ -888,13 +904,19 @@ impl<P: Payload> Replica<P> {
         let Some((image, regions)) = self.durable.images.needs(offset, segment_end(offset) - offset) else {
             return;
         };
-        if self.imaging.is_closed(image, segment_of(offset)) {
+        if self.is_closed(image, segment_of(offset)) {
             return;
         }
         if let Some(run) = self.runs(image, &regions).into_iter().next() {
-            let run = run[..run.len().min(BACKGROUND_REGIONS)].to_vec();
             self.preserve(image, run, true);
         }
+    }
+
+    /// May nothing be put there now?
+    fn is_closed(&self, image: SnapId, segment: u64) -> bool {
+        let doomed = self.imaging.doomed.contains(&image);
+        self.imaging.is_moving(image, segment)
+            || doomed && !self.config.broken.is(Mutation::PreserveIntoDoomed)
     }
 
     /// Regions that are not on their way yet, in runs.
@@ -902,7 +924,9 @@ impl<P: Payload> Replica<P> {
         let mut runs: Vec<Vec<u32>> = Vec::new();
         for region in regions.iter().copied().filter(|region| !self.imaging.is_preserving(image, *region)) {
             match runs.last_mut() {
-                Some(run) if run.last().is_some_and(|last| last + 1 == region) => run.push(region),
+                Some(run) if run.len() < RUN_REGIONS && run.last().is_some_and(|last| last + 1 == region) => {
+                    run.push(region);
+                }
                 _ => runs.push(Vec::from([region])),
             }
         }
@@ -920,20 +944,39 @@ impl<P: Payload> Replica<P> {
         let len = (start + len).min(self.durable.size).saturating_sub(offset);
         let (attempt, segment) = (of.attempt, segment_of(offset));
         let token = self.token();
-        let preserve = Preserve { image, attempt, segment, regions, background };
+        let preserve = Preserve { image, attempt, segment, regions, background, logging: false };
         self.imaging.preserves.insert(token, preserve);
         self.actions.push_back(Action::Image { token, op: ImageOp::Preserve { image, offset, len } });
     }
 
-    /// What is in this part of the head is put into the image that needs it. True if nothing is needed, or was asked for.
-    fn is_preserved(&mut self, offset: u64, len: u64) -> bool {
-        let Some((image, regions)) = self.durable.images.needs(offset, len) else { return true };
-        if !self.imaging.is_closed(image, segment_of(offset)) {
-            for run in self.runs(image, &regions).into_iter().take(RUNS) {
-                self.preserve(image, run, false);
+    /// What a segment's writers wait for is put into the image that needs it, all of it at once: each op waits for those that
+    /// write there, and makes a flush. Who comes while the disk is at it goes with the next ones.
+    fn preserve_waited(&mut self, image: SnapId, segment: u64, regions: &[u32]) {
+        if self.is_closed(image, segment) || self.imaging.is_gathering(image, segment) {
+            return;
+        }
+        for run in self.runs(image, regions).into_iter().take(RUNS) {
+            self.preserve(image, run, false);
+        }
+    }
+
+    fn preserve_what_waits(&mut self) {
+        if self.imaging.writers.is_empty() || self.is_preparing() {
+            return;
+        }
+        let mut wanted: BTreeMap<(SnapId, u64), BTreeSet<u32>> = BTreeMap::new();
+        for token in &self.imaging.writers {
+            let Some(Stage::Preserving { at, end, .. }) = self.running.get(token).map(|r| &r.stage) else {
+                continue;
+            };
+            if let Some((image, regions)) = self.durable.images.needs(*at, segment_end(*at).min(*end) - at) {
+                wanted.entry((image, segment_of(*at))).or_default().extend(regions);
             }
         }
-        false
+        for ((image, segment), regions) in wanted {
+            let regions: Vec<u32> = regions.into_iter().collect();
+            self.preserve_waited(image, segment, &regions);
+        }
     }
 
     /// Has a cut to wait before it begins? What it needs is asked for.
@@ -942,9 +985,13 @@ impl<P: Payload> Replica<P> {
             return true;
         }
         let missing = self.durable.images.missing_from(to).filter(|missing| *missing < self.durable.size);
-        missing.is_some_and(|missing| !self.is_preserved(missing, segment_end(missing) - missing))
+        let needs = missing.and_then(|at| Some((at, self.durable.images.needs(at, segment_end(at) - at)?)));
+        let Some((at, (image, regions))) = needs else { return false };
+        self.preserve_waited(image, segment_of(at), &regions);
+        true
     }
 
+    /// A request goes on once nothing of what it changes is needed.
     fn preserve_for(&mut self, token: Token) {
         loop {
             let Some(running) = self.running.get_mut(&token) else { return };
@@ -952,7 +999,7 @@ impl<P: Payload> Replica<P> {
             let (from, end) = (*at, *end);
             if from < end {
                 let stop = segment_end(from).min(end);
-                if self.is_preparing() || !self.is_preserved(from, stop - from) {
+                if self.is_preparing() || self.durable.images.needs(from, stop - from).is_some() {
                     return;
                 }
                 if let Some(Stage::Preserving { at, .. }) = self.running.get_mut(&token).map(|r| &mut r.stage)
@@ -1138,7 +1185,9 @@ impl<P: Payload> Replica<P> {
             (Ok(DiskDone::Hashes(found)), DiskDone::Hashes(all)) => all.extend(found),
             (Ok(_), _) => return self.finish(now, token, Err(Refusal::IoError)),
             // Looked for where it was: it may have been handed down meanwhile.
-            (Err(_), _) if moved => return self.go_on_looking(now, token),
+            (Err(_), _) if moved && !self.config.broken.is(Mutation::LookOnce) => {
+                return self.go_on_looking(now, token);
+            }
             (Err(error), _) => {
                 let refusal = if error == DiskError::BitRot { Refusal::BitRot } else { refusal_of(error) };
                 return self.finish(now, token, Err(refusal));

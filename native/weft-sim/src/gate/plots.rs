@@ -11,7 +11,8 @@ use weft_proto::mutants::Mutation;
 use weft_proto::payload::{HeapPayload, Payload, block_crcs};
 use weft_proto::record::{EPOCH_MAX, Owner, REPAIR_BELIEF, REPAIR_EPOCH_JUMP, Record, ReplicaState};
 use weft_proto::replica::{
-    Action, AttachmentId, DiskDone, DiskOp, ImageOp, RISE_AT_ONCE, Replica, ReplicaConfig, Token, Verified,
+    Action, AttachmentId, DiskDone, DiskError, DiskOp, ImageOp, RISE_AT_ONCE, Replica, ReplicaConfig, Token,
+    Verified,
 };
 use weft_proto::session::Event;
 use weft_proto::superblock::{PoolAction, PoolStart, SEGMENT_BYTES, StoredPool, Superblock, SwapOutcome};
@@ -97,6 +98,11 @@ pub(super) const SHOWN_BY: &[(Mutation, &str)] = &[
     (Mutation::PreserveIntoDeleted, "nothing_is_put_into_an_image_that_goes"),
     (Mutation::AttemptReplaced, "no_image_takes_the_place_of_an_earlier_attempts"),
     (Mutation::AttemptForgotten, "an_attempt_that_was_dropped_is_not_made_again"),
+    (Mutation::PrepareBeforeCut, "an_image_is_not_logged_while_the_head_is_cut"),
+    (Mutation::WriteWhilePreparing, "a_write_waits_for_an_image_that_is_at_the_log"),
+    (Mutation::HeirDeleted, "an_image_stays_while_something_is_handed_down_to_it"),
+    (Mutation::PreserveIntoDoomed, "no_more_is_put_into_an_image_that_is_to_go"),
+    (Mutation::LookOnce, "what_was_handed_down_under_a_look_is_looked_for_again"),
     (Mutation::ChangedSinceNewer, "what_has_changed_between_snapshots_is_told_by_whoever_took_both"),
     (Mutation::ChangedWithinOlder, "what_a_volume_has_grown_by_has_changed_where_it_was_written"),
     (Mutation::FailedFlushForgotten, "a_flush_that_failed_once_is_not_asked_again"),
@@ -164,6 +170,11 @@ own! {
     R28 => nothing_is_put_into_an_image_that_goes,
     R28 => no_image_takes_the_place_of_an_earlier_attempts,
     R28 => an_attempt_that_was_dropped_is_not_made_again,
+    R28 => an_image_is_not_logged_while_the_head_is_cut,
+    R28 => a_write_waits_for_an_image_that_is_at_the_log,
+    R28 => an_image_stays_while_something_is_handed_down_to_it,
+    R28 => no_more_is_put_into_an_image_that_is_to_go,
+    R28 => what_was_handed_down_under_a_look_is_looked_for_again,
     I12 => a_read_that_was_overtaken_shows_nothing_that_may_vanish,
     I26 => a_clean_volume_is_sealed_on_every_member,
 }
@@ -220,8 +231,8 @@ fn logs(actions: &[Action<HeapPayload>]) -> usize {
     actions.iter().filter(|action| matches!(action, Action::Log { .. })).count()
 }
 
-/// It promises epoch 2, and its log has that.
-fn promised(replica: &mut Replica<HeapPayload>, record: &Record) {
+/// It promises epoch 2, and its log has that. What it wants then.
+fn promised(replica: &mut Replica<HeapPayload>, record: &Record) -> Vec<Action<HeapPayload>> {
     let shown = owned(record, Epoch(2), C);
     let actions = asked(replica, Epoch(2), promise(record, Epoch(2), C));
     for action in verified(replica, actions, Verified::Record(&shown)) {
@@ -230,7 +241,7 @@ fn promised(replica: &mut Replica<HeapPayload>, record: &Record) {
         }
     }
     assert_eq!(replica.durable().promised, Epoch(2));
-    while replica.poll_action().is_some() {}
+    std::iter::from_fn(|| replica.poll_action()).collect()
 }
 
 /// What it wants done once the store has answered what it asked of it.
@@ -879,9 +890,13 @@ const SNAP: SnapId = SnapId(0x51);
 
 /// The first block, written in an interval.
 fn write_in(interval: u32) -> Ask<HeapPayload> {
+    write_at(0, interval)
+}
+
+fn write_at(offset: u64, interval: u32) -> Ask<HeapPayload> {
     let data = HeapPayload::zeroed(4096);
     let (generation, crcs) = (Generation::new(Epoch(2), interval), block_crcs(data.bytes()));
-    Ask::Write { generation, offset: 0, crcs, data, copy: false }
+    Ask::Write { generation, offset, crcs, data, copy: false }
 }
 
 fn make(attempt: u64) -> Ask<HeapPayload> {
@@ -922,6 +937,10 @@ fn preserves(action: &Action<HeapPayload>) -> bool {
     matches!(action, Action::Image { op: ImageOp::Preserve { .. }, .. })
 }
 
+fn changes_the_head(action: &Action<HeapPayload>) -> bool {
+    matches!(action, Action::Disk { op: DiskOp::Write { .. }, .. })
+}
+
 /// A replica whose first block was written, and room for the image that the first attempt will take.
 fn with_room(play: &Play) -> Replica<HeapPayload> {
     let (mut replica, record) = replica(play);
@@ -946,7 +965,8 @@ fn with_image(play: &Play) -> (Replica<HeapPayload>, Vec<Action<HeapPayload>>) {
 fn what_an_image_needs_is_preserved_before_it_changes(play: &Play) {
     let (mut replica, preserve) = with_image(play);
     let actions = asked(&mut replica, Epoch(2), write_in(2));
-    assert!(actions.is_empty(), "before it is preserved: {actions:?}");
+    let (answers, changes) = carried_out(&mut replica, actions, changes_the_head);
+    assert!(answers.is_empty() && changes.is_empty(), "before it is preserved: {changes:?}");
     let (answers, _) = carried_out(&mut replica, preserve, |_| false);
     assert_eq!(answers, [Ok(Answer::Done)]);
 }
@@ -1004,4 +1024,107 @@ fn an_attempt_that_was_dropped_is_not_made_again(play: &Play) {
         let actions = asked(&mut replica, Epoch(2), ask);
         assert_eq!(carried_out(&mut replica, actions, |_| false).0, [expected]);
     }
+}
+
+/// R28: a copy that is to be smaller is being cut when PREPARE arrives.
+fn an_image_is_not_logged_while_the_head_is_cut(play: &Play) {
+    let (mut replica, record) = replica(play);
+    let cut = promised(&mut replica, &Record { size: record.size / 3, ..record });
+    let cuts = |action: &Action<HeapPayload>| matches!(action, Action::Disk { op: DiskOp::Cut { .. }, .. });
+    let (_, cut) = carried_out(&mut replica, cut, cuts);
+    assert_eq!(cut.len(), 1);
+    for ask in [make(1), prepare(1, 1)] {
+        let actions = asked(&mut replica, Epoch(2), ask);
+        carried_out(&mut replica, actions, |_| false);
+    }
+    assert!(replica.durable().images.is_empty(), "while it is cut");
+    let (answers, _) = carried_out(&mut replica, cut, |_| false);
+    assert_eq!((answers, replica.durable().images.len()), (vec![Ok(Answer::Done)], 1));
+}
+
+/// R28: the session goes on before the image is in this copy's log.
+fn a_write_waits_for_an_image_that_is_at_the_log(play: &Play) {
+    let mut replica = with_room(play);
+    let prepared = asked(&mut replica, Epoch(2), prepare(1, 1));
+    assert_eq!(logs(&prepared), 1);
+    let actions = asked(&mut replica, Epoch(2), write_in(2));
+    let (answers, changes) = carried_out(&mut replica, actions, changes_the_head);
+    assert!(answers.is_empty() && changes.is_empty(), "while the image is at the log: {changes:?}");
+    let (answers, _) = carried_out(&mut replica, prepared, |_| false);
+    assert_eq!(answers, [Ok(Answer::Done), Ok(Answer::Done)]);
+    assert!(replica.whole());
+}
+
+/// An image that reads through a newer one, which is deleted: what it wants, all of that left over.
+fn with_heir(play: &Play, look: bool) -> (Replica<HeapPayload>, [Vec<Action<HeapPayload>>; 2]) {
+    let (mut replica, preserve) = with_image(play);
+    for action in preserve {
+        let Action::Image { token, .. } = action else { panic!("{action:?}") };
+        replica.handle_disk(Instant(3), token, Err(DiskError::NoSpace));
+    }
+    let newer = SnapId(0x52);
+    let (attempt, generation) = (1, Generation::new(Epoch(2), 2));
+    for ask in [
+        Ask::SnapReady { id: SNAP, attempt, note: vec![1] },
+        Ask::SnapMake { id: newer, attempt },
+        Ask::SnapPrepare { id: newer, attempt, generation, incarnation: 1 },
+    ] {
+        let actions = asked(&mut replica, Epoch(2), ask);
+        assert_eq!(carried_out(&mut replica, actions, |_| false).0, [Ok(Answer::Done)]);
+    }
+    let looked = if look {
+        asked(&mut replica, Epoch(0), Ask::SnapRead { id: SNAP, offset: 0, len: 4096 })
+    } else {
+        Vec::new()
+    };
+    let deleted = asked(&mut replica, Epoch(2), Ask::SnapDelete { id: newer });
+    let hands =
+        |action: &Action<HeapPayload>| matches!(action, Action::Image { op: ImageOp::HandDown { .. }, .. });
+    let (answers, left) = carried_out(&mut replica, deleted, hands);
+    assert_eq!((answers, left.len()), (vec![Ok(Answer::Deleting)], 1));
+    (replica, [looked, left])
+}
+
+/// R28: the heir is deleted, too.
+fn an_image_stays_while_something_is_handed_down_to_it(play: &Play) {
+    let (mut replica, [_, hands]) = with_heir(play, false);
+    let actions = asked(&mut replica, Epoch(2), Ask::SnapDelete { id: SNAP });
+    assert!(actions.is_empty(), "while something is handed down to it: {actions:?}");
+    let (answers, _) = carried_out(&mut replica, hands, |_| false);
+    assert_eq!(answers, [Ok(Answer::Deleting)]);
+    assert!(replica.durable().images.is_empty() && replica.is_idle());
+}
+
+/// R28: one region is on its way into an image that is deleted, when a write to another one comes.
+fn no_more_is_put_into_an_image_that_is_to_go(play: &Play) {
+    let mut replica = with_room(play);
+    let last = 2 << 16;
+    let actions = asked(&mut replica, Epoch(2), write_at(last, 1));
+    assert_eq!(carried_out(&mut replica, actions, |_| false).0, [Ok(Answer::Done)]);
+    let actions = asked(&mut replica, Epoch(2), prepare(1, 1));
+    let (_, first) = carried_out(&mut replica, actions, preserves);
+    assert_eq!(first.len(), 1);
+    let mut actions = asked(&mut replica, Epoch(2), Ask::SnapDelete { id: SNAP });
+    actions.extend(asked(&mut replica, Epoch(2), write_at(last, 2)));
+    let (answers, more) = carried_out(&mut replica, actions, preserves);
+    assert!(answers.is_empty() && more.is_empty(), "into an image that is to go: {more:?}");
+    let (answers, _) = carried_out(&mut replica, first, |_| false);
+    assert_eq!(answers.len(), 2, "{answers:?}");
+    assert!(replica.durable().images.is_empty() && replica.is_idle());
+}
+
+/// R28: what a look was sent for is in another image by the time that the disk looks.
+fn what_was_handed_down_under_a_look_is_looked_for_again(play: &Play) {
+    let (mut replica, [looked, hands]) = with_heir(play, true);
+    let of = |actions: &[Action<HeapPayload>]| match actions {
+        [Action::Image { token, op: ImageOp::Look { image, .. } }] => (*token, *image),
+        other => panic!("{other:?}"),
+    };
+    let (token, image) = of(&looked);
+    assert_ne!(image, SNAP);
+    carried_out(&mut replica, hands, |_| false);
+    replica.handle_disk(Instant(3), token, Err(DiskError::BitRot));
+    let again: Vec<_> = std::iter::from_fn(|| replica.poll_action()).collect();
+    assert!(matches!(again[..], [Action::Image { .. }]), "{again:?}");
+    assert_eq!(of(&again).1, SNAP);
 }

@@ -190,6 +190,61 @@ fn a_preserve_keeps_its_place_among_writes() {
     });
 }
 
+/// Who waits for a flush of an image's segment shares it with all whose blocks were there when it began.
+#[test]
+fn preserves_of_a_segment_share_their_flushes() {
+    on_xfs(300, |path, kind| {
+        let mut rig = Rig::open(path, kind);
+        rig.made(SEGMENT);
+        rig.write(0, &[1; 64]);
+        rig.take(A);
+        let preserve =
+            |n: u64| PoolOp::Preserve { replica: KEY, image: A, offset: n * 2 * BLOCK, len: BLOCK };
+        let mut tokens: Vec<u64> = (0..32).map(|n| rig.submit(preserve(n))).collect();
+        while !tokens.is_empty() {
+            let PoolEvent::Done { token, result } = rig.next() else { panic!("nothing fails") };
+            assert!(result.is_ok(), "{result:?}");
+            tokens.retain(|t| *t != token);
+        }
+        let flushes = rig.pool.figures().image_flushes;
+        assert!((1..=16).contains(&flushes), "{flushes} flushes for 32 preserves");
+    });
+}
+
+/// What was taken away holds nobody up, and what is known of the image is kept beside the log again.
+#[test]
+fn an_image_whose_directory_is_gone_is_damaged_and_stays_known() {
+    on_xfs(300, |path, kind| {
+        let mut rig = Rig::open(path, kind);
+        rig.made(2 * SEGMENT);
+        rig.write(0, &[1; 32]);
+        rig.take(A);
+        rig.take(B);
+        rig.preserve(A, 0, 16).expect("preserved");
+        fs::remove_dir_all(file(path, A, "")).expect("removed");
+        let lost = PoolError::ImageDamaged { offset: 0 };
+        assert_eq!(rig.preserve(A, 0, 16), Err(lost.clone()));
+        assert_eq!(rig.preserve(A, 16384, 16), Err(PoolError::ImageDamaged { offset: SEGMENT_BYTES }));
+        let down = PoolOp::HandDown { replica: KEY, image: A, heir: B, segment: 0, blocks: vec![0..16] };
+        assert_eq!(rig.run(down), Err(lost.clone()));
+        for slot in [Slot::A, Slot::B] {
+            let bytes = vec![7; 8192];
+            rig.ok(PoolOp::WriteImage { replica: KEY, image: A, slot, bytes });
+            let Ok(PoolAnswer::Bytes(read)) = rig.run(PoolOp::ReadImage { replica: KEY, image: A, slot })
+            else {
+                panic!("it is there");
+            };
+            assert_eq!(read.bytes()[..8192], [7; 8192]);
+            fs::remove_file(file(path, A, slot.image_name())).expect("removed");
+        }
+        rig.ok(PoolOp::WriteImage { replica: KEY, image: A, slot: Slot::B, bytes: vec![8; 8192] });
+        assert_eq!(rig.of_image(A, 0, 2), Err(lost));
+        rig.preserve(A, 16, 16).expect("goes on");
+        assert_eq!(rig.of_image(A, 16, 2), Ok(vec![Ok(1); 2]));
+        assert!(rig.of_image(A, 0, 2).is_err());
+    });
+}
+
 #[test]
 fn an_image_hands_down_what_it_has_and_goes() {
     on_xfs(300, |path, kind| {
@@ -249,7 +304,7 @@ fn an_image_is_there_whole_or_not_at_all() {
         let Ok(PoolAnswer::Bytes(kept)) = rig.run(slot(Slot::A, A)) else { panic!("not kept") };
         assert!(kept.bytes().iter().all(|byte| *byte == 0));
         assert_eq!(rig.run(slot(Slot::A, B)), Err(PoolError::Io(Errno(libc::ENOENT))));
-        assert_eq!(rig.preserve(B, 0, 16), Err(PoolError::Io(Errno(libc::ENOENT))));
+        assert_eq!(rig.preserve(B, 0, 16), Err(PoolError::ImageDamaged { offset: 0 }));
         assert_eq!(rig.preserve(A, 16383, 2), Err(PoolError::OutOfBounds));
         // A failed one has not harmed the head.
         rig.write(0, &[1]);

@@ -90,6 +90,8 @@ struct Rig {
     /// Values in images' files, and which regions of the smallest size their files have.
     files: BTreeMap<(SnapId, u64), Option<u64>>,
     dirs: BTreeSet<SnapId>,
+    /// What comes of an attempt to put something into an image, or to hand it down from there.
+    refuses: BTreeMap<SnapId, DiskError>,
     disk: Vec<(Token, Job)>,
     log: VecDeque<(Token, LogRecord)>,
     awaited: BTreeMap<u32, Awaited>,
@@ -128,6 +130,7 @@ impl Rig {
             head: BTreeMap::new(),
             files: BTreeMap::new(),
             dirs: BTreeSet::new(),
+            refuses: BTreeMap::new(),
             disk: Vec::new(),
             log: VecDeque::new(),
             awaited: BTreeMap::new(),
@@ -412,6 +415,11 @@ impl Rig {
         let places = |offset: u64, len: u64| {
             (0..PLACES).map(place).filter(move |at| (offset..offset + len).contains(at))
         };
+        if let Job::Image(ImageOp::Preserve { image, .. } | ImageOp::HandDown { image, .. }) = job
+            && let Some(error) = self.refuses.get(image)
+        {
+            return Err(*error);
+        }
         Ok(match job {
             Job::Head(DiskOp::Write { offset, data, .. }) => {
                 self.head.insert(*offset, u64::from_le_bytes(data.bytes()[..8].try_into().expect("a block")));
@@ -906,4 +914,61 @@ fn a_clone_whose_pool_refuses_is_told_so() {
         assert_eq!(rig.replica.poll_cloned(), Some((to, Err(NotCloned::Disk(told)))));
         assert!(rig.replica.is_idle());
     }
+}
+
+/// Each op waits for those that write to the segment, and makes a flush: one a writer would be all that there is time for.
+#[test]
+fn writers_of_a_segment_share_the_ops_that_preserve_it() {
+    let mut rig = Rig::with(Durable::new(VolumeId(1), Rid(0), 64 << 20, 20));
+    for region in 0..64 {
+        rig.write(region << 20, 1);
+    }
+    rig.settle();
+    assert_eq!(rig.take(SnapId(1), 1, None), Ok(Answer::Done));
+    // What nobody waits for is below.
+    let waited = |rig: &Rig| {
+        let range = |(_, job): &(Token, Job)| match job {
+            Job::Image(ImageOp::Preserve { offset, len, .. }) => Some((offset >> 20, len >> 20)),
+            _ => None,
+        };
+        rig.disk.iter().filter_map(range).filter(|(first, _)| *first >= 32).collect::<Vec<_>>()
+    };
+    let writes: Vec<u32> = (32..64).map(|region| rig.write(region << 20, 2)).collect();
+    assert_eq!(waited(&rig), [(32, 1)]);
+    let stamped = rig.log.iter().filter(|(_, record)| matches!(record, LogRecord::Stamp { .. })).count();
+    assert_eq!(stamped, writes.len(), "the log need not wait for the disk");
+    let at = rig.disk.iter().position(|(_, job)| job.touches() == Some((32 << 20, 1 << 20, false)));
+    assert!(rig.step(at.expect("it is at the disk"), 0));
+    assert_eq!(waited(&rig), [(33, 8), (41, 8), (49, 8), (57, 7)]);
+    rig.settle();
+    assert!(writes.iter().all(|tag| rig.answered[tag] == Ok(Answer::Done)));
+    rig.rest();
+}
+
+/// Somebody removed an image's files. What it had is lost, and said to be; nobody's writes wait for it, and it can be deleted.
+#[test]
+fn an_image_whose_files_are_gone_is_damaged_and_holds_up_nothing() {
+    let mut rig = Rig::new();
+    let at = place(3);
+    let (older, newer) = (SnapId(1), SnapId(2));
+    rig.write(at, 1);
+    rig.settle();
+    // The newer one gets what the older one would have got.
+    for (id, error) in [(older, DiskError::NoSpace), (newer, DiskError::BitRot)] {
+        rig.refuses = BTreeMap::from([(id, error)]);
+        assert_eq!(rig.take(id, 1, None), Ok(Answer::Done));
+    }
+    let write = rig.write(at, rig.interval);
+    assert_eq!(rig.until(write), Ok(Answer::Done));
+    let read = |rig: &mut Rig, id| {
+        let read = rig.send(Ask::SnapRead { id, offset: at, len: BLOCK }, Awaited::Other);
+        rig.until(read)
+    };
+    for id in [older, newer] {
+        assert_eq!(read(&mut rig, id), Err(Refusal::BitRot), "{id} says what it can't know");
+    }
+    rig.delete(newer);
+    rig.rest();
+    assert!(rig.durable.images.get(newer).is_none());
+    assert_eq!(read(&mut rig, older), Err(Refusal::BitRot));
 }
