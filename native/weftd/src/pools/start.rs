@@ -200,15 +200,16 @@ impl Pool {
                 .damaged
                 .iter()
                 .find(|(id, _)| known.get(**id).is_none() && !known.gone().any(|(gone, _)| gone == **id));
-            let missing = known.iter().find(|image| !is_there(image.id));
-            let why = match (unknown, missing) {
-                (Some((id, why)), _) => format!("image {id}: {why}"),
-                (None, Some(image)) => format!("image {} is not there", image.id),
-                (None, None) => {
-                    read.image_files.insert(key, found.files);
-                    continue;
-                }
+            // All that the log says of it is known: what it had is damage, which each look at it says, and its files are made
+            // again with the next checkpoint.
+            for image in known.iter().filter(|image| !is_there(image.id)) {
+                tracing::error!(pool = %self.id, volume = %key.volume, rid = %key.rid, image = %image.id, "an image's files are gone");
+            }
+            let Some((id, why)) = unknown else {
+                read.image_files.insert(key, found.files);
+                continue;
             };
+            let why = format!("image {id}: {why}");
             read.damaged.push((key, why));
             read.found.remove(&key);
         }

@@ -16,6 +16,7 @@ use super::support::host::{
     random_file, uuid,
 };
 
+const READ: u16 = 0;
 const WRITE: u16 = 1;
 const BLOCK: usize = 4096;
 const BLOCKS: usize = 2048;
@@ -290,6 +291,51 @@ fn snapshots_outlive_processes_and_go_in_any_order() {
         let list = host.ask("replica.list", json!({}));
         assert_eq!(list["replicas"][0]["state"], "quarantined", "{list}\n{}", host.log());
     }
+}
+
+/// R24: somebody removes a snapshot's directory while the host runs. That snapshot is damaged and says so at each read; the
+/// guest writes on, and the copy serves after a restart.
+#[test]
+fn a_snapshot_whose_files_are_gone_is_damaged_alone() {
+    let cluster = Cluster::start();
+    let mut host = cluster.xfs_host(1);
+    let volume = make_regions_of(&[&host], SIZE, 16);
+    let socket = open(&host, &volume, "closed").expect("opens");
+    fill(&cluster, &socket, &volume, "a");
+    let id = taken(&host, &volume, "s");
+    let dir = host.pool_dir().join("images").join(format!("{volume}.0")).join(&id);
+    fs::remove_dir_all(dir).expect("removed");
+    let new = fill(&cluster, &socket, &volume, "b");
+    let assert_lost = |host: &Host| {
+        let socket = read_on(host, &volume, &id).unwrap_or_else(|error| panic!("{error}\n{}", host.log()));
+        let mut reader = Guest::connect(&socket);
+        reader.send(READ, 1, 0, 4096);
+        let (_, error) = reader.reply();
+        assert_ne!(error, 0, "what was there is not known\n{}", host.log());
+        host.ask("snapshot.close", of(&volume, &id));
+    };
+    assert_lost(&host);
+    close(&host, &volume);
+    for kills in [true, false] {
+        if kills {
+            host.kill();
+        } else {
+            host.terminate();
+        }
+        host.start();
+        host.await_pool();
+        let list = host.ask("replica.list", json!({}));
+        assert_ne!(list["replicas"][0]["state"], "quarantined", "{list}\n{}", host.log());
+        let socket = open(&host, &volume, "closed").expect("opens after a start");
+        assert_same(&cluster, &host, &socket, &volume, &new);
+        assert_lost(&host);
+        close(&host, &volume);
+    }
+    open(&host, &volume, "closed").expect("opens");
+    host.ask("snapshot.delete", of(&volume, &id));
+    await_count(&host, &volume, 0);
+    await_images(&host, 0);
+    close(&host, &volume);
 }
 
 /// A guest that writes one block after the other as fast as it can, each with a number of its own. What it was answered
