@@ -120,7 +120,7 @@ fn a_clone_has_what_was_shared_and_goes_its_own_way() {
         rig.ok(PoolOp::OpenReplica { replica: TO, size: 3 * SEGMENT, unsealed: Vec::new() });
         holds(&mut rig);
         assert!(path.join(format!("replicas/{}.{}/shared", TO.volume, TO.rid.0)).exists());
-        assert!(rig.pool.is_idle());
+        rig.rest();
     });
 }
 

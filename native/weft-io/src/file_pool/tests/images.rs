@@ -117,7 +117,7 @@ fn an_image_keeps_what_the_head_held() {
         let mut rig = Rig::open(path, kind);
         assert_eq!(rig.run(PoolOp::ListImages), Ok(PoolAnswer::Images(vec![(KEY, A)])));
         holds(&mut rig);
-        assert!(rig.pool.is_idle());
+        rig.rest();
     });
 }
 
