@@ -103,14 +103,17 @@ export class ScrubKeeper {
   }
 
   async #look(): Promise<void> {
-    const { daemon } = this.#options;
+    const { daemon, mirror, host } = this.#options;
     const { sessions } = await daemon.client.call("session.list", {});
     const open = sessions.filter(({ phase }) => phase === "serving" || phase === "paused");
-    let hasWork = false;
+    // A session that is still being opened is not among them, and its event may have come before the record did.
+    let hasWork = volumesOf(mirror).some(
+      ({ want, record }) => (want?.scrub ?? null) !== null && record?.owner?.host === host,
+    );
     for (const session of open) {
       const id = parseVolumeId(session.volume);
       if (id === null) continue;
-      const ask = volumeOf(this.#options.mirror, id).want?.scrub ?? null;
+      const ask = volumeOf(mirror, id).want?.scrub ?? null;
       hasWork ||= ask !== null || session.scrub?.state === "running";
       // One that fails keeps no other from its own.
       await this.#rounds.guarded(() => this.#step(id, ask, session));

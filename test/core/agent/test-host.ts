@@ -99,7 +99,8 @@ export class TestHost {
     await this.stopAgent();
     await this.weftd.stop();
     await this.etcd.stop();
-    await rm(this.directory, { recursive: true, force: true });
+    // What was told to stop may still write its last line.
+    await rm(this.directory, { recursive: true, force: true, maxRetries: 10, retryDelay: 100 });
   }
 }
 
