@@ -126,12 +126,7 @@ fn what_was_acknowledged_survives_power_cuts_and_the_pool_is_sound() {
             assert!(answers >= 150, "the plot needs writes: {answers}\n{}", plot.host.log());
             plot.host.kill();
             plot.fault(Fault::PowerOn);
-            let mut found = String::new();
-            // The kernel lets go of the pool's lock a moment after the process has gone (R13).
-            until("the pool's lock is free", || {
-                found = examine_dir(&plot.host.home.join("pool"));
-                !found.contains("E-HOST-05")
-            });
+            let found = examine_dir(&plot.host.home.join("pool"));
             assert!(found.is_empty(), "cut {cut}, keep {keep}: {found}");
             plot.host.boot = Some(cut + 1);
             plot.host.start();
