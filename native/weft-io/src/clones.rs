@@ -20,7 +20,7 @@ use weft_proto::log::ReplicaKey;
 
 use crate::driver::{Errno, Fd};
 use crate::files::{Files, exists_at, names, open_at};
-use crate::images;
+use crate::images::{self, bytes_of, open_dir};
 use crate::pool_dir::{mark_shared, replica_name, settle};
 use crate::reflink::few_extents;
 use crate::sidecar::{ENTRY, Entry, SEGMENT_BYTES, SIDECAR_BYTES};
@@ -30,14 +30,6 @@ pub(crate) const STEP: u32 = 256;
 
 fn temporary(key: ReplicaKey) -> String {
     format!("{}.tmp", replica_name(key))
-}
-
-fn open_dir(dir: &Fd, name: &str) -> Result<Fd, Errno> {
-    open_at(dir, name, libc::O_RDONLY | libc::O_DIRECTORY)
-}
-
-fn bytes_of(blocks: &Range<u32>) -> (u64, u64) {
-    (u64::from(blocks.start) * 4096, u64::from(blocks.end - blocks.start) * 4096)
 }
 
 /// Begins a replica that shares blocks with another one: its directory, with its two checkpoint files of `meta_bytes`. What an

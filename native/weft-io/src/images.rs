@@ -32,7 +32,7 @@ const IMAGES: &str = "images";
 /// Length of a segment of an image: data and entries.
 const FILE_BYTES: u64 = SEGMENT_BYTES + SIDECAR_BYTES as u64;
 
-fn open_dir(dir: &Fd, name: &str) -> Result<Fd, Errno> {
+pub(crate) fn open_dir(dir: &Fd, name: &str) -> Result<Fd, Errno> {
     open_at(dir, name, libc::O_RDONLY | libc::O_DIRECTORY)
 }
 
@@ -59,7 +59,8 @@ fn segment_name(number: u32) -> String {
     format!("seg-{number:06}")
 }
 
-fn bytes_of(blocks: &Range<u32>) -> (u64, u64) {
+/// Where blocks of a segment lie in its file: offset and length.
+pub(crate) fn bytes_of(blocks: &Range<u32>) -> (u64, u64) {
     (u64::from(blocks.start) * BLOCK, u64::from(blocks.end - blocks.start) * BLOCK)
 }
 

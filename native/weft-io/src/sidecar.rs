@@ -49,22 +49,17 @@ pub(crate) enum Entry {
 impl Entry {
     /// As an image's file has it.
     pub(crate) fn in_image(self) -> [u8; ENTRY] {
-        let (kind, crc) = match self {
-            Entry::Absent => (NONE, 0),
-            Entry::Zero => (ZERO, 0),
-            Entry::Data(crc) => (DATA, crc),
-            Entry::Damaged => (u32::MAX, 0),
-        };
-        let mut bytes = [0; ENTRY];
-        bytes[..4].copy_from_slice(&crc.to_le_bytes());
-        bytes[4..].copy_from_slice(&kind.to_le_bytes());
-        bytes
+        self.bytes(NONE)
     }
 
     /// As a sidecar has it.
     pub(crate) fn in_sidecar(self) -> [u8; ENTRY] {
+        self.bytes(ABSENT)
+    }
+
+    fn bytes(self, absent: u32) -> [u8; ENTRY] {
         let (kind, crc) = match self {
-            Entry::Absent => (ABSENT, 0),
+            Entry::Absent => (absent, 0),
             Entry::Zero => (ZERO, 0),
             Entry::Data(crc) => (DATA, crc),
             Entry::Damaged => (u32::MAX, 0),
