@@ -716,6 +716,11 @@ mod tests {
 
     /// Two members, r1 on this host; both connected.
     fn reader() -> Reader {
+        reader_of(2, 1, Vec::new())
+    }
+
+    /// So many members, all connected; r0 and r1 took the snapshot.
+    fn reader_of(members: u32, local: u32, others: Vec<OtherSnap>) -> Reader {
         let config = ReaderConfig {
             volume: VolumeId(1),
             snap: SnapId(9),
@@ -723,17 +728,18 @@ mod tests {
             host: HostId(0xB),
             session: SessionId(5),
             watermark: MARK,
-            others: Vec::new(),
+            others,
         };
         let member = |rid: u32| ReaderMember {
             rid: Rid(rid),
             node: HostId(0xA + u128::from(rid)),
             pool: PoolId(u128::from(rid)),
-            local: rid == 1,
-            took: true,
+            local: rid == local,
+            took: rid < 2,
         };
-        let mut reader = Reader::new(config, &[member(0), member(1)], at(0));
-        for rid in [0, 1] {
+        let list: Vec<ReaderMember> = (0..members).map(member).collect();
+        let mut reader = Reader::new(config, &list, at(0));
+        for rid in 0..members {
             reader.handle_link_up(at(0), Rid(rid));
             let attach = sent(&mut reader);
             assert!(matches!(attach.request.ask, Ask::Attach(_)), "{attach:?}");
@@ -940,29 +946,7 @@ mod tests {
     /// r0 and r1 took snapshot 9, r1 and r2 the older and smaller one, 8.
     fn comparing() -> Reader {
         let others = vec![OtherSnap { snap: SnapId(8), size: SIZE / 2, members: vec![Rid(1), Rid(2)] }];
-        let config = ReaderConfig {
-            volume: VolumeId(1),
-            snap: SnapId(9),
-            size: SIZE,
-            host: HostId(0xB),
-            session: SessionId(5),
-            watermark: MARK,
-            others,
-        };
-        let member = |rid: u32| ReaderMember {
-            rid: Rid(rid),
-            node: HostId(0xA + u128::from(rid)),
-            pool: PoolId(u128::from(rid)),
-            local: rid == 0,
-            took: rid < 2,
-        };
-        let mut reader = Reader::new(config, &[member(0), member(1), member(2)], at(0));
-        for rid in 0..3 {
-            reader.handle_link_up(at(0), Rid(rid));
-            let attach = sent(&mut reader);
-            answer(&mut reader, at(0), &attach, Ok(Answer::Attached(view())));
-        }
-        reader
+        reader_of(3, 0, others)
     }
 
     const SINCE: SnapId = SnapId(8);

@@ -1,10 +1,11 @@
 //! Plots of D19 of docs/scenarios.md: snapshots of two volumes at one moment.
 
 use crate::scenarios::plots;
-use crate::stage::{C, D, Fate, Filter, Pair, Play, R0, R1, Scene, guest_writes, seals};
+use crate::stage::{
+    C, D, Fate, Filter, Pair, Play, R0, R1, Scene, guest_writes, makes, prepares, readies, seals,
+};
 
-use weft_proto::message::{Ask, Refusal};
-use weft_proto::payload::HeapPayload;
+use weft_proto::message::Refusal;
 use weft_proto::session::{EndReason, Event, SnapFailure};
 
 plots! {
@@ -22,23 +23,23 @@ plots! {
 const S: u128 = 1;
 const T: u128 = 2;
 
-fn makes(ask: &Ask<HeapPayload>) -> bool {
-    matches!(ask, Ask::SnapMake { .. })
-}
-
-fn prepares(ask: &Ask<HeapPayload>) -> bool {
-    matches!(ask, Ask::SnapPrepare { .. })
-}
-
-fn readies(ask: &Ask<HeapPayload>) -> bool {
-    matches!(ask, Ask::SnapReady { .. })
-}
-
 /// Two volumes whose guest has written some to each, one write after the other, and goes on.
 fn busy(play: &Play) -> Pair {
     let mut pair = Scene::copies(2).pair(play);
     pair.chain(true);
     pair.run_until("some is written", |p| p.answered(1) >= 30);
+    pair
+}
+
+/// A snapshot is asked for, and r1 of the second volume alone has not been asked for its image.
+fn half_imaged(play: &Play) -> Pair {
+    let mut pair = busy(play);
+    let (log, owner) = pair.of(1);
+    log.hold(owner, R1, prepares);
+    pair.snapshot(S);
+    pair.run_until("the others have their images", |p| {
+        p.look(1).0.image(R0, S).is_some() && p.look(0).0.image(R1, S).is_some()
+    });
     pair
 }
 
@@ -163,13 +164,7 @@ fn one_volume_that_fails_leaves_nothing_of_its_group(play: &Play) {
 /// D19: r1 of the second volume dies while it takes its image. That attempt comes to nothing in both volumes; the next one
 /// is of r0 alone there.
 fn a_member_that_dies_in_the_middle_of_a_group_is_gone_on_without(play: &Play) {
-    let mut pair = busy(play);
-    let (log, owner) = pair.of(1);
-    log.hold(owner, R1, prepares);
-    pair.snapshot(S);
-    pair.run_until("the others have their images", |p| {
-        p.look(1).0.image(R0, S).is_some() && p.look(0).0.image(R1, S).is_some()
-    });
+    let mut pair = half_imaged(play);
     let first = pair.look(0).0.durable(R0).images.iter().next().map(|image| image.attempt);
     pair.of(1).0.kill(R1);
     pair.run_until("it is told of", |p| p.outcome() == Some(&Ok(())));
@@ -246,13 +241,7 @@ fn a_groups_transaction_is_applied_as_a_whole_or_not_at_all(play: &Play) {
 
 /// D19: another host owns the first volume when the transaction reaches the store.
 fn a_volume_that_is_stolen_in_the_middle_takes_its_group_along(play: &Play) {
-    let mut pair = busy(play);
-    let (log, owner) = pair.of(1);
-    log.hold(owner, R1, prepares);
-    pair.snapshot(S);
-    pair.run_until("the others have their images", |p| {
-        p.look(1).0.image(R0, S).is_some() && p.look(0).0.image(R1, S).is_some()
-    });
+    let mut pair = half_imaged(play);
     pair.chain(false);
     let thief = pair.steal(0, C);
     pair.run_until("it is stolen", |p| p.look(0).0.view(thief).phase == "serving");

@@ -3,11 +3,11 @@
 use crate::oracle::{ABSENT, Value};
 use crate::scenarios::plots;
 use crate::stage::{
-    A, C, D, Fate, Play, R0, R1, R2, Scene, Stage, Who, all_writes, guest_writes, hashes, promises,
+    A, C, D, Fate, Play, R0, R1, R2, Scene, Stage, Who, all_writes, guest_writes, hashes, makes, prepares,
+    promises, readies,
 };
 
 use weft_proto::message::{Ask, Refusal};
-use weft_proto::payload::HeapPayload;
 use weft_proto::session::{Event, LAST_HOLDER, SnapFailure};
 
 plots! {
@@ -37,18 +37,6 @@ plots! {
 const S: u128 = 1;
 const T: u128 = 2;
 const U: u128 = 3;
-
-fn makes(ask: &Ask<HeapPayload>) -> bool {
-    matches!(ask, Ask::SnapMake { .. })
-}
-
-fn prepares(ask: &Ask<HeapPayload>) -> bool {
-    matches!(ask, Ask::SnapPrepare { .. })
-}
-
-fn readies(ask: &Ask<HeapPayload>) -> bool {
-    matches!(ask, Ask::SnapReady { .. })
-}
 
 /// What a replica has of a snapshot in these blocks.
 fn image(stage: &Stage, rid: weft_proto::ids::Rid, id: u128, blocks: std::ops::Range<usize>) -> Vec<Value> {

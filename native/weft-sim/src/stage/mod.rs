@@ -266,6 +266,24 @@ pub fn copies(ask: &Ask<HeapPayload>) -> bool {
     matches!(ask, Ask::Write { copy: true, .. } | Ask::Zero { copy: true, .. })
 }
 
+/// Room for an image of a snapshot.
+#[must_use]
+pub fn makes(ask: &Ask<HeapPayload>) -> bool {
+    matches!(ask, Ask::SnapMake { .. })
+}
+
+/// Images that are to be taken.
+#[must_use]
+pub fn prepares(ask: &Ask<HeapPayload>) -> bool {
+    matches!(ask, Ask::SnapPrepare { .. })
+}
+
+/// Images whose snapshot stands in the store.
+#[must_use]
+pub fn readies(ask: &Ask<HeapPayload>) -> bool {
+    matches!(ask, Ask::SnapReady { .. })
+}
+
 enum Cue {
     Request {
         who: Who,
