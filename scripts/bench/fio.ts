@@ -1,5 +1,5 @@
 /**
- * fio as the one client of all sides: its nbd engine, run on the host where the guest would be.
+ * fio as the one client of all sides: its nbd engine, run on the host where the guest would be, and what it is pointed at.
  *
  * Must always hold: a run in which fio met an error is an error here, not a low number.
  */
@@ -9,6 +9,10 @@ import { join } from "node:path";
 import { z } from "zod";
 
 import type { Host } from "../cluster/host.ts";
+import { until } from "../lib/until.ts";
+import { nbdUri } from "./sides.ts";
+
+const ATTACH_DEADLINE_MS = 120_000;
 
 export type FioJob = {
   readonly uri: string;
@@ -52,7 +56,8 @@ export async function runFio(host: Host, job: FioJob): Promise<FioResult & { rea
   const timing = job.seconds === null ? [] : [`--runtime=${job.seconds}`, "--time_based"];
   const log = join(host.layout.dir, "fio");
   const logging = job.logged === true ? [`--write_lat_log=${log}`, "--log_unix_epoch=1"] : [];
-  const skipped = job.stride === undefined ? "" : `:${job.stride - 4096n}`;
+  const skipped =
+    job.stride === undefined ? "" : `:${job.stride - (job.blockSize === "4k" ? 4096n : 131072n)}`;
   const bounded = job.requests === undefined ? [] : [`--number_ios=${job.requests}`];
   await host.output([
     "fio",
@@ -72,6 +77,15 @@ export async function runFio(host: Host, job: FioJob): Promise<FioResult & { rea
   ]);
   const result = parseFio(readFileSync(file, "utf8"), job.rw);
   return { ...result, log: job.logged === true ? readFileSync(`${log}_clat.1.log`, "utf8") : "" };
+}
+
+/** Where a volume is found once it is open on a host, which may take what else is done there. */
+export async function attached(host: Host, volume: string): Promise<string> {
+  const { path } = await until(async () => host.agent().attach(volume, { steal: false }), {
+    what: `${volume} to open on ${host.name}`,
+    deadlineMs: ATTACH_DEADLINE_MS,
+  });
+  return nbdUri(path, "");
 }
 
 /** What fio says of one job. Lines of fio's own before the JSON are passed over. */

@@ -6,6 +6,7 @@
  * - a figure without a bar neither holds nor fails;
  * - what was not measured is left out, never guessed.
  */
+import { percentile } from "../lib/percentile.ts";
 import { table } from "../lib/table.ts";
 
 /** `ratio` judges what is divided, `value` a figure that stands alone. Each includes its own number. */
@@ -59,6 +60,34 @@ export function compared(from: {
     holds,
     note,
   };
+}
+
+/**
+ * A figure that stands alone: of its values the one below which so many percent of them are, the worst unless told. Nothing
+ * where there are none.
+ */
+export function alone(from: {
+  readonly figure: string;
+  readonly ours: readonly number[];
+  readonly percent?: number;
+  readonly atMost: number;
+  readonly note: string;
+}): readonly Figure[] {
+  const { figure, ours: all, percent = 100, atMost, note } = from;
+  if (all.length === 0) return [];
+  const ours = percentile(all, percent);
+  return [
+    {
+      figure,
+      ours,
+      against: null,
+      ratio: null,
+      spread: [Math.min(...all), Math.max(...all)],
+      bar: { kind: "at most", value: atMost },
+      holds: isWithin("at most", atMost, ours),
+      note,
+    },
+  ];
 }
 
 export function isWithin(kind: Sense, bar: number, value: number): boolean {

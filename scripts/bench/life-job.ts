@@ -9,10 +9,9 @@ import type { SessionStatus } from "../../src/core/wire/daemon.gen.ts";
 import type { Cluster } from "../cluster/cluster.ts";
 import type { Host } from "../cluster/host.ts";
 import { until } from "../lib/until.ts";
-import { runFio } from "./fio.ts";
+import { attached, runFio } from "./fio.ts";
 import { compared } from "./frame.ts";
 import type { Figure } from "./frame.ts";
-import { nbdUri } from "./sides.ts";
 
 /** The owner stays, and knows what changed; or it is started anew, and asks the copies. */
 const owners = ["same session", "owner restart"] as const;
@@ -47,7 +46,7 @@ export async function runLifeJob(options: LifeJobOptions): Promise<readonly Resy
   const [owner, away] = [cluster.host("h3"), cluster.host("h2")];
   const { id } = await owner.agent().createVolume({ name: VOLUME, size, copies: 2 });
   await runFio(owner, {
-    uri: await attach(owner),
+    uri: await attached(owner, VOLUME),
     rw: "write",
     blockSize: "128k",
     depth: 8,
@@ -61,7 +60,7 @@ export async function runLifeJob(options: LifeJobOptions): Promise<readonly Resy
   const runs: ResyncRun[] = [];
   for (let round = 1; round <= rounds; round++) {
     for (const kind of owners) {
-      const uri = await attach(owner);
+      const uri = await attached(owner, VOLUME);
       await inSync(owner, id);
       await away.killProgram("weftd");
       await isOut(owner, id);
@@ -80,7 +79,7 @@ export async function runLifeJob(options: LifeJobOptions): Promise<readonly Resy
       if (kind === "owner restart") {
         await owner.killProgram("weftd");
         await owner.restartDaemon();
-        await attach(owner);
+        await attached(owner, VOLUME);
       }
       const before = await receivedBytes(away);
       await away.restartDaemon();
@@ -109,14 +108,6 @@ export function lifeFigures(runs: readonly ResyncRun[], size: bigint): readonly 
     });
     return figure === null ? [] : [figure];
   });
-}
-
-async function attach(host: Host): Promise<string> {
-  const { path } = await until(async () => host.agent().attach(VOLUME, { steal: false }), {
-    what: `${VOLUME} to open on ${host.name}`,
-    deadlineMs: DEADLINE_MS,
-  });
-  return nbdUri(path, "");
 }
 
 async function inSync(owner: Host, volume: string): Promise<void> {

@@ -9,6 +9,7 @@ import { Cluster } from "../cluster/cluster.ts";
 import { weftServices } from "../cluster/host.ts";
 import type { Services } from "../cluster/host.ts";
 import { nativeTarget, profile, repository } from "../lib/repository.ts";
+import { cloneFigures, runCloneJob } from "./clone-job.ts";
 import { figuresOf, renderRuns, sides as allSides } from "./figures.ts";
 import type { Run, Side } from "./figures.ts";
 import { renderFigures } from "./frame.ts";
@@ -94,7 +95,8 @@ async function snapshotJob(
   const pools = ["h1", "h2", "h3"];
   const cluster = await Cluster.up({ dir: place, hosts: 3, pools, xfsBytes: SNAPSHOT_POOL, say });
   const size = SNAPSHOT_SIZE;
-  return snapshotFigures(await runSnapshotJob({ cluster, rounds, size, say }), size);
+  const snapshots = snapshotFigures(await runSnapshotJob({ cluster, rounds, size, say }), size);
+  return [...snapshots, ...cloneFigures(await runCloneJob({ cluster, rounds, say }))];
 }
 
 async function measure({ dir, sides, rounds, seconds }: Options): Promise<readonly Run[]> {

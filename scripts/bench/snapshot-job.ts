@@ -9,12 +9,10 @@
  */
 import type { Cluster } from "../cluster/cluster.ts";
 import type { Host } from "../cluster/host.ts";
-import { percentile } from "../lib/percentile.ts";
 import { until } from "../lib/until.ts";
-import { runFio, type FioJob } from "./fio.ts";
-import { compared, isWithin } from "./frame.ts";
+import { attached, runFio, type FioJob } from "./fio.ts";
+import { alone, compared } from "./frame.ts";
 import type { Figure } from "./frame.ts";
-import { nbdUri } from "./sides.ts";
 
 export type SnapshotRuns = {
   /** Of each snapshot, by the number of copies. */
@@ -105,16 +103,15 @@ export function snapshotFigures(
   const pauses = [...pausesMs].flatMap(([copies, all]) =>
     alone({
       figure: copies === 2 ? "snapshot pause p99 ms" : `snapshot pause p99 ms, ${copies} copies`,
-      ours: percentile(all, 99),
-      all,
+      ours: all,
+      percent: 99,
       atMost: copies === 2 ? 50 : 100,
       note: `snapshot pause: ${about}; the longest time in which none of 8 random 4 KiB writes under way was answered, while one of ${all.length} snapshots was taken`,
     }),
   );
   const longest = alone({
     figure: "longest write after snapshot ms",
-    ours: Math.max(...longestMs),
-    all: longestMs,
+    ours: longestMs,
     atMost: 500,
     note: `longest write: ${about}, then each 4 KiB block once at random; of 8 random 4 KiB writes under way for ${AFTER_SECONDS} s after a snapshot, the worst of ${longestMs.length} rounds`,
   });
@@ -159,29 +156,6 @@ export function parseAnswers(log: string): readonly number[] {
   return moments.toSorted((a, b) => a - b);
 }
 
-function alone(from: {
-  readonly figure: string;
-  readonly ours: number;
-  readonly all: readonly number[];
-  readonly atMost: number;
-  readonly note: string;
-}): readonly Figure[] {
-  const { figure, ours, all, atMost, note } = from;
-  if (all.length === 0) return [];
-  return [
-    {
-      figure,
-      ours,
-      against: null,
-      ratio: null,
-      spread: [Math.min(...all), Math.max(...all)],
-      bar: { kind: "at most", value: atMost },
-      holds: isWithin("at most", atMost, ours),
-      note,
-    },
-  ];
-}
-
 type Volume = { readonly name: string; readonly job: Pick<FioJob, "uri" | "size"> };
 
 async function onVolume(
@@ -192,11 +166,7 @@ async function onVolume(
   const name = "snapshots";
   const agent = guest.agent();
   await agent.createVolume({ name, size, hosts: [...hosts] });
-  const { path } = await until(async () => agent.attach(name, { steal: false }), {
-    what: `${name} to open on ${guest.name}`,
-    deadlineMs: DEADLINE_MS,
-  });
-  await work({ name, job: { uri: nbdUri(path, ""), size } });
+  await work({ name, job: { uri: await attached(guest, name), size } });
   await agent.detach(name);
   await untilGone(agent, name);
   await agent.deleteVolume(name);
