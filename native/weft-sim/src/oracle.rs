@@ -1,12 +1,15 @@
 //! What guests saw, and whether a single disk could have answered so.
 //!
-//! Every write has a value of its own, so linearizability of a block is decided exactly: the operations on one
-//! value form a zone, from the earliest answer to the latest call; values are consistent iff forward zones don't
+//! No two writes that may be seen at one time have the same value, so linearizability of a block is decided exactly: the
+//! operations on one value form a zone, from the earliest answer to the latest call; values are consistent iff forward zones don't
 //! overlap, no backward zone lies within a forward one, and nothing is read before it was written (Gibbons and
 //! Korach, "Testing shared memories", 1997).
 //!
-//! Must always hold: a write that was never answered may have happened at any later time, or never; one that was
-//! read has happened.
+//! Must always hold:
+//! * a write that was never answered may have happened at any later time, or never; one that was read has happened;
+//! * a value is written again only once nobody may see it any more and no read is under way that could have seen it
+//!   ([`Oracle::repeatable`]): what holds it later was written by the later write. So faults show that compare blocks and
+//!   find them equal, though they were others meanwhile.
 
 use std::collections::BTreeMap;
 
@@ -17,8 +20,12 @@ pub const ABSENT: Value = 0;
 /// The block's one discard.
 pub const ZERO: Value = 1;
 
+/// From here on: clusters of values that were written again since.
+const RETIRED: Value = 1 << 63;
+
 #[derive(Clone, Debug)]
 struct Cluster {
+    value: Value,
     write_call: i64,
     first_answer: i64,
     last_call: i64,
@@ -87,6 +94,7 @@ impl Oracle {
     fn cluster(&mut self, block: u64, value: Value) -> Option<&mut Cluster> {
         let values = self.blocks.entry(block).or_insert_with(|| {
             let initial = Cluster {
+                value: ABSENT,
                 write_call: i64::MIN,
                 first_answer: i64::MIN,
                 last_call: i64::MIN,
@@ -99,11 +107,29 @@ impl Oracle {
         values.get_mut(&value)
     }
 
+    /// Values of a block that may be written to it once more, the newest first, if no read of it is under way: each was
+    /// acknowledged, and surely overwritten by what somebody was told of.
+    pub fn repeatable(&self, block: u64) -> impl Iterator<Item = Value> {
+        let values =
+            self.blocks.get(&block).into_iter().flat_map(|values| values.range(ZERO + 1..RETIRED).rev());
+        let acked = values.filter(|(_, c)| c.is_acked).map(|(value, _)| *value);
+        acked.filter(move |old| {
+            let newer = self.blocks.get(&block).into_iter().flat_map(BTreeMap::keys);
+            newer.into_iter().any(|new| self.replaced(block, *old, *new))
+        })
+    }
+
     /// A write of `value` to `block` was called.
     pub fn write_called(&mut self, block: u64, value: Value, now: u64) {
         let _ = self.cluster(block, ABSENT);
         let at = i64::try_from(now).expect("simulated time is short");
+        let values = self.blocks.get_mut(&block).expect("made above");
+        if let Some(earlier) = values.remove(&value) {
+            let name = values.last_key_value().map_or(RETIRED, |(last, _)| RETIRED.max(last + 1));
+            values.insert(name, earlier);
+        }
         let cluster = Cluster {
+            value,
             write_call: at,
             first_answer: i64::MAX,
             last_call: at,
@@ -111,7 +137,7 @@ impl Oracle {
             is_acked: false,
             acked_at: i64::MAX,
         };
-        self.blocks.get_mut(&block).expect("made above").insert(value, cluster);
+        values.insert(value, cluster);
     }
 
     /// It was acknowledged.
@@ -221,7 +247,7 @@ impl Oracle {
     pub fn check(&self) -> Result<(), String> {
         for (block, values) in &self.blocks {
             let live: Vec<(Value, &Cluster)> =
-                values.iter().filter(|(_, c)| c.is_read || c.is_acked).map(|(v, c)| (*v, c)).collect();
+                values.values().filter(|c| c.is_read || c.is_acked).map(|c| (c.value, c)).collect();
             let mut forward: Vec<(i64, i64, Value)> = Vec::new();
             let mut backward: Vec<(i64, i64, Value)> = Vec::new();
             for (value, c) in live {
@@ -314,6 +340,26 @@ mod tests {
         o.write_called(7, 12, 7);
         o.write_acked(7, 12, 8);
         assert_eq!(o.allowed(7, 9), [11, 12], "in either order");
+    }
+
+    #[test]
+    fn a_value_that_is_written_again_is_another_writes() {
+        let mut o = Oracle::default();
+        for (value, at) in [(10, 1), (11, 3)] {
+            o.write_called(7, value, at);
+            assert_eq!(o.repeatable(7).count(), 0, "somebody may see it yet");
+            o.write_acked(7, value, at + 1);
+        }
+        assert_eq!(o.repeatable(7).collect::<Vec<_>>(), [10]);
+        o.write_called(7, 10, 5);
+        assert_eq!(o.allowed(7, 6), [10, 11], "it was called");
+        o.write_acked(7, 10, 6);
+        assert_eq!(o.allowed(7, 7), [10]);
+        o.read(7, 10, 7, 8).expect("was written");
+        assert!(o.check().is_ok());
+        o.read(7, 11, 9, 10).expect("was written");
+        let lost = o.check().expect_err("what was overwritten came back");
+        assert!(lost.contains("value 10") && lost.contains("value 11"), "{lost}");
     }
 
     #[test]

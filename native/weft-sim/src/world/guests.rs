@@ -2,7 +2,7 @@
 //! bytes are all that is promised to be written at once (R5), so that a torn block may be seen, but no half of another
 //! time.
 //!
-//! Must always hold: a value is written once; blocks with an even number may be discarded, those with an odd one may be
+//! Must always hold: a value is written once, or again when nobody could see it any more; blocks with an even number may be discarded, those with an odd one may be
 //! written by halves, so that zeroes in a block tell where they come from.
 
 use weft_proto::guest::GuestError;
@@ -64,15 +64,38 @@ impl World {
 
     /// A write of half blocks, whole blocks with one value each.
     pub(super) fn guest_writes(&mut self, session: Id, first: u64, count: u64) {
-        let values: Vec<Value> =
+        let mut values: Vec<Value> =
             (first..first + count).map(|half| self.next_value + half / 2 - first / 2).collect();
         self.next_value += 64;
+        for at in 0..values.len().saturating_sub(1) {
+            let half = first + at as u64;
+            if half.is_multiple_of(2)
+                && let Some(value) = self.once_more(half)
+            {
+                values[at..at + 2].fill(value);
+            }
+        }
         for (half, value) in (first..).zip(&values) {
             self.oracle.write_called(half, *value, self.now);
         }
         self.note(|_| format!("s{}: a guest writes {}", session + 1, written(first, values.iter().copied())));
         let op = GuestOp::Write { offset: first * HALF, data: bytes_of_halves(&values), fua: false };
         self.submit(session, op, Asked::Write { first, values });
+    }
+
+    /// A value that this block, named by its first half, had before, one time in four that there is one. Guests write what was
+    /// there, and what compares blocks finds them equal then.
+    fn once_more(&mut self, half: u64) -> Option<Value> {
+        let reads = |asked: &Asked| match asked {
+            Asked::Read { first, count, .. } => *first < half + 2 && half < first + count,
+            _ => false,
+        };
+        if self.sessions.iter().any(|s| s.guests.values().any(reads)) {
+            return None;
+        }
+        let also: Vec<Value> = self.oracle.repeatable(half + 1).collect();
+        let value = self.oracle.repeatable(half).find(|value| also.contains(value))?;
+        self.rng.chance(25).then_some(value)
     }
 
     fn submit(&mut self, session: Id, op: GuestOp<HeapPayload>, asked: Asked) {
