@@ -17,7 +17,7 @@ use weft_io::files::Files;
 use weft_io::pool_dir::PoolDir;
 use weft_proto::durable::Durable;
 use weft_proto::ids::{Epoch, Generation, PoolId, PoolInc, Rid, SnapId, VolumeId};
-use weft_proto::images::{HandDown, ImageChange, ImageState, Images, Place};
+use weft_proto::images::{HandDown, ImageChange, ImageForm, ImageState, Images, Place};
 use weft_proto::log::{LOG_BLOCK, Log, LogExpectation, LogPlace, LogRecord, ReplicaKey, recover};
 use weft_proto::message::{Extent, Hole};
 use weft_proto::payload::{Payload, block_crcs};
@@ -333,7 +333,8 @@ impl Keeper {
         self.fact(Fact::TakeAsked(image));
         self.run(PoolOp::TakeImage { replica: KEY, image, slot_bytes: 8192 })?;
         let generation = Generation::new(EPOCH, interval);
-        self.log_image(image, ImageChange::Prepared { generation, epoch: EPOCH, incarnation: 1 })?;
+        let form = ImageForm::Chained;
+        self.log_image(image, ImageChange::Prepared { generation, epoch: EPOCH, incarnation: 1, form })?;
         self.fact(Fact::Taken(image));
         Ok(())
     }

@@ -4,8 +4,9 @@
 //! One replica of two regions, its head and up to three images, on a file system that clones ranges: every byte and every
 //! name is in the page cache before it is durable, the log is durable at once. Writes touch a block of their own each, so
 //! a region's content is the set of writes in it. The process dies (what the kernel has lands), the owner dies with it or
-//! sends again, the power fails, the pool is full, a file loses what it had. Two kinds of images: taken here, which form
-//! the chain, and copied from another member (4.19's chain copies), which stand alone. A clone of an image (a volume of
+//! sends again, the power fails, the pool is full, a file loses what it had. Three kinds of images: taken here, which form
+//! the chain; copied from another member (4.19's chain copies); and whole ones, a snapshot that the pool itself takes of the
+//! head, with everything in it. The last two stand alone. A clone of an image (a volume of
 //! its own) reads through the image until it has a region itself.
 //!
 //! Must always hold (the oracle):
@@ -49,6 +50,10 @@ mutations! {
     WholeLeavesChain,
     /// Older images read through a copied one.
     CopiedInChain,
+    /// Older images read through a whole one.
+    WholeInChain,
+    /// A write executes between the pool's snapshot of the head and the log's PREPARE.
+    WriteWhileTaking,
     /// A deleted image's regions are not handed down.
     DeleteWithoutHandDown,
     /// They count as handed down before that is durable.
@@ -80,6 +85,8 @@ pub struct Config {
     pub deletes: bool,
     /// Images may come from other members.
     pub copies: bool,
+    /// The pool may take a snapshot of the head itself.
+    pub wholes: bool,
     /// A write is preserved for whenever the map says so, stamped or not.
     pub by_map: bool,
     /// An image may be cloned.
@@ -110,6 +117,8 @@ enum Kind {
     /// In the chain, goes as soon as older ones don't need it.
     Deleting,
     Copied,
+    /// The pool's own snapshot.
+    Whole,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -205,6 +214,8 @@ pub struct State {
     trashed: bool,
     /// By age, the oldest first.
     images: [Image; IMAGES],
+    /// The pool's own snapshot of the head, which no log tells of yet.
+    taking: Option<[Bytes; REGIONS]>,
     clone: OfImage,
     /// What was preserved, from the head into an image.
     job: [Job; REGIONS],
@@ -253,6 +264,7 @@ impl Images {
         match image.kind {
             Kind::Taken | Kind::Deleting => true,
             Kind::Copied => self.broken(Mutation::CopiedInChain),
+            Kind::Whole => self.broken(Mutation::WholeInChain),
             Kind::None => false,
         }
     }
@@ -272,7 +284,7 @@ impl Images {
 
     /// Where an image finds a region.
     fn place(&self, state: &State, at: usize, region: usize) -> Place {
-        if state.images[at].kind == Kind::Copied {
+        if matches!(state.images[at].kind, Kind::Copied | Kind::Whole) {
             return Place::Image(at);
         }
         let has = |(n, image): &(usize, &Image)| {
@@ -325,6 +337,7 @@ impl Images {
             Kind::Taken => !self.skipped(image),
             Kind::Deleting => self.broken(Mutation::PreserveIntoDeleted),
             Kind::Copied => self.broken(Mutation::CopiedInChain),
+            Kind::Whole => self.broken(Mutation::WholeInChain),
             Kind::None => false,
         };
         let newest = (0..IMAGES).rev().find(|n| takes_in(&state.images[*n]))?;
@@ -355,19 +368,30 @@ impl Images {
         }
         // What is still on its way is what the owner did not count (a piece of a copy).
         let executes = state.requests.iter().any(|request| request.stage > Stage::Wire);
-        if state.takes < self.0.images && (!executes || self.broken(Mutation::PrepareBeforeDrain)) {
+        let executes = executes && !self.broken(Mutation::PrepareBeforeDrain);
+        let taken = state.taking.is_some() || !executes;
+        if state.takes < self.0.images && taken {
             let mut next = *state;
             // R21: no roll without stamps.
             next.prepared =
                 if state.stamp.contains(&state.interval) { state.interval } else { state.interval - 1 };
             next.interval = next.prepared + 1;
-            next.images[usize::from(state.takes)] =
-                Image { kind: Kind::Taken, expected: state.head.map(|region| region.now), ..NO_IMAGE };
+            let expected = state.head.map(|region| region.now);
+            next.images[usize::from(state.takes)] = match next.taking.take() {
+                Some(file) => Image { kind: Kind::Whole, map: Mask::first(REGIONS), file, expected },
+                None => Image { kind: Kind::Taken, expected, ..NO_IMAGE },
+            };
             next.takes += 1;
             out.push((
                 Event::new("PREPARE of image {0} is logged", &[state.takes.into()]).counts(Counted::Sealed),
                 next,
             ));
+        }
+        if state.takes < self.0.images && self.0.wholes && !executes && state.taking.is_none() {
+            let mut next = *state;
+            next.taking = Some(state.head);
+            let image = state.takes.into();
+            out.push((Event::new("the pool takes a snapshot of the head for image {0}", &[image]), next));
         }
         if state.takes < self.0.images && self.0.copies {
             let mut next = *state;
@@ -391,10 +415,12 @@ impl Images {
                 || (self.0.by_map && self.needs(state, region).is_some());
             let copied = state.clone.job[region] == Job::Cloning && state.clone.from_head.has(region);
             let copied = copied && !self.broken(Mutation::CloneUnlocked);
+            let taking = state.taking.is_some() && !self.broken(Mutation::WriteWhileTaking);
             let cloning = state.job[region] != Job::None
                 && !(self.broken(Mutation::DataWhileCloning) && state.job[region] == Job::Cloning);
             match request.stage {
                 Stage::None => {}
+                Stage::Wire | Stage::Waiting if taking => {}
                 Stage::Wire
                     if request.generation <= state.prepared
                         && !self.broken(Mutation::OldGenerationAfterPrepare) =>
@@ -495,7 +521,7 @@ impl Images {
     fn clones(&self, state: &State, out: &mut Out) {
         let Some(of) = state.clone.of else {
             for (n, image) in state.images.iter().enumerate() {
-                if self.0.clones && matches!(image.kind, Kind::Taken | Kind::Copied) {
+                if self.0.clones && matches!(image.kind, Kind::Taken | Kind::Copied | Kind::Whole) {
                     let mut next = *state;
                     next.clone.of = Some(n);
                     next.clone.expected = image.expected;
@@ -565,7 +591,7 @@ impl Images {
                         next.to_hand = image.map;
                         next.doomed = state.doomed.with(n);
                     }
-                    Kind::Copied => next.images[n] = NO_IMAGE,
+                    Kind::Copied | Kind::Whole => next.images[n] = NO_IMAGE,
                     _ => continue,
                 }
                 out.push((Event::new("image {0} is to be deleted", &[n]), next));
@@ -668,6 +694,8 @@ impl Images {
             }
             request.stage = Stage::Wire;
         }
+        // What no log names goes again.
+        next.taking = None;
         next.job = Default::default();
         next.into = Default::default();
         next.hand = Default::default();
@@ -736,8 +764,8 @@ impl Images {
                 ));
             }
             for (n, image) in state.images.iter().enumerate() {
-                if image.map.has(region) && image.kind == Kind::Taken && image.file[region] != Bytes::of(HOLE)
-                {
+                let is_here = matches!(image.kind, Kind::Taken | Kind::Whole);
+                if image.map.has(region) && is_here && image.file[region] != Bytes::of(HOLE) {
                     let mut next = begun;
                     next.images[n].file[region] = Bytes::of(HOLE);
                     next.rotten = true;
@@ -797,6 +825,7 @@ impl Model for Images {
             stamp: [if self.broken(Mutation::StampsAhead) { 9 } else { 0 }; REGIONS],
             trashed: false,
             images: [NO_IMAGE; IMAGES],
+            taking: None,
             clone: NO_CLONE,
             job: Default::default(),
             into: Default::default(),
@@ -816,7 +845,7 @@ impl Model for Images {
 
     fn successors(&self, state: &State, out: &mut Out) -> Result<(), Violation> {
         for (n, image) in state.images.iter().enumerate() {
-            if !matches!(image.kind, Kind::Taken | Kind::Copied) || state.doomed.has(n) {
+            if !matches!(image.kind, Kind::Taken | Kind::Copied | Kind::Whole) || state.doomed.has(n) {
                 continue;
             }
             for region in 0..REGIONS {
@@ -880,6 +909,7 @@ const TWO: Config = Config {
     faults: 1,
     deletes: false,
     copies: false,
+    wholes: false,
     by_map: false,
     clones: false,
     mutation: None,
@@ -889,6 +919,7 @@ const MAP: Config = Config { by_map: true, ..TWO };
 const CLONES: Config = Config { clones: true, writes: 1, faults: 0, ..DELETES };
 const CLONE: Config = Config { images: 1, faults: 1, ..CLONES };
 const COPIES: Config = Config { copies: true, images: 3, writes: 1, faults: 1, ..DELETES };
+const WHOLE: Config = Config { wholes: true, ..DELETES };
 const EVERYTHING: Config = Config { copies: true, clones: true, images: 3, writes: 3, faults: 3, ..DELETES };
 
 broken_cases!(Image);
@@ -987,6 +1018,20 @@ pub const CASES: &[Case] = &[
         Expected::Steps(2),
     ),
     broken(
+        "image-whole-in-chain",
+        "older images read through a whole one, which goes at once",
+        WHOLE,
+        Mutation::WholeInChain,
+        Expected::Steps(5),
+    ),
+    broken(
+        "image-write-while-taking",
+        "a write executes between the pool's snapshot and the log's PREPARE",
+        WHOLE,
+        Mutation::WriteWhileTaking,
+        Expected::Steps(6),
+    ),
+    broken(
         "image-delete-without-hand-down",
         "deleted while an older image reads through it",
         DELETES,
@@ -1074,6 +1119,13 @@ pub const CASES: &[Case] = &[
         "image-copies",
         "R28 with deletions, three images, any of them copied",
         Setup::Image(COPIES),
+        3_000_000,
+        Expected::Exhausted,
+    ),
+    unbroken(
+        "image-wholes",
+        "R28 with deletions, images whole or in the chain",
+        Setup::Image(WHOLE),
         3_000_000,
         Expected::Exhausted,
     ),

@@ -25,10 +25,13 @@
 //! 16 volume u128     32 pool u128                    48 image u128     64 counter u64
 //! 72 log_seq u64     80 attempt u64                  88 generation u64 96 epoch u64
 //! 104 incarnation u64 112 size u64                  120 regions u32   124 note_len u32
-//! 128 region_shift u8 129 state u8 130 zero         136 body_crc u32  140 zero
+//! 128 region_shift u8 129 state u8 130 form u8 131 zero 136 body_crc u32  140 zero
 //! 144 note (at most 512 bytes), zero up to 656; then a bit a region, in words of 64: which it has; then in the same
 //!     way: which had been written to; zero to a full block
 //! ```
+//!
+//! The slot of an image in the chain has version 1, in which byte 130 is zero. Others have version 2: software that knows
+//! the chain alone would let older images read through them.
 
 use alloc::vec::Vec;
 use core::fmt;
@@ -36,7 +39,7 @@ use core::fmt;
 use crate::bytes::{Put, Reader, Short, as_len, len_u32};
 use crate::durable::Durable;
 use crate::ids::{Epoch, Generation, PoolId, Rid, SessionId, SnapId, VolumeId};
-use crate::images::{GONE_MAX, Image, ImageState, Images, Regions};
+use crate::images::{GONE_MAX, Image, ImageForm, ImageState, Images, Regions};
 use crate::log::ReplicaKey;
 use crate::message::NOTE_MAX;
 use crate::record::RECORD_MAX;
@@ -47,6 +50,7 @@ const HEAD: usize = 176;
 const STAMPS_AT: usize = HEAD + RECORD_MAX;
 const GONE_LEN: usize = 24;
 const IMAGE_MAGIC: u32 = u32::from_le_bytes(*b"wimg");
+const IMAGE_VERSION: u32 = 2;
 const IMAGE_HEAD: usize = 144;
 const BITS_AT: usize = IMAGE_HEAD + NOTE_MAX;
 const BLOCK: usize = 4096;
@@ -128,7 +132,7 @@ impl fmt::Display for CheckpointError {
             CheckpointError::NotACheckpoint => f.write_str("not a checkpoint"),
             CheckpointError::BadChecksum => f.write_str("checkpoint does not match its checksum"),
             CheckpointError::NewerVersion(found) => {
-                write!(f, "checkpoint has format version {found}, known is {VERSION}")
+                write!(f, "checkpoint has format version {found}, newer than this software knows")
             }
             CheckpointError::Malformed => {
                 f.write_str("checkpoint's checksum is right, its content is malformed")
@@ -190,7 +194,11 @@ fn seal<const HEAD_LEN: usize>(out: &mut [u8]) {
 }
 
 /// A sound head of a version that this software reads, from behind that version on.
-fn open<const HEAD_LEN: usize>(bytes: &[u8], magic: u32) -> Result<(Reader<'_>, u32), CheckpointError> {
+fn open<const HEAD_LEN: usize>(
+    bytes: &[u8],
+    magic: u32,
+    known: u32,
+) -> Result<(Reader<'_>, u32), CheckpointError> {
     let head = bytes.get(..HEAD_LEN).ok_or(CheckpointError::NotACheckpoint)?;
     let mut r = Reader::new(head);
     if r.u32()? != magic {
@@ -200,7 +208,7 @@ fn open<const HEAD_LEN: usize>(bytes: &[u8], magic: u32) -> Result<(Reader<'_>, 
         return Err(CheckpointError::BadChecksum);
     }
     let version = r.u32()?;
-    if version > VERSION {
+    if version > known {
         return Err(CheckpointError::NewerVersion(version));
     }
     Ok((r, version))
@@ -258,7 +266,7 @@ impl Checkpoint {
     /// Reads a file of replica `key` in `pool`. Bytes behind the content are ignored: a file is as long as its
     /// longest checkpoint was.
     pub fn decode(bytes: &[u8], pool: PoolId, key: ReplicaKey) -> Result<Checkpoint, CheckpointError> {
-        let (mut r, version) = open::<HEAD>(bytes, MAGIC)?;
+        let (mut r, version) = open::<HEAD>(bytes, MAGIC, VERSION)?;
         let rid = Rid(r.u32()?);
         let volume = VolumeId(r.u128()?);
         let found_pool = PoolId(r.u128()?);
@@ -377,7 +385,11 @@ impl ImageSlot {
         let mut out = Vec::with_capacity(image_slot_len(regions));
         out.u32(IMAGE_MAGIC);
         out.u32(0);
-        out.u32(VERSION);
+        let form = match image.form {
+            ImageForm::Chained => 0,
+            ImageForm::Whole => 1,
+        };
+        out.u32(if form == 0 { 1 } else { IMAGE_VERSION });
         out.u32(self.replica.rid.0);
         out.u128(self.replica.volume.0);
         out.u128(self.pool.0);
@@ -396,7 +408,7 @@ impl ImageSlot {
             ImageState::Ready => 1,
             ImageState::Deleting => 2,
         };
-        out.put(&[image.region_shift, state]);
+        out.put(&[image.region_shift, state, form]);
         out.resize(IMAGE_HEAD, 0);
         out.put(&image.note);
         out.resize(BITS_AT, 0);
@@ -417,7 +429,7 @@ impl ImageSlot {
         key: ReplicaKey,
         id: SnapId,
     ) -> Result<ImageSlot, CheckpointError> {
-        let (mut r, version) = open::<IMAGE_HEAD>(bytes, IMAGE_MAGIC)?;
+        let (mut r, version) = open::<IMAGE_HEAD>(bytes, IMAGE_MAGIC, IMAGE_VERSION)?;
         let rid = Rid(r.u32()?);
         let volume = VolumeId(r.u128()?);
         let (found_pool, found_id) = (PoolId(r.u128()?), SnapId(r.u128()?));
@@ -425,8 +437,8 @@ impl ImageSlot {
         let (generation, epoch) = (Generation(r.u64()?), Epoch(r.u64()?));
         let (incarnation, size) = (r.u64()?, r.u64()?);
         let (regions, note_len) = (r.u32()?, as_len(r.u32()?));
-        let (region_shift, state) = (r.u8()?, r.u8()?);
-        r.take(6)?;
+        let (region_shift, state, form) = (r.u8()?, r.u8()?, r.u8()?);
+        r.take(5)?;
         let body_crc = r.u32()?;
         let regions_fit = regions_fit(regions, size, region_shift);
         let sequences_fit = log_seq <= u64::MAX / 2 && counter < u64::MAX;
@@ -436,7 +448,12 @@ impl ImageSlot {
             2 => ImageState::Deleting,
             _ => return Err(CheckpointError::Malformed),
         };
-        if version == 0 || !regions_fit || !sequences_fit || note_len > NOTE_MAX {
+        let form = match (version, form) {
+            (1, 0) => ImageForm::Chained,
+            (2, 1) => ImageForm::Whole,
+            _ => return Err(CheckpointError::Malformed),
+        };
+        if !regions_fit || !sequences_fit || note_len > NOTE_MAX {
             return Err(CheckpointError::Malformed);
         }
         let regions = as_len(regions);
@@ -471,6 +488,7 @@ impl ImageSlot {
             incarnation,
             size,
             region_shift,
+            form,
             state,
             note,
             has,
@@ -537,11 +555,15 @@ mod tests {
     }
 
     fn some_slot(counter: u64) -> ImageSlot {
+        slot_as(ImageForm::Chained, counter)
+    }
+
+    fn slot_as(form: ImageForm, counter: u64) -> ImageSlot {
         let mut images = Images::default();
         let generation = Generation::new(Epoch(7), 2);
         let stamps = [generation, Generation::NEVER, generation, Generation::NEVER, generation];
         let changes = [
-            ImageChange::Prepared { generation, epoch: Epoch(7), incarnation: 3 },
+            ImageChange::Prepared { generation, epoch: Epoch(7), incarnation: 3, form },
             ImageChange::Ready { note: br#"{"name":"n"}"#.to_vec() },
             ImageChange::Has { regions: vec![0, 4] },
         ];
@@ -565,6 +587,27 @@ mod tests {
         assert_eq!(ImageSlot::decode(&bytes, POOL, KEY, SnapId(0x51)), Ok(some_slot(1)));
     }
 
+    /// Software that knows the chain alone refuses it, and does not let older images read through it.
+    #[test]
+    fn a_slot_of_a_whole_image_has_a_version_of_its_own() {
+        let bytes = slot_as(ImageForm::Whole, 1).encode();
+        let parts = [
+            ("image-head".to_string(), bytes[..IMAGE_HEAD].to_vec()),
+            ("image-note-and-bits".to_string(), bytes[IMAGE_HEAD..BITS_AT + 16].to_vec()),
+        ];
+        hex::assert_specimens(include_str!("../specimens/image-v2.txt"), &parts);
+        let read = ImageSlot::decode(&bytes, POOL, KEY, SnapId(0x51)).expect("sound");
+        assert!(read.image.is_whole() && read.encode() == bytes);
+        for (version, form) in [(0, 0), (1, 1), (2, 0), (2, 9)] {
+            let mut other = bytes.clone();
+            (other[8], other[130]) = (version, form);
+            let crc = crc32c::crc32c(&other[8..IMAGE_HEAD]);
+            other[4..8].copy_from_slice(&crc.to_le_bytes());
+            let read = ImageSlot::decode(&other, POOL, KEY, SnapId(0x51));
+            assert_eq!(read, Err(CheckpointError::Malformed), "version {version}, form {form}");
+        }
+    }
+
     #[test]
     fn the_newest_sound_slot_of_an_image_is_taken_and_none_where_none_was_written() {
         let (old, new) = (some_slot(1).encode(), some_slot(2).encode());
@@ -579,7 +622,7 @@ mod tests {
         bad[BITS_AT] ^= 1;
         assert!(choose(&empty, &bad).is_err() && choose(&bad, &bad).is_err());
         let mut newer = new;
-        newer[8] = 2;
+        newer[8] = 3;
         let crc = crc32c::crc32c(&newer[8..IMAGE_HEAD]);
         newer[4..8].copy_from_slice(&crc.to_le_bytes());
         assert!(choose(&old, &newer).is_err(), "an older state must not win over a newer one");
@@ -718,7 +761,7 @@ mod tests {
         fn any_slot_of_an_image_is_read_back_equal(
             bits in proptest::collection::vec(any::<[u64; 2]>(), 0..40), numbers in any::<[u64; 6]>(),
             note in proptest::collection::vec(any::<u8>(), 0..=NOTE_MAX), id in any::<u128>(), state in 0usize..3,
-            shift in 16u8..=32,
+            shift in 16u8..=32, whole in any::<bool>(),
         ) {
             let [counter, log_seq, attempt, generation, epoch, incarnation] = numbers;
             let (has, written) = bits.iter().map(|[has, written]| (*has, *written)).unzip();
@@ -726,6 +769,7 @@ mod tests {
             let image = Image {
                 id: SnapId(id), attempt, generation: Generation(generation), epoch: Epoch(epoch), incarnation,
                 size: (bits.len() as u64 * 64) << shift, region_shift: shift, state: states[state], note,
+                form: if whole { ImageForm::Whole } else { ImageForm::Chained },
                 has: Regions(has), written: Regions(written),
             };
             let slot = ImageSlot { pool: POOL, replica: KEY, counter: counter / 2, log_seq: log_seq / 4, image };
@@ -741,7 +785,8 @@ mod tests {
         ) {
             let mut bytes = head;
             bytes[..4].copy_from_slice(&IMAGE_MAGIC.to_le_bytes());
-            bytes[8..12].copy_from_slice(&1u32.to_le_bytes());
+            let version = 1 + u32::from(bytes[8]) % 2;
+            bytes[8..12].copy_from_slice(&version.to_le_bytes());
             bytes[128] = 12 + bytes[128] % 51;
             let crc = crc32c::crc32c(&bytes[8..]);
             bytes[4..8].copy_from_slice(&crc.to_le_bytes());

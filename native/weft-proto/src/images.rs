@@ -5,6 +5,9 @@
 //! in the end in the head. Before the head changes somewhere, the newest image that stays gets what was there, unless
 //! somebody has it. When one goes, the next older one gets what it had.
 //!
+//! Whole images stand outside the chain: they have all of their snapshot from the moment on in which the log knows them, and
+//! nobody else reads through them. They change nothing of what others need, and go at once.
+//!
 //! Must always hold:
 //! * what an image has is what records in the log say, neither what lies in a file nor what stamps suggest;
 //! * nothing is put into an image that is being deleted, and nobody older stops reading from it before it is gone;
@@ -34,6 +37,8 @@ pub enum ImageChange {
         epoch: Epoch,
         /// The store's incarnation.
         incarnation: u64,
+        /// How it has what it has.
+        form: ImageForm,
     },
     /// Its snapshot stands in the store.
     Ready {
@@ -49,6 +54,15 @@ pub enum ImageChange {
     Deleting,
     /// Nobody reads from it any more.
     Gone,
+}
+
+/// How an image comes to have what its snapshot holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ImageForm {
+    /// It begins with nothing and stands in the chain.
+    Chained,
+    /// It has everything: the pool's own snapshot of the head.
+    Whole,
 }
 
 /// How far an image is.
@@ -105,6 +119,8 @@ pub struct Image {
     pub size: u64,
     /// Regions are `1 << region_shift` bytes.
     pub region_shift: u8,
+    /// In the chain or not.
+    pub form: ImageForm,
     /// How far it is.
     pub state: ImageState,
     /// What the store says of the snapshot, for a repair; empty before it is READY here.
@@ -115,6 +131,17 @@ pub struct Image {
 }
 
 impl Image {
+    /// It stands outside the chain and has everything itself.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.form != ImageForm::Chained
+    }
+
+    /// It stands in the chain, and gets what others hand down and the head gives up.
+    fn takes_in(&self) -> bool {
+        !self.is_whole() && self.state != ImageState::Deleting
+    }
+
     /// Its regions that a range of bytes touches.
     fn regions_of(&self, offset: u64, len: u64) -> core::ops::Range<u32> {
         let end = (offset + len).min(self.size).div_ceil(1 << self.region_shift);
@@ -131,6 +158,9 @@ impl Image {
 
     /// Every region of it that was ever written is in its own files.
     fn is_complete(&self) -> bool {
+        if self.is_whole() {
+            return true;
+        }
         let has = |n: usize| self.has.0.get(n).copied().unwrap_or_default();
         self.written.0.iter().enumerate().all(|(n, written)| written & !has(n) == 0)
     }
@@ -147,9 +177,11 @@ impl Image {
         (start, (self.size - start).min(1 << self.region_shift))
     }
 
-    /// Whether it has what is at this byte.
+    /// Whether it has what is at this byte, for itself and for older ones.
     fn has_at(&self, offset: u64) -> bool {
-        offset < self.size && self.has.has(u32::try_from(offset >> self.region_shift).expect("a region"))
+        !self.is_whole()
+            && offset < self.size
+            && self.has.has(u32::try_from(offset >> self.region_shift).expect("a region"))
     }
 }
 
@@ -255,7 +287,7 @@ impl Images {
         (size, region_shift): (u64, u8),
         stamps: &[Generation],
     ) {
-        if let ImageChange::Prepared { generation, epoch, incarnation } = change {
+        if let ImageChange::Prepared { generation, epoch, incarnation, form } = change {
             if self.get(id).is_some_and(|image| image.attempt >= attempt) {
                 return;
             }
@@ -272,6 +304,7 @@ impl Images {
                 incarnation: *incarnation,
                 size,
                 region_shift,
+                form: *form,
                 state: ImageState::Prepared,
                 note: Vec::new(),
                 has: Regions::default(),
@@ -292,6 +325,7 @@ impl Images {
                 image.note.clone_from(note);
             }
             ImageChange::Ready { .. } => {}
+            ImageChange::Has { .. } if image.is_whole() => {}
             ImageChange::Has { regions } => {
                 let end = image.regions_len();
                 let there = |region: &&u32| (**region as usize) < end;
@@ -307,7 +341,7 @@ impl Images {
 
     /// The next older one that stays.
     fn heir(&self, at: usize) -> Option<&Image> {
-        self.list[..at].iter().rev().find(|image| image.state != ImageState::Deleting)
+        self.list[..at].iter().rev().find(|image| image.takes_in())
     }
 
     /// Where a region of an image is; none if it has no such image or region. To be asked for again at every look.
@@ -321,6 +355,9 @@ impl Images {
         }
         if !image.written.has(region) {
             return Some(Place::Absent);
+        }
+        if image.is_whole() {
+            return Some(Place::Image { image: id, heir: None });
         }
         let found = (at..self.list.len()).find(|n| self.list[*n].has_at(offset));
         Some(found.map_or(Place::Head, |n| {
@@ -349,7 +386,7 @@ impl Images {
     /// Which image has to get which of its regions before the head changes in this range (R28).
     #[must_use]
     pub fn needs(&self, offset: u64, len: u64) -> Option<(SnapId, Vec<u32>)> {
-        let newest = self.list.iter().rposition(|image| image.state != ImageState::Deleting)?;
+        let newest = self.list.iter().rposition(Image::takes_in)?;
         let image = &self.list[newest];
         let missing = |region: &u32| {
             let start = image.start(*region);
@@ -362,7 +399,7 @@ impl Images {
     /// The first byte from here on that the newest image that stays has to get before the head changes there, or goes.
     #[must_use]
     pub fn missing_from(&self, offset: u64) -> Option<u64> {
-        let newest = self.list.iter().rposition(|image| image.state != ImageState::Deleting)?;
+        let newest = self.list.iter().rposition(Image::takes_in)?;
         let image = &self.list[newest];
         let first = usize::try_from(offset >> image.region_shift).ok()?;
         let words = image.written.0.iter().enumerate().skip(first / 64);
@@ -391,7 +428,9 @@ impl Images {
     pub fn hand_down(&self) -> Option<HandDown> {
         let at = self.list.iter().position(|image| image.state == ImageState::Deleting)?;
         let image = &self.list[at];
-        let Some(heir) = self.heir(at) else { return Some(HandDown::Gone(image.id)) };
+        let Some(heir) = self.heir(at).filter(|_| !image.is_whole()) else {
+            return Some(HandDown::Gone(image.id));
+        };
         let wanted = |region: &u32| heir.written.has(*region) && !heir.has.has(*region);
         let of_heir = |region: u32| {
             let (start, len) = image.range(region);
@@ -423,8 +462,12 @@ mod tests {
     const REGIONS: u32 = 11;
 
     fn prepared() -> ImageChange {
+        prepared_as(ImageForm::Chained)
+    }
+
+    fn prepared_as(form: ImageForm) -> ImageChange {
         let generation = Generation::new(Epoch(3), 1);
-        ImageChange::Prepared { generation, epoch: Epoch(3), incarnation: 1 }
+        ImageChange::Prepared { generation, epoch: Epoch(3), incarnation: 1, form }
     }
 
     /// A replica whose regions hold a number each, 0 where nothing was written.
@@ -458,9 +501,17 @@ mod tests {
         }
 
         fn take(&mut self) {
+            self.take_as(ImageForm::Chained);
+        }
+
+        fn take_as(&mut self, form: ImageForm) {
             self.count += 1;
             let id = SnapId(self.count.into());
-            self.log(id, &prepared());
+            // What the pool's own snapshot has, also where nobody ever looks.
+            for region in (0..REGIONS).filter(|_| form == ImageForm::Whole) {
+                self.files.insert((id, region), self.head[region as usize]);
+            }
+            self.log(id, &prepared_as(form));
             self.expected.insert(id, self.head.clone());
         }
 
@@ -561,7 +612,9 @@ mod tests {
                         assert_eq!(end, stop);
                         let same = one[region as usize] == other[region as usize];
                         assert!(same || !shared, "region {region} of {of} and {with}");
+                        let whole = |id: SnapId| self.images.get(id).is_some_and(Image::is_whole);
                         let kept = self.images.iter().any(|image| image.has_at(at));
+                        let kept = kept || of != with && (whole(*of) || whole(*with));
                         assert!(shared || !same || kept, "region {region} of {of} and {with}");
                     }
                 }
@@ -578,7 +631,8 @@ mod tests {
             for (kind, region) in steps {
                 match kind {
                     0..45 => dumb.write(region),
-                    45..60 => dumb.take(),
+                    45..55 => dumb.take(),
+                    55..60 => dumb.take_as(ImageForm::Whole),
                     60..68 => dumb.preserve(0, u64::from(region + 1) << SHIFT),
                     68..80 => dumb.delete(region as usize),
                     _ => dumb.hand_down(),
@@ -634,6 +688,51 @@ mod tests {
         let (image, heir) = (SnapId(3), SnapId(2));
         let step = HandDown::Segment { image, heir, segment: 0, whole: true, regions };
         assert_eq!(dumb.images.hand_down(), Some(step));
+    }
+
+    /// docs/model.md, `image-whole-in-chain` and `image-write-while-taking`: it lies outside the chain.
+    #[test]
+    fn a_whole_image_has_everything_itself_and_nobody_reads_through_it() {
+        let mut dumb = Dumb::new();
+        (1..4).for_each(|region| dumb.write(region));
+        dumb.take();
+        dumb.write(1);
+        dumb.take_as(ImageForm::Whole);
+        let (older, whole) = (SnapId(4), SnapId(6));
+        let of = |id: SnapId| Place::Image { image: id, heir: None };
+        for (region, place) in [(0, Place::Absent), (1, of(whole)), (3, of(whole))] {
+            assert_eq!(dumb.images.place(whole, region), Some(place), "region {region}");
+        }
+        assert_eq!(dumb.images.place(older, 2), Some(Place::Head), "older ones pass it by");
+        // The head changes: the older one gets what was there, the whole one needs nothing.
+        assert_eq!(dumb.images.needs(0, SIZE), Some((older, vec![2, 3])));
+        assert!(dumb.images.is_whole(whole) && !dumb.images.is_whole(older));
+        dumb.write(2);
+        dumb.log(whole, &ImageChange::Has { regions: vec![0] });
+        assert_eq!(dumb.images.place(whole, 0), Some(Place::Absent), "nothing is ever put there");
+        assert_eq!(dumb.images.is_shared(older, whole, 3 << SHIFT), Some((false, 4 << SHIFT)));
+        dumb.check();
+        // The older one goes: the whole one is not its heir, nor is it that one's.
+        dumb.take();
+        dumb.delete(0);
+        assert_eq!(dumb.images.hand_down(), Some(HandDown::Gone(older)));
+        dumb.hand_down();
+        dumb.delete(0);
+        assert_eq!(dumb.images.hand_down(), Some(HandDown::Gone(whole)));
+        dumb.hand_down();
+        dumb.check();
+        assert_eq!(dumb.images.len(), 1);
+    }
+
+    /// A head of which only whole images are left goes to the trash at once.
+    #[test]
+    fn whole_images_need_nothing_of_the_head() {
+        let mut dumb = Dumb::new();
+        dumb.write(1);
+        dumb.take_as(ImageForm::Whole);
+        assert_eq!((dumb.images.missing_from(0), dumb.images.needs(0, SIZE)), (None, None));
+        dumb.write(1);
+        dumb.check();
     }
 
     #[test]

@@ -23,7 +23,7 @@ use core::fmt;
 
 use crate::bytes::{Put, Reader, Short, as_len, len_u32};
 use crate::ids::{Epoch, Generation, PoolId, PoolInc, Rid, SessionId, SnapId, VolumeId};
-use crate::images::ImageChange;
+use crate::images::{ImageChange, ImageForm};
 use crate::message::NOTE_MAX;
 use crate::record::{RECORD_MAX, REGIONS_MAX};
 
@@ -597,6 +597,7 @@ const IMAGE_READY: u8 = 2;
 const IMAGE_HAS: u8 = 3;
 const IMAGE_DELETING: u8 = 4;
 const IMAGE_GONE: u8 = 5;
+const IMAGE_PREPARED_WHOLE: u8 = 6;
 
 fn encode_entry(key: ReplicaKey, record: &LogRecord) -> Vec<u8> {
     let mut body = Vec::new();
@@ -649,8 +650,11 @@ fn encode_entry(key: ReplicaKey, record: &LogRecord) -> Vec<u8> {
             body.u128(image.0);
             body.u64(*attempt);
             match change {
-                ImageChange::Prepared { generation, epoch, incarnation } => {
-                    body.put(&[IMAGE_PREPARED]);
+                ImageChange::Prepared { generation, epoch, incarnation, form } => {
+                    body.put(&[match form {
+                        ImageForm::Chained => IMAGE_PREPARED,
+                        ImageForm::Whole => IMAGE_PREPARED_WHOLE,
+                    }]);
                     body.u64(generation.0);
                     body.u64(epoch.0);
                     body.u64(*incarnation);
@@ -733,10 +737,11 @@ fn decode_entry(r: &mut Reader<'_>) -> Result<Option<(ReplicaKey, LogRecord)>, S
         KIND_IMAGE => {
             let (image, attempt) = (SnapId(body.u128()?), body.u64()?);
             let change = match body.u8()? {
-                IMAGE_PREPARED => ImageChange::Prepared {
+                kind @ (IMAGE_PREPARED | IMAGE_PREPARED_WHOLE) => ImageChange::Prepared {
                     generation: Generation(body.u64()?),
                     epoch: Epoch(body.u64()?),
                     incarnation: body.u64()?,
+                    form: if kind == IMAGE_PREPARED { ImageForm::Chained } else { ImageForm::Whole },
                 },
                 IMAGE_READY if body.rest().len() > NOTE_MAX => return Err(Short),
                 IMAGE_READY => ImageChange::Ready { note: body.take(body.rest().len())?.to_vec() },
@@ -1137,6 +1142,31 @@ mod tests {
     }
 
     #[test]
+    fn records_of_images_have_the_bytes_they_were_released_with() {
+        let generation = Generation::new(Epoch(7), 2);
+        let prepared = |form| ImageChange::Prepared { generation, epoch: Epoch(7), incarnation: 3, form };
+        let changes = [
+            prepared(ImageForm::Chained),
+            ImageChange::Ready { note: b"{}".to_vec() },
+            ImageChange::Has { regions: vec![0, 77] },
+            ImageChange::Deleting,
+            ImageChange::Gone,
+            prepared(ImageForm::Whole),
+        ];
+        let record = |change| LogRecord::Image { image: SnapId(0x51), attempt: 2, change };
+        let records = changes.map(record);
+        let entries = records
+            .iter()
+            .zip(1..)
+            .map(|(record, n)| (alloc::format!("image-{n}"), encode_entry(KEY, record)));
+        let entries: Vec<(String, Vec<u8>)> = entries.collect();
+        hex::assert_specimens(include_str!("../specimens/log-images-v1.txt"), &entries);
+        for (record, (_, bytes)) in records.into_iter().zip(entries) {
+            assert_eq!(decode_entry(&mut Reader::new(&bytes)), Ok(Some((KEY, record))));
+        }
+    }
+
+    #[test]
     fn log_version_1_has_the_bytes_it_was_released_with() {
         let mut ring = empty_ring();
         let mut log = start(&ring, 1);
@@ -1485,7 +1515,8 @@ mod tests {
         let mut log = start(&ring, 1);
         let image = |change| LogRecord::Image { image: SnapId(7), attempt: 2, change };
         let generation = Generation::new(Epoch(5), 3);
-        let first = ImageChange::Prepared { generation, epoch: Epoch(5), incarnation: 4 };
+        let prepared = |form| ImageChange::Prepared { generation, epoch: Epoch(5), incarnation: 4, form };
+        let first = prepared(ImageForm::Chained);
         let many: Vec<u32> = (0..9000).collect();
         let ready = ImageChange::Ready { note: b"{}".to_vec() };
         let changes = [first, ready, ImageChange::Has { regions: many.clone() }];

@@ -26,7 +26,7 @@ use super::{Action, AttachmentId, DiskDone, DiskError, DiskOp, HASH_MAX, Replica
 use crate::checkpoint::image_slot_len;
 use crate::durable::Durable;
 use crate::ids::{Epoch, Generation, Instant, SnapId};
-use crate::images::{HandDown, ImageChange, ImageState, Place, SEGMENT_SHIFT};
+use crate::images::{HandDown, ImageChange, ImageForm, ImageState, Place, SEGMENT_SHIFT};
 use crate::log::{LogRecord, ReplicaKey};
 use crate::message::{
     Answer, Ask, CHANGED_GRAIN, CHANGED_MAX, Extent, Hole, IMAGES_PAGE, ImageView, NOTE_MAX, Refusal,
@@ -588,7 +588,8 @@ impl<P: Payload> Replica<P> {
                     return refuse(Refusal::OldGeneration);
                 }
                 let (generation, incarnation) = (*generation, *incarnation);
-                Turn::Log(*attempt, ImageChange::Prepared { generation, epoch, incarnation })
+                let form = ImageForm::Chained;
+                Turn::Log(*attempt, ImageChange::Prepared { generation, epoch, incarnation, form })
             }
             Snap::Ready { attempt, note, .. } => match image {
                 _ if note.len() > NOTE_MAX => refuse(Refusal::OutOfBounds),
