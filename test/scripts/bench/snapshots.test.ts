@@ -1,6 +1,7 @@
 /** What is counted of snapshots, and which bars their figures have. */
 import t from "tap";
 
+import { cloneFigures } from "../../../scripts/bench/clone-job.ts";
 import { longestGap, parseAnswers, snapshotFigures } from "../../../scripts/bench/snapshot-job.ts";
 import { percentile } from "../../../scripts/lib/percentile.ts";
 
@@ -51,3 +52,15 @@ await t.test("snapshots: the bars of the figures", async (t) => {
   for (const { note } of figures) t.match(note, /512 MiB, filled with 128 KiB/);
   t.strictSame(snapshotFigures({ pausesMs: new Map(), longestMs: [], firsts: [] }, 1n << 20n), []);
 });
+
+await t.test(
+  "clones: the slowest of all rounds is judged, and the figure says which data it was",
+  async (t) => {
+    const [figure, ...others] = cloneFigures([0.2, 1.1, 0.3]);
+    t.strictSame([figure?.figure, figure?.ours, figure?.holds], ["clone 50 GiB s", 1.1, false]);
+    t.strictSame([figure?.against, figure?.ratio, figure?.spread], [null, null, [0.2, 1.1]]);
+    t.match(figure?.note, /first GiB filled/);
+    t.strictSame(others, []);
+    t.strictSame(cloneFigures([]), []);
+  },
+);
