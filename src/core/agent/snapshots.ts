@@ -8,7 +8,7 @@
  */
 import { randomUUID } from "node:crypto";
 
-import { type Cluster, hostName, isAlive } from "../model/cluster.ts";
+import { hostName, isAlive } from "../model/cluster.ts";
 import { maySee, type Principal } from "../model/roles.ts";
 import { parseHostId, parseSnapshotId, type SnapshotId, type VolumeId } from "../model/ids.ts";
 import {
@@ -21,9 +21,6 @@ import {
   nameOfMoment,
   nameTaken,
   type Snapshot,
-  type Unable,
-  unablePool,
-  withFewer,
 } from "../model/snapshot.ts";
 import type { Want } from "../model/volume-record.ts";
 import type * as api from "../wire/agent-api.ts";
@@ -33,9 +30,6 @@ import { openOn, snapshotsOf, type VolumeFacts, volumeOf, volumesOf } from "./fa
 import { findSnapshot, findVolume, hasWant, type WantedVolume } from "./find.ts";
 import { byOwner } from "./owner-work.ts";
 import { stillMade } from "./volumes.ts";
-
-/** As many are named in a volume's own answer; its list has all of them. */
-const FEWER_SHOWN = 10;
 
 export async function createSnapshot(
   context: MemberContext,
@@ -196,78 +190,6 @@ function groupAnswer(mirror: MemberContext["mirror"], { group }: Snapshot): api.
   if (group === null) return null;
   const volumes = group.volumes.map((id) => ({ id, name: volumeOf(mirror, id).want?.name ?? null }));
   return { id: group.id, volumes };
-}
-
-/** For the volume's own answer. */
-export function snapshotSummary(
-  { mirror, view }: Pick<MemberContext, "mirror" | "view">,
-  { id, want, record }: VolumeFacts,
-): api.VolumeAnswer["snapshots"] {
-  const known = snapshotsOf(mirror, id).known.filter(isShown);
-  const cluster = view.cluster();
-  const fewer = want === null || record === null ? [] : inOrder(withFewer(known, want, record));
-  const unable = record === null ? null : unablePool(record, cluster);
-  return {
-    count: known.filter(({ state }) => state === "READY").length,
-    deleting: known.filter(({ state }) => state === "DELETING").length,
-    fewerCount: fewer.length,
-    fewer: fewer.slice(0, FEWER_SHOWN).map((snapshot) => {
-      const { copies, missedBy } = record === null ? { copies: 0, missedBy: [] } : coverage(snapshot, record);
-      return { name: snapshot.name, copies, missedBy: missedBy.map((host) => hostName(cluster, host)) };
-    }),
-    unable:
-      unable === null
-        ? null
-        : { hostName: hostName(cluster, unable.host), path: unable.path, why: unable.why },
-  };
-}
-
-/** What stands in the way of snapshots, or is less than it should be: E-SNAP-11 and E-SNAP-01; and what can't be read. */
-export function snapshotProblems(
-  context: MemberContext,
-  volumes: readonly VolumeFacts[],
-): readonly api.Problem[] {
-  const { mirror, view } = context;
-  const cluster = view.cluster();
-  return volumes.flatMap((facts): readonly api.Problem[] => {
-    const { id, want, record } = facts;
-    const unreadable = snapshotsOf(mirror, id).unreadable.map((error) => ({
-      code: error.code,
-      message: error.message,
-      do: [...error.do],
-    }));
-    if (want === null || record === null || want.deletedAtMs !== null) return unreadable;
-    const summary = snapshotSummary(context, facts);
-    const fewer = summary.fewerCount === 0 ? [] : [fewerProblem(want, summary)];
-    // Where all of its pools are of such a kind nobody expects snapshots.
-    const unable = summary.count === 0 ? null : unablePool(record, cluster);
-    return [...unreadable, ...fewer, ...(unable === null ? [] : [unableProblem(want, cluster, unable)])];
-  });
-}
-
-function fewerProblem(
-  { name, copies: wanted }: Want,
-  { count, fewerCount, fewer: [first] }: api.VolumeAnswer["snapshots"],
-): api.Problem {
-  const which =
-    count === 1 ? `The snapshot of "${name}" has` : `${fewerCount} of ${count} snapshots of "${name}" have`;
-  const example =
-    first === undefined
-      ? ""
-      : `: ${name}@${first.name} is in ${first.copies} of ${wanted}${first.missedBy.length === 0 ? "" : `, ${first.missedBy.join(" ")} missed it`}`;
-  return {
-    code: "E-SNAP-11",
-    message: `${which} fewer copies than the volume${example}.`,
-    do: [
-      { why: "See which", command: `weft snapshot list ${name}` },
-      { why: "A new one is on all copies that are in sync", command: `weft snapshot create ${name}` },
-    ],
-  };
-}
-
-function unableProblem(want: Want, cluster: Cluster, unable: Unable): api.Problem {
-  const { code, message, do: remedies } = cannotHave(want, cluster, unable);
-  return { code, message, do: [...remedies] };
 }
 
 /** By the moment, and a number where there is one already. */

@@ -29,7 +29,7 @@ import type { Mirror } from "./mirror.ts";
 import { healthIn } from "./pause-keeper.ts";
 import { lastScrub } from "./scrub-keeper.ts";
 import { overcommitOf } from "./settings.ts";
-import { snapshotProblems, snapshotSummary } from "./snapshots.ts";
+import { snapshotProblems, snapshotSummary } from "./snapshot-summary.ts";
 import { membersOrNone, storeStatus } from "./store-status.ts";
 import { readValue } from "./store-value.ts";
 import { usedOf } from "./used-keeper.ts";

@@ -1,0 +1,94 @@
+/**
+ * A volume's snapshots in few words, and what is to be said of them under the headline of `weft status`.
+ *
+ * Must always hold: what is not logged is shown to nobody (R27).
+ */
+import { type Cluster, hostName } from "../model/cluster.ts";
+import {
+  cannotHave,
+  coverage,
+  inOrder,
+  isShown,
+  type Unable,
+  unablePool,
+  withFewer,
+} from "../model/snapshot.ts";
+import type { Want } from "../model/volume-record.ts";
+import type * as api from "../wire/agent-api.ts";
+import type { MemberContext } from "./context.ts";
+import { snapshotsOf, type VolumeFacts } from "./facts.ts";
+
+/** As many are named in a volume's own answer; its list has all of them. */
+const FEWER_SHOWN = 10;
+
+/** For the volume's own answer. */
+export function snapshotSummary(
+  { mirror, view }: Pick<MemberContext, "mirror" | "view">,
+  { id, want, record }: VolumeFacts,
+): api.VolumeAnswer["snapshots"] {
+  const known = snapshotsOf(mirror, id).known.filter(isShown);
+  const cluster = view.cluster();
+  const fewer = want === null || record === null ? [] : inOrder(withFewer(known, want, record));
+  const unable = record === null ? null : unablePool(record, cluster);
+  return {
+    count: known.filter(({ state }) => state === "READY").length,
+    deleting: known.filter(({ state }) => state === "DELETING").length,
+    fewerCount: fewer.length,
+    fewer: fewer.slice(0, FEWER_SHOWN).map((snapshot) => {
+      const { copies, missedBy } = record === null ? { copies: 0, missedBy: [] } : coverage(snapshot, record);
+      return { name: snapshot.name, copies, missedBy: missedBy.map((host) => hostName(cluster, host)) };
+    }),
+    unable:
+      unable === null
+        ? null
+        : { hostName: hostName(cluster, unable.host), path: unable.path, why: unable.why },
+  };
+}
+
+/** What stands in the way of snapshots, or is less than it should be: E-SNAP-11 and E-SNAP-01; and what can't be read. */
+export function snapshotProblems(
+  context: MemberContext,
+  volumes: readonly VolumeFacts[],
+): readonly api.Problem[] {
+  const { mirror, view } = context;
+  const cluster = view.cluster();
+  return volumes.flatMap((facts): readonly api.Problem[] => {
+    const { id, want, record } = facts;
+    const unreadable = snapshotsOf(mirror, id).unreadable.map((error) => ({
+      code: error.code,
+      message: error.message,
+      do: [...error.do],
+    }));
+    if (want === null || record === null || want.deletedAtMs !== null) return unreadable;
+    const summary = snapshotSummary(context, facts);
+    const fewer = summary.fewerCount === 0 ? [] : [fewerProblem(want, summary)];
+    // Where all of its pools are of such a kind nobody expects snapshots.
+    const unable = summary.count === 0 ? null : unablePool(record, cluster);
+    return [...unreadable, ...fewer, ...(unable === null ? [] : [unableProblem(want, cluster, unable)])];
+  });
+}
+
+function fewerProblem(
+  { name, copies: wanted }: Want,
+  { count, fewerCount, fewer: [first] }: api.VolumeAnswer["snapshots"],
+): api.Problem {
+  const which =
+    count === 1 ? `The snapshot of "${name}" has` : `${fewerCount} of ${count} snapshots of "${name}" have`;
+  const example =
+    first === undefined
+      ? ""
+      : `: ${name}@${first.name} is in ${first.copies} of ${wanted}${first.missedBy.length === 0 ? "" : `, ${first.missedBy.join(" ")} missed it`}`;
+  return {
+    code: "E-SNAP-11",
+    message: `${which} fewer copies than the volume${example}.`,
+    do: [
+      { why: "See which", command: `weft snapshot list ${name}` },
+      { why: "A new one is on all copies that are in sync", command: `weft snapshot create ${name}` },
+    ],
+  };
+}
+
+function unableProblem(want: Want, cluster: Cluster, unable: Unable): api.Problem {
+  const { code, message, do: remedies } = cannotHave(want, cluster, unable);
+  return { code, message, do: [...remedies] };
+}
