@@ -37,6 +37,8 @@ export type Snapshot = {
   readonly createdMs: number;
   readonly createdBy: string;
   readonly isProtected: boolean;
+  /** Destroying: nobody can read it any more, and a copy has not done it yet; what changed since it can be told still. */
+  readonly data: "kept" | "destroying" | "destroyed";
   /** Taken at one moment with those of these volumes; null: alone. */
   readonly group: { readonly id: string; readonly volumes: readonly VolumeId[] } | null;
 };
@@ -70,7 +72,12 @@ export function isShown({ isLogged, state }: Snapshot): boolean {
   return isLogged || state === "DELETING";
 }
 
-/** Those that can be used. */
+/** It can be read, cloned and gone back to. */
+function hasData({ data }: Snapshot): boolean {
+  return data === "kept";
+}
+
+/** Those that can be used, also those of which only what changed since can be told. */
 export function ready(snapshots: readonly Snapshot[]): readonly Snapshot[] {
   return snapshots.filter(({ isLogged, state }) => isLogged && state === "READY");
 }
@@ -96,18 +103,20 @@ export function coverage(snapshot: Snapshot, record: VolumeRecord): Coverage {
   return { copies: having.length, missedBy: missing.map(({ host }) => host) };
 }
 
-/** Those with fewer copies than the volume shall have. */
+/** Those with fewer copies than the volume shall have. One whose data was destroyed is brought to no other copy, and needs none. */
 export function withFewer(
   snapshots: readonly Snapshot[],
   want: Want,
   record: VolumeRecord,
 ): readonly Snapshot[] {
-  return ready(snapshots).filter((snapshot) => coverage(snapshot, record).copies < want.copies);
+  return ready(snapshots).filter(
+    (snapshot) => hasData(snapshot) && coverage(snapshot, record).copies < want.copies,
+  );
 }
 
 /**
- * Whether an owner has something to end: a snapshot that not all have logged, or one that is being deleted. While a copy
- * that it lists does not answer there is no end, and nothing is opened for it.
+ * Whether an owner has something to end: a snapshot that not all have logged, one that is being deleted, or one whose data is
+ * being destroyed. While a copy that it lists does not answer there is no end, and nothing is opened for it.
  */
 export function isUnfinished(
   snapshots: readonly Snapshot[],
@@ -115,8 +124,8 @@ export function isUnfinished(
   cluster: Cluster,
 ): boolean {
   return snapshots.some(
-    ({ isLogged, state, members }) =>
-      (!isLogged || state === "DELETING") &&
+    ({ isLogged, state, data, members }) =>
+      (!isLogged || state === "DELETING" || data === "destroying") &&
       members.every(({ rid, host }) => memberOf(record, rid) === null || isAlive(cluster, host)),
   );
 }

@@ -36,6 +36,8 @@ export type VolumeRecord = {
   readonly owner: { readonly host: HostId; readonly session: SessionId } | null;
   readonly clean: boolean;
   readonly deletedAtMs: number | null;
+  /** It is being taken back to a snapshot: whoever opens it ends that before it serves (docs/model.md R30). Null: it is not. */
+  readonly reverting: { readonly snapshot: SnapshotId; readonly sinceMs: number | null } | null;
   readonly replicas: readonly Member[];
 };
 

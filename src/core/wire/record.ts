@@ -28,8 +28,12 @@ import { checkScrubRate, type ScrubAsk } from "../model/scrub.ts";
 import { checkLimits } from "../model/volume-limits.ts";
 import { address, counter, epoch, instant, labels, u32, u64, uuid, volumeLimits } from "./json-types.ts";
 
-/** The newest format of a record that this software understands. */
+/** Of a record without anything that older software must not overlook, and of all other values. */
 export const RECORD_FORMAT = 1;
+/** Of one whose volume is being taken back to a snapshot: who doesn't know that would serve it as it is. */
+const RECORD_FORMAT_MAX = 2;
+/** Of a snapshot whose data was destroyed: who doesn't know that would offer it. */
+const SNAPSHOT_FORMAT_MAX = 2;
 
 export type ClusterJson = { readonly id: string; readonly name: string; readonly createdAt: string };
 export type StoreJson = { readonly cluster: string; readonly incarnation: bigint };
@@ -156,6 +160,10 @@ const recordJson = z
     deleted: seconds.nullable().default(null),
     owner: z.object({ node: hostId, session: sessionId }).nullable().default(null),
     clean: z.boolean().default(false),
+    reverting: z
+      .object({ snap: snapshotId, since: milliseconds.nullable().catch(null) })
+      .nullable()
+      .default(null),
     replicas: z.array(memberJson).max(255),
   })
   .transform((r): VolumeRecord => ({
@@ -170,6 +178,7 @@ const recordJson = z
     owner: r.owner === null ? null : { host: r.owner.node, session: r.owner.session },
     clean: r.clean,
     deletedAtMs: r.deleted,
+    reverting: r.reverting === null ? null : { snapshot: r.reverting.snap, sinceMs: r.reverting.since },
     replicas: r.replicas.toSorted((a, b) => a.rid - b.rid),
   }));
 
@@ -277,6 +286,7 @@ const snapshotJson = z
     created: milliseconds,
     created_by: z.string().max(256),
     protected: z.boolean().default(false),
+    data: z.enum(["destroying", "destroyed"]).nullable().default(null),
     group: z
       .object({ id: uuid, volumes: z.array(volumeId).max(GROUP_VOLUMES_MAX) })
       .nullable()
@@ -296,6 +306,7 @@ const snapshotJson = z
     createdMs: s.created,
     createdBy: s.created_by,
     isProtected: s.protected,
+    data: s.data ?? "kept",
     group: s.group,
   }));
 
@@ -316,7 +327,7 @@ const extraJson = z
   })
   .transform((r): RecordExtra => ({ caretaker: r.owner?.caretaker ?? false, regionShift: r.region_shift }));
 
-export const parseRecordExtra = reader<RecordExtra>(extraJson);
+export const parseRecordExtra = reader<RecordExtra>(extraJson, RECORD_FORMAT_MAX);
 export const parseCluster = reader<ClusterJson>(clusterJson);
 export const parseStore = reader<StoreJson>(storeJson);
 export const parseHost = reader<HostJson>(hostJson);
@@ -328,8 +339,8 @@ export const parseAlive = reader<AliveJson>(aliveJson);
 export const parseMade = reader<Made>(madeJson);
 export const parseScrubResult = reader<ScrubResult>(scrubResultJson);
 export const parseWant = reader<Want>(wantJson);
-export const parseSnapshot = reader<Snapshot>(snapshotJson);
-export const parseRecord = reader<VolumeRecord>(recordJson);
+export const parseSnapshot = reader<Snapshot>(snapshotJson, SNAPSHOT_FORMAT_MAX);
+export const parseRecord = reader<VolumeRecord>(recordJson, RECORD_FORMAT_MAX);
 
 /** `want` as JSON; `before` is the value that it replaces, so that fields of newer software stay. */
 export function renderWant(want: Want, before: string | null): string {
@@ -391,11 +402,17 @@ export function renderScrubResult(result: ScrubResult): string {
   return JSON.stringify(result, (_, part: unknown) => (typeof part === "bigint" ? String(part) : part));
 }
 
-/** A parser of one kind of value. `key` is named in the error: E-STORE-07, or E-STORE-13 from newer software. */
-export function reader<T>(schema: z.ZodType<T>): (key: string, text: string) => T {
+/**
+ * A parser of one kind of value, up to that format. `key` is named in the error: E-STORE-07, or E-STORE-13 from newer
+ * software.
+ */
+export function reader<T>(
+  schema: z.ZodType<T>,
+  newest: number = RECORD_FORMAT,
+): (key: string, text: string) => T {
   return (key, text) => {
     const json = parseJson(key, text);
-    refuseNewer(key, json);
+    refuseNewer(key, json, newest);
     const parsed = schema.safeParse(json);
     if (parsed.success) return parsed.data;
     const issue = parsed.error.issues[0];
@@ -404,15 +421,15 @@ export function reader<T>(schema: z.ZodType<T>): (key: string, text: string) => 
   };
 }
 
-function refuseNewer(key: string, json: unknown): void {
+function refuseNewer(key: string, json: unknown, newest: number): void {
   if (!isObject(json)) return;
   const oldest = json["min_reader"] ?? 1;
   if (typeof oldest !== "number") throw damaged(key, `"min_reader": expected a number`, "min_reader");
-  if (oldest <= RECORD_FORMAT) return;
+  if (oldest <= newest) return;
   throw new WeftError({
     code: "E-STORE-13",
-    message: `${key} was written by newer software: it asks for readers of format ${oldest}, this one reads ${RECORD_FORMAT}.`,
-    facts: { key, wants: oldest, reads: RECORD_FORMAT },
+    message: `${key} was written by newer software: it asks for readers of format ${oldest}, this one reads ${newest}.`,
+    facts: { key, wants: oldest, reads: newest },
     safe: "Nothing was changed.",
     do: [{ why: "Bring this host to the version of the others", command: "weft --version" }],
   });

@@ -126,8 +126,13 @@ void t.test("snapshot: whatever leaves, as many as there are stay readable", asy
 void t.test("snapshot: a caretaker ends what is not ended, while all that it takes answer", async (t) => {
   const fact = record([member(0, 1), member(1, 2)]);
   const wanted = want([place(0, 1), place(1, 2)]);
+  t.same(
+    withFewer([snapshot(1, [0], { data: "destroyed" })], wanted, fact),
+    [],
+    "it is brought to no other copy",
+  );
   const facts = { want: wanted, made: [made(0, 1), made(1, 2)], record: fact, ownerIsCaretaker: false };
-  for (const rest of [{ isLogged: false }, { state: "DELETING" as const }]) {
+  for (const rest of [{ isLogged: false }, { state: "DELETING" as const }, { data: "destroying" as const }]) {
     const snapshots = [snapshot(1, [0, 1], rest)];
     const input = { ...facts, cluster: three, snapshots };
     t.match(chooseCaretaker(input, 0), { host: hostId(1), work: ["snapshots"] });

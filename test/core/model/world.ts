@@ -101,6 +101,7 @@ export function record(replicas: readonly Member[], rest: Partial<VolumeRecord> 
     owner: null,
     clean: true,
     deletedAtMs: null,
+    reverting: null,
     replicas,
     ...rest,
   };
@@ -130,6 +131,7 @@ export function snapshot(number: number, rids: readonly number[], rest: Partial<
     createdMs: number * 1000,
     createdBy: "root@h1",
     isProtected: false,
+    data: "kept",
     group: null,
     ...rest,
   };

@@ -7,6 +7,7 @@ import {
   parseHostLabels,
   parsePool,
   parseRecord,
+  parseRecordExtra,
   parseScrubResult,
   parseSnapshot,
   parseStore,
@@ -126,8 +127,19 @@ void t.test("record: damage is named with its key and place", async (t) => {
 
 void t.test("record: one of newer software asks for newer software, whatever else is in it", async (t) => {
   t.equal(parseRecord("k", JSON.stringify({ ...record, fmt: 2, extra: 1 })).rev, 12n, "it still may be read");
-  const newer = JSON.stringify({ ...record, fmt: 3, min_reader: 2, epoch: { hi: 1, lo: 2 } });
+  const newer = JSON.stringify({ ...record, fmt: 3, min_reader: 3, epoch: { hi: 1, lo: 2 } });
   t.throws(() => parseRecord("k", newer), { code: "E-STORE-13", exitCode: 2 });
+});
+
+void t.test("record: of a volume that is taken back to a snapshot it says to which", async (t) => {
+  t.equal(parseRecord("k", JSON.stringify(record)).reverting, null, "of older software");
+  t.equal(parseRecord("k", JSON.stringify({ ...record, reverting: null })).reverting, null);
+  const reverting = { snap: P, gen: "7", attempt: "1", since: "1763820127311" };
+  const marked = { ...record, fmt: 2, min_reader: 2, reverting };
+  t.same(parseRecord("k", JSON.stringify(marked)).reverting, { snapshot: P, sinceMs: 1_763_820_127_311 });
+  t.equal(parseRecordExtra("k", JSON.stringify({ ...marked, region_shift: 20 })).regionShift, 20);
+  for (const wrong of [{ snap: "x" }, P, {}])
+    t.throws(() => parseRecord("k", JSON.stringify({ ...marked, reverting: wrong })), { code: "E-STORE-07" });
 });
 
 void t.test("record: the snapshot that a volume began as is kept beside its wish", async (t) => {
@@ -284,8 +296,11 @@ void t.test("record: a snapshot's key", async (t) => {
     createdMs: 1_763_820_127_311,
     createdBy: "root@h1",
     isProtected: false,
+    data: "kept",
     group: null,
   });
+  for (const data of ["destroying", "destroyed"])
+    t.equal(parseSnapshot("k", JSON.stringify({ ...snapshot, fmt: 2, min_reader: 2, data })).data, data);
   const { group: _, ...older } = snapshot;
   t.equal(parseSnapshot("k", JSON.stringify(older)).group, null);
   const group = { id: P, volumes: [V, H] };
@@ -301,11 +316,12 @@ void t.test("record: a snapshot's key", async (t) => {
     { members: null },
     { created: "253402300799999" },
     { protected: 1 },
+    { data: "kept" },
     { group: { id: P, volumes: ["x"] } },
     { group: { volumes: [V] } },
   ])
     t.throws(() => parseSnapshot("k", JSON.stringify({ ...snapshot, ...wrong })), { code: "E-STORE-07" });
-  t.throws(() => parseSnapshot("k", JSON.stringify({ ...snapshot, min_reader: 2 })), { code: "E-STORE-13" });
+  t.throws(() => parseSnapshot("k", JSON.stringify({ ...snapshot, min_reader: 3 })), { code: "E-STORE-13" });
 });
 
 void t.test("record: any text is parsed or refused with a code", async (t) => {
