@@ -38,8 +38,15 @@ use crate::payload::{BLOCK, Payload, block_hash};
 pub const IMAGES_MAX: usize = 2048;
 /// Attempts that are remembered each by its snapshot; of older ones only the highest is.
 const SEEN_MAX: usize = 4096;
-/// Regions that are preserved by one op: who waits for the last one waits for all of them.
+/// Regions that are preserved by one op, unless it may look further ahead: who waits for the last one waits for all of them.
 const RUN_REGIONS: usize = 8;
+/// Regions that nobody waits for yet and that go with those that somebody waits for: at most, and in the beginning.
+const AHEAD_MAX: usize = 64;
+const AHEAD: usize = 8;
+/// An op that took no longer may have had twice as many of them, one that took longer than the other had too many: whoever
+/// waits waits for them all, and in a segment of many extents each takes milliseconds (adr/0020).
+const AHEAD_QUICK_MS: u64 = 20;
+const AHEAD_SLOW_MS: u64 = 60;
 /// Ops by which regions of one segment are preserved at a time.
 const RUNS: usize = 32;
 
@@ -261,10 +268,20 @@ struct Preserve {
     attempt: u64,
     segment: u64,
     regions: Vec<u32>,
-    /// Nobody asked for it.
-    background: bool,
+    by: By,
     /// It is there, and at the log.
     logging: bool,
+}
+
+/// Why something is preserved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    /// Nobody asked for it.
+    Itself,
+    /// A cut waits for it.
+    Cut,
+    /// Writers wait for some of it, since then; so many of its regions nobody waited for.
+    Writers { since: Instant, ahead: usize },
 }
 
 /// A step of a deletion on its way.
@@ -290,6 +307,8 @@ pub(super) struct Imaging {
     /// Requests in [`Stage::Preserving`].
     pub(super) writers: BTreeSet<Token>,
     preserves: BTreeMap<Token, Preserve>,
+    /// So many regions that nobody waits for go with those that somebody waits for.
+    ahead: usize,
     /// To be deleted, which the log does not say yet.
     doomed: BTreeSet<SnapId>,
     dooming: BTreeMap<Token, SnapId>,
@@ -306,7 +325,7 @@ pub(super) struct Imaging {
 
 impl Imaging {
     pub(super) fn new(barrier: Generation) -> Imaging {
-        Imaging { barrier, ..Imaging::default() }
+        Imaging { barrier, ahead: AHEAD, ..Imaging::default() }
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -336,7 +355,18 @@ impl Imaging {
     fn is_gathering(&self, image: SnapId, segment: u64) -> bool {
         self.preserves
             .values()
-            .any(|p| (p.image, p.segment) == (image, segment) && !p.background && !p.logging)
+            .any(|p| (p.image, p.segment) == (image, segment) && p.by != By::Itself && !p.logging)
+    }
+
+    /// What an op that writers waited for says of how far to look ahead.
+    fn pace(&mut self, now: Instant, by: By) {
+        let By::Writers { since, ahead } = by else { return };
+        let took_ms = now.ms_since(since);
+        if took_ms > AHEAD_SLOW_MS {
+            self.ahead /= 2;
+        } else if took_ms <= AHEAD_QUICK_MS && ahead >= self.ahead {
+            self.ahead = (2 * self.ahead).clamp(1, AHEAD_MAX);
+        }
     }
 
     /// Is a whole segment handed down to it?
@@ -694,15 +724,21 @@ impl<P: Payload> Replica<P> {
             match outcome {
                 // Nothing can be put there any more: what should be there is damage, said at each look at it. Writes go on.
                 Ok(_) | Err(DiskError::BitRot) => {
+                    let by = preserve.by;
                     preserve.logging = true;
                     let change = ImageChange::Has { regions: preserve.regions.clone() };
                     let (image, attempt) = (preserve.image, preserve.attempt);
                     let record = LogRecord::Image { image, attempt, change };
                     self.actions.push_back(Action::Log { token, record });
+                    self.imaging.pace(now, by);
                 }
                 Err(error) => {
                     if let Some(preserve) = self.imaging.preserves.remove(&token) {
-                        self.not_preserved(now, &preserve, refusal_of(error));
+                        match preserve.by {
+                            // Perhaps what nobody waits for was too much: those that wait ask for theirs alone.
+                            By::Writers { ahead: 1.., .. } => self.imaging.ahead = 0,
+                            _ => self.not_preserved(now, &preserve, refusal_of(error)),
+                        }
                     }
                 }
             }
@@ -744,7 +780,7 @@ impl<P: Payload> Replica<P> {
 
     /// Those that wait for these regions are refused, alone (R28).
     fn not_preserved(&mut self, now: Instant, preserve: &Preserve, refusal: Refusal) {
-        if preserve.background {
+        if preserve.by == By::Itself {
             self.imaging.resting = true;
         }
         let lost = |token: &Token| {
@@ -794,7 +830,7 @@ impl<P: Payload> Replica<P> {
         for token in self.imaging.writers.clone() {
             self.preserve_for(token);
         }
-        self.preserve_what_waits();
+        self.preserve_what_waits(now);
         self.go_on_by_itself();
     }
 
@@ -893,7 +929,7 @@ impl<P: Payload> Replica<P> {
         let busy = imaging.resting
             || !imaging.writers.is_empty()
             || !imaging.controls.is_empty()
-            || imaging.preserves.values().any(|p| p.background);
+            || imaging.preserves.values().any(|p| p.by == By::Itself);
         if busy || imaging.from == u64::MAX {
             return;
         }
@@ -909,7 +945,7 @@ impl<P: Payload> Replica<P> {
             return;
         }
         if let Some(run) = self.runs(image, &regions).into_iter().next() {
-            self.preserve(image, run, true);
+            self.preserve(image, run, By::Itself);
         }
     }
 
@@ -922,10 +958,11 @@ impl<P: Payload> Replica<P> {
 
     /// Regions that are not on their way yet, in runs.
     fn runs(&self, image: SnapId, regions: &[u32]) -> Vec<Vec<u32>> {
+        let longest = self.imaging.ahead + RUN_REGIONS;
         let mut runs: Vec<Vec<u32>> = Vec::new();
         for region in regions.iter().copied().filter(|region| !self.imaging.is_preserving(image, *region)) {
             match runs.last_mut() {
-                Some(run) if run.len() < RUN_REGIONS && run.last().is_some_and(|last| last + 1 == region) => {
+                Some(run) if run.len() < longest && run.last().is_some_and(|last| last + 1 == region) => {
                     run.push(region);
                 }
                 _ => runs.push(Vec::from([region])),
@@ -935,7 +972,7 @@ impl<P: Payload> Replica<P> {
     }
 
     /// Regions of one segment, one after the other, are put into an image.
-    fn preserve(&mut self, image: SnapId, regions: Vec<u32>, background: bool) {
+    fn preserve(&mut self, image: SnapId, regions: Vec<u32>, by: By) {
         let (Some(of), Some(first), Some(last)) =
             (self.durable.images.get(image), regions.first(), regions.last())
         else {
@@ -945,23 +982,34 @@ impl<P: Payload> Replica<P> {
         let len = (start + len).min(self.durable.size).saturating_sub(offset);
         let (attempt, segment) = (of.attempt, segment_of(offset));
         let token = self.token();
-        let preserve = Preserve { image, attempt, segment, regions, background, logging: false };
+        let preserve = Preserve { image, attempt, segment, regions, by, logging: false };
         self.imaging.preserves.insert(token, preserve);
         self.actions.push_back(Action::Image { token, op: ImageOp::Preserve { image, offset, len } });
     }
 
-    /// What a segment's writers wait for is put into the image that needs it, all of it at once: each op waits for those that
-    /// write there, and makes a flush. Who comes while the disk is at it goes with the next ones.
-    fn preserve_waited(&mut self, image: SnapId, segment: u64, regions: &[u32]) {
+    /// What a segment's writers wait for is put into the image that needs it, all of it at once, and some of what they will
+    /// come to: each op waits for those that write there, and makes a flush. Who comes while the disk is at it goes with the
+    /// next ones.
+    fn preserve_waited(&mut self, now: Instant, image: SnapId, segment: u64, wanted: &BTreeSet<u32>) {
         if self.is_closed(image, segment) || self.imaging.is_gathering(image, segment) {
             return;
         }
-        for run in self.runs(image, regions).into_iter().take(RUNS) {
-            self.preserve(image, run, false);
+        let needs = self.durable.images.needs(segment << SEGMENT_SHIFT, 1 << SEGMENT_SHIFT);
+        let from = wanted.first().copied().unwrap_or_default();
+        let mut others: Vec<u32> = needs.into_iter().flat_map(|(_, all)| all).collect();
+        others.retain(|region| !wanted.contains(region) && !self.imaging.is_preserving(image, *region));
+        let first = others.partition_point(|region| *region < from);
+        others.rotate_left(first);
+        others.truncate(self.imaging.ahead);
+        others.extend(wanted);
+        others.sort_unstable();
+        for run in self.runs(image, &others).into_iter().take(RUNS) {
+            let ahead = run.iter().filter(|region| !wanted.contains(region)).count();
+            self.preserve(image, run, By::Writers { since: now, ahead });
         }
     }
 
-    fn preserve_what_waits(&mut self) {
+    fn preserve_what_waits(&mut self, now: Instant) {
         if self.imaging.writers.is_empty() || self.is_preparing() {
             return;
         }
@@ -975,8 +1023,7 @@ impl<P: Payload> Replica<P> {
             }
         }
         for ((image, segment), regions) in wanted {
-            let regions: Vec<u32> = regions.into_iter().collect();
-            self.preserve_waited(image, segment, &regions);
+            self.preserve_waited(now, image, segment, &regions);
         }
     }
 
@@ -988,7 +1035,12 @@ impl<P: Payload> Replica<P> {
         let missing = self.durable.images.missing_from(to).filter(|missing| *missing < self.durable.size);
         let needs = missing.and_then(|at| Some((at, self.durable.images.needs(at, segment_end(at) - at)?)));
         let Some((at, (image, regions))) = needs else { return false };
-        self.preserve_waited(image, segment_of(at), &regions);
+        let segment = segment_of(at);
+        if !self.is_closed(image, segment) && !self.imaging.is_gathering(image, segment) {
+            for run in self.runs(image, &regions).into_iter().take(RUNS) {
+                self.preserve(image, run, By::Cut);
+            }
+        }
         true
     }
 

@@ -808,6 +808,7 @@ fn room_for_an_image_that_is_at_the_log_stays_when_another_session_is_promised()
 #[test]
 fn what_a_look_found_in_the_head_counts_only_while_it_lies_there() {
     let mut rig = Rig::new();
+    rig.replica.imaging.ahead = 0;
     let (id, region) = (SnapId(1), 1 << SHIFT);
     rig.write(place(0), 1);
     rig.write(place(2), 1);
@@ -916,32 +917,83 @@ fn a_clone_whose_pool_refuses_is_told_so() {
     }
 }
 
-/// Each op waits for those that write to the segment, and makes a flush: one a writer would be all that there is time for.
-#[test]
-fn writers_of_a_segment_share_the_ops_that_preserve_it() {
+/// A segment in few extents, all of which an image needs. What is preserved by itself is at its beginning.
+fn with_a_segment() -> Rig {
     let mut rig = Rig::with(Durable::new(VolumeId(1), Rid(0), 64 << 20, 20));
     for region in 0..64 {
         rig.write(region << 20, 1);
     }
     rig.settle();
     assert_eq!(rig.take(SnapId(1), 1, None), Ok(Answer::Done));
-    // What nobody waits for is below.
-    let waited = |rig: &Rig| {
-        let range = |(_, job): &(Token, Job)| match job {
-            Job::Image(ImageOp::Preserve { offset, len, .. }) => Some((offset >> 20, len >> 20)),
-            _ => None,
-        };
-        rig.disk.iter().filter_map(range).filter(|(first, _)| *first >= 32).collect::<Vec<_>>()
+    rig
+}
+
+/// What is put into an image at its end, in regions: from where, and how many.
+fn waited_for(rig: &Rig) -> Vec<(u64, u64)> {
+    let range = |(_, job): &(Token, Job)| match job {
+        Job::Image(ImageOp::Preserve { offset, len, .. }) => Some((offset >> 20, len >> 20)),
+        _ => None,
     };
+    rig.disk.iter().filter_map(range).filter(|(first, _)| *first >= 32).collect()
+}
+
+/// The op that preserves from this region on is done.
+fn preserved(rig: &mut Rig, first: u64, fails: u8) {
+    let ready = (0..rig.disk.len()).filter(|n| rig.may_run(*n));
+    let is_it = |n: &usize| matches!(&rig.disk[*n].1, Job::Image(ImageOp::Preserve { offset, .. }) if *offset == first << 20);
+    let at = ready.enumerate().find(|(_, n)| is_it(n)).expect("it is at the disk").0;
+    assert!(rig.step(at, fails));
+}
+
+/// Each op waits for those that write to the segment, and makes a flush: one a writer would be all that there is time for.
+#[test]
+fn writers_of_a_segment_share_the_ops_that_preserve_it() {
+    let mut rig = with_a_segment();
+    rig.replica.imaging.ahead = 0;
     let writes: Vec<u32> = (32..64).map(|region| rig.write(region << 20, 2)).collect();
-    assert_eq!(waited(&rig), [(32, 1)]);
+    assert_eq!(waited_for(&rig), [(32, 1)]);
     let stamped = rig.log.iter().filter(|(_, record)| matches!(record, LogRecord::Stamp { .. })).count();
     assert_eq!(stamped, writes.len(), "the log need not wait for the disk");
-    let at = rig.disk.iter().position(|(_, job)| job.touches() == Some((32 << 20, 1 << 20, false)));
-    assert!(rig.step(at.expect("it is at the disk"), 0));
-    assert_eq!(waited(&rig), [(33, 8), (41, 8), (49, 8), (57, 7)]);
+    rig.now = rig.now.after_ms(30);
+    preserved(&mut rig, 32, 0);
+    assert_eq!(waited_for(&rig), [(33, 8), (41, 8), (49, 8), (57, 7)]);
     rig.settle();
     assert!(writes.iter().all(|tag| rig.answered[tag] == Ok(Answer::Done)));
+    rig.rest();
+}
+
+/// Who writes here will write beside it: with few extents a whole segment costs one flush, and with many each region costs
+/// milliseconds that a writer waits for.
+#[test]
+fn what_writers_will_come_to_is_preserved_with_what_they_wait_for_as_long_as_that_is_quick() {
+    let mut rig = with_a_segment();
+    let writes: Vec<u32> = [40, 44, 60].map(|region| rig.write(region << 20, 2)).into();
+    assert_eq!(waited_for(&rig), [(40, 1 + AHEAD as u64)]);
+    preserved(&mut rig, 40, 0);
+    assert_eq!(rig.replica.imaging.ahead, 2 * AHEAD);
+    assert_eq!(waited_for(&rig), [(49, 15)], "44 went with 40, and 60 takes the rest of the segment along");
+    rig.now = rig.now.after_ms(AHEAD_SLOW_MS + 1);
+    preserved(&mut rig, 49, 0);
+    assert_eq!(rig.replica.imaging.ahead, AHEAD);
+    for tag in writes {
+        assert_eq!(rig.until(tag), Ok(Answer::Done));
+    }
+    rig.rest();
+}
+
+/// There is room for what a writer waits for, and none for what it might wait for next.
+#[test]
+fn a_writer_is_not_refused_for_what_nobody_waits_for() {
+    let mut rig = with_a_segment();
+    let write = rig.write(50 << 20, 2);
+    preserved(&mut rig, 50, 2);
+    assert_eq!(waited_for(&rig), [(50, 1)]);
+    preserved(&mut rig, 50, 2);
+    assert_eq!(rig.until(write), Err(Refusal::NoSpace), "nor for that");
+    let again = rig.write(50 << 20, 2);
+    assert_eq!(waited_for(&rig), [(50, 1)]);
+    preserved(&mut rig, 50, 0);
+    assert_eq!(rig.until(again), Ok(Answer::Done));
     rig.rest();
 }
 
