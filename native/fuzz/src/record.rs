@@ -14,6 +14,8 @@ use crate::input::Input;
 
 /// The record of release 0.1.0 that `weft-proto` keeps.
 pub(crate) const SPECIMEN: &str = include_str!("../../weft-proto/specimens/record-v1.json");
+/// The same of a volume that is being taken back to a snapshot.
+const MARKED: &str = include_str!("../../weft-proto/specimens/record-v2.json");
 
 /// First byte: the bytes themselves, or changes to a good record.
 pub fn run(bytes: &[u8]) {
@@ -28,7 +30,8 @@ pub fn run(bytes: &[u8]) {
 
 /// A record with some values replaced.
 pub fn changed(input: &mut Input<'_>) -> Vec<u8> {
-    let mut record: Value = serde_json::from_str(SPECIMEN).expect("the specimen");
+    let specimen = if input.one_in(8) { MARKED } else { SPECIMEN };
+    let mut record: Value = serde_json::from_str(specimen).expect("the specimen");
     for _ in 0..input.below(6) {
         let value = any(input, 2);
         let fields = record.as_object_mut().expect("an object");

@@ -569,6 +569,7 @@ impl Host {
             parent: None,
             lineage: Vec::new(),
             wait: false,
+            reverting: None,
             unknown: BTreeMap::new(),
         }
     }

@@ -15,8 +15,11 @@ use serde_json::Value;
 
 use crate::ids::{Epoch, Generation, HostId, Nonce, PoolId, PoolInc, Rev, Rid, SessionId, SnapId, VolumeId};
 
-/// The record format that this software writes and the newest that it reads.
-pub const FORMAT: u32 = 1;
+/// The newest record format that this software reads. It writes it while a volume is being taken back to a snapshot, so that
+/// software which knows nothing of that opens no such volume; and [`FORMAT_PLAIN`] else.
+pub const FORMAT: u32 = 2;
+/// The format of a record without a marker of a revert.
+pub const FORMAT_PLAIN: u32 = 1;
 /// The largest record in bytes of JSON.
 pub const RECORD_MAX: usize = 8192;
 /// The largest volume: 64 TiB.
@@ -92,6 +95,28 @@ pub struct Record {
     pub lineage: Vec<Value>,
     /// A steal whose read-lease wait is not over (R9).
     pub wait: bool,
+    /// It is being taken back to a snapshot: whoever opens it finishes that before it serves (R30). Set and taken off by
+    /// [`Record::mark`] alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reverting: Option<Reverting>,
+    /// Fields of newer writers, kept.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, Value>,
+}
+
+/// The marker of a revert: which snapshot the volume is being taken back to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reverting {
+    /// The snapshot.
+    pub snap: SnapId,
+    /// The generation of its barrier: what is stamped above has changed since.
+    #[serde(rename = "gen")]
+    pub generation: Generation,
+    /// Which attempt's images are its own.
+    #[serde(with = "decimal")]
+    pub attempt: u64,
+    /// Since when, in Unix milliseconds as decimal text; for people.
+    pub since: String,
     /// Fields of newer writers, kept.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, Value>,
@@ -324,6 +349,9 @@ impl Record {
         if self.clean && self.owner.is_some() {
             return illegal("a cleanly closed volume has no owner");
         }
+        if self.reverting.is_some() && self.min_reader < FORMAT {
+            return illegal("older software would open a volume that is being taken back to a snapshot");
+        }
         Ok(())
     }
 
@@ -332,6 +360,9 @@ impl Record {
         let texts = [&self.created_by, &self.policy.spread].map(json_len).iter().sum::<usize>();
         let times = json_len(&self.deleted).saturating_sub(TIME_LEN);
         let layers = fields_len(&self.snaps.unknown) + json_len(&self.parent) + json_len(&self.lineage);
+        let reverting = self.reverting.as_ref().map_or(0, |reverting| {
+            fields_len(&reverting.unknown) + json_len(&reverting.since).saturating_sub(TIME_LEN)
+        });
         let entries: usize = self
             .replicas
             .iter()
@@ -341,7 +372,13 @@ impl Record {
                     + json_len(&r.since).saturating_sub(TIME_LEN)
             })
             .sum();
-        texts + times + layers + entries + fields_len(&self.unknown) + fields_len(&self.policy.unknown)
+        texts
+            + times
+            + layers
+            + reverting
+            + entries
+            + fields_len(&self.unknown)
+            + fields_len(&self.policy.unknown)
     }
 
     /// Number of regions.
@@ -364,6 +401,19 @@ impl Record {
     /// One replica, to be changed.
     pub fn replica_mut(&mut self, rid: Rid) -> Option<&mut ReplicaEntry> {
         self.replicas.iter_mut().find(|r| r.rid == rid)
+    }
+
+    /// Sets the marker of a revert, or takes it off; the format follows.
+    pub fn mark(&mut self, reverting: Option<Reverting>) {
+        let formats = [&mut self.fmt, &mut self.min_reader];
+        for format in formats {
+            *format = match &reverting {
+                Some(_) => FORMAT.max(*format),
+                None if *format == FORMAT => FORMAT_PLAIN,
+                None => *format,
+            };
+        }
+        self.reverting = reverting;
     }
 
     /// (epoch, rev): the order of records (4.2).
@@ -429,6 +479,32 @@ mod tests {
         assert_eq!(again, before, "an unknown field was lost");
     }
 
+    /// A record with the marker of a revert, as release 0.1.0 writes it.
+    const MARKED: &str = include_str!("../specimens/record-v2.json");
+
+    #[test]
+    fn the_specimen_of_format_2_is_read_and_is_one_of_format_1_without_its_marker() {
+        let record = Record::parse(MARKED.as_bytes()).expect("specimen");
+        let reverting = record.reverting.clone().expect("marked");
+        assert_eq!((reverting.generation, reverting.attempt), (Generation(100_663_299), 6_291_457));
+        let again: Value = serde_json::from_slice(&record.to_bytes()).expect("JSON");
+        let before: Value = serde_json::from_str(MARKED).expect("JSON");
+        assert_eq!(again, before, "an unknown field was lost");
+        let mut plain = record.clone();
+        plain.mark(None);
+        assert_eq!((plain.fmt, plain.min_reader), (1, 1));
+        assert!(!plain.to_bytes().windows(9).any(|word| word == b"reverting"), "older software reads it");
+        plain.mark(Some(reverting.clone()));
+        assert_eq!(plain, record);
+        // What newer software says of itself stays.
+        (plain.fmt, plain.min_reader) = (9, 1);
+        plain.mark(None);
+        assert_eq!((plain.fmt, plain.min_reader), (9, 1));
+        // And software that knows no marker must not take it for one of its own.
+        plain.reverting = Some(reverting);
+        assert!(matches!(Record::parse(&plain.to_bytes()), Err(RecordError::Illegal(_))));
+    }
+
     #[test]
     fn a_record_for_newer_software_is_refused_by_name() {
         let text = SPECIMEN.replace("\"min_reader\": 1", "\"min_reader\": 9");
@@ -477,6 +553,13 @@ mod tests {
         (longest.size, longest.region_shift) = (SIZE_MAX, 26);
         longest.closed_gen = Generation(u64::MAX);
         longest.snaps = Snaps { count: u32::MAX, newest: Some(SnapId(u128::MAX)), ..Snaps::default() };
+        longest.mark(Some(Reverting {
+            snap: SnapId(u128::MAX),
+            generation: Generation(u64::MAX),
+            attempt: u64::MAX,
+            since: "1".repeat(TIME_LEN - 2),
+            unknown: BTreeMap::new(),
+        }));
         longest.next_rid = u32::MAX;
         longest.unknown.clear();
         longest.policy.unknown.clear();

@@ -475,6 +475,7 @@ impl Stage {
             parent: None,
             lineage: Vec::new(),
             wait: false,
+            reverting: None,
             unknown: BTreeMap::new(),
         };
         let mut stage = Stage {

@@ -445,6 +445,7 @@ impl World {
             parent: None,
             lineage: Vec::new(),
             wait: false,
+            reverting: None,
             unknown: BTreeMap::new(),
         };
         let watermark = Watermark { cluster: CLUSTER, incarnation: 1, revision: 1 };
