@@ -14,7 +14,8 @@ use weft_proto::ids::{
     ClusterId, Epoch, Generation, HostId, Instant, Ordinal, PoolId, PoolInc, Revision, Rid, SessionId,
     SnapId, VolumeId,
 };
-use weft_proto::message::{Answer, Ask, Extent, Hole, NOTE_MAX, ReplicaView, Response, Watermark};
+use weft_proto::images::ImageState;
+use weft_proto::message::{Answer, Ask, Extent, Hole, ImageView, NOTE_MAX, ReplicaView, Response, Watermark};
 use weft_proto::mutants::Broken;
 use weft_proto::payload::{BLOCK, HeapPayload, Payload, block_crcs};
 use weft_proto::record::{RECORD_MAX, Record, ReplicaState};
@@ -175,6 +176,7 @@ impl World {
         match input.u8() % 8 {
             0..=3 => self.session.snapshot(self.now, id, vec![7; input.below(NOTE_MAX)]),
             4 => self.session.delete_snapshot(self.now, id),
+            5 if input.flag() => self.session.revert(self.now, id),
             5 => self.session.change_snapshot(self.now, id),
             _ => {
                 let states = [SnapState::Taken, SnapState::Logged, SnapState::Deleting];
@@ -321,6 +323,18 @@ impl World {
             Ask::Hash { len, .. } => {
                 let blocks = usize::try_from(len / BLOCK).expect("few");
                 Answer::Hashes((0..blocks).map(|_| [input.u8() % 2; 16]).collect())
+            }
+            Ask::SnapHash { len, .. } => {
+                let blocks = usize::try_from(len / BLOCK).expect("few");
+                Answer::Hashes((0..blocks).map(|_| [input.u8() % 2; 16]).collect())
+            }
+            Ask::SnapRead { len, .. } => Answer::Data(vec![Extent::Hole { len: *len, kind: Hole::Absent }]),
+            Ask::Images { from } => {
+                let marker = self.record.reverting.as_ref().filter(|marker| marker.snap == *from);
+                let attempt = marker.map_or_else(|| input.number(), |marker| marker.attempt);
+                let (id, generation, state) = (*from, Generation::new(Epoch(7), 1), ImageState::Ready);
+                let view = ImageView { id, attempt, generation, state, whole: false, size: KNOWN.size };
+                Answer::Images(vec![view; input.below(2)])
             }
             Ask::Heartbeat => Answer::Alive { oldest_io_ms: 0, free_bytes: 1 << 30 },
             _ => Answer::Done,

@@ -145,6 +145,8 @@ methods! {
     "volume.fence" VolumeFence(t::VolumeFence) -> t::VolumeFenced;
     /// Changes the size of a volume that is open here.
     "volume.resize" VolumeResize(t::VolumeResize) -> t::VolumeResized;
+    /// Takes a volume that is open here, by a caretaker, back to one of its snapshots.
+    "volume.revert" VolumeRevert(t::VolumeRevert) -> t::VolumeReverted;
     /// Changes what is wanted of a volume that is open here.
     "volume.policy" VolumePolicy(t::VolumePolicy) -> t::Nothing;
     /// Opens a volume here.

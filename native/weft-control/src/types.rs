@@ -696,6 +696,48 @@ pub struct VolumeResized {
     pub epoch: Epoch,
 }
 
+/// Takes a volume back to one of its snapshots, in place, through a caretaker's session here: what was written since is lost,
+/// unless a later snapshot has it. Answered when it is done and every in-sync copy holds a record that says so, however long
+/// that takes; once the record says that it is under way, whoever opens the volume finishes it before anything else. Asked
+/// for while it is under way it is answered with that; afterwards it is another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeRevert {
+    /// The volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// The snapshot, which has the volume's size.
+    #[schemars(with = "Uuid")]
+    pub snapshot: SnapId,
+}
+
+/// A volume that was taken back to a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct VolumeReverted {
+    /// The snapshot.
+    #[schemars(with = "Uuid")]
+    pub snapshot: SnapId,
+    /// The epoch of the session that has done it.
+    #[schemars(with = "Decimal")]
+    pub epoch: Epoch,
+    /// Bytes that were not as the snapshot has them, and were written.
+    pub bytes: Decimal,
+}
+
+/// A volume that is being taken back to a snapshot. Guests' requests wait.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RevertStatus {
+    /// The snapshot.
+    #[schemars(with = "Uuid")]
+    pub snapshot: SnapId,
+    /// Bytes that have to be compared; null while it is not known which.
+    pub total_bytes: Option<Decimal>,
+    /// Those of them that are as the snapshot has them.
+    pub done_bytes: Decimal,
+    /// What it waits for, if it can't go on.
+    pub waits: Option<String>,
+}
+
 /// Changes what is wanted of a volume through its session here, a guest's or a caretaker's. No write completes under it
 /// before every in-sync copy holds the record that says so (protocol.md R25). Idempotent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -946,6 +988,8 @@ pub struct SessionStatus {
     pub members: Vec<MemberStatus>,
     /// The copy under way.
     pub resync: Option<ResyncStatus>,
+    /// The revert under way: its record says so, whoever began it.
+    pub reverting: Option<RevertStatus>,
     /// Its limits; null for none.
     pub limits: Option<VolumeLimits>,
     /// Requests that wait for them now, or for that of trims and zeroes.

@@ -203,6 +203,20 @@ pub enum Mutation {
     ChangedSinceNewer,
     /// R29: what is past the end of the older of two images counts as unchanged.
     ChangedWithinOlder,
+    /// R30: nothing in the record says that the volume is being taken back to a snapshot.
+    RevertUnmarked,
+    /// R30: the marker of a revert is set within the epoch.
+    RevertMarkerKeepsEpoch,
+    /// R30: whoever opens a volume that is being taken back serves it first.
+    RevertServesFirst,
+    /// R30: what one member has brought back counts as brought back.
+    RevertClearedByOne,
+    /// R30: the marker comes off within the epoch.
+    RevertClearKeepsEpoch,
+    /// R30: whoever asked for a revert is told as soon as the swap is done.
+    RevertToldAtSwap,
+    /// R30, 4.13: what is brought back does not count as written while a member is away.
+    RevertUnnoted,
     /// I21: PREPARE is sent while writes of the interval are on their way.
     SnapNoDrain,
     /// I21: writes go on before every member has its image.
@@ -253,7 +267,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every mutation with the name that `--mutation` takes, in the order of the rules.
-    pub const ALL: [(Mutation, &'static str); 118] = [
+    pub const ALL: [(Mutation, &'static str); 125] = [
         (Mutation::NoFence, "r1-no-fence"),
         (Mutation::AnyPromiser, "r1-any-promiser"),
         (Mutation::AttachUnbound, "r1-attach-unbound"),
@@ -355,6 +369,13 @@ impl Mutation {
         (Mutation::LookOnce, "r28-look-once"),
         (Mutation::ChangedSinceNewer, "r29-since-newer"),
         (Mutation::ChangedWithinOlder, "r29-within-older"),
+        (Mutation::RevertUnmarked, "r30-unmarked"),
+        (Mutation::RevertMarkerKeepsEpoch, "r30-marker-keeps-epoch"),
+        (Mutation::RevertServesFirst, "r30-serves-first"),
+        (Mutation::RevertClearedByOne, "r30-cleared-by-one"),
+        (Mutation::RevertClearKeepsEpoch, "r30-clear-keeps-epoch"),
+        (Mutation::RevertToldAtSwap, "r30-told-at-swap"),
+        (Mutation::RevertUnnoted, "r30-unnoted"),
         (Mutation::FailedFlushForgotten, "m26-failed-flush-forgotten"),
         (Mutation::CloseKeepsEpoch, "i1-close-keeps-epoch"),
         (Mutation::OvertakenRead, "i12-overtaken-read"),

@@ -228,6 +228,23 @@ impl Oracle {
         Ok(Oracle { blocks, flushed, ..Oracle::default() })
     }
 
+    /// The volume was taken back to this content, from its first block on: what was so far is judged, and nobody may see
+    /// anything of it again.
+    pub fn taken_back(&mut self, content: &[Value], now: u64) -> Result<(), String> {
+        self.check()?;
+        self.blocks.clear();
+        self.flushed.clear();
+        for (block, value) in (0..).zip(content) {
+            if *value == ABSENT {
+                let _ = self.cluster(block, ABSENT);
+            } else {
+                self.write_called(block, *value, now);
+                self.write_acked(block, *value, now);
+            }
+        }
+        Ok(())
+    }
+
     /// It was not cut after all.
     pub fn uncut(&mut self, beyond: Oracle) {
         self.blocks.extend(beyond.blocks);

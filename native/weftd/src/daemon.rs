@@ -620,6 +620,13 @@ impl Daemon {
                 tracing::info!(%volume, size, ?outcome, "resized");
                 slot.answer_resize(size, outcome);
             }
+            Event::Reverting { id, done, total } => {
+                tracing::debug!(%volume, snapshot = %id, done, total, "is being taken back");
+            }
+            Event::Reverted { id, outcome } => {
+                tracing::info!(%volume, snapshot = %id, ?outcome, "taken back to a snapshot");
+                slot.reverts.handle(&slot.machine, id, &outcome);
+            }
             Event::PolicySet { outcome } => {
                 tracing::info!(%volume, ?outcome, "another policy");
                 slot.answer_policy(outcome);
@@ -1426,6 +1433,12 @@ impl Daemon {
             Command::VolumeResize(r) => {
                 if let Some((slot, answer)) = self.open_slot(r.volume, answer) {
                     slot.resize(now, r.size.0, r.lose, answer);
+                    self.touched.insert(r.volume);
+                }
+            }
+            Command::VolumeRevert(r) => {
+                if let Some((slot, answer)) = self.open_slot(r.volume, answer) {
+                    slot.reverts.ask(now, &mut slot.machine, r.snapshot, answer);
                     self.touched.insert(r.volume);
                 }
             }

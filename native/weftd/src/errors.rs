@@ -69,8 +69,14 @@ codes! {
     HAS_SNAPSHOTS = "E-SNAP-10";
     /// The snapshot that a clone is to be made of is not in that pool.
     SNAPSHOT_NOT_HERE = "E-SNAP-12";
+    /// A volume has not the size of the snapshot that it is to be taken back to.
+    REVERT_SIZE = "E-SNAP-15";
     /// No copy says what has changed between two snapshots.
     CHANGED_UNKNOWN = "E-SNAP-16";
+    /// Too few copies have the snapshot that a volume is to be taken back to.
+    REVERT_TOO_FEW = "E-SNAP-19";
+    /// A volume is being taken back to another snapshot.
+    REVERT_REPLACED = "E-SNAP-20";
     /// There is a copy of that number already.
     REPLICA_EXISTS = "E-REPL-02";
     /// It would leave too few in-sync copies.

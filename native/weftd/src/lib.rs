@@ -24,6 +24,7 @@ pub mod links;
 pub mod mail;
 pub mod pools;
 pub mod records;
+pub mod reverts;
 pub mod seat;
 pub mod sessions;
 pub mod snapshots;

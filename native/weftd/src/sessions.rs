@@ -33,6 +33,7 @@ use crate::limiter::Limits;
 use crate::mail::Answer;
 use crate::pools::refuse;
 use crate::records::{code_of, record_of};
+use crate::reverts::{self, Reverts};
 use crate::snapshots::{Snapshots, failure_of};
 use crate::store::{Entry, ReadError, SwapOutcome};
 
@@ -81,6 +82,8 @@ pub struct Slot {
     pub rot_told: u32,
     /// The volume's snapshots, and who wants what of them.
     pub snapshots: Snapshots,
+    /// Who waits for it to be taken back to one of them.
+    pub reverts: Reverts,
 }
 
 /// What is asked of an open.
@@ -149,6 +152,7 @@ impl Slot {
             waits: Waits::default(),
             rot_told: 0,
             snapshots: Snapshots::default(),
+            reverts: Reverts::default(),
         }
     }
 
@@ -197,7 +201,7 @@ impl Slot {
                     size::NO_SIZE if !asked.is_multiple_of(BLOCK) => Code::BAD_VALUE,
                     size::SHRINKS_DETACHED => Code::OPEN_ELSEWHERE,
                     size::WOULD_LOSE => Code::WOULD_LOSE,
-                    size::CLOSING => Code::CHANGING,
+                    size::CLOSING | size::REVERTING => Code::CHANGING,
                     size::NO_ROOM => Code::NO_SPACE,
                     _ => Code::VOLUME_SIZE,
                 };
@@ -274,6 +278,7 @@ impl Slot {
             refuse(answer, end_failure(volume, reason));
         }
         self.snapshots.handle_ended(&end_failure(volume, reason));
+        self.reverts.handle_ended(&end_failure(volume, reason));
         let lost_writes = match reason {
             EndReason::Abandoned { lost_writes } => *lost_writes,
             _ => 0,
@@ -329,6 +334,7 @@ impl Slot {
             clients,
             members: members.collect(),
             resync,
+            reverting: view.revert.map(reverts::status),
             limits: self.limits.map(VolumeLimits::from),
             held,
             scrub: view.scrub.map(scrub_status),

@@ -486,6 +486,10 @@ impl Snapshots {
             let message = format!("snapshot {:?} of volume {volume} is in use", key.name);
             return refuse(answer, about(key, Failure::new(Code::SNAPSHOT_OPEN, message)));
         }
+        if crate::reverts::needs(machine.record(), id) {
+            let message = format!("volume {volume} is being taken back to snapshot {:?}", key.name);
+            return refuse(answer, about(key, Failure::new(Code::SNAPSHOT_OPEN, message)));
+        }
         let answers = self.deletes.entry(id).or_default();
         answers.push(answer);
         if answers.len() == 1 {

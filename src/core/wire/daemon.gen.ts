@@ -530,6 +530,18 @@ export type ResyncStatus = {
   readonly total_bytes: Decimal;
 };
 
+/** A volume that is being taken back to a snapshot. Guests' requests wait. */
+export type RevertStatus = {
+  /** Those of them that are as the snapshot has them. */
+  readonly done_bytes: Decimal;
+  /** The snapshot. */
+  readonly snapshot: Uuid;
+  /** Bytes that have to be compared; null while it is not known which. */
+  readonly total_bytes: Decimal | null;
+  /** What it waits for, if it can't go on. */
+  readonly waits: string | null;
+};
+
 /** Compares the copies of a volume once, and mends what one of them can't give any more. */
 export type ScrubStart = {
   /** At most so many bytes of the volume a second, of which each copy reads as many; null: as fast as it goes. */
@@ -700,6 +712,8 @@ export type SessionStatus = {
   readonly resync: ResyncStatus | null;
   /** Its record's revision. */
   readonly rev: Decimal;
+  /** The revert under way: its record says so, whoever began it. */
+  readonly reverting: RevertStatus | null;
   /** The scrub under way, or the last one. */
   readonly scrub: ScrubStatus | null;
   /** The session. */
@@ -1026,6 +1040,24 @@ export type VolumeResized = {
   readonly size: Decimal;
 };
 
+/** Takes a volume back to one of its snapshots, in place, through a caretaker's session here: what was written since is lost, unless a later snapshot has it. Answered when it is done and every in-sync copy holds a record that says so, however long that takes; once the record says that it is under way, whoever opens the volume finishes it before anything else. Asked for while it is under way it is answered with that; afterwards it is another one. */
+export type VolumeRevert = {
+  /** The snapshot, which has the volume's size. */
+  readonly snapshot: Uuid;
+  /** The volume. */
+  readonly volume: Uuid;
+};
+
+/** A volume that was taken back to a snapshot. */
+export type VolumeReverted = {
+  /** Bytes that were not as the snapshot has them, and were written. */
+  readonly bytes: Decimal;
+  /** The epoch of the session that has done it. */
+  readonly epoch: Decimal;
+  /** The snapshot. */
+  readonly snapshot: Uuid;
+};
+
 /** How far this host has seen the store advance (protocol.md R11). */
 export type WatermarkInfo = {
   /** The store's cluster. */
@@ -1148,6 +1180,8 @@ export type DaemonMethods = {
   readonly "volume.resize": { readonly params: VolumeResize; readonly result: VolumeResized };
   /** Takes the mark away again. */
   readonly "volume.restore": { readonly params: VolumeRef; readonly result: Nothing };
+  /** Takes a volume that is open here, by a caretaker, back to one of its snapshots. */
+  readonly "volume.revert": { readonly params: VolumeRevert; readonly result: VolumeReverted };
   /** Everything this host knows of a volume. */
   readonly "why": { readonly params: VolumeRef; readonly result: Why };
 };

@@ -29,6 +29,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+use super::copy::Piece;
 use super::ops::{OpId, OpKind, Stage as OpStage};
 use super::peer::Purpose;
 use super::snaps::{SnapFailure, SnapStep, SnapTaken, SnapWork};
@@ -422,6 +423,8 @@ impl<P: Payload> Session<P> {
             "the store"
         } else if self.growing.is_some() || self.telling.is_some() || resizes {
             "its new size"
+        } else if self.reverts() {
+            "its revert to a snapshot"
         } else if self.steal_wait {
             "the end of the last owner's reads"
         } else if self.seal_next.is_some() {
@@ -460,7 +463,7 @@ impl<P: Payload> Session<P> {
         let writes =
             self.ops.values().any(|o| o.is_write() && matches!(o.stage, OpStage::Edges | OpStage::Sent));
         let early = self.config.broken.is(Mutation::SnapBeforeReconcile);
-        let equalises = !early && self.pieces.values().any(|piece| piece.region.is_some());
+        let equalises = !early && self.pieces.values().any(Piece::equalises);
         !(writes || equalises)
     }
 

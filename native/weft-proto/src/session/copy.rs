@@ -1,5 +1,5 @@
-//! Copies between members: of a region that may differ at open (R5), or to a joiner (R4). A piece is at most
-//! 128 KiB and holds its range's lock from its first request to its last answer.
+//! Copies between members: of a region that may differ at open (R5), to a joiner (R4), or of what a member's image has to
+//! all of them (R30). A piece is at most 128 KiB and holds its range's lock from its first request to its last answer.
 //!
 //! ```text
 //! Hashing (source and targets) ──different──▶ Reading (source) ──▶ Writing (targets) ──▶ done
@@ -20,23 +20,37 @@ use super::ops::{Lock, verified};
 use super::peer::Purpose;
 use super::{Phase, Session};
 use crate::block_set::BlockSet;
-use crate::ids::{Generation, Instant, Rid};
+use crate::ids::{Generation, Instant, Rid, SnapId};
 use crate::message::{Answer, Ask, Extent, MAX_DATA};
+use crate::mutants::Mutation;
 use crate::payload::{BLOCK, Payload};
 
 /// A piece of a copy within a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PieceId(pub u64);
 
+/// Of a member's blocks, or of its image's.
+type Of = fn(PieceId) -> Purpose;
+
 /// Pieces under way at once: enough to hide one round trip, few enough that a guest write never waits long.
 pub(super) const PIECES_MAX: usize = 4;
+
+/// What a copy is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Copied {
+    /// This region is equalised.
+    Region(u32),
+    /// A resync.
+    Joiner,
+    /// What the source's image has comes back, at the source itself, too.
+    Image(SnapId),
+}
 
 #[derive(Debug)]
 pub(super) struct Piece {
     start: u64,
     end: u64,
-    /// The region that is equalised; none for a resync.
-    pub(super) region: Option<u32>,
+    of: Copied,
     source: Rid,
     targets: Vec<Rid>,
     stage: Stage,
@@ -48,9 +62,19 @@ pub(super) struct Piece {
     failed: bool,
 }
 
+impl Piece {
+    /// Does it make members equal that may differ?
+    pub(super) fn equalises(&self) -> bool {
+        matches!(self.of, Copied::Region(_))
+    }
+}
+
 #[derive(Debug)]
 enum Stage {
     Hashing {
+        /// Of what is copied.
+        source: Vec<[u8; 16]>,
+        /// Of what is there.
         hashes: BTreeMap<Rid, Vec<[u8; 16]>>,
     },
     /// `differs`: which blocks of the piece are to be written.
@@ -68,7 +92,7 @@ impl<P: Payload> Session<P> {
         &mut self,
         now: Instant,
         range: (u64, u64),
-        region: Option<u32>,
+        of: Copied,
         source: Rid,
         targets: Vec<Rid>,
         hashed: bool,
@@ -80,22 +104,19 @@ impl<P: Payload> Session<P> {
         self.stamped = true;
         let blocks = usize::try_from((end - start) / BLOCK).expect("at most 32");
         let stage = if hashed {
-            Stage::Hashing { hashes: BTreeMap::new() }
+            Stage::Hashing { source: Vec::new(), hashes: BTreeMap::new() }
         } else {
             Stage::Reading { differs: alloc::vec![true; blocks] }
         };
         let generation = self.generation();
-        let mut asked = alloc::vec![source];
-        if hashed {
-            asked.extend(&targets);
-        }
-        let open = asked.len();
+        let asked = if hashed { targets.clone() } else { Vec::new() };
+        let open = asked.len() + 1;
         self.pieces.insert(
             id,
             Piece {
                 start,
                 end,
-                region,
+                of,
                 source,
                 targets,
                 stage,
@@ -106,15 +127,27 @@ impl<P: Payload> Session<P> {
             },
         );
         let key = self.fresh_random().to_le_bytes();
+        let (offset, len) = (start, end - start);
+        let (purpose, ask) = match (of, hashed) {
+            (Copied::Image(id), true) => (Purpose::Image as Of, Ask::SnapHash { id, offset, len, key }),
+            (Copied::Image(id), false) => (Purpose::Image as Of, Ask::SnapRead { id, offset, len }),
+            (_, true) => (Purpose::Piece as Of, Ask::Hash { offset, len, key }),
+            (_, false) => (Purpose::Piece as Of, Ask::Read { offset, len }),
+        };
+        self.send(now, source, purpose(id), ask);
         for rid in asked {
-            let len = end - start;
-            let ask =
-                if hashed { Ask::Hash { offset: start, len, key } } else { Ask::Read { offset: start, len } };
-            self.send(now, rid, Purpose::Piece(id), ask);
+            self.send(now, rid, Purpose::Piece(id), Ask::Hash { offset, len, key });
         }
     }
 
-    pub(super) fn piece_answered(&mut self, now: Instant, id: PieceId, rid: Rid, answer: Answer<P>) {
+    /// A member has answered; `of_image`: of its image.
+    pub(super) fn piece_answered(
+        &mut self,
+        now: Instant,
+        id: PieceId,
+        (rid, of_image): (Rid, bool),
+        answer: Answer<P>,
+    ) {
         let Some(piece) = self.pieces.get_mut(&id) else { return };
         piece.open -= 1;
         piece.answered.push(rid);
@@ -129,16 +162,20 @@ impl<P: Payload> Session<P> {
         let Some(piece) = self.pieces.get_mut(&id) else { return };
         let blocks = usize::try_from((piece.end - piece.start) / BLOCK).expect("at most 32");
         match (&mut piece.stage, answer) {
-            (Stage::Hashing { hashes }, Answer::Hashes(list)) if list.len() == blocks => {
-                hashes.insert(rid, list);
+            (Stage::Hashing { source, hashes }, Answer::Hashes(list)) if list.len() == blocks => {
+                if of_image || rid == piece.source && !matches!(piece.of, Copied::Image(_)) {
+                    *source = list;
+                } else {
+                    hashes.insert(rid, list);
+                }
                 if piece.open > 0 {
                     return;
                 }
-                let source = hashes.remove(&piece.source).unwrap_or_default();
-                let mut differs: Vec<bool> =
-                    (0..blocks).map(|i| hashes.values().any(|target| target[i] != source[i])).collect();
+                let mut differs: Vec<bool> = (0..blocks)
+                    .map(|i| hashes.values().any(|target| target.get(i) != source.get(i)))
+                    .collect();
                 self.figures.hashed_bytes += piece.end - piece.start;
-                if piece.region.is_none() {
+                if piece.of == Copied::Joiner {
                     self.join_stamps_by(start, &mut differs);
                 }
                 let Some(piece) = self.pieces.get_mut(&id) else { return };
@@ -149,14 +186,19 @@ impl<P: Payload> Session<P> {
                 let (offset, len) = (piece.start + first * BLOCK, (last - first) * BLOCK);
                 piece.stage = Stage::Reading { differs };
                 piece.open = 1;
-                let source = piece.source;
+                let (source, of) = (piece.source, piece.of);
                 if !self.obeys(source) {
                     if let Some(piece) = self.pieces.get_mut(&id) {
                         (piece.open, piece.failed) = (0, true);
                     }
                     return self.piece_ended(id);
                 }
-                self.send(now, source, Purpose::Piece(id), Ask::Read { offset, len });
+                match of {
+                    Copied::Image(snap) => {
+                        self.send(now, source, Purpose::Image(id), Ask::SnapRead { id: snap, offset, len });
+                    }
+                    _ => self.send(now, source, Purpose::Piece(id), Ask::Read { offset, len }),
+                }
             }
             (Stage::Reading { differs }, Answer::Data(extents)) => {
                 let (first, last) = span(differs);
@@ -167,7 +209,7 @@ impl<P: Payload> Session<P> {
                 }
                 let differs = core::mem::take(differs);
                 let writes = copies(&extents, offset, piece.start, &differs, piece.generation);
-                let targets = piece.targets.clone();
+                let (targets, of, generation) = (piece.targets.clone(), piece.of, piece.generation);
                 let written = differs.iter().filter(|d| **d).count() as u64 * BLOCK;
                 piece.stage = Stage::Writing { written };
                 piece.open = writes.len() * targets.len();
@@ -177,6 +219,10 @@ impl<P: Payload> Session<P> {
                     }
                     return self.piece_ended(id);
                 }
+                if matches!(of, Copied::Image(_)) && !self.config.broken.is(Mutation::RevertUnnoted) {
+                    // A member that is away lacks it, as it lacks a guest's writes (4.13).
+                    self.bitmaps.entry(generation).or_default().insert(offset, (last - first) * BLOCK);
+                }
                 for rid in targets {
                     for ask in &writes {
                         self.send(now, rid, Purpose::Piece(id), ask.clone());
@@ -185,7 +231,8 @@ impl<P: Payload> Session<P> {
             }
             (Stage::Writing { written }, Answer::Done) => {
                 let written = *written;
-                if piece.open == 0 {
+                let one = matches!(piece.of, Copied::Image(_));
+                if piece.open == 0 || one && self.config.broken.is(Mutation::RevertClearedByOne) {
                     self.piece_done(now, id, written);
                 }
             }
@@ -225,15 +272,16 @@ impl<P: Payload> Session<P> {
     }
 
     /// A member can't give a block of the piece: found out which, it is copied from another member, and to this one.
-    pub(super) fn piece_unreadable(&mut self, id: PieceId, rid: Rid) {
+    pub(super) fn piece_unreadable(&mut self, id: PieceId, rid: Rid, of_image: bool) {
         if let Some(piece) = self.pieces.get(&id) {
             let (start, len) = (piece.start, piece.end - piece.start);
-            if piece.region.is_none() && self.join_rid() != Some(rid) {
+            if piece.of == Copied::Joiner && self.join_rid() != Some(rid) {
                 self.suspect_rot(start, start + len);
             }
             self.singly.insert(start, len);
             if len == BLOCK {
-                self.unreadable.entry(rid).or_default().insert(start, len);
+                let found = if of_image { &mut self.damaged } else { &mut self.unreadable };
+                found.entry(rid).or_default().insert(start, len);
             }
         }
         self.piece_failed(id, rid);
@@ -256,23 +304,44 @@ impl<P: Payload> Session<P> {
         &mut self,
         now: Instant,
         range: (u64, u64),
-        region: Option<u32>,
+        of: Copied,
         sources: &[Rid],
         targets: Vec<Rid>,
         hashed: bool,
     ) -> Result<(), u64> {
-        let (start, mut end) = range;
-        if let Some((at, _)) = self.singly.next_run(start, end - start)
-            && at < end
-        {
-            end = if at == start { start + BLOCK } else { at };
-        }
+        let (start, end) = (range.0, self.singly_end(range));
         let source = sources.iter().copied().find(|rid| !self.is_unreadable(*rid, start));
         let Some(source) = source else { return Err(start) };
         let targets: Vec<Rid> = targets.into_iter().filter(|rid| *rid != source).collect();
         let hashed = hashed && !targets.iter().any(|rid| self.is_unreadable(*rid, start));
-        self.start_piece(now, (start, end), region, source, targets, hashed);
+        self.start_piece(now, (start, end), of, source, targets, hashed);
         Ok(())
+    }
+
+    /// The same of what the image of one of `sources` has.
+    pub(super) fn start_image_piece(
+        &mut self,
+        now: Instant,
+        range: (u64, u64),
+        image: SnapId,
+        sources: &[Rid],
+        targets: Vec<Rid>,
+    ) -> Result<(), u64> {
+        let (start, end) = (range.0, self.singly_end(range));
+        let gives = |rid: &Rid| !self.damaged.get(rid).is_some_and(|blocks| blocks.contains(start));
+        let Some(source) = sources.iter().copied().find(gives) else { return Err(start) };
+        let hashed = !targets.iter().any(|rid| self.is_unreadable(*rid, start));
+        self.start_piece(now, (start, end), Copied::Image(image), source, targets, hashed);
+        Ok(())
+    }
+
+    /// How far a piece goes: one block where a member could not give one.
+    fn singly_end(&self, (start, end): (u64, u64)) -> u64 {
+        match self.singly.next_run(start, end - start) {
+            Some((at, _)) if at == start => start + BLOCK,
+            Some((at, _)) if at < end => at,
+            _ => end,
+        }
     }
 
     /// Gives a failed piece's range back once nothing of it can still execute.
@@ -293,12 +362,13 @@ impl<P: Payload> Session<P> {
                 self.readable_again(*rid, piece.start, piece.end);
             }
         }
-        match piece.region {
-            Some(region) => {
+        match piece.of {
+            Copied::Region(region) => {
                 self.figures.reconciled_bytes += written;
                 self.equalised(region, piece.start, piece.end);
             }
-            None => self.join_copied(piece.start, piece.end, written),
+            Copied::Joiner => self.join_copied(piece.start, piece.end, written),
+            Copied::Image(_) => self.brought_back(piece.start, piece.end, written),
         }
         self.progressed = true;
         self.start_waiting(now);
@@ -334,7 +404,8 @@ impl<P: Payload> Session<P> {
 
     /// Does it only read, from a join's source?
     pub(super) fn only_reads_for_join(&self, id: PieceId) -> bool {
-        self.pieces.get(&id).is_some_and(|p| p.region.is_none() && matches!(p.stage, Stage::Reading { .. }))
+        let reads = |p: &Piece| p.of == Copied::Joiner && matches!(p.stage, Stage::Reading { .. });
+        self.pieces.get(&id).is_some_and(reads)
     }
 
     /// Equalises regions, those that guests wait for first.
@@ -384,7 +455,8 @@ impl<P: Payload> Session<P> {
             if !self.trusted_only {
                 sources.extend(members.iter().filter(|rid| **rid != first));
             }
-            let piece = self.start_readable_piece(now, range, Some(region), &sources, members.clone(), true);
+            let of = Copied::Region(region);
+            let piece = self.start_readable_piece(now, range, of, &sources, members.clone(), true);
             if let Err(block) = piece {
                 if self.trusted_only {
                     return;

@@ -19,7 +19,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::ToString;
 use alloc::vec::Vec;
 
-use super::copy::PIECES_MAX;
+use super::copy::{Copied, PIECES_MAX};
 use super::peer::{Purpose, StampsId};
 use super::store::Intent;
 use super::{Event, Phase, Session};
@@ -131,7 +131,7 @@ impl<P: Payload> Session<P> {
     }
 
     fn start_join(&mut self, now: Instant) {
-        if !self.dirty.is_empty() || !self.attempts.is_empty() {
+        if !self.dirty.is_empty() || !self.attempts.is_empty() || self.reverts() {
             return;
         }
         let ready = |rid: Rid| {
@@ -325,7 +325,8 @@ impl<P: Payload> Session<P> {
             if hopeless == Some(range.0) {
                 break;
             }
-            let piece = self.start_readable_piece(now, range, None, &sources, alloc::vec![rid], hashed);
+            let targets = alloc::vec![rid];
+            let piece = self.start_readable_piece(now, range, Copied::Joiner, &sources, targets, hashed);
             let next = match piece {
                 Ok(()) => range.1,
                 // Nobody can give it. It is not copied, so that the joiner stays out until it is written again.

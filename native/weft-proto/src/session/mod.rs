@@ -25,6 +25,7 @@ mod open;
 mod ops;
 mod peer;
 pub mod policy;
+mod revert;
 mod scrub;
 mod serve;
 pub mod size;
@@ -46,12 +47,13 @@ use crate::ids::{
 use crate::message::{Claim, Request, Response, Watermark};
 use crate::mutants::Broken;
 use crate::payload::Payload;
-use crate::record::{Owner, Record, RecordError};
+use crate::record::{Owner, Record, RecordError, Reverting};
 use crate::snap_group::GroupStep;
 
 pub use copy::PieceId;
 pub use ops::OpId;
 pub(crate) use ops::{clip_data, clip_kinds, verified};
+pub use revert::{RevertFailure, RevertView};
 pub use scrub::ScrubView;
 pub use snaps::{LAST_HOLDER, SnapChange, SnapFailure, SnapKnown, SnapState, SnapTaken};
 pub use view::{MemberView, ResyncView, SessionView};
@@ -62,6 +64,7 @@ use join::Join;
 use ops::{GuestRequest, Op};
 use peer::Peer;
 use policy::PolicyChange;
+use revert::Revert;
 use scrub::Scrubber;
 use size::Growing;
 use snaps::Snaps;
@@ -323,6 +326,23 @@ pub enum Event {
         /// Done, or why not.
         outcome: Result<(), &'static str>,
     },
+    /// The volume is being taken back to a snapshot: once a second.
+    Reverting {
+        /// To which.
+        id: SnapId,
+        /// So many bytes are as they were then …
+        done: u64,
+        /// … of so many that have to be looked at; none while it is not known which.
+        total: Option<u64>,
+    },
+    /// The answer to [`Session::revert`], and the end of a revert that was found under way when the session opened.
+    Reverted {
+        /// To which snapshot.
+        id: SnapId,
+        /// So many bytes were written, and every in-sync member holds the record without the marker durably (R30); or why
+        /// not.
+        outcome: Result<u64, RevertFailure>,
+    },
     /// The answer to [`Session::snapshot`]: it is there for good, every listed member that is in sync has logged it (R27).
     /// Also of one that an earlier session took and did not get logged.
     SnapshotTaken {
@@ -429,10 +449,24 @@ enum Phase {
 /// A change that the agent asked for.
 #[derive(Clone, Debug, PartialEq)]
 enum Change {
-    Add { rid: Rid, node: HostId, pool: PoolId },
-    Remove { rid: Rid },
-    Resize { size: u64, lose: bool },
+    Add {
+        rid: Rid,
+        node: HostId,
+        pool: PoolId,
+    },
+    Remove {
+        rid: Rid,
+    },
+    Resize {
+        size: u64,
+        lose: bool,
+    },
     Policy(PolicyChange),
+    /// Refused if it could not be begun by then.
+    Revert {
+        id: SnapId,
+        until: Instant,
+    },
 }
 
 /// The session machine.
@@ -478,6 +512,13 @@ pub struct Session<P> {
     /// A resize that was done, to be told when every member holds the record.
     telling: Option<u64>,
 
+    /// The revert that is to be begun, or that the record says is under way.
+    revert: Option<Revert>,
+    /// One that was done, with the bytes that were written, to be told when every member holds the record.
+    reverted: Option<(SnapId, u64)>,
+    /// The marker that the record has not, under a broken rule.
+    unmarked: Option<Reverting>,
+
     // Snapshots.
     snaps: Snaps,
     /// Those that were asked for, the one that is being taken first.
@@ -516,6 +557,8 @@ pub struct Session<P> {
     /// Blocks that a member could not give for a copy, since its attachment: copied to it without a look, and from
     /// another one.
     unreadable: BTreeMap<Rid, BlockSet>,
+    /// The same of its image of the snapshot that the volume is taken back to.
+    damaged: BTreeMap<Rid, BlockSet>,
     /// Where that happened a piece is one block long, so that it is known which.
     singly: BlockSet,
     scrubber: Scrubber,
@@ -572,6 +615,9 @@ impl<P: Payload> Session<P> {
             growing: None,
             growths: Vec::new(),
             telling: None,
+            revert: None,
+            reverted: None,
+            unmarked: None,
             snaps: Snaps::default(),
             asks: VecDeque::new(),
             barrier: None,
@@ -595,6 +641,7 @@ impl<P: Payload> Session<P> {
             trusted: None,
             trusted_only: false,
             unreadable: BTreeMap::new(),
+            damaged: BTreeMap::new(),
             singly: BlockSet::default(),
             scrubber: Scrubber::default(),
             join: None,
@@ -773,6 +820,15 @@ impl<P: Payload> Session<P> {
     /// the order in which they were asked for.
     pub fn set_policy(&mut self, now: Instant, wanted: PolicyChange) {
         self.change.push_back(Change::Policy(wanted));
+        self.maintain(now);
+    }
+
+    /// Takes the volume back to a snapshot, in place: in a caretaker's session only, so that no guest has the volume. What
+    /// was written since is lost, unless a later snapshot has it. Answered by [`Event::Reverted`], unless the session ends
+    /// before; once the record says that it is under way, whoever opens the volume finishes it before anything else. Asked
+    /// for while the same is under way it is answered with that one; while another one is, it takes that one's place.
+    pub fn revert(&mut self, now: Instant, id: SnapId) {
+        self.revert_asked(now, id);
         self.maintain(now);
     }
 
@@ -977,6 +1033,7 @@ impl<P: Payload> Session<P> {
         self.scrub_is_over();
         self.join = None;
         (self.growing, self.telling) = (None, None);
+        (self.revert, self.reverted) = (None, None);
         self.forget_barrier();
         self.store_calls.clear();
         self.transmits.clear();

@@ -337,6 +337,9 @@ impl<P: Payload> Session<P> {
     }
 
     fn start_op(&mut self, now: Instant, id: OpId) {
+        if self.revert_holds() {
+            return;
+        }
         let Some(op) = self.ops.get(&id) else {
             self.waiting.retain(|w| *w != id);
             return;
@@ -693,7 +696,7 @@ impl<P: Payload> Session<P> {
                 && matches!(o.stage, Stage::Edges | Stage::Sent | Stage::Complete)
                 && o.generation <= generation
         });
-        let counts = |p: &Piece| p.region.is_none() || !self.config.broken.is(Mutation::SealWhileDirty);
+        let counts = |p: &Piece| !p.equalises() || !self.config.broken.is(Mutation::SealWhileDirty);
         ops || self.grows_up_to(generation)
             || self.pieces.values().any(|p| p.generation <= generation && counts(p))
     }

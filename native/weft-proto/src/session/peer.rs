@@ -15,6 +15,7 @@ use alloc::string::String;
 
 use super::copy::PieceId;
 use super::ops::OpId;
+use super::revert::RevertId;
 use super::size::GrowthId;
 use super::snaps::{SnapStep, SnapWork};
 use super::{Phase, Session, Transmit};
@@ -89,6 +90,8 @@ pub(super) enum Purpose {
     Read(OpId),
     /// A step of a copy.
     Piece(PieceId),
+    /// A step of a copy that looks at an image.
+    Image(PieceId),
     /// A step of a comparison.
     Look(PieceId),
     Seal(Generation),
@@ -104,6 +107,10 @@ pub(super) enum Purpose {
     JoinGrow,
     /// A step for a snapshot.
     Snap(SnapWork),
+    /// What a member has of the snapshot that the volume is, or will be, taken back to.
+    RevertLook(RevertId),
+    /// Stamps for such a revert.
+    RevertStamps(RevertId),
 }
 
 impl Purpose {
@@ -114,6 +121,7 @@ impl Purpose {
             Purpose::Op(_)
                 | Purpose::Read(_)
                 | Purpose::Piece(_)
+                | Purpose::Image(_)
                 | Purpose::Look(_)
                 | Purpose::JoinFlush
                 | Purpose::Grow(_)
@@ -268,6 +276,7 @@ impl<P: Payload> Session<P> {
         peer.lease = None;
         peer.heartbeat_out = false;
         self.unreadable.remove(&rid);
+        self.damaged.remove(&rid);
         self.fail_pieces_of(rid);
         self.look_lost(rid);
         self.forget_bad(rid);
@@ -277,7 +286,8 @@ impl<P: Payload> Session<P> {
             match sent.purpose {
                 Purpose::Op(op) => self.op_unsent(op, rid),
                 Purpose::Read(op) => self.read_unsent(op),
-                Purpose::Piece(piece) => self.piece_failed(piece, rid),
+                Purpose::Piece(piece) | Purpose::Image(piece) => self.piece_failed(piece, rid),
+                Purpose::RevertLook(id) | Purpose::RevertStamps(id) => self.revert_unsent(id, rid, None),
                 Purpose::OpenStamps(_) => self.restart_gather(),
                 Purpose::Grow(id) => self.growth_unsent(id, rid, None),
                 Purpose::Snap(work) => self.snap_undone(self.last_tick, rid, work, None),
@@ -308,7 +318,7 @@ impl<P: Payload> Session<P> {
                 let hangs = match sent.purpose {
                     Purpose::Read(_) => late(sent.at, 1),
                     // A slow disk works off many copies; one of them alone is waited for longer.
-                    Purpose::Piece(_) | Purpose::Look(_) => {
+                    Purpose::Piece(_) | Purpose::Image(_) | Purpose::Look(_) => {
                         late(sent.at, 1) && late(peer.worked, 1) || late(sent.at, 4)
                     }
                     _ => false,
@@ -335,7 +345,9 @@ impl<P: Payload> Session<P> {
                 Purpose::Piece(_) if self.join_rid() == Some(rid) => {
                     self.abandon_join("a copy hangs in its disk");
                 }
-                Purpose::Piece(piece) if self.others_did(piece, rid) => self.drop_attachment(rid),
+                Purpose::Piece(piece) | Purpose::Image(piece) if self.others_did(piece, rid) => {
+                    self.drop_attachment(rid);
+                }
                 Purpose::Piece(piece) if self.only_reads_for_join(piece) => {
                     self.give_up(rid, tag);
                     self.piece_failed(piece, rid);
@@ -464,7 +476,12 @@ impl<P: Payload> Session<P> {
                 self.op_acked(now, op, rid);
             }
             (Purpose::Read(op), answer) => self.read_answered(now, op, rid, answer),
-            (Purpose::Piece(piece), answer) => self.piece_answered(now, piece, rid, answer),
+            (Purpose::Piece(piece), answer) => self.piece_answered(now, piece, (rid, false), answer),
+            (Purpose::Image(piece), answer) => self.piece_answered(now, piece, (rid, true), answer),
+            (Purpose::RevertLook(id), Answer::Images(views)) => self.revert_looked(id, rid, &views),
+            (Purpose::RevertStamps(id), Answer::Stamps { stamps, next }) => {
+                self.revert_stamps(now, id, rid, &stamps, next);
+            }
             (Purpose::Look(look), answer) => self.look_answered(now, look, rid, answer),
             (Purpose::Seal(generation), Answer::Done) => self.seal_acked(rid, generation),
             (Purpose::OpenStamps(id), Answer::Stamps { stamps, next }) => {
@@ -574,7 +591,7 @@ impl<P: Payload> Session<P> {
             Refusal::NoReplica | Refusal::Quarantined | Refusal::IoError | Refusal::NoSpace => {
                 let is_read = match sent.purpose {
                     Purpose::Read(_) | Purpose::Look(_) => true,
-                    Purpose::Piece(id) => self.piece_reads(id),
+                    Purpose::Piece(id) | Purpose::Image(id) => self.piece_reads(id),
                     _ => false,
                 };
                 let Some(peer) = self.peers.get_mut(&rid) else { return };
@@ -596,14 +613,19 @@ impl<P: Payload> Session<P> {
         match sent.purpose {
             Purpose::Op(op) => self.op_unsent(op, rid),
             Purpose::Read(op) => self.read_failed(now, op, rid, refusal),
-            Purpose::Piece(piece) => {
+            Purpose::Piece(piece) | Purpose::Image(piece) => {
+                let of_image = matches!(sent.purpose, Purpose::Image(_));
                 let bad = matches!(refusal, Refusal::BadCrc | Refusal::BitRot | Refusal::IoError);
                 if bad && self.piece_reads(piece) {
-                    self.piece_unreadable(piece, rid);
+                    self.piece_unreadable(piece, rid, of_image);
                     return;
+                }
+                if of_image && refusal == Refusal::NoSnapshot {
+                    self.revert_without(rid);
                 }
                 self.piece_failed(piece, rid);
             }
+            Purpose::RevertLook(id) | Purpose::RevertStamps(id) => self.revert_unsent(id, rid, Some(later)),
             Purpose::Look(look) => self.look_refused(now, look, rid, refusal),
             Purpose::OpenStamps(_) => {
                 self.copy_hold = later;

@@ -394,7 +394,7 @@ impl<P: Payload> Session<P> {
             peer.is_some_and(|p| p.obeys(epoch) && !p.hung && p.bad.is_none()) && !self.removal_pending(*rid)
         };
         let equal = matches!(self.phase, Phase::Serving) && self.dirty.is_empty() && !self.may_have_shrunk();
-        Some(self.in_sync()).filter(|members| equal && members.iter().all(usable))
+        Some(self.in_sync()).filter(|members| equal && !self.reverts() && members.iter().all(usable))
     }
 
     /// The next range; `true`: to be asked for what it holds.

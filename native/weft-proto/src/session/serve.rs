@@ -51,11 +51,13 @@ impl<P: Payload> Session<P> {
         {
             self.drive_join(now, source);
         }
+        self.drive_revert(now);
         self.drive_growth(now);
         self.drive_barrier(now, &failing);
         self.drive_snaps(now);
         self.propose_next(now, &failing);
         self.tell_resized();
+        self.tell_reverted();
         if self.progressed {
             self.check_all_ops(now);
             self.start_waiting(now);
@@ -131,6 +133,8 @@ impl<P: Payload> Session<P> {
             && !self.config.broken.is(Mutation::IntervalsWrap)
         {
             self.propose(now, Intent::Renew);
+        } else if self.attempts.is_empty() && self.propose_unmark(now) {
+            // The volume is what its snapshot has.
         } else if self.attempts.is_empty() && self.propose_change(now, false) {
             // The agent's change is under way.
         } else if self.attempts.is_empty() && self.propose_snap_change(now) {
@@ -167,7 +171,9 @@ impl<P: Payload> Session<P> {
                     (rid, Ok(Some(Intent::Add { rid, node, pool })))
                 }
             }
-            Change::Remove { .. } | Change::Resize { .. } if add_only => return false,
+            Change::Remove { .. } | Change::Resize { .. } | Change::Revert { .. } if add_only => {
+                return false;
+            }
             Change::Remove { rid }
                 if self.rec().replica(rid).is_some() && self.holds_last_image(rid) != Some(false) =>
             {
@@ -177,6 +183,7 @@ impl<P: Payload> Session<P> {
                 (rid, Err(LAST_HOLDER))
             }
             Change::Resize { size, lose } => return self.propose_resize(now, size, lose),
+            Change::Revert { id, until } => return self.propose_revert(now, id, until),
             Change::Policy(wanted) => {
                 self.propose_policy(now, &wanted);
                 return true;
@@ -258,7 +265,11 @@ impl<P: Payload> Session<P> {
                 for sent in peer.outstanding.values_mut() {
                     if matches!(
                         sent.purpose,
-                        Purpose::Op(_) | Purpose::Read(_) | Purpose::Piece(_) | Purpose::Look(_)
+                        Purpose::Op(_)
+                            | Purpose::Read(_)
+                            | Purpose::Piece(_)
+                            | Purpose::Image(_)
+                            | Purpose::Look(_)
                     ) {
                         sent.at = now;
                     }
@@ -443,6 +454,8 @@ impl<P: Payload> Session<P> {
                 self.end(EndReason::Closed);
                 true
             }
+            // A guest's request that waits for a revert is answered first.
+            Phase::Serving if self.revert_holds() && !self.guests.is_empty() => false,
             Phase::Serving if self.paused.is_none() && self.failing().is_empty() => {
                 self.phase = Phase::Closing(Closing::Draining);
                 self.scrub_closes(now);

@@ -48,6 +48,8 @@ pub const SHRINKS_DETACHED: &str = "a volume shrinks only while it is detached";
 pub const WOULD_LOSE: &str = "it would lose what lies beyond that";
 /// Refused: the session ends.
 pub const CLOSING: &str = "the volume is being closed";
+/// Refused: it is that of the snapshot that the volume is being taken back to.
+pub const REVERTING: &str = "the volume is being taken back to a snapshot";
 /// Refused: a member has no room for it.
 pub const NO_ROOM: &str = "a copy has no room for it";
 
@@ -92,7 +94,7 @@ impl<P: Payload> Session<P> {
 
     /// A volume that is being closed grows only if its swap may have happened.
     fn may_grow(&self) -> bool {
-        matches!(self.phase, Phase::Serving) || !self.attempts.is_empty()
+        (matches!(self.phase, Phase::Serving) || !self.attempts.is_empty()) && self.marker().is_none()
     }
 
     pub(super) fn grown(&mut self, id: GrowthId, rid: Rid) {
@@ -128,6 +130,7 @@ impl<P: Payload> Session<P> {
             return false;
         }
         let closing = (!matches!(self.phase, Phase::Serving)).then_some(CLOSING);
+        let closing = closing.or(self.marker().is_some().then_some(REVERTING));
         if let Some(why) = closing.or_else(|| self.resize_refused(size, lose)) {
             self.resize_done(Err(why));
             return true;

@@ -207,6 +207,11 @@ impl Snaps {
         self.told
     }
 
+    /// What is known of it, if it stands in the store: how far it is, its attempt and its generation.
+    pub(super) fn known(&self, id: SnapId) -> Option<(SnapState, u64, Generation)> {
+        self.all.get(&id).map(|snap| (snap.state, snap.attempt, snap.generation))
+    }
+
     /// How far it is, if it stands in the store.
     pub(super) fn state_of(&self, id: SnapId) -> Option<SnapState> {
         self.all.get(&id).map(|snap| snap.state)
@@ -449,6 +454,10 @@ impl<P: Payload> Session<P> {
         }
         let Some(change) = self.snaps.changes.front().cloned() else { return false };
         let id = change.id();
+        if matches!(change, SnapChange::Deleting { .. }) && self.reverts_to(id) {
+            // What is asked for after it waits as well: the revert ends, or another snapshot takes this one's place.
+            return false;
+        }
         match (self.snaps.state_of(id), &change) {
             (None, _) => self.events.push_back(Event::SnapshotGone { id }),
             (Some(SnapState::Deleting), SnapChange::Deleting { .. }) => {

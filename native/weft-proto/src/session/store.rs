@@ -16,7 +16,7 @@ use crate::ids::{Generation, HostId, Instant, Nonce, PoolId, PoolInc, Revision, 
 use crate::message::Watermark;
 use crate::mutants::Mutation;
 use crate::payload::Payload;
-use crate::record::{Owner, Record, ReplicaEntry, ReplicaState};
+use crate::record::{Owner, Record, ReplicaEntry, ReplicaState, Reverting};
 
 /// A swap that was sent.
 #[derive(Clone, Debug)]
@@ -53,6 +53,10 @@ pub(super) enum Intent {
     Snapshot(SnapTaken),
     /// The key of one changes otherwise.
     Snap(SnapChange),
+    /// The volume is being taken back to a snapshot; members without its image become stale (R30).
+    Mark { reverting: Reverting, without: Vec<Rid>, base: Generation, reason: String },
+    /// It has been.
+    Unmark,
     /// Nothing changes but the revision: settles earlier attempts.
     Settle,
     /// owner := null, clean.
@@ -84,6 +88,7 @@ impl<P: Payload> Session<P> {
     pub(super) fn removal_pending(&self, rid: Rid) -> bool {
         self.attempts.iter().any(|a| match &a.intent {
             Intent::Demote { rids, .. } => rids.contains(&rid),
+            Intent::Mark { without, .. } => without.contains(&rid),
             Intent::Remove { rid: r } => *r == rid,
             _ => false,
         })
@@ -238,6 +243,22 @@ impl<P: Payload> Session<P> {
                 r.region_shift = *region_shift;
                 // Members fold at the promise, and say nothing of their stamps between the two.
                 membership = true;
+            }
+            Intent::Mark { reverting, without, base, reason } => {
+                for entry in r.replicas.iter_mut().filter(|entry| without.contains(&entry.rid)) {
+                    entry.state = ReplicaState::Stale;
+                    entry.base = *base;
+                    entry.reason.clone_from(reason);
+                    entry.since.clone_from(&since);
+                }
+                if !self.config.broken.is(Mutation::RevertUnmarked) {
+                    r.mark(Some(Reverting { since, ..reverting.clone() }));
+                }
+                membership = !self.config.broken.is(Mutation::RevertMarkerKeepsEpoch);
+            }
+            Intent::Unmark => {
+                r.mark(None);
+                membership = !self.config.broken.is(Mutation::RevertClearKeepsEpoch);
             }
             Intent::Settle => {}
             Intent::Snapshot(_) | Intent::Snap(_) => {
@@ -409,6 +430,7 @@ impl<P: Payload> Session<P> {
         {
             assert!(record.epoch >= old.epoch, "I1: epoch {} after {}", record.epoch, old.epoch);
         }
+        let owned = self.owns();
         let epoch_changed = self.record.as_ref().is_none_or(|old| old.epoch != record.epoch) || !self.owns();
         let left: Vec<Rid> = self
             .record
@@ -425,9 +447,10 @@ impl<P: Payload> Session<P> {
         self.attempts.clear();
         self.rollback_suspect = None;
         self.suspect_asked = None;
-        self.record = Some(record);
+        let before = self.record.replace(record);
         self.revision = revision;
         self.events.push_back(Event::RecordChanged);
+        self.revert_adopted(before.as_ref().filter(|_| owned), intent.as_ref());
         for rid in left {
             self.drop_attachment(rid);
         }
@@ -456,6 +479,12 @@ impl<P: Payload> Session<P> {
                     self.admitted(now, rid);
                 }
             }
+            Some(Intent::Mark { without, reason, .. }) => {
+                if !without.is_empty() {
+                    self.events.push_back(Event::Demoted { rids: without, reason });
+                }
+                self.demoted(now);
+            }
             Some(Intent::Admit { rid }) => self.admitted(now, rid),
             Some(Intent::Add { rid, .. } | Intent::Remove { rid }) => {
                 self.change.pop_front();
@@ -468,7 +497,7 @@ impl<P: Payload> Session<P> {
             Some(Intent::Settle) => self.settled(now),
             Some(Intent::Snapshot(taken)) => self.snapshot_swapped(&taken),
             Some(Intent::Snap(change)) => self.snap_changed(&change),
-            Some(Intent::Renew) | None => self.demoted(now),
+            Some(Intent::Renew | Intent::Unmark) | None => self.demoted(now),
         }
         // A joiner that came back without its cache was not known for a member then (R8, R14).
         if let Some(rid) = came_back

@@ -3,7 +3,7 @@
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
-use super::{Figures, Phase, ScrubView, Session};
+use super::{Figures, Phase, RevertView, ScrubView, Session};
 use crate::ids::{Epoch, Generation, HostId, Rev, Rid};
 use crate::payload::Payload;
 use crate::record::ReplicaState;
@@ -29,6 +29,8 @@ pub struct SessionView {
     pub members: Vec<MemberView>,
     /// The resync under way.
     pub resync: Option<ResyncView>,
+    /// The revert under way, while the record says so.
+    pub revert: Option<RevertView>,
     /// The scrub under way, or the last one.
     pub scrub: Option<ScrubView>,
     /// Figures.
@@ -92,7 +94,7 @@ impl<P: Payload> Session<P> {
         let phase = match self.phase {
             Phase::Ended => "ended",
             Phase::Closing(_) => "closing",
-            Phase::Serving if self.paused.is_none() => "serving",
+            Phase::Serving if self.paused.is_none() && !self.revert_holds() => "serving",
             Phase::Serving => "paused",
             _ if self.back.is_some() => "paused",
             _ => "opening",
@@ -102,7 +104,7 @@ impl<P: Payload> Session<P> {
             phase,
             epoch: self.record.as_ref().map_or(Epoch(0), |r| r.epoch),
             rev: self.record.as_ref().map_or(Rev(0), |r| r.rev),
-            paused: self.pause_reason().map(ToString::to_string),
+            paused: self.revert_reason().or_else(|| self.pause_reason().map(ToString::to_string)),
             sealed: self.sealed,
             pending: self.pending(),
             dirty_regions: self.dirty.len(),
@@ -113,6 +115,7 @@ impl<P: Payload> Session<P> {
                 remaining,
                 total: j.total,
             }),
+            revert: self.revert_view(),
             scrub: self.scrub_view(),
             figures: self.figures,
         }

@@ -18,6 +18,7 @@ mod groups;
 mod m;
 mod n;
 mod p;
+mod reverts;
 mod s;
 mod snaps;
 mod table;
@@ -64,8 +65,8 @@ macro_rules! plots {
 use plots;
 
 /// Every plot.
-pub const ALL: [&[Plot]; 8] =
-    [f::PLOTS, m::PLOTS, p::PLOTS, s::PLOTS, d::PLOTS, snaps::PLOTS, groups::PLOTS, n::PLOTS];
+pub const ALL: [&[Plot]; 9] =
+    [f::PLOTS, m::PLOTS, p::PLOTS, s::PLOTS, d::PLOTS, snaps::PLOTS, groups::PLOTS, reverts::PLOTS, n::PLOTS];
 
 /// Plays that a test makes of each plot: the written one, and some with other delays.
 #[cfg(test)]
@@ -230,7 +231,7 @@ mod tests {
     #[test]
     fn each_plot_is_of_a_number_in_the_table_and_the_numbers_are_in_order() {
         let numbers: Vec<&str> = rows().map(|row| row.number).collect();
-        assert_eq!(numbers.len(), 112);
+        assert_eq!(numbers.len(), 113);
         for plots in ALL {
             let places = plots.iter().map(|p| numbers.iter().position(|n| *n == p.number).expect(p.number));
             assert!(places.is_sorted(), "{:?}", plots.iter().map(|p| p.number).collect::<Vec<_>>());

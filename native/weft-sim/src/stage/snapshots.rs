@@ -6,7 +6,7 @@
 use weft_proto::images::{ImageState, Place};
 use weft_proto::log::ReplicaKey;
 use weft_proto::record::Snaps;
-use weft_proto::session::SnapFailure;
+use weft_proto::session::{RevertFailure, SnapFailure};
 
 use super::*;
 use crate::changed::{changed, expected};
@@ -34,6 +34,45 @@ impl Stage {
     pub fn delete_snapshot(&mut self, who: Who, id: u128) {
         self.play.tell(self.now, format_args!("{who} is asked to delete snapshot {id}"));
         self.with(who, |m, now| m.delete_snapshot(now, SnapId(id)));
+    }
+
+    /// Asks that the volume be taken back to one.
+    pub fn revert(&mut self, who: Who, id: u128) {
+        self.play.tell(self.now, format_args!("{who} is asked to take the volume back to snapshot {id}"));
+        self.with(who, |m, now| m.revert(now, SnapId(id)));
+    }
+
+    /// Asks for it and plays until it is told of.
+    pub fn reverted(&mut self, who: Who, id: u128) {
+        let told = |s: &Stage| {
+            let is =
+                |e: &&Event| matches!(e, Event::Reverted { id: of, outcome: Ok(_) } if *of == SnapId(id));
+            s.events(who).iter().filter(is).count()
+        };
+        let before = told(self);
+        self.revert(who, id);
+        self.run_until("a revert is told of", |s| told(s) > before);
+    }
+
+    /// Has the session told that it was taken back to it?
+    #[must_use]
+    pub fn is_reverted(&self, who: Who, id: u128) -> bool {
+        self.told(who, |e| matches!(e, Event::Reverted { id: of, outcome: Ok(_) } if *of == SnapId(id)))
+    }
+
+    /// Why it was not, if it was not: the last answer.
+    #[must_use]
+    pub fn revert_failed(&self, who: Who) -> Option<RevertFailure> {
+        self.events(who).iter().rev().find_map(|e| match e {
+            Event::Reverted { outcome, .. } => Some(outcome.clone().err()),
+            _ => None,
+        })?
+    }
+
+    /// The snapshot that the record says the volume is being taken back to.
+    #[must_use]
+    pub fn reverting(&self) -> Option<u128> {
+        self.record.reverting.as_ref().map(|reverting| reverting.snap.0)
     }
 
     pub(super) fn with(&mut self, who: Who, what: impl FnOnce(&mut Session<HeapPayload>, Instant)) {

@@ -162,6 +162,13 @@ impl Stage {
             let verdict = self.oracle.cut(end);
             assert!(verdict.is_ok(), "{:?}\n{}", verdict.err(), self.describe());
         }
+        if let (Some(was), None) = (&self.record.reverting, &record.reverting)
+            && let Some(content) = self.reported.get(&was.snap)
+        {
+            // The marker comes off when all of it is back.
+            let verdict = self.oracle.taken_back(content, self.now);
+            assert!(verdict.is_ok(), "{:?}\n{}", verdict.err(), self.describe());
+        }
         self.record = record.clone();
         self.swaps.push(record);
         if let Some(change) = snap {

@@ -273,6 +273,12 @@ fn line_of(event: &SessionEvent) -> Option<String> {
         SessionEvent::SnapshotDeleting { id } => format!("deletes snapshot {}", id.0),
         SessionEvent::SnapshotGone { id } => format!("has no snapshot {} any more", id.0),
         SessionEvent::SnapshotChanged { id } => format!("has changed snapshot {}", id.0),
+        SessionEvent::Reverted { id, outcome: Ok(written) } => {
+            format!("has taken the volume back to snapshot {}, {} blocks written", id.0, written / BLOCK)
+        }
+        SessionEvent::Reverted { id, outcome: Err(why) } => {
+            format!("does not take the volume back to snapshot {}: {why:?}", id.0)
+        }
         SessionEvent::Resized { size, outcome: Ok(()) } => {
             format!("has made the volume {} blocks large", size / BLOCK)
         }
@@ -288,7 +294,7 @@ fn line_of(event: &SessionEvent) -> Option<String> {
         }
         SessionEvent::ScrubEnded { complete: true } => "has compared everything".into(),
         SessionEvent::ScrubEnded { complete: false } => "stops comparing".into(),
-        SessionEvent::RecordChanged => return None,
+        SessionEvent::Reverting { .. } | SessionEvent::RecordChanged => return None,
     })
 }
 
