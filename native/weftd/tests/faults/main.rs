@@ -20,6 +20,7 @@ mod limits;
 mod power;
 mod records;
 mod repairs;
+mod reverts;
 mod scenarios;
 mod scrub;
 mod snapshots;
