@@ -46,6 +46,22 @@ pub(super) enum Copied {
     Image(SnapId),
 }
 
+/// What a member's image could not give, since its attachment.
+#[derive(Debug, Default)]
+pub(super) struct Damaged {
+    /// Pieces in which there is a block that it could not give.
+    ranges: BlockSet,
+    /// Such blocks.
+    blocks: BlockSet,
+}
+
+impl Damaged {
+    /// How much it was asked for in vain, in bytes.
+    pub(super) fn bytes(&self) -> u64 {
+        self.ranges.bytes()
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Piece {
     start: u64,
@@ -278,10 +294,18 @@ impl<P: Payload> Session<P> {
             if piece.of == Copied::Joiner && self.join_rid() != Some(rid) {
                 self.suspect_rot(start, start + len);
             }
-            self.singly.insert(start, len);
-            if len == BLOCK {
-                let found = if of_image { &mut self.damaged } else { &mut self.unreadable };
-                found.entry(rid).or_default().insert(start, len);
+            if of_image {
+                // Another member's image is asked for all of it first: an image may lack more than a block.
+                let damaged = self.damaged.entry(rid).or_default();
+                damaged.ranges.insert(start, len);
+                if len == BLOCK {
+                    damaged.blocks.insert(start, len);
+                }
+            } else {
+                self.singly.insert(start, len);
+                if len == BLOCK {
+                    self.unreadable.entry(rid).or_default().insert(start, len);
+                }
             }
         }
         self.piece_failed(id, rid);
@@ -327,9 +351,17 @@ impl<P: Payload> Session<P> {
         sources: &[Rid],
         targets: Vec<Rid>,
     ) -> Result<(), u64> {
-        let (start, end) = (range.0, self.singly_end(range));
-        let gives = |rid: &Rid| !self.damaged.get(rid).is_some_and(|blocks| blocks.contains(start));
-        let Some(source) = sources.iter().copied().find(gives) else { return Err(start) };
+        let (start, mut end) = (range.0, self.singly_end(range));
+        let may_give = |of: fn(&Damaged) -> &BlockSet| {
+            let gives = |rid: &Rid| !self.damaged.get(rid).is_some_and(|found| of(found).contains(start));
+            sources.iter().copied().find(gives)
+        };
+        let source = may_give(|found| &found.ranges).or_else(|| {
+            // Nobody could give all of a range around it: each may have lost another block.
+            end = start + BLOCK;
+            may_give(|found| &found.blocks)
+        });
+        let Some(source) = source else { return Err(start) };
         let hashed = !targets.iter().any(|rid| self.is_unreadable(*rid, start));
         self.start_piece(now, (start, end), Copied::Image(image), source, targets, hashed);
         Ok(())

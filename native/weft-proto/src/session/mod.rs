@@ -59,7 +59,7 @@ pub use snaps::{LAST_HOLDER, SnapChange, SnapFailure, SnapKnown, SnapState, Snap
 pub use view::{MemberView, ResyncView, SessionView};
 
 use barrier::{Barrier, SnapAsk};
-use copy::Piece;
+use copy::{Damaged, Piece};
 use join::Join;
 use ops::{GuestRequest, Op};
 use peer::Peer;
@@ -557,8 +557,8 @@ pub struct Session<P> {
     /// Blocks that a member could not give for a copy, since its attachment: copied to it without a look, and from
     /// another one.
     unreadable: BTreeMap<Rid, BlockSet>,
-    /// The same of its image of the snapshot that the volume is taken back to.
-    damaged: BTreeMap<Rid, BlockSet>,
+    /// What its image of the snapshot that the volume is taken back to could not give, since its attachment.
+    damaged: BTreeMap<Rid, Damaged>,
     /// Where that happened a piece is one block long, so that it is known which.
     singly: BlockSet,
     scrubber: Scrubber,

@@ -26,6 +26,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+use super::copy::Damaged;
 use super::peer::Purpose;
 use super::snaps::SnapState;
 use super::store::Intent;
@@ -42,6 +43,8 @@ use crate::record::{Record, Reverting};
 const PATIENCE_MS: u64 = 20_000;
 /// Between two words about how far it is.
 const TELL_MS: u64 = 1000;
+/// Until images are asked again for what none of them could give.
+const AGAIN_MS: u64 = 10_000;
 /// Pieces under way at once: no guest waits for any of them by itself.
 const PIECES_MAX: usize = 16;
 /// Why a member is taken out: what a person reads in the record.
@@ -105,8 +108,8 @@ pub(super) struct Revert {
     written: u64,
     /// When to say how far it is.
     tell_at: Instant,
-    /// A block that no member's image could give.
-    lost: Option<u64>,
+    /// A block that no member's image could give, and when they are asked again.
+    lost: Option<(u64, Instant)>,
 }
 
 #[derive(Debug)]
@@ -198,6 +201,7 @@ impl<P: Payload> Session<P> {
         if self.revert.as_ref().is_none_or(|r| (r.snap, r.marked) != (snap, marked)) {
             let id = RevertId(self.fresh_id());
             self.revert = Some(Revert::new(id, snap, marked, now));
+            self.damaged.clear();
         }
         self.tell_reverting(now);
         if !matches!(self.phase, Phase::Serving) || !marked && !self.snaps.are_told() {
@@ -465,7 +469,7 @@ impl<P: Payload> Session<P> {
         let mut sources: Vec<Rid> = members.iter().copied().filter(|rid| revert.has_image(*rid)).collect();
         sources.sort_by_key(|rid| {
             let here = self.rec().replica(*rid).is_some_and(|entry| entry.node == self.config.host);
-            (self.hangs(*rid), !here)
+            (self.hangs(*rid), self.damaged.get(rid).map_or(0, Damaged::bytes), !here)
         });
         let (mut from, mut lost) = (0, None);
         while self.pieces.len() < PIECES_MAX {
@@ -476,8 +480,12 @@ impl<P: Payload> Session<P> {
                 from = block + BLOCK;
             }
         }
-        if let Some(revert) = &mut self.revert {
-            revert.lost = lost;
+        let Some(revert) = &mut self.revert else { return };
+        let again = revert.lost.map_or(now.after_ms(AGAIN_MS), |(_, at)| at);
+        revert.lost = lost.map(|block| (block, again));
+        if lost.is_some() && self.pieces.is_empty() && now >= again {
+            revert.lost = None;
+            self.damaged.clear();
         }
     }
 
@@ -546,7 +554,7 @@ impl<P: Payload> Session<P> {
             }
             (None, None) => of
                 .and_then(|revert| revert.lost)
-                .map(|at| format!("no copy can give what the snapshot has at byte {at}")),
+                .map(|(at, _)| format!("no copy can give what the snapshot has at byte {at}")),
         };
         Some(RevertView { snap, total, done, waits })
     }

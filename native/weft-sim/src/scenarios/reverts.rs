@@ -21,6 +21,7 @@ plots! {
     D21 => a_member_that_dies_during_a_revert_is_gone_on_without,
     D21 => a_revert_waits_for_a_pool_that_is_full,
     D21 => what_one_image_can_not_give_comes_from_another,
+    D21 => a_revert_to_what_no_image_can_give_waits_and_says_so,
     D21 => another_snapshot_takes_the_place_of_the_one_that_a_volume_is_taken_back_to,
     D21 => a_volume_is_not_taken_back_where_that_can_not_be,
 }
@@ -384,17 +385,39 @@ fn a_revert_waits_for_a_pool_that_is_full(play: &Play) {
     assert_eq!((disks(&stage, R0), disks(&stage, R1)), (old, old));
 }
 
-/// D21: a block of r0's image, of which it says so each time it is asked, and one of r1's head.
+/// D21: r0's image is lost, and a block of r1's head; then r1 once can't give a range, of which it has every block.
 fn what_one_image_can_not_give_comes_from_another(play: &Play) {
     let mut stage = Scene::copies(2).stage(play);
     let (old, _) = changed(&mut stage);
     stage.rot(R1, 5);
+    stage.lose_image(R0, S);
     let owner = stage.caretaker(C);
-    stage.refuse_once(owner, R0, image_hashes, Refusal::BitRot);
     stage.refuse_once(owner, R1, image_hashes, Refusal::BitRot);
     stage.reverted(owner, S);
     assert_eq!((disks(&stage, R0), disks(&stage, R1)), (old, old));
     assert!(!stage.is_rotten(R1, 5), "it was written again");
+}
+
+/// D21: it says so, and answers no guest. Another snapshot is there all the same.
+fn a_revert_to_what_no_image_can_give_waits_and_says_so(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let (_, new) = changed(&mut stage);
+    let owner = stage.owner(D);
+    stage.snapshotted(owner, T);
+    stage.written(owner, 20);
+    stage.close(owner);
+    for rid in [R0, R1] {
+        stage.lose_image(rid, S);
+    }
+    let caretaker = stage.caretaker(C);
+    stage.revert(caretaker, S);
+    stage.run_for(5000);
+    let told = stage.view(caretaker).paused.clone().unwrap_or_default();
+    assert!(told.contains("no copy can give what the snapshot has at byte"), "{told}");
+    assert_eq!((stage.reverting(), stage.demotions(caretaker)), (Some(S), 0));
+    stage.reverted(caretaker, T);
+    assert_eq!((disks(&stage, R0), disks(&stage, R1)), (new, new));
+    stage.close(caretaker);
 }
 
 /// D21: S can't be brought back for now; T is asked for instead.

@@ -36,6 +36,15 @@ impl Stage {
         self.with(who, |m, now| m.delete_snapshot(now, SnapId(id)));
     }
 
+    /// A replica's image of it has lost everything that it had: nobody is judged by that.
+    pub fn lose_image(&mut self, rid: Rid, id: u128) {
+        self.play.tell(self.now, format_args!("the image of snapshot {id} at {rid} is lost"));
+        self.judged = false;
+        let drop = ImageOp::Drop { image: SnapId(id) };
+        let dropped = self.rep(rid).stored.disk.run_image(&drop);
+        assert!(dropped.is_ok(), "{dropped:?}");
+    }
+
     /// Asks that the volume be taken back to one.
     pub fn revert(&mut self, who: Who, id: u128) {
         self.play.tell(self.now, format_args!("{who} is asked to take the volume back to snapshot {id}"));
