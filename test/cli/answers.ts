@@ -66,6 +66,7 @@ export function volume(rest: object = {}): object {
     limits: null,
     scrub: { asked: null, progress: null, last: null },
     snapshots: { count: 0, deleting: 0, fewerCount: 0, fewer: [], unable: null },
+    reverting: null,
     copies: 2,
     minIsr: 1,
     spread: "host",

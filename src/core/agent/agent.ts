@@ -52,6 +52,7 @@ import { Presence } from "./presence.ts";
 import { renewBeforeStart } from "./renew.ts";
 import { answerRepair } from "./repair.ts";
 import { Rescue } from "./rescue.ts";
+import { RevertProgress } from "./revert.ts";
 import { RevocationAcks } from "./revocation-acks.ts";
 import { memberHosts } from "./rotate.ts";
 import { RotationKeeper } from "./rotation-keeper.ts";
@@ -267,6 +268,7 @@ export class Agent {
       settings: () => scrubSettings(mirror),
     });
     const usedKeeper = new UsedKeeper({ mirror, store, daemon: this.#daemon, log });
+    const revertProgress = new RevertProgress(store, host);
     const pauseKeeper = new PauseKeeper({ host, mirror, store, daemon: this.#daemon, log });
     const roomKeeper = new RoomKeeper({ mirror, store, log });
     const limitKeeper = new LimitKeeper({ mirror, daemon: this.#daemon, log });
@@ -415,6 +417,7 @@ export class Agent {
           this.#background("used", usedKeeper.settle());
         },
         onSession: (session) => {
+          this.#background("revert", revertProgress.heard(session));
           scrubKeeper.heard(session);
           pauseKeeper.heard(session);
         },

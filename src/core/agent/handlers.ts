@@ -28,6 +28,7 @@ import { syncIfPossible } from "./mirror.ts";
 import { changePlaces, planPlaces } from "./place-change.ts";
 import { createPool, listDisks, removePool, wipeDisk } from "./pools.ts";
 import { repairStore } from "./repair.ts";
+import { revertVolume } from "./revert.ts";
 import { revokeHost } from "./revoke.ts";
 import { rotateAuthority, showAuthority } from "./rotate.ts";
 import { changeSettings, settingsOf } from "./settings.ts";
@@ -233,6 +234,10 @@ export const handlers: Handlers = {
   "DELETE /v1/snapshots/:ref": async (agent, { params }) => {
     await snapshots.deleteSnapshot(agent.member(), params.ref);
     return {};
+  },
+  "POST /v1/snapshots/:ref/revert": async (agent, { params }) => {
+    const context = agent.member();
+    return shown(context, await revertVolume(context, params.ref));
   },
   "GET /v1/snapshots/:ref/changed": async (agent, { params, query }) =>
     changedBlocks(await fresh(agent), params.ref, query),

@@ -14,6 +14,7 @@ import type { SessionStatus } from "../wire/daemon.gen.ts";
 import type { StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
+import { snapshotsOf } from "./facts.ts";
 import type { WantedVolume } from "./find.ts";
 import type { LocalDaemon } from "./local-daemon.ts";
 import type { Log } from "./log.ts";
@@ -42,7 +43,11 @@ export function healthIn(
   { id, want, record }: Pick<WantedVolume, "id" | "want" | "record">,
 ): Health {
   const cluster = view.cluster();
-  return healthOf(want, record, cluster, pauseReason(pauseOf(mirror, id), record, cluster));
+  const refOf = (snapshot: string): string | null => {
+    const found = snapshotsOf(mirror, id).known.find((one) => one.id === snapshot);
+    return found === undefined ? null : `${want.name}@${found.name}`;
+  };
+  return healthOf(want, record, cluster, pauseReason(pauseOf(mirror, id), record, cluster, refOf));
 }
 
 function pauseOf(mirror: Mirror, volume: VolumeId): Pause | null {

@@ -21,6 +21,7 @@ import {
   nameOfMoment,
   nameTaken,
   type Snapshot,
+  type SnapshotUse,
 } from "../model/snapshot.ts";
 import type { Want } from "../model/volume-record.ts";
 import type * as api from "../wire/agent-api.ts";
@@ -58,16 +59,23 @@ export async function createSnapshot(
 
 /** Answers when nobody can use it any more; its space comes back by and by. */
 export async function deleteSnapshot(context: MemberContext, ref: string): Promise<void> {
-  const { mirror, view } = context;
+  const { mirror } = context;
   await mirror.sync();
   const { volume, snapshot } = findSnapshot(mirror, ref);
-  const cluster = view.cluster();
-  const readers = openOn(mirror, snapshot.id).map((host) => hostName(cluster, host));
-  const clones = clonesInTheMaking(mirror, snapshot.id);
-  decided(checkSnapshotDelete(volume.want.name, snapshot, { openOn: readers, clones }));
+  decided(checkSnapshotDelete(volume.want.name, snapshot, useOf(context, volume, snapshot)));
   if (snapshot.state === "DELETING") return;
   await byOwner(context, { kind: "delete-snapshot", volume: volume.id, id: snapshot.id });
   await mirror.sync();
+}
+
+/** Who needs what it holds. */
+function useOf({ mirror, view }: MemberContext, { record }: VolumeFacts, { id }: Snapshot): SnapshotUse {
+  const cluster = view.cluster();
+  return {
+    openOn: openOn(mirror, id).map((host) => hostName(cluster, host)),
+    clones: clonesInTheMaking(mirror, id),
+    isReverting: record?.reverting?.snapshot === id,
+  };
 }
 
 /** Names of volumes that are being made of it. */

@@ -27,6 +27,7 @@ import type { HostFile } from "./host-file.ts";
 import type { LocalDaemon } from "./local-daemon.ts";
 import type { Mirror } from "./mirror.ts";
 import { healthIn } from "./pause-keeper.ts";
+import { revertingAnswer } from "./revert.ts";
 import { lastScrub } from "./scrub-keeper.ts";
 import { overcommitOf } from "./settings.ts";
 import { snapshotProblems, snapshotSummary } from "./snapshot-summary.ts";
@@ -180,6 +181,7 @@ export function volumeAnswer(context: MemberContext, volume: VolumeFacts): api.V
     limits: want.limits,
     scrub: scrubAnswer(mirror, volume, cluster),
     snapshots: snapshotSummary(context, volume),
+    reverting: revertingAnswer(mirror, volume, cluster),
     copies: want.copies,
     minIsr: want.minIsr,
     spread: want.spread,

@@ -9,7 +9,8 @@ import { type Cluster, hostName } from "../model/cluster.ts";
 import type { Finding } from "../model/finding.ts";
 import type { JobState } from "../model/job.ts";
 import { cannotHave, unablePool } from "../model/snapshot.ts";
-import { explain, whySentences } from "../model/why.ts";
+import { formatSize } from "../model/size.ts";
+import { explain, type WhyInput, whySentences } from "../model/why.ts";
 import type * as api from "../wire/agent-api.ts";
 import { isWeftError } from "../wire/errors.ts";
 import { u32, u64 } from "../wire/json-types.ts";
@@ -18,6 +19,7 @@ import type { MemberContext } from "./context.ts";
 import { findVolume, type WantedVolume } from "./find.ts";
 import type { LocalDaemon } from "./local-daemon.ts";
 import { healthIn } from "./pause-keeper.ts";
+import { revertingAnswer } from "./revert.ts";
 import { readValue } from "./store-value.ts";
 
 const progressJson = z.object({ host: z.string(), rid: u32, copied: u64, total: u64 });
@@ -25,7 +27,7 @@ const progressJson = z.object({ host: z.string(), rid: u32, copied: u64, total: 
 export async function whyAnswer(context: MemberContext, ref: string): Promise<api.WhyAnswer> {
   const { mirror, view, placer, daemon, host } = context;
   const volume = findVolume(mirror, ref);
-  const { id, want, record } = volume;
+  const { id, want, record, extra } = volume;
   const cluster = view.cluster();
   const health = healthIn(context, volume);
   const now = Date.now();
@@ -34,10 +36,12 @@ export async function whyAnswer(context: MemberContext, ref: string): Promise<ap
       want,
       record,
       cluster,
+      ownerIsCaretaker: extra?.caretaker ?? false,
       storeUp: view.storeUp,
       health,
       rebuild: placer.rebuildOf(volume, now),
       job: jobOf(context, volume),
+      reverting: revertOf(revertingAnswer(mirror, volume, cluster), want.name),
       noSnapshots: noSnapshotsOf(volume, cluster),
     },
     now,
@@ -52,6 +56,18 @@ export async function whyAnswer(context: MemberContext, ref: string): Promise<ap
     do: why.do.map(advice),
     daemon: isHere ? await daemonWhy(daemon, id) : null,
   };
+}
+
+function revertOf(reverting: api.RevertingAnswer | null, name: string): WhyInput["reverting"] {
+  if (reverting === null) return null;
+  const ref = `${name}@${reverting.name ?? reverting.snapshot.slice(0, 8)}`;
+  if (reverting.progress === null) return { ref, progress: null };
+  const { hostName: host, doneBytes, totalBytes, waitsFor } = reverting.progress;
+  const far =
+    totalBytes === null
+      ? "it is looked up what has changed"
+      : `${formatSize(doneBytes)} of ${formatSize(totalBytes)} are brought back`;
+  return { ref, progress: `${far}, by ${host}${waitsFor === null ? "" : `; waits for ${waitsFor}`}` };
 }
 
 function noSnapshotsOf({ want, record }: WantedVolume, cluster: Cluster): Finding | null {
@@ -96,6 +112,7 @@ export function progressAnswer(context: MemberContext, ref: string): api.Progres
             copiedBytes: progress.copied,
             totalBytes: progress.total,
           },
+    reverting: revertingAnswer(mirror, volume, cluster),
     waitingFor,
   };
 }

@@ -27,6 +27,8 @@ export type CaretakerWork =
   | "grow"
   | "policy"
   | "scrub"
+  /** Whoever opens a volume that is being taken back ends that first. */
+  | "revert"
   | "snapshots";
 
 export type Caretaker = { readonly host: HostId; readonly work: readonly CaretakerWork[] };
@@ -79,6 +81,7 @@ export function caretakerWork(
   if (want.sizeBytes > record.sizeBytes) work.add("grow");
   if (policyStep(want, record) !== null) work.add("policy");
   if (want.scrub !== null) work.add("scrub");
+  if (record.reverting !== null) work.add("revert");
   if (isUnfinished(snapshots, record, cluster)) work.add("snapshots");
   return [...work];
 }

@@ -249,17 +249,32 @@ function tooMany({ name, volume }: Want, count: number): Finding {
   });
 }
 
-/** What stands against deleting it: E-SNAP-05 protected, E-SNAP-04 open on these hosts, E-SNAP-13 these are made of it. */
-export function checkSnapshotDelete(
+/** Who needs what a snapshot holds, as people call them. */
+export type SnapshotUse = {
+  /** Hosts on which it is read. */
+  readonly openOn: readonly string[];
+  /** Volumes that are being made of it. */
+  readonly clones: readonly string[];
+  /** Its volume is being taken back to it. */
+  readonly isReverting: boolean;
+};
+
+/** What stands against deleting it: E-SNAP-05 protected, E-SNAP-04 open on these hosts or in use, E-SNAP-13 these are made of it. */
+export function checkSnapshotDelete(volume: string, snapshot: Snapshot, use: SnapshotUse): Decision<null> {
+  if (snapshot.state === "DELETING") return ok(null);
+  return checkUnused(volume, snapshot, use, "Not deleted.");
+}
+
+function checkUnused(
   volume: string,
-  { id, name, isProtected, state }: Snapshot,
-  { openOn, clones: [clone] }: { readonly openOn: readonly string[]; readonly clones: readonly string[] },
+  { id, name, isProtected }: Snapshot,
+  { openOn, clones: [clone], isReverting }: SnapshotUse,
+  verdict: string,
 ): Decision<null> {
   const ref = `${volume}@${name}`;
-  if (state === "DELETING") return ok(null);
   if (isProtected)
     return refused(
-      finding("E-SNAP-05", `${ref} is protected. Not deleted.`, {
+      finding("E-SNAP-05", `${ref} is protected. ${verdict}`, {
         facts: { snapshot: id },
         safe: "Nothing was changed.",
         do: [{ why: "When it may go", command: `weft snapshot unprotect ${ref}` }],
@@ -267,7 +282,7 @@ export function checkSnapshotDelete(
     );
   if (clone !== undefined)
     return refused(
-      finding("E-SNAP-13", `${ref} is being cloned: the volume "${clone}" is made of it. Not deleted.`, {
+      finding("E-SNAP-13", `${ref} is being cloned: the volume "${clone}" is made of it. ${verdict}`, {
         facts: { snapshot: id, clone },
         safe: "Nothing was changed.",
         do: [
@@ -276,10 +291,18 @@ export function checkSnapshotDelete(
         ],
       }),
     );
+  if (isReverting)
+    return refused(
+      finding("E-SNAP-04", `${ref} is in use: "${volume}" is being taken back to it. ${verdict}`, {
+        facts: { snapshot: id },
+        safe: "Nothing was changed.",
+        do: [{ why: "When that is done, it may go", command: `weft volume show ${volume} --watch` }],
+      }),
+    );
   const [host] = openOn;
   if (host === undefined) return ok(null);
   return refused(
-    finding("E-SNAP-04", `${ref} is attached on ${openOn.join(" ")}. Not deleted.`, {
+    finding("E-SNAP-04", `${ref} is attached on ${openOn.join(" ")}. ${verdict}`, {
       facts: { snapshot: id, hosts: openOn.join(" ") },
       safe: "Who reads it there is not disturbed.",
       do: [{ why: `Detach it, on ${host}`, command: `weft snapshot detach ${ref}` }],

@@ -22,11 +22,15 @@ export type WhyInput = {
   readonly want: Want;
   readonly record: VolumeRecord | null;
   readonly cluster: Cluster;
+  /** The owner has no guest. */
+  readonly ownerIsCaretaker: boolean;
   readonly storeUp: boolean;
   readonly health: Health;
   readonly rebuild: Rebuild;
   /** The resync under way, if any. */
   readonly job: JobState | null;
+  /** It is being taken back to this snapshot, and how far that is, if its owner says so; null: it is not. */
+  readonly reverting: { readonly ref: string; readonly progress: string | null } | null;
   /** Why it can't have snapshots, as far as is known; null: it can. */
   readonly noSnapshots: Finding | null;
 };
@@ -87,9 +91,11 @@ function lossSentence(have: number): string {
   return have === 1 ? "One more failure would stop the volume." : `It goes on after ${have - 1} more.`;
 }
 
-function affectedSentence({ record, cluster, health }: WhyInput): string {
+function affectedSentence({ record, cluster, health, reverting, ownerIsCaretaker }: WhyInput): string {
   const owner = record?.owner ?? null;
-  const guest = owner === null ? null : `the guest on ${hostName(cluster, owner.host)}`;
+  const guest = owner === null || ownerIsCaretaker ? null : `the guest on ${hostName(cluster, owner.host)}`;
+  if (reverting !== null && guest === null && health.kind !== "unavailable")
+    return "Whoever attaches it: reads and writes wait until it is done.";
   switch (health.kind) {
     case "healthy":
     case "degraded":
@@ -110,10 +116,14 @@ function affectedSentence({ record, cluster, health }: WhyInput): string {
 }
 
 function doingSentence(
-  { want, record, cluster, storeUp, health, rebuild, job }: WhyInput,
+  { want, record, cluster, storeUp, health, rebuild, job, reverting }: WhyInput,
   now: number,
 ): string {
   if (!storeUp) return "The store is out of reach: nothing is changed until it is back.";
+  if (reverting !== null) {
+    const { ref, progress } = reverting;
+    return `It is being taken back to ${ref}: ${progress ?? "nobody works on it now; whoever opens it next does"}.`;
+  }
   if (job !== null && job.kind === "running") return `A copy is being made level: ${jobLine(job)}.`;
   switch (rebuild.kind) {
     case "wait":
@@ -151,7 +161,8 @@ function idleSentence(want: Want, cluster: Cluster, health: Health, now: number)
   return "Nothing is under way, and nothing is needed.";
 }
 
-function doneSentence({ health, rebuild, job }: WhyInput, now: number): string {
+function doneSentence({ health, rebuild, job, reverting }: WhyInput, now: number): string {
+  if (reverting !== null) return `Done when all that changed since ${reverting.ref} is brought back.`;
   if (job !== null && job.kind === "running") return `Done when the copy is level: ${jobLine(job)}.`;
   if (rebuild.kind === "wait") return `A new copy begins in ${formatDuration(rebuild.atMs - now)}.`;
   if (health.kind === "paused" && health.because !== null)

@@ -535,6 +535,24 @@ const scrubResult = z.object({
   members: z.array(z.object({ rid: u32, hostName: z.string(), pool: uuid, rotten: u64, repaired: u64 })),
 });
 
+const reverting = z.object({
+  snapshot: uuid,
+  /** Null: its key can't be read. */
+  name: z.string().nullable(),
+  since: instant.nullable(),
+  /** As its owner's host said some seconds ago; null: nobody works on it now. */
+  progress: z
+    .object({
+      hostName: z.string(),
+      doneBytes: u64,
+      /** Null: it is not known yet what has changed. */
+      totalBytes: u64.nullable(),
+      /** Null: it goes on. */
+      waitsFor: z.string().nullable(),
+    })
+    .nullable(),
+});
+
 export const volumeAnswer = z.object({
   id: uuid,
   name: z.string(),
@@ -562,6 +580,8 @@ export const volumeAnswer = z.object({
     /** Why it can't have any: the pool of one of its copies can't. Null: as far as is known it can. */
     unable: z.object({ hostName: z.string(), path: z.string(), why: z.string() }).nullable(),
   }),
+  /** It is being taken back to this snapshot: who opens it waits until that is done. Null: it is not. */
+  reverting: reverting.nullable().default(null),
   copies: z.int(),
   minIsr: z.int(),
   /** What its copies must not share. */
@@ -669,6 +689,8 @@ export const progressAnswer = z.object({
   /** Host whose session does the work: the owner's, or a caretaker's; null: nobody works on it now. */
   workedOnBy: z.string().nullable(),
   resync: resyncProgress.nullable(),
+  /** As in the volume's answer. */
+  reverting: reverting.nullable().default(null),
   /** Sentences: what is waited for. */
   waitingFor: z.array(z.string()),
 });
@@ -941,6 +963,7 @@ export type SnapshotAnswer = z.output<typeof snapshotAnswer>;
 export type SnapshotCreated = z.output<typeof snapshotCreated>;
 export type SnapshotAttached = z.output<typeof snapshotAttached>;
 export type ScrubResultAnswer = z.output<typeof scrubResult>;
+export type RevertingAnswer = z.output<typeof reverting>;
 export type VolumeAnswer = z.output<typeof volumeAnswer>;
 export type StoreMember = z.output<typeof storeMember>;
 export type StoreStatus = z.output<typeof storeStatus>;

@@ -267,6 +267,11 @@ export class AgentClient {
     await this.#call("DELETE", path`/v1/snapshots/${ref}`, api.okAnswer);
   }
 
+  /** Its volume is as it was then when this answers; E-AGENT-04 where that takes longer. */
+  revertVolume(snapshot: string): Promise<api.VolumeAnswer> {
+    return this.#call("POST", path`/v1/snapshots/${snapshot}/revert`, api.volumeAnswer);
+  }
+
   attachSnapshot(ref: string): Promise<api.SnapshotAttached> {
     return this.#call("POST", path`/v1/snapshots/${ref}/attach`, api.snapshotAttached);
   }

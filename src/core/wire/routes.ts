@@ -151,6 +151,8 @@ export const routes = {
     },
   ),
   "DELETE /v1/snapshots/:ref": mutation("admin", "snapshot", null, api.okAnswer),
+  // What was written since then is lost.
+  "POST /v1/snapshots/:ref/revert": mutation("admin", "snapshot", null, api.volumeAnswer),
   // What it reads of copies takes as much as a guest's reads.
   "GET /v1/snapshots/:ref/changed": asked("operator", "snapshot", api.changedQuery, api.changedAnswer),
   "POST /v1/snapshots/:ref/attach": mutation("operator", "snapshot", null, api.snapshotAttached),

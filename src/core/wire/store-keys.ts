@@ -43,6 +43,8 @@ export const keys = {
   scrub: (volume: string) => `${ROOT}vol/${volume}/scrub`,
   /** A scrub under way, by the same agent, while its lease lives. */
   scrubProgress: (volume: string) => `${ROOT}scrub-progress/${volume}`,
+  /** How far the volume's owner is with taking it back to a snapshot, by its agent, while its lease lives. */
+  revertProgress: (volume: string) => `${ROOT}revert-progress/${volume}`,
   /** What the whole cluster goes by and needs no signature. */
   settings: `${ROOT}settings`,
   /** A resync under way, by the owner's agent, while its lease lives. */

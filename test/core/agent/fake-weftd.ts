@@ -13,6 +13,7 @@ import type {
   PoolInfo,
   RepairPool,
   RepairSnapshot,
+  RevertStatus,
   ScrubStatus,
   SessionFigures,
   SessionStatus,
@@ -101,6 +102,10 @@ export class FakeWeftd {
   >();
   /** As much is covered by one answer. */
   changedPage = 16n << 30n;
+  /** A revert is at its end when this says so. */
+  holdsReverts: Promise<void> = Promise.resolve();
+  /** The next revert is refused so. */
+  refusesReverts: { readonly code: string; readonly facts: Json } | null = null;
   /** Another size is refused. */
   refusesSizes = false;
   #freePercent = 100n;
@@ -269,6 +274,7 @@ export class FakeWeftd {
         this.#changeSnapshot(String(volume), String(id), { protected: isProtected }),
       "snapshot.rename": ({ volume, id, name }) => this.#changeSnapshot(String(volume), String(id), { name }),
       "snapshot.changed": (params) => this.#changed(params),
+      "volume.revert": (params) => this.#revert(params),
       "snapshot.open": async ({ volume, id }) => {
         const value = JSON.stringify({ volume, since: String(Date.now()) });
         await this.#connected().put(`${keys.snapshotOpen(String(id))}${this.host}`, value);
@@ -527,6 +533,30 @@ export class FakeWeftd {
     return { grain, exact, offset, len: String(covered), bitmap: Buffer.from(bitmap).toString("base64") };
   }
 
+  async #revert({ volume: of, snapshot }: Json): Promise<Json> {
+    const volume = String(of);
+    const found = this.sessions.get(volume) ?? refuse("E-VOL-13", "not open here");
+    if (!found.caretaker) refuse("E-VOL-12", "a guest uses it");
+    const refused = this.refusesReverts;
+    this.refusesReverts = null;
+    if (refused !== null) refuse(refused.code, "weftd's own words", refused.facts);
+    const reverting = { snap: snapshot, gen: "7", attempt: "1", since: String(Date.now()) };
+    await this.#swap(volume, (r) => ({ ...r, fmt: 2, min_reader: 2, epoch: up(r.epoch), reverting }));
+    await this.holdsReverts;
+    await this.#endRevert(volume);
+    return { snapshot, epoch: found.epoch, bytes: "1048576" };
+  }
+
+  async #endRevert(volume: string): Promise<void> {
+    await this.#swap(volume, (r) => ({ ...r, fmt: 1, min_reader: 1, epoch: up(r.epoch), reverting: null }));
+  }
+
+  /** The session says that it is so far with a revert. */
+  tellRevert(volume: string, reverting: RevertStatus): void {
+    const data = { ...(this.#session(volume) as SessionStatus), reverting };
+    this.daemon.emit({ event: "session.changed", data });
+  }
+
   async letSnapshotsEnd(): Promise<void> {
     this.holdsSnapshots = false;
     for (const volume of this.sessions.keys()) await this.#endSnapshots(volume);
@@ -573,6 +603,9 @@ export class FakeWeftd {
       waitsFor: null,
     });
     if (!this.holdsSnapshots) await this.#endSnapshots(id);
+    // As the real one: whoever opens it ends what was begun.
+    if ((this.kept.get(id)?.["reverting"] ?? null) !== null)
+      void this.holdsReverts.then(() => this.#endRevert(id)).catch(() => undefined);
     return { session, epoch, path };
   }
 
@@ -595,6 +628,7 @@ export class FakeWeftd {
       clients: 0,
       members: [],
       resync: null,
+      reverting: null,
       held: 0,
       figures,
     };

@@ -37,6 +37,13 @@ void t.test("pause: only the owner's session is believed, and health says what i
   t.equal(pauseReason({ session: other, reason }, fact, world), null);
   t.equal(pauseReason({ session, reason }, record([member(0, 1)]), world), null);
   t.equal(pauseReason(null, fact, world), null);
+  const id = "e0000000-0000-4000-a000-000000000001";
+  const back = { session, reason: `takes the volume back to snapshot ${id}, and waits for r0` };
+  t.equal(
+    pauseReason(back, fact, world, (one) => (one === id ? "db@a" : null)),
+    "takes the volume back to db@a, and waits for copy 0 on h1",
+  );
+  t.match(pauseReason(back, fact, world), /back to snapshot e0000000,/);
   const two = want([place(0, 1), place(1, 2)]);
   const health = healthOf(two, fact, world, pauseReason({ session, reason }, fact, world));
   t.strictSame(health, { kind: "paused", have: 2, minIsr: fact.minIsr, because: reason });
@@ -49,6 +56,8 @@ void t.test("pause: only the owner's session is believed, and health says what i
       health,
       rebuild: { kind: "none" },
       job: null,
+      ownerIsCaretaker: false,
+      reverting: null,
       noSnapshots: null,
     },
     0,

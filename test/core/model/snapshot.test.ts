@@ -190,16 +190,22 @@ void t.test("snapshot: what is refused before anybody is asked", async (t) => {
   const room = [{ ...first, state: "DELETING" as const }, ...rest];
   t.equal(code(checkSnapshot({ ...input, snapshots: room })), "ok");
 
-  const free = { openOn: [], clones: [] };
-  const open = { openOn: ["h3"], clones: [] };
+  const free = { openOn: [], clones: [], isReverting: false };
+  const open = { ...free, openOn: ["h3"] };
   t.equal(code(checkSnapshotDelete("db", first, free)), "ok");
   t.equal(code(checkSnapshotDelete("db", { ...first, isProtected: true }, free)), "E-SNAP-05");
   t.equal(code(checkSnapshotDelete("db", first, open)), "E-SNAP-04");
   t.equal(code(checkSnapshotDelete("db", { ...first, state: "DELETING" }, open)), "ok");
-  t.match(checkSnapshotDelete("db", first, { openOn: [], clones: ["web"] }), {
+  t.match(checkSnapshotDelete("db", first, { ...free, clones: ["web"] }), {
     finding: {
       code: "E-SNAP-13",
       message: 'db@s0 is being cloned: the volume "web" is made of it. Not deleted.',
+    },
+  });
+  t.match(checkSnapshotDelete("db", first, { ...free, isReverting: true }), {
+    finding: {
+      code: "E-SNAP-04",
+      message: 'db@s0 is in use: "db" is being taken back to it. Not deleted.',
     },
   });
   t.equal(code(checkNoSnapshots(input.want, [])), "ok");

@@ -10,7 +10,7 @@ import { decideRebuild, healthOf } from "../../../src/core/model/redundancy.ts";
 import { summarise } from "../../../src/core/model/summary.ts";
 import type { VolumeRecord, Want } from "../../../src/core/model/volume-record.ts";
 import { explain, whySentences } from "../../../src/core/model/why.ts";
-import type { Why } from "../../../src/core/model/why.ts";
+import type { Why, WhyInput } from "../../../src/core/model/why.ts";
 import { GIB, cluster, hostId, member, owner, place, record, want } from "./world.ts";
 
 const two = want([place(0, 1), place(1, 2)]);
@@ -23,6 +23,7 @@ function why(
   job: JobState | null = null,
   storeUp = true,
   noSnapshots: Finding | null = null,
+  reverting: WhyInput["reverting"] = null,
 ): Why {
   const store = { kind: storeUp ? "up" : "down", sinceMs: 0 } as const;
   const rebuild =
@@ -38,6 +39,8 @@ function why(
       health: healthOf(wanted, fact, world),
       rebuild,
       job,
+      ownerIsCaretaker: reverting !== null,
+      reverting,
       noSnapshots,
     },
     now,
@@ -53,6 +56,22 @@ void t.test("why: healthy", async (t) => {
     "It is done.",
   ]);
 });
+
+void t.test(
+  "why: a volume that is taken back to a snapshot is waited for, and by whom it is done",
+  async (t) => {
+    const fact = record([member(0, 1), member(1, 2)], { owner: owner(1) });
+    const said = (progress: string | null): readonly string[] =>
+      whySentences(why(two, fact, cluster([1, 2]), 0, null, true, null, { ref: "db@a", progress }));
+    t.strictSame(said("1 GiB of 3 GiB are brought back, by h1"), [
+      "Data is safe: 2 copies have every completed write, on h1 and h2.",
+      "Whoever attaches it: reads and writes wait until it is done.",
+      "It is being taken back to db@a: 1 GiB of 3 GiB are brought back, by h1.",
+      "Done when all that changed since db@a is brought back.",
+    ]);
+    t.match(said(null)[2], /: nobody works on it now; whoever opens it next does\.$/);
+  },
+);
 
 void t.test("why: what it can't do as it is stands beside how it is", async (t) => {
   const fact = record([member(0, 1), member(1, 2)]);

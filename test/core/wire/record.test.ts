@@ -1,7 +1,11 @@
 /** Values of the store are read with distrust, and written without losing what newer software put there. */
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+
 import { assert, constantFrom, json, jsonValue, property, string } from "fast-check";
 import t from "tap";
 
+import { repository } from "../../../scripts/lib/repository.ts";
 import { WeftError } from "../../../src/core/wire/errors.ts";
 import {
   parseHostLabels,
@@ -140,6 +144,8 @@ void t.test("record: of a volume that is taken back to a snapshot it says to whi
   t.equal(parseRecordExtra("k", JSON.stringify({ ...marked, region_shift: 20 })).regionShift, 20);
   for (const wrong of [{ snap: "x" }, P, {}])
     t.throws(() => parseRecord("k", JSON.stringify({ ...marked, reverting: wrong })), { code: "E-STORE-07" });
+  const specimen = join(repository, "native/weft-proto/specimens/record-v2.json");
+  t.not(parseRecord("k", readFileSync(specimen, "utf8")).reverting, null, "as weftd writes it");
 });
 
 void t.test("record: the snapshot that a volume began as is kept beside its wish", async (t) => {
