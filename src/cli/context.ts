@@ -123,6 +123,19 @@ export class Context {
     if (this.globals.json !== true && this.globals.quiet !== true) this.console.line(text);
   }
 
+  /** Asks for a name before what loses data: a `y` is typed too easily. */
+  async confirmName(question: string, name: string): Promise<void> {
+    if (this.globals.yes === true) return;
+    const typed = await this.console.question(`${question} `);
+    if (typed === name) return;
+    throw new WeftError({
+      code: "E-ARG-04",
+      message: typed === null ? `${question} Nobody could be asked.` : `"${typed}" is not its name.`,
+      safe: "Nothing was changed.",
+      do: [{ why: "Confirm on the command line", command: "--yes" }],
+    });
+  }
+
   /** Asks before what can't be taken back. */
   async confirm(question: string): Promise<void> {
     if (this.globals.yes === true) return;

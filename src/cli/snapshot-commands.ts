@@ -1,17 +1,27 @@
-/** `weft snapshot create|list|show|changed|rename|protect|unprotect|clone|attach|detach|delete`. */
+/** `weft snapshot create|list|show|changed|rename|protect|unprotect|clone|revert|attach|detach|delete`. */
 import type { Command } from "commander";
 
 import { addRanges, type ByteRange, bytesIn } from "../core/model/changed-blocks.ts";
 import type { AgentClient } from "../core/wire/agent-client.ts";
-import { WeftError } from "../core/wire/errors.ts";
+import type { SnapshotAnswer, VolumeAnswer } from "../core/wire/agent-api.ts";
+import { isWeftError, WeftError } from "../core/wire/errors.ts";
 import { knownSnapshot, snapshotName, snapshotRef, volumeList, volumeName } from "./arguments.ts";
 import { nbdUri } from "./attach-commands.ts";
 import { type Changed, changedText } from "./changed-text.ts";
-import type { Bind } from "./context.ts";
+import type { Bind, Context } from "./context.ts";
 import { withSuggestion } from "./reference.ts";
-import { groupText, refOf, snapshotColumns, snapshotText, takenText } from "./snapshot-text.ts";
+import {
+  groupText,
+  momentText,
+  refOf,
+  revertedText,
+  snapshotColumns,
+  snapshotText,
+  takenText,
+} from "./snapshot-text.ts";
 import { type Places, placesOf, withPlaces } from "./volume-commands.ts";
 import { madeText } from "./volume-text.ts";
+import { watchVolume } from "./watch.ts";
 
 const REF = "VOLUME@NAME, or its id";
 
@@ -116,6 +126,25 @@ export function addSnapshotCommands(program: Command, bind: Bind): Command {
     context.show(made, ({ id }) => id, madeText);
   });
 
+  const revert = snapshot
+    .command("revert")
+    .description("take its volume back to it, detached: what was written since is lost")
+    .argument("<snapshot>", REF);
+  bind<[string], object>(revert, async (context, [ref]) => {
+    const found = await context.client.snapshot(knownSnapshot(ref));
+    const { volumeName: name, takenAt } = found;
+    await context.confirmName(
+      `Everything written to "${name}" since ${momentText(takenAt)} UTC is lost, unless another snapshot has it. The volume's name, to go on:`,
+      name,
+    );
+    const after = await revertedVolume(context, found);
+    context.show(
+      after,
+      ({ id }) => id,
+      (volume) => revertedText(found, volume),
+    );
+  });
+
   const changed = snapshot
     .command("changed")
     .description(
@@ -174,6 +203,17 @@ export function addSnapshotCommands(program: Command, bind: Bind): Command {
     context.done({ snapshot: ref }, `Snapshot ${ref} is deleted; its space comes back by and by.`);
   });
   return snapshot;
+}
+
+/** However long it takes: it is looked at until it is done. */
+async function revertedVolume(context: Context, { id, volume }: SnapshotAnswer): Promise<VolumeAnswer> {
+  try {
+    return await context.client.revertVolume(id);
+  } catch (error) {
+    if (!isWeftError(error, "E-AGENT-04")) throw error;
+    await watchVolume(context, volume);
+    return context.client.volume(volume);
+  }
 }
 
 /** One answer covers a part. */

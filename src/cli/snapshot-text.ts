@@ -25,6 +25,13 @@ export function groupText({ name, takenAt, heldMs, snapshots }: GroupCreated): s
   return [first, ...snapshots.map((one) => `  ${refOf(one)}  ${copiesText(one)}`)].join("\n");
 }
 
+/** `Volume "db" is as it was at 2026-11-22 14:02:07 UTC (db@before-upgrade).` */
+export function revertedText(snapshot: SnapshotAnswer, { name, inSync, copies }: VolumeAnswer): string {
+  const first = `Volume "${name}" is as it was at ${momentText(snapshot.takenAt)} UTC (${refOf(snapshot)}).`;
+  if (inSync >= copies) return first;
+  return `${first}\n  ${inSync} of ${copies} copies in sync; the others are made level meanwhile.`;
+}
+
 export const snapshotColumns: readonly Column<SnapshotAnswer>[] = [
   { title: "SNAPSHOT", of: refOf },
   { title: "TAKEN (UTC)", of: ({ takenAt }) => momentText(takenAt) },

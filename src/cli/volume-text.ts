@@ -1,7 +1,7 @@
 /** A volume as text: one place for the words of `show`, `create` and `list`. */
 import { formatSize } from "../core/model/size.ts";
 import { limitsText } from "../core/model/volume-limits.ts";
-import type { VolumeAnswer } from "../core/wire/agent-api.ts";
+import type { RevertingAnswer, VolumeAnswer } from "../core/wire/agent-api.ts";
 import { scrubLine } from "./scrub-text.ts";
 import { momentText, snapshotsLine } from "./snapshot-text.ts";
 import { table } from "./table.ts";
@@ -60,11 +60,12 @@ export function volumeText(volume: VolumeAnswer): string {
     ...(volume.spread === "host" ? [] : [["Apart by", volume.spread] as const]),
     ["Open on", openOn(volume)],
     ...(volume.limits === null ? [] : [["Limits", limitsText(volume.limits)] as const]),
-    ...(volume.owner?.caretaker === true
+    ...(volume.owner?.caretaker === true && volume.reverting === null
       ? [["Work", `${volume.owner.hostName} makes the copies level`] as const]
       : []),
     ...(scrubbed === null ? [] : [["Scrub", scrubbed] as const]),
     ...(snapshots === null ? [] : [["Snapshots", snapshots] as const]),
+    ...(volume.reverting === null ? [] : [["Revert", revertingText(volume.name, volume.reverting)] as const]),
     ...(volume.createdFrom === null ? [] : [["Made from", originText(volume.createdFrom)] as const]),
     ["Epoch", volume.epoch === null ? "—" : String(volume.epoch)],
     ...(volume.deletedAt === null ? [] : [["Deleted", volume.deletedAt] as const]),
@@ -81,6 +82,18 @@ export function volumeText(volume: VolumeAnswer): string {
     { title: "POOL", of: ({ pool }) => pool.slice(0, 8) },
   ]);
   return [...facts.map(([title, value]) => `${`${title}: `.padEnd(9)}${value}`), "", replicas].join("\n");
+}
+
+/** `to db@before-upgrade, 3 GiB of 10 GiB brought back by h1` */
+function revertingText(name: string, { snapshot, name: taken, progress }: RevertingAnswer): string {
+  const to = `to ${name}@${taken ?? snapshot.slice(0, 8)}`;
+  if (progress === null) return `${to}, begun; whoever opens the volume next goes on with it`;
+  const { hostName, doneBytes, totalBytes, waitsFor } = progress;
+  const far =
+    totalBytes === null
+      ? `${hostName} looks up what has changed`
+      : `${formatSize(doneBytes)} of ${formatSize(totalBytes)} brought back by ${hostName}`;
+  return `${to}, ${far}${waitsFor === null ? "" : `; waits for ${waitsFor}`}`;
 }
 
 /** `db@before-upgrade (2026-11-22 14:02:07 UTC)` */

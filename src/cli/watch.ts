@@ -1,8 +1,8 @@
 /**
- * Waits until a volume has all its copies in sync, and shows how far it is.
+ * Waits until a volume has all its copies in sync and is not being taken back to a snapshot, and shows how far it is.
  *
  * Must always hold:
- * - it ends when the volume is healthy, or can't become so by waiting (deleted, unreadable), or at ^C;
+ * - it ends when the volume is so, or can't become so by waiting (deleted, unreadable), or at ^C;
  * - ^C ends the showing only: the work goes on in the cluster.
  */
 import { setTimeout as delay } from "node:timers/promises";
@@ -27,7 +27,8 @@ export async function watchVolume(
   let shown = "";
   for (;;) {
     const answer = await context.client.progress(ref);
-    if (answer.health === "healthy" && (!places || isInPlace(await context.client.volume(ref)))) return;
+    const isLevel = answer.health === "healthy" && answer.reverting === null;
+    if (isLevel && (!places || isInPlace(await context.client.volume(ref)))) return;
     if (answer.health === "deleted" || answer.health === "unreadable") {
       throw new WeftError({
         code: "E-VOL-11",
@@ -51,6 +52,16 @@ export function isInPlace({ replicas }: VolumeAnswer): boolean {
 
 function stepProgress(job: JobState, answer: ProgressAnswer): JobState {
   const now = Date.now();
+  if (answer.reverting !== null) {
+    const { progress } = answer.reverting;
+    if (progress === null || progress.totalBytes === null || progress.waitsFor !== null) {
+      const forWhat =
+        progress === null ? "somebody to go on with it" : (progress.waitsFor ?? "what has changed");
+      return stepJob(job, { kind: "waiting", forWhat }, now)[0];
+    }
+    const { doneBytes: copied, totalBytes: total } = progress;
+    return stepJob(job, { kind: "progress", copied, total }, now)[0];
+  }
   if (answer.resync === null) {
     const forWhat = answer.waitingFor.join("; ") || "the resync to begin";
     return stepJob(job, { kind: "waiting", forWhat }, now)[0];
@@ -60,6 +71,8 @@ function stepProgress(job: JobState, answer: ProgressAnswer): JobState {
 }
 
 function progressLine(answer: ProgressAnswer, job: JobState): string {
+  if (answer.reverting !== null)
+    return `taken back to ${answer.reverting.name ?? answer.reverting.snapshot}: ${jobLine(job)}`;
   const target = answer.resync === null ? "" : ` to ${answer.resync.hostName}`;
   return `${answer.health}${target}: ${jobLine(job)}`;
 }

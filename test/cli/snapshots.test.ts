@@ -1,8 +1,8 @@
 /** Plot: a volume is kept as it is before it is changed, looked at, read, and given up again. */
 import t from "tap";
 
-import { ids, replica, snapshot, volume } from "./answers.ts";
-import { FakeAgent, refusal } from "./fake-agent.ts";
+import { ids, progress, replica, snapshot, volume } from "./answers.ts";
+import { answer, FakeAgent, refusal } from "./fake-agent.ts";
 
 const ID = ids.session;
 
@@ -106,6 +106,55 @@ void t.test("weft snapshot rename, protect, attach, detach, delete: one word eac
   t.equal(await run("attach", "db@a", "-q"), `${uri}\n`);
   t.equal(await run("detach", "db@a"), "db@a detached.\n");
   t.equal(await run("delete", "db@a"), "Snapshot db@a is deleted; its space comes back by and by.\n");
+});
+
+void t.test("weft snapshot revert: the volume's name first, then until it is done", async (t) => {
+  const reverting = { snapshot: ID, name: "before-upgrade", since: null, progress: null };
+  const brought = { hostName: "h1", doneBytes: "1073741824", totalBytes: "4294967296", waitsFor: null };
+  const half = { ...reverting, progress: brought };
+  const waiting = { ...reverting, progress: { ...brought, totalBytes: null, waitsFor: "the store" } };
+  await using agent = await FakeAgent.start({
+    "GET /v1/snapshots/db%40before-upgrade": snapshot(),
+    "GET /v1/snapshots/web%40a": snapshot({ id: ids.pool, name: "a", volumeName: "web", volume: ids.h1 }),
+    [`POST /v1/snapshots/${ID}/revert`]: volume(),
+    [`POST /v1/snapshots/${ids.pool}/revert`]: refusal("E-AGENT-04", "It goes on.", 503),
+    [`GET /v1/volumes/${ids.h1}/progress`]: [
+      answer(progress({ health: "healthy", reverting })),
+      answer(progress({ health: "healthy", reverting: half })),
+      answer(progress({ health: "healthy" })),
+    ],
+    [`GET /v1/volumes/${ids.h1}`]: volume({ name: "web", inSync: 1 }),
+    "GET /v1/volumes/begun": volume({ reverting }),
+    "GET /v1/volumes/half": volume({ reverting: half, owner: null }),
+    "GET /v1/volumes/waiting": volume({ reverting: waiting }),
+  });
+  const refused = await agent.weft(["snapshot", "revert", "db@before-upgrade"]);
+  t.match(refused, {
+    code: 1,
+    err: /^E-ARG-04 .*since 2026-11-22 14:02:07 UTC is lost.*Nobody could be asked/,
+  });
+  t.notOk(
+    agent.asked.some((line) => line.startsWith("POST")),
+    "nothing was asked",
+  );
+  t.equal(
+    (await agent.weft(["snapshot", "revert", "db@before-upgrade", "--yes"])).out,
+    'Volume "db" is as it was at 2026-11-22 14:02:07 UTC (db@before-upgrade).\n',
+  );
+  const long = await agent.weft(["snapshot", "revert", "web@a", "-y"]);
+  t.equal(
+    long.err,
+    "taken back to before-upgrade: waiting: somebody to go on with it\ntaken back to before-upgrade: 25 % of 4 GiB\n",
+  );
+  t.equal(
+    long.out,
+    'Volume "web" is as it was at 2026-11-22 14:02:07 UTC (web@a).\n  1 of 2 copies in sync; the others are made level meanwhile.\n',
+  );
+  const line = async (name: string): Promise<string | null> =>
+    /^Revert: +(.*)$/m.exec((await agent.weft(["volume", "show", name])).out)?.[1] ?? null;
+  t.equal(await line("begun"), "to db@before-upgrade, begun; whoever opens the volume next goes on with it");
+  t.equal(await line("half"), "to db@before-upgrade, 1 GiB of 4 GiB brought back by h1");
+  t.equal(await line("waiting"), "to db@before-upgrade, h1 looks up what has changed; waits for the store");
 });
 
 void t.test("weft volume create --from, weft snapshot clone: what it is made of, and where", async (t) => {

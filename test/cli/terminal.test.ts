@@ -8,6 +8,7 @@ import { promisify } from "node:util";
 import t from "tap";
 
 import { Console } from "../../src/cli/console.ts";
+import { Context } from "../../src/cli/context.ts";
 
 const run = promisify(execFile);
 const bin = join(import.meta.dirname, "../../bin");
@@ -63,6 +64,34 @@ void t.test("console: a person answers yes or no, and anything else is no", asyn
     stdin.write(`${typed}\n`);
     t.equal(await asked, answer, typed);
   }
+});
+
+void t.test("context: what loses data takes a name, and no y; --yes asks nobody", async (t) => {
+  const surroundings = (stdin: PassThrough): ConstructorParameters<typeof Context>[0] => ({
+    console: new Console({ stdin, stdout: tty(), stderr: tty() }, {}),
+    environment: {},
+    interruption: () => new AbortController().signal,
+    protect: () => null,
+  });
+  const globals = { runDir: "/nowhere", stateDir: "/nowhere" };
+  for (const [typed, isMeant] of [
+    ["db", true],
+    ["y", false],
+    ["DB", false],
+    ["", false],
+  ] as const) {
+    const stdin = tty();
+    const asked = new Context(surroundings(stdin), globals, true).confirmName("Its name?", "db");
+    stdin.write(`${typed}\n`);
+    if (isMeant) await t.resolves(asked, typed);
+    else await t.rejects(asked, { code: "E-ARG-04", message: `"${typed}" is not its name.` }, typed);
+  }
+  const nobody = surroundings(new PassThrough());
+  await t.rejects(new Context(nobody, globals, true).confirmName("Its name?", "db"), {
+    code: "E-ARG-04",
+    message: "Its name? Nobody could be asked.",
+  });
+  await t.resolves(new Context(nobody, { ...globals, yes: true }, true).confirmName("Its name?", "db"));
 });
 
 void t.test("console: a secret is read without being shown, and nobody's is null", async (t) => {

@@ -1,0 +1,70 @@
+/**
+ * Plot: a guest's upgrade went wrong. Its volume is taken back to the snapshot of before, in place.
+ */
+import t from "tap";
+
+import type { Host } from "../../scripts/cluster/host.ts";
+import { within } from "../../scripts/lib/until.ts";
+import { attachAnswer, snapshotAttached } from "../../src/core/wire/agent-api.ts";
+import { MIB, onStage, startLoad } from "./stage.ts";
+
+const isRoot = process.getuid?.() === 0;
+
+async function said(host: Host, ...words: readonly string[]): Promise<string> {
+  const { result } = await host.exec(["weft", ...words]);
+  const { exitCode, stdout, stderr } = await within(result, { what: words.join(" "), deadlineMs: 90_000 });
+  return `${exitCode} ${stdout}${stderr}`;
+}
+
+/** Of all that can be read there. */
+async function sumOf(host: Host, socket: string): Promise<string> {
+  return host.output(["sh", "-c", `nbdcopy 'nbd+unix:///?socket=${socket}' - | sha256sum`]);
+}
+
+async function write(host: Host, socket: string, offset: number): Promise<void> {
+  const load = {
+    offset,
+    size: 4 * MIB,
+    rate: null,
+    socket,
+    kind: "write-and-verify",
+    name: "guest",
+  } as const;
+  const { end } = await startLoad(host, load);
+  const { exitCode, stderr } = await within(end, { what: "the guest", deadlineMs: 60_000 });
+  if (exitCode !== 0) throw new Error(stderr);
+}
+
+const attach = async (host: Host): Promise<string> =>
+  attachAnswer.parse(await host.json(["weft", "attach", "v", "--json"])).path;
+
+await t.test(
+  "volume: revert: it is as it was, and younger snapshots stay (R30)",
+  { skip: isRoot ? false : "only root can mount file systems for pools" },
+  async (t) => {
+    await onStage(
+      async ({ h1, h3, socket }) => {
+        await write(h3, socket, 0);
+        t.match(await said(h1, "snapshot", "create", "v@before"), /^0 /);
+        const before = await sumOf(h3, socket);
+        await write(h3, socket, 2 * MIB);
+        t.match(await said(h3, "snapshot", "create", "v@after"), /^0 /);
+        const after = await sumOf(h3, socket);
+        t.not(after, before, "the upgrade has written");
+
+        t.match(await said(h1, "snapshot", "revert", "v@before", "--yes"), /^2 E-VOL-12 .*attached on h3/);
+        await h3.output(["weft", "detach", "v"]);
+        t.match(await said(h1, "snapshot", "revert", "v@before"), /^1 E-ARG-04 .*Nobody could be asked/);
+        t.match(await said(h1, "snapshot", "revert", "v@before", "--yes"), /^0 Volume "v" is as it was at /);
+        const back = await attach(h3);
+        t.equal(await sumOf(h3, back), before);
+        const { path } = snapshotAttached.parse(
+          await h1.json(["weft", "snapshot", "attach", "v@after", "--json"]),
+        );
+        t.equal(await sumOf(h1, path), after, "younger snapshots stay");
+        t.match(await said(h1, "snapshot", "detach", "v@after"), /^0 /);
+      },
+      { xfsBytes: 2048 * MIB },
+    );
+  },
+);
