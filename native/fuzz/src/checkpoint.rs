@@ -5,6 +5,7 @@
 use weft_proto::checkpoint::{Checkpoint, ImageSlot, choose, choose_image};
 use weft_proto::durable::Durable;
 use weft_proto::ids::{ClusterId, HostId, PoolId, PoolInc, Rid, SessionId, SnapId, VolumeId};
+use weft_proto::images::ImageForm;
 use weft_proto::log::ReplicaKey;
 use weft_proto::message::Watermark;
 use weft_proto::mutants::Broken;
@@ -107,6 +108,7 @@ fn serve(durable: Durable) {
         watermark: Watermark { cluster: ClusterId(3), incarnation: 1, revision: 1 },
         lossy: false,
         cached: false,
+        takes: ImageForm::Chained,
         broken: Broken::default(),
     };
     let (size, promised) = (durable.size, durable.promised);

@@ -15,7 +15,7 @@ use weft_proto::durable::Durable;
 use weft_proto::ids::{
     ClusterId, Epoch, Generation, HostId, Instant, Ordinal, PoolId, PoolInc, Rid, SessionId, SnapId, VolumeId,
 };
-use weft_proto::images::ImageState;
+use weft_proto::images::{ImageForm, ImageState};
 use weft_proto::log::LogRecord;
 use weft_proto::message::{Answer, Ask, Extent, Hole, Request, Watermark};
 use weft_proto::mutants::Broken;
@@ -101,6 +101,7 @@ fn config(lossy: bool) -> ReplicaConfig {
         watermark: Watermark { cluster: KNOWN.cluster, incarnation: 1, revision: 1 },
         lossy,
         cached: false,
+        takes: if lossy { ImageForm::Whole } else { ImageForm::Chained },
         broken: Broken::default(),
     }
 }
@@ -387,7 +388,7 @@ impl World {
     fn check_image_op(&self, op: &ImageOp<HeapPayload>) {
         let images = &self.replica.durable().images;
         match op {
-            ImageOp::Make { image, .. } | ImageOp::Drop { image } => {
+            ImageOp::Make { image, .. } | ImageOp::Drop { image } | ImageOp::Take { image } => {
                 assert!(images.get(*image).is_none(), "{image} is there");
             }
             ImageOp::Preserve { image, offset, len } => {

@@ -357,7 +357,7 @@ impl Keeper {
     fn clone_out(&mut self, image: SnapId, to: ReplicaKey) -> Result<(), Stop> {
         self.settle()?;
         self.fact(Fact::CloneAsked(to, image));
-        self.run(PoolOp::BeginClone { from: KEY, to, meta_bytes: 4096 })?;
+        self.run(PoolOp::BeginClone { from: KEY, image, to, meta_bytes: 4096 })?;
         for region in 0..u32::try_from(SIZE >> SHIFT).expect("few") {
             let place = self.images.place(image, region).expect("a region of it");
             let (offset, len) = (u64::from(region) << SHIFT, 1 << SHIFT);

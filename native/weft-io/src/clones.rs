@@ -28,7 +28,8 @@ use crate::sidecar::{ENTRY, Entry, SEGMENT_BYTES, SIDECAR_BYTES};
 /// Blocks of one step through a file with many extents.
 pub(crate) const STEP: u32 = 256;
 
-fn temporary(key: ReplicaKey) -> String {
+/// Its directory's name until it is published.
+pub(crate) fn temporary(key: ReplicaKey) -> String {
     format!("{}.tmp", replica_name(key))
 }
 
@@ -50,10 +51,16 @@ pub(crate) fn begin(
     let name = temporary(to);
     files.remove_tree(replicas, &name)?;
     let dir = files.make_dir_at(replicas, &name)?;
-    for file in ["meta.a", "meta.b"] {
-        files.write_zeroes(&files.create_at(&dir, file, libc::O_RDWR)?, meta_bytes)?;
-    }
+    make_meta(files, &dir, meta_bytes)?;
     mark_shared(files, &dir).map(drop)
+}
+
+/// Its two checkpoint files.
+pub(crate) fn make_meta(files: &Files, dir: &Fd, meta_bytes: u64) -> Result<(), Errno> {
+    for file in ["meta.a", "meta.b"] {
+        files.write_zeroes(&files.create_at(dir, file, libc::O_RDWR)?, meta_bytes)?;
+    }
+    Ok(())
 }
 
 /// Shares blocks of a segment of a head, not durably; so many of them, from the first on. In a file with many extents that is a
@@ -85,7 +92,7 @@ pub(crate) fn from_image(
     blocks: Range<u32>,
 ) -> Result<bool, Errno> {
     let Some(file) = images::find(root, from, of.into_iter().flatten(), number)? else { return Ok(false) };
-    let entries = images::entries(&file, blocks.clone())?;
+    let entries = images::entries_of(&file, blocks.clone())?;
     let entries: Vec<Entry> = entries.into_iter().map(|entry| entry.unwrap_or(Entry::Damaged)).collect();
     let file: Fd = std::sync::Arc::new(file.into());
     let (offset, len) = bytes_of(&blocks);

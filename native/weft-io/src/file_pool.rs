@@ -63,13 +63,14 @@ use crate::store::Home;
 mod image;
 mod job;
 mod op;
+mod own;
 mod room;
 mod used;
 
 pub use op::{PoolAnswer, PoolConfig, PoolError, PoolEvent, PoolFigures, PoolOp, Slot};
 pub use room::{FULL_PERCENT, Fill, GO_ON_PERCENT, LOW_PERCENT};
 
-use job::{Found, Job, Work, conclude, entry_of, join_extents, join_kinds, nothing_there};
+use job::{Found, Job, Step, Work, conclude, entry_of, join_extents, join_kinds, nothing_there};
 use room::{Room, Taker};
 
 const BLOCK_LEN: usize = 4096;
@@ -94,6 +95,8 @@ struct Replica {
     doubt: Doubt,
     segments: BTreeMap<u32, Segment>,
     used: used::Closed,
+    /// Where it shares chunks with snapshots, which it does not.
+    own: own::Own,
     rotten: Rotten,
     /// Jobs that have not ended.
     jobs: usize,
@@ -164,6 +167,8 @@ enum Called {
     ImageSynced((ReplicaKey, SnapId, u32), bool, Result<(), Errno>),
     /// There is room for the segments of a larger replica, or there is not.
     Extended(u64, Result<(), Errno>),
+    /// Room was made for an image, or it was taken, or not.
+    Imaged(u64, Result<(), Errno>),
 }
 
 /// A replica's home, its segments, and whether it is thick, and shares blocks.
@@ -176,6 +181,8 @@ pub struct FilePool {
     workers: Workers<Called>,
     /// For what nobody's write waits for: looks at images, and their end.
     bulk: Workers<Called>,
+    /// For snapshots that are taken, for which all writes of a volume wait.
+    takes: Workers<Called>,
     /// Of the image that was preserved into last, the segments whose names are durable.
     named: BTreeMap<ReplicaKey, (SnapId, BTreeSet<u32>)>,
     /// Flushes of images' segments that are under way or waited for.
@@ -215,6 +222,8 @@ impl FilePool {
         let threads = if dir.files.is_recorded() { 0 } else { config.threads.max(1) };
         let workers = Workers::start(threads, "weft-pool", &dir.lock, &driver.waker())?;
         let bulk = Workers::start(threads, "weft-images", &dir.lock, &driver.waker())?;
+        let taking = usize::from(dir.probe().ability == Ability::Thin);
+        let takes = Workers::start(taking, "weft-takes", &dir.lock, &driver.waker())?;
         let room = Room::new(config.gated && !dir.files.is_recorded(), dir.space);
         Ok(FilePool {
             room,
@@ -223,6 +232,7 @@ impl FilePool {
             dir,
             workers,
             bulk,
+            takes,
             named: BTreeMap::new(),
             image_rounds: BTreeMap::new(),
             replicas: BTreeMap::new(),
@@ -250,7 +260,7 @@ impl FilePool {
     pub fn is_idle(&self) -> bool {
         self.jobs.len() == 0
             && self.ios.len() == 0
-            && self.workers.pending() + self.bulk.pending() == 0
+            && self.workers.pending() + self.bulk.pending() + self.takes.pending() == 0
             && self.events.is_empty()
     }
 
@@ -405,17 +415,21 @@ impl FilePool {
             }
             PoolOp::TakeImage { replica, image, slot_bytes } => match self.dir.probe().ability {
                 Ability::None(why) => self.answer(token, Err(PoolError::NoSnapshots(why))),
-                Ability::Reflink => {
+                ability => {
                     if !self.take_room(token, slot_bytes.saturating_mul(2)) {
                         return self.answer(token, Err(PoolError::NoSpace));
                     }
+                    if ability == Ability::Thin && self.replicas.contains_key(&replica) {
+                        return self.image_of_open(token, replica, image, Some(slot_bytes));
+                    }
                     self.imaged.insert(replica);
-                    self.call(token, move || {
-                        images::take(&files, &root, replica, image, slot_bytes)?;
+                    self.call_stored(token, move || {
+                        store.make_image(&files, &root, (replica, image), slot_bytes)?;
                         Ok(PoolAnswer::Done)
                     });
                 }
             },
+            PoolOp::TakeSnapshot { replica, image } => self.image_of_open(token, replica, image, None),
             PoolOp::ListImages => {
                 self.call(token, move || Ok(PoolAnswer::Images(images::list(&files, &root)?)));
             }
@@ -431,7 +445,7 @@ impl FilePool {
                 self.preserve(token, replica, image, offset, len);
             }
             PoolOp::Image { replica, image, heir, op } => self.call_bulk(token, move || {
-                Ok(PoolAnswer::Disk(image::look(&root, replica, [Some(image), heir], op)?))
+                Ok(PoolAnswer::Disk(image::look(&*store, &root, replica, [Some(image), heir], op)?))
             }),
             PoolOp::HandDown { replica, image, heir, segment, blocks } => {
                 // What is in that file now has come with another name.
@@ -445,20 +459,21 @@ impl FilePool {
             PoolOp::DropImage { replica, image } => {
                 self.named.remove(&replica);
                 self.call_bulk(token, move || {
-                    images::drop_image(&files, &root, replica, image)?;
+                    store.drop_image(&files, &root, (replica, image))?;
                     Ok(PoolAnswer::Done)
                 });
             }
-            PoolOp::BeginClone { from, to, meta_bytes } => match self.dir.probe().ability {
+            PoolOp::BeginClone { from, image, to, meta_bytes } => match self.dir.probe().ability {
                 Ability::None(why) => self.answer(token, Err(PoolError::NoSnapshots(why))),
-                Ability::Reflink => {
+                Ability::Reflink | Ability::Thin => {
                     let bytes = meta_bytes.saturating_mul(2).saturating_add(NAMES_ROOM);
                     if !self.room.reserve(Taker::Op(token), bytes) {
                         return self.answer(token, Err(PoolError::NoSpace));
                     }
                     self.imaged.extend([from, to]);
                     self.call_bulk(token, move || {
-                        missing_is_no_replica(clones::begin(&files, &replicas, (from, to), meta_bytes))
+                        let dirs = (&root, &replicas);
+                        missing_is_no_replica(store.begin_clone(&files, dirs, (from, image, to), meta_bytes))
                     });
                 }
             },
@@ -466,10 +481,10 @@ impl FilePool {
                 self.clone_out(token, (from, place), to, (offset, len));
             }
             PoolOp::PublishClone { replica, checkpoint } => self.call_bulk(token, move || {
-                missing_is_no_replica(clones::publish(&files, &replicas, replica, &checkpoint))
+                missing_is_no_replica(store.publish_clone(&files, &replicas, replica, &checkpoint))
             }),
             PoolOp::AbandonClone { replica } => self.call_bulk(token, move || {
-                clones::abandon(&files, &replicas, replica)?;
+                store.abandon_clone(&files, &replicas, replica)?;
                 Ok(PoolAnswer::Done)
             }),
             PoolOp::Cancel { target } => self.cancel(target),
@@ -528,7 +543,9 @@ impl FilePool {
 
     /// Takes the results of blocking calls ([`FilePool::drive`] does).
     pub fn handle_calls(&mut self) {
-        while let Some(called) = self.workers.poll().or_else(|| self.bulk.poll()) {
+        while let Some(called) =
+            self.takes.poll().or_else(|| self.workers.poll()).or_else(|| self.bulk.poll())
+        {
             match called {
                 Called::Answer(token, result) => {
                     // Of an image, which nobody writes: it is counted whenever it is met.
@@ -566,7 +583,9 @@ impl FilePool {
                 }
                 Called::SharedOut(replica, piece, result) => self.on_shared_out(replica, piece, result),
                 Called::ImageSynced(place, named, result) => self.on_image_synced(place, named, result),
-                Called::Extended(job, result) => self.tell(job, result.map_err(PoolError::from)),
+                Called::Extended(job, result) | Called::Imaged(job, result) => {
+                    self.tell(job, result.map_err(PoolError::from));
+                }
             }
             self.settle();
         }
@@ -664,6 +683,7 @@ impl FilePool {
             doubt,
             segments: BTreeMap::new(),
             used: used::Closed::default(),
+            own: own::Own::default(),
             rotten: Rotten::default(),
             jobs: 0,
             closing: None,
@@ -744,6 +764,40 @@ impl FilePool {
         self.stored().run(move || Called::Extended(id, store.extend(&home, blocks * BLOCK)));
     }
 
+    /// Room is made for an image of an open replica, or it is taken; what is known of each block is on the disk first.
+    fn image_of_open(&mut self, token: u64, key: ReplicaKey, image: SnapId, slot_bytes: Option<u64>) {
+        let Some(replica) = self.replicas.get(&key).filter(|r| r.closing.is_none()) else {
+            return self.answer(token, Err(PoolError::NoReplica));
+        };
+        if replica.failed {
+            return self.answer(token, Err(PoolError::ReplicaFailed));
+        }
+        let feed = replica.doubt.runs().into_iter().map(|(s, lo, hi)| at(s, lo)..at(s, hi)).collect();
+        if slot_bytes.is_none() && !self.take_room(token, 0) {
+            return self.answer(token, Err(PoolError::NoSpace));
+        }
+        let work = Work::Image { image, slot_bytes, step: Step::Looking };
+        self.begin(Job { token, replica: key, work, feed, pending: 0, error: None, found: BTreeMap::new() });
+        self.settle();
+    }
+
+    /// All entries of a replica are on the disk.
+    fn call_image(&mut self, id: u64, key: ReplicaKey, image: SnapId, slot_bytes: Option<u64>) {
+        let Some(replica) = self.replicas.get_mut(&key) else { return };
+        let (files, root, store) = (self.dir.files.clone(), self.dir.root.clone(), self.dir.store.clone());
+        if let Some(slot_bytes) = slot_bytes {
+            return self
+                .bulk
+                .run(move || Called::Imaged(id, store.make_image(&files, &root, (key, image), slot_bytes)));
+        }
+        // Also where it fails: it may have been taken.
+        replica.own.forget();
+        let (home, segments) = (replica.home.clone(), replica.exists.clone());
+        self.imaged.insert(key);
+        self.takes
+            .run(move || Called::Imaged(id, store.take_image(&files, &root, &home, (key, image), &segments)));
+    }
+
     fn preserve(&mut self, token: u64, key: ReplicaKey, image: SnapId, offset: u64, len: u64) {
         let Some(replica) = self.replicas.get(&key).filter(|r| r.closing.is_none()) else {
             return self.answer(token, Err(PoolError::NoReplica));
@@ -793,6 +847,9 @@ impl FilePool {
         }
         let (image, heir) = match place {
             Place::Absent => return self.answer(token, Ok(PoolAnswer::Disk(DiskDone::Shared(len)))),
+            Place::Image { .. } if self.dir.store.clones_begin_whole() => {
+                return self.answer(token, Ok(PoolAnswer::Disk(DiskDone::Shared(len))));
+            }
             Place::Head => return self.clone_head_out(token, key, to, range),
             Place::Image { image, heir } => (image, heir),
         };
@@ -961,6 +1018,16 @@ impl FilePool {
                 *asked = true;
                 (true, true)
             }
+            Work::Image { step: step @ Step::Looking, .. } if !failed => {
+                *step = Step::Writing;
+                (true, true)
+            }
+            Work::Image { image, slot_bytes, step: step @ Step::Writing } if !failed => {
+                *step = Step::Calling;
+                job.pending += 1;
+                let (image, slot_bytes) = (*image, *slot_bytes);
+                return self.call_image(id, key, image, slot_bytes);
+            }
             Work::Close { trash, asked } => {
                 let Some(replica) = self.replicas.get(&key) else { return };
                 if replica.jobs > 1 || !replica.segments.values().all(Segment::is_idle) {
@@ -998,6 +1065,7 @@ impl FilePool {
         let Some(job) = self.jobs.remove(id) else { return };
         let result = match job.error {
             Some(error) => Err(error),
+            None if matches!(job.work, Work::Image { slot_bytes: Some(_), .. }) => Ok(PoolAnswer::Done),
             None => Ok(PoolAnswer::Disk(match &job.work {
                 Work::Read => DiskDone::Data(join_extents(job.found.into_values())),
                 Work::Kinds => DiskDone::Kinds(join_kinds(job.found.into_values())),
@@ -1098,21 +1166,41 @@ impl FilePool {
         let (file, offset) = (place.file.clone(), u64::from(piece.lo) * BLOCK);
         let on_disk = place.base + offset;
         let shared = self.imaged.contains(&key);
+        let grain = u32::try_from(self.dir.store.grain() / BLOCK).expect("a few blocks");
+        // Chunks of a volume are its own or a snapshot's, too; its sidecar's have to be its own before it is written.
+        let chunked = shared && grain > 1;
+        let unshares = chunked && job.work.writes() && !replica.own.has_sidecar(piece.segment);
         let reserved = replica.thick && !shared && self.dir.probe().file_system.keeps_blocks();
-        let needs = if job.work.allocates() && !reserved {
-            let grain = u32::try_from(self.dir.store.grain() / BLOCK).expect("a few blocks");
+        let mut needs = if job.work.allocates() && !reserved {
             let has_space = |block: u32| {
                 let known = matches!(segment.sidecar.get(block), Entry::Data(_));
                 known && !replica.doubt.contains(piece.segment, block)
             };
-            let needs = |chunk: &u32| shared || !(chunk * grain..(chunk + 1) * grain).any(has_space);
+            let is_own = |chunk: u32| !shared || chunked && replica.own.has(piece.segment, chunk * grain);
+            let needs = |chunk: &u32| !is_own(*chunk) || !(chunk * grain..(chunk + 1) * grain).any(has_space);
             let chunks = piece.lo / grain..piece.hi.div_ceil(grain);
             chunks.filter(needs).count() as u64 * u64::from(grain) * BLOCK
+        } else if chunked && job.work.writes() {
+            // The edges of a hole that are no whole chunks are written.
+            let edges = [(piece.lo, piece.lo / grain), (piece.hi, (piece.hi - 1) / grain)];
+            let is_edge =
+                |(at, chunk): &(u32, u32)| at % grain != 0 && !replica.own.has(piece.segment, chunk * grain);
+            edges.iter().filter(|edge| is_edge(edge)).count() as u64 * u64::from(grain) * BLOCK
         } else {
             0
         };
+        if unshares {
+            needs = SIDECAR_BYTES as u64 + self.dir.store.metadata_cost();
+        } else if chunked && job.work.writes() {
+            needs += replica.own.new_maps(piece.segment, piece.lo..piece.hi) * self.dir.store.metadata_cost();
+        }
         if !self.room.take(Taker::Piece(piece.job, at(piece.segment, piece.lo)), needs) {
             return Some(Err(PoolError::NoSpace));
+        }
+        if unshares {
+            segment.sidecar.touch(self.dir.store.grain());
+            let asked = self.ask_side_sync(key, piece.segment, Waiter::Piece(piece));
+            return (!asked).then_some(Err(PoolError::ReplicaFailed));
         }
         match &job.work {
             Work::Write { first, data, durable, .. } => {
@@ -1120,7 +1208,7 @@ impl FilePool {
                     usize::try_from((at(piece.segment, piece.lo) - first) * BLOCK).expect("within the data");
                 let (buf, copied) = aligned(data.slice(start, (piece.hi - piece.lo) as usize * BLOCK_LEN));
                 // Where blocks may be shared each write of its own would wait for the file system's log.
-                let until = match (*durable, shared) {
+                let until = match (*durable, shared && !chunked) {
                     (false, _) => Until::Written,
                     (true, false) => Until::Durable,
                     (true, true) => Until::Flushed,
@@ -1283,6 +1371,9 @@ impl FilePool {
         }
         replica.doubt.remove(piece.segment, piece.lo, piece.hi);
         replica.rotten.written(&piece);
+        if self.dir.store.grain() > BLOCK && self.imaged.contains(&key) {
+            replica.own.add(piece.segment, piece.lo..piece.hi);
+        }
         if segment.sidecar.changes() >= WRITE_BACK_CHANGES && segment.side_rounds.is_idle() {
             self.ask_side_sync(key, piece.segment, Waiter::Nobody);
         }
@@ -1320,7 +1411,7 @@ impl FilePool {
         let job = self.jobs.get_mut(piece.job).expect("a piece's job is under way");
         let replica = self.replicas.get_mut(&key).expect("a replica with I/O under way is open");
         let segment = replica.segments.get_mut(&piece.segment).expect("a segment with I/O under way is open");
-        let sealing = matches!(job.work, Work::Seal { .. });
+        let sealing = job.work.settles();
         let preserving = matches!(job.work, Work::Preserve { .. });
         let cloning = matches!(job.work, Work::CloneOut { .. });
         let mut rotten = Vec::new();
@@ -1617,9 +1708,9 @@ impl FilePool {
             None if self.has_failed(key) => self.end_side_round(key, number, Err(PoolError::ReplicaFailed)),
             None => self.sync_side(key, number),
             Some(errno) => {
-                // The pages are still in memory: a later round writes them all again.
+                // The pages are still in memory: a later round writes them again.
                 let segment = self.segment(key, number);
-                segment.sidecar.mark_all_dirty();
+                segment.sidecar.mark_dirty_again();
                 self.end_side_round(key, number, Err(errno.into()));
             }
         }
@@ -1636,8 +1727,22 @@ impl FilePool {
         let failed = self.has_failed(key);
         let rounds = &mut self.segment(key, number).side_rounds;
         for waiter in if failed { rounds.end_all() } else { rounds.end() } {
-            if let Waiter::Job(id) = waiter {
-                self.tell(id, result.clone());
+            match waiter {
+                Waiter::Job(id) => self.tell(id, result.clone()),
+                // It waited for the sidecar's place to be the replica's own.
+                Waiter::Piece(piece) => {
+                    if let (Ok(()), Some(replica)) = (&result, self.replicas.get_mut(&key)) {
+                        replica.own.add_sidecar(number);
+                    }
+                    let ended = match &result {
+                        Ok(()) => self.run_piece(key, piece),
+                        Err(error) => Some(Err(error.clone())),
+                    };
+                    if let Some(ended) = ended {
+                        self.end_piece(key, piece, ended);
+                    }
+                }
+                Waiter::Nobody => {}
             }
         }
         self.start_side_round(key, number);

@@ -20,15 +20,17 @@ use std::os::unix::fs::FileExt;
 
 use weft_proto::ids::SnapId;
 use weft_proto::log::ReplicaKey;
-use weft_proto::payload::BLOCK;
+use weft_proto::payload::{BLOCK, Payload};
 
 use crate::buffer::IoBuf;
 use crate::driver::{Errno, Fd};
 use crate::files::{Files, exists_at, names, open_at, unshared_clone};
 use crate::pool_dir::{list_replicas, read_all, replica_name, size_of};
 use crate::sidecar::{ENTRY, Entry, SEGMENT_BYTES, SIDECAR_BYTES};
+use crate::store::Place;
+use crate::thin::read_device;
 
-const IMAGES: &str = "images";
+pub(crate) const IMAGES: &str = "images";
 /// Length of a segment of an image: data and entries.
 const FILE_BYTES: u64 = SEGMENT_BYTES + SIDECAR_BYTES as u64;
 
@@ -51,7 +53,7 @@ fn images_of(root: &Fd, key: ReplicaKey) -> Result<Fd, Errno> {
     open_dir(&open_dir(root, IMAGES)?, &replica_name(key))
 }
 
-fn image_dir(root: &Fd, key: ReplicaKey, image: SnapId) -> Result<Fd, Errno> {
+pub(crate) fn image_dir(root: &Fd, key: ReplicaKey, image: SnapId) -> Result<Fd, Errno> {
     open_dir(&images_of(root, key)?, &image.to_string())
 }
 
@@ -68,13 +70,15 @@ fn entries_at(block: u32) -> u64 {
     SEGMENT_BYTES + u64::from(block) * ENTRY as u64
 }
 
-/// Makes an image that has nothing yet, with its two files of `slot_bytes`, written over their length (R20).
+/// Makes an image that has nothing yet, with its two files of `slot_bytes`, written over their length (R20), and what else
+/// is to be in its directory.
 pub(crate) fn take(
     files: &Files,
     root: &Fd,
     key: ReplicaKey,
     image: SnapId,
     slot_bytes: u64,
+    more: &dyn Fn(&Fd) -> Result<(), Errno>,
 ) -> Result<(), Errno> {
     let home = dir_at(files, &dir_at(files, root, IMAGES)?, &replica_name(key))?;
     let name = image.to_string();
@@ -85,7 +89,7 @@ pub(crate) fn take(
     }
     let temporary = format!("{name}.tmp");
     files.remove_tree(&home, &temporary)?;
-    let made = make(files, &home, &temporary, slot_bytes)
+    let made = make(files, &home, &temporary, slot_bytes, more)
         .and_then(|()| files.rename_at(&home, &temporary, &home, &name))
         .and_then(|()| files.sync(&home));
     if made.is_err() {
@@ -95,11 +99,18 @@ pub(crate) fn take(
     made
 }
 
-fn make(files: &Files, home: &Fd, name: &str, slot_bytes: u64) -> Result<(), Errno> {
+fn make(
+    files: &Files,
+    home: &Fd,
+    name: &str,
+    slot_bytes: u64,
+    more: &dyn Fn(&Fd) -> Result<(), Errno>,
+) -> Result<(), Errno> {
     let dir = files.make_dir_at(home, name)?;
     for file in ["image.a", "image.b"] {
         files.write_zeroes(&files.create_at(&dir, file, libc::O_RDWR)?, slot_bytes)?;
     }
+    more(&dir)?;
     files.sync(&dir)
 }
 
@@ -141,7 +152,7 @@ pub(crate) fn write_slot(
 ) -> Result<(), Errno> {
     let dir = match image_dir(root, key, image) {
         Err(Errno(libc::ENOENT)) => {
-            take(files, root, key, image, bytes.len() as u64)?;
+            take(files, root, key, image, bytes.len() as u64, &|_| Ok(()))?;
             image_dir(root, key, image)?
         }
         dir => dir?,
@@ -225,8 +236,53 @@ pub(crate) fn find(
     Ok(None)
 }
 
+/// A segment of an image, to be read.
+#[derive(Debug)]
+pub(crate) enum ImageSegment {
+    /// Data and entries, with a kind of its own for "absent".
+    File(File),
+    /// Data at a place on a device, and at this byte of that the sidecar that the replica had.
+    Volume(Place, u64),
+    /// The replica had none.
+    Absent,
+}
+
+impl ImageSegment {
+    /// Entries of blocks; none for what should be there and is not.
+    pub(crate) fn entries(&self, blocks: Range<u32>) -> Result<Vec<Option<Entry>>, Errno> {
+        match self {
+            ImageSegment::File(file) => entries_of(file, blocks),
+            ImageSegment::Absent => Ok(vec![Some(Entry::Absent); blocks.len()]),
+            ImageSegment::Volume(Place { file, .. }, sidecar) => {
+                let (from, to) =
+                    (u64::from(blocks.start) * ENTRY as u64, u64::from(blocks.end) * ENTRY as u64);
+                let first = from / BLOCK * BLOCK;
+                let len = usize::try_from(to.next_multiple_of(BLOCK) - first).expect("at most a sidecar");
+                let mut pages = IoBuf::zeroed(len);
+                read_device(file, pages.bytes_mut(), sidecar + first)?;
+                let within = usize::try_from(from - first).expect("within a page");
+                let bytes = &pages.bytes()[within..][..blocks.len() * ENTRY];
+                let entry = |bytes: &[u8]| Some(Entry::of_sidecar(bytes.try_into().expect("8 bytes")));
+                Ok(bytes.chunks_exact(ENTRY).map(entry).collect())
+            }
+        }
+    }
+
+    /// Reads data from a block on.
+    pub(crate) fn read(&self, buf: &mut IoBuf, block: u32) -> Result<(), Errno> {
+        let offset = u64::from(block) * BLOCK;
+        match self {
+            ImageSegment::File(file) => Ok(file.read_exact_at(buf.bytes_mut(), offset)?),
+            ImageSegment::Volume(Place { file, base }, _) => {
+                read_device(file, buf.bytes_mut(), base + offset)
+            }
+            ImageSegment::Absent => Err(Errno(libc::ENODATA)),
+        }
+    }
+}
+
 /// Entries of blocks; none for what the file does not have.
-pub(crate) fn entries(file: &File, blocks: Range<u32>) -> Result<Vec<Option<Entry>>, Errno> {
+pub(crate) fn entries_of(file: &File, blocks: Range<u32>) -> Result<Vec<Option<Entry>>, Errno> {
     let mut bytes = vec![0; blocks.len() * ENTRY];
     match file.read_exact_at(&mut bytes, entries_at(blocks.start)) {
         // Somebody has cut it.

@@ -302,13 +302,15 @@ impl PoolDir {
         }
         if let Some(vg) = thin::vg_of(&dir.root).map_err(said_at("read", path, thin::MARK))? {
             let store = thin::Lvm::under(&dir.root, &vg)
-                .and_then(|lvm| ThinStore::start(Box::new(lvm), &vg, &dir.files, &dir.replicas, &dir.trash))
+                .and_then(|lvm| {
+                    ThinStore::start(Box::new(lvm), &vg, &dir.files, &dir.root, &dir.replicas, &dir.trash)
+                })
                 .map_err(|thin::Unfit(why)| OpenError::Lvm(why))?;
             dir.space = store
                 .space(dir.space.0, dir.space.1)
                 .map_err(|errno| OpenError::Lvm(format!("{vg}/{}: {errno}", thin::DATA)))?;
             dir.store = Arc::new(store);
-            dir.probe.ability = Ability::None(NoSnapshots::LvmThin);
+            dir.probe.ability = dir.store.ability(dir.probe.ability);
         }
         Ok(dir)
     }
@@ -343,6 +345,7 @@ impl PoolDir {
     pub(crate) fn stored(mut self, make: impl FnOnce(&PoolDir) -> Arc<dyn Store>) -> PoolDir {
         self.store = make(&self);
         self.space = self.store.space(self.space.0, self.space.1).expect("looked");
+        self.probe.ability = self.store.ability(self.probe.ability);
         self
     }
 
@@ -388,7 +391,7 @@ pub(crate) fn replica_name(key: ReplicaKey) -> String {
     format!("{}.{}", key.volume, key.rid.0)
 }
 
-fn parse_replica_name(name: &str) -> Option<ReplicaKey> {
+pub(crate) fn parse_replica_name(name: &str) -> Option<ReplicaKey> {
     let (volume, rid) = name.split_once('.')?;
     let key = ReplicaKey { volume: volume.parse::<VolumeId>().ok()?, rid: Rid(rid.parse().ok()?) };
     (replica_name(key) == name).then_some(key)

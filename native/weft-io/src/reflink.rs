@@ -16,6 +16,8 @@ use crate::pool_dir::FileSystem;
 pub enum Ability {
     /// Files share blocks: tried at the pool's start.
     Reflink,
+    /// The pool takes snapshots of its replicas' volumes.
+    Thin,
     /// They can't; why.
     None(NoSnapshots),
 }
@@ -27,8 +29,6 @@ pub enum NoSnapshots {
     FileSystem(FileSystem),
     /// This XFS was made without.
     XfsWithout,
-    /// LVM's are not taken yet.
-    LvmThin,
 }
 
 impl fmt::Display for NoSnapshots {
@@ -39,9 +39,6 @@ impl fmt::Display for NoSnapshots {
                     f,
                     "the pool lies on {kind}, and only on XFS can files share blocks as snapshots need it"
                 )
-            }
-            NoSnapshots::LvmThin => {
-                f.write_str("the pool lies on LVM's thin volumes, of which no snapshots are taken yet")
             }
             NoSnapshots::XfsWithout => f.write_str(
                 "the pool's XFS was made without shared blocks (mkfs.xfs -m reflink=1 makes one with them)",

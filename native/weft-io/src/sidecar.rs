@@ -70,6 +70,17 @@ impl Entry {
         bytes
     }
 
+    /// From a sidecar.
+    pub(crate) fn of_sidecar(bytes: [u8; ENTRY]) -> Entry {
+        let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
+        match (word(4), word(0)) {
+            (ABSENT, 0) => Entry::Absent,
+            (ZERO, 0) => Entry::Zero,
+            (DATA, crc) => Entry::Data(crc),
+            _ => Entry::Damaged,
+        }
+    }
+
     /// None: nothing was put there.
     pub(crate) fn of_image(bytes: [u8; ENTRY]) -> Option<Entry> {
         let word = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four bytes"));
@@ -96,6 +107,10 @@ pub(crate) struct Sidecar {
     pages: [Option<IoBuf>; PAGES],
     /// Bit per page: differs from the file.
     dirty: u32,
+    /// Bit per page: to be written with the next ones, for the sake of its place.
+    touched: u32,
+    /// Those of the pages that were last taken that differed.
+    taken: u32,
     /// Entries changed since the dirty pages were last taken.
     changes: u32,
 }
@@ -115,15 +130,16 @@ impl Sidecar {
     pub(crate) fn get(&self, block: u32) -> Entry {
         let (page, at) = place(block);
         let Some(page) = &self.pages[page] else { return Entry::Absent };
-        let word = |at: usize| {
-            let bytes = page.bytes()[at..at + 4].try_into().expect("four bytes");
-            u32::from_le_bytes(bytes)
-        };
-        match (word(at + 4), word(at)) {
-            (ABSENT, 0) => Entry::Absent,
-            (ZERO, 0) => Entry::Zero,
-            (DATA, crc) => Entry::Data(crc),
-            _ => Entry::Damaged,
+        Entry::of_sidecar(page.bytes()[at..at + ENTRY].try_into().expect("8 bytes"))
+    }
+
+    /// Pages that begin these many bytes from each other are written with the next ones that are taken, changed or not: where
+    /// they lie is this sidecar's own then.
+    pub(crate) fn touch(&mut self, grain: u64) {
+        let step = usize::try_from(grain).expect("a few pages") / PAGE;
+        for number in (0..PAGES).step_by(step.max(1)) {
+            self.pages[number].get_or_insert_with(|| IoBuf::zeroed(PAGE));
+            self.touched |= 1 << number;
         }
     }
 
@@ -139,7 +155,7 @@ impl Sidecar {
     }
 
     pub(crate) fn is_dirty(&self) -> bool {
-        self.dirty != 0
+        (self.dirty | self.touched) != 0
     }
 
     /// Entries changed since [`Sidecar::take_dirty`].
@@ -150,24 +166,22 @@ impl Sidecar {
     /// The dirty pages as runs of (offset in the file, buffers); they count as clean from now on.
     pub(crate) fn take_dirty(&mut self) -> Vec<(u64, Vec<IoBuf>)> {
         let mut runs: Vec<(u64, Vec<IoBuf>)> = Vec::new();
-        let mut previous = None;
+        let (mut previous, wanted) = (None, self.dirty | self.touched);
         for (number, page) in self.pages.iter().enumerate() {
-            let Some(page) = page.as_ref().filter(|_| self.dirty & (1 << number) != 0) else { continue };
+            let Some(page) = page.as_ref().filter(|_| wanted & (1 << number) != 0) else { continue };
             match runs.last_mut() {
                 Some((_, run)) if previous == Some(number.wrapping_sub(1)) => run.push(page.clone()),
                 _ => runs.push(((number * PAGE) as u64, vec![page.clone()])),
             }
             previous = Some(number);
         }
-        (self.dirty, self.changes) = (0, 0);
+        (self.taken, self.dirty, self.touched, self.changes) = (self.dirty, 0, 0, 0);
         runs
     }
 
     /// Some of what [`Sidecar::take_dirty`] gave did not reach the disk.
-    pub(crate) fn mark_all_dirty(&mut self) {
-        for (number, page) in self.pages.iter().enumerate() {
-            self.dirty |= u32::from(page.is_some()) << number;
-        }
+    pub(crate) fn mark_dirty_again(&mut self) {
+        self.dirty |= self.taken;
     }
 }
 
@@ -199,8 +213,15 @@ mod tests {
         // A page on its way to the disk does not change.
         sidecar.set(0, Entry::Absent);
         assert_eq!(runs[0].1[0].bytes()[..4], 7u32.to_le_bytes());
-        sidecar.mark_all_dirty();
+        sidecar.mark_dirty_again();
         assert_eq!((sidecar.take_dirty().len(), sidecar.changes()), (2, 0));
+        // What was written for its place alone is as it was, also where that failed.
+        sidecar.touch(64 << 10);
+        let runs = sidecar.take_dirty();
+        let places: Vec<u64> = runs.iter().map(|(offset, _)| *offset).collect();
+        assert_eq!(places, [0, 64 << 10]);
+        sidecar.mark_dirty_again();
+        assert!(!sidecar.is_dirty());
     }
 
     #[test]

@@ -6,13 +6,18 @@
 //! * no function here runs on a reactor's thread.
 
 use core::fmt;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use weft_proto::ids::SnapId;
 use weft_proto::log::ReplicaKey;
 
+use crate::clones;
 use crate::driver::{Errno, Fd};
 use crate::files::Files;
+use crate::images::{self, ImageSegment};
 use crate::pool_dir::{self, SegmentError, SegmentFiles};
+use crate::reflink::Ability;
 
 /// A stretch of a file or device.
 #[derive(Clone, Debug)]
@@ -85,6 +90,69 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
     /// Deletes an entry of the trash for good.
     fn empty_trash(&self, files: &Files, trash: &Fd, name: &str) -> Result<(), Errno>;
 
+    /// How volumes with a copy here can have snapshots, where its file system offers that.
+    fn ability(&self, of_files: Ability) -> Ability;
+
+    /// Bytes of space that the first write of a while to some 8 MiB takes beside its own, where those are shared.
+    fn metadata_cost(&self) -> u64;
+
+    /// Makes room for an image, durably: its directory, with two files of `slot_bytes` for what the caller keeps of it.
+    fn make_image(
+        &self,
+        files: &Files,
+        root: &Fd,
+        of: (ReplicaKey, SnapId),
+        slot_bytes: u64,
+    ) -> Result<(), Errno>;
+
+    /// Takes a snapshot of an open replica, which has these segments, for an image that was made. Nobody writes meanwhile, and
+    /// sidecars are right.
+    fn take_image(
+        &self,
+        files: &Files,
+        root: &Fd,
+        home: &Home,
+        of: (ReplicaKey, SnapId),
+        segments: &BTreeSet<u32>,
+    ) -> Result<(), Errno>;
+
+    /// Lets somebody look at a segment of the first of these images that has it; false if none has.
+    fn image_segment(
+        &self,
+        root: &Fd,
+        key: ReplicaKey,
+        images: [Option<SnapId>; 2],
+        number: u32,
+        look: &mut dyn FnMut(&ImageSegment),
+    ) -> Result<bool, Errno>;
+
+    /// Removes an image for good; fine if there is none.
+    fn drop_image(&self, files: &Files, root: &Fd, of: (ReplicaKey, SnapId)) -> Result<(), Errno>;
+
+    /// Begins a replica that is to have what an image of another one has, in the directories `root` and `replicas`.
+    fn begin_clone(
+        &self,
+        files: &Files,
+        dirs: (&Fd, &Fd),
+        of: (ReplicaKey, SnapId, ReplicaKey),
+        meta_bytes: u64,
+    ) -> Result<(), Errno>;
+
+    /// It has all of it as soon as it is begun.
+    fn clones_begin_whole(&self) -> bool;
+
+    /// Makes it durable, with its first checkpoint, and then a replica as every other one.
+    fn publish_clone(
+        &self,
+        files: &Files,
+        replicas: &Fd,
+        to: ReplicaKey,
+        checkpoint: &[u8],
+    ) -> Result<(), Errno>;
+
+    /// Removes it; fine if there is none.
+    fn abandon_clone(&self, files: &Files, replicas: &Fd, to: ReplicaKey) -> Result<(), Errno>;
+
     /// Bytes that a replica takes, where its files take `files`; none while that is not known.
     fn used(&self, home: &Home, files: Option<u64>) -> Option<u64>;
 
@@ -155,6 +223,79 @@ impl Store for FileStore {
 
     fn empty_trash(&self, files: &Files, trash: &Fd, name: &str) -> Result<(), Errno> {
         pool_dir::empty_trash(files, trash, name)
+    }
+
+    fn ability(&self, of_files: Ability) -> Ability {
+        of_files
+    }
+
+    fn metadata_cost(&self) -> u64 {
+        0
+    }
+
+    fn make_image(
+        &self,
+        files: &Files,
+        root: &Fd,
+        (key, image): (ReplicaKey, SnapId),
+        slot_bytes: u64,
+    ) -> Result<(), Errno> {
+        images::take(files, root, key, image, slot_bytes, &|_| Ok(()))
+    }
+
+    fn take_image(
+        &self,
+        _files: &Files,
+        _root: &Fd,
+        _home: &Home,
+        _of: (ReplicaKey, SnapId),
+        _segments: &BTreeSet<u32>,
+    ) -> Result<(), Errno> {
+        Err(Errno(libc::EOPNOTSUPP))
+    }
+
+    fn image_segment(
+        &self,
+        root: &Fd,
+        key: ReplicaKey,
+        images: [Option<SnapId>; 2],
+        number: u32,
+        look: &mut dyn FnMut(&ImageSegment),
+    ) -> Result<bool, Errno> {
+        let found = images::find(root, key, images.into_iter().flatten(), number)?;
+        Ok(found.map(|file| look(&ImageSegment::File(file))).is_some())
+    }
+
+    fn drop_image(&self, files: &Files, root: &Fd, (key, image): (ReplicaKey, SnapId)) -> Result<(), Errno> {
+        images::drop_image(files, root, key, image)
+    }
+
+    fn begin_clone(
+        &self,
+        files: &Files,
+        (_, replicas): (&Fd, &Fd),
+        (from, _, to): (ReplicaKey, SnapId, ReplicaKey),
+        meta_bytes: u64,
+    ) -> Result<(), Errno> {
+        clones::begin(files, replicas, (from, to), meta_bytes)
+    }
+
+    fn clones_begin_whole(&self) -> bool {
+        false
+    }
+
+    fn publish_clone(
+        &self,
+        files: &Files,
+        replicas: &Fd,
+        to: ReplicaKey,
+        checkpoint: &[u8],
+    ) -> Result<(), Errno> {
+        clones::publish(files, replicas, to, checkpoint)
+    }
+
+    fn abandon_clone(&self, files: &Files, replicas: &Fd, to: ReplicaKey) -> Result<(), Errno> {
+        clones::abandon(files, replicas, to)
     }
 
     fn used(&self, _home: &Home, files: Option<u64>) -> Option<u64> {

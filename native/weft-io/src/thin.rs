@@ -4,6 +4,7 @@
 //! VG weft-…   meta     thick: the pool's directory, with a file `lvm-thin` that names the VG; each replica's `lv` names its volume
 //!             data     the thin pool
 //!             r-…      thin, one a replica: per segment 64 MiB of data, then its 128 KiB sidecar
+//!             s-…      an image's, see [`images`]
 //! ```
 //!
 //! A segment is there if the replica's directory has a file `seg-…` of its number, which is empty: it is made when the
@@ -11,7 +12,7 @@
 //!
 //! **Commands that fail or are killed half way.** A volume that is being made carries the tag `weft.busy=create`, from the
 //! moment it is there until the replica's directory names it durably; one that goes, `weft.busy=remove:ENTRY` of the trash,
-//! from before the first file goes. [`ThinStore::settle`] finishes or undoes what such tags tell of: at the pool's start,
+//! from before the first file goes; in the same way images go, and replicas in the making. [`ThinStore::settle`] finishes or undoes what such tags tell of: at the pool's start,
 //! and after a command that failed.
 //!
 //! Must always hold:
@@ -19,28 +20,34 @@
 //! * a whole chunk that is zeroed gives its space back; a block that has none stays without; no byte beside the range changes;
 //! * a command that takes longer than its deadline is an error, and what it left suspended goes on before the next one.
 
+mod images;
 mod system;
 #[cfg(test)]
 pub(crate) mod tests;
 
 use core::fmt;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use weft_proto::ids::SnapId;
 use weft_proto::log::ReplicaKey;
 use weft_proto::payload::Payload;
 
 use crate::buffer::IoBuf;
+use crate::clones;
 use crate::driver::{Errno, Fd};
 use crate::files::{Files, exists_at, names, open_at, unshared_clone};
+use crate::images::ImageSegment;
 use crate::pool_dir::{self, SegmentError, SegmentFiles, read_sidecar, replica_name};
+use crate::reflink::Ability;
 use crate::sidecar::{SEGMENT_BYTES, SIDECAR_BYTES};
 use crate::store::{Home, Place, Store};
 
+pub(crate) use images::read_device;
 pub(crate) use system::{Failed, Lvm, System};
 
 /// The file in a pool's directory that names its VG: `{"vg": "weft-…"}`.
@@ -70,8 +77,8 @@ fn read_name(dir: &Fd) -> Result<String, Errno> {
     let len = file.read_at(&mut bytes, 0)?;
     let name = core::str::from_utf8(&bytes[..len]).map_err(|_| Errno(libc::EUCLEAN))?;
     // It becomes an argument.
-    let fine =
-        name.starts_with("r-") && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b));
+    let fine = (name.starts_with("r-") || name.starts_with("s-"))
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-.".contains(&b));
     if fine { Ok(name.to_owned()) } else { Err(Errno(libc::EUCLEAN)) }
 }
 
@@ -122,6 +129,8 @@ pub(crate) struct Volume {
     pub(crate) zeroes: bool,
     /// A full pool refuses at once, and does not wait for a minute first.
     pub(crate) refuses: bool,
+    /// Nobody activates it but who asks for just that: an image's.
+    pub(crate) skipped: bool,
 }
 
 impl Volume {
@@ -132,7 +141,7 @@ impl Volume {
 }
 
 const COLUMNS: &str = "lv_name,lv_uuid,vg_uuid,lv_size,lv_tags,lv_kernel_major,lv_kernel_minor,lv_active,lv_suspended,\
-                       chunk_size,zero,lv_when_full";
+                       chunk_size,zero,lv_when_full,lv_skip_activation";
 
 fn parse_volumes(json: &str) -> Option<Vec<Volume>> {
     let value: serde_json::Value = serde_json::from_str(json).ok()?;
@@ -153,6 +162,7 @@ fn parse_volumes(json: &str) -> Option<Vec<Volume>> {
                 chunk: text("chunk_size")?.parse().ok()?,
                 zeroes: text("zero")? == "zero",
                 refuses: text("lv_when_full")? == "error",
+                skipped: !text("lv_skip_activation")?.is_empty(),
             })
         })
         .collect()
@@ -181,6 +191,14 @@ fn parse_space(status: &str, chunk: u64) -> Result<(u64, u64), Errno> {
     }
 }
 
+/// What two blocks of metadata are worth in data, where both are full at the same moment.
+fn parse_metadata_cost(status: &str, chunk: u64) -> u64 {
+    let mut words = status.split_whitespace().skip_while(|word| *word != "thin-pool").skip(2);
+    let mut total = || words.next()?.split_once('/')?.1.parse::<u64>().ok().filter(|total| *total > 0);
+    let (Some(meta), Some(data)) = (total(), total()) else { return 0 };
+    (2 * data).saturating_mul(chunk) / meta
+}
+
 /// What a thin volume takes, from its status line.
 fn parse_used(status: &str) -> Option<u64> {
     let mut words = status.split_whitespace().skip_while(|word| *word != "thin");
@@ -195,6 +213,8 @@ struct Left {
     unsettled: bool,
     /// A command was killed: what it had suspended still is.
     killed: bool,
+    /// Volumes that directories name durably by now: their tags go when there is time.
+    named: Vec<String>,
 }
 
 /// See the module.
@@ -203,8 +223,13 @@ pub(crate) struct ThinStore {
     vg: String,
     chunk: u64,
     files: Files,
+    root: Fd,
     replicas: Fd,
     trash: Fd,
+    /// Images that were read.
+    open: Mutex<BTreeMap<(ReplicaKey, SnapId), images::Shelf>>,
+    /// Of data, what two blocks of metadata are worth.
+    metadata_cost: AtomicU64,
     /// Bytes that each volume took at the last look.
     used: Mutex<BTreeMap<String, u64>>,
     /// Held while a command changes the VG.
@@ -223,6 +248,7 @@ impl ThinStore {
         system: Box<dyn System>,
         vg: &str,
         files: &Files,
+        root: &Fd,
         replicas: &Fd,
         trash: &Fd,
     ) -> Result<ThinStore, Unfit> {
@@ -231,6 +257,9 @@ impl ThinStore {
             vg: vg.to_owned(),
             chunk: 0,
             files: files.clone(),
+            root: root.clone(),
+            open: Mutex::default(),
+            metadata_cost: AtomicU64::new(0),
             replicas: replicas.clone(),
             trash: trash.clone(),
             used: Mutex::default(),
@@ -254,7 +283,7 @@ impl ThinStore {
         store.recover()?;
         store.settle()?;
         // By now nothing is half made, which could not be activated.
-        if store.volumes()?.iter().any(|v| v.number.is_none() && !v.is_hidden()) {
+        if store.volumes()?.iter().any(|v| v.number.is_none() && !v.is_hidden() && !v.skipped) {
             store.lvm("vgchange", &["--activate", "y", vg])?;
         }
         Ok(store)
@@ -329,6 +358,17 @@ impl ThinStore {
         if left.unsettled {
             self.settle()?;
             left.unsettled = false;
+            left.named.clear();
+        }
+        Ok(())
+    }
+
+    /// Tags of what directories name durably go.
+    fn untag(&self, left: &mut Left) -> Result<(), Errno> {
+        while let Some(name) = left.named.last() {
+            let path = self.path(name);
+            self.change(left, "lvchange", &["--deltag", CREATE, &path])?;
+            left.named.pop();
         }
         Ok(())
     }
@@ -346,11 +386,18 @@ impl ThinStore {
                     // Half removed.
                     Err(Errno(libc::ENOENT)) => {}
                     volume => {
-                        named.insert(volume?, if alive { Where::Living } else { Where::Trash(name) });
+                        let place = match (alive, name.ends_with(".tmp")) {
+                            (true, true) => Where::Making(format!("replicas/{name}")),
+                            (true, false) => Where::Living,
+                            (false, _) => Where::Going(name),
+                        };
+                        named.insert(volume?, place);
                     }
                 }
             }
         }
+        let images = self.named_by_images()?;
+        named.extend(images.into_iter().map(|(volume, entry)| (volume, Where::Going(entry))));
         Ok(named)
     }
 
@@ -369,7 +416,10 @@ impl ThinStore {
                 match (place, entry) {
                     (None, None) => {}
                     (None, Some(entry)) => self.remove_entry(entry)?,
-                    (Some(Where::Trash(name)), Some(entry)) if name == entry => self.remove_entry(entry)?,
+                    (Some(Where::Going(name) | Where::Making(name)), Some(entry)) if name == entry => {
+                        self.remove_entry(entry)?;
+                    }
+                    (Some(Where::Making(_)), None) => continue,
                     (Some(_), _) => {
                         self.lvm("lvchange", &["--deltag", tag, &path])?;
                         continue;
@@ -383,6 +433,9 @@ impl ThinStore {
     }
 
     fn remove_entry(&self, entry: &str) -> Result<(), Errno> {
+        if self.remove_image_entry(entry)? {
+            return Ok(());
+        }
         match pool_dir::empty_trash(&self.files, &self.trash, entry) {
             Err(Errno(libc::ENOENT)) => Ok(()),
             removed => removed,
@@ -460,7 +513,7 @@ impl Store for ThinStore {
         }
         let mut left = self.lock();
         self.tidy(&mut left)?;
-        let name = fresh_name(key);
+        let name = fresh_name("r-", key);
         let size = format!("{}b", ThinStore::needed(0));
         let thin = ["--type", "thin", "--thinpool", DATA, "--virtualsize", &size];
         let args = [
@@ -581,9 +634,86 @@ impl Store for ThinStore {
             left.unsettled = true;
             return Err(errno);
         }
+        left.named.retain(|named| *named != volume.name);
         // The tag will see to it otherwise.
         let _ = self.change(&mut left, "lvremove", &["--yes", &path]);
         Ok(())
+    }
+
+    fn ability(&self, _of_files: Ability) -> Ability {
+        Ability::Thin
+    }
+
+    fn metadata_cost(&self) -> u64 {
+        self.metadata_cost.load(Ordering::Relaxed)
+    }
+
+    fn make_image(
+        &self,
+        files: &Files,
+        root: &Fd,
+        of: (ReplicaKey, SnapId),
+        slot_bytes: u64,
+    ) -> Result<(), Errno> {
+        ThinStore::make_image(self, files, root, of, slot_bytes)
+    }
+
+    fn take_image(
+        &self,
+        files: &Files,
+        root: &Fd,
+        home: &Home,
+        of: (ReplicaKey, SnapId),
+        segments: &BTreeSet<u32>,
+    ) -> Result<(), Errno> {
+        ThinStore::take_image(self, files, root, home, of, segments)
+    }
+
+    fn image_segment(
+        &self,
+        root: &Fd,
+        key: ReplicaKey,
+        [image, _]: [Option<SnapId>; 2],
+        number: u32,
+        look: &mut dyn FnMut(&ImageSegment),
+    ) -> Result<bool, Errno> {
+        match image {
+            Some(image) => ThinStore::image_segment(self, root, (key, image), number, look),
+            None => Ok(false),
+        }
+    }
+
+    fn drop_image(&self, files: &Files, root: &Fd, of: (ReplicaKey, SnapId)) -> Result<(), Errno> {
+        ThinStore::drop_image(self, files, root, of)
+    }
+
+    fn begin_clone(
+        &self,
+        files: &Files,
+        dirs: (&Fd, &Fd),
+        of: (ReplicaKey, SnapId, ReplicaKey),
+        meta_bytes: u64,
+    ) -> Result<(), Errno> {
+        ThinStore::begin_clone(self, files, dirs, of, meta_bytes)
+    }
+
+    fn clones_begin_whole(&self) -> bool {
+        true
+    }
+
+    fn publish_clone(
+        &self,
+        files: &Files,
+        replicas: &Fd,
+        to: ReplicaKey,
+        checkpoint: &[u8],
+    ) -> Result<(), Errno> {
+        clones::publish(files, replicas, to, checkpoint)?;
+        self.clone_published(replicas, to)
+    }
+
+    fn abandon_clone(&self, files: &Files, replicas: &Fd, to: ReplicaKey) -> Result<(), Errno> {
+        ThinStore::abandon_clone(self, files, replicas, to)
     }
 
     fn used(&self, home: &Home, _files: Option<u64>) -> Option<u64> {
@@ -594,7 +724,7 @@ impl Store for ThinStore {
     fn space(&self, _free: u64, _total: u64) -> Result<(u64, u64), Errno> {
         if let Ok(mut left) = self.left.try_lock() {
             // Comes again with the next look.
-            let _ = self.tidy(&mut left);
+            let _ = self.tidy(&mut left).and_then(|()| self.untag(&mut left));
         }
         let vg = self.vg.replace('-', "--");
         let status = self.system.status()?;
@@ -606,6 +736,7 @@ impl Store for ThinStore {
             if device.strip_suffix("-tpool") == Some(&pool) || device == pool && words.contains(" thin-pool ")
             {
                 space = parse_space(words, self.chunk);
+                self.metadata_cost.store(parse_metadata_cost(words, self.chunk), Ordering::Relaxed);
             } else if let Some(name) = device.strip_prefix(&format!("{vg}-")) {
                 used.extend(parse_used(words).map(|bytes| (name.replace("--", "-"), bytes)));
             }
@@ -616,9 +747,13 @@ impl Store for ThinStore {
 }
 
 /// Who has a volume.
+#[derive(Debug)]
 enum Where {
     Living,
-    Trash(String),
+    /// A replica in the making.
+    Making(String),
+    /// What a tag may say is to be removed: an entry of the trash, an image.
+    Going(String),
 }
 
 fn is_busy(tag: &str) -> bool {
@@ -626,11 +761,11 @@ fn is_busy(tag: &str) -> bool {
 }
 
 /// A name that no volume had before.
-fn fresh_name(key: ReplicaKey) -> String {
+fn fresh_name(prefix: &str, key: ReplicaKey) -> String {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let now = std::time::UNIX_EPOCH.elapsed().map_or(0, |age| age.as_micros());
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    format!("r-{}.{}-{now:x}.{count:x}", key.volume, key.rid.0)
+    format!("{prefix}{}.{}-{now:x}.{count:x}", key.volume, key.rid.0)
 }
 
 fn is_zero(file: &Fd, offset: u64, len: u64) -> Result<bool, Errno> {

@@ -193,6 +193,8 @@ pub enum Mutation {
     PrepareBeforeCut,
     /// R28: the head changes while an image is at the log.
     WriteWhilePreparing,
+    /// R28: the log has an image before the pool has taken its snapshot of the head.
+    LoggedBeforeTaken,
     /// R28: an image is logged as one that goes while a segment is handed down to it.
     HeirDeleted,
     /// R28: more is put into an image that is to go as soon as what is on its way there has ended.
@@ -267,7 +269,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every mutation with the name that `--mutation` takes, in the order of the rules.
-    pub const ALL: [(Mutation, &'static str); 125] = [
+    pub const ALL: [(Mutation, &'static str); 126] = [
         (Mutation::NoFence, "r1-no-fence"),
         (Mutation::AnyPromiser, "r1-any-promiser"),
         (Mutation::AttachUnbound, "r1-attach-unbound"),
@@ -364,6 +366,7 @@ impl Mutation {
         (Mutation::AttemptForgotten, "r28-attempt-forgotten"),
         (Mutation::PrepareBeforeCut, "r28-prepare-before-cut"),
         (Mutation::WriteWhilePreparing, "r28-write-while-preparing"),
+        (Mutation::LoggedBeforeTaken, "r28-logged-before-taken"),
         (Mutation::HeirDeleted, "r28-heir-deleted"),
         (Mutation::PreserveIntoDoomed, "r28-preserve-into-doomed"),
         (Mutation::LookOnce, "r28-look-once"),

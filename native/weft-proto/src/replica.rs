@@ -26,6 +26,7 @@ use alloc::vec::Vec;
 
 use crate::durable::Durable;
 use crate::ids::{Epoch, Generation, HostId, Instant, Ordinal, PoolId, PoolInc, Rid, SessionId, VolumeId};
+use crate::images::ImageForm;
 use crate::log::{LogRecord, ReplicaKey};
 use crate::message::{
     Answer, Ask, Attach, Extent, Hole, MAX_DATA, Refusal, ReplicaView, Request, Response, Watermark,
@@ -239,6 +240,8 @@ pub struct ReplicaConfig {
     pub lossy: bool,
     /// Acknowledge from the cache (`cached` mode) instead of stable media.
     pub cached: bool,
+    /// How its pool takes images.
+    pub takes: ImageForm,
     /// A broken rule, for the simulator.
     pub broken: Broken,
 }
@@ -1268,7 +1271,9 @@ mod tests {
 
     fn empty() -> Replica<HeapPayload> {
         let (pool, pool_inc, broken) = (PoolId(1), PoolInc(1), Broken::default());
-        let config = ReplicaConfig { pool, pool_inc, watermark: MARK, lossy: false, cached: false, broken };
+        let takes = ImageForm::Chained;
+        let config =
+            ReplicaConfig { pool, pool_inc, watermark: MARK, lossy: false, cached: false, takes, broken };
         Replica::new(config, Durable::new(VolumeId(1), Rid(0), 1 << 20, 20))
     }
 

@@ -5,6 +5,7 @@
 
 use weft_proto::durable::Durable;
 use weft_proto::ids::{HostId, Instant, Ordinal, PoolId, PoolInc, SessionId, SnapId};
+use weft_proto::images::ImageForm;
 use weft_proto::message::{
     Answer, Ask, Attach, CHANGED_GRAIN, CHANGED_MAX, Refusal, Request, Response, Watermark,
 };
@@ -21,7 +22,9 @@ pub fn changed(
     mut disk: impl FnMut(&Action<HeapPayload>) -> Result<DiskDone<HeapPayload>, DiskError>,
 ) -> Result<Vec<bool>, Refusal> {
     let (pool, now, watermark) = (PoolId(1), Instant(1), Watermark::default());
-    let config = ReplicaConfig { pool, pool_inc: PoolInc(1), watermark, lossy: false, cached: false, broken };
+    let takes = ImageForm::Chained;
+    let config =
+        ReplicaConfig { pool, pool_inc: PoolInc(1), watermark, lossy: false, cached: false, takes, broken };
     let (volume, rid) = (durable.volume, durable.rid);
     let mut replica: Replica<HeapPayload> = Replica::new(config, durable.clone());
     let mut ask = |tag: u32, ask: Ask<HeapPayload>| {

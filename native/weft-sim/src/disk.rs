@@ -144,6 +144,12 @@ impl Disk {
     pub fn run_image(&mut self, op: &ImageOp<HeapPayload>) -> Result<DiskDone<HeapPayload>, DiskError> {
         match op {
             ImageOp::Make { image, .. } => self.images.make(*image),
+            ImageOp::Take { image } => {
+                let head = self.cache.iter().map(|(block, value)| (*block, *value));
+                if !self.images.take(*image, head, ABSENT) {
+                    return Err(DiskError::Io);
+                }
+            }
             ImageOp::Preserve { image, offset, len } => {
                 let cache = &self.cache;
                 let head = |block: u64| cache.get(&block).copied().unwrap_or(ABSENT);

@@ -1,7 +1,7 @@
 //! The files of a replica's images in a simulated pool (weft-io's `images`): what preserves have put there, block by block.
 //!
 //! Must always hold: what is put there is durable when it is answered; whoever looks where nothing was put is told that
-//! the image is damaged, and gets nothing.
+//! the image is damaged, and gets nothing. A whole image has everything.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -15,23 +15,35 @@ const SEGMENT: u64 = (1 << SEGMENT_SHIFT) / BLOCK;
 
 /// See the module.
 #[derive(Clone, Debug)]
-pub struct ImageFiles<C>(BTreeMap<SnapId, BTreeMap<u64, C>>);
+pub struct ImageFiles<C> {
+    files: BTreeMap<SnapId, BTreeMap<u64, C>>,
+    /// What whole images have where nothing was ever written.
+    rest: BTreeMap<SnapId, C>,
+}
 
 impl<C> Default for ImageFiles<C> {
     fn default() -> Self {
-        ImageFiles(BTreeMap::new())
+        ImageFiles { files: BTreeMap::new(), rest: BTreeMap::new() }
     }
 }
 
 impl<C: Clone> ImageFiles<C> {
     /// Makes an image's directory, if it is not there.
     pub fn make(&mut self, image: SnapId) {
-        self.0.entry(image).or_default();
+        self.files.entry(image).or_default();
+    }
+
+    /// Makes it whole: these blocks, and `rest` in all others. False if there is no such image.
+    pub fn take(&mut self, image: SnapId, head: impl Iterator<Item = (u64, C)>, rest: C) -> bool {
+        let Some(file) = self.files.get_mut(&image) else { return false };
+        *file = head.collect();
+        self.rest.insert(image, rest);
+        true
     }
 
     /// Puts blocks into it; false if there is no such image.
     pub fn preserve(&mut self, image: SnapId, blocks: Range<u64>, head: impl Fn(u64) -> C) -> bool {
-        let Some(file) = self.0.get_mut(&image) else { return false };
+        let Some(file) = self.files.get_mut(&image) else { return false };
         file.extend(blocks.map(|block| (block, head(block))));
         true
     }
@@ -39,7 +51,10 @@ impl<C: Clone> ImageFiles<C> {
     /// What it has in a block, or already its heir.
     #[must_use]
     pub fn look(&self, image: SnapId, heir: Option<SnapId>, block: u64) -> Option<C> {
-        let of = |image: SnapId| self.0.get(&image).and_then(|file| file.get(&block)).cloned();
+        let of = |image: SnapId| {
+            let file = self.files.get(&image)?;
+            file.get(&block).or_else(|| self.rest.get(&image)).cloned()
+        };
         of(image).or_else(|| heir.and_then(of))
     }
 
@@ -47,22 +62,22 @@ impl<C: Clone> ImageFiles<C> {
     pub fn hand_down(&mut self, image: SnapId, heir: SnapId, segment: u32, blocks: &[Range<u32>]) {
         let first = u64::from(segment) * SEGMENT;
         if blocks.is_empty() {
-            let mut whole = self.0.get_mut(&image).map(|file| file.split_off(&first)).unwrap_or_default();
+            let mut whole = self.files.get_mut(&image).map(|file| file.split_off(&first)).unwrap_or_default();
             let rest = whole.split_off(&(first + SEGMENT));
-            if let Some(file) = self.0.get_mut(&image) {
+            if let Some(file) = self.files.get_mut(&image) {
                 file.extend(rest);
             }
             if whole.is_empty() {
                 // Repeated: the file has changed its image already.
                 return;
             }
-            let file = self.0.entry(heir).or_default();
+            let file = self.files.entry(heir).or_default();
             file.retain(|block, _| !(first..first + SEGMENT).contains(block));
             file.extend(whole);
             return;
         }
-        let from = self.0.get(&image).cloned().unwrap_or_default();
-        let file = self.0.entry(heir).or_default();
+        let from = self.files.get(&image).cloned().unwrap_or_default();
+        let file = self.files.entry(heir).or_default();
         for range in blocks {
             let range = first + u64::from(range.start)..first + u64::from(range.end);
             file.extend(from.range(range).map(|(block, content)| (*block, content.clone())));
@@ -71,11 +86,12 @@ impl<C: Clone> ImageFiles<C> {
 
     /// Removes an image's files.
     pub fn remove(&mut self, image: SnapId) {
-        self.0.remove(&image);
+        self.files.remove(&image);
+        self.rest.remove(&image);
     }
 
     /// Which there are.
     pub fn iter(&self) -> impl Iterator<Item = SnapId> + '_ {
-        self.0.keys().copied()
+        self.files.keys().copied()
     }
 }

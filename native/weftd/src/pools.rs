@@ -1121,7 +1121,7 @@ impl Pool {
             bit_rot_left: Decimal(rot.1),
             no_snapshots: match self.file.as_ref().map(|file| file.probe().ability) {
                 Some(Ability::None(why)) => Some(why.to_string()),
-                Some(Ability::Reflink) | None => None,
+                Some(Ability::Reflink | Ability::Thin) | None => None,
             },
         }
     }

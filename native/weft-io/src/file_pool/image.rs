@@ -1,7 +1,5 @@
 //! Looking at an image: what [`PoolOp::Image`](super::PoolOp::Image) does on a thread of its own.
 
-use std::os::unix::fs::FileExt;
-
 use weft_proto::ids::SnapId;
 use weft_proto::log::ReplicaKey;
 use weft_proto::payload::{BLOCK, Payload};
@@ -11,13 +9,15 @@ use super::job::{Found, Work, conclude, join_extents, join_kinds};
 use super::op::PoolError;
 use super::{BLOCK_LEN, at, segment_of, whole_blocks};
 use crate::buffer::IoBuf;
-use crate::driver::{Errno, Fd};
-use crate::images;
+use crate::driver::Fd;
+use crate::images::ImageSegment;
 use crate::segment::Piece;
 use crate::sidecar::{Entry, SEGMENT_BLOCKS, Sidecar};
+use crate::store::Store;
 
 /// Reads, tells kinds of or hashes blocks that one of these images has.
 pub(super) fn look(
+    store: &dyn Store,
     root: &Fd,
     key: ReplicaKey,
     of: [Option<SnapId>; 2],
@@ -39,7 +39,9 @@ pub(super) fn look(
         let stop = end.min(at(segment, SEGMENT_BLOCKS)).min(block + 256);
         let within = |block: u64| u32::try_from(block - at(segment, 0)).expect("within a segment");
         let piece = Piece { job: 0, segment, lo: within(block), hi: within(stop), exclusive: false };
-        found.push(look_at(root, key, of, &work, piece)?);
+        let mut outcome = Err(PoolError::ImageDamaged { offset: block * BLOCK });
+        store.image_segment(root, key, of, segment, &mut |there| outcome = look_at(there, &work, piece))?;
+        found.push(outcome?);
         block = stop;
     }
     Ok(match work {
@@ -52,19 +54,11 @@ pub(super) fn look(
     })
 }
 
-fn look_at(
-    root: &Fd,
-    key: ReplicaKey,
-    of: [Option<SnapId>; 2],
-    work: &Work,
-    piece: Piece,
-) -> Result<Found, PoolError> {
+fn look_at(there: &ImageSegment, work: &Work, piece: Piece) -> Result<Found, PoolError> {
     let place = |block: u32| at(piece.segment, block) * BLOCK;
-    let file = images::find(root, key, of.into_iter().flatten(), piece.segment)?
-        .ok_or(PoolError::ImageDamaged { offset: place(piece.lo) })?;
     let mut sidecar = Sidecar::default();
     let mut span: Option<(u32, u32)> = None;
-    for (block, entry) in (piece.lo..).zip(images::entries(&file, piece.lo..piece.hi)?) {
+    for (block, entry) in (piece.lo..).zip(there.entries(piece.lo..piece.hi)?) {
         let entry = entry.ok_or(PoolError::ImageDamaged { offset: place(block) })?;
         sidecar.set(block, entry);
         match entry {
@@ -79,7 +73,7 @@ fn look_at(
         return conclude(work, piece, None, &sidecar);
     };
     let mut buf = IoBuf::zeroed((hi - lo) as usize * BLOCK_LEN);
-    file.read_exact_at(buf.bytes_mut(), u64::from(lo) * BLOCK).map_err(Errno::from)?;
+    there.read(&mut buf, lo)?;
     for (block, bytes) in (lo..).zip(buf.bytes().chunks_exact(BLOCK_LEN)) {
         if let Entry::Data(crc) = sidecar.get(block)
             && crc32c::crc32c(bytes) != crc

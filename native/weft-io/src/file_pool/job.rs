@@ -65,6 +65,13 @@ pub(super) enum Work {
         segments: BTreeSet<u32>,
         asked: bool,
     },
+    /// Sidecars are made right first: then room is made for an image, or it is taken.
+    Image {
+        image: SnapId,
+        /// Of each of its two files; none: it is taken.
+        slot_bytes: Option<u64>,
+        step: Step,
+    },
     /// One piece. What of it is in doubt is looked at up to `looks` blocks at a time.
     CloneOut {
         to: ReplicaKey,
@@ -73,7 +80,20 @@ pub(super) enum Work {
     },
 }
 
+/// How far a [`Work::Image`] is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    Looking,
+    Writing,
+    Calling,
+}
+
 impl Work {
+    /// What is in doubt and can't be read is entered as that.
+    pub(super) fn settles(&self) -> bool {
+        matches!(self, Work::Seal { .. } | Work::Image { .. })
+    }
+
     /// Largest piece in blocks, and how many at a time.
     pub(super) fn pieces(&self) -> (u32, usize) {
         match self {
@@ -86,6 +106,7 @@ impl Work {
             | Work::Seal { .. }
             | Work::Flush { .. }
             | Work::Close { .. }
+            | Work::Image { .. }
             | Work::Preserve { .. } => (256, 4),
         }
     }

@@ -153,7 +153,8 @@ pub enum PoolOp {
         /// [`TrashEntry::name`].
         name: String,
     },
-    /// Makes an image, which has nothing yet, durably: its directory with two files of `slot_bytes` for what the caller
+    /// Makes an image, which has nothing yet, durably; of an open replica where the pool takes snapshots itself, everything is
+    /// done that would take time in [`PoolOp::TakeSnapshot`]: its directory with two files of `slot_bytes` for what the caller
     /// keeps of it. Answered with `Done`, [`PoolError::Exists`] or [`PoolError::NoSnapshots`].
     TakeImage {
         /// Of which replica; it need not be open.
@@ -162,6 +163,16 @@ pub enum PoolOp {
         image: SnapId,
         /// Length of each of the two files, a multiple of 4096.
         slot_bytes: u64,
+    },
+    /// Takes the pool's own snapshot of a replica for an image that was made, durably, where the pool can
+    /// ([`Ability::Thin`](crate::reflink::Ability::Thin)): it has everything then. What is in doubt is looked at and sidecars are
+    /// written back first; nothing may change the replica meanwhile. Answered with `Disk(Done)`; after an error something may be
+    /// there, until [`PoolOp::DropImage`].
+    TakeSnapshot {
+        /// Of which replica; open.
+        replica: ReplicaKey,
+        /// For which image.
+        image: SnapId,
     },
     /// Answered with `Images`: all there are, also of replicas in the trash. What their making left is removed.
     ListImages,
@@ -239,6 +250,8 @@ pub enum PoolOp {
     BeginClone {
         /// Whose blocks it is to share; it need not be open.
         from: ReplicaKey,
+        /// What of it: the image.
+        image: SnapId,
         /// Which.
         to: ReplicaKey,
         /// Length of each checkpoint file, a multiple of 4096.

@@ -27,6 +27,7 @@ mod images;
 mod killed;
 mod room;
 mod thin;
+mod thin_images;
 
 const SEGMENT: u64 = SEGMENT_BYTES;
 const KEY: ReplicaKey = ReplicaKey { volume: VolumeId(0x1234_5678), rid: Rid(1) };

@@ -55,6 +55,40 @@ impl Played {
         played
     }
 
+    /// So many blocks of metadata and chunks of data are taken.
+    pub(crate) fn fills(&self, metadata: u64, data: u64) {
+        self.world().status = format!(
+            "0 2097152 thin-pool 1 {metadata}/1000 {data}/16384 - rw no_discard_passdown error_if_no_space - 256"
+        );
+    }
+
+    /// From now on the command after so many fails, whatever it is.
+    pub(crate) fn fails(&self, after: usize) {
+        let mut world = self.world();
+        world.fate = Some((world.log.len() + after, Fate::Fails));
+    }
+
+    /// Those that are active.
+    pub(crate) fn active(&self) -> Vec<String> {
+        let world = self.world();
+        world
+            .volumes
+            .values()
+            .filter(|v| v.number.is_some() && v.name != DATA)
+            .map(|v| v.name.clone())
+            .collect()
+    }
+
+    /// As after a boot.
+    pub(crate) fn boots(&self) {
+        self.world().volumes.values_mut().for_each(|volume| volume.number = None);
+    }
+
+    /// Tags that are left.
+    pub(crate) fn tags(&self) -> usize {
+        self.world().volumes.values().map(|volume| volume.tags.len()).sum()
+    }
+
     fn world(&self) -> MutexGuard<'_, World> {
         self.world.lock().expect("nobody panicked")
     }
@@ -72,6 +106,7 @@ impl Played {
             chunk: 0,
             zeroes: true,
             refuses: true,
+            skipped: false,
         }
     }
 
@@ -85,7 +120,7 @@ impl Played {
     }
 
     pub(crate) fn start(&self, pool: &PoolDir) -> Result<ThinStore, Unfit> {
-        ThinStore::start(Box::new(self.clone()), VG, &pool.files, &pool.replicas, &pool.trash)
+        ThinStore::start(Box::new(self.clone()), VG, &pool.files, &pool.root, &pool.replicas, &pool.trash)
     }
 
     /// Names of replicas' volumes.
@@ -110,6 +145,26 @@ impl Played {
             panic!("{verb} while volumes are suspended: it would hang");
         }
         match verb {
+            "lvcreate" if args.contains(&"--snapshot") => {
+                let origin = world.volumes.get(name).ok_or_else(|| refused("no such volume"))?.clone();
+                let (copy, skip) = (option("--name").expect("a name"), option("--setactivationskip"));
+                if world.volumes.contains_key(copy) {
+                    return Err(refused("it is there already"));
+                }
+                let mut volume = self.made(copy, origin.size, &[option("--addtag").expect("a tag")]);
+                volume.skipped = skip == Some("y");
+                volume.number = volume.number.filter(|_| !volume.skipped);
+                // Holes stay holes: what was copied is what counts as shared.
+                let status = std::process::Command::new("cp")
+                    .args([
+                        "--sparse=always".as_ref(),
+                        self.path(name).as_os_str(),
+                        self.path(copy).as_os_str(),
+                    ])
+                    .status();
+                assert!(status.expect("cp").success());
+                world.volumes.insert(copy.to_owned(), volume);
+            }
             "lvcreate" => {
                 let name = option("--name").expect("a name");
                 assert_eq!((last, option("--thinpool"), option("--type")), (VG, Some(DATA), Some("thin")));
@@ -124,7 +179,7 @@ impl Played {
             }
             "vgchange" => {
                 assert_eq!(args, ["--activate", "y", VG]);
-                for volume in world.volumes.values_mut() {
+                for volume in world.volumes.values_mut().filter(|volume| !volume.skipped) {
                     volume.number = Some((254, 0));
                 }
             }
@@ -147,7 +202,9 @@ impl Played {
                 }
                 volume.suspended &= !refreshes;
                 volume.refuses |= option("--errorwhenfull") == Some("y");
-                volume.number = option("--activate").map(|_| (254, 0)).or(volume.number);
+                let activates = option("--activate").is_some();
+                assert!(!activates || !volume.skipped || args.contains(&"--ignoreactivationskip"), "{name}");
+                volume.number = activates.then_some((254, 0)).or(volume.number);
             }
             other => panic!("lvm {other}"),
         }
@@ -203,7 +260,7 @@ fn json_of<'a>(volumes: impl Iterator<Item = &'a Volume>) -> String {
             let (vg, lv) = v.uuid.split_at(32);
             let (major, minor) = v.number.map_or((-1, -1), |(a, b)| (i64::from(a), i64::from(b)));
             format!(
-                r#"{{"lv_name":"{}", "lv_uuid":"{lv}", "vg_uuid":"{vg}", "lv_size":"{}", "lv_tags":"{}", "lv_kernel_major":"{major}", "lv_kernel_minor":"{minor}", "lv_active":"{}", "lv_suspended":"{}", "chunk_size":"{}", "zero":"{}", "lv_when_full":"{}"}}"#,
+                r#"{{"lv_name":"{}", "lv_uuid":"{lv}", "vg_uuid":"{vg}", "lv_size":"{}", "lv_tags":"{}", "lv_kernel_major":"{major}", "lv_kernel_minor":"{minor}", "lv_active":"{}", "lv_suspended":"{}", "chunk_size":"{}", "zero":"{}", "lv_when_full":"{}", "lv_skip_activation":"{}"}}"#,
                 v.name,
                 v.size,
                 v.tags.join(","),
@@ -212,6 +269,7 @@ fn json_of<'a>(volumes: impl Iterator<Item = &'a Volume>) -> String {
                 v.chunk,
                 if v.zeroes { "zero" } else { "" },
                 if v.refuses { "error" } else { "queue" },
+                if v.skipped { "skip activation" } else { "" },
             )
         })
         .collect();
@@ -226,7 +284,13 @@ fn pool(dir: &TempDir) -> PoolDir {
 }
 
 /// What happens to a replica, each step as often as it takes.
-const STEPS: usize = 6;
+const STEPS: usize = 10;
+const IMAGE: SnapId = SnapId(0x51);
+const CLONE: ReplicaKey = ReplicaKey { volume: VolumeId(0x88), rid: Rid(0) };
+
+fn open(store: &ThinStore, pool: &PoolDir) -> Result<Home, Errno> {
+    store.open(&pool.files, &pool.replicas, KEY, 2 * SEGMENT_BYTES, &|_| true).map(|(home, _)| home)
+}
 
 fn step(number: usize, store: &ThinStore, pool: &PoolDir) -> Result<(), Errno> {
     let (files, replicas, trash) = (&pool.files, &pool.replicas, &pool.trash);
@@ -234,12 +298,26 @@ fn step(number: usize, store: &ThinStore, pool: &PoolDir) -> Result<(), Errno> {
     match number {
         0 => store.create(files, replicas, KEY, 4096, None),
         // Two segments: it has to be extended.
-        1 => store
-            .open(files, replicas, KEY, 2 * SEGMENT_BYTES, &|_| true)
-            .and_then(|(home, _)| store.extend(&home, 5 * SEGMENT_BYTES)),
-        2 => pool_dir::trash_replica(files, replicas, trash, KEY, 7),
-        3 => pool_dir::restore_replica(files, replicas, trash, &name),
-        4 => pool_dir::trash_replica(files, replicas, trash, KEY, 7),
+        1 => open(store, pool).and_then(|home| store.extend(&home, 5 * SEGMENT_BYTES)),
+        // Another attempt begins with nothing.
+        2 => Store::drop_image(store, files, &pool.root, (KEY, IMAGE))
+            .and_then(|()| Store::make_image(store, files, &pool.root, (KEY, IMAGE), 4096))
+            .and_then(|()| {
+                let home = open(store, pool)?;
+                Store::take_image(store, files, &pool.root, &home, (KEY, IMAGE), &[1].into())
+            }),
+        3 => Store::begin_clone(store, files, (&pool.root, replicas), (KEY, IMAGE, CLONE), 4096)
+            .and_then(|()| Store::publish_clone(store, files, replicas, CLONE, &[7])),
+        4 => Store::drop_image(store, files, &pool.root, (KEY, IMAGE)),
+        5 => match pool_dir::trash_replica(files, replicas, trash, CLONE, 8) {
+            Ok(()) | Err(Errno(libc::ENOENT)) => {
+                store.empty_trash(files, trash, &format!("{}.8", replica_name(CLONE)))
+            }
+            failed => failed,
+        },
+        6 => pool_dir::trash_replica(files, replicas, trash, KEY, 7),
+        7 => pool_dir::restore_replica(files, replicas, trash, &name),
+        8 => pool_dir::trash_replica(files, replicas, trash, KEY, 7),
         _ => store.empty_trash(files, trash, &name),
     }
 }
@@ -254,6 +332,12 @@ fn assert_settled(played: &Played, pool: &PoolDir, what: &str) {
             named.push(read_name(&dir).expect("named"));
         }
     }
+    let store = played.start(pool).expect("starts");
+    let images = store.named_by_images().expect("listed");
+    // Room for one that was not taken has the name alone.
+    let taken =
+        images.into_iter().map(|(volume, _)| volume).filter(|volume| played.volumes().contains(volume));
+    named.extend(taken);
     named.sort();
     assert_eq!(played.volumes(), named, "{what}");
     for volume in played.world().volumes.values() {
@@ -293,8 +377,8 @@ fn whatever_command_fails_the_next_start_settles_it_and_life_goes_on() {
                     result = step(number, &store, &pool);
                 }
                 // Done before it said that it failed.
-                let done =
-                    matches!(result, Err(Errno(libc::EEXIST | libc::ENOENT))) && matches!(number, 0 | 5);
+                let done = matches!(result, Err(Errno(libc::EEXIST | libc::ENOENT)))
+                    && matches!(number, 0 | 3 | 5 | 9);
                 assert!(result.is_ok() || done, "{what}: step {number} {result:?}");
             }
             if !restarts {
@@ -308,7 +392,8 @@ fn whatever_command_fails_the_next_start_settles_it_and_life_goes_on() {
             }
         }
     }
-    assert_eq!(commands, 6, "create, its tag, two extensions, a tag, remove");
+    // Create, its tag, two extensions; a snapshot; another one, which is a clone; each of the three has a tag, and goes.
+    assert_eq!(commands, 12);
 }
 
 #[test]
@@ -316,7 +401,7 @@ fn a_tag_of_the_trash_removes_nothing_that_was_restored_or_came_again() {
     let dir = TempDir::on_disk();
     let (played, pool) = (Played::new(&dir.path().join("lvm")), pool(&dir));
     let store = played.start(&pool).expect("starts");
-    for number in 0..3 {
+    for number in [0, 1, 6] {
         step(number, &store, &pool).expect("done");
     }
     let [volume] = played.volumes().try_into().expect("one");
@@ -326,7 +411,7 @@ fn a_tag_of_the_trash_removes_nothing_that_was_restored_or_came_again() {
         played.change("lvchange", &["--addtag", &format!("{REMOVE}{entry}"), &format!("{VG}/{volume}")], None)
     };
     tag().expect("tagged");
-    step(3, &store, &pool).expect("restored");
+    step(7, &store, &pool).expect("restored");
     played.start(&pool).expect("starts");
     assert_settled(&played, &pool, "restored");
     tag().expect("tagged");
@@ -388,13 +473,14 @@ fn an_unfit_vg_is_refused_and_a_pool_that_waits_when_full_is_mended() {
 #[test]
 fn what_lvm_says_is_read_with_hyphens_tags_and_numbers() {
     let said = r#"{ "report": [ { "lv": [
-        {"lv_name":"data", "lv_uuid":"xYTfbx-yIr0-argu-PMEC-Crbg-zheD-m5ahuC", "vg_uuid":"16DO44-eLUe-mh9o-xDHZ-VF1A-pX5T-3QkRYY", "lv_size":"314572800", "lv_tags":"", "lv_kernel_major":"254", "lv_kernel_minor":"3", "lv_active":"active", "lv_suspended":"", "chunk_size":"65536", "zero":"zero", "lv_when_full":"error"},
-        {"lv_name":"r-1", "lv_uuid":"5FW2Ce-tKkC-p1zG-WQil-uyEn-Ky5M-xgPWLi", "vg_uuid":"16DO44-eLUe-mh9o-xDHZ-VF1A-pX5T-3QkRYY", "lv_size":"209715200", "lv_tags":"a,weft.busy=create", "lv_kernel_major":"-1", "lv_kernel_minor":"-1", "lv_active":"", "lv_suspended":"", "chunk_size":"0", "zero":"zero", "lv_when_full":""}
+        {"lv_name":"data", "lv_uuid":"xYTfbx-yIr0-argu-PMEC-Crbg-zheD-m5ahuC", "vg_uuid":"16DO44-eLUe-mh9o-xDHZ-VF1A-pX5T-3QkRYY", "lv_size":"314572800", "lv_tags":"", "lv_kernel_major":"254", "lv_kernel_minor":"3", "lv_active":"active", "lv_suspended":"", "chunk_size":"65536", "zero":"zero", "lv_when_full":"error", "lv_skip_activation":""},
+        {"lv_name":"r-1", "lv_uuid":"5FW2Ce-tKkC-p1zG-WQil-uyEn-Ky5M-xgPWLi", "vg_uuid":"16DO44-eLUe-mh9o-xDHZ-VF1A-pX5T-3QkRYY", "lv_size":"209715200", "lv_tags":"a,weft.busy=create", "lv_kernel_major":"-1", "lv_kernel_minor":"-1", "lv_active":"", "lv_suspended":"", "chunk_size":"0", "zero":"zero", "lv_when_full":"", "lv_skip_activation":"skip activation"}
     ] } ] }"#;
     let volumes = parse_volumes(said).expect("understood");
     assert_eq!(volumes[0].uuid, "16DO44eLUemh9oxDHZVF1ApX5T3QkRYYxYTfbxyIr0arguPMECCrbgzheDm5ahuC");
     assert_eq!((volumes[0].chunk, volumes[0].number, volumes[0].tags.len()), (65536, Some((254, 3)), 0));
-    assert_eq!((volumes[1].size, volumes[1].number), (209_715_200, None));
+    assert_eq!((volumes[1].size, volumes[1].number, volumes[1].skipped), (209_715_200, None, true));
+    assert!(!volumes[0].skipped);
     assert_eq!(volumes[1].tags, ["a", CREATE]);
     for broken in ["", "{}", r#"{"report":[{"lv":[{"lv_name":"x"}]}]}"#] {
         assert_eq!(parse_volumes(broken), None, "{broken}");

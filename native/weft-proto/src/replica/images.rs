@@ -2,7 +2,7 @@
 //! changes, lets them go, and looks at them. Which image has what is [`Images`](crate::images::Images)' matter.
 //!
 //! ```text
-//! make ──directory──▶ prepare ──every change of an older interval has ended──▶ log ──▶ answer
+//! make ──directory──▶ prepare ──every change of an older interval has ended──▶ (the pool's own snapshot) ──▶ log ──▶ answer
 //! write ──does an image need the region?──▶ preserve ──▶ log ──▶ stamp ──▶ disk
 //! look ──where is it now?──▶ disk, part by part; compare ──not at one place?──▶ look at both
 //! drop, delete ──nothing is put there any more──▶ log ──▶ answer; hand down ──▶ log … gone ──▶ log ──▶ files removed
@@ -12,6 +12,7 @@
 //! * before the head changes anywhere, the log has that the newest image that stays has what was there, if it needs it;
 //! * an image is in the log when nothing executes that changes the head, and what comes later of its interval or an older
 //!   one is refused;
+//! * where the pool takes snapshots by itself, nothing changes the head from that one on until the log has the image;
 //! * no image is taken in place of another one: room is made for an attempt first, and what an earlier one left goes before;
 //!   no attempt is taken at or below one that was seen;
 //! * nothing is put into an image that is to go, nor into a segment that changes its image as a whole;
@@ -59,6 +60,12 @@ pub enum ImageOp<P> {
         image: SnapId,
         /// Length of each of its two slots.
         slot_bytes: u64,
+    },
+    /// Take the pool's own snapshot of the head for an image that was made: what is known of each block is on the disk first,
+    /// then the snapshot is, durably. Nothing that changes the head is under way.
+    Take {
+        /// Which.
+        image: SnapId,
     },
     /// Put what the head has here into an image, durably. What overlaps it and comes later waits. `BitRot`: the image's
     /// files were taken away.
@@ -536,10 +543,15 @@ impl<P: Payload> Replica<P> {
             }
             Turn::Disk(op) => Action::Image { token, op },
         };
+        let late = matches!((&snap, &action), (Snap::Prepare { .. }, Action::Log { .. }));
         if let Some(running) = self.running.get_mut(&token) {
             running.stage = Stage::SnapActing(snap);
         }
         self.actions.push_back(action);
+        if late && self.config.broken.is(Mutation::LoggedBeforeTaken) {
+            let token = self.token();
+            self.actions.push_back(Action::Image { token, op: ImageOp::Take { image: id } });
+        }
     }
 
     /// The highest attempt at a snapshot that was seen here.
@@ -617,9 +629,12 @@ impl<P: Payload> Replica<P> {
                 if newest.is_some_and(|newest| newest > generation) {
                     return refuse(Refusal::OldGeneration);
                 }
-                let (generation, incarnation) = (*generation, *incarnation);
-                let form = ImageForm::Chained;
-                Turn::Log(*attempt, ImageChange::Prepared { generation, epoch, incarnation, form })
+                if self.config.takes == ImageForm::Chained
+                    || self.config.broken.is(Mutation::LoggedBeforeTaken)
+                {
+                    return Turn::Log(*attempt, self.prepared(*generation, epoch, *incarnation));
+                }
+                Turn::Disk(ImageOp::Take { image: id })
             }
             Snap::Ready { attempt, note, .. } => match image {
                 _ if note.len() > NOTE_MAX => refuse(Refusal::OutOfBounds),
@@ -657,6 +672,29 @@ impl<P: Payload> Replica<P> {
                 }
             },
         }
+    }
+
+    fn prepared(&self, generation: Generation, epoch: Epoch, incarnation: u64) -> ImageChange {
+        ImageChange::Prepared { generation, epoch, incarnation, form: self.config.takes }
+    }
+
+    /// The pool has taken its snapshot of the head for an image, or not.
+    fn taken(&mut self, now: Instant, token: Token, outcome: Result<(), DiskError>) {
+        let Some(running) = self.running.get(&token) else { return };
+        let (epoch, Stage::SnapActing(Snap::Prepare { id, attempt, generation, incarnation })) =
+            (running.epoch, &running.stage)
+        else {
+            return;
+        };
+        let (image, attempt) = (*id, *attempt);
+        let change = self.prepared(*generation, epoch, *incarnation);
+        if let Err(error) = outcome {
+            // Something may be there: another attempt begins with nothing.
+            self.unmake(image);
+            return self.finish(now, token, Err(refusal_of(error)));
+        }
+        let record = LogRecord::Image { image, attempt, change };
+        self.actions.push_back(Action::Log { token, record });
     }
 
     fn unmake(&mut self, id: SnapId) {
@@ -709,6 +747,12 @@ impl<P: Payload> Replica<P> {
             self.imaging.raise(image, attempt);
             self.imaging.barrier = generation.max(self.imaging.barrier);
             (self.imaging.from, self.imaging.resting) = (0, false);
+        }
+        if refusal.is_some()
+            && matches!(snap, Snap::Prepare { .. })
+            && self.config.takes != ImageForm::Chained
+        {
+            self.unmake(image);
         }
         self.finish(now, token, refusal.map_or(Ok(Answer::Done), Err));
     }
@@ -763,6 +807,10 @@ impl<P: Payload> Replica<P> {
             return Ok(());
         }
         match self.running.get_mut(&token).map(|running| &mut running.stage) {
+            Some(Stage::SnapActing(Snap::Prepare { .. })) => {
+                self.taken(now, token, outcome.map(drop));
+                Ok(())
+            }
             Some(Stage::SnapActing(snap)) => {
                 if let (Snap::Make { id, attempt }, Ok(_)) = (snap, &outcome) {
                     self.imaging.made.insert(*id, *attempt);

@@ -6,6 +6,7 @@ use weft_proto::guest::GuestError;
 use weft_proto::ids::{
     ClusterId, Epoch, Generation, HostId, Instant, Nonce, Ordinal, PoolId, PoolInc, Rid, SessionId, SnapId,
 };
+use weft_proto::images::ImageForm;
 use weft_proto::message::{Answer, Ask, Attach, Refusal, Request, Watermark};
 use weft_proto::mutants::Mutation;
 use weft_proto::payload::{HeapPayload, Payload, block_crcs};
@@ -100,6 +101,7 @@ pub(super) const SHOWN_BY: &[(Mutation, &str)] = &[
     (Mutation::AttemptForgotten, "an_attempt_that_was_dropped_is_not_made_again"),
     (Mutation::PrepareBeforeCut, "an_image_is_not_logged_while_the_head_is_cut"),
     (Mutation::WriteWhilePreparing, "a_write_waits_for_an_image_that_is_at_the_log"),
+    (Mutation::LoggedBeforeTaken, "an_image_is_logged_when_the_pool_has_taken_its_snapshot"),
     (Mutation::HeirDeleted, "an_image_stays_while_something_is_handed_down_to_it"),
     (Mutation::PreserveIntoDoomed, "no_more_is_put_into_an_image_that_is_to_go"),
     (Mutation::LookOnce, "what_was_handed_down_under_a_look_is_looked_for_again"),
@@ -179,6 +181,7 @@ own! {
     R28 => an_attempt_that_was_dropped_is_not_made_again,
     R28 => an_image_is_not_logged_while_the_head_is_cut,
     R28 => a_write_waits_for_an_image_that_is_at_the_log,
+    R28 => an_image_is_logged_when_the_pool_has_taken_its_snapshot,
     R28 => an_image_stays_while_something_is_handed_down_to_it,
     R28 => no_more_is_put_into_an_image_that_is_to_go,
     R28 => what_was_handed_down_under_a_look_is_looked_for_again,
@@ -195,9 +198,14 @@ const MARK: Watermark = Watermark { cluster: CLUSTER, incarnation: 1, revision: 
 
 /// A replica without a stage, to which `SESSION` has attached from host C; and the record that it is of.
 fn replica(play: &Play) -> (Replica<HeapPayload>, Record) {
+    replica_that_takes(play, ImageForm::Chained)
+}
+
+fn replica_that_takes(play: &Play, takes: ImageForm) -> (Replica<HeapPayload>, Record) {
     let record = Scene::copies(1).stage(play).record().clone();
     let (pool, pool_inc, broken) = (record.replicas[0].pool, PoolInc(1), play.broken());
-    let config = ReplicaConfig { pool, pool_inc, watermark: MARK, lossy: false, cached: false, broken };
+    let config =
+        ReplicaConfig { pool, pool_inc, watermark: MARK, lossy: false, cached: false, takes, broken };
     let durable = Durable::new(record.vol, R0, record.size, record.region_shift);
     let mut replica = Replica::new(config, durable);
     let attach = Attach {
@@ -1060,6 +1068,28 @@ fn a_write_waits_for_an_image_that_is_at_the_log(play: &Play) {
     let (answers, _) = carried_out(&mut replica, prepared, |_| false);
     assert_eq!(answers, [Ok(Answer::Done), Ok(Answer::Done)]);
     assert!(replica.whole());
+}
+
+/// R28, a pool that takes snapshots by itself: what such a snapshot does not have nobody puts there later. So the log has
+/// the image when the pool has its snapshot, and the head changes after both.
+fn an_image_is_logged_when_the_pool_has_taken_its_snapshot(play: &Play) {
+    let (mut replica, record) = replica_that_takes(play, ImageForm::Whole);
+    promised(&mut replica, &record);
+    for ask in [write_in(1), make(1)] {
+        let actions = asked(&mut replica, Epoch(2), ask);
+        assert_eq!(carried_out(&mut replica, actions, |_| false).0, [Ok(Answer::Done)]);
+    }
+    let prepared = asked(&mut replica, Epoch(2), prepare(1, 1));
+    let takes =
+        |action: &&Action<HeapPayload>| matches!(action, Action::Image { op: ImageOp::Take { .. }, .. });
+    assert_eq!((logs(&prepared), prepared.iter().filter(takes).count()), (0, 1));
+    let actions = asked(&mut replica, Epoch(2), write_in(2));
+    let (answers, changes) = carried_out(&mut replica, actions, changes_the_head);
+    assert!(answers.is_empty() && changes.is_empty(), "while the pool takes its snapshot: {changes:?}");
+    let (answers, changes) = carried_out(&mut replica, prepared, changes_the_head);
+    assert_eq!((answers, changes.len()), (vec![Ok(Answer::Done)], 1), "then the head changes");
+    let image = replica.durable().images.get(SNAP).expect("it was logged");
+    assert!(image.is_whole() && replica.whole());
 }
 
 /// An image that reads through a newer one, which is deleted: what it wants, all of that left over.

@@ -20,6 +20,7 @@ plots! {
     D10 => snapshots_are_deleted_in_any_order_and_none_of_the_others_changes,
     D10 => a_snapshot_is_deleted_while_one_of_its_copies_is_away,
     D10 => a_discard_that_has_begun_is_in_the_snapshot_in_part,
+    D10 => a_pool_that_takes_snapshots_by_itself_has_all_of_one_or_nothing,
     D10 => what_has_changed_between_snapshots_is_told_by_whoever_took_both,
     D10 => what_a_volume_has_grown_by_has_changed_where_it_was_written,
     D11 => a_snapshot_whose_swap_is_unknown_is_there_or_leaves_nothing,
@@ -229,6 +230,39 @@ fn a_member_that_dies_while_it_takes_its_image_is_gone_on_without(play: &Play) {
     stage.remove(owner, R0);
     let refused = Event::ChangeDone { rid: R0, outcome: Err(LAST_HOLDER) };
     stage.run_until("that is refused", |s| s.told(owner, |e| *e == refused));
+}
+
+/// D10, pools on LVM: guests wait for r1's pool, whose host dies meanwhile; nothing of it is left there, and r0 has all of
+/// another attempt. What is taken then needs nothing of the head, and goes at once.
+fn a_pool_that_takes_snapshots_by_itself_has_all_of_one_or_nothing(play: &Play) {
+    let mut stage = Scene::copies(2).whole_images().stage(play);
+    let owner = stage.owner(D);
+    let value = stage.written(owner, 5);
+    stage.hold(owner, R1, prepares);
+    stage.snapshot(owner, S);
+    stage.run_until("r0 has its image", |s| s.image(R0, S).is_some());
+    let waits = stage.write(owner, 5);
+    stage.stall_all(R1);
+    stage.release(owner, R1);
+    stage.run_for(50);
+    assert_eq!(stage.disk(R0, 5), value, "guests wait for r1's pool");
+    stage.kill(R1);
+    stage.run_until("it is told of", |s| s.is_taken(owner, S));
+    stage.run_until("guests go on", |s| s.done(waits.id));
+    assert_eq!(stage.listed(S), [R0]);
+    assert!([vec![value], vec![waits.value]].contains(&image(&stage, R0, S, 5..6)));
+    stage.unstall(R1);
+    stage.hold_no_more(owner, R1);
+    stage.start(R1);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
+    assert_eq!(stage.images(R1).0, 0);
+    stage.snapshotted(owner, T);
+    let later = stage.written(owner, 5);
+    for rid in [R0, R1] {
+        assert_eq!(image(&stage, rid, T, 5..6), [waits.value]);
+        assert_eq!(stage.disk(rid, 5), later);
+    }
+    stage.close(owner);
 }
 
 /// D10: r1 has its image, its answer is lost with the connection: the image belongs to an attempt that came to nothing.

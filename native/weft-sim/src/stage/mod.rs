@@ -29,6 +29,7 @@ use weft_proto::ids::{
     ClusterId, Epoch, Generation, HostId, Instant, Nonce, Ordinal, PoolId, PoolInc, Rev, Revision, Rid,
     SessionId, SnapId, VolumeId,
 };
+use weft_proto::images::ImageForm;
 use weft_proto::log::LogRecord;
 use weft_proto::message::{Answer, Ask, Extent, Hole, Refusal, Request, Response, Watermark};
 use weft_proto::mutants::Mutation;
@@ -96,19 +97,27 @@ pub struct Scene {
     on_loss: OnLoss,
     blocks: u64,
     seed: u128,
+    takes: ImageForm,
 }
 
 impl Scene {
     /// A volume with so many copies, `R0` on host `A` and so on, all in sync and empty.
     #[must_use]
     pub fn copies(copies: u32) -> Scene {
-        Scene { copies, min_isr: 1, cached: false, on_loss: OnLoss::Pause, blocks: 48, seed: 0 }
+        let takes = ImageForm::Chained;
+        Scene { copies, min_isr: 1, cached: false, on_loss: OnLoss::Pause, blocks: 48, seed: 0, takes }
     }
 
     /// Fewest in-sync copies under which writes complete.
     #[must_use]
     pub fn min_isr(self, min_isr: u8) -> Scene {
         Scene { min_isr, ..self }
+    }
+
+    /// Pools take snapshots of their replicas by themselves.
+    #[must_use]
+    pub fn whole_images(self) -> Scene {
+        Scene { takes: ImageForm::Whole, ..self }
     }
 
     /// Writes are acknowledged from caches.

@@ -36,7 +36,7 @@ impl Stage {
     pub fn start(&mut self, rid: Rid) {
         self.play.tell(self.now, format_args!("{rid} is started"));
         let (watermark, cached) = (self.watermarks[&self.reps[&rid].host], self.scene.cached);
-        let broken = self.play.broken();
+        let (broken, takes) = (self.play.broken(), self.scene.takes);
         let rep = self.rep(rid);
         assert!(rep.machine.is_none() && !rep.lost, "{rid} can't start");
         rep.inc += 1;
@@ -48,6 +48,7 @@ impl Stage {
             watermark,
             lossy: rep.stored.lossy,
             cached,
+            takes,
             broken,
         };
         rep.machine = Some(Replica::new(config, rep.stored.durable.clone()));

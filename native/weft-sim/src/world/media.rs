@@ -248,8 +248,19 @@ impl Media {
         op: &ImageOp<HeapPayload>,
     ) -> Result<DiskDone<HeapPayload>, DiskError> {
         match op {
-            ImageOp::Make { .. } | ImageOp::Preserve { .. } if self.full => return Err(DiskError::NoSpace),
+            ImageOp::Make { .. } | ImageOp::Take { .. } | ImageOp::Preserve { .. } if self.full => {
+                return Err(DiskError::NoSpace);
+            }
             ImageOp::Make { image, .. } => self.images.make(*image),
+            ImageOp::Take { image } => {
+                let head = (0..BLOCKS).map(|block| (block as u64, (self.cache[block], self.bad[block])));
+                if !self.images.take(*image, head, (Content::default(), None)) {
+                    return Err(DiskError::Io);
+                }
+                // It has what is on the medium: all of it is, first.
+                self.stable = self.cache;
+                self.doubt = 0;
+            }
             ImageOp::Preserve { image, offset, len } => {
                 let (cache, bad) = (&self.cache, &self.bad);
                 let head = |block: u64| (cache[block as usize], bad[block as usize]);

@@ -89,6 +89,12 @@ impl World {
             watermark: self.hosts[r.host].watermark,
             lossy: r.stored.lossy,
             cached: self.plan.cached,
+            // Every other copy lies in a pool that takes snapshots by itself.
+            takes: if r.rid.0 % 2 == 1 {
+                weft_proto::images::ImageForm::Whole
+            } else {
+                weft_proto::images::ImageForm::Chained
+            },
             broken: self.broken,
         };
         r.machine = Some(Replica::new(config, r.stored.durable.clone()));

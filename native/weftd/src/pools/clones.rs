@@ -107,7 +107,10 @@ impl Pool {
         let meta_bytes = checkpoint_len(image.regions_len()) as u64;
         let making = Making { from: source, snap: from.snap, answer, durable: None, failure: None };
         self.clones.insert(to, making);
-        self.submit(Purpose::CloneBegun(to), PoolOp::BeginClone { from: source, to, meta_bytes });
+        self.submit(
+            Purpose::CloneBegun(to),
+            PoolOp::BeginClone { from: source, image: from.snap, to, meta_bytes },
+        );
     }
 
     /// Its directory is there, or can't be made.

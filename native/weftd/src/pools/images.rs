@@ -9,7 +9,7 @@
 use weft_control::types::{GoneImage, ImageInfo, ImageState as ShownState, KeptImage, SnapshotNote};
 use weft_proto::checkpoint::{ImageSlot, choose_image};
 use weft_proto::ids::SnapId;
-use weft_proto::images::{Image, ImageState};
+use weft_proto::images::{Image, ImageForm, ImageState};
 use weft_proto::replica::ImageOp;
 
 use super::*;
@@ -188,12 +188,21 @@ pub(super) fn kept_images(durable: &Durable) -> (Vec<KeptImage>, Vec<GoneImage>)
 }
 
 impl Pool {
+    /// How its images come to have what they have.
+    pub(super) fn takes(&self) -> ImageForm {
+        match self.file.as_ref().map(|file| file.probe().ability) {
+            Some(Ability::Thin) => ImageForm::Whole,
+            Some(Ability::Reflink | Ability::None(_)) | None => ImageForm::Chained,
+        }
+    }
+
     /// Does what a replica's machine wants of an image.
     pub(super) fn submit_image(&mut self, key: ReplicaKey, token: Token, op: ImageOp<IoBuf>) {
         let replica = key;
         let dropped = if let ImageOp::Drop { image } = &op { Some(*image) } else { None };
         let op = match op {
             ImageOp::Make { image, slot_bytes } => PoolOp::TakeImage { replica, image, slot_bytes },
+            ImageOp::Take { image } => PoolOp::TakeSnapshot { replica, image },
             ImageOp::Preserve { image, offset, len } => PoolOp::Preserve { replica, image, offset, len },
             ImageOp::Look { image, heir, op } => PoolOp::Image { replica, image, heir, op },
             ImageOp::HandDown { image, heir, segment, blocks } => {

@@ -279,6 +279,7 @@ impl Pool {
             watermark,
             lossy,
             cached: record.is_some_and(|r| r.policy.ack == weft_proto::record::Ack::Cached),
+            takes: self.takes(),
             broken: self.broken,
         };
         let mut machine = Replica::new(config, durable);

@@ -14,7 +14,7 @@ fn at(image: SnapId) -> Place {
 
 impl Rig {
     fn begun(&mut self) {
-        self.ok(PoolOp::BeginClone { from: KEY, to: TO, meta_bytes: 4096 });
+        self.ok(PoolOp::BeginClone { from: KEY, image: A, to: TO, meta_bytes: 4096 });
     }
 
     /// Shares blocks; how many were.
@@ -90,7 +90,7 @@ fn a_clone_has_what_was_shared_and_goes_its_own_way() {
         rig.published(3 * SEGMENT);
         let used = before - rig.free();
         assert!(used < 4 << 20, "{used} bytes for 64 MiB that are shared");
-        let again = rig.run(PoolOp::BeginClone { from: KEY, to: TO, meta_bytes: 4096 });
+        let again = rig.run(PoolOp::BeginClone { from: KEY, image: A, to: TO, meta_bytes: 4096 });
         assert_eq!(again, Err(PoolError::Exists));
 
         let holds = |rig: &mut Rig| {
@@ -268,10 +268,10 @@ fn a_clone_that_is_not_published_leaves_nothing() {
         let mut rig = Rig::open(path, kind);
         assert!(!there());
         assert_eq!(rig.run(PoolOp::ListReplicas), Ok(PoolAnswer::Replicas(vec![KEY])));
-        let absent = PoolOp::BeginClone { from: TO, to: KEY, meta_bytes: 4096 };
+        let absent = PoolOp::BeginClone { from: TO, image: A, to: KEY, meta_bytes: 4096 };
         assert_eq!(rig.run(absent), Err(PoolError::Exists));
         let other = ReplicaKey { volume: VolumeId(0xc2), rid: Rid(0) };
-        let absent = PoolOp::BeginClone { from: TO, to: other, meta_bytes: 4096 };
+        let absent = PoolOp::BeginClone { from: TO, image: A, to: other, meta_bytes: 4096 };
         assert_eq!(rig.run(absent), Err(PoolError::NoReplica));
     });
 }

@@ -8,7 +8,7 @@ use crate::thin::tests::Played;
 
 const CHUNK: u64 = 64 << 10;
 
-fn rig(path: &Path, played: &Played, kind: DriverKind) -> Rig {
+pub(super) fn rig(path: &Path, played: &Played, kind: DriverKind) -> Rig {
     let store =
         |dir: &PoolDir| -> Arc<dyn crate::store::Store> { Arc::new(played.start(dir).expect("starts")) };
     Rig::over(&path.join("pool"), kind, PoolConfig::new(SPACE), |dir| dir.stored(store))

@@ -80,6 +80,8 @@ struct Made {
 
 struct Rig {
     replica: Replica<HeapPayload>,
+    /// How its pool takes images.
+    takes: ImageForm,
     /// As the log has it.
     durable: Durable,
     now: Instant,
@@ -121,7 +123,8 @@ impl Rig {
         let promise = LogRecord::Promise { epoch: EPOCH, session: PARTY.session, record: record.to_bytes() };
         durable.apply(&promise);
         let mut rig = Rig {
-            replica: Replica::new(config(), durable.clone()),
+            replica: Replica::new(config(ImageForm::Chained), durable.clone()),
+            takes: ImageForm::Chained,
             durable,
             now: Instant(1),
             ordinal: 0,
@@ -395,7 +398,12 @@ impl Rig {
         let grows = matches!(
             job,
             Job::Head(DiskOp::Write { .. })
-                | Job::Image(ImageOp::Preserve { .. } | ImageOp::HandDown { .. } | ImageOp::CloneOut { .. })
+                | Job::Image(
+                    ImageOp::Take { .. }
+                        | ImageOp::Preserve { .. }
+                        | ImageOp::HandDown { .. }
+                        | ImageOp::CloneOut { .. }
+                )
         );
         let outcome = if fails == 2 && grows { Err(DiskError::NoSpace) } else { self.run(&job) };
         self.replica.handle_disk(self.now, token, outcome);
@@ -454,6 +462,15 @@ impl Rig {
             Job::Image(ImageOp::Make { image, slot_bytes }) => {
                 assert!(*slot_bytes >= 4096);
                 self.dirs.insert(*image);
+                DiskDone::Done
+            }
+            Job::Image(ImageOp::Take { image }) => {
+                assert!(self.dirs.contains(image) && self.durable.images.get(*image).is_none());
+                let changes = |job: &Job| job.touches().is_some_and(|(_, _, changes)| changes);
+                assert!(!self.disk.iter().any(|(_, job)| changes(job)), "the head changes meanwhile");
+                for at in (0..PLACES).map(place) {
+                    self.files.insert((*image, at), self.head.get(&at).copied());
+                }
                 DiskDone::Done
             }
             Job::Image(ImageOp::Preserve { image, offset, len }) => {
@@ -549,7 +566,7 @@ impl Rig {
         }
         let durable = &self.durable;
         self.expected.retain(|id, _| durable.images.get(*id).is_some_and(|of| of.state == ImageState::Ready));
-        self.replica = Replica::new(config(), self.durable.clone());
+        self.replica = Replica::new(config(self.takes), self.durable.clone());
         self.drain();
         self.attach();
     }
@@ -597,9 +614,9 @@ impl Rig {
     }
 }
 
-fn config() -> ReplicaConfig {
+fn config(takes: ImageForm) -> ReplicaConfig {
     let (pool, pool_inc, broken) = (PoolId(1), PoolInc(1), Broken::default());
-    ReplicaConfig { pool, pool_inc, watermark: MARK, lossy: false, cached: false, broken }
+    ReplicaConfig { pool, pool_inc, watermark: MARK, lossy: false, cached: false, takes, broken }
 }
 
 fn extents(value: u64) -> DiskDone<HeapPayload> {
@@ -640,9 +657,13 @@ proptest! {
 
     #[test]
     fn images_read_as_the_head_was_whatever_is_written_deleted_failed_or_dies(
-        steps in proptest::collection::vec((0..1000u32, any::<u64>()), 1..150)
+        steps in proptest::collection::vec((0..1000u32, any::<u64>()), 1..150), whole in any::<bool>()
     ) {
         let mut rig = Rig::new();
+        if whole {
+            rig.takes = ImageForm::Whole;
+            rig.die(0);
+        }
         let mut attempts = 0;
         for (kind, n) in steps {
             let known: Vec<SnapId> = rig.expected.keys().copied().collect();
@@ -696,6 +717,9 @@ proptest! {
                 }
                 570..585 => {
                     rig.settle();
+                    if n & 1 << 40 == 0 {
+                        rig.takes = [ImageForm::Chained, ImageForm::Whole][usize::from(n & 1 << 41 == 0)];
+                    }
                     rig.die(n);
                 }
                 585..600 => drop(rig.step(usize::try_from(n % 97).expect("few"), 2)),
