@@ -51,7 +51,8 @@ export async function stateOfGroup(id: string): Promise<GroupState> {
 export async function makeGroup(path: string, id: string, sizeBytes: bigint): Promise<void> {
   const group = groupName(id);
   const { meta, metadata } = thinSizes(sizeBytes);
-  await lvm("vgcreate", "--yes", "--addtag", tagOf(id), group, path);
+  // Each copy and each snapshot is a volume that the group tells of in some 700 bytes, twice: 16 MiB are room for 10,000.
+  await lvm("vgcreate", "--yes", "--metadatasize", "16m", "--addtag", tagOf(id), group, path);
   await lvm("lvcreate", "--yes", "--wipesignatures", "y", "--size", `${meta}b`, "--name", "meta", group);
   const thin = ["--type", "thin-pool", "--chunksize", "64k", "--zero", "y", "--poolmetadataspare", "n"];
   const size = ["--poolmetadatasize", `${metadata}b`, "--extents", "100%FREE"];
