@@ -217,6 +217,8 @@ pub enum Mutation {
     RevertClearKeepsEpoch,
     /// R30: whoever asked for a revert is told as soon as the swap is done.
     RevertToldAtSwap,
+    /// R30, R7: what has come back at some members only is sealed.
+    RevertSealedPartly,
     /// R30, 4.13: what is brought back does not count as written while a member is away.
     RevertUnnoted,
     /// I21: PREPARE is sent while writes of the interval are on their way.
@@ -269,7 +271,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every mutation with the name that `--mutation` takes, in the order of the rules.
-    pub const ALL: [(Mutation, &'static str); 126] = [
+    pub const ALL: [(Mutation, &'static str); 127] = [
         (Mutation::NoFence, "r1-no-fence"),
         (Mutation::AnyPromiser, "r1-any-promiser"),
         (Mutation::AttachUnbound, "r1-attach-unbound"),
@@ -378,6 +380,7 @@ impl Mutation {
         (Mutation::RevertClearedByOne, "r30-cleared-by-one"),
         (Mutation::RevertClearKeepsEpoch, "r30-clear-keeps-epoch"),
         (Mutation::RevertToldAtSwap, "r30-told-at-swap"),
+        (Mutation::RevertSealedPartly, "r30-sealed-in-part"),
         (Mutation::RevertUnnoted, "r30-unnoted"),
         (Mutation::FailedFlushForgotten, "m26-failed-flush-forgotten"),
         (Mutation::CloseKeepsEpoch, "i1-close-keeps-epoch"),

@@ -203,7 +203,11 @@ impl<P: Payload> Session<P> {
                 piece.stage = Stage::Reading { differs };
                 piece.open = 1;
                 let (source, of) = (piece.source, piece.of);
-                if !self.obeys(source) {
+                let asks = match of {
+                    Copied::Image(_) => self.gives_image(source),
+                    _ => self.obeys(source),
+                };
+                if !asks {
                     if let Some(piece) = self.pieces.get_mut(&id) {
                         (piece.open, piece.failed) = (0, true);
                     }

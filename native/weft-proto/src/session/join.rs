@@ -131,7 +131,7 @@ impl<P: Payload> Session<P> {
     }
 
     fn start_join(&mut self, now: Instant) {
-        if !self.dirty.is_empty() || !self.attempts.is_empty() || self.reverts() {
+        if !self.dirty.is_empty() || !self.attempts.is_empty() || self.revert_bars_joins() {
             return;
         }
         let ready = |rid: Rid| {

@@ -345,9 +345,11 @@ impl<P: Payload> Session<P> {
                 Purpose::Piece(_) if self.join_rid() == Some(rid) => {
                     self.abandon_join("a copy hangs in its disk");
                 }
-                Purpose::Piece(piece) | Purpose::Image(piece) if self.others_did(piece, rid) => {
-                    self.drop_attachment(rid);
+                Purpose::Image(piece) => {
+                    self.give_up(rid, tag);
+                    self.piece_failed(piece, rid);
                 }
+                Purpose::Piece(piece) if self.others_did(piece, rid) => self.drop_attachment(rid),
                 Purpose::Piece(piece) if self.only_reads_for_join(piece) => {
                     self.give_up(rid, tag);
                     self.piece_failed(piece, rid);

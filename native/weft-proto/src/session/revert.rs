@@ -9,8 +9,8 @@
 //! ```
 //!
 //! What is brought back goes to every member as an ordinary write does: preserved (R28), stamped (R6), the same bytes for
-//! all of them. It comes from one member's image, compared by hash first, so that only blocks that differ are written; what
-//! one member's image can't give comes from another's.
+//! all of them. It comes from one replica's image, compared by hash first, so that only blocks that differ are written; what
+//! one image can't give comes from another, also of a replica that is not in sync: images don't grow stale.
 //!
 //! Must always hold:
 //! * nothing is written that was not there when the record says that it is being taken back, durably at every member; and
@@ -18,7 +18,9 @@
 //!   snapshot is not deleted;
 //! * what is brought back is what members in sync that took the snapshot themselves have changed since, at every member in
 //!   sync; if none of them took it, everything;
-//! * the marker comes off when all of that is at every member in sync, and sealed;
+//! * nothing is sealed before all of that is at every member in sync: a member that lacks what another one has got, and is
+//!   taken out, has a base below it (R7);
+//! * the marker comes off when it is sealed;
 //! * whoever asked is told when every one of them holds the record without it.
 
 use alloc::collections::{BTreeMap, BTreeSet};
@@ -175,6 +177,13 @@ impl<P: Payload> Session<P> {
         self.marker().is_some() || matches!(self.change.front(), Some(Change::Revert { .. }))
     }
 
+    /// No member joins: it would miss what comes back meanwhile. While the volume is opened with too few members nothing does,
+    /// and one that replaces a lost one may (R23).
+    pub(super) fn revert_bars_joins(&self) -> bool {
+        self.reverts()
+            && (matches!(self.phase, Phase::Serving | Phase::Closing(_)) || !self.pieces.is_empty())
+    }
+
     /// Is this snapshot needed for a revert that is not known to be over?
     pub(super) fn reverts_to(&self, id: SnapId) -> bool {
         self.marker().is_some_and(|marker| marker.snap == id)
@@ -230,16 +239,32 @@ impl<P: Payload> Session<P> {
 
     // ---- who has it
 
+    /// Has something come back that may not be at every member yet?
+    pub(super) fn brings_back(&self) -> bool {
+        let whole = |revert: &Revert| revert.marked && matches!(revert.stage, Stage::Sealing { .. });
+        let served = matches!(self.phase, Phase::Serving);
+        served && self.marker().is_some() && !self.revert.as_ref().is_some_and(whole)
+    }
+
+    /// May it be asked for what its image has? That takes no promise.
+    pub(super) fn gives_image(&self, rid: Rid) -> bool {
+        self.peers.get(&rid).is_some_and(|peer| peer.is_attached() && peer.bad.is_none())
+    }
+
+    /// Asks the members in sync; once the record is marked the other replicas as well.
     fn look_for_images(&mut self, now: Instant) {
         let members = self.in_sync();
         let Some(revert) = &self.revert else { return };
-        if !matches!(revert.stage, Stage::Looking) || revert.hold.is_some_and(|at| now < at) {
+        if revert.hold.is_some_and(|at| now < at) {
             return;
         }
-        let (id, snap) = (revert.id, revert.snap);
-        let to_ask =
-            |rid: &Rid| !revert.views.contains_key(rid) && !revert.sent.contains(rid) && self.obeys(*rid);
-        for rid in members.into_iter().filter(to_ask).collect::<Vec<Rid>>() {
+        let (id, snap, marked) = (revert.id, revert.snap, revert.marked);
+        let to_ask = |rid: &Rid| {
+            let asks =
+                if members.contains(rid) { self.obeys(*rid) } else { marked && self.gives_image(*rid) };
+            !revert.views.contains_key(rid) && !revert.sent.contains(rid) && asks
+        };
+        for rid in self.peers.keys().copied().filter(to_ask).collect::<Vec<Rid>>() {
             if let Some(revert) = &mut self.revert {
                 revert.sent.push(rid);
             }
@@ -454,7 +479,8 @@ impl<P: Payload> Session<P> {
 
     fn bring_back(&mut self, now: Instant) {
         let members = self.in_sync();
-        if now < self.copy_hold || !members.iter().all(|rid| self.obeys(*rid)) || !self.steal_wait_over(now) {
+        let still = self.join.is_none() && self.steal_wait_over(now);
+        if now < self.copy_hold || !members.iter().all(|rid| self.obeys(*rid)) || !still {
             return;
         }
         let Some(revert) = &self.revert else { return };
@@ -466,10 +492,12 @@ impl<P: Payload> Session<P> {
             self.roll_now |= open;
             return self.set_revert_stage(Stage::Sealing { wanted, total });
         }
-        let mut sources: Vec<Rid> = members.iter().copied().filter(|rid| revert.has_image(*rid)).collect();
+        let gives = |rid: &Rid| revert.has_image(*rid) && self.gives_image(*rid);
+        let mut sources: Vec<Rid> = self.peers.keys().copied().filter(gives).collect();
         sources.sort_by_key(|rid| {
             let here = self.rec().replica(*rid).is_some_and(|entry| entry.node == self.config.host);
-            (self.hangs(*rid), self.damaged.get(rid).map_or(0, Damaged::bytes), !here)
+            let damaged = self.damaged.get(rid).map_or(0, Damaged::bytes);
+            (self.hangs(*rid), !members.contains(rid), damaged, !here)
         });
         let (mut from, mut lost) = (0, None);
         while self.pieces.len() < PIECES_MAX {
@@ -544,13 +572,13 @@ impl<P: Payload> Session<P> {
             Some(Stage::Sealing { total, .. }) => (Some(*total), *total),
             _ => (None, 0),
         };
-        let holders = of.is_some_and(|revert| self.in_sync().iter().any(|rid| revert.has_image(*rid)));
+        let holders = of.is_some_and(|revert| self.peers.keys().any(|rid| revert.has_image(*rid)));
         let late = self.in_sync().into_iter().find(|rid| !self.obeys(*rid));
         let waits = match (&self.paused, late) {
             (Some(reason), _) => Some(reason.clone()),
             (None, Some(rid)) => Some(format!("waits for {rid}")),
             (None, None) if of.is_some() && self.all_looked() && !holders => {
-                Some("no copy in sync has the snapshot".to_string())
+                Some("no copy that can be reached has the snapshot".to_string())
             }
             (None, None) => of
                 .and_then(|revert| revert.lost)

@@ -2,7 +2,8 @@
 //!
 //! Must always hold:
 //! * a member is taken out only by a swap, in one swap for all that fail, and never below min_isr (R2, I7);
-//! * a seal is sent only when nothing up to it is in flight, nothing may differ, and no swap is unsettled (R7, R17);
+//! * a seal is sent only when nothing up to it is in flight, nothing may differ, nothing is half brought back, and no swap is
+//!   unsettled (R7, R17, R30);
 //! * bitmaps of an interval are dropped with its own seal, and not while a stale replica's base lies below (R17).
 
 use alloc::format;
@@ -348,7 +349,8 @@ impl<P: Payload> Session<P> {
             || idle
             || self.roll_pays(now)
             || now.ms_since(self.rolled) >= timing.roll_ms;
-        let equal = self.dirty.is_empty() || self.config.broken.is(Mutation::SealWhileDirty);
+        let partly = self.brings_back() && !self.config.broken.is(Mutation::RevertSealedPartly);
+        let equal = self.dirty.is_empty() && !partly || self.config.broken.is(Mutation::SealWhileDirty);
         if busy && due && self.seal_next.is_none() && equal && self.interval < Generation::INTERVAL_MAX {
             self.seal_next = Some((self.generation(), None));
             self.interval += 1;
@@ -454,8 +456,8 @@ impl<P: Payload> Session<P> {
                 self.end(EndReason::Closed);
                 true
             }
-            // A guest's request that waits for a revert is answered first.
-            Phase::Serving if self.revert_holds() && !self.guests.is_empty() => false,
+            // What has come back in part may not be sealed, so the volume can't be left in order.
+            Phase::Serving if self.marker().is_some() => false,
             Phase::Serving if self.paused.is_none() && self.failing().is_empty() => {
                 self.phase = Phase::Closing(Closing::Draining);
                 self.scrub_closes(now);

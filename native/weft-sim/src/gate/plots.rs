@@ -113,6 +113,7 @@ pub(super) const SHOWN_BY: &[(Mutation, &str)] = &[
     (Mutation::RevertClearedByOne, "a_revert_is_over_when_every_member_has_it"),
     (Mutation::RevertClearKeepsEpoch, "a_revert_that_was_told_of_outlasts_the_store"),
     (Mutation::RevertToldAtSwap, "a_revert_that_was_told_of_outlasts_the_store"),
+    (Mutation::RevertSealedPartly, "nothing_is_sealed_that_came_back_at_one_member_only"),
     (Mutation::RevertUnnoted, "a_member_that_was_away_during_a_revert_gets_what_came_back"),
     (Mutation::FailedFlushForgotten, "a_flush_that_failed_once_is_not_asked_again"),
     (Mutation::OvertakenRead, "a_read_that_was_overtaken_shows_nothing_that_may_vanish"),

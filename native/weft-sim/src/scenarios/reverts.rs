@@ -7,6 +7,7 @@ use crate::stage::{C, D, Fate, Play, R0, R1, Scene, Stage, Who, copies, promises
 use weft_proto::message::{Ask, Refusal};
 use weft_proto::payload::{BLOCK, HeapPayload};
 use weft_proto::record::ReplicaState;
+use weft_proto::replica::{DiskError, DiskOp};
 use weft_proto::session::{Event, RevertFailure};
 
 plots! {
@@ -21,6 +22,8 @@ plots! {
     D21 => a_member_that_dies_during_a_revert_is_gone_on_without,
     D21 => a_revert_waits_for_a_pool_that_is_full,
     D21 => what_one_image_can_not_give_comes_from_another,
+    D21 => what_no_member_in_sync_can_give_comes_from_one_that_is_not,
+    D21 => nothing_is_sealed_that_came_back_at_one_member_only,
     D21 => a_revert_to_what_no_image_can_give_waits_and_says_so,
     D21 => another_snapshot_takes_the_place_of_the_one_that_a_volume_is_taken_back_to,
     D21 => a_volume_is_not_taken_back_where_that_can_not_be,
@@ -396,6 +399,52 @@ fn what_one_image_can_not_give_comes_from_another(play: &Play) {
     stage.reverted(owner, S);
     assert_eq!((disks(&stage, R0), disks(&stage, R1)), (old, old));
     assert!(!stage.is_rotten(R1, 5), "it was written again");
+}
+
+/// D21: r1 is not in sync any more, and its image is as good as it ever was; r0's is lost.
+fn what_no_member_in_sync_can_give_comes_from_one_that_is_not(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let (old, _) = changed(&mut stage);
+    stage.kill(R1);
+    stage.lose_image(R0, S);
+    let owner = stage.caretaker(C);
+    assert_eq!(stage.in_sync(), [R0]);
+    stage.revert(owner, S);
+    stage.run_for(3000);
+    assert_eq!(stage.reverting(), Some(S));
+    stage.start(R1);
+    stage.run_until("it is told of", |s| s.is_reverted(owner, S));
+    assert_eq!(disks(&stage, R0), old);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
+    assert_eq!(disks(&stage, R1), old);
+    stage.close(owner);
+}
+
+/// D21 (R7, I9): a block came back at r0, and r1 could not write it. It is not sealed: with r1 taken out, its base would say
+/// that r1 has it. Found by the simulator: seed 6005762.
+fn nothing_is_sealed_that_came_back_at_one_member_only(play: &Play) {
+    let mut stage = Scene::copies(2).min_isr(2).stage(play);
+    let (old, _) = changed(&mut stage);
+    let owner = stage.caretaker(C);
+    stage.fail_once(R1, |op| matches!(op, DiskOp::Write { .. }), DiskError::Io);
+    stage.revert(owner, S);
+    stage.run_until("r0 has it", |s| s.disk(R0, 3) == old[0]);
+    for rid in [R0, R1] {
+        stage.hold(owner, rid, image_hashes);
+    }
+    stage.run_for(5000);
+    assert_ne!(stage.disk(R1, 3), old[0]);
+    let marked = stage.record().epoch;
+    assert!(stage.durable(R0).sealed.epoch() < marked, "sealed {}", stage.durable(R0).sealed);
+    assert_eq!(stage.set_policy(owner, 2, 1), Ok(()));
+    stage.kill(R1);
+    stage.hold_no_more(owner, R0);
+    stage.hold_no_more(owner, R1);
+    stage.run_until("it is told of", |s| s.is_reverted(owner, S));
+    stage.start(R1);
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
+    assert_eq!(disks(&stage, R1), old);
+    stage.close(owner);
 }
 
 /// D21: it says so, and answers no guest. Another snapshot is there all the same.
