@@ -124,6 +124,8 @@ pub struct Plan {
     pub snapshot: u64,
     /// One is deleted.
     pub delete_snapshot: u64,
+    /// The volume is taken back to one, under a caretaker that takes it over for that.
+    pub revert: u64,
     /// Replicas look for images that are of no use.
     pub janitor: u64,
 }
@@ -193,6 +195,7 @@ impl Plan {
             shrink: 0,
             snapshot: 0,
             delete_snapshot: 0,
+            revert: 0,
             janitor: 0,
         };
         plan.cached = rng.chance(30);
@@ -309,6 +312,7 @@ impl Plan {
         if rng.chance(40) {
             self.snapshot = 60 + rng.below(200);
             self.delete_snapshot = if rng.chance(70) { 100 } else { 0 };
+            self.revert = if rng.chance(50) { 150 } else { 0 };
             self.janitor = if rng.chance(70) { 100 } else { 0 };
         }
     }
@@ -375,6 +379,7 @@ impl Plan {
             ("shrink", self.shrink),
             ("snapshot", self.snapshot),
             ("delete snapshot", self.delete_snapshot),
+            ("revert", self.revert),
             ("janitor", self.janitor),
         ];
         text.push_str("; weights:");

@@ -112,7 +112,7 @@ impl World {
     fn core_suffices(&self) -> bool {
         let (good, need) = self.good_members();
         let inside = |m: &&Id| self.core.as_ref().is_some_and(|core| core.contains(&self.reps[**m].host));
-        good.iter().filter(inside).count() >= need
+        good.iter().filter(inside).count() >= need && self.revert_can_end(|rep| inside(&&rep))
     }
 
     fn choose_core(&mut self) -> Option<BTreeSet<Id>> {
@@ -255,9 +255,11 @@ impl World {
         let nothing = left.into_iter().all(|rep| self.reps[rep].is_gone() || self.reps[rep].put_back);
         let (good, need) = self.good_members();
         let unrepaired = self.store.rolled_back && self.store.needs_assent;
-        if unrepaired || nothing || good.len() < need && !self.readable_at(&good) {
+        let no_way_back = !self.revert_can_end(|_| true);
+        if unrepaired || nothing || no_way_back || good.len() < need && !self.readable_at(&good) {
             // The last copy that was in sync is gone for good, or too few are left and a block can't be copied from them,
-            // or nobody tells of the latest record: the volume waits for an operator, and must (M11, S15).
+            // or nobody tells of the latest record, or what the volume is to be taken back to is nowhere whole: it waits
+            // for an operator, and must (M11, S15, D21).
             let why = if unrepaired {
                 "nobody tells of the latest record"
             } else {

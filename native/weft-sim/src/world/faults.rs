@@ -3,6 +3,16 @@
 use super::*;
 
 impl World {
+    /// It is taken over when it is done, or when it takes too long.
+    pub(super) fn caretake(&mut self, task: Task) {
+        let host = self.any_owner();
+        self.at(0, Event::Caretake { host, task });
+        let host = self.any_owner();
+        let longest = if matches!(task, Task::Revert(_)) { 12_000 } else { 3000 };
+        let delay = (500 + self.rng.below(longest)) * MS;
+        self.at(delay, Event::Open { host, steal: true });
+    }
+
     pub(super) fn fault(&mut self) {
         if !self.faults_on {
             return;
@@ -110,12 +120,8 @@ impl World {
             self.for_owner(|m, now| m.resize(now, size, false));
         }
         if dice(self, plan.shrink) {
-            let host = self.any_owner();
-            self.at(0, Event::Shrink { host });
-            // It is taken over when it is done, or when it takes too long.
-            let host = self.any_owner();
-            let delay = (500 + self.rng.below(3000)) * MS;
-            self.at(delay, Event::Open { host, steal: true });
+            let blocks = self.rng.below(self.plan.size) + 1;
+            self.caretake(Task::Shrink(blocks * BLOCK));
         }
         self.snapshot_faults();
         if dice(self, plan.rollback) {

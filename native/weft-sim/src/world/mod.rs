@@ -72,35 +72,128 @@ const PENDING_MAX: usize = 1000;
 type Id = usize;
 
 enum Event {
-    Deliver { rep: Id, inc: u64, session: Id, ordinal: Ordinal, request: Request<HeapPayload> },
-    Answer { session: Id, rid: Rid, ordinal: Ordinal, link: u64, response: Response<HeapPayload> },
-    Io { rep: Id, inc: u64, io: u64 },
-    Verified { rep: Id, inc: u64, token: Token },
-    PoolRead { rep: Id, inc: u64 },
-    PoolWritten { rep: Id, inc: u64 },
-    PoolSwap { rep: Id, inc: u64 },
-    PoolSwapped { rep: Id, inc: u64, outcome: PoolSwapOutcome },
-    PoolAgain { rep: Id, inc: u64 },
-    LatePoolSwap { pool: PoolId, compared: (u64, Option<StoredPool>), stored: StoredPool },
-    Reopen { rep: Id, inc: u64 },
-    SwapBack { rep: Id },
-    Space { rep: Id },
-    Store { session: Id, call: StoreCall },
-    StoreAnswer { session: Id, reply: StoreReply, watermark: Option<Watermark> },
-    LateSwap { writer: SessionId, expect: Revision, base: Nonce, record: Record, snap: Option<SnapChange> },
-    Keys { session: Id },
-    Seen { session: Id, revision: Revision },
-    Tick { session: Id },
-    Guest { session: Id },
-    LinkDown { session: Id, rid: Rid, refused: bool },
-    LinkUp { session: Id, rid: Rid },
+    Deliver {
+        rep: Id,
+        inc: u64,
+        session: Id,
+        ordinal: Ordinal,
+        request: Request<HeapPayload>,
+    },
+    Answer {
+        session: Id,
+        rid: Rid,
+        ordinal: Ordinal,
+        link: u64,
+        response: Response<HeapPayload>,
+    },
+    Io {
+        rep: Id,
+        inc: u64,
+        io: u64,
+    },
+    Verified {
+        rep: Id,
+        inc: u64,
+        token: Token,
+    },
+    PoolRead {
+        rep: Id,
+        inc: u64,
+    },
+    PoolWritten {
+        rep: Id,
+        inc: u64,
+    },
+    PoolSwap {
+        rep: Id,
+        inc: u64,
+    },
+    PoolSwapped {
+        rep: Id,
+        inc: u64,
+        outcome: PoolSwapOutcome,
+    },
+    PoolAgain {
+        rep: Id,
+        inc: u64,
+    },
+    LatePoolSwap {
+        pool: PoolId,
+        compared: (u64, Option<StoredPool>),
+        stored: StoredPool,
+    },
+    Reopen {
+        rep: Id,
+        inc: u64,
+    },
+    SwapBack {
+        rep: Id,
+    },
+    Space {
+        rep: Id,
+    },
+    Store {
+        session: Id,
+        call: StoreCall,
+    },
+    StoreAnswer {
+        session: Id,
+        reply: StoreReply,
+        watermark: Option<Watermark>,
+    },
+    LateSwap {
+        writer: SessionId,
+        expect: Revision,
+        base: Nonce,
+        record: Record,
+        snap: Option<SnapChange>,
+    },
+    Keys {
+        session: Id,
+    },
+    Seen {
+        session: Id,
+        revision: Revision,
+    },
+    Tick {
+        session: Id,
+    },
+    Guest {
+        session: Id,
+    },
+    LinkDown {
+        session: Id,
+        rid: Rid,
+        refused: bool,
+    },
+    LinkUp {
+        session: Id,
+        rid: Rid,
+    },
     Fault,
-    Restart { rep: Id },
-    PowerOn { host: Id },
-    Open { host: Id, steal: bool },
-    Shrink { host: Id },
-    Heal { from: Id, to: Id },
-    Hurry { from: Id, to: Id },
+    Restart {
+        rep: Id,
+    },
+    PowerOn {
+        host: Id,
+    },
+    Open {
+        host: Id,
+        steal: bool,
+    },
+    /// A caretaker takes the volume over for this.
+    Caretake {
+        host: Id,
+        task: Task,
+    },
+    Heal {
+        from: Id,
+        to: Id,
+    },
+    Hurry {
+        from: Id,
+        to: Id,
+    },
     Repair,
     ReplaceLost,
 }
@@ -219,10 +312,19 @@ struct Sess {
     links: BTreeMap<Rid, Link>,
     tick_at: u64,
     started: bool,
-    /// A caretaker's, which makes the volume so large and goes.
-    shrinks: bool,
+    /// A caretaker's, which does this and goes.
+    task: Option<Task>,
     /// Answers to requests of a past era are not judged.
     stale_answers: bool,
+}
+
+/// What a caretaker is there for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Task {
+    /// The volume gets so many bytes.
+    Shrink(u64),
+    /// It is taken back to this snapshot.
+    Revert(SnapId),
 }
 
 #[derive(Default)]
@@ -318,6 +420,8 @@ pub struct Counts {
     pub resizes: u64,
     /// Snapshots that somebody was told of.
     pub snapshots: u64,
+    /// Reverts that somebody was told of.
+    pub reverts: u64,
     /// Sessions that were fenced.
     pub fenced: u64,
     /// Acknowledged blocks.
@@ -347,6 +451,7 @@ impl Counts {
         self.demotions += other.demotions;
         self.admissions += other.admissions;
         self.resizes += other.resizes;
+        self.reverts += other.reverts;
         self.snapshots += other.snapshots;
         self.fenced += other.fenced;
         self.acks += other.acks;
@@ -364,12 +469,13 @@ impl Counts {
     #[must_use]
     pub fn line(&self) -> String {
         format!(
-            "{} opens, {} demotions, {} admissions, {} resizes, {} snapshots, {} fenced sessions, {} blocks acknowledged, {} read, {} requests for blocks without a good copy; {} scrubs, {} blocks mended; {} parts did alone and served in {} ms, answered in {} ms, resynced in {} ms at most",
+            "{} opens, {} demotions, {} admissions, {} resizes, {} snapshots, {} reverts, {} fenced sessions, {} blocks acknowledged, {} read, {} requests for blocks without a good copy; {} scrubs, {} blocks mended; {} parts did alone and served in {} ms, answered in {} ms, resynced in {} ms at most",
             self.opens,
             self.demotions,
             self.admissions,
             self.resizes,
             self.snapshots,
+            self.reverts,
             self.fenced,
             self.acks,
             self.reads,
@@ -751,10 +857,7 @@ impl World {
             Event::Restart { rep } => self.start_replica(rep),
             Event::PowerOn { host } => self.power_on(host),
             Event::Open { host, steal } => self.open(host, steal, None),
-            Event::Shrink { host } => {
-                let blocks = self.rng.below(self.plan.size) + 1;
-                self.open(host, true, Some(blocks * BLOCK));
-            }
+            Event::Caretake { host, task } => self.open(host, true, Some(task)),
             Event::Heal { from, to } => {
                 self.cuts.remove(&(from, to));
                 self.relink_all();

@@ -3,11 +3,20 @@
 use super::*;
 
 impl World {
-    /// `shrink`: a caretaker's session, which makes the volume so large, in bytes.
-    pub(super) fn open(&mut self, host: Id, steal: bool, shrink: Option<u64>) {
+    /// `task`: a caretaker's session, which does that.
+    pub(super) fn open(&mut self, host: Id, steal: bool, task: Option<Task>) {
         let host_up = self.hosts[host].powered && self.hosts[host].paused_until <= self.now;
         let in_core = self.core.as_ref().is_none_or(|core| core.contains(&host));
         if !host_up || !in_core {
+            return;
+        }
+        let reverts = |s: &Sess| s.machine.is_some() && matches!(s.task, Some(Task::Revert(_)));
+        if self.faults_on && self.sessions.iter().any(reverts) && self.rng.chance(90) {
+            // Most who want the volume wait for what a caretaker does.
+            let delay = (500 + self.rng.below(2000)) * MS;
+            if task.is_none() {
+                self.at(delay, Event::Open { host, steal });
+            }
             return;
         }
         self.next_session += 1;
@@ -22,7 +31,7 @@ impl World {
             session: id,
             host: host_id(host),
             mode,
-            caretaker: shrink.is_some(),
+            caretaker: task.is_some(),
             watermark: self.hosts[host].watermark,
             timing: Timing {
                 roll_ms: 3000,
@@ -39,8 +48,10 @@ impl World {
         if let Some(claim) = self.highest_claim(host) {
             machine.handle_claim(self.clock(host), claim);
         }
-        if let Some(size) = shrink {
-            machine.resize(self.clock(host), size, true);
+        match task {
+            Some(Task::Shrink(size)) => machine.resize(self.clock(host), size, true),
+            Some(Task::Revert(id)) => machine.revert(self.clock(host), id),
+            None => {}
         }
         let (guests, links) = (BTreeMap::new(), BTreeMap::new());
         self.sessions.push(Sess {
@@ -51,7 +62,7 @@ impl World {
             links,
             tick_at: u64::MAX,
             started: false,
-            shrinks: shrink.is_some(),
+            task,
             stale_answers: false,
         });
         let session = self.sessions.len() - 1;
@@ -135,7 +146,7 @@ impl World {
                     }
                 }
                 self.judge_opened(session);
-                if !self.sessions[session].started && !self.sessions[session].shrinks {
+                if !self.sessions[session].started && self.sessions[session].task.is_none() {
                     self.sessions[session].started = true;
                     self.at(MS, Event::Guest { session });
                 }
@@ -146,11 +157,14 @@ impl World {
                     (self.store.told, self.store.cut_off) = (Some(size), None);
                     self.counts.resizes += 1;
                 }
-                if self.sessions[session].shrinks {
-                    let now = self.clock(self.sessions[session].host);
-                    if let Some(m) = &mut self.sessions[session].machine {
-                        let _ = m.close(now);
-                    }
+                if matches!(self.sessions[session].task, Some(Task::Shrink(_))) {
+                    self.caretaker_goes(session);
+                }
+            }
+            SessionEvent::Reverted { id, outcome } => {
+                self.counts.reverts += u64::from(outcome.is_ok());
+                if self.sessions[session].task == Some(Task::Revert(id)) {
+                    self.caretaker_goes(session);
                 }
             }
             SessionEvent::SnapshotTaken { id, .. } => self.judge_taken(id),
@@ -194,6 +208,13 @@ impl World {
                 }
             }
             _ => {}
+        }
+    }
+
+    fn caretaker_goes(&mut self, session: Id) {
+        let now = self.clock(self.sessions[session].host);
+        if let Some(m) = &mut self.sessions[session].machine {
+            let _ = m.close(now);
         }
     }
 

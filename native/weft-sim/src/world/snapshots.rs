@@ -20,6 +20,11 @@ pub(super) struct Barriers {
     reported: BTreeMap<SnapId, Vec<Option<Content>>>,
 }
 
+/// What a block that had this may have once the volume is taken back to that.
+fn kinds_of(value: Value) -> Vec<Value> {
+    if [ABSENT, ZERO].contains(&value) { vec![ABSENT, ZERO] } else { vec![value] }
+}
+
 /// A block of an image; none if it can't be read.
 type Image = Vec<Option<Content>>;
 
@@ -48,9 +53,80 @@ impl World {
             self.note(|_| format!("snapshot {} is to go", id.0));
             self.for_owner(|m, now| m.delete_snapshot(now, id));
         }
+        if dice(self, plan.revert)
+            && let Some(id) = self.any_readable()
+        {
+            self.note(|_| format!("the volume shall be as it was in snapshot {}", id.0));
+            self.caretake(Task::Revert(id));
+        }
         if dice(self, plan.janitor) {
             for rep in 0..self.reps.len() {
                 self.janitor(rep);
+            }
+        }
+    }
+
+    /// A snapshot that somebody was told of, and all of which could be read; of another size only now and then.
+    fn any_readable(&mut self) -> Option<SnapId> {
+        let any_size = self.rng.chance(10);
+        let fits = |image: &Image| any_size || image.len() as u64 * BLOCK == self.store.record.size;
+        let whole = |image: &Image| fits(image) && image.iter().all(Option::is_some);
+        let whole = self.barriers.reported.iter().filter(|(_, image)| whole(image));
+        let ids: Vec<SnapId> = whole.map(|(id, _)| *id).collect();
+        (!ids.is_empty()).then(|| ids[self.rng.index(ids.len())])
+    }
+
+    /// The record says that the volume is taken back to this snapshot: from now on it may hold what that has, until somebody is
+    /// told that it does. What is nothing there is a hole of either kind.
+    pub(super) fn revert_marked(&mut self, id: SnapId) {
+        self.note(|_| format!("store: the volume is taken back to snapshot {}", id.0));
+        let Some(content) = self.barriers.reported.get(&id) else { return };
+        let halves: Vec<Value> = content.iter().flatten().flat_map(|content| content.0).collect();
+        for (half, value) in (0..).zip(halves) {
+            for value in kinds_of(value) {
+                self.oracle.write_called(half, value, self.now);
+            }
+        }
+        // What an owner of before answers now may be what was there before, and is the same value.
+        let owner = self.owner_session();
+        for (_, s) in self.sessions.iter_mut().enumerate().filter(|(n, _)| Some(*n) != owner) {
+            s.guests.clear();
+            s.stale_answers = true;
+        }
+    }
+
+    /// If the record says that the volume is taken back to a snapshot: have these replicas each block of that?
+    pub(super) fn revert_can_end(&self, counts: impl Fn(Id) -> bool) -> bool {
+        let Some(marker) = &self.store.record.reverting else { return true };
+        let named = |rep: &Id| self.store.record.replica(self.reps[*rep].rid).is_some();
+        let there = |rep: &Id| !self.reps[*rep].is_gone() && !self.reps[*rep].put_back;
+        let reps = (0..self.reps.len()).filter(|rep| counts(*rep) && named(rep) && there(rep));
+        let images: Vec<Image> =
+            reps.filter_map(|rep| self.image(rep, marker.snap, marker.attempt).ok()).collect();
+        let blocks = usize::try_from(self.store.record.size / BLOCK).expect("a small volume");
+        (0..blocks).all(|block| images.iter().any(|image| image.get(block).is_some_and(Option::is_some)))
+    }
+
+    /// R30: the record does not say so any more. Even if the store is lost now nobody sees anything else again.
+    pub(super) fn judge_reverted(&mut self, id: SnapId) {
+        let Some(content) = self.barriers.reported.get(&id).filter(|_| !self.store.rolled_back) else {
+            return;
+        };
+        let halves: Vec<Value> = content.iter().flatten().flat_map(|content| content.0).collect();
+        let members: Vec<Rid> = self.store.record.in_sync().map(|e| e.rid).collect();
+        let holders: Vec<Id> = members.iter().filter_map(|rid| self.rep_of(*rid)).collect();
+        for (half, value) in (0..).zip(halves) {
+            let (block, side) = (half as usize / 2, half as usize % 2);
+            for rep in holders.iter().filter(|rep| !self.reps[**rep].stored.media.is_bad(block)) {
+                let here = self.reps[*rep].stored.media.content(block).0[side];
+                if !kinds_of(value).contains(&here) {
+                    let (rid, name) = (self.reps[*rep].rid, self.oracle.name(half));
+                    return self.fail(format!(
+                        "R30: {name} of {rid} is {here}, and the volume was taken back to snapshot {} with {value}",
+                        id.0
+                    ));
+                }
+                self.oracle.write_acked(half, here, self.now);
             }
         }
     }

@@ -94,6 +94,12 @@ impl World {
         self.store.record_revision = self.store.revision;
         self.store.record = record;
         self.size_changed(old.size);
+        let mark = |record: &Record| record.reverting.as_ref().map(|reverting| reverting.snap);
+        match (mark(&old), mark(&self.store.record)) {
+            (before, Some(id)) if before != Some(id) => self.revert_marked(id),
+            (Some(id), None) => self.judge_reverted(id),
+            _ => {}
+        }
         if let Some(change) = snap {
             self.change_key(change);
         }
