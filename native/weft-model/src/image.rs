@@ -5,8 +5,9 @@
 //! name is in the page cache before it is durable, the log is durable at once. Writes touch a block of their own each, so
 //! a region's content is the set of writes in it. The process dies (what the kernel has lands), the owner dies with it or
 //! sends again, the power fails, the pool is full, a file loses what it had. Three kinds of images: taken here, which form
-//! the chain; copied from another member (4.19's chain copies); and whole ones, a snapshot that the pool itself takes of the
-//! head, with everything in it. The last two stand alone. A clone of an image (a volume of
+//! the chain; copied from another member (4.19's chain copies), which are there once they are whole: until then a copy is
+//! filled region by region, from what the other member sends or, where the head holds the same, by sharing that; and whole
+//! ones, a snapshot that the pool itself takes of the head, with everything in it. The last two stand alone. A clone of an image (a volume of
 //! its own) reads through the image until it has a region itself.
 //!
 //! Must always hold (the oracle):
@@ -54,6 +55,14 @@ mutations! {
     WholeInChain,
     /// A write executes between the pool's snapshot of the head and the log's PREPARE.
     WriteWhileTaking,
+    /// A copy is read while it is being filled.
+    CopyReadHalf,
+    /// A copy counts as whole before what was put there is durable.
+    CopyUnsynced,
+    /// A copy that was being filled when the process died is taken for a whole one.
+    CopyKeptHalf,
+    /// What a copy shares with the head is compared, and then shared, and writes don't wait in between.
+    CopyUnlocked,
     /// A deleted image's regions are not handed down.
     DeleteWithoutHandDown,
     /// They count as handed down before that is durable.
@@ -116,6 +125,8 @@ enum Kind {
     Taken,
     /// In the chain, goes as soon as older ones don't need it.
     Deleting,
+    /// From another member, and not whole yet: nobody knows it.
+    Filling,
     Copied,
     /// The pool's own snapshot.
     Whole,
@@ -220,6 +231,8 @@ pub struct State {
     /// What was preserved, from the head into an image.
     job: [Job; REGIONS],
     into: [usize; REGIONS],
+    /// What is put into the image that is being filled.
+    fill: [Job; REGIONS],
     /// What is handed down by clones, from the image that is being deleted to the next older one.
     hand: [Job; REGIONS],
     name: Name,
@@ -265,7 +278,7 @@ impl Images {
             Kind::Taken | Kind::Deleting => true,
             Kind::Copied => self.broken(Mutation::CopiedInChain),
             Kind::Whole => self.broken(Mutation::WholeInChain),
-            Kind::None => false,
+            Kind::Filling | Kind::None => false,
         }
     }
 
@@ -284,7 +297,7 @@ impl Images {
 
     /// Where an image finds a region.
     fn place(&self, state: &State, at: usize, region: usize) -> Place {
-        if matches!(state.images[at].kind, Kind::Copied | Kind::Whole) {
+        if matches!(state.images[at].kind, Kind::Filling | Kind::Copied | Kind::Whole) {
             return Place::Image(at);
         }
         let has = |(n, image): &(usize, &Image)| {
@@ -338,7 +351,7 @@ impl Images {
             Kind::Deleting => self.broken(Mutation::PreserveIntoDeleted),
             Kind::Copied => self.broken(Mutation::CopiedInChain),
             Kind::Whole => self.broken(Mutation::WholeInChain),
-            Kind::None => false,
+            Kind::Filling | Kind::None => false,
         };
         let newest = (0..IMAGES).rev().find(|n| takes_in(&state.images[*n]))?;
         let has = |image: &Image| self.chained(image) && !self.skipped(image) && self.has(image, region);
@@ -393,16 +406,68 @@ impl Images {
             let image = state.takes.into();
             out.push((Event::new("the pool takes a snapshot of the head for image {0}", &[image]), next));
         }
-        if state.takes < self.0.images && self.0.copies {
+        let filling = state.images.iter().any(|image| image.kind == Kind::Filling);
+        if state.takes < self.0.images && self.0.copies && !filling {
             let mut next = *state;
-            next.images[usize::from(state.takes)] = Image {
-                kind: Kind::Copied,
-                map: Mask::first(REGIONS),
-                file: [Bytes::of(COPIED); REGIONS],
-                expected: [COPIED; REGIONS],
-            };
+            let mut expected = [COPIED; REGIONS];
+            // The head was not written to there since the snapshot was taken.
+            expected[0] = state.head[0].now;
+            next.images[usize::from(state.takes)] = Image { kind: Kind::Filling, expected, ..NO_IMAGE };
             next.takes += 1;
-            out.push((Event::new("image {0} is copied from another member", &[state.takes.into()]), next));
+            out.push((
+                Event::new("image {0} is begun, to be copied from another member", &[state.takes.into()]),
+                next,
+            ));
+        }
+    }
+
+    /// What another member has of a snapshot is put into an image of its own, which is there when all of it is.
+    fn fills(&self, state: &State, out: &mut Out) {
+        let Some(at) = state.images.iter().position(|image| image.kind == Kind::Filling) else { return };
+        let image = &state.images[at];
+        for region in (0..REGIONS).filter(|region| !image.map.has(*region)) {
+            let mut next = *state;
+            let bytes = &mut next.images[at].file[region];
+            match state.fill[region] {
+                Job::None => {
+                    bytes.now = image.expected[region];
+                    next.fill[region] = Job::Cloned;
+                    out.push((
+                        Event::new("what was sent is in region {0} of image {1}", &[region, at]),
+                        next,
+                    ));
+                    let executes = |r: &Request| r.region == region && r.stage > Stage::Waiting;
+                    let still = !state.requests.iter().any(executes) || self.broken(Mutation::CopyUnlocked);
+                    if still && !state.trashed && state.head[region].now == image.expected[region] {
+                        let mut next = *state;
+                        next.fill[region] = Job::Cloning;
+                        out.push((
+                            Event::new("the head has the same in region {0} as was sent", &[region]),
+                            next,
+                        ));
+                    }
+                }
+                Job::Cloning => {
+                    bytes.now = state.head[region].now;
+                    next.fill[region] = Job::Cloned;
+                    out.push((Event::new("image {0} shares region {1} with the head", &[at, region]), next));
+                }
+                Job::Cloned if !self.broken(Mutation::CopyUnsynced) => {
+                    bytes.durable = bytes.now;
+                    next.fill[region] = Job::Synced;
+                    out.push((Event::new("region {0} of image {1} is durable", &[region, at]), next));
+                }
+                Job::Cloned | Job::Synced => {
+                    next.fill[region] = Job::None;
+                    next.images[at].map = image.map.with(region);
+                    out.push((Event::new("image {0} has region {1}", &[at, region]), next));
+                }
+            }
+        }
+        if image.map == Mask::first(REGIONS) {
+            let mut next = *state;
+            next.images[at].kind = Kind::Copied;
+            out.push((Event::new("image {0} is whole, and there", &[at]), next));
         }
     }
 
@@ -414,7 +479,8 @@ impl Images {
             let unstamped = state.stamp[region] < request.generation
                 || (self.0.by_map && self.needs(state, region).is_some());
             let copied = state.clone.job[region] == Job::Cloning && state.clone.from_head.has(region);
-            let copied = copied && !self.broken(Mutation::CloneUnlocked);
+            let copied = copied && !self.broken(Mutation::CloneUnlocked)
+                || state.fill[region] == Job::Cloning && !self.broken(Mutation::CopyUnlocked);
             let taking = state.taking.is_some() && !self.broken(Mutation::WriteWhileTaking);
             let cloning = state.job[region] != Job::None
                 && !(self.broken(Mutation::DataWhileCloning) && state.job[region] == Job::Cloning);
@@ -591,6 +657,10 @@ impl Images {
                         next.to_hand = image.map;
                         next.doomed = state.doomed.with(n);
                     }
+                    Kind::Filling => {
+                        next.images[n] = NO_IMAGE;
+                        next.fill = Default::default();
+                    }
                     Kind::Copied | Kind::Whole => next.images[n] = NO_IMAGE,
                     _ => continue,
                 }
@@ -701,6 +771,14 @@ impl Images {
         next.hand = Default::default();
         next.clone.job = Default::default();
         next.clone.from_head = Mask::EMPTY;
+        next.fill = Default::default();
+        for image in next.images.iter_mut().filter(|image| image.kind == Kind::Filling) {
+            if self.broken(Mutation::CopyKeptHalf) {
+                image.kind = Kind::Copied;
+            } else {
+                *image = NO_IMAGE;
+            }
+        }
         if self.broken(Mutation::RenameBeforeIntent) {
             for image in next.images.iter_mut().filter(|image| image.kind == Kind::Deleting) {
                 image.kind = Kind::Taken;
@@ -829,6 +907,7 @@ impl Model for Images {
             clone: NO_CLONE,
             job: Default::default(),
             into: Default::default(),
+            fill: Default::default(),
             hand: Default::default(),
             name: Name::Old,
             to_hand: Mask::EMPTY,
@@ -845,7 +924,9 @@ impl Model for Images {
 
     fn successors(&self, state: &State, out: &mut Out) -> Result<(), Violation> {
         for (n, image) in state.images.iter().enumerate() {
-            if !matches!(image.kind, Kind::Taken | Kind::Copied | Kind::Whole) || state.doomed.has(n) {
+            let half = image.kind == Kind::Filling && self.broken(Mutation::CopyReadHalf);
+            let there = matches!(image.kind, Kind::Taken | Kind::Copied | Kind::Whole);
+            if !there && !half || state.doomed.has(n) {
                 continue;
             }
             for region in 0..REGIONS {
@@ -880,6 +961,7 @@ impl Model for Images {
         self.requests(state, out);
         self.clones(state, out);
         self.preserves(state, out);
+        self.fills(state, out);
         self.deletes(state, out);
         self.faults(state, out);
         Ok(())
@@ -918,7 +1000,8 @@ const DELETES: Config = Config { deletes: true, ..TWO };
 const MAP: Config = Config { by_map: true, ..TWO };
 const CLONES: Config = Config { clones: true, writes: 1, faults: 0, ..DELETES };
 const CLONE: Config = Config { images: 1, faults: 1, ..CLONES };
-const COPIES: Config = Config { copies: true, images: 3, writes: 1, faults: 1, ..DELETES };
+const COPY: Config = Config { copies: true, images: 1, writes: 1, ..TWO };
+const COPIES: Config = Config { copies: true, ..DELETES };
 const WHOLE: Config = Config { wholes: true, ..DELETES };
 const EVERYTHING: Config = Config { copies: true, clones: true, images: 3, writes: 3, faults: 3, ..DELETES };
 
@@ -1015,6 +1098,27 @@ pub const CASES: &[Case] = &[
         "older images read through a copied one",
         Config { copies: true, ..TWO },
         Mutation::CopiedInChain,
+        Expected::Steps(9),
+    ),
+    broken(
+        "image-copy-read-half",
+        "4.19 a copy is read before it is whole",
+        COPY,
+        Mutation::CopyReadHalf,
+        Expected::Steps(1),
+    ),
+    broken(
+        "image-copy-unsynced",
+        "4.19 a copy is whole before it is durable",
+        COPY,
+        Mutation::CopyUnsynced,
+        Expected::Steps(7),
+    ),
+    broken(
+        "image-copy-kept-half",
+        "4.19 a start takes half a copy for a whole one",
+        COPY,
+        Mutation::CopyKeptHalf,
         Expected::Steps(2),
     ),
     broken(
@@ -1030,6 +1134,13 @@ pub const CASES: &[Case] = &[
         WHOLE,
         Mutation::WriteWhileTaking,
         Expected::Steps(6),
+    ),
+    broken(
+        "image-copy-unlocked",
+        "4.19 a copy shares what was written since it was compared",
+        COPY,
+        Mutation::CopyUnlocked,
+        Expected::Steps(13),
     ),
     broken(
         "image-delete-without-hand-down",
@@ -1117,9 +1228,9 @@ pub const CASES: &[Case] = &[
     ),
     unbroken(
         "image-copies",
-        "R28 with deletions, three images, any of them copied",
+        "R28 with deletions, two images, any of them copied",
         Setup::Image(COPIES),
-        3_000_000,
+        3_500_000,
         Expected::Exhausted,
     ),
     unbroken(
