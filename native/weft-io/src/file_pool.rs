@@ -50,6 +50,7 @@ use weft_proto::replica::{DiskDone, DiskOp};
 use crate::blocking::Workers;
 use crate::buffer::IoBuf;
 use crate::clones;
+use crate::copies;
 use crate::doubt::Doubt;
 use crate::driver::slab::Slab;
 use crate::driver::{Completion, Driver, Errno, Fd, Op, Outcome, TokenSpace};
@@ -60,6 +61,7 @@ use crate::segment::{Piece, Rounds, Segment, Waiter};
 use crate::sidecar::{Entry, SEGMENT_BLOCKS, SIDECAR_BYTES};
 use crate::store::Home;
 
+mod fill;
 mod image;
 mod job;
 mod op;
@@ -163,6 +165,8 @@ enum Called {
     Preserved(ReplicaKey, Piece, bool, Result<(), Errno>),
     /// So many blocks of the piece, which holds all of them.
     SharedOut(ReplicaKey, Piece, Result<u32, Errno>),
+    /// So many blocks of the piece, which holds its blocks, are shared with the head.
+    Filled(ReplicaKey, Piece, bool, Result<u32, Errno>),
     /// A segment of an image; true: and its name.
     ImageSynced((ReplicaKey, SnapId, u32), bool, Result<(), Errno>),
     /// There is room for the segments of a larger replica, or there is not.
@@ -487,6 +491,24 @@ impl FilePool {
                 store.abandon_clone(&files, &replicas, replica)?;
                 Ok(PoolAnswer::Done)
             }),
+            PoolOp::BeginCopy { replica, image, slot_bytes } => {
+                self.begin_copy(token, replica, image, slot_bytes)
+            }
+            PoolOp::FillCopy { replica, image, offset, extents } => {
+                self.fill_copy(token, (replica, image), offset, extents);
+            }
+            PoolOp::SyncCopy { replica, image, segment } => self.call_bulk(token, move || {
+                copies::sync(&files, &root, (replica, image, segment))?;
+                Ok(PoolAnswer::Done)
+            }),
+            PoolOp::PublishCopy { replica, image, slot } => self.call_bulk(token, move || {
+                copies::publish(&files, &root, (replica, image), &slot)?;
+                Ok(PoolAnswer::Done)
+            }),
+            PoolOp::AbandonCopy { replica, image } => self.call_bulk(token, move || {
+                copies::abandon(&files, &root, replica, image)?;
+                Ok(PoolAnswer::Done)
+            }),
             PoolOp::Cancel { target } => self.cancel(target),
         }
         self.settle();
@@ -582,6 +604,7 @@ impl FilePool {
                     self.on_preserved(replica, piece, held, result);
                 }
                 Called::SharedOut(replica, piece, result) => self.on_shared_out(replica, piece, result),
+                Called::Filled(replica, piece, held, result) => self.on_filled(replica, piece, held, result),
                 Called::ImageSynced(place, named, result) => self.on_image_synced(place, named, result),
                 Called::Extended(job, result) | Called::Imaged(job, result) => {
                     self.tell(job, result.map_err(PoolError::from));
@@ -1075,7 +1098,7 @@ impl FilePool {
                         .flat_map(|f| if let Found::Hashes(h) = f { h } else { Vec::new() })
                         .collect(),
                 ),
-                Work::CloneOut { shared, .. } => DiskDone::Shared(*shared),
+                Work::CloneOut { shared, .. } | Work::Fill { shared, .. } => DiskDone::Shared(*shared),
                 _ => DiskDone::Done,
             })),
         };
@@ -1122,11 +1145,12 @@ impl FilePool {
         self.tick += 1;
         if !replica.segments.contains_key(&piece.segment) {
             if !creates && !replica.exists.contains(&piece.segment) {
-                if let Work::Preserve { .. } = job.work {
-                    self.put_into_image(key, piece, None);
-                    return None;
+                match job.work {
+                    Work::Preserve { .. } => self.put_into_image(key, piece, None),
+                    Work::Fill { .. } => self.put_into_copy(key, piece, None),
+                    _ => return Some(Ok(nothing_there(&job.work, piece.hi - piece.lo))),
                 }
-                return Some(Ok(nothing_there(&job.work, piece.hi - piece.lo)));
+                return None;
             }
             if !replica.exists.contains(&piece.segment)
                 && !self.room.take(Taker::Segment(key, piece.segment), SEGMENT_ROOM)
@@ -1246,6 +1270,10 @@ impl FilePool {
                             doubted || matches!(entry, Entry::Data(_))
                         }
                         Work::Kinds => doubted && !matches!(entry, Entry::Data(_)),
+                        Work::Fill { arrived, .. } => {
+                            let asked = arrived.entry(at(piece.segment, block));
+                            !doubted && matches!(entry, Entry::Data(_)) && asked == Some(entry)
+                        }
                         _ => doubted,
                     };
                     if wanted {
@@ -1256,6 +1284,7 @@ impl FilePool {
                     match work {
                         Work::Preserve { .. } => self.put_into_image(key, piece, Some(file)),
                         Work::CloneOut { .. } => self.share_out(key, piece),
+                        Work::Fill { .. } => self.put_into_copy(key, piece, Some(file)),
                         _ => return Some(conclude(work, piece, None, &segment.sidecar)),
                     }
                     return None;
@@ -1323,6 +1352,10 @@ impl FilePool {
                     let job = self.jobs.get_mut(piece.job).expect("a piece's job is under way");
                     if !existed && matches!(job.work, Work::Preserve { .. }) {
                         self.put_into_image(key, piece, None);
+                        continue;
+                    }
+                    if matches!(job.work, Work::Fill { .. }) {
+                        self.put_into_copy(key, piece, None);
                         continue;
                     }
                     // A file that could not be made for a write is no error to those who only look.
@@ -1414,6 +1447,7 @@ impl FilePool {
         let sealing = job.work.settles();
         let preserving = matches!(job.work, Work::Preserve { .. });
         let cloning = matches!(job.work, Work::CloneOut { .. });
+        let filling = matches!(job.work, Work::Fill { .. });
         let mut rotten = Vec::new();
         let result = match result {
             Ok(buf) => {
@@ -1432,6 +1466,13 @@ impl FilePool {
                 }
                 let end = first + u32::try_from(buf.len() / BLOCK_LEN).expect("within a segment");
                 replica.doubt.remove(piece.segment, first, end);
+                if let Work::Fill { arrived, same, .. } = &mut job.work {
+                    let of = same.entry(piece.segment).or_default();
+                    let blocks = (first..).zip(buf.bytes().chunks_exact(BLOCK_LEN));
+                    of.extend(blocks.filter_map(|(block, bytes)| {
+                        arrived.is(at(piece.segment, block), bytes).then_some(block)
+                    }));
+                }
                 result.unwrap_or_else(|| conclude(&job.work, piece, Some((first, buf)), &segment.sidecar))
             }
             // A seal, or what has to come before a write, must not fail for ever because of one sector: the sound blocks
@@ -1468,6 +1509,11 @@ impl FilePool {
         };
         let news = rotten.into_iter().filter(|block| replica.rotten.is_news(*block)).count();
         self.figures.bit_rot += news as u64;
+        if filling {
+            // What can't be read of the head is not shared.
+            let head = self.segment(key, piece.segment).files.as_ref().map(|files| files.0.file.clone());
+            return self.put_into_copy(key, piece, head);
+        }
         if preserving && result.is_ok() {
             let head = self.segment(key, piece.segment).files.as_ref().map(|files| files.0.file.clone());
             return self.put_into_image(key, piece, head);

@@ -39,7 +39,7 @@ pub(crate) fn open_dir(dir: &Fd, name: &str) -> Result<Fd, Errno> {
 }
 
 /// Opens a directory, and makes it if it is missing; its name is durable in both cases.
-fn dir_at(files: &Files, dir: &Fd, name: &str) -> Result<Fd, Errno> {
+pub(crate) fn dir_at(files: &Files, dir: &Fd, name: &str) -> Result<Fd, Errno> {
     let opened = match files.make_dir_at(dir, name) {
         Err(Errno(libc::EEXIST)) => open_dir(dir, name)?,
         made => made?,
@@ -49,7 +49,7 @@ fn dir_at(files: &Files, dir: &Fd, name: &str) -> Result<Fd, Errno> {
 }
 
 /// Where a replica's images are, if it ever had any.
-fn images_of(root: &Fd, key: ReplicaKey) -> Result<Fd, Errno> {
+pub(crate) fn images_of(root: &Fd, key: ReplicaKey) -> Result<Fd, Errno> {
     open_dir(&open_dir(root, IMAGES)?, &replica_name(key))
 }
 
@@ -57,7 +57,7 @@ pub(crate) fn image_dir(root: &Fd, key: ReplicaKey, image: SnapId) -> Result<Fd,
     open_dir(&images_of(root, key)?, &image.to_string())
 }
 
-fn segment_name(number: u32) -> String {
+pub(crate) fn segment_name(number: u32) -> String {
     format!("seg-{number:06}")
 }
 
@@ -66,7 +66,7 @@ pub(crate) fn bytes_of(blocks: &Range<u32>) -> (u64, u64) {
     (u64::from(blocks.start) * BLOCK, u64::from(blocks.end - blocks.start) * BLOCK)
 }
 
-fn entries_at(block: u32) -> u64 {
+pub(crate) fn entries_at(block: u32) -> u64 {
     SEGMENT_BYTES + u64::from(block) * ENTRY as u64
 }
 
@@ -99,7 +99,7 @@ pub(crate) fn take(
     made
 }
 
-fn make(
+pub(crate) fn make(
     files: &Files,
     home: &Fd,
     name: &str,
@@ -180,7 +180,7 @@ pub(crate) fn read_slot(
 }
 
 /// A segment's file of an image, made if it is missing.
-fn segment(files: &Files, dir: &Fd, number: u32) -> Result<Fd, Errno> {
+pub(crate) fn segment(files: &Files, dir: &Fd, number: u32) -> Result<Fd, Errno> {
     let file = files.create_at(dir, &segment_name(number), libc::O_RDWR)?;
     if size_of(&file)? != FILE_BYTES {
         files.truncate(&file, FILE_BYTES)?;

@@ -9,6 +9,7 @@
 pub mod blocking;
 pub mod buffer;
 mod clones;
+mod copies;
 mod doubt;
 pub mod driver;
 pub mod file_pool;

@@ -2,6 +2,7 @@
 
 use core::ops::Range;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 use weft_proto::ids::SnapId;
 use weft_proto::log::ReplicaKey;
@@ -11,6 +12,7 @@ use weft_proto::payload::{BLOCK, Payload, block_hash};
 use super::BLOCK_LEN;
 use super::op::PoolError;
 use crate::buffer::IoBuf;
+use crate::copies::Arrived;
 use crate::segment::Piece;
 use crate::sidecar::{Entry, SEGMENT_BLOCKS, Sidecar};
 
@@ -72,6 +74,13 @@ pub(super) enum Work {
         slot_bytes: Option<u64>,
         step: Step,
     },
+    /// Blocks for an image that is filled, and which of them, by segment, the head has just so.
+    Fill {
+        image: SnapId,
+        arrived: Arc<Arrived>,
+        same: BTreeMap<u32, BTreeSet<u32>>,
+        shared: u64,
+    },
     /// One piece. What of it is in doubt is looked at up to `looks` blocks at a time.
     CloneOut {
         to: ReplicaKey,
@@ -107,6 +116,7 @@ impl Work {
             | Work::Flush { .. }
             | Work::Close { .. }
             | Work::Image { .. }
+            | Work::Fill { .. }
             | Work::Preserve { .. } => (256, 4),
         }
     }

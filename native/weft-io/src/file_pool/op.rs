@@ -6,6 +6,7 @@ use core::ops::Range;
 use weft_proto::ids::SnapId;
 use weft_proto::images::Place;
 use weft_proto::log::ReplicaKey;
+use weft_proto::message::Extent;
 use weft_proto::replica::{DiskDone, DiskError, DiskOp};
 
 use crate::buffer::IoBuf;
@@ -284,6 +285,53 @@ pub enum PoolOp {
     AbandonClone {
         /// Which.
         replica: ReplicaKey,
+    },
+    /// Begins an image that is to be filled with what others have of its snapshot: under a name that the next start of the pool
+    /// removes. What an earlier try left goes. Answered with `Done`, [`PoolError::Exists`] or [`PoolError::NoSnapshots`].
+    BeginCopy {
+        /// Of which replica; it need not be open.
+        replica: ReplicaKey,
+        /// Its name to be.
+        image: SnapId,
+        /// Length of each of its two files, a multiple of 4096.
+        slot_bytes: u64,
+    },
+    /// Puts blocks there, all within one segment, not durably. Those that the head has just so are shared, if the replica is
+    /// open: then what overlaps them and comes later waits. Answered with `Disk(Shared)`: so many bytes are.
+    FillCopy {
+        /// Of which replica.
+        replica: ReplicaKey,
+        /// Which image.
+        image: SnapId,
+        /// First byte.
+        offset: u64,
+        /// What arrived, verified.
+        extents: Vec<Extent<IoBuf>>,
+    },
+    /// Makes durable what was put into a segment of it. Answered with `Done`.
+    SyncCopy {
+        /// Of which replica.
+        replica: ReplicaKey,
+        /// Which image.
+        image: SnapId,
+        /// Which segment.
+        segment: u32,
+    },
+    /// Makes all of it durable, `slot` as the first of its two files, and then an image as every other. Answered with `Done`.
+    PublishCopy {
+        /// Of which replica.
+        replica: ReplicaKey,
+        /// Which image.
+        image: SnapId,
+        /// The slot, with its own checksum.
+        slot: Vec<u8>,
+    },
+    /// Removes what was begun. Answered with `Done`; can be repeated.
+    AbandonCopy {
+        /// Of which replica.
+        replica: ReplicaKey,
+        /// Which image.
+        image: SnapId,
     },
     /// Ends a `Zero`, `Hash`, `Kinds`, `Read`, `Seal` or `Preserve` op after the pieces that have started: it is then answered with
     /// [`PoolError::Cancelled`], or normally if it was too late. Has no answer of its own.

@@ -23,6 +23,7 @@ use crate::sidecar::SEGMENT_BYTES;
 use crate::testing::{TempDir, mounted_ext4, mounted_xfs, unmounted};
 
 mod clones;
+mod fill;
 mod images;
 mod killed;
 mod room;
