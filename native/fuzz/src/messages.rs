@@ -264,6 +264,7 @@ fn image_view(input: &mut Input<'_>) -> ImageView {
         generation: generation(input),
         state: *input.pick(&states),
         whole: input.flag(),
+        copied: input.flag(),
         size: input.number(),
     }
 }

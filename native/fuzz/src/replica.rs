@@ -406,6 +406,11 @@ impl World {
                 assert!(images.get(*heir).is_some_and(|of| of.state != ImageState::Deleting));
             }
             ImageOp::CloneOut { .. } => panic!("nobody asked for a clone"),
+            ImageOp::CopyBegin { .. }
+            | ImageOp::CopyFill { .. }
+            | ImageOp::CopySync { .. }
+            | ImageOp::CopyPublish { .. }
+            | ImageOp::CopyAbandon { .. } => panic!("nobody brings it a snapshot"),
         }
     }
 

@@ -333,7 +333,8 @@ impl World {
                 let marker = self.record.reverting.as_ref().filter(|marker| marker.snap == *from);
                 let attempt = marker.map_or_else(|| input.number(), |marker| marker.attempt);
                 let (id, generation, state) = (*from, Generation::new(Epoch(7), 1), ImageState::Ready);
-                let view = ImageView { id, attempt, generation, state, whole: false, size: KNOWN.size };
+                let (whole, copied) = (false, input.flag());
+                let view = ImageView { id, attempt, generation, state, whole, copied, size: KNOWN.size };
                 Answer::Images(vec![view; input.below(2)])
             }
             Ask::Heartbeat => Answer::Alive { oldest_io_ms: 0, free_bytes: 1 << 30 },

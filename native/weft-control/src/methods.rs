@@ -174,6 +174,10 @@ methods! {
     "snapshot.protect" SnapshotProtect(t::SnapshotProtect) -> t::Nothing;
     /// Gives a snapshot of a volume that is open here another name.
     "snapshot.rename" SnapshotRename(t::SnapshotRename) -> t::Nothing;
+    /// Brings a snapshot to a copy on this host that lacks it, or tells how far that is.
+    "snapshot.fetch" SnapshotFetch(t::SnapshotFetch) -> t::SnapshotFetched;
+    /// Lists a copy with a snapshot, of a volume that is open here, that it has got all of.
+    "snapshot.add_copy" SnapshotAddCopy(t::SnapshotAddCopy) -> t::Nothing;
     /// Offers a snapshot for reading here.
     "snapshot.open" SnapshotOpen(t::SnapshotOpen) -> t::SnapshotOpened;
     /// Ends that; done nothing if it is not offered.

@@ -316,7 +316,7 @@ impl Host {
                     self.served = serde_json::from_value(kept).expect("an incarnation");
                     self.fact(Fact::Served(self.served));
                 }
-                PoolsOut::Changed(_) | PoolsOut::Keep(..) => {}
+                PoolsOut::Changed(_) | PoolsOut::Copied(..) | PoolsOut::Keep(..) => {}
             }
         }
         self.pools.drive(&mut self.driver, self.now);

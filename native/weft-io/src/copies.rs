@@ -25,7 +25,7 @@ use crate::images::{self, bytes_of, dir_at, entries_at, images_of, open_dir, seg
 use crate::pool_dir::replica_name;
 use crate::sidecar::{Entry, SEGMENT_BLOCKS};
 
-const BLOCK_LEN: usize = BLOCK as usize;
+const BLOCK_LEN: usize = 4096;
 
 fn temporary(image: SnapId) -> String {
     format!("{image}.tmp")

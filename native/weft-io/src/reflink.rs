@@ -29,6 +29,8 @@ pub enum NoSnapshots {
     FileSystem(FileSystem),
     /// This XFS was made without.
     XfsWithout,
+    /// The pool takes snapshots itself, and has no place for what others took.
+    OthersOnThin,
 }
 
 impl fmt::Display for NoSnapshots {
@@ -40,6 +42,9 @@ impl fmt::Display for NoSnapshots {
                     "the pool lies on {kind}, and only on XFS can files share blocks as snapshots need it"
                 )
             }
+            NoSnapshots::OthersOnThin => f.write_str(
+                "the pool lies on LVM's thin volumes, which have no place for snapshots that other copies took",
+            ),
             NoSnapshots::XfsWithout => f.write_str(
                 "the pool's XFS was made without shared blocks (mkfs.xfs -m reflink=1 makes one with them)",
             ),

@@ -388,6 +388,7 @@ impl ImageSlot {
         let form = match image.form {
             ImageForm::Chained => 0,
             ImageForm::Whole => 1,
+            ImageForm::Copied => 2,
         };
         out.u32(if form == 0 { 1 } else { IMAGE_VERSION });
         out.u32(self.replica.rid.0);
@@ -451,6 +452,7 @@ impl ImageSlot {
         let form = match (version, form) {
             (1, 0) => ImageForm::Chained,
             (2, 1) => ImageForm::Whole,
+            (2, 2) => ImageForm::Copied,
             _ => return Err(CheckpointError::Malformed),
         };
         if !regions_fit || !sequences_fit || note_len > NOTE_MAX {
@@ -609,6 +611,18 @@ mod tests {
     }
 
     #[test]
+    fn a_slot_of_a_copied_image_says_so() {
+        let bytes = slot_as(ImageForm::Copied, 1).encode();
+        let parts = [
+            ("image-head".to_string(), bytes[..IMAGE_HEAD].to_vec()),
+            ("image-note-and-bits".to_string(), bytes[IMAGE_HEAD..BITS_AT + 16].to_vec()),
+        ];
+        hex::assert_specimens(include_str!("../specimens/image-copied-v2.txt"), &parts);
+        let read = ImageSlot::decode(&bytes, POOL, KEY, SnapId(0x51)).expect("sound");
+        assert!(read.image.is_whole() && !read.image.took() && read.encode() == bytes);
+    }
+
+    #[test]
     fn the_newest_sound_slot_of_an_image_is_taken_and_none_where_none_was_written() {
         let (old, new) = (some_slot(1).encode(), some_slot(2).encode());
         let choose = |a: &[u8], b: &[u8]| choose_image(a, b, POOL, KEY, SnapId(0x51));
@@ -761,7 +775,7 @@ mod tests {
         fn any_slot_of_an_image_is_read_back_equal(
             bits in proptest::collection::vec(any::<[u64; 2]>(), 0..40), numbers in any::<[u64; 6]>(),
             note in proptest::collection::vec(any::<u8>(), 0..=NOTE_MAX), id in any::<u128>(), state in 0usize..3,
-            shift in 16u8..=32, whole in any::<bool>(),
+            shift in 16u8..=32, form in 0usize..3,
         ) {
             let [counter, log_seq, attempt, generation, epoch, incarnation] = numbers;
             let (has, written) = bits.iter().map(|[has, written]| (*has, *written)).unzip();
@@ -769,7 +783,7 @@ mod tests {
             let image = Image {
                 id: SnapId(id), attempt, generation: Generation(generation), epoch: Epoch(epoch), incarnation,
                 size: (bits.len() as u64 * 64) << shift, region_shift: shift, state: states[state], note,
-                form: if whole { ImageForm::Whole } else { ImageForm::Chained },
+                form: [ImageForm::Chained, ImageForm::Whole, ImageForm::Copied][form],
                 has: Regions(has), written: Regions(written),
             };
             let slot = ImageSlot { pool: POOL, replica: KEY, counter: counter / 2, log_seq: log_seq / 4, image };

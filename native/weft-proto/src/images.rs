@@ -63,6 +63,8 @@ pub enum ImageForm {
     Chained,
     /// It has everything: the pool's own snapshot of the head.
     Whole,
+    /// It has everything, and got it from other members: it says nothing of what this replica held.
+    Copied,
 }
 
 /// How far an image is.
@@ -85,7 +87,7 @@ impl Regions {
         self.0.get(region as usize / 64).is_some_and(|word| word & (1 << (region % 64)) != 0)
     }
 
-    fn add(&mut self, region: u32) {
+    pub(crate) fn add(&mut self, region: u32) {
         let word = region as usize / 64;
         if self.0.len() <= word {
             self.0.resize(word + 1, 0);
@@ -131,6 +133,12 @@ pub struct Image {
 }
 
 impl Image {
+    /// This replica took it itself, and has not got it from others (R29, R30).
+    #[must_use]
+    pub fn took(&self) -> bool {
+        self.form != ImageForm::Copied
+    }
+
     /// It stands outside the chain and has everything itself.
     #[must_use]
     pub fn is_whole(&self) -> bool {
@@ -269,6 +277,12 @@ impl Images {
         if self.gone.len() > GONE_MAX {
             self.gone.pop_front();
         }
+    }
+
+    /// One that was copied is there, all of it, durably. No record of the log says so: its slot does.
+    pub(crate) fn put_copied(&mut self, image: Image) {
+        assert!(!image.took() && self.get(image.id).is_none(), "one image of snapshot {}", image.id);
+        self.insert(image);
     }
 
     /// By age: barriers end intervals, so that each has a generation of its own.

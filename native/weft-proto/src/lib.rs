@@ -26,6 +26,7 @@ pub mod payload;
 pub mod record;
 pub mod replica;
 pub mod session;
+pub mod snap_copy;
 pub mod snap_group;
 pub mod snap_reader;
 pub mod superblock;

@@ -654,6 +654,7 @@ fn encode_entry(key: ReplicaKey, record: &LogRecord) -> Vec<u8> {
                     body.put(&[match form {
                         ImageForm::Chained => IMAGE_PREPARED,
                         ImageForm::Whole => IMAGE_PREPARED_WHOLE,
+                        ImageForm::Copied => unreachable!("what is copied begins with its slot"),
                     }]);
                     body.u64(generation.0);
                     body.u64(epoch.0);

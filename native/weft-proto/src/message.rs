@@ -347,6 +347,8 @@ pub struct ImageView {
     pub state: ImageState,
     /// It needs nothing of the volume's current data.
     pub whole: bool,
+    /// The replica got it from others, and did not take it itself.
+    pub copied: bool,
     /// Size in bytes.
     pub size: u64,
 }

@@ -205,6 +205,8 @@ pub enum Mutation {
     ChangedSinceNewer,
     /// R29: what is past the end of the older of two images counts as unchanged.
     ChangedWithinOlder,
+    /// R29: what has changed is told by a member that got an image of either from others.
+    ChangedByCopy,
     /// R30: nothing in the record says that the volume is being taken back to a snapshot.
     RevertUnmarked,
     /// R30: the marker of a revert is set within the epoch.
@@ -235,6 +237,8 @@ pub enum Mutation {
     SnapDropUnsettled,
     /// R27: whoever asked is told as soon as the swap is done.
     SnapReportAtSwap,
+    /// 4.19: a member is put on a snapshot's list before it has logged that it has all of it.
+    SnapCopyUnlogged,
     /// D19: a volume of a group goes on as soon as it can.
     GroupGoesOn,
     /// D19: each volume of a group has a transaction of its own.
@@ -271,7 +275,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every mutation with the name that `--mutation` takes, in the order of the rules.
-    pub const ALL: [(Mutation, &'static str); 127] = [
+    pub const ALL: [(Mutation, &'static str); 129] = [
         (Mutation::NoFence, "r1-no-fence"),
         (Mutation::AnyPromiser, "r1-any-promiser"),
         (Mutation::AttachUnbound, "r1-attach-unbound"),
@@ -360,6 +364,7 @@ impl Mutation {
         (Mutation::ToldAtSwap, "r25-told-at-swap"),
         (Mutation::PolicyKeepsEpoch, "r25-policy-keeps-epoch"),
         (Mutation::SnapReportAtSwap, "r27-report-at-swap"),
+        (Mutation::SnapCopyUnlogged, "r27-copy-unlogged"),
         (Mutation::DataBeforePreserve, "r28-data-before-preserve"),
         (Mutation::PrepareBeforeDrain, "r28-prepare-before-drain"),
         (Mutation::OldGenerationAfterPrepare, "r28-old-generation-after-prepare"),
@@ -374,6 +379,7 @@ impl Mutation {
         (Mutation::LookOnce, "r28-look-once"),
         (Mutation::ChangedSinceNewer, "r29-since-newer"),
         (Mutation::ChangedWithinOlder, "r29-within-older"),
+        (Mutation::ChangedByCopy, "r29-changed-by-copy"),
         (Mutation::RevertUnmarked, "r30-unmarked"),
         (Mutation::RevertMarkerKeepsEpoch, "r30-marker-keeps-epoch"),
         (Mutation::RevertServesFirst, "r30-serves-first"),

@@ -36,11 +36,14 @@ use crate::payload::{BLOCK, Payload};
 use crate::record::{REGIONS_MAX, Record};
 
 mod clones;
+mod copies;
 mod images;
 mod promise;
 
 use clones::Cloning;
 pub use clones::NotCloned;
+use copies::Copies;
+pub use copies::{CopyOf, CopyStep, NotCopied};
 pub use images::{IMAGES_MAX, ImageOp};
 use images::{Imaging, Look, Next, Snap};
 pub use promise::{EPOCH_JUMP_UNVERIFIED, RISE_AT_ONCE};
@@ -279,6 +282,7 @@ pub struct Replica<P> {
     waiting_attach: Vec<WaitingAttach>,
     /// What is under way for images.
     imaging: Imaging,
+    copies: Copies<P>,
     cloning: BTreeMap<Token, Cloning>,
     /// Clones whose end nobody was told of.
     cloned: VecDeque<(ReplicaKey, Result<(), NotCloned>)>,
@@ -388,7 +392,8 @@ impl<P: Payload> Replica<P> {
     /// A replica from its durable state.
     #[must_use]
     pub fn new(config: ReplicaConfig, durable: Durable) -> Self {
-        let barrier = durable.images.iter().map(|image| image.generation).max().unwrap_or_default();
+        let taken = durable.images.iter().filter(|image| image.took());
+        let barrier = taken.map(|image| image.generation).max().unwrap_or_default();
         let mut replica = Replica {
             promised: durable.promised,
             session: durable.session,
@@ -410,6 +415,7 @@ impl<P: Payload> Replica<P> {
             claimed: Watermark::default(),
             waiting_attach: Vec::new(),
             imaging: Imaging::new(barrier),
+            copies: Copies::default(),
             cloning: BTreeMap::new(),
             cloned: VecDeque::new(),
             actions: VecDeque::new(),
@@ -451,6 +457,7 @@ impl<P: Payload> Replica<P> {
             && self.cutting.is_none()
             && self.imaging.is_idle()
             && self.cloning.is_empty()
+            && self.copies.is_empty()
     }
 
     /// True after a failed log or disk: the copy serves no more until it is opened anew.
@@ -599,6 +606,10 @@ impl<P: Payload> Replica<P> {
             return self.cut_done(now, cutting, outcome.is_ok());
         }
         let outcome = match self.clone_done(token, outcome) {
+            Ok(()) => return,
+            Err(outcome) => outcome,
+        };
+        let outcome = match self.copy_done(now, token, outcome) {
             Ok(()) => return,
             Err(outcome) => outcome,
         };

@@ -812,7 +812,7 @@ pub fn encode_response<P: Payload>(version: Version, handle: u32, response: &Res
                     ImageState::Ready => 1,
                     ImageState::Deleting => 2,
                 };
-                d.meta.u32(state | u32::from(image.whole) << 8);
+                d.meta.u32(state | u32::from(image.whole) << 8 | u32::from(image.copied) << 9);
             }
             d
         }
@@ -940,7 +940,8 @@ fn attempted(op: Op, id: SnapId, attempt: u64) -> Draft {
 /// Bytes of the longest bitmap.
 const CHANGED_BYTES: usize = (CHANGED_MAX / CHANGED_GRAIN / 8) as usize;
 
-/// Bytes of one image in a list: id, attempt, generation, size, state in the lowest byte and a bit for "whole" above it.
+/// Bytes of one image in a list: id, attempt, generation, size, state in the lowest byte and above it a bit for "whole", one for
+/// "copied".
 const IMAGE_LEN: usize = 44;
 
 fn image_view(r: &mut Reader<'_>) -> Result<ImageView, FrameError> {
@@ -952,12 +953,11 @@ fn image_view(r: &mut Reader<'_>) -> Result<ImageView, FrameError> {
         2 => ImageState::Deleting,
         _ => return Err(FrameError::BadMeta),
     };
-    let whole = match word >> 8 {
-        0 => false,
-        1 => true,
-        _ => return Err(FrameError::BadMeta),
-    };
-    Ok(ImageView { id, attempt, generation, state, whole, size })
+    if word >> 10 != 0 {
+        return Err(FrameError::BadMeta);
+    }
+    let (whole, copied) = (word & 1 << 8 != 0, word & 1 << 9 != 0);
+    Ok(ImageView { id, attempt, generation, state, whole, copied, size })
 }
 
 fn finished(r: &Reader<'_>) -> Result<(), FrameError> {
@@ -1514,6 +1514,7 @@ mod tests {
                         generation: Generation::new(Epoch(7), 2),
                         state: ImageState::Ready,
                         whole: true,
+                        copied: false,
                         size: 1 << 40,
                     },
                     ImageView {
@@ -1522,6 +1523,7 @@ mod tests {
                         generation: Generation::new(Epoch(7), 3),
                         state: ImageState::Deleting,
                         whole: false,
+                        copied: false,
                         size: 1 << 41,
                     },
                 ])),
@@ -1806,13 +1808,14 @@ mod tests {
 
     fn any_image_view() -> impl Strategy<Value = ImageView> {
         let states = [ImageState::Prepared, ImageState::Ready, ImageState::Deleting];
-        (any::<u128>(), any::<[u64; 3]>(), 0..3usize, any::<bool>()).prop_map(
-            move |(id, [attempt, generation, size], state, whole)| ImageView {
+        (any::<u128>(), any::<[u64; 3]>(), 0..3usize, any::<[bool; 2]>()).prop_map(
+            move |(id, [attempt, generation, size], state, [whole, copied])| ImageView {
                 id: SnapId(id),
                 attempt,
                 generation: Generation(generation),
                 state: states[state],
                 whole,
+                copied,
                 size,
             },
         )

@@ -140,6 +140,11 @@ impl Disk {
         &self.images
     }
 
+    /// The pool is started: what was begun for images is removed.
+    pub fn restart(&mut self) {
+        self.images.restart();
+    }
+
     /// Carries out a request for an image.
     pub fn run_image(&mut self, op: &ImageOp<HeapPayload>) -> Result<DiskDone<HeapPayload>, DiskError> {
         match op {
@@ -170,6 +175,21 @@ impl Disk {
                 self.images.hand_down(*image, *heir, *segment, blocks);
             }
             ImageOp::Drop { image } => self.images.remove(*image),
+            ImageOp::CopyBegin { image, .. } => self.images.begin_copy(*image),
+            ImageOp::CopyFill { image, offset, extents } => {
+                let (blocks, shared) = self.arrived(offset / BLOCK, extents);
+                if !self.images.fill_copy(*image, blocks.into_iter()) {
+                    return Err(DiskError::Io);
+                }
+                return Ok(DiskDone::Shared(shared));
+            }
+            ImageOp::CopySync { .. } => {}
+            ImageOp::CopyPublish { image } => {
+                if !self.images.publish_copy(image.id) {
+                    return Err(DiskError::Io);
+                }
+            }
+            ImageOp::CopyAbandon { image } => self.images.abandon_copy(*image),
             ImageOp::CloneOut { to, place, offset, len } => {
                 for block in offset / BLOCK..(offset + len) / BLOCK {
                     let value = match *place {
@@ -185,6 +205,20 @@ impl Disk {
             }
         }
         Ok(DiskDone::Done)
+    }
+
+    /// Blocks that arrived for an image, and how many bytes of them are the head's own.
+    fn arrived(&self, first: u64, extents: &[Extent<HeapPayload>]) -> (Vec<(u64, Value)>, u64) {
+        let values = extents.iter().flat_map(|extent| match extent {
+            Extent::Hole { len, kind } => {
+                vec![if *kind == Hole::Zero { ZERO } else { ABSENT }; (len / BLOCK) as usize]
+            }
+            Extent::Data { data, .. } => data.bytes().chunks_exact(4096).map(value_of).collect(),
+        });
+        let blocks: Vec<(u64, Value)> = (first..).zip(values).collect();
+        let same = blocks.iter().filter(|(at, value)| *value > ZERO && self.value(*at) == *value);
+        let shared = same.count() as u64 * BLOCK;
+        (blocks, shared)
     }
 
     /// Carries out a request and leaves what it changed in the cache.

@@ -1,5 +1,7 @@
 //! The files of a replica's images in a simulated pool (weft-io's `images`): what preserves have put there, block by block.
 //!
+//! Images that others' are copied into are filled under a name of their own, which no start keeps.
+//!
 //! Must always hold: what is put there is durable when it is answered; whoever looks where nothing was put is told that
 //! the image is damaged, and gets nothing. A whole image has everything.
 
@@ -19,11 +21,13 @@ pub struct ImageFiles<C> {
     files: BTreeMap<SnapId, BTreeMap<u64, C>>,
     /// What whole images have where nothing was ever written.
     rest: BTreeMap<SnapId, C>,
+    /// Those that are filled.
+    filling: BTreeMap<SnapId, BTreeMap<u64, C>>,
 }
 
 impl<C> Default for ImageFiles<C> {
     fn default() -> Self {
-        ImageFiles { files: BTreeMap::new(), rest: BTreeMap::new() }
+        ImageFiles { files: BTreeMap::new(), rest: BTreeMap::new(), filling: BTreeMap::new() }
     }
 }
 
@@ -82,6 +86,34 @@ impl<C: Clone> ImageFiles<C> {
             let range = first + u64::from(range.start)..first + u64::from(range.end);
             file.extend(from.range(range).map(|(block, content)| (*block, content.clone())));
         }
+    }
+
+    /// Begins one that is filled.
+    pub fn begin_copy(&mut self, image: SnapId) {
+        self.filling.insert(image, BTreeMap::new());
+    }
+
+    /// Puts blocks into it; false if it was not begun.
+    pub fn fill_copy(&mut self, image: SnapId, blocks: impl Iterator<Item = (u64, C)>) -> bool {
+        let Some(file) = self.filling.get_mut(&image) else { return false };
+        file.extend(blocks);
+        true
+    }
+
+    /// It becomes an image as every other; false if it was not begun.
+    pub fn publish_copy(&mut self, image: SnapId) -> bool {
+        let Some(file) = self.filling.remove(&image) else { return false };
+        self.files.insert(image, file).is_none()
+    }
+
+    /// What was begun is removed.
+    pub fn abandon_copy(&mut self, image: SnapId) {
+        self.filling.remove(&image);
+    }
+
+    /// The pool is started: nothing that was begun is left.
+    pub fn restart(&mut self) {
+        self.filling.clear();
     }
 
     /// Removes an image's files.

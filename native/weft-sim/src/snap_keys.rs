@@ -35,6 +35,10 @@ pub fn change(keys: &mut Keys, change: SnapChange, note: Vec<u8>) -> Result<(), 
         (SnapChange::Deleting { .. }, Some(key)) => key.deleting = true,
         (SnapChange::Gone { id }, Some(key)) if key.deleting => drop(keys.remove(&id)),
         (SnapChange::Changed { .. }, Some(_)) => {}
+        (SnapChange::Added { rid, .. }, Some(key)) if key.logged && !key.deleting => {
+            key.taken.members.retain(|member| *member != rid);
+            key.taken.members.push(rid);
+        }
         (change, _) => return Err(format!("a key that is not so is changed: {change:?}")),
     }
     Ok(())

@@ -12,6 +12,7 @@
 //! * what one volume, pool, client or peer does wrong ends with that volume, pool, client or peer.
 
 mod comparisons;
+mod fetches;
 mod groups;
 mod readers;
 mod snapshots;
@@ -29,7 +30,8 @@ use weft_control::methods::Command;
 use weft_control::types::{
     self, Decimal, Event as ControlEvent, Export, Finding, Hello as HelloAnswer, ImageList, LinkList,
     LinkState, PoolList, PoolState, RecordJson, ReplicaList, SessionLimit, SessionList, SessionOpen,
-    SessionStatus, SnapshotChanged, SnapshotRef, StoreStatus, TrustChanged, WatermarkInfo, Why,
+    SessionStatus, SnapshotChanged, SnapshotFetch, SnapshotRef, StoreStatus, TrustChanged, WatermarkInfo,
+    Why,
 };
 use weft_export::nbd::ExportInfo;
 use weft_io::buffer::IoBuf;
@@ -66,6 +68,7 @@ use crate::tokens::Part;
 use crate::trust::{IdentityFiles, TRUST_KEY, TrustChange, TrustKeeper};
 
 use comparisons::Comparisons;
+use fetches::Fetches;
 use readers::Reader;
 
 /// Sessions of one host (architecture.md, Limits).
@@ -141,6 +144,8 @@ enum Caller {
     ReaderLook(SnapId, StoreToken),
     /// What differs between two snapshots.
     Compare(SnapshotChanged, Answer),
+    /// A snapshot that is to be brought to a copy here.
+    Fetch(SnapshotFetch, Answer),
     /// Images that may have been left behind.
     Janitor(VolumeId),
 }
@@ -193,6 +198,8 @@ struct Daemon {
     touched_readers: BTreeSet<SnapId>,
     /// Snapshots that are being compared here.
     comparisons: Comparisons,
+    /// The snapshot that is brought to a copy here.
+    fetches: Fetches,
     /// When images are looked for that nobody needs.
     janitor_due: Instant,
     /// The store's incarnation, and since when this process has seen it.
@@ -251,6 +258,7 @@ pub fn run(options: Options) -> Result<(), Failure> {
         readers: BTreeMap::new(),
         touched_readers: BTreeSet::new(),
         comparisons: Comparisons::default(),
+        fetches: Fetches::default(),
         janitor_due: at,
         incarnation_since: (0, at),
         links_changed: false,
@@ -353,7 +361,7 @@ impl Daemon {
             self.pools.drive(&mut self.driver, now);
             while let Some(out) = self.pools.poll() {
                 moved = true;
-                self.handle_pool(out);
+                self.handle_pool(now, out);
             }
             if std::mem::take(&mut self.links_changed) {
                 self.update_links(now);
@@ -370,6 +378,10 @@ impl Daemon {
             while let Some(number) = self.comparisons.take_touched() {
                 moved = true;
                 self.drain_comparison(now, number);
+            }
+            if self.fetches.take_touched() {
+                moved = true;
+                self.drain_fetch(now);
             }
             if !moved {
                 break;
@@ -395,7 +407,7 @@ impl Daemon {
                 }
                 Seat::Reader(snap) => self.submit_to_reader(now, snap, request),
                 // It is no export.
-                Seat::Comparison(_) => {}
+                Seat::Comparison(_) | Seat::Fetch(_) => {}
             }
         }
         moved
@@ -473,6 +485,7 @@ impl Daemon {
             }
             Seat::Reader(snap) => self.answer_reader(now, snap, rid, ordinal, response),
             Seat::Comparison(number) => self.comparisons.answer(now, number, rid, ordinal, response),
+            Seat::Fetch(number) => self.fetches.answer(now, number, rid, ordinal, response),
         }
     }
 
@@ -542,6 +555,10 @@ impl Daemon {
             let seat = Seat::Comparison(number);
             changes.look(seat, comparison.machine.wanted_links(), &mut comparison.links, &mut is_up);
         }
+        if let Some(fetch) = self.fetches.now_mut() {
+            let wanted = fetch.machine.iter().flat_map(|machine| machine.wanted_links());
+            changes.look(fetch.seat(), wanted, &mut fetch.links, &mut is_up);
+        }
         let LinkChanges { told, dropped } = changes;
         for (seat, rid, node) in dropped {
             self.detach(seat, rid, node);
@@ -559,6 +576,7 @@ impl Daemon {
                 }
                 Seat::Reader(snap) => self.tell_reader_link(now, snap, rid, is_up),
                 Seat::Comparison(number) => self.comparisons.tell_link(now, number, rid, is_up),
+                Seat::Fetch(number) => self.fetches.tell_link(now, number, rid, is_up),
             }
         }
         if let Some(links) = &mut self.links {
@@ -654,7 +672,8 @@ impl Daemon {
             | Event::SnapshotFailed { .. }
             | Event::SnapshotDeleting { .. }
             | Event::SnapshotGone { .. }
-            | Event::SnapshotChanged { .. }) => {
+            | Event::SnapshotChanged { .. }
+            | Event::SnapshotCopyAdded { .. }) => {
                 slot.handle_snapshot_event(event.clone());
                 self.tell_groups(now, volume, &event);
             }
@@ -768,6 +787,7 @@ impl Daemon {
                 }
                 self.handle_reader_host_down(now, host);
                 self.comparisons.handle_host_down(now, host);
+                self.fetches.handle_host_down(now, host);
             }
             LinksOut::Response { seat, rid, ordinal, response } => {
                 self.handle_response(now, seat, rid, ordinal, response);
@@ -799,7 +819,7 @@ impl Daemon {
         }
     }
 
-    fn handle_pool(&mut self, out: PoolsOut) {
+    fn handle_pool(&mut self, now: Instant, out: PoolsOut) {
         match out {
             PoolsOut::Reply(attachment, response) => {
                 if Links::is_remote(attachment) {
@@ -811,6 +831,7 @@ impl Daemon {
                 }
             }
             PoolsOut::Call(call) => self.call_for_pools(call),
+            PoolsOut::Copied(key, snap, step) => self.handle_copied(now, key, snap, step),
             PoolsOut::Keep(name, value) => self.store.send(StoreRequest::KeepFile { name, value }),
             PoolsOut::Changed(id) => {
                 self.links_changed = true;
@@ -930,6 +951,7 @@ impl Daemon {
                     .filter_map(|reader| reader.machine.as_mut())
                     .for_each(|machine| machine.handle_watermark(watermark));
                 self.comparisons.iter_mut().for_each(|(_, of)| of.machine.handle_watermark(watermark));
+                self.fetches.handle_watermark(watermark);
                 if self.claims.handle_own(watermark) {
                     self.claims_changed(now);
                 }
@@ -1026,6 +1048,7 @@ impl Daemon {
             Caller::ReaderLook(snap, hold) => return self.handle_reader_look(now, snap, hold, result),
             Caller::Janitor(volume) => return self.handle_janitor_read(now, volume, result),
             Caller::Compare(ask, answer) => return self.handle_compare_read(now, &ask, answer, result),
+            Caller::Fetch(ask, answer) => return self.handle_fetch_read(now, &ask, answer, result),
             _ => {}
         }
         let watermark = result.as_ref().ok().map(|s| s.watermark);
@@ -1059,6 +1082,7 @@ impl Daemon {
             | Caller::Hold(_)
             | Caller::ReaderLook(..)
             | Caller::Compare(..)
+            | Caller::Fetch(..)
             | Caller::Janitor(_)
             | Caller::SessionSwap(..)
             | Caller::GroupSwap(_)
@@ -1489,6 +1513,8 @@ impl Daemon {
             Command::SnapshotDelete(wanted) => self.delete_snapshot(now, wanted, answer),
             Command::SnapshotProtect(p) => self.wish(now, p.volume, Wish::Protect(p.id, p.protected), answer),
             Command::SnapshotRename(r) => self.wish(now, r.volume, Wish::Rename(r.id, r.name), answer),
+            Command::SnapshotFetch(ask) => self.fetch_snapshot(ask, answer),
+            Command::SnapshotAddCopy(ask) => self.add_snapshot_copy(now, ask, answer),
             Command::SnapshotOpen(ask) => self.open_snapshot(now, ask, answer),
             Command::SnapshotClose(wanted) => {
                 self.close_reader(now, wanted.id);

@@ -77,6 +77,10 @@ codes! {
     REVERT_TOO_FEW = "E-SNAP-19";
     /// A volume is being taken back to another snapshot.
     REVERT_REPLACED = "E-SNAP-20";
+    /// A snapshot can't be brought to a copy now.
+    SNAPSHOT_NOT_BROUGHT = "E-SNAP-21";
+    /// A copy that can't be listed with a snapshot.
+    SNAPSHOT_NOT_WHOLE = "E-SNAP-22";
     /// There is a copy of that number already.
     REPLICA_EXISTS = "E-REPL-02";
     /// It would leave too few in-sync copies.

@@ -321,7 +321,7 @@ impl Links {
         let Some((_, handle)) = call.handles.remove(&(seat, rid)) else { return };
         call.by_handle.remove(&handle);
         let wire = call.wire.and_then(|id| self.wires.get_mut(&id));
-        if let (Seat::Reader(_) | Seat::Comparison(_), Some(wire)) = (seat, wire)
+        if let (Seat::Reader(_) | Seat::Comparison(_) | Seat::Fetch(_), Some(wire)) = (seat, wire)
             && let Some(version) = wire.version
         {
             let detach = Request { tag: 0, epoch: Epoch(0), ask: Ask::Detach };

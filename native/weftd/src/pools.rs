@@ -15,6 +15,7 @@
 //!   read for that: nothing is written before its start has settled its incarnation.
 
 mod clones;
+mod copies;
 mod images;
 mod log;
 mod opening;
@@ -50,7 +51,7 @@ use weft_proto::mutants::{Broken, Mutation};
 use weft_proto::payload::Payload as _;
 use weft_proto::record::{COUNTER_MAX, Record};
 use weft_proto::replica::{
-    Action, AttachmentId, DiskDone, DiskError, Replica, ReplicaConfig, Token, Verified,
+    Action, AttachmentId, CopyStep, DiskDone, DiskError, Replica, ReplicaConfig, Token, Verified,
 };
 use weft_proto::superblock::{
     PoolAction, PoolRefusal, PoolStart, SEGMENT_BYTES, SUPERBLOCK_LEN, StoredPool, Superblock,
@@ -150,6 +151,8 @@ pub enum PoolsOut {
     Call(PoolsCall),
     /// A pool's state changed.
     Changed(PoolId),
+    /// What became of an image that a copy gets later.
+    Copied(ReplicaKey, SnapId, CopyStep),
     /// The new content of a file of the state directory, to be written by a thread that may block.
     Keep(&'static str, Value),
 }
@@ -314,6 +317,8 @@ struct Slotted {
     open: bool,
     quarantined: bool,
     image_files: BTreeMap<SnapId, ImageFiles>,
+    /// Snapshots with which the store was seen to list it.
+    listed: BTreeSet<SnapId>,
     /// Files that nothing names are being removed: so many ops.
     cleaning: usize,
 }
@@ -348,6 +353,7 @@ enum Purpose {
     OpenCreated { durable: Box<Durable>, log_seq: u64, answer: Answer },
     TrashCheckpoint(ReplicaKey),
     Trash(ReplicaKey),
+    CopyPublished { key: ReplicaKey, token: Token, image: SnapId, attempt: u64 },
     CloneBegun(ReplicaKey),
     ClonePublished { to: ReplicaKey, log_seq: u64 },
     CloneAbandoned(ReplicaKey),
@@ -971,6 +977,10 @@ impl Pools {
                 }
                 Err(error) => refuse(answer, disk_failure(&error)),
             },
+            Purpose::CopyPublished { key, token, image, attempt } => {
+                pool.copy_published(now, (key, token), (image, attempt), result);
+                pool.drive_replica(now, key, &mut self.out);
+            }
             Purpose::CloneBegun(to) => pool.clone_begun(now, to, result, &mut self.out),
             Purpose::ClonePublished { to, log_seq } => pool.clone_published(to, log_seq, result),
             Purpose::CloneAbandoned(to) => pool.clone_abandoned(to, &result),

@@ -13,6 +13,8 @@ pub enum Seat {
     Reader(SnapId),
     /// Whoever compares two snapshots for somebody.
     Comparison(u64),
+    /// Whoever brings a snapshot to a copy here.
+    Fetch(u64),
 }
 
 impl From<VolumeId> for Seat {
@@ -33,6 +35,7 @@ impl std::fmt::Display for Seat {
             Seat::Session(volume) => write!(f, "volume {volume}"),
             Seat::Reader(snap) => write!(f, "snapshot {snap}"),
             Seat::Comparison(number) => write!(f, "comparison {number}"),
+            Seat::Fetch(number) => write!(f, "fetch {number}"),
         }
     }
 }

@@ -234,6 +234,10 @@ impl Slot {
                 self.snapshots.handle_gone(volume, id);
             }
             Event::SnapshotChanged { id } => self.snapshots.handle_changed(id),
+            Event::SnapshotCopyAdded { id, rid, outcome } => {
+                tracing::info!(%volume, snapshot = %id, %rid, ?outcome, "a copy that got a snapshot later");
+                self.snapshots.handle_copy_added(volume, id, rid, outcome);
+            }
             _ => {}
         }
     }

@@ -24,7 +24,7 @@ use weft_io::buffer::IoBuf;
 use weft_proto::ids::{Epoch, Generation, GroupId, HostId, Instant, Nonce, Rid, SnapId, VolumeId};
 use weft_proto::message::NOTE_MAX;
 use weft_proto::record::Record;
-use weft_proto::session::{Session, SnapChange, SnapFailure, SnapKnown, SnapState, SnapTaken};
+use weft_proto::session::{NotAdded, Session, SnapChange, SnapFailure, SnapKnown, SnapState, SnapTaken};
 
 use crate::clock::{random_u128, unix_ms};
 use crate::errors::{Code, Failure};
@@ -221,6 +221,7 @@ enum Waiting {
     Create(SnapshotCreate, Answer),
     Delete(SnapId, Answer),
     Edit(Edit),
+    AddCopy(SnapId, Rid, Answer),
 }
 
 /// What was asked of the snapshots of a volume, once the daemon has looked at what it has to look at first.
@@ -234,6 +235,8 @@ pub enum Wish {
     Protect(SnapId, bool),
     /// To give one another name.
     Rename(SnapId, String),
+    /// To list a copy that has got all of one.
+    AddCopy(SnapId, Rid),
 }
 
 /// See the module.
@@ -246,6 +249,7 @@ pub struct Snapshots {
     asks: BTreeMap<SnapId, Ask>,
     deletes: BTreeMap<SnapId, Vec<Answer>>,
     edits: VecDeque<Edit>,
+    adds: BTreeMap<(SnapId, Rid), Vec<Answer>>,
     waiting: Vec<Waiting>,
     /// When to read the keys again.
     read_due: Option<Instant>,
@@ -291,6 +295,7 @@ impl Snapshots {
                 Waiting::Create(ask, answer) => self.create(now, machine, ask, answer),
                 Waiting::Delete(id, answer) => self.delete(now, machine, id, answer),
                 Waiting::Edit(edit) => self.edit(now, machine, edit),
+                Waiting::AddCopy(id, rid, answer) => self.add_copy(now, machine, (id, rid), answer),
             }
         }
     }
@@ -312,6 +317,14 @@ impl Snapshots {
                     Some(Change::Rename(name)) => SnapKey { name: name.clone(), ..there },
                     None => there,
                 }
+            }
+            SnapChange::Added { rid, .. } => {
+                let mut there = there?;
+                let entry = record.replica(*rid)?;
+                if there.members.iter().all(|member| member.rid != *rid) {
+                    there.members.push(SnapshotMember { rid: *rid, node: entry.node, pool: entry.pool });
+                }
+                there
             }
         };
         let bytes = value.to_bytes();
@@ -369,6 +382,7 @@ impl Snapshots {
             Wish::Rename(id, name) => {
                 self.edit(now, machine, Edit { id, change: Change::Rename(name), answer });
             }
+            Wish::AddCopy(id, rid) => self.add_copy(now, machine, (id, rid), answer),
         }
     }
 
@@ -515,6 +529,22 @@ impl Snapshots {
         machine.change_snapshot(now, id);
     }
 
+    fn add_copy(
+        &mut self,
+        now: Instant,
+        machine: &mut Session<IoBuf>,
+        (id, rid): (SnapId, Rid),
+        answer: Answer,
+    ) {
+        let volume = machine.volume();
+        let Some(keys) = &self.keys else { return self.waiting.push(Waiting::AddCopy(id, rid, answer)) };
+        if !keys.get(&id).is_some_and(SnapKey::is_there) {
+            return refuse(answer, no_snapshot(volume, id));
+        }
+        self.adds.entry((id, rid)).or_default().push(answer);
+        machine.add_snapshot_copy(now, id, rid);
+    }
+
     /// Is this name free, for this snapshot?
     fn check_free(&self, volume: VolumeId, name: &str, own: SnapId) -> Result<(), Failure> {
         let keys = self.keys.iter().flat_map(BTreeMap::values).filter(|key| key.state == KeyState::Ready);
@@ -594,16 +624,44 @@ impl Snapshots {
         }
     }
 
+    /// A copy is listed, or why it is not.
+    pub fn handle_copy_added(
+        &mut self,
+        volume: VolumeId,
+        id: SnapId,
+        rid: Rid,
+        outcome: Result<(), NotAdded>,
+    ) {
+        let lists = |key: &SnapKey| key.members.iter().any(|member| member.rid == rid);
+        let listed = self.keys.as_ref().and_then(|keys| keys.get(&id)).is_some_and(lists);
+        // One that was listed before has made no swap: what is staged is another change's.
+        if outcome.is_ok()
+            && !listed
+            && let (Some(keys), Some(key)) = (&mut self.keys, self.staged.remove(&id))
+        {
+            keys.insert(id, key);
+        }
+        for answer in self.adds.remove(&(id, rid)).unwrap_or_default() {
+            match outcome {
+                Ok(()) => {
+                    let _ = answer.send(Ok(json!({})));
+                }
+                Err(why) => refuse(answer, not_listed(volume, id, rid, why)),
+            }
+        }
+    }
+
     /// The session has ended: whoever still waits is told why.
     pub fn handle_ended(&mut self, failure: &Failure) {
         let asks = std::mem::take(&mut self.asks).into_values().flat_map(|ask| ask.answers);
         let deletes = std::mem::take(&mut self.deletes).into_values().flatten();
         let edits = std::mem::take(&mut self.edits).into_iter().map(|edit| edit.answer);
         let waiting = std::mem::take(&mut self.waiting).into_iter().map(|waiting| match waiting {
-            Waiting::Create(_, answer) | Waiting::Delete(_, answer) => answer,
+            Waiting::Create(_, answer) | Waiting::Delete(_, answer) | Waiting::AddCopy(.., answer) => answer,
             Waiting::Edit(edit) => edit.answer,
         });
-        for answer in asks.chain(deletes).chain(edits).chain(waiting) {
+        let adds = std::mem::take(&mut self.adds).into_values().flatten();
+        for answer in asks.chain(deletes).chain(edits).chain(adds).chain(waiting) {
             refuse(answer, failure.clone());
         }
         self.read_due = None;
@@ -696,6 +754,19 @@ fn about(key: &SnapKey, failure: Failure) -> Failure {
 pub fn no_snapshot(volume: VolumeId, id: SnapId) -> Failure {
     let failure = Failure::new(Code::NO_SNAPSHOT, format!("volume {volume} has no snapshot {id}"));
     failure.with("volume", volume.to_string()).with("snapshot", id.to_string())
+}
+
+/// Why a copy is not on a snapshot's list.
+fn not_listed(volume: VolumeId, id: SnapId, rid: Rid, why: NotAdded) -> Failure {
+    let why = match why {
+        NotAdded::NoSnapshot => return no_snapshot(volume, id),
+        NotAdded::NoImage => "it has not all of it",
+        NotAdded::NotInSync => "the volume's record names no such copy that is in sync",
+        NotAdded::Silent => "it did not answer in time",
+    };
+    let message = format!("copy {rid} of volume {volume} can't be listed with snapshot {id}: {why}");
+    let failure = Failure::new(Code::SNAPSHOT_NOT_WHOLE, message).with("volume", volume.to_string());
+    failure.with("snapshot", id.to_string()).with("rid", rid.0)
 }
 
 fn going(volume: VolumeId, id: SnapId) -> Failure {

@@ -72,6 +72,9 @@ export type Endpoints = {
 /** How a session offers its volume. */
 export type Export = { readonly nbd: NbdExport };
 
+/** How far a snapshot is that is brought to a copy. */
+export type FetchState = "running" | "done";
+
 /** One finding about a volume. */
 export type Finding = {
   /** A code of docs/errors.md. */
@@ -170,6 +173,8 @@ export type IdentityShown = {
 
 /** What a copy on this host has of a snapshot. */
 export type ImageInfo = {
+  /** The copy got it from others, and did not take it itself. */
+  readonly copied: boolean;
   /** In which pool. */
   readonly pool: Uuid;
   /** The copy's number. */
@@ -722,6 +727,16 @@ export type SessionStatus = {
   readonly volume: Uuid;
 };
 
+/** Puts a copy that has all of a snapshot on its list, from which on it counts as one that has it. Done if it is listed. */
+export type SnapshotAddCopy = {
+  /** The snapshot. */
+  readonly id: Uuid;
+  /** The copy's number. */
+  readonly rid: number;
+  /** Of which volume; it is open here. */
+  readonly volume: Uuid;
+};
+
 /** What differs between two snapshots of a volume, in a part of it. */
 export type SnapshotChanged = {
   /** The snapshot, whose size it is that counts. */
@@ -772,6 +787,28 @@ export type SnapshotCreated = {
   readonly id: Uuid;
   /** The copies that have it. */
   readonly members: readonly number[];
+};
+
+/** Brings a snapshot to a copy on this host that lacks it, since it was away when the snapshot was taken, or came later. Begun, it goes on by itself; asked again, it is told how far it is. One at a time on a host. Why it came to nothing is told once, to whoever asks next; after that it is begun anew. */
+export type SnapshotFetch = {
+  /** The snapshot. */
+  readonly id: Uuid;
+  /** The copy's number. */
+  readonly rid: number;
+  /** Of which volume. */
+  readonly volume: Uuid;
+};
+
+/** How far it is. */
+export type SnapshotFetched = {
+  /** Below this byte everything is there. */
+  readonly done_bytes: Decimal;
+  /** So many bytes are the same as the copy's own now, and take no room. 0 if it was there already. */
+  readonly shared_bytes: Decimal;
+  /** On its way or there. */
+  readonly state: FetchState;
+  /** The snapshot's size in bytes. */
+  readonly total_bytes: Decimal;
 };
 
 /** Snapshots of several volumes that were taken at one moment. */
@@ -1136,6 +1173,8 @@ export type DaemonMethods = {
   readonly "session.open": { readonly params: SessionOpen; readonly result: SessionOpened };
   /** One session. */
   readonly "session.show": { readonly params: VolumeRef; readonly result: SessionStatus };
+  /** Lists a copy with a snapshot, of a volume that is open here, that it has got all of. */
+  readonly "snapshot.add_copy": { readonly params: SnapshotAddCopy; readonly result: Nothing };
   /** What differs between two snapshots of a volume, wherever that is open. */
   readonly "snapshot.changed": { readonly params: SnapshotChanged; readonly result: ChangedBlocks };
   /** Ends that; done nothing if it is not offered. */
@@ -1146,6 +1185,8 @@ export type DaemonMethods = {
   readonly "snapshot.create_group": { readonly params: SnapshotCreateGroup; readonly result: SnapshotGroup };
   /** Deletes a snapshot of a volume that is open here: from then on nobody sees it, and what its images hold goes. */
   readonly "snapshot.delete": { readonly params: SnapshotRef; readonly result: Nothing };
+  /** Brings a snapshot to a copy on this host that lacks it, or tells how far that is. */
+  readonly "snapshot.fetch": { readonly params: SnapshotFetch; readonly result: SnapshotFetched };
   /** Offers a snapshot for reading here. */
   readonly "snapshot.open": { readonly params: SnapshotOpen; readonly result: SnapshotOpened };
   /** The snapshots that are offered for reading here. */

@@ -129,6 +129,61 @@ pub struct SnapshotRename {
     pub name: String,
 }
 
+/// Brings a snapshot to a copy on this host that lacks it, since it was away when the snapshot was taken, or came later. Begun,
+/// it goes on by itself; asked again, it is told how far it is. One at a time on a host. Why it came to nothing is told once, to
+/// whoever asks next; after that it is begun anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotFetch {
+    /// Of which volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// The snapshot.
+    #[schemars(with = "Uuid")]
+    pub id: SnapId,
+    /// The copy's number.
+    #[schemars(with = "u32")]
+    pub rid: Rid,
+}
+
+/// How far a snapshot is that is brought to a copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FetchState {
+    /// On its way.
+    Running,
+    /// The copy has all of it, durably.
+    Done,
+}
+
+/// How far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SnapshotFetched {
+    /// On its way or there.
+    pub state: FetchState,
+    /// Below this byte everything is there.
+    pub done_bytes: Decimal,
+    /// The snapshot's size in bytes.
+    pub total_bytes: Decimal,
+    /// So many bytes are the same as the copy's own now, and take no room. 0 if it was there already.
+    pub shared_bytes: Decimal,
+}
+
+/// Puts a copy that has all of a snapshot on its list, from which on it counts as one that has it. Done if it is listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotAddCopy {
+    /// Of which volume; it is open here.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// The snapshot.
+    #[schemars(with = "Uuid")]
+    pub id: SnapId,
+    /// The copy's number.
+    #[schemars(with = "u32")]
+    pub rid: Rid,
+}
+
 /// Offers a snapshot for reading on this host, wherever its volume is open. Repeated, it is answered again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -237,6 +292,8 @@ pub struct ImageInfo {
     pub state: ImageState,
     /// It needs nothing of the copy any more.
     pub whole: bool,
+    /// The copy got it from others, and did not take it itself.
+    pub copied: bool,
 }
 
 /// What the copies on this host have of snapshots.

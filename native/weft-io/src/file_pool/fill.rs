@@ -8,11 +8,17 @@
 
 use super::*;
 use crate::copies::Arrived;
+use crate::reflink::NoSnapshots;
 use weft_proto::message::Extent;
 
 impl FilePool {
     pub(super) fn begin_copy(&mut self, token: u64, key: ReplicaKey, image: SnapId, slot_bytes: u64) {
-        if let Ability::None(why) = self.dir.probe().ability {
+        let why = match self.dir.probe().ability {
+            Ability::Reflink => None,
+            Ability::Thin => Some(NoSnapshots::OthersOnThin),
+            Ability::None(why) => Some(why),
+        };
+        if let Some(why) = why {
             return self.answer(token, Err(PoolError::NoSnapshots(why)));
         }
         let bytes = slot_bytes.saturating_mul(2).saturating_add(NAMES_ROOM);

@@ -19,15 +19,16 @@
 //! * what goes on by itself is one op at a time, gives way to whoever waits, and rests after a failure;
 //! * what a look found in the head counts only if it lies there still when it is told.
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use super::{Action, AttachmentId, DiskDone, DiskError, DiskOp, HASH_MAX, Replica, Stage, Token};
+use super::{Action, AttachmentId, DiskDone, DiskError, DiskOp, HASH_MAX, NotCopied, Replica, Stage, Token};
 use crate::checkpoint::image_slot_len;
 use crate::durable::Durable;
 use crate::ids::{Epoch, Generation, Instant, SnapId};
-use crate::images::{HandDown, ImageChange, ImageForm, ImageState, Place, SEGMENT_SHIFT};
+use crate::images::{HandDown, Image, ImageChange, ImageForm, ImageState, Place, SEGMENT_SHIFT};
 use crate::log::{LogRecord, ReplicaKey};
 use crate::message::{
     Answer, Ask, CHANGED_GRAIN, CHANGED_MAX, Extent, Hole, IMAGES_PAGE, ImageView, NOTE_MAX, Refusal,
@@ -99,6 +100,40 @@ pub enum ImageOp<P> {
     },
     /// Remove an image's files for good.
     Drop {
+        /// Which.
+        image: SnapId,
+    },
+    /// Begin an image of a snapshot that others have, under a name that no start of the pool keeps. What an earlier try left goes.
+    CopyBegin {
+        /// Which.
+        image: SnapId,
+        /// Length of each of its two slots.
+        slot_bytes: u64,
+    },
+    /// Put these blocks there, all in one segment, not durably. Where the head holds the same it is shared; what overlaps these
+    /// in the head and comes later waits for that. Answered by how many bytes were shared.
+    CopyFill {
+        /// Which.
+        image: SnapId,
+        /// Byte offset.
+        offset: u64,
+        /// What goes there.
+        extents: Vec<Extent<P>>,
+    },
+    /// Make durable what was put into a segment of it.
+    CopySync {
+        /// Which.
+        image: SnapId,
+        /// Which segment.
+        segment: u32,
+    },
+    /// Make all of it durable, this as its slot as well, and give it its name.
+    CopyPublish {
+        /// What it is from then on.
+        image: Box<Image>,
+    },
+    /// Remove what was begun. Fine if there is nothing.
+    CopyAbandon {
         /// Which.
         image: SnapId,
     },
@@ -432,6 +467,18 @@ impl<P: Payload> Replica<P> {
         true
     }
 
+    /// The image of exactly this attempt, which was copied, goes: the store is known to have no such snapshot any more (R15).
+    /// False if there is none, or the replica took it itself: that goes when it is told to.
+    pub fn drop_copied(&mut self, now: Instant, id: SnapId, attempt: u64) -> bool {
+        let of = self.durable.images.get(id).filter(|of| of.attempt == attempt && !of.took());
+        if of.is_none_or(|of| of.state == ImageState::Deleting) {
+            return false;
+        }
+        self.imaging.doomed.insert(id);
+        self.settle(now);
+        true
+    }
+
     // ---- the barrier
 
     /// A change of the head of this generation arrives. One that comes before an image of a later interval is taken was
@@ -596,9 +643,8 @@ impl<P: Payload> Replica<P> {
                 }
                 Some((_, Deleting, _)) => Turn::Wait,
                 _ if self.imaging.to_drop.contains(&id) => Turn::Wait,
-                _ if self.durable.images.len() + self.imaging.made.len() >= IMAGES_MAX => {
-                    refuse(Refusal::Busy)
-                }
+                _ if self.copies.has(id) => refuse(Refusal::Busy),
+                _ if self.images_len() >= IMAGES_MAX => refuse(Refusal::Busy),
                 _ => {
                     let regions = image_slot_len(self.durable.rgm.len());
                     Turn::Disk(ImageOp::Make { image: id, slot_bytes: regions as u64 })
@@ -667,6 +713,7 @@ impl<P: Payload> Replica<P> {
                     Turn::Wait
                 }
                 None => {
+                    self.end_copy(id, NotCopied::Deleted);
                     self.unmake(id);
                     done
                 }
@@ -695,6 +742,30 @@ impl<P: Payload> Replica<P> {
         }
         let record = LogRecord::Image { image, attempt, change };
         self.actions.push_back(Action::Log { token, record });
+    }
+
+    /// Images and what may become some.
+    pub(super) fn images_len(&self) -> usize {
+        self.durable.images.len() + self.imaging.made.len() + self.copies.len()
+    }
+
+    /// Is there an image of this snapshot, room for one, or what is left of one?
+    pub(super) fn is_imaging(&self, id: SnapId) -> bool {
+        self.durable.images.get(id).is_some()
+            || self.imaging.made.contains_key(&id)
+            || self.imaging.to_drop.contains(&id)
+            || self.is_acted_on(id)
+    }
+
+    /// A copy has become an image. One that is `unwanted` by now is removed, and the log says nothing of it: that it is gone
+    /// would be said of its snapshot (R15).
+    pub(super) fn copied_is_there(&mut self, image: Image, unwanted: bool) {
+        if unwanted {
+            self.imaging.to_drop.insert(image.id);
+        } else {
+            self.imaging.raise(image.id, image.attempt);
+            self.durable.images.put_copied(image);
+        }
     }
 
     fn unmake(&mut self, id: SnapId) {
@@ -1138,6 +1209,7 @@ impl<P: Payload> Replica<P> {
             generation: image.generation,
             state: image.state,
             whole: images.is_whole(image.id),
+            copied: !image.took(),
             size: image.size,
         };
         found.into_iter().map(view).collect()
@@ -1174,7 +1246,9 @@ impl<P: Payload> Replica<P> {
         key: [u8; 16],
     ) -> Result<(), Refusal> {
         let ready = |id: SnapId| {
-            let of = self.durable.images.get(id).filter(|of| of.state == ImageState::Ready);
+            // What was copied says nothing of this replica's own stamps, nor of what it shares with others (R29).
+            let took = |of: &&Image| of.took() || self.config.broken.is(Mutation::ChangedByCopy);
+            let of = self.durable.images.get(id).filter(|of| of.state == ImageState::Ready).filter(took);
             of.map(|of| (of.attempt, of.size)).ok_or(Refusal::NoSnapshot)
         };
         let ((attempt, size), (since_attempt, _)) = (ready(image)?, ready(since)?);

@@ -19,6 +19,7 @@
 //! call [`Session::handle_timeout`] at [`Session::poll_timeout`].
 
 mod barrier;
+mod copies;
 mod copy;
 mod join;
 mod open;
@@ -50,6 +51,7 @@ use crate::payload::Payload;
 use crate::record::{Owner, Record, RecordError, Reverting};
 use crate::snap_group::GroupStep;
 
+pub use copies::NotAdded;
 pub use copy::PieceId;
 pub use ops::OpId;
 pub(crate) use ops::{clip_data, clip_kinds, verified};
@@ -376,6 +378,15 @@ pub enum Event {
     SnapshotChanged {
         /// Which one.
         id: SnapId,
+    },
+    /// The answer to [`Session::add_snapshot_copy`].
+    SnapshotCopyAdded {
+        /// Which one.
+        id: SnapId,
+        /// Which member.
+        rid: Rid,
+        /// It is listed, or why it is not.
+        outcome: Result<(), NotAdded>,
     },
     /// Members could not give a block.
     Rotten {

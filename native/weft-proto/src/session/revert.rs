@@ -153,9 +153,10 @@ impl Revert {
         self.views.get(&rid).is_some_and(Option::is_some)
     }
 
-    /// R29, R30: what its stamps say counts for all.
+    /// R29, R30: what its stamps say counts for all. Those of one that got its image from others say nothing of that (docs/model.md,
+    /// finding 27).
     fn took(&self, rid: Rid) -> bool {
-        self.has_image(rid)
+        self.views.get(&rid).copied().flatten().is_some_and(|view| !view.copied)
     }
 }
 

@@ -19,6 +19,7 @@ use alloc::collections::BTreeMap;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
+use super::copies::{Adding, NotAdded};
 use super::peer::Purpose;
 use super::store::Intent;
 use super::{Event, Session};
@@ -59,6 +60,13 @@ pub enum SnapChange {
     Changed {
         /// Which one's.
         id: SnapId,
+    },
+    /// Another member has it, too.
+    Added {
+        /// Which one's.
+        id: SnapId,
+        /// Who: it has logged it.
+        rid: Rid,
     },
 }
 
@@ -143,6 +151,8 @@ pub(super) enum SnapStep {
     Ready,
     Drop,
     Delete,
+    /// READY, of one that is not listed yet.
+    Add,
 }
 
 /// What a member is asked for a snapshot: which step, of which attempt.
@@ -198,8 +208,10 @@ pub(super) struct Snaps {
     look: bool,
     look_at: Option<Instant>,
     dropped: Vec<Dropped>,
-    /// Changes that were asked for, `Deleting` and `Changed`.
+    /// Changes that were asked for, `Deleting`, `Changed` and `Added`.
     pub(super) changes: alloc::collections::VecDeque<SnapChange>,
+    /// Members that are to be listed.
+    pub(super) adding: Vec<Adding>,
 }
 
 impl Snaps {
@@ -215,6 +227,17 @@ impl Snaps {
     /// How far it is, if it stands in the store.
     pub(super) fn state_of(&self, id: SnapId) -> Option<SnapState> {
         self.all.get(&id).map(|snap| snap.state)
+    }
+
+    /// How far it is, which attempt's images are its own, and whether this member is listed and has said nothing else.
+    pub(super) fn list_of(&self, id: SnapId, rid: Rid) -> Option<(SnapState, u64, bool)> {
+        let listed = |snap: &Snap| snap.members.contains(&rid) && !snap.without.contains(&rid);
+        self.all.get(&id).map(|snap| (snap.state, snap.attempt, listed(snap)))
+    }
+
+    /// What members are to keep of it.
+    pub(super) fn note_of(&self, id: SnapId) -> Vec<u8> {
+        self.all.get(&id).map(|snap| snap.note.clone()).unwrap_or_default()
     }
 
     fn insert(&mut self, id: SnapId, snap: Snap) {
@@ -305,6 +328,7 @@ impl<P: Payload> Session<P> {
 
     /// Has each member that is there log what is taken, remove what is deleted, and drop what came to nothing.
     pub(super) fn drive_snaps(&mut self, now: Instant) {
+        self.drive_adding(now);
         if !self.snaps.look && self.snaps.look_at.is_some_and(|at| now < at) {
             return;
         }
@@ -384,6 +408,7 @@ impl<P: Payload> Session<P> {
         match step {
             SnapStep::Make | SnapStep::Prepare => self.barrier_done(now, rid, work),
             SnapStep::Drop => self.snaps.dropped.retain(|d| (d.rid, d.id, d.attempt) != (rid, id, attempt)),
+            SnapStep::Add => self.adding_asked(now, rid, id, Ok(())),
             SnapStep::Ready | SnapStep::Delete => {
                 let Some(snap) = self.snaps.all.get_mut(&id).filter(|snap| snap.awaits(step)) else { return };
                 snap.sent.retain(|r| *r != rid);
@@ -403,6 +428,7 @@ impl<P: Payload> Session<P> {
         let hold = Some(now.after_ms(self.config.timing.heartbeat_ms));
         match step {
             SnapStep::Make | SnapStep::Prepare => self.barrier_undone(now, rid, work, why),
+            SnapStep::Add => self.adding_asked(now, rid, id, Err(why)),
             SnapStep::Drop => {
                 // Whatever it refuses for good, it has no such image.
                 let done =
@@ -459,6 +485,12 @@ impl<P: Payload> Session<P> {
             return false;
         }
         match (self.snaps.state_of(id), &change) {
+            (state, SnapChange::Added { rid, .. }) if state != Some(SnapState::Logged) => {
+                self.not_added(id, *rid, NotAdded::NoSnapshot);
+            }
+            (_, SnapChange::Added { rid, .. }) if self.rec().replica(*rid).is_none() => {
+                self.not_added(id, *rid, NotAdded::NotInSync);
+            }
             (None, _) => self.events.push_back(Event::SnapshotGone { id }),
             (Some(SnapState::Deleting), SnapChange::Deleting { .. }) => {
                 self.events.push_back(Event::SnapshotDeleting { id });
@@ -509,7 +541,10 @@ impl<P: Payload> Session<P> {
                     record.snaps.newest = newest.map(|(id, _)| *id).filter(|_| record.snaps.count > 0);
                 }
             }
-            SnapChange::Logged { .. } | SnapChange::Deleting { .. } | SnapChange::Changed { .. } => {}
+            SnapChange::Logged { .. }
+            | SnapChange::Deleting { .. }
+            | SnapChange::Changed { .. }
+            | SnapChange::Added { .. } => {}
         }
     }
 
@@ -546,6 +581,18 @@ impl<P: Payload> Session<P> {
                 self.events.push_back(Event::SnapshotGone { id });
             }
             SnapChange::Changed { .. } => self.events.push_back(Event::SnapshotChanged { id }),
+            SnapChange::Added { rid, .. } => {
+                if let Some(snap) = self.snaps.all.get_mut(&id) {
+                    if !snap.members.contains(rid) {
+                        snap.members.push(*rid);
+                    }
+                    snap.without.retain(|other| other != rid);
+                    if !snap.done.contains(rid) && !self.config.broken.is(Mutation::SnapCopyUnlogged) {
+                        snap.done.push(*rid);
+                    }
+                }
+                self.added(id, *rid);
+            }
         }
         (self.snaps.look, self.progressed) = (true, true);
     }
@@ -596,7 +643,8 @@ impl SnapChange {
             SnapChange::Logged { id }
             | SnapChange::Deleting { id }
             | SnapChange::Gone { id }
-            | SnapChange::Changed { id } => *id,
+            | SnapChange::Changed { id }
+            | SnapChange::Added { id, .. } => *id,
         }
     }
 }

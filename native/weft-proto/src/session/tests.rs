@@ -629,3 +629,100 @@ fn a_snapshot_is_tried_for_twenty_seconds() {
     scene.run(100);
     assert!(scene.taken(S).is_some());
 }
+
+fn adds(scene: &Scene, id: SnapId) -> Option<Result<(), NotAdded>> {
+    scene.events.iter().find_map(|event| match event {
+        Event::SnapshotCopyAdded { id: of, rid: R2, outcome } if *of == id => Some(*outcome),
+        _ => None,
+    })
+}
+
+/// 4.19: a member that got all of a snapshot later is listed once it has logged that, by one swap, and from then on counts
+/// as one that has it: the other one may leave.
+#[test]
+fn a_member_is_listed_when_it_has_logged_what_it_got_later() {
+    let mut scene = Scene::serving(vec![known(S, SnapState::Logged, &[R1])]);
+    scene.hold(R2, readies);
+    scene.session.add_snapshot_copy(scene.now, S, R2);
+    scene.session.add_snapshot_copy(scene.now, S, R2);
+    scene.drain();
+    scene.run(300);
+    assert_eq!((scene.count(R2, readies), scene.snaps.len(), adds(&scene, S)), (1, 0, None));
+    scene.session.remove_replica(scene.now, R1);
+    scene.run(100);
+    assert!(scene.record.replica(R1).is_some(), "nobody else is known to have it");
+    scene.release();
+    assert_eq!(scene.snaps, [SnapChange::Added { id: S, rid: R2 }]);
+    assert_eq!((adds(&scene, S), scene.record.snaps.count), (Some(Ok(())), 1));
+    scene.session.remove_replica(scene.now, R1);
+    scene.run(100);
+    assert!(scene.record.replica(R1).is_none());
+    // Once more: there is nothing to do.
+    scene.events.clear();
+    scene.session.add_snapshot_copy(scene.now, S, R2);
+    scene.drain();
+    assert_eq!((adds(&scene, S), scene.snaps.len(), scene.count(R2, readies)), (Some(Ok(())), 1, 1));
+    // It goes at that member, too.
+    scene.session.delete_snapshot(scene.now, S);
+    scene.run(100);
+    assert_eq!((scene.count(R2, deletes), scene.snaps.last()), (1, Some(&SnapChange::Gone { id: S })));
+}
+
+/// R14: the swap's outcome is not known; it is settled before anybody is told.
+#[test]
+fn a_member_is_told_to_be_listed_when_that_is_known() {
+    for fate in [Fate::AppliedUnknown, Fate::LostUnknown] {
+        let mut scene = Scene::serving(vec![known(S, SnapState::Logged, &[R1])]);
+        scene.fates.push_back(fate);
+        scene.session.add_snapshot_copy(scene.now, S, R2);
+        scene.drain();
+        assert_eq!(adds(&scene, S), None);
+        scene.run(1000);
+        assert_eq!(adds(&scene, S), Some(Ok(())));
+        assert_eq!(scene.snaps, [SnapChange::Added { id: S, rid: R2 }]);
+    }
+}
+
+/// Whoever can't be listed is told why, and nothing is changed.
+#[test]
+fn a_member_without_the_image_or_of_a_snapshot_that_goes_is_not_listed() {
+    let mut scene = Scene::opened(2);
+    scene.says.insert(R1, |ask| deletes(ask).then_some(Ok(Answer::Deleting)));
+    let all = vec![known(S, SnapState::Logged, &[R1]), known(T, SnapState::Deleting, &[R1])];
+    scene.session.know_snapshots(scene.now, all);
+    scene.drain();
+    scene.says.insert(R2, |ask| readies(ask).then_some(Err(Refusal::NoSnapshot)));
+    for (id, why) in [(S, NotAdded::NoImage), (T, NotAdded::NoSnapshot), (SnapId(77), NotAdded::NoSnapshot)] {
+        scene.session.add_snapshot_copy(scene.now, id, R2);
+        scene.drain();
+        assert_eq!(adds(&scene, id), Some(Err(why)), "{id}");
+    }
+    scene.session.add_snapshot_copy(scene.now, S, Rid(40));
+    scene.drain();
+    let refused = Event::SnapshotCopyAdded { id: S, rid: Rid(40), outcome: Err(NotAdded::NotInSync) };
+    assert!(scene.events.contains(&refused) && scene.snaps.is_empty());
+    // One that says nothing.
+    scene.events.clear();
+    scene.hold(R2, readies);
+    scene.session.add_snapshot_copy(scene.now, S, R2);
+    scene.run(9_000);
+    assert_eq!(adds(&scene, S), None);
+    scene.run(1_100);
+    assert_eq!(adds(&scene, S), Some(Err(NotAdded::Silent)));
+    assert!(scene.snaps.is_empty());
+}
+
+/// Its deletion was asked for while the member logged it: it gets no more members, and what that one has goes by R15.
+#[test]
+fn a_snapshot_that_is_deleted_meanwhile_gets_no_more_members() {
+    let mut scene = Scene::serving(vec![known(S, SnapState::Logged, &[R1])]);
+    scene.hold(R2, readies);
+    scene.session.add_snapshot_copy(scene.now, S, R2);
+    scene.drain();
+    scene.fates.push_back(Fate::Answered);
+    scene.session.delete_snapshot(scene.now, S);
+    scene.release();
+    scene.run(200);
+    assert_eq!(adds(&scene, S), Some(Err(NotAdded::NoSnapshot)));
+    assert_eq!(scene.snaps, [SnapChange::Deleting { id: S }, SnapChange::Gone { id: S }]);
+}

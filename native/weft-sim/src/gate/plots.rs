@@ -124,6 +124,8 @@ pub(super) const SHOWN_BY: &[(Mutation, &str)] = &[
     (Mutation::GroupTwoSwaps, "a_groups_transaction_is_applied_as_a_whole_or_not_at_all"),
     (Mutation::GroupWithoutOne, "one_volume_that_fails_leaves_nothing_of_its_group"),
     (Mutation::GroupSettlesAlone, "a_groups_transaction_is_applied_as_a_whole_or_not_at_all"),
+    (Mutation::ChangedByCopy, "what_was_brought_says_nothing_of_what_has_changed"),
+    (Mutation::SnapCopyUnlogged, "a_member_that_has_nothing_of_a_snapshot_is_not_listed"),
     (Mutation::SnapReportAtSwap, "a_snapshot_that_was_told_of_outlasts_the_store"),
     (Mutation::SnapResumeEarly, "a_snapshot_has_what_was_answered_and_nothing_that_was_asked_for_later"),
 ];

@@ -12,6 +12,7 @@
 //! * what exists, where else a scenario is tested and what is not built is read from docs/scenarios.md and from the
 //!   `plots!` lists, nowhere else; test/scenarios-table.test.ts holds them together.
 
+mod copies;
 mod d;
 mod f;
 mod groups;
@@ -65,8 +66,18 @@ macro_rules! plots {
 use plots;
 
 /// Every plot.
-pub const ALL: [&[Plot]; 9] =
-    [f::PLOTS, m::PLOTS, p::PLOTS, s::PLOTS, d::PLOTS, snaps::PLOTS, groups::PLOTS, reverts::PLOTS, n::PLOTS];
+pub const ALL: [&[Plot]; 10] = [
+    f::PLOTS,
+    m::PLOTS,
+    p::PLOTS,
+    s::PLOTS,
+    d::PLOTS,
+    snaps::PLOTS,
+    copies::PLOTS,
+    groups::PLOTS,
+    reverts::PLOTS,
+    n::PLOTS,
+];
 
 /// Plays that a test makes of each plot: the written one, and some with other delays.
 #[cfg(test)]

@@ -42,6 +42,7 @@ impl Stage {
         rep.inc += 1;
         rep.silent = false;
         rep.attachments.clear();
+        rep.stored.disk.restart();
         let config = ReplicaConfig {
             pool: pool_of(rep.host),
             pool_inc: PoolInc(rep.inc),
@@ -341,8 +342,16 @@ impl Stage {
                 }
             }
             Io::Image { token, op } => {
-                let full = rep.full && matches!(op, ImageOp::Make { .. } | ImageOp::Preserve { .. });
+                let full = rep.full
+                    && matches!(
+                        op,
+                        ImageOp::Make { .. } | ImageOp::Preserve { .. } | ImageOp::CopyFill { .. }
+                    );
                 let outcome = if full { Err(DiskError::NoSpace) } else { rep.stored.disk.run_image(&op) };
+                if let (ImageOp::CopyPublish { image }, Ok(_)) = (&op, &outcome) {
+                    // Its slot says that it is there, and nothing else does.
+                    rep.stored.durable.images.restore(vec![(**image).clone()]);
+                }
                 if let Some(m) = &mut rep.machine {
                     m.handle_disk(now, token, outcome);
                 }

@@ -5,11 +5,15 @@
 
 use weft_proto::images::{ImageState, Place};
 use weft_proto::log::ReplicaKey;
+use weft_proto::message::{Extent, Hole};
+use weft_proto::payload::block_crcs;
 use weft_proto::record::Snaps;
-use weft_proto::session::{RevertFailure, SnapFailure};
+use weft_proto::replica::{CopyOf, CopyStep, NotCopied};
+use weft_proto::session::{NotAdded, RevertFailure, SnapFailure, SnapTaken};
 
 use super::*;
 use crate::changed::{changed, expected};
+use crate::disk::bytes_of;
 use crate::snap_keys::{self, Key};
 
 /// An image at a replica: each block's value, as its log and its files have it; none where the file has not what the log says.
@@ -183,6 +187,99 @@ impl Stage {
         (stored.durable.images.len(), stored.disk.images().iter().count())
     }
 
+    /// Begins to bring a snapshot to a replica that lacks it, as weftd does.
+    pub fn begin_copy(&mut self, rid: Rid, id: u128) {
+        let taken = self.keys[&SnapId(id)].taken.clone();
+        let SnapTaken { id, attempt, generation, epoch, incarnation, size, region_shift, .. } = taken;
+        let of = CopyOf { id, attempt, generation, epoch, incarnation, size, region_shift };
+        self.copy_step(rid, id, CopyStep::Begun, |machine| machine.begin_copy(of).expect("it can be begun"));
+    }
+
+    /// Puts there what another replica has of it, in its first regions.
+    pub fn fill_copy(&mut self, rid: Rid, from: Rid, id: u128, regions: usize) {
+        let content = self.image(from, id).expect("the source has it");
+        let shift =
+            self.reps[&from].stored.durable.images.get(SnapId(id)).map_or(16, |image| image.region_shift);
+        let blocks = (1 << shift) / BLOCK as usize;
+        for (n, region) in content.chunks(blocks).enumerate().take(regions) {
+            let values: Vec<Value> =
+                region.iter().map(|value| value.expect("the source's is whole")).collect();
+            if values.iter().all(|value| *value == ABSENT) {
+                continue;
+            }
+            let extent = |value: &Value| match *value {
+                ABSENT => Extent::Hole { len: BLOCK, kind: Hole::Absent },
+                ZERO => Extent::Hole { len: BLOCK, kind: Hole::Zero },
+                value => {
+                    let data = bytes_of(&[value]);
+                    Extent::Data { crcs: block_crcs(data.bytes()), data }
+                }
+            };
+            let extents = values.iter().map(extent).collect();
+            let (id, offset) = (SnapId(id), (n * blocks) as u64 * BLOCK);
+            let filled = self.copied(rid, id, |machine| machine.fill_copy(id, offset, extents));
+            assert!(matches!(filled, CopyStep::Filled { .. }), "{filled:?}");
+        }
+    }
+
+    /// All of a snapshot is brought to a replica.
+    pub fn bring(&mut self, rid: Rid, from: Rid, id: u128) {
+        self.play.tell(self.now, format_args!("{rid} is brought snapshot {id}"));
+        self.begin_copy(rid, id);
+        self.fill_copy(rid, from, id, usize::MAX);
+        let id = SnapId(id);
+        self.copy_step(rid, id, CopyStep::Whole, |machine| machine.finish_copy(id));
+    }
+
+    /// What was begun is given up.
+    pub fn give_up_copy(&mut self, rid: Rid, id: u128) {
+        let id = SnapId(id);
+        let failed = CopyStep::Failed(NotCopied::Ended);
+        self.copy_step(rid, id, failed, |machine| machine.give_up_copy(id));
+    }
+
+    fn copy_step(
+        &mut self,
+        rid: Rid,
+        id: SnapId,
+        expected: CopyStep,
+        what: impl FnOnce(&mut Replica<HeapPayload>),
+    ) {
+        let step = self.copied(rid, id, what);
+        assert_eq!(step, expected, "{id} at {rid}");
+    }
+
+    fn copied(&mut self, rid: Rid, id: SnapId, what: impl FnOnce(&mut Replica<HeapPayload>)) -> CopyStep {
+        what(self.rep(rid).machine.as_mut().expect("it is served"));
+        self.drain_replica(rid);
+        for _ in 0..1000 {
+            let machine = self.rep(rid).machine.as_mut().expect("it is served");
+            if let Some((of, step)) = machine.poll_copied() {
+                assert_eq!(of, id);
+                return step;
+            }
+            self.run_for(1);
+        }
+        panic!("{rid} says nothing of {id}\n{}", self.describe());
+    }
+
+    /// Asks that a replica be listed with a snapshot that it has got.
+    pub fn add_copy(&mut self, who: Who, id: u128, rid: Rid) {
+        self.play.tell(self.now, format_args!("{who} is asked to list {rid} with snapshot {id}"));
+        self.with(who, |m, now| m.add_snapshot_copy(now, SnapId(id), rid));
+    }
+
+    /// What came of that.
+    #[must_use]
+    pub fn copy_added(&self, who: Who, id: u128, rid: Rid) -> Option<Result<(), NotAdded>> {
+        self.events(who).iter().find_map(|event| match event {
+            Event::SnapshotCopyAdded { id: of, rid: at, outcome } if (*of, *at) == (SnapId(id), rid) => {
+                Some(*outcome)
+            }
+            _ => None,
+        })
+    }
+
     // ---- the store
 
     pub(super) fn change_key(&mut self, change: SnapChange) {
@@ -235,7 +332,7 @@ impl Stage {
             .iter()
             .filter(|image| {
                 let named = self.keys.get(&image.id).is_some_and(|key| key.taken.attempt == image.attempt);
-                image.state == ImageState::Prepared
+                (image.state == ImageState::Prepared || !image.took())
                     && image.incarnation == self.incarnation
                     && image.epoch < self.record.epoch
                     && !named
@@ -245,8 +342,10 @@ impl Stage {
         for (id, attempt) in useless {
             self.play.tell(self.now, format_args!("{rid} removes what attempt {attempt} has left"));
             let now = self.clock(host);
-            if let Some(m) = &mut self.rep(rid).machine {
-                m.drop_image(now, id, attempt);
+            if let Some(m) = &mut self.rep(rid).machine
+                && !m.drop_image(now, id, attempt)
+            {
+                m.drop_copied(now, id, attempt);
             }
             self.drain_replica(rid);
         }
@@ -331,7 +430,7 @@ impl Stage {
         let content = |id: &SnapId| -> Vec<Value> { self.reported[id].iter().map(read).collect() };
         let logged = |id: &SnapId| {
             let image = self.reps[&rid].stored.durable.images.get(*id);
-            image.is_some_and(|image| image.state == ImageState::Ready)
+            image.is_some_and(|image| image.state == ImageState::Ready && image.took())
         };
         let others = self.reported.keys().filter(|other| logged(other) && logged(&id));
         for since in others {

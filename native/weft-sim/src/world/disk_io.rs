@@ -135,6 +135,13 @@ fn image_op(op: &ImageOp<HeapPayload>) -> String {
         ImageOp::Drop { image } => format!("remove the files of snapshot {}", image.0),
         ImageOp::Take { image } => format!("take {image}"),
         ImageOp::CloneOut { to, .. } => format!("share blocks with volume {}", to.volume.0),
+        ImageOp::CopyBegin { image, .. } => format!("begin an image of snapshot {}", image.0),
+        ImageOp::CopyFill { image, offset, .. } => {
+            format!("fill that of snapshot {} from block {} on", image.0, offset / BLOCK)
+        }
+        ImageOp::CopySync { image, .. } => format!("sync that of snapshot {}", image.0),
+        ImageOp::CopyPublish { image } => format!("publish that of snapshot {}", image.id.0),
+        ImageOp::CopyAbandon { image } => format!("give that of snapshot {} up", image.0),
     }
 }
 

@@ -286,7 +286,12 @@ impl Media {
             }
             ImageOp::Drop { image } => self.images.remove(*image),
             // Nobody asks for one here; plots of the stage do.
-            ImageOp::CloneOut { .. } => return Err(DiskError::NoSnapshots),
+            ImageOp::CloneOut { .. }
+            | ImageOp::CopyBegin { .. }
+            | ImageOp::CopyFill { .. }
+            | ImageOp::CopySync { .. }
+            | ImageOp::CopyPublish { .. }
+            | ImageOp::CopyAbandon { .. } => return Err(DiskError::NoSnapshots),
         }
         Ok(DiskDone::Done)
     }

@@ -300,6 +300,12 @@ fn line_of(event: &SessionEvent) -> Option<String> {
         SessionEvent::Reverted { id, outcome: Err(why) } => {
             format!("does not take the volume back to snapshot {}: {why:?}", id.0)
         }
+        SessionEvent::SnapshotCopyAdded { id, rid, outcome: Ok(()) } => {
+            format!("lists {rid} with snapshot {}", id.0)
+        }
+        SessionEvent::SnapshotCopyAdded { id, rid, outcome: Err(why) } => {
+            format!("does not list {rid} with snapshot {}: {why:?}", id.0)
+        }
         SessionEvent::Resized { size, outcome: Ok(()) } => {
             format!("has made the volume {} blocks large", size / BLOCK)
         }

@@ -430,6 +430,7 @@ fn told(change: &SnapChange) -> String {
         SnapChange::Deleting { .. } => "is being deleted",
         SnapChange::Gone { .. } => "is gone",
         SnapChange::Changed { .. } => "changed",
+        SnapChange::Added { rid, .. } => return format!("snapshot {} is at {rid}, too", change.id().0),
     };
     format!("snapshot {} {what}", change.id().0)
 }

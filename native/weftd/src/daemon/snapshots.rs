@@ -91,7 +91,8 @@ impl Daemon {
 
     pub(super) fn snapshots_timeout(&self) -> impl Iterator<Item = Instant> + '_ {
         let readers = self.readers.values().flat_map(Reader::poll_timeout);
-        readers.chain(self.comparisons.poll_timeout()).chain([self.janitor_due])
+        let others = self.comparisons.poll_timeout().chain(self.fetches.poll_timeout());
+        readers.chain(others).chain([self.janitor_due])
     }
 
     pub(super) fn handle_snapshot_timeouts(&mut self, now: Instant) {
@@ -102,6 +103,7 @@ impl Daemon {
         }
         self.handle_reader_timeouts(now);
         self.handle_comparison_timeouts(now);
+        self.handle_fetch_timeouts(now);
         if now >= self.janitor_due {
             self.janitor_due = now.after_ms(JANITOR_MS);
             for volume in self.pools.volumes_with_unlogged_images() {
@@ -128,13 +130,16 @@ impl Daemon {
             // What can't be understood may name anything.
             let Ok(key) = SnapKey::of(entry) else { return };
             named.insert((key.id, key.attempt.0));
+            let members: Vec<Rid> = key.members.iter().map(|member| member.rid).collect();
+            self.pools.note_listed(volume, key.id, &members);
         }
         let (incarnation, since) = self.incarnation_since;
         let all_told = incarnation == watermark.incarnation && now.ms_since(since) >= TOLD_MS;
         self.pools.drop_unlogged(now, volume, |image: &Unlogged| {
             !named.contains(&(image.id, image.attempt))
                 && image.epoch < record.epoch
-                && (image.incarnation == watermark.incarnation || all_told)
+                // One that was logged READY goes only where nothing of the store can have been lost since it was taken.
+                && (image.incarnation == watermark.incarnation || all_told && !image.ready)
         });
     }
 }

@@ -54,7 +54,7 @@ impl Call {
         self.next_handle = (number + 1) % READER;
         match seat {
             Seat::Session(_) => number,
-            Seat::Reader(_) | Seat::Comparison(_) => number | READER,
+            Seat::Reader(_) | Seat::Comparison(_) | Seat::Fetch(_) => number | READER,
         }
     }
 }

@@ -217,9 +217,12 @@ impl Pool {
         }
     }
 
-    /// The pool stops: no clone is gone on with.
+    /// The pool stops: no clone is gone on with, nor any image that is brought.
     pub(super) fn give_up_clones(&mut self) {
-        self.replicas.values_mut().for_each(|slot| slot.machine.give_up_clones(|_| true));
+        for slot in self.replicas.values_mut() {
+            slot.machine.give_up_clones(|_| true);
+            slot.machine.give_up_copies();
+        }
     }
 
     /// Up to where the log must be kept for copies that have a checkpoint and are not served yet.

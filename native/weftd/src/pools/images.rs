@@ -55,6 +55,8 @@ pub struct Unlogged {
     pub epoch: weft_proto::ids::Epoch,
     /// The store's incarnation then.
     pub incarnation: u64,
+    /// It was brought here, and logged READY; whether its snapshot's key lists this copy is not known.
+    pub ready: bool,
 }
 
 impl FoundImages {
@@ -103,7 +105,11 @@ impl Pools {
                 let over: Vec<Unlogged> = slot.unlogged().filter(&is_over).collect();
                 for image in over {
                     tracing::info!(pool = %pool.id, %volume, rid = %key.rid, image = %image.id, "an attempt that came to nothing");
-                    slot.machine.drop_image(now, image.id, image.attempt);
+                    if image.ready {
+                        slot.machine.drop_copied(now, image.id, image.attempt);
+                    } else {
+                        slot.machine.drop_image(now, image.id, image.attempt);
+                    }
                 }
                 pool.drive_replica(now, key, &mut self.out);
             }
@@ -121,16 +127,23 @@ impl Slotted {
             snap: image.id,
             state: shown(image.state),
             whole: images.is_whole(image.id),
+            copied: !image.took(),
         })
     }
 
     fn unlogged(&self) -> impl Iterator<Item = Unlogged> + '_ {
         let images = self.machine.durable().images.iter();
-        images.filter(|image| image.state == ImageState::Prepared).map(|image| Unlogged {
-            id: image.id,
-            attempt: image.attempt,
-            epoch: image.epoch,
-            incarnation: image.incarnation,
+        let unlisted = |image: &Image| {
+            image.state == ImageState::Ready && !image.took() && !self.listed.contains(&image.id)
+        };
+        images.filter(move |image| image.state == ImageState::Prepared || unlisted(image)).map(|image| {
+            Unlogged {
+                id: image.id,
+                attempt: image.attempt,
+                epoch: image.epoch,
+                incarnation: image.incarnation,
+                ready: image.state == ImageState::Ready,
+            }
         })
     }
 
@@ -159,6 +172,11 @@ impl Slotted {
 impl ImageFiles {
     fn new(attempt: u64) -> ImageFiles {
         ImageFiles { attempt, newest: None, since: None }
+    }
+
+    /// Of an image that began with its first slot.
+    pub(super) fn published(attempt: u64) -> ImageFiles {
+        ImageFiles { attempt, newest: Some((Side::A, 1)), since: None }
     }
 }
 
@@ -209,6 +227,13 @@ impl Pool {
                 PoolOp::HandDown { replica, image, heir, segment, blocks }
             }
             ImageOp::Drop { image } => PoolOp::DropImage { replica, image },
+            ImageOp::CopyBegin { image, slot_bytes } => PoolOp::BeginCopy { replica, image, slot_bytes },
+            ImageOp::CopyFill { image, offset, extents } => {
+                PoolOp::FillCopy { replica, image, offset, extents }
+            }
+            ImageOp::CopySync { image, segment } => PoolOp::SyncCopy { replica, image, segment },
+            ImageOp::CopyPublish { image } => return self.publish_copy(key, token, *image),
+            ImageOp::CopyAbandon { image } => PoolOp::AbandonCopy { replica, image },
             ImageOp::CloneOut { to, place, offset, len } => {
                 PoolOp::CloneOut { from: replica, place, to, offset, len }
             }

@@ -81,6 +81,7 @@ impl Pool {
         {
             self.clone_shared(to, outcome);
         }
+        self.tell_copies(key, out);
         self.drive_log();
     }
 

@@ -284,8 +284,17 @@ impl Pool {
         };
         let mut machine = Replica::new(config, durable);
         machine.handle_free_bytes(self.free);
-        let (image_files, cleaning) = (BTreeMap::new(), 0);
-        Slotted { machine, side, counter, log_seq, open: false, quarantined: false, image_files, cleaning }
+        Slotted {
+            machine,
+            side,
+            counter,
+            log_seq,
+            open: false,
+            quarantined: false,
+            image_files: BTreeMap::new(),
+            listed: BTreeSet::new(),
+            cleaning: 0,
+        }
     }
 }
 

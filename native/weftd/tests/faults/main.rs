@@ -10,6 +10,7 @@ mod support;
 mod changed;
 mod clones;
 mod commands;
+mod copies;
 mod disks;
 mod frames;
 mod groups;

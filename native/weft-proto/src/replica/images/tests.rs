@@ -14,7 +14,7 @@ use crate::message::{Attach, Request, Response, Watermark};
 use crate::mutants::Broken;
 use crate::payload::{HeapPayload, block_crcs};
 use crate::record::{Owner, Record};
-use crate::replica::NotCloned;
+use crate::replica::{CopyOf, CopyStep, NotCloned, NotCopied};
 
 const SHIFT: u8 = 24;
 /// Two segments and a half of four regions each, the last region cut short.
@@ -22,6 +22,8 @@ const SIZE: u64 = (9 << SHIFT) + (1 << 20);
 const MARK: Watermark = Watermark { cluster: ClusterId(1), incarnation: 1, revision: 1 };
 const PARTY: Party = Party { host: HostId(7), session: SessionId(70) };
 const EPOCH: Epoch = Epoch(3);
+/// Snapshots from this one on were taken by others, and brought.
+const BROUGHT: u128 = 200;
 /// Blocks that are written to: the first and the last of each region.
 const PLACES: u64 = 20;
 
@@ -55,6 +57,7 @@ impl Job {
                 ImageOp::Preserve { offset, len, .. }
                 | ImageOp::CloneOut { place: Place::Head, offset, len, .. },
             ) => Some((*offset, *len, false)),
+            Job::Image(ImageOp::CopyFill { offset, extents, .. }) => Some((*offset, len_of(extents), false)),
             _ => None,
         }
     }
@@ -92,6 +95,8 @@ struct Rig {
     /// Values in images' files, and which regions of the smallest size their files have.
     files: BTreeMap<(SnapId, u64), Option<u64>>,
     dirs: BTreeSet<SnapId>,
+    /// Images that are being filled: no start keeps them.
+    filling: BTreeMap<SnapId, BTreeMap<u64, Option<u64>>>,
     /// What comes of an attempt to put something into an image, or to hand it down from there.
     refuses: BTreeMap<SnapId, DiskError>,
     disk: Vec<(Token, Job)>,
@@ -133,6 +138,7 @@ impl Rig {
             head: BTreeMap::new(),
             files: BTreeMap::new(),
             dirs: BTreeSet::new(),
+            filling: BTreeMap::new(),
             refuses: BTreeMap::new(),
             disk: Vec::new(),
             log: VecDeque::new(),
@@ -251,6 +257,7 @@ impl Rig {
                 assert!(gone || *refusal == Refusal::NotAttached, "{of}: {refusal:?}");
             }
             (Awaited::Changed { of, since, from, to }, Ok(Answer::Changed(bits))) => {
+                assert!(of.0 < BROUGHT && since.0 < BROUGHT, "{of} since {since}: it did not take both");
                 if let (Some(one), Some(other)) = (self.expected.get(&of), self.expected.get(&since)) {
                     assert_eq!(bits.len() as u64, (to - from).div_ceil(8 * CHANGED_GRAIN));
                     let differs = |at: &u64| one.get(at) != other.get(at);
@@ -265,7 +272,7 @@ impl Rig {
                 }
             }
             (Awaited::Changed { of, since, .. }, Err(refusal)) => {
-                let gone = [of, since].iter().any(|id| !self.expected.contains_key(id));
+                let gone = [of, since].iter().any(|id| id.0 >= BROUGHT || !self.expected.contains_key(id));
                 assert!(
                     gone && *refusal == Refusal::NoSnapshot || *refusal == Refusal::NotAttached,
                     "{of} since {since}: {refusal:?}"
@@ -374,6 +381,69 @@ impl Rig {
         }
     }
 
+    /// Brings a snapshot that others have, while whatever is under way goes on. `fails`: the pool is full at some moment of it.
+    fn bring(&mut self, id: SnapId, attempt: u64, values: BTreeMap<u64, u64>, fails: bool) {
+        // Older than all that this one took, or younger than most.
+        let generation = match attempt % 2 {
+            1 if self.interval > 1 => Generation::new(EPOCH, self.interval - 1),
+            _ => Generation::new(Epoch(2), self.interval),
+        };
+        let of =
+            CopyOf { id, attempt, generation, epoch: EPOCH, incarnation: 1, size: SIZE, region_shift: SHIFT };
+        match self.replica.begin_copy(of) {
+            Ok(()) => {}
+            Err(why) => return assert_eq!(why, NotCopied::There, "{id}"),
+        }
+        assert_eq!(self.copied(id), CopyStep::Begun);
+        for region in 0..SIZE.div_ceil(1 << SHIFT) {
+            let (start, end) = (region << SHIFT, ((region + 1) << SHIFT).min(SIZE));
+            let block = |at: u64| match values.get(&at) {
+                Some(value) => {
+                    let mut data = HeapPayload::zeroed(4096);
+                    data.bytes_mut()[..8].copy_from_slice(&value.to_le_bytes());
+                    Extent::Data { crcs: block_crcs(data.bytes()), data }
+                }
+                None => Extent::Hole { len: BLOCK, kind: Hole::Zero },
+            };
+            if values.range(start..end).next().is_none() {
+                continue;
+            }
+            let middle = Extent::Hole { len: end - start - 2 * BLOCK, kind: Hole::Absent };
+            self.replica.fill_copy(id, start, vec![block(start), middle, block(end - BLOCK)]);
+            self.drain();
+            if fails {
+                while self.replica.is_copying(id) && self.step(0, 2) {}
+            }
+            let step = self.copied(id);
+            if step == CopyStep::Failed(NotCopied::Disk(DiskError::NoSpace)) {
+                assert!(fails && !self.dirs.contains(&id) && !self.filling.contains_key(&id));
+                return;
+            }
+            assert_eq!(step, CopyStep::Filled { shared: 0 });
+            assert!(self.durable.images.get(id).is_none(), "nobody knows of a half one");
+        }
+        self.replica.finish_copy(id);
+        assert_eq!(self.copied(id), CopyStep::Whole);
+        let ready = self.control(Ask::SnapReady { id, attempt, note: vec![4] });
+        assert_eq!(ready, Ok(Answer::Done));
+        self.expected.insert(id, values);
+    }
+
+    fn copied(&mut self, id: SnapId) -> CopyStep {
+        self.drain();
+        loop {
+            if let Some((of, step)) = self.replica.poll_copied() {
+                assert_eq!(of, id);
+                return step;
+            }
+            if !self.step(0, 0) {
+                self.replica.handle_free_bytes(1 << 40);
+                self.drain();
+                assert!(self.step(0, 0), "{id} goes no further: {}", self.replica.line());
+            }
+        }
+    }
+
     // ---- what the pool does
 
     /// A job or a record is done: which one, by `pick`. False if nothing is to be done.
@@ -403,6 +473,7 @@ impl Rig {
                         | ImageOp::Preserve { .. }
                         | ImageOp::HandDown { .. }
                         | ImageOp::CloneOut { .. }
+                        | ImageOp::CopyFill { .. }
                 )
         );
         let outcome = if fails == 2 && grows { Err(DiskError::NoSpace) } else { self.run(&job) };
@@ -533,6 +604,40 @@ impl Rig {
                 }
                 DiskDone::Shared(shared)
             }
+            Job::Image(ImageOp::CopyBegin { image, slot_bytes }) => {
+                assert!(*slot_bytes >= 4096 && !self.dirs.contains(image));
+                self.filling.insert(*image, BTreeMap::new());
+                DiskDone::Done
+            }
+            Job::Image(ImageOp::CopyFill { image, offset, extents }) => {
+                let mut at = *offset;
+                let file = self.filling.get_mut(image).expect("it was begun");
+                for extent in extents {
+                    let value = match extent {
+                        Extent::Data { data, .. } => {
+                            Some(u64::from_le_bytes(data.bytes()[..8].try_into().expect("a block")))
+                        }
+                        Extent::Hole { .. } => None,
+                    };
+                    let end = at + len_of(core::slice::from_ref(extent));
+                    file.extend(places(at, end - at).map(|at| (at, value)));
+                    at = end;
+                }
+                DiskDone::Shared(0)
+            }
+            Job::Image(ImageOp::CopySync { .. }) => DiskDone::Done,
+            Job::Image(ImageOp::CopyPublish { image }) => {
+                let file = self.filling.remove(&image.id).expect("it was begun");
+                assert!(self.dirs.insert(image.id));
+                self.files.extend(file.into_iter().map(|(at, value)| ((image.id, at), value)));
+                // Its slot says so, whatever the log knows.
+                self.durable.images.restore(vec![(**image).clone()]);
+                DiskDone::Done
+            }
+            Job::Image(ImageOp::CopyAbandon { image }) => {
+                self.filling.remove(image);
+                DiskDone::Done
+            }
             Job::Image(ImageOp::Drop { image }) => {
                 self.files.retain(|(of, _), _| of != image);
                 self.dirs.remove(image);
@@ -553,6 +658,7 @@ impl Rig {
                 drop(self.run(&job));
             }
         }
+        self.filling.clear();
         // What was asked for and not answered may be there or not.
         self.awaited.clear();
         self.clones.clear();
@@ -617,6 +723,14 @@ impl Rig {
 fn config(takes: ImageForm) -> ReplicaConfig {
     let (pool, pool_inc, broken) = (PoolId(1), PoolInc(1), Broken::default());
     ReplicaConfig { pool, pool_inc, watermark: MARK, lossy: false, cached: false, takes, broken }
+}
+
+fn len_of(extents: &[Extent<HeapPayload>]) -> u64 {
+    let len = |extent: &Extent<HeapPayload>| match extent {
+        Extent::Data { data, .. } => data.len() as u64,
+        Extent::Hole { len, .. } => *len,
+    };
+    extents.iter().map(len).sum()
 }
 
 fn extents(value: u64) -> DiskDone<HeapPayload> {
@@ -710,7 +824,7 @@ proptest! {
                 },
                 560..570 if rig.interval > 1 => {
                     // Left over from before a barrier.
-                    if rig.expected.iter().any(|(id, _)| rig.durable.images.get(*id).is_some_and(|of| of.generation.interval() + 1 == rig.interval)) {
+                    if rig.expected.iter().any(|(id, _)| rig.durable.images.get(*id).is_some_and(|of| of.took() && of.generation.interval() + 1 == rig.interval)) {
                         let tag = rig.write(place(n % PLACES), rig.interval - 1);
                         prop_assert_eq!(&rig.answered[&tag], &Err(Refusal::OldGeneration));
                     }
@@ -729,6 +843,19 @@ proptest! {
                 }
                 605..620 => rig.look_at_all(),
                 620..660 => if let Some(id) = one { rig.clone_of(id) },
+                660..680 => {
+                    attempts += 1;
+                    let id = SnapId(BROUGHT + u128::from(n % 4));
+                    // Of some of the blocks what the head holds, of others what it never held.
+                    let value = |at: u64| match n >> (at % 19 + 4) & 3 {
+                        0 => None,
+                        1 => rig.acked.get(&at).copied(),
+                        _ => Some(1 << 40 | at),
+                    };
+                    let values = (0..PLACES).map(place).filter_map(|at| Some((at, value(at)?))).collect();
+                    rig.settle();
+                    rig.bring(id, attempts, values, n & 12 == 0);
+                }
                 _ => drop(rig.step(usize::try_from(n % 97).expect("few"), 0)),
             }
         }
