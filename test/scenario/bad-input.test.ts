@@ -166,6 +166,7 @@ const nonsense: readonly (readonly [Ask, string])[] = [
   [put("/v1/settings", { scrub: { everyDays: 1e9 } }), "E-ARG-02"],
   [put("/v1/settings", { scrub: { rate: "1" } }), "E-ARG-02"],
   [put("/v1/settings", { pools: { overcommit: 0.5 } }), "E-ARG-02"],
+  [put("/v1/settings", { snapshots: { copy: "on" } }), "E-ARG-02"],
   [patch({ size: "4096", loseData: "v" }), "E-VOL-12"],
   [patch({ size: String(64 * MIB), loseData: true }), "E-ARG-02"],
   [patch({ size: String(64 * MIB), name: "w" }), "E-ARG-02"],

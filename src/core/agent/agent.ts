@@ -44,6 +44,7 @@ import { LocalDaemon } from "./local-daemon.ts";
 import { type Log, openLog } from "./log.ts";
 import { Mirror, syncIfPossible } from "./mirror.ts";
 import type { AgentOptions } from "./options.ts";
+import { byOwner } from "./owner-work.ts";
 import { perform } from "./perform.ts";
 import { auditPeer } from "./peer-audit.ts";
 import { PauseKeeper } from "./pause-keeper.ts";
@@ -58,7 +59,8 @@ import { memberHosts } from "./rotate.ts";
 import { RotationKeeper } from "./rotation-keeper.ts";
 import { serveLocal } from "./rest.ts";
 import { ScrubKeeper } from "./scrub-keeper.ts";
-import { refuseUnlessClear, scrubSettings } from "./settings.ts";
+import { copiesSnapshots, refuseUnlessClear, scrubSettings } from "./settings.ts";
+import { SnapshotKeeper } from "./snapshot-keeper.ts";
 import { agentFacts, clusterStatus, daemonStatus } from "./status.ts";
 import { StoreIdentity } from "./store-identity.ts";
 import { StoreKeeper } from "./store-keeper.ts";
@@ -77,6 +79,7 @@ type Member = {
   readonly rescue: Rescue;
   readonly etcdLog: EtcdLog;
   readonly pauseKeeper: PauseKeeper;
+  readonly snapshotKeeper: SnapshotKeeper;
 };
 
 /** Made one after the other, and told of each other. */
@@ -301,6 +304,16 @@ export class Agent {
       confirmation,
       held: new Set(),
     };
+    const snapshotKeeper = new SnapshotKeeper({
+      ...shared,
+      host,
+      daemon: this.#daemon,
+      isOn: () => copiesSnapshots(mirror),
+      add: async ({ volume, snapshot: id, rid }) => {
+        await byOwner(context, { kind: "add-snapshot-copy", volume, id, rid });
+        await mirror.sync();
+      },
+    });
     const keeper = new Keeper({
       self: host,
       mirror,
@@ -396,6 +409,7 @@ export class Agent {
     placer.start();
     limitKeeper.start();
     scrubKeeper.start();
+    snapshotKeeper.start();
     rotation.start();
     // What is mounted by now weftd finds at once.
     await devices.start();
@@ -410,6 +424,7 @@ export class Agent {
           keeper.stepAll();
           limitKeeper.nudge();
           scrubKeeper.nudge();
+          snapshotKeeper.nudge();
           pauseKeeper.nudge();
         },
         onPools: (pools) => {
@@ -442,6 +457,7 @@ export class Agent {
       rescue,
       etcdLog,
       pauseKeeper,
+      snapshotKeeper,
     };
     this.#background("repair", answerRepair(context));
     // What happened while this agent was down.
@@ -477,6 +493,7 @@ export class Agent {
     if (member === null) return;
     this.#member = null;
     const { context, presence, keeper, door, heads, acks, rotation, rescue, etcdLog, pauseKeeper } = member;
+    const { snapshotKeeper } = member;
     const confirmationEnds = context.confirmation.stop();
     // Before the identity ends that it renews.
     const rotationEnds = rotation.stop();
@@ -490,6 +507,7 @@ export class Agent {
     context.placer.stop();
     context.limitKeeper.stop();
     context.scrubKeeper.stop();
+    snapshotKeeper.stop();
     pauseKeeper.stop();
     await presence.stop();
     // From here on nobody waits for the store.

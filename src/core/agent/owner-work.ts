@@ -91,6 +91,9 @@ async function ask({ daemon }: Pick<Doer, "daemon">, work: OwnerWork): Promise<O
     case "protect-snapshot":
       await client.call("snapshot.protect", { volume, id: work.id, protected: work.protected });
       return nothingHeld;
+    case "add-snapshot-copy":
+      await client.call("snapshot.add_copy", { volume, id: work.id, rid: work.rid });
+      return nothingHeld;
     case "rename-snapshot":
       await client.call("snapshot.rename", { volume, id: work.id, name: work.name });
       return nothingHeld;

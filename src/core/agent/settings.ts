@@ -35,9 +35,16 @@ const storedPools = z.object({
   pools: z.object({ overcommit: z.number().refine((times) => checkOvercommit(times).kind === "ok") }),
 });
 
+const storedSnapshots = z.object({ snapshots: z.object({ copy: z.boolean() }) });
+
 export function settingsOf({ identity, mirror }: Pick<MemberContext, "identity" | "mirror">): Settings {
   const { transport } = identity.trust();
-  return { transport, scrub: { ...scrubSettings(mirror) }, pools: { overcommit: overcommitOf(mirror) } };
+  return {
+    transport,
+    scrub: { ...scrubSettings(mirror) },
+    pools: { overcommit: overcommitOf(mirror) },
+    snapshots: { copy: copiesSnapshots(mirror) },
+  };
 }
 
 /** What can't be read is as if nothing had been set. */
@@ -54,10 +61,17 @@ export function overcommitOf(mirror: Mirror): number {
   return stored?.pools.overcommit ?? OVERCOMMIT;
 }
 
+/** Copies are given the snapshots that they missed. What can't be read is as if nothing had been set. */
+export function copiesSnapshots(mirror: Mirror): boolean {
+  const entry = mirror.get(keys.settings);
+  const stored = entry === null ? null : readValue(storedSnapshots, entry.value);
+  return stored?.snapshots.copy ?? true;
+}
+
 /** Throws E-CA-01 where this host can't sign, E-NET-07 for `clear` in a build without it, E-ARG-02 out of range. */
 export async function changeSettings(
   context: Pick<MemberContext, "store" | "authority" | "identity" | "daemon" | "mirror">,
-  { transport, scrub, pools }: SettingsChange,
+  { transport, scrub, pools, snapshots }: SettingsChange,
 ): Promise<Settings> {
   if (scrub?.everyDays !== undefined) decided(checkScrubDays(scrub.everyDays));
   if (scrub?.rate !== undefined) decided(checkScrubRate(scrub.rate));
@@ -75,13 +89,14 @@ export async function changeSettings(
       return { everyDays: scrub.everyDays ?? known.everyDays, rate: String(scrub.rate ?? known.rate) };
     });
   if (pools !== undefined) await changeStored(context, "pools", () => pools);
+  if (snapshots !== undefined) await changeStored(context, "snapshots", () => snapshots);
   return settingsOf(context);
 }
 
 /** One group of settings anew, from what the mirror has when it is written; fields of newer software stay. */
 async function changeStored(
   { store, mirror }: Pick<MemberContext, "store" | "mirror">,
-  group: "scrub" | "pools",
+  group: "scrub" | "pools" | "snapshots",
   next: () => Readonly<Record<string, unknown>>,
 ): Promise<void> {
   for (;;) {

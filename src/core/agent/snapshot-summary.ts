@@ -4,6 +4,8 @@
  * Must always hold: what is not logged is shown to nobody (R27).
  */
 import { type Cluster, hostName } from "../model/cluster.ts";
+import type { VolumeId } from "../model/ids.ts";
+import { formatSize } from "../model/size.ts";
 import {
   cannotHave,
   coverage,
@@ -16,7 +18,8 @@ import {
 import type { Want } from "../model/volume-record.ts";
 import type * as api from "../wire/agent-api.ts";
 import type { MemberContext } from "./context.ts";
-import { snapshotsOf, type VolumeFacts } from "./facts.ts";
+import { snapshotsOf, type VolumeFacts, volumeOf } from "./facts.ts";
+import { copiesUnderWay } from "./snapshot-keeper.ts";
 
 /** As many are named in a volume's own answer; its list has all of them. */
 const FEWER_SHOWN = 10;
@@ -61,7 +64,7 @@ export function snapshotProblems(
     }));
     if (want === null || record === null || want.deletedAtMs !== null) return unreadable;
     const summary = snapshotSummary(context, facts);
-    const fewer = summary.fewerCount === 0 ? [] : [fewerProblem(want, summary)];
+    const fewer = summary.fewerCount === 0 ? [] : [fewerProblem(want, summary, comingOf(context, id))];
     // Where all of its pools are of such a kind nobody expects snapshots.
     const unable = summary.count === 0 ? null : unablePool(record, cluster);
     return [...unreadable, ...fewer, ...(unable === null ? [] : [unableProblem(want, cluster, unable)])];
@@ -71,6 +74,7 @@ export function snapshotProblems(
 function fewerProblem(
   { name, copies: wanted }: Want,
   { count, fewerCount, fewer: [first] }: api.VolumeAnswer["snapshots"],
+  coming: string,
 ): api.Problem {
   const which =
     count === 1 ? `The snapshot of "${name}" has` : `${fewerCount} of ${count} snapshots of "${name}" have`;
@@ -80,12 +84,28 @@ function fewerProblem(
       : `: ${name}@${first.name} is in ${first.copies} of ${wanted}${first.missedBy.length === 0 ? "" : `, ${first.missedBy.join(" ")} missed it`}`;
   return {
     code: "E-SNAP-11",
-    message: `${which} fewer copies than the volume${example}.`,
+    message: `${which} fewer copies than the volume${example}.${coming}`,
     do: [
       { why: "See which", command: `weft snapshot list ${name}` },
       { why: "A new one is on all copies that are in sync", command: `weft snapshot create ${name}` },
     ],
   };
+}
+
+/** ` h3 gets db@nightly now, 12 % of 10 GiB.` */
+function comingOf({ mirror, view }: MemberContext, volume: VolumeId): string {
+  const cluster = view.cluster();
+  const { want } = volumeOf(mirror, volume);
+  const { known } = snapshotsOf(mirror, volume);
+  const lines = copiesUnderWay(mirror).flatMap(({ host, snapshot, doneBytes, totalBytes }) => {
+    const found = known.find(({ id }) => id === snapshot);
+    if (found === undefined || want === null) return [];
+    const percent = totalBytes === 0n ? 0n : (doneBytes * 100n) / totalBytes;
+    return [
+      ` ${hostName(cluster, host)} gets ${want.name}@${found.name} now, ${percent} % of ${formatSize(totalBytes)}.`,
+    ];
+  });
+  return lines.join("");
 }
 
 function unableProblem(want: Want, cluster: Cluster, unable: Unable): api.Problem {

@@ -30,6 +30,7 @@ import type { MemberContext } from "./context.ts";
 import { openOn, snapshotsOf, type VolumeFacts, volumeOf, volumesOf } from "./facts.ts";
 import { findSnapshot, findVolume, hasWant, type WantedVolume } from "./find.ts";
 import { byOwner } from "./owner-work.ts";
+import { copiesUnderWay } from "./snapshot-keeper.ts";
 import { stillMade } from "./volumes.ts";
 
 export async function createSnapshot(
@@ -189,6 +190,9 @@ function snapshotAnswer(
       left: record?.replicas.every((member) => member.rid !== rid) ?? true,
     })),
     missedBy: missedBy.map(named),
+    copying: copiesUnderWay(mirror)
+      .filter(({ snapshot: brought }) => brought === snapshot.id)
+      .map(({ host, doneBytes, totalBytes }) => ({ hostName: named(host), doneBytes, totalBytes })),
     openOn: openOn(mirror, snapshot.id).map(named),
     group: groupAnswer(mirror, snapshot),
   };

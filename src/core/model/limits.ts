@@ -33,6 +33,10 @@ export const SCRUB_RATE_MIN = 64n << 10n;
 export const SCRUB_RATE_MAX = 1n << 40n;
 export const DAY_MS = 24 * 3600 * 1000;
 
+/** A snapshot that could not be brought to a copy is tried again after this, and later each time: a full pool stays full a while. */
+export const SNAPSHOT_COPY_AGAIN_MS = 30_000;
+export const SNAPSHOT_COPY_AGAIN_MS_MAX = 3_600_000;
+
 /** Volumes with copies in a pool may grow to this many times its size before it is called a problem: thin is allowed. */
 export const OVERCOMMIT = 4;
 export const OVERCOMMIT_MAX = 1000;

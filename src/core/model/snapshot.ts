@@ -73,7 +73,7 @@ export function isShown({ isLogged, state }: Snapshot): boolean {
 }
 
 /** It can be read, cloned and gone back to. */
-function hasData({ data }: Snapshot): boolean {
+export function hasData({ data }: Snapshot): boolean {
   return data === "kept";
 }
 
@@ -171,6 +171,14 @@ export function losesSnapshot(
       safe: "All copies are kept as they are.",
       do: [
         { why: "See which copies have which snapshots", command: `weft snapshot list ${before.name}` },
+        ...(hasData(lost)
+          ? [
+              {
+                why: "Another copy is given it by and by; then this one can go",
+                command: `weft replica add ${before.name} --wait`,
+              },
+            ]
+          : []),
         {
           why: "Delete it when you don't need it",
           command: `weft snapshot delete ${before.name}@${lost.name}`,

@@ -64,6 +64,12 @@ export const settings = z.object({
       overcommit: z.int(),
     })
     .default({ overcommit: OVERCOMMIT }),
+  snapshots: z
+    .object({
+      /** Copies that were away or came later are given the snapshots that they missed. */
+      copy: z.boolean(),
+    })
+    .default({ copy: true }),
 });
 
 /** What is not named stays as it is. */
@@ -72,10 +78,11 @@ export const settingsChange = z
     transport: transport.optional(),
     scrub: z.strictObject({ everyDays: z.number().optional(), rate: u64.optional() }).optional(),
     pools: z.strictObject({ overcommit: z.number() }).optional(),
+    snapshots: z.strictObject({ copy: z.boolean() }).optional(),
   })
   .refine(
-    ({ transport: hosts, scrub, pools }) =>
-      hosts !== undefined || pools !== undefined || Object.keys(scrub ?? {}).length > 0,
+    ({ transport: hosts, scrub, pools, snapshots }) =>
+      [hosts, pools, snapshots].some((group) => group !== undefined) || Object.keys(scrub ?? {}).length > 0,
     "expected a setting",
   );
 
@@ -471,6 +478,8 @@ export const snapshotAnswer = z.object({
   ),
   /** Names of hosts whose copy of the volume has it not. */
   missedBy: z.array(z.string()),
+  /** Hosts that bring it to their copy now. */
+  copying: z.array(z.object({ hostName: z.string(), doneBytes: u64, totalBytes: u64 })).default([]),
   /** Names of hosts where it is attached. */
   openOn: z.array(z.string()),
   /** Taken at one moment with those of these volumes, its own among them; null: alone. A volume that is gone has no name. */

@@ -10,7 +10,7 @@ import { z } from "zod";
 import { GROUP_VOLUMES_MAX } from "../model/limits.ts";
 import { clusterAnswer, sessionStats } from "./agent-api.ts";
 import { auditLine } from "./audit-line.ts";
-import { address, hostName, instant, snapshotName, u64, uuid } from "./json-types.ts";
+import { address, hostName, instant, snapshotName, u32, u64, uuid } from "./json-types.ts";
 
 const pem = z.string().max(8192);
 /** A signed value of the store (signed.ts). */
@@ -103,6 +103,8 @@ export const ownerWork = z.discriminatedUnion("kind", [
     id: uuid,
     protected: z.boolean(),
   }),
+  /** That copy has all of the snapshot now. */
+  z.strictObject({ kind: z.literal("add-snapshot-copy"), volume: uuid, id: uuid, rid: u32 }),
   z.strictObject({ kind: z.literal("rename-snapshot"), volume: uuid, id: uuid, name: snapshotName }),
 ]);
 /** Snapshots of several volumes at one moment, in the sessions that the asked host's weftd has or opens. */

@@ -116,6 +116,8 @@ const kinds = {
   "E-SNAP-17": user,
   "E-SNAP-19": refused,
   "E-SNAP-20": degraded,
+  "E-SNAP-21": degraded,
+  "E-SNAP-22": degraded,
   "E-POOL-04": refused,
   "E-POOL-08": user,
   "E-POOL-09": degraded,

@@ -45,7 +45,7 @@ export const routes = {
 
   "GET /v1/settings": read("viewer", "cluster", api.settings),
   "PUT /v1/settings": mutation("admin", "cluster", api.settingsChange, api.settings, {
-    logs: ["transport", "scrub", "pools"],
+    logs: ["transport", "scrub", "pools", "snapshots"],
   }),
 
   "GET /v1/tokens": read("admin", "cluster", api.tokenAnswer.array()),

@@ -45,8 +45,12 @@ export const keys = {
   scrubProgress: (volume: string) => `${ROOT}scrub-progress/${volume}`,
   /** How far the volume's owner is with taking it back to a snapshot, by its agent, while its lease lives. */
   revertProgress: (volume: string) => `${ROOT}revert-progress/${volume}`,
+  snapshotCopies: `${ROOT}snap-copy/`,
+  /** The snapshot that this host brings to one of its copies, by its agent, while its lease lives. */
+  snapshotCopy: (host: string) => `${ROOT}snap-copy/${host}`,
   /** What the whole cluster goes by and needs no signature. */
   settings: `${ROOT}settings`,
+  resyncs: `${ROOT}progress/`,
   /** A resync under way, by the owner's agent, while its lease lives. */
   progress: (volume: string) => `${ROOT}progress/${volume}`,
   repairAsk: `${ROOT}repair-ask`,

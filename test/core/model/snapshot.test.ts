@@ -96,7 +96,10 @@ void t.test("snapshot: the last copy that has one stays, by request and by itsel
   const both = { ...before, placements: [place(0, 1, true), place(1, 2, true), place(2, 3)] };
   t.match(losesSnapshot([snapshot(1, [0, 1])], { before: going, after: both }, fact, three), {
     message: "db@s1 is only on h1 h2: the copy there can't go before the snapshot.",
+    do: [{}, { command: "weft replica add db --wait" }, { command: "weft snapshot delete db@s1" }],
   });
+  const destroyed = snapshot(1, [0, 1], { data: "destroyed" });
+  t.equal(losesSnapshot([destroyed], { before: going, after: both }, fact, three)?.do.length, 2);
 });
 
 void t.test("snapshot: whatever leaves, as many as there are stay readable", async (t) => {
