@@ -200,6 +200,11 @@ export function overcommit(text: string): number {
   return accept(checkOvercommit(wholeNumber("pools.overcommit", text)));
 }
 
+export function onOrOff(text: string): boolean {
+  if (text === "on" || text === "off") return text === "on";
+  throw new WeftError({ code: "E-ARG-02", message: `"${text}" is neither on nor off.` });
+}
+
 /** Bytes a second. */
 export function rate(text: string): bigint {
   return accept(checkScrubRate(accept(parseRate(text))));

@@ -3,11 +3,17 @@ import { Argument, type Command } from "commander";
 
 import { formatSizeExact } from "../core/model/size.ts";
 import type { Settings } from "../core/wire/agent-api.ts";
-import { days, overcommit, rate, transport } from "./arguments.ts";
+import { days, onOrOff, overcommit, rate, transport } from "./arguments.ts";
 import type { Bind, Context } from "./context.ts";
 
 /** Names as the documentation has them. */
-const names = ["transport.encryption", "scrub.everyDays", "scrub.rate", "pools.overcommit"] as const;
+const names = [
+  "transport.encryption",
+  "scrub.everyDays",
+  "scrub.rate",
+  "pools.overcommit",
+  "snapshots.copy",
+] as const;
 type Name = (typeof names)[number];
 
 const meaning: Readonly<Record<Settings["transport"], string>> = {
@@ -30,7 +36,7 @@ export function addSettingsCommands(program: Command, bind: Bind): void {
     .addArgument(new Argument("<name>", "of the setting").choices(names))
     .argument(
       "<value>",
-      "tls, auth or clear; a number of days, 0 for never; a rate such as 32MiB/s; a number",
+      "tls, auth or clear; a number of days, 0 for never; a rate such as 32MiB/s; a number; on or off",
     );
   bind<[Name, string], object>(set, async (context, [name, value]) => {
     const after = await changed(context, name, value);
@@ -56,6 +62,8 @@ async function changed(context: Context, name: Name, value: string): Promise<Set
       return client.changeSettings({ scrub: { rate: String(rate(value)) } });
     case "pools.overcommit":
       return client.changeSettings({ pools: { overcommit: overcommit(value) } });
+    case "snapshots.copy":
+      return client.changeSettings({ snapshots: { copy: onOrOff(value) } });
   }
 }
 
@@ -71,7 +79,7 @@ function lineOf(name: Name, settings: Settings): string {
   return `${name}  ${valueOf(name, settings)}  ${meaningOf(name, settings)}`;
 }
 
-function valueOf(name: Name, { transport: encryption, scrub, pools }: Settings): string {
+function valueOf(name: Name, { transport: encryption, scrub, pools, snapshots }: Settings): string {
   switch (name) {
     case "transport.encryption":
       return encryption;
@@ -81,10 +89,12 @@ function valueOf(name: Name, { transport: encryption, scrub, pools }: Settings):
       return `${formatSizeExact(scrub.rate)}/s`;
     case "pools.overcommit":
       return String(pools.overcommit);
+    case "snapshots.copy":
+      return snapshots.copy ? "on" : "off";
   }
 }
 
-function meaningOf(name: Name, { transport: encryption, scrub }: Settings): string {
+function meaningOf(name: Name, { transport: encryption, scrub, snapshots }: Settings): string {
   switch (name) {
     case "transport.encryption":
       return meaning[encryption];
@@ -96,5 +106,9 @@ function meaningOf(name: Name, { transport: encryption, scrub }: Settings): stri
       return "of each volume, at most";
     case "pools.overcommit":
       return "times a pool's size that its volumes may grow to before weft status says so";
+    case "snapshots.copy":
+      return snapshots.copy
+        ? "copies that were away or came later are given the snapshots that they missed"
+        : "copies stay without the snapshots that they missed";
   }
 }

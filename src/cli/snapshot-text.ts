@@ -49,9 +49,16 @@ export function snapshotText(snapshot: SnapshotAnswer): string {
     ["Size", formatSize(snapshot.size)],
     ["Copies", copiesText(snapshot)],
     ["State", stateText(snapshot)],
+    ...snapshot.copying.map((one) => ["Coming", comingText(one)] as const),
     ...(snapshot.group === null ? [] : [["Group", groupLine(snapshot.group)] as const]),
   ];
   return facts.map(([title, value]) => `${`${title}:`.padEnd(10)}${value}`).join("\n");
+}
+
+/** `to h2, 42 % of 10 GiB` */
+function comingText({ hostName, doneBytes, totalBytes }: SnapshotAnswer["copying"][number]): string {
+  const percent = totalBytes === 0n ? 0n : (doneBytes * 100n) / totalBytes;
+  return `to ${hostName}, ${percent} % of ${formatSize(totalBytes)}`;
 }
 
 /** `db log, at one moment (1a2b3c4d)`; the id of a volume that is gone. */

@@ -779,6 +779,7 @@ void t.test("weft settings: what hosts prove and hide from each other, with what
       transport: "auth",
       scrub: { everyDays: 0, rate: "67108864" },
       pools: { overcommit: 10 },
+      snapshots: { copy: false },
     },
   });
   t.match(
@@ -793,6 +794,15 @@ void t.test("weft settings: what hosts prove and hide from each other, with what
     (await agent.weft(["settings", "show"])).out,
     "\nscrub.everyDays  30  copies of a volume are compared so often\nscrub.rate  32MiB/s  of each volume, at most\npools.overcommit  4  times a pool's size",
   );
+  t.match(
+    (await agent.weft(["settings", "show"])).out,
+    /^snapshots\.copy {2}on {2}copies that were away .* are given/m,
+  );
+  t.match(
+    (await agent.weft(["settings", "set", "snapshots.copy", "off"])).out,
+    /^snapshots\.copy {2}off {2}copies stay/,
+  );
+  t.equal(agent.asked.at(-1), 'PUT /v1/settings {"snapshots":{"copy":false}}');
   const never = await agent.weft(["settings", "set", "scrub.everyDays", "0"]);
   t.equal(never.out, "scrub.everyDays  0  copies are compared only when somebody asks for it\n");
   t.equal(agent.asked.at(-1), 'PUT /v1/settings {"scrub":{"everyDays":0}}');
@@ -811,6 +821,7 @@ void t.test("weft settings: what hosts prove and hide from each other, with what
     ["scrub.rate", "fast"],
     ["pools.overcommit", "0"],
     ["pools.overcommit", "a lot"],
+    ["snapshots.copy", "maybe"],
   ] as const) {
     t.equal((await agent.weft(["settings", "set", name, value])).code, 1, `${name} ${value}`);
   }

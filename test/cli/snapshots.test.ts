@@ -42,6 +42,7 @@ void t.test("weft snapshot list, show: which copies have which", async (t) => {
       copies: 1,
       missedBy: ["h2"],
       members: [{ rid: 0, host: ids.h1, hostName: "h1", pool: ids.pool, alive: false, left: false }],
+      copying: [{ hostName: "h2", doneBytes: "1319413953333", totalBytes: "3298534883328" }],
     }),
     snapshot({ name: "old", id: ids.pool, state: "deleting", copies: 0, members: [] }),
   ];
@@ -77,6 +78,7 @@ void t.test("weft snapshot list, show: which copies have which", async (t) => {
       "Size:     3 TiB",
       "Copies:   1/2 h1 (not answering) (h2 missed it)",
       "State:    ready",
+      "Coming:   to h2, 40 % of 3 TiB",
       "",
     ].join("\n"),
   );
