@@ -162,6 +162,7 @@ fn image_ask(input: &mut Input<'_>, known: &Known) -> Ask<HeapPayload> {
             Ask::SnapReady { id, attempt, note: input.take(len).to_vec() }
         }
         6 => Ask::SnapDrop { id, attempt },
+        7 if attempt >= 4 => Ask::SnapDestroy { id, attempt: attempt - 3, key: [7; 16] },
         7 => Ask::SnapDelete { id },
         8 => {
             let (offset, len) = range(input, known);

@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use weft_proto::durable::Durable;
+use weft_proto::hashes::KEPT_MAX;
 use weft_proto::ids::{
     ClusterId, Epoch, Generation, HostId, Instant, Ordinal, PoolId, PoolInc, Rid, SessionId, SnapId, VolumeId,
 };
@@ -393,7 +394,7 @@ impl World {
             }
             ImageOp::Preserve { image, offset, len } => {
                 let of = images.get(*image).expect("of an image");
-                assert!(of.state != ImageState::Deleting, "into one that goes");
+                assert!(of.state.keeps(), "into one that goes");
                 assert!(*len > 0 && offset.is_multiple_of(BLOCK) && len.is_multiple_of(BLOCK));
                 assert!(offset + len <= of.size.min(self.replica.durable().size), "{offset}+{len}");
             }
@@ -402,8 +403,19 @@ impl World {
                 assert!(matches!(op, DiskOp::Read { .. } | DiskOp::Kinds { .. } | DiskOp::Hash { .. }));
             }
             ImageOp::HandDown { image, heir, .. } => {
-                assert_eq!(images.get(*image).map(|of| of.state), Some(ImageState::Deleting));
-                assert!(images.get(*heir).is_some_and(|of| of.state != ImageState::Deleting));
+                assert!(images.get(*image).is_some_and(|of| !of.state.keeps()));
+                assert!(images.get(*heir).is_some_and(|of| of.state.keeps()));
+            }
+            ImageOp::Keep { image, bytes, .. } => {
+                assert_eq!(images.get(*image).map(|of| of.state), Some(ImageState::Ready));
+                assert!(bytes.len() <= KEPT_MAX, "{} bytes", bytes.len());
+            }
+            ImageOp::Kept { image, .. } => {
+                assert_eq!(images.get(*image).map(|of| of.state), Some(ImageState::Destroyed));
+            }
+            ImageOp::Empty { image } => {
+                let of = images.get(*image);
+                assert!(of.is_none_or(|of| !of.state.keeps()), "{image} has its data");
             }
             ImageOp::CloneOut { .. } => panic!("nobody asked for a clone"),
             ImageOp::CopyBegin { .. }
@@ -532,6 +544,7 @@ fn looked(op: &ImageOp<HeapPayload>) -> DiskDone<HeapPayload> {
         ImageOp::Look { op: DiskOp::Hash { len, .. }, .. } => {
             DiskDone::Hashes(vec![[7; 16]; usize::try_from(len / BLOCK).expect("few")])
         }
+        ImageOp::Kept { .. } => DiskDone::Kept(None),
         _ => DiskDone::Done,
     }
 }

@@ -20,7 +20,8 @@ use weft_proto::mutants::Broken;
 use weft_proto::payload::{BLOCK, HeapPayload, Payload, block_crcs};
 use weft_proto::record::{RECORD_MAX, Record, ReplicaState};
 use weft_proto::session::{
-    Event, OpenMode, Session, SessionConfig, SnapKnown, SnapState, StoreCall, StoreReply, Timing, Transmit,
+    Event, OpenMode, Session, SessionConfig, SnapData, SnapKnown, SnapState, StoreCall, StoreReply, Timing,
+    Transmit,
 };
 
 use crate::input::Input;
@@ -188,6 +189,7 @@ impl World {
                     state: *input.pick(&states),
                     members,
                     note: vec![7; input.below(8)],
+                    data: if input.one_in(4) { SnapData::Going } else { SnapData::Kept },
                 };
                 self.session.know_snapshots(self.now, vec![known]);
             }

@@ -170,6 +170,9 @@ methods! {
     "snapshot.create_group" SnapshotCreateGroup(t::SnapshotCreateGroup) -> t::SnapshotGroup;
     /// Deletes a snapshot of a volume that is open here: from then on nobody sees it, and what its images hold goes.
     "snapshot.delete" SnapshotDelete(t::SnapshotRef) -> t::Nothing;
+    /// Destroys the data of a snapshot of a volume that is open here: from then on nobody reads it, its copies keep hashes of
+    /// what it held, each as soon as it is there, and what has changed since it, or until it, is still told.
+    "snapshot.destroy_data" SnapshotDestroyData(t::SnapshotRef) -> t::Nothing;
     /// Protects a snapshot of a volume that is open here from being deleted, or doesn't any more.
     "snapshot.protect" SnapshotProtect(t::SnapshotProtect) -> t::Nothing;
     /// Gives a snapshot of a volume that is open here another name.

@@ -17,7 +17,7 @@ use weft_io::files::Files;
 use weft_io::pool_dir::PoolDir;
 use weft_proto::durable::Durable;
 use weft_proto::ids::{Epoch, Generation, PoolId, PoolInc, Rid, SnapId, VolumeId};
-use weft_proto::images::{HandDown, ImageChange, ImageForm, ImageState, Images, Place};
+use weft_proto::images::{HandDown, ImageChange, ImageForm, Images, Place};
 use weft_proto::log::{LOG_BLOCK, Log, LogExpectation, LogPlace, LogRecord, ReplicaKey, recover};
 use weft_proto::message::{Extent, Hole};
 use weft_proto::payload::{Payload, block_crcs};
@@ -380,6 +380,10 @@ impl Keeper {
                 self.log_image(image, ImageChange::Gone)?;
                 self.run(PoolOp::DropImage { replica: KEY, image })?;
             }
+            Some(HandDown::Empty(image)) => {
+                self.log_image(image, ImageChange::Emptied)?;
+                self.run(PoolOp::EmptyImage { replica: KEY, image })?;
+            }
             Some(HandDown::Segment { image, heir, segment, whole, regions }) => {
                 let first = u64::from(segment) * SEGMENT_BLOCKS;
                 let range = |region: &u32| {
@@ -646,7 +650,7 @@ impl Known {
             }
         }
         let staying = |keeper: &Keeper| -> Vec<SnapId> {
-            let staying = keeper.images.iter().filter(|image| image.state != ImageState::Deleting);
+            let staying = keeper.images.iter().filter(|image| image.state.keeps());
             staying.map(|image| image.id).collect()
         };
         let images = |keeper: &mut Keeper| {

@@ -460,6 +460,20 @@ impl FilePool {
                     done.map(|()| PoolAnswer::Done).map_err(|errno| lost(errno, segment))
                 });
             }
+            PoolOp::KeepHashes { replica, image, segment, bytes } => self.call_bulk(token, move || {
+                images::keep(&files, &root, (replica, image, segment), &bytes)?;
+                Ok(PoolAnswer::Done)
+            }),
+            PoolOp::KeptHashes { replica, image, segment } => self.call_bulk(token, move || {
+                Ok(PoolAnswer::Disk(DiskDone::Kept(images::kept(&root, replica, image, segment)?)))
+            }),
+            PoolOp::EmptyImage { replica, image } => {
+                self.named.remove(&replica);
+                self.call_bulk(token, move || {
+                    images::empty(&files, &root, replica, image)?;
+                    Ok(PoolAnswer::Done)
+                });
+            }
             PoolOp::DropImage { replica, image } => {
                 self.named.remove(&replica);
                 self.call_bulk(token, move || {

@@ -1,13 +1,14 @@
 //! Images of replicas, by blocking calls: the files in which a snapshot keeps what the head had (protocol.md 4.19, R28).
 //!
 //! ```text
-//! images/<volume>.<rid>/<snapshot>/{image.a, image.b, seg-000000…}
+//! images/<volume>.<rid>/<snapshot>/{image.a, image.b, seg-000000…, hash-000000…}
 //! ```
 //!
 //! They lie beside the replicas, so that a head goes to the trash without them. `image.a` and `image.b` hold what the
 //! caller keeps of an image. A segment is one file: 64 MiB of data that shares its blocks with the head's, and behind it
 //! 8 bytes a block, its kind and CRC32C as in a sidecar, with a kind of its own for "absent". One file has one name and
-//! one flush, and a block that should be there and is not shows by its empty entry.
+//! one flush, and a block that should be there and is not shows by its empty entry. Of one whose data was destroyed a file of
+//! hashes is kept of each segment in place of that (weft-proto's `hashes`), and nothing else.
 //!
 //! Must always hold:
 //! * what an image has is what its caller's log says; what is in a file beyond that was cut short and is made again;
@@ -16,8 +17,10 @@
 
 use core::ops::Range;
 use std::fs::File;
+use std::io::Read as _;
 use std::os::unix::fs::FileExt;
 
+use weft_proto::hashes::KEPT_MAX;
 use weft_proto::ids::SnapId;
 use weft_proto::log::ReplicaKey;
 use weft_proto::payload::{BLOCK, Payload};
@@ -323,6 +326,50 @@ pub(crate) fn hand_down(
     }
     files.sync(&heir)?;
     files.sync(&to)
+}
+
+fn hashes_name(number: u32) -> String {
+    format!("hash-{number:06}")
+}
+
+/// Keeps hashes of a segment beside an image, durably; what an earlier try has kept is written over.
+pub(crate) fn keep(
+    files: &Files,
+    root: &Fd,
+    (key, image, number): (ReplicaKey, SnapId, u32),
+    bytes: &[u8],
+) -> Result<(), Errno> {
+    let dir = image_dir(root, key, image)?;
+    let file = files.create_at(&dir, &hashes_name(number), libc::O_RDWR)?;
+    files.truncate(&file, bytes.len() as u64)?;
+    files.write_all_at(&file, bytes, 0)?;
+    files.sync(&file)?;
+    files.sync(&dir)
+}
+
+/// What is kept of a segment so, at most one byte more than it may be; none if there is no such file.
+pub(crate) fn kept(root: &Fd, key: ReplicaKey, image: SnapId, number: u32) -> Result<Option<Vec<u8>>, Errno> {
+    let opened =
+        image_dir(root, key, image).and_then(|dir| open_at(&dir, &hashes_name(number), libc::O_RDONLY));
+    let file = match opened {
+        Err(Errno(libc::ENOENT)) => return Ok(None),
+        file => File::from(unshared_clone(&file?)?),
+    };
+    let mut bytes = Vec::new();
+    file.take(KEPT_MAX as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(Some(bytes))
+}
+
+/// Removes an image's data for good, and nothing else of it.
+pub(crate) fn empty(files: &Files, root: &Fd, key: ReplicaKey, image: SnapId) -> Result<(), Errno> {
+    let dir = match image_dir(root, key, image) {
+        Err(Errno(libc::ENOENT)) => return Ok(()),
+        opened => opened?,
+    };
+    for name in names(&dir)?.iter().filter(|name| name.starts_with("seg-")) {
+        files.remove_file_at(&dir, name)?;
+    }
+    files.sync(&dir)
 }
 
 /// Removes an image's files for good.

@@ -50,6 +50,7 @@ const HEAD: usize = 176;
 const STAMPS_AT: usize = HEAD + RECORD_MAX;
 const GONE_LEN: usize = 24;
 const IMAGE_MAGIC: u32 = u32::from_le_bytes(*b"wimg");
+/// Of an image's slot: 1 but where only newer software knows what it says.
 const IMAGE_VERSION: u32 = 2;
 const IMAGE_HEAD: usize = 144;
 const BITS_AT: usize = IMAGE_HEAD + NOTE_MAX;
@@ -390,7 +391,8 @@ impl ImageSlot {
             ImageForm::Whole => 1,
             ImageForm::Copied => 2,
         };
-        out.u32(if form == 0 { 1 } else { IMAGE_VERSION });
+        let plain = form == 0 && image.state != ImageState::Destroyed;
+        out.u32(if plain { 1 } else { IMAGE_VERSION });
         out.u32(self.replica.rid.0);
         out.u128(self.replica.volume.0);
         out.u128(self.pool.0);
@@ -408,6 +410,7 @@ impl ImageSlot {
             ImageState::Prepared => 0,
             ImageState::Ready => 1,
             ImageState::Deleting => 2,
+            ImageState::Destroyed => 3,
         };
         out.put(&[image.region_shift, state, form]);
         out.resize(IMAGE_HEAD, 0);
@@ -447,10 +450,12 @@ impl ImageSlot {
             0 => ImageState::Prepared,
             1 => ImageState::Ready,
             2 => ImageState::Deleting,
+            3 if version > 1 => ImageState::Destroyed,
             _ => return Err(CheckpointError::Malformed),
         };
         let form = match (version, form) {
             (1, 0) => ImageForm::Chained,
+            (2, 0) if state == ImageState::Destroyed => ImageForm::Chained,
             (2, 1) => ImageForm::Whole,
             (2, 2) => ImageForm::Copied,
             _ => return Err(CheckpointError::Malformed),
@@ -610,6 +615,17 @@ mod tests {
         }
     }
 
+    /// Older software would take it for one that can be read.
+    #[test]
+    fn a_slot_of_an_image_whose_data_was_destroyed_is_of_version_2() {
+        let mut slot = some_slot(1);
+        slot.image.state = ImageState::Destroyed;
+        let bytes = slot.encode();
+        let parts = [("image-head-destroyed".to_string(), bytes[..IMAGE_HEAD].to_vec())];
+        hex::assert_specimens(include_str!("../specimens/image-destroyed-v2.txt"), &parts);
+        assert_eq!(ImageSlot::decode(&bytes, POOL, KEY, SnapId(0x51)), Ok(slot));
+    }
+
     #[test]
     fn a_slot_of_a_copied_image_says_so() {
         let bytes = slot_as(ImageForm::Copied, 1).encode();
@@ -636,7 +652,7 @@ mod tests {
         bad[BITS_AT] ^= 1;
         assert!(choose(&empty, &bad).is_err() && choose(&bad, &bad).is_err());
         let mut newer = new;
-        newer[8] = 3;
+        newer[8] = u8::try_from(IMAGE_VERSION + 1).expect("small");
         let crc = crc32c::crc32c(&newer[8..IMAGE_HEAD]);
         newer[4..8].copy_from_slice(&crc.to_le_bytes());
         assert!(choose(&old, &newer).is_err(), "an older state must not win over a newer one");
@@ -779,7 +795,8 @@ mod tests {
         ) {
             let [counter, log_seq, attempt, generation, epoch, incarnation] = numbers;
             let (has, written) = bits.iter().map(|[has, written]| (*has, *written)).unzip();
-            let states = [ImageState::Prepared, ImageState::Ready, ImageState::Deleting];
+            let states =
+                [ImageState::Prepared, ImageState::Ready, ImageState::Deleting, ImageState::Destroyed];
             let image = Image {
                 id: SnapId(id), attempt, generation: Generation(generation), epoch: Epoch(epoch), incarnation,
                 size: (bits.len() as u64 * 64) << shift, region_shift: shift, state: states[state], note,

@@ -3,7 +3,8 @@
 //!
 //! Images are taken with nothing in them. They form a chain by age: what one lacks is in the next newer one that has it,
 //! in the end in the head. Before the head changes somewhere, the newest image that stays gets what was there, unless
-//! somebody has it. When one goes, the next older one gets what it had.
+//! somebody has it. When one goes, the next older one gets what it had. So it does when the data of one is destroyed, which
+//! stays without any: what differs from it is told by hashes then.
 //!
 //! Whole images stand outside the chain: they have all of their snapshot from the moment on in which the log knows them, and
 //! nobody else reads through them. They change nothing of what others need, and go at once.
@@ -54,6 +55,10 @@ pub enum ImageChange {
     Deleting,
     /// Nobody reads from it any more.
     Gone,
+    /// Hashes of all that it holds are kept, durably: its data is to go, and it stays (see [`crate::hashes`]).
+    Destroyed,
+    /// Its data goes: nobody reads from it any more.
+    Emptied,
 }
 
 /// How an image comes to have what its snapshot holds.
@@ -76,6 +81,22 @@ pub enum ImageState {
     Ready,
     /// Serves older images only.
     Deleting,
+    /// As that, and what is left in the end are hashes of what it held.
+    Destroyed,
+}
+
+impl ImageState {
+    /// Does it have its data, and get what the head loses? Nothing is put into any other one.
+    #[must_use]
+    pub fn keeps(self) -> bool {
+        matches!(self, ImageState::Prepared | ImageState::Ready)
+    }
+
+    /// Can be told what differs from it (R29)?
+    #[must_use]
+    pub fn compares(self) -> bool {
+        matches!(self, ImageState::Ready | ImageState::Destroyed)
+    }
 }
 
 /// A set of regions.
@@ -147,7 +168,7 @@ impl Image {
 
     /// It stands in the chain, and gets what others hand down and the head gives up.
     fn takes_in(&self) -> bool {
-        !self.is_whole() && self.state != ImageState::Deleting
+        !self.is_whole() && self.state.keeps()
     }
 
     /// Its regions that a range of bytes touches.
@@ -171,6 +192,50 @@ impl Image {
         }
         let has = |n: usize| self.has.0.get(n).copied().unwrap_or_default();
         self.written.0.iter().enumerate().all(|(n, written)| written & !has(n) == 0)
+    }
+
+    /// Is there something to be done for it before its data goes?
+    fn is_going(&self) -> bool {
+        match self.state {
+            ImageState::Deleting => true,
+            ImageState::Destroyed => self.has.0.iter().any(|word| *word != 0),
+            ImageState::Prepared | ImageState::Ready => false,
+        }
+    }
+
+    /// Bytes of the regions that are in files of its own.
+    #[must_use]
+    pub fn own_bytes(&self) -> u64 {
+        let regions = match self.is_whole() {
+            true if self.state == ImageState::Destroyed => return 0,
+            true => &self.written,
+            false => &self.has,
+        };
+        let count: u64 = regions.0.iter().map(|word| u64::from(word.count_ones())).sum();
+        (count << self.region_shift).min(self.size)
+    }
+
+    /// Its data is gone: nothing but hashes of it is left here.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.state == ImageState::Destroyed && !self.is_going()
+    }
+
+    /// The first byte from here on of a region that was ever written to, and where that region ends; none: there is none.
+    #[must_use]
+    pub fn written_from(&self, offset: u64) -> Option<(u64, u64)> {
+        let first = usize::try_from(offset >> self.region_shift).ok()?;
+        let words = self.written.0.iter().enumerate().skip(first / 64);
+        let mut found = words.filter_map(|(n, word)| {
+            let from = if n == first / 64 { u64::MAX << (first % 64) } else { u64::MAX };
+            let bit = (word & from).trailing_zeros();
+            (bit < 64).then(|| n as u64 * 64 + u64::from(bit))
+        });
+        let start = found.next()? << self.region_shift;
+        let end = (start + (1 << self.region_shift)).min(self.size);
+        // The last region may be cut short.
+        let from = start.max(offset);
+        (from < end).then_some((from, end))
     }
 
     /// Where a region begins, in bytes.
@@ -227,6 +292,8 @@ pub enum HandDown {
     },
     /// Nobody reads from it: it is logged as gone, then its files are removed.
     Gone(SnapId),
+    /// Nobody reads its data: it is logged as empty, then that is removed.
+    Empty(SnapId),
 }
 
 /// All images of a replica that were taken by itself, by age.
@@ -346,6 +413,9 @@ impl Images {
                 regions.iter().filter(there).for_each(|region| image.has.add(*region));
             }
             ImageChange::Deleting => image.state = ImageState::Deleting,
+            ImageChange::Destroyed if image.state == ImageState::Ready => image.state = ImageState::Destroyed,
+            ImageChange::Emptied if image.state == ImageState::Destroyed => image.has = Regions::default(),
+            ImageChange::Destroyed | ImageChange::Emptied => {}
         }
     }
 
@@ -375,14 +445,15 @@ impl Images {
         }
         let found = (at..self.list.len()).find(|n| self.list[*n].has_at(offset));
         Some(found.map_or(Place::Head, |n| {
-            let deleting = self.list[n].state == ImageState::Deleting;
-            let heir = self.heir(n).filter(|_| deleting).map(|heir| heir.id);
+            let going = !self.list[n].state.keeps();
+            let heir = self.heir(n).filter(|_| going).map(|heir| heir.id);
             Place::Image { image: self.list[n].id, heir }
         }))
     }
 
     /// Do two images read what is at this byte at the same place (R29)? Then it is the same for ever, for none of them changes.
-    /// And up to which byte that holds. None if one of them is not there. Past its end an image is absent.
+    /// And up to which byte that holds. None if one of them is not there. Past its end an image is absent. One whose data was
+    /// destroyed reads nowhere any more: the head may have changed since without a place to say so.
     #[must_use]
     pub fn is_shared(&self, of: SnapId, with: SnapId, offset: u64) -> Option<(bool, u64)> {
         let at = |image: &Image| {
@@ -393,8 +464,11 @@ impl Images {
                 None => (Place::Absent, stop),
             }
         };
-        let ((place, stop), (other, end)) = (at(self.get(of)?), at(self.get(with)?));
-        Some((place == other, stop.min(end)))
+        let (of, with) = (self.get(of)?, self.get(with)?);
+        let ((place, stop), (other, end)) = (at(of), at(with));
+        let read =
+            [of, with].iter().all(|image| image.state != ImageState::Destroyed) || place == Place::Absent;
+        Some((place == other && read, stop.min(end)))
     }
 
     /// Which image has to get which of its regions before the head changes in this range (R28).
@@ -440,19 +514,19 @@ impl Images {
     /// What is to be done for a deleted image; none if there is none.
     #[must_use]
     pub fn hand_down(&self) -> Option<HandDown> {
-        let at = self.list.iter().position(|image| image.state == ImageState::Deleting)?;
+        let at = self.list.iter().position(Image::is_going)?;
         let image = &self.list[at];
-        let Some(heir) = self.heir(at).filter(|_| !image.is_whole()) else {
-            return Some(HandDown::Gone(image.id));
+        let end = match image.state {
+            ImageState::Destroyed => HandDown::Empty(image.id),
+            _ => HandDown::Gone(image.id),
         };
+        let Some(heir) = self.heir(at).filter(|_| !image.is_whole()) else { return Some(end) };
         let wanted = |region: &u32| heir.written.has(*region) && !heir.has.has(*region);
         let of_heir = |region: u32| {
             let (start, len) = image.range(region);
             heir.regions_of(start, len)
         };
-        let Some(first) = image.has.iter().flat_map(of_heir).find(wanted) else {
-            return Some(HandDown::Gone(image.id));
-        };
+        let Some(first) = image.has.iter().flat_map(of_heir).find(wanted) else { return Some(end) };
         let segment = u32::try_from(heir.start(first) >> SEGMENT_SHIFT).expect("volumes end at 64 TiB");
         let here = heir.regions_of(u64::from(segment) << SEGMENT_SHIFT, 1 << SEGMENT_SHIFT);
         let whole = !here.clone().any(|region| heir.has.has(region));
@@ -554,9 +628,22 @@ mod tests {
             }
         }
 
+        fn destroy(&mut self, which: usize) {
+            let staying: Vec<_> = self.expected.keys().copied().collect();
+            if let Some(id) = staying.get(which % staying.len().max(1)) {
+                self.log(*id, &ImageChange::Ready { note: vec![] });
+                self.log(*id, &ImageChange::Destroyed);
+                self.expected.remove(id);
+            }
+        }
+
         fn hand_down(&mut self) {
             match self.images.hand_down() {
                 None => {}
+                Some(HandDown::Empty(id)) => {
+                    self.log(id, &ImageChange::Emptied);
+                    self.files.retain(|(of, _), _| *of != id);
+                }
                 Some(HandDown::Gone(id)) => {
                     self.log(id, &ImageChange::Gone);
                     self.files.retain(|(of, _), _| *of != id);
@@ -648,10 +735,15 @@ mod tests {
                     45..55 => dumb.take(),
                     55..60 => dumb.take_as(ImageForm::Whole),
                     60..68 => dumb.preserve(0, u64::from(region + 1) << SHIFT),
-                    68..80 => dumb.delete(region as usize),
+                    68..76 => dumb.delete(region as usize),
+                    76..80 => dumb.destroy(region as usize),
                     _ => dumb.hand_down(),
                 }
                 dumb.check();
+            }
+            let destroyed = |of: &&Image| of.state == ImageState::Destroyed;
+            for id in dumb.images.iter().filter(destroyed).map(|of| of.id).collect::<Vec<_>>() {
+                dumb.log(id, &ImageChange::Deleting);
             }
             while dumb.images.iter().next().is_some() {
                 dumb.delete(1);

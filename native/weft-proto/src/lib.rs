@@ -17,6 +17,7 @@ mod bytes;
 pub mod checkpoint;
 pub mod durable;
 pub mod guest;
+pub mod hashes;
 pub mod ids;
 pub mod images;
 pub mod log;

@@ -598,6 +598,8 @@ const IMAGE_HAS: u8 = 3;
 const IMAGE_DELETING: u8 = 4;
 const IMAGE_GONE: u8 = 5;
 const IMAGE_PREPARED_WHOLE: u8 = 6;
+const IMAGE_DESTROYED: u8 = 8;
+const IMAGE_EMPTIED: u8 = 9;
 
 fn encode_entry(key: ReplicaKey, record: &LogRecord) -> Vec<u8> {
     let mut body = Vec::new();
@@ -670,6 +672,8 @@ fn encode_entry(key: ReplicaKey, record: &LogRecord) -> Vec<u8> {
                 }
                 ImageChange::Deleting => body.put(&[IMAGE_DELETING]),
                 ImageChange::Gone => body.put(&[IMAGE_GONE]),
+                ImageChange::Destroyed => body.put(&[IMAGE_DESTROYED]),
+                ImageChange::Emptied => body.put(&[IMAGE_EMPTIED]),
             }
         }
     }
@@ -758,6 +762,8 @@ fn decode_entry(r: &mut Reader<'_>) -> Result<Option<(ReplicaKey, LogRecord)>, S
                 }
                 IMAGE_DELETING => ImageChange::Deleting,
                 IMAGE_GONE => ImageChange::Gone,
+                IMAGE_DESTROYED => ImageChange::Destroyed,
+                IMAGE_EMPTIED => ImageChange::Emptied,
                 _ => return Err(Short),
             };
             LogRecord::Image { image, attempt, change }
@@ -1153,6 +1159,8 @@ mod tests {
             ImageChange::Deleting,
             ImageChange::Gone,
             prepared(ImageForm::Whole),
+            ImageChange::Destroyed,
+            ImageChange::Emptied,
         ];
         let record = |change| LogRecord::Image { image: SnapId(0x51), attempt: 2, change };
         let records = changes.map(record);
@@ -1535,7 +1543,7 @@ mod tests {
         while log.append(KEY, &has).is_ok() {
             write(&mut log, &mut ring);
         }
-        let last = [ImageChange::Deleting, ImageChange::Gone];
+        let last = [ImageChange::Destroyed, ImageChange::Emptied, ImageChange::Deleting, ImageChange::Gone];
         for change in &last {
             log.append(KEY, &image(change.clone())).expect("the reserve is theirs");
         }
@@ -1549,8 +1557,8 @@ mod tests {
             other => panic!("{other:?}"),
         });
         assert_eq!(parts.collect::<Vec<_>>(), many, "more than fit into a record");
-        assert!(records[5..records.len() - 2].iter().all(|record| *record == has));
-        assert_eq!(records[records.len() - 2..], last.map(image));
+        assert!(records[5..records.len() - 4].iter().all(|record| *record == has));
+        assert_eq!(records[records.len() - 4..], last.map(image));
     }
 
     #[derive(Clone, Debug)]

@@ -190,6 +190,16 @@ pub enum Ask<P> {
         /// Which.
         id: SnapId,
     },
+    /// The snapshot's data is destroyed: hashes of what the image holds are kept instead (see [`crate::hashes`]), durably, and
+    /// then its data goes. Answered with [`Answer::Deleting`] while it is at it, to be asked again.
+    SnapDestroy {
+        /// Which; it is READY.
+        id: SnapId,
+        /// The attempt that the store names.
+        attempt: u64,
+        /// Key of the hashes: the same for all snapshots of the volume, or they can't be compared with each other.
+        key: [u8; 16],
+    },
     /// Reads whole blocks of an image that is READY, as do the next two: without any promise, at any epoch.
     SnapRead {
         /// Which.
@@ -300,7 +310,7 @@ pub struct Response<P> {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Answer<P> {
     /// Done, nothing to add: `Detach`, `Write`, `Zero`, `Flush`, `Seal`, `Grow`, `SnapMake`, `SnapPrepare`, `SnapReady`, `SnapDrop`,
-    /// and `SnapDelete` where there is no such image any more.
+    /// `SnapDelete` where there is no such image any more, and `SnapDestroy` where hashes of it are kept.
     Done,
     /// To `Attach`.
     Attached(ReplicaView),
@@ -326,7 +336,8 @@ pub enum Answer<P> {
         /// Free bytes of the pool.
         free_bytes: u64,
     },
-    /// To `SnapDelete`: it is in the log, and goes on after a restart, but the image is still there. To be asked again.
+    /// To `SnapDelete`: it is in the log, and goes on after a restart, but the image is still there; to `SnapDestroy`: it is
+    /// being done, and begins again after a restart. To be asked again.
     Deleting,
     /// To `Images`, in the order of ids: with less than [`IMAGES_PAGE`] of them there are no more.
     Images(Vec<ImageView>),

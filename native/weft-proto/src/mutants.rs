@@ -207,6 +207,10 @@ pub enum Mutation {
     ChangedWithinOlder,
     /// R29: what has changed is told by a member that got an image of either from others.
     ChangedByCopy,
+    /// R29: the data of an image goes before hashes of it are kept.
+    DestroyUnhashed,
+    /// R29: the data of a snapshot counts as destroyed at a member that is away.
+    DestroyForgetsAway,
     /// R30: nothing in the record says that the volume is being taken back to a snapshot.
     RevertUnmarked,
     /// R30: the marker of a revert is set within the epoch.
@@ -275,7 +279,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every mutation with the name that `--mutation` takes, in the order of the rules.
-    pub const ALL: [(Mutation, &'static str); 129] = [
+    pub const ALL: [(Mutation, &'static str); 131] = [
         (Mutation::NoFence, "r1-no-fence"),
         (Mutation::AnyPromiser, "r1-any-promiser"),
         (Mutation::AttachUnbound, "r1-attach-unbound"),
@@ -380,6 +384,8 @@ impl Mutation {
         (Mutation::ChangedSinceNewer, "r29-since-newer"),
         (Mutation::ChangedWithinOlder, "r29-within-older"),
         (Mutation::ChangedByCopy, "r29-changed-by-copy"),
+        (Mutation::DestroyUnhashed, "r29-destroy-unhashed"),
+        (Mutation::DestroyForgetsAway, "r29-destroy-forgets-away"),
         (Mutation::RevertUnmarked, "r30-unmarked"),
         (Mutation::RevertMarkerKeepsEpoch, "r30-marker-keeps-epoch"),
         (Mutation::RevertServesFirst, "r30-serves-first"),

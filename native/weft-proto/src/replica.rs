@@ -37,6 +37,7 @@ use crate::record::{REGIONS_MAX, Record};
 
 mod clones;
 mod copies;
+mod hashing;
 mod images;
 mod promise;
 
@@ -190,7 +191,7 @@ pub enum DiskOp<P> {
 /// What the pool answers.
 #[derive(Clone, Debug, PartialEq)]
 pub enum DiskDone<P> {
-    /// `Write`, `Zero`, `Flush`, `Seal`, `Grow`, `Cut`; of images all but `Look`.
+    /// `Write`, `Zero`, `Flush`, `Seal`, `Grow`, `Cut`; of images all but `Look` and the next two.
     Done,
     /// `Read`.
     Data(Vec<Extent<P>>),
@@ -200,6 +201,8 @@ pub enum DiskDone<P> {
     Hashes(Vec<[u8; 16]>),
     /// `CloneOut`: so many bytes of it, from its start on.
     Shared(u64),
+    /// `Kept`: the file, if there is one.
+    Kept(Option<Vec<u8>>),
 }
 
 /// Why the pool did not.
@@ -392,8 +395,7 @@ impl<P: Payload> Replica<P> {
     /// A replica from its durable state.
     #[must_use]
     pub fn new(config: ReplicaConfig, durable: Durable) -> Self {
-        let taken = durable.images.iter().filter(|image| image.took());
-        let barrier = taken.map(|image| image.generation).max().unwrap_or_default();
+        let imaging = Imaging::new(&durable.images);
         let mut replica = Replica {
             promised: durable.promised,
             session: durable.session,
@@ -414,7 +416,7 @@ impl<P: Payload> Replica<P> {
             rises: Rises::default(),
             claimed: Watermark::default(),
             waiting_attach: Vec::new(),
-            imaging: Imaging::new(barrier),
+            imaging,
             copies: Copies::default(),
             cloning: BTreeMap::new(),
             cloned: VecDeque::new(),
@@ -652,7 +654,7 @@ impl<P: Payload> Replica<P> {
                 }
                 _ => {
                     let answer = match done {
-                        DiskDone::Done | DiskDone::Shared(_) => Answer::Done,
+                        DiskDone::Done | DiskDone::Shared(_) | DiskDone::Kept(_) => Answer::Done,
                         DiskDone::Data(extents) => Answer::Data(extents),
                         DiskDone::Kinds(kinds) => Answer::Kinds(kinds),
                         DiskDone::Hashes(hashes) => Answer::Hashes(hashes),
@@ -756,7 +758,8 @@ impl<P: Payload> Replica<P> {
             | Ask::SnapPrepare { .. }
             | Ask::SnapReady { .. }
             | Ask::SnapDrop { .. }
-            | Ask::SnapDelete { .. } => {
+            | Ask::SnapDelete { .. }
+            | Ask::SnapDestroy { .. } => {
                 if let Some(snap) = Snap::of(ask) {
                     self.snap(now, id, tag, epoch, snap);
                 }

@@ -378,6 +378,7 @@ enum Op {
     SnapHash = 0x27,
     Images = 0x28,
     SnapChanged = 0x29,
+    SnapDestroy = 0x2a,
     Done = RESPONSE,
     Attached = RESPONSE | 0x01,
     Promised = RESPONSE | 0x02,
@@ -394,7 +395,7 @@ enum Op {
 
 impl Op {
     fn from_byte(byte: u8) -> Option<Op> {
-        const ALL: [Op; 36] = [
+        const ALL: [Op; 37] = [
             Op::Hello,
             Op::Attach,
             Op::Detach,
@@ -419,6 +420,7 @@ impl Op {
             Op::SnapHash,
             Op::Images,
             Op::SnapChanged,
+            Op::SnapDestroy,
             Op::Done,
             Op::Attached,
             Op::Promised,
@@ -468,6 +470,7 @@ impl Op {
             | Op::SnapReady
             | Op::SnapDrop
             | Op::SnapDelete
+            | Op::SnapDestroy
             | Op::Images => (false, false, false),
             Op::Done
             | Op::Attached
@@ -623,6 +626,11 @@ pub fn encode_request<P: Payload>(version: Version, handle: u32, request: &Reque
         }
         Ask::SnapDrop { id, attempt } => attempted(Op::SnapDrop, *id, *attempt),
         Ask::SnapDelete { id } => imaged(Draft::new(Op::SnapDelete), *id),
+        Ask::SnapDestroy { id, attempt, key } => {
+            let mut d = attempted(Op::SnapDestroy, *id, *attempt);
+            d.meta.put(key);
+            d
+        }
         Ask::SnapRead { id, offset, len } => imaged(ranged(Op::SnapRead, *offset, *len), *id),
         Ask::SnapKinds { id, offset, len } => imaged(ranged(Op::SnapKinds, *offset, *len), *id),
         Ask::SnapHash { id, offset, len, key } => {
@@ -710,6 +718,7 @@ pub fn decode_request<P: Payload>(header: &Header, meta: &[u8], data: P) -> Resu
         }
         Op::SnapDrop => Ask::SnapDrop { id: SnapId(r.u128()?), attempt: r.u64()? },
         Op::SnapDelete => Ask::SnapDelete { id: SnapId(r.u128()?) },
+        Op::SnapDestroy => Ask::SnapDestroy { id: SnapId(r.u128()?), attempt: r.u64()?, key: r.array()? },
         Op::SnapRead => Ask::SnapRead { id: SnapId(r.u128()?), offset, len },
         Op::SnapKinds => Ask::SnapKinds { id: SnapId(r.u128()?), offset, len },
         Op::SnapHash => Ask::SnapHash { id: SnapId(r.u128()?), offset, len, key: r.array()? },
@@ -811,6 +820,7 @@ pub fn encode_response<P: Payload>(version: Version, handle: u32, response: &Res
                     ImageState::Prepared => 0,
                     ImageState::Ready => 1,
                     ImageState::Deleting => 2,
+                    ImageState::Destroyed => 3,
                 };
                 d.meta.u32(state | u32::from(image.whole) << 8 | u32::from(image.copied) << 9);
             }
@@ -914,7 +924,8 @@ pub fn decode_response<P: Payload>(header: &Header, meta: &[u8], data: P) -> Res
         | Op::SnapKinds
         | Op::SnapHash
         | Op::Images
-        | Op::SnapChanged => return Err(FrameError::WrongKind),
+        | Op::SnapChanged
+        | Op::SnapDestroy => return Err(FrameError::WrongKind),
     };
     finished(&r)?;
     Ok(Response { tag: header.tag, epoch: header.epoch, outcome, service_us })
@@ -951,6 +962,7 @@ fn image_view(r: &mut Reader<'_>) -> Result<ImageView, FrameError> {
         0 => ImageState::Prepared,
         1 => ImageState::Ready,
         2 => ImageState::Deleting,
+        3 => ImageState::Destroyed,
         _ => return Err(FrameError::BadMeta),
     };
     if word >> 10 != 0 {
@@ -1465,6 +1477,7 @@ mod tests {
             ("snap-ready", Ask::SnapReady { id, attempt: 7 << 20 | 1, note: br#"{"name":"n"}"#.to_vec() }),
             ("snap-drop", Ask::SnapDrop { id, attempt: 7 << 20 | 2 }),
             ("snap-delete", Ask::SnapDelete { id }),
+            ("snap-destroy", Ask::SnapDestroy { id, attempt: 7 << 20 | 1, key: *b"sixteen bytes ok" }),
             ("snap-read", Ask::SnapRead { id, offset: 1 << 20, len: 131_072 }),
             ("snap-kinds", Ask::SnapKinds { id, offset: 0, len: 64 << 20 }),
             ("snap-hash", Ask::SnapHash { id, offset: 0, len: 1 << 20, key: *b"sixteen bytes ok" }),
@@ -1791,6 +1804,11 @@ mod tests {
             (id(), any::<u64>(), note).prop_map(|(id, attempt, note)| Ask::SnapReady { id, attempt, note }),
             (id(), any::<u64>()).prop_map(|(id, attempt)| Ask::SnapDrop { id, attempt }),
             id().prop_map(|id| Ask::SnapDelete { id }),
+            (id(), any::<u64>(), any::<[u8; 16]>()).prop_map(|(id, attempt, key)| Ask::SnapDestroy {
+                id,
+                attempt,
+                key
+            }),
             ranged().prop_map(|(id, [offset, len])| Ask::SnapRead { id, offset, len }),
             ranged().prop_map(|(id, [offset, len])| Ask::SnapKinds { id, offset, len }),
             (ranged(), any::<[u8; 16]>()).prop_map(|((id, [offset, len]), key)| Ask::SnapHash {
@@ -1807,8 +1825,8 @@ mod tests {
     }
 
     fn any_image_view() -> impl Strategy<Value = ImageView> {
-        let states = [ImageState::Prepared, ImageState::Ready, ImageState::Deleting];
-        (any::<u128>(), any::<[u64; 3]>(), 0..3usize, any::<[bool; 2]>()).prop_map(
+        let states = [ImageState::Prepared, ImageState::Ready, ImageState::Deleting, ImageState::Destroyed];
+        (any::<u128>(), any::<[u64; 3]>(), 0..4usize, any::<[bool; 2]>()).prop_map(
             move |(id, [attempt, generation, size], state, [whole, copied])| ImageView {
                 id: SnapId(id),
                 attempt,

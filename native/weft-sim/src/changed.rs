@@ -15,13 +15,14 @@ use weft_proto::replica::{Action, AttachmentId, DiskDone, DiskError, Replica, Re
 
 /// One bit for each grain of `of`, which has this size.
 pub fn changed(
+    pool: PoolId,
     durable: &Durable,
     broken: Broken,
     (of, size): (SnapId, u64),
     since: SnapId,
     mut disk: impl FnMut(&Action<HeapPayload>) -> Result<DiskDone<HeapPayload>, DiskError>,
 ) -> Result<Vec<bool>, Refusal> {
-    let (pool, now, watermark) = (PoolId(1), Instant(1), Watermark::default());
+    let (now, watermark) = (Instant(1), Watermark::default());
     let takes = ImageForm::Chained;
     let config =
         ReplicaConfig { pool, pool_inc: PoolInc(1), watermark, lossy: false, cached: false, takes, broken };

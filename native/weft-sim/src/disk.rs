@@ -174,6 +174,11 @@ impl Disk {
             ImageOp::HandDown { image, heir, segment, blocks } => {
                 self.images.hand_down(*image, *heir, *segment, blocks);
             }
+            ImageOp::Keep { image, segment, bytes } => self.images.keep(*image, *segment, bytes),
+            ImageOp::Kept { image, segment } => {
+                return Ok(DiskDone::Kept(self.images.kept(*image, *segment)));
+            }
+            ImageOp::Empty { image } => self.images.empty(*image),
             ImageOp::Drop { image } => self.images.remove(*image),
             ImageOp::CopyBegin { image, .. } => self.images.begin_copy(*image),
             ImageOp::CopyFill { image, offset, extents } => {

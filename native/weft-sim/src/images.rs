@@ -23,11 +23,18 @@ pub struct ImageFiles<C> {
     rest: BTreeMap<SnapId, C>,
     /// Those that are filled.
     filling: BTreeMap<SnapId, BTreeMap<u64, C>>,
+    /// Hashes of segments whose data was destroyed.
+    kept: BTreeMap<(SnapId, u32), Vec<u8>>,
 }
 
 impl<C> Default for ImageFiles<C> {
     fn default() -> Self {
-        ImageFiles { files: BTreeMap::new(), rest: BTreeMap::new(), filling: BTreeMap::new() }
+        ImageFiles {
+            files: BTreeMap::new(),
+            rest: BTreeMap::new(),
+            filling: BTreeMap::new(),
+            kept: BTreeMap::new(),
+        }
     }
 }
 
@@ -116,10 +123,30 @@ impl<C: Clone> ImageFiles<C> {
         self.filling.clear();
     }
 
+    /// Keeps hashes of a segment beside it.
+    pub fn keep(&mut self, image: SnapId, segment: u32, bytes: &[u8]) {
+        self.kept.insert((image, segment), bytes.to_vec());
+    }
+
+    /// What is kept so.
+    #[must_use]
+    pub fn kept(&self, image: SnapId, segment: u32) -> Option<Vec<u8>> {
+        self.kept.get(&(image, segment)).cloned()
+    }
+
+    /// Removes its data.
+    pub fn empty(&mut self, image: SnapId) {
+        if let Some(file) = self.files.get_mut(&image) {
+            file.clear();
+        }
+        self.rest.remove(&image);
+    }
+
     /// Removes an image's files.
     pub fn remove(&mut self, image: SnapId) {
         self.files.remove(&image);
         self.rest.remove(&image);
+        self.kept.retain(|(of, _), _| *of != image);
     }
 
     /// Which there are.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use weft_proto::ids::{Rid, SnapId};
 use weft_proto::images::{ImageState, Images};
 use weft_proto::record::Snaps;
-use weft_proto::session::{SnapChange, SnapKnown, SnapState, SnapTaken};
+use weft_proto::session::{SnapChange, SnapData, SnapKnown, SnapState, SnapTaken};
 
 /// A snapshot's key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub struct Key {
     pub logged: bool,
     /// It is being deleted.
     pub deleting: bool,
+    /// Whether it has its data.
+    pub data: SnapData,
 }
 
 /// All keys of a volume.
@@ -29,11 +31,13 @@ pub fn change(keys: &mut Keys, change: SnapChange, note: Vec<u8>) -> Result<(), 
     let known = keys.get_mut(&change.id());
     match (change, known) {
         (SnapChange::Taken(taken), None) => {
-            keys.insert(taken.id, Key { taken, note, logged: false, deleting: false });
+            keys.insert(taken.id, Key { taken, note, logged: false, deleting: false, data: SnapData::Kept });
         }
         (SnapChange::Logged { .. }, Some(key)) => key.logged = true,
         (SnapChange::Deleting { .. }, Some(key)) => key.deleting = true,
         (SnapChange::Gone { id }, Some(key)) if key.deleting => drop(keys.remove(&id)),
+        (SnapChange::Destroyed { .. }, Some(key)) if key.logged => key.data = SnapData::Going,
+        (SnapChange::Emptied { .. }, Some(key)) if key.data == SnapData::Going => key.data = SnapData::Gone,
         (SnapChange::Changed { .. }, Some(_)) => {}
         (SnapChange::Added { rid, .. }, Some(key)) if key.logged && !key.deleting => {
             key.taken.members.retain(|member| *member != rid);
@@ -66,6 +70,7 @@ pub fn known(keys: &Keys) -> Vec<SnapKnown> {
         },
         members: key.taken.members.clone(),
         note: key.note.clone(),
+        data: key.data,
     };
     keys.iter().map(known).collect()
 }
@@ -85,10 +90,14 @@ pub fn repair<'a>(keys: &mut Keys, told: impl Iterator<Item = (Rid, &'a Images)>
                 region_shift: image.region_shift,
                 members: Vec::new(),
             };
-            let new = Key { taken, note: image.note.clone(), logged: true, deleting: false };
+            let (logged, deleting, data) = (true, false, SnapData::Kept);
+            let new = Key { taken, note: image.note.clone(), logged, deleting, data };
             let key = keys.entry(image.id).or_insert(new);
             key.deleting |= image.state == ImageState::Deleting;
             key.logged |= image.state == ImageState::Ready;
+            if image.state == ImageState::Destroyed && key.data == SnapData::Kept {
+                key.data = SnapData::Going;
+            }
             if !key.taken.members.contains(&rid) {
                 key.taken.members.push(rid);
             }

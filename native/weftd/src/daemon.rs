@@ -137,7 +137,7 @@ enum Caller {
     /// A session that has opened, which wants to know the volume's snapshots.
     Snaps(VolumeId, SessionId),
     /// Who has a snapshot open that is to be deleted.
-    Readers(SnapshotRef, Answer),
+    Readers(SnapshotRef, bool, Answer),
     /// The key that says that a snapshot is open here.
     Hold(SnapId),
     /// A snapshot that is to be opened here, under that key.
@@ -672,6 +672,7 @@ impl Daemon {
             | Event::SnapshotFailed { .. }
             | Event::SnapshotDeleting { .. }
             | Event::SnapshotGone { .. }
+            | Event::SnapshotDestroyed { .. }
             | Event::SnapshotChanged { .. }
             | Event::SnapshotCopyAdded { .. }) => {
                 slot.handle_snapshot_event(event.clone());
@@ -1044,7 +1045,9 @@ impl Daemon {
             Caller::Snaps(volume, session) => {
                 return self.handle_snapshots_read(now, volume, session, result);
             }
-            Caller::Readers(wanted, answer) => return self.handle_readers_read(now, wanted, answer, result),
+            Caller::Readers(wanted, stays, answer) => {
+                return self.handle_readers_read(now, (wanted, stays), answer, result);
+            }
             Caller::ReaderLook(snap, hold) => return self.handle_reader_look(now, snap, hold, result),
             Caller::Janitor(volume) => return self.handle_janitor_read(now, volume, result),
             Caller::Compare(ask, answer) => return self.handle_compare_read(now, &ask, answer, result),
@@ -1462,6 +1465,9 @@ impl Daemon {
             }
             Command::VolumeRevert(r) => {
                 if let Some((slot, answer)) = self.open_slot(r.volume, answer) {
+                    if let Some(failure) = slot.snapshots.without_data(r.snapshot) {
+                        return refuse(answer, failure);
+                    }
                     slot.reverts.ask(now, &mut slot.machine, r.snapshot, answer);
                     self.touched.insert(r.volume);
                 }
@@ -1510,7 +1516,8 @@ impl Daemon {
                 self.wish(now, ask.volume, Wish::Create(ask), answer);
             }
             Command::SnapshotCreateGroup(ask) => self.create_group(now, ask, answer),
-            Command::SnapshotDelete(wanted) => self.delete_snapshot(now, wanted, answer),
+            Command::SnapshotDelete(wanted) => self.give_up_snapshot(wanted, false, answer),
+            Command::SnapshotDestroyData(wanted) => self.give_up_snapshot(wanted, true, answer),
             Command::SnapshotProtect(p) => self.wish(now, p.volume, Wish::Protect(p.id, p.protected), answer),
             Command::SnapshotRename(r) => self.wish(now, r.volume, Wish::Rename(r.id, r.name), answer),
             Command::SnapshotFetch(ask) => self.fetch_snapshot(ask, answer),

@@ -71,6 +71,8 @@ codes! {
     SNAPSHOT_NOT_HERE = "E-SNAP-12";
     /// A volume has not the size of the snapshot that it is to be taken back to.
     REVERT_SIZE = "E-SNAP-15";
+    /// The snapshot's data was destroyed.
+    SNAPSHOT_DESTROYED = "E-SNAP-18";
     /// No copy says what has changed between two snapshots.
     CHANGED_UNKNOWN = "E-SNAP-16";
     /// Too few copies have the snapshot that a volume is to be taken back to.

@@ -233,6 +233,10 @@ impl Slot {
                 tracing::info!(%volume, snapshot = %id, "snapshot gone");
                 self.snapshots.handle_gone(volume, id);
             }
+            Event::SnapshotDestroyed { id } => {
+                tracing::info!(%volume, snapshot = %id, "the snapshot's data goes, or is gone");
+                self.snapshots.handle_destroyed(id);
+            }
             Event::SnapshotChanged { id } => self.snapshots.handle_changed(id),
             Event::SnapshotCopyAdded { id, rid, outcome } => {
                 tracing::info!(%volume, snapshot = %id, %rid, ?outcome, "a copy that got a snapshot later");

@@ -24,7 +24,9 @@ use weft_io::buffer::IoBuf;
 use weft_proto::ids::{Epoch, Generation, GroupId, HostId, Instant, Nonce, Rid, SnapId, VolumeId};
 use weft_proto::message::NOTE_MAX;
 use weft_proto::record::Record;
-use weft_proto::session::{NotAdded, Session, SnapChange, SnapFailure, SnapKnown, SnapState, SnapTaken};
+use weft_proto::session::{
+    NotAdded, Session, SnapChange, SnapData, SnapFailure, SnapKnown, SnapState, SnapTaken,
+};
 
 use crate::clock::{random_u128, unix_ms};
 use crate::errors::{Code, Failure};
@@ -32,8 +34,11 @@ use crate::mail::Answer;
 use crate::pools::refuse;
 use crate::store::{Beside, Entry};
 
-/// The format of a snapshot's key that this software writes and the newest that it reads.
-const FORMAT: u32 = 1;
+/// The newest format of a snapshot's key that this software reads, and writes where the data was destroyed: older software
+/// would offer it for reading.
+const FORMAT: u32 = 2;
+/// The format of all others.
+const FORMAT_KEPT: u32 = 1;
 /// Snapshots of one volume (architecture.md, Limits).
 pub const SNAPSHOTS_MAX: usize = 1000;
 /// The same with those that are being deleted: a host that is away for a week keeps their keys.
@@ -95,6 +100,9 @@ pub struct SnapKey {
     pub region_shift: u8,
     /// Whether it stays.
     pub state: KeyState,
+    /// Whether it has its data.
+    #[serde(default, skip_serializing_if = "KeyData::is_kept")]
+    pub data: KeyData,
     /// Those that had to have logged it (R27): else nobody is shown it.
     pub logged: bool,
     /// Who took it.
@@ -139,6 +147,27 @@ pub enum KeyState {
     Deleting,
 }
 
+/// Whether a snapshot has its data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyData {
+    /// It does.
+    #[default]
+    Kept,
+    /// It has none for anybody; some copy has yet to let it go.
+    Destroying,
+    /// It is gone: copies keep hashes of it.
+    Destroyed,
+}
+
+impl KeyData {
+    // Serde asks for a reference.
+    #[allow(clippy::trivially_copy_pass_by_ref)]
+    fn is_kept(&self) -> bool {
+        *self == KeyData::Kept
+    }
+}
+
 impl SnapKey {
     /// The snapshot under a key of this volume; another one's would lead to the wrong data.
     pub fn of(entry: &Entry) -> Result<SnapKey, String> {
@@ -156,6 +185,12 @@ impl SnapKey {
     #[must_use]
     pub fn is_there(&self) -> bool {
         self.state == KeyState::Ready && self.logged
+    }
+
+    /// Was its data destroyed? Then nobody reads it, and it is told what differs from it.
+    #[must_use]
+    pub fn is_destroyed(&self) -> bool {
+        !self.data.is_kept()
     }
 
     /// As it stands in the store, with a nonce of its own.
@@ -181,6 +216,11 @@ impl SnapKey {
             },
             members: self.members.iter().map(|member| member.rid).collect(),
             note: self.note(),
+            data: match self.data {
+                KeyData::Kept => SnapData::Kept,
+                KeyData::Destroying => SnapData::Going,
+                KeyData::Destroyed => SnapData::Gone,
+            },
         }
     }
 }
@@ -220,6 +260,7 @@ enum Change {
 enum Waiting {
     Create(SnapshotCreate, Answer),
     Delete(SnapId, Answer),
+    Destroy(SnapId, Answer),
     Edit(Edit),
     AddCopy(SnapId, Rid, Answer),
 }
@@ -231,6 +272,8 @@ pub enum Wish {
     Create(SnapshotCreate),
     /// To delete one.
     Delete(SnapId),
+    /// To destroy the data of one.
+    Destroy(SnapId),
     /// To protect one, or no more.
     Protect(SnapId, bool),
     /// To give one another name.
@@ -248,6 +291,7 @@ pub struct Snapshots {
     staged: BTreeMap<SnapId, SnapKey>,
     asks: BTreeMap<SnapId, Ask>,
     deletes: BTreeMap<SnapId, Vec<Answer>>,
+    destroys: BTreeMap<SnapId, Vec<Answer>>,
     edits: VecDeque<Edit>,
     adds: BTreeMap<(SnapId, Rid), Vec<Answer>>,
     waiting: Vec<Waiting>,
@@ -294,6 +338,7 @@ impl Snapshots {
             match waiting {
                 Waiting::Create(ask, answer) => self.create(now, machine, ask, answer),
                 Waiting::Delete(id, answer) => self.delete(now, machine, id, answer),
+                Waiting::Destroy(id, answer) => self.destroy(now, machine, id, answer),
                 Waiting::Edit(edit) => self.edit(now, machine, edit),
                 Waiting::AddCopy(id, rid, answer) => self.add_copy(now, machine, (id, rid), answer),
             }
@@ -310,6 +355,12 @@ impl Snapshots {
             SnapChange::Taken(taken) => self.taken(record, taken)?,
             SnapChange::Logged { .. } => SnapKey { logged: true, ..there? },
             SnapChange::Deleting { .. } => SnapKey { state: KeyState::Deleting, ..there? },
+            SnapChange::Destroyed { .. } => {
+                let there = there?;
+                let data = if there.is_destroyed() { there.data } else { KeyData::Destroying };
+                SnapKey { data, fmt: FORMAT, ..there }
+            }
+            SnapChange::Emptied { .. } => SnapKey { data: KeyData::Destroyed, fmt: FORMAT, ..there? },
             SnapChange::Changed { .. } => {
                 let there = there?;
                 match self.edits.iter().find(|edit| edit.id == id).map(|edit| &edit.change) {
@@ -346,7 +397,7 @@ impl Snapshots {
             Some(SnapshotMember { rid: *rid, node: entry.node, pool: entry.pool })
         };
         Some(SnapKey {
-            fmt: FORMAT,
+            fmt: FORMAT_KEPT,
             id: taken.id,
             vol: record.vol,
             name,
@@ -357,6 +408,7 @@ impl Snapshots {
             size: Decimal(taken.size),
             region_shift: taken.region_shift,
             state: KeyState::Ready,
+            data: KeyData::Kept,
             logged: false,
             members: taken.members.iter().filter_map(member).collect(),
             created,
@@ -376,6 +428,7 @@ impl Snapshots {
         match wish {
             Wish::Create(ask) => self.create(now, machine, ask, answer),
             Wish::Delete(id) => self.delete(now, machine, id, answer),
+            Wish::Destroy(id) => self.destroy(now, machine, id, answer),
             Wish::Protect(id, protected) => {
                 self.edit(now, machine, Edit { id, change: Change::Protect(protected), answer });
             }
@@ -418,6 +471,12 @@ impl Snapshots {
     }
 
     // ---- of groups
+
+    /// Why what this one held can't be had any more, if that was destroyed, as far as is known here.
+    #[must_use]
+    pub fn without_data(&self, id: SnapId) -> Option<Failure> {
+        self.keys.as_ref()?.get(&id).filter(|key| key.is_destroyed()).map(destroyed)
+    }
 
     /// Are the keys read?
     #[must_use]
@@ -492,13 +551,8 @@ impl Snapshots {
             let _ = answer.send(Ok(json!({})));
             return;
         }
-        if key.protected {
-            let message = format!("snapshot {:?} of volume {volume} is protected", key.name);
-            return refuse(answer, about(key, Failure::new(Code::SNAPSHOT_PROTECTED, message)));
-        }
-        if !key.pins.is_empty() {
-            let message = format!("snapshot {:?} of volume {volume} is in use", key.name);
-            return refuse(answer, about(key, Failure::new(Code::SNAPSHOT_OPEN, message)));
+        if let Err(failure) = check_unused(key) {
+            return refuse(answer, failure);
         }
         if crate::reverts::needs(machine.record(), id) {
             let message = format!("volume {volume} is being taken back to snapshot {:?}", key.name);
@@ -508,6 +562,30 @@ impl Snapshots {
         answers.push(answer);
         if answers.len() == 1 {
             machine.delete_snapshot(now, id);
+        }
+    }
+
+    fn destroy(&mut self, now: Instant, machine: &mut Session<IoBuf>, id: SnapId, answer: Answer) {
+        let volume = machine.volume();
+        let Some(keys) = &self.keys else { return self.waiting.push(Waiting::Destroy(id, answer)) };
+        let Some(key) = keys.get(&id).filter(|key| key.is_there()) else {
+            return refuse(answer, no_snapshot(volume, id));
+        };
+        if key.is_destroyed() {
+            let _ = answer.send(Ok(json!({})));
+            return;
+        }
+        if let Err(failure) = check_unused(key) {
+            return refuse(answer, failure);
+        }
+        if crate::reverts::needs(machine.record(), id) {
+            let message = format!("volume {volume} is being taken back to snapshot {:?}", key.name);
+            return refuse(answer, about(key, Failure::new(Code::SNAPSHOT_OPEN, message)));
+        }
+        let answers = self.destroys.entry(id).or_default();
+        answers.push(answer);
+        if answers.len() == 1 {
+            machine.destroy_snapshot(now, id);
         }
     }
 
@@ -540,6 +618,9 @@ impl Snapshots {
         let Some(keys) = &self.keys else { return self.waiting.push(Waiting::AddCopy(id, rid, answer)) };
         if !keys.get(&id).is_some_and(SnapKey::is_there) {
             return refuse(answer, no_snapshot(volume, id));
+        }
+        if let Some(failure) = self.without_data(id) {
+            return refuse(answer, failure);
         }
         self.adds.entry((id, rid)).or_default().push(answer);
         machine.add_snapshot_copy(now, id, rid);
@@ -597,12 +678,25 @@ impl Snapshots {
         }
     }
 
+    /// Its key says that its data goes, or is gone.
+    pub fn handle_destroyed(&mut self, id: SnapId) {
+        if let (Some(keys), Some(key)) = (&mut self.keys, self.staged.remove(&id)) {
+            keys.insert(id, key);
+        }
+        for answer in self.destroys.remove(&id).unwrap_or_default() {
+            let _ = answer.send(Ok(json!({})));
+        }
+    }
+
     /// Its key is gone.
     pub fn handle_gone(&mut self, volume: VolumeId, id: SnapId) {
         self.staged.remove(&id);
         self.keys.as_mut().map(|keys| keys.remove(&id));
         for answer in self.deletes.remove(&id).unwrap_or_default() {
             let _ = answer.send(Ok(json!({})));
+        }
+        for answer in self.destroys.remove(&id).unwrap_or_default() {
+            refuse(answer, no_snapshot(volume, id));
         }
         for edit in std::mem::take(&mut self.edits) {
             match edit.id == id {
@@ -655,9 +749,14 @@ impl Snapshots {
     pub fn handle_ended(&mut self, failure: &Failure) {
         let asks = std::mem::take(&mut self.asks).into_values().flat_map(|ask| ask.answers);
         let deletes = std::mem::take(&mut self.deletes).into_values().flatten();
+        let destroys = std::mem::take(&mut self.destroys).into_values().flatten();
+        let deletes = deletes.chain(destroys);
         let edits = std::mem::take(&mut self.edits).into_iter().map(|edit| edit.answer);
         let waiting = std::mem::take(&mut self.waiting).into_iter().map(|waiting| match waiting {
-            Waiting::Create(_, answer) | Waiting::Delete(_, answer) | Waiting::AddCopy(.., answer) => answer,
+            Waiting::Create(_, answer)
+            | Waiting::Delete(_, answer)
+            | Waiting::Destroy(_, answer)
+            | Waiting::AddCopy(.., answer) => answer,
             Waiting::Edit(edit) => edit.answer,
         });
         let adds = std::mem::take(&mut self.adds).into_values().flatten();
@@ -742,6 +841,28 @@ fn check_name(name: &str) -> Result<(), Failure> {
     Err(Failure::new(Code::BAD_VALUE, message))
 }
 
+/// May what it holds go?
+fn check_unused(key: &SnapKey) -> Result<(), Failure> {
+    let of = |what| format!("snapshot {:?} of volume {} is {what}", key.name, key.vol);
+    if key.protected {
+        return Err(about(key, Failure::new(Code::SNAPSHOT_PROTECTED, of("protected"))));
+    }
+    match key.pins.is_empty() {
+        true => Ok(()),
+        false => Err(about(key, Failure::new(Code::SNAPSHOT_OPEN, of("in use")))),
+    }
+}
+
+/// The answer to whoever wants to read a snapshot whose data was destroyed.
+#[must_use]
+pub fn destroyed(key: &SnapKey) -> Failure {
+    let message = format!(
+        "the data of snapshot {:?} of volume {} was destroyed: it can only be told what has changed since it, or until it",
+        key.name, key.vol
+    );
+    about(key, Failure::new(Code::SNAPSHOT_DESTROYED, message))
+}
+
 fn about(key: &SnapKey, failure: Failure) -> Failure {
     failure
         .with("volume", key.vol.to_string())
@@ -815,7 +936,7 @@ mod tests {
 
     fn entry(id: u128, name: &str, state: KeyState) -> Entry {
         let key = SnapKey {
-            fmt: FORMAT,
+            fmt: FORMAT_KEPT,
             id: SnapId(id),
             vol: VOLUME,
             name: name.to_owned(),
@@ -826,6 +947,7 @@ mod tests {
             size: Decimal(4096),
             region_shift: 20,
             state,
+            data: KeyData::Kept,
             logged: true,
             members: Vec::new(),
             created: Decimal(5),
@@ -908,7 +1030,7 @@ mod tests {
         let moved = Entry { key: snap_key(VolumeId(8), SnapId(1)), ..sound.clone() };
         assert!(SnapKey::of(&moved).is_err());
         let text = String::from_utf8(sound.value.clone()).expect("text");
-        let newer = Entry { value: text.replace("\"fmt\":1", "\"fmt\":2").into_bytes(), ..sound };
+        let newer = Entry { value: text.replace("\"fmt\":1", "\"fmt\":3").into_bytes(), ..sound };
         assert!(SnapKey::of(&newer).is_err());
     }
 }

@@ -33,7 +33,7 @@ const imageJson = z.object({
   incarnation: decimal,
   size: decimal,
   region_shift: z.int(),
-  state: z.enum(["prepared", "ready", "deleting"]),
+  state: z.enum(["prepared", "ready", "deleting", "destroyed"]),
   note: noteJson.nullable(),
 });
 /** What one copy tells: a value for each, for a thousand snapshots are a third of what the store takes at once. */
@@ -96,14 +96,16 @@ export function snapshotsToRepair(
   return records.flatMap((record) => {
     const copies = told.get(record.volume) ?? [];
     const best = bestSnapshots(copies);
-    const named = best.flatMap(({ image, isGoing: goes, rids }): daemonTypes.RepairSnapshot[] => {
-      const members = record.replicas
-        .filter(({ rid }) => rids.includes(rid))
-        .map(({ rid, host, pool }) => ({ rid: rid as number, node: host, pool }));
-      if (members.length === 0) return [];
-      const state = goes ? "deleting" : "ready";
-      return [{ volume: record.volume, image: { ...image.json, state }, members }];
-    });
+    const named = best.flatMap(
+      ({ image, isGoing: goes, isDestroyed, rids }): daemonTypes.RepairSnapshot[] => {
+        const members = record.replicas
+          .filter(({ rid }) => rids.includes(rid))
+          .map(({ rid, host, pool }) => ({ rid: rid as number, node: host, pool }));
+        if (members.length === 0) return [];
+        const state = goes ? "deleting" : isDestroyed ? "destroyed" : "ready";
+        return [{ volume: record.volume, image: { ...image.json, state }, members }];
+      },
+    );
     // A backup of the store may be older than a deletion that no image tells of any more.
     const stored = mirror.entries(keys.snapshots(record.volume)).flatMap((entry) => {
       const key = readValue(keyJson, entry.value);

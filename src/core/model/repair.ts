@@ -60,7 +60,7 @@ export type KeptImage = {
   readonly snap: string;
   readonly attempt: bigint;
   readonly generation: bigint;
-  readonly state: "prepared" | "ready" | "deleting";
+  readonly state: "prepared" | "ready" | "deleting" | "destroyed";
   readonly isNoted: boolean;
 };
 
@@ -75,6 +75,8 @@ export type BestSnapshot<Image extends KeptImage> = {
   readonly image: Image;
   /** A copy has deleted it, or was about to. */
   readonly isGoing: boolean;
+  /** A copy has nothing but hashes of it: so it shall be everywhere. */
+  readonly isDestroyed: boolean;
   /** Copies that have this very image. */
   readonly rids: readonly Rid[];
 };
@@ -96,6 +98,12 @@ export function bestSnapshots<Image extends KeptImage>(
   return [...best.values()].map((image) => ({
     image,
     isGoing: isGoing(copies, image),
+    isDestroyed: copies.some(({ images }) =>
+      images.some(
+        ({ snap, attempt, state }) =>
+          snap === image.snap && attempt === image.attempt && state === "destroyed",
+      ),
+    ),
     rids: copies
       .filter(({ images }) =>
         images.some(

@@ -175,6 +175,12 @@ export type IdentityShown = {
 export type ImageInfo = {
   /** The copy got it from others, and did not take it itself. */
   readonly copied: boolean;
+  /** In so many of its regions something could not be read since weftd started; 0: nothing is known of damage. */
+  readonly damaged: Decimal;
+  /** Its data is gone for good, and nothing but hashes of it is left. */
+  readonly destroyed: boolean;
+  /** Bytes of those regions that are in files of its own: others read them elsewhere, and so does it what it lacks. Holes in them and blocks that are shared with the volume count, too; hashes of data that was destroyed don't. */
+  readonly own_bytes: Decimal;
   /** In which pool. */
   readonly pool: Uuid;
   /** The copy's number. */
@@ -196,7 +202,7 @@ export type ImageList = {
 };
 
 /** How far a copy's image of a snapshot is. */
-export type ImageState = "prepared" | "ready" | "deleting";
+export type ImageState = "prepared" | "ready" | "deleting" | "destroyed";
 
 /** An image as a repair of the store needs it. */
 export type KeptImage = {
@@ -1185,6 +1191,8 @@ export type DaemonMethods = {
   readonly "snapshot.create_group": { readonly params: SnapshotCreateGroup; readonly result: SnapshotGroup };
   /** Deletes a snapshot of a volume that is open here: from then on nobody sees it, and what its images hold goes. */
   readonly "snapshot.delete": { readonly params: SnapshotRef; readonly result: Nothing };
+  /** Destroys the data of a snapshot of a volume that is open here: from then on nobody reads it, its copies keep hashes of what it held, each as soon as it is there, and what has changed since it, or until it, is still told. */
+  readonly "snapshot.destroy_data": { readonly params: SnapshotRef; readonly result: Nothing };
   /** Brings a snapshot to a copy on this host that lacks it, or tells how far that is. */
   readonly "snapshot.fetch": { readonly params: SnapshotFetch; readonly result: SnapshotFetched };
   /** Offers a snapshot for reading here. */

@@ -115,7 +115,9 @@ const copy = (
 
 void t.test("repair: snapshots: named again where one copy has it logged", async (t) => {
   const [one, ...others] = bestSnapshots([copy(0, [image(5)]), copy(1, [image(5)]), copy(2, [])]);
-  t.match(one, { image: { attempt: 5n }, isGoing: false, rids: [0, 1] });
+  t.match(one, { image: { attempt: 5n }, isGoing: false, isDestroyed: false, rids: [0, 1] });
+  const [bare] = bestSnapshots([copy(0, [image(5)]), copy(1, [image(5, "destroyed")])]);
+  t.match(bare, { isGoing: false, isDestroyed: true, rids: [0, 1] }, "destroyed at one copy, so for all");
   t.same(others, []);
   t.same(bestSnapshots([copy(0, [image(5, "prepared", false)])]), [], "nobody was told of it");
   t.match(

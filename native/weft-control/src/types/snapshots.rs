@@ -271,6 +271,8 @@ pub enum ImageState {
     Ready,
     /// It goes.
     Deleting,
+    /// Its data was destroyed, or is about to go for good: hashes of it are kept.
+    Destroyed,
 }
 
 /// What a copy on this host has of a snapshot.
@@ -294,6 +296,13 @@ pub struct ImageInfo {
     pub whole: bool,
     /// The copy got it from others, and did not take it itself.
     pub copied: bool,
+    /// Its data is gone for good, and nothing but hashes of it is left.
+    pub destroyed: bool,
+    /// Bytes of those regions that are in files of its own: others read them elsewhere, and so does it what it lacks. Holes in
+    /// them and blocks that are shared with the volume count, too; hashes of data that was destroyed don't.
+    pub own_bytes: Decimal,
+    /// In so many of its regions something could not be read since weftd started; 0: nothing is known of damage.
+    pub damaged: Decimal,
 }
 
 /// What the copies on this host have of snapshots.

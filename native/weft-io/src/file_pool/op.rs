@@ -238,6 +238,34 @@ pub enum PoolOp {
         /// Which blocks of it.
         blocks: Vec<Range<u32>>,
     },
+    /// Keeps hashes of a segment beside an image, durably; can be repeated. Answered with `Done`. As little as it is, it goes on
+    /// in a pool that is nearly full: what it makes room for is more.
+    KeepHashes {
+        /// Of which replica.
+        replica: ReplicaKey,
+        /// Which image.
+        image: SnapId,
+        /// Which segment.
+        segment: u32,
+        /// The file.
+        bytes: Vec<u8>,
+    },
+    /// Answered with `Disk(Kept)`.
+    KeptHashes {
+        /// Of which replica.
+        replica: ReplicaKey,
+        /// Which image.
+        image: SnapId,
+        /// Which segment.
+        segment: u32,
+    },
+    /// Removes an image's data for good, and nothing else of it. Answered with `Done`; can be repeated.
+    EmptyImage {
+        /// Of which replica.
+        replica: ReplicaKey,
+        /// Which image.
+        image: SnapId,
+    },
     /// Removes an image's files for good. Answered with `Done`; can be repeated.
     DropImage {
         /// Of which replica.

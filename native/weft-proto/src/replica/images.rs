@@ -6,6 +6,7 @@
 //! write ──does an image need the region?──▶ preserve ──▶ log ──▶ stamp ──▶ disk
 //! look ──where is it now?──▶ disk, part by part; compare ──not at one place?──▶ look at both
 //! drop, delete ──nothing is put there any more──▶ log ──▶ answer; hand down ──▶ log … gone ──▶ log ──▶ files removed
+//! destroy ──hashes of all of it are kept (`hashing`)──▶ as a deletion, but what is kept stays
 //! ```
 //!
 //! Must always hold:
@@ -24,11 +25,13 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use super::hashing::HashWork;
 use super::{Action, AttachmentId, DiskDone, DiskError, DiskOp, HASH_MAX, NotCopied, Replica, Stage, Token};
 use crate::checkpoint::image_slot_len;
 use crate::durable::Durable;
-use crate::ids::{Epoch, Generation, Instant, SnapId};
-use crate::images::{HandDown, Image, ImageChange, ImageForm, ImageState, Place, SEGMENT_SHIFT};
+use crate::hashes::{Grain, KeptHashes, grains_of};
+use crate::ids::{Epoch, Generation, Instant, PoolId, SnapId};
+use crate::images::{HandDown, Image, ImageChange, ImageForm, ImageState, Images, Place, SEGMENT_SHIFT};
 use crate::log::{LogRecord, ReplicaKey};
 use crate::message::{
     Answer, Ask, CHANGED_GRAIN, CHANGED_MAX, Extent, Hole, IMAGES_PAGE, ImageView, NOTE_MAX, Refusal,
@@ -40,6 +43,8 @@ use crate::payload::{BLOCK, Payload, block_hash};
 pub const IMAGES_MAX: usize = 2048;
 /// Attempts that are remembered each by its snapshot; of older ones only the highest is.
 const SEEN_MAX: usize = 4096;
+/// Damaged regions that are remembered, of all images of a replica: further ones are not counted.
+const DAMAGED_MAX: usize = 65_536;
 /// Regions that are preserved by one op, unless it may look further ahead: who waits for the last one waits for all of them.
 const RUN_REGIONS: usize = 8;
 /// Regions that nobody waits for yet and that go with those that somebody waits for: at most, and in the beginning.
@@ -97,6 +102,27 @@ pub enum ImageOp<P> {
         segment: u32,
         /// Which blocks of it; none: the whole file, which becomes the heir's.
         blocks: Vec<Range<u32>>,
+    },
+    /// Keep hashes of a segment of an image beside it, durably; what is kept of that segment already is written over.
+    Keep {
+        /// Which.
+        image: SnapId,
+        /// Which segment.
+        segment: u32,
+        /// The file ([`crate::hashes`]).
+        bytes: Vec<u8>,
+    },
+    /// Give what is kept so. Answered with [`DiskDone::Kept`].
+    Kept {
+        /// Which.
+        image: SnapId,
+        /// Which segment.
+        segment: u32,
+    },
+    /// Remove an image's data for good, and nothing else of it; fine if there is none.
+    Empty {
+        /// Which.
+        image: SnapId,
     },
     /// Remove an image's files for good.
     Drop {
@@ -159,6 +185,7 @@ pub(super) enum Snap {
     Ready { id: SnapId, attempt: u64, note: Vec<u8> },
     Drop { id: SnapId, attempt: u64 },
     Delete { id: SnapId },
+    Destroy { id: SnapId, attempt: u64, key: [u8; 16] },
 }
 
 impl Snap {
@@ -171,6 +198,7 @@ impl Snap {
             Ask::SnapReady { id, attempt, note } => Snap::Ready { id, attempt, note },
             Ask::SnapDrop { id, attempt } => Snap::Drop { id, attempt },
             Ask::SnapDelete { id } => Snap::Delete { id },
+            Ask::SnapDestroy { id, attempt, key } => Snap::Destroy { id, attempt, key },
             _ => return None,
         })
     }
@@ -181,7 +209,8 @@ impl Snap {
             | Snap::Prepare { id, .. }
             | Snap::Ready { id, .. }
             | Snap::Drop { id, .. }
-            | Snap::Delete { id } => *id,
+            | Snap::Delete { id }
+            | Snap::Destroy { id, .. } => *id,
         }
     }
 }
@@ -212,12 +241,66 @@ pub(super) struct Look<P> {
     /// The part that is at the disk, and where it was.
     part: (u64, Option<Place>),
     found: DiskDone<P>,
+    /// What is kept of it, if its data was destroyed and it is compared.
+    grains: Option<Vec<Grain>>,
     key: [u8; 16],
+    /// `key` is that of hashes that are kept.
+    keyed: bool,
     /// What it is a part of.
     comparison: Option<Comparison>,
 }
 
-/// Two images that are compared, piece by piece: where they are not read at the same place, each is looked at (R29).
+impl<P> Look<P> {
+    /// Takes in what is kept of the segment of this part.
+    fn take_kept(
+        &mut self,
+        bytes: Option<&[u8]>,
+        written: bool,
+        pool: PoolId,
+        replica: ReplicaKey,
+    ) -> Result<(), Refusal> {
+        let (start, stop) = (self.at, self.part.0);
+        let segment = u32::try_from(segment_of(start)).expect("volumes end at 64 TiB");
+        let of = (self.image, self.attempt);
+        let kept = match bytes {
+            // Somebody has taken the file away.
+            None if written => return Err(Refusal::BitRot),
+            None => None,
+            Some(bytes) => match KeptHashes::decode(bytes, pool, replica, of, segment) {
+                Ok(kept) => Some(kept),
+                Err(_) => return Err(Refusal::BitRot),
+            },
+        };
+        if let Some(kept) = kept.as_ref().filter(|_| self.comparison.is_some()) {
+            // Hashes of two keys tell nothing.
+            if self.keyed && self.key != kept.key {
+                return Err(Refusal::NoSnapshot);
+            }
+            (self.key, self.keyed) = (kept.key, true);
+        }
+        let first = u64::from(segment) << SEGMENT_SHIFT;
+        let grain = |at: u64| {
+            let n = usize::try_from((at - first) / CHANGED_GRAIN).expect("within a segment");
+            kept.as_ref().map_or(Grain::Zero, |kept| kept.grains[n])
+        };
+        let mut at = start;
+        while at < stop {
+            let end = ((at / CHANGED_GRAIN + 1) * CHANGED_GRAIN).min(stop);
+            match (&mut self.grains, &mut self.found) {
+                (Some(grains), _) => grains.push(grain(at)),
+                (None, DiskDone::Kinds(kinds)) => {
+                    kinds.push((end - at, (grain(at) == Grain::Zero).then_some(Hole::Zero)));
+                }
+                _ => return Err(Refusal::IoError),
+            }
+            at = end;
+        }
+        Ok(())
+    }
+}
+
+/// Two images that are compared, piece by piece: where they are not read at the same place, each is looked at (R29). Of one
+/// whose data was destroyed hashes are looked at, and of the other one the same are made.
 #[derive(Debug)]
 struct Comparison {
     /// With their attempts.
@@ -226,10 +309,28 @@ struct Comparison {
     end: u64,
     /// The piece that is being looked at.
     piece: Range<u64>,
-    /// What the first of them has there, when the second one is looked at.
-    first: Option<Vec<[u8; 16]>>,
+    /// What the first of them that was looked at has there, when the other one is looked at.
+    first: Option<Seen>,
     /// What has been found.
     bits: Vec<u8>,
+}
+
+/// What an image has in a piece.
+#[derive(Debug)]
+enum Seen {
+    /// A hash for each block.
+    Blocks(Vec<[u8; 16]>),
+    /// What is kept of each grain, whose data is gone.
+    Grains(Vec<Grain>),
+}
+
+impl Seen {
+    fn grains(self, key: &[u8; 16]) -> Vec<Grain> {
+        match self {
+            Seen::Blocks(hashes) => grains_of(key, &hashes),
+            Seen::Grains(grains) => grains,
+        }
+    }
 }
 
 impl Comparison {
@@ -237,7 +338,7 @@ impl Comparison {
     fn next(
         &mut self,
         durable: &Durable,
-        found: Vec<[u8; 16]>,
+        found: Seen,
         key: &[u8; 16],
         broken: Broken,
     ) -> Result<Option<((SnapId, u64), Range<u64>)>, Refusal> {
@@ -245,18 +346,30 @@ impl Comparison {
         // Of one that is to go nothing is kept any more: what it reads may be anything.
         let there = |(id, attempt): (SnapId, u64)| {
             let of = durable.images.get(id);
-            of.filter(|of| of.attempt == attempt && of.state == ImageState::Ready)
+            of.filter(|of| of.attempt == attempt && of.state.compares())
         };
         let (Some(of_first), Some(of_second)) = (there(first), there(second)) else {
             return Err(Refusal::NoSnapshot);
         };
+        let destroyed = [of_first, of_second].map(|of| of.state == ImageState::Destroyed);
+        // Hashes first: they say by which key the others are to be made.
+        let order = if destroyed[1] && !destroyed[0] {
+            [(second, of_second), (first, of_first)]
+        } else {
+            [(first, of_first), (second, of_second)]
+        };
+        let clipped = |of: &Image, piece: &Range<u64>| piece.start..piece.end.min(of.size.max(piece.start));
         if !self.piece.is_empty() {
             let Some(before) = self.first.take() else {
                 self.first = Some(found);
-                return Ok(Some((second, self.piece.clone())));
+                let (next, of) = order[1];
+                return Ok(Some((next, clipped(of, &self.piece))));
             };
-            if !broken.is(Mutation::ChangedWithinOlder) || self.piece.start < of_first.size {
-                self.note(&before, &found, key);
+            if matches!((&before, &found), (Seen::Blocks(_), Seen::Grains(_))) {
+                // Destroyed in between: the piece is looked at again, as it is to be now.
+                self.piece.end = self.piece.start;
+            } else if !broken.is(Mutation::ChangedWithinOlder) || self.piece.start < of_first.size {
+                self.note(before, found, key)?;
             }
         }
         let since = match broken.is(Mutation::ChangedSinceNewer) {
@@ -274,32 +387,55 @@ impl Comparison {
                 at = stop;
                 continue;
             }
-            let (start, most) = (at, self.end.min(at + HASH_MAX));
+            // Hashes are of whole grains.
+            let start = if destroyed == [false; 2] { at } else { at / CHANGED_GRAIN * CHANGED_GRAIN };
+            let most = self.end.min(start + HASH_MAX);
             while let (true, stop) = differs(at)
                 && at < most
             {
                 at = stop.min(most);
             }
             self.piece = start..at;
-            let end = at.min(of_first.size.max(start));
-            return Ok(Some((first, start..end)));
+            let (next, of) = order[0];
+            return Ok(Some((next, clipped(of, &self.piece))));
         }
         Ok(None)
     }
 
-    /// Takes in what the two have in a piece. What one has nothing of is absent there; what is absent reads as zeroes.
-    fn note(&mut self, first: &[[u8; 16]], second: &[[u8; 16]], key: &[u8; 16]) {
-        let (absent, zero) = (block_hash(key, &[]), block_hash(key, &[0; 4096]));
-        let of = |hashes: &[[u8; 16]], n: usize| match hashes.get(n) {
-            Some(hash) if *hash != absent => *hash,
-            _ => zero,
+    /// Takes in what the two have in a piece. What one has nothing of is absent there; what is absent reads as zeroes. Refused
+    /// if it is not known here.
+    fn note(&mut self, one: Seen, other: Seen, key: &[u8; 16]) -> Result<(), Refusal> {
+        let len = self.piece.end - self.piece.start;
+        let (one, other) = match (one, other) {
+            (Seen::Blocks(one), Seen::Blocks(other)) => {
+                let (absent, zero) = (block_hash(key, &[]), block_hash(key, &[0; 4096]));
+                let of = |hashes: &[[u8; 16]], n: usize| match hashes.get(n) {
+                    Some(hash) if *hash != absent => *hash,
+                    _ => zero,
+                };
+                let blocks = usize::try_from(len / BLOCK).expect("one piece");
+                for n in (0..blocks).filter(|n| of(&one, *n) != of(&other, *n)) {
+                    self.set(self.piece.start + n as u64 * BLOCK);
+                }
+                return Ok(());
+            }
+            (one, other) => (one.grains(key), other.grains(key)),
         };
-        let blocks = usize::try_from((self.piece.end - self.piece.start) / BLOCK).expect("one piece");
-        for n in (0..blocks).filter(|n| of(first, *n) != of(second, *n)) {
-            let at = self.piece.start + n as u64 * BLOCK;
-            let bit = usize::try_from((at - self.start) / CHANGED_GRAIN).expect("within the bitmap");
-            self.bits[bit / 8] |= 0x80 >> (bit % 8);
+        for n in 0..usize::try_from(len.div_ceil(CHANGED_GRAIN)).expect("one piece") {
+            let of = |grains: &[Grain]| grains.get(n).copied().unwrap_or(Grain::Zero);
+            match (of(&one), of(&other)) {
+                // It has rotted before: another copy may know.
+                (Grain::Unknown, _) | (_, Grain::Unknown) => return Err(Refusal::BitRot),
+                (one, other) if one != other => self.set(self.piece.start + n as u64 * CHANGED_GRAIN),
+                _ => {}
+            }
         }
+        Ok(())
+    }
+
+    fn set(&mut self, at: u64) {
+        let bit = usize::try_from((at - self.start) / CHANGED_GRAIN).expect("within the bitmap");
+        self.bits[bit / 8] |= 0x80 >> (bit % 8);
     }
 }
 
@@ -332,6 +468,7 @@ enum Handing {
     Disk { heir: (SnapId, u64), segment: u32, whole: bool, regions: Vec<u32> },
     Has { heir: (SnapId, u64), segment: u32, whole: bool },
     Gone,
+    Empty,
 }
 
 /// What is under way for images.
@@ -352,11 +489,18 @@ pub(super) struct Imaging {
     /// So many regions that nobody waits for go with those that somebody waits for.
     ahead: usize,
     /// To be deleted, which the log does not say yet.
-    doomed: BTreeSet<SnapId>,
+    pub(super) doomed: BTreeSet<SnapId>,
     dooming: BTreeMap<Token, SnapId>,
     handing: Option<(Token, Handing)>,
     to_drop: BTreeSet<SnapId>,
     dropping: Option<(Token, SnapId)>,
+    /// Those of the doomed that stay, without their data.
+    pub(super) destroying: BTreeSet<SnapId>,
+    /// Their data is nobody's any more.
+    to_empty: BTreeSet<SnapId>,
+    /// Regions of images in which something could not be read, as far as is known.
+    damaged: BTreeMap<SnapId, BTreeSet<u32>>,
+    pub(super) hashing: HashWork,
     /// Below this byte nothing is left to preserve by itself.
     from: u64,
     /// What went on by itself has failed: it is tried again when the pool's space is looked at.
@@ -366,8 +510,12 @@ pub(super) struct Imaging {
 }
 
 impl Imaging {
-    pub(super) fn new(barrier: Generation) -> Imaging {
-        Imaging { barrier, ahead: AHEAD, ..Imaging::default() }
+    pub(super) fn new(images: &Images) -> Imaging {
+        let taken = images.iter().filter(|image| image.took());
+        let barrier = taken.map(|image| image.generation).max().unwrap_or_default();
+        // Whether that was done before the process ended nobody has noted.
+        let to_empty = images.iter().filter(|image| image.is_empty()).map(|image| image.id).collect();
+        Imaging { barrier, ahead: AHEAD, to_empty, ..Imaging::default() }
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -375,6 +523,7 @@ impl Imaging {
             && self.dooming.is_empty()
             && self.handing.is_none()
             && self.dropping.is_none()
+            && self.hashing.is_idle()
     }
 
     fn raise(&mut self, id: SnapId, attempt: u64) {
@@ -386,6 +535,13 @@ impl Imaging {
             let (lowest, attempt) = (*lowest, *attempt);
             self.forgotten = attempt.max(self.forgotten);
             self.seen.remove(&lowest);
+        }
+    }
+
+    /// Something of an image can't be read here.
+    fn note_damage(&mut self, image: SnapId, region: u32) {
+        if self.damaged.values().map(BTreeSet::len).sum::<usize>() < DAMAGED_MAX {
+            self.damaged.entry(image).or_default().insert(region);
         }
     }
 
@@ -440,11 +596,11 @@ fn refusal_of(error: DiskError) -> Refusal {
     }
 }
 
-fn segment_of(offset: u64) -> u64 {
+pub(super) fn segment_of(offset: u64) -> u64 {
     offset >> SEGMENT_SHIFT
 }
 
-fn segment_end(offset: u64) -> u64 {
+pub(super) fn segment_end(offset: u64) -> u64 {
     (segment_of(offset) + 1) << SEGMENT_SHIFT
 }
 
@@ -453,6 +609,12 @@ impl<P: Payload> Replica<P> {
     #[must_use]
     pub fn whole(&self) -> bool {
         self.durable.images.missing_from(0).is_none()
+    }
+
+    /// Regions of an image in which something could not be read since this machine was made.
+    #[must_use]
+    pub fn damaged_regions(&self, id: SnapId) -> u64 {
+        self.imaging.damaged.get(&id).map_or(0, |regions| regions.len() as u64)
     }
 
     /// The image of exactly this attempt goes, if it was never READY: the store is known not to name it, and never will
@@ -613,13 +775,13 @@ impl<P: Payload> Replica<P> {
         seen.max(there).max(gone)
     }
 
-    fn is_acted_on(&self, id: SnapId) -> bool {
+    pub(super) fn is_acted_on(&self, id: SnapId) -> bool {
         let acting = |token| matches!(self.running.get(token).map(|r| &r.stage), Some(Stage::SnapActing(of)) if of.id() == id);
         self.imaging.controls.iter().any(acting)
     }
 
     fn next_of(&mut self, snap: &Snap, epoch: Epoch) -> Turn<P> {
-        use ImageState::{Deleting, Prepared, Ready};
+        use ImageState::{Deleting, Destroyed, Prepared, Ready};
         let refuse = |refusal| Turn::Answer(Err(refusal));
         let done = Turn::Answer(Ok(Answer::Done));
         let id = snap.id();
@@ -633,10 +795,10 @@ impl<P: Payload> Replica<P> {
                 refuse(Refusal::NoSnapshots)
             }
             Snap::Make { attempt, .. } => match image {
-                Some((of, Prepared | Ready, _)) if of == *attempt => done,
+                Some((of, Prepared | Ready | Destroyed, _)) if of == *attempt => done,
                 _ if made == Some(*attempt) => done,
                 _ if *attempt <= self.highest_attempt(id) => refuse(Refusal::OldAttempt),
-                Some((_, Ready, _)) => refuse(Refusal::OldAttempt),
+                Some((_, Ready | Destroyed, _)) => refuse(Refusal::OldAttempt),
                 Some((_, Prepared, _)) if !self.config.broken.is(Mutation::AttemptReplaced) => {
                     self.imaging.doomed.insert(id);
                     Turn::Wait
@@ -684,7 +846,7 @@ impl<P: Payload> Replica<P> {
             }
             Snap::Ready { attempt, note, .. } => match image {
                 _ if note.len() > NOTE_MAX => refuse(Refusal::OutOfBounds),
-                Some((of, Ready, _)) if of == *attempt => done,
+                Some((of, Ready | Destroyed, _)) if of == *attempt => done,
                 Some((of, Prepared, _)) if of == *attempt && !self.imaging.doomed.contains(&id) => {
                     Turn::Log(*attempt, ImageChange::Ready { note: note.clone() })
                 }
@@ -701,7 +863,7 @@ impl<P: Payload> Replica<P> {
                         Turn::Wait
                     }
                     // It stands in the store: whoever says that it never will is mistaken.
-                    Some((of, Ready, _)) if of == *attempt => refuse(Refusal::OldAttempt),
+                    Some((of, Ready | Destroyed, _)) if of == *attempt => refuse(Refusal::OldAttempt),
                     _ => done,
                 }
             }
@@ -709,6 +871,7 @@ impl<P: Payload> Replica<P> {
                 Some((_, Deleting, _)) => Turn::Answer(Ok(Answer::Deleting)),
                 Some((attempt, ..)) => {
                     self.imaging.raise(id, attempt);
+                    self.imaging.destroying.remove(&id);
                     self.imaging.doomed.insert(id);
                     Turn::Wait
                 }
@@ -717,6 +880,18 @@ impl<P: Payload> Replica<P> {
                     self.unmake(id);
                     done
                 }
+            },
+            Snap::Destroy { attempt, key, .. } => match image {
+                Some((of, Destroyed, _)) if of == *attempt => done,
+                // The pool's own snapshot goes as a whole, with the snapshot: there is little room beside it for hashes.
+                Some((of, Ready, _)) if of == *attempt && self.is_the_pools(id) => done,
+                Some((of, Ready, _)) if of == *attempt => {
+                    self.imaging.hashing.want(id, *attempt, *key);
+                    Turn::Answer(Ok(Answer::Deleting))
+                }
+                // It is to be logged first, so that a repair can name it.
+                Some((of, Prepared, _)) if of == *attempt => refuse(Refusal::Busy),
+                _ => refuse(Refusal::NoSnapshot),
             },
         }
     }
@@ -768,6 +943,10 @@ impl<P: Payload> Replica<P> {
         }
     }
 
+    fn is_the_pools(&self, id: SnapId) -> bool {
+        self.durable.images.get(id).is_some_and(|image| image.form == ImageForm::Whole)
+    }
+
     fn unmake(&mut self, id: SnapId) {
         if self.imaging.made.remove(&id).is_some() && self.durable.images.get(id).is_none() {
             self.imaging.to_drop.insert(id);
@@ -793,7 +972,11 @@ impl<P: Payload> Replica<P> {
         }
         if self.imaging.dooming.remove(&token).is_some() {
             self.imaging.doomed.remove(&image);
+            self.imaging.destroying.remove(&image);
             self.imaging.from = 0;
+            if self.durable.images.get(image).is_some_and(Image::is_empty) {
+                self.imaging.to_empty.insert(image);
+            }
             if let Some(refusal) = refusal {
                 self.not_doomed(now, image, refusal);
             }
@@ -803,7 +986,12 @@ impl<P: Payload> Replica<P> {
             match (handing, refusal) {
                 (_, Some(_)) => self.imaging.stuck = true,
                 (Handing::Gone, None) => {
+                    self.imaging.damaged.remove(&image);
                     self.imaging.to_drop.insert(image);
+                    self.imaging.to_empty.remove(&image);
+                }
+                (Handing::Empty, None) => {
+                    self.imaging.to_empty.insert(image);
                 }
                 _ => {}
             }
@@ -841,11 +1029,17 @@ impl<P: Payload> Replica<P> {
                 Ok(_) | Err(DiskError::BitRot) => {
                     let by = preserve.by;
                     preserve.logging = true;
+                    let lost = outcome.is_err().then(|| (preserve.image, preserve.regions.clone()));
                     let change = ImageChange::Has { regions: preserve.regions.clone() };
                     let (image, attempt) = (preserve.image, preserve.attempt);
                     let record = LogRecord::Image { image, attempt, change };
                     self.actions.push_back(Action::Log { token, record });
                     self.imaging.pace(now, by);
+                    for (image, region) in
+                        lost.into_iter().flat_map(|(image, of)| of.into_iter().map(move |r| (image, r)))
+                    {
+                        self.imaging.note_damage(image, region);
+                    }
                 }
                 Err(error) => {
                     if let Some(preserve) = self.imaging.preserves.remove(&token) {
@@ -875,8 +1069,13 @@ impl<P: Payload> Replica<P> {
         if let Some((_, image)) = self.imaging.dropping.take_if(|(of, _)| *of == token) {
             // What could not be removed is found at the next start.
             self.imaging.to_drop.remove(&image);
+            self.imaging.to_empty.remove(&image);
             return Ok(());
         }
+        let outcome = match self.hash_done(token, outcome) {
+            Ok(()) => return Ok(()),
+            Err(outcome) => outcome,
+        };
         match self.running.get_mut(&token).map(|running| &mut running.stage) {
             Some(Stage::SnapActing(Snap::Prepare { .. })) => {
                 self.taken(now, token, outcome.map(drop));
@@ -956,6 +1155,7 @@ impl<P: Payload> Replica<P> {
     /// The pool's space was looked at: what has failed may work now.
     pub(super) fn try_again(&mut self) {
         (self.imaging.resting, self.imaging.stuck) = (false, false);
+        self.imaging.hashing.wake();
         self.go_on_by_itself();
     }
 
@@ -972,17 +1172,34 @@ impl<P: Payload> Replica<P> {
             self.imaging.dropping = Some((token, image));
             self.actions.push_back(Action::Image { token, op: ImageOp::Drop { image } });
         }
+        if self.imaging.dropping.is_none()
+            && let Some(image) = self.imaging.to_empty.first().copied()
+        {
+            let token = self.token();
+            self.imaging.dropping = Some((token, image));
+            self.actions.push_back(Action::Image { token, op: ImageOp::Empty { image } });
+        }
+        self.hash_by_itself();
         self.preserve_by_itself();
     }
 
     /// It is logged that an image is to go, once nothing is on its way into it.
-    fn doom(&mut self) {
+    pub(super) fn doom(&mut self) {
         for image in self.imaging.doomed.clone() {
             let state = self.durable.images.get(image).map(|of| (of.attempt, of.state));
-            let Some((attempt, ImageState::Prepared | ImageState::Ready)) = state else {
-                self.imaging.doomed.remove(&image);
-                continue;
+            let destroys = self.imaging.destroying.contains(&image);
+            let change = match state {
+                Some((_, ImageState::Ready)) if destroys => ImageChange::Destroyed,
+                Some((_, ImageState::Prepared | ImageState::Ready | ImageState::Destroyed)) if !destroys => {
+                    ImageChange::Deleting
+                }
+                _ => {
+                    self.imaging.doomed.remove(&image);
+                    self.imaging.destroying.remove(&image);
+                    continue;
+                }
             };
+            let Some((attempt, _)) = state else { continue };
             let gets = match &self.imaging.handing {
                 Some((_, Handing::Disk { heir, .. } | Handing::Has { heir, .. })) => {
                     heir.0 == image && !self.config.broken.is(Mutation::HeirDeleted)
@@ -997,7 +1214,7 @@ impl<P: Payload> Replica<P> {
             }
             let token = self.token();
             self.imaging.dooming.insert(token, image);
-            let record = LogRecord::Image { image, attempt, change: ImageChange::Deleting };
+            let record = LogRecord::Image { image, attempt, change };
             self.actions.push_back(Action::Log { token, record });
         }
     }
@@ -1009,11 +1226,15 @@ impl<P: Payload> Replica<P> {
         }
         match self.durable.images.hand_down() {
             None => {}
-            Some(HandDown::Gone(image)) => {
+            Some(end @ (HandDown::Gone(image) | HandDown::Empty(image))) => {
                 let Some(attempt) = self.durable.images.get(image).map(|of| of.attempt) else { return };
+                let (handing, change) = match end {
+                    HandDown::Empty(_) => (Handing::Empty, ImageChange::Emptied),
+                    _ => (Handing::Gone, ImageChange::Gone),
+                };
                 let token = self.token();
-                self.imaging.handing = Some((token, Handing::Gone));
-                let record = LogRecord::Image { image, attempt, change: ImageChange::Gone };
+                self.imaging.handing = Some((token, handing));
+                let record = LogRecord::Image { image, attempt, change };
                 self.actions.push_back(Action::Log { token, record });
             }
             Some(HandDown::Segment { image, heir, segment, whole, regions }) => {
@@ -1224,12 +1445,16 @@ impl<P: Payload> Replica<P> {
         (offset, len, most): (u64, u64, u64),
         (found, key): (DiskDone<P>, [u8; 16]),
     ) -> Result<(), Refusal> {
-        let of = self.durable.images.get(image).filter(|of| of.state == ImageState::Ready);
+        // Of one whose data was destroyed it is known where there was any.
+        let kinds = matches!(found, DiskDone::Kinds(_));
+        let may = |of: &&Image| of.state == ImageState::Ready || kinds && of.state.compares();
+        let of = self.durable.images.get(image).filter(may);
         let (size, attempt) = of.map(|of| (of.size, of.attempt)).ok_or(Refusal::NoSnapshot)?;
         let whole = offset.is_multiple_of(BLOCK) && len.is_multiple_of(BLOCK) && len > 0 && len <= most;
         let end = offset.checked_add(len).filter(|end| whole && *end <= size).ok_or(Refusal::OutOfBounds)?;
         let part = (offset, None);
-        let look = Look { image, attempt, at: offset, end, part, found, key, comparison: None };
+        let (grains, keyed, comparison) = (None, false, None);
+        let look = Look { image, attempt, at: offset, end, part, found, grains, key, keyed, comparison };
         let token = self.token();
         self.track(now, token, id, tag, epoch, Stage::Look(look));
         self.go_on_looking(now, token);
@@ -1248,7 +1473,7 @@ impl<P: Payload> Replica<P> {
         let ready = |id: SnapId| {
             // What was copied says nothing of this replica's own stamps, nor of what it shares with others (R29).
             let took = |of: &&Image| of.took() || self.config.broken.is(Mutation::ChangedByCopy);
-            let of = self.durable.images.get(id).filter(|of| of.state == ImageState::Ready).filter(took);
+            let of = self.durable.images.get(id).filter(|of| of.state.compares()).filter(took);
             of.map(|of| (of.attempt, of.size)).ok_or(Refusal::NoSnapshot)
         };
         let ((attempt, size), (since_attempt, _)) = (ready(image)?, ready(since)?);
@@ -1261,7 +1486,9 @@ impl<P: Payload> Replica<P> {
         let comparison = Some(Comparison { of, start: offset, end, piece, first: None, bits });
         // There is nothing to look at before the first piece.
         let (part, found) = ((offset, None), DiskDone::Hashes(Vec::new()));
-        let look = Look { image, attempt, at: offset, end: offset, part, found, key, comparison };
+        let (grains, keyed) = (None, false);
+        let look =
+            Look { image, attempt, at: offset, end: offset, part, found, grains, key, keyed, comparison };
         let token = self.token();
         self.track(now, token, id, tag, epoch, Stage::Look(look));
         self.go_on_looking(now, token);
@@ -1278,13 +1505,34 @@ impl<P: Payload> Replica<P> {
         let Some(running) = self.running.get_mut(&token) else { return false };
         let live = self.attachments.get(&running.attachment).is_some_and(|a| a.live);
         let Stage::Look(look) = &mut running.stage else { return false };
-        let Some(of) = self.durable.images.get(look.image).filter(|of| live && of.attempt == look.attempt)
-        else {
+        // Nothing is kept any more for one that goes: what it reads then may be anything.
+        let (compared, kinds) = (look.comparison.is_some(), matches!(look.found, DiskDone::Kinds(_)));
+        let may = |of: &&Image| {
+            of.attempt == look.attempt
+                && (of.state == ImageState::Ready || (compared || kinds) && of.state.compares())
+        };
+        let Some(of) = self.durable.images.get(look.image).filter(may).filter(|_| live) else {
             let refusal = if live { Refusal::NoSnapshot } else { Refusal::NotAttached };
             self.finish(now, token, Err(refusal));
             return false;
         };
+        let destroyed = of.state == ImageState::Destroyed;
+        if let Some(comparison) = &look.comparison
+            && destroyed
+            && look.grains.is_none()
+        {
+            // From here on of its hashes, and all of them: it may have been destroyed since the look began.
+            (look.grains, look.found) = (Some(Vec::new()), DiskDone::Hashes(Vec::new()));
+            look.at = comparison.piece.start.min(look.end);
+        }
         let region = |at: u64| u32::try_from(at >> of.region_shift).expect("within the image");
+        if destroyed && look.at < look.end {
+            look.part = (segment_end(look.at).min(look.end), None);
+            let segment = u32::try_from(segment_of(look.at)).expect("volumes end at 64 TiB");
+            let op = ImageOp::Kept { image: look.image, segment };
+            self.actions.push_back(Action::Image { token, op });
+            return false;
+        }
         while look.at < look.end {
             let place = self.durable.images.place(look.image, region(look.at));
             // As far as it is in one place.
@@ -1297,7 +1545,9 @@ impl<P: Payload> Replica<P> {
             let op = match &look.found {
                 DiskDone::Kinds(_) => DiskOp::Kinds { offset, len },
                 DiskDone::Hashes(_) => DiskOp::Hash { offset, len, key: look.key },
-                DiskDone::Data(_) | DiskDone::Done | DiskDone::Shared(_) => DiskOp::Read { offset, len },
+                DiskDone::Data(_) | DiskDone::Done | DiskDone::Shared(_) | DiskDone::Kept(_) => {
+                    DiskOp::Read { offset, len }
+                }
             };
             look.part = (stop, place);
             let action = match place {
@@ -1308,7 +1558,7 @@ impl<P: Payload> Replica<P> {
                             hashes.extend((0..len / BLOCK).map(|_| block_hash(&look.key, &[])));
                         }
                         DiskDone::Data(extents) => extents.push(Extent::Hole { len, kind: Hole::Absent }),
-                        DiskDone::Done | DiskDone::Shared(_) => {}
+                        DiskDone::Done | DiskDone::Shared(_) | DiskDone::Kept(_) => {}
                     }
                     look.at = stop;
                     continue;
@@ -1323,6 +1573,7 @@ impl<P: Payload> Replica<P> {
         }
         let answer = match (core::mem::replace(&mut look.found, DiskDone::Done), &mut look.comparison) {
             (DiskDone::Hashes(found), Some(comparison)) => {
+                let found = look.grains.take().map_or(Seen::Blocks(found), Seen::Grains);
                 match comparison.next(&self.durable, found, &look.key, broken) {
                     Ok(Some(((image, attempt), piece))) => {
                         (look.image, look.attempt) = (image, attempt);
@@ -1334,7 +1585,7 @@ impl<P: Payload> Replica<P> {
                     Err(refusal) => Err(refusal),
                 }
             }
-            (DiskDone::Done | DiskDone::Shared(_), _) => Ok(Answer::Done),
+            (DiskDone::Done | DiskDone::Shared(_) | DiskDone::Kept(_), _) => Ok(Answer::Done),
             (DiskDone::Data(extents), _) => Ok(Answer::Data(extents)),
             (DiskDone::Kinds(kinds), _) => Ok(Answer::Kinds(kinds)),
             (DiskDone::Hashes(hashes), None) => Ok(Answer::Hashes(hashes)),
@@ -1358,6 +1609,14 @@ impl<P: Payload> Replica<P> {
             (Ok(DiskDone::Data(found)), DiskDone::Data(all)) => all.extend(found),
             (Ok(DiskDone::Kinds(found)), DiskDone::Kinds(all)) => all.extend(found),
             (Ok(DiskDone::Hashes(found)), DiskDone::Hashes(all)) => all.extend(found),
+            (Ok(DiskDone::Kept(bytes)), _) => {
+                let key = ReplicaKey { volume: self.durable.volume, rid: self.durable.rid };
+                let written = images.get(look.image).and_then(|of| of.written_from(look.at));
+                let written = written.is_some_and(|(start, _)| start < look.part.0);
+                if let Err(refusal) = look.take_kept(bytes.as_deref(), written, self.config.pool, key) {
+                    return self.finish(now, token, Err(refusal));
+                }
+            }
             (Ok(_), _) => return self.finish(now, token, Err(Refusal::IoError)),
             // Looked for where it was: it may have been handed down meanwhile.
             (Err(_), _) if moved && !self.config.broken.is(Mutation::LookOnce) => {
@@ -1365,6 +1624,10 @@ impl<P: Payload> Replica<P> {
             }
             (Err(error), _) => {
                 let refusal = if error == DiskError::BitRot { Refusal::BitRot } else { refusal_of(error) };
+                if error == DiskError::BitRot {
+                    let (image, at) = (look.image, look.at >> shift);
+                    self.imaging.note_damage(image, u32::try_from(at).expect("within the image"));
+                }
                 return self.finish(now, token, Err(refusal));
             }
         }

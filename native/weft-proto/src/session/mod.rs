@@ -57,7 +57,7 @@ pub use ops::OpId;
 pub(crate) use ops::{clip_data, clip_kinds, verified};
 pub use revert::{RevertFailure, RevertView};
 pub use scrub::ScrubView;
-pub use snaps::{LAST_HOLDER, SnapChange, SnapFailure, SnapKnown, SnapState, SnapTaken};
+pub use snaps::{LAST_HOLDER, SnapChange, SnapData, SnapFailure, SnapKnown, SnapState, SnapTaken};
 pub use view::{MemberView, ResyncView, SessionView};
 
 use barrier::{Barrier, SnapAsk};
@@ -371,6 +371,11 @@ pub enum Event {
     },
     /// Its key is gone, and every image.
     SnapshotGone {
+        /// Which one.
+        id: SnapId,
+    },
+    /// The answer to [`Session::destroy_snapshot`]: its key says so. Once more when its data is gone at every copy.
+    SnapshotDestroyed {
         /// Which one.
         id: SnapId,
     },
@@ -887,6 +892,13 @@ impl<P: Payload> Session<P> {
     /// when no copy of the record has an image any more, or at once if there is none; unless the session ends before.
     pub fn delete_snapshot(&mut self, now: Instant, id: SnapId) {
         self.snaps.changes.push_back(SnapChange::Deleting { id });
+        self.maintain(now);
+    }
+
+    /// Destroys the data of a snapshot, of which hashes are kept. Answered by [`Event::SnapshotDestroyed`] when its key says so;
+    /// the copies do it then, each as soon as it is there.
+    pub fn destroy_snapshot(&mut self, now: Instant, id: SnapId) {
+        self.snaps.changes.push_back(SnapChange::Destroyed { id });
         self.maintain(now);
     }
 

@@ -496,7 +496,9 @@ impl<P: Payload> Session<P> {
             (Purpose::Grow(id), Answer::Done) => self.grown(id, rid),
             (Purpose::JoinGrow, Answer::Done) => self.join_grown(),
             (Purpose::Snap(work), Answer::Done) => self.snap_done(now, rid, work, true),
-            (Purpose::Snap(work), Answer::Deleting) if work.step == SnapStep::Delete => {
+            (Purpose::Snap(work), Answer::Deleting)
+                if matches!(work.step, SnapStep::Delete | SnapStep::Destroy) =>
+            {
                 self.snap_done(now, rid, work, false);
             }
             // An answer of the wrong kind: the peer misbehaves; nothing of this attachment is believed.

@@ -361,6 +361,9 @@ impl<P: Payload> Session<P> {
         let Some((SnapState::Logged, attempt, generation)) = self.snaps.known(id) else {
             return Err(RevertFailure::NoSnapshot);
         };
+        if !self.snaps.has_data(id) {
+            return Err(RevertFailure::NoSnapshot);
+        }
         let looked = self.revert.as_ref().filter(|r| (r.snap, r.marked) == (id, false));
         let Some(revert) = looked.filter(|_| self.all_looked()) else { return Ok(None) };
         let (record, members) = (self.rec(), self.in_sync());

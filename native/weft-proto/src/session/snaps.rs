@@ -5,6 +5,7 @@
 //! (barrier) ──▶ Taken ──every listed member that is in sync has logged it──▶ Logged ──▶ told (R27)
 //!                 └──────────────────── asked for ───────────────────────────┴──▶ Deleting ──▶ gone
 //!                                                       every listed member has removed its image, or left the record
+//!                                     Logged ──data is to go──▶ … ──▶ every listed member keeps hashes of it alone
 //! ```
 //!
 //! Must always hold:
@@ -13,6 +14,7 @@
 //!   one: then no loss of the store takes it back (R27);
 //! * a key that says DELETING goes when no listed member that is left has an image, however long that takes;
 //! * a listed member that was away logs it when it is back: else it could become the only one, and say nothing;
+//! * that its data is to go stands in its key before any member begins, so that nobody begins to read it meanwhile;
 //! * the last replica that has logged a snapshot is not taken out of the record.
 
 use alloc::collections::BTreeMap;
@@ -23,6 +25,7 @@ use super::copies::{Adding, NotAdded};
 use super::peer::Purpose;
 use super::store::Intent;
 use super::{Event, Session};
+use crate::hashes::volume_key;
 use crate::ids::{Epoch, Generation, Instant, Rid, SnapId};
 use crate::message::{Ask, Refusal};
 use crate::mutants::Mutation;
@@ -53,6 +56,16 @@ pub enum SnapChange {
     },
     /// The key is removed.
     Gone {
+        /// Which one's.
+        id: SnapId,
+    },
+    /// Its data is to go, and nobody may read it from now on.
+    Destroyed {
+        /// Which one's.
+        id: SnapId,
+    },
+    /// Its data is gone at every listed member.
+    Emptied {
         /// Which one's.
         id: SnapId,
     },
@@ -102,6 +115,18 @@ pub enum SnapState {
     Deleting,
 }
 
+/// Whether a snapshot has its data.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SnapData {
+    /// It does.
+    #[default]
+    Kept,
+    /// It is to go: hashes of it are kept instead.
+    Going,
+    /// It is gone.
+    Gone,
+}
+
 /// A snapshot's key, as far as the session has to know it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapKnown {
@@ -117,6 +142,8 @@ pub struct SnapKnown {
     pub members: Vec<Rid>,
     /// What members are to keep of it, if it is not logged yet, so that a repair can make the key again.
     pub note: Vec<u8>,
+    /// Whether it has its data.
+    pub data: SnapData,
 }
 
 /// Why there is no snapshot.
@@ -153,6 +180,7 @@ pub(super) enum SnapStep {
     Delete,
     /// READY, of one that is not listed yet.
     Add,
+    Destroy,
 }
 
 /// What a member is asked for a snapshot: which step, of which attempt.
@@ -171,8 +199,11 @@ struct Snap {
     state: SnapState,
     members: Vec<Rid>,
     note: Vec<u8>,
+    data: SnapData,
     /// Who has logged it, or removed its image.
     done: Vec<Rid>,
+    /// Who keeps nothing but hashes of it.
+    emptied: Vec<Rid>,
     /// Who says that it has no image of it.
     without: Vec<Rid>,
     sent: Vec<Rid>,
@@ -208,7 +239,7 @@ pub(super) struct Snaps {
     look: bool,
     look_at: Option<Instant>,
     dropped: Vec<Dropped>,
-    /// Changes that were asked for, `Deleting`, `Changed` and `Added`.
+    /// Changes that were asked for: `Deleting`, `Destroyed`, `Changed` and `Added`.
     pub(super) changes: alloc::collections::VecDeque<SnapChange>,
     /// Members that are to be listed.
     pub(super) adding: Vec<Adding>,
@@ -222,6 +253,11 @@ impl Snaps {
     /// What is known of it, if it stands in the store: how far it is, its attempt and its generation.
     pub(super) fn known(&self, id: SnapId) -> Option<(SnapState, u64, Generation)> {
         self.all.get(&id).map(|snap| (snap.state, snap.attempt, snap.generation))
+    }
+
+    /// May what it holds still be read?
+    pub(super) fn has_data(&self, id: SnapId) -> bool {
+        self.all.get(&id).is_some_and(|snap| snap.data == SnapData::Kept)
     }
 
     /// How far it is, if it stands in the store.
@@ -256,7 +292,9 @@ impl SnapKnown {
             state: self.state,
             members: self.members,
             note: self.note,
+            data: self.data,
             done: Vec::new(),
+            emptied: Vec::new(),
             without: Vec::new(),
             sent: Vec::new(),
             hold: None,
@@ -286,7 +324,7 @@ impl<P: Payload> Session<P> {
     ) {
         let SnapTaken { id, attempt, generation, .. } = *taken;
         let (state, members) = (SnapState::Taken, taken.members.clone());
-        let known = SnapKnown { id, attempt, generation, state, members, note };
+        let known = SnapKnown { id, attempt, generation, state, members, note, data: SnapData::Kept };
         self.snaps.insert(id, known.snap(held_ms, asked));
         if self.config.broken.is(Mutation::SnapReportAtSwap) {
             self.tell_taken(id);
@@ -353,8 +391,10 @@ impl<P: Payload> Session<P> {
         let mut unfinished = core::mem::take(&mut self.snaps.unfinished);
         unfinished.retain(|id| {
             let Some(snap) = self.snaps.all.get_mut(id) else { return false };
-            let stays = |rid: &&Rid| !snap.is_over(**rid) && record.replica(**rid).is_some();
-            if snap.state == SnapState::Logged && !snap.members.iter().any(|rid| stays(&rid)) {
+            let stays = |rid: &&Rid| !snap.has_done(**rid) && record.replica(**rid).is_some();
+            // Of one whose data goes it is still to be said that all have done it.
+            let over = snap.state == SnapState::Logged && snap.data != SnapData::Going;
+            if over && !snap.members.iter().any(|rid| stays(&rid)) {
                 return false;
             }
             room = room.saturating_sub(snap.sent.len());
@@ -363,13 +403,17 @@ impl<P: Payload> Session<P> {
             }
             let (id, attempt) = (*id, snap.attempt);
             for rid in snap.members.clone() {
-                if room == 0 || snap.is_over(rid) || snap.sent.contains(&rid) || !obeys(rid) {
+                if room == 0 || snap.has_done(rid) || snap.sent.contains(&rid) || !obeys(rid) {
                     continue;
                 }
                 room -= 1;
                 snap.sent.push(rid);
                 let (step, ask) = match snap.state {
                     SnapState::Deleting => (SnapStep::Delete, Ask::SnapDelete { id }),
+                    _ if snap.is_over(rid) => {
+                        let key = volume_key(record.vol, &record.created_by);
+                        (SnapStep::Destroy, Ask::SnapDestroy { id, attempt, key })
+                    }
                     _ => (SnapStep::Ready, Ask::SnapReady { id, attempt, note: snap.note.clone() }),
                 };
                 asks.push((rid, ask, SnapWork { step, id, attempt }));
@@ -409,11 +453,11 @@ impl<P: Payload> Session<P> {
             SnapStep::Make | SnapStep::Prepare => self.barrier_done(now, rid, work),
             SnapStep::Drop => self.snaps.dropped.retain(|d| (d.rid, d.id, d.attempt) != (rid, id, attempt)),
             SnapStep::Add => self.adding_asked(now, rid, id, Ok(())),
-            SnapStep::Ready | SnapStep::Delete => {
+            SnapStep::Ready | SnapStep::Delete | SnapStep::Destroy => {
                 let Some(snap) = self.snaps.all.get_mut(&id).filter(|snap| snap.awaits(step)) else { return };
                 snap.sent.retain(|r| *r != rid);
                 if gone {
-                    snap.done.push(rid);
+                    snap.steps_done(step).push(rid);
                     (self.snaps.look, self.progressed) = (true, true);
                 } else {
                     snap.hold = Some(now.after_ms(AGAIN_MS));
@@ -439,15 +483,14 @@ impl<P: Payload> Session<P> {
                     (d.sent, d.hold) = (false, hold);
                 }
             }
-            SnapStep::Ready | SnapStep::Delete => {
+            SnapStep::Ready | SnapStep::Delete | SnapStep::Destroy => {
                 let Some(snap) = self.snaps.all.get_mut(&id).filter(|snap| snap.awaits(step)) else { return };
                 snap.sent.retain(|r| *r != rid);
                 snap.hold = hold;
                 if why == Some(Refusal::NoSnapshot) {
-                    if step == SnapStep::Delete {
-                        snap.done.push(rid)
-                    } else {
-                        snap.without.push(rid)
+                    match step {
+                        SnapStep::Ready => snap.without.push(rid),
+                        _ => snap.steps_done(step).push(rid),
                     }
                     snap.hold = None;
                     (self.snaps.look, self.progressed) = (true, true);
@@ -480,18 +523,24 @@ impl<P: Payload> Session<P> {
         }
         let Some(change) = self.snaps.changes.front().cloned() else { return false };
         let id = change.id();
-        if matches!(change, SnapChange::Deleting { .. }) && self.reverts_to(id) {
+        let gives_up = matches!(change, SnapChange::Deleting { .. } | SnapChange::Destroyed { .. });
+        if gives_up && self.reverts_to(id) {
             // What is asked for after it waits as well: the revert ends, or another snapshot takes this one's place.
             return false;
         }
         match (self.snaps.state_of(id), &change) {
-            (state, SnapChange::Added { rid, .. }) if state != Some(SnapState::Logged) => {
+            (state, SnapChange::Added { rid, .. })
+                if state != Some(SnapState::Logged) || !self.snaps.has_data(id) =>
+            {
                 self.not_added(id, *rid, NotAdded::NoSnapshot);
             }
             (_, SnapChange::Added { rid, .. }) if self.rec().replica(*rid).is_none() => {
                 self.not_added(id, *rid, NotAdded::NotInSync);
             }
             (None, _) => self.events.push_back(Event::SnapshotGone { id }),
+            (Some(SnapState::Deleting), SnapChange::Destroyed { .. }) => {
+                self.events.push_back(Event::SnapshotDestroyed { id });
+            }
             (Some(SnapState::Deleting), SnapChange::Deleting { .. }) => {
                 self.events.push_back(Event::SnapshotDeleting { id });
             }
@@ -510,7 +559,7 @@ impl<P: Payload> Session<P> {
         match snap.state {
             SnapState::Taken => self.is_logged(snap).then_some(SnapChange::Logged { id }),
             SnapState::Deleting => self.is_gone(snap).then_some(SnapChange::Gone { id }),
-            SnapState::Logged => None,
+            SnapState::Logged => self.is_emptied(snap).then_some(SnapChange::Emptied { id }),
         }
     }
 
@@ -519,6 +568,13 @@ impl<P: Payload> Session<P> {
         let mut holders = self.in_sync();
         holders.retain(|rid| snap.members.contains(rid) && !snap.without.contains(rid));
         !holders.is_empty() && holders.iter().all(|rid| snap.done.contains(rid))
+    }
+
+    /// Its data is to go, and is gone at every listed member that has not left the record.
+    fn is_emptied(&self, snap: &Snap) -> bool {
+        let away = |rid: &Rid| self.config.broken.is(Mutation::DestroyForgetsAway) && !self.obeys(*rid);
+        let left = |rid: &Rid| snap.has_done(*rid) || self.rec().replica(*rid).is_none() || away(rid);
+        snap.data == SnapData::Going && snap.members.iter().all(left)
     }
 
     /// Every listed member has removed its image, or has left the record.
@@ -543,6 +599,8 @@ impl<P: Payload> Session<P> {
             }
             SnapChange::Logged { .. }
             | SnapChange::Deleting { .. }
+            | SnapChange::Destroyed { .. }
+            | SnapChange::Emptied { .. }
             | SnapChange::Changed { .. }
             | SnapChange::Added { .. } => {}
         }
@@ -574,6 +632,17 @@ impl<P: Payload> Session<P> {
                     self.snaps.insert(id, snap);
                 }
                 self.events.push_back(Event::SnapshotDeleting { id });
+            }
+            SnapChange::Destroyed { .. } | SnapChange::Emptied { .. } => {
+                if let Some(mut snap) = self.snaps.all.remove(&id) {
+                    snap.data = match change {
+                        SnapChange::Destroyed { .. } if snap.data == SnapData::Kept => SnapData::Going,
+                        SnapChange::Emptied { .. } => SnapData::Gone,
+                        _ => snap.data,
+                    };
+                    self.snaps.insert(id, snap);
+                }
+                self.events.push_back(Event::SnapshotDestroyed { id });
             }
             SnapChange::Gone { .. } => {
                 self.snaps.unfinished.retain(|other| *other != id);
@@ -643,6 +712,8 @@ impl SnapChange {
             SnapChange::Logged { id }
             | SnapChange::Deleting { id }
             | SnapChange::Gone { id }
+            | SnapChange::Destroyed { id }
+            | SnapChange::Emptied { id }
             | SnapChange::Changed { id }
             | SnapChange::Added { id, .. } => *id,
         }
@@ -652,14 +723,30 @@ impl SnapChange {
 impl Snap {
     /// Is this step still what it waits for?
     fn awaits(&self, step: SnapStep) -> bool {
-        let wanted = match self.state {
-            SnapState::Taken | SnapState::Logged => SnapStep::Ready,
-            SnapState::Deleting => SnapStep::Delete,
-        };
-        wanted == step
+        match self.state {
+            SnapState::Taken => step == SnapStep::Ready,
+            SnapState::Logged => {
+                step == SnapStep::Ready || step == SnapStep::Destroy && self.data == SnapData::Going
+            }
+            SnapState::Deleting => step == SnapStep::Delete,
+        }
     }
 
-    /// Has this member nothing to do any more?
+    /// Who has done this step, or has nothing to do it for.
+    fn steps_done(&mut self, step: SnapStep) -> &mut Vec<Rid> {
+        if step == SnapStep::Destroy { &mut self.emptied } else { &mut self.done }
+    }
+
+    /// Has this member nothing to do any more, nor its data to destroy?
+    fn has_done(&self, rid: Rid) -> bool {
+        let keeps = self.state == SnapState::Logged
+            && self.data == SnapData::Going
+            && self.done.contains(&rid)
+            && !self.emptied.contains(&rid);
+        self.is_over(rid) && !keeps
+    }
+
+    /// Has this member logged it, or removed it?
     fn is_over(&self, rid: Rid) -> bool {
         self.done.contains(&rid) || self.without.contains(&rid)
     }

@@ -287,7 +287,8 @@ fn seals(ask: &Ask<HeapPayload>) -> bool {
 
 fn known(id: SnapId, state: SnapState, members: &[Rid]) -> SnapKnown {
     let generation = Generation::new(Epoch(7), 1);
-    SnapKnown { id, attempt: 9, generation, state, members: members.to_vec(), note: b"{}".to_vec() }
+    let (members, note, data) = (members.to_vec(), b"{}".to_vec(), SnapData::Kept);
+    SnapKnown { id, attempt: 9, generation, state, members, note, data }
 }
 
 /// 4.19: new writes wait from the moment on in which what has begun is awaited, until every member has its image, and not

@@ -107,6 +107,8 @@ pub(super) const SHOWN_BY: &[(Mutation, &str)] = &[
     (Mutation::LookOnce, "what_was_handed_down_under_a_look_is_looked_for_again"),
     (Mutation::ChangedSinceNewer, "what_has_changed_between_snapshots_is_told_by_whoever_took_both"),
     (Mutation::ChangedWithinOlder, "what_a_volume_has_grown_by_has_changed_where_it_was_written"),
+    (Mutation::DestroyUnhashed, "what_differs_from_a_snapshot_is_told_when_its_data_is_gone"),
+    (Mutation::DestroyForgetsAway, "a_snapshots_data_goes_at_a_copy_that_was_away_once_it_is_back"),
     (Mutation::RevertUnmarked, "what_a_dead_owner_had_begun_to_bring_back_is_finished_by_the_next"),
     (Mutation::RevertMarkerKeepsEpoch, "a_store_that_is_lost_during_a_revert_knows_of_it"),
     (Mutation::RevertServesFirst, "an_owner_that_dies_at_any_step_of_a_revert_leaves_all_of_it_or_nothing"),

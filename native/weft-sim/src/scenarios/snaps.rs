@@ -8,7 +8,7 @@ use crate::stage::{
 };
 
 use weft_proto::message::{Ask, Refusal};
-use weft_proto::session::{Event, LAST_HOLDER, SnapFailure};
+use weft_proto::session::{Event, LAST_HOLDER, SnapData, SnapFailure};
 
 plots! {
     D10 => a_snapshot_has_what_was_answered_and_nothing_that_was_asked_for_later,
@@ -23,6 +23,8 @@ plots! {
     D10 => a_pool_that_takes_snapshots_by_itself_has_all_of_one_or_nothing,
     D10 => what_has_changed_between_snapshots_is_told_by_whoever_took_both,
     D10 => what_a_volume_has_grown_by_has_changed_where_it_was_written,
+    D10 => what_differs_from_a_snapshot_is_told_when_its_data_is_gone,
+    D10 => a_snapshots_data_goes_at_a_copy_that_was_away_once_it_is_back,
     D11 => a_snapshot_whose_swap_is_unknown_is_there_or_leaves_nothing,
     D11 => guests_do_not_wait_for_the_store_that_a_snapshot_waits_for,
     D12 => a_snapshot_waits_until_the_members_are_equal,
@@ -589,6 +591,77 @@ fn what_a_volume_has_grown_by_has_changed_where_it_was_written(play: &Play) {
         assert_eq!(stage.changed(rid, S, T), Ok(vec![false; 3]), "{rid}: it ends where S ends");
     }
     stage.close(owner);
+}
+
+/// D10 (R29): the data of the middle one of three is destroyed, and the volume written to, before the last one is taken; then that
+/// of the last one, too. The first one keeps what it had.
+fn what_differs_from_a_snapshot_is_told_when_its_data_is_gone(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(D);
+    let first = stage.write_run(owner, 0, 40);
+    stage.run_until("it is written", |s| s.done(first.id));
+    stage.snapshotted(owner, S);
+    stage.written(owner, 20);
+    stage.snapshotted(owner, T);
+    stage.destroy_snapshot(owner, T);
+    stage.run_until("its data is gone", |s| s.is_emptied(T));
+    stage.written(owner, 20);
+    stage.written(owner, 3);
+    let discard = stage.discard(owner, 45);
+    stage.run_until("it is discarded", |s| s.done(discard));
+    stage.snapshotted(owner, U);
+    let told = |stage: &Stage| {
+        for (of, since, grains) in
+            [(T, S, [false, true, false]), (U, T, [true, true, false]), (U, S, [true, true, false])]
+        {
+            for rid in [R0, R1] {
+                assert_eq!(stage.changed(rid, of, since), Ok(grains.to_vec()), "{of} since {since} at {rid}");
+                assert_eq!(stage.changed(rid, since, of), Ok(grains.to_vec()), "{since} since {of} at {rid}");
+            }
+        }
+        stage.snapshots_hold();
+    };
+    told(&stage);
+    stage.destroy_snapshot(owner, U);
+    stage.run_until("so is the last one's", |s| s.is_emptied(U));
+    told(&stage);
+    for id in [T, U] {
+        stage.delete_snapshot(owner, id);
+        stage.run_until("it is gone", |s| s.is_gone(owner, id));
+    }
+    assert_eq!((stage.images(R0), stage.images(R1)), ((1, 1), (1, 1)));
+    stage.close(owner);
+}
+
+/// D10: r1 is away, the owner dies, and r0 in the middle of it. Nothing is lost before hashes of it are kept, and the key says that
+/// the data goes until r1 has done it, too.
+fn a_snapshots_data_goes_at_a_copy_that_was_away_once_it_is_back(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(D);
+    let first = stage.write_run(owner, 0, 40);
+    stage.run_until("it is written", |s| s.done(first.id));
+    stage.snapshotted(owner, S);
+    stage.kill(R1);
+    stage.written(owner, 20);
+    stage.destroy_snapshot(owner, S);
+    stage.run_until("nobody may read it", |s| s.key(S).is_some_and(|key| key.data != SnapData::Kept));
+    stage.kill(R0);
+    stage.vanish(owner);
+    stage.start(R0);
+    let next = stage.steal(C);
+    stage.serving(next);
+    stage.run_until("it is gone at r0", |s| s.durable(R0).images.iter().all(|image| image.is_empty()));
+    stage.run_for(2000);
+    assert!(!stage.is_emptied(S), "r1 has it still");
+    stage.start(R1);
+    stage.run_until("it is gone at r1", |s| s.is_emptied(S));
+    stage.run_until("r1 is in sync", |s| s.in_sync() == [R0, R1]);
+    stage.snapshotted(next, T);
+    for rid in [R0, R1] {
+        assert_eq!(stage.changed(rid, T, S), Ok(vec![false, true, false]), "{rid}");
+    }
+    stage.snapshots_hold();
+    stage.close(next);
 }
 
 /// D12 (R29; docs/model.md, finding 25): r1 is away with a value that nobody acknowledged. It did not take S, so it says nothing

@@ -422,6 +422,8 @@ pub struct Stage {
     barriers: BTreeMap<(SnapId, u64), Vec<Vec<Value>>>,
     /// What somebody was told of, with what was in it.
     reported: BTreeMap<SnapId, Vec<Value>>,
+    /// What those held whose data was destroyed since: what differs from them is told.
+    destroyed: BTreeMap<SnapId, Vec<Value>>,
     late: Vec<(Revision, Nonce, Record, Option<SnapChange>)>,
     /// Swaps that wait for those of another volume.
     grouped: VecDeque<(Who, StoreCall)>,
@@ -509,6 +511,7 @@ impl Stage {
             notes: BTreeMap::new(),
             barriers: BTreeMap::new(),
             reported: BTreeMap::new(),
+            destroyed: BTreeMap::new(),
             late: Vec::new(),
             grouped: VecDeque::new(),
             stale_read: None,

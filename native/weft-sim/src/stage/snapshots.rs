@@ -88,6 +88,12 @@ impl Stage {
         self.record.reverting.as_ref().map(|reverting| reverting.snap.0)
     }
 
+    /// Asks that the data of one be destroyed.
+    pub fn destroy_snapshot(&mut self, who: Who, id: u128) {
+        self.play.tell(self.now, format_args!("{who} is asked to destroy the data of snapshot {id}"));
+        self.with(who, |m, now| m.destroy_snapshot(now, SnapId(id)));
+    }
+
     pub(super) fn with(&mut self, who: Who, what: impl FnOnce(&mut Session<HeapPayload>, Instant)) {
         let now = self.clock(self.acts[who.0].host);
         if let Some(m) = &mut self.acts[who.0].machine {
@@ -106,6 +112,19 @@ impl Stage {
     #[must_use]
     pub fn is_gone(&self, who: Who, id: u128) -> bool {
         self.told(who, |e| *e == Event::SnapshotGone { id: SnapId(id) })
+    }
+
+    /// Is its data gone, by its key, and at each listed member?
+    #[must_use]
+    pub fn is_emptied(&self, id: u128) -> bool {
+        self.key(id).is_some_and(|key| {
+            key.data == weft_proto::session::SnapData::Gone
+                && key.taken.members.iter().all(|rid| {
+                    let stored = &self.reps[rid].stored;
+                    let image = stored.durable.images.get(SnapId(id));
+                    image.is_none_or(|image| image.state == ImageState::Destroyed)
+                })
+        })
     }
 
     /// Why it failed, if it did.
@@ -288,6 +307,13 @@ impl Stage {
         let note = self.notes.get(&id).cloned().unwrap_or_default();
         if matches!(change, SnapChange::Deleting { .. }) {
             self.reported.remove(&id);
+            self.destroyed.remove(&id);
+        }
+        // From now on nobody reads it.
+        if matches!(change, SnapChange::Destroyed { .. })
+            && let Some(content) = self.reported.remove(&id)
+        {
+            self.destroyed.insert(id, content);
         }
         let changed = snap_keys::change(&mut self.keys, change, note);
         let agreed = changed.and_then(|()| snap_keys::agree(&self.keys, &self.record.snaps));
@@ -422,17 +448,26 @@ impl Stage {
                 self.judge_changed(*rid, *id);
             }
         }
+        for (id, of) in self.destroyed.keys().flat_map(|id| self.keys.get(id).map(|key| (id, key))) {
+            for rid in of.taken.members.iter().filter(|rid| !self.reps[rid].lost) {
+                self.judge_changed(*rid, *id);
+            }
+        }
     }
 
     /// R29: what it says has changed between two that it took is what has.
     fn judge_changed(&self, rid: Rid, id: SnapId) {
         let read = |value: &Value| if *value == ABSENT { ZERO } else { *value };
-        let content = |id: &SnapId| -> Vec<Value> { self.reported[id].iter().map(read).collect() };
+        let content = |id: &SnapId| -> Vec<Value> {
+            let held = self.reported.get(id).or_else(|| self.destroyed.get(id));
+            held.expect("told of").iter().map(read).collect()
+        };
         let logged = |id: &SnapId| {
             let image = self.reps[&rid].stored.durable.images.get(*id);
-            image.is_some_and(|image| image.state == ImageState::Ready && image.took())
+            image.is_some_and(|image| image.state.compares() && image.took())
         };
-        let others = self.reported.keys().filter(|other| logged(other) && logged(&id));
+        let others =
+            self.reported.keys().chain(self.destroyed.keys()).filter(|other| logged(other) && logged(&id));
         for since in others {
             let expected = expected(&content(&id), &content(since), &ZERO);
             let told = self.changed(rid, id.0, since.0);
@@ -446,11 +481,20 @@ impl Stage {
         let mut disk = stored.disk.clone();
         let size = stored.durable.images.get(SnapId(id)).map_or(BLOCK, |image| image.size);
         let of = (SnapId(id), size);
-        changed(&stored.durable, self.play.broken(), of, SnapId(since), |action| match action {
-            Action::Disk { op, .. } => disk.run(op),
-            Action::Image { op: op @ ImageOp::Look { .. }, .. } => disk.run_image(op),
-            _ => Err(DiskError::Io),
-        })
+        changed(
+            pool_of(self.reps[&rid].host),
+            &stored.durable,
+            self.play.broken(),
+            of,
+            SnapId(since),
+            |action| match action {
+                Action::Disk { op, .. } => disk.run(op),
+                Action::Image { op: op @ (ImageOp::Look { .. } | ImageOp::Kept { .. }), .. } => {
+                    disk.run_image(op)
+                }
+                _ => Err(DiskError::Io),
+            },
+        )
     }
 
     /// The same, asked for in the middle of a plot.

@@ -132,6 +132,11 @@ fn image_op(op: &ImageOp<HeapPayload>) -> String {
         }
         ImageOp::Look { image, .. } => format!("look into snapshot {}", image.0),
         ImageOp::HandDown { image, heir, .. } => format!("hand snapshot {} down to {}", image.0, heir.0),
+        ImageOp::Keep { image, segment, .. } => {
+            format!("keep hashes of segment {segment} of snapshot {}", image.0)
+        }
+        ImageOp::Kept { image, .. } => format!("look at what is kept of snapshot {}", image.0),
+        ImageOp::Empty { image } => format!("remove the data of snapshot {}", image.0),
         ImageOp::Drop { image } => format!("remove the files of snapshot {}", image.0),
         ImageOp::Take { image } => format!("take {image}"),
         ImageOp::CloneOut { to, .. } => format!("share blocks with volume {}", to.volume.0),

@@ -284,6 +284,11 @@ impl Media {
             ImageOp::HandDown { image, heir, segment, blocks } => {
                 self.images.hand_down(*image, *heir, *segment, blocks);
             }
+            ImageOp::Keep { image, segment, bytes } => self.images.keep(*image, *segment, bytes),
+            ImageOp::Kept { image, segment } => {
+                return Ok(DiskDone::Kept(self.images.kept(*image, *segment)));
+            }
+            ImageOp::Empty { image } => self.images.empty(*image),
             ImageOp::Drop { image } => self.images.remove(*image),
             // Nobody asks for one here; plots of the stage do.
             ImageOp::CloneOut { .. }

@@ -293,6 +293,7 @@ fn line_of(event: &SessionEvent) -> Option<String> {
         SessionEvent::SnapshotFailed { id, why } => format!("takes no snapshot {}: {why:?}", id.0),
         SessionEvent::SnapshotDeleting { id } => format!("deletes snapshot {}", id.0),
         SessionEvent::SnapshotGone { id } => format!("has no snapshot {} any more", id.0),
+        SessionEvent::SnapshotDestroyed { id } => format!("the data of snapshot {} goes", id.0),
         SessionEvent::SnapshotChanged { id } => format!("has changed snapshot {}", id.0),
         SessionEvent::Reverted { id, outcome: Ok(written) } => {
             format!("has taken the volume back to snapshot {}, {} blocks written", id.0, written / BLOCK)

@@ -351,11 +351,15 @@ impl World {
             found.map(|content| content.map(read)).collect::<Option<Vec<Content>>>()
         };
         let mut media = stored.media.clone();
-        let told = changed(&stored.durable, self.broken, (of.id, of.size), since.id, |action| match action {
-            Action::Disk { op, .. } => media.run(op),
-            Action::Image { op: op @ ImageOp::Look { .. }, .. } => media.run_image(op),
-            _ => Err(DiskError::Io),
-        });
+        let pool = self.reps[rep].pool;
+        let told =
+            changed(pool, &stored.durable, self.broken, (of.id, of.size), since.id, |action| match action {
+                Action::Disk { op, .. } => media.run(op),
+                Action::Image { op: op @ (ImageOp::Look { .. } | ImageOp::Kept { .. }), .. } => {
+                    media.run_image(op)
+                }
+                _ => Err(DiskError::Io),
+            });
         // What can't be read is refused, where it has to be read.
         let (Some(a), Some(b)) = (content(of), content(since)) else { return None };
         let expected = expected(&a, &b, &Content::whole(ZERO));
@@ -429,6 +433,8 @@ fn told(change: &SnapChange) -> String {
         SnapChange::Logged { .. } => "is logged",
         SnapChange::Deleting { .. } => "is being deleted",
         SnapChange::Gone { .. } => "is gone",
+        SnapChange::Destroyed { .. } => "loses its data",
+        SnapChange::Emptied { .. } => "has no data any more",
         SnapChange::Changed { .. } => "changed",
         SnapChange::Added { rid, .. } => return format!("snapshot {} is at {rid}, too", change.id().0),
     };

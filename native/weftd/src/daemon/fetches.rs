@@ -12,7 +12,7 @@
 use super::readers::{members_of, read_key, read_record};
 use super::*;
 use crate::clock::random_uuid;
-use crate::snapshots::{SnapKey, no_snapshot, snap_key};
+use crate::snapshots::{SnapKey, destroyed, no_snapshot, snap_key};
 use weft_control::types::{FetchState, SnapshotAddCopy, SnapshotFetch, SnapshotFetched};
 use weft_proto::ids::Ordinal;
 use weft_proto::images::ImageState;
@@ -213,6 +213,9 @@ impl Daemon {
         let key: SnapKey = read_key(volume, id, key)?;
         if !key.is_there() {
             return Err(no_snapshot(volume, id));
+        }
+        if key.is_destroyed() {
+            return Err(destroyed(&key));
         }
         if record.replica(rid).is_none_or(|entry| entry.node != host) {
             return Err(not_brought(ask, "the volume's record names no such copy on this host"));

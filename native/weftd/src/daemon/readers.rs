@@ -12,7 +12,7 @@ use super::*;
 use crate::clock::{random_uuid, unix_ms};
 use crate::exports::Arrived;
 use crate::sessions::OPEN_MS;
-use crate::snapshots::{SnapKey, no_snapshot, reader_key, snap_key, snaps_prefix};
+use crate::snapshots::{SnapKey, destroyed, no_snapshot, reader_key, snap_key, snaps_prefix};
 use weft_control::types::{OpenSnapshot, OpenSnapshotList, SnapshotOpen, SnapshotOpened};
 use weft_proto::ids::Ordinal;
 use weft_proto::snap_reader::{OtherSnap, ReaderConfig, ReaderMember};
@@ -181,6 +181,9 @@ impl Daemon {
         let (members, others) = members_of(&record, host, &key, &others);
         if !key.is_there() || !members.iter().any(|member| member.took) {
             return Err(no_snapshot(volume, id));
+        }
+        if key.is_destroyed() {
+            return Err(destroyed(&key));
         }
         let info = ExportInfo {
             name: id.to_string(),

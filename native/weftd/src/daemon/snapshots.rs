@@ -22,17 +22,17 @@ impl Daemon {
         }
     }
 
-    /// Who has it open is looked up before.
-    pub(super) fn delete_snapshot(&mut self, _now: Instant, wanted: SnapshotRef, answer: Answer) {
+    /// One is to be deleted, or its data destroyed. Who has it open is looked up before.
+    pub(super) fn give_up_snapshot(&mut self, wanted: SnapshotRef, stays: bool, answer: Answer) {
         let Some((_, answer)) = self.open_slot(wanted.volume, answer) else { return };
-        let token = self.call(Caller::Readers(wanted, answer));
+        let token = self.call(Caller::Readers(wanted, stays, answer));
         self.store.send(StoreRequest::List { token, prefix: readers_prefix(wanted.id) });
     }
 
     pub(super) fn handle_readers_read(
         &mut self,
         now: Instant,
-        wanted: SnapshotRef,
+        (wanted, stays): (SnapshotRef, bool),
         answer: Answer,
         result: Result<Snapshot, ReadError>,
     ) {
@@ -51,7 +51,8 @@ impl Daemon {
         if !hosts.is_empty() {
             return refuse(answer, open_on(wanted.volume, wanted, &hosts));
         }
-        self.wish(now, wanted.volume, Wish::Delete(wanted.id), answer);
+        let wish = if stays { Wish::Destroy(wanted.id) } else { Wish::Delete(wanted.id) };
+        self.wish(now, wanted.volume, wish, answer);
     }
 
     /// A session has opened: which snapshots its volume has is known to nobody else.

@@ -90,6 +90,17 @@ impl Pool {
                 && !slot.machine.is_failed()
                 && image.is_some_and(|image| image.state == ImageState::Ready)
         };
+        let is_destroyed = |(key, slot): (&ReplicaKey, &Slotted)| {
+            let image = slot.machine.durable().images.get(from.snap);
+            key.volume == from.volume && image.is_some_and(|image| image.state == ImageState::Destroyed)
+        };
+        if self.replicas.iter().any(is_destroyed) {
+            let message =
+                format!("the data of snapshot {} of volume {} was destroyed", from.snap, from.volume);
+            let failure = Failure::new(Code::SNAPSHOT_DESTROYED, message);
+            let failure = failure.with("volume", from.volume.to_string());
+            return refuse(answer, failure.with("snapshot", from.snap.to_string()));
+        }
         let found = self.replicas.iter().find(is_source);
         let Some((source, image)) =
             found.and_then(|(key, slot)| Some((*key, slot.machine.durable().images.get(from.snap)?)))

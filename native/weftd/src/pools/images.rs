@@ -128,6 +128,9 @@ impl Slotted {
             state: shown(image.state),
             whole: images.is_whole(image.id),
             copied: !image.took(),
+            destroyed: image.is_empty(),
+            own_bytes: Decimal(image.own_bytes()),
+            damaged: Decimal(self.machine.damaged_regions(image.id)),
         })
     }
 
@@ -185,6 +188,7 @@ fn shown(state: ImageState) -> ShownState {
         ImageState::Prepared => ShownState::Prepared,
         ImageState::Ready => ShownState::Ready,
         ImageState::Deleting => ShownState::Deleting,
+        ImageState::Destroyed => ShownState::Destroyed,
     }
 }
 
@@ -226,6 +230,9 @@ impl Pool {
             ImageOp::HandDown { image, heir, segment, blocks } => {
                 PoolOp::HandDown { replica, image, heir, segment, blocks }
             }
+            ImageOp::Keep { image, segment, bytes } => PoolOp::KeepHashes { replica, image, segment, bytes },
+            ImageOp::Kept { image, segment } => PoolOp::KeptHashes { replica, image, segment },
+            ImageOp::Empty { image } => PoolOp::EmptyImage { replica, image },
             ImageOp::Drop { image } => PoolOp::DropImage { replica, image },
             ImageOp::CopyBegin { image, slot_bytes } => PoolOp::BeginCopy { replica, image, slot_bytes },
             ImageOp::CopyFill { image, offset, extents } => {

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use weft_control::types::{ImageState, RepairSnapshot};
 use weft_proto::ids::{GroupId, Nonce, SnapId, VolumeId};
 
-use super::{FORMAT, KeyState, SnapGroupKey, SnapKey, snap_key};
+use super::{FORMAT, FORMAT_KEPT, KeyData, KeyState, SnapGroupKey, SnapKey, snap_key};
 use crate::store::{Beside, Entry};
 
 /// See the module.
@@ -54,19 +54,25 @@ impl RepairedSnaps {
         let state = match image.state {
             // Nobody was told of it (R27).
             ImageState::Prepared => return,
-            ImageState::Ready => KeyState::Ready,
+            ImageState::Ready | ImageState::Destroyed => KeyState::Ready,
             ImageState::Deleting => KeyState::Deleting,
         };
+        // It may have been begun at one copy alone: all do it, or find that they have.
+        let data = if image.state == ImageState::Destroyed { KeyData::Destroying } else { KeyData::Kept };
         if let Some(key) = self.keys.get_mut(&image.snap) {
             if state == KeyState::Deleting && key.state == KeyState::Ready && image.attempt >= key.attempt {
                 key.state = KeyState::Deleting;
+                self.changed.insert(image.snap);
+            }
+            if data != KeyData::Kept && key.data == KeyData::Kept && image.attempt >= key.attempt {
+                (key.data, key.fmt) = (data, FORMAT);
                 self.changed.insert(image.snap);
             }
             return;
         }
         let Some(note) = &image.note else { return };
         let key = SnapKey {
-            fmt: FORMAT,
+            fmt: if data == KeyData::Kept { FORMAT_KEPT } else { FORMAT },
             id: image.snap,
             vol: told.volume,
             name: note.name.clone(),
@@ -77,6 +83,7 @@ impl RepairedSnaps {
             size: image.size,
             region_shift: image.region_shift,
             state,
+            data,
             logged: true,
             members: told.members.clone(),
             created: note.created,

@@ -147,6 +147,64 @@ fn what_has_changed_is_told_by_every_host_and_its_exports() {
     assert_eq!(changed(&third, &volume, &c, &a), (vec![1, 33, 127], true));
 }
 
+/// The data of the newest of two snapshots is destroyed while a host is away that has a copy; another one is killed in the middle.
+/// Nobody reads it from then on, what differs is told as before, and the copy that was away does it when it is back.
+#[test]
+fn what_has_changed_is_told_of_snapshots_whose_data_is_gone() {
+    let cluster = Cluster::start();
+    let mut hosts = [cluster.xfs_host(1), cluster.xfs_host(2)];
+    let third = cluster.host(3);
+    let volume = make_volume(&[&hosts[0], &hosts[1]]);
+    let socket = open(&third, &volume, "closed").expect("opens");
+    fill(&cluster, &socket, &volume, "before");
+    let a = taken(&third, &volume, "a");
+    let mut guest = Guest::connect(&socket);
+    write(&mut guest, 20, &[7; BLOCK]);
+    let b = taken(&third, &volume, "b");
+    hosts[1].kill();
+    write(&mut guest, 100, &[8; BLOCK]);
+    let of_b = json!({ "volume": volume, "id": b });
+    let export = read_on(&third, &volume, &b).expect("opens");
+    assert!(export.exists());
+    let refused = third.try_ask("snapshot.destroy_data", of_b.clone()).expect_err("it is open");
+    assert_eq!(refused["code"], "E-SNAP-04");
+    third.ask("snapshot.close", of_b.clone());
+    third.ask_until("snapshot.open_list", &json!({}), |list| list["snapshots"] == json!([]));
+    let given_up = || third.try_ask("snapshot.destroy_data", of_b.clone());
+    let mut outcome = given_up();
+    while outcome.as_ref().is_err_and(|error| error["code"] == "E-SNAP-04") {
+        // The key that says it is open goes a moment later.
+        outcome = given_up();
+    }
+    outcome.expect("nobody has it open");
+    hosts[0].kill();
+    hosts[0].start();
+    hosts[0].await_pool();
+    let refused = read_on(&third, &volume, &b).expect_err("its data is gone");
+    assert_eq!(refused["code"], "E-SNAP-18");
+    let gone = |host: &Host| {
+        let of = |image: &Value| image["snap"] == json!(b) && image["destroyed"] == true;
+        let told = |list: &Value| list["images"].as_array().is_some_and(|images| images.iter().any(of));
+        host.ask_until("image.list", &json!({}), told);
+    };
+    gone(&hosts[0]);
+    hosts[1].start();
+    hosts[1].await_pool();
+    gone(&hosts[1]);
+    let in_sync =
+        |s: &Value| s["members"].as_array().is_some_and(|m| m.iter().all(|m| m["state"] == "INSYNC"));
+    third.ask_until("session.show", &json!({ "volume": volume }), in_sync);
+    write(&mut guest, 2047, &[8; BLOCK]);
+    let c = taken(&third, &volume, "c");
+    for host in [&third, &hosts[0], &hosts[1]] {
+        assert_eq!(changed(host, &volume, &c, &b), (vec![6, 127], true), "{}", host.log());
+        assert_eq!(changed(host, &volume, &b, &a), (vec![1], true), "{}", host.log());
+    }
+    third.ask("snapshot.delete", of_b);
+    drop(guest);
+    close(&third, &volume);
+}
+
 /// One snapshot is taken without r1, the next one without r0: no copy took both. What is data in either counts.
 #[test]
 fn where_no_copy_took_both_all_data_counts_as_changed() {

@@ -282,6 +282,42 @@ fn an_image_hands_down_what_it_has_and_goes() {
     });
 }
 
+/// What is kept of it is all that is left, and is written over by another try.
+#[test]
+fn an_image_is_emptied_and_its_hashes_stay() {
+    on_xfs(300, |path, kind| {
+        let mut rig = Rig::open(path, kind);
+        rig.made(2 * SEGMENT);
+        rig.write(0, &[1; 64]);
+        rig.write(16384, &[2; 64]);
+        rig.take(A);
+        rig.preserve(A, 0, 64).expect("preserved");
+        rig.preserve(A, 16384, 64).expect("preserved");
+        let kept = |rig: &mut Rig, image, segment| {
+            let found = rig.run(PoolOp::KeptHashes { replica: KEY, image, segment });
+            let Ok(PoolAnswer::Disk(DiskDone::Kept(bytes))) = found else { panic!("{found:?}") };
+            bytes
+        };
+        assert_eq!((kept(&mut rig, A, 0), kept(&mut rig, B, 0)), (None, None));
+        for bytes in [vec![1; 8192], vec![2; 4096]] {
+            rig.ok(PoolOp::KeepHashes { replica: KEY, image: A, segment: 1, bytes: bytes.clone() });
+            assert_eq!(kept(&mut rig, A, 1), Some(bytes));
+        }
+        let lost = rig.run(PoolOp::KeepHashes { replica: KEY, image: B, segment: 1, bytes: vec![1; 4096] });
+        assert!(lost.is_err(), "{lost:?}: nothing is kept of what is not there");
+        for _ in 0..2 {
+            rig.ok(PoolOp::EmptyImage { replica: KEY, image: A });
+            assert_eq!(rig.of_image(A, 0, 2), Err(PoolError::ImageDamaged { offset: 0 }));
+            assert_eq!(kept(&mut rig, A, 1), Some(vec![2; 4096]));
+        }
+        assert!(file(path, A, "image.a").exists() && file(path, A, "hash-000001").exists());
+        assert!(!file(path, A, "seg-000000").exists() && !file(path, A, "seg-000001").exists());
+        rig.ok(PoolOp::EmptyImage { replica: KEY, image: B });
+        rig.ok(PoolOp::DropImage { replica: KEY, image: A });
+        assert_eq!(kept(&mut rig, A, 1), None);
+    });
+}
+
 #[test]
 fn an_image_is_there_whole_or_not_at_all() {
     on_xfs(300, |path, kind| {

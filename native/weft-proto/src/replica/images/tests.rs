@@ -97,6 +97,8 @@ struct Rig {
     dirs: BTreeSet<SnapId>,
     /// Images that are being filled: no start keeps them.
     filling: BTreeMap<SnapId, BTreeMap<u64, Option<u64>>>,
+    /// Hashes that are kept, by image and segment.
+    kept: BTreeMap<(SnapId, u32), Vec<u8>>,
     /// What comes of an attempt to put something into an image, or to hand it down from there.
     refuses: BTreeMap<SnapId, DiskError>,
     disk: Vec<(Token, Job)>,
@@ -104,6 +106,8 @@ struct Rig {
     awaited: BTreeMap<u32, Awaited>,
     answered: BTreeMap<u32, Reply>,
     expected: BTreeMap<SnapId, BTreeMap<u64, u64>>,
+    /// What those held whose data is to go, or has gone.
+    destroyed: BTreeMap<SnapId, BTreeMap<u64, u64>>,
     taking: Option<(SnapId, BTreeMap<u64, u64>)>,
     /// What the head holds for whoever asks now: writes that were answered.
     acked: BTreeMap<u64, u64>,
@@ -139,12 +143,14 @@ impl Rig {
             files: BTreeMap::new(),
             dirs: BTreeSet::new(),
             filling: BTreeMap::new(),
+            kept: BTreeMap::new(),
             refuses: BTreeMap::new(),
             disk: Vec::new(),
             log: VecDeque::new(),
             awaited: BTreeMap::new(),
             answered: BTreeMap::new(),
             expected: BTreeMap::new(),
+            destroyed: BTreeMap::new(),
             taking: None,
             acked: BTreeMap::new(),
             count: 0,
@@ -258,7 +264,7 @@ impl Rig {
             }
             (Awaited::Changed { of, since, from, to }, Ok(Answer::Changed(bits))) => {
                 assert!(of.0 < BROUGHT && since.0 < BROUGHT, "{of} since {since}: it did not take both");
-                if let (Some(one), Some(other)) = (self.expected.get(&of), self.expected.get(&since)) {
+                if let (Some(one), Some(other)) = (self.held(of), self.held(since)) {
                     assert_eq!(bits.len() as u64, (to - from).div_ceil(8 * CHANGED_GRAIN));
                     let differs = |at: &u64| one.get(at) != other.get(at);
                     for (n, at) in (from..to).step_by(1 << 16).enumerate() {
@@ -272,7 +278,7 @@ impl Rig {
                 }
             }
             (Awaited::Changed { of, since, .. }, Err(refusal)) => {
-                let gone = [of, since].iter().any(|id| id.0 >= BROUGHT || !self.expected.contains_key(id));
+                let gone = [of, since].iter().any(|id| id.0 >= BROUGHT || self.held(*id).is_none());
                 assert!(
                     gone && *refusal == Refusal::NoSnapshot || *refusal == Refusal::NotAttached,
                     "{of} since {since}: {refusal:?}"
@@ -378,6 +384,7 @@ impl Rig {
     fn delete(&mut self, id: SnapId) {
         if self.control(Ask::SnapDelete { id }) != Err(Refusal::NoSpace) {
             self.expected.remove(&id);
+            self.destroyed.remove(&id);
         }
     }
 
@@ -444,6 +451,22 @@ impl Rig {
         }
     }
 
+    /// What a snapshot held, whether it has its data or not.
+    fn held(&self, id: SnapId) -> Option<&BTreeMap<u64, u64>> {
+        self.expected.get(&id).or_else(|| self.destroyed.get(&id))
+    }
+
+    /// Asks that the data of an image go, once.
+    fn destroy(&mut self, id: SnapId) -> Reply {
+        let attempt = self.durable.images.get(id).map_or(0, |image| image.attempt);
+        let reply = self.control(Ask::SnapDestroy { id, attempt, key: [5; 16] });
+        assert!(matches!(reply, Ok(Answer::Done | Answer::Deleting)), "{reply:?}");
+        if let Some(held) = self.expected.remove(&id) {
+            self.destroyed.insert(id, held);
+        }
+        reply
+    }
+
     // ---- what the pool does
 
     /// A job or a record is done: which one, by `pick`. False if nothing is to be done.
@@ -474,6 +497,7 @@ impl Rig {
                         | ImageOp::HandDown { .. }
                         | ImageOp::CloneOut { .. }
                         | ImageOp::CopyFill { .. }
+                        | ImageOp::Keep { .. }
                 )
         );
         let outcome = if fails == 2 && grows { Err(DiskError::NoSpace) } else { self.run(&job) };
@@ -638,8 +662,21 @@ impl Rig {
                 self.filling.remove(image);
                 DiskDone::Done
             }
+            Job::Image(ImageOp::Keep { image, segment, bytes }) => {
+                assert!(self.dirs.contains(image), "beside the image");
+                self.kept.insert((*image, *segment), bytes.clone());
+                DiskDone::Done
+            }
+            Job::Image(ImageOp::Kept { image, segment }) => {
+                DiskDone::Kept(self.kept.get(&(*image, *segment)).cloned())
+            }
+            Job::Image(ImageOp::Empty { image }) => {
+                self.files.retain(|(of, _), _| of != image);
+                DiskDone::Done
+            }
             Job::Image(ImageOp::Drop { image }) => {
                 self.files.retain(|(of, _), _| of != image);
+                self.kept.retain(|(of, _), _| of != image);
                 self.dirs.remove(image);
                 DiskDone::Done
             }
@@ -672,6 +709,7 @@ impl Rig {
         }
         let durable = &self.durable;
         self.expected.retain(|id, _| durable.images.get(*id).is_some_and(|of| of.state == ImageState::Ready));
+        self.destroyed.retain(|id, _| durable.images.get(*id).is_some_and(|of| of.state.compares()));
         self.replica = Replica::new(config(self.takes), self.durable.clone());
         self.drain();
         self.attach();
@@ -696,9 +734,11 @@ impl Rig {
             for n in 0..PLACES {
                 self.look(of, place(n));
             }
+        }
+        let held: Vec<SnapId> = self.expected.keys().chain(self.destroyed.keys()).copied().collect();
+        for (n, of) in held.iter().copied().enumerate() {
             // With the next one, and the last one with the first.
-            let others = self.expected.range(SnapId(of.0 + 1)..).chain(&self.expected);
-            if let Some(since) = others.map(|(id, _)| *id).next() {
+            if let Some(since) = held.get(n + 1).or(held.first()).copied() {
                 for from in (0..SIZE).step_by(64 << 20) {
                     self.changed(of, since, from, SIZE.min(from + CHANGED_MAX));
                 }
@@ -791,9 +831,10 @@ proptest! {
                 320..420 => {
                     attempts += 1;
                     let id = SnapId(u128::from(n % 8));
+                    let there = rig.destroyed.contains_key(&id);
                     let late = (n & 64 != 0).then(|| place(n / 128 % PLACES));
                     let taken = rig.take(id, attempts, late);
-                    let stands = taken == Err(Refusal::OldAttempt) && rig.expected.contains_key(&id);
+                    let stands = taken == Err(Refusal::OldAttempt) && (there || rig.expected.contains_key(&id));
                     prop_assert!(stands || taken == Ok(Answer::Done), "{taken:?}");
                 }
                 420..440 => {
@@ -813,7 +854,8 @@ proptest! {
                         prop_assert_eq!(rig.control(Ask::SnapDrop { id, attempt }), Ok(Answer::Done));
                     }
                 }
-                440..500 => if let Some(id) = one { rig.delete(id) },
+                440..490 => if let Some(id) = one { rig.delete(id) },
+                490..500 => if let Some(id) = rig.destroyed.keys().next().copied() { rig.delete(id) },
                 500..545 => if let Some(id) = one { rig.look(id, place(n % PLACES)) },
                 545..560 => if let (Some(id), Some(since)) = (one, known.get(usize::try_from(n / 64 % 8).expect("few"))) {
                     let (from, to) = (place(n % 16), SIZE.min(place(n / 8 % PLACES) + BLOCK));
@@ -842,8 +884,8 @@ proptest! {
                     rig.drain();
                 }
                 605..620 => rig.look_at_all(),
-                620..660 => if let Some(id) = one { rig.clone_of(id) },
-                660..680 => {
+                620..640 => if let Some(id) = one { rig.clone_of(id) },
+                650..670 => {
                     attempts += 1;
                     let id = SnapId(BROUGHT + u128::from(n % 4));
                     // Of some of the blocks what the head holds, of others what it never held.
@@ -856,12 +898,22 @@ proptest! {
                     rig.settle();
                     rig.bring(id, attempts, values, n & 12 == 0);
                 }
+                640..650 | 670..680 => if let Some(id) = one { drop(rig.destroy(id)) },
                 _ => drop(rig.step(usize::try_from(n % 97).expect("few"), 0)),
             }
         }
         rig.settle();
         rig.look_at_all();
         rig.rest();
+        for id in rig.destroyed.keys().copied().collect::<Vec<_>>() {
+            while rig.destroy(id) != Ok(Answer::Done) {
+                rig.rest();
+            }
+            rig.rest();
+            let emptied = rig.durable.images.get(id).is_some_and(|of| of.state == ImageState::Destroyed);
+            prop_assert!(!emptied || !rig.files.keys().any(|(of, _)| *of == id), "its data is gone");
+        }
+        rig.look_at_all();
         prop_assert!(rig.clones.is_empty(), "each was told of");
         prop_assert!(rig.replica.whole());
         prop_assert_eq!(rig.replica.durable(), &rig.durable);
@@ -875,6 +927,7 @@ proptest! {
         rig.rest();
         rig.die(0);
         prop_assert!(rig.durable.images.is_empty() && rig.dirs.is_empty() && rig.files.is_empty());
+        prop_assert!(rig.kept.is_empty());
     }
 }
 
