@@ -153,6 +153,7 @@ const nonsense: readonly (readonly [Ask, string])[] = [
   [post("/v1/snapshots/v%40nothing/detach", {}), "E-SNAP-09"],
   [post("/v1/snapshots/v%40nothing/revert", {}), "E-SNAP-09"],
   [post("/v1/snapshots/v/revert", {}), "E-ARG-02"],
+  [post("/v1/snapshots/v%40nothing/destroy-data", {}), "E-SNAP-09"],
   [of("GET", "/v1/snapshots/v%40nothing/changed?since=x"), "E-SNAP-09"],
   [of("GET", "/v1/snapshots/v%40nothing/changed"), "E-ARG-02"],
   [of("GET", "/v1/snapshots/v%40nothing/changed?since=x&len=0"), "E-ARG-02"],

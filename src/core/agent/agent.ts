@@ -60,6 +60,7 @@ import { RotationKeeper } from "./rotation-keeper.ts";
 import { serveLocal } from "./rest.ts";
 import { ScrubKeeper } from "./scrub-keeper.ts";
 import { copiesSnapshots, refuseUnlessClear, scrubSettings } from "./settings.ts";
+import { SnapshotImages } from "./snapshot-images.ts";
 import { SnapshotKeeper } from "./snapshot-keeper.ts";
 import { agentFacts, clusterStatus, daemonStatus } from "./status.ts";
 import { StoreIdentity } from "./store-identity.ts";
@@ -271,6 +272,7 @@ export class Agent {
       settings: () => scrubSettings(mirror),
     });
     const usedKeeper = new UsedKeeper({ mirror, store, daemon: this.#daemon, log });
+    const images = new SnapshotImages({ host, mirror, store, daemon: this.#daemon, log });
     const revertProgress = new RevertProgress(store, host);
     const pauseKeeper = new PauseKeeper({ host, mirror, store, daemon: this.#daemon, log });
     const roomKeeper = new RoomKeeper({ mirror, store, log });
@@ -430,6 +432,7 @@ export class Agent {
         onPools: (pools) => {
           this.#background("room", roomKeeper.heard(pools));
           this.#background("used", usedKeeper.settle());
+          this.#background("images", images.settle());
         },
         onSession: (session) => {
           this.#background("revert", revertProgress.heard(session));

@@ -23,7 +23,7 @@ import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
 import { volumeOf } from "./facts.ts";
 import { findHost, findSnapshot } from "./find.ts";
-import { refuseDeleting } from "./snapshots.ts";
+import { refuseDeleting, refuseDestroyed } from "./snapshots.ts";
 import { MAKE_MS, nameTaken, stillMade } from "./volumes.ts";
 
 /** Sharing the blocks of an aged snapshot takes a while; who waits longer is told that it goes on. */
@@ -116,6 +116,7 @@ function cloned(
   const { volume, snapshot } = findSnapshot(mirror, from);
   const { want, record, unreadable } = volume;
   refuseDeleting(volume, snapshot);
+  refuseDestroyed(volume, snapshot);
   if (unreadable !== null) throw unreadable;
   if (record === null) throw stillMade(want.name, volume.id);
   const source: Source = { ref: `${want.name}@${snapshot.name}`, snapshot, record };

@@ -239,6 +239,8 @@ export const handlers: Handlers = {
     const context = agent.member();
     return shown(context, await revertVolume(context, params.ref));
   },
+  "POST /v1/snapshots/:ref/destroy-data": (agent, { params }) =>
+    snapshots.destroyData(agent.member(), params.ref),
   "GET /v1/snapshots/:ref/changed": async (agent, { params, query }) =>
     changedBlocks(await fresh(agent), params.ref, query),
   "POST /v1/snapshots/:ref/attach": (agent, { params }) =>

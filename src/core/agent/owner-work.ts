@@ -91,6 +91,9 @@ async function ask({ daemon }: Pick<Doer, "daemon">, work: OwnerWork): Promise<O
     case "protect-snapshot":
       await client.call("snapshot.protect", { volume, id: work.id, protected: work.protected });
       return nothingHeld;
+    case "destroy-data":
+      await client.call("snapshot.destroy_data", { volume, id: work.id });
+      return nothingHeld;
     case "add-snapshot-copy":
       await client.call("snapshot.add_copy", { volume, id: work.id, rid: work.rid });
       return nothingHeld;

@@ -9,16 +9,21 @@ import { formatSize } from "../model/size.ts";
 import {
   cannotHave,
   coverage,
+  holders,
   inOrder,
   isShown,
+  ready,
+  type Snapshot,
   type Unable,
   unablePool,
   withFewer,
 } from "../model/snapshot.ts";
-import type { Want } from "../model/volume-record.ts";
+import type { Member, VolumeRecord, Want } from "../model/volume-record.ts";
 import type * as api from "../wire/agent-api.ts";
 import type { MemberContext } from "./context.ts";
 import { snapshotsOf, type VolumeFacts, volumeOf } from "./facts.ts";
+import type { Mirror } from "./mirror.ts";
+import { imagesOf } from "./snapshot-images.ts";
 import { copiesUnderWay } from "./snapshot-keeper.ts";
 
 /** As many are named in a volume's own answer; its list has all of them. */
@@ -33,6 +38,8 @@ export function snapshotSummary(
   const cluster = view.cluster();
   const fewer = want === null || record === null ? [] : inOrder(withFewer(known, want, record));
   const unable = record === null ? null : unablePool(record, cluster);
+  const damaged = record === null ? [] : damagedOf(mirror, inOrder(ready(known)), record);
+  const named = (members: readonly Member[]): string[] => members.map(({ host }) => hostName(cluster, host));
   return {
     count: known.filter(({ state }) => state === "READY").length,
     deleting: known.filter(({ state }) => state === "DELETING").length,
@@ -41,6 +48,12 @@ export function snapshotSummary(
       const { copies, missedBy } = record === null ? { copies: 0, missedBy: [] } : coverage(snapshot, record);
       return { name: snapshot.name, copies, missedBy: missedBy.map((host) => hostName(cluster, host)) };
     }),
+    damagedCount: damaged.length,
+    damaged: damaged.slice(0, FEWER_SHOWN).map(({ snapshot: { name }, lost, whole }) => ({
+      name,
+      hosts: named(lost),
+      wholeOn: named(whole),
+    })),
     unable:
       unable === null
         ? null
@@ -48,7 +61,27 @@ export function snapshotSummary(
   };
 }
 
-/** What stands in the way of snapshots, or is less than it should be: E-SNAP-11 and E-SNAP-01; and what can't be read. */
+type Damaged = {
+  readonly snapshot: Snapshot;
+  /** Copies that have lost something of it, and those that have not, as far as their hosts have said. */
+  readonly lost: readonly Member[];
+  readonly whole: readonly Member[];
+};
+
+function damagedOf(mirror: Mirror, snapshots: readonly Snapshot[], record: VolumeRecord): readonly Damaged[] {
+  if (snapshots.length === 0) return [];
+  const images = imagesOf(mirror, record.volume);
+  return snapshots.flatMap((snapshot) => {
+    const damaged = images.get(snapshot.id)?.filter(({ damagedRegions }) => damagedRegions > 0n) ?? [];
+    if (damaged.length === 0) return [];
+    const having = holders(snapshot, record);
+    const isLost = ({ rid }: Member): boolean => damaged.some((image) => image.rid === rid);
+    const lost = having.filter(isLost);
+    return lost.length === 0 ? [] : [{ snapshot, lost, whole: having.filter((member) => !isLost(member)) }];
+  });
+}
+
+/** What stands in the way of snapshots, or is less than it should be: E-SNAP-11, E-SNAP-23, E-SNAP-01; and what can't be read. */
 export function snapshotProblems(
   context: MemberContext,
   volumes: readonly VolumeFacts[],
@@ -65,9 +98,11 @@ export function snapshotProblems(
     if (want === null || record === null || want.deletedAtMs !== null) return unreadable;
     const summary = snapshotSummary(context, facts);
     const fewer = summary.fewerCount === 0 ? [] : [fewerProblem(want, summary, comingOf(context, id))];
+    const damaged = summary.damagedCount === 0 ? [] : [damagedProblem(want, summary)];
     // Where all of its pools are of such a kind nobody expects snapshots.
     const unable = summary.count === 0 ? null : unablePool(record, cluster);
-    return [...unreadable, ...fewer, ...(unable === null ? [] : [unableProblem(want, cluster, unable)])];
+    const none = unable === null ? [] : [unableProblem(want, cluster, unable)];
+    return [...unreadable, ...damaged, ...fewer, ...none];
   });
 }
 
@@ -106,6 +141,27 @@ function comingOf({ mirror, view }: MemberContext, volume: VolumeId): string {
     ];
   });
   return lines.join("");
+}
+
+function damagedProblem(
+  { name }: Want,
+  { damagedCount, damaged: [first] }: api.VolumeAnswer["snapshots"],
+): api.Problem {
+  const ref = `${name}@${first?.name ?? ""}`;
+  const [lost, whole] = [first?.hosts.join(" ") ?? "", first?.wholeOn.join(" ") ?? ""];
+  const more = damagedCount > 1 ? ` So have ${damagedCount - 1} more of its snapshots.` : "";
+  const rest =
+    whole === ""
+      ? "No other copy has it: what is lost there is lost."
+      : `It is read from ${whole} instead, and the volume itself is not touched by it.`;
+  return {
+    code: "E-SNAP-23",
+    message: `${ref} has lost a part of what it held in the copy on ${lost}. ${rest}${more}`,
+    do: [
+      { why: "See how much, and where", command: `weft snapshot show ${ref}` },
+      { why: "When it is not needed any more", command: `weft snapshot delete ${ref}` },
+    ],
+  };
 }
 
 function unableProblem(want: Want, cluster: Cluster, unable: Unable): api.Problem {

@@ -13,9 +13,12 @@ import { maySee, type Principal } from "../model/roles.ts";
 import { parseHostId, parseSnapshotId, type SnapshotId, type VolumeId } from "../model/ids.ts";
 import {
   cannotHave,
+  checkDestroyData,
   checkSnapshot,
   checkSnapshotDelete,
   coverage,
+  dataIsGone,
+  hasData,
   inOrder,
   isShown,
   nameOfMoment,
@@ -30,6 +33,7 @@ import type { MemberContext } from "./context.ts";
 import { openOn, snapshotsOf, type VolumeFacts, volumeOf, volumesOf } from "./facts.ts";
 import { findSnapshot, findVolume, hasWant, type WantedVolume } from "./find.ts";
 import { byOwner } from "./owner-work.ts";
+import { type ImageFacts, imagesOf } from "./snapshot-images.ts";
 import { copiesUnderWay } from "./snapshot-keeper.ts";
 import { stillMade } from "./volumes.ts";
 
@@ -67,6 +71,19 @@ export async function deleteSnapshot(context: MemberContext, ref: string): Promi
   if (snapshot.state === "DELETING") return;
   await byOwner(context, { kind: "delete-snapshot", volume: volume.id, id: snapshot.id });
   await mirror.sync();
+}
+
+/** Answers when nobody can read it any more; copies that are away destroy it when they are back. */
+export async function destroyData(context: MemberContext, ref: string): Promise<api.SnapshotAnswer> {
+  const { mirror } = context;
+  await mirror.sync();
+  const { volume, snapshot } = findSnapshot(mirror, ref);
+  decided(checkDestroyData(volume.want.name, snapshot, useOf(context, volume, snapshot)));
+  if (hasData(snapshot)) {
+    await byOwner(context, { kind: "destroy-data", volume: volume.id, id: snapshot.id });
+    await mirror.sync();
+  }
+  return shownSnapshot(context, volume.id, snapshot.id);
 }
 
 /** Who needs what it holds. */
@@ -117,6 +134,7 @@ export async function attachSnapshot(
   await mirror.sync();
   const { volume, snapshot } = findSnapshot(mirror, ref);
   refuseDeleting(volume, snapshot);
+  refuseDestroyed(volume, snapshot);
   const { path } = await daemon.client.call("snapshot.open", {
     volume: volume.id,
     id: snapshot.id,
@@ -133,8 +151,9 @@ export async function detachSnapshot({ mirror, daemon }: MemberContext, ref: str
 
 export function snapshotAnswers(context: MemberContext, volume: VolumeFacts): readonly api.SnapshotAnswer[] {
   const { known } = snapshotsOf(context.mirror, volume.id);
+  const images = imagesOf(context.mirror, volume.id);
   return inOrder(known.filter(isShown)).flatMap(
-    (snapshot) => snapshotAnswer(context, volume, snapshot) ?? [],
+    (snapshot) => snapshotAnswer(context, volume, snapshot, images.get(snapshot.id)) ?? [],
   );
 }
 
@@ -150,7 +169,8 @@ export function allSnapshots(context: MemberContext, principal: Principal): read
 export function shownSnapshot(context: MemberContext, volume: VolumeId, id: SnapshotId): api.SnapshotAnswer {
   const facts = volumeOf(context.mirror, volume);
   const snapshot = snapshotsOf(context.mirror, volume).known.find((known) => known.id === id) ?? null;
-  const answer = snapshot === null ? null : snapshotAnswer(context, facts, snapshot);
+  const images = imagesOf(context.mirror, volume).get(id);
+  const answer = snapshot === null ? null : snapshotAnswer(context, facts, snapshot, images);
   if (answer !== null) return answer;
   throw new WeftError({
     code: "E-SNAP-09",
@@ -164,9 +184,13 @@ function snapshotAnswer(
   { mirror, view }: MemberContext,
   { id, want, record }: VolumeFacts,
   snapshot: Snapshot,
+  images: readonly ImageFacts[] = [],
 ): api.SnapshotAnswer | null {
   if (want === null) return null;
   const cluster = view.cluster();
+  const own = images.flatMap(({ rid, ownBytes }) =>
+    snapshot.members.some((member) => member.rid === rid) ? [ownBytes] : [],
+  );
   const { copies, missedBy } = record === null ? { copies: 0, missedBy: [] } : coverage(snapshot, record);
   const named = (host: Parameters<typeof hostName>[1]): string => hostName(cluster, host);
   return {
@@ -179,16 +203,23 @@ function snapshotAnswer(
     createdBy: snapshot.createdBy,
     state: snapshot.state === "READY" ? "ready" : "deleting",
     protected: snapshot.isProtected,
+    dataDestroyed: !hasData(snapshot),
+    ownBytes: own.length === 0 ? null : own.reduce((most, bytes) => (bytes > most ? bytes : most)),
     copies,
     wantedCopies: want.copies,
-    members: snapshot.members.map(({ rid, host, pool }) => ({
-      rid: rid as number,
-      host: host as string,
-      hostName: named(host),
-      pool: pool as string,
-      alive: isAlive(cluster, host),
-      left: record?.replicas.every((member) => member.rid !== rid) ?? true,
-    })),
+    members: snapshot.members.map(({ rid, host, pool }) => {
+      const image = images.find((one) => one.rid === rid);
+      return {
+        rid,
+        host,
+        hostName: named(host),
+        pool,
+        alive: isAlive(cluster, host),
+        left: record?.replicas.every((member) => member.rid !== rid) ?? true,
+        ownBytes: image?.ownBytes ?? null,
+        damagedRegions: image?.damagedRegions ?? 0n,
+      };
+    }),
     missedBy: missedBy.map(named),
     copying: copiesUnderWay(mirror)
       .filter(({ snapshot: brought }) => brought === snapshot.id)
@@ -221,6 +252,12 @@ export function refuseDeleting({ want }: WantedVolume, { id, name, state }: Snap
     facts: { snapshot: id },
     safe: "Nothing was changed.",
   });
+}
+
+/** E-SNAP-18 for one whose data is gone. */
+export function refuseDestroyed({ want }: WantedVolume, snapshot: Snapshot): void {
+  const gone = dataIsGone(want.name, snapshot);
+  if (gone !== null) throw WeftError.fromFinding(gone);
 }
 
 /** weftd's refusal with the names that people know copies by. */

@@ -11,7 +11,7 @@ import type { Cluster } from "./cluster.ts";
 import { finding, ok, refused } from "./finding.ts";
 import type { Decision, Finding } from "./finding.ts";
 import { formatSize, formatSizeExact } from "./size.ts";
-import { holders } from "./snapshot.ts";
+import { dataIsGone, holders } from "./snapshot.ts";
 import type { Snapshot } from "./snapshot.ts";
 import { insync } from "./volume-record.ts";
 import type { VolumeRecord, Want } from "./volume-record.ts";
@@ -26,7 +26,7 @@ export type RevertInput = {
 };
 
 /**
- * `begin`: weftd is asked; `wait`: it is being taken back to that snapshot already. E-VOL-11, E-SNAP-09,
+ * `begin`: weftd is asked; `wait`: it is being taken back to that snapshot already. E-VOL-11, E-SNAP-09, E-SNAP-18,
  * E-VOL-12 where a guest uses it, E-SNAP-15 where the sizes differ, E-SNAP-19 where too few copies have the snapshot,
  * E-VOL-14 while a caretaker is at other work.
  */
@@ -48,6 +48,8 @@ export function checkRevert(input: RevertInput): Decision<"begin" | "wait"> {
         safe: "Nothing was changed.",
       }),
     );
+  const gone = dataIsGone(want.name, snapshot);
+  if (gone !== null) return refused(gone);
   if (owner !== null && !ownerIsCaretaker) return refused(isUsed(want, cluster, owner.host));
   if (reverting?.snapshot === snapshot.id) return ok("wait");
   if (snapshot.sizeBytes !== record.sizeBytes) return refused(otherSize(want, record, snapshot));

@@ -273,6 +273,19 @@ export function checkSnapshotDelete(volume: string, snapshot: Snapshot, use: Sna
   return checkUnused(volume, snapshot, use, "Not deleted.");
 }
 
+/** The same stands against destroying what it holds. E-SNAP-09 where that goes already with the snapshot. */
+export function checkDestroyData(volume: string, snapshot: Snapshot, use: SnapshotUse): Decision<null> {
+  const { id, name, state } = snapshot;
+  if (state === "READY")
+    return hasData(snapshot) ? checkUnused(volume, snapshot, use, "Its data was kept.") : ok(null);
+  return refused(
+    finding("E-SNAP-09", `${volume}@${name} is being deleted.`, {
+      facts: { snapshot: id },
+      safe: "Nothing was changed.",
+    }),
+  );
+}
+
 function checkUnused(
   volume: string,
   { id, name, isProtected }: Snapshot,
@@ -316,6 +329,18 @@ function checkUnused(
       do: [{ why: `Detach it, on ${host}`, command: `weft snapshot detach ${ref}` }],
     }),
   );
+}
+
+/** E-SNAP-18: there is nothing left to read, clone or go back to. Null: there is. */
+export function dataIsGone(volume: string, snapshot: Snapshot): Finding | null {
+  if (hasData(snapshot)) return null;
+  const { id, name } = snapshot;
+  const ref = `${volume}@${name}`;
+  return finding("E-SNAP-18", `The data of ${ref} was destroyed: only what changed since it can be told.`, {
+    facts: { snapshot: id },
+    safe: "Nothing was changed.",
+    do: [{ why: "See which snapshots have their data", command: `weft snapshot list ${volume}` }],
+  });
 }
 
 /** A volume goes after its snapshots: E-SNAP-10. */

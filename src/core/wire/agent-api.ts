@@ -462,6 +462,10 @@ export const snapshotAnswer = z.object({
   /** `deleting`: nobody can use it any more, and its space comes back. */
   state: z.enum(["ready", "deleting"]),
   protected: z.boolean(),
+  /** What it held is gone for good: it can't be read, cloned or gone back to; what changed since can be told still. */
+  dataDestroyed: z.boolean().default(false),
+  /** Bytes that its own files take in the pool of the copy where they take most, as told some seconds ago; null: not yet. */
+  ownBytes: u64.nullable().default(null),
   /** Copies of the volume that have it, and as many as the volume shall have. */
   copies: z.int(),
   wantedCopies: z.int(),
@@ -474,6 +478,9 @@ export const snapshotAnswer = z.object({
       pool: uuid,
       alive: z.boolean(),
       left: z.boolean(),
+      ownBytes: u64.nullable().default(null),
+      /** Parts of it, a region of the volume each (1 MiB in most), that can't be read there any more. */
+      damagedRegions: u64.default(0n),
     }),
   ),
   /** Names of hosts whose copy of the volume has it not. */
@@ -586,6 +593,11 @@ export const volumeAnswer = z.object({
     /** Those with fewer copies than the volume; the youngest of them are named. */
     fewerCount: z.int(),
     fewer: z.array(z.object({ name: z.string(), copies: z.int(), missedBy: z.array(z.string()) })),
+    /** Those of which a copy has lost something; the youngest of them are named. */
+    damagedCount: z.int().default(0),
+    damaged: z
+      .array(z.object({ name: z.string(), hosts: z.array(z.string()), wholeOn: z.array(z.string()) }))
+      .default([]),
     /** Why it can't have any: the pool of one of its copies can't. Null: as far as is known it can. */
     unable: z.object({ hostName: z.string(), path: z.string(), why: z.string() }).nullable(),
   }),

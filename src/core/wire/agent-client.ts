@@ -272,6 +272,11 @@ export class AgentClient {
     return this.#call("POST", path`/v1/snapshots/${snapshot}/revert`, api.volumeAnswer);
   }
 
+  /** What it holds is gone for good; what changed since it can be told still. */
+  destroySnapshotData(ref: string): Promise<api.SnapshotAnswer> {
+    return this.#call("POST", path`/v1/snapshots/${ref}/destroy-data`, api.snapshotAnswer);
+  }
+
   attachSnapshot(ref: string): Promise<api.SnapshotAttached> {
     return this.#call("POST", path`/v1/snapshots/${ref}/attach`, api.snapshotAttached);
   }

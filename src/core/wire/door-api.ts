@@ -103,6 +103,7 @@ export const ownerWork = z.discriminatedUnion("kind", [
     id: uuid,
     protected: z.boolean(),
   }),
+  z.strictObject({ kind: z.literal("destroy-data"), volume: uuid, id: uuid }),
   /** That copy has all of the snapshot now. */
   z.strictObject({ kind: z.literal("add-snapshot-copy"), volume: uuid, id: uuid, rid: u32 }),
   z.strictObject({ kind: z.literal("rename-snapshot"), volume: uuid, id: uuid, name: snapshotName }),

@@ -153,6 +153,7 @@ export const routes = {
   "DELETE /v1/snapshots/:ref": mutation("admin", "snapshot", null, api.okAnswer),
   // What was written since then is lost.
   "POST /v1/snapshots/:ref/revert": mutation("admin", "snapshot", null, api.volumeAnswer),
+  "POST /v1/snapshots/:ref/destroy-data": mutation("admin", "snapshot", null, api.snapshotAnswer),
   // What it reads of copies takes as much as a guest's reads.
   "GET /v1/snapshots/:ref/changed": asked("operator", "snapshot", api.changedQuery, api.changedAnswer),
   "POST /v1/snapshots/:ref/attach": mutation("operator", "snapshot", null, api.snapshotAttached),

@@ -43,6 +43,9 @@ export const keys = {
   scrub: (volume: string) => `${ROOT}vol/${volume}/scrub`,
   /** A scrub under way, by the same agent, while its lease lives. */
   scrubProgress: (volume: string) => `${ROOT}scrub-progress/${volume}`,
+  /** What an image of a snapshot takes of its copy's pool, and what of it is damaged, by the copy's host, some seconds ago. */
+  images: (volume: string) => `${ROOT}vol/${volume}/image/`,
+  image: (volume: string, rid: number, snapshot: string) => `${ROOT}vol/${volume}/image/${rid}/${snapshot}`,
   /** How far the volume's owner is with taking it back to a snapshot, by its agent, while its lease lives. */
   revertProgress: (volume: string) => `${ROOT}revert-progress/${volume}`,
   snapshotCopies: `${ROOT}snap-copy/`,

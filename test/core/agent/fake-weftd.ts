@@ -9,6 +9,7 @@ import { join } from "node:path";
 import type {
   GuestWaits,
   IdentityShown,
+  ImageInfo,
   KeptRecord,
   PoolInfo,
   RepairPool,
@@ -102,13 +103,15 @@ export class FakeWeftd {
   >();
   /** As much is covered by one answer. */
   changedPage = 16n << 30n;
+  /** How far a snapshot is that shall be brought to a copy here; null: that is refused. */
+  fetched: { readonly state: "running" | "done"; readonly done: bigint; readonly total: bigint } | null =
+    null;
   /** A revert is at its end when this says so. */
   holdsReverts: Promise<void> = Promise.resolve();
   /** The next revert is refused so. */
   refusesReverts: { readonly code: string; readonly facts: Json } | null = null;
-  /** How far a snapshot is that shall be brought to a copy here; null: that is refused. */
-  fetched: { readonly state: "running" | "done"; readonly done: bigint; readonly total: bigint } | null =
-    null;
+  /** What `image.list` says. */
+  readonly imageInfos: ImageInfo[] = [];
   /** Another size is refused. */
   refusesSizes = false;
   #freePercent = 100n;
@@ -277,13 +280,16 @@ export class FakeWeftd {
         this.#changeSnapshot(String(volume), String(id), { protected: isProtected }),
       "snapshot.rename": ({ volume, id, name }) => this.#changeSnapshot(String(volume), String(id), { name }),
       "snapshot.changed": (params) => this.#changed(params),
-      "volume.revert": (params) => this.#revert(params),
+      "snapshot.destroy_data": ({ volume, id }) =>
+        this.#changeSnapshot(String(volume), String(id), { fmt: 2, min_reader: 2, data: "destroyed" }),
       "snapshot.fetch": () => {
         if (this.fetched === null) return refuse("E-SNAP-21", "weftd's own words");
         const { state, done, total } = this.fetched;
         return { state, done_bytes: String(done), total_bytes: String(total), shared_bytes: "0" };
       },
       "snapshot.add_copy": (params) => this.#addCopy(params),
+      "image.list": () => ({ images: this.imageInfos }),
+      "volume.revert": (params) => this.#revert(params),
       "snapshot.open": async ({ volume, id }) => {
         const value = JSON.stringify({ volume, since: String(Date.now()) });
         await this.#connected().put(`${keys.snapshotOpen(String(id))}${this.host}`, value);
@@ -542,6 +548,17 @@ export class FakeWeftd {
     return { grain, exact, offset, len: String(covered), bitmap: Buffer.from(bitmap).toString("base64") };
   }
 
+  async #addCopy({ volume, id, rid }: Json): Promise<Json> {
+    const key = keys.snapshot(String(volume), String(id));
+    const entry = (await this.#connected().get(key)) ?? refuse("E-SNAP-09", "no such snapshot");
+    const { members } = JSON.parse(entry.value) as { readonly members: readonly Json[] };
+    const { replicas } = this.kept.get(String(volume)) ?? { replicas: [] };
+    const added = replicas.find((member) => member.rid === rid) ?? refuse("E-SNAP-22", "no such copy");
+    if (members.some((member) => member["rid"] === rid)) return {};
+    const { node, pool } = added;
+    return this.#changeSnapshot(String(volume), String(id), { members: [...members, { rid, node, pool }] });
+  }
+
   async #revert({ volume: of, snapshot }: Json): Promise<Json> {
     const volume = String(of);
     const found = this.sessions.get(volume) ?? refuse("E-VOL-13", "not open here");
@@ -564,17 +581,6 @@ export class FakeWeftd {
   tellRevert(volume: string, reverting: RevertStatus): void {
     const data = { ...(this.#session(volume) as SessionStatus), reverting };
     this.daemon.emit({ event: "session.changed", data });
-  }
-
-  async #addCopy({ volume, id, rid }: Json): Promise<Json> {
-    const key = keys.snapshot(String(volume), String(id));
-    const entry = (await this.#connected().get(key)) ?? refuse("E-SNAP-09", "no such snapshot");
-    const { members } = JSON.parse(entry.value) as { readonly members: readonly Json[] };
-    const { replicas } = this.kept.get(String(volume)) ?? { replicas: [] };
-    const added = replicas.find((member) => member.rid === rid) ?? refuse("E-SNAP-22", "no such copy");
-    if (members.some((member) => member["rid"] === rid)) return {};
-    const { node, pool } = added;
-    return this.#changeSnapshot(String(volume), String(id), { members: [...members, { rid, node, pool }] });
   }
 
   async letSnapshotsEnd(): Promise<void> {

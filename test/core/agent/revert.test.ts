@@ -57,6 +57,7 @@ void t.test(
       code: "E-SNAP-04",
       message: /is in use: "db" is being taken/,
     });
+    await t.rejects(h1.client.destroySnapshotData("db@one"), { code: "E-SNAP-04" });
     const part = { snapshot: one.id, done_bytes: String(GIB / 4n), total_bytes: String(GIB), waits: null };
     h3.weftd.tellRevert(volume, part);
     const shown = await eventually(

@@ -40,6 +40,7 @@ void t.test("revert: begun while nobody uses the volume, waited for where it is 
 void t.test("revert: to what is there still, in its size, on as many copies as writes need", async (t) => {
   const one = input.snapshot;
   t.equal(judged({ snapshot: { ...one, state: "DELETING" } }), "E-SNAP-09");
+  t.equal(judged({ snapshot: { ...one, data: "destroyed" } }), "E-SNAP-18");
   t.match(checkRevert({ ...input, snapshot: { ...one, sizeBytes: GIB } }), {
     finding: {
       code: "E-SNAP-15",

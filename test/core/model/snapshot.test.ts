@@ -6,10 +6,12 @@ import { chooseCaretaker } from "../../../src/core/model/caretaker.ts";
 import { SNAPSHOTS_MAX } from "../../../src/core/model/limits.ts";
 import { mayRemove } from "../../../src/core/model/volume.ts";
 import {
+  checkDestroyData,
   checkNoSnapshots,
   checkSnapshot,
   checkSnapshotDelete,
   coverage,
+  dataIsGone,
   inOrder,
   isShown,
   isUnfinished,
@@ -216,3 +218,27 @@ void t.test("snapshot: what is refused before anybody is asked", async (t) => {
     finding: { code: "E-SNAP-10", message: /^"db" has a snapshot\. Not deleted/ },
   });
 });
+
+void t.test(
+  "snapshot: its data is destroyed where it could be deleted, once, and leaves no copy missing",
+  async (t) => {
+    const one = snapshot(1, [0, 1]);
+    const free = { openOn: [], clones: [], isReverting: false };
+    t.equal(code(checkDestroyData("db", one, free)), "ok");
+    t.match(checkDestroyData("db", one, { ...free, openOn: ["h3"] }), {
+      finding: { code: "E-SNAP-04", message: "db@s1 is attached on h3. Its data was kept." },
+    });
+    t.equal(code(checkDestroyData("db", one, { ...free, clones: ["web"] })), "E-SNAP-13");
+    t.equal(code(checkDestroyData("db", one, { ...free, isReverting: true })), "E-SNAP-04");
+    t.equal(code(checkDestroyData("db", { ...one, isProtected: true }, free)), "E-SNAP-05");
+    t.equal(code(checkDestroyData("db", { ...one, state: "DELETING" }, free)), "E-SNAP-09");
+    const destroyed = { ...one, data: "destroying" as const };
+    t.equal(code(checkDestroyData("db", destroyed, { ...free, openOn: ["h3"] })), "ok");
+    t.equal(dataIsGone("db", one), null);
+    t.match(dataIsGone("db", destroyed), { code: "E-SNAP-18", message: /^The data of db@s1 was destroyed/ });
+    const fact = record([member(0, 1), member(1, 2), member(2, 3)]);
+    const wanted = want([place(0, 1), place(1, 2), place(2, 3)]);
+    t.same(withFewer([one], wanted, fact), [one]);
+    t.same(withFewer([destroyed], wanted, fact), []);
+  },
+);
