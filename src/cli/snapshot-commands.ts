@@ -1,4 +1,4 @@
-/** `weft snapshot create|list|show|changed|rename|protect|unprotect|clone|revert|attach|detach|delete`. */
+/** `weft snapshot create|list|show|changed|rename|protect|unprotect|clone|revert|attach|detach|destroy-data|delete`. */
 import type { Command } from "commander";
 
 import { addRanges, type ByteRange, bytesIn } from "../core/model/changed-blocks.ts";
@@ -77,7 +77,7 @@ export function addSnapshotCommands(program: Command, bind: Bind): Command {
   const show = snapshot.command("show").description("one snapshot").argument("<snapshot>", REF);
   bind<[string], object>(show, async (context, [ref]) => {
     const found = await context.client.snapshot(knownSnapshot(ref));
-    if (found.state === "ready" && found.copies < found.wantedCopies) context.exitCode = 3;
+    if (isLess(found)) context.exitCode = 3;
     context.show(found, ({ id }) => id, snapshotText);
   });
 
@@ -194,6 +194,23 @@ export function addSnapshotCommands(program: Command, bind: Bind): Command {
     context.done({ snapshot: ref }, `${ref} detached.`);
   });
 
+  const destroy = snapshot
+    .command("destroy-data")
+    .description("give up what it holds; which blocks changed since can be told still")
+    .argument("<snapshot>", REF);
+  bind<[string], object>(destroy, async (context, [ref]) => {
+    const found = await context.client.snapshot(knownSnapshot(ref));
+    await context.confirm(
+      `Destroy what ${refOf(found)} holds, for good? It can't be read, cloned or gone back to any more.`,
+    );
+    const after = await context.client.destroySnapshotData(found.id);
+    context.show(
+      after,
+      ({ id }) => id,
+      () => `The data of ${refOf(after)} is destroyed; its space comes back by and by.`,
+    );
+  });
+
   const remove = snapshot
     .command("delete")
     .description("give it up; others stay as they are")
@@ -203,6 +220,12 @@ export function addSnapshotCommands(program: Command, bind: Bind): Command {
     context.done({ snapshot: ref }, `Snapshot ${ref} is deleted; its space comes back by and by.`);
   });
   return snapshot;
+}
+
+/** It has fewer copies than the volume, or one of them is damaged. */
+function isLess({ state, dataDestroyed, copies, wantedCopies, members }: SnapshotAnswer): boolean {
+  const isDamaged = members.some(({ damagedRegions, left }) => damagedRegions > 0n && !left);
+  return state === "ready" && (isDamaged || (!dataDestroyed && copies < wantedCopies));
 }
 
 /** However long it takes: it is looked at until it is done. */

@@ -36,6 +36,7 @@ export const snapshotColumns: readonly Column<SnapshotAnswer>[] = [
   { title: "SNAPSHOT", of: refOf },
   { title: "TAKEN (UTC)", of: ({ takenAt }) => momentText(takenAt) },
   { title: "SIZE", of: ({ size }) => formatSize(size), right: true },
+  { title: "OWN", of: ({ ownBytes }) => (ownBytes === null ? "—" : formatSize(ownBytes)), right: true },
   { title: "COPIES", of: copiesText },
   { title: "STATE", of: stateText },
   { title: "ID", of: ({ id }) => id.slice(0, 8) },
@@ -47,12 +48,25 @@ export function snapshotText(snapshot: SnapshotAnswer): string {
     ["Id", snapshot.id],
     ["Taken", `${momentText(snapshot.takenAt)} UTC, by ${snapshot.createdBy}`],
     ["Size", formatSize(snapshot.size)],
+    ["Own", ownText(snapshot)],
     ["Copies", copiesText(snapshot)],
     ["State", stateText(snapshot)],
+    ...snapshot.members
+      .filter(({ damagedRegions, left }) => damagedRegions > 0n && !left)
+      .map(({ hostName, damagedRegions }) => ["Damaged", damagedText(hostName, damagedRegions)] as const),
     ...snapshot.copying.map((one) => ["Coming", comingText(one)] as const),
     ...(snapshot.group === null ? [] : [["Group", groupLine(snapshot.group)] as const]),
   ];
   return facts.map(([title, value]) => `${`${title}:`.padEnd(10)}${value}`).join("\n");
+}
+
+/** `1.2 GiB of a copy's pool`: what its files take there, of which others may share some. */
+function ownText({ ownBytes }: SnapshotAnswer): string {
+  return ownBytes === null ? "—" : `${formatSize(ownBytes)} of a copy's pool`;
+}
+
+function damagedText(host: string, regions: bigint): string {
+  return `on ${host}: ${regions} ${regions === 1n ? "part" : "parts"} can't be read there any more`;
 }
 
 /** `to h2, 42 % of 10 GiB` */
@@ -69,7 +83,7 @@ function groupLine({ id, volumes }: NonNullable<SnapshotAnswer["group"]>): strin
 
 /** For `volume show`: `2, 1 with fewer copies than the volume: nightly-21 (1 of 2, h2 missed it)`; null: nothing to say. */
 export function snapshotsLine({ snapshots, copies, name }: VolumeAnswer): string | null {
-  const { count, deleting, fewerCount, fewer, unable } = snapshots;
+  const { count, deleting, fewerCount, fewer, damagedCount, damaged, unable } = snapshots;
   const parts = [
     ...(count === 0 ? [] : [String(count)]),
     ...(deleting === 0 ? [] : [`${deleting} being deleted`]),
@@ -81,6 +95,11 @@ export function snapshotsLine({ snapshots, copies, name }: VolumeAnswer): string
     );
     const more = fewerCount > fewer.length ? `, and ${fewerCount - fewer.length} more` : "";
     parts.push(`${fewerCount} with fewer copies than the volume: ${named.join(", ")}${more}`);
+  }
+  if (damagedCount > 0) {
+    const named = damaged.map(({ name: snapshot, hosts }) => `${snapshot} (on ${hosts.join(" ")})`);
+    const more = damagedCount > damaged.length ? `, and ${damagedCount - damaged.length} more` : "";
+    parts.push(`${damagedCount} damaged: ${named.join(", ")}${more}`);
   }
   if (unable !== null)
     parts.push(
@@ -111,10 +130,13 @@ function holdersText({ members }: SnapshotAnswer): string {
     .join(" ");
 }
 
-function stateText({ state, protected: isProtected, openOn }: SnapshotAnswer): string {
+function stateText(snapshot: SnapshotAnswer): string {
+  const { state, protected: isProtected, openOn, dataDestroyed, members } = snapshot;
   if (state === "deleting") return "being deleted";
+  const isDamaged = members.some(({ damagedRegions, left }) => damagedRegions > 0n && !left);
   const open = openOn.length === 0 ? "" : `, attached on ${openOn.join(" ")}`;
-  return `ready${isProtected ? ", protected" : ""}${open}`;
+  const first = dataDestroyed ? "data destroyed" : "ready";
+  return `${first}${isProtected ? ", protected" : ""}${isDamaged ? ", damaged" : ""}${open}`;
 }
 
 export function momentText(at: string): string {

@@ -33,33 +33,37 @@ void t.test("weft snapshot create: when, where, and how long the guest waited fo
 });
 
 void t.test("weft snapshot list, show: which copies have which", async (t) => {
+  const one = { rid: 0, host: ids.h1, hostName: "h1", pool: ids.pool, alive: true, left: false };
   const list = [
-    snapshot({ protected: true, openOn: ["h1"] }),
+    snapshot({ protected: true, openOn: ["h1"], ownBytes: "1288490189" }),
     snapshot({
       name: "nightly-21",
       id: ids.db,
       takenAt: "2026-11-21T03:00:00.000Z",
       copies: 1,
       missedBy: ["h2"],
-      members: [{ rid: 0, host: ids.h1, hostName: "h1", pool: ids.pool, alive: false, left: false }],
+      members: [{ ...one, alive: false, damagedRegions: "3" }],
       copying: [{ hostName: "h2", doneBytes: "1319413953333", totalBytes: "3298534883328" }],
     }),
     snapshot({ name: "old", id: ids.pool, state: "deleting", copies: 0, members: [] }),
+    snapshot({ name: "base", id: ids.h1, dataDestroyed: true, copies: 1, members: [one] }),
   ];
   await using agent = await FakeAgent.start({
     "GET /v1/snapshots": list,
     "GET /v1/volumes/db/snapshots": [],
     "GET /v1/snapshots/db%40nightly-21": list[1],
     [`GET /v1/snapshots/${ID}`]: list[0],
+    "GET /v1/snapshots/db%40base": list[3],
     "GET /v1/snapshots/db%40nightly": refusal("E-SNAP-09", "Did you mean", 404),
   });
   t.equal(
     (await agent.weft(["snapshot", "list"])).out,
     [
-      "SNAPSHOT           TAKEN (UTC)           SIZE  COPIES                                 STATE                             ID",
-      "db@before-upgrade  2026-11-22 14:02:07  3 TiB  2/2 h1 h2                              ready, protected, attached on h1  50000000",
-      "db@nightly-21      2026-11-21 03:00:00  3 TiB  1/2 h1 (not answering) (h2 missed it)  ready                             d0000000",
-      "db@old             2026-11-22 14:02:07  3 TiB  0/2                                    being deleted                     b0000000",
+      "SNAPSHOT           TAKEN (UTC)           SIZE      OWN  COPIES                                 STATE                             ID",
+      "db@before-upgrade  2026-11-22 14:02:07  3 TiB  1.2 GiB  2/2 h1 h2                              ready, protected, attached on h1  50000000",
+      "db@nightly-21      2026-11-21 03:00:00  3 TiB        —  1/2 h1 (not answering) (h2 missed it)  ready, damaged                    d0000000",
+      "db@old             2026-11-22 14:02:07  3 TiB        —  0/2                                    being deleted                     b0000000",
+      "db@base            2026-11-22 14:02:07  3 TiB        —  1/2 h1                                 data destroyed                    10000000",
       "",
     ].join("\n"),
   );
@@ -76,13 +80,17 @@ void t.test("weft snapshot list, show: which copies have which", async (t) => {
       `Id:       ${ids.db}`,
       "Taken:    2026-11-21 03:00:00 UTC, by root@h1",
       "Size:     3 TiB",
+      "Own:      —",
       "Copies:   1/2 h1 (not answering) (h2 missed it)",
-      "State:    ready",
+      "State:    ready, damaged",
+      "Damaged:  on h1: 3 parts can't be read there any more",
       "Coming:   to h2, 40 % of 3 TiB",
       "",
     ].join("\n"),
   );
-  t.equal((await agent.weft(["snapshot", "show", ID])).code, 0);
+  const whole = await agent.weft(["snapshot", "show", ID]);
+  t.match(whole, { code: 0, out: /^Own: {6}1\.2 GiB of a copy's pool$/m });
+  t.equal((await agent.weft(["snapshot", "show", "db@base"])).code, 0, "it needs no other copy");
   t.match(await agent.weft(["snapshot", "show", "db@nightly"]), { code: 1, err: /^E-SNAP-09 / });
   t.match(await agent.weft(["snapshot", "show", "db"]), { code: 1, err: /Write VOLUME@NAME/ });
 });
@@ -157,6 +165,20 @@ void t.test("weft snapshot revert: the volume's name first, then until it is don
   t.equal(await line("begun"), "to db@before-upgrade, begun; whoever opens the volume next goes on with it");
   t.equal(await line("half"), "to db@before-upgrade, 1 GiB of 4 GiB brought back by h1");
   t.equal(await line("waiting"), "to db@before-upgrade, h1 looks up what has changed; waits for the store");
+});
+
+void t.test("weft snapshot destroy-data: asked for once more, then for good", async (t) => {
+  await using agent = await FakeAgent.start({
+    "GET /v1/snapshots/db%40a": snapshot({ name: "a" }),
+    [`POST /v1/snapshots/${ID}/destroy-data`]: snapshot({ name: "a", dataDestroyed: true }),
+  });
+  const destroy = ["snapshot", "destroy-data", "db@a"];
+  t.match(await agent.weft(destroy), { code: 1, err: /^E-ARG-04 +Destroy what db@a holds, for good\?/ });
+  t.equal(agent.asked.length, 1);
+  t.equal(
+    (await agent.weft([...destroy, "--yes"])).out,
+    "The data of db@a is destroyed; its space comes back by and by.\n",
+  );
 });
 
 void t.test("weft volume create --from, weft snapshot clone: what it is made of, and where", async (t) => {
@@ -323,12 +345,14 @@ void t.test("weft volume show: how many snapshots there are, and which have fewe
     volume({ snapshots: { count: 2, deleting: 0, fewerCount: 0, fewer: [], unable: null, ...snapshots } });
   const fewer = [{ name: "nightly-21", copies: 1, missedBy: ["h2"] }];
   const unable = { hostName: "h2", path: "/srv/weft", why: "the pool lies on ext4" };
+  const damaged = [{ name: "nightly-21", hosts: ["h2"], wholeOn: ["h1"] }];
   await using agent = await FakeAgent.start({
     "GET /v1/volumes/plain": volume(),
     "GET /v1/volumes/two": having({}),
     "GET /v1/volumes/fewer": having({ deleting: 1, fewerCount: 12, fewer }),
     "GET /v1/volumes/ext": having({ count: 0, unable }),
     "GET /v1/volumes/mixed": having({ unable }),
+    "GET /v1/volumes/damaged": having({ damagedCount: 3, damaged }),
   });
   const line = async (name: string): Promise<string | null> =>
     /^Snapshots: (.*)$/m.exec((await agent.weft(["volume", "show", name])).out)?.[1] ?? null;
@@ -340,4 +364,5 @@ void t.test("weft volume show: how many snapshots there are, and which have fewe
   );
   t.equal(await line("ext"), "it can't have any, for the copy on h2: the pool lies on ext4");
   t.match(await line("mixed"), /^2, no new ones, for the copy on h2: /);
+  t.match(await line("damaged"), /^2, 3 damaged: nightly-21 \(on h2\), and 2 more {2}\(weft/);
 });

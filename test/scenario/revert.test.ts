@@ -1,7 +1,9 @@
 /**
- * Plot: a guest's upgrade went wrong. Its volume is taken back to the snapshot of before, in place.
+ * Plot: a guest's upgrade went wrong. Its volume is taken back to the snapshot of before, in place; what a snapshot held is
+ * given up, and backups still learn from it what has changed.
  */
 import t from "tap";
+import { z } from "zod";
 
 import type { Host } from "../../scripts/cluster/host.ts";
 import { within } from "../../scripts/lib/until.ts";
@@ -38,12 +40,14 @@ async function write(host: Host, socket: string, offset: number): Promise<void> 
 const attach = async (host: Host): Promise<string> =>
   attachAnswer.parse(await host.json(["weft", "attach", "v", "--json"])).path;
 
+const changed = z.object({ exact: z.boolean(), changedBytes: z.string() });
+
 await t.test(
   "volume: revert: it is as it was, and younger snapshots stay (R30)",
   { skip: isRoot ? false : "only root can mount file systems for pools" },
   async (t) => {
     await onStage(
-      async ({ h1, h3, socket }) => {
+      async ({ h1, h2, h3, socket }) => {
         await write(h3, socket, 0);
         t.match(await said(h1, "snapshot", "create", "v@before"), /^0 /);
         const before = await sumOf(h3, socket);
@@ -63,6 +67,17 @@ await t.test(
         );
         t.equal(await sumOf(h1, path), after, "younger snapshots stay");
         t.match(await said(h1, "snapshot", "detach", "v@after"), /^0 /);
+
+        // A backup is made of one and its data given up: the next one is told what has changed since.
+        t.match(
+          await said(h2, "snapshot", "destroy-data", "v@before", "--yes"),
+          /^0 The data of v@before is/,
+        );
+        t.match(await said(h2, "snapshot", "attach", "v@before"), /^1 E-SNAP-18 /);
+        await write(h3, back, 8 * MIB);
+        t.match(await said(h3, "snapshot", "create", "v@next"), /^0 /);
+        const since = ["weft", "snapshot", "changed", "v@next", "--since", "v@before", "--json"];
+        t.strictSame(changed.parse(await h1.json(since)), { exact: true, changedBytes: String(4 * MIB) });
       },
       { xfsBytes: 2048 * MIB },
     );
