@@ -16,9 +16,11 @@
 //! 16 volume u128     32 pool u128                    48 counter u64     56 log_seq u64
 //! 64 size u64        72 promised u64                 80 session u128    96 sealed u64
 //! 104 boot_id u128   120 device_generation u64      128 regions u32    132 record_len u32
-//! 136 region_shift u8 137 clean_stop u8 138 zero     140 gone u32 144 zero   168 body_crc u32   172 zero
+//! 136 region_shift u8 137 clean_stop u8 138 zero     140 gone u32 144 named u32 148 zero   168 body_crc u32   172 zero
 //! 176 record (JSON, at most 8192 bytes), zero up to 8368; then one u64 stamp per region; then of each image that
-//!     is gone id u128, attempt u64; zero to a full block
+//!     is gone id u128, attempt u64; then of each that it names (version 2: where it names none the version is 1) id u128,
+//!     attempt u64, generation u64, epoch u64, incarnation u64, size u64, region_shift u8, form u8, state u8, empty u8, zero u32;
+//!     zero to a full block
 //!
 //! a slot of an image:
 //!  0 magic u32        4 head_crc u32 (bytes 8..144)   8 version u32     12 rid u32
@@ -39,16 +41,17 @@ use core::fmt;
 use crate::bytes::{Put, Reader, Short, as_len, len_u32};
 use crate::durable::Durable;
 use crate::ids::{Epoch, Generation, PoolId, Rid, SessionId, SnapId, VolumeId};
-use crate::images::{GONE_MAX, Image, ImageForm, ImageState, Images, Regions};
+use crate::images::{GONE_MAX, Image, ImageForm, ImageState, Images, NAMED_MAX, NamedImage, Regions};
 use crate::log::ReplicaKey;
 use crate::message::NOTE_MAX;
 use crate::record::RECORD_MAX;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"wchk");
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEAD: usize = 176;
 const STAMPS_AT: usize = HEAD + RECORD_MAX;
 const GONE_LEN: usize = 24;
+const NAMED_LEN: usize = 64;
 const IMAGE_MAGIC: u32 = u32::from_le_bytes(*b"wimg");
 /// Of an image's slot: 1 but where only newer software knows what it says.
 const IMAGE_VERSION: u32 = 2;
@@ -59,7 +62,7 @@ const BLOCK: usize = 4096;
 const MAX_REGIONS: u64 = 1 << 20;
 
 /// The largest file that [`Checkpoint::encode`] makes, in bytes.
-pub const CHECKPOINT_MAX: usize = content_len(1 << 20, GONE_MAX);
+pub const CHECKPOINT_MAX: usize = content_len(1 << 20, GONE_MAX, NAMED_MAX);
 
 /// One replica's state at one place in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -179,11 +182,11 @@ impl core::error::Error for NoCheckpoint {}
 /// Bytes of the checkpoint of a replica with this many regions: what to preallocate for each file (R20).
 #[must_use]
 pub fn checkpoint_len(regions: usize) -> usize {
-    content_len(regions, GONE_MAX)
+    content_len(regions, GONE_MAX, NAMED_MAX)
 }
 
-const fn content_len(regions: usize, gone: usize) -> usize {
-    (STAMPS_AT + 8 * regions + GONE_LEN * gone).next_multiple_of(BLOCK)
+const fn content_len(regions: usize, gone: usize, named: usize) -> usize {
+    (STAMPS_AT + 8 * regions + GONE_LEN * gone + NAMED_LEN * named).next_multiple_of(BLOCK)
 }
 
 /// Enters the checksums of head and body.
@@ -229,11 +232,12 @@ impl Checkpoint {
         assert!(d.record.len() <= RECORD_MAX, "record of {} bytes, limit {RECORD_MAX}", d.record.len());
         assert!(d.rgm.len() as u64 <= MAX_REGIONS, "{} regions, limit {MAX_REGIONS}", d.rgm.len());
         let gone = d.images.gone();
-        let len = content_len(d.rgm.len(), gone.len());
+        let named = d.images.named();
+        let len = content_len(d.rgm.len(), gone.len(), named.len());
         let mut out = Vec::with_capacity(len);
         out.u32(MAGIC);
         out.u32(0);
-        out.u32(VERSION);
+        out.u32(if named.is_empty() { 1 } else { VERSION });
         out.u32(d.rid.0);
         out.u128(d.volume.0);
         out.u128(self.pool.0);
@@ -249,6 +253,7 @@ impl Checkpoint {
         out.u32(len_u32(d.record.len()));
         out.put(&[d.region_shift, u8::from(d.clean_stop), 0, 0]);
         out.u32(len_u32(gone.len()));
+        out.u32(len_u32(named.len()));
         out.resize(HEAD, 0);
         out.put(&d.record);
         out.resize(STAMPS_AT, 0);
@@ -258,6 +263,9 @@ impl Checkpoint {
         for (id, attempt) in gone {
             out.u128(id.0);
             out.u64(attempt);
+        }
+        for image in named {
+            put_named(&mut out, image);
         }
         out.resize(len, 0);
         seal::<HEAD>(&mut out);
@@ -282,16 +290,19 @@ impl Checkpoint {
         let (region_shift, clean_stop) = (r.u8()?, r.u8()?);
         r.take(2)?;
         let gone = as_len(r.u32()?);
-        r.take(24)?;
+        let named = as_len(r.u32()?);
+        r.take(20)?;
         let body_crc = r.u32()?;
         let regions_fit = regions_fit(regions, size, region_shift);
         let sequences_fit = log_seq <= u64::MAX / 2 && counter < u64::MAX && promised <= Epoch::MAX;
-        let counts_fit = record_len <= RECORD_MAX && gone <= GONE_MAX;
+        let named_fit = named <= NAMED_MAX && (named > 0) == (version > 1);
+        let counts_fit = record_len <= RECORD_MAX && gone <= GONE_MAX && named_fit;
         if version == 0 || !regions_fit || !sequences_fit || !counts_fit || clean_stop > 1 {
             return Err(CheckpointError::Malformed);
         }
         let regions = as_len(regions);
-        let body = bytes.get(HEAD..content_len(regions, gone)).ok_or(CheckpointError::NotACheckpoint)?;
+        let body =
+            bytes.get(HEAD..content_len(regions, gone, named)).ok_or(CheckpointError::NotACheckpoint)?;
         if crc32c::crc32c(body) != body_crc {
             return Err(CheckpointError::BadChecksum);
         }
@@ -311,6 +322,11 @@ impl Checkpoint {
         if images.gone().len() != gone {
             return Err(CheckpointError::Malformed);
         }
+        let mut names = Vec::with_capacity(named);
+        for _ in 0..named {
+            names.push(take_named(&mut r)?);
+        }
+        images.set_named(names);
         let durable = Durable {
             volume,
             rid,
@@ -328,6 +344,64 @@ impl Checkpoint {
         };
         Ok(Checkpoint { pool: found_pool, counter, log_seq, durable })
     }
+}
+
+fn put_named(out: &mut Vec<u8>, image: &NamedImage) {
+    out.u128(image.id.0);
+    out.u64(image.attempt);
+    out.u64(image.generation.0);
+    out.u64(image.epoch.0);
+    out.u64(image.incarnation);
+    out.u64(image.size);
+    out.put(&[image.region_shift, form_byte(image.form), state_byte(image.state), u8::from(image.empty)]);
+    out.u32(0);
+}
+
+fn take_named(r: &mut Reader<'_>) -> Result<NamedImage, CheckpointError> {
+    let (id, attempt) = (SnapId(r.u128()?), r.u64()?);
+    let (generation, epoch) = (Generation(r.u64()?), Epoch(r.u64()?));
+    let (incarnation, size) = (r.u64()?, r.u64()?);
+    let (region_shift, form, state, empty) = (r.u8()?, r.u8()?, r.u8()?, r.u8()?);
+    r.u32()?;
+    let regions = if (12..=62).contains(&region_shift) { size.div_ceil(1 << region_shift) } else { u64::MAX };
+    let (form, state) = (
+        form_of(form).ok_or(CheckpointError::Malformed)?,
+        state_of(state).ok_or(CheckpointError::Malformed)?,
+    );
+    if regions > MAX_REGIONS || empty > 1 || empty == 1 && state != ImageState::Destroyed {
+        return Err(CheckpointError::Malformed);
+    }
+    let empty = empty == 1;
+    Ok(NamedImage { id, attempt, generation, epoch, incarnation, size, region_shift, form, state, empty })
+}
+
+fn form_byte(form: ImageForm) -> u8 {
+    match form {
+        ImageForm::Chained => 0,
+        ImageForm::Whole => 1,
+        ImageForm::Copied => 2,
+    }
+}
+
+fn form_of(byte: u8) -> Option<ImageForm> {
+    [ImageForm::Chained, ImageForm::Whole, ImageForm::Copied]
+        .into_iter()
+        .find(|form| form_byte(*form) == byte)
+}
+
+fn state_byte(state: ImageState) -> u8 {
+    match state {
+        ImageState::Prepared => 0,
+        ImageState::Ready => 1,
+        ImageState::Deleting => 2,
+        ImageState::Destroyed => 3,
+    }
+}
+
+fn state_of(byte: u8) -> Option<ImageState> {
+    [ImageState::Prepared, ImageState::Ready, ImageState::Deleting, ImageState::Destroyed]
+        .into_iter()
+        .find(|state| state_byte(*state) == byte)
 }
 
 /// The newest sound one of the two files and where it stands; the next goes to the other side. Beside a file of
@@ -386,11 +460,7 @@ impl ImageSlot {
         let mut out = Vec::with_capacity(image_slot_len(regions));
         out.u32(IMAGE_MAGIC);
         out.u32(0);
-        let form = match image.form {
-            ImageForm::Chained => 0,
-            ImageForm::Whole => 1,
-            ImageForm::Copied => 2,
-        };
+        let form = form_byte(image.form);
         let plain = form == 0 && image.state != ImageState::Destroyed;
         out.u32(if plain { 1 } else { IMAGE_VERSION });
         out.u32(self.replica.rid.0);
@@ -406,12 +476,7 @@ impl ImageSlot {
         out.u64(image.size);
         out.u32(len_u32(regions));
         out.u32(len_u32(image.note.len()));
-        let state = match image.state {
-            ImageState::Prepared => 0,
-            ImageState::Ready => 1,
-            ImageState::Deleting => 2,
-            ImageState::Destroyed => 3,
-        };
+        let state = state_byte(image.state);
         out.put(&[image.region_shift, state, form]);
         out.resize(IMAGE_HEAD, 0);
         out.put(&image.note);
@@ -446,13 +511,8 @@ impl ImageSlot {
         let body_crc = r.u32()?;
         let regions_fit = regions_fit(regions, size, region_shift);
         let sequences_fit = log_seq <= u64::MAX / 2 && counter < u64::MAX;
-        let state = match state {
-            0 => ImageState::Prepared,
-            1 => ImageState::Ready,
-            2 => ImageState::Deleting,
-            3 if version > 1 => ImageState::Destroyed,
-            _ => return Err(CheckpointError::Malformed),
-        };
+        let state = state_of(state).filter(|state| version > 1 || *state != ImageState::Destroyed);
+        let state = state.ok_or(CheckpointError::Malformed)?;
         let form = match (version, form) {
             (1, 0) => ImageForm::Chained,
             (2, 0) if state == ImageState::Destroyed => ImageForm::Chained,
@@ -677,7 +737,7 @@ mod tests {
     #[test]
     fn checkpoint_version_1_has_the_bytes_it_was_released_with() {
         let bytes = some(1).encode();
-        assert_eq!(bytes.len(), content_len(5, 0));
+        assert_eq!(bytes.len(), content_len(5, 0, 0));
         assert!(bytes.len() <= checkpoint_len(5));
         // The zeroes between the record and the stamps and behind them are left out of the file.
         let parts = [
@@ -687,6 +747,36 @@ mod tests {
         assert!(bytes[HEAD + 9..STAMPS_AT].iter().chain(&bytes[STAMPS_AT + 40..]).all(|b| *b == 0));
         hex::assert_specimens(include_str!("../specimens/checkpoint-v1.txt"), &parts);
         assert_eq!(Checkpoint::decode(&bytes, POOL, KEY), Ok(some(1)));
+    }
+
+    /// R24: older software would take an image that vanished for one that never was.
+    #[test]
+    fn a_checkpoint_that_names_images_has_the_bytes_of_version_2() {
+        let mut checkpoint = some(1);
+        let mut images = checkpoint.durable.images.clone();
+        let mut slot = some_slot(1).image;
+        slot.state = ImageState::Destroyed;
+        images.restore(alloc::vec![
+            some_slot(1).image,
+            Image { id: SnapId(0x52), has: Regions::default(), ..slot }
+        ]);
+        checkpoint.durable.images = images;
+        checkpoint.durable = checkpoint.durable.without_images();
+        let bytes = checkpoint.encode();
+        let names = STAMPS_AT + 40;
+        let parts = [
+            ("head".to_string(), bytes[..HEAD].to_vec()),
+            ("names".to_string(), bytes[names..names + 2 * NAMED_LEN].to_vec()),
+        ];
+        hex::assert_specimens(include_str!("../specimens/checkpoint-v2.txt"), &parts);
+        assert_eq!(Checkpoint::decode(&bytes, POOL, KEY), Ok(checkpoint.clone()));
+        for (at, byte) in [(names + 56, 11), (names + 58, 9), (names + 59, 2)] {
+            let mut bad = bytes.clone();
+            bad[at] = byte;
+            seal::<HEAD>(&mut bad);
+            assert_eq!(Checkpoint::decode(&bad, POOL, KEY), Err(CheckpointError::Malformed), "{at}");
+        }
+        assert_eq!(checkpoint.durable.images.lose_missing(), [SnapId(0x51), SnapId(0x52)]);
     }
 
     #[test]
@@ -733,10 +823,10 @@ mod tests {
         assert_eq!(Checkpoint::decode(&bytes, POOL, other), Err(CheckpointError::Foreign));
         assert_eq!(Checkpoint::decode(&bytes, PoolId(1), KEY), Err(CheckpointError::Foreign));
         let mut newer = some(2).encode();
-        newer[8] = 2;
+        newer[8] = 3;
         let crc = crc32c::crc32c(&newer[8..HEAD]);
         newer[4..8].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(Checkpoint::decode(&newer, POOL, KEY), Err(CheckpointError::NewerVersion(2)));
+        assert_eq!(Checkpoint::decode(&newer, POOL, KEY), Err(CheckpointError::NewerVersion(3)));
         assert!(choose(&bytes, &newer, POOL, KEY).is_err(), "an older state must not win over a newer one");
     }
 

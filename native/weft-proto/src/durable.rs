@@ -77,11 +77,10 @@ impl Durable {
         durable
     }
 
-    /// What a checkpoint of the replica is made of: all but what images have.
+    /// What a checkpoint of the replica is made of: all but what images have, of which it has the names.
     #[must_use]
     pub fn without_images(&self) -> Durable {
-        let mut images = Images::default();
-        self.images.gone().for_each(|(id, attempt)| images.remember_gone(id, attempt));
+        let images = self.images.names();
         Durable {
             volume: self.volume,
             rid: self.rid,

@@ -24,6 +24,8 @@ use crate::ids::{Epoch, Generation, SnapId};
 
 /// Regions and segments: bytes of a segment's file.
 pub const SEGMENT_SHIFT: u8 = 26;
+/// So many of its newest images a checkpoint of a replica names: more than a volume has snapshots.
+pub const NAMED_MAX: usize = 1024;
 /// Of so many images that are gone a replica remembers which they were.
 pub const GONE_MAX: usize = 1024;
 
@@ -203,6 +205,11 @@ impl Image {
         }
     }
 
+    /// The regions that are in files of its own.
+    pub(crate) fn own_regions(&self) -> Vec<u32> {
+        if self.is_whole() { self.written.iter().collect() } else { self.has.iter().collect() }
+    }
+
     /// Bytes of the regions that are in files of its own.
     #[must_use]
     pub fn own_bytes(&self) -> u64 {
@@ -296,11 +303,83 @@ pub enum HandDown {
     Empty(SnapId),
 }
 
+/// What a checkpoint of a replica says of one of its images, in case that nothing else does any more (R24).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NamedImage {
+    /// Of which snapshot.
+    pub id: SnapId,
+    /// Of which attempt at it.
+    pub attempt: u64,
+    /// The barrier's generation.
+    pub generation: Generation,
+    /// The owner's epoch then.
+    pub epoch: Epoch,
+    /// The store's incarnation then.
+    pub incarnation: u64,
+    /// Size in bytes.
+    pub size: u64,
+    /// Regions are `1 << region_shift` bytes.
+    pub region_shift: u8,
+    /// How it comes to have what its snapshot holds.
+    pub form: ImageForm,
+    /// How far it is.
+    pub state: ImageState,
+    /// Its data is gone.
+    pub empty: bool,
+}
+
+impl NamedImage {
+    fn of(image: &Image) -> NamedImage {
+        let Image { id, attempt, generation, epoch, incarnation, size, region_shift, form, state, .. } =
+            *image;
+        let empty = image.is_empty();
+        NamedImage { id, attempt, generation, epoch, incarnation, size, region_shift, form, state, empty }
+    }
+
+    /// The image, of which nobody knows what it had. So it is said to have had everything: what its files still hold is verified
+    /// when it is read, and all else is damage, for older ones that would read through it as well.
+    fn lost(&self) -> Image {
+        let NamedImage {
+            id,
+            attempt,
+            generation,
+            epoch,
+            incarnation,
+            size,
+            region_shift,
+            form,
+            state,
+            empty,
+        } = *self;
+        let regions = size.div_ceil(1 << region_shift);
+        let mut written = Regions::default();
+        (0..u32::try_from(regions).expect("at most 2^20 regions")).for_each(|region| written.add(region));
+        let has = if empty { Regions::default() } else { written.clone() };
+        let note = Vec::new();
+        Image {
+            id,
+            attempt,
+            generation,
+            epoch,
+            incarnation,
+            size,
+            region_shift,
+            form,
+            state,
+            note,
+            has,
+            written,
+        }
+    }
+}
+
 /// All images of a replica that were taken by itself, by age.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Images {
     list: Vec<Image>,
     gone: VecDeque<(SnapId, u64)>,
+    /// By the checkpoint that this was read from, or is to be written into.
+    named: Vec<NamedImage>,
 }
 
 impl Images {
@@ -330,6 +409,37 @@ impl Images {
     /// Attempts whose images are gone, the last one at the end: a repair of the store makes no snapshot of them.
     pub fn gone(&self) -> impl ExactSizeIterator<Item = (SnapId, u64)> {
         self.gone.iter().copied()
+    }
+
+    /// Only what a checkpoint of the replica is made of: the newest ones' names, and which are gone.
+    #[must_use]
+    pub(crate) fn names(&self) -> Images {
+        let named = self.list.iter().rev().take(NAMED_MAX).rev().map(NamedImage::of).collect();
+        Images { list: Vec::new(), gone: self.gone.clone(), named }
+    }
+
+    /// What the checkpoint says that this was read from.
+    pub(crate) fn named(&self) -> &[NamedImage] {
+        &self.named
+    }
+
+    pub(crate) fn set_named(&mut self, named: Vec<NamedImage>) {
+        self.named = named;
+    }
+
+    /// Everything that was kept beside the log, and the log, have been taken in: those that the checkpoint names, and of which
+    /// nothing is known, are damaged, as is what older ones read through them. Which those are.
+    pub fn lose_missing(&mut self) -> Vec<SnapId> {
+        let named = core::mem::take(&mut self.named);
+        let gone =
+            |of: &NamedImage| self.gone.iter().any(|(id, attempt)| *id == of.id && *attempt >= of.attempt);
+        let known = |of: &NamedImage| self.get(of.id).is_some_and(|image| image.attempt >= of.attempt);
+        let lost: Vec<NamedImage> = named.into_iter().filter(|of| !gone(of) && !known(of)).collect();
+        for of in &lost {
+            self.list.retain(|image| image.id != of.id);
+            self.insert(of.lost());
+        }
+        lost.iter().map(|of| of.id).collect()
     }
 
     /// As they were kept beside the log, before what the log says since.
@@ -911,6 +1021,38 @@ mod tests {
             assert_eq!(images.is_shared(SnapId(1), SnapId(2), offset), Some(found), "{offset:#x}");
             assert_eq!(images.is_shared(SnapId(2), SnapId(1), offset), Some(found), "{offset:#x}");
         }
+    }
+
+    /// R24: what a checkpoint names, and nobody knows any more, had everything: older ones do not read past it.
+    #[test]
+    fn an_image_of_which_only_its_name_is_left_is_damaged_and_hides_what_is_behind_it() {
+        let mut images = Images::default();
+        let stamps = alloc::vec![Generation::new(Epoch(1), 1); REGIONS as usize];
+        for n in 4..7 {
+            let (generation, form) = (Generation::new(Epoch(3), n), ImageForm::Chained);
+            let change = ImageChange::Prepared { generation, epoch: Epoch(3), incarnation: 1, form };
+            images.apply((SnapId(n.into()), 1), &change, (SIZE, SHIFT), &stamps);
+        }
+        let (older, lost, newer) = (SnapId(4), SnapId(5), SnapId(6));
+        let mut kept = images.names();
+        assert_eq!((kept.len(), kept.named().len()), (0, 3));
+        let found = |id| images.get(id).expect("taken").clone();
+        kept.restore(alloc::vec![found(older), found(newer)]);
+        let mut forgotten = kept.clone();
+        assert_eq!((kept.lose_missing(), kept.lose_missing()), (vec![lost], vec![]));
+        let image = kept.get(lost).expect("it is named");
+        assert_eq!((image.attempt, image.size, image.state), (1, SIZE, ImageState::Prepared));
+        let damage = Place::Image { image: lost, heir: None };
+        for region in 1..4 {
+            assert_eq!(kept.place(older, region), Some(damage));
+            assert_eq!(kept.place(newer, region), Some(Place::Head));
+        }
+        let order: Vec<SnapId> = kept.iter().map(|image| image.id).collect();
+        assert_eq!(order, [older, lost, newer]);
+        // The log says that it is gone: so it is.
+        forgotten.apply((lost, 1), &ImageChange::Gone, (SIZE, SHIFT), &[]);
+        assert_eq!(forgotten.lose_missing(), vec![]);
+        assert_eq!(forgotten.place(older, 1), Some(Place::Head));
     }
 
     /// H29: the head's regions have become larger since the older image was taken.

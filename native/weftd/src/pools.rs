@@ -1260,6 +1260,8 @@ struct ReadBack {
     image_files: BTreeMap<ReplicaKey, BTreeMap<SnapId, ImageFiles>>,
     /// Directories of images that nothing names.
     leftovers: Vec<(ReplicaKey, SnapId)>,
+    /// Images of which nothing but the name is left.
+    lost: Vec<(ReplicaKey, SnapId)>,
 }
 
 /// A record whose checksum is right and that no writer made: nothing of such a log is believed (R24).

@@ -617,6 +617,12 @@ impl<P: Payload> Replica<P> {
         self.imaging.damaged.get(&id).map_or(0, |regions| regions.len() as u64)
     }
 
+    /// What an image had is gone; of one of which nobody knows what that was, everything ([`Images::lose_missing`]).
+    pub fn note_lost(&mut self, id: SnapId) {
+        let regions: Vec<u32> = self.durable.images.get(id).map(Image::own_regions).unwrap_or_default();
+        regions.into_iter().for_each(|region| self.imaging.note_damage(id, region));
+    }
+
     /// The image of exactly this attempt goes, if it was never READY: the store is known not to name it, and never will
     /// (R15). False if there is none, or it is not to go by this.
     pub fn drop_image(&mut self, now: Instant, id: SnapId, attempt: u64) -> bool {

@@ -122,7 +122,7 @@ impl Pool {
         watermark: Watermark,
         owner: Option<&PoolOwner>,
     ) -> Result<(), String> {
-        let ReadBack { found, damaged, unfinished, recovered, mut image_files, leftovers } =
+        let ReadBack { found, damaged, unfinished, recovered, mut image_files, leftovers, lost } =
             self.read_back(&loaded, &images, log.as_ref())?;
         self.unfinished.extend(unfinished);
         if let (Some(ring), Some(recovered)) = (log, recovered) {
@@ -144,6 +144,9 @@ impl Pool {
             let place = (side, checkpoint.counter, checkpoint.log_seq);
             let mut slot = self.slot(durable, place, watermark, owner);
             slot.image_files = image_files.remove(&key).unwrap_or_default();
+            for (_, image) in lost.iter().filter(|(of, _)| *of == key) {
+                slot.machine.note_lost(*image);
+            }
             self.replicas.insert(key, slot);
             self.submit(Purpose::Open(key), op);
             self.append_identity(now, key, owner);
@@ -192,6 +195,12 @@ impl Pool {
             of_images.insert(*key, found);
         }
         self.replay(&mut read, &mut of_images, log)?;
+        for (key, (_, checkpoint)) in &mut read.found {
+            for image in checkpoint.durable.images.lose_missing() {
+                tracing::error!(pool = %self.id, volume = %key.volume, rid = %key.rid, %image, "an image's files are gone or damaged, and nobody knows what it had");
+                read.lost.push((*key, image));
+            }
+        }
         for (key, found) in of_images {
             let Some((_, checkpoint)) = read.found.get(&key) else { continue };
             let known = &checkpoint.durable.images;
@@ -204,6 +213,7 @@ impl Pool {
             // again with the next checkpoint.
             for image in known.iter().filter(|image| !is_there(image.id)) {
                 tracing::error!(pool = %self.id, volume = %key.volume, rid = %key.rid, image = %image.id, "an image's files are gone");
+                read.lost.push((key, image.id));
             }
             let Some((id, why)) = unknown else {
                 read.image_files.insert(key, found.files);
