@@ -1,0 +1,138 @@
+/**
+ * What the planner of a setup is told: the hosts of a hypervisors' pool as they are, and what somebody wishes of them.
+ *
+ * Must always hold:
+ * - a host is its id; its name is for sentences, and two may have the same;
+ * - what a person wrote (`disks=h1:/dev/sdb`) is understood as one thing, or refused.
+ */
+import type { Disk } from "./disk.ts";
+import { type Decision, finding, type Finding, ok, refused } from "./finding.ts";
+import { byText, parseUuid } from "./ids.ts";
+import { COPIES_MAX } from "./limits.ts";
+import { suggest } from "./suggest.ts";
+
+/** A network that hypervisors share, and this host's address on it. */
+export type SetupNetwork = {
+  /** The hypervisors' id of the network, the same on all hosts. */
+  readonly id: string;
+  readonly name: string;
+  /** Null: this host has no address there. */
+  readonly address: string | null;
+  /** Null: the hypervisor doesn't know. */
+  readonly linkMbps: number | null;
+  /** The one that the hypervisors manage each other over. */
+  readonly isManagement: boolean;
+};
+
+export type SetupWeft =
+  /** Not installed there, or it doesn't answer: in words. */
+  | { readonly kind: "absent"; readonly reason: string }
+  /** Installed, in no cluster. */
+  | { readonly kind: "none" }
+  | {
+      readonly kind: "member";
+      readonly cluster: string;
+      /** Its name and address in that cluster. */
+      readonly name: string;
+      readonly address: string;
+      /** Whether it has a vote in the store. */
+      readonly votes: boolean;
+      /** Sizes of its pools. */
+      readonly pools: readonly bigint[];
+    };
+
+export type SetupHost = {
+  /** The hypervisors' id of the host. */
+  readonly id: string;
+  readonly name: string;
+  /** False: the hypervisors say that it is off. Nothing else of it is known then. */
+  readonly isUp: boolean;
+  readonly weft: SetupWeft;
+  readonly disks: readonly Disk[];
+  readonly networks: readonly SetupNetwork[];
+  /** Free memory of the system that weft runs in; null: not known. */
+  readonly freeBytes: bigint | null;
+  /** How far its clock is from the asking host's; null: not known. */
+  readonly clockOffMs: number | null;
+};
+
+export type DisksWish =
+  /** Every blank disk of a host. */
+  | { readonly kind: "auto" }
+  | { readonly kind: "none" }
+  | { readonly kind: "named"; readonly disks: readonly { readonly host: string; readonly path: string }[] };
+
+export type SetupWishes = {
+  /** Null: not said. */
+  readonly disks: DisksWish | null;
+  readonly copies: number | null;
+  /** A network's id. */
+  readonly network: string | null;
+};
+
+const PATH = /^\/dev\/[A-Za-z0-9][A-Za-z0-9_.:/+-]*$/;
+const NOTHING_DONE = { safe: "Nothing was changed on any host." };
+
+/** `auto`, `none`, or `HOST:/dev/DISK[,…]` with a host's id or name. E-ARG-01, E-ARG-02. */
+export function parseDisksWish(text: string, hosts: readonly SetupHost[]): Decision<DisksWish> {
+  const word = text.trim();
+  if (word === "auto" || word === "none") return ok({ kind: word });
+  const disks: { readonly host: string; readonly path: string }[] = [];
+  for (const part of word.split(",")) {
+    const colon = part.indexOf(":/");
+    const [ref, path] = [part.slice(0, Math.max(0, colon)).trim(), part.slice(colon + 1).trim()];
+    if (ref === "" || !PATH.test(path) || path.includes("/..")) return refused(badDisks(part));
+    const host = hostMeant(ref, hosts);
+    if (host.kind === "refused") return host;
+    const same = disks.some((disk) => disk.host === host.value.id && disk.path === path);
+    if (!same) disks.push({ host: host.value.id, path });
+  }
+  return ok({ kind: "named", disks });
+}
+
+/** A whole number from 1 to 8: E-VOL-08. */
+export function parseCopiesWish(text: string): Decision<number> {
+  const copies = /^[0-9]{1,3}$/.test(text.trim()) ? Number(text) : 0;
+  if (copies >= 1 && copies <= COPIES_MAX) return ok(copies);
+  return refused(
+    finding(
+      "E-VOL-08",
+      `"${text.slice(0, 100)}" is no number of copies: 1 to ${COPIES_MAX} are.`,
+      NOTHING_DONE,
+    ),
+  );
+}
+
+/** An identifier: E-ARG-02. Whether there is such a network, the plan tells. */
+export function parseNetworkWish(text: string): Decision<string> {
+  const id = parseUuid(text.trim());
+  if (id !== null) return ok(id);
+  return refused(
+    finding("E-ARG-02", `"${text.slice(0, 100)}" is no network's UUID.`, {
+      ...NOTHING_DONE,
+      do: [{ why: "See all", command: "xe network-list params=uuid,name-label" }],
+    }),
+  );
+}
+
+function hostMeant(ref: string, hosts: readonly SetupHost[]): Decision<SetupHost> {
+  const id = parseUuid(ref);
+  const found = hosts.filter((host) => (id === null ? host.name === ref : host.id === id));
+  const [host] = found;
+  if (host !== undefined && found.length === 1) return ok(host);
+  const known = hosts.map(({ name }) => name).toSorted(byText);
+  const near = suggest(ref, known);
+  const what =
+    found.length > 1
+      ? `${found.length} hosts are named "${ref}": say which by its UUID`
+      : `No host "${ref.slice(0, 100)}". ${near === null ? `Hosts: ${known.join(", ")}` : `Did you mean "${near}"?`}`;
+  return refused(finding("E-ARG-01", `${what}${what.endsWith("?") ? "" : "."}`, NOTHING_DONE));
+}
+
+function badDisks(part: string): Finding {
+  return finding(
+    "E-ARG-02",
+    `"${part.slice(0, 100)}" is no disk of a host. Examples: auto, none, h1:/dev/sdb,h2:/dev/nvme0n1.`,
+    NOTHING_DONE,
+  );
+}
