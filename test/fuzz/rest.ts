@@ -38,6 +38,9 @@ const volume = { name: "db", size: "1048576", copies: 1, minIsr: 1, hosts: null,
 /** Paths that the agent itself opens lead nowhere, whatever is in them. */
 const file = { path: "/dev/null/file" };
 
+const nobody = "00000000-0000-4000-8000-000000000009";
+const newcomer = { host: nobody, name: "h9", address: "127.0.0.9", cert: "-----BEGIN CERTIFICATE-----" };
+
 type WithBody = {
   [Name in RouteName as Routes[Name]["request"] extends z.ZodType ? Name : never]: z.input<
     Extract<Routes[Name]["request"], z.ZodType>
@@ -47,6 +50,14 @@ type WithBody = {
 const bodies: WithBody = {
   "POST /v1/init": { name: "h1", address: "127.0.0.1", clusterName: "lab" },
   "POST /v1/join": { from: "127.0.0.1", token: "04F6", name: "h1", address: "127.0.0.1" },
+  "POST /v1/admission/request": { name: "h1", address: "127.0.0.1" },
+  "POST /v1/admission": { ...newcomer, vouchedBy: "XAPI host 1" },
+  "POST /v1/admission/answer": {
+    cluster: { id: nobody, name: "lab", createdAt: "2026-11-22T10:00:00Z", host: nobody, endpoints: [] },
+    cert: "-----BEGIN CERTIFICATE-----",
+    authority: "-----BEGIN CERTIFICATE-----",
+    trust: "{}",
+  },
   "PUT /v1/settings": { transport: "tls" },
   "POST /v1/tokens": { forMs: 60_000, name: null },
   "POST /v1/api-tokens": { name: "ci", role: "viewer", volumes: null, forMs: 60_000 },

@@ -11,6 +11,7 @@ import type { FastifyInstance } from "fastify";
 import type { z } from "zod";
 
 import { type HostId, parseHostId } from "../model/ids.ts";
+import type { AdmissionAnswer, AdmissionRequest, admissionWish } from "../wire/admission-api.ts";
 import type * as api from "../wire/agent-api.ts";
 import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
 import { IdentityFiles } from "../wire/identity-files.ts";
@@ -23,6 +24,7 @@ import { AuditHeads } from "./audit-head.ts";
 import { AuthorityKeeper } from "./authority.ts";
 import { ClockWatch } from "./clock-watch.ts";
 import { ClusterView } from "./cluster-view.ts";
+import { enterAdmitted, requestAdmission } from "./admission.ts";
 import { Confirmation } from "./confirmation.ts";
 import type { MemberContext } from "./context.ts";
 import { DevicePools } from "./device-pools.ts";
@@ -167,6 +169,16 @@ export class Agent {
       await this.#begin(await joinCluster(this.#joining(), request), true);
       await this.#untilSettled();
     });
+  }
+
+  /** What a member needs to let this host in without a token. */
+  requestAdmission(wish: z.output<typeof admissionWish>): Promise<AdmissionRequest> {
+    return this.#inTurn(() => requestAdmission(this.#joining(), wish));
+  }
+
+  /** It was let in. Its place in the store follows in the background. */
+  enter(answer: AdmissionAnswer): Promise<void> {
+    return this.#inTurn(async () => this.#begin(await enterAdmitted(this.#joining(), answer), true));
   }
 
   /** The store under it was replaced. */

@@ -4,47 +4,26 @@
  *     asked ── a member? ── too many wrong tries? ── token right? ──▶ one transaction ──▶ certificate and trust list
  *
  * Must always hold:
- * - the token's use, the host's keys and its place in the trust list are one transaction: a host is in the cluster with
- *   all of them or not at all, and a token is used once, whoever asks at whichever member at the same time;
- * - what is listed is the key that the connection has proven, never one that a body names;
- * - the same host with the same key may ask again, after a crash of either end, and is let in as the same one.
+ * - a token is used once, whoever asks at whichever member at the same time (let-in.ts);
+ * - what is listed is the key that the connection has proven, never one that a body names.
  */
 import type { X509Certificate } from "node:crypto";
 
-import type { Decision } from "../model/finding.ts";
 import { type HostId, parseHostId } from "../model/ids.ts";
 import { WRONG_TOKENS } from "../model/limits.ts";
 import { Tries } from "../model/tries.ts";
-import { mayIssue, type Trust, withCert, withKey } from "../model/trust.ts";
 import { isP256, kidOf } from "../wire/certificate.ts";
 import type { EnrolAnswer, EnrolRequest } from "../wire/door-api.ts";
 import { decided, WeftError } from "../wire/errors.ts";
-import { parseHost } from "../wire/record.ts";
-import type { Compare, Entry, Op, StoreClient } from "../wire/store-client.ts";
-import { keys } from "../wire/store-keys.ts";
-import type { AuthorityKeeper } from "./authority.ts";
 import type { DoorCall } from "./door.ts";
-import { registration, takenBy } from "./entering.ts";
-import type { IdentityKeeper } from "./identity.ts";
-import { judgeToken, readToken, refusedToken, type StoredToken } from "./join-tokens.ts";
-import { changeTrust } from "./trust-change.ts";
+import { judgeToken, readToken, type StoredToken } from "./join-tokens.ts";
+import { letIn, type LetInContext, type Newcomer } from "./let-in.ts";
 
-export type EnrolContext = {
-  readonly store: StoreClient;
-  readonly authority: AuthorityKeeper;
-  readonly identity: IdentityKeeper;
+export type EnrolContext = LetInContext & {
   /** What a host that was let in learns of the cluster; `host` is who answers. */
   readonly cluster: () => EnrolAnswer["cluster"];
   /** Addresses of the store's members, for a host that asked another one. */
   readonly members: () => readonly string[];
-};
-
-type Newcomer = EnrolRequest["host"] & { readonly host: HostId; readonly kid: string };
-/** The host's own keys in the transaction. `isAgain`: they are there, and say the same. */
-type Places = {
-  readonly isAgain: boolean;
-  readonly compares: readonly Compare[];
-  readonly ops: readonly Op[];
 };
 
 export class Enrolment {
@@ -77,7 +56,7 @@ export class Enrolment {
       name: newcomer.name,
       address: body.host.address,
     });
-    const made = await this.#letIn(newcomer, token, publicKey);
+    const made = await letIn(this.#context, newcomer, publicKey, token);
     return { ...made, cluster: { ...this.#context.cluster(), host: newcomer.host } };
   }
 
@@ -102,107 +81,11 @@ export class Enrolment {
     this.#tries.right(address, begun);
     return believed;
   }
-
-  async #letIn(
-    newcomer: Newcomer,
-    token: StoredToken,
-    publicKey: X509Certificate["publicKey"],
-  ): Promise<Pick<EnrolAnswer, "cert" | "trust">> {
-    const { store, authority, identity } = this.#context;
-    const { host, name, address, kid } = newcomer;
-    for (;;) {
-      const before = await this.#places(newcomer);
-      const issued = await authority.issueHost(identity.trust(), { host, publicKey });
-      const cert = { serial: issued.serial, by: issued.by, notAfterMs: issued.notAfterMs };
-      const nowMs = Date.now();
-      const listed = (trust: Trust): Decision<Trust> => {
-        const taken = takenIn(trust, newcomer, before.isAgain);
-        if (taken !== null) throw takenBy(name, address, taken === "name");
-        // A token lets its own host in again only while that is in: one that was taken out has used it up.
-        if (token.used !== null && !isListed(trust, newcomer)) return refusedToken();
-        const allowed = mayIssue(trust, { host, pending: 0, nowMs });
-        if (allowed.kind === "refused") return allowed;
-        const keyed = withKey(trust, { host, name, address, kid, nowMs, nonce: "" });
-        return keyed.kind === "ok" ? withCert(keyed.value, { host, cert, nowMs, nonce: "" }) : keyed;
-      };
-      const use = useOf(token, newcomer, nowMs);
-      const change = await changeTrust({ store, authority, identity }, listed, {
-        compares: [...before.compares, ...use.compares],
-        ops: [...before.ops, ...use.ops],
-      });
-      if (change.kind === "changed") return { cert: issued.pem, trust: change.text };
-      // Somebody was faster, or we were, in a transaction whose outcome was in doubt: what is there now tells.
-      const now = await readToken(store, identity.trust(), token.record.id);
-      const isOurs = now !== null && now.used?.host === host && now.used.kid === kid;
-      if (now === null || (now.used !== null && !isOurs)) throw WeftError.fromFinding(refusedToken().finding);
-      token = now;
-    }
-  }
-
-  /** What the transaction needs of the host's own keys; E-HOST-03 when they are another host's. */
-  async #places({ host, name, address }: Newcomer): Promise<Places> {
-    const { store } = this.#context;
-    const own = [keys.host(host), keys.hostName(name), keys.hostAddress(address)] as const;
-    const [itself, named, addressed] = await Promise.all(own.map((key) => store.get(key)));
-    const isOwn = (entry: Entry | null | undefined): boolean => entry?.value === JSON.stringify({ host });
-    if (named && !isOwn(named)) throw takenBy(name, address, true);
-    if (addressed && !isOwn(addressed)) throw takenBy(name, address, false);
-    // It was let in before, as this very host, and did not hear of it.
-    if (itself) {
-      const known = parseHost(itself.key, itself.value);
-      if (!named || !addressed || known.name !== name || known.address !== address)
-        throw takenBy(name, address, known.name !== name);
-      return { isAgain: true, compares: [{ key: itself.key, modRevision: itself.modRevision }], ops: [] };
-    }
-    return { isAgain: false, ...registration({ host, name, address, joinedAt: new Date().toISOString() }) };
-  }
-}
-
-/**
- * Who has a token may become a host, and none that is there already: a host in the list is this one only if its key is
- * this one's. Names and addresses count too, whatever somebody took out of the store. Null: all of it is free, or its own.
- */
-function takenIn(trust: Trust, newcomer: Newcomer, isAgain: boolean): "name" | "address" | null {
-  const { host, name, address } = newcomer;
-  const known = trust.hosts.get(host);
-  if (known !== undefined || isAgain) {
-    const isSame = known !== undefined && isAgain && isListed(trust, newcomer);
-    if (!isSame || known.name !== name) return "name";
-    return known.address === address ? null : "address";
-  }
-  const others = Array.from(trust.hosts.values());
-  if (others.some((other) => other.name === name)) return "name";
-  return others.some((other) => other.address === address) ? "address" : null;
-}
-
-function isListed(trust: Trust, { host, kid }: Newcomer): boolean {
-  return trust.hosts.get(host)?.keys.some((key) => key.kid === kid) ?? false;
-}
-
-function useOf(
-  { record, revision, used }: StoredToken,
-  { host, kid }: Newcomer,
-  nowMs: number,
-): { readonly compares: readonly Compare[]; readonly ops: readonly Op[] } {
-  if (used !== null) return { compares: [], ops: [] };
-  const key = keys.joinTokenUsed(record.id);
-  return {
-    // Neither revoked nor used meanwhile.
-    compares: [
-      { key: keys.joinToken(record.id), modRevision: revision },
-      { key, modRevision: 0n },
-    ],
-    ops: [{ kind: "put", key, value: JSON.stringify({ host, kid, at: new Date(nowMs).toISOString() }) }],
-  };
 }
 
 /** The key of the certificate that the connection has shown: the handshake is the proof, its name is only a wish. */
 function provenKey(certificate: X509Certificate | null, host: string): X509Certificate["publicKey"] {
-  const isFit =
-    certificate !== null &&
-    isP256(certificate.publicKey) &&
-    certificate.subjectAltName === `URI:weft://join/${host}`;
-  if (isFit) return certificate.publicKey;
+  if (certificate !== null && isJoinCert(certificate, host)) return certificate.publicKey;
   throw new WeftError({
     code: "E-AUTH-01",
     message: "A host that joins shows a certificate of its own key, made for this.",
@@ -226,7 +109,12 @@ function tooMany(): WeftError {
   });
 }
 
-function notMember(members: readonly string[]): WeftError {
+/** Of a key that can be a host's, made for this host to join. Whose key it is, its signature has to show. */
+export function isJoinCert(certificate: X509Certificate, host: string): boolean {
+  return isP256(certificate.publicKey) && certificate.subjectAltName === `URI:weft://join/${host}`;
+}
+
+export function notMember(members: readonly string[]): WeftError {
   return new WeftError({
     code: "E-TOKEN-05",
     message: `This host is no member of the store, and can't let others in. Members: ${members.join(", ")}.`,

@@ -10,8 +10,10 @@ import { changesPlaces } from "../wire/agent-api.ts";
 import { WeftError } from "../wire/errors.ts";
 import { whoOf } from "../wire/audit-line.ts";
 import type { RouteAnswer, RouteBody, RouteName, RouteParams, RouteQuery } from "../wire/routes.ts";
+import { admitHost } from "./admit.ts";
 import type { Agent } from "./agent.ts";
 import { createApiToken, listApiTokens, revokeApiToken } from "./api-tokens.ts";
+import { memberAddresses } from "./ask-members.ts";
 import { auditAnswer, auditProblems, auditVerdict } from "./audit-read.ts";
 import { attachVolume, detachVolume } from "./attach.ts";
 import { backupAuthority, restoreAuthority } from "./ca-file.ts";
@@ -41,7 +43,10 @@ import * as volumes from "./volumes.ts";
 import { progressAnswer, whyAnswer } from "./why.ts";
 
 /** As much of the agent as a request may use. */
-export type AskedAgent = Pick<Agent, "member" | "status" | "init" | "join" | "restart" | "audit">;
+export type AskedAgent = Pick<
+  Agent,
+  "member" | "status" | "init" | "join" | "requestAdmission" | "enter" | "restart" | "audit"
+>;
 
 export type Asked<Name extends RouteName> = {
   readonly principal: Principal;
@@ -69,6 +74,17 @@ export const handlers: Handlers = {
   },
   "POST /v1/join": async (agent, { body }) => {
     await agent.join(body);
+    return show.enteredAnswer(agent.member());
+  },
+  "POST /v1/admission/request": (agent, { body }) => agent.requestAdmission(body),
+  "POST /v1/admission": (agent, { body }) => {
+    const context = agent.member();
+    const { store, authority, identity } = context;
+    const cluster = (): api.ClusterAnswer => show.clusterAnswer(context);
+    return admitHost({ store, authority, identity, cluster, members: () => memberAddresses(store) }, body);
+  },
+  "POST /v1/admission/answer": async (agent, { body }) => {
+    await agent.enter(body);
     return show.enteredAnswer(agent.member());
   },
   "GET /v1/cluster": (agent) => show.clusterAnswer(agent.member()),

@@ -32,7 +32,11 @@ import type { HostFile, JoinIntent } from "./host-file.ts";
 const MEMBERS_MAX = 9;
 
 type Request = z.output<typeof joinRequest>;
-type LetIn = { readonly answer: EnrolAnswer; readonly by: ProvenHost };
+/** What a member answered, and whose word it is. */
+type LetIn = {
+  readonly answer: Pick<EnrolAnswer, "cert" | "trust" | "cluster">;
+  readonly by: Pick<ProvenHost, "cluster" | "authority">;
+};
 
 export async function joinCluster(context: JoinContext, request: Request): Promise<HostFile> {
   const { files, etcd } = context;
@@ -120,7 +124,7 @@ async function askOne({ host: address, port }: { host: string; port: number }, a
 }
 
 /** What was answered is looked at as if it came from anybody, then written, host.json last. */
-async function settle(
+export async function settle(
   { files, identityFiles, bootIdFile }: JoinContext,
   intent: JoinIntent,
   keyPem: Secret<string>,

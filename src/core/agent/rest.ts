@@ -161,6 +161,7 @@ function addRoute(app: FastifyInstance, door: RestDoor, askings: Askings, name: 
   app.route({
     method,
     url: path,
+    bodyLimit: spec.bodyMax,
     onRequest: async (request) => {
       const principal = await principalOf(request);
       const { subject, ref } = subjectOf(agent, principal, spec, request);

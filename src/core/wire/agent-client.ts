@@ -9,6 +9,7 @@
 import { request as httpRequest } from "node:http";
 import type { z } from "zod";
 
+import * as admission from "./admission-api.ts";
 import * as api from "./agent-api.ts";
 import type { Secret } from "../model/secret.ts";
 import type { VolumeLimits } from "../model/volume-limits.ts";
@@ -53,6 +54,19 @@ export class AgentClient {
 
   join(body: z.input<typeof api.joinRequest>): Promise<api.EnteredAnswer> {
     return this.#call("POST", "/v1/join", api.enteredAnswer, api.joinRequest, body);
+  }
+
+  requestAdmission(body: admission.AdmissionWish): Promise<admission.AdmissionRequest> {
+    const { admissionRequest, admissionWish } = admission;
+    return this.#call("POST", "/v1/admission/request", admissionRequest, admissionWish, body);
+  }
+
+  admit(body: admission.AdmissionOrder): Promise<admission.AdmissionAnswer> {
+    return this.#call("POST", "/v1/admission", admission.admissionAnswer, admission.admissionOrder, body);
+  }
+
+  enter(body: admission.AdmissionAnswer): Promise<api.EnteredAnswer> {
+    return this.#call("POST", "/v1/admission/answer", api.enteredAnswer, admission.admissionAnswer, body);
   }
 
   cluster(): Promise<api.ClusterAnswer> {

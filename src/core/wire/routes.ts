@@ -9,8 +9,12 @@
  */
 import { z } from "zod";
 
+import { TRUST_BYTES } from "../model/limits.ts";
 import type { Right } from "../model/roles.ts";
+import * as admission from "./admission-api.ts";
 import * as api from "./agent-api.ts";
+
+const BODY_MAX = 64 * 1024;
 
 /** What the path's `:ref` is about, for tokens that are bound to volumes. */
 export type RouteSubject = "cluster" | "volumes" | "volume" | "deleted volume" | "snapshot";
@@ -25,6 +29,8 @@ export type RouteSpec = {
   readonly names: string | null;
   /** Null: it takes none, and one that is sent is not looked at. */
   readonly request: z.ZodType | null;
+  /** Bytes of the body: a larger one is refused before it is parsed. */
+  readonly bodyMax: number;
   /** What may stand behind the path's `?`; null: nothing is looked at. */
   readonly query: z.ZodType | null;
   readonly answer: z.ZodType;
@@ -41,6 +47,29 @@ export const routes = {
   "POST /v1/join": mutation("local-root", "cluster", api.joinRequest, api.enteredAnswer, {
     logs: ["from", "name", "address"],
   }),
+  /** Three steps of one thing, each on its host (admission-api.ts). */
+  "POST /v1/admission/request": mutation(
+    "local-root",
+    "cluster",
+    admission.admissionWish,
+    admission.admissionRequest,
+    { logs: ["name", "address"] },
+  ),
+  "POST /v1/admission": mutation(
+    "local-root",
+    "cluster",
+    admission.admissionOrder,
+    admission.admissionAnswer,
+    { logs: ["host", "name", "address", "vouchedBy"] },
+  ),
+  "POST /v1/admission/answer": mutation(
+    "local-root",
+    "cluster",
+    admission.admissionAnswer,
+    api.enteredAnswer,
+    // The trust list is in it.
+    { bodyMax: TRUST_BYTES.most + BODY_MAX },
+  ),
   "GET /v1/cluster": read("viewer", "cluster", api.clusterAnswer),
 
   "GET /v1/settings": read("viewer", "cluster", api.settings),
@@ -225,6 +254,7 @@ function asked<Query extends z.ZodType | null, Answer extends z.ZodType>(
     subject,
     names: null,
     request: null,
+    bodyMax: BODY_MAX,
     query,
     answer,
     audit: "read",
@@ -245,6 +275,7 @@ function question<Request extends z.ZodType, Answer extends z.ZodType>(
     subject,
     names: null,
     request,
+    bodyMax: BODY_MAX,
     query: null,
     answer,
     audit: "read",
@@ -261,9 +292,10 @@ function mutation<Request extends z.ZodType | null, Answer extends z.ZodType>(
     readonly raise?: (body: z.output<NonNullable<Request>>) => Right;
     readonly names?: keyof z.output<NonNullable<Request>> & string;
     readonly logs?: readonly (keyof z.output<NonNullable<Request>> & string)[];
+    readonly bodyMax?: number;
   } = {},
 ) {
-  const { raise, names, logs } = more;
+  const { raise, names, logs, bodyMax } = more;
   return {
     right,
     // The body was parsed by `request` before it comes here.
@@ -271,6 +303,7 @@ function mutation<Request extends z.ZodType | null, Answer extends z.ZodType>(
     subject,
     names: names ?? null,
     request,
+    bodyMax: bodyMax ?? BODY_MAX,
     query: null,
     answer,
     audit: "mutation",

@@ -39,6 +39,8 @@ const agent: AskedAgent = {
   status: reached,
   init: reached,
   join: reached,
+  requestAdmission: reached,
+  enter: reached,
   restart: reached,
 };
 
