@@ -262,7 +262,7 @@ function programOf(pid: number): string | null {
   const words = read(`/proc/${pid}/cmdline`).split("\0");
   const name = words[0]?.split("/").at(-1) ?? "";
   if (name === "weftd" || name === "etcd") return name;
-  return words.some((word) => word.endsWith("/agent/main.ts")) ? "agent" : null;
+  return words.some((word) => word.endsWith("/resident/main.ts")) ? "agent" : null;
 }
 
 function residentMiB(pid: number): number {

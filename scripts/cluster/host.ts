@@ -69,7 +69,7 @@ export function weftServices(agentOptions: readonly string[] = [], daemon: strin
         weftd: [daemon ?? weftd(), ...places, ...cores],
         agent: [
           process.execPath,
-          join(repository, "src/core/agent/main.ts"),
+          join(repository, "src/resident/main.ts"),
           ...places,
           "--addon",
           join(nativeBin(), "libweft_node.so"),

@@ -142,7 +142,7 @@ async function pidsOf(hosts: readonly Host[]): Promise<readonly (number | null |
 
 /** Node names its process after one of its threads. */
 function isAgent(pid: number): boolean {
-  return readFileSync(`/proc/${pid}/cmdline`, "utf8").includes("src/core/agent/main.ts");
+  return readFileSync(`/proc/${pid}/cmdline`, "utf8").includes("src/resident/main.ts");
 }
 
 /** A guest writes and reads on a socket; at its end what it saw is judged. */

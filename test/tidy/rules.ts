@@ -247,6 +247,7 @@ const rooms: readonly (readonly [prefix: string, floor: number])[] = [
   ["src/sm-driver/", 2],
   ["src/libvirt/", 2],
   ["src/panel/", 2],
+  ["src/resident/", 3],
   ["scripts/", 3],
   ["test/", 4],
 ];

@@ -43,6 +43,7 @@ import { UsedKeeper } from "./used-keeper.ts";
 import { RoomKeeper } from "./room-keeper.ts";
 import { LimitKeeper } from "./limit-keeper.ts";
 import { LocalDaemon } from "./local-daemon.ts";
+import type { LocalDoor } from "./local-door.ts";
 import { type Log, openLog } from "./log.ts";
 import { Mirror, syncIfPossible } from "./mirror.ts";
 import type { AgentOptions } from "./options.ts";
@@ -96,6 +97,7 @@ type Loops = {
 export class Agent {
   readonly #options: AgentOptions;
   readonly #log: Log;
+  readonly #doors: readonly LocalDoor[];
   readonly #files: HostFiles;
   readonly #identityFiles: IdentityFiles;
   readonly #etcd: EtcdProcess;
@@ -107,9 +109,11 @@ export class Agent {
   /** One of init, join, restart at a time. */
   #turn: Promise<unknown> = Promise.resolve();
 
-  constructor(options: AgentOptions, log: Log = openLog(options.logLevel)) {
+  /** `doors`: those that live in this process. */
+  constructor(options: AgentOptions, log: Log = openLog(options.logLevel), doors: readonly LocalDoor[] = []) {
     this.#options = options;
     this.#log = log;
+    this.#doors = doors;
     this.#files = new HostFiles(options.stateDir);
     this.#identityFiles = new IdentityFiles(options.stateDir);
     this.#etcd = new EtcdProcess({
@@ -126,7 +130,7 @@ export class Agent {
     await mkdir(this.#options.runDir, { recursive: true });
     const self = await this.#files.readHost();
     if (self !== null) await this.#begin(self, false);
-    this.#rest = await serveLocal(this, this.#options, this.#log);
+    this.#rest = await serveLocal(this, this.#options, this.#log, this.#doors);
     this.#log.info({ member: self !== null, runDir: this.#options.runDir }, "the agent serves");
   }
 

@@ -26,6 +26,10 @@ export type AgentOptions = {
   readonly rebuildAfterMs: number | null;
   /** How long certificates live that this host issues; null: 30 days. Shorter in tests of renewal. */
   readonly certificateLifeMs: number | null;
+  /** Where XAPI listens, for what lives in the agent's process and talks to it. */
+  readonly xapiSocket: string;
+  /** Put before dom0's paths (`/dev/sm`, `/run/blktap-control`), so that several hosts live on one machine; empty: none. */
+  readonly dom0Root: string;
 };
 
 /** Longest path of a unix socket is 107 bytes; the longest name below the run directory is a volume's export. */
@@ -46,6 +50,8 @@ export function parseOptions(argv: readonly string[]): AgentOptions {
       "certificate-life": { type: "string" },
       etcd: { type: "string", default: "/usr/bin/etcd" },
       etcdctl: { type: "string", default: "/usr/bin/etcdctl" },
+      "xapi-socket": { type: "string", default: "/var/lib/xcp/xapi" },
+      "dom0-root": { type: "string", default: "" },
       "log-level": { type: "string", default: "info" },
     },
   });
@@ -65,6 +71,8 @@ export function parseOptions(argv: readonly string[]): AgentOptions {
     allowCoreDumps: values["allow-core-dumps"],
     rebuildAfterMs: millisecondsOf("--rebuild-after", values["rebuild-after"]),
     certificateLifeMs: millisecondsOf("--certificate-life", values["certificate-life"]),
+    xapiSocket: values["xapi-socket"],
+    dom0Root: values["dom0-root"],
   };
 }
 

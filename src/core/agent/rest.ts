@@ -2,7 +2,7 @@
  * The REST interface on RUN/agent.sock, registered from the table of routes.
  *
  * Must always hold:
- * - a route that isn't in the table can't be registered, and one of the table has a handler;
+ * - a route that isn't in the table and no door of the process can't be registered, and one of the table has a handler;
  * - who asks is judged before the body is read, and again when the body asks for more;
  * - a request with more headers than are read is refused, never read without them;
  * - bodies are parsed before anything is done, answers are encoded by the schema that clients decode with;
@@ -34,6 +34,7 @@ import { reasonOf, WeftError } from "../wire/errors.ts";
 import { methodAndPath, type RouteName, routeNames, routes, type RouteSpec } from "../wire/routes.ts";
 import { loadAddon } from "../wire/addon.ts";
 import { type AskedAgent, handlers } from "./handlers.ts";
+import { addLocalDoor, doorName, type LocalDoor } from "./local-door.ts";
 import { boundConnections, listenLocal, removeLocal } from "./local-socket.ts";
 import type { Log } from "./log.ts";
 import type { AgentOptions } from "./options.ts";
@@ -54,15 +55,16 @@ export type RestDoor = {
   readonly principalOf: (request: FastifyRequest) => Promise<Principal> | Principal;
 };
 
-/** The host's own socket: everything. */
+/** The host's own socket: everything, and the doors that live in this process. */
 export async function serveLocal(
   agent: AskedAgent,
   { runDir, viewerGroup, addon }: Pick<AgentOptions, "runDir" | "viewerGroup" | "addon">,
   log: Log,
+  doors: readonly LocalDoor[] = [],
 ): Promise<FastifyInstance> {
   const principals = new UnixPrincipals(loadAddon(addon), process.getuid?.() ?? 0, viewerGroup !== null);
   const principalOf = ({ raw }: FastifyRequest): Principal => principals.of(raw.socket);
-  const app = createApp({ agent, log, names: routeNames, principalOf });
+  const app = createApp({ agent, log, names: routeNames, principalOf }, doors);
   boundConnections(app.server, principals, (principal) => {
     const target = { reason: "more connections than a user may have" };
     const request = { id: null, who: whoOf(principal), from: "unix", what: "agent.sock", target };
@@ -73,21 +75,27 @@ export async function serveLocal(
   return app;
 }
 
-export function createApp(door: RestDoor): FastifyInstance {
+export function createApp(door: RestDoor, doors: readonly LocalDoor[] = []): FastifyInstance {
   const askings: Askings = new WeakMap();
-  const app = createBareApp(door.log, {}, async (request, error) => {
+  const onRefused = async (request: FastifyRequest, error: WeftError): Promise<void> => {
     if (error.code !== "E-LIMIT-02") await auditRefusal(door.agent, askings.get(request), request, error);
     else await auditForm(door.agent, await door.principalOf(request), request, error.code);
-  });
+  };
+  const app = createBareApp(door.log, {}, onRefused, doors.map(doorName));
   addTable(app, door, askings);
+  for (const local of doors) addLocalDoor(app, door.agent, door.principalOf, local);
   return app;
 }
 
-/** What every door answers alike: bodies, errors, and what it has no route for. `onRefused`: for the audit. */
+/**
+ * What every door answers alike: bodies, errors, and what it has no route for. `onRefused`: for the audit. `others`: routes that
+ * no table has.
+ */
 export function createBareApp(
   log: Log,
   more: Pick<FastifyServerOptions, "bodyLimit" | "serverFactory"> = {},
   onRefused: (request: FastifyRequest, error: WeftError) => Promise<void> = async () => undefined,
+  others: readonly string[] = [],
 ): FastifyInstance {
   const app = fastify({
     logger: false,
@@ -116,7 +124,7 @@ export function createBareApp(
   });
   app.addHook("onRoute", ({ method, url }) => {
     const name = `${String(method)} ${url}`;
-    if (Object.hasOwn(routes, name) || Object.hasOwn(doorRoutes, name)) return;
+    if (Object.hasOwn(routes, name) || Object.hasOwn(doorRoutes, name) || others.includes(name)) return;
     throw new Error(`${name} is not in the table of routes`);
   });
   // A POST without a body is one with an empty body.

@@ -118,7 +118,7 @@ void t.test("addon: one that is missing or none is said so", async (t) => {
   t.throws(() => loadAddon(process.execPath), { code: "E-AGENT-07" });
   t.equal(defaultAddon({ WEFT_NODE: "/a.so" }), "/a.so");
   t.match(defaultAddon({}), /libweft_node\.so$/);
-  const main = join(import.meta.dirname, "../../../src/core/agent/main.ts");
+  const main = join(import.meta.dirname, "../../../src/resident/main.ts");
   const { status, stderr } = spawnSync(process.execPath, [main, "--addon", "/nowhere/x.so"], {
     encoding: "utf8",
   });

@@ -84,6 +84,8 @@ export class TestHost {
       addon: join(nativeBin(), "libweft_node.so"),
       syslogSocket: "",
       viewerGroup: null,
+      xapiSocket: join(this.directory, "run", "xapi"),
+      dom0Root: this.directory,
       allowCoreDumps: true,
     };
     this.#agent = new Agent(options, openLog(level));

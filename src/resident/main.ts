@@ -1,15 +1,16 @@
-/** `weft-agent`: the host's control process. */
-import { isWeftError, reasonOf } from "../wire/errors.ts";
-import { loadAddon } from "../wire/addon.ts";
-import { Agent } from "./agent.ts";
-import { openLog } from "./log.ts";
-import { parseOptions } from "./options.ts";
+/** `weft-agent`: the program that a host starts. The agent, with the doors that live in its process. */
+import { Agent } from "../core/agent/agent.ts";
+import { openLog } from "../core/agent/log.ts";
+import { parseOptions } from "../core/agent/options.ts";
+import { loadAddon } from "../core/wire/addon.ts";
+import { isWeftError, reasonOf } from "../core/wire/errors.ts";
+import { smDoor } from "./sm-door.ts";
 
 async function main(): Promise<void> {
   const options = parseOptions(process.argv.slice(2));
   const log = openLog(options.logLevel);
   if (!options.allowCoreDumps) loadAddon(options.addon).protect();
-  const agent = new Agent(options, log);
+  const agent = new Agent(options, log, [smDoor(options, log)]);
   const end = (signal: string): void => {
     log.info({ signal }, "the agent ends; etcd and weftd go on");
     agent.stop().then(

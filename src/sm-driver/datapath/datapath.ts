@@ -1,0 +1,47 @@
+/**
+ * How a volume's socket becomes a block device of dom0 and a disk of a guest.
+ *
+ * Must always hold, whatever is behind it:
+ * - each of these is idempotent, also after a crash in the middle of it: XAPI repeats them;
+ * - a device never outlives the ownership that its volume was activated with, and no request that is not answered does.
+ */
+
+export type DatapathVdi = { readonly sr: string; readonly vdi: string };
+
+export type Attached = {
+  /** Path of the block device. */
+  readonly params: string;
+  /** `nbd:unix:SOCKET:exportname=NAME`. */
+  readonly paramsNbd: string;
+  readonly xenstoreData: Readonly<Record<string, string>>;
+};
+
+/** What the volume was opened as. */
+export type Activation = {
+  readonly writable: boolean;
+  /** weftd's NBD socket. */
+  readonly exportPath: string;
+  /** Bytes. */
+  readonly size: bigint;
+  readonly volume: string;
+  /** Null: it is read without one. */
+  readonly session: string | null;
+  /** Null: it is the volume itself. */
+  readonly snapshot: string | null;
+};
+
+export interface Datapath {
+  /** Bookkeeping alone: nothing is opened, so that two hosts can have it attached (design xapi.md 3.6). */
+  attach(vdi: DatapathVdi & { readonly writable: boolean }): Promise<Attached>;
+  activate(vdi: DatapathVdi & Activation): Promise<void>;
+  /** Ends what a guest's device was served by: afterwards no request of it reaches the volume. */
+  deactivate(vdi: DatapathVdi): Promise<void>;
+  detach(vdi: DatapathVdi): Promise<void>;
+  /** The volume has this size now: a running guest's device learns it. */
+  resized(vdi: DatapathVdi, size: bigint): Promise<void>;
+  /** Held, for a planned restart. */
+  pause(vdi: DatapathVdi): Promise<void>;
+  unpause(vdi: DatapathVdi): Promise<void>;
+  /** What this host has activated, and whether a client has it open. */
+  users(): Promise<readonly { readonly vdi: string; readonly connected: boolean }[]>;
+}

@@ -1,0 +1,159 @@
+/**
+ * From a call of XAPI to its answer.
+ *
+ * Must always hold:
+ * - whatever comes in, one XML document goes out: an answer, or a fault with a number of XAPI's (design xapi.md 1.4, 1.11);
+ * - each command has a deadline of its own, since XAPI has none: those that all SRs of a host wait for have the shortest.
+ */
+import { AgentClient } from "../core/wire/agent-client.ts";
+import { reasonOf } from "../core/wire/errors.ts";
+import {
+  type Commands,
+  type Log,
+  type SmCall,
+  smCallOf,
+  type SmContext,
+  type SmValue,
+  shown,
+} from "./call.ts";
+import type { Datapath } from "./datapath/datapath.ts";
+import { driverInfo } from "./driver-info.ts";
+import { badRequest, faultCodes, faultOf, SmFault } from "./faults.ts";
+import { srCommands } from "./sr-commands.ts";
+import { vdiCommands } from "./vdi-commands.ts";
+import { renderAnswer, renderFault } from "./xml.ts";
+import { XenApi } from "./xen-api.ts";
+
+export type DriverOptions = {
+  readonly agentSocket: string;
+  /** Where XAPI listens. */
+  readonly xapiSocket: string;
+  /** By the PBD's device-config. */
+  readonly datapath: (call: SmCall) => Datapath;
+  readonly newUuid: () => string;
+  readonly log: Log;
+};
+
+export type SmAnswer = {
+  readonly xml: string;
+  readonly command: string;
+  /** What it was about, for the audit. */
+  readonly target: Readonly<Record<string, string>>;
+  /** Null: it worked. */
+  readonly fault: SmFault | null;
+};
+
+/** All of a host's SRs wait for these: XAPI runs one at a time. */
+const SHARED_MS = 9000;
+/** An activation waits 30 s for another host's owner, and opens the volume then. */
+const COMMAND_MS = 60_000;
+const commandMs: Readonly<Record<string, number>> = {
+  sr_get_driver_info: SHARED_MS,
+  sr_probe: SHARED_MS,
+  sr_attach: SHARED_MS,
+  sr_detach: SHARED_MS,
+  sr_content_type: SHARED_MS,
+  vdi_data_destroy: 110_000,
+  vdi_list_changed_blocks: 110_000,
+};
+
+/** What XAPI may send to a driver; what of it isn't in the table is not built. */
+const known: ReadonlySet<string> = new Set(
+  [
+    "sr_get_driver_info sr_probe sr_create sr_attach sr_detach sr_delete sr_scan sr_update",
+    "sr_content_type vdi_create vdi_update vdi_introduce vdi_delete vdi_attach vdi_detach",
+    "vdi_activate vdi_deactivate vdi_snapshot vdi_clone vdi_resize vdi_resize_online",
+    "vdi_compose vdi_epoch_begin vdi_epoch_end vdi_generate_config vdi_attach_from_config",
+    "vdi_detach_from_config vdi_enable_cbt vdi_disable_cbt vdi_data_destroy",
+    "vdi_list_changed_blocks vdi_revert",
+  ].flatMap((line) => line.split(" ")),
+);
+
+export class Driver {
+  readonly #options: DriverOptions;
+  readonly #commands: Commands;
+
+  constructor(options: DriverOptions, commands: Commands = { ...srCommands, ...vdiCommands }) {
+    this.#options = options;
+    this.#commands = {
+      ...commands,
+      sr_get_driver_info: async () => driverInfo(Object.keys(commands)),
+    };
+  }
+
+  /** `gone`: who asked does not wait any more. */
+  async handle(request: string, gone: AbortSignal): Promise<SmAnswer> {
+    const { log } = this.#options;
+    let call: SmCall | null = null;
+    try {
+      call = smCallOf(request);
+      const value = await this.#do(call, gone);
+      return { xml: renderAnswer(value), command: call.command, target: targetOf(call), fault: null };
+    } catch (error) {
+      const command = call?.command ?? "unknown";
+      const fault = faultOf(error, command);
+      const target = call === null ? {} : targetOf(call);
+      const facts = { command, ...target, fault: fault.code, reason: fault.text };
+      if (fault.code === faultCodes.unexpected) log.error({ ...facts, stack: stackOf(error) }, "a bug");
+      else log.warn(facts, "a command of XAPI failed");
+      return { xml: renderFault(fault), command, target, fault };
+    }
+  }
+
+  async #do(call: SmCall, gone: AbortSignal): Promise<SmValue> {
+    const { command } = call;
+    const perform = Object.hasOwn(this.#commands, command) ? this.#commands[command] : undefined;
+    if (perform === undefined) {
+      if (known.has(command)) throw new SmFault(faultCodes.notImplemented, `${command} is not implemented.`);
+      throw badRequest(`There is no command ${shown(command)}`);
+    }
+    const { agentSocket, xapiSocket, datapath, newUuid, log } = this.#options;
+    const timeoutMs = commandMs[command] ?? COMMAND_MS;
+    const deadline = AbortSignal.any([AbortSignal.timeout(timeoutMs), gone]);
+    const { sessionRef, subtaskOf } = call;
+    const context: SmContext = {
+      call,
+      agent: new AgentClient({ socketPath: agentSocket, timeoutMs }),
+      xapi: new XenApi({ socketPath: xapiSocket, sessionRef, subtaskOf, deadline }),
+      datapath: datapath(call),
+      newUuid,
+      deadline,
+      log,
+    };
+    return inTime(command, perform(context), deadline, timeoutMs);
+  }
+}
+
+/** What is under way at the agent then goes on there, and is found by XAPI's next try. */
+async function inTime<T>(command: string, work: Promise<T>, deadline: AbortSignal, ms: number): Promise<T> {
+  const late = Promise.withResolvers<never>();
+  const isLate = (): void => late.reject(tooLate(command, ms));
+  deadline.addEventListener("abort", isLate, { once: true });
+  if (deadline.aborted) isLate();
+  try {
+    return await Promise.race([work, late.promise]);
+  } finally {
+    deadline.removeEventListener("abort", isLate);
+  }
+}
+
+function tooLate(command: string, ms: number): SmFault {
+  return new SmFault(
+    faultCodes.again,
+    `${command} was not done within ${ms / 1000} s.`,
+    "what was begun goes on, and the same call again finds it; weft status says what is away",
+  );
+}
+
+function targetOf({ command, srUuid, vdiUuid, args }: SmCall): Readonly<Record<string, string>> {
+  return {
+    command: shown(command),
+    ...(srUuid === null ? {} : { sr: shown(srUuid) }),
+    ...(vdiUuid === null ? {} : { vdi: shown(vdiUuid) }),
+    ...(args.length === 0 ? {} : { args: shown(args.join(" ")) }),
+  };
+}
+
+function stackOf(error: unknown): string {
+  return error instanceof Error ? (error.stack ?? "") : reasonOf(error);
+}
