@@ -1,9 +1,12 @@
-/** `weft host list|label|remove|revoke`. */
+/** `weft host list|label|stop-check|remove|revoke`. */
 import type { Command } from "commander";
 
+import { formatDuration } from "../core/model/duration.ts";
+import { STOP_WAIT_MS_MAX } from "../core/model/limits.ts";
 import { labelsText, parseLabels } from "../core/model/spread.ts";
 import type { HostAnswer, HostRevokeAnswer } from "../core/wire/agent-api.ts";
 import { decided } from "../core/wire/errors.ts";
+import { duration } from "./arguments.ts";
 import type { Bind } from "./context.ts";
 import { withSuggestion } from "./reference.ts";
 
@@ -45,6 +48,32 @@ export function addHostCommands(program: Command, bind: Bind): void {
       ({ id }) => id,
       ({ name, labels: now }) => `${name} stands in: ${labelsText(now)}.`,
     );
+  });
+
+  const stopCheck = host
+    .command("stop-check")
+    .description("whether this host may stop now: exit code 3 while a volume or the store would stop with it")
+    .option("--wait <time>", "until it may, at most so long", duration);
+  bind<[], { readonly wait?: number }>(stopCheck, async (context, _, { wait = 0 }) => {
+    context.stayHere();
+    const end = performance.now() + wait;
+    let isTold = false;
+    for (;;) {
+      const left = Math.max(0, Math.round(end - performance.now()));
+      const answer = await context.client.stopCheck(isTold ? Math.min(left, STOP_WAIT_MS_MAX) : 0);
+      if (answer.held && left > 0) {
+        if (!isTold) context.note(`Waiting, ${formatDuration(left)} at most: ${answer.because}.`);
+        isTold = true;
+        continue;
+      }
+      if (answer.held) context.exitCode = 3;
+      context.show(
+        answer,
+        ({ held }) => (held ? "held" : "free"),
+        ({ held, because }) => (held ? `Better not yet: ${because}.` : `This host may stop: ${because}.`),
+      );
+      return;
+    }
   });
 
   const remove = host

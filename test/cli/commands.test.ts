@@ -1111,3 +1111,28 @@ void t.test("weft scrub: what was compared, what was found, and 3 when something
     t.equal((await scrub(...words)).code, 1, words.join(" "));
   }
 });
+
+void t.test(
+  "weft host stop-check: waits while a volume would stop, and ends with 3 when it still would",
+  async (t) => {
+    const held = {
+      held: true,
+      because: "it has the only copy in sync of 1 volume (db)",
+      volumes: [{ id: ids.db, name: "db" }],
+      store: false,
+    };
+    const free = { held: false, because: "nothing depends on this host alone", volumes: [], store: false };
+    await using agent = await FakeAgent.start({
+      "POST /v1/stop-check": [answer(held), answer(held), answer(free)],
+    });
+    const first = await agent.weft(["host", "stop-check"]);
+    t.equal(first.code, 3);
+    t.equal(first.out, "Better not yet: it has the only copy in sync of 1 volume (db).\n");
+    const waited = await agent.weft(["host", "stop-check", "--wait", "15m"]);
+    t.equal(waited.code, 0);
+    t.match(
+      waited.out,
+      /^Waiting, 15 min at most: .*\nThis host may stop: nothing depends on this host alone\.\n$/,
+    );
+  },
+);

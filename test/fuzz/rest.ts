@@ -58,6 +58,7 @@ const bodies: WithBody = {
     authority: "-----BEGIN CERTIFICATE-----",
     trust: "{}",
   },
+  "POST /v1/stop-check": { waitMs: 0 },
   "PUT /v1/settings": { transport: "tls" },
   "POST /v1/tokens": { forMs: 60_000, name: null },
   "POST /v1/api-tokens": { name: "ci", role: "viewer", volumes: null, forMs: 60_000 },

@@ -35,6 +35,7 @@ import { revokeHost } from "./revoke.ts";
 import { rotateAuthority, showAuthority } from "./rotate.ts";
 import { changeSettings, settingsOf } from "./settings.ts";
 import * as snapshots from "./snapshots.ts";
+import { mayStop } from "./stop-guard.ts";
 import { statsAnswer } from "./stats.ts";
 import * as show from "./status.ts";
 import { backupStore, restoreStore } from "./store-file.ts";
@@ -149,6 +150,7 @@ export const handlers: Handlers = {
     const context = agent.member();
     return revokeHost(context, params.ref, `${shownPrincipal(principal)}@${context.self.name}`);
   },
+  "POST /v1/stop-check": (agent, { body }) => mayStop(agent.member(), body.waitMs),
   "GET /v1/ca": async (agent) => showAuthority(await fresh(agent)),
   "POST /v1/ca/backup": (agent, { body }) => backupAuthority(agent.member(), body),
   "POST /v1/ca/restore": (agent, { body }) => restoreAuthority(agent.member(), body),

@@ -44,6 +44,9 @@ export const OVERCOMMIT_MAX = 1000;
 /** Used of a pool, in percent. At 98 % it takes nothing that may need room (weftd's gate); below this it does again, and above it what is deleted is given up early. */
 export const GO_ON_PERCENT = 97;
 
+/** One request waits so long with a host that is not to stop yet; who wants to wait longer asks again. */
+export const STOP_WAIT_MS_MAX = 55_000;
+
 /** A deleted volume rests this long: a mistake is noticed the next morning (architecture.md, safety rule 5). */
 export const TRASH_MS = 24 * 3600 * 1000;
 /** A host's reboot takes 10 minutes; a copy made anew during one would be wasted (protocol.md 4.13). */

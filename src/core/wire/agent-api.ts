@@ -16,6 +16,7 @@ import {
   JOIN_TOKEN_MS_MAX,
   LIMIT_BURST_SECONDS,
   OVERCOMMIT,
+  STOP_WAIT_MS_MAX,
 } from "../model/limits.ts";
 import { roles } from "../model/roles.ts";
 import { spreads } from "../model/spread.ts";
@@ -694,6 +695,22 @@ export const statusAnswer = z.discriminatedUnion("kind", [
   }),
 ]);
 
+export const stopRequest = z.strictObject({
+  /** So long the answer may take, while something holds the host back. */
+  waitMs: z.int().min(0).max(STOP_WAIT_MS_MAX).default(0),
+});
+
+/** Whether the host that is asked may stop now. */
+export const stopAnswer = z.object({
+  held: z.boolean(),
+  /** In words. */
+  because: z.string(),
+  /** Those of which it has the only copy in sync, and will not have it once others are. */
+  volumes: z.array(z.object({ id: uuid, name: z.string() })),
+  /** The store would lose its majority. */
+  store: z.boolean(),
+});
+
 export const attachAnswer = z.object({ volume: uuid, session: uuid, epoch: u64, path: z.string() });
 export const detachAnswer = z.object({ volume: uuid, lostWrites: z.int() });
 
@@ -991,6 +1008,7 @@ export type StoreStatus = z.output<typeof storeStatus>;
 export type DaemonStatus = z.output<typeof daemonStatus>;
 export type Problem = z.output<typeof problem>;
 export type StatusAnswer = z.output<typeof statusAnswer>;
+export type StopAnswer = z.output<typeof stopAnswer>;
 export type AttachAnswer = z.output<typeof attachAnswer>;
 export type DetachAnswer = z.output<typeof detachAnswer>;
 export type ProgressAnswer = z.output<typeof progressAnswer>;

@@ -69,6 +69,11 @@ export class AgentClient {
     return this.#call("POST", "/v1/admission/answer", api.enteredAnswer, admission.admissionAnswer, body);
   }
 
+  /** Of the host that is asked: whether it may stop. */
+  stopCheck(waitMs: number): Promise<api.StopAnswer> {
+    return this.#call("POST", "/v1/stop-check", api.stopAnswer, api.stopRequest, { waitMs });
+  }
+
   cluster(): Promise<api.ClusterAnswer> {
     return this.#call("GET", "/v1/cluster", api.clusterAnswer);
   }

@@ -97,6 +97,8 @@ export const routes = {
     logs: ["labels"],
   }),
   "POST /v1/hosts/:ref/revoke": mutation("admin", "cluster", null, api.hostRevokeAnswer),
+  /** Of the host that is asked. */
+  "POST /v1/stop-check": question("operator", "cluster", api.stopRequest, api.stopAnswer),
   "GET /v1/ca": read("viewer", "cluster", api.caAnswer),
   "POST /v1/ca/backup": mutation("admin", "cluster", api.caFileRequest, api.caFileAnswer, { logs: ["path"] }),
   "POST /v1/ca/restore": mutation("local-root", "cluster", api.caFileRequest, api.caFileAnswer, {

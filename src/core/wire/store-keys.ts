@@ -51,6 +51,9 @@ export const keys = {
   snapshotCopies: `${ROOT}snap-copy/`,
   /** The snapshot that this host brings to one of its copies, by its agent, while its lease lives. */
   snapshotCopy: (host: string) => `${ROOT}snap-copy/${host}`,
+  stopWaits: `${ROOT}stop-wait/`,
+  /** That this host waits with its stop, and for what, by its agent, while its lease lives. */
+  stopWait: (host: string) => `${ROOT}stop-wait/${host}`,
   /** What the whole cluster goes by and needs no signature. */
   settings: `${ROOT}settings`,
   resyncs: `${ROOT}progress/`,

@@ -121,7 +121,8 @@ void t.test("routes: each principal reaches what its rights allow, and is refuse
 void t.test("routes: every change is a mutation of the table, and nobody's by default", async (t) => {
   for (const name of routeNames) {
     const spec: RouteSpec = routes[name];
-    const asks = methodAndPath(name).method === "GET" || name === "POST /v1/volumes/:ref/plan";
+    const questions: readonly string[] = ["POST /v1/volumes/:ref/plan", "POST /v1/stop-check"];
+    const asks = methodAndPath(name).method === "GET" || questions.includes(name);
     t.equal(spec.audit, asks ? "read" : "mutation", name);
     if (spec.audit === "mutation") t.not(spec.right, "viewer", name);
     // That a scrub is taken back destroys nothing.
