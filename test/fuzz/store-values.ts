@@ -8,6 +8,7 @@ import * as fc from "fast-check";
 
 import { isWeftError } from "../../src/core/wire/errors.ts";
 import * as record from "../../src/core/wire/record.ts";
+import * as sr from "../../src/core/wire/sr-json.ts";
 import { keys, parseKey } from "../../src/core/wire/store-keys.ts";
 import type { OpenDoor } from "./door.ts";
 import { goodValues } from "./good-values.ts";
@@ -26,6 +27,9 @@ const parsers = {
   state: record.parseRecord,
   extra: record.parseRecordExtra,
   snapshot: record.parseSnapshot,
+  sr: sr.parseSr,
+  vdi: sr.parseVdi,
+  xapiHost: sr.parseXapiHost,
 } as const satisfies Readonly<Record<string, (key: string, text: string) => unknown>>;
 
 type Kind = keyof typeof parsers;

@@ -3,7 +3,8 @@
  *
  * Must always hold:
  * - ranges are in order, touch each other nowhere, and end where the snapshot does;
- * - every block whose bit is set is in a range, and no other.
+ * - every block whose bit is set is in a range, and no other;
+ * - pages that are put together have a bit where one of them has, and none besides.
  */
 
 /** What one bit of a bitmap stands for. */
@@ -43,6 +44,23 @@ function add(ranges: ByteRange[], from: bigint, to: bigint): void {
   const last = ranges.at(-1);
   if (last === undefined || last.offset + last.len !== from) ranges.push({ offset: from, len: to - from });
   else ranges[ranges.length - 1] = { offset: last.offset, len: to - last.offset };
+}
+
+/** Pages as one bitmap of `size` bytes, a bit for `CHANGED_GRAIN`; a page of another grain sets the bits that it touches. */
+export function joinPages(size: bigint, pages: readonly ChangedPage[]): Uint8Array {
+  const ranges: ByteRange[] = [];
+  for (const page of pages) addRanges(ranges, page);
+  const grain = BigInt(CHANGED_GRAIN);
+  const blocks = (size + grain - 1n) / grain;
+  const bitmap = new Uint8Array(Number((blocks + 7n) / 8n));
+  for (const { offset, len } of ranges) {
+    const [first, last] = [Number(offset / grain), Number((offset + len - 1n) / grain)];
+    for (let block = first; block <= last; block += 1) {
+      const byte = block >> 3;
+      bitmap[byte] = (bitmap[byte] ?? 0) | (0x80 >> (block & 7));
+    }
+  }
+  return bitmap;
 }
 
 export function bytesIn(ranges: readonly ByteRange[]): bigint {

@@ -54,6 +54,15 @@ export const keys = {
   stopWaits: `${ROOT}stop-wait/`,
   /** That this host waits with its stop, and for what, by its agent, while its lease lives. */
   stopWait: (host: string) => `${ROOT}stop-wait/${host}`,
+  srs: `${ROOT}sr/`,
+  /** A storage repository of XAPI's. */
+  sr: (uuid: string) => `${ROOT}sr/${uuid}`,
+  vdis: `${ROOT}vdi/`,
+  /** What XAPI has beside a volume or a snapshot, whose id the UUID is. */
+  vdi: (uuid: string) => `${ROOT}vdi/${uuid}`,
+  xapiHosts: `${ROOT}xapi-host/`,
+  /** By which UUID XAPI knows the host: its own agent's word. */
+  xapiHost: (host: string) => `${ROOT}xapi-host/${host}`,
   /** What the whole cluster goes by and needs no signature. */
   settings: `${ROOT}settings`,
   resyncs: `${ROOT}progress/`,

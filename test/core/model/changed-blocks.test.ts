@@ -2,7 +2,7 @@
 import { array, assert, boolean, integer, property } from "fast-check";
 import t from "tap";
 
-import { addRanges, type ByteRange, bytesIn } from "../../../src/core/model/changed-blocks.ts";
+import { addRanges, type ByteRange, bytesIn, joinPages } from "../../../src/core/model/changed-blocks.ts";
 
 const KIB64 = 65_536n;
 const grain = 65_536;
@@ -73,3 +73,44 @@ void t.test(
     );
   },
 );
+
+void t.test("changed blocks: pages are one bitmap, whatever they covered", async (t) => {
+  const page = (
+    offset: bigint,
+    len: bigint,
+    ...bitmap: readonly number[]
+  ): Parameters<typeof addRanges>[1] => ({
+    bitmap: Uint8Array.from(bitmap),
+    grain,
+    offset,
+    len,
+  });
+  const size = 11n * KIB64 + 1n;
+  const pages = [
+    page(0n, 3n * KIB64, 0b1011_1111),
+    page(3n * KIB64, 8n * KIB64 + 1n, 0b1000_0001, 0b1000_0000),
+  ];
+  t.strictSame([...joinPages(size, pages)], [0b1011_0000, 0b0011_0000]);
+  t.strictSame([...joinPages(size, [])], [0, 0]);
+  const fine = { ...page(0n, size, 0b0000_0000, 0b1000_0000), grain: 4096 };
+  t.strictSame([...joinPages(size, [fine])], [0b1000_0000, 0], "a finer page sets the block that it is in");
+  assert(
+    property(
+      array(boolean(), { minLength: 1, maxLength: 64 }),
+      integer({ min: 1, max: 20 }),
+      (bits, step) => {
+        const cut = [...Array(Math.ceil(bits.length / step)).keys()].map((n) => {
+          const part = bits.slice(n * step, (n + 1) * step);
+          return page(BigInt(n * step) * KIB64, BigInt(part.length) * KIB64, ...bytesOf(part));
+        });
+        t.strictSame([...joinPages(BigInt(bits.length) * KIB64, cut)], bytesOf(bits));
+      },
+    ),
+  );
+});
+
+function bytesOf(bits: readonly boolean[]): readonly number[] {
+  const bytes = Array.from({ length: Math.ceil(bits.length / 8) }, () => 0);
+  for (const [n, bit] of bits.entries()) if (bit) bytes[n >> 3] = (bytes[n >> 3] ?? 0) | (0x80 >> (n & 7));
+  return bytes;
+}

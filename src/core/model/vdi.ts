@@ -1,0 +1,174 @@
+/**
+ * Disks as XAPI has them, beside the volumes and snapshots that they are.
+ *
+ * Must always hold:
+ * - a disk's UUID is its volume's id, or its snapshot's: nothing has to be looked up to know one from the other;
+ * - a disk is gone only where the store says that its volume or snapshot is gone; what can't be read is not gone.
+ */
+import { finding, type Finding } from "./finding.ts";
+import type { SnapshotId, VolumeId } from "./ids.ts";
+import { parseSnapshotId, parseVolumeId } from "./ids.ts";
+import { BLOCK_BYTES } from "./limits.ts";
+import type { Snapshot } from "./snapshot.ts";
+import type { VolumeRecord, Want } from "./volume-record.ts";
+
+/** Free text that XAPI's door keeps with them, in characters: a list of thousands still is one answer. */
+export const SR_TEXT_MAX = { label: 1024, description: 4096, type: 64, entries: 64 };
+
+/** Nobody waits longer for another host to close a disk: the agent's answers have a deadline of their own. */
+export const ACTIVATE_MS_MAX = 45_000;
+
+export type Vdi = {
+  readonly uuid: string;
+  readonly sr: string;
+  readonly volume: VolumeId;
+  /** Null: it is the volume itself. */
+  readonly snapshot: SnapshotId | null;
+  readonly label: string;
+  readonly description: string;
+  /** XAPI's word. */
+  readonly type: string;
+  readonly readOnly: boolean;
+  readonly sharable: boolean;
+  readonly managed: boolean;
+  readonly cbt: boolean;
+  readonly isSnapshot: boolean;
+  /** The disk that it is a snapshot of, by XAPI's word. */
+  readonly snapshotOf: string | null;
+  readonly snapshotTime: string | null;
+  readonly smConfig: Readonly<Record<string, string>>;
+  /** XAPI has been told of it. */
+  readonly settled: boolean;
+  readonly createdAt: string;
+  /** A snapshot that is nobody's disk: what the disk goes back to with a reset. Null: nothing was marked. */
+  readonly resetTo: SnapshotId | null;
+  /** A snapshot that is nobody's disk: what hosts read of a disk that nobody writes. Null: nobody has read it yet. */
+  readonly reader: SnapshotId | null;
+};
+
+/** What may be changed of one. */
+export type VdiFields = Omit<Vdi, "uuid" | "sr" | "volume" | "snapshot" | "createdAt">;
+
+/** What XAPI says of a disk that is new. */
+export type NewVdi = Pick<Vdi, "uuid" | "sr" | "label" | "createdAt"> & Partial<VdiFields>;
+
+export function diskOf(given: NewVdi): Vdi {
+  const volume = parseVolumeId(given.uuid);
+  if (volume === null) throw new Error(`"${given.uuid}" is no UUID`);
+  return { ...plain, ...given, volume, snapshot: null };
+}
+
+export function snapshotDiskOf(given: NewVdi, volume: VolumeId): Vdi {
+  const snapshot = parseSnapshotId(given.uuid);
+  if (snapshot === null) throw new Error(`"${given.uuid}" is no UUID`);
+  return { ...plain, ...given, readOnly: true, isSnapshot: true, volume, snapshot };
+}
+
+const plain: Omit<VdiFields, "label"> = {
+  description: "",
+  type: "user",
+  readOnly: false,
+  sharable: false,
+  managed: true,
+  cbt: false,
+  isSnapshot: false,
+  snapshotOf: null,
+  snapshotTime: null,
+  smConfig: {},
+  settled: false,
+  resetTo: null,
+  reader: null,
+};
+
+/** What a disk's volume is called: people's labels need not be unique. */
+export function vdiName(uuid: string): string {
+  return `vdi-${uuid}`;
+}
+
+/** What the disk's volume or snapshot is, as far as the store says. */
+export type VdiBacking = {
+  readonly want: Want | null;
+  readonly record: VolumeRecord | null;
+  readonly snapshot: Snapshot | null;
+};
+
+/** `making`: not whole yet. `gone`: the store says so. */
+export function stageOf(vdi: Vdi, { want, record, snapshot }: VdiBacking): "making" | "whole" | "gone" {
+  if (vdi.snapshot !== null) {
+    if (snapshot === null) return vdi.settled ? "gone" : "making";
+    if (snapshot.state === "DELETING") return "gone";
+    return snapshot.isLogged ? "whole" : "making";
+  }
+  if (want === null) return record === null ? "gone" : wholeUnlessDeleted(record);
+  if (want.deletedAtMs !== null || want.refused !== null) return "gone";
+  return record === null ? "making" : wholeUnlessDeleted(record);
+}
+
+function wholeUnlessDeleted({ deletedAtMs }: VolumeRecord): "whole" | "gone" {
+  return deletedAtMs === null ? "whole" : "gone";
+}
+
+/** A volume's size has whole blocks: XAPI asks for any number of bytes and takes more. */
+export function wholeBlocks(bytes: bigint): bigint {
+  return ((bytes + BLOCK_BYTES - 1n) / BLOCK_BYTES) * BLOCK_BYTES;
+}
+
+/** What a snapshot that is nobody's disk is for. */
+export type Helper = "clone" | "changed" | "reset" | "reader";
+
+/** Who takes such snapshots: no principal is called so, for theirs have a host's name. */
+export const HELPER_BY = "weft-vdi";
+/** So long one stands that no disk names: whoever took it has an answer, or has gone, by then. */
+export const HELPER_MS = 15 * 60 * 1000;
+
+const HELPER = /^(clone|changed|reset|reader)-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/;
+
+export function helperName(helper: Helper, uuid: string): string {
+  return `${helper}-${uuid}`;
+}
+
+/** A snapshot that is nobody's disk, and that no person asked for. */
+export function isHelper({ name, createdBy }: Pick<Snapshot, "name" | "createdBy">): boolean {
+  return createdBy === HELPER_BY && HELPER.test(name);
+}
+
+/** Taken for a moment and left behind by who was cut short. `named`: by a disk, that goes back to it or reads it. */
+export function isLeftHelper(snapshot: Snapshot, named: ReadonlySet<SnapshotId>, nowMs: number): boolean {
+  const { id, createdMs, state } = snapshot;
+  if (state !== "READY" || !isHelper(snapshot)) return false;
+  return !named.has(id) && nowMs - createdMs >= HELPER_MS;
+}
+
+/** A disk's key whose snapshot never came, or went by another door. `ageMs`: of the key. */
+export function isLeftKey(vdi: Vdi, { snapshot }: Pick<VdiBacking, "snapshot">, ageMs: number): boolean {
+  if (vdi.snapshot === null || snapshot !== null) return false;
+  return vdi.settled || ageMs >= HELPER_MS;
+}
+
+export function noVdi(uuid: string): Finding {
+  return finding("E-VDI-01", `No virtual disk ${uuid}.`, {
+    facts: { vdi: uuid },
+    safe: "Nothing was changed.",
+  });
+}
+
+export function takenOtherwise(uuid: string, how: string): Finding {
+  return finding("E-VDI-02", `The UUID ${uuid} is taken: ${how}.`, {
+    facts: { vdi: uuid },
+    safe: "Nothing was changed.",
+  });
+}
+
+export function stillMade({ uuid, label }: Vdi): Finding {
+  return finding("E-VDI-05", `The virtual disk "${label}" (${uuid}) is still being made.`, {
+    facts: { vdi: uuid },
+  });
+}
+
+/** `wants`: `takes a snapshot`, … */
+export function wrongKind({ uuid, label }: Vdi, wants: string): Finding {
+  return finding("E-VDI-03", `The virtual disk "${label}" (${uuid}): this takes ${wants}.`, {
+    facts: { vdi: uuid },
+    safe: "Nothing was changed.",
+  });
+}

@@ -1,0 +1,90 @@
+/**
+ * Values of the keys of storage repositories and virtual disks, read with distrust.
+ *
+ * Must always hold:
+ * - a value that is not understood is an error that names the key, as in record.ts: a disk that can't be read is not gone;
+ * - fields that we don't know survive our writing.
+ */
+import { z } from "zod";
+
+import { parseSnapshotId, parseVolumeId, type SnapshotId, type VolumeId } from "../model/ids.ts";
+import { COPIES_MAX } from "../model/limits.ts";
+import type { Sr } from "../model/sr.ts";
+import type { Vdi } from "../model/vdi.ts";
+import { instant, uuid } from "./json-types.ts";
+import { objectOf, reader, RECORD_FORMAT } from "./record.ts";
+import { description, label, smConfig, vdiType } from "./sr-api.ts";
+
+const srJson = z
+  .object({
+    uuid,
+    label,
+    description,
+    copies: z.int().min(1).max(COPIES_MAX).nullable(),
+    createdAt: instant,
+  })
+  .transform((sr): Sr => sr);
+
+const volumeId = uuid.transform((text, context): VolumeId => {
+  const id = parseVolumeId(text);
+  if (id !== null) return id;
+  context.addIssue("expected a UUID");
+  return z.NEVER;
+});
+const snapshotId = uuid.transform((text, context): SnapshotId => {
+  const id = parseSnapshotId(text);
+  if (id !== null) return id;
+  context.addIssue("expected a UUID");
+  return z.NEVER;
+});
+
+const vdiJson = z
+  .object({
+    uuid,
+    sr: uuid,
+    volume: volumeId,
+    snapshot: snapshotId.nullable(),
+    label,
+    description,
+    type: vdiType,
+    readOnly: z.boolean(),
+    sharable: z.boolean(),
+    managed: z.boolean(),
+    cbt: z.boolean(),
+    isSnapshot: z.boolean(),
+    snapshotOf: uuid.nullable(),
+    snapshotTime: instant.nullable(),
+    smConfig,
+    settled: z.boolean(),
+    createdAt: instant,
+    resetTo: snapshotId.nullable().default(null),
+    reader: snapshotId.nullable().default(null),
+  })
+  .refine(
+    (vdi) => vdi.uuid === (vdi.snapshot ?? vdi.volume),
+    "expected its volume's or snapshot's id as uuid",
+  )
+  .transform((vdi): Vdi => vdi);
+
+const xapiHostJson = z.object({ uuid });
+
+export const parseSr = reader<Sr>(srJson);
+export const parseVdi = reader<Vdi>(vdiJson);
+export const parseXapiHost = reader<{ readonly uuid: string }>(xapiHostJson);
+
+/** `before` is the value that it replaces. */
+export function renderSr(sr: Sr, before: string | null): string {
+  return render(sr, before);
+}
+
+export function renderVdi(vdi: Vdi, before: string | null): string {
+  return render(vdi, before);
+}
+
+export function renderXapiHost(uuid: string): string {
+  return render({ uuid }, null);
+}
+
+function render(value: object, before: string | null): string {
+  return JSON.stringify({ format: RECORD_FORMAT, ...(before === null ? {} : objectOf(before)), ...value });
+}

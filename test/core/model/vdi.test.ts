@@ -1,0 +1,72 @@
+/** What the store says of a virtual disk's volume or snapshot, and what is left of those that were cut short. */
+import t from "tap";
+
+import {
+  diskOf,
+  HELPER_BY,
+  HELPER_MS,
+  helperName,
+  isHelper,
+  isLeftHelper,
+  isLeftKey,
+  snapshotDiskOf,
+  stageOf,
+  wholeBlocks,
+} from "../../../src/core/model/vdi.ts";
+import { member, record, snapshot, snapshotId, want } from "./world.ts";
+
+const uuid = "d0000000-0000-4000-a000-000000000000";
+const createdAt = "2026-11-22T21:00:00.000Z";
+const given = { uuid, sr: uuid, label: "root", createdAt };
+const disk = diskOf(given);
+const taken = snapshotDiskOf({ ...given, uuid: snapshotId(1) }, disk.volume);
+const none = { want: null, record: null, snapshot: null };
+const there = record([member(0, 1)]);
+
+void t.test("vdi: a disk is whole with its record, and gone only when the store says so", async (t) => {
+  t.equal(stageOf(disk, { ...none, want: want([]) }), "making");
+  t.equal(stageOf(disk, { ...none, want: want([]), record: there }), "whole");
+  t.equal(stageOf(disk, { ...none, record: there }), "whole", "its wish was lost, it was not");
+  t.equal(stageOf(disk, none), "gone");
+  t.equal(stageOf(disk, { ...none, want: want([], { deletedAtMs: 5 }), record: there }), "gone");
+  t.equal(stageOf(disk, { ...none, want: want([]), record: { ...there, deletedAtMs: 5 } }), "gone");
+  const refused = { host: "h" as never, code: "E-POOL-06", message: "full" };
+  t.equal(stageOf(disk, { ...none, want: want([], { refused }) }), "gone");
+});
+
+void t.test("vdi: a snapshot is whole when it is logged, and gone when it goes", async (t) => {
+  t.equal(stageOf(taken, none), "making");
+  t.equal(stageOf({ ...taken, settled: true }, none), "gone");
+  t.equal(stageOf(taken, { ...none, snapshot: snapshot(1, [0], { isLogged: false }) }), "making");
+  t.equal(stageOf(taken, { ...none, snapshot: snapshot(1, [0]) }), "whole");
+  t.equal(stageOf(taken, { ...none, snapshot: snapshot(1, [0], { state: "DELETING" }) }), "gone");
+});
+
+void t.test("vdi: sizes are whole blocks, upwards", async (t) => {
+  t.strictSame([1n, 4096n, 4097n].map(wholeBlocks), [4096n, 4096n, 8192n]);
+});
+
+void t.test("vdi: what was left goes when nobody can wait for it any more", async (t) => {
+  const nowMs = Date.parse(createdAt) + HELPER_MS;
+  t.equal(isLeftKey(taken, none, HELPER_MS), true);
+  t.equal(isLeftKey(taken, none, HELPER_MS - 1), false);
+  t.equal(isLeftKey({ ...taken, settled: true }, none, 0), true);
+  t.equal(isLeftKey(taken, { snapshot: snapshot(1, [0]) }, HELPER_MS), false);
+  t.equal(isLeftKey(disk, none, HELPER_MS), false, "a disk's key goes with its volume");
+
+  const helper = snapshot(2, [0], {
+    name: helperName("clone", uuid),
+    createdBy: HELPER_BY,
+    createdMs: nowMs - HELPER_MS,
+  });
+  const left = (change: object, named: readonly number[] = []): boolean =>
+    isLeftHelper({ ...helper, ...change }, new Set(named.map(snapshotId)), nowMs);
+  t.equal(left({}), true);
+  t.equal(left({ createdMs: helper.createdMs + 1 }), false);
+  t.equal(left({}, [2]), false, "a disk goes back to it");
+  t.equal(left({ createdBy: "root@h1" }), false, "a person's");
+  t.equal(left({ name: `vdi-${uuid}` }), false, "a disk");
+  t.equal(left({ name: "clone-of-db" }), false);
+  t.equal(left({ state: "DELETING" }), false);
+  t.equal(isHelper({ name: `reset-${uuid}`, createdBy: HELPER_BY }), true);
+});
