@@ -78,6 +78,18 @@ const bodies: WithBody = {
   "POST /v1/volumes/:ref/attach": { steal: false },
   "POST /v1/volumes/:ref/detach": { abandon: false },
   "POST /v1/volumes/:ref/replicas": { host: null },
+  "POST /v1/srs": { uuid: goodValues.want.id, label: "replicated", copies: 1 },
+  "PATCH /v1/srs/:ref": { label: "r" },
+  "POST /v1/srs/:ref/vdis": { uuid: goodValues.host.id, size: "1048576", smConfig: { a: "b" } },
+  "POST /v1/srs/:ref/introduce": { uuid: goodValues.want.id, label: null },
+  "PATCH /v1/vdis/:ref": { size: "2097152", label: "d", snapshotOf: null, settled: true },
+  "POST /v1/vdis/:ref/snapshot": { uuid: goodValues.pool.id },
+  "POST /v1/vdis/:ref/clone": { uuid: goodValues.pool.id, label: "c" },
+  "POST /v1/vdis/:ref/revert": { snapshot: goodValues.pool.id },
+  "POST /v1/vdis/:ref/reset": { mark: true },
+  "POST /v1/vdis/:ref/changed": { since: goodValues.pool.id },
+  "POST /v1/vdis/:ref/activate": { writable: true, deadHosts: [goodValues.host.id], waitMs: 0 },
+  "PUT /v1/xapi-host": { uuid: goodValues.host.id },
   "POST /v1/store/backup": file,
   "POST /v1/store/restore": file,
   "POST /v1/store/repair": { assent: false },
@@ -180,6 +192,9 @@ const places: readonly (readonly [key: string, good: unknown])[] = [
   [keys.progress(other), { rid: 1, copied: "1", total: "2" }],
   [keys.emptyTrash(other), {}],
   [keys.token("t"), { volume: other }],
+  [keys.sr(other), goodValues.sr],
+  [keys.vdi(other), goodValues.vdi],
+  [keys.xapiHost(goodValues.host.id), { format: 1, uuid: other }],
 ];
 
 const put = fc.constantFrom(...places).chain(([key, good]) =>
@@ -249,6 +264,9 @@ async function judge(host: TestHost, store: StoreClient, input: Input): Promise<
       "/v1/snapshots",
       `/v1/snapshots/${goodValues.snapshot.id}`,
       `/v1/volumes/${other}/why`,
+      "/v1/srs",
+      `/v1/srs/${other}/vdis`,
+      `/v1/vdis/${other}`,
     ])
       await asked(host, { method: "GET", path, type: "application/json", body: "" });
     return;

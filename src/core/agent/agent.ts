@@ -68,6 +68,7 @@ import { SnapshotKeeper } from "./snapshot-keeper.ts";
 import { agentFacts, clusterStatus, daemonStatus } from "./status.ts";
 import { StoreIdentity } from "./store-identity.ts";
 import { StoreKeeper } from "./store-keeper.ts";
+import { VdiKeeper } from "./vdi-keeper.ts";
 
 /** How long `join` waits for its place in the store; it goes on in the background. */
 const SETTLE_MS = 20_000;
@@ -84,6 +85,7 @@ type Member = {
   readonly etcdLog: EtcdLog;
   readonly pauseKeeper: PauseKeeper;
   readonly snapshotKeeper: SnapshotKeeper;
+  readonly vdiKeeper: VdiKeeper;
 };
 
 /** Made one after the other, and told of each other. */
@@ -332,6 +334,7 @@ export class Agent {
         await mirror.sync();
       },
     });
+    const vdiKeeper = new VdiKeeper({ context, isPlacer });
     const keeper = new Keeper({
       self: host,
       mirror,
@@ -428,6 +431,7 @@ export class Agent {
     limitKeeper.start();
     scrubKeeper.start();
     snapshotKeeper.start();
+    vdiKeeper.start();
     rotation.start();
     // What is mounted by now weftd finds at once.
     await devices.start();
@@ -477,6 +481,7 @@ export class Agent {
       etcdLog,
       pauseKeeper,
       snapshotKeeper,
+      vdiKeeper,
     };
     this.#background("repair", answerRepair(context));
     // What happened while this agent was down.
@@ -512,7 +517,7 @@ export class Agent {
     if (member === null) return;
     this.#member = null;
     const { context, presence, keeper, door, heads, acks, rotation, rescue, etcdLog, pauseKeeper } = member;
-    const { snapshotKeeper } = member;
+    const { snapshotKeeper, vdiKeeper } = member;
     const confirmationEnds = context.confirmation.stop();
     // Before the identity ends that it renews.
     const rotationEnds = rotation.stop();
@@ -527,6 +532,7 @@ export class Agent {
     context.limitKeeper.stop();
     context.scrubKeeper.stop();
     snapshotKeeper.stop();
+    vdiKeeper.stop();
     pauseKeeper.stop();
     await presence.stop();
     // From here on nobody waits for the store.

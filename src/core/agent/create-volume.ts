@@ -18,7 +18,7 @@ import type { CreatedFrom, Want } from "../model/volume-record.ts";
 import type * as api from "../wire/agent-api.ts";
 import { decided, WeftError } from "../wire/errors.ts";
 import { parseNameKey, renderWant } from "../wire/record.ts";
-import type { Compare } from "../wire/store-client.ts";
+import type { Compare, Op } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
 import { volumeOf } from "./facts.ts";
@@ -36,13 +36,27 @@ type Choice = Pick<Want, "sizeBytes" | "copies" | "minIsr" | "spread" | "thick" 
   readonly compares: readonly Compare[];
 };
 
-export async function createVolume(context: MemberContext, request: Request): Promise<VolumeId> {
+/** Whose id is given, and what else comes to be with the volume's wish or not at all. */
+export type Beside = {
+  readonly id: VolumeId;
+  /** By what the mirror says now: it is looked at again when something of it has changed. */
+  readonly write: () => { readonly compares: readonly Compare[]; readonly ops: readonly Op[] };
+};
+
+/** E-VOL-01 where its name, or the id that it shall have, is another volume's. */
+export async function createVolume(
+  context: MemberContext,
+  request: Request,
+  beside: Beside | null = null,
+): Promise<VolumeId> {
   const { mirror, store, view } = context;
   await mirror.sync();
   const token = request.createdBy ?? randomUUID();
   const made = await store.get(keys.token(token));
   const id =
-    made === null ? await wishVolume(context, request, token) : parseNameKey(made.key, made.value).volume;
+    made === null
+      ? await wishVolume(context, request, token, beside)
+      : parseNameKey(made.key, made.value).volume;
   const patienceMs = request.from === null ? MAKE_MS : CLONE_MS;
   await mirror.until(`The volume "${request.name}"`, patienceMs, () => {
     const { want, record } = volumeOf(mirror, id);
@@ -52,7 +66,12 @@ export async function createVolume(context: MemberContext, request: Request): Pr
   return id;
 }
 
-async function wishVolume(context: MemberContext, request: Request, token: string): Promise<VolumeId> {
+async function wishVolume(
+  context: MemberContext,
+  request: Request,
+  token: string,
+  beside: Beside | null,
+): Promise<VolumeId> {
   const { store, mirror } = context;
   const { name } = request;
   const only = request.hosts === null ? null : request.hosts.map((ref) => findHost(mirror, ref).id);
@@ -60,7 +79,7 @@ async function wishVolume(context: MemberContext, request: Request, token: strin
     request.from === null ? empty(context, request, only) : cloned(context, request, request.from, only);
   const want: Want = {
     ...chosen,
-    volume: randomUUID() as VolumeId,
+    volume: beside?.id ?? (randomUUID() as VolumeId),
     name,
     placements: spots.map((spot, rid) => ({ rid: rid as Rid, ...spot, remove: false })),
     limits: null,
@@ -71,19 +90,27 @@ async function wishVolume(context: MemberContext, request: Request, token: strin
   };
   const pointer = JSON.stringify({ volume: want.volume });
   const all = [keys.token(token), keys.name(name), keys.want(want.volume)] as const;
+  const more = beside?.write() ?? { compares: [], ops: [] };
   for (;;) {
     const outcome = await store.txn(
-      [...all.map((key) => ({ key, modRevision: 0n })), ...compares],
-      all.map((key, i) => ({ kind: "put", key, value: i === 2 ? renderWant(want, null) : pointer })),
+      [...all.map((key) => ({ key, modRevision: 0n })), ...compares, ...more.compares],
+      [
+        ...all.map((key, i) => ({
+          kind: "put" as const,
+          key,
+          value: i === 2 ? renderWant(want, null) : pointer,
+        })),
+        ...more.ops,
+      ],
     );
     if (outcome.kind === "succeeded") return want.volume;
     const byToken = await store.get(all[0]);
     if (byToken !== null) return parseNameKey(byToken.key, byToken.value).volume;
     if (outcome.kind !== "compare-failed") continue;
-    if ((await store.get(all[1])) !== null) throw nameTaken(name);
-    // The snapshot was changed: it may be protected now, or on its way out.
+    for (const key of [all[1], all[2]]) if ((await store.get(key)) !== null) throw nameTaken(name);
+    // The snapshot was changed: it may be protected now, or on its way out. Or what comes beside the volume was.
     await mirror.sync();
-    return wishVolume(context, request, token);
+    return wishVolume(context, request, token, beside);
   }
 }
 

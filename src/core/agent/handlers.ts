@@ -36,6 +36,7 @@ import { rotateAuthority, showAuthority } from "./rotate.ts";
 import { changeSettings, settingsOf } from "./settings.ts";
 import * as snapshots from "./snapshots.ts";
 import { mayStop } from "./stop-guard.ts";
+import { srHandlers } from "./sr-handlers.ts";
 import { statsAnswer } from "./stats.ts";
 import * as show from "./status.ts";
 import { backupStore, restoreStore } from "./store-file.ts";
@@ -267,6 +268,8 @@ export const handlers: Handlers = {
     await snapshots.detachSnapshot(agent.member(), params.ref);
     return {};
   },
+
+  ...srHandlers,
 
   "GET /v1/trash": async (agent, { principal }) =>
     show.trashAnswers(await fresh(agent)).filter(({ volume }) => maySee(principal, volume)),

@@ -241,6 +241,8 @@ async function forget(store: StoreClient, volume: VolumeId, name: string): Promi
   const ops: Op[] = [
     { kind: "delete-prefix", prefix: keys.volume(volume) },
     { kind: "delete", key: keys.token(parsed.createdBy) },
+    // What XAPI had beside it, where it was a disk of a storage repository.
+    { kind: "delete", key: keys.vdi(volume) },
   ];
   const compares = [{ key: want.key, modRevision: want.modRevision }];
   if (nameEntry !== null && nameEntry.value.includes(volume)) {

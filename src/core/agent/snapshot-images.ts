@@ -52,6 +52,12 @@ export function imagesOf(mirror: Mirror, volume: VolumeId): ReadonlyMap<Snapshot
   return found;
 }
 
+/** Bytes that one copy's image takes; null: its host has not said. */
+export function ownBytesOf(mirror: Mirror, volume: VolumeId, rid: Rid, snapshot: SnapshotId): bigint | null {
+  const entry = mirror.get(keys.image(volume, rid, snapshot));
+  return entry === null ? null : (readValue(imageJson, entry.value)?.own ?? null);
+}
+
 export type SnapshotImagesOptions = {
   readonly host: HostId;
   readonly mirror: Mirror;

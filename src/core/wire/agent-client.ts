@@ -15,6 +15,7 @@ import type { Secret } from "../model/secret.ts";
 import type { VolumeLimits } from "../model/volume-limits.ts";
 import { isWeftError, reasonOf, WeftError } from "./errors.ts";
 import { connectProven, exchange, fingerprintText } from "./host-client.ts";
+import * as sr from "./sr-api.ts";
 
 export type RemoteAgent = {
   readonly address: string;
@@ -317,6 +318,107 @@ export class AgentClient {
     return this.#call("GET", `${path`/v1/snapshots/${ref}/changed`}?${query.toString()}`, api.changedAnswer);
   }
 
+  srs(): Promise<sr.SrAnswer[]> {
+    return this.#call("GET", "/v1/srs", sr.srAnswer.array());
+  }
+
+  sr(uuid: string): Promise<sr.SrAnswer> {
+    return this.#call("GET", path`/v1/srs/${uuid}`, sr.srAnswer);
+  }
+
+  createSr(body: z.input<typeof sr.srCreateRequest>): Promise<sr.SrAnswer> {
+    return this.#call("POST", "/v1/srs", sr.srAnswer, sr.srCreateRequest, body);
+  }
+
+  changeSr(uuid: string, body: z.input<typeof sr.srChangeRequest>): Promise<sr.SrAnswer> {
+    return this.#call("PATCH", path`/v1/srs/${uuid}`, sr.srAnswer, sr.srChangeRequest, body);
+  }
+
+  /** E-SR-02 while it has disks. One that is not there is E-SR-01. */
+  async deleteSr(uuid: string): Promise<void> {
+    await this.#call("DELETE", path`/v1/srs/${uuid}`, api.okAnswer);
+  }
+
+  /** All of them, or an error. */
+  vdis(srUuid: string): Promise<sr.VdiListAnswer> {
+    return this.#call("GET", path`/v1/srs/${srUuid}/vdis`, sr.vdiListAnswer);
+  }
+
+  vdi(uuid: string): Promise<sr.VdiAnswer> {
+    return this.#call("GET", path`/v1/vdis/${uuid}`, sr.vdiAnswer);
+  }
+
+  /** By the same UUID again it answers with the one that is there. */
+  createVdi(srUuid: string, body: VdiCreate): Promise<sr.VdiAnswer> {
+    const wire = { ...body, size: String(body.size) };
+    return this.#call("POST", path`/v1/srs/${srUuid}/vdis`, sr.vdiAnswer, sr.vdiCreateRequest, wire);
+  }
+
+  introduceVdi(srUuid: string, body: z.input<typeof sr.vdiIntroduceRequest>): Promise<sr.VdiAnswer> {
+    const url = path`/v1/srs/${srUuid}/introduce`;
+    return this.#call("POST", url, sr.vdiAnswer, sr.vdiIntroduceRequest, body);
+  }
+
+  changeVdi(uuid: string, body: VdiChanges): Promise<sr.VdiAnswer> {
+    const { size, ...rest } = body;
+    const wire = { ...rest, ...(size === undefined ? {} : { size: String(size) }) };
+    return this.#call("PATCH", path`/v1/vdis/${uuid}`, sr.vdiAnswer, sr.vdiChangeRequest, wire);
+  }
+
+  /** One that is gone already is no error. */
+  async deleteVdi(uuid: string): Promise<void> {
+    await this.#call("DELETE", path`/v1/vdis/${uuid}`, api.okAnswer);
+  }
+
+  /** Answers with the snapshot, of `body.uuid`. */
+  snapshotVdi(uuid: string, body: z.input<typeof sr.vdiCopyRequest>): Promise<sr.VdiAnswer> {
+    return this.#call("POST", path`/v1/vdis/${uuid}/snapshot`, sr.vdiAnswer, sr.vdiCopyRequest, body);
+  }
+
+  /** Answers with the clone, of `body.uuid`. */
+  cloneVdi(uuid: string, body: z.input<typeof sr.vdiCopyRequest>): Promise<sr.VdiAnswer> {
+    return this.#call("POST", path`/v1/vdis/${uuid}/clone`, sr.vdiAnswer, sr.vdiCopyRequest, body);
+  }
+
+  destroyVdiData(uuid: string): Promise<sr.VdiAnswer> {
+    return this.#call("POST", path`/v1/vdis/${uuid}/destroy-data`, sr.vdiAnswer);
+  }
+
+  /** E-AGENT-04 where it takes longer: it goes on. */
+  revertVdi(uuid: string, snapshot: string): Promise<sr.VdiAnswer> {
+    const url = path`/v1/vdis/${uuid}/revert`;
+    return this.#call("POST", url, sr.vdiAnswer, sr.vdiRevertRequest, { snapshot });
+  }
+
+  /** On-boot reset: see `vdiResetRequest`. */
+  resetVdi(uuid: string, mark: boolean | null = null): Promise<sr.VdiAnswer> {
+    return this.#call("POST", path`/v1/vdis/${uuid}/reset`, sr.vdiAnswer, sr.vdiResetRequest, { mark });
+  }
+
+  /** What differs between an older snapshot of the same disk and this disk, or snapshot of it: all of it. */
+  changedVdiBlocks(uuid: string, since: string): Promise<sr.VdiChangedAnswer> {
+    const url = path`/v1/vdis/${uuid}/changed`;
+    return this.#call("POST", url, sr.vdiChangedAnswer, sr.vdiChangedRequest, { since });
+  }
+
+  /** E-VDI-04 while another host has it, after `waitMs`. */
+  activateVdi(uuid: string, body: z.input<typeof sr.vdiActivateRequest>): Promise<sr.VdiActivated> {
+    return this.#call("POST", path`/v1/vdis/${uuid}/activate`, sr.vdiActivated, sr.vdiActivateRequest, body);
+  }
+
+  /** One that is not open on this host is no error. */
+  async deactivateVdi(uuid: string): Promise<void> {
+    await this.#call("POST", path`/v1/vdis/${uuid}/deactivate`, api.okAnswer);
+  }
+
+  vdiUsers(uuid: string): Promise<sr.VdiUsersAnswer> {
+    return this.#call("GET", path`/v1/vdis/${uuid}/users`, sr.vdiUsersAnswer);
+  }
+
+  async setXapiHost(uuid: string): Promise<void> {
+    await this.#call("PUT", "/v1/xapi-host", api.okAnswer, sr.xapiHostRequest, { uuid });
+  }
+
   trash(): Promise<api.TrashAnswer[]> {
     return this.#call("GET", "/v1/trash", api.trashAnswer.array());
   }
@@ -483,6 +585,9 @@ function causeOf(cause: unknown): string {
 export type VolumeCreate = Omit<z.input<typeof api.volumeCreateRequest>, "size"> & {
   readonly size?: bigint | null;
 };
+
+export type VdiCreate = Omit<z.input<typeof sr.vdiCreateRequest>, "size"> & { readonly size: bigint };
+export type VdiChanges = Omit<z.input<typeof sr.vdiChangeRequest>, "size"> & { readonly size?: bigint };
 
 /** A URL path whose parts are escaped. */
 function path(parts: TemplateStringsArray, ...values: readonly string[]): string {

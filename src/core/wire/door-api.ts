@@ -85,6 +85,15 @@ export const auditLinesAnswer = z.object({ lines: z.array(auditLine) });
 export const statsRequest = z.strictObject({ volume: uuid });
 export const sessionStatsAnswer = z.object({ open: sessionStats.nullable() });
 
+/** Of a volume that a guest may use on the asked host, or of a snapshot that may be read there. */
+export const volumeUsersRequest = z.strictObject({ volume: uuid, snapshot: uuid.nullable() });
+export const volumeUsersAnswer = z.object({
+  /** A guest's end is connected there; null: nobody can say. */
+  connected: z.boolean().nullable(),
+  /** Since when it is open there; null: it is not, or nobody can say. */
+  since: instant.nullable(),
+});
+
 /** What the asked host's weftd shall do in the session that it has of the volume. */
 export const ownerWork = z.discriminatedUnion("kind", [
   z.strictObject({ kind: z.literal("grow"), volume: uuid, size: u64 }),
@@ -152,6 +161,12 @@ export const doorRoutes = {
     answer: sessionStatsAnswer,
     audit: "read",
   },
+  "POST /v1/internal/volume-users": {
+    right: "host",
+    request: volumeUsersRequest,
+    answer: volumeUsersAnswer,
+    audit: "read",
+  },
   "POST /v1/internal/volume-work": {
     right: "host",
     request: ownerWork,
@@ -196,6 +211,8 @@ export type EnrolAnswer = z.output<typeof enrolAnswer>;
 export type AuditLinesRequest = z.output<typeof auditLinesRequest>;
 export type AuditLinesAnswer = z.output<typeof auditLinesAnswer>;
 export type StatsRequest = z.output<typeof statsRequest>;
+export type VolumeUsersRequest = z.output<typeof volumeUsersRequest>;
+export type VolumeUsers = z.output<typeof volumeUsersAnswer>;
 export type OwnerWork = z.output<typeof ownerWork>;
 export type GroupWork = z.output<typeof groupWork>;
 export type OwnerWorkAnswer = z.output<typeof ownerWorkAnswer>;

@@ -102,6 +102,10 @@ export class HostClient {
     return this.#ask("POST /v1/internal/stats", () => body);
   }
 
+  volumeUsers(body: api.VolumeUsersRequest): Promise<Answered<api.VolumeUsers>> {
+    return this.#ask("POST /v1/internal/volume-users", () => body);
+  }
+
   volumeWork(work: api.OwnerWork): Promise<Answered<api.OwnerWorkAnswer>> {
     return this.#ask("POST /v1/internal/volume-work", () => work);
   }

@@ -13,6 +13,7 @@ import { TRUST_BYTES } from "../model/limits.ts";
 import type { Right } from "../model/roles.ts";
 import * as admission from "./admission-api.ts";
 import * as api from "./agent-api.ts";
+import * as sr from "./sr-api.ts";
 
 const BODY_MAX = 64 * 1024;
 
@@ -189,6 +190,53 @@ export const routes = {
   "GET /v1/snapshots/:ref/changed": asked("operator", "snapshot", api.changedQuery, api.changedAnswer),
   "POST /v1/snapshots/:ref/attach": mutation("operator", "snapshot", null, api.snapshotAttached),
   "POST /v1/snapshots/:ref/detach": mutation("operator", "snapshot", null, api.okAnswer),
+
+  /** `:ref` of an SR or a VDI is its UUID. */
+  "GET /v1/srs": read("viewer", "cluster", sr.srAnswer.array()),
+  "GET /v1/srs/:ref": read("viewer", "cluster", sr.srAnswer),
+  "POST /v1/srs": mutation("admin", "cluster", sr.srCreateRequest, sr.srAnswer, {
+    logs: ["uuid", "label", "copies"],
+  }),
+  "PATCH /v1/srs/:ref": mutation("admin", "cluster", sr.srChangeRequest, sr.srAnswer, { logs: ["label"] }),
+  "DELETE /v1/srs/:ref": mutation("admin", "cluster", null, api.okAnswer),
+  "GET /v1/srs/:ref/vdis": read("viewer", "cluster", sr.vdiListAnswer),
+  "POST /v1/srs/:ref/vdis": mutation("admin", "cluster", sr.vdiCreateRequest, sr.vdiAnswer, {
+    logs: ["uuid", "size", "label", "type"],
+  }),
+  "POST /v1/srs/:ref/introduce": mutation("admin", "cluster", sr.vdiIntroduceRequest, sr.vdiAnswer, {
+    logs: ["uuid", "label"],
+  }),
+  "GET /v1/vdis/:ref": read("viewer", "cluster", sr.vdiAnswer),
+  "PATCH /v1/vdis/:ref": mutation("admin", "cluster", sr.vdiChangeRequest, sr.vdiAnswer, {
+    logs: ["size", "label", "type", "cbt", "managed", "readOnly", "sharable", "settled"],
+  }),
+  "DELETE /v1/vdis/:ref": mutation("admin", "cluster", null, api.okAnswer),
+  "POST /v1/vdis/:ref/snapshot": mutation("admin", "cluster", sr.vdiCopyRequest, sr.vdiAnswer, {
+    logs: ["uuid", "label"],
+  }),
+  "POST /v1/vdis/:ref/clone": mutation("admin", "cluster", sr.vdiCopyRequest, sr.vdiAnswer, {
+    logs: ["uuid", "label"],
+  }),
+  "POST /v1/vdis/:ref/destroy-data": mutation("admin", "cluster", null, sr.vdiAnswer),
+  "POST /v1/vdis/:ref/revert": mutation("admin", "cluster", sr.vdiRevertRequest, sr.vdiAnswer, {
+    logs: ["snapshot"],
+  }),
+  "POST /v1/vdis/:ref/reset": mutation("admin", "cluster", sr.vdiResetRequest, sr.vdiAnswer, {
+    logs: ["mark"],
+  }),
+  // Of a disk, and not of a snapshot of it, a snapshot is taken for it and goes again.
+  "POST /v1/vdis/:ref/changed": mutation("admin", "cluster", sr.vdiChangedRequest, sr.vdiChangedAnswer, {
+    logs: ["since"],
+  }),
+  "POST /v1/vdis/:ref/activate": mutation("admin", "cluster", sr.vdiActivateRequest, sr.vdiActivated, {
+    logs: ["writable", "deadHosts"],
+  }),
+  "POST /v1/vdis/:ref/deactivate": mutation("admin", "cluster", null, api.okAnswer),
+  "GET /v1/vdis/:ref/users": read("viewer", "cluster", sr.vdiUsersAnswer),
+  /** By which UUID XAPI knows the host that is asked. */
+  "PUT /v1/xapi-host": mutation("local-root", "cluster", sr.xapiHostRequest, api.okAnswer, {
+    logs: ["uuid"],
+  }),
 
   "GET /v1/trash": read("viewer", "volumes", api.trashAnswer.array()),
   "POST /v1/trash/:ref/restore": mutation("operator", "deleted volume", null, api.volumeAnswer),

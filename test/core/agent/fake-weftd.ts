@@ -70,6 +70,10 @@ export class FakeWeftd {
   >();
   /** What was asked of sessions about scrubs, one word and a volume each. */
   readonly scrubs: string[] = [];
+  /** Volumes and snapshots with a client at their export. */
+  readonly connected = new Set<string>();
+  /** Hosts whose weftd this one has a connection to. */
+  readonly links = new Set<string>();
   readonly pools = new Map<string, string>();
   /** Why copies in the pools at these paths can have no snapshots. */
   readonly noSnapshots = new Map<string, string>();
@@ -118,6 +122,8 @@ export class FakeWeftd {
   #host: string | null = null;
   #cluster: string | null = null;
   #store: StoreClient | null = null;
+  /** Snapshots that are offered here. */
+  readonly #reading = new Map<string, { volume: string; id: string; path: string }>();
   #watching: AbortController | null = null;
   #taking: Promise<void> = Promise.resolve();
   readonly #runDir: string;
@@ -293,14 +299,33 @@ export class FakeWeftd {
       "snapshot.open": async ({ volume, id }) => {
         const value = JSON.stringify({ volume, since: String(Date.now()) });
         await this.#connected().put(`${keys.snapshotOpen(String(id))}${this.host}`, value);
-        return { path: join(this.#runDir, "nbd", `${String(id)}.sock`) };
+        const path = join(this.#runDir, "nbd", `${String(id)}.sock`);
+        this.#reading.set(String(id), { volume: String(volume), id: String(id), path });
+        return { path };
       },
       "snapshot.close": async ({ id }) => {
+        this.#reading.delete(String(id));
         await this.#connected().delete(`${keys.snapshotOpen(String(id))}${this.host}`);
         return {};
       },
       "session.list": () => ({ sessions: [...this.sessions.keys()].map((volume) => this.#session(volume)) }),
       "session.show": ({ volume }) => this.#session(String(volume)),
+      "snapshot.open_list": () => ({
+        snapshots: [...this.#reading.values()].map((one) => ({
+          ...one,
+          clients: this.connected.has(one.id) ? 1 : 0,
+        })),
+      }),
+      "link.list": () => ({
+        links: [...this.links].map((host) => ({
+          address: "",
+          code: null,
+          host,
+          reason: null,
+          since_ms: "0",
+          state: "connected",
+        })),
+      }),
       why: ({ volume }) => ({ volume, findings: [] }),
     };
   }
@@ -651,7 +676,7 @@ export class FakeWeftd {
       phase: waitsFor === null ? "serving" : "paused",
       rev: "1",
       paused_reason: waitsFor,
-      clients: 0,
+      clients: this.connected.has(volume) ? 1 : 0,
       members: [],
       resync: null,
       reverting: null,

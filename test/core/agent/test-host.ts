@@ -5,6 +5,7 @@ import { join } from "node:path";
 
 import { nativeBin } from "../../../scripts/lib/repository.ts";
 import { Agent } from "../../../src/core/agent/agent.ts";
+import type { MemberContext } from "../../../src/core/agent/context.ts";
 import { EtcdProcess } from "../../../src/core/agent/etcd-process.ts";
 import { openLog } from "../../../src/core/agent/log.ts";
 import type { HostAnswer } from "../../../src/core/wire/agent-api.ts";
@@ -90,6 +91,12 @@ export class TestHost {
     };
     this.#agent = new Agent(options, openLog(level));
     await this.#agent.start();
+  }
+
+  /** What its agent's requests are answered from. */
+  member(): MemberContext {
+    if (this.#agent === null) throw new Error(`${this.name}'s agent is down`);
+    return this.#agent.member();
   }
 
   async stopAgent(): Promise<void> {

@@ -1,0 +1,340 @@
+/**
+ * A virtual disk is opened for a guest that XAPI starts on this host, and closed again: who has it elsewhere is asked, waited
+ * for, or found to be dead (core/model/activation.ts).
+ *
+ * Must always hold:
+ * - what is decided rests on a report of the session that the record names: another owner is asked anew;
+ * - what is closed was drained and sealed: the next host opens it without asking anybody;
+ * - who asks again is answered with the session that is open.
+ */
+import { stat } from "node:fs/promises";
+import { connect } from "node:net";
+import { setTimeout as delay } from "node:timers/promises";
+
+import { type ActivationInput, decideActivation, type OwnerReport } from "../model/activation.ts";
+import { hostName } from "../model/cluster.ts";
+import type { HostId, SessionId, SnapshotId, VolumeId } from "../model/ids.ts";
+import { stillMade, type Vdi } from "../model/vdi.ts";
+import type { VolumeUsers, VolumeUsersRequest } from "../wire/door-api.ts";
+import { isWeftError, WeftError } from "../wire/errors.ts";
+import { HostClient } from "../wire/host-client.ts";
+import type * as sr from "../wire/sr-api.ts";
+import { keys } from "../wire/store-keys.ts";
+import { attachVolume } from "./attach.ts";
+import type { MemberContext } from "./context.ts";
+import { findListed } from "./find.ts";
+import type { Mirror } from "./mirror.ts";
+import { CHANGING_HANDS } from "./owner-work.ts";
+import { attachSnapshot } from "./snapshots.ts";
+import { findVdi, openHosts, type VdiFacts, vdiOf, xapiHostsOf } from "./sr-facts.ts";
+import { nameHelper } from "./vdi-helpers.ts";
+
+/** It answers from memory. */
+const ANSWER_MS = 3000;
+/** weftd's port for other hosts: whether somebody is there at all. */
+const DATA_PORT = 7401;
+const PROBE_MS = 1500;
+
+export async function activateVdi(
+  context: MemberContext,
+  uuid: string,
+  request: sr.VdiActivateRequest,
+): Promise<sr.VdiActivated> {
+  await context.mirror.sync();
+  const facts = findVdi(context.mirror, uuid);
+  const { vdi, stage } = facts;
+  if (stage === "making") throw WeftError.fromFinding(stillMade(vdi));
+  if (vdi.snapshot === null && !vdi.readOnly) return activateDisk(context, uuid, request);
+  if (request.writable)
+    throw new WeftError({
+      code: "E-VDI-06",
+      message: `The virtual disk "${vdi.label}" (${uuid}) can only be read.`,
+      facts: { vdi: uuid },
+      safe: "Nothing was changed.",
+    });
+  return read(context, facts, vdi.snapshot ?? (await readerOf(context, facts)));
+}
+
+/** What hosts read of a disk that nobody writes: a snapshot, taken when the first one reads it. */
+async function readerOf(context: MemberContext, facts: VdiFacts): Promise<SnapshotId> {
+  const { volume, reader } = facts.vdi;
+  const isThere = reader !== null && context.mirror.get(keys.snapshot(volume, reader)) !== null;
+  return isThere ? reader : nameHelper(context, facts, "reader");
+}
+
+async function read(context: MemberContext, facts: VdiFacts, snapshot: SnapshotId): Promise<sr.VdiActivated> {
+  const { path } = await attachSnapshot(context, snapshot);
+  const { volume } = facts.vdi;
+  const size = facts.snapshot?.sizeBytes ?? facts.record?.sizeBytes ?? 0n;
+  return { path, size, volume, session: null, snapshot };
+}
+
+async function activateDisk(
+  context: MemberContext,
+  uuid: string,
+  { writable, deadHosts, waitMs }: sr.VdiActivateRequest,
+): Promise<sr.VdiActivated> {
+  const { mirror, host: here, log } = context;
+  const begunMs = performance.now();
+  const [endMs, handsMs] = [begunMs + waitMs, begunMs + CHANGING_HANDS.forMs];
+  let away = null as Away | null;
+  for (;;) {
+    const facts = findVdi(mirror, uuid);
+    const guest = guestOf(facts);
+    const known = guest === null ? undefined : xapiHostsOf(mirror).get(guest.host);
+    const isOwnerDead = known !== undefined && deadHosts.includes(known);
+    const input = { here, guest, writable, isOwnerDead, endMs, report: null };
+    let decision = decideActivation(input, performance.now());
+    let since: string | null = null;
+    if (decision.kind === "ask" && guest !== null) {
+      const told: Told = await askOwner(context, facts, guest.host);
+      const nowMs = performance.now();
+      if (told.report !== "away") away = null;
+      else if (away?.session !== guest.session) away = { session: guest.session, sinceMs: nowMs };
+      await mirror.sync();
+      if (guestOf(findVdi(mirror, uuid))?.session !== guest.session) continue;
+      const report =
+        told.report === "away" ? { kind: "away" as const, sinceMs: away?.sinceMs ?? nowMs } : told.report;
+      decision = decideActivation({ ...input, report }, nowMs);
+      since = told.since;
+    }
+    switch (decision.kind) {
+      case "open":
+      case "steal": {
+        if (decision.kind === "steal") log.warn({ vdi: uuid, why: decision.why }, "a disk is taken over");
+        const opened = await openHere(context, facts, decision.kind === "steal", Math.max(endMs, handsMs));
+        if (opened !== null) return opened;
+        break;
+      }
+      case "wait":
+        await untilOther(mirror, uuid, guest?.session ?? null, decision.forMs);
+        break;
+      case "ask":
+      case "refuse":
+        throw openElsewhere(context, facts, { since, waitMs: writable ? waitMs : 0 });
+    }
+  }
+}
+
+type Away = { readonly session: SessionId; readonly sinceMs: number };
+type Guest = NonNullable<ActivationInput["guest"]>;
+
+function guestOf({ record, extra }: VdiFacts): Guest | null {
+  return extra?.caretaker === true ? null : (record?.owner ?? null);
+}
+
+/** Null: it changes hands in this moment, look again. */
+async function openHere(
+  context: MemberContext,
+  { vdi }: VdiFacts,
+  steal: boolean,
+  endMs: number,
+): Promise<sr.VdiActivated | null> {
+  const { volume } = vdi;
+  try {
+    await closeFenced(context, vdi);
+    const { path, session } = await attachVolume(context, volume, steal);
+    // It may have grown since it was looked at.
+    const size = findVdi(context.mirror, vdi.uuid).record?.sizeBytes ?? 0n;
+    return { path, size, volume, session, snapshot: null };
+  } catch (error) {
+    if (!CHANGING_HANDS.is(error) || performance.now() >= endMs) throw error;
+    await delay(CHANGING_HANDS.againMs);
+    await context.mirror.sync();
+    return null;
+  }
+}
+
+/** One that another host has taken over, and that has not heard of it yet: whatever it still has under way is refused. */
+async function closeFenced(
+  { daemon, mirror, host, log }: MemberContext,
+  { uuid, volume }: Vdi,
+): Promise<void> {
+  const { sessions } = await daemon.client.call("session.list", {});
+  const here = sessions.find((one) => one.volume === volume && !one.caretaker);
+  if (here === undefined || !["serving", "paused"].includes(here.phase)) return;
+  // In this order: what served before this look at the store is named there, or fenced.
+  await mirror.sync();
+  const owner = vdiOf(mirror, uuid)?.record?.owner ?? null;
+  if (owner?.host === host) return;
+  log.warn({ vdi: uuid, session: here.session }, "a session here was taken over, and is closed");
+  await daemon.client.call("session.close", { volume, abandon: true });
+}
+
+/** Until another session has it, or nobody; at most so long. */
+async function untilOther(
+  mirror: Mirror,
+  uuid: string,
+  session: SessionId | null,
+  forMs: number,
+): Promise<void> {
+  try {
+    await mirror.until("Another owner", forMs, () =>
+      guestOf(findVdi(mirror, uuid))?.session === session ? null : true,
+    );
+  } catch (error) {
+    if (!isWeftError(error, "E-AGENT-04")) throw error;
+  }
+}
+
+type Told = {
+  readonly report: Exclude<OwnerReport, { kind: "away" }> | "away";
+  /** Since when the guest's session is open there. */
+  readonly since: string | null;
+};
+
+async function askOwner(context: MemberContext, { vdi }: VdiFacts, host: HostId): Promise<Told> {
+  try {
+    const { connected, since } = await usersOn(context, host, { volume: vdi.volume, snapshot: null });
+    return { report: { kind: "answered", connected }, since };
+  } catch (error) {
+    if (!isWeftError(error)) throw error;
+    // One of an older version has an answer, and not to this.
+    if (error.code !== "E-HOST-09") return { report: { kind: "up" }, since: null };
+    return { report: (await isUp(context, host)) ? { kind: "up" } : "away", since: null };
+  }
+}
+
+/** Its machine gives some answer: its weftd to ours, or its kernel to a connection. */
+async function isUp(context: MemberContext, host: HostId): Promise<boolean> {
+  const { daemon, identity } = context;
+  const { links } = await daemon.client.call("link.list", {});
+  if (links.some((link) => link.host === host && link.state === "connected")) return true;
+  const { address } = findListed(identity.trust(), host);
+  return answersAt(address);
+}
+
+/** A refusal is an answer, too: the machine is there, and only its weftd is not. */
+async function answersAt(address: string): Promise<boolean> {
+  const socket = connect({ host: address, port: DATA_PORT });
+  try {
+    return await new Promise((resolve) => {
+      socket.setTimeout(PROBE_MS, () => resolve(false));
+      socket.once("connect", () => resolve(true));
+      socket.once("error", (error: NodeJS.ErrnoException) => resolve(error.code === "ECONNREFUSED"));
+    });
+  } finally {
+    socket.destroy();
+  }
+}
+
+function openElsewhere(
+  { view, mirror }: MemberContext,
+  { vdi }: VdiFacts,
+  { since, waitMs }: { readonly since: string | null; readonly waitMs: number },
+): WeftError {
+  const guest = guestOf(findVdi(mirror, vdi.uuid));
+  const host = guest === null ? "another host" : hostName(view.cluster(), guest.host);
+  const from = since === null ? "" : ` since ${since}`;
+  const waited = waitMs === 0 ? "" : `, and did not close it within ${Math.round(waitMs / 1000)} s`;
+  return new WeftError({
+    code: "E-VDI-04",
+    message: `${host} has the virtual disk "${vdi.label}" (${vdi.uuid}) open${from}${waited}. Not activated.`,
+    facts: { vdi: vdi.uuid, host: guest?.host ?? null, since },
+    safe: "Nothing was changed.",
+    do: [{ why: `If nothing on ${host} uses it any more`, command: `weft steal ${vdi.volume}` }],
+  });
+}
+
+/** Drained and sealed, so that another host opens it without asking. One that is not open here is no error. */
+export async function deactivateVdi(context: MemberContext, uuid: string): Promise<void> {
+  const { mirror, daemon, host } = context;
+  await mirror.sync();
+  const facts = vdiOf(mirror, uuid);
+  if (facts === null) return;
+  const { vdi } = facts;
+  for (const snapshot of [vdi.snapshot, vdi.reader])
+    if (snapshot !== null) await daemon.client.call("snapshot.close", { volume: vdi.volume, id: snapshot });
+  if (vdi.snapshot !== null) return;
+  await closeFenced(context, vdi);
+  const { sessions } = await daemon.client.call("session.list", {});
+  const here = sessions.find(({ volume, phase }) => volume === vdi.volume && phase !== "ended") ?? null;
+  if (here !== null && !here.caretaker)
+    await daemon.client.call("session.close", { volume: vdi.volume, abandon: false });
+  else if (here === null && guestOf(facts)?.host === host) await closeLost(context, vdi.volume);
+}
+
+/** This host's weftd was restarted and has not opened it again: its record says that a guest has it here. */
+async function closeLost({ daemon }: MemberContext, volume: VolumeId): Promise<void> {
+  const open = {
+    volume,
+    mode: "steal" as const,
+    export: null,
+    caretaker: true,
+    old_stopped: false,
+    limits: null,
+  };
+  await daemon.client.call("session.open", open);
+  await daemon.client.call("session.close", { volume, abandon: false });
+}
+
+export async function vdiUsers(context: MemberContext, uuid: string): Promise<sr.VdiUsersAnswer> {
+  const { mirror, view } = context;
+  await mirror.sync();
+  const facts = findVdi(mirror, uuid);
+  const { volume, snapshot, reader } = facts.vdi;
+  const owner = guestOf(facts)?.host ?? null;
+  const about = (host: HostId): VolumeUsersRequest =>
+    snapshot === null && host === owner
+      ? { volume, snapshot: null }
+      : { volume, snapshot: snapshot ?? reader };
+  const users = openHosts(mirror, facts).map(async (host) => ({
+    host: { uuid: host, name: hostName(view.cluster(), host) },
+    connected: await isConnected(context, host, about(host)),
+  }));
+  return { users: await Promise.all(users) };
+}
+
+async function isConnected(
+  context: MemberContext,
+  host: HostId,
+  about: VolumeUsersRequest,
+): Promise<boolean | null> {
+  try {
+    return (await usersOn(context, host, about)).connected;
+  } catch (error) {
+    if (isWeftError(error)) return null;
+    throw error;
+  }
+}
+
+async function usersOn(
+  context: MemberContext,
+  host: HostId,
+  about: VolumeUsersRequest,
+): Promise<VolumeUsers> {
+  const { identity, self } = context;
+  if (host === context.host) return ownUsers(context, about);
+  const trust = identity.trust();
+  const { address } = findListed(trust, host);
+  const expect = { kind: "host" as const, trust, host };
+  const shown = identity.current();
+  const client = new HostClient({ address, shown, from: self.address, expect, answerMs: ANSWER_MS });
+  return (await client.volumeUsers(about)).answer;
+}
+
+/** Also as another host asks for it: whether a guest's end is connected here. */
+export async function ownUsers(
+  { daemon }: Pick<MemberContext, "daemon">,
+  { volume, snapshot }: VolumeUsersRequest,
+): Promise<VolumeUsers> {
+  const { client } = daemon;
+  if (snapshot !== null) {
+    const { snapshots } = await client.call("snapshot.open_list", {}, ANSWER_MS);
+    const open = snapshots.find(({ id }) => id === snapshot);
+    return { connected: (open?.clients ?? 0) > 0, since: await madeAt(open?.path ?? null) };
+  }
+  const { sessions } = await client.call("session.list", {}, ANSWER_MS);
+  const open = sessions.find((one) => one.volume === volume && !one.caretaker && one.phase !== "ended");
+  return { connected: (open?.clients ?? 0) > 0, since: await madeAt(open?.path ?? null) };
+}
+
+/** A session is as old as its socket. */
+async function madeAt(path: string | null): Promise<string | null> {
+  if (path === null) return null;
+  try {
+    return (await stat(path)).mtime.toISOString();
+  } catch {
+    return null;
+  }
+}

@@ -1,0 +1,251 @@
+/**
+ * The mirror's keys as storage repositories and virtual disks: one pass over them, whatever their number.
+ *
+ * Must always hold:
+ * - a repository's list has every disk that the store has of it, or it is an error: who misses one forgets it;
+ * - a disk whose volume's record can't be read is there: only its own key decides that.
+ */
+import { z } from "zod";
+
+import type { HostId, PoolId } from "../model/ids.ts";
+import { parseHostId } from "../model/ids.ts";
+import type { Snapshot } from "../model/snapshot.ts";
+import { noVdi, stageOf, stillMade, type Vdi, type VdiBacking, wrongKind } from "../model/vdi.ts";
+import { placeableBytes, type Sr } from "../model/sr.ts";
+import { insync, type VolumeRecord, type Want } from "../model/volume-record.ts";
+import { WeftError } from "../wire/errors.ts";
+import * as record from "../wire/record.ts";
+import type { RecordExtra } from "../wire/record.ts";
+import type { Entry } from "../wire/store-client.ts";
+import * as json from "../wire/sr-json.ts";
+import { uuid as uuidText } from "../wire/json-types.ts";
+import type * as sr from "../wire/sr-api.ts";
+import { keys } from "../wire/store-keys.ts";
+import type { MemberContext } from "./context.ts";
+import { openOn, readable } from "./facts.ts";
+import type { Mirror } from "./mirror.ts";
+import { ownBytesOf } from "./snapshot-images.ts";
+import { readValue } from "./store-value.ts";
+import { usedOf } from "./used-keeper.ts";
+
+export type SrFacts = { readonly sr: Sr; readonly entry: Entry };
+
+export type VdiFacts = VdiBacking & {
+  readonly vdi: Vdi;
+  readonly entry: Entry;
+  readonly extra: RecordExtra | null;
+  readonly stage: "making" | "whole" | "gone";
+};
+
+/** E-SR-01 where there is none. */
+export function findSr(mirror: Mirror, uuid: string): SrFacts {
+  const entry = mirror.get(keys.sr(uuid));
+  if (entry !== null) return { sr: json.parseSr(entry.key, entry.value), entry };
+  throw new WeftError({
+    code: "E-SR-01",
+    message: `No storage repository ${uuid}.`,
+    facts: { sr: uuid },
+    safe: "Nothing was changed.",
+  });
+}
+
+export function srsOf(mirror: Mirror): readonly SrFacts[] {
+  return mirror.entries(keys.srs).map((entry) => ({ sr: json.parseSr(entry.key, entry.value), entry }));
+}
+
+/** E-VDI-01 where there is none, or none any more. */
+export function findVdi(mirror: Mirror, uuid: string): VdiFacts {
+  const found = vdiOf(mirror, uuid);
+  if (found === null || found.stage === "gone") throw WeftError.fromFinding(noVdi(uuid));
+  return found;
+}
+
+/** E-VDI-05 while it is being made. */
+export function whole(facts: VdiFacts): VdiFacts {
+  if (facts.stage === "whole") return facts;
+  throw WeftError.fromFinding(stillMade(facts.vdi));
+}
+
+/** E-VDI-03 for a snapshot. */
+export function wholeDisk(facts: VdiFacts): VdiFacts {
+  if (facts.vdi.snapshot !== null)
+    throw WeftError.fromFinding(wrongKind(facts.vdi, "a disk, not a snapshot"));
+  return whole(facts);
+}
+
+/** What its key says, also of one whose volume is gone. Null: there is no key. */
+export function vdiOf(mirror: Mirror, uuid: string): VdiFacts | null {
+  const entry = mirror.get(keys.vdi(uuid));
+  return entry === null ? null : backed(mirror, entry);
+}
+
+/** Those of all repositories, or of one; the ones that are gone among them. */
+export function vdisOf(mirror: Mirror, srUuid: string | null = null): readonly VdiFacts[] {
+  return mirror
+    .entries(keys.vdis)
+    .filter((entry) => srUuid === null || mayBeOf(entry, srUuid))
+    .map((entry) => backed(mirror, entry));
+}
+
+const saysSr = z.looseObject({ sr: uuidText });
+
+/** What can't be read at all may be a disk of any. */
+function mayBeOf({ value }: Entry, srUuid: string): boolean {
+  const said = readValue(saysSr, value);
+  return said === null || said.sr === srUuid;
+}
+
+/** Read once each: a list has thousands, and is asked for twice a minute. */
+const vdisRead = new WeakMap<Entry, Vdi>();
+const wantsRead = new WeakMap<Entry, Want>();
+const recordsRead = new WeakMap<Entry, { readonly record: VolumeRecord; readonly extra: RecordExtra }>();
+
+function backed(mirror: Mirror, entry: Entry): VdiFacts {
+  const vdi = once(vdisRead, entry, json.parseVdi);
+  const wantEntry = mirror.get(keys.want(vdi.volume));
+  const stateEntry = mirror.get(keys.state(vdi.volume));
+  const want = wantEntry === null ? null : readable(() => once(wantsRead, wantEntry, record.parseWant));
+  const state = stateEntry === null ? null : readable(() => once(recordsRead, stateEntry, recordOf));
+  const backing = { want, record: state?.record ?? null, snapshot: snapshotOf(mirror, vdi) };
+  const isUnread =
+    vdi.snapshot === null &&
+    ((wantEntry !== null && want === null) || (stateEntry !== null && state === null));
+  const stage = isUnread ? stageOfUnread(backing) : stageOf(vdi, backing);
+  return { vdi, entry, ...backing, extra: state?.extra ?? null, stage };
+}
+
+/** Newer software's, or damaged: it is there, unless what can be read of it says otherwise. */
+function stageOfUnread({ want, record: state }: VdiBacking): "whole" | "gone" {
+  return (want?.deletedAtMs ?? state?.deletedAtMs ?? null) === null ? "whole" : "gone";
+}
+
+function recordOf(key: string, text: string): { readonly record: VolumeRecord; readonly extra: RecordExtra } {
+  return { record: record.parseRecord(key, text), extra: record.parseRecordExtra(key, text) };
+}
+
+function once<T extends object>(
+  read: WeakMap<Entry, T>,
+  entry: Entry,
+  parse: (key: string, text: string) => T,
+): T {
+  const known = read.get(entry);
+  if (known !== undefined) return known;
+  const value = parse(entry.key, entry.value);
+  read.set(entry, value);
+  return value;
+}
+
+function snapshotOf(mirror: Mirror, { volume, snapshot }: Vdi): Snapshot | null {
+  const entry = snapshot === null ? null : mirror.get(keys.snapshot(volume, snapshot));
+  // One that can't be read is not gone: the list is an error then.
+  return entry === null ? null : record.parseSnapshot(entry.key, entry.value);
+}
+
+export function vdiAnswer(
+  { mirror, view }: Pick<MemberContext, "mirror" | "view">,
+  facts: VdiFacts,
+): sr.VdiAnswer {
+  const { vdi, stage, snapshot } = facts;
+  const [host] = openHosts(mirror, facts);
+  const { label, description, type, readOnly, sharable, managed, cbt, isSnapshot, snapshotOf: of } = vdi;
+  const found = host === undefined ? null : view.cluster().hosts.find(({ id }) => id === host);
+  return {
+    uuid: vdi.uuid,
+    sr: vdi.sr,
+    volume: vdi.volume,
+    snapshot: vdi.snapshot,
+    label,
+    description,
+    type,
+    size: sizeOf(facts),
+    physicalUtilisation: utilisationOf(mirror, facts),
+    readOnly,
+    sharable,
+    managed,
+    cbt,
+    dataDestroyed: snapshot !== null && snapshot.data !== "kept",
+    isSnapshot,
+    snapshotOf: of,
+    snapshotTime: vdi.snapshotTime,
+    smConfig: { ...vdi.smConfig },
+    createdAt: vdi.createdAt,
+    settled: vdi.settled,
+    resets: vdi.resetTo !== null,
+    whole: stage === "whole",
+    openOn: host === undefined ? null : { uuid: host, name: found?.name ?? host.slice(0, 8) },
+  };
+}
+
+/** Where a guest has it open. */
+export function openHosts(mirror: Mirror, { vdi, record: state, extra }: VdiFacts): readonly HostId[] {
+  const readers = [vdi.snapshot, vdi.reader].flatMap((id) => (id === null ? [] : openOn(mirror, id)));
+  if (vdi.snapshot !== null) return readers;
+  const owner = extra?.caretaker === true ? null : (state?.owner ?? null);
+  return owner === null ? readers : [owner.host, ...readers];
+}
+
+function sizeOf({ vdi, want, record: state, snapshot }: VdiFacts): bigint {
+  const size = snapshot?.sizeBytes ?? state?.sizeBytes ?? want?.sizeBytes;
+  if (size !== undefined) return size;
+  throw new WeftError({
+    code: "E-STORE-07",
+    message: `What the store has of the virtual disk "${vdi.label}" (${vdi.uuid}) can't be read: its size is not known.`,
+    facts: { key: keys.state(vdi.volume), path: "" },
+    safe: "Nothing was changed.",
+  });
+}
+
+/** Bytes that one copy takes, as hosts said some seconds ago. */
+function utilisationOf(mirror: Mirror, { vdi, record: state, snapshot }: VdiFacts): bigint {
+  if (snapshot !== null)
+    return most(snapshot.members.map(({ rid }) => ownBytesOf(mirror, vdi.volume, rid, snapshot.id)));
+  return state === null ? 0n : most(insync(state).map(({ rid }) => usedOf(mirror, vdi.volume, rid)));
+}
+
+function most(bytes: readonly (bigint | null)[]): bigint {
+  return bytes.reduce<bigint>((found, one) => (one !== null && one > found ? one : found), 0n);
+}
+
+/** `vdis`: those of all repositories, of one look. */
+export function srAnswer(
+  { mirror, view }: Pick<MemberContext, "mirror" | "view">,
+  { sr: { uuid, label, description, copies, createdAt } }: SrFacts,
+  vdis: readonly VdiFacts[],
+): sr.SrAnswer {
+  const own = vdis.filter(({ vdi, stage }) => vdi.sr === uuid && stage !== "gone");
+  const used = own.reduce((sum, facts) => sum + utilisationOf(mirror, facts), 0n);
+  return {
+    uuid,
+    label,
+    description,
+    copies,
+    createdAt,
+    physicalSize: used + placeableBytes(view.cluster(), copies, trashBytes(mirror)),
+    physicalUtilisation: used,
+    virtualAllocation: own.reduce((sum, facts) => sum + sizeOf(facts), 0n),
+  };
+}
+
+/** What deleted volumes still take of each pool. */
+function trashBytes(mirror: Mirror): ReadonlyMap<PoolId, bigint> {
+  const bytes = new Map<PoolId, bigint>();
+  for (const entry of mirror.entries(keys.volumes)) {
+    if (!entry.key.endsWith("/want")) continue;
+    const want = readable(() => once(wantsRead, entry, record.parseWant));
+    if (want === null || want.deletedAtMs === null) continue;
+    for (const { rid, pool } of want.placements)
+      bytes.set(pool, (bytes.get(pool) ?? 0n) + (usedOf(mirror, want.volume, rid) ?? 0n));
+  }
+  return bytes;
+}
+
+/** Hosts by the UUID that XAPI knows them by. */
+export function xapiHostsOf(mirror: Mirror): ReadonlyMap<HostId, string> {
+  const hosts = new Map<HostId, string>();
+  for (const entry of mirror.entries(keys.xapiHosts)) {
+    const id = parseHostId(entry.key.slice(keys.xapiHosts.length));
+    const value = readable(() => json.parseXapiHost(entry.key, entry.value));
+    if (id !== null && value !== null) hosts.set(id, value.uuid);
+  }
+  return hosts;
+}

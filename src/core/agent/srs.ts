@@ -1,0 +1,133 @@
+/**
+ * Storage repositories: registered, shown, renamed, forgotten. A repository is nothing but a key; its disks are volumes.
+ *
+ * Must always hold:
+ * - one goes only without disks: a disk comes in the transaction that looks at its repository's key, so none slips in;
+ * - what is asked again is answered as then.
+ */
+import type { Sr } from "../model/sr.ts";
+import type * as sr from "../wire/sr-api.ts";
+import { WeftError } from "../wire/errors.ts";
+import { renderSr, renderXapiHost } from "../wire/sr-json.ts";
+import { keys } from "../wire/store-keys.ts";
+import type { MemberContext } from "./context.ts";
+import { findSr, srAnswer, srsOf, type SrFacts, vdiAnswer, vdisOf } from "./sr-facts.ts";
+
+export async function listSrs(context: MemberContext): Promise<sr.SrAnswer[]> {
+  await context.mirror.sync();
+  const vdis = vdisOf(context.mirror);
+  return srsOf(context.mirror).map((facts) => srAnswer(context, facts, vdis));
+}
+
+export async function showSr(context: MemberContext, uuid: string): Promise<sr.SrAnswer> {
+  await context.mirror.sync();
+  return shown(context, uuid);
+}
+
+/** The repository and all its disks, of one look at the store. */
+export async function listVdis(context: MemberContext, uuid: string): Promise<sr.VdiListAnswer> {
+  const { mirror } = context;
+  await mirror.sync();
+  const facts = findSr(mirror, uuid);
+  const vdis = vdisOf(mirror, uuid);
+  const own = vdis.filter(({ vdi, stage }) => vdi.sr === uuid && stage !== "gone");
+  return { sr: srAnswer(context, facts, vdis), vdis: own.map((one) => vdiAnswer(context, one)) };
+}
+
+/** E-SR-03 where it is there with another number of copies. */
+export async function createSr(context: MemberContext, request: sr.SrCreateRequest): Promise<sr.SrAnswer> {
+  const { store, mirror } = context;
+  const { uuid, label, description, copies } = request;
+  await mirror.sync();
+  if (mirror.get(keys.sr(uuid)) === null) {
+    const made: Sr = { uuid, label, description, copies, createdAt: new Date().toISOString() };
+    // Who lost was overtaken by the same request, or by another one: what is there says which.
+    await store.cas(keys.sr(uuid), 0n, renderSr(made, null));
+    await mirror.sync();
+  }
+  const found = findSr(mirror, uuid).sr;
+  if (found.copies !== copies)
+    throw new WeftError({
+      code: "E-SR-03",
+      message: `The storage repository ${uuid} ("${found.label}") is there, with ${copiesText(found.copies)} of each disk, not ${copiesText(copies)}.`,
+      facts: { sr: uuid, copies: found.copies },
+      safe: "Nothing was changed.",
+    });
+  return shown(context, uuid);
+}
+
+function copiesText(copies: number | null): string {
+  if (copies === null) return "as many copies as volumes have where nobody says a number";
+  return copies === 1 ? "1 copy" : `${copies} copies`;
+}
+
+export async function changeSr(
+  context: MemberContext,
+  uuid: string,
+  { label, description }: sr.SrChange,
+): Promise<sr.SrAnswer> {
+  const { store, mirror } = context;
+  for (;;) {
+    await mirror.sync();
+    const { sr: before, entry } = findSr(mirror, uuid);
+    const after: Sr = {
+      ...before,
+      label: label ?? before.label,
+      description: description ?? before.description,
+    };
+    if (after.label === before.label && after.description === before.description) break;
+    const { kind } = await store.cas(entry.key, entry.modRevision, renderSr(after, entry.value));
+    if (kind === "won") break;
+  }
+  await mirror.sync();
+  return shown(context, uuid);
+}
+
+/** E-SR-02 while it has disks. Those in the trash don't count: restored, they are volumes of no repository. */
+export async function deleteSr({ store, mirror }: MemberContext, uuid: string): Promise<void> {
+  for (;;) {
+    await mirror.sync();
+    const { sr: found, entry } = findSr(mirror, uuid);
+    refuseFull(mirror, found);
+    const outcome = await store.txn(
+      [{ key: entry.key, modRevision: entry.modRevision }],
+      [{ kind: "delete", key: entry.key }],
+    );
+    if (outcome.kind === "succeeded") break;
+    // It was done after all, or a disk came in the same moment.
+    if (outcome.kind === "unknown" && (await store.get(entry.key)) === null) break;
+  }
+  await mirror.sync();
+}
+
+function refuseFull(mirror: MemberContext["mirror"], { uuid, label }: Sr): void {
+  const count = vdisOf(mirror, uuid).filter(({ vdi, stage }) => vdi.sr === uuid && stage !== "gone").length;
+  if (count === 0) return;
+  throw new WeftError({
+    code: "E-SR-02",
+    message: `The storage repository "${label}" (${uuid}) has ${count} virtual ${count === 1 ? "disk" : "disks"}. Not deleted.`,
+    facts: { sr: uuid, vdis: count },
+    safe: "Nothing was changed.",
+  });
+}
+
+/** By which UUID XAPI knows this host: written when it is news. */
+export async function setXapiHost({ store, mirror, host }: MemberContext, uuid: string): Promise<void> {
+  const key = keys.xapiHost(host);
+  const value = renderXapiHost(uuid);
+  if (mirror.get(key)?.value === value) return;
+  await store.put(key, value);
+}
+
+function shown(context: MemberContext, uuid: string): sr.SrAnswer {
+  return srAnswer(context, findSr(context.mirror, uuid), vdisOf(context.mirror, uuid));
+}
+
+/** For a transaction that makes a disk: its repository is there, and another one that looked at it looks again. */
+export function inSr({ entry }: SrFacts): {
+  readonly compare: { readonly key: string; readonly modRevision: bigint };
+  readonly op: { readonly kind: "put"; readonly key: string; readonly value: string };
+} {
+  const { key, modRevision, value } = entry;
+  return { compare: { key, modRevision }, op: { kind: "put", key, value } };
+}

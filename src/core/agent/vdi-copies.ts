@@ -1,0 +1,175 @@
+/**
+ * What is made of virtual disks: snapshots, clones, what changed between them; and disks that are taken back.
+ *
+ * Must always hold:
+ * - a snapshot's key is there before it is asked for, so that one whose maker was cut short is found and named;
+ * - a snapshot that is taken for a moment is known by its name and goes again, by whom it was taken for or by
+ *   vdi-keeper.ts;
+ * - a clone is a disk of its source's repository, in one transaction with the wish for its volume.
+ */
+import { CHANGED_GRAIN, type ChangedPage, joinPages } from "../model/changed-blocks.ts";
+import type { SnapshotId } from "../model/ids.ts";
+import { diskOf, snapshotDiskOf, takenOtherwise, type Vdi, vdiName, wrongKind } from "../model/vdi.ts";
+import { isWeftError, WeftError } from "../wire/errors.ts";
+import type * as sr from "../wire/sr-api.ts";
+import { renderVdi } from "../wire/sr-json.ts";
+import { keys } from "../wire/store-keys.ts";
+import { changedBlocks } from "./changed-blocks.ts";
+import type { MemberContext } from "./context.ts";
+import { revertVolume } from "./revert.ts";
+import { createSnapshot, destroyData } from "./snapshots.ts";
+import { findSr, findVdi, vdiOf, whole, wholeDisk } from "./sr-facts.ts";
+import { inSr } from "./srs.ts";
+import { helperIdOf, newSnapshotId, withHelper } from "./vdi-helpers.ts";
+import { makeVolume, showVdi, takenBy } from "./vdis.ts";
+
+/** Answers with the snapshot, when all copies have it. */
+export async function snapshotVdi(
+  context: MemberContext,
+  uuid: string,
+  { uuid: asked, label, description }: sr.VdiCopyRequest,
+  by: string,
+): Promise<sr.VdiAnswer> {
+  const { mirror } = context;
+  await mirror.sync();
+  const { vdi } = wholeDisk(findVdi(mirror, uuid));
+  const before = takenBy(mirror, asked, vdi.sr);
+  if (before !== null && (before.vdi.snapshot === null || before.vdi.volume !== vdi.volume))
+    throw WeftError.fromFinding(takenOtherwise(asked, `"${before.vdi.label}" is no snapshot of this disk`));
+  if (before?.stage === "whole") return showVdi(context, asked);
+  const now = new Date().toISOString();
+  const given = {
+    uuid: asked,
+    sr: vdi.sr,
+    label: label ?? vdi.label,
+    description: description ?? vdi.description,
+    type: vdi.type,
+    cbt: vdi.cbt,
+    managed: vdi.managed,
+    snapshotOf: vdi.uuid,
+    snapshotTime: now,
+    createdAt: now,
+  };
+  if (before === null) await putKey(context, snapshotDiskOf(given, vdi.volume));
+  try {
+    await createSnapshot(context, vdi.volume, { name: vdiName(asked), id: asked, by });
+  } catch (error) {
+    // What may have been taken all the same keeps its key: it is found, or the key goes by itself.
+    if (isWeftError(error) && error.status !== 503) await dropKey(context, asked);
+    throw error;
+  }
+  return showVdi(context, asked);
+}
+
+async function putKey({ mirror, store }: MemberContext, vdi: Vdi): Promise<void> {
+  const key = keys.vdi(vdi.uuid);
+  for (;;) {
+    const { compare, op } = inSr(findSr(mirror, vdi.sr));
+    const put = { kind: "put" as const, key, value: renderVdi(vdi, null) };
+    const outcome = await store.txn([compare, { key, modRevision: 0n }], [op, put]);
+    await mirror.sync();
+    if (outcome.kind === "succeeded" || mirror.get(key) !== null) return;
+  }
+}
+
+async function dropKey({ mirror, store }: MemberContext, uuid: string): Promise<void> {
+  await mirror.sync();
+  const found = vdiOf(mirror, uuid);
+  if (found === null || found.snapshot !== null) return;
+  const { key, modRevision } = found.entry;
+  await store.txn([{ key, modRevision }], [{ kind: "delete", key }]);
+}
+
+/** Of a snapshot; or of a disk, by a snapshot of our own that goes again. Answers with the clone. */
+export async function cloneVdi(
+  context: MemberContext,
+  uuid: string,
+  { uuid: asked, label, description }: sr.VdiCopyRequest,
+): Promise<sr.VdiAnswer> {
+  const { mirror } = context;
+  await mirror.sync();
+  const source = whole(findVdi(mirror, uuid));
+  const { vdi } = source;
+  const helper = vdi.snapshot === null ? helperIdOf("clone", asked) : null;
+  const from = vdi.snapshot ?? helper;
+  const before = takenBy(mirror, asked, vdi.sr);
+  if (before !== null && before.want?.createdFrom?.snapshot !== from)
+    throw WeftError.fromFinding(takenOtherwise(asked, `"${before.vdi.label}" is no clone of this disk`));
+  const given = {
+    uuid: asked,
+    sr: vdi.sr,
+    label: label ?? vdi.label,
+    description: description ?? vdi.description,
+    type: vdi.type,
+    createdAt: new Date().toISOString(),
+  };
+  const make = async (): Promise<void> =>
+    makeVolume(context, diskOf(given), { size: null, copies: null, from });
+  if (helper === null || before?.stage === "whole") await make();
+  else await withHelper(context, source, { helper: "clone", name: asked, id: helper }, make);
+  return showVdi(context, asked);
+}
+
+/** E-VDI-03 for what is no snapshot with changed blocks: only these are of use without their data. */
+export async function destroyVdiData(context: MemberContext, uuid: string): Promise<sr.VdiAnswer> {
+  await context.mirror.sync();
+  const { vdi } = whole(findVdi(context.mirror, uuid));
+  if (vdi.snapshot === null || !vdi.cbt)
+    throw WeftError.fromFinding(wrongKind(vdi, "a snapshot for which changed blocks are tracked"));
+  await destroyData(context, vdi.snapshot);
+  return showVdi(context, uuid);
+}
+
+/** In place, while no guest has it. */
+export async function revertVdi(
+  context: MemberContext,
+  uuid: string,
+  snapshot: string,
+): Promise<sr.VdiAnswer> {
+  await context.mirror.sync();
+  const { vdi } = wholeDisk(findVdi(context.mirror, uuid));
+  const { vdi: to } = whole(findVdi(context.mirror, snapshot));
+  if (to.snapshot === null || to.volume !== vdi.volume)
+    throw WeftError.fromFinding(wrongKind(vdi, `a snapshot of this disk, which "${to.label}" is not`));
+  await revertVolume(context, to.snapshot);
+  return showVdi(context, uuid);
+}
+
+/** All blocks that differ between an older snapshot of a disk and a later one, or the disk as it is now. */
+export async function changedVdi(
+  context: MemberContext,
+  uuid: string,
+  since: string,
+): Promise<sr.VdiChangedAnswer> {
+  await context.mirror.sync();
+  const facts = whole(findVdi(context.mirror, uuid));
+  const { vdi } = facts;
+  const { vdi: older } = whole(findVdi(context.mirror, since));
+  if (older.snapshot === null || older.volume !== vdi.volume)
+    throw WeftError.fromFinding(wrongKind(vdi, `a snapshot of the same disk, which "${older.label}" is not`));
+  if (vdi.snapshot !== null) return allChanged(context, vdi.snapshot, older.snapshot);
+  const id = newSnapshotId();
+  const { snapshot } = older;
+  const work = async (): Promise<sr.VdiChangedAnswer> => allChanged(context, id, snapshot);
+  return withHelper(context, facts, { helper: "changed", name: id, id }, work);
+}
+
+async function allChanged(
+  context: MemberContext,
+  snapshot: SnapshotId,
+  since: SnapshotId,
+): Promise<sr.VdiChangedAnswer> {
+  const pages: ChangedPage[] = [];
+  let size = 0n;
+  let offset = 0n;
+  do {
+    const page = await changedBlocks(context, snapshot, { since, offset, len: null });
+    const { grain, len } = page;
+    if (len <= 0n) throw new Error(`the changed blocks of ${snapshot} end at ${offset}`);
+    pages.push({ bitmap: Buffer.from(page.bitmap, "base64"), grain, offset, len });
+    size = page.size;
+    offset += len;
+  } while (offset < size);
+  const bitmap = Buffer.from(joinPages(size, pages)).toString("base64");
+  return { size, granularity: CHANGED_GRAIN, bitmap };
+}
