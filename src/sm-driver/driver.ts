@@ -53,6 +53,8 @@ const commandMs: Readonly<Record<string, number>> = {
   sr_attach: SHARED_MS,
   sr_detach: SHARED_MS,
   sr_content_type: SHARED_MS,
+  // It may make a cluster of the pool's hosts first (setup/ensure.ts).
+  sr_create: 600_000,
   vdi_data_destroy: 110_000,
   vdi_list_changed_blocks: 110_000,
 };

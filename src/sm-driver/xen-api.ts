@@ -60,6 +60,15 @@ export class XenApi {
     return this.#options.sessionRef !== null;
   }
 
+  get session(): string | null {
+    return this.#options.sessionRef;
+  }
+
+  /** The same, for calls that take as long as this. */
+  patient(callMs: number): XenApi {
+    return new XenApi({ ...this.#options, callMs });
+  }
+
   /** In the session of the call, which is put before `params`. */
   async call(method: string, ...params: readonly XmlOut[]): Promise<XmlValue> {
     const { sessionRef } = this.#options;

@@ -6,6 +6,7 @@
  * Must always hold: a restart loses nothing: all it knows is in the store, in host.json and in weftd.
  */
 import { mkdir } from "node:fs/promises";
+import { hostname } from "node:os";
 import { join } from "node:path";
 import type { FastifyInstance } from "fastify";
 import type { z } from "zod";
@@ -28,6 +29,7 @@ import { enterAdmitted, requestAdmission } from "./admission.ts";
 import { Confirmation } from "./confirmation.ts";
 import type { MemberContext } from "./context.ts";
 import { DevicePools } from "./device-pools.ts";
+import { lookAtDisks } from "./disks.ts";
 import type { Door } from "./door.ts";
 import { openDoor } from "./door-handlers.ts";
 import { isRegistered, type JoinContext, registration } from "./entering.ts";
@@ -49,6 +51,7 @@ import { Mirror, syncIfPossible } from "./mirror.ts";
 import type { AgentOptions } from "./options.ts";
 import { byOwner } from "./owner-work.ts";
 import { perform } from "./perform.ts";
+import { diskAnswer, listDisks } from "./pools.ts";
 import { auditPeer } from "./peer-audit.ts";
 import { PauseKeeper } from "./pause-keeper.ts";
 import { Placer } from "./placer.ts";
@@ -156,6 +159,12 @@ export class Agent {
         { why: "Or enter one", command: "weft join HOST" },
       ],
     });
+  }
+
+  /** Of this host, in a cluster or not. */
+  async disks(device: string | null): Promise<api.DiskAnswer[]> {
+    if (this.#member !== null) return listDisks(this.#member.context, device);
+    return (await lookAtDisks(device, () => null)).map((disk) => diskAnswer(disk, hostname()));
   }
 
   async status(): Promise<api.StatusAnswer> {

@@ -28,7 +28,7 @@ import { createToken, listTokens, revokeToken } from "./join-tokens.ts";
 import { metricsText } from "./metrics.ts";
 import { syncIfPossible } from "./mirror.ts";
 import { changePlaces, planPlaces } from "./place-change.ts";
-import { createPool, listDisks, removePool, wipeDisk } from "./pools.ts";
+import { createPool, removePool, wipeDisk } from "./pools.ts";
 import { repairStore } from "./repair.ts";
 import { revertVolume } from "./revert.ts";
 import { revokeHost } from "./revoke.ts";
@@ -47,7 +47,7 @@ import { progressAnswer, whyAnswer } from "./why.ts";
 /** As much of the agent as a request may use. */
 export type AskedAgent = Pick<
   Agent,
-  "member" | "status" | "init" | "join" | "requestAdmission" | "enter" | "restart" | "audit"
+  "member" | "status" | "disks" | "init" | "join" | "requestAdmission" | "enter" | "restart" | "audit"
 >;
 
 export type Asked<Name extends RouteName> = {
@@ -164,7 +164,7 @@ export const handlers: Handlers = {
     return {};
   },
 
-  "GET /v1/disks": (agent, { query }) => listDisks(agent.member(), query.device),
+  "GET /v1/disks": (agent, { query }) => agent.disks(query.device),
   "POST /v1/disks/wipe": (agent, { body }) => wipeDisk(agent.member(), body),
 
   "GET /v1/volumes": async (agent, { principal }) => {

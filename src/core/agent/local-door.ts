@@ -28,6 +28,8 @@ export type LocalDoor = {
 export type DoorAnswer = {
   readonly contentType: string;
   readonly body: string;
+  /** Of HTTP; 200 where it isn't said. */
+  readonly status?: number;
   /** Null: nothing was asked that the audit is for. `outcome`: `ok`, or what it ended with. */
   readonly audit: { readonly target: AuditTarget; readonly outcome: string } | null;
 };
@@ -69,14 +71,15 @@ export function addLocalDoor(
       });
     },
     handler: async (request, reply) => {
-      if (typeof request.body !== "string") {
+      const text = textOf(contentType, request.body);
+      if (text === null) {
         throw new WeftError({ code: "E-ARG-02", message: `${doorName(door)} takes ${contentType}.` });
       }
       const gone = new AbortController();
       reply.raw.once("close", () => gone.abort(new Error("who asked is gone")));
       const begun = performance.now();
       const principal = await principalOf(request);
-      const { contentType: type, body, audit } = await door.handle(request.body, gone.signal);
+      const { contentType: type, body, status = 200, audit } = await door.handle(text, gone.signal);
       if (audit !== null) {
         const from = principal.kind === "root" ? `unix pid ${principal.pid}` : "unix";
         const line = {
@@ -88,7 +91,13 @@ export function addLocalDoor(
         };
         await agent.audit.end(line, audit.outcome, Math.round(performance.now() - begun));
       }
-      return reply.type(type).send(body);
+      return reply.status(status).type(type).send(body);
     },
   });
+}
+
+/** JSON was parsed on its way in, as it is for every route: a door takes it as text. Null: another content type. */
+function textOf(contentType: string, body: unknown): string | null {
+  if (typeof body === "string") return body;
+  return contentType === "application/json" && typeof body === "object" ? JSON.stringify(body) : null;
 }

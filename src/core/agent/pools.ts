@@ -115,7 +115,7 @@ export async function wipeDisk(
   return { disk: diskAnswer(disk, self.name), held };
 }
 
-function diskAnswer(disk: Disk, hostName: string): DiskAnswer {
+export function diskAnswer(disk: Disk, hostName: string): DiskAnswer {
   const verdict = judgeDisk(disk);
   const { name, kind: nameKind } = nameOfContent(disk);
   return {

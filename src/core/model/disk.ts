@@ -95,9 +95,32 @@ export function nameOfContent(disk: Disk): { readonly kind: string; readonly nam
   return { kind: "device", name: disk.name };
 }
 
+/** A disk as whoever looked at it tells it to others. */
+export type JudgedDisk = {
+  readonly path: string;
+  readonly kind: string;
+  readonly sizeBytes: bigint;
+  readonly verdict: DiskVerdict;
+  /** As `nameOfContent` says it. */
+  readonly content: { readonly kind: string; readonly name: string };
+  /** The pool that is on it. */
+  readonly pool: string | null;
+};
+
+function judged(disk: Disk): JudgedDisk {
+  const { path, kind, sizeBytes } = disk;
+  const pool = disk.pool?.id ?? null;
+  return { path, kind, sizeBytes, verdict: judgeDisk(disk), content: nameOfContent(disk), pool };
+}
+
 /** May a pool of this kind be made of it? `host` is for the sentence. */
 export function mayFormat(disk: Disk, host: string, kind: "xfs" | "lvm-thin"): Decision<null> {
-  const verdict = judgeDisk(disk);
+  return mayFormatJudged(judged(disk), host, kind);
+}
+
+/** The same of a disk that another host has looked at. */
+export function mayFormatJudged(disk: JudgedDisk, host: string, kind: "xfs" | "lvm-thin"): Decision<null> {
+  const { verdict } = disk;
   const where = `${disk.path} on ${host}`;
   switch (verdict.kind) {
     case "blank": {
@@ -107,7 +130,7 @@ export function mayFormat(disk: Disk, host: string, kind: "xfs" | "lvm-thin"): D
       return refused(unusable(disk, { kind: "unfit", what }, host));
     }
     case "data": {
-      const { kind, name } = nameOfContent(disk);
+      const { kind, name } = disk.content;
       return refused(
         finding("E-DISK-07", `${where} is not blank: ${verdict.what}.`, {
           facts: { device: disk.path, host, what: verdict.what, name },
@@ -132,20 +155,21 @@ export function mayFormat(disk: Disk, host: string, kind: "xfs" | "lvm-thin"): D
 
 /** May it be erased, by who says this name? Blank: there is nothing to erase. */
 export function mayWipe(disk: Disk, host: string, name: string): Decision<"erase" | "nothing"> {
-  const verdict = judgeDisk(disk);
+  const seen = judged(disk);
+  const { verdict } = seen;
   switch (verdict.kind) {
     case "blank":
       return ok("nothing");
     case "pool":
-      if (disk.pool?.isUnfinished !== true) return refused(unusable(disk, verdict, host));
+      if (disk.pool?.isUnfinished !== true) return refused(unusable(seen, verdict, host));
       break;
     case "unfit":
-      return disk.readOnly ? refused(unusable(disk, verdict, host)) : ok("nothing");
+      return disk.readOnly ? refused(unusable(seen, verdict, host)) : ok("nothing");
     case "in-use":
     case "unread":
-      return refused(unusable(disk, verdict, host));
+      return refused(unusable(seen, verdict, host));
     case "data":
-      if (disk.readOnly) return refused(unusable(disk, { kind: "unfit", what: "it is read-only" }, host));
+      if (disk.readOnly) return refused(unusable(seen, { kind: "unfit", what: "it is read-only" }, host));
       break;
   }
   const wanted = nameOfContent(disk);
@@ -237,7 +261,7 @@ function signatureWords({ type, label }: Signature): string {
 }
 
 function unusable(
-  disk: Disk,
+  disk: JudgedDisk,
   verdict: Exclude<DiskVerdict, { kind: "blank" | "data" }>,
   host: string,
 ): Finding {
@@ -246,7 +270,7 @@ function unusable(
   const safe = "Nothing was changed.";
   switch (verdict.kind) {
     case "pool": {
-      const ref = disk.pool?.id ?? null;
+      const ref = disk.pool;
       const remedy =
         ref === null ? [] : [{ why: "Give up the pool first", command: `weft pool remove ${ref}` }];
       return finding("E-DISK-03", `${where} is ${verdict.what} of weft.`, { facts, safe, do: remedy });

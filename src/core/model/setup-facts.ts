@@ -5,7 +5,7 @@
  * - a host is its id; its name is for sentences, and two may have the same;
  * - what a person wrote (`disks=h1:/dev/sdb`) is understood as one thing, or refused.
  */
-import type { Disk } from "./disk.ts";
+import type { JudgedDisk } from "./disk.ts";
 import { type Decision, finding, type Finding, ok, refused } from "./finding.ts";
 import { byText, parseUuid } from "./ids.ts";
 import { COPIES_MAX } from "./limits.ts";
@@ -48,7 +48,7 @@ export type SetupHost = {
   /** False: the hypervisors say that it is off. Nothing else of it is known then. */
   readonly isUp: boolean;
   readonly weft: SetupWeft;
-  readonly disks: readonly Disk[];
+  readonly disks: readonly JudgedDisk[];
   readonly networks: readonly SetupNetwork[];
   /** Free memory of the system that weft runs in; null: not known. */
   readonly freeBytes: bigint | null;

@@ -11,7 +11,7 @@
  *   member stays what it is;
  * - the same facts and wishes make the same plan, on whichever host it is asked for but the one that begins.
  */
-import { type Disk, judgeDisk, mayFormat } from "./disk.ts";
+import { type JudgedDisk, mayFormatJudged } from "./disk.ts";
 import { formatDuration } from "./duration.ts";
 import { type Finding, finding } from "./finding.ts";
 import { byText } from "./ids.ts";
@@ -89,7 +89,7 @@ export function planSetup(input: SetupInput): SetupDecision {
   findings.push(...named.findings);
   const wish = input.wishes.disks ?? (hasRoom(up, copies) ? NO_DISKS : AUTO);
   const isDefault = input.wishes.disks === null;
-  const disksOf = (host: SetupHost): readonly Disk[] => {
+  const disksOf = (host: SetupHost): readonly JudgedDisk[] => {
     if (wish.kind === "named") return named.disks.get(host.id) ?? [];
     // Who has pools has said already which disks are weft's.
     if (wish.kind === "none" || (isDefault && poolsBytesOf(host) > 0n)) return [];
@@ -270,11 +270,14 @@ function sharedAddress(up: readonly SetupHost[], id: string): Finding | null {
   return null;
 }
 
-type Named = { readonly disks: ReadonlyMap<string, readonly Disk[]>; readonly findings: readonly Finding[] };
+type Named = {
+  readonly disks: ReadonlyMap<string, readonly JudgedDisk[]>;
+  readonly findings: readonly Finding[];
+};
 
 /** Those that were named and are not a pool yet, and why others can't be one. */
 function namedDisks(hosts: readonly SetupHost[], wish: DisksWish | null): Named {
-  const disks = new Map<string, Disk[]>();
+  const disks = new Map<string, JudgedDisk[]>();
   const findings: Finding[] = [];
   for (const { host: id, path } of wish?.kind === "named" ? wish.disks : []) {
     const host = hosts.find((one) => one.id === id);
@@ -288,9 +291,9 @@ function namedDisks(hosts: readonly SetupHost[], wish: DisksWish | null): Named 
       findings.push(finding("E-DISK-02", `${why}.`, { facts: { device: path, host: name }, ...SAFE }));
       continue;
     }
-    // Settled, so a plan that was cut short got so far.
-    if (disk.pool !== null && !disk.pool.isUnfinished) continue;
-    const decision = mayFormat(disk, name, "xfs");
+    // A plan that was cut short got so far; what is unfinished its host goes on with.
+    if (disk.verdict.kind === "pool") continue;
+    const decision = mayFormatJudged(disk, name, "xfs");
     if (decision.kind === "refused") findings.push({ ...decision.finding, ...SAFE });
     else disks.set(id, [...(disks.get(id) ?? []), disk]);
   }
@@ -298,9 +301,9 @@ function namedDisks(hosts: readonly SetupHost[], wish: DisksWish | null): Named 
 }
 
 /** Whole disks only: what somebody made of disks (RAID, LVM, multipath) or loops is taken when it is named. */
-function blankDisks(host: SetupHost): readonly Disk[] {
+function blankDisks(host: SetupHost): readonly JudgedDisk[] {
   return host.disks
-    .filter((disk) => disk.kind === "disk" && mayFormat(disk, host.name, "xfs").kind === "ok")
+    .filter((disk) => disk.kind === "disk" && mayFormatJudged(disk, host.name, "xfs").kind === "ok")
     .toSorted((a, b) => byText(a.path, b.path));
 }
 
@@ -315,7 +318,7 @@ function tooFewDisks(
   const fewer =
     room.length > 0 ? [{ why: "Or with fewer copies", command: `weft init --copies ${room.length}` }] : [];
   const named = without.flatMap((host) =>
-    host.disks.filter((disk) => judgeDisk(disk).kind === "data").map((disk) => ({ host, disk })),
+    host.disks.filter((disk) => disk.verdict.kind === "data").map((disk) => ({ host, disk })),
   );
   return finding(
     "E-SETUP-04",
@@ -339,7 +342,7 @@ function whyNoDisk(host: SetupHost, wish: DisksWish): string {
   if (wish.kind === "none") return "none wanted";
   const whole = host.disks.filter(({ kind }) => kind === "disk").toSorted((a, b) => byText(a.path, b.path));
   const said = whole.slice(0, 4).flatMap((disk) => {
-    const verdict = judgeDisk(disk);
+    const { verdict } = disk;
     return verdict.kind === "blank" ? [] : [`${disk.path} ${verdict.what}`];
   });
   if (said.length === 0) return "no disk";
@@ -354,15 +357,19 @@ function namesOf(up: readonly SetupHost[]): ReadonlyMap<string, string> {
   const taken = new Set(names.values());
   for (const { id, name } of up) {
     if (names.has(id)) continue;
-    const plain = plainName(name) ?? `host-${id.slice(0, 8)}`;
-    let free = plain;
-    // Another host of this name: its id tells them apart.
-    for (let digits = 4; taken.has(free) && digits <= id.length; digits += 4)
-      free = `${plain.slice(0, NAME_LENGTH_MAX - 1 - digits)}-${id.slice(0, digits)}`;
+    const free = freeName(plainName(name) ?? `host-${id.slice(0, 8)}`, id, taken);
     names.set(id, free);
     taken.add(free);
   }
   return names;
+}
+
+/** Where another host has the name, the id tells them apart. */
+export function freeName(plain: string, id: string, taken: ReadonlySet<string>): string {
+  let free = plain;
+  for (let digits = 4; taken.has(free) && digits <= id.length; digits += 4)
+    free = `${plain.slice(0, NAME_LENGTH_MAX - 1 - digits)}-${id.slice(0, digits)}`;
+  return free;
 }
 
 /** Null: nothing of it can be a name. */
@@ -392,7 +399,7 @@ function votersOf(order: readonly SetupHost[]): ReadonlySet<string> {
 function plannedHost(
   host: SetupHost,
   network: { readonly id: string } | null,
-  disks: readonly Disk[],
+  disks: readonly JudgedDisk[],
   names: ReadonlyMap<string, string>,
   voters: ReadonlySet<string>,
 ): PlannedHost {

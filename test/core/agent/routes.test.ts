@@ -37,6 +37,7 @@ const agent: AskedAgent = {
   audit: audit as unknown as Audit,
   member: reached,
   status: reached,
+  disks: reached,
   init: reached,
   join: reached,
   requestAdmission: reached,

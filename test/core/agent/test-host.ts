@@ -7,6 +7,7 @@ import { nativeBin } from "../../../scripts/lib/repository.ts";
 import { Agent } from "../../../src/core/agent/agent.ts";
 import type { MemberContext } from "../../../src/core/agent/context.ts";
 import { EtcdProcess } from "../../../src/core/agent/etcd-process.ts";
+import type { LocalDoor } from "../../../src/core/agent/local-door.ts";
 import { openLog } from "../../../src/core/agent/log.ts";
 import type { HostAnswer } from "../../../src/core/wire/agent-api.ts";
 import { AgentClient } from "../../../src/core/wire/agent-client.ts";
@@ -27,6 +28,8 @@ export class TestHost {
   readonly weftd: FakeWeftd;
   readonly etcd: EtcdProcess;
   #agent: Agent | null = null;
+  /** Set before its agent is started. */
+  doors: readonly LocalDoor[] = [];
   readonly #rebuildAfterMs: number | null;
   readonly #certificateLifeMs: number | null;
 
@@ -89,7 +92,7 @@ export class TestHost {
       dom0Root: this.directory,
       allowCoreDumps: true,
     };
-    this.#agent = new Agent(options, openLog(level));
+    this.#agent = new Agent(options, openLog(level), this.doors);
     await this.#agent.start();
   }
 
@@ -118,9 +121,11 @@ export async function startHost(
   n: number,
   rebuildAfterMs: number | null = null,
   certificateLifeMs: number | null = null,
+  doorsOf: (host: TestHost) => readonly LocalDoor[] = () => [],
 ): Promise<TestHost> {
   const directory = await mkdtemp(join(tmpdir(), "weft-host-"));
   const host = new TestHost(directory, n, rebuildAfterMs, certificateLifeMs);
+  host.doors = doorsOf(host);
   t.teardown(() => host.destroy());
   // The agent finds it at its first try: what is asked right after `init` needs a configured weftd.
   await mkdir(join(host.directory, "run"));

@@ -5,7 +5,7 @@
 import * as fc from "fast-check";
 import t from "tap";
 
-import type { Disk } from "../../../src/core/model/disk.ts";
+import type { JudgedDisk } from "../../../src/core/model/disk.ts";
 import {
   parseCopiesWish,
   parseDisksWish,
@@ -22,31 +22,22 @@ const LAN = "00000000-0000-4000-8000-0000000000aa";
 const SAN = "00000000-0000-4000-8000-0000000000bb";
 const CLUSTER = "00000000-0000-4000-8000-00000000c1c1";
 
-function disk(name: string, more: Partial<Disk> = {}): Disk {
+function disk(name: string, more: Partial<JudgedDisk> = {}): JudgedDisk {
   return {
     path: `/dev/${name}`,
-    name,
     kind: "disk",
     sizeBytes: 894n * GIB,
-    readOnly: false,
-    model: null,
-    serial: null,
-    partitions: [],
-    uses: [],
-    signatures: [],
-    volumeGroup: null,
-    edges: "zero",
-    unread: null,
+    verdict: { kind: "blank" },
+    content: { kind: "device", name },
     pool: null,
     ...more,
   };
 }
 
-const root = disk("sda", { uses: ["mounted at /"], edges: null });
+const root = disk("sda", { verdict: { kind: "in-use", what: "mounted at /" } });
 const oldData = disk("sdc", {
-  edges: null,
-  signatures: [{ type: "LVM2_member", label: null }],
-  volumeGroup: { name: "old_data", usedBytes: 412n * GIB, devices: 1 },
+  verdict: { kind: "data", what: 'LVM VG "old_data" (412 GiB used)' },
+  content: { kind: "VG", name: "old_data" },
 });
 
 function id(n: number): string {
@@ -246,15 +237,15 @@ void t.test("setup: what a person wrote of disks is one thing or refused", async
   t.match(parseNetworkWish("lan"), { finding: { code: "E-ARG-02" } });
 });
 
-const anyDisk = fc.constantFrom<Disk>(
+const anyDisk = fc.constantFrom<JudgedDisk>(
   root,
   oldData,
   disk("nvme0n1"),
   disk("sdb", { sizeBytes: 4n * GIB }),
-  disk("sdd", { sizeBytes: 1n << 20n }),
-  disk("sde", { unread: "it did not answer" }),
+  disk("sdd", { sizeBytes: 1n << 20n, verdict: { kind: "unfit", what: "it is small" } }),
+  disk("sde", { verdict: { kind: "unread", what: "it did not answer" } }),
   disk("md0", { kind: "raid1" }),
-  disk("sdf", { readOnly: true }),
+  disk("sdf", { verdict: { kind: "unfit", what: "it is read-only" } }),
 );
 const anyHosts = fc
   .array(fc.uniqueArray(anyDisk, { maxLength: 5, selector: ({ path }) => path }), {
@@ -299,9 +290,7 @@ function after(one: SetupHost, done: readonly SetupStep[]): SetupHost {
   return {
     ...one,
     disks: one.disks.map((each) =>
-      pools.includes(each.path)
-        ? { ...each, edges: null, pool: { entry: "e", id: "p", isUnfinished: false } }
-        : each,
+      pools.includes(each.path) ? { ...each, verdict: { kind: "pool", what: "a pool" }, pool: "p" } : each,
     ),
     weft:
       entered === undefined

@@ -13,7 +13,15 @@ import { createServer, type IncomingMessage, type Server } from "node:http";
 import { once } from "node:events";
 
 import { callDriver, type DriverCall, DriverFailure } from "./client.ts";
-import { readCall, type StrictValue, structOf, writeStruct, writeValue } from "./strict-xml.ts";
+import {
+  readCall,
+  readReply,
+  type StrictValue,
+  structOf,
+  writeStruct,
+  writeText,
+  writeValue,
+} from "./strict-xml.ts";
 
 export const NULL_REF = "OpaqueRef:NULL";
 type Record_ = Map<string, unknown>;
@@ -50,6 +58,10 @@ export type XapiServer = {
   readonly messages: { readonly name: string; readonly body: string }[];
   /** Called before each request is answered; it may delay, or throw to have the connection cut. */
   intercept: ((request: XapiRequest) => Promise<void>) | null;
+  /** Runs a host's plug-in with the call as XAPI writes it; null: none of the hosts has one. */
+  plugin: ((host: XapiHost, argument: string) => Promise<string>) | null;
+  /** A record of any class. */
+  add(kind: string, fields: Readonly<Record<string, unknown>>): string;
   /** An SR's record with PBDs of all hosts, as SR.create makes it. */
   addSr(uuid: string, deviceConfig?: Readonly<Record<string, string>>, label?: string): string;
   /** What the database has under a ref. */
@@ -168,6 +180,8 @@ export async function startXapi(socketPath: string, hostCount = 1): Promise<Xapi
     const [kind = "", verb = ""] = method.split(".");
     const [ref, value, more] = params;
     switch (method) {
+      case "session.get_this_host":
+        return hosts[0]?.ref;
       case "session.logout":
         sessions.delete(session);
         return "";
@@ -233,6 +247,39 @@ export async function startXapi(socketPath: string, hostCount = 1): Promise<Xapi
     throw broken(`a method that this XAPI has not: ${method}`);
   }
 
+  /** As xapi_plugins.ml: a methodCall of a session and a struct of texts, a Status back. */
+  async function callPlugin([
+    session,
+    hostRef,
+    plugin,
+    name,
+    args,
+  ]: readonly StrictValue[]): Promise<unknown> {
+    if (typeof session !== "string" || !sessions.has(session))
+      throw new Failure("SESSION_INVALID", word(session));
+    const host = hosts.find(({ ref }) => ref === hostRef);
+    if (host === undefined) throw new Failure("HANDLE_INVALID", "host", word(hostRef));
+    if (!host.live) throw new Failure("HOST_OFFLINE", word(hostRef));
+    if (server.plugin === null) throw new Failure("XENAPI_MISSING_PLUGIN", word(plugin));
+    const texts = Object.entries(structOf(args ?? ""));
+    if (texts.some(([, text]) => typeof text !== "string"))
+      throw broken("call_plugin: arguments that are no texts");
+    // It lives as long as the plug-in.
+    const own = open_(NULL_REF);
+    const params = [
+      writeText(own),
+      writeStruct(texts.map(([key, text]) => [key, writeText(word(text))] as const)),
+    ];
+    const argument = `<methodCall><methodName>${word(name)}</methodName><params>${params.map((one) => `<param>${one}</param>`).join("")}</params></methodCall>`;
+    const reply = readReply(await server.plugin(host, argument));
+    sessions.delete(own);
+    if (reply.kind === "fault") throw new Failure("XENAPI_PLUGIN_FAILURE", "fault", reply.text);
+    const { Status: status, Value: value, ErrorDescription: words } = structOf(reply.value);
+    if (status === "Success" && typeof value === "string") return value;
+    if (status === "Failure" && Array.isArray(words)) throw new Failure(...words.map(word));
+    throw new Failure("XENAPI_PLUGIN_FAILURE", "unexpected XMLRPC result");
+  }
+
   function open_(srRef: string): string {
     const session = `OpaqueRef:${randomUUID()}`;
     sessions.set(session, srRef);
@@ -249,7 +296,7 @@ export async function startXapi(socketPath: string, hostCount = 1): Promise<Xapi
     await server.intercept?.(asked);
     let status: readonly (readonly [string, string])[];
     try {
-      const value = answer(method, params);
+      const value = method === "host.call_plugin" ? await callPlugin(params) : answer(method, params);
       status = [
         ["Status", writeValue("Success")],
         ["Value", writeValue(value)],
@@ -286,6 +333,15 @@ export async function startXapi(socketPath: string, hostCount = 1): Promise<Xapi
     violations,
     messages,
     intercept: null,
+    plugin: null,
+    add: (kind, fields) => {
+      const ref = `OpaqueRef:${randomUUID()}`;
+      database.set(
+        ref,
+        new Map<string, unknown>([["class", kind], ["uuid", randomUUID()], ...Object.entries(fields)]),
+      );
+      return ref;
+    },
     addSr: (uuid, deviceConfig = {}, label = "replicated") => {
       const ref = `OpaqueRef:${randomUUID()}`;
       const sizes = ["physical_size", "physical_utilisation", "virtual_allocation"];

@@ -1,0 +1,62 @@
+/**
+ * Doors for XAPI beside the driver's: its plug-in and its hooks.
+ *
+ * Must always hold: they ask of the agent what everybody may ask there, by the same socket; they have no way of their own.
+ */
+import { join } from "node:path";
+
+import type { LocalDoor } from "../core/agent/local-door.ts";
+import type { Log } from "../core/agent/log.ts";
+import type { AgentOptions } from "../core/agent/options.ts";
+import { AgentClient } from "../core/wire/agent-client.ts";
+import { answerHook } from "../sm-driver/setup/hooks.ts";
+import { Plugin, QUIET_FUNCTIONS } from "../sm-driver/setup/plugin.ts";
+import { Toolstack } from "../sm-driver/setup/toolstack.ts";
+import { CALL_BYTES_MAX } from "../sm-driver/xml.ts";
+
+const XML = "text/xml";
+const JSON_TYPE = "application/json";
+const HOOK_BYTES_MAX = 16 << 10;
+/** XAPI waits for a hook. */
+const HOOK_MS = 40_000;
+
+type Options = Pick<AgentOptions, "runDir" | "xapiSocket" | "dom0Root">;
+
+export function xapiDoors(options: Options, log: Log): readonly LocalDoor[] {
+  return [pluginDoor(options, log), hookDoor(options, log)];
+}
+
+function pluginDoor({ runDir, xapiSocket, dom0Root }: Options, log: Log): LocalDoor {
+  const plugin = new Plugin({
+    agentSocket: join(runDir, "agent.sock"),
+    xapiSocket,
+    toolstack: new Toolstack(`${dom0Root}/opt/xensource/bin/xe-toolstack-restart`, log),
+    log,
+  });
+  return {
+    method: "POST",
+    path: "/v1/plugin",
+    contentType: XML,
+    bodyLimit: CALL_BYTES_MAX,
+    handle: async (request, gone) => {
+      const { xml, name, outcome } = await plugin.handle(request, gone);
+      const isQuiet = outcome === "ok" && QUIET_FUNCTIONS.has(name);
+      return { contentType: XML, body: xml, audit: isQuiet ? null : { target: { function: name }, outcome } };
+    },
+  };
+}
+
+function hookDoor({ runDir }: Options, log: Log): LocalDoor {
+  const agent = new AgentClient({ socketPath: join(runDir, "agent.sock"), timeoutMs: HOOK_MS });
+  return {
+    method: "POST",
+    path: "/v1/hook",
+    contentType: JSON_TYPE,
+    bodyLimit: HOOK_BYTES_MAX,
+    handle: async (request) => {
+      const { hook, text, refused } = await answerHook({ agent, log }, request);
+      const audit = { target: { hook }, outcome: refused ? "E-HOST-01" : "ok" };
+      return { contentType: JSON_TYPE, body: JSON.stringify({ text, refused }), audit };
+    },
+  };
+}

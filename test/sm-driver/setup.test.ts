@@ -1,0 +1,186 @@
+/**
+ * Plot: three hypervisors of a pool. An SR is created and no weft is there: its hosts become a cluster. A host comes to the
+ * pool and gets the SR's PBD: it becomes one of them, by what XAPI carries, and nothing of that is a secret.
+ */
+import { chmod, readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+
+import { execa } from "execa";
+import t from "tap";
+
+import { type DiskAnswer } from "../../src/core/wire/agent-api.ts";
+import { AgentClient } from "../../src/core/wire/agent-client.ts";
+import { smCallOf } from "../../src/sm-driver/call.ts";
+import { ensureCluster, ensureMember } from "../../src/sm-driver/setup/ensure.ts";
+import { callPlugin } from "../../src/sm-driver/setup/pool-records.ts";
+import { eventually, type TestHost } from "../core/agent/test-host.ts";
+import { requestOf } from "./lib/client.ts";
+import { NETWORK, startPool, type TestPool } from "./lib/pool-for-tests.ts";
+
+const HOOK = join(import.meta.dirname, "../../packaging/libexec/xapi-hook");
+const log = { info: () => {}, warn: () => {}, error: () => {}, debug: () => {} };
+
+const blank: DiskAnswer = {
+  hostName: "h1",
+  device: "/dev/weft-test",
+  kind: "disk",
+  size: 1n << 40n,
+  model: null,
+  serial: null,
+  blank: true,
+  state: "blank",
+  what: null,
+  name: "weft-test",
+  nameKind: "device",
+  pool: null,
+};
+
+/** A host whose agent knows a blank disk that this machine has not: its pool is a directory. */
+class WithDisk extends AgentClient {
+  readonly #host: TestHost;
+
+  constructor(host: TestHost) {
+    super({ socketPath: `${host.directory}/run/agent.sock` });
+    this.#host = host;
+  }
+
+  override async disks(): Promise<DiskAnswer[]> {
+    return [blank];
+  }
+
+  override async createPool(): ReturnType<AgentClient["createPool"]> {
+    return this.#host.client.createPool({ path: `/pool-of-${this.#host.name}` });
+  }
+}
+
+/** As XAPI runs it; the script's own place of the socket is this host's. */
+async function hook(
+  { directory }: TestHost,
+  ...words: readonly string[]
+): Promise<{ readonly exitCode: number | undefined; readonly stdout: string }> {
+  const text = await readFile(HOOK, "utf8");
+  const path = join(directory, "xapi-hook");
+  await writeFile(path, text.replace('RUN = "/run/weft"', `RUN = ${JSON.stringify(join(directory, "run"))}`));
+  await chmod(path, 0o755);
+  const { exitCode, stdout } = await execa(path, [...words], { reject: false });
+  return { exitCode, stdout };
+}
+
+function needed(
+  pool: TestPool,
+  n: number,
+  deviceConfig: Readonly<Record<string, string>>,
+): Parameters<typeof ensureCluster>[0] {
+  const host = pool.hosts[n];
+  if (host === undefined) throw new Error("a host");
+  const call = smCallOf(requestOf({ command: "sr_create", hostRef: host.xapi.ref, deviceConfig }));
+  return { agent: new WithDisk(host.weft), xapi: pool.session(), call, log };
+}
+
+void t.test(
+  "sr_create: a pool without weft becomes a cluster by the plan; a host that comes later joins at its PBD",
+  async (t) => {
+    const pool = await startPool(t, 3, 111);
+    const [h1, h2, h3] = pool.hosts;
+    if (h1 === undefined || h2 === undefined || h3 === undefined) throw new Error("three hosts");
+    // The third one is off when the SR is made.
+    h3.xapi.live = false;
+    await t.rejects(ensureCluster(needed(pool, 0, { disks: "h9:/dev/sdb" })), { code: "E-ARG-01" });
+    await t.rejects(ensureCluster(needed(pool, 0, { disks: "none" })), { message: /^E-SETUP-04 / });
+    t.equal((await h1.weft.client.status()).kind, "no-cluster", "nothing was done where a plan has findings");
+
+    await ensureCluster(
+      needed(pool, 0, { disks: `${h1.xapi.uuid}:${blank.device}`, copies: "1", network: NETWORK }),
+    );
+    const listed = (await h2.weft.client.hosts()).map(({ name, address }) => `${name} ${address}`);
+    t.strictSame(
+      listed.toSorted(),
+      [h1, h2].map(({ weft }) => `${weft.name} ${weft.address}`),
+    );
+    t.equal((await h1.weft.client.pools()).length, 1);
+    // With weft there it only registers: nobody's plug-in is asked.
+    const asked = pool.argv.length;
+    await ensureCluster(needed(pool, 0, { copies: "1" }));
+    t.equal(pool.argv.length, asked);
+
+    h3.xapi.live = true;
+    await ensureMember(needed(pool, 2, {}));
+    t.match(await h3.weft.client.status(), {
+      kind: "cluster",
+      self: { name: h3.weft.name, address: h3.weft.address },
+    });
+    await ensureMember(needed(pool, 2, {}));
+    await eventually(
+      "three hosts",
+      () => h1.weft.client.hosts(),
+      (all) => all.length === 3,
+    );
+    t.notMatch(pool.argv.join("\n"), /PRIVATE KEY|token|secret/i, "nothing secret stands in an argv");
+    t.match(
+      pool.argv.join("\n"),
+      /<methodName>join-request<\/methodName>/,
+      "the request came from the host itself",
+    );
+    const audit = await h1.weft.client.audit({
+      since: null,
+      volume: null,
+      host: null,
+      who: null,
+      refused: null,
+      limit: "200",
+    });
+    const vouched = audit.lines.flatMap(({ what, target }) =>
+      what === "POST /v1/admission" && typeof target["vouchedBy"] === "string" ? [target["vouchedBy"]] : [],
+    );
+    t.strictSame(
+      [...new Set(vouched)].toSorted(),
+      [h2, h3].map(({ xapi }) => `XAPI host ${xapi.uuid}`).toSorted(),
+    );
+
+    await h1.weft.client.createVolume({ name: "db", size: 1n << 30n, copies: 1 });
+    await eventually(
+      "its copy",
+      () => h1.weft.client.volume("db"),
+      ({ health }) => health === "healthy",
+    );
+    t.match(await hook(h1.weft, "pool-eject"), {
+      exitCode: 2,
+      stdout: /^E-HOST-01 .* has the only copy in sync of 1 volume of weft \(db\)/,
+    });
+    t.match(await hook(h2.weft, "pool-eject"), { exitCode: 0, stdout: /weft host remove/ });
+    t.match(await hook(h1.weft, "host-post-declare-dead", "-hostuuid", h2.xapi.uuid, "-reason", "fenced"), {
+      exitCode: 0,
+      stdout: "",
+    });
+
+    const health: unknown = JSON.parse(await callPlugin(pool.session(), h2.xapi.ref, "health"));
+    t.match(health, {
+      level: String,
+      headline: String,
+      hosts: [{ alive: true }, { alive: true }, { alive: true }],
+    });
+    await t.rejects(callPlugin(pool.session(), h2.xapi.ref, "nothing"), {
+      message: /refused host\.call_plugin: E-ARG-02 /,
+    });
+    await t.rejects(callPlugin(pool.session(), h2.xapi.ref, "admit"), {
+      message: /refused host\.call_plugin: E-ARG-02 /,
+    });
+    await t.rejects(callPlugin(pool.session(), h2.xapi.ref, "join-request", { address: "10.0.0.1" }), {
+      message: /refused host\.call_plugin: E-HOST-04 /,
+    });
+  },
+);
+
+void t.test("sr_attach: a host that nobody can let in says whom it asked, and why not", async (t) => {
+  const pool = await startPool(t, 2, 115);
+  const [h1, h2] = pool.hosts;
+  if (h1 === undefined || h2 === undefined) throw new Error("two hosts");
+  await t.rejects(ensureMember(needed(pool, 1, {})), {
+    code: 47,
+    message: new RegExp(`^E-SETUP-08 .*\\(${h1.weft.name}: This host is not in a cluster yet\\.\\)`),
+  });
+  pool.xapi.plugin = null;
+  await t.rejects(ensureMember(needed(pool, 1, {})), {
+    message: /E-SETUP-08 .*XENAPI_MISSING_PLUGIN|E-SETUP-08 .*weft/,
+  });
+});
