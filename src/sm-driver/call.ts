@@ -6,6 +6,7 @@
 import type { AgentClient } from "../core/wire/agent-client.ts";
 import type { Datapath } from "./datapath/datapath.ts";
 import { badRequest, faultCodes, SmFault } from "./faults.ts";
+import type { HostNote } from "./host-note.ts";
 import { isStruct, memberOf, parseCall, textsOf, XmlError, type XmlStruct, type XmlValue } from "./xml.ts";
 import type { XenApi } from "./xen-api.ts";
 
@@ -50,6 +51,7 @@ export type SmContext = {
   readonly xapi: XenApi;
   readonly datapath: Datapath;
   readonly newUuid: () => string;
+  readonly hostNote: Pick<HostNote, "learn">;
   /** Aborted when the command's time is over: XAPI itself waits for ever. */
   readonly deadline: AbortSignal;
   readonly log: Log;

@@ -19,7 +19,9 @@ import {
 import type { Datapath } from "./datapath/datapath.ts";
 import { driverInfo } from "./driver-info.ts";
 import { badRequest, faultCodes, faultOf, SmFault } from "./faults.ts";
+import { HostNote } from "./host-note.ts";
 import { srCommands } from "./sr-commands.ts";
+import { staticCommands } from "./static-attach.ts";
 import { vdiCommands } from "./vdi-commands.ts";
 import { renderAnswer, renderFault } from "./xml.ts";
 import { XenApi } from "./xen-api.ts";
@@ -74,9 +76,14 @@ const known: ReadonlySet<string> = new Set(
 export class Driver {
   readonly #options: DriverOptions;
   readonly #commands: Commands;
+  readonly #hostNote: HostNote;
 
-  constructor(options: DriverOptions, commands: Commands = { ...srCommands, ...vdiCommands }) {
+  constructor(
+    options: DriverOptions,
+    commands: Commands = { ...srCommands, ...vdiCommands, ...staticCommands },
+  ) {
     this.#options = options;
+    this.#hostNote = new HostNote(new AgentClient({ socketPath: options.agentSocket }), options.log);
     this.#commands = {
       ...commands,
       sr_get_driver_info: async () => driverInfo(Object.keys(commands)),
@@ -119,6 +126,7 @@ export class Driver {
       xapi: new XenApi({ socketPath: xapiSocket, sessionRef, subtaskOf, deadline }),
       datapath: datapath(call),
       newUuid,
+      hostNote: this.#hostNote,
       deadline,
       log,
     };

@@ -51,6 +51,8 @@ export type VdiIntroduce = {
   readonly snapshotOf: string | null;
   readonly cbt: boolean;
   readonly smConfig: Readonly<Record<string, string>>;
+  /** Of a VDI that holds a pool's database: the pool's ref; null: it holds none. */
+  readonly metadataOfPool: string | null;
 };
 
 /** Its ref. A record of this uuid that is there already is the one: the call before this one was cut off. */
@@ -72,7 +74,7 @@ export async function introduceVdi(xapi: XenApi, vdi: VdiIntroduce): Promise<str
       vdi.managed,
       String(vdi.size),
       String(vdi.physicalUtilisation),
-      NULL_REF,
+      vdi.metadataOfPool ?? NULL_REF,
       vdi.isSnapshot,
       dateOf(vdi.snapshotTime),
       vdi.snapshotOf ?? NULL_REF,

@@ -81,6 +81,11 @@ export function renderFault({ code, text }: { readonly code: number; readonly te
   return serializeFault({ faultCode: code, faultString: new XmlText(printable(text)) });
 }
 
+/** For an XML text within a string, as a probe answers. */
+export function escapeXml(text: string): string {
+  return printable(text).replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+}
+
 /** A member that the struct itself has; null: none, or no struct. */
 export function memberOf(value: XmlValue, name: string): XmlValue {
   if (!isStruct(value) || !Object.hasOwn(value, name)) return null;

@@ -32,7 +32,7 @@ function driverWith(commands: ConstructorParameters<typeof Driver>[1]): Driver {
 }
 
 await t.test("driver: says what it is, through the stub, also while no agent runs", async (t) => {
-  const { executable, runDir, directory } = await startBareDriver(t);
+  const { executable, directory } = await startBareDriver(t);
   const info = structOf(await callDriver(executable, { command: "sr_get_driver_info" }));
   t.match(info, { name: "weft", required_api_version: "1.0" });
   const { version } = JSON.parse(readFileSync(join(repository, "package.json"), "utf8")) as {
@@ -41,15 +41,12 @@ await t.test("driver: says what it is, through the stub, also while no agent run
   t.equal(info["driver_version"], version);
 
   // The stub answers by itself: what the agent's driver says has to be the same.
-  const own = await new Driver({
-    agentSocket: runDir,
-    xapiSocket: runDir,
-    datapath: () => noDatapath,
-    newUuid: () => "",
-    log: quiet,
-  }).handle(requestOf({ command: "sr_get_driver_info" }), nobody);
-  const stub = readFileSync(join(repository, "packaging/sm/WeftSR"), "utf8");
-  t.ok(stub.includes(`DRIVER_INFO = """\\\n${own.xml}"""`), `packaging/sm/WeftSR wants:\n${own.xml}`);
+  const own = await driverWith(undefined).handle(requestOf({ command: "sr_get_driver_info" }), nobody);
+  t.strictSame(
+    readReply(own.xml),
+    { kind: "value", value: info },
+    "FEATURES and CONFIGURATION in packaging/sm/WeftSR",
+  );
   const away = await stubFor(join(directory, "nothing"), directory);
   t.strictSame(structOf(await callDriver(away, { command: "sr_get_driver_info" })), info);
 });

@@ -27,6 +27,7 @@ const introduced = {
   snapshotOf: null,
   cbt: false,
   smConfig: {},
+  metadataOfPool: null,
 };
 
 async function start(t: {

@@ -1,4 +1,4 @@
-/** A host for tests: a real agent and a real etcd on a loopback address of its own, a fake weftd. */
+/** A host for tests: a real agent with XAPI's door in it and a real etcd on a loopback address of its own, a fake weftd. */
 import { mkdir, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -14,6 +14,7 @@ import { AgentClient } from "../../../src/core/wire/agent-client.ts";
 import { isWeftError } from "../../../src/core/wire/errors.ts";
 import { StoreClient } from "../../../src/core/wire/store-client.ts";
 import type { StoreTls } from "../../../src/core/wire/store-http.ts";
+import { smDoor } from "../../../src/resident/sm-door.ts";
 import { loopback } from "../wire/etcd-for-tests.ts";
 import { FakeWeftd } from "./fake-weftd.ts";
 import { storeTlsOf } from "./store-tls-of.ts";
@@ -92,7 +93,8 @@ export class TestHost {
       dom0Root: this.directory,
       allowCoreDumps: true,
     };
-    this.#agent = new Agent(options, openLog(level), this.doors);
+    const log = openLog(level);
+    this.#agent = new Agent(options, log, [smDoor(options, log), ...this.doors]);
     await this.#agent.start();
   }
 

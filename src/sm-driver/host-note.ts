@@ -1,0 +1,34 @@
+/**
+ * By which UUID XAPI knows this host, noted in the store: an activation elsewhere asks XAPI whether this host is dead.
+ *
+ * Must always hold: nobody waits for it. While the store can't be written it is tried again, until it is there or another UUID is.
+ */
+import type { AgentClient } from "../core/wire/agent-client.ts";
+import { reasonOf } from "../core/wire/errors.ts";
+import type { Log } from "./call.ts";
+
+const AGAIN_MS = 10_000;
+
+export class HostNote {
+  readonly #agent: Pick<AgentClient, "setXapiHost">;
+  readonly #log: Log;
+  readonly #againMs: number;
+  #timer: NodeJS.Timeout | null = null;
+
+  constructor(agent: Pick<AgentClient, "setXapiHost">, log: Log, againMs: number = AGAIN_MS) {
+    this.#agent = agent;
+    this.#log = log;
+    this.#againMs = againMs;
+  }
+
+  learn(uuid: string): void {
+    if (this.#timer !== null) clearTimeout(this.#timer);
+    this.#timer = null;
+    this.#agent.setXapiHost(uuid).catch((error: unknown) => {
+      this.#log.debug({ uuid, reason: reasonOf(error) }, "which host XAPI takes this one for is noted later");
+      // Another UUID was told meanwhile.
+      if (this.#timer !== null) return;
+      this.#timer = setTimeout(() => this.learn(uuid), this.#againMs).unref();
+    });
+  }
+}
