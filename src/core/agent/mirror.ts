@@ -4,8 +4,12 @@
  * Must always hold:
  * - it never goes back: what is older than what is known is ignored, but for a store that itself went back (a restored
  *   one): its answer shows less than was known when it was asked, which no linearizable answer does;
- * - who needs the present asks for it (`sync`, one linearizable read); the mirror alone is for hints and displays.
+ * - who needs the present asks for it (`sync`); the mirror alone is for hints and displays;
+ * - a look that shows the present begins after it was asked for, never before. What it rests on is a linearizable read: of
+ *   everything, or of the revision alone where the watch has followed without a gap since everything was read.
  */
+import { setTimeout as delay } from "node:timers/promises";
+
 import { isWeftError, WeftError } from "../wire/errors.ts";
 import type { Entry, Listing, StoreClient } from "../wire/store-client.ts";
 import { ROOT } from "../wire/store-keys.ts";
@@ -13,6 +17,11 @@ import { watchPrefix, type WatchUpdate } from "../wire/store-watch.ts";
 
 /** Keys whose value changed or that went away; null: anything may have changed. */
 export type Changed = ReadonlySet<string> | null;
+
+/** A watch tells what is written within milliseconds; after that everything is read. */
+const CATCH_UP_MS = 50;
+/** Looks that take longer are not waited for by the next one: while the store is away each fails at its own time. */
+const TOGETHER_MS = 100;
 
 export class Mirror {
   readonly #store: StoreClient;
@@ -23,6 +32,13 @@ export class Mirror {
   /** How often the store went back. */
   #setBack = 0;
   #running: Promise<void> | null = null;
+  /** Counts what may have made a gap in what the watch tells. */
+  #gaps = 0;
+  /** The count of gaps when everything was read last. */
+  #gapsWhenRead: number | null = null;
+  /** The look under way, and the one that begins after it. */
+  #look: Promise<void> = Promise.resolve();
+  #nextLook: Promise<void> | null = null;
 
   constructor(store: StoreClient) {
     this.#store = store;
@@ -60,11 +76,43 @@ export class Mirror {
     return [...this.#entries.values()].filter((entry) => entry.key.startsWith(prefix));
   }
 
-  /** Brings it to the present by a linearizable listing. */
-  async sync(): Promise<void> {
+  /** Brings it to the present. All who ask while a look is under way share the next one. */
+  sync(): Promise<void> {
+    this.#nextLook ??= this.#lookAfter(this.#look);
+    return this.#nextLook;
+  }
+
+  async #lookAfter(before: Promise<void>): Promise<void> {
+    const ended = before.catch(() => undefined);
+    await Promise.race([ended, delay(TOGETHER_MS, undefined, { ref: false })]);
+    this.#look = this.#nextLook ?? before;
+    this.#nextLook = null;
+    await this.#toPresent();
+  }
+
+  async #toPresent(): Promise<void> {
     const [known, setBack] = [this.#revision, this.#setBack];
+    if (this.#running !== null && this.#gapsWhenRead === this.#gaps) {
+      const present = await this.#store.revision();
+      if (present >= known && (await this.#reaches(present))) return;
+    }
+    const gaps = this.#gaps;
     const listing = await this.#store.list(ROOT);
     this.#list(listing, listing.revision < known && setBack === this.#setBack);
+    this.#gapsWhenRead = gaps;
+  }
+
+  /** By what the watch tells, soon; not where what else is in the store was written last. */
+  async #reaches(revision: bigint): Promise<boolean> {
+    const gaps = this.#gaps;
+    try {
+      return await this.until("The watch", CATCH_UP_MS, () =>
+        this.#gaps !== gaps ? false : this.#revision >= revision ? true : null,
+      );
+    } catch (error) {
+      if (isWeftError(error, "E-AGENT-04")) return false;
+      throw error;
+    }
   }
 
   /**
@@ -98,6 +146,7 @@ export class Mirror {
         this.#list(update.listing, update.wentBack);
         return;
       case "interrupted":
+        this.#gaps += 1;
         return;
       case "events": {
         if (update.revision <= this.#revision) return;

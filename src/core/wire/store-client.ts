@@ -10,7 +10,7 @@ import { z } from "zod";
 import { WeftError } from "./errors.ts";
 import type { CallSpec } from "./store-call.ts";
 import { StoreCall, StoreRefusal, type StoreCallOptions } from "./store-call.ts";
-import { prefixEnd } from "./store-keys.ts";
+import { prefixEnd, ROOT } from "./store-keys.ts";
 
 /** A key with its value; `modRevision` is what a compare-and-swap compares. */
 export type Entry = {
@@ -80,6 +80,12 @@ export class StoreClient {
   async get(key: string): Promise<Entry | null> {
     const { entries } = await this.#range({ key: toBase64(key) });
     return entries[0] ?? null;
+  }
+
+  /** Up to where it has come: linearizable, and without reading what is in it. */
+  async revision(): Promise<bigint> {
+    // A key of an empty name after the root: nobody has it.
+    return (await this.#range({ key: toBase64(ROOT) })).revision;
   }
 
   /** All keys under a prefix, of one revision. */
