@@ -1,5 +1,6 @@
 /**
- * fio as the one client of all sides: its nbd engine, run on the host where the guest would be, and what it is pointed at.
+ * fio as the one client of all sides: its nbd engine, run on the host where the guest would be, and what it is pointed at; or
+ * a file, where the file system alone is measured.
  *
  * Must always hold: a run in which fio met an error is an error here, not a low number.
  */
@@ -51,6 +52,23 @@ const output = z.object({
 
 /** `log`: a line for each answer, its first number the moment in milliseconds since 1970; empty unless it is wanted. */
 export async function runFio(host: Host, job: FioJob): Promise<FioResult & { readonly log: string }> {
+  return run(host, job, ["--ioengine=nbd", `--uri=${job.uri}`]);
+}
+
+/** Durable writes into a file that the host sees, past the page cache, as weftd makes them where it has io_uring. */
+export async function runFioOnFile(
+  host: Host,
+  file: string,
+  job: Omit<FioJob, "uri" | "logged">,
+): Promise<FioResult> {
+  return run(host, job, ["--ioengine=io_uring", "--direct=1", "--sync=dsync", `--filename=${file}`]);
+}
+
+async function run(
+  host: Host,
+  job: Omit<FioJob, "uri">,
+  where: readonly string[],
+): Promise<FioResult & { readonly log: string }> {
   // fio's nbd engine greets on standard output, in the middle of the JSON.
   const file = join(host.layout.dir, "fio.json");
   const timing = job.seconds === null ? [] : [`--runtime=${job.seconds}`, "--time_based"];
@@ -62,8 +80,7 @@ export async function runFio(host: Host, job: FioJob): Promise<FioResult & { rea
   await host.output([
     "fio",
     "--name=bench",
-    "--ioengine=nbd",
-    `--uri=${job.uri}`,
+    ...where,
     `--rw=${job.rw}${skipped}`,
     `--bs=${job.blockSize}`,
     `--iodepth=${job.depth}`,

@@ -5,12 +5,15 @@
  * Must always hold:
  * - a pause is what the guest's own client saw: the longest time without an answer while requests were under way; what weft
  *   says of it is not asked;
- * - snapshots are of volumes with data in all of their blocks.
+ * - snapshots are of volumes with data in all of their blocks;
+ * - what XFS alone makes of the same writes is measured on the pools of the copies, in as many of them at once, right after.
  */
+import { join } from "node:path";
+
 import type { Cluster } from "../cluster/cluster.ts";
 import type { Host } from "../cluster/host.ts";
 import { until } from "../lib/until.ts";
-import { attached, runFio, type FioJob } from "./fio.ts";
+import { attached, runFio, runFioOnFile, type FioJob } from "./fio.ts";
 import { alone, compared } from "./frame.ts";
 import type { Figure } from "./frame.ts";
 
@@ -32,6 +35,9 @@ export type FirstWrites = {
   /** 32 at a time. */
   readonly sharedDeepUs: number;
   readonly ownDeepUs: number;
+  /** The same without weft: files on the pools of both copies, written at once; the slower one's. */
+  readonly aloneSharedDeepUs: number;
+  readonly aloneOwnDeepUs: number;
 };
 
 export type SnapshotJobOptions = {
@@ -47,6 +53,8 @@ const SNAPSHOTS_EACH = 40;
 const AFTER_SECONDS = 10;
 const DEADLINE_MS = 60_000;
 const STRIDE = 1n << 20n;
+/** Beside what weft has in a pool. */
+const ALONE = "bench-alone";
 
 export async function runSnapshotJob(options: SnapshotJobOptions): Promise<SnapshotRuns> {
   const { cluster, rounds, size, say } = options;
@@ -87,7 +95,10 @@ export async function runSnapshotJob(options: SnapshotJobOptions): Promise<Snaps
       const [ownUs, ownDeepUs] = [await first(1), await first(32)];
       const sharedUs = await taken(guest, volume, () => first(1));
       const sharedDeepUs = await taken(guest, volume, () => first(32));
-      firsts.push({ round, holeUs, sharedUs, ownUs, sharedDeepUs, ownDeepUs });
+      const copies = [cluster.host("h1"), cluster.host("h2")];
+      const [aloneOwnDeepUs, aloneSharedDeepUs] = await withoutWeft(copies, size);
+      const deep = { sharedDeepUs, ownDeepUs, aloneSharedDeepUs, aloneOwnDeepUs };
+      firsts.push({ round, holeUs, sharedUs, ownUs, ...deep });
     });
   }
   say(`${rounds} rounds of first writes`);
@@ -116,6 +127,9 @@ export function snapshotFigures(
     note: `longest write: ${about}, then each 4 KiB block once at random; of 8 random 4 KiB writes under way for ${AFTER_SECONDS} s after a snapshot, the worst of ${longestMs.length} rounds`,
   });
   const note = `first overwrite, hole write, overwrite: ${about} (but for holes, which were never written); 4 KiB writes 1 MiB apart, each the first one in its region since the snapshot`;
+  const deep =
+    "; 32 at a time the file system alone, which gives each shared block a new place in two transactions, costs more than the " +
+    "bar allows: the row of XFS alone is the same writes into files on both copies' pools, without weft (docs/adr/0020)";
   const of = (field: Exclude<keyof FirstWrites, "round">): ReadonlyMap<number, number> =>
     new Map(firsts.map((run) => [run.round, run[field]]));
   const ratios = [
@@ -125,11 +139,19 @@ export function snapshotFigures(
       ours: of("sharedDeepUs"),
       against: of("ownDeepUs"),
       ratio: 2.2,
+      more: deep,
+    },
+    {
+      figure: "first overwrite qd32 ÷ overwrite, XFS alone",
+      ours: of("aloneSharedDeepUs"),
+      against: of("aloneOwnDeepUs"),
+      ratio: null,
+      more: deep,
     },
     { figure: "first overwrite ÷ overwrite p50", ours: of("sharedUs"), against: of("ownUs"), ratio: null },
-  ].flatMap(({ ratio, ...values }) => {
+  ].flatMap(({ ratio, more = "", ...values }) => {
     const bar = ratio === null ? null : ({ kind: "at most", ratio } as const);
-    return compared({ ...values, bar, note }) ?? [];
+    return compared({ ...values, bar, note: note + more }) ?? [];
   });
   return [...pauses, ...longest, ...ratios];
 }
@@ -192,6 +214,28 @@ async function strided(
     stride: STRIDE,
     requests,
   });
+}
+
+/** Overwrites of blocks that a file has for itself, and of those that it shares, in each of these hosts' pools at once. */
+async function withoutWeft(hosts: readonly Host[], size: bigint): Promise<readonly [number, number]> {
+  const onAll = async <Result>(work: (host: Host, file: string) => Promise<Result>): Promise<Result[]> =>
+    Promise.all(hosts.map(async (host) => work(host, join(host.poolDir, ALONE))));
+  const filled = { rw: "write", blockSize: "128k", depth: 8, size, seconds: null } as const;
+  const deep = { ...filled, blockSize: "4k", depth: 32, stride: STRIDE } as const;
+  const slowest = async (): Promise<number> => {
+    const job = { ...deep, requests: Number(size / STRIDE) };
+    const runs = await onAll(async (host, file) => runFioOnFile(host, file, job));
+    return Math.max(...runs.map(({ p50Us }) => p50Us));
+  };
+  await onAll(async (host, file) => runFioOnFile(host, file, filled));
+  const own = await slowest();
+  await onAll(async (host, file) => {
+    await host.output(["cp", "--reflink=always", file, `${file}.shared`]);
+    await host.output(["sync", "--file-system", file]);
+  });
+  const shared = await slowest();
+  await onAll(async (host, file) => host.output(["rm", file, `${file}.shared`]));
+  return [own, shared];
 }
 
 /** Deleted ones are there until each copy has let go of them. */

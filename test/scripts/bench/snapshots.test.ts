@@ -28,7 +28,8 @@ await t.test("snapshots: a percentile is one of the values", async (t) => {
 });
 
 await t.test("snapshots: the bars of the figures", async (t) => {
-  const first = { holeUs: 1000, sharedUs: 1500, ownUs: 500, sharedDeepUs: 4600, ownDeepUs: 2000 };
+  const deep = { sharedDeepUs: 4600, ownDeepUs: 2000, aloneSharedDeepUs: 4000, aloneOwnDeepUs: 800 };
+  const first = { holeUs: 1000, sharedUs: 1500, ownUs: 500, ...deep };
   const runs = {
     pausesMs: new Map([
       [2, [4, 49, 51]],
@@ -46,6 +47,7 @@ await t.test("snapshots: the bars of the figures", async (t) => {
       ["longest write after snapshot ms", 500, null, true],
       ["first overwrite ÷ hole write p50", 1500, 1.5, true],
       ["first overwrite qd32 ÷ overwrite", 4600, 2.3, false],
+      ["first overwrite qd32 ÷ overwrite, XFS alone", 4000, 5, null],
       ["first overwrite ÷ overwrite p50", 1500, 3, null],
     ],
   );
