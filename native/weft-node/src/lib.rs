@@ -71,14 +71,18 @@ pub fn is_dumpable() -> napi::Result<bool> {
     Ok(behavior != DumpableBehavior::NotDumpable)
 }
 
-/// One datagram to the unix socket at this path, such as the system log's.
+/// One datagram to the unix socket at this path, such as the system log's; `@name` is an abstract one.
 ///
 /// # Errors
 /// The kernel's: nobody listens there, or the listener is behind.
 #[napi]
 pub fn send_datagram(path: String, data: Buffer) -> napi::Result<()> {
     let what = "datagram";
-    let address = SocketAddrUnix::new(path).map_err(|errno| failed(what, errno))?;
+    let address = match path.strip_prefix('@') {
+        Some(name) => SocketAddrUnix::new_abstract_name(name.as_bytes()),
+        None => SocketAddrUnix::new(path),
+    };
+    let address = address.map_err(|errno| failed(what, errno))?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)
         .map_err(|errno| failed(what, errno))?;

@@ -54,6 +54,7 @@ use crate::exports::Exports;
 use crate::limiter::Limits;
 use crate::links::{CLEAR, DATA_PORT, Links, LinksOut};
 use crate::mail::{Answer, ControlRequest, Mail, Mailbox};
+use crate::notify;
 use crate::pools::{PoolOwner, Pools, PoolsCall, PoolsOut, not_configured, pool_key, refuse};
 use crate::records::{RecordChange, code_of, record_key, record_of};
 use crate::seat::Seat;
@@ -269,6 +270,7 @@ pub fn run(options: Options) -> Result<(), Failure> {
     if let Some(host) = daemon.state.read_host()? {
         daemon.configure(host)?;
     }
+    notify::ready(std::env::var_os("NOTIFY_SOCKET"));
     let mut completions = Vec::new();
     while daemon.drive(&mut completions)? {}
     daemon.pools.release(&mut daemon.driver);

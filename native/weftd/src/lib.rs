@@ -22,6 +22,7 @@ pub mod histogram;
 pub mod limiter;
 pub mod links;
 pub mod mail;
+pub mod notify;
 pub mod pools;
 pub mod records;
 pub mod reverts;

@@ -63,6 +63,7 @@ import { RevertProgress } from "./revert.ts";
 import { RevocationAcks } from "./revocation-acks.ts";
 import { memberHosts } from "./rotate.ts";
 import { RotationKeeper } from "./rotation-keeper.ts";
+import { tellReady } from "./ready.ts";
 import { serveLocal } from "./rest.ts";
 import { ScrubKeeper } from "./scrub-keeper.ts";
 import { copiesSnapshots, refuseUnlessClear, scrubSettings } from "./settings.ts";
@@ -137,6 +138,7 @@ export class Agent {
     if (self !== null) await this.#begin(self, false);
     this.#rest = await serveLocal(this, this.#options, this.#log, this.#doors);
     this.#log.info({ member: self !== null, runDir: this.#options.runDir }, "the agent serves");
+    tellReady(process.env["NOTIFY_SOCKET"], this.#options.addon, this.#log);
   }
 
   /** etcd and weftd go on. */
