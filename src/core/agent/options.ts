@@ -2,6 +2,7 @@
 import { parseArgs } from "node:util";
 
 import { defaultAddon } from "../wire/addon.ts";
+import { programPath } from "../wire/installed.ts";
 
 export type AgentOptions = {
   /** Durable: host.json, etcd's data and log. */
@@ -48,8 +49,9 @@ export function parseOptions(argv: readonly string[]): AgentOptions {
       "viewer-group": { type: "string" },
       "allow-core-dumps": { type: "boolean", default: false },
       "certificate-life": { type: "string" },
-      etcd: { type: "string", default: "/usr/bin/etcd" },
-      etcdctl: { type: "string", default: "/usr/bin/etcdctl" },
+      etcd: { type: "string", default: programPath(["etcd"], "/usr/bin/etcd") },
+      // From etcd 3.6 on backups are restored by etcdutl, with the same words.
+      etcdctl: { type: "string", default: programPath(["etcdutl", "etcdctl"], "/usr/bin/etcdctl") },
       "xapi-socket": { type: "string", default: "/var/lib/xcp/xapi" },
       "dom0-root": { type: "string", default: "" },
       "log-level": { type: "string", default: "info" },

@@ -21,7 +21,8 @@ const OURS: ReadonlySet<string> = new Set(["meta", "data"]);
 export const LVM_CONFIG = [
   "devices { use_devicesfile=0 obtain_device_list_from_udev=0 hints=none scan_lvs=0 }",
   "activation { udev_sync=0 udev_rules=0 verify_udev_operations=0 monitoring=0 error_when_full=1 }",
-  "global { use_lvmpolld=0 notify_dbus=0 } backup { backup=0 archive=0 }",
+  // XCP-ng's lvm.conf lets nobody write metadata who does not say so.
+  "global { use_lvmpolld=0 notify_dbus=0 metadata_read_only=0 } backup { backup=0 archive=0 }",
 ].join(" ");
 
 /** `none`: no device has it; `idle`: its volumes aren't active. */

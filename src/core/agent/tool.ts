@@ -7,10 +7,12 @@
 import { execFile } from "node:child_process";
 
 import { WeftError } from "../wire/errors.ts";
+import { programsDirectory } from "../wire/installed.ts";
 
 /** Of a few hundred disks; a tool that says more is broken. */
 const OUTPUT_MAX = 4 << 20;
-const SBIN = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/** What came with weft first: the mkfs.xfs of a dom0 knows no reflink. */
+const SBIN = `${programsDirectory()}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin`;
 
 const PACKAGES: ReadonlyMap<string, string> = new Map([
   ["mkfs.xfs", "xfsprogs"],

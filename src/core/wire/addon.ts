@@ -6,9 +6,10 @@
 import { existsSync } from "node:fs";
 import type { Socket } from "node:net";
 import { constants } from "node:os";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 
 import { reasonOf, WeftError } from "./errors.ts";
+import { rootDirectory } from "./installed.ts";
 
 export type PeerCredentials = { readonly pid: number; readonly uid: number; readonly gid: number };
 
@@ -54,14 +55,6 @@ export function descriptorOf(socket: Socket): number | null {
   const handle = (socket as { readonly _handle?: { readonly fd?: unknown } | null })._handle;
   const fd = handle?.fd;
   return typeof fd === "number" && fd >= 0 ? fd : null;
-}
-
-/** Where package.json is, upwards from here: the sources and the compiled files lie at different depths. */
-function rootDirectory(): string {
-  let directory = import.meta.dirname;
-  while (directory !== dirname(directory) && !existsSync(join(directory, "package.json")))
-    directory = dirname(directory);
-  return directory;
 }
 
 function broken(path: string, reason: string, cause?: unknown): WeftError {

@@ -95,7 +95,7 @@ fn config(devices: &[&str]) -> Option<String> {
         "devices {{ filter={filter} global_filter={filter} use_devicesfile=0 obtain_device_list_from_udev=0 \
          external_device_info_source=\"none\" hints=\"none\" scan_lvs=0 }} \
          activation {{ udev_sync=0 udev_rules=0 verify_udev_operations=0 monitoring=0 }} \
-         global {{ use_lvmpolld=0 notify_dbus=0 }} backup {{ backup=0 archive=0 }}"
+         global {{ use_lvmpolld=0 notify_dbus=0 metadata_read_only=0 }} backup {{ backup=0 archive=0 }}"
     ))
 }
 
