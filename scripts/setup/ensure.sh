@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs one of our TypeScript scripts after making sure that the machine has what the script needs.
 #
-#   sh scripts/setup/ensure.sh NEEDS SCRIPT [ARGUMENT…]        NEEDS: node, system, lab, rust, native (comma separated)
+#   sh scripts/setup/ensure.sh NEEDS SCRIPT [ARGUMENT…]        NEEDS: node, system, lab, package, rust, native (comma separated)
 #
 # Must always hold:
 # - it works before node_modules exists, under any /bin/sh, whatever Node it was that ran npm;
@@ -32,6 +32,9 @@ if needs system; then
       x86_64) wanted_packages="$wanted_packages $lab_packages" ;;
       *) say "The lab's guests are User-mode Linux, which there is for x86 only: not for $(uname -m)."; exit 1 ;;
     esac
+  fi
+  if needs package; then
+    wanted_packages="$wanted_packages $package_packages"
   fi
   ensure_packages
 fi

@@ -34,6 +34,17 @@ thin_check:thin-provisioning-tools
 modprobe:kmod
 '
 
+# For `npm run rpm` and `npm run deb`, and the tests of what they make.
+package_packages='
+rpmbuild:rpm
+patchelf:patchelf
+strip:binutils
+gpg:gpg
+gpg-agent:gpg-agent
+cpio:cpio
+/usr/bin/busybox:busybox-static
+'
+
 missing_packages() {
   for line in $wanted_packages; do
     thing=${line%%:*}
