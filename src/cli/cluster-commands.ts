@@ -6,6 +6,7 @@ import { isWeftError } from "../core/wire/errors.ts";
 import { fingerprintText } from "../core/wire/host-client.ts";
 import { absolutePath, address, clusterName, hostName, joinTarget, ownAddress } from "./arguments.ts";
 import type { Bind, Context } from "./context.ts";
+import { addSetupOptions, isForPool, setUpPool, type SetupOptions } from "./setup-command.ts";
 import { day } from "./token-commands.ts";
 import { tokenFrom, type TokenOptions } from "./token-input.ts";
 
@@ -15,7 +16,7 @@ type Init = Membership & { readonly clusterName?: string; readonly transport?: S
 export function addClusterCommands(program: Command, bind: Bind): void {
   const init = program
     .command("init")
-    .description("make a cluster of this one host")
+    .description("make a cluster: of this one host, or of all hosts of its XAPI pool")
     .option("--name <host>", "this host's name (default: its host name)", hostName)
     .option("--address <address>", "this host's address on the storage network", address)
     .option("--cluster-name <name>", "the cluster's name", clusterName)
@@ -27,8 +28,13 @@ export function addClusterCommands(program: Command, bind: Bind): void {
       ]),
     )
     .option("--pool <directory>", "add a pool there at once", absolutePath);
-  bind<[], Init>(init, async (context, _, options) => {
+  addSetupOptions(init);
+  bind<[], Init & SetupOptions>(init, async (context, _, options) => {
     context.stayHere();
+    if (isForPool(options)) {
+      await setUpPool(context, options);
+      return;
+    }
     const own = options.address ?? ownAddress();
     const cluster = await context.client.init({
       name: options.name ?? null,

@@ -59,6 +59,11 @@ export class Context {
     return new AgentClient({ choose: () => this.#way() });
   }
 
+  /** For what takes longer than a request may. */
+  patientClient(timeoutMs: number): AgentClient {
+    return new AgentClient({ choose: () => this.#way(), timeoutMs });
+  }
+
   get contextsPath(): string {
     return contextsPath(this.environment);
   }

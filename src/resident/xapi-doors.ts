@@ -4,18 +4,22 @@
  * Must always hold: they ask of the agent what everybody may ask there, by the same socket; they have no way of their own.
  */
 import { join } from "node:path";
+import type { z } from "zod";
 
 import type { LocalDoor } from "../core/agent/local-door.ts";
 import type { Log } from "../core/agent/log.ts";
 import type { AgentOptions } from "../core/agent/options.ts";
-import { AgentClient } from "../core/wire/agent-client.ts";
+import { AgentClient, badRequest } from "../core/wire/agent-client.ts";
+import { setupPlanAnswer, setupRequest, setupRunAnswer, setupRunRequest } from "../core/wire/setup-api.ts";
 import { answerHook } from "../sm-driver/setup/hooks.ts";
+import { asWeftError, PoolInit } from "../sm-driver/setup/init.ts";
 import { Plugin, QUIET_FUNCTIONS } from "../sm-driver/setup/plugin.ts";
 import { Toolstack } from "../sm-driver/setup/toolstack.ts";
 import { CALL_BYTES_MAX } from "../sm-driver/xml.ts";
 
 const XML = "text/xml";
 const JSON_TYPE = "application/json";
+const SETUP_BYTES_MAX = 2 << 20;
 const HOOK_BYTES_MAX = 16 << 10;
 /** XAPI waits for a hook. */
 const HOOK_MS = 40_000;
@@ -23,7 +27,46 @@ const HOOK_MS = 40_000;
 type Options = Pick<AgentOptions, "runDir" | "xapiSocket" | "dom0Root">;
 
 export function xapiDoors(options: Options, log: Log): readonly LocalDoor[] {
-  return [pluginDoor(options, log), hookDoor(options, log)];
+  return [pluginDoor(options, log), hookDoor(options, log), ...setupDoors(options, log)];
+}
+
+/** For `weft init`. */
+function setupDoors({ runDir, xapiSocket }: Options, log: Log): readonly LocalDoor[] {
+  const init = new PoolInit({ agentSocket: join(runDir, "agent.sock"), xapiSocket, log });
+  const door = <Request, Answer>(
+    path: LocalDoor["path"],
+    request: z.ZodType<Request>,
+    answer: z.ZodType<Answer>,
+    work: (asked: Request, gone: AbortSignal) => Promise<Answer>,
+    isChange: boolean,
+  ): LocalDoor => ({
+    method: "POST",
+    path,
+    contentType: JSON_TYPE,
+    bodyLimit: SETUP_BYTES_MAX,
+    handle: async (text, gone) => {
+      try {
+        const parsed = request.safeParse(JSON.parse(text));
+        if (!parsed.success) throw badRequest(parsed.error);
+        const done = answer.encode(await work(parsed.data, gone));
+        const audit = isChange ? { target: {}, outcome: "ok" } : null;
+        return { contentType: JSON_TYPE, body: JSON.stringify(done), audit };
+      } catch (error) {
+        const known = asWeftError(error);
+        const body = JSON.stringify({ error: known.toBody() });
+        return {
+          contentType: JSON_TYPE,
+          status: known.status,
+          body,
+          audit: { target: {}, outcome: known.code },
+        };
+      }
+    },
+  });
+  return [
+    door("/v1/setup/plan", setupRequest, setupPlanAnswer, (asked) => init.plan(asked), false),
+    door("/v1/setup/run", setupRunRequest, setupRunAnswer, (asked, gone) => init.run(asked, gone), true),
+  ];
 }
 
 function pluginDoor({ runDir, xapiSocket, dom0Root }: Options, log: Log): LocalDoor {

@@ -33,6 +33,14 @@ const features: readonly (readonly [feature: string, ...commands: readonly strin
 /** Keys of device-config, as `xe sm-list` shows them. */
 const configuration: readonly (readonly [key: string, description: string])[] = [
   ["copies", "copies of each volume on different hosts, 1 to 8; without it 2, or 1 where there is one host"],
+  [
+    "disks",
+    "disks for a pool of hosts without weft: auto (every blank disk), none, or HOST:/dev/DISK,...; without it auto",
+  ],
+  [
+    "network",
+    "UUID of the network between the hosts; without it the fastest on which all of them have an address",
+  ],
 ];
 
 export function driverInfo(commands: readonly string[]): SmValue {

@@ -2,7 +2,7 @@
  * Plot: three hypervisors of a pool. An SR is created and no weft is there: its hosts become a cluster. A host comes to the
  * pool and gets the SR's PBD: it becomes one of them, by what XAPI carries, and nothing of that is a secret.
  */
-import { chmod, readFile, writeFile } from "node:fs/promises";
+import { chmod, mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 
 import { execa } from "execa";
@@ -13,10 +13,12 @@ import { AgentClient } from "../../src/core/wire/agent-client.ts";
 import { smCallOf } from "../../src/sm-driver/call.ts";
 import { ensureCluster, ensureMember } from "../../src/sm-driver/setup/ensure.ts";
 import { callPlugin } from "../../src/sm-driver/setup/pool-records.ts";
-import { eventually, type TestHost } from "../core/agent/test-host.ts";
+import { weft } from "../cli/fake-agent.ts";
+import { eventually, joinHost, type TestHost } from "../core/agent/test-host.ts";
 import { requestOf } from "./lib/client.ts";
 import { NETWORK, startPool, type TestPool } from "./lib/pool-for-tests.ts";
 
+const SR = "8d2e2c0e-4a54-4b8c-9d2a-7d3f4f8d9f02";
 const HOOK = join(import.meta.dirname, "../../packaging/libexec/xapi-hook");
 const log = { info: () => {}, warn: () => {}, error: () => {}, debug: () => {} };
 
@@ -184,3 +186,70 @@ void t.test("sr_attach: a host that nobody can let in says whom it asked, and wh
     message: /E-SETUP-08 .*XENAPI_MISSING_PLUGIN|E-SETUP-08 .*weft/,
   });
 });
+
+void t.test(
+  "weft init: shows the plan, restarts no toolstack while a task runs, then the master's first, and makes the SR",
+  async (t) => {
+    const pool = await startPool(t, 2, 117);
+    const [h1, h2] = pool.hosts;
+    if (h1 === undefined || h2 === undefined) throw new Error("two hosts");
+    await h1.weft.client.init({ name: h1.weft.name, address: h1.weft.address, clusterName: "lab" });
+    await joinHost(h2.weft, h1.weft);
+    const restarted: string[] = [];
+    for (const { weft: host, xapi } of pool.hosts) {
+      await host.client.createPool({ path: `/pool-of-${host.name}` });
+      const bin = join(host.directory, "opt/xensource/bin");
+      await mkdir(bin, { recursive: true });
+      await writeFile(
+        join(bin, "xe-toolstack-restart"),
+        `#!/bin/sh\necho ${xapi.uuid} >> ${h1.weft.directory}/restarts\n`,
+      );
+      await chmod(join(bin, "xe-toolstack-restart"), 0o755);
+    }
+    const made: unknown[] = [];
+    pool.xapi.methods.set("SR.create", (params) => {
+      made.push(params.slice(0, 9));
+      return pool.xapi.addSr(SR, {}, "replicated");
+    });
+    const init = (...more: readonly string[]): ReturnType<typeof weft> =>
+      weft(["--run-dir", join(h1.weft.directory, "run"), "init", "--sr", "replicated", ...more]);
+    await eventually(
+      "both pools",
+      () => h1.weft.client.pools(),
+      (all) => all.every(({ total }) => total !== null && total > 0n) && all.length === 2,
+    );
+
+    const plan = await init("--plan");
+    t.match(
+      plan.out,
+      /usable [^]*SR "replicated" \(shared\)[^]*All of it is so already[^]*toolstack of each host is restarted, the master's first/,
+    );
+    const task = pool.xapi.add("task", { name_label: "Async.VM.start", status: "pending" });
+    const busy = await init("--yes");
+    t.match(busy.err, /E-SETUP-07[^]*Async\.VM\.start/);
+    t.equal(busy.code, 2);
+    t.strictSame(made, []);
+    pool.xapi.forget(task);
+
+    const plain = pool.xapi.plugin;
+    pool.xapi.plugin = async (host, argument) => {
+      if (argument.includes("<methodName>restart-toolstack<")) {
+        restarted.push(host.uuid);
+        if (restarted.length === 1) pool.xapi.add("SM", { type: "weft" });
+      }
+      return plain === null ? "" : plain(host, argument);
+    };
+    const done = await init("--yes");
+    t.match(
+      done.out,
+      new RegExp(`Ready in .*: 2 hosts, 2 toolstacks restarted, SR "replicated" ${SR}\\.`),
+      done.err,
+    );
+    t.strictSame(restarted, [h1.xapi.uuid, h2.xapi.uuid], "the master's first");
+    t.match(made, [[h1.xapi.ref, { copies: "2" }, "0", "replicated", String, "weft", "user", true]]);
+    // Asked again, all of it is there.
+    t.match((await init("--yes")).out, new RegExp(`Ready in .*: 2 hosts, SR "replicated" ${SR}\\.`));
+    t.equal(made.length, 1);
+    t.strictSame(pool.xapi.violations, []);
+  },
+);

@@ -14,6 +14,7 @@ import * as api from "./agent-api.ts";
 import type { Secret } from "../model/secret.ts";
 import type { VolumeLimits } from "../model/volume-limits.ts";
 import { isWeftError, reasonOf, WeftError } from "./errors.ts";
+import * as setup from "./setup-api.ts";
 import { connectProven, exchange, fingerprintText } from "./host-client.ts";
 import * as sr from "./sr-api.ts";
 
@@ -55,6 +56,15 @@ export class AgentClient {
 
   join(body: z.input<typeof api.joinRequest>): Promise<api.EnteredAnswer> {
     return this.#call("POST", "/v1/join", api.enteredAnswer, api.joinRequest, body);
+  }
+
+  /** By a door that only an agent beside XAPI has. */
+  planSetup(body: z.input<typeof setup.setupRequest>): Promise<setup.SetupPlanAnswer> {
+    return this.#call("POST", "/v1/setup/plan", setup.setupPlanAnswer, setup.setupRequest, body);
+  }
+
+  runSetup(body: z.input<typeof setup.setupRunRequest>): Promise<setup.SetupRunAnswer> {
+    return this.#call("POST", "/v1/setup/run", setup.setupRunAnswer, setup.setupRunRequest, body);
   }
 
   requestAdmission(body: admission.AdmissionWish): Promise<admission.AdmissionRequest> {

@@ -67,6 +67,26 @@ export function hostOfUuid(pool: XapiPool, uuid: string): PoolHost {
   throw new SmFault(faultCodes.badRequest, `No host of the pool has the UUID "${uuid.slice(0, 80)}".`);
 }
 
+/** What XAPI or its hosts are doing: names of tasks. */
+export async function pendingTasks(xapi: XenApi, own: ReadonlySet<string>): Promise<readonly string[]> {
+  const tasks = await records(xapi, "task");
+  return Object.entries(tasks)
+    .filter(([ref, task]) => text(task, "status") === "pending" && !own.has(ref))
+    .map(([, task]) => text(task, "name_label") || "a task without a name");
+}
+
+/** The SR of weft with this name, if there is one. */
+export async function srNamed(xapi: XenApi, label: string): Promise<string | null> {
+  const all = Object.values(await records(xapi, "SR"));
+  const found = all.find((sr) => text(sr, "type") === "weft" && text(sr, "name_label") === label);
+  return found === undefined ? null : text(found, "uuid");
+}
+
+/** Whether XAPI has taken up the driver: it looks at its start only. */
+export async function isRegistered(xapi: XenApi): Promise<boolean> {
+  return Object.values(await records(xapi, "SM")).some((sm) => text(sm, "type") === "weft");
+}
+
 /** What a plug-in answers; `XENAPI_MISSING_PLUGIN` and what the plug-in refused are XapiErrors with that word. */
 export async function callPlugin(
   xapi: XenApi,

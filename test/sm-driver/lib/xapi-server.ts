@@ -60,6 +60,8 @@ export type XapiServer = {
   intercept: ((request: XapiRequest) => Promise<void>) | null;
   /** Runs a host's plug-in with the call as XAPI writes it; null: none of the hosts has one. */
   plugin: ((host: XapiHost, argument: string) => Promise<string>) | null;
+  /** Calls that it answers besides, by name; the session is not among the parameters. */
+  readonly methods: Map<string, (params: readonly StrictValue[]) => unknown>;
   /** A record of any class. */
   add(kind: string, fields: Readonly<Record<string, unknown>>): string;
   /** An SR's record with PBDs of all hosts, as SR.create makes it. */
@@ -177,6 +179,8 @@ export async function startXapi(socketPath: string, hostCount = 1): Promise<Xapi
     if (method === "session.login_with_password") return open_(NULL_REF);
     if (typeof session !== "string" || !sessions.has(session))
       throw new Failure("SESSION_INVALID", word(session));
+    const besides = server.methods.get(method);
+    if (besides !== undefined) return besides(params);
     const [kind = "", verb = ""] = method.split(".");
     const [ref, value, more] = params;
     switch (method) {
@@ -334,6 +338,7 @@ export async function startXapi(socketPath: string, hostCount = 1): Promise<Xapi
     messages,
     intercept: null,
     plugin: null,
+    methods: new Map(),
     add: (kind, fields) => {
       const ref = `OpaqueRef:${randomUUID()}`;
       database.set(
