@@ -1,4 +1,234 @@
-/** Commands of single VDIs. None is built yet: the driver declares none of them, and refuses them by name. */
-import type { Commands } from "./call.ts";
+/**
+ * XAPI's commands about disks: made, deleted, copied, resized, taken back, and kept in step with XAPI's records (design
+ * xapi.md 1.6 to 1.8).
+ *
+ * Must always hold:
+ * - XAPI's record is written before the answer, and only of what the store has whole;
+ * - of what XAPI is told has failed nothing stays that it doesn't know; where it can't be taken away, it is unsettled in the
+ *   store, and a scan finds it;
+ * - each of them may be cut off anywhere, and the next try of the same finds what the first one did.
+ */
+import { parseUuid } from "../core/model/ids.ts";
+import { SR_TEXT_MAX } from "../core/model/vdi.ts";
+import { reasonOf } from "../core/wire/errors.ts";
+import type { VdiAnswer } from "../core/wire/sr-api.ts";
+import {
+  argOf,
+  type Command,
+  type Commands,
+  flagArg,
+  shown,
+  sizeArg,
+  type SmContext,
+  type SmValue,
+  srOf,
+  vdiOf,
+} from "./call.ts";
+import { cbtCommands } from "./cbt-commands.ts";
+import { badRequest, faultCodes, SmFault } from "./faults.ts";
+import { plugCommands } from "./plug-commands.ts";
+import { cut, vdiChanges } from "./vdi-changes.ts";
+import {
+  type Introduction,
+  introductionOf,
+  momentOf,
+  refOf,
+  tellSrSizes,
+  tellVdiSizes,
+  uuidOfVdi,
+} from "./vdi-record.ts";
+import { forgetVdi, introduceVdi, vdiRecord, vdiRef } from "./xapi-records.ts";
 
-export const vdiCommands: Commands = {};
+const create: Command = async (context) => {
+  const { call, agent, newUuid } = context;
+  const sr = srOf(call);
+  const type = call.vdiType ?? "user";
+  refuseShared(type);
+  const asked = {
+    size: sizeArg(call, 0, "virtual size"),
+    label: cut(argOf(call, 1, "name_label"), SR_TEXT_MAX.label),
+    description: cut(argOf(call, 2, "name_description"), SR_TEXT_MAX.description),
+    type,
+    isSnapshot: flagArg(call, 4, "is_a_snapshot"),
+    snapshotTime: momentOf(argOf(call, 5, "snapshot_time")),
+    snapshotOf: await uuidOfVdi(context, argOf(call, 6, "snapshot_of")),
+    readOnly: flagArg(call, 7, "read_only"),
+    smConfig: Object.fromEntries(call.vdiSmConfig),
+  };
+  const known = { metadataOfPool: refOf(argOf(call, 3, "metadata_of_pool")) };
+  const make = (uuid: string): Promise<VdiAnswer> => agent.createVdi(sr.uuid, { uuid, ...asked });
+  if (call.vdiUuid === null) return made(context, newUuid(), make, known);
+  // XAPI names one only for its backup of the pool's metadata, which it looks for by that: asked again, it is the same.
+  const uuid = parseUuid(call.vdiUuid);
+  if (uuid === null) throw badRequest(`vdi_create: vdi_uuid is "${shown(call.vdiUuid)}", which is no UUID`);
+  return told(context, await make(uuid), known);
+};
+
+/** The volume first: a record without one is forgotten by the next try or scan, a volume without a record by nobody. */
+const remove: Command = async (context) => {
+  const { call, agent, xapi } = context;
+  const { ref, uuid } = vdiOf(call);
+  await agent.deleteVdi(uuid);
+  await forgetVdi(xapi, ref);
+  await tellSrSizes(context);
+  return null;
+};
+
+/** A volume that was made elsewhere becomes a disk: its id is what XAPI knows it by. */
+const introduce: Command = async (context) => {
+  const { call, agent } = context;
+  const sr = srOf(call);
+  const { newUuid: uuid, vdiLocation: location } = call;
+  if (uuid === null || location === null)
+    throw badRequest("vdi_introduce: the request has no new_uuid or vdi_location");
+  if (uuid.toLowerCase() !== location.toLowerCase())
+    throw new SmFault(
+      faultCodes.badRequest,
+      `A volume is introduced by its id, as uuid and as location; they are "${shown(uuid)}" and "${shown(location)}".`,
+      "weft volume list --json has the ids: xe vdi-introduce uuid=ID location=ID …",
+    );
+  const vdi = await agent.introduceVdi(sr.uuid, { uuid: uuid.toLowerCase() });
+  const smConfig = { ...vdi.smConfig, ...Object.fromEntries(call.vdiSmConfig) };
+  const noted = call.vdiSmConfig.size === 0 ? vdi : await agent.changeVdi(vdi.uuid, { smConfig });
+  return told(context, noted);
+};
+
+/** XAPI's record has changed: what the store keeps of it follows, for the day on which XAPI's database is lost. */
+const update: Command = async (context) => {
+  const { call, agent, xapi } = context;
+  const { ref, uuid } = vdiOf(call);
+  const [record, vdi] = await Promise.all([vdiRecord(xapi, ref), agent.vdi(uuid)]);
+  const snapshotOf = record.isSnapshot ? await uuidOfVdi(context, record.snapshotOf) : null;
+  const changes = vdiChanges(record, snapshotOf, vdi);
+  if (Object.keys(changes).length > 0) await agent.changeVdi(uuid, changes);
+  return null;
+};
+
+const snapshot: Command = async (context) => {
+  const { call, agent, newUuid } = context;
+  const { ref, uuid } = vdiOf(call);
+  refuseMirror(context);
+  return made(context, newUuid(), (of) => agent.snapshotVdi(uuid, { uuid: of }), { snapshotOf: ref });
+};
+
+const clone: Command = async (context) => {
+  const { call, agent, newUuid } = context;
+  const { uuid } = vdiOf(call);
+  refuseMirror(context);
+  return made(context, newUuid(), (of) => agent.cloneVdi(uuid, { uuid: of }));
+};
+
+/** Also of a disk that a guest has: its device learns the new size before XAPI does. */
+const resize: Command = async (context) => {
+  const { call, agent, datapath } = context;
+  const sr = srOf(call);
+  const { uuid, location } = vdiOf(call);
+  const size = sizeArg(call, 0, "new size");
+  const vdi = await agent.vdi(uuid);
+  if (size < vdi.size)
+    throw new SmFault(
+      faultCodes.vdiSize,
+      `The disk has ${vdi.size} bytes and can't shrink to ${size}.`,
+      "make a smaller disk and copy what is on it in the guest",
+    );
+  const grown = size === vdi.size ? vdi : await agent.changeVdi(uuid, { size });
+  const users = await datapath.users();
+  if (users.some((user) => user.vdi === uuid)) await datapath.resized({ sr: sr.uuid, vdi: uuid }, grown.size);
+  await tellVdiSizes(context, vdiOf(call).ref, grown);
+  await tellSrSizes(context);
+  return { uuid, location };
+};
+
+/** The call is about the snapshot; its argument is the disk that becomes as it was then. */
+const revert: Command = async (context) => {
+  const { call, agent } = context;
+  const { uuid: snapshotUuid } = vdiOf(call);
+  const ref = argOf(call, 0, "vdi");
+  const uuid = await uuidOfVdi(context, ref);
+  if (uuid === null) throw badRequest(`vdi_revert: "${shown(ref)}" is no VDI of XAPI's`);
+  const vdi = await agent.revertVdi(uuid, snapshotUuid);
+  await tellVdiSizes(context, ref, vdi);
+  await tellSrSizes(context);
+  return null;
+};
+
+/** `vdi_compose` is none of them yet: XAPI is told that it is not implemented. */
+export const vdiCommands: Commands = {
+  vdi_create: create,
+  vdi_delete: remove,
+  vdi_introduce: introduce,
+  vdi_update: update,
+  vdi_snapshot: snapshot,
+  vdi_clone: clone,
+  vdi_resize: resize,
+  vdi_resize_online: resize,
+  vdi_revert: revert,
+  ...plugCommands,
+  ...cbtCommands,
+};
+
+/** XAPI's refs that the call gives. */
+type Known = Partial<Omit<Introduction, "srRef">>;
+
+/** A new disk: made in the store, told to XAPI. Where either fails it goes again: XAPI's next try makes another one. */
+async function made(
+  context: SmContext,
+  uuid: string,
+  make: (uuid: string) => Promise<VdiAnswer>,
+  known: Known = {},
+): Promise<SmValue> {
+  try {
+    return await told(context, await make(uuid), known);
+  } catch (error) {
+    await takeAway(context, uuid);
+    throw error;
+  }
+}
+
+/** XAPI has its record, and the store knows that it has. */
+async function told(
+  context: SmContext,
+  vdi: VdiAnswer,
+  { snapshotOf = null, metadataOfPool = null }: Known = {},
+): Promise<SmValue> {
+  const { call, agent, xapi, log } = context;
+  const { uuid } = vdi;
+  const origin = snapshotOf ?? (vdi.snapshotOf === null ? null : await vdiRef(xapi, vdi.snapshotOf));
+  const introduction = introductionOf(vdi, { srRef: srOf(call).ref, snapshotOf: origin, metadataOfPool });
+  await introduceVdi(xapi, introduction);
+  try {
+    if (!vdi.settled) await agent.changeVdi(uuid, { settled: true });
+  } catch (error) {
+    log.warn({ vdi: uuid, reason: reasonOf(error) }, "XAPI knows of the disk, which the next scan notes");
+  }
+  await tellSrSizes(context);
+  return { uuid, location: uuid };
+}
+
+/** As far as that can be done: what is left is unsettled, and a scan's. */
+async function takeAway({ agent, xapi, log }: SmContext, uuid: string): Promise<void> {
+  try {
+    await agent.deleteVdi(uuid);
+    // Whether XAPI took its record is not known where only its answer was lost.
+    const ref = await vdiRef(xapi, uuid);
+    if (ref !== null) await forgetVdi(xapi, ref);
+  } catch (error) {
+    log.warn({ vdi: uuid, reason: reasonOf(error) }, "a disk that was begun stays until the next scan");
+  }
+}
+
+/** All hosts of a pool have it open for writing at once, which a volume never is. */
+function refuseShared(type: string): void {
+  if (type !== "ha_statefile") return;
+  throw new SmFault(
+    faultCodes.vdiCreate,
+    "This SR can't hold HA's statefile: all hosts write it at once, and a volume has one writer.",
+    "use another shared SR for the heartbeat: xe pool-ha-enable heartbeat-sr-uuids=…",
+  );
+}
+
+/** Storage migration is not offered, so that nobody is promised a mirror that there is none of. */
+function refuseMirror({ call }: SmContext): void {
+  if (!call.driverParams.has("mirror")) return;
+  throw new SmFault(faultCodes.notImplemented, `${call.command} with a mirror is not implemented.`);
+}

@@ -56,8 +56,8 @@ export type XapiServer = {
   /** Where a driver broke what XAPI demands. */
   readonly violations: string[];
   readonly messages: { readonly name: string; readonly body: string }[];
-  /** Called before each request is answered; it may delay, or throw to have the connection cut. */
-  intercept: ((request: XapiRequest) => Promise<void>) | null;
+  /** Called before each request is done; it may delay, throw to have the connection cut, or have it cut when it is done. */
+  intercept: ((request: XapiRequest) => Promise<void | "lose the answer">) | null;
   /** Runs a host's plug-in with the call as XAPI writes it; null: none of the hosts has one. */
   plugin: ((host: XapiHost, argument: string) => Promise<string>) | null;
   /** Calls that it answers besides, by name; the session is not among the parameters. */
@@ -297,7 +297,7 @@ export async function startXapi(socketPath: string, hostCount = 1): Promise<Xapi
     const subtask = request.headers["subtask-of"];
     const asked = { method, params, subtaskOf: typeof subtask === "string" ? subtask : null };
     requests.push(asked);
-    await server.intercept?.(asked);
+    const fate = await server.intercept?.(asked);
     let status: readonly (readonly [string, string])[];
     try {
       const value = method === "host.call_plugin" ? await callPlugin(params) : answer(method, params);
@@ -312,6 +312,7 @@ export async function startXapi(socketPath: string, hostCount = 1): Promise<Xapi
         ["ErrorDescription", writeValue(error.words)],
       ];
     }
+    if (fate === "lose the answer") throw new Error("the answer is lost");
     return `<?xml version="1.0"?><methodResponse><params><param>${writeStruct(status)}</param></params></methodResponse>`;
   }
 

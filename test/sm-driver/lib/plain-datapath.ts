@@ -1,0 +1,79 @@
+/**
+ * A datapath without devices: what is attached and active on a host, and what breaks the order of it.
+ *
+ * Must always hold: nothing is active whose volume the host doesn't have open, and nothing is active twice in different ways.
+ */
+import type {
+  Activation,
+  Attached,
+  Datapath,
+  DatapathVdi,
+} from "../../../src/sm-driver/datapath/datapath.ts";
+import type { Steps } from "./steps.ts";
+
+export class PlainDatapath implements Datapath {
+  readonly attached = new Map<string, { readonly writable: boolean }>();
+  readonly active = new Map<
+    string,
+    { readonly writable: boolean; readonly exportPath: string; size: bigint }
+  >();
+  /** The next activation fails. */
+  fails = false;
+  readonly #steps: Steps;
+
+  constructor(steps: Steps) {
+    this.#steps = steps;
+  }
+
+  attach({ sr, vdi, writable }: DatapathVdi & { readonly writable: boolean }): Promise<Attached> {
+    return this.#steps.step("datapath.attach", () => {
+      this.attached.set(vdi, { writable });
+      return {
+        params: `/dev/sm/backend/${sr}/${vdi}`,
+        paramsNbd: `nbd:unix:/run/blktap-control/nbd/${sr}/${vdi}:exportname=${vdi}`,
+        xenstoreData: {},
+      };
+    });
+  }
+
+  activate({ vdi, writable, exportPath, size }: DatapathVdi & Activation): Promise<void> {
+    return this.#steps.step("datapath.activate", () => {
+      if (!this.attached.has(vdi)) throw new Error(`${vdi} is activated and was not attached`);
+      if (this.fails) {
+        this.fails = false;
+        throw new Error("tap-ctl: no memory");
+      }
+      this.active.set(vdi, { writable, exportPath, size });
+    });
+  }
+
+  deactivate({ vdi }: DatapathVdi): Promise<void> {
+    return this.#steps.step("datapath.deactivate", () => void this.active.delete(vdi));
+  }
+
+  detach({ vdi }: DatapathVdi): Promise<void> {
+    return this.#steps.step("datapath.detach", () => {
+      if (this.active.has(vdi)) throw new Error(`${vdi} is detached and still active`);
+      this.attached.delete(vdi);
+    });
+  }
+
+  resized({ vdi }: DatapathVdi, size: bigint): Promise<void> {
+    return this.#steps.step("datapath.resized", () => {
+      const active = this.active.get(vdi);
+      if (active !== undefined) active.size = size;
+    });
+  }
+
+  async pause(): Promise<void> {
+    throw new Error("nobody asks for this");
+  }
+
+  async unpause(): Promise<void> {
+    throw new Error("nobody asks for this");
+  }
+
+  async users(): Promise<readonly { readonly vdi: string; readonly connected: boolean }[]> {
+    return [...this.active.keys()].map((vdi) => ({ vdi, connected: true }));
+  }
+}

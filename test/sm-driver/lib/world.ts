@@ -1,0 +1,223 @@
+/**
+ * A pool as a driver sees it: XAPI's database, the store, and on each host an agent, a driver and a datapath. The store is one
+ * of maps, or what agents that a test has started keep.
+ *
+ * Must always hold: a call goes to the driver as XAPI sends it and its reply is taken as XAPI takes it (client.ts), in a session
+ * of its own; after each of them what a driver broke in XAPI's database is thrown.
+ */
+import { randomUUID } from "node:crypto";
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+import { Driver } from "../../../src/sm-driver/driver.ts";
+import { type DriverCall, replyOf, requestOf } from "./client.ts";
+import { PlainDatapath } from "./plain-datapath.ts";
+import { PlainStore } from "./plain-store.ts";
+import { Steps } from "./steps.ts";
+import { type StrictValue, structOf } from "./strict-xml.ts";
+import { startXapi, type XapiHost, type XapiServer } from "./xapi-server.ts";
+
+type Scope = { readonly teardown: (fn: () => Promise<void>) => void };
+type Call = Omit<DriverCall, "hostRef" | "sessionRef" | "srRef" | "srUuid" | "command">;
+
+export const MIB = 1n << 20n;
+
+/** What all hosts of a pool have in common. */
+export class Pool {
+  readonly srUuid = randomUUID();
+  readonly xapi: XapiServer;
+  readonly srRef: string;
+  readonly hosts: SmHost[] = [];
+  /** What the drivers log: warnings and errors. */
+  readonly warnings: string[] = [];
+  /** Whose session it is. */
+  readonly sessions = new Map<string, Steps>();
+
+  constructor(xapi: XapiServer) {
+    this.xapi = xapi;
+    this.srRef = xapi.addSr(this.srUuid);
+    xapi.intercept = async ({ method, params: [session] }) => {
+      if (typeof session === "string") await this.sessions.get(session)?.step(method, () => undefined);
+    };
+  }
+
+  /** `agentSockets`: of a host each. */
+  static async of(t: Scope, agentSockets: readonly string[]): Promise<Pool> {
+    const pool = new Pool(await xapiFor(t, agentSockets.length));
+    for (const [n, agentSocket] of agentSockets.entries()) pool.addHost(n, agentSocket, new Steps());
+    return pool;
+  }
+
+  addHost(n: number, agentSocket: string, steps: Steps): void {
+    const host = this.xapi.hosts[n];
+    if (host === undefined) throw new Error(`XAPI has no host ${n}`);
+    this.hosts.push(new SmHost(this, host, agentSocket, steps));
+  }
+
+  host(n: number): SmHost {
+    const host = this.hosts[n];
+    if (host === undefined) throw new Error(`there is no host ${n}`);
+    return host;
+  }
+
+  /** What XAPI has of a disk. */
+  record(uuid: string): Readonly<Record<string, unknown>> {
+    return Object.fromEntries(this.xapi.record(this.xapi.vdiRef(uuid)));
+  }
+
+  knows(uuid: string): boolean {
+    return this.xapi.vdis(this.srRef).some((record) => record.get("uuid") === uuid);
+  }
+}
+
+/** A pool with a store of maps. */
+export class World extends Pool {
+  readonly store = new PlainStore();
+
+  static async start(t: Scope, hostCount = 1): Promise<World> {
+    const world = new World(await xapiFor(t, hostCount));
+    t.teardown(() => world.store.stop());
+    world.store.addSr(world.srUuid);
+    for (const [n, { uuid }] of world.xapi.hosts.entries()) {
+      const steps = new Steps();
+      world.addHost(n, await world.store.serve(uuid, steps), steps);
+    }
+    return world;
+  }
+
+  /** Of a guest on that host, through the device that it has. */
+  write(n: number, uuid: string, content: string): void {
+    const { host, datapath } = this.host(n);
+    if (datapath.active.get(uuid)?.writable !== true)
+      throw new Error(`${uuid} has no device to write through`);
+    this.store.write(host.uuid, uuid, content);
+  }
+
+  /** What differs between XAPI's disks and the store's: nothing, but for what a scan will take away. */
+  differences(): readonly string[] {
+    const known = this.xapi.vdis(this.srRef).map((record) => String(record.get("uuid")));
+    const kept = [...this.store.disks.values()];
+    return [
+      ...known.filter((uuid) => !this.store.disks.has(uuid)).map((uuid) => `XAPI alone has ${uuid}`),
+      ...kept
+        .filter(({ uuid, settled }) => settled && !known.includes(uuid))
+        .map(({ uuid }) => `the store alone has ${uuid}`),
+      ...kept
+        .filter(
+          ({ uuid, size }) => known.includes(uuid) && this.record(uuid)["virtual_size"] !== String(size),
+        )
+        .map(({ uuid }) => `the sizes of ${uuid} differ`),
+    ];
+  }
+}
+
+async function xapiFor(t: Scope, hostCount: number): Promise<XapiServer> {
+  const dir = await mkdtemp(join(tmpdir(), "weft-xapi-"));
+  const xapi = await startXapi(join(dir, "xapi"), hostCount);
+  t.teardown(async () => {
+    await xapi.close();
+    await rm(dir, { recursive: true, force: true });
+  });
+  return xapi;
+}
+
+export class SmHost {
+  readonly host: XapiHost;
+  readonly steps: Steps;
+  readonly datapath: PlainDatapath;
+  readonly #pool: Pool;
+  readonly #driver: Driver;
+
+  constructor(pool: Pool, host: XapiHost, agentSocket: string, steps: Steps) {
+    this.#pool = pool;
+    this.host = host;
+    this.steps = steps;
+    this.datapath = new PlainDatapath(steps);
+    const warn = (facts: object, text: string): void =>
+      void pool.warnings.push(`${text} ${JSON.stringify(facts)}`);
+    const silent = (): void => undefined;
+    this.#driver = new Driver({
+      agentSocket,
+      xapiSocket: pool.xapi.socketPath,
+      datapath: () => this.datapath,
+      newUuid: randomUUID,
+      log: { info: silent, debug: silent, warn, error: warn },
+    });
+  }
+
+  /** As XAPI makes it; what the driver refuses is thrown as a DriverFailure. */
+  async call(command: string, call: Call = {}): Promise<StrictValue> {
+    const { xapi, srRef, srUuid } = this.#pool;
+    const session = xapi.openSession(srRef);
+    this.#pool.sessions.set(session, this.steps);
+    const vdiRef = call.vdiRef ?? (call.vdiUuid === undefined ? undefined : xapi.vdiRef(call.vdiUuid));
+    const before = xapi.violations.length;
+    const request = requestOf({
+      isMaster: this.host === xapi.hosts[0],
+      subtaskOf: "OpaqueRef:task",
+      ...call,
+      command,
+      hostRef: this.host.ref,
+      sessionRef: session,
+      srRef,
+      srUuid,
+      ...(vdiRef === undefined ? {} : { vdiRef, vdiLocation: call.vdiLocation ?? call.vdiUuid ?? "" }),
+    });
+    try {
+      const { xml } = await this.#driver.handle(request, new AbortController().signal);
+      const broken = xapi.violations.slice(before);
+      if (broken.length > 0) throw new Error(broken.join("; "));
+      return replyOf(command, { stdout: xml, stderr: "", exitCode: 0, ms: 0 });
+    } finally {
+      xapi.closeSession(session);
+    }
+  }
+
+  /** Of a command that makes or changes a disk: its uuid. */
+  async uuid(command: string, call: Call = {}): Promise<string> {
+    const { uuid, location } = structOf(await this.call(command, call));
+    if (typeof uuid !== "string" || uuid !== location) throw new Error("uuid and location differ");
+    return uuid;
+  }
+
+  /** `vdi_create` with what a user says, and XAPI's words for the rest. */
+  async create(size: bigint | string, label = "data", call: Call = {}): Promise<string> {
+    const args = [String(size), label, "", "OpaqueRef:NULL", "false", "19700101T00:00:00Z", "", "false"];
+    return this.uuid("vdi_create", { args, vdiType: "user", ...call });
+  }
+
+  /** What XAPI does when a VM with this disk starts. */
+  async start(vdiUuid: string, onBoot: "persist" | "reset" = "persist"): Promise<void> {
+    await this.call("vdi_epoch_begin", { vdiUuid, onBoot });
+    await this.plug(vdiUuid, true, onBoot);
+  }
+
+  async plug(vdiUuid: string, writable = true, onBoot: "persist" | "reset" = "persist"): Promise<void> {
+    await this.call("vdi_attach", { vdiUuid, onBoot, args: [String(writable)] });
+    await this.call("vdi_activate", { vdiUuid, onBoot, args: [String(writable)] });
+  }
+
+  async unplug(vdiUuid: string): Promise<void> {
+    await this.call("vdi_deactivate", { vdiUuid });
+    await this.call("vdi_detach", { vdiUuid });
+  }
+
+  async stop(vdiUuid: string): Promise<void> {
+    await this.unplug(vdiUuid);
+    await this.call("vdi_epoch_end", { vdiUuid });
+  }
+
+  /** What XAPI does besides `vdi_snapshot` and `vdi_clone`: the record's names, and vdi_update. */
+  async copy(command: "vdi_snapshot" | "vdi_clone", vdiUuid: string): Promise<string> {
+    const made = await this.uuid(command, { vdiUuid, driverParams: {} });
+    const { xapi } = this.#pool;
+    const ref = xapi.vdiRef(made);
+    const source = this.#pool.record(vdiUuid);
+    for (const member of ["name_label", "name_description", "type"]) xapi.set(ref, member, source[member]);
+    xapi.set(ref, "is_a_snapshot", command === "vdi_snapshot");
+    await this.call("vdi_update", { vdiUuid: made });
+    if (command === "vdi_snapshot") xapi.set(ref, "snapshot_of", xapi.vdiRef(vdiUuid));
+    return made;
+  }
+}
