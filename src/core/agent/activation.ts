@@ -89,12 +89,14 @@ async function activateDisk(
     if (decision.kind === "ask" && guest !== null) {
       const told: Told = await askOwner(context, facts, guest.host);
       const nowMs = performance.now();
-      if (told.report !== "away") away = null;
+      if (told.report.kind !== "silent") away = null;
       else if (away?.session !== guest.session) away = { session: guest.session, sinceMs: nowMs };
       await mirror.sync();
       if (guestOf(findVdi(mirror, uuid))?.session !== guest.session) continue;
-      const report =
-        told.report === "away" ? { kind: "away" as const, sinceMs: away?.sinceMs ?? nowMs } : told.report;
+      const report: OwnerReport =
+        told.report.kind === "silent"
+          ? { kind: "away", sinceMs: away?.sinceMs ?? nowMs, refused: told.report.refused }
+          : told.report;
       decision = decideActivation({ ...input, report }, nowMs);
       since = told.since;
     }
@@ -178,7 +180,9 @@ async function untilOther(
 }
 
 type Told = {
-  readonly report: Exclude<OwnerReport, { kind: "away" }> | "away";
+  readonly report:
+    | Exclude<OwnerReport, { kind: "away" }>
+    | { readonly kind: "silent"; readonly refused: boolean };
   /** Since when the guest's session is open there. */
   readonly since: string | null;
 };
@@ -190,28 +194,24 @@ async function askOwner(context: MemberContext, { vdi }: VdiFacts, host: HostId)
   } catch (error) {
     if (!isWeftError(error)) throw error;
     // One of an older version has an answer, and not to this.
-    if (error.code !== "E-HOST-09") return { report: { kind: "up" }, since: null };
-    return { report: (await isUp(context, host)) ? { kind: "up" } : "away", since: null };
+    const report = error.code === "E-HOST-09" ? await lookAt(context, host) : { kind: "up" as const };
+    return { report, since: null };
   }
 }
 
-/** Its machine gives some answer: its weftd to ours, or its kernel to a connection. */
-async function isUp(context: MemberContext, host: HostId): Promise<boolean> {
-  const { daemon, identity } = context;
+/** Its agent gave no answer: does its weftd, to ours or to a connection? */
+async function lookAt({ daemon, identity }: MemberContext, host: HostId): Promise<Told["report"]> {
   const { links } = await daemon.client.call("link.list", {});
-  if (links.some((link) => link.host === host && link.state === "connected")) return true;
+  if (links.some((link) => link.host === host && link.state === "connected")) return { kind: "up" };
   const { address } = findListed(identity.trust(), host);
-  return answersAt(address);
-}
-
-/** A refusal is an answer, too: the machine is there, and only its weftd is not. */
-async function answersAt(address: string): Promise<boolean> {
   const socket = connect({ host: address, port: DATA_PORT });
   try {
-    return await new Promise((resolve) => {
-      socket.setTimeout(PROBE_MS, () => resolve(false));
-      socket.once("connect", () => resolve(true));
-      socket.once("error", (error: NodeJS.ErrnoException) => resolve(error.code === "ECONNREFUSED"));
+    return await new Promise<Told["report"]>((resolve) => {
+      socket.setTimeout(PROBE_MS, () => resolve({ kind: "silent", refused: false }));
+      socket.once("connect", () => resolve({ kind: "up" }));
+      socket.once("error", (error: NodeJS.ErrnoException) =>
+        resolve({ kind: "silent", refused: error.code === "ECONNREFUSED" }),
+      );
     });
   } finally {
     socket.destroy();

@@ -4,7 +4,7 @@
  *     nobody's, a caretaker's, this host's ──▶ open
  *     another host's ──XAPI says it is dead──────────────────────▶ steal
  *           │──its agent: no client is connected─────────────────▶ steal
- *           │──neither its agent nor its daemon answers, 4 s long─▶ steal
+ *           │──neither its agent nor its daemon answers──────────▶ steal, 4 s later; 10 s where its machine refuses both
  *           └──else──▶ wait for it to close ──too long──▶ refuse
  *
  * Must always hold:
@@ -15,8 +15,10 @@
  */
 import type { HostId, SessionId } from "./ids.ts";
 
-/** So long a host must have been out of reach: a daemon that is restarted is back sooner. */
+/** So long a host must have been out of reach. */
 export const UNREACHABLE_MS = 4000;
+/** Its machine is there and refuses connections: both processes ended, and what restarts them has had its time. */
+export const REFUSED_MS = 10_000;
 /** So often the owner is asked again while it is waited for. */
 export const ASK_OWNER_MS = 1000;
 
@@ -24,10 +26,10 @@ export const ASK_OWNER_MS = 1000;
 export type OwnerReport =
   /** Its agent said so. `connected` null: it could not say. */
   | { readonly kind: "answered"; readonly connected: boolean | null }
-  /** Its agent gave no answer; its machine did, somehow. */
+  /** Its agent gave no answer; its weftd is there. */
   | { readonly kind: "up" }
-  /** Neither did, since then. */
-  | { readonly kind: "away"; readonly sinceMs: number };
+  /** Neither its agent nor its weftd did, since then; `refused`: the machine did, by refusing. */
+  | { readonly kind: "away"; readonly sinceMs: number; readonly refused: boolean };
 
 export type ActivationInput = {
   readonly here: HostId;
@@ -57,7 +59,7 @@ export function decideActivation(input: ActivationInput, nowMs: number): Activat
   if (report === null) return { kind: "ask" };
   if (report.kind === "answered" && report.connected === false)
     return { kind: "steal", why: "no guest is connected" };
-  if (report.kind === "away" && nowMs - report.sinceMs >= UNREACHABLE_MS)
+  if (report.kind === "away" && nowMs - report.sinceMs >= (report.refused ? REFUSED_MS : UNREACHABLE_MS))
     return { kind: "steal", why: "unreachable" };
   const left = writable ? endMs - nowMs : 0;
   return left <= 0 ? { kind: "refuse" } : { kind: "wait", forMs: Math.min(left, ASK_OWNER_MS) };

@@ -5,6 +5,7 @@ import {
   type Activation,
   decideActivation,
   type OwnerReport,
+  REFUSED_MS,
   UNREACHABLE_MS,
 } from "../../../src/core/model/activation.ts";
 import type { HostId, SessionId } from "../../../src/core/model/ids.ts";
@@ -24,7 +25,11 @@ const line = (activation: Activation): string =>
       ? `wait ${activation.forMs}`
       : activation.kind;
 const answered = (connected: boolean | null): OwnerReport => ({ kind: "answered", connected });
-const away = (forMs: number): OwnerReport => ({ kind: "away", sinceMs: NOW - forMs });
+const away = (forMs: number, refused: boolean = false): OwnerReport => ({
+  kind: "away",
+  sinceMs: NOW - forMs,
+  refused,
+});
 
 void t.test("activation: nobody's disk and one that this host has are opened unasked", async (t) => {
   t.equal(decided({ guest: null }), "open");
@@ -46,6 +51,12 @@ void t.test("activation: a host is out of reach when it stays so", async (t) => 
   t.equal(decided({ report: away(0) }), "wait 1000");
   t.equal(decided({ report: away(UNREACHABLE_MS - 1) }), "wait 1000");
   t.equal(decided({ report: away(UNREACHABLE_MS) }), "steal: unreachable");
+  t.equal(
+    decided({ report: away(UNREACHABLE_MS, true) }),
+    "wait 1000",
+    "its processes may be back in a moment",
+  );
+  t.equal(decided({ report: away(REFUSED_MS, true) }), "steal: unreachable");
 });
 
 void t.test("activation: it is waited until the end, and not by who only reads", async (t) => {
