@@ -23,6 +23,7 @@ import { keys } from "../wire/store-keys.ts";
 import { attachVolume } from "./attach.ts";
 import type { MemberContext } from "./context.ts";
 import { findListed } from "./find.ts";
+import { heldHere } from "./holder.ts";
 import type { Mirror } from "./mirror.ts";
 import { CHANGING_HANDS } from "./owner-work.ts";
 import { attachSnapshot } from "./snapshots.ts";
@@ -313,20 +314,36 @@ async function usersOn(
   return (await client.volumeUsers(about)).answer;
 }
 
-/** Also as another host asks for it: whether a guest's end is connected here. */
+/**
+ * Also as another host asks for it: whether a guest's end is connected here. Where the holder has it, that is its client: it is
+ * one of weftd's itself, and keeps its guest while weftd is away.
+ */
 export async function ownUsers(
-  { daemon }: Pick<MemberContext, "daemon">,
+  { daemon, options }: Pick<MemberContext, "daemon" | "options">,
   { volume, snapshot }: VolumeUsersRequest,
 ): Promise<VolumeUsers> {
-  const { client } = daemon;
+  const held = (await heldHere(options.runDir))?.filter(
+    (one) => one.volume === volume && one.snapshot === snapshot,
+  );
+  const isHeld = held?.some(({ connected, lost }) => connected && lost === null) ?? false;
+  if (isHeld) return { connected: true, since: null };
+  const open = await offered(daemon.client, volume, snapshot);
+  const isConnected = held === undefined || held.length === 0 ? (open?.clients ?? 0) > 0 : false;
+  return { connected: isConnected, since: await madeAt(open?.path ?? null) };
+}
+
+/** As weftd offers it here; null: it doesn't. */
+async function offered(
+  client: MemberContext["daemon"]["client"],
+  volume: string,
+  snapshot: string | null,
+): Promise<{ readonly clients: number; readonly path: string | null } | null> {
   if (snapshot !== null) {
     const { snapshots } = await client.call("snapshot.open_list", {}, ANSWER_MS);
-    const open = snapshots.find(({ id }) => id === snapshot);
-    return { connected: (open?.clients ?? 0) > 0, since: await madeAt(open?.path ?? null) };
+    return snapshots.find(({ id }) => id === snapshot) ?? null;
   }
   const { sessions } = await client.call("session.list", {}, ANSWER_MS);
-  const open = sessions.find((one) => one.volume === volume && !one.caretaker && one.phase !== "ended");
-  return { connected: (open?.clients ?? 0) > 0, since: await madeAt(open?.path ?? null) };
+  return sessions.find((one) => one.volume === volume && !one.caretaker && one.phase !== "ended") ?? null;
 }
 
 /** A session is as old as its socket. */

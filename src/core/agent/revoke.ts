@@ -201,6 +201,7 @@ function removalOps({ mirror }: MemberContext, { id, name, address }: Target): r
     keys.hostLabels(id),
     keys.alive(id),
     keys.repair(id),
+    keys.xapiHost(id),
     ...placerKeys(mirror, id),
     ...pools.flatMap((pool) => [keys.pool(pool.id), keys.poolUsage(pool.id)]),
   ];

@@ -3,6 +3,7 @@
  * twice where XAPI may repeat it.
  */
 import { randomUUID } from "node:crypto";
+import { join } from "node:path";
 
 import t from "tap";
 
@@ -10,6 +11,7 @@ import { dropLeft } from "../../../src/core/agent/vdi-keeper.ts";
 import { HELPER_MS } from "../../../src/core/model/vdi.ts";
 import type { VdiAnswer } from "../../../src/core/wire/sr-api.ts";
 import { keys } from "../../../src/core/wire/store-keys.ts";
+import { FakeDaemon } from "../wire/fake-daemon.ts";
 import { eventually, startCluster, type TestHost } from "./test-host.ts";
 
 const MIB = 1n << 20n;
@@ -310,6 +312,23 @@ void t.test(
     h1.weftd.links.add(id("h2"));
     await t.rejects(h1.client.activateVdi(uuid, writable), { code: "E-VDI-04" });
     await h2.startAgent();
+    await h2.client.deactivateVdi(uuid);
+
+    // Where a holder has the guest its word counts: it keeps it while weftd is away, and is a client of weftd itself.
+    const held = { volume: uuid, snapshot: null, connected: true, lost: null as string | null };
+    const list = (): unknown => ({ entries: [{ ...held, snapshot: randomUUID() }, held] });
+    const holder = new FakeDaemon(join(h2.directory, "run", "holder.sock"), { list } as object);
+    await holder.start();
+    t.teardown(() => holder.stop());
+    await h2.client.activateVdi(uuid, writable);
+    h2.weftd.connected.delete(uuid);
+    t.match(await h1.client.vdiUsers(uuid), { users: [{ connected: true }] });
+    await t.rejects(h1.client.activateVdi(uuid, writable), { code: "E-VDI-04" });
+    h2.weftd.connected.add(uuid);
+    held.lost = "taken over";
+    t.match(await h1.client.vdiUsers(uuid), { users: [{ connected: false }] });
+    await holder.stop();
+    t.match(await h1.client.vdiUsers(uuid), { users: [{ connected: true }] });
     await h2.client.deactivateVdi(uuid);
 
     // Snapshots are read on both; so is a disk that nobody may write.
