@@ -10,6 +10,8 @@ import t from "tap";
 
 import { type DiskAnswer } from "../../src/core/wire/agent-api.ts";
 import { AgentClient } from "../../src/core/wire/agent-client.ts";
+import { openLog } from "../../src/core/agent/log.ts";
+import { alertSink } from "../../src/resident/alert-sink.ts";
 import { smCallOf } from "../../src/sm-driver/call.ts";
 import { ensureCluster, ensureMember } from "../../src/sm-driver/setup/ensure.ts";
 import { callPlugin } from "../../src/sm-driver/setup/pool-records.ts";
@@ -250,6 +252,15 @@ void t.test(
     // Asked again, all of it is there.
     t.match((await init("--yes")).out, new RegExp(`Ready in .*: 2 hosts, SR "replicated" ${SR}\\.`));
     t.equal(made.length, 1);
+    const sink = alertSink({ xapiSocket: pool.xapi.socketPath }, openLog("silent"));
+    t.strictSame(await sink.hosts(), new Set([h1.xapi.uuid, h2.xapi.uuid]));
+    await sink.say([
+      { name: "WEFT_DEGRADED", priority: 3, text: "1 volume (db) with fewer copies than wanted." },
+    ]);
+    t.strictSame(pool.xapi.messages, [
+      { name: "WEFT_DEGRADED", body: "1 volume (db) with fewer copies than wanted." },
+    ]);
+    t.equal(await alertSink({ xapiSocket: "/nowhere" }, openLog("silent")).hosts(), null);
     t.strictSame(pool.xapi.violations, []);
   },
 );

@@ -19,6 +19,7 @@ import { IdentityFiles } from "../wire/identity-files.ts";
 import { openNextTrust } from "../wire/signed-trust.ts";
 import { StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
+import { alertFacts, AlertKeeper, type AlertSink } from "./alert-keeper.ts";
 import { askHost, askMembers, catchUp, followHosts, renewOwn } from "./ask-members.ts";
 import { type Audit, openAudit } from "./audit.ts";
 import { AuditHeads } from "./audit-head.ts";
@@ -32,7 +33,7 @@ import { DevicePools } from "./device-pools.ts";
 import { lookAtDisks } from "./disks.ts";
 import type { Door } from "./door.ts";
 import { openDoor } from "./door-handlers.ts";
-import { isRegistered, type JoinContext, registration } from "./entering.ts";
+import { isRegistered, type JoinContext, openPorts, registration } from "./entering.ts";
 import { EtcdLog } from "./etcd-log.ts";
 import { EtcdProcess, peerUrl } from "./etcd-process.ts";
 import { aliveOf, hostsOf } from "./facts.ts";
@@ -90,6 +91,7 @@ type Member = {
   readonly pauseKeeper: PauseKeeper;
   readonly snapshotKeeper: SnapshotKeeper;
   readonly vdiKeeper: VdiKeeper;
+  readonly alertKeeper: AlertKeeper | null;
 };
 
 /** Made one after the other, and told of each other. */
@@ -104,6 +106,7 @@ export class Agent {
   readonly #options: AgentOptions;
   readonly #log: Log;
   readonly #doors: readonly LocalDoor[];
+  readonly #alerts: AlertSink | null;
   readonly #files: HostFiles;
   readonly #identityFiles: IdentityFiles;
   readonly #etcd: EtcdProcess;
@@ -115,9 +118,15 @@ export class Agent {
   /** One of init, join, restart at a time. */
   #turn: Promise<unknown> = Promise.resolve();
 
-  /** `doors`: those that live in this process. */
-  constructor(options: AgentOptions, log: Log = openLog(options.logLevel), doors: readonly LocalDoor[] = []) {
+  /** `doors`: those that live in this process. `alerts`: where they go; null: nowhere. */
+  constructor(
+    options: AgentOptions,
+    log: Log = openLog(options.logLevel),
+    doors: readonly LocalDoor[] = [],
+    alerts: AlertSink | null = null,
+  ) {
     this.#options = options;
+    this.#alerts = alerts;
     this.#log = log;
     this.#doors = doors;
     this.#files = new HostFiles(options.stateDir);
@@ -177,12 +186,14 @@ export class Agent {
   init(request: z.output<typeof api.initRequest>): Promise<void> {
     return this.#inTurn(async () => {
       if (request.transport === "clear") await refuseUnlessClear(this.#daemon);
+      await openPorts(this.#log);
       await this.#begin(await initCluster(this.#joining(), request), true);
     });
   }
 
   join(request: z.output<typeof api.joinRequest>): Promise<void> {
     return this.#inTurn(async () => {
+      await openPorts(this.#log);
       await this.#begin(await joinCluster(this.#joining(), request), true);
       await this.#untilSettled();
     });
@@ -190,7 +201,10 @@ export class Agent {
 
   /** What a member needs to let this host in without a token. */
   requestAdmission(wish: z.output<typeof admissionWish>): Promise<AdmissionRequest> {
-    return this.#inTurn(() => requestAdmission(this.#joining(), wish));
+    return this.#inTurn(async () => {
+      await openPorts(this.#log);
+      return requestAdmission(this.#joining(), wish);
+    });
   }
 
   /** It was let in. Its place in the store follows in the background. */
@@ -480,6 +494,18 @@ export class Agent {
     heads.start();
     const etcdLog = new EtcdLog({ path: this.#etcd.logPath, audit: this.audit, log });
     etcdLog.start();
+    const alerts = this.#alerts;
+    const alertKeeper =
+      alerts === null
+        ? null
+        : new AlertKeeper({
+            store,
+            isPlacer,
+            sink: alerts,
+            facts: (hosts) => alertFacts(context, hosts),
+            log,
+          });
+    alertKeeper?.start();
     this.#member = {
       context,
       presence,
@@ -493,6 +519,7 @@ export class Agent {
       pauseKeeper,
       snapshotKeeper,
       vdiKeeper,
+      alertKeeper,
     };
     this.#background("repair", answerRepair(context));
     // What happened while this agent was down.
@@ -528,7 +555,7 @@ export class Agent {
     if (member === null) return;
     this.#member = null;
     const { context, presence, keeper, door, heads, acks, rotation, rescue, etcdLog, pauseKeeper } = member;
-    const { snapshotKeeper, vdiKeeper } = member;
+    const { snapshotKeeper, vdiKeeper, alertKeeper } = member;
     const confirmationEnds = context.confirmation.stop();
     // Before the identity ends that it renews.
     const rotationEnds = rotation.stop();
@@ -544,6 +571,7 @@ export class Agent {
     context.scrubKeeper.stop();
     snapshotKeeper.stop();
     vdiKeeper.stop();
+    alertKeeper?.stop();
     pauseKeeper.stop();
     await presence.stop();
     // From here on nobody waits for the store.

@@ -10,7 +10,7 @@ import { hostname } from "node:os";
 import type { HostId } from "../model/ids.ts";
 import { parseName } from "../model/name.ts";
 import type { Trust } from "../model/trust.ts";
-import { decided, isWeftError, WeftError } from "../wire/errors.ts";
+import { decided, isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
 import type { IdentityFiles } from "../wire/identity-files.ts";
 import { parseHost } from "../wire/record.ts";
 import type { Entry } from "../wire/store-client.ts";
@@ -18,7 +18,11 @@ import { keys } from "../wire/store-keys.ts";
 import { CLIENT_PORT, type EtcdProcess } from "./etcd-process.ts";
 import type { HostFiles } from "./host-file.ts";
 import type { Log } from "./log.ts";
+import { runTool } from "./tool.ts";
 import type { TrustExtra } from "./trust-change.ts";
+
+/** XAPI's own program takes a moment for each port. */
+const FIREWALL_MS = 10_000;
 
 export type JoinContext = {
   readonly files: HostFiles;
@@ -64,6 +68,17 @@ export function isRegistered(entry: Entry | null, host: HostId, trust: Trust): b
   } catch (error) {
     if (isWeftError(error)) return false;
     throw error;
+  }
+}
+
+/** Of the host's own firewall, by the program that came with weft: others ask here from now on. Where it isn't, the rules are somebody else's. */
+export async function openPorts(log: Log): Promise<void> {
+  try {
+    const run = await runTool("weft-firewall", ["open"], FIREWALL_MS);
+    if (run !== null && run.code !== 0) log.warn({ said: run.said }, "TCP 7400 to 7403 could not be opened");
+  } catch (error) {
+    if (!isWeftError(error)) throw error;
+    log.warn({ reason: reasonOf(error) }, "TCP 7400 to 7403 could not be opened");
   }
 }
 

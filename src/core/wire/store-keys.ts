@@ -51,6 +51,9 @@ export const keys = {
   snapshotCopies: `${ROOT}snap-copy/`,
   /** The snapshot that this host brings to one of its copies, by its agent, while its lease lives. */
   snapshotCopy: (host: string) => `${ROOT}snap-copy/${host}`,
+  alerts: `${ROOT}alert/`,
+  /** Trouble of a kind, since when, and whether the hypervisors' pool was told: by the agent that places. */
+  alert: (kind: string) => `${ROOT}alert/${kind}`,
   stopWaits: `${ROOT}stop-wait/`,
   /** That this host waits with its stop, and for what, by its agent, while its lease lives. */
   stopWait: (host: string) => `${ROOT}stop-wait/${host}`,

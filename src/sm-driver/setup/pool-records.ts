@@ -82,6 +82,15 @@ export async function srNamed(xapi: XenApi, label: string): Promise<string | nul
   return found === undefined ? null : text(found, "uuid");
 }
 
+/** What a message is about: the one SR of weft, else the pool. */
+export async function aboutWhat(xapi: XenApi): Promise<{ readonly kind: string; readonly uuid: string }> {
+  const srs = Object.values(await records(xapi, "SR")).filter((sr) => text(sr, "type") === "weft");
+  const [sr] = srs;
+  if (sr !== undefined && srs.length === 1) return { kind: "SR", uuid: text(sr, "uuid") };
+  const [pool] = Object.values(await records(xapi, "pool"));
+  return { kind: "Pool", uuid: text(pool ?? null, "uuid") };
+}
+
 /** Whether XAPI has taken up the driver: it looks at its start only. */
 export async function isRegistered(xapi: XenApi): Promise<boolean> {
   return Object.values(await records(xapi, "SM")).some((sm) => text(sm, "type") === "weft");
