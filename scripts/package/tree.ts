@@ -15,6 +15,7 @@ import {
   mkdirSync,
   readdirSync,
   readFileSync,
+  readlinkSync,
   realpathSync,
   rmSync,
   symlinkSync,
@@ -217,7 +218,13 @@ export function settle(directory: string, epoch: number): void {
 /** Copies what is there; nothing where it isn't. */
 function overlay(from: string, to: string): void {
   if (!existsSync(from)) return;
-  for (const { path, kind } of entriesOf(from)) if (kind === "file") place(join(from, path), join(to, path));
+  for (const { path, kind } of entriesOf(from)) {
+    if (kind === "file") place(join(from, path), join(to, path));
+    if (kind === "link") {
+      mkdirSync(dirname(join(to, path)), { recursive: true });
+      symlinkSync(readlinkSync(join(from, path)), join(to, path));
+    }
+  }
 }
 
 function place(from: string, to: string): void {

@@ -96,7 +96,7 @@ export class Driver {
     let call: SmCall | null = null;
     try {
       call = smCallOf(request);
-      const value = await this.#do(call, gone);
+      const value = await this.command(call, gone);
       return { xml: renderAnswer(value), command: call.command, target: targetOf(call), fault: null };
     } catch (error) {
       const command = call?.command ?? "unknown";
@@ -109,7 +109,8 @@ export class Driver {
     }
   }
 
-  async #do(call: SmCall, gone: AbortSignal): Promise<SmValue> {
+  /** Does one, under its deadline; what it throws is for the caller to tell. */
+  async command(call: SmCall, gone: AbortSignal): Promise<SmValue> {
     const { command } = call;
     const perform = Object.hasOwn(this.#commands, command) ? this.#commands[command] : undefined;
     if (perform === undefined) {

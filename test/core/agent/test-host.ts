@@ -14,7 +14,7 @@ import { AgentClient } from "../../../src/core/wire/agent-client.ts";
 import { isWeftError } from "../../../src/core/wire/errors.ts";
 import { StoreClient } from "../../../src/core/wire/store-client.ts";
 import type { StoreTls } from "../../../src/core/wire/store-http.ts";
-import { smDoor } from "../../../src/resident/sm-door.ts";
+import { smDoors } from "../../../src/resident/sm-door.ts";
 import { loopback } from "../wire/etcd-for-tests.ts";
 import { FakeWeftd } from "./fake-weftd.ts";
 import { storeTlsOf } from "./store-tls-of.ts";
@@ -94,7 +94,9 @@ export class TestHost {
       allowCoreDumps: true,
     };
     const log = openLog(level);
-    this.#agent = new Agent(options, log, [smDoor(options, log), ...this.doors]);
+    const isDriven = this.doors.some(({ path }) => path === "/v1/sm");
+    const doors = isDriven ? this.doors : [...smDoors(options, log), ...this.doors];
+    this.#agent = new Agent(options, log, doors);
     await this.#agent.start();
   }
 

@@ -7,7 +7,7 @@ import { nativeBin } from "../../../scripts/lib/repository.ts";
 import { Agent } from "../../../src/core/agent/agent.ts";
 import { openLog } from "../../../src/core/agent/log.ts";
 import { parseOptions } from "../../../src/core/agent/options.ts";
-import { smDoor } from "../../../src/resident/sm-door.ts";
+import { smDoors } from "../../../src/resident/sm-door.ts";
 
 type Scope = { teardown: (end: () => unknown) => void };
 
@@ -43,7 +43,7 @@ export async function startBareDriver(t: Scope): Promise<BareDriver> {
     "--syslog-socket=",
   ]);
   const log = openLog(process.env["WEFT_TEST_LOG"] ?? "silent");
-  const agent = new Agent(options, log, [smDoor(options, log)]);
+  const agent = new Agent(options, log, smDoors(options, log));
   await agent.start();
   t.teardown(async () => {
     await agent.stop();
