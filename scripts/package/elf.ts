@@ -7,9 +7,6 @@ import { openSync, readSync, closeSync } from "node:fs";
 
 import { execa } from "execa";
 
-/** Of bundled programs. */
-export const RPATH = "$ORIGIN/../lib";
-
 export type Elf = {
   /** The dynamic linker's path; null in libraries and in static programs. */
   readonly interpreter: string | null;
@@ -61,9 +58,11 @@ export async function strip(path: string): Promise<void> {
 }
 
 /**
- * From now on this program is loaded by `loader`, which has a `lib` beside the program's directory: whatever the host has, and
- * whatever the environment says (DT_RPATH comes before LD_LIBRARY_PATH).
+ * From now on this program is loaded by the loader in `libraries`, and finds what it needs there: whatever the host has, and
+ * whatever the environment says (DT_RPATH comes before LD_LIBRARY_PATH). An absolute path, as the loader's has to be; `$ORIGIN`
+ * is not known where /proc isn't mounted.
  */
-export async function bindTo(path: string, loader: string): Promise<void> {
-  await execa("patchelf", ["--set-interpreter", loader, "--force-rpath", "--set-rpath", RPATH, path]);
+export async function bindTo(path: string, libraries: string, loader: string): Promise<void> {
+  const how = ["--set-interpreter", `${libraries}/${loader}`, "--force-rpath", "--set-rpath", libraries];
+  await execa("patchelf", [...how, path]);
 }

@@ -96,7 +96,7 @@ export async function layTree({ directory, version, etcd: choice, say }: TreeOpt
   await strip(addon);
   const libraries = await bundleLibraries([...programs, addon], join(root, "lib"));
   for (const program of programs) {
-    if ((await readElf(program)).interpreter !== null) await bindTo(program, `${PREFIX}/lib/${LOADER}`);
+    if ((await readElf(program)).interpreter !== null) await bindTo(program, `${PREFIX}/lib`, LOADER);
   }
 
   await layScripts(root, version);

@@ -13,7 +13,7 @@ import { execa } from "execa";
 import t from "tap";
 
 import { packDeb } from "../../../scripts/package/deb.ts";
-import { isElf, readElf, RPATH } from "../../../scripts/package/elf.ts";
+import { isElf, readElf } from "../../../scripts/package/elf.ts";
 import { packRpm, signRpm } from "../../../scripts/package/rpm.ts";
 import { entriesOf, layHostFiles, layTree, settle } from "../../../scripts/package/tree.ts";
 import { until } from "../../../scripts/lib/until.ts";
@@ -52,6 +52,7 @@ const second = await packRpm({ ...laid, ...quick, release: "2", out: scratch });
 const dom0 = {
   "etc/xapi.conf": "log=x\nsm-plugins=ext nfs\n",
   "etc/xapi.conf.d/99-enable-sm-driver-linstor.conf": "sm-plugins=ext nfs linstor",
+  "etc/xapi.d/plugins/.keep": "",
   "etc/lvm/lvm.conf": 'devices {\n\tdir = "/dev"\n}\n',
   "run/systemd/system/.keep": "",
 };
@@ -88,7 +89,8 @@ await t.test("package: every bundled program brings its own loader and libraries
     t.equal(elf.runpath, null, `${path} leaves its program's path in force`);
     if (path.startsWith("opt/weft/lib/")) continue;
     // A static program has neither.
-    const bound = elf.needed.length === 0 ? [null, null] : ["/opt/weft/lib/ld-linux-x86-64.so.2", RPATH];
+    const bound =
+      elf.needed.length === 0 ? [null, null] : ["/opt/weft/lib/ld-linux-x86-64.so.2", "/opt/weft/lib"];
     t.same([elf.interpreter, elf.rpath], bound, `${path} is bound to what came with it`);
   }
   const said = readFileSync(join(prefix, "share/BUILD"), "utf8");
@@ -133,6 +135,7 @@ await t.test(
       if (root.has("run/weft/etcd.pid")) process.kill(Number(root.read("run/weft/etcd.pid")));
       root.remove();
     });
+    root.write("etc/xapi.d/plugins/firewall-port", '#!/bin/sh\necho "firewall-port $*" >>/recorded\n', 0o755);
     const before = root.listing();
 
     fine(t, await root.rpm("--install", first), "install");
@@ -145,6 +148,14 @@ await t.test(
       "systemctl --quiet try-restart rsyslog.service",
       `systemctl start ${UNITS}`,
     ]);
+    for (const drivers of ["opt/xensource/sm", "usr/libexec/sm"]) {
+      t.same(
+        readdirSync(join(root.path, drivers)),
+        ["WeftSR"],
+        "XAPI takes each file that ends in SR for a driver",
+      );
+      t.equal(lstatSync(join(root.path, drivers, "WeftSR")).mode & 0o777, 0o755);
+    }
     t.match(root.read("etc/xapi.conf.d/zz-weft.conf"), /^sm-plugins=ext nfs linstor weft$/m);
     t.match(root.read("etc/lvm/lvm.conf"), "weft: volumes of guests");
     fine(t, await root.rpm("--verify", "weft"), "verify");
@@ -172,8 +183,9 @@ await t.test(
     fine(t, await root.run(["/opt/weft/libexec/xfs_repair", "-n", "/tmp/disk"]), "xfs_repair");
     fine(t, await root.run(["rm", "/tmp/disk"]), "no disk");
 
-    for (const name of ["weftd", "weft-agent"]) running.push(root.start([`/opt/weft/bin/${name}`]));
-    const [daemon, agent] = running;
+    const daemon = root.startWithoutIoUring(["/opt/weft/bin/weftd"]);
+    const agent = root.startWithoutIoUring(["/opt/weft/bin/weft-agent"]);
+    running.push(daemon, agent);
     await until(() => (root.has("run/weft/agent.sock") ? true : null), {
       what: "the agent",
       deadlineMs: 30_000,
@@ -181,6 +193,8 @@ await t.test(
     const weft = async (...words: readonly string[]): Promise<string> =>
       fine(t, await root.run(["/usr/bin/weft", ...words]), `weft ${words.join(" ")}`);
     await weft("init", "--name", "h1", "--address", "10.77.0.1", "--pool", "/pool");
+    const ports = [7400, 7401, 7402, 7403].map((port) => `firewall-port open ${port} tcp`);
+    t.same(root.recorded(), ports, "a member's ports are open");
     await weft("volume", "create", "db", "64MiB");
     await weft("attach", "db");
     t.match(await weft("status"), "HEALTHY");
@@ -195,7 +209,7 @@ await t.test(
       restore,
     );
     const etcd = Number(root.read("run/weft/etcd.pid"));
-    const alive = (): readonly boolean[] => [daemon?.pid ?? 0, agent?.pid ?? 0, etcd].map(isAlive);
+    const alive = (): readonly boolean[] => [daemon.pid ?? 0, agent.pid ?? 0, etcd].map(isAlive);
     t.same(alive(), [true, true, true]);
 
     root.recorded();
@@ -227,7 +241,8 @@ await t.test(
 
     await weft("detach", "db");
     for (const child of running) child.kill();
-    await Promise.all(running);
+    t.match((await daemon).stderr, "driver=libaio", "a kernel without io_uring is enough");
+    await agent;
     process.kill(etcd);
     await until(() => (isAlive(etcd) ? null : true), { what: "the end of etcd", deadlineMs: 10_000 });
     root.recorded();
@@ -235,6 +250,7 @@ await t.test(
     const asked = root.recorded();
     t.match(asked[0], "systemctl stop weft-agent.service");
     t.ok(asked.includes(`systemctl --quiet disable ${UNITS}`));
+    t.ok(asked.includes("firewall-port close 7400 tcp"));
     t.ok(root.has("var/lib/weft/host.json"), "what a member has of its cluster stays");
     for (const own of ["var/lib/weft", "pool", "tmp/backup", "tmp/restored"])
       rmSync(join(root.path, own), { recursive: true });
