@@ -25,7 +25,7 @@ export type ScanPlan = {
   /** The store's words follow XAPI's. */
   readonly follow: readonly { readonly uuid: string; readonly changes: VdiChanges }[];
   readonly forget: readonly { readonly ref: string; readonly uuid: string }[];
-  /** Nobody knows of them, nothing was ever written to them: whoever asked for them was told of a failure. */
+  /** Nobody knows of them, and nothing was ever written to them: whoever asked for them was told of a failure. */
   readonly remove: readonly VdiAnswer[];
 };
 
@@ -68,13 +68,9 @@ function isOld(createdAt: string, nowMs: number): boolean {
   return nowMs - Date.parse(createdAt) > LEFT_MS;
 }
 
-/** One that holds something is shown instead: it is nobody's to throw away. */
-function isLeft(
-  { settled, createdAt, snapshot, physicalUtilisation, openOn, volume, uuid }: VdiAnswer,
-  nowMs: number,
-): boolean {
-  const isEmpty = snapshot === null && volume === uuid && physicalUtilisation === 0n && openOn === null;
-  return !settled && isEmpty && isOld(createdAt, nowMs);
+/** One that may hold something is shown instead: it is nobody's to throw away. What it takes is a hint, and says nothing of that. */
+function isLeft({ settled, createdAt, untouched, openOn }: VdiAnswer, nowMs: number): boolean {
+  return !settled && untouched && openOn === null && isOld(createdAt, nowMs);
 }
 
 function settersOf(

@@ -216,22 +216,32 @@ async function scanSr(context: SmContext): Promise<null> {
     one("followed", uuid, () => agent.changeVdi(uuid, changes)),
   );
   for (const { ref, uuid } of plan.forget) {
-    if (await isGone(context, uuid)) {
+    const found = await lookFor(context, uuid);
+    if (found === "gone") {
       log.info({ sr: srUuid, vdi: uuid }, "XAPI forgets a VDI that the store does not have");
       await one("forgotten", uuid, () => forgetVdi(xapi, ref));
+    } else if (found === "no disk") {
+      log.warn({ sr: srUuid, vdi: uuid }, "a volume that XAPI has as a VDI is taken in again");
+      await one("taken in", uuid, async () => {
+        await agent.introduceVdi(srUuid, { uuid });
+        await agent.changeVdi(uuid, { settled: true });
+      });
     }
   }
   await scanned(context, sr);
   return null;
 }
 
-/** Asked once more by itself: a record that is forgotten takes its VM's disk with it. */
-async function isGone({ agent }: SmContext, uuid: string): Promise<boolean> {
+/**
+ * Asked once more by itself: a record that is forgotten takes its VM's disk with it. `no disk`: the volume lives, and what made it
+ * a disk is lost with the store that knew it.
+ */
+async function lookFor({ agent }: SmContext, uuid: string): Promise<"disk" | "no disk" | "gone"> {
   try {
     await agent.vdi(uuid);
-    return false;
+    return "disk";
   } catch (error) {
-    if (isWeftError(error, "E-VDI-01")) return true;
+    if (isWeftError(error, "E-VDI-01")) return error.facts["live"] === true ? "no disk" : "gone";
     throw error;
   }
 }

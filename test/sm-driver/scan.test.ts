@@ -36,6 +36,7 @@ function vdi(n: number, more: Partial<VdiAnswer> = {}): VdiAnswer {
     whole: true,
     openOn: null,
     resets: false,
+    untouched: false,
     ...more,
   };
 }
@@ -116,7 +117,7 @@ await t.test("scan: what is being made is neither introduced nor forgotten", asy
 await t.test(
   "scan: what a cut off call left is settled, shown, or taken away when it is empty; not before its time",
   async (t) => {
-    const left = { settled: false, physicalUtilisation: 0n };
+    const left = { settled: false, untouched: true };
     const justNow = { ...left, createdAt: new Date(NOW - 5000).toISOString() };
     t.strictSame(planScan([vdi(1, justNow)], [], NOW), nothing);
     t.strictSame(
@@ -124,12 +125,12 @@ await t.test(
       [idOf(1)],
     );
     // It was introduced, and then the call was cut off.
-    const known = planScan([vdi(1, left)], [record(1, { physicalUtilisation: 0n })], NOW);
+    const known = planScan([vdi(1, left)], [record(1)], NOW);
     t.strictSame(known, { ...nothing, follow: [{ uuid: idOf(1), changes: { settled: true } }] });
-    // It holds something, is a snapshot, or is open: nobody throws that away.
+    // It may hold something, or is open: nobody throws that away, also where no host says what it takes.
     for (const more of [
-      { physicalUtilisation: 4096n },
-      snapshotOf(1, 2),
+      { untouched: false, physicalUtilisation: 0n },
+      { untouched: false, ...snapshotOf(1, 2) },
       { openOn: { uuid: idOf(9), name: "h" } },
     ]) {
       const plan = planScan([vdi(1, { ...left, ...more })], [], NOW);
@@ -211,6 +212,7 @@ await t.test("scan: done once it has nothing left to do, and never forgets what 
     used: fc.constantFrom(0n, 4096n),
     settled: fc.boolean(),
     whole: fc.boolean(),
+    untouched: fc.boolean(),
     cbt: fc.boolean(),
   });
   const known = fc.record({

@@ -10,7 +10,15 @@ import { z } from "zod";
 import type { HostId, PoolId } from "../model/ids.ts";
 import { parseHostId } from "../model/ids.ts";
 import type { Snapshot } from "../model/snapshot.ts";
-import { noVdi, stageOf, stillMade, type Vdi, type VdiBacking, wrongKind } from "../model/vdi.ts";
+import {
+  isUntouched,
+  noVdi,
+  stageOf,
+  stillMade,
+  type Vdi,
+  type VdiBacking,
+  wrongKind,
+} from "../model/vdi.ts";
 import { placeableBytes, type Sr } from "../model/sr.ts";
 import { insync, type VolumeRecord, type Want } from "../model/volume-record.ts";
 import { WeftError } from "../wire/errors.ts";
@@ -56,8 +64,18 @@ export function srsOf(mirror: Mirror): readonly SrFacts[] {
 /** E-VDI-01 where there is none, or none any more. */
 export function findVdi(mirror: Mirror, uuid: string): VdiFacts {
   const found = vdiOf(mirror, uuid);
-  if (found === null || found.stage === "gone") throw WeftError.fromFinding(noVdi(uuid));
+  if (found === null || found.stage === "gone")
+    throw WeftError.fromFinding(noVdi(uuid, found === null && isLive(mirror, uuid)));
   return found;
+}
+
+/** There is a volume or a snapshot of this id that nobody deleted, as far as can be read. */
+function isLive(mirror: Mirror, uuid: string): boolean {
+  const wantEntry = mirror.get(keys.want(uuid));
+  const want = wantEntry === null ? null : readable(() => once(wantsRead, wantEntry, record.parseWant));
+  if (want !== null) return want.deletedAtMs === null && want.refused === null;
+  const isThere = wantEntry !== null || mirror.get(keys.state(uuid)) !== null;
+  return isThere || mirror.entries(keys.volumes).some(({ key }) => key.endsWith(`/snap/${uuid}`));
 }
 
 /** E-VDI-05 while it is being made. */
@@ -171,6 +189,7 @@ export function vdiAnswer(
     createdAt: vdi.createdAt,
     settled: vdi.settled,
     resets: vdi.resetTo !== null,
+    untouched: isUntouched(vdi, facts),
     whole: stage === "whole",
     openOn: host === undefined ? null : { uuid: host, name: found?.name ?? host.slice(0, 8) },
   };

@@ -145,11 +145,19 @@ export function isLeftKey(vdi: Vdi, { snapshot }: Pick<VdiBacking, "snapshot">, 
   return vdi.settled || ageMs >= HELPER_MS;
 }
 
-export function noVdi(uuid: string): Finding {
-  return finding("E-VDI-01", `No virtual disk ${uuid}.`, {
-    facts: { vdi: uuid },
-    safe: "Nothing was changed.",
-  });
+/** Made by the very request for the disk, and never opened by anybody since: certainly nothing was written to it. */
+export function isUntouched({ uuid, snapshot }: Vdi, { want, record }: VdiBacking): boolean {
+  if (snapshot !== null || want === null || record === null || want.createdBy !== vdiName(uuid)) return false;
+  return record.epoch === (want.createdFrom?.epoch ?? 0n) + 1n;
+}
+
+/** `live`: there is a volume or snapshot of this id, and only nothing that makes it a disk. */
+export function noVdi(uuid: string, live: boolean): Finding {
+  return finding(
+    "E-VDI-01",
+    live ? `${uuid} is a volume, or a snapshot, and no virtual disk.` : `No virtual disk ${uuid}.`,
+    { facts: { vdi: uuid, live }, safe: "Nothing was changed." },
+  );
 }
 
 export function takenOtherwise(uuid: string, how: string): Finding {

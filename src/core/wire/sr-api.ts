@@ -160,6 +160,8 @@ export const vdiAnswer = z.object({
   settled: z.boolean(),
   /** What was written since its mark goes with the next reset. */
   resets: z.boolean(),
+  /** It was made for the disk, and nobody has opened it ever since: certainly nothing was written to it. */
+  untouched: z.boolean().default(false),
   /** False: it is still being made. */
   whole: z.boolean(),
   /** Who has it open for a guest; of a snapshot the first one. */

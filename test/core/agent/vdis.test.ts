@@ -52,6 +52,7 @@ void t.test("agent: a repository's disks are volumes, from their making to the t
   const wanted = { uuid, size: GIB - 1n, label: "Ünïcode & <free>: text", type: "system" };
   const one = await client.createVdi(sr, { ...wanted, smConfig: { a: "b" } });
   t.match(one, { uuid, volume: uuid, snapshot: null, size: GIB, whole: true, settled: false, openOn: null });
+  t.equal(one.untouched, true);
   t.match(one, { label: wanted.label, type: "system", smConfig: { a: "b" }, managed: true, cbt: false });
   t.same(await h2.client.createVdi(sr, wanted), one);
   await t.rejects(client.createVdi(sr, { ...wanted, size: GIB * 2n }), { code: "E-VDI-02" });
@@ -81,6 +82,7 @@ void t.test("agent: a repository's disks are volumes, from their making to the t
 
   // One made elsewhere comes in by its UUID, and is in one repository only.
   const db = await client.createVolume({ name: "db", size: GIB });
+  await t.rejects(client.vdi(db.id), { code: "E-VDI-01", facts: { live: true } }, "there, and no disk");
   const other = (await client.createSr({ uuid: randomUUID() })).uuid;
   t.match(await client.introduceVdi(sr, { uuid: db.id }), { uuid: db.id, label: "db", settled: false });
   t.match(await client.introduceVdi(sr, { uuid: db.id, label: "again" }), { label: "db" });
@@ -94,6 +96,7 @@ void t.test("agent: a repository's disks are volumes, from their making to the t
     await h2.client.deleteVdi(each);
     await t.rejects(client.vdi(each), { code: "E-VDI-01", status: 404 });
   }
+  await t.rejects(client.vdi(randomUUID()), { code: "E-VDI-01", facts: { live: false } });
   await client.deleteVdi(randomUUID());
   t.same((await client.vdis(sr)).vdis, []);
   await t.rejects(client.createVdi(sr, wanted), { code: "E-VDI-02", message: /deleted/ });

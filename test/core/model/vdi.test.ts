@@ -9,6 +9,7 @@ import {
   isHelper,
   isLeftHelper,
   isLeftKey,
+  isUntouched,
   snapshotDiskOf,
   stageOf,
   wholeBlocks,
@@ -40,6 +41,16 @@ void t.test("vdi: a snapshot is whole when it is logged, and gone when it goes",
   t.equal(stageOf(taken, { ...none, snapshot: snapshot(1, [0], { isLogged: false }) }), "making");
   t.equal(stageOf(taken, { ...none, snapshot: snapshot(1, [0]) }), "whole");
   t.equal(stageOf(taken, { ...none, snapshot: snapshot(1, [0], { state: "DELETING" }) }), "gone");
+});
+
+void t.test("vdi: nothing was written to one that was made for it and never opened", async (t) => {
+  const made = want([], { createdBy: `vdi-${uuid}` });
+  const first = { ...none, want: made, record: { ...there, epoch: 1n } };
+  t.equal(isUntouched(disk, first), true);
+  t.equal(isUntouched(disk, { ...first, record: { ...there, epoch: 2n } }), false, "somebody has opened it");
+  t.equal(isUntouched(disk, { ...first, want: want([], { createdBy: "root" }) }), false, "a person's volume");
+  t.equal(isUntouched(disk, { ...first, record: null }), false);
+  t.equal(isUntouched(taken, { ...first, snapshot: snapshot(1, [0]) }), false);
 });
 
 void t.test("vdi: sizes are whole blocks, upwards", async (t) => {

@@ -324,6 +324,7 @@ function fresh(
     settled: false,
     whole: true,
     openOn: null,
+    untouched: false,
     content: "",
     mark: null,
     createdAt: new Date().toISOString(),
