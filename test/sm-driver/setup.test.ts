@@ -2,7 +2,7 @@
  * Plot: three hypervisors of a pool. An SR is created and no weft is there: its hosts become a cluster. A host comes to the
  * pool and gets the SR's PBD: it becomes one of them, by what XAPI carries, and nothing of that is a secret.
  */
-import { chmod, mkdir, readFile, writeFile } from "node:fs/promises";
+import { chmod, mkdir, readFile, rm, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 
 import { execa } from "execa";
@@ -92,6 +92,10 @@ void t.test(
     await t.rejects(ensureCluster(needed(pool, 0, { disks: "h9:/dev/sdb" })), { code: "E-ARG-01" });
     await t.rejects(ensureCluster(needed(pool, 0, { disks: "none" })), { message: /^E-SETUP-04 / });
     t.equal((await h1.weft.client.status()).kind, "no-cluster", "nothing was done where a plan has findings");
+    pool.xapi.set(pool.poolRef, "other_config", { "weft-setup": `${new Date().toISOString()} h2` });
+    await t.rejects(ensureCluster(needed(pool, 0, {})), { code: "E-SETUP-16", message: /begun on h2/ });
+    // Whoever had it is long gone.
+    pool.xapi.set(pool.poolRef, "other_config", { "weft-setup": "2026-01-01T00:00:00.000Z h2" });
 
     await ensureCluster(
       needed(pool, 0, { disks: `${h1.xapi.uuid}:${blank.device}`, copies: "1", network: NETWORK }),
@@ -232,6 +236,9 @@ void t.test(
     t.equal(busy.code, 2);
     t.strictSame(made, []);
     pool.xapi.forget(task);
+    pool.xapi.set(pool.poolRef, "ha_enabled", true);
+    t.match((await init("--yes")).err, /E-SETUP-14/);
+    pool.xapi.set(pool.poolRef, "ha_enabled", false);
 
     const plain = pool.xapi.plugin;
     pool.xapi.plugin = async (host, argument) => {
@@ -261,6 +268,15 @@ void t.test(
       { name: "WEFT_DEGRADED", body: "1 volume (db) with fewer copies than wanted." },
     ]);
     t.equal(await alertSink({ xapiSocket: "/nowhere" }, openLog("silent")).hosts(), null);
+    t.strictSame(pool.xapi.record(pool.poolRef).get("other_config"), {}, "the lock is given back");
+
+    // h2 is installed anew: it has its address, and not its key.
+    await h2.weft.stopAgent();
+    await h2.weft.etcd.stop();
+    await rm(h2.weft.stateDir, { recursive: true });
+    await h2.weft.startAgent();
+    await t.rejects(ensureMember(needed(pool, 1, {})), { message: /E-SETUP-15 .*is a host of weft already/ });
+    t.equal((await h2.weft.client.status()).kind, "no-cluster");
     t.strictSame(pool.xapi.violations, []);
   },
 );

@@ -10,6 +10,7 @@ import type { SmContext } from "../call.ts";
 import { faultCodes, SmFault } from "../faults.ts";
 import { joinThroughPool } from "./join-pool.ts";
 import { hostOfRef, readPool } from "./pool-records.ts";
+import { alone } from "./setup-lock.ts";
 import { planPool, runPlan, uuidArg } from "./setup.ts";
 
 /** A step may make a file system on a large disk of a slow host. */
@@ -29,16 +30,19 @@ export async function ensureCluster({ agent, xapi, call, log }: Needed): Promise
   };
   if (words.disks === null && (await agent.status()).kind === "cluster") return;
   const context = { agent, xapi: xapi.patient(STEP_MS), hostRef, log };
-  const planned = await planPool(context, words);
-  const { decision } = planned;
-  if (decision.kind === "refused") {
-    throw new SmFault(
-      faultCodes.configParamsMissing,
-      findingsText(decision.findings),
-      "the same, with a plan that is shown first: weft init --plan",
-    );
-  }
-  await runPlan(context, planned, decision.plan);
+  const { hostname } = hostOfRef(await readPool(context.xapi), hostRef);
+  await alone(context.xapi, hostname, Date.now(), async () => {
+    const planned = await planPool(context, words);
+    const { decision } = planned;
+    if (decision.kind === "refused") {
+      throw new SmFault(
+        faultCodes.configParamsMissing,
+        findingsText(decision.findings),
+        "the same, with a plan that is shown first: weft init --plan",
+      );
+    }
+    await runPlan(context, planned, decision.plan);
+  });
 }
 
 /** Before an SR is attached: a host that came to the pool joins, without a disk at first. */

@@ -24,12 +24,14 @@ import { SmFault } from "../faults.ts";
 import { isXapiError, type XenApi } from "../xen-api.ts";
 import {
   callPlugin,
+  hostOfRef,
   isRegistered,
   pendingTasks,
   type PoolHost,
   srNamed,
   type XapiPool,
 } from "./pool-records.ts";
+import { alone } from "./setup-lock.ts";
 import { thisHost, withLocalSession } from "./session.ts";
 import { planPool, type PlannedSetup, runPlan, type SetupContext } from "./setup.ts";
 
@@ -73,13 +75,18 @@ export class PoolInit {
     const restarted = await this.#registered(pool, gone);
     return this.#inSession(RUN_MS, async (context) => {
       // By now XAPI may be another process: its records have other refs for some things.
-      const planned = await planPool(context, request);
-      const { decision, self } = planned;
-      if (decision.kind === "refused") throw changed();
-      await runPlan(context, planned, decision.plan);
+      const { hostname } = hostOfRef(pool, context.hostRef);
+      const done = await alone(context.xapi, hostname, Date.now(), async () => {
+        const planned = await planPool(context, request);
+        const { decision } = planned;
+        if (decision.kind === "refused") throw changed();
+        await runPlan(context, planned, decision.plan);
+        return { plan: decision.plan, self: planned.self };
+      });
+      // The driver's own sr_create finds all of it done.
       const known = await srNamed(context.xapi, request.sr);
-      const sr = known ?? (await createSr(context.xapi, self, request.sr, decision.plan.copies));
-      return { sr, hosts: decision.plan.hosts.length, restarted };
+      const sr = known ?? (await createSr(context.xapi, done.self, request.sr, done.plan.copies));
+      return { sr, hosts: done.plan.hosts.length, restarted };
     });
   }
 
@@ -124,6 +131,7 @@ export class PoolInit {
   async #registered(pool: XapiPool, gone: AbortSignal): Promise<number> {
     const isThere = await this.#inSession(PLAN_MS, async ({ xapi }) => {
       if (await isRegistered(xapi)) return true;
+      if (pool.hasHa) throw hasHa();
       const tasks = await pendingTasks(xapi, new Set());
       if (tasks.length > 0) throw tasksRun(tasks);
       return false;
@@ -235,6 +243,18 @@ function tasksRun(tasks: readonly string[]): WeftError {
     do: [
       { why: "See them", command: "xe task-list" },
       { why: "When they are done", command: "weft init" },
+    ],
+  });
+}
+
+function hasHa(): WeftError {
+  return new WeftError({
+    code: "E-SETUP-14",
+    message: "HA is on in this pool: a toolstack that is restarted may have its host fenced.",
+    safe: "Nothing was changed.",
+    do: [
+      { why: "Switch it off for as long as this takes", command: "xe pool-ha-disable" },
+      { why: "Then", command: "weft init" },
     ],
   });
 }

@@ -12,7 +12,7 @@
 import { freeName, plainName } from "../../core/model/setup-plan.ts";
 import { admissionAnswer, admissionRequest } from "../../core/wire/admission-api.ts";
 import type { AgentClient } from "../../core/wire/agent-client.ts";
-import { reasonOf, WeftError } from "../../core/wire/errors.ts";
+import { isWeftError, reasonOf, WeftError } from "../../core/wire/errors.ts";
 import { faultCodes, SmFault } from "../faults.ts";
 import { isXapiError, type XenApi } from "../xen-api.ts";
 import { callPlugin, hostOfUuid, isAbsent, type PoolHost, readPool, type XapiPool } from "./pool-records.ts";
@@ -89,8 +89,26 @@ export async function admitFromPool(
   const name = same?.name ?? freeName(plain, wish.uuid, new Set(listed.map((host) => host.name)));
   const asked = await callPlugin(xapi, newcomer.ref, "join-request", { name, address });
   const request = admissionRequest.parse(JSON.parse(asked));
-  const answer = await agent.admit({ ...request, vouchedBy: `XAPI host ${wish.uuid}` });
+  const answer = await agent
+    .admit({ ...request, vouchedBy: `XAPI host ${wish.uuid}` })
+    .catch((error: unknown) => {
+      throw same !== undefined && isWeftError(error, "E-HOST-03") ? listedAlready(same.name, address) : error;
+    });
   return JSON.stringify(admissionAnswer.encode(answer));
+}
+
+/** It was installed anew, or its state directory was lost: what it was it can't prove any more. */
+function listedAlready(name: string, address: string): WeftError {
+  return new WeftError({
+    code: "E-SETUP-15",
+    message: `${name} (${address}) is a host of weft already, and the one that asks has not its key: it was installed anew, or lost its state directory.`,
+    facts: { name, address },
+    safe: "Nothing was changed. Other hosts' copies are as they were.",
+    do: [
+      { why: "Take the old one out, on another host", command: `weft host remove ${name}` },
+      { why: "Then let the new one in", command: "xe pbd-plug uuid=PBD" },
+    ],
+  });
 }
 
 /** The network on which a host of the pool has this address. */

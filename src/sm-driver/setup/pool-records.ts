@@ -22,6 +22,8 @@ export type PoolHost = {
 export type XapiPool = {
   readonly uuid: string;
   readonly name: string;
+  /** XAPI's HA: a toolstack that goes away is a reason to fence. */
+  readonly hasHa: boolean;
   readonly hosts: readonly PoolHost[];
 };
 
@@ -41,6 +43,7 @@ export async function readPool(xapi: XenApi): Promise<XapiPool> {
   return {
     uuid: text(pool, "uuid"),
     name: text(pool, "name_label"),
+    hasHa: memberOf(pool, "ha_enabled") === true,
     hosts: Object.entries(hosts).map(([ref, host]) => ({
       ref,
       uuid: parseUuid(text(host, "uuid")) ?? "",
@@ -52,6 +55,12 @@ export async function readPool(xapi: XenApi): Promise<XapiPool> {
         .flatMap((pif) => networkOf(pif, links, networks)),
     })),
   };
+}
+
+export async function poolRef(xapi: XenApi): Promise<string> {
+  const [ref] = Object.keys(await records(xapi, "pool"));
+  if (ref !== undefined) return ref;
+  throw new SmFault(faultCodes.apiFailure, "XAPI has no pool.");
 }
 
 export function hostOfRef(pool: XapiPool, ref: string | null): PoolHost {

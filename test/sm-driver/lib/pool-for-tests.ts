@@ -6,6 +6,7 @@ import { join } from "node:path";
 import type { AgentOptions } from "../../../src/core/agent/options.ts";
 import { openLog } from "../../../src/core/agent/log.ts";
 import { xapiDoors } from "../../../src/resident/xapi-doors.ts";
+import { poolRef as setupPoolRef } from "../../../src/sm-driver/setup/pool-records.ts";
 import { XenApi } from "../../../src/sm-driver/xen-api.ts";
 import { startHost, type TestHost } from "../../core/agent/test-host.ts";
 import { runDriver } from "./client.ts";
@@ -20,6 +21,7 @@ export type TestPool = {
   readonly xapi: XapiServer;
   /** In the order of XAPI's hosts; each is a host of XAPI's of its name, and has an address on the one network. */
   readonly hosts: readonly { readonly weft: TestHost; readonly xapi: XapiHost }[];
+  readonly poolRef: string;
   /** What plug-ins were started with. */
   readonly argv: readonly string[];
   /** A session as a driver's call has it. */
@@ -34,6 +36,9 @@ export async function startPool(t: Scope, count: number, first: number): Promise
     await rm(directory, { recursive: true, force: true });
   });
   const log = openLog(process.env["WEFT_TEST_LOG"] ?? "silent");
+  const poolRef = await poolOf(xapi);
+  for (const [name, value] of Object.entries({ name_label: "lab", ha_enabled: false, other_config: {} }))
+    xapi.set(poolRef, name, value);
   const network = xapi.add("network", { uuid: NETWORK, name_label: "storage" });
   const hosts: { weft: TestHost; xapi: XapiHost }[] = [];
   const plugins = new Map<string, string>();
@@ -72,6 +77,7 @@ export async function startPool(t: Scope, count: number, first: number): Promise
     xapi,
     hosts,
     argv,
+    poolRef,
     session: () =>
       new XenApi({
         socketPath: xapi.socketPath,
@@ -80,4 +86,9 @@ export async function startPool(t: Scope, count: number, first: number): Promise
         deadline: AbortSignal.timeout(60_000),
       }),
   };
+}
+
+async function poolOf(xapi: XapiServer): Promise<string> {
+  const options = { socketPath: xapi.socketPath, subtaskOf: null, deadline: AbortSignal.timeout(5000) };
+  return setupPoolRef(new XenApi({ ...options, sessionRef: xapi.openSession(NULL_REF) }));
 }
