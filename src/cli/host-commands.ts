@@ -2,7 +2,7 @@
 import type { Command } from "commander";
 
 import { formatDuration } from "../core/model/duration.ts";
-import { STOP_WAIT_MS_MAX } from "../core/model/limits.ts";
+import { STOP_IDLE_MS, STOP_WAIT_MS_MAX } from "../core/model/limits.ts";
 import { labelsText, parseLabels } from "../core/model/spread.ts";
 import type { HostAnswer, HostRevokeAnswer } from "../core/wire/agent-api.ts";
 import { decided } from "../core/wire/errors.ts";
@@ -56,13 +56,19 @@ export function addHostCommands(program: Command, bind: Bind): void {
     .option("--wait <time>", "until it may, at most so long", duration);
   bind<[], { readonly wait?: number }>(stopCheck, async (context, _, { wait = 0 }) => {
     context.stayHere();
-    const end = performance.now() + wait;
+    const begun = performance.now();
     let isTold = false;
+    let isUrgent = true;
     for (;;) {
-      const left = Math.max(0, Math.round(end - performance.now()));
+      const whole = isUrgent ? wait : Math.min(wait, STOP_IDLE_MS);
+      const left = Math.max(0, Math.round(begun + whole - performance.now()));
       const answer = await context.client.stopCheck(isTold ? Math.min(left, STOP_WAIT_MS_MAX) : 0);
+      isUrgent = answer.urgent;
       if (answer.held && left > 0) {
-        if (!isTold) context.note(`Waiting, ${formatDuration(left)} at most: ${answer.because}.`);
+        if (!isTold) {
+          const most = formatDuration(isUrgent ? wait : Math.min(wait, STOP_IDLE_MS));
+          context.note(`Waiting, ${most} at most: ${answer.because}.`);
+        }
         isTold = true;
         continue;
       }

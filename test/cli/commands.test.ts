@@ -1120,8 +1120,15 @@ void t.test(
       because: "it has the only copy in sync of 1 volume (db)",
       volumes: [{ id: ids.db, name: "db" }],
       store: false,
+      urgent: true,
     };
-    const free = { held: false, because: "nothing depends on this host alone", volumes: [], store: false };
+    const free = {
+      held: false,
+      because: "nothing depends on this host alone",
+      volumes: [],
+      store: false,
+      urgent: false,
+    };
     await using agent = await FakeAgent.start({
       "POST /v1/stop-check": [answer(held), answer(held), answer(free)],
     });

@@ -45,11 +45,12 @@ async function look(context: MemberContext): Promise<ReturnType<typeof heldBack>
     .filter(({ health }) => health !== "deleted" && health !== "creating");
   return heldBack({
     self: self.host,
-    volumes: volumes.map(({ id, name, copies, minIsr, replicas }) => ({
+    volumes: volumes.map(({ id, name, copies, minIsr, owner, replicas }) => ({
       id,
       name,
       copies,
       minIsr,
+      openElsewhere: owner !== null && !owner.caretaker && owner.host !== self.host,
       inSync: replicas.flatMap(({ state, host, alive }) => (state === "INSYNC" ? [{ host, alive }] : [])),
     })),
     voters: members

@@ -47,6 +47,9 @@ export const GO_ON_PERCENT = 97;
 /** One request waits so long with a host that is not to stop yet; who wants to wait longer asks again. */
 export const STOP_WAIT_MS_MAX = 55_000;
 
+/** So long a host's stop is held up where no guest elsewhere would feel it. */
+export const STOP_IDLE_MS = 120_000;
+
 /** A deleted volume rests this long: a mistake is noticed the next morning (architecture.md, safety rule 5). */
 export const TRASH_MS = 24 * 3600 * 1000;
 /** A host's reboot takes 10 minutes; a copy made anew during one would be wasted (protocol.md 4.13). */

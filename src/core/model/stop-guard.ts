@@ -5,7 +5,9 @@
  * Must always hold:
  * - a host waits only for what waiting can bring: a volume that never wants another copy, or a store with one vote, holds up
  *   nobody;
- * - what is not known counts as away: better a minute too long than a volume that stops.
+ * - what is not known counts as away: better a minute too long than a volume that stops;
+ * - where no guest on another host has a volume open, nobody is hurt by a volume that rests for a reboot: then the wait is short,
+ *   or the last host of a pool that is switched off would wait for those that are off already.
  */
 import { majority } from "./membership.ts";
 
@@ -15,6 +17,8 @@ export type GuardVolume = {
   /** Copies that are wanted, and so many in sync that writes need. */
   readonly copies: number;
   readonly minIsr: number;
+  /** A guest on another host has it open. */
+  readonly openElsewhere: boolean;
   /** Hosts with a copy in sync, and whether they answer. */
   readonly inSync: readonly { readonly host: string; readonly alive: boolean }[];
 };
@@ -32,6 +36,8 @@ export type GuardHeld = {
   readonly volumes: readonly { readonly id: string; readonly name: string }[];
   /** The store would lose its majority. */
   readonly store: boolean;
+  /** Guests on other hosts would feel it: worth the whole wait. */
+  readonly urgent: boolean;
 };
 
 export function heldBack({ self, volumes, voters }: GuardInput): GuardHeld {
@@ -43,8 +49,11 @@ export function heldBack({ self, volumes, voters }: GuardInput): GuardHeld {
   const others = voters.filter(({ host, answers }) => host !== self && answers).length;
   const isVoter = voters.some(({ host }) => host === self);
   // With one or two votes no wait makes the store go on without this one.
-  const store = isVoter && voters.length >= 3 && others < majority(voters.length);
-  return { volumes: held.map(({ id, name }) => ({ id, name })), store };
+  const needed = majority(voters.length);
+  // What is lost already this host's stop does not lose.
+  const store = isVoter && voters.length >= 3 && others < needed && others + 1 >= needed;
+  const urgent = (store ? volumes : held).some(({ openElsewhere }) => openElsewhere);
+  return { volumes: held.map(({ id, name }) => ({ id, name })), store, urgent };
 }
 
 export function isHeld({ volumes, store }: GuardHeld): boolean {

@@ -709,6 +709,8 @@ export const stopAnswer = z.object({
   volumes: z.array(z.object({ id: uuid, name: z.string() })),
   /** The store would lose its majority. */
   store: z.boolean(),
+  /** Guests on other hosts would feel it. */
+  urgent: z.boolean(),
 });
 
 export const attachAnswer = z.object({ volume: uuid, session: uuid, epoch: u64, path: z.string() });

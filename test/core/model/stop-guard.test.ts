@@ -12,6 +12,7 @@ const db: GuardVolume = {
   name: "db",
   copies: 2,
   minIsr: 1,
+  openElsewhere: true,
   inSync: [{ host: "h2", alive: true }],
 };
 
@@ -46,8 +47,21 @@ void t.test("stop: where waiting brings nothing nobody waits", async (t) => {
 void t.test("stop: the store's majority is waited for, where another vote can come back", async (t) => {
   const away = voters.map((voter) => ({ ...voter, answers: voter.host !== "h1" }));
   const held = heldBack({ self: "h2", volumes: [], voters: away });
-  t.strictSame(held, { volumes: [], store: true });
+  t.strictSame(held, { volumes: [], store: true, urgent: false });
+  t.ok(heldBack({ self: "h2", volumes: [{ ...db, openElsewhere: true, inSync: [] }], voters: away }).urgent);
+  const gone = voters.map((voter) => ({ ...voter, answers: voter.host === "h2" }));
+  t.notOk(
+    heldBack({ self: "h2", volumes: [], voters: gone }).store,
+    "what is lost already is not lost again",
+  );
   t.equal(heldText(held), "the store would lose its majority");
   t.notOk(heldBack({ self: "h4", volumes: [], voters: away }).store, "who has no vote takes none away");
   t.notOk(heldBack({ self: "h2", volumes: [], voters: [{ host: "h2", answers: true }] }).store);
+});
+
+void t.test("stop: the last host of a pool that is switched off has no guest to wait for", async (t) => {
+  t.ok(heldBack({ self: "h2", volumes: [db], voters }).urgent);
+  const idle = heldBack({ self: "h2", volumes: [{ ...db, openElsewhere: false }], voters });
+  t.ok(isHeld(idle));
+  t.notOk(idle.urgent);
 });
