@@ -11,8 +11,8 @@ import { repository, repositoryFiles } from "../scripts/lib/repository.ts";
 
 const read = (path: string): string => readFileSync(join(repository, path), "utf8");
 
-/** protocol.md 4.22, 112 in all, and D21 (R30): letters and their highest numbers. */
-const catalogue = { F: 16, M: 30, P: 9, S: 16, D: 21, N: 21 };
+/** protocol.md 4.22, 112 in all, D21 (R30) and D22 (R31): letters and their highest numbers. */
+const catalogue = { F: 16, M: 30, P: 9, S: 16, D: 22, N: 21 };
 
 type Row = {
   readonly number: string;
@@ -43,7 +43,7 @@ await t.test("scenarios: each number of the catalogue stands in the table once, 
   const numbers = Object.entries(catalogue).flatMap(([letter, highest]) =>
     Array.from({ length: highest }, (_, i) => `${letter}${i + 1}`),
   );
-  t.equal(numbers.length, 113);
+  t.equal(numbers.length, 114);
   t.strictSame(
     rows.map((row) => row.number),
     numbers,

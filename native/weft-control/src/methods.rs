@@ -137,9 +137,9 @@ methods! {
     "trash.empty" TrashEmpty(t::TrashEmpty) -> t::TrashEmptied;
     /// Makes a volume's record; idempotent by its `created_by`.
     "volume.create" VolumeCreate(t::VolumeCreate) -> t::Nothing;
-    /// Marks a volume deleted, if nobody owns it.
-    "volume.delete" VolumeDelete(t::VolumeRef) -> t::Nothing;
-    /// Takes the mark away again.
+    /// Marks a volume deleted, or its head alone, if nobody owns it.
+    "volume.delete" VolumeDelete(t::VolumeDelete) -> t::Nothing;
+    /// Takes the mark away again; not of a head of which something is gone.
     "volume.restore" VolumeRestore(t::VolumeRef) -> t::Nothing;
     /// Takes the ownership of a volume from a host that was revoked; done nothing if it has none.
     "volume.fence" VolumeFence(t::VolumeFence) -> t::VolumeFenced;
@@ -147,6 +147,8 @@ methods! {
     "volume.resize" VolumeResize(t::VolumeResize) -> t::VolumeResized;
     /// Takes a volume that is open here, by a caretaker, back to one of its snapshots.
     "volume.revert" VolumeRevert(t::VolumeRevert) -> t::VolumeReverted;
+    /// Gives back what only the deleted head of a volume has that is open here; answers when the record says that it goes.
+    "volume.release" VolumeRelease(t::VolumeRef) -> t::Nothing;
     /// Changes what is wanted of a volume that is open here.
     "volume.policy" VolumePolicy(t::VolumePolicy) -> t::Nothing;
     /// Opens a volume here.

@@ -568,6 +568,18 @@ pub struct VolumeRef {
     pub volume: VolumeId,
 }
 
+/// Marks a volume deleted, if nobody owns it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VolumeDelete {
+    /// The volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// Where it has snapshots: its head alone is deleted, and it lives on in them. Else that is refused.
+    #[serde(default)]
+    pub keep_snapshots: bool,
+}
+
 /// Whether the recorded owner may be replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

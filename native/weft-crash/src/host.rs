@@ -570,6 +570,7 @@ impl Host {
             lineage: Vec::new(),
             wait: false,
             reverting: None,
+            head: None,
             unknown: BTreeMap::new(),
         }
     }

@@ -227,6 +227,12 @@ pub enum Mutation {
     RevertSealedPartly,
     /// R30, 4.13: what is brought back does not count as written while a member is away.
     RevertUnnoted,
+    /// R31: a guest opens a volume whose head is deleted.
+    HeadOpened,
+    /// R31: what only a deleted head has goes before every member knows that it may.
+    HeadGoesUntold,
+    /// R31: the record says within the epoch that what only a deleted head has goes.
+    HeadReleaseKeepsEpoch,
     /// I21: PREPARE is sent while writes of the interval are on their way.
     SnapNoDrain,
     /// I21: writes go on before every member has its image.
@@ -279,7 +285,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every mutation with the name that `--mutation` takes, in the order of the rules.
-    pub const ALL: [(Mutation, &'static str); 131] = [
+    pub const ALL: [(Mutation, &'static str); 134] = [
         (Mutation::NoFence, "r1-no-fence"),
         (Mutation::AnyPromiser, "r1-any-promiser"),
         (Mutation::AttachUnbound, "r1-attach-unbound"),
@@ -394,6 +400,9 @@ impl Mutation {
         (Mutation::RevertToldAtSwap, "r30-told-at-swap"),
         (Mutation::RevertSealedPartly, "r30-sealed-in-part"),
         (Mutation::RevertUnnoted, "r30-unnoted"),
+        (Mutation::HeadOpened, "r31-opened"),
+        (Mutation::HeadGoesUntold, "r31-goes-untold"),
+        (Mutation::HeadReleaseKeepsEpoch, "r31-release-keeps-epoch"),
         (Mutation::FailedFlushForgotten, "m26-failed-flush-forgotten"),
         (Mutation::CloseKeepsEpoch, "i1-close-keeps-epoch"),
         (Mutation::OvertakenRead, "i12-overtaken-read"),

@@ -15,10 +15,12 @@ use serde_json::Value;
 
 use crate::ids::{Epoch, Generation, HostId, Nonce, PoolId, PoolInc, Rev, Rid, SessionId, SnapId, VolumeId};
 
-/// The newest record format that this software reads. It writes it while a volume is being taken back to a snapshot, so that
-/// software which knows nothing of that opens no such volume; and [`FORMAT_PLAIN`] else.
-pub const FORMAT: u32 = 2;
-/// The format of a record without a marker of a revert.
+/// The newest record format that this software reads. It writes the one that the record's marks need, so that software which
+/// knows nothing of a mark opens no such volume: this one where the head is deleted (R31).
+pub const FORMAT: u32 = 3;
+/// The format of a record with the marker of a revert (R30).
+pub const FORMAT_REVERTING: u32 = 2;
+/// The format of a record without marks.
 pub const FORMAT_PLAIN: u32 = 1;
 /// The largest record in bytes of JSON.
 pub const RECORD_MAX: usize = 8192;
@@ -71,7 +73,8 @@ pub struct Record {
     pub rev: Rev,
     /// Next free replica number.
     pub next_rid: u32,
-    /// When the volume was deleted, in Unix seconds as decimal text.
+    /// When the volume was deleted, in Unix seconds as decimal text; of one whose head went before its snapshots, when that
+    /// was.
     pub deleted: Option<String>,
     /// Token of the request that made the volume; creation is idempotent by it.
     pub created_by: String,
@@ -99,9 +102,37 @@ pub struct Record {
     /// [`Record::mark`] alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reverting: Option<Reverting>,
+    /// Its head is deleted, and it lives on in its snapshots: no guest opens it (R31). Set and taken off by
+    /// [`Record::mark_head`] alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head: Option<Head>,
     /// Fields of newer writers, kept.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, Value>,
+}
+
+/// The mark of a volume whose head is deleted while its snapshots live on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Head {
+    /// Since when, in Unix seconds as decimal text.
+    pub deleted: String,
+    /// What has become of what only the head has.
+    pub data: HeadData,
+    /// Fields of newer writers, kept.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, Value>,
+}
+
+/// What has become of what only a deleted head has. It only ever goes on to the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HeadData {
+    /// All of it is there: the head can be restored.
+    Kept,
+    /// It is being given back.
+    Releasing,
+    /// It was given back.
+    Released,
 }
 
 /// The marker of a revert: which snapshot the volume is being taken back to.
@@ -349,8 +380,16 @@ impl Record {
         if self.clean && self.owner.is_some() {
             return illegal("a cleanly closed volume has no owner");
         }
-        if self.reverting.is_some() && self.min_reader < FORMAT {
+        if self.reverting.is_some() && self.min_reader < FORMAT_REVERTING {
             return illegal("older software would open a volume that is being taken back to a snapshot");
+        }
+        if self.head.is_some() {
+            if self.min_reader < FORMAT {
+                return illegal("older software would open a volume whose head is deleted");
+            }
+            if self.owner.is_some_and(|owner| !owner.caretaker) || self.reverting.is_some() {
+                return illegal("a volume whose head is deleted has no guest, and is not taken back");
+            }
         }
         Ok(())
     }
@@ -359,6 +398,10 @@ impl Record {
     fn foreign_len(&self) -> usize {
         let texts = [&self.created_by, &self.policy.spread].map(json_len).iter().sum::<usize>();
         let times = json_len(&self.deleted).saturating_sub(TIME_LEN);
+        let head = self
+            .head
+            .as_ref()
+            .map_or(0, |head| fields_len(&head.unknown) + json_len(&head.deleted).saturating_sub(TIME_LEN));
         let layers = fields_len(&self.snaps.unknown) + json_len(&self.parent) + json_len(&self.lineage);
         let reverting = self.reverting.as_ref().map_or(0, |reverting| {
             fields_len(&reverting.unknown) + json_len(&reverting.since).saturating_sub(TIME_LEN)
@@ -376,6 +419,7 @@ impl Record {
             + times
             + layers
             + reverting
+            + head
             + entries
             + fields_len(&self.unknown)
             + fields_len(&self.policy.unknown)
@@ -405,15 +449,37 @@ impl Record {
 
     /// Sets the marker of a revert, or takes it off; the format follows.
     pub fn mark(&mut self, reverting: Option<Reverting>) {
-        let formats = [&mut self.fmt, &mut self.min_reader];
-        for format in formats {
-            *format = match &reverting {
-                Some(_) => FORMAT.max(*format),
-                None if *format == FORMAT => FORMAT_PLAIN,
-                None => *format,
+        self.reverting = reverting;
+        self.fit_format();
+    }
+
+    /// Sets the mark of a deleted head, or takes it off; the format follows.
+    pub fn mark_head(&mut self, head: Option<Head>) {
+        self.head = head;
+        self.fit_format();
+    }
+
+    /// The lowest format whose software knows all of the marks. What newer software says of itself stays.
+    fn fit_format(&mut self) {
+        let needed = match (&self.head, &self.reverting) {
+            (Some(_), _) => FORMAT,
+            (None, Some(_)) => FORMAT_REVERTING,
+            (None, None) => FORMAT_PLAIN,
+        };
+        let has_marks = needed > FORMAT_PLAIN;
+        for format in [&mut self.fmt, &mut self.min_reader] {
+            *format = match *format {
+                newer if newer > FORMAT => newer,
+                known if has_marks || known > FORMAT_PLAIN => needed,
+                plain => plain,
             };
         }
-        self.reverting = reverting;
+    }
+
+    /// What has become of what only its deleted head has; none: its head is not deleted.
+    #[must_use]
+    pub fn head_data(&self) -> Option<HeadData> {
+        self.head.as_ref().map(|head| head.data)
     }
 
     /// (epoch, rev): the order of records (4.2).
@@ -505,6 +571,38 @@ mod tests {
         assert!(matches!(Record::parse(&plain.to_bytes()), Err(RecordError::Illegal(_))));
     }
 
+    /// A record whose volume's head is deleted, as release 0.1.0 writes it.
+    const HEADLESS: &str = include_str!("../specimens/record-v3.json");
+
+    #[test]
+    fn the_specimen_of_format_3_is_read_and_is_one_of_format_1_without_its_mark() {
+        let record = Record::parse(HEADLESS.as_bytes()).expect("specimen");
+        let head = record.head.clone().expect("marked");
+        assert_eq!((head.deleted.as_str(), record.head_data()), ("1790000003", Some(HeadData::Releasing)));
+        let again: Value = serde_json::from_slice(&record.to_bytes()).expect("JSON");
+        let before: Value = serde_json::from_str(HEADLESS).expect("JSON");
+        assert_eq!(again, before, "an unknown field was lost");
+        let mut plain = record.clone();
+        plain.mark_head(None);
+        assert_eq!((plain.fmt, plain.min_reader), (1, 1));
+        assert!(!plain.to_bytes().windows(6).any(|word| word == b"\"head\""), "older software reads it");
+        let mut again = plain.clone();
+        again.mark_head(Some(head.clone()));
+        assert_eq!(again, record);
+        // And software that knows no deleted head must not take it for one of its own, nor may a guest have it.
+        let broken = |change: &dyn Fn(&mut Record)| {
+            let mut record = record.clone();
+            change(&mut record);
+            matches!(Record::parse(&record.to_bytes()), Err(RecordError::Illegal(_)))
+        };
+        assert!(broken(&|r| (r.fmt, r.min_reader) = (2, 2)));
+        let owner = Owner { node: HostId(1), session: SessionId(2), caretaker: true };
+        assert!(!broken(&|r| r.owner = Some(owner)));
+        assert!(broken(&|r| r.owner = Some(Owner { caretaker: false, ..owner })));
+        let reverting = Record::parse(MARKED.as_bytes()).expect("specimen").reverting;
+        assert!(broken(&|r| r.reverting.clone_from(&reverting)));
+    }
+
     #[test]
     fn a_record_for_newer_software_is_refused_by_name() {
         let text = SPECIMEN.replace("\"min_reader\": 1", "\"min_reader\": 9");
@@ -558,6 +656,11 @@ mod tests {
             generation: Generation(u64::MAX),
             attempt: u64::MAX,
             since: "1".repeat(TIME_LEN - 2),
+            unknown: BTreeMap::new(),
+        }));
+        longest.mark_head(Some(Head {
+            deleted: "1".repeat(TIME_LEN - 2),
+            data: HeadData::Releasing,
             unknown: BTreeMap::new(),
         }));
         longest.next_rid = u32::MAX;

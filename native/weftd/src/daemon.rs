@@ -651,6 +651,11 @@ impl Daemon {
                 tracing::info!(%volume, ?outcome, "another policy");
                 slot.answer_policy(outcome);
             }
+            Event::HeadReleasing { outcome } => {
+                tracing::info!(%volume, ?outcome, "what its deleted head has goes");
+                slot.answer_release(outcome);
+            }
+            Event::HeadReleased => tracing::info!(%volume, "what its deleted head had is gone"),
             // A disk that fails as a whole has a million of these: the figures tell.
             Event::Rotten { offset, rids, mended } => {
                 if slot.may_tell_rot() {
@@ -1454,7 +1459,10 @@ impl Daemon {
                 Ok(record) => self.change(RecordChange::Create(Box::new(record)), answer),
                 Err(failure) => refuse(answer, failure),
             },
-            Command::VolumeDelete(v) => self.change(RecordChange::Delete(v.volume), answer),
+            Command::VolumeDelete(v) => {
+                let (volume, keep_snapshots) = (v.volume, v.keep_snapshots);
+                self.change(RecordChange::Delete { volume, keep_snapshots }, answer);
+            }
             Command::VolumeRestore(v) => self.change(RecordChange::Restore(v.volume), answer),
             Command::VolumeFence(f) => {
                 self.change(RecordChange::Fence { volume: f.volume, host: f.host }, answer);
@@ -1472,6 +1480,13 @@ impl Daemon {
                     }
                     slot.reverts.ask(now, &mut slot.machine, r.snapshot, answer);
                     self.touched.insert(r.volume);
+                }
+            }
+            Command::VolumeRelease(v) => {
+                if let Some((slot, answer)) = self.open_slot(v.volume, answer) {
+                    slot.releases.push_back(answer);
+                    slot.machine.release_head(now);
+                    self.touched.insert(v.volume);
                 }
             }
             Command::VolumePolicy(p) => {

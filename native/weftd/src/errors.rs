@@ -47,6 +47,10 @@ codes! {
     CHANGING = "E-VOL-14";
     /// A shrink that was not said to be meant.
     WOULD_LOSE = "E-VOL-15";
+    /// The volume's head is deleted: it lives on in its snapshots.
+    HEAD_DELETED = "E-VOL-19";
+    /// What a deleted head had goes, or is gone.
+    HEAD_GONE = "E-VOL-20";
     /// A copy of the volume lies where it can have no snapshots.
     SNAPSHOT_CANNOT_BE = "E-SNAP-01";
     /// The volume has a snapshot of that name.

@@ -7,6 +7,7 @@
 //!   `owner = null`;
 //! * nothing is trashed because something is absent (R15).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde_json::json;
@@ -14,7 +15,7 @@ use tokio::time::{Instant, sleep};
 use weft_control::types::{RepairPool, RepairSnapshot, VolumeFenced};
 use weft_proto::ids::{Epoch, HostId, Nonce, PoolInc, Rev, Revision, Rid, VolumeId};
 use weft_proto::record::{
-    COUNTER_MAX, EPOCH_MAX, REPAIR_BELIEF, REPAIR_EPOCH_JUMP, Record, RecordError, Snaps,
+    COUNTER_MAX, EPOCH_MAX, Head, HeadData, REPAIR_BELIEF, REPAIR_EPOCH_JUMP, Record, RecordError, Snaps,
 };
 use weft_proto::superblock::POOL_RISE_MAX;
 
@@ -63,7 +64,12 @@ pub enum RecordChange {
     /// Makes the record; one with the same `created_by` is taken for an earlier try.
     Create(Box<Record>),
     /// Marks it deleted.
-    Delete(VolumeId),
+    Delete {
+        /// Which volume.
+        volume: VolumeId,
+        /// Its head alone, where it has snapshots.
+        keep_snapshots: bool,
+    },
     /// Takes the mark away.
     Restore(VolumeId),
     /// Takes the ownership from a host that was revoked.
@@ -93,9 +99,13 @@ impl Store {
         let until = Instant::now() + PATIENCE;
         match change {
             RecordChange::Create(record) => self.create(&record, until).await,
-            RecordChange::Delete(volume) => {
+            RecordChange::Delete { volume, keep_snapshots } => {
                 let deleted = unix_seconds().to_string();
-                self.alter(volume, until, |record| mark_deleted(record, &deleted)).await?;
+                self.alter(volume, until, |record| match record.snaps.count {
+                    count if count > 0 && keep_snapshots => mark_head_deleted(record, &deleted),
+                    _ => mark_deleted(record, &deleted),
+                })
+                .await?;
                 Ok(json!({}))
             }
             RecordChange::Restore(volume) => {
@@ -342,13 +352,7 @@ fn mark_deleted(record: &mut Record, deleted: &str) -> Result<bool, Failure> {
     if record.deleted.is_some() {
         return Ok(false);
     }
-    if let Some(owner) = record.owner {
-        let message = format!("volume {} is open on host {}; not deleted", record.vol, owner.node);
-        return Err(Failure::new(Code::OPEN_ELSEWHERE, message)
-            .with("volume", record.vol.to_string())
-            .with("host", owner.node.to_string())
-            .with("session", owner.session.to_string()));
-    }
+    refuse_open(record, "deleted")?;
     let count = record.snaps.count;
     if count > 0 {
         let message = format!("volume {} has {count} snapshots: delete them first", record.vol);
@@ -356,17 +360,50 @@ fn mark_deleted(record: &mut Record, deleted: &str) -> Result<bool, Failure> {
         return Err(failure.with("snapshots", count));
     }
     raise(record);
-    record.deleted = Some(deleted.to_owned());
+    // What was deleted before its snapshots has rested since then.
+    record.deleted = Some(record.head.as_ref().map_or(deleted, |head| &head.deleted).to_owned());
+    Ok(true)
+}
+
+/// The volume lives on in its snapshots, and no guest opens it (docs/model.md R31).
+fn mark_head_deleted(record: &mut Record, deleted: &str) -> Result<bool, Failure> {
+    if record.deleted.is_some() || record.head.is_some() {
+        return Ok(false);
+    }
+    refuse_open(record, "deleted")?;
+    if record.reverting.is_some() {
+        let message =
+            format!("volume {} is being taken back to a snapshot; its head is not deleted", record.vol);
+        return Err(Failure::new(Code::CHANGING, message).with("volume", record.vol.to_string()));
+    }
+    raise(record);
+    let (deleted, unknown) = (deleted.to_owned(), BTreeMap::new());
+    record.mark_head(Some(Head { deleted, data: HeadData::Kept, unknown }));
     Ok(true)
 }
 
 fn mark_restored(record: &mut Record) -> Result<bool, Failure> {
-    if record.deleted.is_none() {
+    if record.deleted.is_none() && record.head.is_none() {
         return Ok(false);
     }
+    if record.head_data().is_some_and(|data| data != HeadData::Kept) {
+        let message = format!("what only the head of volume {} had is given back", record.vol);
+        return Err(Failure::new(Code::HEAD_GONE, message).with("volume", record.vol.to_string()));
+    }
+    refuse_open(record, "restored")?;
     raise(record);
     record.deleted = None;
+    record.mark_head(None);
     Ok(true)
+}
+
+fn refuse_open(record: &Record, what: &str) -> Result<(), Failure> {
+    let Some(owner) = record.owner else { return Ok(()) };
+    let message = format!("volume {} is open on host {}; not {what}", record.vol, owner.node);
+    Err(Failure::new(Code::OPEN_ELSEWHERE, message)
+        .with("volume", record.vol.to_string())
+        .with("host", owner.node.to_string())
+        .with("session", owner.session.to_string()))
 }
 
 /// As a steal does it, for an owner that will not hear of it: whoever opens next waits for the lease that it may still
@@ -471,7 +508,7 @@ fn away(why: &str) -> Failure {
 mod tests {
     use super::*;
     use weft_proto::ids::{PoolId, SessionId};
-    use weft_proto::record::Owner;
+    use weft_proto::record::{Owner, Snaps};
 
     fn record() -> Record {
         let text = include_bytes!("../../weft-proto/specimens/record-v1.json");
@@ -510,6 +547,60 @@ mod tests {
         let mut r = record();
         r.owner = Some(Owner { node: HostId(1), session: SessionId(2), caretaker: false });
         assert_eq!(mark_deleted(&mut r, "77").expect_err("open").code, Code::OPEN_ELSEWHERE);
+    }
+
+    #[test]
+    fn a_volume_whose_head_is_deleted_lives_on_in_its_snapshots() {
+        let mut r = record();
+        r.snaps.count = 2;
+        let before = r.version();
+        assert_eq!(mark_head_deleted(&mut r, "77"), Ok(true));
+        assert!(r.version() > before && r.deleted.is_none() && r.check().is_ok());
+        assert_eq!((r.fmt, r.min_reader, r.head_data()), (3, 3, Some(HeadData::Kept)));
+        assert_eq!(mark_head_deleted(&mut r, "78"), Ok(false), "asked again");
+        assert_eq!(mark_deleted(&mut r, "78").expect_err("it has snapshots").code, Code::HAS_SNAPSHOTS);
+        // Its copies are the snapshots' copies.
+        let rid = r.replicas[0].rid;
+        assert!(
+            may_trash(Some(&record()), Some(&r), rid).is_err()
+                && may_empty(Some(&r), rid, EmptiedBy::Age).is_err()
+        );
+        // Brought back, older software may open it.
+        let mut restored = r.clone();
+        assert_eq!(mark_restored(&mut restored), Ok(true));
+        assert!(restored.version() > r.version() && restored.head.is_none());
+        assert_eq!((restored.fmt, restored.min_reader), (1, 1));
+        // The last snapshot goes: what rested with them rests on, and no longer.
+        r.snaps = Snaps::default();
+        let mut gone = r.clone();
+        assert_eq!(mark_deleted(&mut gone, "99"), Ok(true));
+        assert!(gone.deleted.as_deref() == Some("77") && gone.check().is_ok());
+        assert_eq!(mark_restored(&mut gone), Ok(true));
+        assert!(gone.deleted.is_none() && gone.head.is_none());
+        // What has begun to go doesn't come back.
+        for data in [HeadData::Releasing, HeadData::Released] {
+            let mut r = r.clone();
+            r.mark_head(r.head.clone().map(|head| Head { data, ..head }));
+            assert_eq!(mark_restored(&mut r).expect_err("it goes").code, Code::HEAD_GONE);
+            assert_eq!(mark_deleted(&mut r, "99"), Ok(true));
+            assert_eq!(mark_restored(&mut r).expect_err("it is gone").code, Code::HEAD_GONE);
+        }
+    }
+
+    #[test]
+    fn the_head_of_a_volume_that_is_used_is_not_deleted() {
+        let caretaker = Some(Owner { node: HostId(1), session: SessionId(2), caretaker: true });
+        let mut r = record();
+        r.owner = caretaker;
+        assert_eq!(mark_head_deleted(&mut r, "77").expect_err("open").code, Code::OPEN_ELSEWHERE);
+        r.owner = None;
+        assert_eq!(mark_head_deleted(&mut r, "77"), Ok(true));
+        r.owner = caretaker;
+        assert_eq!(mark_restored(&mut r).expect_err("open").code, Code::OPEN_ELSEWHERE);
+        let marked = include_bytes!("../../weft-proto/specimens/record-v2.json");
+        let mut reverting = Record::parse(marked).expect("specimen");
+        reverting.owner = None;
+        assert_eq!(mark_head_deleted(&mut reverting, "77").expect_err("begun").code, Code::CHANGING);
     }
 
     #[test]

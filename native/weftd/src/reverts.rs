@@ -17,6 +17,7 @@ use weft_proto::session::{RevertFailure, RevertView, Session};
 use crate::errors::{Code, Failure};
 use crate::mail::Answer;
 use crate::pools::refuse;
+use crate::sessions::head_deleted;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -81,6 +82,7 @@ fn failure_of(machine: &Session<IoBuf>, id: SnapId, why: &RevertFailure) -> Fail
             let message = format!("a guest has volume {volume}: it is taken back while nobody uses it");
             Failure::new(Code::OPEN_ELSEWHERE, message).with("host", host)
         }
+        RevertFailure::HeadDeleted => head_deleted(volume),
         RevertFailure::NoSnapshot => {
             Failure::new(Code::NO_SNAPSHOT, format!("volume {volume} has no snapshot {id}, or it is going"))
         }

@@ -22,7 +22,7 @@ use weft_proto::payload::{BLOCK, Payload as _};
 use weft_proto::record::{Record, ReplicaState};
 use weft_proto::session::{
     EndReason, Event, OpenMode, ScrubView, Session, SessionConfig, SessionView, StoreReply as MachineReply,
-    Timing, policy, size,
+    Timing, head, policy, size,
 };
 
 use crate::clock::{random_u128, random_uuid, unix_ms};
@@ -64,6 +64,8 @@ pub struct Slot {
     pub resizes: VecDeque<Answer>,
     /// Whoever asked for another policy, in order.
     pub policies: VecDeque<Answer>,
+    /// Whoever asked for the giving back of what its deleted head has, in order.
+    pub releases: VecDeque<Answer>,
     /// Why it ended.
     pub ended: Option<EndReason>,
     /// The members as their links were last told: their host and pool, and whether they are up.
@@ -143,6 +145,7 @@ impl Slot {
             changes: BTreeMap::new(),
             resizes: VecDeque::new(),
             policies: VecDeque::new(),
+            releases: VecDeque::new(),
             ended: None,
             links: BTreeMap::new(),
             resync_since: None,
@@ -202,6 +205,7 @@ impl Slot {
                     size::SHRINKS_DETACHED => Code::OPEN_ELSEWHERE,
                     size::WOULD_LOSE => Code::WOULD_LOSE,
                     size::CLOSING | size::REVERTING => Code::CHANGING,
+                    head::DELETED => Code::HEAD_DELETED,
                     size::NO_ROOM => Code::NO_SPACE,
                     _ => Code::VOLUME_SIZE,
                 };
@@ -262,6 +266,22 @@ impl Slot {
         }
     }
 
+    /// What the deleted head has goes, or can't: the machine answers them in order.
+    pub fn answer_release(&mut self, outcome: Result<(), &'static str>) {
+        let Some(answer) = self.releases.pop_front() else { return };
+        match outcome {
+            Ok(()) => {
+                let _ = answer.send(Ok(json!({})));
+            }
+            Err(why) => {
+                let volume = self.machine.volume();
+                let code = if why == head::CLOSING { Code::CHANGING } else { Code::BAD_VALUE };
+                let failure = Failure::new(code, format!("volume {volume} keeps its data: {why}"));
+                refuse(answer, failure.with("volume", volume.to_string()));
+            }
+        }
+    }
+
     /// The answer to whoever opened it.
     #[must_use]
     pub fn opened(&self) -> SessionOpened {
@@ -278,8 +298,9 @@ impl Slot {
         if let Some((answer, _)) = self.opening.take() {
             refuse(answer, end_failure(volume, reason));
         }
-        let policies = std::mem::take(&mut self.policies);
-        for answer in std::mem::take(&mut self.changes).into_values().flatten().chain(policies) {
+        let policies = std::mem::take(&mut self.policies).into_iter();
+        let others = policies.chain(std::mem::take(&mut self.releases));
+        for answer in std::mem::take(&mut self.changes).into_values().flatten().chain(others) {
             refuse(answer, end_failure(volume, reason));
         }
         for answer in std::mem::take(&mut self.resizes) {
@@ -429,6 +450,7 @@ pub fn end_failure(volume: VolumeId, reason: &EndReason) -> Failure {
         EndReason::Missing => {
             Failure::new(Code::DELETED, format!("volume {volume} does not exist, or was deleted"))
         }
+        EndReason::HeadDeleted => head_deleted(volume),
         EndReason::Unusable(error) => Failure::new(code_of(error), format!("volume {volume}: {error}")),
         EndReason::MetadataRollback => Failure::new(
             Code::STORE_ROLLED_BACK,
@@ -460,6 +482,13 @@ pub fn end_failure(volume: VolumeId, reason: &EndReason) -> Failure {
         }
     };
     failure.with("volume", volume.to_string())
+}
+
+/// Of a volume that lives on in its snapshots.
+#[must_use]
+pub fn head_deleted(volume: VolumeId) -> Failure {
+    let message = format!("volume {volume} lives on in its snapshots alone: its head is deleted");
+    Failure::new(Code::HEAD_DELETED, message).with("volume", volume.to_string())
 }
 
 /// A read's answer in the words of the session's machine.

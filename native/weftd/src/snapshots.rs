@@ -32,6 +32,7 @@ use crate::clock::{random_u128, unix_ms};
 use crate::errors::{Code, Failure};
 use crate::mail::Answer;
 use crate::pools::refuse;
+use crate::sessions::head_deleted;
 use crate::store::{Beside, Entry};
 
 /// The newest format of a snapshot's key that this software reads, and writes where the data was destroyed: older software
@@ -806,6 +807,7 @@ pub fn failure_of(record: Option<&Record>, volume: VolumeId, why: &SnapFailure) 
                 format!("no snapshot of volume {volume} was taken: the pool of its copy {rid} is full");
             of(Failure::new(Code::SNAPSHOT_NO_SPACE, message), *rid)
         }
+        SnapFailure::HeadDeleted => head_deleted(volume),
         SnapFailure::Closing => Failure::new(Code::CHANGING, format!("volume {volume} is being closed here")),
     };
     failure.with("volume", volume.to_string())

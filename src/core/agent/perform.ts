@@ -114,7 +114,7 @@ export async function perform(
       await daemon.call("session.close", { volume, abandon: false });
       return;
     case "delete-record":
-      await daemon.call("volume.delete", { volume });
+      await daemon.call("volume.delete", { volume, keep_snapshots: false });
       return;
     case "restore-record":
       await daemon.call("volume.restore", { volume });

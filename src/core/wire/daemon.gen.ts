@@ -1021,6 +1021,14 @@ export type VolumeCreate = {
   readonly record: RecordJson;
 };
 
+/** Marks a volume deleted, if nobody owns it. */
+export type VolumeDelete = {
+  /** Where it has snapshots: its head alone is deleted, and it lives on in them. Else that is refused. */
+  readonly keep_snapshots: boolean;
+  /** The volume. */
+  readonly volume: Uuid;
+};
+
 /** Takes the ownership of a volume from a host. Only after the store refuses that host: else it takes it back. */
 export type VolumeFence = {
   /** From whom. */
@@ -1219,15 +1227,17 @@ export type DaemonMethods = {
   readonly "trash.restore": { readonly params: VolumeRef; readonly result: TrashRestored };
   /** Makes a volume's record; idempotent by its `created_by`. */
   readonly "volume.create": { readonly params: VolumeCreate; readonly result: Nothing };
-  /** Marks a volume deleted, if nobody owns it. */
-  readonly "volume.delete": { readonly params: VolumeRef; readonly result: Nothing };
+  /** Marks a volume deleted, or its head alone, if nobody owns it. */
+  readonly "volume.delete": { readonly params: VolumeDelete; readonly result: Nothing };
   /** Takes the ownership of a volume from a host that was revoked; done nothing if it has none. */
   readonly "volume.fence": { readonly params: VolumeFence; readonly result: VolumeFenced };
   /** Changes what is wanted of a volume that is open here. */
   readonly "volume.policy": { readonly params: VolumePolicy; readonly result: Nothing };
+  /** Gives back what only the deleted head of a volume has that is open here; answers when the record says that it goes. */
+  readonly "volume.release": { readonly params: VolumeRef; readonly result: Nothing };
   /** Changes the size of a volume that is open here. */
   readonly "volume.resize": { readonly params: VolumeResize; readonly result: VolumeResized };
-  /** Takes the mark away again. */
+  /** Takes the mark away again; not of a head of which something is gone. */
   readonly "volume.restore": { readonly params: VolumeRef; readonly result: Nothing };
   /** Takes a volume that is open here, by a caretaker, back to one of its snapshots. */
   readonly "volume.revert": { readonly params: VolumeRevert; readonly result: VolumeReverted };

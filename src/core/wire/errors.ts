@@ -91,6 +91,8 @@ const kinds = {
   "E-VOL-14": degraded,
   "E-VOL-15": refused,
   "E-VOL-18": degraded,
+  "E-VOL-19": user,
+  "E-VOL-20": user,
   "E-VOL-17": { culprit: "caller", exit: 1, status: 400 },
   "E-REPL-01": user,
   "E-REPL-02": user,

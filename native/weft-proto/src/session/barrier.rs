@@ -155,6 +155,15 @@ impl<P: Payload> Session<P> {
         }
     }
 
+    /// A volume whose head is deleted gets none (R31).
+    pub(super) fn refuse_headless(&mut self) {
+        if self.is_headless() && self.barrier.is_none() {
+            while let Some(SnapAsk { id, .. }) = self.asks.pop_front() {
+                self.events.push_back(Event::SnapshotFailed { id, why: SnapFailure::HeadDeleted });
+            }
+        }
+    }
+
     /// How far it is as one of a group.
     pub(super) fn barrier_step(&self, id: SnapId) -> Option<GroupStep> {
         self.barrier.as_ref().filter(|b| b.id == id)?.group.as_ref()?.reached

@@ -21,6 +21,7 @@
 mod barrier;
 mod copies;
 mod copy;
+pub mod head;
 mod join;
 mod open;
 mod ops;
@@ -62,6 +63,7 @@ pub use view::{MemberView, ResyncView, SessionView};
 
 use barrier::{Barrier, SnapAsk};
 use copy::{Damaged, Piece};
+use head::Release;
 use join::Join;
 use ops::{GuestRequest, Op};
 use peer::Peer;
@@ -252,6 +254,8 @@ pub enum EndReason {
     },
     /// The volume does not exist or was deleted.
     Missing,
+    /// Its head is deleted, and it lives on in its snapshots: only a caretaker opens it (R31).
+    HeadDeleted,
     /// The record can't be used by this software.
     Unusable(RecordError),
     /// The store shows less than replicas or this host have seen: nobody opens until `weft store repair` (R11).
@@ -328,6 +332,13 @@ pub enum Event {
         /// Done, or why not.
         outcome: Result<(), &'static str>,
     },
+    /// The answer to [`Session::release_head`].
+    HeadReleasing {
+        /// The record says so, or why not.
+        outcome: Result<(), &'static str>,
+    },
+    /// What only the deleted head had is gone at every member, and the record says so.
+    HeadReleased,
     /// The volume is being taken back to a snapshot: once a second.
     Reverting {
         /// To which.
@@ -478,6 +489,8 @@ enum Change {
         lose: bool,
     },
     Policy(PolicyChange),
+    /// What only the deleted head has shall go.
+    Release,
     /// Refused if it could not be begun by then.
     Revert {
         id: SnapId,
@@ -534,6 +547,9 @@ pub struct Session<P> {
     reverted: Option<(SnapId, u64)>,
     /// The marker that the record has not, under a broken rule.
     unmarked: Option<Reverting>,
+
+    /// What only the deleted head has goes.
+    release: Option<Release>,
 
     // Snapshots.
     snaps: Snaps,
@@ -634,6 +650,7 @@ impl<P: Payload> Session<P> {
             revert: None,
             reverted: None,
             unmarked: None,
+            release: None,
             snaps: Snaps::default(),
             asks: VecDeque::new(),
             barrier: None,
@@ -848,6 +865,14 @@ impl<P: Payload> Session<P> {
         self.maintain(now);
     }
 
+    /// Gives back what only the deleted head has: it can't be restored any more then. Answered by [`Event::HeadReleasing`] when
+    /// the record says so, in the order of asking; [`Event::HeadReleased`] follows when all of it is gone, of this session or of
+    /// one that opens the volume later.
+    pub fn release_head(&mut self, now: Instant) {
+        self.change.push_back(Change::Release);
+        self.maintain(now);
+    }
+
     /// The snapshots that the volume has by the store, read after [`Event::Opened`]: nobody else changes them then. What
     /// earlier sessions left unfinished goes on; before this no snapshot is taken or deleted.
     pub fn know_snapshots(&mut self, now: Instant, known: Vec<SnapKnown>) {
@@ -1056,7 +1081,7 @@ impl<P: Payload> Session<P> {
         self.scrub_is_over();
         self.join = None;
         (self.growing, self.telling) = (None, None);
-        (self.revert, self.reverted) = (None, None);
+        (self.revert, self.reverted, self.release) = (None, None, None);
         self.forget_barrier();
         self.store_calls.clear();
         self.transmits.clear();

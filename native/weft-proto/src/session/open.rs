@@ -42,6 +42,10 @@ impl<P: Payload> Session<P> {
         if record.deleted.is_some() {
             return self.end(EndReason::Missing);
         }
+        let opened = self.config.caretaker || self.config.broken.is(Mutation::HeadOpened);
+        if record.head.is_some() && !opened {
+            return self.end(EndReason::HeadDeleted);
+        }
         if record.mode == Mode::Register {
             return self.end(EndReason::Unsupported("register mode"));
         }

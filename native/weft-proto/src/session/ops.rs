@@ -185,7 +185,8 @@ impl<P: Payload> Session<P> {
     pub(super) fn accept(&mut self, now: Instant, id: RequestId, op: GuestOp<P>) {
         assert!(!self.guests.contains_key(&id), "request {id:?} is used twice");
         let closing = |phase: &Phase| matches!(phase, Phase::Closing(_));
-        if self.is_ended() || closing(&self.phase) || self.back.as_ref().is_some_and(closing) {
+        let none = self.is_ended() || self.is_headless();
+        if none || closing(&self.phase) || self.back.as_ref().is_some_and(closing) {
             self.figures.fenced += 1;
             return self.replies.push_back((id, GuestReply::Failed(GuestError::Fenced)));
         }
@@ -245,7 +246,7 @@ impl<P: Payload> Session<P> {
             GuestOp::Flush => {
                 // In durable mode everything that was answered is on stable media already (4.7).
                 if self.record.as_ref().is_some_and(|r| r.policy.ack == Ack::Cached) {
-                    self.queue_op(now, id, 0, 0, OpKind::Flush);
+                    self.queue_op(now, Some(id), 0, 0, OpKind::Flush);
                 }
             }
         }
@@ -279,7 +280,7 @@ impl<P: Payload> Session<P> {
                     patch: Some(Patch { from, to, edges, bad: Bad::default() }),
                 }
             };
-            self.queue_op(now, id, start, aligned_end, kind);
+            self.queue_op(now, Some(id), start, aligned_end, kind);
             at = stop;
         }
     }
@@ -296,15 +297,23 @@ impl<P: Payload> Session<P> {
         let mut at = start;
         while at < end {
             let stop = end.min(at + max);
-            self.queue_op(now, id, at, stop, kind(at, stop));
+            self.queue_op(now, Some(id), at, stop, kind(at, stop));
             at = stop;
         }
     }
 
-    fn queue_op(&mut self, now: Instant, request: RequestId, start: u64, end: u64, kind: OpKind<P>) {
+    /// `request`: whose it is; none: the session's own.
+    pub(super) fn queue_op(
+        &mut self,
+        now: Instant,
+        request: Option<RequestId>,
+        start: u64,
+        end: u64,
+        kind: OpKind<P>,
+    ) -> OpId {
         let id = OpId(self.fresh_id());
         let op = Op {
-            request: Some(request),
+            request,
             start,
             end,
             kind,
@@ -315,12 +324,13 @@ impl<P: Payload> Session<P> {
         };
         self.ops.insert(id, op);
         self.waiting.push_back(id);
-        if let Some(guest) = self.guests.get_mut(&request) {
+        if let Some(guest) = request.and_then(|request| self.guests.get_mut(&request)) {
             guest.remaining += 1;
         }
         if matches!(self.phase, Phase::Serving) {
             self.start_op(now, id);
         }
+        id
     }
 
     // ---- starting

@@ -61,6 +61,8 @@ pub(super) struct RevertId(pub u64);
 pub enum RevertFailure {
     /// A guest has the volume: only a caretaker's session takes it back.
     Attached,
+    /// Its head is deleted.
+    HeadDeleted,
     /// There is no such snapshot, or it is not there for good, or it goes.
     NoSnapshot,
     /// The snapshot has another size.
@@ -354,6 +356,9 @@ impl<P: Payload> Session<P> {
         }
         if !self.config.caretaker {
             return Err(RevertFailure::Attached);
+        }
+        if self.is_headless() {
+            return Err(RevertFailure::HeadDeleted);
         }
         if !self.snaps.are_told() {
             return Ok(None);

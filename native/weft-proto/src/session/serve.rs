@@ -54,6 +54,8 @@ impl<P: Payload> Session<P> {
         }
         self.drive_revert(now);
         self.drive_growth(now);
+        self.drive_release(now);
+        self.refuse_headless();
         self.drive_barrier(now, &failing);
         self.drive_snaps(now);
         self.propose_next(now, &failing);
@@ -136,6 +138,8 @@ impl<P: Payload> Session<P> {
             self.propose(now, Intent::Renew);
         } else if self.attempts.is_empty() && self.propose_unmark(now) {
             // The volume is what its snapshot has.
+        } else if self.attempts.is_empty() && self.propose_released(now) {
+            // Nothing is left that only its deleted head had.
         } else if self.attempts.is_empty() && self.propose_change(now, false) {
             // The agent's change is under way.
         } else if self.attempts.is_empty() && self.propose_snap_change(now) {
@@ -172,7 +176,9 @@ impl<P: Payload> Session<P> {
                     (rid, Ok(Some(Intent::Add { rid, node, pool })))
                 }
             }
-            Change::Remove { .. } | Change::Resize { .. } | Change::Revert { .. } if add_only => {
+            Change::Remove { .. } | Change::Resize { .. } | Change::Revert { .. } | Change::Release
+                if add_only =>
+            {
                 return false;
             }
             Change::Remove { rid }
@@ -185,6 +191,10 @@ impl<P: Payload> Session<P> {
             }
             Change::Resize { size, lose } => return self.propose_resize(now, size, lose),
             Change::Revert { id, until } => return self.propose_revert(now, id, until),
+            Change::Release => {
+                self.propose_release(now);
+                return true;
+            }
             Change::Policy(wanted) => {
                 self.propose_policy(now, &wanted);
                 return true;

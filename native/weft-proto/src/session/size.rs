@@ -94,7 +94,9 @@ impl<P: Payload> Session<P> {
 
     /// A volume that is being closed grows only if its swap may have happened.
     fn may_grow(&self) -> bool {
-        (matches!(self.phase, Phase::Serving) || !self.attempts.is_empty()) && self.marker().is_none()
+        (matches!(self.phase, Phase::Serving) || !self.attempts.is_empty())
+            && self.marker().is_none()
+            && !self.is_headless()
     }
 
     pub(super) fn grown(&mut self, id: GrowthId, rid: Rid) {
@@ -131,6 +133,7 @@ impl<P: Payload> Session<P> {
         }
         let closing = (!matches!(self.phase, Phase::Serving)).then_some(CLOSING);
         let closing = closing.or(self.marker().is_some().then_some(REVERTING));
+        let closing = closing.or(self.is_headless().then_some(super::head::DELETED));
         if let Some(why) = closing.or_else(|| self.resize_refused(size, lose)) {
             self.resize_done(Err(why));
             return true;

@@ -163,6 +163,8 @@ pub enum SnapFailure {
     },
     /// The volume is being closed.
     Closing,
+    /// The volume's head is deleted.
+    HeadDeleted,
     /// This copy did not answer.
     Silent {
         /// Which copy.

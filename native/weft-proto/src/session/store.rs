@@ -16,7 +16,7 @@ use crate::ids::{Generation, HostId, Instant, Nonce, PoolId, PoolInc, Revision, 
 use crate::message::Watermark;
 use crate::mutants::Mutation;
 use crate::payload::Payload;
-use crate::record::{Owner, Record, ReplicaEntry, ReplicaState, Reverting};
+use crate::record::{Head, HeadData, Owner, Record, ReplicaEntry, ReplicaState, Reverting};
 
 /// A swap that was sent.
 #[derive(Clone, Debug)]
@@ -57,6 +57,8 @@ pub(super) enum Intent {
     Mark { reverting: Reverting, without: Vec<Rid>, base: Generation, reason: String },
     /// It has been.
     Unmark,
+    /// What only the deleted head has goes, or is gone (R31).
+    Head(HeadData),
     /// Nothing changes but the revision: settles earlier attempts.
     Settle,
     /// owner := null, clean.
@@ -259,6 +261,13 @@ impl<P: Payload> Session<P> {
             Intent::Unmark => {
                 r.mark(None);
                 membership = !self.config.broken.is(Mutation::RevertClearKeepsEpoch);
+            }
+            Intent::Head(data) => {
+                let head = r.head.clone().map(|head| Head { data: *data, ..head });
+                r.mark_head(head);
+                // Before anything goes every member knows that it may (R25).
+                let keeps = self.config.broken.is(Mutation::HeadReleaseKeepsEpoch);
+                membership = *data == HeadData::Releasing && !keeps;
             }
             Intent::Settle => {}
             Intent::Snapshot(_) | Intent::Snap(_) => {
@@ -497,6 +506,7 @@ impl<P: Payload> Session<P> {
             Some(Intent::Settle) => self.settled(now),
             Some(Intent::Snapshot(taken)) => self.snapshot_swapped(&taken),
             Some(Intent::Snap(change)) => self.snap_changed(&change),
+            Some(Intent::Head(data)) => self.head_swapped(now, data),
             Some(Intent::Renew | Intent::Unmark) | None => self.demoted(now),
         }
         // A joiner that came back without its cache was not known for a member then (R8, R14).

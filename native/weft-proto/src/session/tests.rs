@@ -10,7 +10,7 @@ use crate::guest::GuestOp;
 use crate::ids::{ClusterId, PoolInc};
 use crate::message::{Answer, Ask, Refusal, ReplicaView};
 use crate::payload::{BLOCK, HeapPayload, Payload};
-use crate::record::{ReplicaState, Snaps};
+use crate::record::{Head, HeadData, ReplicaState, Snaps};
 
 const SPECIMEN: &str = include_str!("../../specimens/record-v1.json");
 const R1: Rid = Rid(1);
@@ -66,16 +66,19 @@ impl Scene {
 
     /// The same, before it was told of snapshots.
     fn opened(count: usize) -> Scene {
-        let mut record = Record::parse(SPECIMEN.as_bytes()).expect("the specimen");
-        record.owner = None;
-        record.snaps = Snaps { count: u32::try_from(count).expect("few"), ..Snaps::default() };
-        record.replicas[1].state = ReplicaState::InSync;
+        let scene = Scene::opening(closed_record(count), false);
+        assert!(scene.session.is_serving(), "{:?}", scene.session.view());
+        scene
+    }
+
+    /// A session that begins to open a volume with this record.
+    fn opening(record: Record, caretaker: bool) -> Scene {
         let config = SessionConfig {
             volume: record.vol,
             session: SessionId(0x5e),
             host: HostId(0xA),
             mode: OpenMode::Closed,
-            caretaker: false,
+            caretaker,
             watermark: mark(),
             timing: Timing::default(),
             seed: 7,
@@ -104,7 +107,6 @@ impl Scene {
             scene.session.handle_link_up(scene.now, rid);
         }
         scene.drain();
-        assert!(scene.session.is_serving(), "{:?}", scene.session.view());
         scene.run(100);
         scene.asked.clear();
         scene.swaps.clear();
@@ -255,6 +257,26 @@ impl Scene {
         };
         self.asked.iter().filter_map(prepare).collect()
     }
+}
+
+/// Two members in sync, closed.
+fn closed_record(snapshots: usize) -> Record {
+    let mut record = Record::parse(SPECIMEN.as_bytes()).expect("the specimen");
+    record.owner = None;
+    record.snaps = Snaps { count: u32::try_from(snapshots).expect("few"), ..Snaps::default() };
+    record.replicas[1].state = ReplicaState::InSync;
+    record
+}
+
+/// The same, of 256 MiB, its head deleted, with a snapshot.
+fn headless_record(data: HeadData) -> Record {
+    let mut record = closed_record(1);
+    record.mark_head(Some(Head { deleted: "77".into(), data, unknown: BTreeMap::new() }));
+    record
+}
+
+fn zeroes(ask: &Ask<HeapPayload>) -> bool {
+    matches!(ask, Ask::Zero { .. })
 }
 
 fn makes(ask: &Ask<HeapPayload>) -> bool {
@@ -726,4 +748,86 @@ fn a_snapshot_that_is_deleted_meanwhile_gets_no_more_members() {
     scene.run(200);
     assert_eq!(adds(&scene, S), Some(Err(NotAdded::NoSnapshot)));
     assert_eq!(scene.snaps, [SnapChange::Deleting { id: S }, SnapChange::Gone { id: S }]);
+}
+
+/// R31: a guest never opens a volume whose head is deleted, and who looks after it takes no snapshot of it, changes no size and
+/// brings nothing back: nobody reads or writes what it had.
+#[test]
+fn only_a_caretaker_opens_a_volume_whose_head_is_deleted() {
+    let scene = Scene::opening(headless_record(HeadData::Kept), false);
+    assert!(scene.events.contains(&Event::Ended(EndReason::HeadDeleted)), "{:?}", scene.events);
+    assert!(scene.swaps.is_empty() && scene.record.owner.is_none());
+
+    let mut scene = Scene::opening(headless_record(HeadData::Kept), true);
+    scene.session.know_snapshots(scene.now, vec![known(T, SnapState::Logged, &[R1, R2])]);
+    scene.drain();
+    assert!(scene.session.is_serving(), "{:?}", scene.session.view());
+    scene.snapshot(S);
+    assert_eq!(scene.failed(S), Some(SnapFailure::HeadDeleted));
+    scene.write(0);
+    scene.session.resize(scene.now, 512 << 20, false);
+    scene.session.revert(scene.now, T);
+    scene.run(100);
+    let refused = |event: &Event| {
+        matches!(
+            event,
+            Event::Resized { outcome: Err(head::DELETED), .. }
+                | Event::Reverted { outcome: Err(RevertFailure::HeadDeleted), .. }
+        )
+    };
+    assert_eq!(scene.events.iter().filter(|event| refused(event)).count(), 2, "{:?}", scene.events);
+    assert!(
+        !scene.asked.iter().any(|(_, ask)| makes(ask) || writes(ask) || zeroes(ask)),
+        "{:?}",
+        scene.asked
+    );
+    // Its snapshots are looked after as ever.
+    scene.session.delete_snapshot(scene.now, T);
+    scene.run(1500);
+    assert_eq!(scene.record.snaps.count, 0);
+    assert_eq!(scene.record.head_data(), Some(HeadData::Kept));
+}
+
+/// R31: what the head has goes when every member holds the record that says so, in pieces; then the record says that it is
+/// gone. Asked once more there is nothing to do.
+#[test]
+fn nothing_of_a_deleted_head_goes_before_every_member_knows_it() {
+    let mut scene = Scene::opening(headless_record(HeadData::Kept), true);
+    let epoch = scene.record.epoch;
+    scene.hold(R2, |ask| matches!(ask, Ask::Promise { .. }));
+    scene.session.release_head(scene.now);
+    scene.run(100);
+    assert_eq!((scene.record.epoch, scene.record.head_data()), (epoch.next(), Some(HeadData::Releasing)));
+    assert!(scene.events.contains(&Event::HeadReleasing { outcome: Ok(()) }));
+    assert_eq!((scene.count(R1, zeroes), scene.count(R2, zeroes)), (0, 0), "r2 has not heard of it");
+    scene.hold(R2, zeroes);
+    let promises = core::mem::take(&mut scene.held);
+    promises.into_iter().for_each(|promise| scene.answer(promise));
+    scene.drain();
+    scene.run(100);
+    assert_eq!((scene.count(R1, zeroes), scene.count(R2, zeroes)), (4, 4), "256 MiB");
+    assert_eq!(scene.record.head_data(), Some(HeadData::Releasing), "r2 has not done it");
+    scene.release();
+    scene.run(100);
+    assert_eq!(scene.record.head_data(), Some(HeadData::Released));
+    assert!(scene.events.contains(&Event::HeadReleased));
+    let asked = scene.asked.len();
+    scene.session.release_head(scene.now);
+    scene.drain();
+    assert_eq!(scene.events.last(), Some(&Event::HeadReleasing { outcome: Ok(()) }));
+    assert_eq!(scene.count(R1, zeroes), 4, "{:?}", &scene.asked[asked..]);
+}
+
+/// R31: a caretaker that finds it under way goes on by itself; of a volume that has its head nothing goes.
+#[test]
+fn who_opens_a_volume_whose_head_goes_goes_on_with_it() {
+    let scene = Scene::opening(headless_record(HeadData::Releasing), true);
+    assert!(scene.events.contains(&Event::HeadReleased), "{:?}", scene.events);
+    assert_eq!(scene.record.head_data(), Some(HeadData::Released));
+
+    let mut scene = Scene::opening(closed_record(1), true);
+    scene.session.release_head(scene.now);
+    scene.run(100);
+    assert_eq!(scene.events.last(), Some(&Event::HeadReleasing { outcome: Err(head::NOT_DELETED) }));
+    assert_eq!(scene.count(R1, zeroes), 0);
 }

@@ -16,6 +16,7 @@ mod copies;
 mod d;
 mod f;
 mod groups;
+mod headless;
 mod m;
 mod n;
 mod p;
@@ -66,7 +67,7 @@ macro_rules! plots {
 use plots;
 
 /// Every plot.
-pub const ALL: [&[Plot]; 10] = [
+pub const ALL: [&[Plot]; 11] = [
     f::PLOTS,
     m::PLOTS,
     p::PLOTS,
@@ -75,6 +76,7 @@ pub const ALL: [&[Plot]; 10] = [
     snaps::PLOTS,
     copies::PLOTS,
     groups::PLOTS,
+    headless::PLOTS,
     reverts::PLOTS,
     n::PLOTS,
 ];
@@ -242,7 +244,7 @@ mod tests {
     #[test]
     fn each_plot_is_of_a_number_in_the_table_and_the_numbers_are_in_order() {
         let numbers: Vec<&str> = rows().map(|row| row.number).collect();
-        assert_eq!(numbers.len(), 113);
+        assert_eq!(numbers.len(), 114);
         for plots in ALL {
             let places = plots.iter().map(|p| numbers.iter().position(|n| *n == p.number).expect(p.number));
             assert!(places.is_sorted(), "{:?}", plots.iter().map(|p| p.number).collect::<Vec<_>>());

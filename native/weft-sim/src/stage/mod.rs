@@ -35,7 +35,8 @@ use weft_proto::message::{Answer, Ask, Extent, Hole, Refusal, Request, Response,
 use weft_proto::mutants::Mutation;
 use weft_proto::payload::{BLOCK, HeapPayload, Payload};
 use weft_proto::record::{
-    Ack, Mode, OnLoss, Owner, Policy, REPAIR_EPOCH_JUMP, Record, ReplicaEntry, ReplicaState, Snaps,
+    Ack, Head, HeadData, Mode, OnLoss, Owner, Policy, REPAIR_EPOCH_JUMP, Record, ReplicaEntry, ReplicaState,
+    Snaps,
 };
 use weft_proto::replica::{
     Action, AttachmentId, DiskDone, DiskError, DiskOp, ImageOp, Replica, ReplicaConfig, Token, Verified,
@@ -487,6 +488,7 @@ impl Stage {
             lineage: Vec::new(),
             wait: false,
             reverting: None,
+            head: None,
             unknown: BTreeMap::new(),
         };
         let mut stage = Stage {

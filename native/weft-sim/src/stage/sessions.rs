@@ -201,6 +201,16 @@ impl Stage {
         answers(self)[before]
     }
 
+    /// Asks it to give back what only the deleted head has.
+    pub fn release_head(&mut self, who: Who) {
+        self.play.tell(self.now, format_args!("{who} is asked to give back what the deleted head has"));
+        let now = self.clock(self.acts[who.0].host);
+        if let Some(m) = &mut self.acts[who.0].machine {
+            m.release_head(now);
+        }
+        self.drain(who);
+    }
+
     /// How it stands, or stood last.
     #[must_use]
     pub fn view(&self, who: Who) -> &SessionView {

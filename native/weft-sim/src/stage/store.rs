@@ -143,6 +143,18 @@ impl Stage {
         Ok(())
     }
 
+    /// An agent has the head of the volume deleted, which nobody has open, or brought back.
+    pub fn mark_head(&mut self, deleted: bool) {
+        self.play.tell(self.now, if deleted { "the head is deleted" } else { "the head is restored" });
+        let mut record = self.record.clone();
+        assert!(record.owner.is_none(), "it is open");
+        (record.epoch, record.rev.0, record.nonce) =
+            (record.epoch.next(), record.rev.0 + 1, Nonce(0xD0 + u128::from(record.rev.0)));
+        let head = Head { deleted: "77".into(), data: HeadData::Kept, unknown: BTreeMap::new() };
+        record.mark_head(deleted.then_some(head));
+        self.apply(record, None);
+    }
+
     /// Is what a swap replaces what stands there?
     pub(super) fn replaces(&self, expect: Revision, base: Nonce) -> bool {
         let same = self.record.nonce == base || self.play.broken().is(Mutation::SwapComparesRevision);

@@ -552,6 +552,7 @@ impl World {
             lineage: Vec::new(),
             wait: false,
             reverting: None,
+            head: None,
             unknown: BTreeMap::new(),
         };
         let watermark = Watermark { cluster: CLUSTER, incarnation: 1, revision: 1 };

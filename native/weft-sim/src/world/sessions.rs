@@ -266,6 +266,9 @@ fn line_of(event: &SessionEvent) -> Option<String> {
         SessionEvent::JoinAbandoned { rid, reason } => format!("gives up bringing {rid} in: {reason}"),
         SessionEvent::ChangeDone { rid, outcome: Ok(()) } => format!("changed the place of {rid} as asked"),
         SessionEvent::ChangeDone { rid, outcome: Err(why) } => format!("refuses to change {rid}: {why}"),
+        SessionEvent::HeadReleasing { outcome: Ok(()) } => "gives back what the deleted head has".into(),
+        SessionEvent::HeadReleasing { outcome: Err(why) } => format!("keeps what the head has: {why}"),
+        SessionEvent::HeadReleased => "has given back what the deleted head had".into(),
         SessionEvent::PolicySet { outcome: Ok(()) } => "changed its policy as asked".into(),
         SessionEvent::PolicySet { outcome: Err(why) } => format!("refuses another policy: {why}"),
         SessionEvent::Ended(reason) => match reason {
@@ -284,6 +287,7 @@ fn line_of(event: &SessionEvent) -> Option<String> {
             EndReason::Claimed(claim) => format!("ends: {} says that the store went back", claim.host),
             EndReason::CachesLost => "ends: every cache with its writes is lost".into(),
             EndReason::Missing => "ends: no such volume".into(),
+            EndReason::HeadDeleted => "ends: the volume's head is deleted".into(),
             EndReason::Unusable(why) => format!("ends: the record is of no use: {why}"),
             EndReason::Unsupported(what) => format!("ends: {what} is not served"),
         },

@@ -15,6 +15,7 @@ mod disks;
 mod frames;
 mod groups;
 mod guests;
+mod headless;
 mod huge;
 mod identity;
 mod limits;

@@ -10,7 +10,7 @@ use super::snapshots::{TRIED, fill, of, taken};
 use super::support::host::{Client, Cluster, Host, assert_same, close, make_volume, open};
 
 /// A session without a guest, of a volume that nobody has.
-fn caretaker(host: &Host, volume: &str) {
+pub(super) fn caretaker(host: &Host, volume: &str) {
     let ask = json!({ "volume": volume, "mode": "closed", "export": null, "caretaker": true, "old_stopped": false });
     host.ask("session.open", ask);
 }

@@ -69,7 +69,7 @@ pub(super) fn bytes_on(cluster: &Cluster, host: &Host, volume: &str, id: &str) -
     fs::read(file).expect("read")
 }
 
-fn assert_snapshot(cluster: &Cluster, host: &Host, volume: &str, id: &str, file: &Path) {
+pub(super) fn assert_snapshot(cluster: &Cluster, host: &Host, volume: &str, id: &str, file: &Path) {
     let same = bytes_on(cluster, host, volume, id) == fs::read(file).expect("read");
     assert!(same, "the snapshot is another one\n{}", host.log());
 }
