@@ -6,6 +6,12 @@ import { formatSize } from "../core/model/size.ts";
 import type { Bind } from "./context.ts";
 import { withSuggestion } from "./reference.ts";
 
+/** A volume as a whole, or the head of one that lives on. */
+function whatText(snapshots: number): string {
+  if (snapshots === 0) return "volume";
+  return `head, of ${snapshots} ${snapshots === 1 ? "snapshot" : "snapshots"}`;
+}
+
 export function addTrashCommands(program: Command, bind: Bind): void {
   const trash = program.command("trash").description("deleted volumes rest here for 24 h");
 
@@ -18,6 +24,7 @@ export function addTrashCommands(program: Command, bind: Bind): void {
       ({ volume }) => volume,
       [
         { title: "VOLUME", of: ({ name }) => name },
+        { title: "WHAT", of: ({ snapshots }) => whatText(snapshots) },
         { title: "SIZE", of: ({ size }) => formatSize(size), right: true },
         { title: "DELETED", of: ({ deletedAt }) => deletedAt },
         { title: "KEPT FOR", of: ({ keptUntil }) => formatDuration(Date.parse(keptUntil) - now) },

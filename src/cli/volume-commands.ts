@@ -5,7 +5,7 @@ import { formatSize } from "../core/model/size.ts";
 import type { Spread } from "../core/model/spread.ts";
 import { limitsText } from "../core/model/volume-limits.ts";
 import type { VolumeCreate } from "../core/wire/agent-client.ts";
-import { WeftError } from "../core/wire/errors.ts";
+import { isWeftError, WeftError } from "../core/wire/errors.ts";
 import {
   acknowledgement,
   collectHost,
@@ -22,7 +22,16 @@ import { spreadRule } from "./place-commands.ts";
 import { showStats } from "./stats-text.ts";
 import { watchVolume } from "./watch.ts";
 import { withSuggestion } from "./reference.ts";
-import { bytesText, madeText, openOn, resizedText, volumeText, whereText } from "./volume-text.ts";
+import {
+  bytesText,
+  deletedText,
+  listedHealth,
+  madeText,
+  openOn,
+  resizedText,
+  volumeText,
+  whereText,
+} from "./volume-text.ts";
 
 export type Places = {
   readonly copies?: number;
@@ -75,7 +84,7 @@ export function addVolumeCommands(program: Command, bind: Bind): Command {
         { title: "COPIES", of: ({ inSync, copies: wanted }) => `${inSync}/${wanted}` },
         { title: "WHERE", of: whereText },
         { title: "OPEN ON", of: openOn },
-        { title: "HEALTH", of: ({ health }) => health },
+        { title: "HEALTH", of: listedHealth },
         { title: "ID", of: ({ id }) => id.slice(0, 8) },
       ],
       "No volumes yet.  Next:  weft volume create NAME SIZE",
@@ -152,15 +161,42 @@ export function addVolumeCommands(program: Command, bind: Bind): Command {
   const remove = volume
     .command("delete")
     .description("put a volume into the trash, where it rests for 24 h")
-    .argument("<volume>", "its name or id");
-  bind<[string], object>(remove, async (context, [ref]) => {
-    await withSuggestion(context.client, "volume", ref, () => context.client.deleteVolume(ref));
-    context.done(
-      { volume: ref },
-      `Volume "${ref}" is in the trash for 24 h.  Bring it back:  weft trash restore ${ref}`,
-    );
+    .argument("<volume>", "its name or id")
+    .option("--keep-snapshots", "where it has snapshots: they stay, and only what it holds now goes")
+    .option("--now", "with --keep-snapshots: what only it holds goes at once, for good");
+  bind<[string], DeleteOptions>(remove, async (context, [ref], { keepSnapshots = false, now = false }) => {
+    const { client } = context;
+    if (now && !keepSnapshots) throw nowAlone(ref);
+    if (now) await context.confirm(`Erase what "${ref}" holds now for good, and keep its snapshots?`);
+    if (!keepSnapshots) {
+      await withSuggestion(client, "volume", ref, () => client.deleteVolume(ref));
+      context.done({ volume: ref }, deletedText(ref, null));
+      return;
+    }
+    // Its name is free then: what is asked afterwards is asked by its id.
+    const { id } = await withSuggestion(client, "volume", ref, () => client.volume(ref));
+    await client.deleteVolume(id, { keepSnapshots });
+    if (now) await client.emptyTrash(id);
+    const after = await client.volume(id).catch(inTrash);
+    context.done({ volume: ref }, deletedText(ref, after));
   });
   return volume;
+}
+
+type DeleteOptions = { readonly keepSnapshots?: boolean; readonly now?: boolean };
+
+function nowAlone(name: string): WeftError {
+  return new WeftError({
+    code: "E-ARG-03",
+    message: "--now belongs to --keep-snapshots: a volume without snapshots goes into the trash as a whole.",
+    do: [{ why: "Then empty the trash", command: `weft trash empty ${name}` }],
+  });
+}
+
+/** It had no snapshots: all of it is in the trash, or erased. */
+function inTrash(error: unknown): null {
+  if (isWeftError(error, "E-VOL-11") || isWeftError(error, "E-ARG-01")) return null;
+  throw error;
 }
 
 /** Where the copies of a new volume go. */

@@ -23,6 +23,25 @@ export function openOn({ owner }: VolumeAnswer): string {
   return owner === null || owner.caretaker ? "—" : owner.hostName;
 }
 
+/** `healthy, no head` */
+export function listedHealth({ health, head }: VolumeAnswer): string {
+  return head === null ? health : `${health}, no head`;
+}
+
+/** What `delete` did. Null: there is nothing left of it outside of the trash. */
+export function deletedText(ref: string, after: Pick<VolumeAnswer, "id" | "head"> | null): string {
+  const head = after?.head ?? null;
+  if (after === null || head === null)
+    return `Volume "${ref}" is in the trash for 24 h.  Bring it back:  weft trash restore ${ref}`;
+  const kept = [
+    `The head of "${ref}" is deleted. Its snapshots are kept, by the volume's id:`,
+    `  weft snapshot list ${after.id}`,
+  ];
+  return head.keptUntil === null
+    ? kept.join("\n")
+    : [...kept, `Bring it back within 24 h:  weft trash restore ${ref}`].join("\n");
+}
+
 /** What `create` and `snapshot clone` made. */
 export function madeText(volume: VolumeAnswer): string {
   const { name, size, thick, createdFrom, inSync, copies } = volume;
@@ -68,6 +87,7 @@ export function volumeText(volume: VolumeAnswer): string {
     ...(volume.reverting === null ? [] : [["Revert", revertingText(volume.name, volume.reverting)] as const]),
     ...(volume.createdFrom === null ? [] : [["Made from", originText(volume.createdFrom)] as const]),
     ["Epoch", volume.epoch === null ? "—" : String(volume.epoch)],
+    ...(volume.head === null ? [] : [["Head", headText(volume.head)] as const]),
     ...(volume.deletedAt === null ? [] : [["Deleted", volume.deletedAt] as const]),
   ];
   const replicas = table(volume.replicas, [
@@ -94,6 +114,13 @@ function revertingText(name: string, { snapshot, name: taken, progress }: Revert
       ? `${hostName} looks up what has changed`
       : `${formatSize(doneBytes)} of ${formatSize(totalBytes)} brought back by ${hostName}`;
   return `${to}, ${far}${waitsFor === null ? "" : `; waits for ${waitsFor}`}`;
+}
+
+/** `deleted 2026-11-22 14:02:07 UTC, can be restored until 2026-11-23 14:02:07 UTC` */
+function headText({ deletedAt, data, keptUntil }: NonNullable<VolumeAnswer["head"]>): string {
+  const since = `deleted ${momentText(deletedAt)} UTC`;
+  if (keptUntil !== null) return `${since}, can be restored until ${momentText(keptUntil)} UTC`;
+  return data === "released" ? `${since}, and gone` : `${since}, and being given back`;
 }
 
 /** `db@before-upgrade (2026-11-22 14:02:07 UTC)` */

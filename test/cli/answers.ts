@@ -89,6 +89,7 @@ export function volume(rest: object = {}): object {
     createdBy: "test",
     createdFrom: null,
     deletedAt: null,
+    head: null,
     ...rest,
   };
 }

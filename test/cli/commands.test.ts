@@ -675,6 +675,43 @@ void t.test("weft why: sentences, then what helps", async (t) => {
   t.equal(code, 3);
 });
 
+void t.test("weft volume delete --keep-snapshots: what stays is addressed by the id", async (t) => {
+  const keptUntil = "2026-11-23T14:02:07.000Z";
+  const head = { deletedAt: "2026-11-22T14:02:07.000Z", data: "kept", keptUntil };
+  const headless = volume({ head });
+  const releasing = volume({ head: { ...head, data: "releasing", keptUntil: null } });
+  const path = `/v1/volumes/${ids.db}`;
+  const trashed = { volume: ids.db, name: "db", size: "4096", deletedAt: head.deletedAt, keptUntil };
+  await using agent = await FakeAgent.start({
+    "GET /v1/volumes/db": volume(),
+    [`GET ${path}`]: [answer(headless), answer(headless), answer(headless), answer(releasing)],
+    [`DELETE ${path}`]: {},
+    [`DELETE /v1/trash/${ids.db}`]: {},
+    "GET /v1/volumes": [headless],
+    "GET /v1/trash": [{ ...trashed, snapshots: 2 }],
+  });
+  t.equal(
+    (await agent.weft(["volume", "delete", "db", "--keep-snapshots"])).out,
+    [
+      'The head of "db" is deleted. Its snapshots are kept, by the volume\'s id:',
+      `  weft snapshot list ${ids.db}`,
+      "Bring it back within 24 h:  weft trash restore db",
+      "",
+    ].join("\n"),
+  );
+  t.ok(agent.asked.includes(`DELETE ${path} {"keepSnapshots":true}`));
+  t.match(
+    (await agent.weft(["volume", "show", ids.db])).out,
+    /^Head: {4}deleted 2026-11-22 14:02:07 UTC, can be/m,
+  );
+  t.match((await agent.weft(["volume", "list"])).out, /healthy, no head/);
+  t.match((await agent.weft(["trash", "list"])).out, /db {6}head, of 2 snapshots {2}4 KiB/);
+  t.equal((await agent.weft(["volume", "delete", "db", "--now"])).code, 1, "a word for what it would erase");
+  const now = await agent.weft(["volume", "delete", "db", "--keep-snapshots", "--now", "-y"]);
+  t.equal(now.out.split("\n").length, 3, "it can't be brought back");
+  t.match((await agent.weft(["volume", "show", ids.db])).out, /^Head: .* UTC, and being given back/m);
+});
+
 void t.test("weft host, trash, store: lists, and what they did", async (t) => {
   const keptUntil = new Date(Date.now() + 3 * 3_600_000).toISOString();
   await using agent = await FakeAgent.start({
@@ -710,7 +747,10 @@ void t.test("weft host, trash, store: lists, and what they did", async (t) => {
     (await agent.weft(["host", "remove", "h2", "-y"])).out,
     "Host h2 removed. Its vote in the store is gone too.\n",
   );
-  t.match((await agent.weft(["trash", "list"])).out, /db {6}4 KiB {2}2026-11-21T14:00:00.000Z {2}3 h/);
+  t.match(
+    (await agent.weft(["trash", "list"])).out,
+    /db {6}volume {2}4 KiB {2}2026-11-21T14:00:00.000Z {2}3 h/,
+  );
   t.equal((await agent.weft(["trash", "restore", "db"])).out, 'Volume "db" is back.\n');
   t.equal((await agent.weft(["trash", "empty", "-y"])).out, "The trash is empty.\n");
   t.equal((await agent.weft(["trash", "empty", "db", "-y"])).out, '"db" is erased.\n');

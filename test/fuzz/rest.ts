@@ -75,6 +75,7 @@ const bodies: WithBody = {
   "POST /v1/volumes/:ref/snapshots": { name: "s", id: null },
   "POST /v1/snapshots": { volumes: ["db", "web"], name: "s", id: null },
   "PATCH /v1/snapshots/:ref": { name: "s" },
+  "DELETE /v1/volumes/:ref": { keepSnapshots: false },
   "POST /v1/volumes/:ref/attach": { steal: false },
   "POST /v1/volumes/:ref/detach": { abandon: false },
   "POST /v1/volumes/:ref/replicas": { host: null },

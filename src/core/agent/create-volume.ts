@@ -85,6 +85,7 @@ async function wishVolume(
     limits: null,
     scrub: null,
     deletedAtMs: null,
+    headDeletedAtMs: null,
     createdBy: token,
     refused: null,
   };

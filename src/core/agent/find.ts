@@ -1,6 +1,7 @@
 /** From what a person typed (a name or an identifier) to the thing, or E-ARG-01 with the nearest name. */
 import { type HostId, parseHostId, parsePoolId, parseSnapshotId, parseUuid } from "../model/ids.ts";
 import type { VolumeId } from "../model/ids.ts";
+import { headDeleted } from "../model/headless.ts";
 import { isShown, parseSnapshotRef, type Snapshot } from "../model/snapshot.ts";
 import { suggest } from "../model/suggest.ts";
 import type { Trust, TrustedHost } from "../model/trust.ts";
@@ -12,12 +13,20 @@ import type { Mirror } from "./mirror.ts";
 
 export type WantedVolume = VolumeFacts & { readonly want: Want };
 
-/** A volume that isn't deleted. One in the trash is E-VOL-11. */
-export function findVolume(mirror: Mirror, ref: string): WantedVolume {
+/** `headless too`: one that lives on in its snapshots alone does as well, by its id: its name may be another one's by now. */
+export type Heads = "with its head" | "headless too";
+
+/** A volume that isn't deleted. One in the trash is E-VOL-11, one without a head is E-VOL-19 unless that does. */
+export function findVolume(mirror: Mirror, ref: string, heads: Heads = "with its head"): WantedVolume {
   const all = volumesOf(mirror).filter(hasWant);
-  const live = all.filter(({ want }) => want.deletedAtMs === null);
+  const live = all.filter(({ want }) => want.deletedAtMs === null && want.headDeletedAtMs === null);
   const found = pick(live, ref);
   if (found !== null) return found;
+  const headless = all.filter(({ want }) => want.deletedAtMs === null && want.headDeletedAtMs !== null);
+  const byId = headless.find(({ id }) => id === parseUuid(ref));
+  if (byId !== undefined && heads === "headless too") return byId;
+  const without = byId ?? pick(headless, ref);
+  if (without !== null) throw WeftError.fromFinding(headDeleted(without.want));
   const [deleted] = all.filter((volume) => matches(volume, ref));
   if (deleted === undefined)
     throw noSuch(
@@ -34,12 +43,12 @@ export function findVolume(mirror: Mirror, ref: string): WantedVolume {
   });
 }
 
-/** A volume in the trash; of several with one name the last deleted. */
+/** A volume in the trash, or one of which the head is; of several with one name the last deleted. */
 export function findDeleted(mirror: Mirror, ref: string): WantedVolume {
   const deleted = volumesOf(mirror)
     .filter(hasWant)
-    .filter(({ want }) => want.deletedAtMs !== null)
-    .toSorted((a, b) => (b.want.deletedAtMs ?? 0) - (a.want.deletedAtMs ?? 0));
+    .filter(({ want }) => deletionOf(want) !== null)
+    .toSorted((a, b) => (deletionOf(b.want) ?? 0) - (deletionOf(a.want) ?? 0));
   const found = pick(deleted, ref);
   if (found !== null) return found;
   throw noSuch(
@@ -49,9 +58,14 @@ export function findDeleted(mirror: Mirror, ref: string): WantedVolume {
   );
 }
 
+/** When it was deleted, or its head; null: it is there as a whole. */
+export function deletionOf({ deletedAtMs, headDeletedAtMs }: Want): number | null {
+  return deletedAtMs ?? headDeletedAtMs;
+}
+
 export type FoundSnapshot = { readonly volume: WantedVolume; readonly snapshot: Snapshot };
 
-/** `VOLUME@NAME`, or the snapshot's id alone. E-SNAP-09 where there is none, E-ARG-02 for what names none. */
+/** `VOLUME@NAME`, or the snapshot's id alone; of a volume without a head its id stands before the `@`. E-SNAP-09 where there is none, E-ARG-02 for what names none. */
 export function findSnapshot(mirror: Mirror, ref: string): FoundSnapshot {
   const id = parseSnapshotId(ref);
   if (id !== null) {
@@ -63,7 +77,7 @@ export function findSnapshot(mirror: Mirror, ref: string): FoundSnapshot {
     throw noSnapshot(`No snapshot "${ref}".`, ref);
   }
   const named = decided(parseSnapshotRef(ref));
-  const volume = findVolume(mirror, named.volume);
+  const volume = findVolume(mirror, named.volume, "headless too");
   return { volume, snapshot: snapshotOf(mirror, volume, named.name, ref) };
 }
 

@@ -180,7 +180,7 @@ export const handlers: Handlers = {
   },
   "GET /v1/volumes/:ref": async (agent, { params }) => {
     const context = await fresh(agent);
-    return shown(context, findVolume(context.mirror, params.ref).id);
+    return shown(context, findVolume(context.mirror, params.ref, "headless too").id);
   },
   "PATCH /v1/volumes/:ref": async (agent, { params, body }) => {
     const context = agent.member();
@@ -193,8 +193,8 @@ export const handlers: Handlers = {
   },
   "POST /v1/volumes/:ref/plan": async (agent, { params, body }) =>
     planPlaces(await fresh(agent), params.ref, body),
-  "DELETE /v1/volumes/:ref": async (agent, { params }) => {
-    await volumes.deleteVolume(agent.member(), params.ref);
+  "DELETE /v1/volumes/:ref": async (agent, { params, body }) => {
+    await volumes.deleteVolume(agent.member(), params.ref, body);
     return {};
   },
   "POST /v1/volumes/:ref/attach": (agent, { params, body }) =>
@@ -228,7 +228,7 @@ export const handlers: Handlers = {
 
   "GET /v1/volumes/:ref/snapshots": async (agent, { params }) => {
     const context = await fresh(agent);
-    return [...snapshots.snapshotAnswers(context, findVolume(context.mirror, params.ref))];
+    return [...snapshots.snapshotAnswers(context, findVolume(context.mirror, params.ref, "headless too"))];
   },
   "POST /v1/volumes/:ref/snapshots": (agent, { principal, params, body }) => {
     const context = agent.member();

@@ -200,6 +200,10 @@ function performer(effect: VolumeEffect): HostId | "placer" {
     case "close-caretaker":
     case "delete-record":
     case "restore-record":
+    case "delete-head":
+    case "restore-head":
+    case "release-head":
+    case "end-headless":
     case "trash-replica":
     case "untrash-replica":
     case "empty-trash":

@@ -117,7 +117,19 @@ export async function perform(
       await daemon.call("volume.delete", { volume, keep_snapshots: false });
       return;
     case "restore-record":
+    case "restore-head":
       await daemon.call("volume.restore", { volume });
+      return;
+    case "delete-head":
+      await daemon.call("volume.delete", { volume, keep_snapshots: true });
+      return;
+    case "release-head":
+      await daemon.call("volume.release", { volume });
+      return;
+    case "end-headless":
+      await changeWant(store, volume, (want) =>
+        want.headDeletedAtMs === null ? null : { ...want, deletedAtMs: want.headDeletedAtMs },
+      );
       return;
     case "trash-replica":
       await trashReplica(context, volume, effect, state);

@@ -7,7 +7,7 @@
  */
 import { hostName } from "../model/cluster.ts";
 import type { Cluster } from "../model/cluster.ts";
-import { ok } from "../model/finding.ts";
+import { type Decision, ok } from "../model/finding.ts";
 import type { HostId, PoolId, VolumeId } from "../model/ids.ts";
 import { copyingMs, type PlaceChange, type Plan, planChange, type PlanStep } from "../model/plan.ts";
 import { policyStep } from "../model/policy.ts";
@@ -22,7 +22,7 @@ import { CHANGE_MS, changeWanted, keepingSnapshots, MAKE_MS, stillMade } from ".
 
 export function planPlaces(context: MemberContext, ref: string, asked: PlaceChangeRequest): PlanAnswer {
   const { view, mirror } = context;
-  const { id, want, record, extra, unreadable } = findVolume(mirror, ref);
+  const { id, want, record, extra, unreadable } = findVolume(mirror, ref, "headless too");
   if (unreadable !== null) throw unreadable;
   if (record === null) throw stillMade(want.name, id);
   const cluster = view.cluster();
@@ -44,13 +44,14 @@ export async function changePlaces(
   await mirror.sync();
   const change = placeChangeOf(context, asked);
   let steps: readonly PlanStep[] = [];
-  const { volume, want } = await changeWanted(context, ref, (wanted, record) => {
+  const decide = (wanted: Want, record: VolumeRecord): Decision<Want> => {
     const cluster = view.cluster();
     const decision = planChange({ want: wanted, record, cluster, ownerIsCaretaker: false }, change);
     if (decision.kind === "refused") return decision;
     steps = decision.value.steps;
     return keepingSnapshots(context, wanted, record, ok(decision.value.want));
-  });
+  };
+  const { volume, want } = await changeWanted(context, ref, decide, "headless too");
   const makes = steps.some(({ kind }) => kind === "add");
   await mirror.until(`The change of the copies of "${want.name}"`, makes ? MAKE_MS : CHANGE_MS, () => {
     const { record } = volumeOf(mirror, volume);

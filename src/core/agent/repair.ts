@@ -331,6 +331,7 @@ async function fitWish({ mirror, store }: MemberContext, record: VolumeRecord): 
     limits: want?.limits ?? null,
     scrub: want?.scrub ?? null,
     deletedAtMs: record.deletedAtMs,
+    headDeletedAtMs: record.head?.deletedAtMs ?? null,
     createdBy: want?.createdBy ?? `repair-${record.volume}`,
     createdFrom: want?.createdFrom ?? null,
     refused: null,
@@ -340,7 +341,7 @@ async function fitWish({ mirror, store }: MemberContext, record: VolumeRecord): 
     wantEntry?.modRevision ?? 0n,
     renderWant(next, wantEntry?.value ?? null),
   );
-  if (record.deletedAtMs === null)
+  if (record.deletedAtMs === null && record.head === null)
     await store.cas(keys.name(name), 0n, JSON.stringify({ volume: record.volume }));
   for (const { rid, host, pool } of record.replicas) {
     await store.cas(keys.made(record.volume, rid), 0n, JSON.stringify({ rid, host, pool, made: true }));

@@ -165,8 +165,9 @@ export function foundSubject(
       }
       case "volume":
       case "deleted volume": {
-        const find = subject === "volume" ? findVolume : findDeleted;
-        const { id } = find(agent.member().mirror, ref);
+        const { mirror } = agent.member();
+        const { id } =
+          subject === "volume" ? findVolume(mirror, ref, "headless too") : findDeleted(mirror, ref);
         return { volume: id, ref: id };
       }
     }

@@ -1,6 +1,6 @@
 /**
  * Gives room back before writes have to wait for it: of the deleted volumes with a copy in a pool of this host that is
- * nearly full, the one that was deleted first is given up before its 24 h are over (architecture.md, "Trash").
+ * nearly full, and of those of which the head is, the one that was deleted first is given up before its 24 h are over (architecture.md, "Trash").
  *
  * Must always hold:
  * - one volume at a time, and the next only where its going has not been enough;
@@ -11,6 +11,7 @@ import type { PoolInfo } from "../wire/daemon.gen.ts";
 import type { StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
 import { type VolumeFacts, volumesOf } from "./facts.ts";
+import { deletionOf } from "./find.ts";
 import type { Log } from "./log.ts";
 import type { Mirror } from "./mirror.ts";
 import { Rounds } from "./rounds.ts";
@@ -64,11 +65,13 @@ function isShort({ state, free, total }: PoolInfo): boolean {
 }
 
 function rests({ want, record, made }: VolumeFacts, pool: string): boolean {
-  const isDeleted =
-    want !== null && want.deletedAtMs !== null && record !== null && record.deletedAtMs !== null;
-  return isDeleted && made.some((copy) => copy.pool === pool);
+  if (want === null || record === null) return false;
+  const isDeleted = want.deletedAtMs !== null && record.deletedAtMs !== null;
+  // What only its head has can be given back as well.
+  const isHeadDeleted = want.headDeletedAtMs !== null && record.head?.data === "kept";
+  return (isDeleted || isHeadDeleted) && made.some((copy) => copy.pool === pool);
 }
 
 function deletedAt({ want }: VolumeFacts): number {
-  return want?.deletedAtMs ?? 0;
+  return want === null ? 0 : (deletionOf(want) ?? 0);
 }

@@ -6,6 +6,7 @@
 import { type Cluster, hostName } from "../model/cluster.ts";
 import type { VolumeId } from "../model/ids.ts";
 import { formatSize } from "../model/size.ts";
+import { refOf } from "../model/headless.ts";
 import {
   cannotHave,
   coverage,
@@ -89,25 +90,27 @@ export function snapshotProblems(
   const { mirror, view } = context;
   const cluster = view.cluster();
   return volumes.flatMap((facts): readonly api.Problem[] => {
-    const { id, want, record } = facts;
+    const { id, want: wish, record } = facts;
     const unreadable = snapshotsOf(mirror, id).unreadable.map((error) => ({
       code: error.code,
       message: error.message,
       do: [...error.do],
     }));
-    if (want === null || record === null || want.deletedAtMs !== null) return unreadable;
+    if (wish === null || record === null || wish.deletedAtMs !== null) return unreadable;
+    const want = { ...wish, name: refOf(wish) };
     const summary = snapshotSummary(context, facts);
     const fewer = summary.fewerCount === 0 ? [] : [fewerProblem(want, summary, comingOf(context, id))];
     const damaged = summary.damagedCount === 0 ? [] : [damagedProblem(want, summary)];
     // Where all of its pools are of such a kind nobody expects snapshots.
-    const unable = summary.count === 0 ? null : unablePool(record, cluster);
+    const expects = summary.count > 0 && record.head === null;
+    const unable = expects ? unablePool(record, cluster) : null;
     const none = unable === null ? [] : [unableProblem(want, cluster, unable)];
     return [...unreadable, ...damaged, ...fewer, ...none];
   });
 }
 
 function fewerProblem(
-  { name, copies: wanted }: Want,
+  { name, copies: wanted, headDeletedAtMs }: Want,
   { count, fewerCount, fewer: [first] }: api.VolumeAnswer["snapshots"],
   coming: string,
 ): api.Problem {
@@ -122,7 +125,9 @@ function fewerProblem(
     message: `${which} fewer copies than the volume${example}.${coming}`,
     do: [
       { why: "See which", command: `weft snapshot list ${name}` },
-      { why: "A new one is on all copies that are in sync", command: `weft snapshot create ${name}` },
+      ...(headDeletedAtMs === null
+        ? [{ why: "A new one is on all copies that are in sync", command: `weft snapshot create ${name}` }]
+        : []),
     ],
   };
 }
@@ -137,7 +142,7 @@ function comingOf({ mirror, view }: MemberContext, volume: VolumeId): string {
     if (found === undefined || want === null) return [];
     const percent = totalBytes === 0n ? 0n : (doneBytes * 100n) / totalBytes;
     return [
-      ` ${hostName(cluster, host)} gets ${want.name}@${found.name} now, ${percent} % of ${formatSize(totalBytes)}.`,
+      ` ${hostName(cluster, host)} gets ${refOf(want)}@${found.name} now, ${percent} % of ${formatSize(totalBytes)}.`,
     ];
   });
   return lines.join("");

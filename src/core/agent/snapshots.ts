@@ -9,6 +9,7 @@
 import { randomUUID } from "node:crypto";
 
 import { hostName, isAlive } from "../model/cluster.ts";
+import { refOf } from "../model/headless.ts";
 import { maySee, type Principal } from "../model/roles.ts";
 import { parseHostId, parseSnapshotId, type SnapshotId, type VolumeId } from "../model/ids.ts";
 import {
@@ -67,7 +68,7 @@ export async function deleteSnapshot(context: MemberContext, ref: string): Promi
   const { mirror } = context;
   await mirror.sync();
   const { volume, snapshot } = findSnapshot(mirror, ref);
-  decided(checkSnapshotDelete(volume.want.name, snapshot, useOf(context, volume, snapshot)));
+  decided(checkSnapshotDelete(refOf(volume.want), snapshot, useOf(context, volume, snapshot)));
   if (snapshot.state === "DELETING") return;
   await byOwner(context, { kind: "delete-snapshot", volume: volume.id, id: snapshot.id });
   await mirror.sync();
@@ -78,7 +79,7 @@ export async function destroyData(context: MemberContext, ref: string): Promise<
   const { mirror } = context;
   await mirror.sync();
   const { volume, snapshot } = findSnapshot(mirror, ref);
-  decided(checkDestroyData(volume.want.name, snapshot, useOf(context, volume, snapshot)));
+  decided(checkDestroyData(refOf(volume.want), snapshot, useOf(context, volume, snapshot)));
   if (hasData(snapshot)) {
     await byOwner(context, { kind: "destroy-data", volume: volume.id, id: snapshot.id });
     await mirror.sync();
@@ -197,7 +198,7 @@ function snapshotAnswer(
     id: snapshot.id,
     name: snapshot.name,
     volume: id,
-    volumeName: want.name,
+    volumeName: refOf(want),
     size: snapshot.sizeBytes,
     takenAt: new Date(snapshot.createdMs).toISOString(),
     createdBy: snapshot.createdBy,
@@ -248,7 +249,7 @@ export function refuseDeleting({ want }: WantedVolume, { id, name, state }: Snap
   if (state === "READY") return;
   throw new WeftError({
     code: "E-SNAP-09",
-    message: `${want.name}@${name} is being deleted.`,
+    message: `${refOf(want)}@${name} is being deleted.`,
     facts: { snapshot: id },
     safe: "Nothing was changed.",
   });
@@ -256,7 +257,7 @@ export function refuseDeleting({ want }: WantedVolume, { id, name, state }: Snap
 
 /** E-SNAP-18 for one whose data is gone. */
 export function refuseDestroyed({ want }: WantedVolume, snapshot: Snapshot): void {
-  const gone = dataIsGone(want.name, snapshot);
+  const gone = dataIsGone(refOf(want), snapshot);
   if (gone !== null) throw WeftError.fromFinding(gone);
 }
 

@@ -35,6 +35,7 @@ import { membersOrNone, storeStatus } from "./store-status.ts";
 import { readValue } from "./store-value.ts";
 import { usedOf } from "./used-keeper.ts";
 import { trustProblems } from "./trust-status.ts";
+import { deletionOf } from "./find.ts";
 import { deletedVolumes } from "./volumes.ts";
 
 export async function clusterStatus(context: MemberContext): Promise<api.StatusAnswer> {
@@ -204,6 +205,19 @@ export function volumeAnswer(context: MemberContext, volume: VolumeFacts): api.V
     createdBy: want.createdBy,
     createdFrom: originOf(want),
     deletedAt: want.deletedAtMs === null ? null : new Date(want.deletedAtMs).toISOString(),
+    head: headAnswer(volume),
+  };
+}
+
+/** Null: it has its head, or is deleted as a whole. */
+function headAnswer({ want, record }: VolumeFacts): api.VolumeAnswer["head"] {
+  const deletedAtMs = want?.headDeletedAtMs ?? null;
+  if (want === null || want.deletedAtMs !== null || deletedAtMs === null) return null;
+  const { deletedAtMs: since, data } = record?.head ?? { deletedAtMs, data: "kept" as const };
+  return {
+    deletedAt: new Date(deletedAtMs).toISOString(),
+    data,
+    keptUntil: data === "kept" ? new Date(since + TRASH_MS).toISOString() : null,
   };
 }
 
@@ -421,13 +435,16 @@ function blocks(count: bigint): string {
 
 export function trashAnswers({ mirror }: MemberContext): api.TrashAnswer[] {
   return deletedVolumes(mirror).map(({ id, want, record }) => {
-    const deletedAt = want.deletedAtMs ?? 0;
+    const deletedAt = deletionOf(want) ?? 0;
+    const isHead = want.deletedAtMs === null;
+    const since = record?.deletedAtMs ?? record?.head?.deletedAtMs;
     return {
       volume: id,
       name: want.name,
       size: want.sizeBytes,
       deletedAt: new Date(deletedAt).toISOString(),
-      keptUntil: new Date((record?.deletedAtMs ?? deletedAt) + TRASH_MS).toISOString(),
+      keptUntil: new Date((since ?? deletedAt) + TRASH_MS).toISOString(),
+      snapshots: isHead ? (record?.snapshots ?? 0) : 0,
     };
   });
 }

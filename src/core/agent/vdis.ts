@@ -26,7 +26,7 @@ import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
 import { createVolume } from "./create-volume.ts";
 import { volumeOf } from "./facts.ts";
-import { findSnapshot } from "./find.ts";
+import { deletionOf, findSnapshot } from "./find.ts";
 import type { Mirror } from "./mirror.ts";
 import { findSr, findVdi, vdiAnswer, type VdiFacts, vdiOf } from "./sr-facts.ts";
 import { inSr } from "./srs.ts";
@@ -158,8 +158,8 @@ function foundElsewhere(mirror: Mirror, uuid: string, srUuid: string, label: str
   const createdAt = new Date().toISOString();
   const id = parseVolumeId(uuid);
   const { want, record } = id === null ? { want: null, record: null } : volumeOf(mirror, id);
-  if (want !== null && record !== null && want.deletedAtMs === null && want.refused === null)
-    return diskOf({ uuid, sr: srUuid, createdAt, label: label ?? want.name });
+  const isThere = want !== null && deletionOf(want) === null && want.refused === null;
+  if (isThere && record !== null) return diskOf({ uuid, sr: srUuid, createdAt, label: label ?? want.name });
   try {
     const { volume, snapshot } = findSnapshot(mirror, uuid);
     const given = {
@@ -231,5 +231,6 @@ export async function deleteVdi(context: MemberContext, uuid: string): Promise<v
       );
     await dropHelpers(context, vdi.volume);
   }
-  await deleteVolume(context, vdi.volume);
+  // The disk goes, and lives on in the snapshots that XAPI has of it.
+  await deleteVolume(context, vdi.volume, { keepSnapshots: true });
 }

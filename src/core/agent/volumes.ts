@@ -10,17 +10,26 @@ import { parseRid, type VolumeId } from "../model/ids.ts";
 import { addCopy, removeCopy } from "../model/replica-change.ts";
 import { type Decision, ok, refused } from "../model/finding.ts";
 import { checkScrubRate } from "../model/scrub.ts";
-import { checkNoSnapshots, isShown, losesSnapshot } from "../model/snapshot.ts";
-import { checkDelete, checkResize } from "../model/volume-check.ts";
+import { headGone, isHeadGone } from "../model/headless.ts";
+import { checkNoSnapshots, isShown, losesSnapshot, type Snapshot } from "../model/snapshot.ts";
+import { checkDelete, checkDeleteHead, checkResize } from "../model/volume-check.ts";
 import { checkLimits, sameLimits, type VolumeLimits } from "../model/volume-limits.ts";
 import type { VolumeRecord, Want } from "../model/volume-record.ts";
 import type * as api from "../wire/agent-api.ts";
 import { decided, isWeftError, WeftError } from "../wire/errors.ts";
-import { renderWant } from "../wire/record.ts";
+import { parseNameKey, renderWant } from "../wire/record.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
 import { snapshotsOf, type VolumeFacts, volumeOf, volumesOf } from "./facts.ts";
-import { findDeleted, findHost, findVolume, hasWant, type WantedVolume } from "./find.ts";
+import {
+  deletionOf,
+  findDeleted,
+  findHost,
+  findVolume,
+  hasWant,
+  type Heads,
+  type WantedVolume,
+} from "./find.ts";
 import { byOwner, inCaretaker } from "./owner-work.ts";
 import { changeWant } from "./perform.ts";
 import { asked as askedToScrub } from "./scrub-keeper.ts";
@@ -30,18 +39,32 @@ import { scrubSettings } from "./settings.ts";
 export const MAKE_MS = 40_000;
 export const CHANGE_MS = 20_000;
 
-export async function deleteVolume({ mirror, store, view }: MemberContext, ref: string): Promise<void> {
+/**
+ * Into the trash. One that has snapshots is refused (E-SNAP-10), or with `keepSnapshots` its head alone is deleted, and it lives
+ * on in them; asked again of such a one, by its id, there is nothing to do.
+ */
+export async function deleteVolume(
+  { mirror, store, view }: MemberContext,
+  ref: string,
+  { keepSnapshots }: { readonly keepSnapshots: boolean },
+): Promise<void> {
   await mirror.sync();
-  const { id, want, wantEntry } = findVolume(mirror, ref);
+  const { id, want, wantEntry } = findVolume(mirror, ref, "headless too");
   if (wantEntry === null) return;
+  const shown = (): readonly Snapshot[] => snapshotsOf(mirror, id).known.filter(isShown);
+  if (want.headDeletedAtMs !== null) {
+    if (!keepSnapshots) decided(checkNoSnapshots(want, shown()));
+    return;
+  }
+  const headOnly = keepSnapshots && (volumeOf(mirror, id).record?.snapshots ?? 0) > 0;
   const refuseOpen = ({ record, extra }: VolumeFacts): void => {
-    decided(checkNoSnapshots(want, snapshotsOf(mirror, id).known.filter(isShown)));
-    decided(
-      checkDelete({ want, record, cluster: view.cluster(), ownerIsCaretaker: extra?.caretaker ?? false }),
-    );
+    if (!headOnly) decided(checkNoSnapshots(want, shown()));
+    const known = { want, record, cluster: view.cluster(), ownerIsCaretaker: extra?.caretaker ?? false };
+    decided(headOnly ? checkDeleteHead(known) : checkDelete(known));
   };
   refuseOpen(volumeOf(mirror, id));
-  const deleted: Want = { ...want, deletedAtMs: Date.now() };
+  const now = Date.now();
+  const deleted: Want = headOnly ? { ...want, headDeletedAtMs: now } : { ...want, deletedAtMs: now };
   const won = await store.cas(wantEntry.key, wantEntry.modRevision, renderWant(deleted, wantEntry.value), [
     { kind: "delete", key: keys.name(want.name) },
   ]);
@@ -50,12 +73,13 @@ export async function deleteVolume({ mirror, store, view }: MemberContext, ref: 
     await mirror.until(`The deletion of "${want.name}"`, CHANGE_MS, () => {
       const now = volumeOf(mirror, id);
       if (now.want === null || now.record === null || now.record.deletedAtMs !== null) return true;
+      if (headOnly && now.record.head !== null) return true;
       refuseOpen(now);
       return null;
     });
   } catch (error) {
-    // Somebody opened it in between, or took a snapshot: the deletion is taken back.
-    if (isWeftError(error, "E-VOL-12") || isWeftError(error, "E-SNAP-10"))
+    // Somebody opened it in between, took a snapshot, or begins to take it back to one: the deletion is taken back.
+    if (isWeftError(error) && ["E-VOL-12", "E-VOL-14", "E-SNAP-10"].includes(error.code))
       await undelete(mirror, store, id, want.name);
     throw error;
   }
@@ -152,8 +176,11 @@ export async function scrubVolume(
   if (rate !== null) decided(checkScrubRate(rate));
   await mirror.sync();
   const bytes = rate ?? scrubSettings(mirror).rate;
-  const { volume } = await changeWanted(context, ref, (want) =>
-    ok(want.scrub?.rate === bytes ? want : askedToScrub(want, by, bytes)),
+  const { volume } = await changeWanted(
+    context,
+    ref,
+    (want) => ok(want.scrub?.rate === bytes ? want : askedToScrub(want, by, bytes)),
+    "headless too",
   );
   await mirror.sync();
   return volume;
@@ -163,8 +190,11 @@ export async function scrubVolume(
 export async function stopScrub(context: MemberContext, ref: string): Promise<VolumeId> {
   const { mirror, scrubKeeper } = context;
   await mirror.sync();
-  const { volume } = await changeWanted(context, ref, (want) =>
-    ok(want.scrub === null ? want : { ...want, scrub: null }),
+  const { volume } = await changeWanted(
+    context,
+    ref,
+    (want) => ok(want.scrub === null ? want : { ...want, scrub: null }),
+    "headless too",
   );
   await mirror.sync();
   await scrubKeeper.settle();
@@ -173,13 +203,22 @@ export async function stopScrub(context: MemberContext, ref: string): Promise<Vo
 
 export async function restoreVolume({ mirror, store }: MemberContext, ref: string): Promise<VolumeId> {
   await mirror.sync();
-  const { id, want } = findDeleted(mirror, ref);
+  const { id, want, record: before } = findDeleted(mirror, ref);
+  if (before !== null && isHeadGone(before)) throw WeftError.fromFinding(headGone(want));
   await undelete(mirror, store, id, want.name);
-  await mirror.until(`The restoring of "${want.name}"`, CHANGE_MS, () => {
+  const gone = await mirror.until(`The restoring of "${want.name}"`, CHANGE_MS, () => {
     const { record } = volumeOf(mirror, id);
-    return record !== null && record.deletedAtMs === null ? true : null;
+    if (record === null) return null;
+    if (isHeadGone(record)) return "gone";
+    return record.deletedAtMs === null && record.head === null ? "back" : null;
   });
-  return id;
+  if (gone === "back") return id;
+  // What only its head had began to go in the same moment.
+  await changeWant(store, id, (now) => ({ ...now, headDeletedAtMs: want.headDeletedAtMs }));
+  const name = await store.get(keys.name(want.name));
+  if (name !== null && parseNameKey(name.key, name.value).volume === id)
+    await store.txn([{ key: name.key, modRevision: name.modRevision }], [{ kind: "delete", key: name.key }]);
+  throw WeftError.fromFinding(headGone(want));
 }
 
 async function undelete(
@@ -190,39 +229,46 @@ async function undelete(
 ): Promise<void> {
   await mirror.sync();
   const { want, wantEntry } = volumeOf(mirror, id);
-  if (want === null || wantEntry === null || want.deletedAtMs === null) return;
+  if (want === null || wantEntry === null || deletionOf(want) === null) return;
+  const whole: Want = { ...want, deletedAtMs: null, headDeletedAtMs: null };
   const outcome = await store.txn(
     [
       { key: wantEntry.key, modRevision: wantEntry.modRevision },
       { key: keys.name(name), modRevision: 0n },
     ],
     [
-      { kind: "put", key: wantEntry.key, value: renderWant({ ...want, deletedAtMs: null }, wantEntry.value) },
+      { kind: "put", key: wantEntry.key, value: renderWant(whole, wantEntry.value) },
       { kind: "put", key: keys.name(name), value: JSON.stringify({ volume: id }) },
       { kind: "delete", key: keys.emptyTrash(id) },
     ],
   );
   if (outcome.kind === "succeeded") return;
   await mirror.sync();
-  if (volumeOf(mirror, id).want?.deletedAtMs === null) return;
+  const now = volumeOf(mirror, id).want;
+  if (now !== null && deletionOf(now) === null) return;
   throw mirror.get(keys.name(name)) === null ? changedMeanwhile(name) : nameTaken(name);
 }
 
-/** Of one volume, or of all that are deleted. */
+/** Of one volume, or of all that are deleted; of one that lives on in its snapshots what only its head has goes. */
 export async function emptyTrash({ mirror, store }: MemberContext, ref: string | null): Promise<void> {
   await mirror.sync();
   const volumes = ref === null ? deletedVolumes(mirror) : [findDeleted(mirror, ref)];
   for (const { id } of volumes)
     await store.put(keys.emptyTrash(id), JSON.stringify({ at: new Date().toISOString() }));
   await mirror.until("The emptying of the trash", CHANGE_MS, () =>
-    volumes.every(({ id }) => volumeOf(mirror, id).want === null) ? true : null,
+    volumes.every(({ id }) => isEmptied(volumeOf(mirror, id))) ? true : null,
   );
 }
 
+function isEmptied({ want, record }: VolumeFacts): boolean {
+  return want === null || (want.deletedAtMs === null && record !== null && isHeadGone(record));
+}
+
+/** Those that can be brought back: volumes, and heads of volumes that live on in their snapshots. */
 export function deletedVolumes(mirror: MemberContext["mirror"]): readonly WantedVolume[] {
   return volumesOf(mirror)
     .filter(hasWant)
-    .filter(({ want }) => want.deletedAtMs !== null);
+    .filter((volume) => deletionOf(volume.want) !== null && !isEmptied(volume));
 }
 
 export async function addReplica(
@@ -233,8 +279,11 @@ export async function addReplica(
   const { mirror, view } = context;
   await mirror.sync();
   const on = host === null ? null : findHost(mirror, host).id;
-  const { volume, want, before } = await changeWanted(context, ref, (w, record) =>
-    addCopy(w, record, view.cluster(), on),
+  const { volume, want, before } = await changeWanted(
+    context,
+    ref,
+    (w, record) => addCopy(w, record, view.cluster(), on),
+    "headless too",
   );
   const added = want.placements.find((place) => !before.placements.some(({ rid }) => rid === place.rid));
   if (added === undefined) return volume;
@@ -256,8 +305,11 @@ export async function removeReplica(context: MemberContext, ref: string, number:
     });
   }
   await mirror.sync();
-  const { volume, want } = await changeWanted(context, ref, (w, record) =>
-    keepingSnapshots(context, w, record, removeCopy(w, record, view.cluster(), rid)),
+  const { volume, want } = await changeWanted(
+    context,
+    ref,
+    (w, record) => keepingSnapshots(context, w, record, removeCopy(w, record, view.cluster(), rid)),
+    "headless too",
   );
   await mirror.until(`The removal of copy ${rid} of "${want.name}"`, CHANGE_MS, () => {
     const { record } = volumeOf(mirror, volume);
@@ -285,9 +337,10 @@ export async function changeWanted(
   { mirror, store }: MemberContext,
   ref: string,
   change: (want: Want, record: VolumeRecord) => Decision<Want>,
+  heads: Heads = "with its head",
 ): Promise<{ readonly volume: VolumeId; readonly want: Want; readonly before: Want }> {
   for (;;) {
-    const { id, want, wantEntry, record, unreadable } = findVolume(mirror, ref);
+    const { id, want, wantEntry, record, unreadable } = findVolume(mirror, ref, heads);
     if (unreadable !== null) throw unreadable;
     if (wantEntry === null || record === null) throw stillMade(want.name, id);
     const next = decided(change(want, record));

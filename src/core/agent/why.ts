@@ -26,7 +26,7 @@ const progressJson = z.object({ host: z.string(), rid: u32, copied: u64, total: 
 
 export async function whyAnswer(context: MemberContext, ref: string): Promise<api.WhyAnswer> {
   const { mirror, view, placer, daemon, host } = context;
-  const volume = findVolume(mirror, ref);
+  const volume = findVolume(mirror, ref, "headless too");
   const { id, want, record, extra } = volume;
   const cluster = view.cluster();
   const health = healthIn(context, volume);
@@ -86,7 +86,7 @@ async function daemonWhy(daemon: LocalDaemon, volume: string): Promise<Record<st
 
 export function progressAnswer(context: MemberContext, ref: string): api.ProgressAnswer {
   const { mirror, view, placer } = context;
-  const volume = findVolume(mirror, ref);
+  const volume = findVolume(mirror, ref, "headless too");
   const { record } = volume;
   const cluster = view.cluster();
   const health = healthIn(context, volume);

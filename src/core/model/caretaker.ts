@@ -29,6 +29,8 @@ export type CaretakerWork =
   | "scrub"
   /** Whoever opens a volume that is being taken back ends that first. */
   | "revert"
+  /** What only a deleted head has is given back. */
+  | "release"
   | "snapshots";
 
 export type Caretaker = { readonly host: HostId; readonly work: readonly CaretakerWork[] };
@@ -40,6 +42,8 @@ export type CaretakerInput = {
   readonly cluster: Cluster;
   readonly ownerIsCaretaker: boolean;
   readonly snapshots: readonly Snapshot[];
+  /** What only the deleted head has is to be given back, or is being. */
+  readonly isReleaseDue: boolean;
 };
 
 export function chooseCaretaker(input: CaretakerInput, now: number): Caretaker | null {
@@ -58,7 +62,7 @@ export function chooseCaretaker(input: CaretakerInput, now: number): Caretaker |
 
 /** What there is to do; empty: the caretaker that is open closes. */
 export function caretakerWork(
-  { want, made, record, cluster, snapshots }: CaretakerInput,
+  { want, made, record, cluster, snapshots, isReleaseDue }: CaretakerInput,
   now: number,
 ): readonly CaretakerWork[] {
   const work = new Set<CaretakerWork>();
@@ -78,10 +82,11 @@ export function caretakerWork(
       if (insync(record).some((member) => isLongAway(cluster, member.host, now))) work.add("demote");
     }
   }
-  if (want.sizeBytes > record.sizeBytes) work.add("grow");
+  if (want.sizeBytes > record.sizeBytes && record.head === null) work.add("grow");
   if (policyStep(want, record) !== null) work.add("policy");
   if (want.scrub !== null) work.add("scrub");
   if (record.reverting !== null) work.add("revert");
+  if (isReleaseDue) work.add("release");
   if (isUnfinished(snapshots, record, cluster)) work.add("snapshots");
   return [...work];
 }

@@ -10,6 +10,7 @@ import { hostName } from "./cluster.ts";
 import type { Cluster } from "./cluster.ts";
 import { finding, ok, refused } from "./finding.ts";
 import type { Decision, Finding } from "./finding.ts";
+import { headDeleted } from "./headless.ts";
 import { formatSize, formatSizeExact } from "./size.ts";
 import { dataIsGone, holders } from "./snapshot.ts";
 import type { Snapshot } from "./snapshot.ts";
@@ -26,7 +27,7 @@ export type RevertInput = {
 };
 
 /**
- * `begin`: weftd is asked; `wait`: it is being taken back to that snapshot already. E-VOL-11, E-SNAP-09, E-SNAP-18,
+ * `begin`: weftd is asked; `wait`: it is being taken back to that snapshot already. E-VOL-11, E-VOL-19, E-SNAP-09, E-SNAP-18,
  * E-VOL-12 where a guest uses it, E-SNAP-15 where the sizes differ, E-SNAP-19 where too few copies have the snapshot,
  * E-VOL-14 while a caretaker is at other work.
  */
@@ -41,6 +42,7 @@ export function checkRevert(input: RevertInput): Decision<"begin" | "wait"> {
         do: [{ why: "Bring it back", command: `weft trash restore ${want.name}` }],
       }),
     );
+  if (want.headDeletedAtMs !== null || record.head !== null) return refused(headDeleted(want));
   if (snapshot.state === "DELETING")
     return refused(
       finding("E-SNAP-09", `${ref} is being deleted.`, {

@@ -13,6 +13,7 @@ import { hostName, isAlive } from "./cluster.ts";
 import type { Cluster } from "./cluster.ts";
 import { finding, ok, refused } from "./finding.ts";
 import type { Decision, Finding } from "./finding.ts";
+import { refOf } from "./headless.ts";
 import { byText } from "./ids.ts";
 import type { HostId, PoolId, Rid, SnapshotId, VolumeId } from "./ids.ts";
 import { SNAPSHOTS_MAX } from "./limits.ts";
@@ -162,26 +163,27 @@ export function losesSnapshot(
   const goingBefore = before.placements.filter(({ remove }) => remove);
   const lost = lastHeld(snapshots, record, [...going, ...goingBefore]);
   if (lost === null || going.length === 0) return null;
+  const name = refOf(before);
   const where = holders(lost, record).map(({ host }) => hostName(cluster, host));
   return finding(
     "E-SNAP-07",
-    `${before.name}@${lost.name} is only on ${where.join(" ")}: the copy there can't go before the snapshot.`,
+    `${name}@${lost.name} is only on ${where.join(" ")}: the copy there can't go before the snapshot.`,
     {
       facts: { volume: before.volume, snapshot: lost.id },
       safe: "All copies are kept as they are.",
       do: [
-        { why: "See which copies have which snapshots", command: `weft snapshot list ${before.name}` },
+        { why: "See which copies have which snapshots", command: `weft snapshot list ${name}` },
         ...(hasData(lost)
           ? [
               {
                 why: "Another copy is given it by and by; then this one can go",
-                command: `weft replica add ${before.name} --wait`,
+                command: `weft replica add ${name} --wait`,
               },
             ]
           : []),
         {
           why: "Delete it when you don't need it",
-          command: `weft snapshot delete ${before.name}@${lost.name}`,
+          command: `weft snapshot delete ${name}@${lost.name}`,
         },
       ],
     },
@@ -357,7 +359,10 @@ export function checkNoSnapshots({ name, volume }: Want, snapshots: readonly Sna
       {
         facts: { volume, snapshots: snapshots.length },
         safe: "Nothing was changed.",
-        do: [{ why: "Delete them first", command: `weft snapshot list ${name}` }],
+        do: [
+          { why: "Delete them first", command: `weft snapshot list ${name}` },
+          { why: "Or keep them without it", command: `weft volume delete ${name} --keep-snapshots` },
+        ],
       },
     ),
   );

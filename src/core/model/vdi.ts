@@ -100,12 +100,12 @@ export function stageOf(vdi: Vdi, { want, record, snapshot }: VdiBacking): "maki
     return snapshot.isLogged ? "whole" : "making";
   }
   if (want === null) return record === null ? "gone" : wholeUnlessDeleted(record);
-  if (want.deletedAtMs !== null || want.refused !== null) return "gone";
+  if (want.deletedAtMs !== null || want.headDeletedAtMs !== null || want.refused !== null) return "gone";
   return record === null ? "making" : wholeUnlessDeleted(record);
 }
 
-function wholeUnlessDeleted({ deletedAtMs }: VolumeRecord): "whole" | "gone" {
-  return deletedAtMs === null ? "whole" : "gone";
+function wholeUnlessDeleted({ deletedAtMs, head }: VolumeRecord): "whole" | "gone" {
+  return deletedAtMs === null && head === null ? "whole" : "gone";
 }
 
 /** A volume's size has whole blocks: XAPI asks for any number of bytes and takes more. */

@@ -10,6 +10,7 @@ import type { Cluster } from "./cluster.ts";
 import type { Decision, Finding } from "./finding.ts";
 import { finding, ok, refused } from "./finding.ts";
 import type { HostId } from "./ids.ts";
+import { headDeleted } from "./headless.ts";
 import { ATTACHED_PER_HOST_MAX, poolReserveBytes } from "./limits.ts";
 import { checkSize, formatSize, formatSizeExact } from "./size.ts";
 import { insync } from "./volume-record.ts";
@@ -60,6 +61,20 @@ export function checkDelete(input: Known): Decision<null> {
   const owner = record?.owner ?? null;
   if (owner === null || input.ownerIsCaretaker) return ok(null);
   return refused(openFinding(want, cluster, owner.host, "Not deleted."));
+}
+
+/** Of one that lives on in its snapshots. E-VOL-14 while it is being taken back to one of them. */
+export function checkDeleteHead(input: Known): Decision<null> {
+  const { want, record } = input;
+  const allowed = checkDelete(input);
+  if (allowed.kind === "refused" || record === null || record.reverting === null) return allowed;
+  return refused(
+    finding("E-VOL-14", `"${want.name}" is being taken back to a snapshot. Not deleted.`, {
+      facts: { volume: want.volume },
+      safe: "Nothing was changed.",
+      do: [{ why: "When that is done it may go", command: `weft volume show ${want.name} --watch` }],
+    }),
+  );
 }
 
 export function checkDetach({
@@ -176,6 +191,7 @@ function checkThere({ want, record }: Known): Finding | null {
       do: [{ why: "Bring it back", command: `weft trash restore ${want.name}` }],
     });
   }
+  if (want.headDeletedAtMs !== null || (record !== null && record.head !== null)) return headDeleted(want);
   if (record !== null) return null;
   return finding("E-VOL-14", `"${want.name}" is still being made.`, {
     facts: { volume: want.volume },

@@ -36,9 +36,19 @@ export type VolumeRecord = {
   readonly owner: { readonly host: HostId; readonly session: SessionId } | null;
   readonly clean: boolean;
   readonly deletedAtMs: number | null;
+  /** Its head is deleted and it lives on in its snapshots: no guest opens it (docs/model.md R31). Null: it isn't. */
+  readonly head: DeletedHead | null;
+  /** How many keys of snapshots there are, also of those that are being deleted. */
+  readonly snapshots: number;
   /** It is being taken back to a snapshot: whoever opens it ends that before it serves (docs/model.md R30). Null: it is not. */
   readonly reverting: { readonly snapshot: SnapshotId; readonly sinceMs: number | null } | null;
   readonly replicas: readonly Member[];
+};
+
+/** `data`: what only the head has is all there, so that it can be restored; is being given back; or was. */
+export type DeletedHead = {
+  readonly deletedAtMs: number;
+  readonly data: "kept" | "releasing" | "released";
 };
 
 export type Place = {
@@ -65,6 +75,8 @@ export type Want = {
   /** Its copies shall be compared with each other; null: nobody asks for it. */
   readonly scrub: ScrubAsk | null;
   readonly deletedAtMs: number | null;
+  /** Its head is deleted: it shall live on in its snapshots, and its name is free. Null: it has its head. */
+  readonly headDeletedAtMs: number | null;
   readonly createdBy: string;
   /** The snapshot that it began as; null: it began empty. */
   readonly createdFrom: CreatedFrom | null;

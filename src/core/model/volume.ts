@@ -7,6 +7,9 @@
  *                              ▲                             deleting ──tombstone──▶ trashed
  *                              └──────────────── 24 h, or trash emptied ─────────────────┘
  *
+ * With snapshots its head alone may be deleted (headless.ts): it stays live without one, and is deleted like any other when the
+ * last snapshot is gone.
+ *
  * After each event the facts are brought up to date, the effects that they call for are computed anew, and those not
  * asked for in the last 15 s are emitted. Every effect is idempotent and names the host that performs it, so agents
  * need not talk to each other, and one that restarts begins with nothing but the facts.
@@ -29,6 +32,8 @@ import { isAlive } from "./cluster.ts";
 import type { Cluster } from "./cluster.ts";
 import { caretakerWork, chooseCaretaker } from "./caretaker.ts";
 import { formatDuration } from "./duration.ts";
+import { headEffects, isHeadGone, isHeadReleaseDue, releaseAt } from "./headless.ts";
+import type { HeadEffect } from "./headless.ts";
 import { byText } from "./ids.ts";
 import type { HostId, PoolId, Rid, SessionId } from "./ids.ts";
 import { ASK_AGAIN_MS, GIVEN_UP_MS, TRASH_MS } from "./limits.ts";
@@ -91,6 +96,7 @@ export type VolumeEffect =
   | { readonly kind: "close-caretaker"; readonly host: HostId }
   | { readonly kind: "delete-record"; readonly host: HostId }
   | { readonly kind: "restore-record"; readonly host: HostId }
+  | HeadEffect
   | { readonly kind: "trash-replica"; readonly host: HostId; readonly rid: Rid; readonly pool: PoolId }
   | { readonly kind: "untrash-replica"; readonly host: HostId; readonly rid: Rid; readonly pool: PoolId }
   | { readonly kind: "empty-trash"; readonly host: HostId; readonly rid: Rid; readonly pool: PoolId }
@@ -144,8 +150,9 @@ export function phaseOf({ want, made, record, vanished, emptyNow }: VolumeState,
   }
   if (record.deletedAtMs === null) return want.deletedAtMs === null ? "live" : "deleting";
   if (want.deletedAtMs === null) return "trashed";
-  // Nobody restores what never was.
-  const isOver = emptyNow || want.refused !== null || now >= record.deletedAtMs + TRASH_MS;
+  // Nobody restores what never was, or what is gone.
+  const isNever = want.refused !== null || isHeadGone(record);
+  const isOver = emptyNow || isNever || now >= record.deletedAtMs + TRASH_MS;
   return isOver ? "clearing" : "trashed";
 }
 
@@ -153,10 +160,11 @@ export function phaseOf({ want, made, record, vanished, emptyNow }: VolumeState,
 export function wakeAt(state: VolumeState, now: number): number | null {
   const deletedAt = state.record?.deletedAtMs ?? null;
   const trash = deletedAt === null || phaseOf(state, now) !== "trashed" ? [] : [deletedAt + TRASH_MS];
+  const release = state.record === null ? null : releaseAt(state.record, now);
   const late = lateUntil(state);
   const times = [...state.asked.values()]
     .map((at) => at + ASK_AGAIN_MS)
-    .concat(trash, late !== null && late > now ? [late] : []);
+    .concat(trash, release ?? [], late !== null && late > now ? [late] : []);
   return times.length === 0 ? null : Math.min(...times);
 }
 
@@ -171,7 +179,7 @@ function lateUntil({ want, record }: VolumeState): number | null {
 function apply(state: VolumeState, event: VolumeEvent): VolumeState {
   switch (event.kind) {
     case "want":
-      return { ...state, want: event.want, emptyNow: state.emptyNow && event.want?.deletedAtMs !== null };
+      return { ...state, want: event.want, emptyNow: state.emptyNow && !isWhole(event.want) };
     case "made":
       return { ...state, made: event.made };
     case "record":
@@ -191,6 +199,11 @@ function apply(state: VolumeState, event: VolumeEvent): VolumeState {
     case "tick":
       return state;
   }
+}
+
+/** Neither it nor its head is deleted. */
+function isWhole(want: Want | null): boolean {
+  return want !== null && want.deletedAtMs === null && want.headDeletedAtMs === null;
 }
 
 function isOlder(fresh: VolumeRecord | null, known: VolumeRecord | null): boolean {
@@ -246,7 +259,13 @@ function dueWhenLive(
   const { made, snapshots } = state;
   const effects: VolumeEffect[] = [];
   const ownerIsCaretaker = record.owner !== null && record.owner.session === state.caretaker;
-  const input = { want, made, record, cluster, ownerIsCaretaker, snapshots };
+  const isReleaseDue = isHeadReleaseDue(record, state.emptyNow, now);
+  const input = { want, made, record, cluster, ownerIsCaretaker, snapshots, isReleaseDue };
+  const ofHead = headEffects(input);
+  if (ofHead !== "none") {
+    if (record.owner !== null) return closeCaretaker(state, record);
+    return byOneOf(cluster, want, (host) => ({ kind: ofHead, host }));
+  }
   const caretaker = chooseCaretaker(input, now);
   const worker = record.owner?.host ?? null;
   for (const place of want.placements) {
@@ -262,7 +281,9 @@ function dueWhenLive(
       effects.push({ kind: "remove-member", host: worker, rid: place.rid });
     }
   }
-  if (worker !== null && want.sizeBytes > record.sizeBytes)
+  if (worker !== null && isReleaseDue && record.head?.data === "kept" && ownerIsCaretaker)
+    effects.push({ kind: "release-head", host: worker });
+  if (worker !== null && want.sizeBytes > record.sizeBytes && record.head === null)
     effects.push({ kind: "grow", host: worker, sizeBytes: want.sizeBytes });
   const policy = policyStep(want, record);
   if (worker !== null && policy !== null) effects.push({ kind: "set-policy", host: worker, policy });
@@ -371,6 +392,10 @@ export function effectLine(effect: VolumeEffect): string {
     case "close-caretaker":
     case "delete-record":
     case "restore-record":
+    case "delete-head":
+    case "restore-head":
+    case "release-head":
+    case "end-headless":
       return `${effect.kind} on ${effect.host.slice(0, 8)}`;
     case "drop-place":
       return `drop-place ${effect.rid}`;

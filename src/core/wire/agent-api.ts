@@ -252,6 +252,8 @@ export const snapshotChangeRequest = z
 
 export const attachRequest = z.strictObject({ steal: z.boolean().default(false) });
 export const detachRequest = z.strictObject({ abandon: z.boolean().default(false) });
+/** With snapshots it is refused, or with `keepSnapshots` its head alone is deleted. */
+export const volumeDeleteRequest = z.strictObject({ keepSnapshots: z.boolean().default(false) });
 export const replicaAddRequest = z.strictObject({ host: hostName.nullable().default(null) });
 export const storeFileRequest = z.strictObject({ path: z.string().startsWith("/").max(4096) });
 export const storeRepairRequest = z.strictObject({ assent: z.boolean().default(false) });
@@ -631,6 +633,17 @@ export const volumeAnswer = z.object({
     .nullable()
     .default(null),
   deletedAt: instant.nullable(),
+  /** Its head is deleted, and it lives on in its snapshots; null: it has its head. */
+  head: z
+    .object({
+      deletedAt: instant,
+      /** What only the head has: all there, being given back, gone. */
+      data: z.enum(["kept", "releasing", "released"]),
+      /** Until then it can be restored; null: not any more. */
+      keptUntil: instant.nullable(),
+    })
+    .nullable()
+    .default(null),
 });
 
 export const storeMember = z.object({
@@ -834,6 +847,8 @@ export const trashAnswer = z.object({
   deletedAt: instant,
   /** After this moment its replicas may go. */
   keptUntil: instant,
+  /** It is a head: the volume lives on in so many snapshots; 0: all of it was deleted. */
+  snapshots: z.int().default(0),
 });
 
 export const backupAnswer = z.object({ path: z.string(), bytes: u64, revision: u64, sha256: z.string() });

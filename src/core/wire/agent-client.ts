@@ -224,8 +224,8 @@ export class AgentClient {
     return this.#call("DELETE", path`/v1/volumes/${ref}/scrub`, api.volumeAnswer);
   }
 
-  async deleteVolume(ref: string): Promise<void> {
-    await this.#call("DELETE", path`/v1/volumes/${ref}`, api.okAnswer);
+  async deleteVolume(ref: string, body: z.input<typeof api.volumeDeleteRequest> = {}): Promise<void> {
+    await this.#call("DELETE", path`/v1/volumes/${ref}`, api.okAnswer, api.volumeDeleteRequest, body);
   }
 
   attach(ref: string, body: z.input<typeof api.attachRequest> = {}): Promise<api.AttachAnswer> {

@@ -30,8 +30,11 @@ import { address, counter, epoch, instant, labels, u32, u64, uuid, volumeLimits 
 
 /** Of a record without anything that older software must not overlook, and of all other values. */
 export const RECORD_FORMAT = 1;
-/** Of one whose volume is being taken back to a snapshot: who doesn't know that would serve it as it is. */
-const RECORD_FORMAT_MAX = 2;
+/**
+ * Of one whose volume is being taken back to a snapshot (2), or whose head is deleted (3): who doesn't know that would serve it
+ * as it is.
+ */
+const RECORD_FORMAT_MAX = 3;
 /** Of a snapshot whose data was destroyed: who doesn't know that would offer it. */
 const SNAPSHOT_FORMAT_MAX = 2;
 
@@ -160,6 +163,11 @@ const recordJson = z
     deleted: seconds.nullable().default(null),
     owner: z.object({ node: hostId, session: sessionId }).nullable().default(null),
     clean: z.boolean().default(false),
+    head: z
+      .object({ deleted: seconds, data: z.enum(["kept", "releasing", "released"]) })
+      .nullable()
+      .default(null),
+    snaps: z.object({ count: u32 }).default({ count: 0 }),
     reverting: z
       .object({ snap: snapshotId, since: milliseconds.nullable().catch(null) })
       .nullable()
@@ -178,6 +186,8 @@ const recordJson = z
     owner: r.owner === null ? null : { host: r.owner.node, session: r.owner.session },
     clean: r.clean,
     deletedAtMs: r.deleted,
+    head: r.head === null ? null : { deletedAtMs: r.head.deleted, data: r.head.data },
+    snapshots: r.snaps.count,
     reverting: r.reverting === null ? null : { snapshot: r.reverting.snap, sinceMs: r.reverting.since },
     replicas: r.replicas.toSorted((a, b) => a.rid - b.rid),
   }));
@@ -250,6 +260,7 @@ const wantJson = z
     limits: limits.nullable().default(null),
     scrub: scrubAskJson.nullable().default(null),
     deletedAt: moment.nullable().default(null),
+    headDeletedAt: moment.nullable().default(null),
     createdBy: z.string(),
     createdFrom: createdFromJson.nullable().default(null),
     refused: z.object({ host: hostId, code: z.string(), message: z.string() }).nullable().default(null),
@@ -266,6 +277,7 @@ const wantJson = z
     limits: w.limits,
     scrub: w.scrub,
     deletedAtMs: w.deletedAt === null ? null : Date.parse(w.deletedAt),
+    headDeletedAtMs: w.headDeletedAt === null ? null : Date.parse(w.headDeletedAt),
     createdBy: w.createdBy,
     createdFrom: w.createdFrom,
     refused: w.refused,
@@ -376,6 +388,7 @@ export function renderWant(want: Want, before: string | null): string {
     ...(want.limits === null ? {} : { limits: { ...oldLimits, ...volumeLimits.encode(want.limits) } }),
     ...(want.scrub === null ? {} : { scrub: { ...oldScrub, ...renderScrub(want.scrub) } }),
     deletedAt: want.deletedAtMs === null ? null : new Date(want.deletedAtMs).toISOString(),
+    headDeletedAt: want.headDeletedAtMs === null ? undefined : new Date(want.headDeletedAtMs).toISOString(),
     createdBy: want.createdBy,
     createdFrom: want.createdFrom === null ? undefined : renderOrigin(want.createdFrom, old["createdFrom"]),
     refused: want.refused ?? undefined,

@@ -132,7 +132,9 @@ export const routes = {
     logs: ["size", "loseData", "copies", "minIsr", "spread", "move", "limits"],
   }),
   "POST /v1/volumes/:ref/plan": question("operator", "volume", api.placeChangeRequest, api.planAnswer),
-  "DELETE /v1/volumes/:ref": mutation("admin", "volume", null, api.okAnswer),
+  "DELETE /v1/volumes/:ref": mutation("admin", "volume", api.volumeDeleteRequest, api.okAnswer, {
+    logs: ["keepSnapshots"],
+  }),
   "POST /v1/volumes/:ref/attach": mutation("operator", "volume", api.attachRequest, api.attachAnswer, {
     raise: ({ steal }) => (steal ? "admin" : "operator"),
     logs: ["steal"],

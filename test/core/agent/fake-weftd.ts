@@ -47,6 +47,8 @@ type RecordJson = Json & {
   policy: Json & { copies: number; min_isr: number };
   owner: { node: string; session: string; caretaker?: boolean } | null;
   deleted: string | null;
+  head: { deleted: string; data: string } | null;
+  snaps: { count: number; newest: null };
   replicas: (Json & { rid: number; node: string })[];
 };
 
@@ -94,6 +96,8 @@ export class FakeWeftd {
   readonly images = new Map<string, Pick<KeptRecord, "images" | "gone">>();
   /** The next snapshot is refused so. */
   refusesSnapshots: { readonly code: string; readonly facts: Json } | null = null;
+  /** What only a deleted head has is gone when this has come. */
+  holdsRelease: Promise<void> = Promise.resolve();
   /** Its owners end nothing that was begun with snapshots, until `letSnapshotsEnd` is called. */
   holdsSnapshots = false;
   /** Copies are refused so. */
@@ -227,11 +231,25 @@ export class FakeWeftd {
         this.kept.set(json.vol, json);
         return {};
       },
-      "volume.delete": ({ volume }) =>
+      "volume.delete": ({ volume, keep_snapshots: keep }) =>
         this.#swap(String(volume), (r) => {
           if (r.owner !== null) refuse("E-VOL-12", "open");
-          return { ...r, epoch: up(r.epoch), deleted: String(Math.floor(Date.now() / 1000)) };
+          const now = String(Math.floor(Date.now() / 1000));
+          const epoch = up(r.epoch);
+          if (r.snaps.count === 0) return { ...r, epoch, deleted: r.head?.deleted ?? now };
+          if (keep !== true) refuse("E-SNAP-10", "it has snapshots");
+          return { ...r, epoch, fmt: 3, min_reader: 3, head: { deleted: now, data: "kept" } };
         }),
+      // The real one says so when it has begun, and later when it is done.
+      "volume.release": async ({ volume }) => {
+        const to = (data: string) => (r: RecordJson) =>
+          r.head === null || r.head === undefined
+            ? refuse("E-ARG-02", "no deleted head")
+            : { ...r, head: { ...r.head, data } };
+        await this.#swap(String(volume), to("releasing"));
+        void this.holdsRelease.then(() => this.#swap(String(volume), to("released"))).catch(() => undefined);
+        return {};
+      },
       "volume.resize": async ({ volume, size, lose }) => {
         await this.#swap(String(volume), (r) => {
           if (this.refusesSizes) refuse("E-VOL-15", "a copy can't follow");
@@ -246,7 +264,11 @@ export class FakeWeftd {
         return { size, epoch };
       },
       "volume.restore": ({ volume }) =>
-        this.#swap(String(volume), (r) => ({ ...r, epoch: up(r.epoch), deleted: null })),
+        this.#swap(String(volume), (r) => {
+          if (r.owner !== null) refuse("E-VOL-12", "open");
+          if ((r.head ?? null) !== null && r.head?.data !== "kept") refuse("E-VOL-20", "it goes");
+          return { ...r, fmt: 1, min_reader: 1, epoch: up(r.epoch), deleted: null, head: null };
+        }),
       "volume.fence": async ({ volume, host }) => {
         let fenced = false;
         await this.#swap(String(volume), (r) => {
@@ -465,7 +487,9 @@ export class FakeWeftd {
     for (;;) {
       const entry = await store.get(keys.state(volume));
       if (entry === null) return refuse("E-ARG-01", "no such volume");
-      const before = JSON.parse(entry.value) as RecordJson;
+      const { entries } = await store.list(keys.snapshots(volume));
+      const snaps = { count: entries.length, newest: null };
+      const before = { ...(JSON.parse(entry.value) as RecordJson), snaps };
       const after = { ...change(before), rev: up(before.rev), nonce: randomUUID() };
       const outcome = await store.cas(entry.key, entry.modRevision, JSON.stringify(after));
       if (outcome.kind !== "won") continue;
@@ -618,8 +642,10 @@ export class FakeWeftd {
     const store = this.#connected();
     for (const { key, value } of (await store.list(keys.snapshots(volume))).entries) {
       const json = JSON.parse(value) as Json;
-      if (json["state"] === "DELETING") await store.delete(key);
-      else if (json["logged"] === false) await store.put(key, JSON.stringify({ ...json, logged: true }));
+      if (json["state"] === "DELETING") {
+        await store.delete(key);
+        await this.#swap(volume, (r) => r);
+      } else if (json["logged"] === false) await store.put(key, JSON.stringify({ ...json, logged: true }));
     }
   }
 
@@ -654,6 +680,8 @@ export class FakeWeftd {
       waitsFor: null,
     });
     if (!this.holdsSnapshots) await this.#endSnapshots(id);
+    const head = this.kept.get(id)?.head ?? null;
+    if (head !== null && caretaker !== true) refuse("E-VOL-19", "its head is deleted");
     // As the real one: whoever opens it ends what was begun.
     if ((this.kept.get(id)?.["reverting"] ?? null) !== null)
       void this.holdsReverts.then(() => this.#endRevert(id)).catch(() => undefined);

@@ -224,7 +224,7 @@ void t.test(
     const admin = door(root);
     t.teardown(() => admin.close());
     t.same(await heard(admin, "DELETE /v1/volumes/:ref"), [
-      'begin DELETE /v1/volumes/:ref root {"ref":"db"} durable',
+      'begin DELETE /v1/volumes/:ref root {"ref":"db","keepSnapshots":false} durable',
       "end DELETE /v1/volumes/:ref E-AGENT-03",
     ]);
   },

@@ -192,6 +192,10 @@ class World {
       case "create-tombstone":
       case "delete-record":
       case "restore-record":
+      case "delete-head":
+      case "restore-head":
+      case "release-head":
+      case "end-headless":
       case "untrash-replica":
       case "empty-trash":
       case "forget":

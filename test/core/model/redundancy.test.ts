@@ -149,6 +149,7 @@ void t.test(
       record: behind,
       cluster: world,
       ownerIsCaretaker: false,
+      isReleaseDue: false,
       snapshots: [],
     };
     t.strictSame(chooseCaretaker(input, 0), { host: hostId(2), work: ["resync"] });
@@ -185,6 +186,7 @@ void t.test(
       record: fact,
       cluster: world,
       ownerIsCaretaker: false,
+      isReleaseDue: false,
       snapshots: [],
     };
     t.equal(chooseCaretaker(before, 10 * MINUTE), null);
@@ -195,6 +197,7 @@ void t.test(
       record: fact,
       cluster: world,
       ownerIsCaretaker: false,
+      isReleaseDue: false,
       snapshots: [],
     };
     t.strictSame(chooseCaretaker(after, 10 * MINUTE), { host: hostId(1), work: ["add", "demote"] });

@@ -80,6 +80,7 @@ void t.test(
       record: marked,
       cluster: input.cluster,
       ownerIsCaretaker: false,
+      isReleaseDue: false,
       snapshots: [input.snapshot],
     };
     t.match(chooseCaretaker(world, 0), { host: input.record.replicas[0]?.host, work: ["revert"] });

@@ -136,7 +136,13 @@ void t.test("snapshot: a caretaker ends what is not ended, while all that it tak
     [],
     "it is brought to no other copy",
   );
-  const facts = { want: wanted, made: [made(0, 1), made(1, 2)], record: fact, ownerIsCaretaker: false };
+  const facts = {
+    want: wanted,
+    made: [made(0, 1), made(1, 2)],
+    record: fact,
+    ownerIsCaretaker: false,
+    isReleaseDue: false,
+  };
   for (const rest of [{ isLogged: false }, { state: "DELETING" as const }, { data: "destroying" as const }]) {
     const snapshots = [snapshot(1, [0, 1], rest)];
     const input = { ...facts, cluster: three, snapshots };

@@ -131,7 +131,7 @@ void t.test("record: damage is named with its key and place", async (t) => {
 
 void t.test("record: one of newer software asks for newer software, whatever else is in it", async (t) => {
   t.equal(parseRecord("k", JSON.stringify({ ...record, fmt: 2, extra: 1 })).rev, 12n, "it still may be read");
-  const newer = JSON.stringify({ ...record, fmt: 3, min_reader: 3, epoch: { hi: 1, lo: 2 } });
+  const newer = JSON.stringify({ ...record, fmt: 4, min_reader: 4, epoch: { hi: 1, lo: 2 } });
   t.throws(() => parseRecord("k", newer), { code: "E-STORE-13", exitCode: 2 });
 });
 
@@ -147,6 +147,29 @@ void t.test("record: of a volume that is taken back to a snapshot it says to whi
   const specimen = join(repository, "native/weft-proto/specimens/record-v2.json");
   t.not(parseRecord("k", readFileSync(specimen, "utf8")).reverting, null, "as weftd writes it");
 });
+
+void t.test(
+  "record: of a volume whose head is deleted it says since when, and what became of that",
+  async (t) => {
+    t.equal(parseRecord("k", JSON.stringify(record)).head, null, "of older software");
+    const specimen = join(repository, "native/weft-proto/specimens/record-v3.json");
+    const text = readFileSync(specimen, "utf8");
+    const { head, snapshots, reverting } = parseRecord("k", text);
+    t.same(head, { deletedAtMs: 1_790_000_003_000, data: "releasing" }, "as weftd writes it");
+    t.equal(snapshots, 1);
+    t.equal(reverting, null);
+    for (const wrong of [{ deleted: "77", data: "lost" }, { data: "kept" }, "kept"])
+      t.throws(() => parseRecord("k", JSON.stringify({ ...(JSON.parse(text) as object), head: wrong })), {
+        code: "E-STORE-07",
+      });
+    const headDeletedAt = "2025-11-22T14:02:07.311Z";
+    const wish = JSON.stringify({ ...want, headDeletedAt });
+    t.equal(parseWant("k", wish).headDeletedAtMs, 1_763_820_127_311);
+    t.same(JSON.parse(renderWant(parseWant("k", wish), wish)), { ...want, headDeletedAt });
+    const back = { ...parseWant("k", wish), headDeletedAtMs: null };
+    t.same(JSON.parse(renderWant(back, wish)), want, "as it was for older software");
+  },
+);
 
 void t.test("record: the snapshot that a volume began as is kept beside its wish", async (t) => {
   const createdFrom = {
