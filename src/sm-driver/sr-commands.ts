@@ -12,7 +12,7 @@ import { SR_TEXT_MAX } from "../core/model/vdi.ts";
 import { isWeftError, reasonOf } from "../core/wire/errors.ts";
 import type { SrAnswer } from "../core/wire/sr-api.ts";
 import { type Commands, type SmCall, type SmContext, sizeArg, srOf, shown } from "./call.ts";
-import { faultCodes, SmFault } from "./faults.ts";
+import { badRequest, faultCodes, SmFault } from "./faults.ts";
 import { planScan, snapshotOfRef } from "./scan.ts";
 import { ensureCluster, ensureMember } from "./setup/ensure.ts";
 import { cut } from "./vdi-changes.ts";
@@ -67,7 +67,7 @@ async function createSr(context: SmContext): Promise<null> {
   await ensureCluster(context);
   const before = await agent.srs();
   const wasThere = before.some((sr) => sr.uuid === uuid);
-  const names = await namesOf(xapi, ref);
+  const names = await namesOf(context);
   const made = await agent.createSr({ uuid, ...names, copies });
   try {
     await setSrSizes(xapi, ref, made);
@@ -180,6 +180,7 @@ async function aside<T>(work: Promise<T>, ms: number = ASIDE_MS): Promise<Aside<
 async function scanSr(context: SmContext): Promise<null> {
   const { call, agent, xapi, log } = context;
   const { ref: srRef, uuid: srUuid } = srOf(call);
+  const names = await namesOf(context);
   // The store's list first: what is made after it is in neither, or in XAPI's as well only if its call was answered.
   const { sr, vdis } = await agent.vdis(srUuid);
   const records = await vdiRecords(xapi, srRef);
@@ -228,7 +229,7 @@ async function scanSr(context: SmContext): Promise<null> {
       });
     }
   }
-  await scanned(context, sr);
+  await scanned(context, sr, names);
   return null;
 }
 
@@ -247,20 +248,22 @@ async function lookFor({ agent }: SmContext, uuid: string): Promise<"disk" | "no
 }
 
 /** The SR's own record: its sizes, its names, and that it was scanned. */
-async function scanned({ call, agent, xapi }: SmContext, sr: SrAnswer): Promise<void> {
+async function scanned({ call, agent, xapi }: SmContext, sr: SrAnswer, names: Names): Promise<void> {
   const { ref, uuid } = srOf(call);
   await setSrSizes(xapi, ref, sr);
-  const names = await namesOf(xapi, ref);
   if (names.label !== sr.label || names.description !== sr.description) await agent.changeSr(uuid, names);
   const config = textsOf(await xapi.call("SR.get_other_config", ref));
   if (config?.has("dirty") === true) await xapi.call("SR.remove_from_other_config", ref, "dirty");
 }
 
-async function namesOf(
-  xapi: SmContext["xapi"],
-  srRef: string,
-): Promise<{ readonly label: string; readonly description: string }> {
-  const record = await xapi.call("SR.get_record", srRef);
+type Names = { readonly label: string; readonly description: string };
+
+/** XAPI's, of the SR that it says it is: what is forgotten by a record of another one would be another one's. */
+async function namesOf({ call, xapi }: SmContext): Promise<Names> {
+  const { ref, uuid } = srOf(call);
+  const record = await xapi.call("SR.get_record", ref);
+  if (memberOf(record, "uuid") !== uuid)
+    throw badRequest(`${call.command}: sr_ref is not that of the SR ${uuid}`);
   const label = memberOf(record, "name_label");
   const description = memberOf(record, "name_description");
   if (typeof label !== "string" || typeof description !== "string")

@@ -8,6 +8,7 @@ import { openHostDoor } from "./host-door.ts";
 import { openJoinToken } from "./join-token.ts";
 import { openRest } from "./rest.ts";
 import { openSignedDoor } from "./signed.ts";
+import { openSmDriver } from "./sm-driver.ts";
 import { openStoreValues } from "./store-values.ts";
 
 export const doors: ReadonlyMap<string, () => Promise<OpenDoor>> = new Map([
@@ -19,5 +20,6 @@ export const doors: ReadonlyMap<string, () => Promise<OpenDoor>> = new Map([
   ["join-token", openJoinToken],
   ["rest", openRest],
   ["signed", openSignedDoor],
+  ["sm-driver", openSmDriver],
   ["store-values", openStoreValues],
 ]);

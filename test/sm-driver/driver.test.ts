@@ -75,6 +75,29 @@ await t.test("driver: an agent that does not answer, or half, doesn't hold XAPI"
   await t.rejects(callDriver(executable, { command: "sr_scan", srUuid: SR }), { code: 47, text: /cut off/ });
 });
 
+await t.test(
+  "driver: an agent that says nothing at all holds nobody longer than the stub's limit",
+  async (t) => {
+    const { directory } = await startBareDriver(t);
+    const server = createServer(() => undefined);
+    server.listen(join(directory, "agent.sock"));
+    await once(server, "listening");
+    t.teardown(() => server.close());
+    const text = readFileSync(join(repository, "packaging/sm/WeftSR"), "utf8");
+    const limit = Number(/^SHARED_S = ([0-9.]+)$/m.exec(text)?.[1]);
+    t.ok(limit < 10, `sr_attach ends after ${limit} s`);
+    const executable = await stubFor(directory, directory, { SHARED_S: 0.3 });
+    for (const command of ["sr_attach", "sr_detach", "sr_probe"]) {
+      const begun = performance.now();
+      await t.rejects(callDriver(executable, { command, srUuid: SR }), {
+        code: 47,
+        text: /no answer in time/,
+      });
+      t.ok(performance.now() - begun < 5000, command);
+    }
+  },
+);
+
 const bad: readonly (readonly [title: string, argument: string, code: number, text: RegExp])[] = [
   ["no XML", "x", 143, /no call in XML-RPC/],
   ["a call that is cut off", requestOf({ command: "sr_scan", srUuid: SR }).slice(0, -30), 143, /XML-RPC/],

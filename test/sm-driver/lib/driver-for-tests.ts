@@ -13,11 +13,20 @@ type Scope = { teardown: (end: () => unknown) => void };
 
 const STUB = join(import.meta.dirname, "../../../packaging/sm/WeftSR");
 
-/** The stub as it is installed, but for where the agent's socket is. */
-export async function stubFor(runDir: string, directory: string): Promise<string> {
+/** The stub as it is installed, but for where the agent's socket is, and for limits of its own (`SHARED_S`) where a test says them. */
+export async function stubFor(
+  runDir: string,
+  directory: string,
+  limits: Readonly<Record<string, number>> = {},
+): Promise<string> {
   const path = join(directory, "WeftSR");
   const text = await readFile(STUB, "utf8");
-  await writeFile(path, text.replace('RUN = "/run/weft"', `RUN = ${JSON.stringify(runDir)}`));
+  const inPlace = text.replace('RUN = "/run/weft"', `RUN = ${JSON.stringify(runDir)}`);
+  const limited = Object.entries(limits).reduce(
+    (all, [name, seconds]) => all.replace(new RegExp(`^${name} = .*$`, "m"), `${name} = ${seconds}`),
+    inPlace,
+  );
+  await writeFile(path, limited);
   await chmod(path, 0o755);
   return path;
 }

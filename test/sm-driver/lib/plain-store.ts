@@ -125,6 +125,12 @@ export class PlainStore {
     switch (`${method} ${kind} ${verb}`) {
       case "GET srs ":
         return this.#srAnswer(ref);
+      case "PATCH srs ": {
+        const before = this.#srAnswer(ref);
+        const { label = before.label, description = before.description } = sr.srChangeRequest.parse(body);
+        this.srs.set(ref, { ...before, label, description });
+        return this.#srAnswer(ref);
+      }
       case "GET srs vdis":
         return { sr: this.#srAnswer(ref), vdis: this.#in(ref).map(shown) };
       case "POST srs vdis":

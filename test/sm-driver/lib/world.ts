@@ -10,7 +10,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-import { Driver } from "../../../src/sm-driver/driver.ts";
+import { Driver, type SmAnswer } from "../../../src/sm-driver/driver.ts";
 import { type DriverCall, replyOf, requestOf } from "./client.ts";
 import { PlainDatapath } from "./plain-datapath.ts";
 import { PlainStore } from "./plain-store.ts";
@@ -172,6 +172,11 @@ export class SmHost {
     } finally {
       xapi.closeSession(session);
     }
+  }
+
+  /** What comes back for any text. */
+  answer(request: string): Promise<SmAnswer> {
+    return this.#driver.handle(request, new AbortController().signal);
   }
 
   /** Of a command that makes or changes a disk: its uuid. */
