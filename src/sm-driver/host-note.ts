@@ -13,6 +13,8 @@ export class HostNote {
   readonly #agent: Pick<AgentClient, "setXapiHost">;
   readonly #log: Log;
   readonly #againMs: number;
+  /** The last one that was learned. */
+  #wanted: string | null = null;
   #timer: NodeJS.Timeout | null = null;
 
   constructor(agent: Pick<AgentClient, "setXapiHost">, log: Log, againMs: number = AGAIN_MS) {
@@ -22,12 +24,12 @@ export class HostNote {
   }
 
   learn(uuid: string): void {
+    this.#wanted = uuid;
     if (this.#timer !== null) clearTimeout(this.#timer);
     this.#timer = null;
     this.#agent.setXapiHost(uuid).catch((error: unknown) => {
+      if (this.#wanted !== uuid || this.#timer !== null) return;
       this.#log.debug({ uuid, reason: reasonOf(error) }, "which host XAPI takes this one for is noted later");
-      // Another UUID was told meanwhile.
-      if (this.#timer !== null) return;
       this.#timer = setTimeout(() => this.learn(uuid), this.#againMs).unref();
     });
   }

@@ -67,6 +67,7 @@ async function createSr(context: SmContext): Promise<null> {
   await ensureCluster(context);
   const before = await agent.srs();
   const wasThere = before.some((sr) => sr.uuid === uuid);
+  if (copies !== null) await refuseUnlessPlaceable(context, copies);
   const names = await namesOf(context);
   const made = await agent.createSr({ uuid, ...names, copies });
   try {
@@ -100,6 +101,19 @@ function copiesOf({ deviceConfig }: SmCall): number | null {
     faultCodes.badRequest,
     `device-config:copies is "${shown(text)}", which is no number from 1 to ${COPIES_MAX}.`,
     "2 copies survive one host, 3 survive two",
+  );
+}
+
+/** Early, and not with the first disk. */
+async function refuseUnlessPlaceable({ agent }: SmContext, copies: number): Promise<void> {
+  const status = await agent.status();
+  if (status.kind !== "cluster") return;
+  const hosts = new Set(status.pools.map(({ host }) => host)).size;
+  if (hosts >= copies) return;
+  throw new SmFault(
+    faultCodes.badRequest,
+    `${copies} copies of each disk want as many hosts with a pool, and ${hosts} ${hosts === 1 ? "has" : "have"} one.`,
+    "add a disk on another host: weft pool add /dev/DISK; or ask for fewer: device-config:copies=",
   );
 }
 

@@ -1,8 +1,10 @@
 /** The driver as XAPI meets it: the real stub, the agent's socket, and what comes back for requests good and bad. */
+import { execFile } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { once } from "node:events";
 import { join } from "node:path";
+import { promisify } from "node:util";
 import t from "tap";
 
 import { repository } from "../../scripts/lib/repository.ts";
@@ -97,6 +99,23 @@ await t.test(
     }
   },
 );
+
+await t.test("driver: the stub runs under XAPI's observer, which loads it with runpy", async (t) => {
+  const { executable } = await startBareDriver(t);
+  const request = requestOf({ command: "sr_content_type", srUuid: SR });
+  const observer =
+    "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')";
+  const { stdout } = await promisify(execFile)("/usr/bin/python3", ["-c", observer, executable, request]);
+  t.strictSame(readReply(stdout), { kind: "value", value: "user" });
+});
+
+await t.test("driver: the stubs are Python 3.6's, which dom0 has", async (t) => {
+  const stubs = ["packaging/sm/WeftSR", "packaging/smapiv3/volume/org.xen.xapi.storage.weft3/plugin"];
+  const check =
+    "import ast, sys; [ast.parse(open(path).read(), path, feature_version=(3, 6)) for path in sys.argv[1:]]";
+  const paths = stubs.map((path) => join(repository, path));
+  await t.resolves(promisify(execFile)("/usr/bin/python3", ["-c", check, ...paths]));
+});
 
 const bad: readonly (readonly [title: string, argument: string, code: number, text: RegExp])[] = [
   ["no XML", "x", 143, /no call in XML-RPC/],

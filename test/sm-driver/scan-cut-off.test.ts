@@ -103,6 +103,21 @@ await t.test("scan: one VDI that XAPI does not take leaves the others scanned", 
   t.match(world.warnings.join(), /left out a VDI/);
 });
 
+await t.test("scan: what it asks for does not grow with the disks, where nothing differs", async (t) => {
+  const asked: number[] = [];
+  for (const count of [3, 60]) {
+    const world = await World.start(t);
+    const h1 = world.host(0);
+    for (let i = 0; i < count; i += 1) await h1.create(MIB, `disk ${i}`);
+    h1.steps.begin(null);
+    await h1.call("sr_scan");
+    asked.push(h1.steps.done.length);
+  }
+  const [few = 0, many = 0] = asked;
+  t.equal(many, few);
+  t.ok(many < 12, `it asks for ${many} things`);
+});
+
 await t.test("scan: while the store can't be read nothing of XAPI's is touched", async (t) => {
   const { world } = await differing(t);
   world.store.refuses = { code: "E-STORE-01", message: "no majority", status: 503 };

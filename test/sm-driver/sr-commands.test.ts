@@ -49,6 +49,13 @@ await t.test("sr: made, plugged, scanned, found again, deleted; each of it asked
   // The scan that attaching asked for has been.
   t.strictSame(xapi.record(sr.srRef).get("other_config"), {});
 
+  const wide = { ...sr, deviceConfig: { copies: "3" }, srUuid: OTHER, srRef: xapi.addSr(OTHER) };
+  await t.rejects(callSm(wide, { command: "sr_create", args: ["0"] }), {
+    code: 143,
+    text: /3 copies .* 1 has one/,
+  });
+  xapi.forget(wide.srRef);
+
   // Two SRs of one name are two SRs.
   const other = { ...sr, srUuid: OTHER, srRef: xapi.addSr(OTHER) };
   await callSm(other, { command: "sr_create", args: ["0"] });
