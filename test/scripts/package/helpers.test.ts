@@ -13,6 +13,9 @@ import {
   statSync,
   writeFileSync,
 } from "node:fs";
+import { once } from "node:events";
+import { connect, createServer } from "node:net";
+import type { Socket } from "node:net";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
 
@@ -156,4 +159,24 @@ for (const shell of shells) {
       t.same(readFileSync(asked, "utf8").trim().split("\n"), lines);
     },
   );
+
+  // While weftd is away its exports are, but the holder still has its guests.
+  await t.test(`package: what a guest is connected to is not removed (${shell.join(" ")})`, async (t) => {
+    const runDir = mkdtempSync(join(tmpdir(), "weft-run-"));
+    t.teardown(() => rmSync(runDir, { recursive: true }));
+    const socket = join(runDir, "holder/1.sock");
+    mkdirSync(dirname(socket));
+    const server = createServer().listen(socket);
+    const guest = connect(socket);
+    t.teardown(() => {
+      guest.destroy();
+      server.close();
+    });
+    const [accepted] = (await once(server, "connection")) as [Socket];
+    t.teardown(() => accepted.destroy());
+    const { exitCode, stderr } = await run(shell, "weft-scriptlet", ["removing"], { WEFT_RUN: runDir });
+    t.equal(exitCode, 1);
+    t.match(stderr, `volumes are attached on this host (${socket}). Nothing was removed.`);
+    t.ok(existsSync(socket));
+  });
 }
