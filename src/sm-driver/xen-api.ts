@@ -86,7 +86,7 @@ export class XenApi {
 
   /** Without a session: for what makes one. */
   async callBare(method: string, ...params: readonly XmlOut[]): Promise<XmlValue> {
-    const answer = responseOf(method, await this.#post(method, renderCall(method, params)));
+    const answer = await responseOf(method, await this.#post(method, renderCall(method, params)));
     const status = memberOf(answer, "Status");
     if (status === "Success") return memberOf(answer, "Value");
     if (status !== "Failure") throw notUnderstood(method, "it has no Status");
@@ -129,9 +129,9 @@ export class XenApi {
   }
 }
 
-function responseOf(method: string, text: string): XmlValue {
+async function responseOf(method: string, text: string): Promise<XmlValue> {
   try {
-    const response = parseResponse(text);
+    const response = await parseResponse(text);
     if (response.kind === "value") return response.value;
     throw new XapiError(method, "XML-RPC fault", [textOf(response.code), textOf(response.text)]);
   } catch (error) {

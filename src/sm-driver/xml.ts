@@ -7,6 +7,8 @@
  * - size and depth are bounded before anything is built;
  * - what is written is XML whatever a name holds: characters that XML has no place for are left out.
  */
+import { setImmediate } from "node:timers/promises";
+
 import sax, { type SaxEvents } from "sax";
 import CustomType from "xmlrpc/lib/customtype.js";
 import Deserializer from "xmlrpc/lib/deserializer.js";
@@ -20,6 +22,8 @@ export type XmlStruct = { readonly [member: string]: XmlValue };
 export const CALL_BYTES_MAX = 128 << 10;
 /** All records of the VDIs of a large SR are 10 MiB. */
 const RESPONSE_BYTES_MAX = 64 << 20;
+/** Characters that are read in one turn: some 20 ms. */
+const PIECE = 32 << 10;
 const DEPTH_MAX = 48;
 
 /** The text is no XML-RPC: what is wrong, as a sentence. */
@@ -52,7 +56,10 @@ export type XmlOut =
   | { readonly [member: string]: XmlOut };
 
 export function parseCall(text: string): { readonly method: string; readonly params: readonly XmlValue[] } {
-  const { methodname, stack } = read(text, "methodCall", CALL_BYTES_MAX);
+  refuseLonger(text, CALL_BYTES_MAX);
+  const reader = new Reader("methodCall");
+  reader.write(text);
+  const { methodname, stack } = reader.end();
   if (methodname === null || methodname === "") throw new XmlError("the call has no method name");
   return { method: methodname, params: stack.map(valueOf) };
 }
@@ -61,8 +68,15 @@ export type XmlResponse =
   | { readonly kind: "value"; readonly value: XmlValue }
   | { readonly kind: "fault"; readonly code: XmlValue; readonly text: XmlValue };
 
-export function parseResponse(text: string): XmlResponse {
-  const { responseType, stack } = read(text, "methodResponse", RESPONSE_BYTES_MAX);
+/** A piece a turn: all records of a large SR take a second, and the agent has others to answer meanwhile. */
+export async function parseResponse(text: string): Promise<XmlResponse> {
+  refuseLonger(text, RESPONSE_BYTES_MAX);
+  const reader = new Reader("methodResponse");
+  for (let at = 0; at < text.length; at += PIECE) {
+    if (at > 0) await setImmediate();
+    reader.write(text.slice(at, at + PIECE));
+  }
+  const { responseType, stack } = reader.end();
   const [first = null, ...more] = stack.map(valueOf);
   if (more.length > 0) throw new XmlError("the answer has several values");
   if (responseType !== "fault") return { kind: "value", value: first };
@@ -107,116 +121,153 @@ export function textsOf(value: XmlValue): ReadonlyMap<string, string> | null {
   return texts;
 }
 
-/** What each element may hold, in this order; `*`: as often as it likes; none: text alone. */
-const GRAMMAR: ReadonlyMap<string, readonly string[]> = new Map([
-  ["methodCall", ["methodName", "params?"]],
-  ["methodResponse", ["params|fault"]],
-  ["params", ["param*"]],
-  ["param", ["value"]],
-  ["fault", ["value"]],
-  ["struct", ["member*"]],
-  ["member", ["name", "value"]],
-  ["array", ["data"]],
-  ["data", ["value*"]],
+type Rule = {
+  /** What stands first, second, … */
+  readonly first: readonly ReadonlySet<string>[];
+  /** How many of these have to be there; then their names. */
+  readonly needed: readonly string[];
+  /** What follows as often as it likes; null: nothing does. */
+  readonly more: string | null;
+};
+
+const GRAMMAR: ReadonlyMap<string, Rule> = new Map([
+  ["methodCall", rule(["methodName", "params"], ["methodName"])],
+  ["methodResponse", { first: [new Set(["params", "fault"])], needed: ["params"], more: null }],
+  ["params", rule([], [], "param")],
+  ["param", rule(["value"])],
+  ["fault", rule(["value"])],
+  ["struct", rule([], [], "member")],
+  ["member", rule(["name", "value"])],
+  ["array", rule(["data"])],
+  ["data", rule([], [], "value")],
 ]);
+
+function rule(first: readonly string[], needed: readonly string[] = first, more: string | null = null): Rule {
+  return { first: first.map((name) => new Set([name])), needed, more };
+}
 
 const SCALARS = "string boolean int i4 i8 double nil dateTime.iso8601 base64".split(" ");
 const TYPES: ReadonlySet<string> = new Set(["struct", "array", ...SCALARS]);
-/** What stays text, whatever it says that it is. */
-const AS_TEXT: ReadonlySet<string> = new Set(["dateTime.iso8601", "base64"]);
+/** What stays text, whatever it says that it is; and what there is much of. */
+const BUILT_AS: ReadonlyMap<string, string> = new Map([
+  ["dateTime.iso8601", "STRING"],
+  ["base64", "STRING"],
+  ...["member", "name", "value", "string", "boolean", "struct"].map(
+    (name) => [name, name.toUpperCase()] as const,
+  ),
+]);
 const LEAVES: ReadonlySet<string> = new Set(["methodName", "name", ...SCALARS]);
 
 type Open = {
   readonly name: string;
-  /** Elements in it so far. */
-  readonly children: string[];
+  /** How many elements are in it so far. */
+  children: number;
   text: string;
   /** Of a struct: the members that it has. */
-  readonly members: Set<string>;
+  readonly members: Set<string> | null;
 };
 
-function read(text: string, root: string, bytesMax: number): Deserializer {
-  if (text.length > bytesMax) throw new XmlError(`it has more than ${bytesMax} characters`);
-  const into = new Deserializer();
-  // Errors of its own arrive here.
-  into.callback = (error) => {
-    if (error instanceof Error) throw new XmlError(error.message);
-  };
-  const open: Open[] = [];
-  let ended = false;
-  const onText = (piece: string): void => {
-    const parent = open.at(-1);
+function refuseLonger(text: string, charactersMax: number): void {
+  if (text.length > charactersMax) throw new XmlError(`it has more than ${charactersMax} characters`);
+}
+
+/** Of one document with this root. */
+class Reader {
+  readonly #root: string;
+  readonly #into = new Deserializer();
+  readonly #parser = new sax.SAXParser(true, { position: false, strictEntities: true });
+  readonly #open: Open[] = [];
+  #ended = false;
+
+  constructor(root: string) {
+    this.#root = root;
+    // Errors of its own arrive here.
+    this.#into.callback = (error) => {
+      if (error instanceof Error) throw new XmlError(error.message);
+    };
+    const events: SaxEvents = {
+      onerror: (error) => {
+        throw new XmlError(error.message.replaceAll("\n", ", "));
+      },
+      ondoctype: () => {
+        throw new XmlError("it has a document type");
+      },
+      onopentag: ({ name, attributes }) => this.#onOpen(name, attributes),
+      ontext: (text) => this.#onText(text),
+      oncdata: (text) => this.#onText(text),
+      onclosetag: (name) => this.#onClose(name),
+    };
+    Object.assign(this.#parser, events);
+  }
+
+  write(piece: string): void {
+    this.#parser.write(piece);
+  }
+
+  end(): Deserializer {
+    this.#parser.close();
+    if (!this.#ended) throw new XmlError("it is cut off");
+    return this.#into;
+  }
+
+  #onOpen(name: string, attributes: object): void {
+    if (Object.keys(attributes).length > 0) throw new XmlError(`<${name}> has attributes`);
+    const parent = this.#open.at(-1);
+    if (parent === undefined) {
+      if (this.#ended || name !== this.#root)
+        throw new XmlError(`<${name}> stands where <${this.#root}> is wanted`);
+    } else {
+      if (this.#open.length >= DEPTH_MAX) throw new XmlError(`it is nested more than ${DEPTH_MAX} deep`);
+      refuseUnlessChild(parent, name);
+      parent.children += 1;
+    }
+    this.#open.push({ name, children: 0, text: "", members: name === "struct" ? new Set() : null });
+    this.#into.onOpentag({ name: builtAs(name) });
+  }
+
+  #onText(piece: string): void {
+    const parent = this.#open.at(-1);
     if (parent !== undefined) parent.text += piece;
     else if (piece.trim() !== "") throw new XmlError("text stands outside of its root");
-  };
-  const parser = new sax.SAXParser(true, { position: true, strictEntities: true });
-  const events: SaxEvents = {
-    onerror: (error) => {
-      throw new XmlError(error.message.replaceAll("\n", ", "));
-    },
-    ondoctype: () => {
-      throw new XmlError("it has a document type");
-    },
-    onopentag: ({ name, attributes }) => {
-      if (Object.keys(attributes).length > 0) throw new XmlError(`<${name}> has attributes`);
-      const parent = open.at(-1);
-      if (parent === undefined) {
-        if (ended || name !== root) throw new XmlError(`<${name}> stands where <${root}> is wanted`);
-      } else {
-        if (open.length >= DEPTH_MAX) throw new XmlError(`it is nested more than ${DEPTH_MAX} deep`);
-        refuseUnlessChild(parent, name);
-        parent.children.push(name);
-      }
-      open.push({ name, children: [], text: "", members: new Set() });
-      into.onOpentag({ name: builtAs(name) });
-    },
-    ontext: onText,
-    oncdata: onText,
-    onclosetag: (name) => {
-      const closed = open.pop();
-      if (closed === undefined) throw new XmlError(`</${name}> ends nothing`);
-      const isLeaf = LEAVES.has(name) || (name === "value" && closed.children.length === 0);
-      if (!isLeaf && closed.text.trim() !== "") throw new XmlError(`text stands in <${name}>`);
-      refuseUnlessWhole(closed);
-      if (name === "name") {
-        const members = open.at(-2)?.members;
-        if (members?.has(closed.text) === true)
-          throw new XmlError(`member "${closed.text}" stands there twice`);
-        members?.add(closed.text);
-      }
-      if (isLeaf) into.onText(closed.text);
-      into.onClosetag(builtAs(name));
-      ended = open.length === 0;
-    },
-  };
-  Object.assign(parser, events);
-  parser.write(text).close();
-  if (!ended) throw new XmlError("it is cut off");
-  return into;
+  }
+
+  #onClose(name: string): void {
+    const closed = this.#open.pop();
+    if (closed === undefined) throw new XmlError(`</${name}> ends nothing`);
+    const isLeaf = LEAVES.has(name) || (name === "value" && closed.children === 0);
+    if (!isLeaf && closed.text.trim() !== "") throw new XmlError(`text stands in <${name}>`);
+    refuseUnlessWhole(closed);
+    if (name === "name") {
+      const members = this.#open.at(-2)?.members;
+      if (members?.has(closed.text) === true)
+        throw new XmlError(`member "${closed.text}" stands there twice`);
+      members?.add(closed.text);
+    }
+    if (isLeaf) this.#into.onText(closed.text);
+    this.#into.onClosetag(builtAs(name));
+    this.#ended = this.#open.length === 0;
+  }
 }
 
 /** xmlrpc knows elements in capital letters, as a parser gives them that takes both. */
 function builtAs(name: string): string {
-  return AS_TEXT.has(name) ? "STRING" : name.toUpperCase();
+  return BUILT_AS.get(name) ?? name.toUpperCase();
 }
 
 function refuseUnlessChild(parent: Open, name: string): void {
   const bad = (): XmlError => new XmlError(`<${name}> stands in <${parent.name}>`);
-  const count = parent.children.length;
+  const count = parent.children;
   if (parent.name === "value") {
     if (!TYPES.has(name) || count > 0 || parent.text.trim() !== "") throw bad();
     return;
   }
-  const wanted = GRAMMAR.get(parent.name) ?? [];
-  const last = wanted.at(-1);
-  const here = wanted[count] ?? (last?.endsWith("*") === true ? last : undefined);
-  if (here === undefined || !here.replace(/[?*]$/, "").split("|").includes(name)) throw bad();
+  const wanted = GRAMMAR.get(parent.name);
+  if (wanted === undefined || !(wanted.first[count]?.has(name) ?? wanted.more === name)) throw bad();
 }
 
 function refuseUnlessWhole({ name, children, text }: Open): void {
-  const needed = (GRAMMAR.get(name) ?? []).filter((child) => !/[?*]$/.test(child));
-  if (children.length < needed.length)
-    throw new XmlError(`<${name}> lacks <${needed[children.length] ?? ""}>`);
+  const missing = GRAMMAR.get(name)?.needed[children];
+  if (missing !== undefined) throw new XmlError(`<${name}> lacks <${missing}>`);
   const isNumber = name === "int" || name === "i4" || name === "i8";
   if (isNumber && !/^\s*[+-]?\d{1,20}\s*$/.test(text))
     throw new XmlError(`"${text.slice(0, 40)}" is no integer`);

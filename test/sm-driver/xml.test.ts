@@ -131,12 +131,25 @@ await t.test("xml: cut anywhere, changed anywhere, it is a value or an XmlError"
 
 await t.test("xml: answers of XAPI: a value, and a fault", async (t) => {
   const answer = `<?xml version="1.0"?><methodResponse><params><param>${writeValue({ Status: "Success", Value: true })}</param></params></methodResponse>`;
-  t.strictSame(xml.parseResponse(answer), { kind: "value", value: { Status: "Success", Value: true } });
-  t.strictSame(xml.parseResponse(xml.renderFault({ code: 7, text: "no" })), {
+  t.strictSame(await xml.parseResponse(answer), { kind: "value", value: { Status: "Success", Value: true } });
+  t.strictSame(await xml.parseResponse(xml.renderFault({ code: 7, text: "no" })), {
     kind: "fault",
     code: 7,
     text: "no",
   });
+});
+
+await t.test("xml: a large answer is read a piece a turn, and is whole", async (t) => {
+  const records = Object.fromEntries(
+    Array.from({ length: 2000 }, (_, i) => [`OpaqueRef:${i}`, { uuid: `${i}`, label: "x".repeat(50) }]),
+  );
+  const answer = `<methodResponse><params><param>${writeValue({ Status: "Success", Value: records })}</param></params></methodResponse>`;
+  let turns = 0;
+  const counting = setInterval(() => (turns += 1), 1);
+  const parsed = await xml.parseResponse(answer);
+  clearInterval(counting);
+  t.strictSame(parsed, { kind: "value", value: { Status: "Success", Value: records } });
+  t.ok(turns > 0, `others had ${turns} turns meanwhile`);
 });
 
 await t.test("faults: the text says cause and remedy in one line", async (t) => {
