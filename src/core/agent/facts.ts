@@ -17,6 +17,20 @@ import * as record from "../wire/record.ts";
 import type { Entry } from "../wire/store-client.ts";
 import { keys, parseKey } from "../wire/store-keys.ts";
 import type { Mirror } from "./mirror.ts";
+import { readOnce } from "./read-once.ts";
+
+const readCluster = readOnce(record.parseCluster);
+const readHost = readOnce(record.parseHost);
+const readLabels = readOnce(record.parseHostLabels);
+const readAlive = readOnce(record.parseAlive);
+const readPool = readOnce(record.parsePool);
+const readUsage = readOnce(record.parsePoolUsage);
+const readMade = readOnce(record.parseMade);
+export const readSnapshot = readOnce(record.parseSnapshot);
+/** With every change of the store all volumes are looked at. */
+export const readWant = readOnce(record.parseWant);
+export const readRecord = readOnce(record.parseRecord);
+export const readExtra = readOnce(record.parseRecordExtra);
 
 export type VolumeFacts = {
   readonly id: VolumeId;
@@ -32,21 +46,19 @@ export type VolumeFacts = {
 export type PoolFacts = PoolJson & { readonly id: PoolId; readonly usage: PoolUsageJson | null };
 
 export function hostsOf(mirror: Mirror): readonly HostJson[] {
-  return mirror
-    .entries(keys.hosts)
-    .flatMap((entry) => readable(() => record.parseHost(entry.key, entry.value)) ?? []);
+  return mirror.entries(keys.hosts).flatMap((entry) => readable(() => readHost(entry)) ?? []);
 }
 
 export function labelsOf(mirror: Mirror, host: HostId): Labels {
   const entry = mirror.get(keys.hostLabels(host));
   if (entry === null) return NO_LABELS;
-  return readable(() => record.parseHostLabels(entry.key, entry.value)) ?? NO_LABELS;
+  return readable(() => readLabels(entry)) ?? NO_LABELS;
 }
 
 /** Present as soon as the mirror has listed a cluster's store once. */
 export function clusterJsonOf(mirror: Mirror): ClusterJson {
   const entry = mirror.get(keys.cluster);
-  if (entry !== null) return record.parseCluster(entry.key, entry.value);
+  if (entry !== null) return readCluster(entry);
   throw new WeftError({
     code: "E-STORE-01",
     message: "The store has not been reached since this agent started.",
@@ -59,7 +71,7 @@ export function aliveOf(mirror: Mirror): ReadonlyMap<HostId, string> {
   for (const entry of mirror.entries(keys.alive(""))) {
     const parsed = parseKey(entry.key);
     const id = parsed?.kind === "alive" ? parseHostId(parsed.id) : null;
-    const value = readable(() => record.parseAlive(entry.key, entry.value));
+    const value = readable(() => readAlive(entry));
     if (id !== null) alive.set(id, value?.since ?? new Date(0).toISOString());
   }
   return alive;
@@ -68,13 +80,13 @@ export function aliveOf(mirror: Mirror): ReadonlyMap<HostId, string> {
 export function poolsOf(mirror: Mirror): readonly PoolFacts[] {
   return mirror.entries(keys.pools).flatMap((entry) => {
     const id = parsePoolId(entry.key.slice(keys.pools.length));
-    const pool = readable(() => record.parsePool(entry.key, entry.value));
+    const pool = readable(() => readPool(entry));
     if (id === null || pool === null) return [];
     const usage = mirror.get(keys.poolUsage(id));
     return {
       ...pool,
       id,
-      usage: usage === null ? null : readable(() => record.parsePoolUsage(usage.key, usage.value)),
+      usage: usage === null ? null : readable(() => readUsage(usage)),
     };
   });
 }
@@ -92,22 +104,22 @@ export function volumeOf(mirror: Mirror, id: VolumeId): VolumeFacts {
   const wantEntry = mirror.get(keys.want(id));
   const state = mirror.get(keys.state(id));
   let unreadable: WeftError | null = null;
-  const read = <T>(entry: Entry | null, parse: (key: string, text: string) => T): T | null => {
+  const read = <T>(entry: Entry | null, parse: (entry: Entry) => T): T | null => {
     if (entry === null) return null;
     try {
-      return parse(entry.key, entry.value);
+      return parse(entry);
     } catch (error) {
       if (!(error instanceof WeftError)) throw error;
       unreadable ??= error;
       return null;
     }
   };
-  const want = read(wantEntry, record.parseWant);
-  const found = read(state, record.parseRecord);
-  const extra = found === null ? null : read(state, record.parseRecordExtra);
+  const want = read(wantEntry, readWant);
+  const found = read(state, readRecord);
+  const extra = found === null ? null : read(state, readExtra);
   const made = mirror
     .entries(`${keys.volume(id)}replica/`)
-    .flatMap((entry) => read(entry, record.parseMade) ?? [])
+    .flatMap((entry) => read(entry, readMade) ?? [])
     .toSorted((a, b) => a.rid - b.rid);
   return { id, want, wantEntry, made, record: found, extra, unreadable };
 }
@@ -117,9 +129,6 @@ export type SnapshotFacts = {
   /** What could not be read. */
   readonly unreadable: readonly WeftError[];
 };
-
-/** A volume may have a thousand, and is looked at with every change of the store: each value is read once. */
-const snapshotsRead = new WeakMap<Entry, Snapshot | WeftError>();
 
 /** Of a volume: all of them, those that are not shown among them. */
 export function snapshotsOf(mirror: Mirror, id: VolumeId): SnapshotFacts {
@@ -131,17 +140,12 @@ export function snapshotsOf(mirror: Mirror, id: VolumeId): SnapshotFacts {
 }
 
 function snapshotOf(entry: Entry): Snapshot | WeftError {
-  const read = snapshotsRead.get(entry);
-  if (read !== undefined) return read;
-  let found: Snapshot | WeftError;
   try {
-    found = record.parseSnapshot(entry.key, entry.value);
+    return readSnapshot(entry);
   } catch (error) {
-    if (!(error instanceof WeftError)) throw error;
-    found = error;
+    if (error instanceof WeftError) return error;
+    throw error;
   }
-  snapshotsRead.set(entry, found);
-  return found;
 }
 
 /** Hosts that offer this snapshot. */
@@ -159,7 +163,7 @@ export function clusterOf(mirror: Mirror, liveness: LivenessState): Cluster {
   const committed = new Map<PoolId, bigint>();
   for (const entry of mirror.entries(keys.volumes)) {
     if (!entry.key.endsWith("/want")) continue;
-    const want = readable(() => record.parseWant(entry.key, entry.value));
+    const want = readable(() => readWant(entry));
     for (const { pool } of want?.placements ?? []) {
       committed.set(pool, (committed.get(pool) ?? 0n) + (want?.sizeBytes ?? 0n));
     }

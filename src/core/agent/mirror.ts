@@ -14,6 +14,7 @@ import { isWeftError, WeftError } from "../wire/errors.ts";
 import type { Entry, Listing, StoreClient } from "../wire/store-client.ts";
 import { ROOT } from "../wire/store-keys.ts";
 import { watchPrefix, type WatchUpdate } from "../wire/store-watch.ts";
+import { KeyIndex } from "./key-index.ts";
 
 /** Keys whose value changed or that went away; null: anything may have changed. */
 export type Changed = ReadonlySet<string> | null;
@@ -27,7 +28,7 @@ export class Mirror {
   readonly #store: StoreClient;
   readonly #stop = new AbortController();
   readonly #listeners = new Set<(changed: Changed) => void>();
-  #entries = new Map<string, Entry>();
+  #entries = new KeyIndex();
   #revision = 0n;
   /** How often the store went back. */
   #setBack = 0;
@@ -69,11 +70,11 @@ export class Mirror {
   }
 
   get(key: string): Entry | null {
-    return this.#entries.get(key) ?? null;
+    return this.#entries.get(key);
   }
 
   entries(prefix: string): readonly Entry[] {
-    return [...this.#entries.values()].filter((entry) => entry.key.startsWith(prefix));
+    return this.#entries.under(prefix);
   }
 
   /** Brings it to the present. All who ask while a look is under way share the next one. */
@@ -157,7 +158,7 @@ export class Mirror {
               ? [event.entry.key, event.entry.modRevision]
               : [event.key, event.modRevision];
           if (at <= this.#revision) continue;
-          if (event.kind === "put") this.#entries.set(key, event.entry);
+          if (event.kind === "put") this.#entries.set(event.entry);
           else this.#entries.delete(key);
           changed.add(key);
         }
@@ -172,16 +173,16 @@ export class Mirror {
     if (wentBack) this.#setBack += 1;
     const before = this.#entries;
     // What has not changed stays the very same: who read it before need not read it again.
-    this.#entries = new Map(
+    this.#entries = new KeyIndex(
       listing.entries.map((entry) => {
         const was = before.get(entry.key);
-        return [entry.key, was?.modRevision === entry.modRevision && was.value === entry.value ? was : entry];
+        return was?.modRevision === entry.modRevision && was.value === entry.value ? was : entry;
       }),
     );
     this.#revision = listing.revision;
     const changed = new Set<string>();
-    for (const key of before.keys()) if (!this.#entries.has(key)) changed.add(key);
-    for (const [key, entry] of this.#entries) if (before.get(key) !== entry) changed.add(key);
+    for (const { key } of before.all()) if (this.#entries.get(key) === null) changed.add(key);
+    for (const entry of this.#entries.all()) if (before.get(entry.key) !== entry) changed.add(entry.key);
     if (changed.size > 0) this.#tell(changed);
   }
 
