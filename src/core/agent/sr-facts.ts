@@ -20,9 +20,8 @@ import {
   wrongKind,
 } from "../model/vdi.ts";
 import { placeableBytes, type Sr } from "../model/sr.ts";
-import { insync, type VolumeRecord, type Want } from "../model/volume-record.ts";
+import { insync } from "../model/volume-record.ts";
 import { WeftError } from "../wire/errors.ts";
-import * as record from "../wire/record.ts";
 import type { RecordExtra } from "../wire/record.ts";
 import type { Entry } from "../wire/store-client.ts";
 import * as json from "../wire/sr-json.ts";
@@ -30,8 +29,9 @@ import { uuid as uuidText } from "../wire/json-types.ts";
 import type * as sr from "../wire/sr-api.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
-import { openOn, readable } from "./facts.ts";
+import { openOn, readable, readExtra, readRecord, readSnapshot, readWant } from "./facts.ts";
 import type { Mirror } from "./mirror.ts";
+import { readOnce } from "./read-once.ts";
 import { ownBytesOf } from "./snapshot-images.ts";
 import { readValue } from "./store-value.ts";
 import { usedOf } from "./used-keeper.ts";
@@ -48,7 +48,7 @@ export type VdiFacts = VdiBacking & {
 /** E-SR-01 where there is none. */
 export function findSr(mirror: Mirror, uuid: string): SrFacts {
   const entry = mirror.get(keys.sr(uuid));
-  if (entry !== null) return { sr: json.parseSr(entry.key, entry.value), entry };
+  if (entry !== null) return { sr: readSr(entry), entry };
   throw new WeftError({
     code: "E-SR-01",
     message: `No storage repository ${uuid}.`,
@@ -58,7 +58,7 @@ export function findSr(mirror: Mirror, uuid: string): SrFacts {
 }
 
 export function srsOf(mirror: Mirror): readonly SrFacts[] {
-  return mirror.entries(keys.srs).map((entry) => ({ sr: json.parseSr(entry.key, entry.value), entry }));
+  return mirror.entries(keys.srs).map((entry) => ({ sr: readSr(entry), entry }));
 }
 
 /** E-VDI-01 where there is none, or none any more. */
@@ -72,8 +72,9 @@ export function findVdi(mirror: Mirror, uuid: string): VdiFacts {
 /** There is a volume or a snapshot of this id that nobody deleted, as far as can be read. */
 function isLive(mirror: Mirror, uuid: string): boolean {
   const wantEntry = mirror.get(keys.want(uuid));
-  const want = wantEntry === null ? null : readable(() => once(wantsRead, wantEntry, record.parseWant));
-  if (want !== null) return want.deletedAtMs === null && want.refused === null;
+  const want = wantEntry === null ? null : readable(() => readWant(wantEntry));
+  if (want !== null)
+    return want.deletedAtMs === null && want.headDeletedAtMs === null && want.refused === null;
   const isThere = wantEntry !== null || mirror.get(keys.state(uuid)) !== null;
   return isThere || mirror.entries(keys.volumes).some(({ key }) => key.endsWith(`/snap/${uuid}`));
 }
@@ -113,50 +114,35 @@ function mayBeOf({ value }: Entry, srUuid: string): boolean {
   return said === null || said.sr === srUuid;
 }
 
-/** Read once each: a list has thousands, and is asked for twice a minute. */
-const vdisRead = new WeakMap<Entry, Vdi>();
-const wantsRead = new WeakMap<Entry, Want>();
-const recordsRead = new WeakMap<Entry, { readonly record: VolumeRecord; readonly extra: RecordExtra }>();
+/** A list has thousands, and is asked for twice a minute. */
+const readVdi = readOnce(json.parseVdi);
+const readSr = readOnce(json.parseSr);
 
 function backed(mirror: Mirror, entry: Entry): VdiFacts {
-  const vdi = once(vdisRead, entry, json.parseVdi);
+  const vdi = readVdi(entry);
   const wantEntry = mirror.get(keys.want(vdi.volume));
   const stateEntry = mirror.get(keys.state(vdi.volume));
-  const want = wantEntry === null ? null : readable(() => once(wantsRead, wantEntry, record.parseWant));
-  const state = stateEntry === null ? null : readable(() => once(recordsRead, stateEntry, recordOf));
-  const backing = { want, record: state?.record ?? null, snapshot: snapshotOf(mirror, vdi) };
+  const want = wantEntry === null ? null : readable(() => readWant(wantEntry));
+  const found = stateEntry === null ? null : readable(() => readRecord(stateEntry));
+  const extra = stateEntry === null ? null : readable(() => readExtra(stateEntry));
+  const backing = { want, record: found, snapshot: snapshotOf(mirror, vdi) };
   const isUnread =
     vdi.snapshot === null &&
-    ((wantEntry !== null && want === null) || (stateEntry !== null && state === null));
+    ((wantEntry !== null && want === null) || (stateEntry !== null && found === null));
   const stage = isUnread ? stageOfUnread(backing) : stageOf(vdi, backing);
-  return { vdi, entry, ...backing, extra: state?.extra ?? null, stage };
+  return { vdi, entry, ...backing, extra, stage };
 }
 
 /** Newer software's, or damaged: it is there, unless what can be read of it says otherwise. */
 function stageOfUnread({ want, record: state }: VdiBacking): "whole" | "gone" {
-  return (want?.deletedAtMs ?? state?.deletedAtMs ?? null) === null ? "whole" : "gone";
-}
-
-function recordOf(key: string, text: string): { readonly record: VolumeRecord; readonly extra: RecordExtra } {
-  return { record: record.parseRecord(key, text), extra: record.parseRecordExtra(key, text) };
-}
-
-function once<T extends object>(
-  read: WeakMap<Entry, T>,
-  entry: Entry,
-  parse: (key: string, text: string) => T,
-): T {
-  const known = read.get(entry);
-  if (known !== undefined) return known;
-  const value = parse(entry.key, entry.value);
-  read.set(entry, value);
-  return value;
+  const deletedAt = want?.deletedAtMs ?? want?.headDeletedAtMs ?? state?.deletedAtMs ?? state?.head ?? null;
+  return deletedAt === null ? "whole" : "gone";
 }
 
 function snapshotOf(mirror: Mirror, { volume, snapshot }: Vdi): Snapshot | null {
   const entry = snapshot === null ? null : mirror.get(keys.snapshot(volume, snapshot));
   // One that can't be read is not gone: the list is an error then.
-  return entry === null ? null : record.parseSnapshot(entry.key, entry.value);
+  return entry === null ? null : readSnapshot(entry);
 }
 
 export function vdiAnswer(
@@ -250,7 +236,7 @@ function trashBytes(mirror: Mirror): ReadonlyMap<PoolId, bigint> {
   const bytes = new Map<PoolId, bigint>();
   for (const entry of mirror.entries(keys.volumes)) {
     if (!entry.key.endsWith("/want")) continue;
-    const want = readable(() => once(wantsRead, entry, record.parseWant));
+    const want = readable(() => readWant(entry));
     if (want === null || want.deletedAtMs === null) continue;
     for (const { rid, pool } of want.placements)
       bytes.set(pool, (bytes.get(pool) ?? 0n) + (usedOf(mirror, want.volume, rid) ?? 0n));

@@ -2,10 +2,11 @@
  * Storage repositories: registered, shown, renamed, forgotten. A repository is nothing but a key; its disks are volumes.
  *
  * Must always hold:
- * - one goes only without disks: a disk comes in the transaction that looks at its repository's key, so none slips in;
+ * - one goes only without disks: who deletes it marks its key before the look for disks, a disk comes in a transaction on the
+ *   key without the mark, and the key goes in one on the key with it;
  * - what is asked again is answered as then.
  */
-import type { Sr } from "../model/sr.ts";
+import { type Sr, SR_DELETE_MS } from "../model/sr.ts";
 import type * as sr from "../wire/sr-api.ts";
 import { WeftError } from "../wire/errors.ts";
 import { renderSr, renderXapiHost } from "../wire/sr-json.ts";
@@ -40,7 +41,14 @@ export async function createSr(context: MemberContext, request: sr.SrCreateReque
   const { uuid, label, description, copies } = request;
   await mirror.sync();
   if (mirror.get(keys.sr(uuid)) === null) {
-    const made: Sr = { uuid, label, description, copies, createdAt: new Date().toISOString() };
+    const made: Sr = {
+      uuid,
+      label,
+      description,
+      copies,
+      createdAt: new Date().toISOString(),
+      deletingAt: null,
+    };
     // Who lost was overtaken by the same request, or by another one: what is there says which.
     await store.cas(keys.sr(uuid), 0n, renderSr(made, null));
     await mirror.sync();
@@ -89,13 +97,21 @@ export async function deleteSr({ store, mirror }: MemberContext, uuid: string): 
     await mirror.sync();
     const { sr: found, entry } = findSr(mirror, uuid);
     refuseFull(mirror, found);
-    const outcome = await store.txn(
-      [{ key: entry.key, modRevision: entry.modRevision }],
-      [{ kind: "delete", key: entry.key }],
-    );
-    if (outcome.kind === "succeeded") break;
-    // It was done after all, or a disk came in the same moment.
-    if (outcome.kind === "unknown" && (await store.get(entry.key)) === null) break;
+    const marked = renderSr({ ...found, deletingAt: new Date().toISOString() }, entry.value);
+    if ((await store.cas(entry.key, entry.modRevision, marked)).kind === "lost") continue;
+    await mirror.sync();
+    const { entry: now } = findSr(mirror, uuid);
+    if (now.value !== marked) continue;
+    const held = { key: now.key, modRevision: now.modRevision };
+    try {
+      refuseFull(mirror, found);
+    } catch (error) {
+      // A disk came just before the mark.
+      await store.cas(now.key, now.modRevision, renderSr({ ...found, deletingAt: null }, now.value));
+      throw error;
+    }
+    const { kind } = await store.txn([held], [{ kind: "delete", key: now.key }]);
+    if (kind === "succeeded" || (await store.get(now.key)) === null) break;
   }
   await mirror.sync();
 }
@@ -107,6 +123,27 @@ function refuseFull(mirror: MemberContext["mirror"], { uuid, label }: Sr): void 
     code: "E-SR-02",
     message: `The storage repository "${label}" (${uuid}) has ${count} virtual ${count === 1 ? "disk" : "disks"}. Not deleted.`,
     facts: { sr: uuid, vdis: count },
+    safe: "Nothing was changed.",
+  });
+}
+
+/** For who makes a disk there. E-SR-01 while somebody deletes it; a mark that its maker has left is taken off. */
+export async function usableSr({ store, mirror }: MemberContext, uuid: string): Promise<Sr> {
+  for (;;) {
+    const { sr: found, entry } = findSr(mirror, uuid);
+    const { deletingAt } = found;
+    if (deletingAt === null) return found;
+    if (Date.now() - Date.parse(deletingAt) < SR_DELETE_MS) throw beingDeleted(found);
+    await store.cas(entry.key, entry.modRevision, renderSr({ ...found, deletingAt: null }, entry.value));
+    await mirror.sync();
+  }
+}
+
+function beingDeleted({ uuid, label }: Sr): WeftError {
+  return new WeftError({
+    code: "E-SR-01",
+    message: `The storage repository "${label}" (${uuid}) is being deleted.`,
+    facts: { sr: uuid },
     safe: "Nothing was changed.",
   });
 }
@@ -123,11 +160,8 @@ function shown(context: MemberContext, uuid: string): sr.SrAnswer {
   return srAnswer(context, findSr(context.mirror, uuid), vdisOf(context.mirror, uuid));
 }
 
-/** For a transaction that makes a disk: its repository is there, and another one that looked at it looks again. */
-export function inSr({ entry }: SrFacts): {
-  readonly compare: { readonly key: string; readonly modRevision: bigint };
-  readonly op: { readonly kind: "put"; readonly key: string; readonly value: string };
-} {
-  const { key, modRevision, value } = entry;
-  return { compare: { key, modRevision }, op: { kind: "put", key, value } };
+/** What a transaction that makes a disk compares: its repository is there, and nobody deletes it. */
+export function inSr({ sr: found, entry }: SrFacts): { readonly key: string; readonly modRevision: bigint } {
+  if (found.deletingAt !== null) throw beingDeleted(found);
+  return { key: entry.key, modRevision: entry.modRevision };
 }

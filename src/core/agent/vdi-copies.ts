@@ -19,7 +19,7 @@ import type { MemberContext } from "./context.ts";
 import { revertVolume } from "./revert.ts";
 import { createSnapshot, destroyData } from "./snapshots.ts";
 import { findSr, findVdi, vdiOf, whole, wholeDisk } from "./sr-facts.ts";
-import { inSr } from "./srs.ts";
+import { inSr, usableSr } from "./srs.ts";
 import { helperIdOf, newSnapshotId, withHelper } from "./vdi-helpers.ts";
 import { makeVolume, showVdi, takenBy } from "./vdis.ts";
 
@@ -61,12 +61,14 @@ export async function snapshotVdi(
   return showVdi(context, asked);
 }
 
-async function putKey({ mirror, store }: MemberContext, vdi: Vdi): Promise<void> {
+async function putKey(context: MemberContext, vdi: Vdi): Promise<void> {
+  const { mirror, store } = context;
   const key = keys.vdi(vdi.uuid);
+  await usableSr(context, vdi.sr);
   for (;;) {
-    const { compare, op } = inSr(findSr(mirror, vdi.sr));
+    const compare = inSr(findSr(mirror, vdi.sr));
     const put = { kind: "put" as const, key, value: renderVdi(vdi, null) };
-    const outcome = await store.txn([compare, { key, modRevision: 0n }], [op, put]);
+    const outcome = await store.txn([compare, { key, modRevision: 0n }], [put]);
     await mirror.sync();
     if (outcome.kind === "succeeded" || mirror.get(key) !== null) return;
   }
@@ -103,6 +105,7 @@ export async function cloneVdi(
     type: vdi.type,
     createdAt: new Date().toISOString(),
   };
+  await usableSr(context, vdi.sr);
   const make = async (): Promise<void> =>
     makeVolume(context, diskOf(given), { size: null, copies: null, from });
   if (helper === null || before?.stage === "whole") await make();

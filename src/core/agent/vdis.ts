@@ -29,7 +29,7 @@ import { volumeOf } from "./facts.ts";
 import { deletionOf, findSnapshot } from "./find.ts";
 import type { Mirror } from "./mirror.ts";
 import { findSr, findVdi, vdiAnswer, type VdiFacts, vdiOf } from "./sr-facts.ts";
-import { inSr } from "./srs.ts";
+import { inSr, usableSr } from "./srs.ts";
 import { changeKey, deleteIfThere, dropHelper, dropHelpers } from "./vdi-helpers.ts";
 import { resetVdi } from "./vdi-reset.ts";
 import { changeVolume, deleteVolume } from "./volumes.ts";
@@ -49,7 +49,7 @@ export async function createVdi(
   const { uuid, ...fields } = request;
   const size = wholeBlocks(request.size);
   await mirror.sync();
-  const { copies } = findSr(mirror, srUuid).sr;
+  const { copies } = await usableSr(context, srUuid);
   const before = takenBy(mirror, uuid, srUuid);
   if (before !== null && before.want !== null && before.want.sizeBytes !== size)
     throw WeftError.fromFinding(
@@ -101,11 +101,11 @@ function inKeys(
   readonly compares: readonly { readonly key: string; readonly modRevision: bigint }[];
   readonly ops: readonly { readonly kind: "put"; readonly key: string; readonly value: string }[];
 } {
-  const { compare, op } = inSr(findSr(mirror, vdi.sr));
+  const compare = inSr(findSr(mirror, vdi.sr));
   const key = keys.vdi(vdi.uuid);
   return {
     compares: [compare, { key, modRevision: mirror.get(key)?.modRevision ?? 0n }],
-    ops: [op, { kind: "put", key, value: renderVdi(vdi, null) }],
+    ops: [{ kind: "put", key, value: renderVdi(vdi, null) }],
   };
 }
 
@@ -131,7 +131,7 @@ export async function introduceVdi(
   const { mirror, store } = context;
   for (;;) {
     await mirror.sync();
-    findSr(mirror, srUuid);
+    await usableSr(context, srUuid);
     if (isOfSr(mirror, uuid, srUuid)) return showVdi(context, uuid);
     const vdi = foundElsewhere(mirror, uuid, srUuid, label);
     if (vdi === null) {

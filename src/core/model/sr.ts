@@ -17,7 +17,12 @@ export type Sr = {
   /** Of each of its disks; null: as a volume has it for which nobody says a number. */
   readonly copies: number | null;
   readonly createdAt: string;
+  /** Somebody looks whether it has disks, to delete it: meanwhile none comes. Null: nobody does. */
+  readonly deletingAt: string | null;
 };
+
+/** Whoever looks is done by then, or has died. */
+export const SR_DELETE_MS = 30_000;
 
 /**
  * Bytes of volumes that pools have room for, each byte `copies` times on distinct hosts. `trashBytes`: what deleted volumes

@@ -22,6 +22,7 @@ const srJson = z
     description,
     copies: z.int().min(1).max(COPIES_MAX).nullable(),
     createdAt: instant,
+    deletingAt: instant.nullable().default(null),
   })
   .transform((sr): Sr => sr);
 
@@ -73,8 +74,8 @@ export const parseVdi = reader<Vdi>(vdiJson);
 export const parseXapiHost = reader<{ readonly uuid: string }>(xapiHostJson);
 
 /** `before` is the value that it replaces. */
-export function renderSr(sr: Sr, before: string | null): string {
-  return render(sr, before);
+export function renderSr({ deletingAt, ...sr }: Sr, before: string | null): string {
+  return render({ ...sr, deletingAt: deletingAt ?? undefined }, before);
 }
 
 export function renderVdi(vdi: Vdi, before: string | null): string {

@@ -689,8 +689,12 @@ export class FakeWeftd {
   }
 
   async #close(volume: string): Promise<Json> {
-    if (!this.sessions.delete(volume)) refuse("E-VOL-13", "not open here");
-    await this.#swap(volume, (r) => ({ ...r, owner: null, clean: true }));
+    const closed = this.sessions.get(volume) ?? refuse("E-VOL-13", "not open here");
+    this.sessions.delete(volume);
+    // One that was taken over has nothing to give back.
+    await this.#swap(volume, (r) =>
+      r.owner === null || r.owner.session === closed.session ? { ...r, owner: null, clean: true } : r,
+    );
     return { lost_writes: 0 };
   }
 

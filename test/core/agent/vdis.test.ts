@@ -8,6 +8,7 @@ import { join } from "node:path";
 import t from "tap";
 
 import { dropLeft } from "../../../src/core/agent/vdi-keeper.ts";
+import { SR_DELETE_MS } from "../../../src/core/model/sr.ts";
 import { HELPER_MS } from "../../../src/core/model/vdi.ts";
 import type { VdiAnswer } from "../../../src/core/wire/sr-api.ts";
 import { keys } from "../../../src/core/wire/store-keys.ts";
@@ -113,6 +114,35 @@ void t.test("agent: a repository's disks are volumes, from their making to the t
   t.same(left, []);
   await client.deleteSr(sr);
   await t.rejects(client.deleteSr(sr), { code: "E-SR-01" });
+
+  // A disk that comes while its repository goes: one of the two is refused, whichever was first.
+  for (let n = 0; n < 5; n += 1) {
+    const racing = (await client.createSr({ uuid: randomUUID(), copies: 1 })).uuid;
+    const codeOf = async (work: Promise<unknown>): Promise<string> =>
+      work.then(
+        () => "ok",
+        (error: unknown) => (error as { readonly code: string }).code,
+      );
+    const outcome = await Promise.all([
+      codeOf(h2.client.createVdi(racing, { uuid: randomUUID(), size: MIB })),
+      codeOf(client.deleteSr(racing)),
+    ]);
+    t.ok(["ok E-SR-02", "E-SR-01 ok"].includes(outcome.join(" ")), outcome.join(" "));
+  }
+  // Who was to delete one died meanwhile: it is as it was, half a minute later.
+  const marked = (await client.createSr({ uuid: randomUUID(), copies: 1 })).uuid;
+  const mark = async (agoMs: number): Promise<void> => {
+    const { value = "{}" } = (await store.get(keys.sr(marked))) ?? {};
+    const deletingAt = new Date(Date.now() - agoMs).toISOString();
+    await store.put(keys.sr(marked), JSON.stringify({ ...(JSON.parse(value) as object), deletingAt }));
+  };
+  const last = { uuid: randomUUID(), size: MIB };
+  await mark(0);
+  await t.rejects(client.createVdi(marked, last), { code: "E-SR-01", message: /is being deleted/ });
+  await mark(SR_DELETE_MS);
+  t.equal((await client.createVdi(marked, last)).sr, marked);
+  await t.rejects(client.deleteSr(marked), { code: "E-SR-02" });
+  t.notMatch((await store.get(keys.sr(marked)))?.value, /deletingAt/);
 
   // A key that nobody can read is an error of its repository's list, never a disk less.
   await store.put(keys.vdi(uuid), JSON.stringify({ format: 1, sr: other, uuid }));
@@ -224,6 +254,26 @@ void t.test(
     await client.deleteVdi(first);
     await client.deleteVdi(first);
     t.same((await client.vdis(sr)).vdis.map((vdi) => vdi.uuid).toSorted(), [uuid, b, second].toSorted());
+
+    // XAPI's revert of a VM: the disk is deleted, what was made of its snapshot takes its place, and that lives on without it.
+    const old = await disk(h1, sr, "old");
+    const kept = randomUUID();
+    await client.snapshotVdi(old.uuid, { uuid: kept });
+    const reverted = randomUUID();
+    await client.cloneVdi(kept, { uuid: reverted });
+    await client.deleteVdi(old.uuid);
+    await client.deleteVdi(old.uuid);
+    await t.rejects(client.vdi(old.uuid), { code: "E-VDI-01", facts: { live: false } });
+    t.match(await client.vdi(kept), { whole: true, volume: old.uuid, snapshotOf: old.uuid });
+    t.notOk((await client.vdis(sr)).vdis.some((vdi) => vdi.uuid === old.uuid));
+    const again = randomUUID();
+    t.match(await client.cloneVdi(kept, { uuid: again }), { whole: true });
+    await t.rejects(client.introduceVdi(sr, { uuid: old.uuid }), { code: "E-VDI-01" });
+    await t.rejects(client.snapshotVdi(old.uuid, { uuid: randomUUID() }), { code: "E-VDI-01" });
+    await client.restoreFromTrash(old.uuid);
+    t.match(await client.vdi(old.uuid), { label: "old", whole: true });
+    await client.deleteVdi(old.uuid);
+    for (const each of [kept, reverted, again]) await client.deleteVdi(each);
 
     // Cut short: a key without its snapshot, and a snapshot for a moment. Neither goes before its time.
     const store = await h1.store();
