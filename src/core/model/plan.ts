@@ -104,8 +104,15 @@ function withCopies(input: PlanInput, copies: number, minIsr: number): Decision<
   if (minIsr < 1 || minIsr > copies) return refused(minIsrAbove(want, minIsr, copies));
   const ranked = byWorth(input);
   const apart = keepApart(ranked, copies, cluster, want.spread);
-  // Labels may have changed since they were placed: fewer copies is no reason to move one.
-  const wanted = ranked.filter((place) => !place.remove && !apart.some(({ host }) => host === place.host));
+  // Labels may have changed since they were placed: another number is no reason to move one. It is where the copy that it
+  // shares something with was to leave, and is called back instead of it.
+  const called = apart.filter(({ remove }) => remove);
+  const wanted = ranked.filter(
+    (place) =>
+      !place.remove &&
+      !apart.some(({ host }) => host === place.host) &&
+      keepApart([...called, place], copies, cluster, want.spread).includes(place),
+  );
   const rest = keepApart(wanted, copies, cluster, "host");
   const keep = [...apart, ...rest].slice(0, copies);
   return keepAndAdd(input, { ...want, copies, minIsr }, keep, null);

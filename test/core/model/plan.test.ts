@@ -79,6 +79,29 @@ void t.test("plan: what is asked back is kept, where it is still in sync", async
   t.match(planned(copies(2), gone).want.placements, [place(0, 1), place(1, 2, true), place(2, 3)]);
 });
 
+void t.test(
+  "plan: who is called back takes the place of the copy that it was to make room for",
+  async (t) => {
+    // The copy on h2 leaves, since it is in the rack of h1, which does not answer now.
+    const four = racks("a", "a", "b", "c");
+    const silent = {
+      ...four,
+      hosts: four.hosts.map((one, index) => (index === 0 ? { ...one, liveness: away(0) } : one)),
+    };
+    const leaving = {
+      want: want([place(0, 1), place(1, 2, true), place(2, 3)], { copies: 2, spread: "rack" }),
+      record: record([member(0, 1, "STALE"), member(1, 2), member(2, 3)], { spread: "rack" }),
+      cluster: silent,
+    };
+    t.match(planned(copies(3), leaving).want.placements, [
+      place(0, 1, true),
+      place(1, 2),
+      place(2, 3),
+      place(3, 4),
+    ]);
+  },
+);
+
 void t.test("plan: a move adds, waits, and then removes", async (t) => {
   t.equal(line(move(1, 3)), "add 2 on h3 (at most 3 GiB, 12 s); wait for 2; remove 0 on h1");
   t.match(planned(move(1, 3)), { want: { copies: 2 }, inSync: { now: 2, least: 2, after: 2 }, risks: [] });
