@@ -277,6 +277,15 @@ void t.test(
     await h2.weft.startAgent();
     await t.rejects(ensureMember(needed(pool, 1, {})), { message: /E-SETUP-15 .*is a host of weft already/ });
     t.equal((await h2.weft.client.status()).kind, "no-cluster");
+    // What it is told to do does it.
+    await eventually(
+      "its removal",
+      () => h1.weft.client.removeHost(h2.weft.name),
+      () => true,
+    );
+    await ensureMember(needed(pool, 1, {}));
+    const back = await h2.weft.client.hosts();
+    t.strictSame(back.map(({ name }) => name).toSorted(), [h1.weft.name, h2.weft.name].toSorted());
     t.strictSame(pool.xapi.violations, []);
   },
 );
