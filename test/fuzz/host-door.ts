@@ -56,6 +56,7 @@ const good: Readonly<Record<keyof typeof doorRoutes, unknown>> = {
   "POST /v1/identity/renew": {},
   "GET /v1/identity/lists": null,
   "POST /v1/members/credentials": {},
+  "POST /v1/identity/bundle-key": {},
   "POST /v1/internal/audit": { sinceMs: null, volume: ["db"], who: null, refusedOnly: false, limit: 10 },
   "POST /v1/internal/volume-users": { volume: "6c1f0a52-3b1d-4e0b-9d52-6f3a0c9e1b77", snapshot: null },
   "POST /v1/internal/volume-work": {

@@ -58,6 +58,13 @@ const bodies: WithBody = {
     authority: "-----BEGIN CERTIFICATE-----",
     trust: "{}",
   },
+  "POST /v1/bundles/key": {
+    bundle: { cluster: nobody, host: nobody, kid: "0".repeat(64) },
+    request: newcomer,
+    addresses: ["127.0.0.9"],
+    vouchedBy: "XAPI",
+  },
+  "POST /v1/reclaim": { bundle: "{}", key: { from: "AAAA", box: "AAAA" } },
   "POST /v1/stop-check": { waitMs: 0 },
   "PUT /v1/settings": { transport: "tls" },
   "POST /v1/tokens": { forMs: 60_000, name: null },

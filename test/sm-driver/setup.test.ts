@@ -2,7 +2,7 @@
  * Plot: three hypervisors of a pool. An SR is created and no weft is there: its hosts become a cluster. A host comes to the
  * pool and gets the SR's PBD: it becomes one of them, by what XAPI carries, and nothing of that is a secret.
  */
-import { chmod, mkdir, readFile, rm, writeFile } from "node:fs/promises";
+import { chmod, mkdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 
 import { execa } from "execa";
@@ -10,6 +10,7 @@ import t from "tap";
 
 import { type DiskAnswer } from "../../src/core/wire/agent-api.ts";
 import { AgentClient } from "../../src/core/wire/agent-client.ts";
+import { BUNDLE_FILE, BundleKeeper } from "../../src/core/agent/bundle-keeper.ts";
 import { openLog } from "../../src/core/agent/log.ts";
 import { alertSink } from "../../src/resident/alert-sink.ts";
 import { smCallOf } from "../../src/sm-driver/call.ts";
@@ -287,5 +288,59 @@ void t.test(
     const back = await h2.weft.client.hosts();
     t.strictSame(back.map(({ name }) => name).toSorted(), [h1.weft.name, h2.weft.name].toSorted());
     t.strictSame(pool.xapi.violations, []);
+  },
+);
+
+/** A host whose disk has what is given, as its agent would find it there. */
+class WithBundle extends AgentClient {
+  readonly #texts: readonly string[];
+
+  constructor(host: TestHost, texts: readonly string[]) {
+    super({ socketPath: `${host.directory}/run/agent.sock` });
+    this.#texts = texts;
+  }
+
+  override async bundles(): ReturnType<AgentClient["bundles"]> {
+    return { bundles: [...this.#texts] };
+  }
+}
+
+void t.test(
+  "sr_attach: a host that was installed anew is again who it was, by the sealed bundle on its pool's disk",
+  async (t) => {
+    const pool = await startPool(t, 3, 120);
+    const [h1, h2, h3] = pool.hosts;
+    if (h1 === undefined || h2 === undefined || h3 === undefined) throw new Error("three hosts");
+    await h1.weft.client.init({ name: h1.weft.name, address: h1.weft.address, clusterName: "lab" });
+    const was = await joinHost(h2.weft, h1.weft);
+    const disk = join(h2.weft.directory, "disk");
+    const { self, host, store, identity, authority, log: own } = h2.weft.member();
+    const keeping = { self, host, store, identity, authority, log: own, stateDir: h2.weft.stateDir };
+    await new BundleKeeper({ ...keeping, places: async () => [disk] }).look();
+    const text = await readFile(join(disk, BUNDLE_FILE), "utf8");
+    t.notMatch(text, /PRIVATE KEY|BEGIN/, "nothing of it can be read there");
+    t.equal((await stat(join(disk, BUNDLE_FILE))).mode & 0o777, 0o600);
+
+    const plug = (n: number, texts: readonly string[]): Promise<void> => {
+      const test = pool.hosts[n];
+      if (test === undefined) throw new Error("a host");
+      return ensureMember({ ...needed(pool, n, {}), agent: new WithBundle(test.weft, texts) });
+    };
+    // Another host with that disk, while its own is there and after: it comes as itself, a new one.
+    await plug(2, [text]);
+    t.not((await h3.weft.client.cluster()).host, was);
+
+    await h2.weft.stopAgent();
+    await h2.weft.etcd.stop();
+    await rm(h2.weft.stateDir, { recursive: true });
+    await h2.weft.startAgent();
+    await plug(1, ["garbage", text.replace(/"box":"..../, '"box":"AAAA'), text]);
+    t.equal((await h2.weft.client.cluster()).host, was, "the same host");
+    await eventually(
+      "its place among the others",
+      () => h1.weft.client.hosts(),
+      (all) => all.length === 3 && all.every(({ alive }) => alive),
+    );
+    t.notMatch(pool.argv.join("\n"), /PRIVATE KEY/);
   },
 );

@@ -5,6 +5,8 @@
  * - what is listed is a key that its owner has signed with, for the host that is named: nobody comes in by another's;
  * - only root on a member of the store asks for it, so nobody gets in who could not have been given a token.
  */
+import type { X509Certificate } from "node:crypto";
+
 import { parseHostId } from "../model/ids.ts";
 import { CLOCK_SLACK_MS } from "../model/limits.ts";
 import type { AdmissionAnswer, AdmissionOrder } from "../wire/admission-api.ts";
@@ -16,12 +18,8 @@ import { letIn } from "./let-in.ts";
 export async function admitHost(context: EnrolContext, order: AdmissionOrder): Promise<AdmissionAnswer> {
   const { authority, identity } = context;
   const host = parseHostId(order.host);
-  const shown = readCertificate(order.cert);
-  if (host === null || shown === null || !isJoinCert(shown, order.host) || !shown.verify(shown.publicKey))
-    throw badRequest("its certificate is not of its own key, made for this");
-  // Made just now: an old one was kept by somebody.
-  if (Math.abs(Date.now() - Date.parse(shown.validFrom)) > 2 * CLOCK_SLACK_MS)
-    throw badRequest("its certificate is old, or its clock is more than a day off");
+  if (host === null) throw badRequest("it names no host");
+  const shown = readJoinCert(order.cert, order.host);
   if (!authority.holds(identity.trust())) throw notMember(context.members());
   const { name, address } = order;
   const newcomer = { host, name, address, kid: kidOf(shown.publicKey) };
@@ -33,6 +31,17 @@ export async function admitHost(context: EnrolContext, order: AdmissionOrder): P
   if (pem === undefined)
     throw new Error("a certificate was issued by an authority that the list does not name");
   return { cluster: { ...context.cluster(), host }, cert, authority: pem, trust };
+}
+
+/** Of a key that has signed it itself, made for this host to be let in, and now. */
+export function readJoinCert(pem: string, host: string): X509Certificate {
+  const shown = readCertificate(pem);
+  if (shown === null || !isJoinCert(shown, host) || !shown.verify(shown.publicKey))
+    throw badRequest("its certificate is not of its own key, made for this");
+  // An old one was kept by somebody.
+  if (Math.abs(Date.now() - Date.parse(shown.validFrom)) > 2 * CLOCK_SLACK_MS)
+    throw badRequest("its certificate is old, or its clock is more than a day off");
+  return shown;
 }
 
 function badRequest(what: string): WeftError {

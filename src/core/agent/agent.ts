@@ -12,7 +12,7 @@ import type { FastifyInstance } from "fastify";
 import type { z } from "zod";
 
 import { type HostId, parseHostId } from "../model/ids.ts";
-import type { AdmissionAnswer, AdmissionRequest, admissionWish } from "../wire/admission-api.ts";
+import type { AdmissionAnswer, AdmissionRequest, admissionWish, Reclaim } from "../wire/admission-api.ts";
 import type * as api from "../wire/agent-api.ts";
 import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
 import { IdentityFiles } from "../wire/identity-files.ts";
@@ -24,6 +24,7 @@ import { askHost, askMembers, catchUp, followHosts, renewOwn } from "./ask-membe
 import { type Audit, openAudit } from "./audit.ts";
 import { AuditHeads } from "./audit-head.ts";
 import { AuthorityKeeper } from "./authority.ts";
+import { BundleKeeper } from "./bundle-keeper.ts";
 import { ClockWatch } from "./clock-watch.ts";
 import { ClusterView } from "./cluster-view.ts";
 import { enterAdmitted, requestAdmission } from "./admission.ts";
@@ -51,6 +52,7 @@ import { type Log, openLog } from "./log.ts";
 import { Mirror, syncIfPossible } from "./mirror.ts";
 import type { AgentOptions } from "./options.ts";
 import { byOwner } from "./owner-work.ts";
+import { findBundles, takeBundle } from "./reclaim.ts";
 import { perform } from "./perform.ts";
 import { diskAnswer, listDisks } from "./pools.ts";
 import { auditPeer } from "./peer-audit.ts";
@@ -92,6 +94,7 @@ type Member = {
   readonly snapshotKeeper: SnapshotKeeper;
   readonly vdiKeeper: VdiKeeper;
   readonly alertKeeper: AlertKeeper | null;
+  readonly bundleKeeper: BundleKeeper;
 };
 
 /** Made one after the other, and told of each other. */
@@ -210,6 +213,16 @@ export class Agent {
   /** It was let in. Its place in the store follows in the background. */
   enter(answer: AdmissionAnswer): Promise<void> {
     return this.#inTurn(async () => this.#begin(await enterAdmitted(this.#joining(), answer), true));
+  }
+
+  /** Of hosts that this one may have been, on its disks. */
+  bundles(): Promise<readonly string[]> {
+    return this.#inTurn(() => findBundles(this.#joining()));
+  }
+
+  /** It is that host again. Which store is the cluster's it has to ask. */
+  reclaim(request: Reclaim): Promise<void> {
+    return this.#inTurn(async () => this.#begin(await takeBundle(this.#joining(), request), false));
   }
 
   /** The store under it was replaced. */
@@ -494,6 +507,18 @@ export class Agent {
     heads.start();
     const etcdLog = new EtcdLog({ path: this.#etcd.logPath, audit: this.audit, log });
     etcdLog.start();
+    const bundleKeeper = new BundleKeeper({
+      self,
+      host,
+      store,
+      identity,
+      authority,
+      log,
+      stateDir: this.#options.stateDir,
+      places: () => devices.mountedPlaces(),
+    });
+    bundleKeeper.start();
+    identity.onChange(() => bundleKeeper.nudge());
     const alerts = this.#alerts;
     const alertKeeper =
       alerts === null
@@ -520,6 +545,7 @@ export class Agent {
       snapshotKeeper,
       vdiKeeper,
       alertKeeper,
+      bundleKeeper,
     };
     this.#background("repair", answerRepair(context));
     // What happened while this agent was down.
@@ -555,7 +581,7 @@ export class Agent {
     if (member === null) return;
     this.#member = null;
     const { context, presence, keeper, door, heads, acks, rotation, rescue, etcdLog, pauseKeeper } = member;
-    const { snapshotKeeper, vdiKeeper, alertKeeper } = member;
+    const { snapshotKeeper, vdiKeeper, alertKeeper, bundleKeeper } = member;
     const confirmationEnds = context.confirmation.stop();
     // Before the identity ends that it renews.
     const rotationEnds = rotation.stop();
@@ -572,6 +598,7 @@ export class Agent {
     snapshotKeeper.stop();
     vdiKeeper.stop();
     alertKeeper?.stop();
+    bundleKeeper.stop();
     pauseKeeper.stop();
     await presence.stop();
     // From here on nobody waits for the store.

@@ -14,6 +14,8 @@ import type { KeyObject } from "node:crypto";
 import type { HostId } from "../model/ids.ts";
 import { crlSerials } from "../model/trust.ts";
 import type { Authority, Trust } from "../model/trust.ts";
+import type { Secret } from "../model/secret.ts";
+import { bundleKey, type BundleOf } from "../wire/bundle.ts";
 import { WeftError } from "../wire/errors.ts";
 import type { AuthorityKind, IdentityFiles, Unlisted, Unnamed } from "../wire/identity-files.ts";
 import { sign } from "../wire/signed.ts";
@@ -168,6 +170,12 @@ export class AuthorityKeeper {
   /** By the authority that is active in `trust`: for a list, the one before it. */
   sign(trust: Trust, kind: SignedKind, body: string): string {
     return sign(kind, body, createPrivateKey(this.#active("host", trust).keyPem.reveal()));
+  }
+
+  /** The key of this host's bundle, by the authority of that name; null: this host has not that one's key. */
+  bundleKey(of: BundleOf): Secret<Uint8Array> | null {
+    const keys = this.#held.host.find(({ kid }) => kid === of.kid);
+    return keys === undefined ? null : bundleKey(keys.keyPem, of);
   }
 
   /** The keys of every authority that the list names, for a host that becomes a member. */

@@ -113,6 +113,14 @@ export class DevicePools {
     return this.#entries().find((entry) => this.#placeOf(entry) === path) ?? null;
   }
 
+  /** Where disks of pools that serve are mounted now. */
+  async mountedPlaces(): Promise<readonly string[]> {
+    const ready = this.#entries().filter(({ phase }) => phase === "ready");
+    if (ready.length === 0) return [];
+    const at = new Set((await mountsNow()).map((mount) => mount.at));
+    return ready.map((entry) => this.#placeOf(entry)).filter((place) => at.has(place));
+  }
+
   list(path: string | null): Promise<readonly Disk[]> {
     return this.#inTurn(() => this.#look(path));
   }

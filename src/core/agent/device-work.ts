@@ -36,6 +36,12 @@ export async function mountDevice(path: string, at: string): Promise<void> {
   await needTool("mount", ["-t", "xfs", "-o", "noatime,nodev,nosuid,noexec", path, at], MOUNT_MS);
 }
 
+/** For a look at what is on it. */
+export async function mountToRead(path: string, at: string): Promise<void> {
+  await mkdir(at, { recursive: true, mode: 0o700 });
+  await needTool("mount", ["-t", "xfs", "-o", "ro,nodev,nosuid,noexec", path, at], MOUNT_MS);
+}
+
 /** Tried for a few seconds: the kernel ends with files a moment after who had them open. */
 export async function unmountDevice(at: string): Promise<void> {
   const end = performance.now() + UNMOUNT_MS;

@@ -11,6 +11,7 @@ import { ownUsers } from "./activation.ts";
 import { ApiTokens } from "./api-tokens.ts";
 import { memberAddresses } from "./ask-members.ts";
 import { ownLines } from "./audit-read.ts";
+import { ownBundleKey } from "./bundle-keeper.ts";
 import type { MemberContext } from "./context.ts";
 import { Door, type DoorHandlers } from "./door.ts";
 import { Enrolment } from "./enrol.ts";
@@ -93,6 +94,12 @@ function handlersOf(context: MemberContext, audit: AskedAgent["audit"]): DoorHan
         storeAuthorities: [...given.storeAuthorities],
         trust: given.trust,
       };
+    },
+    "POST /v1/identity/bundle-key": async ({ caller, begin }) => {
+      if (caller.verdict?.kind !== "ok")
+        throw new Error("the door lets hosts only ask for their bundle's key");
+      await begin({ host: caller.verdict.host });
+      return ownBundleKey(authority, identity.trust(), caller.verdict.host, memberAddresses(store));
     },
     "POST /v1/internal/audit": async ({ body: { limit, ...filter } }) => ({
       lines: [...(await ownLines(audit, filter, limit))],

@@ -30,6 +30,7 @@ import { syncIfPossible } from "./mirror.ts";
 import { changePlaces, planPlaces } from "./place-change.ts";
 import { createPool, removePool, wipeDisk } from "./pools.ts";
 import { repairStore } from "./repair.ts";
+import { unsealFor } from "./reclaim.ts";
 import { revertVolume } from "./revert.ts";
 import { revokeHost } from "./revoke.ts";
 import { rotateAuthority, showAuthority } from "./rotate.ts";
@@ -47,7 +48,17 @@ import { progressAnswer, whyAnswer } from "./why.ts";
 /** As much of the agent as a request may use. */
 export type AskedAgent = Pick<
   Agent,
-  "member" | "status" | "disks" | "init" | "join" | "requestAdmission" | "enter" | "restart" | "audit"
+  | "member"
+  | "status"
+  | "disks"
+  | "init"
+  | "join"
+  | "requestAdmission"
+  | "enter"
+  | "bundles"
+  | "reclaim"
+  | "restart"
+  | "audit"
 >;
 
 export type Asked<Name extends RouteName> = {
@@ -87,6 +98,12 @@ export const handlers: Handlers = {
   },
   "POST /v1/admission/answer": async (agent, { body }) => {
     await agent.enter(body);
+    return show.enteredAnswer(agent.member());
+  },
+  "GET /v1/bundles": async (agent) => ({ bundles: [...(await agent.bundles())] }),
+  "POST /v1/bundles/key": (agent, { body }) => unsealFor(agent.member(), body),
+  "POST /v1/reclaim": async (agent, { body }) => {
+    await agent.reclaim(body);
     return show.enteredAnswer(agent.member());
   },
   "GET /v1/cluster": (agent) => show.clusterAnswer(agent.member()),

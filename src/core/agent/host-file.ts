@@ -45,6 +45,16 @@ const intentFile = z.discriminatedUnion("kind", [
   }),
 ]);
 
+/** Null: it says of no host who it is. */
+export function parseHostFile(text: string): HostFile | null {
+  try {
+    const parsed = hostFile.safeParse(JSON.parse(text));
+    return parsed.success ? parsed.data : null;
+  } catch {
+    return null;
+  }
+}
+
 const seenFile = z.object({ at: z.iso.datetime() });
 
 export type HostFile = z.output<typeof hostFile>;

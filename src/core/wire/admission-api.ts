@@ -8,6 +8,7 @@
  */
 import { z } from "zod";
 
+import { BUNDLE_BYTES_MAX, wrappedKey } from "./bundle.ts";
 import { clusterAnswer } from "./agent-api.ts";
 import { address, hostName, uuid } from "./json-types.ts";
 
@@ -40,6 +41,28 @@ export const admissionAnswer = z.strictObject({
   trust: z.string().max(1 << 20),
 });
 
+/** What lies on this host's disks, each sealed. */
+export const bundlesAnswer = z.object({ bundles: z.array(z.string()) });
+
+/** As a member gets it. */
+export const unsealOrder = z.strictObject({
+  /** What stands on the bundle's outside. */
+  bundle: z.strictObject({ cluster: uuid, host: uuid, kid: z.string().regex(/^[0-9a-f]{64}$/) }),
+  /** Of the host that has the disk. */
+  request: admissionRequest.strict(),
+  /** Those that it has, by the word of whoever vouches for it. */
+  addresses: z.array(address).max(64),
+  vouchedBy: z.string().min(1).max(256),
+});
+
+export const reclaimRequest = z.strictObject({
+  bundle: z.string().max(BUNDLE_BYTES_MAX),
+  key: wrappedKey,
+});
+
+export type Bundles = z.output<typeof bundlesAnswer>;
+export type UnsealOrder = z.output<typeof unsealOrder>;
+export type Reclaim = z.output<typeof reclaimRequest>;
 export type AdmissionWish = z.input<typeof admissionWish>;
 export type AdmissionRequest = z.output<typeof admissionRequest>;
 export type AdmissionOrder = z.output<typeof admissionOrder>;

@@ -11,6 +11,7 @@ import type { z } from "zod";
 
 import * as admission from "./admission-api.ts";
 import * as api from "./agent-api.ts";
+import { wrappedKey, type WrappedKey } from "./bundle.ts";
 import type { Secret } from "../model/secret.ts";
 import type { VolumeLimits } from "../model/volume-limits.ts";
 import { isWeftError, reasonOf, WeftError } from "./errors.ts";
@@ -74,6 +75,18 @@ export class AgentClient {
 
   admit(body: admission.AdmissionOrder): Promise<admission.AdmissionAnswer> {
     return this.#call("POST", "/v1/admission", admission.admissionAnswer, admission.admissionOrder, body);
+  }
+
+  bundles(): Promise<admission.Bundles> {
+    return this.#call("GET", "/v1/bundles", admission.bundlesAnswer);
+  }
+
+  unseal(body: admission.UnsealOrder): Promise<WrappedKey> {
+    return this.#call("POST", "/v1/bundles/key", wrappedKey, admission.unsealOrder, body);
+  }
+
+  reclaim(body: admission.Reclaim): Promise<api.EnteredAnswer> {
+    return this.#call("POST", "/v1/reclaim", api.enteredAnswer, admission.reclaimRequest, body);
   }
 
   enter(body: admission.AdmissionAnswer): Promise<api.EnteredAnswer> {

@@ -71,6 +71,13 @@ export const credentialsAnswer = z.object({
 export const authorityRequest = credentialsAnswer.strict();
 export const authorityAnswer = z.object({});
 
+/** The key that the asking host's own bundle is sealed with (bundle.ts). */
+export const bundleKeyRequest = z.strictObject({});
+export const bundleKeyAnswer = z.object({
+  kid: z.string().regex(/^[0-9a-f]{64}$/),
+  key: z.string().regex(/^[0-9a-f]{64}$/),
+});
+
 /** As `GET /v1/audit` asks, where the host and its names were looked up already. */
 export const auditLinesRequest = z.strictObject({
   sinceMs: z.number().nullable(),
@@ -147,6 +154,12 @@ export const doorRoutes = {
     right: "host",
     request: credentialsRequest,
     answer: credentialsAnswer,
+    audit: "mutation",
+  },
+  "POST /v1/identity/bundle-key": {
+    right: "host",
+    request: bundleKeyRequest,
+    answer: bundleKeyAnswer,
     audit: "mutation",
   },
   "POST /v1/internal/audit": {

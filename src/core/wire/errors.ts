@@ -172,6 +172,7 @@ const kinds = {
   "E-SETUP-14": refused,
   "E-SETUP-15": refused,
   "E-SETUP-16": refused,
+  "E-SETUP-17": refused,
   "E-TOKEN-01": { culprit: "caller", exit: 1, status: 400 },
   "E-TOKEN-02": { culprit: "caller", exit: 1, status: 403 },
   "E-TOKEN-03": { culprit: "caller", exit: 1, status: 429 },

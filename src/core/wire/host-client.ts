@@ -94,6 +94,10 @@ export class HostClient {
     return this.#ask("POST /v1/members/credentials", () => ({}));
   }
 
+  bundleKey(): Promise<Answered<{ readonly kid: string; readonly key: string }>> {
+    return this.#ask("POST /v1/identity/bundle-key", () => ({}));
+  }
+
   audit(body: api.AuditLinesRequest): Promise<Answered<api.AuditLinesAnswer>> {
     return this.#ask("POST /v1/internal/audit", () => body);
   }

@@ -13,6 +13,7 @@ import { TRUST_BYTES } from "../model/limits.ts";
 import type { Right } from "../model/roles.ts";
 import * as admission from "./admission-api.ts";
 import * as api from "./agent-api.ts";
+import { BUNDLE_BYTES_MAX, wrappedKey } from "./bundle.ts";
 import * as sr from "./sr-api.ts";
 
 const BODY_MAX = 64 * 1024;
@@ -71,6 +72,14 @@ export const routes = {
     // The trust list is in it.
     { bodyMax: TRUST_BYTES.most + BODY_MAX },
   ),
+  /** A host that was installed anew, and has a disk of its own still (bundle.ts). */
+  "GET /v1/bundles": read("local-root", "cluster", admission.bundlesAnswer),
+  "POST /v1/bundles/key": mutation("local-root", "cluster", admission.unsealOrder, wrappedKey, {
+    logs: ["bundle", "addresses", "vouchedBy"],
+  }),
+  "POST /v1/reclaim": mutation("local-root", "cluster", admission.reclaimRequest, api.enteredAnswer, {
+    bodyMax: BUNDLE_BYTES_MAX + BODY_MAX,
+  }),
   "GET /v1/cluster": read("viewer", "cluster", api.clusterAnswer),
 
   "GET /v1/settings": read("viewer", "cluster", api.settings),

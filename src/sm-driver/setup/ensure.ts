@@ -10,6 +10,7 @@ import type { SmContext } from "../call.ts";
 import { faultCodes, SmFault } from "../faults.ts";
 import { joinThroughPool } from "./join-pool.ts";
 import { hostOfRef, readPool } from "./pool-records.ts";
+import { reclaimThroughPool } from "./reclaim-host.ts";
 import { alone } from "./setup-lock.ts";
 import { planPool, runPlan, uuidArg } from "./setup.ts";
 
@@ -50,6 +51,7 @@ export async function ensureMember({ agent, xapi, call, log }: Needed): Promise<
   if ((await agent.status()).kind === "cluster") return;
   const over = xapi.patient(JOIN_MS);
   const { uuid, hostname } = hostOfRef(await readPool(over), call.hostRef);
+  if (await reclaimThroughPool({ agent, xapi: over, log }, uuid)) return;
   const network = call.deviceConfig.get("network");
   log.info({ host: hostname }, "this host is in no cluster yet: it joins that of its pool");
   const wish = { uuid, address: null, name: null, network: network === undefined ? null : uuidArg(network) };

@@ -17,6 +17,7 @@ import { isXapiError, XenApi } from "../xen-api.ts";
 import { parseCall, renderAnswer, textsOf, XmlError, type XmlOut } from "../xml.ts";
 import { inventoryText, takeInventory } from "./inventory.ts";
 import { admitFromPool, joinThroughPool, type Newcomer } from "./join-pool.ts";
+import { unsealForPool } from "./reclaim-host.ts";
 import { uuidArg } from "./setup.ts";
 import type { Toolstack } from "./toolstack.ts";
 
@@ -56,6 +57,14 @@ const functions: Readonly<Record<string, (asked: Asked) => Promise<string>>> = {
   "join-request": async ({ agent, args }) => {
     const name = args.get("name") ?? null;
     return JSON.stringify(await agent.requestAdmission({ name, address: wanted(args, "address") }));
+  },
+  unseal: ({ agent, xapi, args }) => {
+    const of = {
+      cluster: uuidArg(args.get("cluster")),
+      host: uuidArg(wanted(args, "bundle")),
+      kid: wanted(args, "kid"),
+    };
+    return unsealForPool({ agent, xapi }, { uuid: uuidArg(wanted(args, "host")), bundle: of });
   },
   join: async ({ agent, xapi, args }) => {
     const via = args.get("via");

@@ -42,6 +42,8 @@ const agent: AskedAgent = {
   join: reached,
   requestAdmission: reached,
   enter: reached,
+  bundles: reached,
+  reclaim: reached,
   restart: reached,
 };
 
