@@ -10,8 +10,9 @@ import { join } from "node:path";
 import type { LocalDoor } from "../core/agent/local-door.ts";
 import type { Log } from "../core/agent/log.ts";
 import type { AgentOptions } from "../core/agent/options.ts";
+import type { DatapathOf } from "../sm-driver/datapath/datapath.ts";
 import { noDatapath } from "../sm-driver/datapath/none.ts";
-import { Driver, type DriverOptions } from "../sm-driver/driver.ts";
+import { Driver } from "../sm-driver/driver.ts";
 import { Smapiv3 } from "../sm-driver/smapiv3/smapiv3.ts";
 import { CALL_BYTES_MAX } from "../sm-driver/xml.ts";
 
@@ -29,7 +30,7 @@ type Options = Pick<AgentOptions, "runDir" | "xapiSocket">;
 export function smDoors(
   { runDir, xapiSocket }: Options,
   log: Log,
-  datapath: DriverOptions["datapath"] = () => noDatapath,
+  datapath: DatapathOf = () => noDatapath,
 ): readonly LocalDoor[] {
   const agentSocket = join(runDir, "agent.sock");
   const parts = { agentSocket, xapiSocket, datapath, newUuid: randomUUID, log };

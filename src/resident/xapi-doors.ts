@@ -11,6 +11,8 @@ import type { Log } from "../core/agent/log.ts";
 import type { AgentOptions } from "../core/agent/options.ts";
 import { AgentClient, badRequest } from "../core/wire/agent-client.ts";
 import { setupPlanAnswer, setupRequest, setupRunAnswer, setupRunRequest } from "../core/wire/setup-api.ts";
+import type { DatapathOf } from "../sm-driver/datapath/datapath.ts";
+import { noDatapath } from "../sm-driver/datapath/none.ts";
 import { answerHook } from "../sm-driver/setup/hooks.ts";
 import { asWeftError, PoolInit } from "../sm-driver/setup/init.ts";
 import { Plugin, QUIET_FUNCTIONS } from "../sm-driver/setup/plugin.ts";
@@ -26,8 +28,13 @@ const HOOK_MS = 40_000;
 
 type Options = Pick<AgentOptions, "runDir" | "xapiSocket" | "dom0Root">;
 
-export function xapiDoors(options: Options, log: Log): readonly LocalDoor[] {
-  return [pluginDoor(options, log), hookDoor(options, log), ...setupDoors(options, log)];
+/** `datapath`: how this host makes a guest's device of a volume. */
+export function xapiDoors(
+  options: Options,
+  log: Log,
+  datapath: DatapathOf = () => noDatapath,
+): readonly LocalDoor[] {
+  return [pluginDoor(options, log, datapath), hookDoor(options, log), ...setupDoors(options, log)];
 }
 
 /** For `weft init`. */
@@ -69,11 +76,12 @@ function setupDoors({ runDir, xapiSocket }: Options, log: Log): readonly LocalDo
   ];
 }
 
-function pluginDoor({ runDir, xapiSocket, dom0Root }: Options, log: Log): LocalDoor {
+function pluginDoor({ runDir, xapiSocket, dom0Root }: Options, log: Log, datapath: DatapathOf): LocalDoor {
   const plugin = new Plugin({
     agentSocket: join(runDir, "agent.sock"),
     xapiSocket,
     toolstack: new Toolstack(`${dom0Root}/opt/xensource/bin/xe-toolstack-restart`, log),
+    datapath,
     log,
   });
   return {

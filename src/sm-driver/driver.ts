@@ -16,7 +16,7 @@ import {
   type SmValue,
   shown,
 } from "./call.ts";
-import type { Datapath } from "./datapath/datapath.ts";
+import type { DatapathOf } from "./datapath/datapath.ts";
 import { driverInfo } from "./driver-info.ts";
 import { badRequest, faultCodes, faultOf, SmFault } from "./faults.ts";
 import { HostNote } from "./host-note.ts";
@@ -31,7 +31,7 @@ export type DriverOptions = {
   /** Where XAPI listens. */
   readonly xapiSocket: string;
   /** By the PBD's device-config. */
-  readonly datapath: (call: SmCall) => Datapath;
+  readonly datapath: DatapathOf;
   readonly newUuid: () => string;
   readonly log: Log;
 };
@@ -125,7 +125,7 @@ export class Driver {
       call,
       agent: new AgentClient({ socketPath: agentSocket, timeoutMs }),
       xapi: new XenApi({ socketPath: xapiSocket, sessionRef, subtaskOf, deadline }),
-      datapath: datapath(call),
+      datapath: datapath(call.deviceConfig),
       newUuid,
       hostNote: this.#hostNote,
       deadline,

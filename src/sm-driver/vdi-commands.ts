@@ -26,6 +26,7 @@ import {
 } from "./call.ts";
 import { cbtCommands } from "./cbt-commands.ts";
 import { badRequest, faultCodes, SmFault } from "./faults.ts";
+import { tellDevices } from "./grown.ts";
 import { plugCommands } from "./plug-commands.ts";
 import { cut, vdiChanges } from "./vdi-changes.ts";
 import {
@@ -118,11 +119,10 @@ const clone: Command = async (context) => {
   return made(context, newUuid(), (of) => agent.cloneVdi(uuid, { uuid: of }));
 };
 
-/** Also of a disk that a guest has: its device learns the new size before XAPI does. */
+/** Also of a disk that a guest has: its device learns the new size before this answers. */
 const resize: Command = async (context) => {
-  const { call, agent, datapath } = context;
-  const sr = srOf(call);
-  const { uuid, location } = vdiOf(call);
+  const { call, agent } = context;
+  const { ref, uuid, location } = vdiOf(call);
   const size = sizeArg(call, 0, "new size");
   const vdi = await agent.vdi(uuid);
   if (size < vdi.size)
@@ -132,10 +132,9 @@ const resize: Command = async (context) => {
       "make a smaller disk and copy what is on it in the guest",
     );
   const grown = size === vdi.size ? vdi : await agent.changeVdi(uuid, { size });
-  const users = await datapath.users();
-  if (users.some((user) => user.vdi === uuid)) await datapath.resized({ sr: sr.uuid, vdi: uuid }, grown.size);
-  await tellVdiSizes(context, vdiOf(call).ref, grown);
+  await tellVdiSizes(context, ref, grown);
   await tellSrSizes(context);
+  await tellDevices(context, grown.size);
   return { uuid, location };
 };
 

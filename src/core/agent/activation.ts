@@ -279,8 +279,10 @@ export async function vdiUsers(context: MemberContext, uuid: string): Promise<sr
     snapshot === null && host === owner
       ? { volume, snapshot: null }
       : { volume, snapshot: snapshot ?? reader };
+  const xapiHosts = xapiHostsOf(mirror);
   const users = openHosts(mirror, facts).map(async (host) => ({
     host: { uuid: host, name: hostName(view.cluster(), host) },
+    xapiHost: xapiHosts.get(host) ?? null,
     connected: await isConnected(context, host, about(host)),
   }));
   return { users: await Promise.all(users) };

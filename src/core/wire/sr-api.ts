@@ -195,6 +195,8 @@ export const vdiUsersAnswer = z.object({
   users: z.array(
     z.object({
       host,
+      /** By which UUID XAPI knows that host; null: it has not said. */
+      xapiHost: uuid.nullable(),
       /** Whether a guest's end is connected to it there; null: its host does not say. */
       connected: z.boolean().nullable(),
     }),

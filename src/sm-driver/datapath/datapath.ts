@@ -30,6 +30,9 @@ export type Activation = {
   readonly snapshot: string | null;
 };
 
+/** The one that a PBD's device-config asks for. */
+export type DatapathOf = (deviceConfig: ReadonlyMap<string, string>) => Datapath;
+
 export interface Datapath {
   /** Bookkeeping alone: nothing is opened, so that two hosts can have it attached (design xapi.md 3.6). */
   attach(vdi: DatapathVdi & { readonly writable: boolean }): Promise<Attached>;

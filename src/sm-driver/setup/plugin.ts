@@ -7,12 +7,15 @@
  * - whatever comes in, one XML document with a Status goes out; a refusal has weft's code as its first word;
  * - arguments are words that anybody on the host may read: no function takes a secret, and none answers one.
  */
+import { parseUuid } from "../../core/model/ids.ts";
 import { summarise } from "../../core/model/summary.ts";
 import { AgentClient } from "../../core/wire/agent-client.ts";
 import type { StatusAnswer } from "../../core/wire/agent-api.ts";
 import { isWeftError, reasonOf, WeftError } from "../../core/wire/errors.ts";
 import type { Log } from "../call.ts";
+import type { DatapathOf } from "../datapath/datapath.ts";
 import { SmFault } from "../faults.ts";
+import { RESIZED, resized } from "../grown.ts";
 import { isXapiError, XenApi } from "../xen-api.ts";
 import { parseCall, renderAnswer, textsOf, XmlError, type XmlOut } from "../xml.ts";
 import { inventoryText, takeInventory } from "./inventory.ts";
@@ -30,6 +33,7 @@ export type PluginOptions = {
   readonly agentSocket: string;
   readonly xapiSocket: string;
   readonly toolstack: Toolstack;
+  readonly datapath: DatapathOf;
   readonly log: Log;
 };
 
@@ -45,6 +49,7 @@ type Asked = {
   readonly xapi: XenApi;
   readonly args: ReadonlyMap<string, string>;
   readonly toolstack: Toolstack;
+  readonly datapath: DatapathOf;
 };
 
 const functions: Readonly<Record<string, (asked: Asked) => Promise<string>>> = {
@@ -75,6 +80,14 @@ const functions: Readonly<Record<string, (asked: Asked) => Promise<string>>> = {
   },
   "pool-add": async ({ agent, args }) =>
     (await agent.createPool({ path: wanted(args, "device"), kind: "xfs" })).id,
+  /** A disk has grown that a guest here has: answers whether it has. */
+  [RESIZED]: ({ args, datapath }) => {
+    const [sr, vdi] = [parseUuid(wanted(args, "sr")), parseUuid(wanted(args, "vdi"))];
+    const size = wanted(args, "size");
+    if (sr === null || vdi === null || !/^[0-9]{1,19}$/.test(size))
+      throw badRequest("sr and vdi are UUIDs, size is a number of bytes");
+    return resized(datapath, { sr, vdi, size: BigInt(size) }, args);
+  },
   "restart-toolstack": async ({ toolstack }) => {
     toolstack.restart();
     return "true";
@@ -99,7 +112,7 @@ export class Plugin {
   }
 
   async handle(request: string, gone: AbortSignal): Promise<PluginAnswer> {
-    const { agentSocket, xapiSocket, toolstack, log } = this.#options;
+    const { agentSocket, xapiSocket, toolstack, datapath, log } = this.#options;
     let name = "unknown";
     try {
       const call = parseCall(request);
@@ -114,7 +127,7 @@ export class Plugin {
       const agent = new AgentClient({ socketPath: agentSocket, timeoutMs: CALL_MS });
       const options = { socketPath: xapiSocket, sessionRef: session, subtaskOf: null, deadline };
       const xapi = new XenApi({ ...options, callMs: CALL_MS });
-      const value = await perform({ agent, xapi, args, toolstack });
+      const value = await perform({ agent, xapi, args, toolstack, datapath });
       return { xml: answered("Success", ["Value", value]), name, outcome: "ok" };
     } catch (error) {
       const words = refusalOf(error);

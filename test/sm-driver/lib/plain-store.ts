@@ -155,6 +155,16 @@ export class PlainStore {
         return shown(this.#reset(ref, sr.vdiResetRequest.parse(body).mark));
       case "POST vdis changed":
         return this.#changed(ref, sr.vdiChangedRequest.parse(body).since);
+      case "GET vdis users": {
+        const users = this.open.get(this.disk(ref).uuid) ?? [];
+        return {
+          users: users.map((user) => ({
+            host: { uuid: user.host, name: `host-${user.host.slice(0, 8)}` },
+            xapiHost: user.host,
+            connected: true,
+          })),
+        };
+      }
       case "POST vdis activate":
         return this.#activate(host, ref, sr.vdiActivateRequest.parse(body));
       case "POST vdis deactivate": {

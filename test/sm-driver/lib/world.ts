@@ -11,6 +11,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 import { Driver, type SmAnswer } from "../../../src/sm-driver/driver.ts";
+import { Plugin } from "../../../src/sm-driver/setup/plugin.ts";
+import { Toolstack } from "../../../src/sm-driver/setup/toolstack.ts";
 import { type DriverCall, replyOf, requestOf } from "./client.ts";
 import { PlainDatapath } from "./plain-datapath.ts";
 import { PlainStore } from "./plain-store.ts";
@@ -37,6 +39,11 @@ export class Pool {
   constructor(xapi: XapiServer) {
     this.xapi = xapi;
     this.srRef = xapi.addSr(this.srUuid);
+    xapi.plugin = async (host, argument) => {
+      const found = this.hosts.find((each) => each.host === host);
+      if (found === undefined) throw new Error("a plug-in on a host that isn't there");
+      return (await found.plugin.handle(argument, new AbortController().signal)).xml;
+    };
     xapi.intercept = async ({ method, params: [session] }) => {
       if (typeof session === "string") await this.sessions.get(session)?.step(method, () => undefined);
     };
@@ -127,6 +134,7 @@ export class SmHost {
   readonly steps: Steps;
   readonly datapath: PlainDatapath;
   readonly #pool: Pool;
+  readonly plugin: Plugin;
   readonly #driver: Driver;
 
   constructor(pool: Pool, host: XapiHost, agentSocket: string, steps: Steps) {
@@ -137,13 +145,11 @@ export class SmHost {
     const warn = (facts: object, text: string): void =>
       void pool.warnings.push(`${text} ${JSON.stringify(facts)}`);
     const silent = (): void => undefined;
-    this.#driver = new Driver({
-      agentSocket,
-      xapiSocket: pool.xapi.socketPath,
-      datapath: () => this.datapath,
-      newUuid: randomUUID,
-      log: { info: silent, debug: silent, warn, error: warn },
-    });
+    const log = { info: silent, debug: silent, warn, error: warn };
+    const datapath = (): PlainDatapath => this.datapath;
+    const parts = { agentSocket, xapiSocket: pool.xapi.socketPath, datapath, log };
+    this.#driver = new Driver({ ...parts, newUuid: randomUUID });
+    this.plugin = new Plugin({ ...parts, toolstack: new Toolstack("/bin/false", log) });
   }
 
   /** As XAPI makes it; what the driver refuses is thrown as a DriverFailure. */
