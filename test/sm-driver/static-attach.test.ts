@@ -1,9 +1,11 @@
 /** Plot: a host starts; XAPI, agent and store's agent are not up yet, and static-vdis attaches a disk from what was kept of it. */
+import { readFileSync } from "node:fs";
 import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import t from "tap";
 
+import { repository } from "../../scripts/lib/repository.ts";
 import type { AgentClient } from "../../src/core/wire/agent-client.ts";
 import type { SmContext } from "../../src/sm-driver/call.ts";
 import { smCallOf } from "../../src/sm-driver/call.ts";
@@ -71,6 +73,26 @@ await t.test("static: what is kept attaches the disk by weftd alone, and lets it
     { method: "session.close", params: { volume: VDI, abandon: false } },
   ]);
 });
+
+await t.test(
+  "static: the stub asks weftd for what weftd's own schema says, and for nothing else",
+  async (t) => {
+    const { stub, daemon } = await stubWith(t, {
+      "session.open": () => ({ session: SR, epoch: "3", path: "/run/weft/nbd/x.sock" }),
+      "session.close": () => ({ lost_writes: [] }),
+    });
+    const config = await configOf("user");
+    await attach(stub, config);
+    await detach(stub, config);
+    const text = readFileSync(join(repository, "native/weft-control/schema.json"), "utf8");
+    const { $defs } = JSON.parse(text) as { $defs: Record<string, { required?: string[] }> };
+    for (const [at, name] of ["SessionOpen", "SessionClose"].entries()) {
+      const given = new Set(Object.keys(daemon.calls[at]?.params ?? {}));
+      t.ok(given.size > 1, name);
+      t.strictSame(given, new Set($defs[name]?.required), name);
+    }
+  },
+);
 
 await t.test(
   "static: one that this host owned before it was started again is opened, another host's never",
