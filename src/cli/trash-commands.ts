@@ -3,6 +3,7 @@ import type { Command } from "commander";
 
 import { formatDuration } from "../core/model/duration.ts";
 import { formatSize } from "../core/model/size.ts";
+import type { TrashAnswer } from "../core/wire/agent-api.ts";
 import type { Bind } from "./context.ts";
 import { withSuggestion } from "./reference.ts";
 
@@ -29,6 +30,9 @@ export function addTrashCommands(program: Command, bind: Bind): void {
         { title: "DELETED", of: ({ deletedAt }) => deletedAt },
         { title: "KEPT FOR", of: ({ keptUntil }) => formatDuration(Date.parse(keptUntil) - now) },
         { title: "ID", of: ({ volume }) => volume },
+        ...(items.some(({ diskLabel }) => diskLabel !== null)
+          ? [{ title: "DISK", of: ({ diskLabel }: TrashAnswer) => diskLabel ?? "—" }]
+          : []),
       ],
       "The trash is empty.",
     );

@@ -2,6 +2,7 @@
 import type { Command } from "commander";
 
 import { formatSize } from "../core/model/size.ts";
+import type { VolumeAnswer } from "../core/wire/agent-api.ts";
 import type { Spread } from "../core/model/spread.ts";
 import { limitsText } from "../core/model/volume-limits.ts";
 import type { VolumeCreate } from "../core/wire/agent-client.ts";
@@ -86,6 +87,9 @@ export function addVolumeCommands(program: Command, bind: Bind): Command {
         { title: "OPEN ON", of: openOn },
         { title: "HEALTH", of: listedHealth },
         { title: "ID", of: ({ id }) => id.slice(0, 8) },
+        ...(volumes.some(({ disk }) => disk !== null)
+          ? [{ title: "DISK", of: ({ disk }: VolumeAnswer) => disk?.label ?? "—" }]
+          : []),
       ],
       "No volumes yet.  Next:  weft volume create NAME SIZE",
     );

@@ -4,7 +4,7 @@ import { limitsText } from "../core/model/volume-limits.ts";
 import type { RevertingAnswer, VolumeAnswer } from "../core/wire/agent-api.ts";
 import { scrubLine } from "./scrub-text.ts";
 import { momentText, snapshotsLine } from "./snapshot-text.ts";
-import { table } from "./table.ts";
+import { oneLine, table } from "./table.ts";
 
 /** `2 copies`, `1 of 2 copies` */
 export function copiesText({ inSync, copies }: VolumeAnswer): string {
@@ -72,6 +72,7 @@ export function volumeText(volume: VolumeAnswer): string {
   const facts: readonly (readonly [string, string])[] = [
     ["Volume", volume.name],
     ["Id", volume.id],
+    ...(volume.disk === null ? [] : [["Disk", diskText(volume.disk)] as const]),
     ["Size", sizeText(volume)],
     ["Used", bytesText(volume.used)],
     ["Health", volume.reason === null ? volume.health : `${volume.health}: ${volume.reason}`],
@@ -126,6 +127,11 @@ function headText({ deletedAt, data, keptUntil }: NonNullable<VolumeAnswer["head
 /** `db@before-upgrade (2026-11-22 14:02:07 UTC)` */
 function originText(origin: Origin): string {
   return `${originRef(origin)} (${momentText(origin.takenAt)} UTC)`;
+}
+
+/** `Debian: root, in the repository replicated`: people's own words, none of which may move the cursor. */
+function diskText({ label, sr, srLabel }: NonNullable<VolumeAnswer["disk"]>): string {
+  return oneLine(`${label}, in the repository ${srLabel ?? sr}`);
 }
 
 /** A dash where nobody has said it yet. */

@@ -88,6 +88,7 @@ export function volume(rest: object = {}): object {
     replicas: [replica(0, "h1"), replica(1, "h2")],
     createdBy: "test",
     createdFrom: null,
+    disk: null,
     deletedAt: null,
     head: null,
     ...rest,

@@ -114,6 +114,27 @@ void t.test("weft volume show: a caretaker is no guest", async (t) => {
   t.match(out, "\nOpen on: —\nWork:    h1 makes the copies level\n");
 });
 
+void t.test(
+  "weft volume, trash: a disk of XAPI's is told by its label, whatever that contains",
+  async (t) => {
+    const disk = { label: "Debian:\n\u001b[2Jroot", sr: ids.session, srLabel: "replicated" };
+    const item = { volume: ids.db, name: "db", size: "4096", deletedAt: "2026-11-21T14:00:00.000Z" };
+    const trashed = { ...item, keptUntil: item.deletedAt, diskLabel: "root" };
+    await using agent = await FakeAgent.start({
+      "GET /v1/volumes/db": volume({ disk }),
+      "GET /v1/volumes": [volume(), volume({ name: "vdi-1", disk })],
+      "GET /v1/trash": [trashed],
+    });
+    const { out } = await agent.weft(["volume", "show", "db"]);
+    t.match(out, /^Disk: {4}Debian: \[2Jroot, in the repository replicated$/m);
+    const lines = (await agent.weft(["volume", "list"])).out.split("\n");
+    t.match(lines[0], /ID +DISK$/);
+    t.match(lines[1], /—$/);
+    t.match(lines[2], /Debian: \[2Jroot$/);
+    t.match((await agent.weft(["trash", "list"])).out, /DISK\n.*root\n/);
+  },
+);
+
 void t.test("weft attach: prints the NBD address that libnbd and qemu understand", async (t) => {
   const path = "/run/weft/nbd/db.sock";
   await using agent = await FakeAgent.start({

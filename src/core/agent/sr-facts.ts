@@ -7,7 +7,7 @@
  */
 import { z } from "zod";
 
-import type { HostId, PoolId } from "../model/ids.ts";
+import type { HostId, PoolId, VolumeId } from "../model/ids.ts";
 import { parseHostId } from "../model/ids.ts";
 import type { Snapshot } from "../model/snapshot.ts";
 import {
@@ -229,6 +229,19 @@ export function srAnswer(
     physicalUtilisation: used,
     virtualAllocation: own.reduce((sum, facts) => sum + sizeOf(facts), 0n),
   };
+}
+
+/** For who looks at the volume: the disk that it is, by people's names. Null: it is none, or its key can't be read. */
+export function diskOfVolume(
+  mirror: Mirror,
+  volume: VolumeId,
+): { readonly label: string; readonly sr: string; readonly srLabel: string | null } | null {
+  const entry = mirror.get(keys.vdi(volume));
+  const vdi = entry === null ? null : readable(() => readVdi(entry));
+  if (vdi === null || vdi.snapshot !== null) return null;
+  const srEntry = mirror.get(keys.sr(vdi.sr));
+  const found = srEntry === null ? null : readable(() => readSr(srEntry));
+  return { label: vdi.label, sr: vdi.sr, srLabel: found?.label ?? null };
 }
 
 /** What deleted volumes still take of each pool. */

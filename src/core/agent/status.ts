@@ -33,6 +33,7 @@ import { overcommitOf } from "./settings.ts";
 import { snapshotProblems, snapshotSummary } from "./snapshot-summary.ts";
 import { membersOrNone, storeStatus } from "./store-status.ts";
 import { readValue } from "./store-value.ts";
+import { diskOfVolume } from "./sr-facts.ts";
 import { usedOf } from "./used-keeper.ts";
 import { trustProblems } from "./trust-status.ts";
 import { deletionOf } from "./find.ts";
@@ -204,6 +205,7 @@ export function volumeAnswer(context: MemberContext, volume: VolumeFacts): api.V
     replicas,
     createdBy: want.createdBy,
     createdFrom: originOf(want),
+    disk: diskOfVolume(mirror, volume.id),
     deletedAt: want.deletedAtMs === null ? null : new Date(want.deletedAtMs).toISOString(),
     head: headAnswer(volume),
   };
@@ -445,6 +447,7 @@ export function trashAnswers({ mirror }: MemberContext): api.TrashAnswer[] {
       deletedAt: new Date(deletedAt).toISOString(),
       keptUntil: new Date((since ?? deletedAt) + TRASH_MS).toISOString(),
       snapshots: isHead ? (record?.snapshots ?? 0) : 0,
+      diskLabel: diskOfVolume(mirror, id)?.label ?? null,
     };
   });
 }

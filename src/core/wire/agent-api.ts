@@ -632,6 +632,8 @@ export const volumeAnswer = z.object({
     })
     .nullable()
     .default(null),
+  /** The virtual disk that it is for XAPI; null: it is none. Labels are whatever people write. */
+  disk: z.object({ label: z.string(), sr: uuid, srLabel: z.string().nullable() }).nullable().default(null),
   deletedAt: instant.nullable(),
   /** Its head is deleted, and it lives on in its snapshots; null: it has its head. */
   head: z
@@ -849,6 +851,8 @@ export const trashAnswer = z.object({
   keptUntil: instant,
   /** It is a head: the volume lives on in so many snapshots; 0: all of it was deleted. */
   snapshots: z.int().default(0),
+  /** Of the virtual disk that it was for XAPI; null: it was none. */
+  diskLabel: z.string().nullable().default(null),
 });
 
 export const backupAnswer = z.object({ path: z.string(), bytes: u64, revision: u64, sha256: z.string() });

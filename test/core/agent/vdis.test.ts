@@ -59,7 +59,12 @@ void t.test("agent: a repository's disks are volumes, from their making to the t
   await t.rejects(client.createVdi(sr, { ...wanted, size: GIB * 2n }), { code: "E-VDI-02" });
   await t.rejects(client.createVdi(randomUUID(), wanted), { code: "E-SR-01" });
   await t.rejects(client.createVdi(sr, { ...wanted, uuid: "X" }), { code: "E-ARG-02" });
-  t.match(await client.volume(uuid), { name: `vdi-${uuid}`, copies: 2, inSync: 2 });
+  t.match(await client.volume(uuid), {
+    name: `vdi-${uuid}`,
+    copies: 2,
+    inSync: 2,
+    disk: { label: wanted.label, sr, srLabel: "replicated" },
+  });
 
   // Many at once, asked of both hosts: each is there, and the list is of one look.
   const more = await Promise.all(
