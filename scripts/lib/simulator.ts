@@ -9,9 +9,13 @@ import { join } from "node:path";
 import { nativeTarget } from "./repository.ts";
 import { runTask } from "./task.ts";
 
+export function simulatorTarget(): string {
+  return join(nativeTarget(), "sim");
+}
+
 /** Its path, once it is built; an error says what the compiler said. */
 export async function builtSimulator(): Promise<string> {
-  const target = join(nativeTarget(), "sim");
+  const target = simulatorTarget();
   const command = ["cargo", "build", "--quiet", "--release", "-p", "weft-sim", "--features", "mutants"];
   const { ok, output } = await runTask({
     name: "build of the simulator",

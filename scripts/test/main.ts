@@ -6,10 +6,8 @@
  *
  * Must always hold: a section that can't be run has failed, and the sections after it run all the same.
  */
-import { join } from "node:path";
-
-import { nativeTarget, profile, repositoryFiles } from "../lib/repository.ts";
-import { builtSimulator } from "../lib/simulator.ts";
+import { profile, repositoryFiles } from "../lib/repository.ts";
+import { builtSimulator, simulatorTarget } from "../lib/simulator.ts";
 import { runTask } from "../lib/task.ts";
 import { cargoCounts, none, simulatorCounts, sum, tapCounts, withStatus } from "./counts.ts";
 import type { Counts } from "./counts.ts";
@@ -47,15 +45,15 @@ console.log(`\n${passed} passed, ${failed} failed`);
 /** The model checkers go through millions of states: built without optimisation they take minutes. */
 async function cargo(): Promise<Counts> {
   const most = await cargoTest("--workspace", "--exclude", "weft-model");
+  // Test programs with broken rules, and no daemon among them: what isn't broken is built already.
+  const pools = await cargoTest("-p", "weft-crash", "--features", "mutants", "--test", "broken");
   const plain = await plainDaemon();
-  const model = await cargoTest("--release", "-p", "weft-model");
-  // Broken rules are built apart, so that no daemon ever carries one.
-  const apart = ["--features", "mutants", "--target-dir", join(nativeTarget(), "sim")];
-  const pools = await cargoTest("-p", "weft-crash", ...apart, "--test", "broken");
-  return sum([most, plain, model, pools]);
+  // Beside the simulator, which is optimised as well.
+  const model = await cargoTest("--release", "-p", "weft-model", "--target-dir", simulatorTarget());
+  return sum([most, pools, plain, model]);
 }
 
-/** The tests' weftd obeys `insecure-clear`; from here on the one that people run stands in its place. */
+/** What tests of the daemon built obeys `insecure-clear`; from here on the one that people run stands in its place. */
 async function plainDaemon(): Promise<Counts> {
   const command = ["cargo", "build", "--quiet", "--profile", profile(), "-p", "weftd"];
   const { ok } = await runTask({ name: "weftd", cwd: "native", command, show: everything });
@@ -68,9 +66,9 @@ async function cargoTest(...what: readonly string[]): Promise<Counts> {
   return withStatus(cargoCounts(output), ok);
 }
 
-/** Tests that need no cluster of the whole machine's attention: two at a time. */
+/** Tests that need no cluster of the whole machine's attention: they wait for half of their time, so more at once than processors. */
 async function tap(): Promise<Counts> {
-  return runTap(2, (path) => !needsCluster(path));
+  return runTap(3, (path) => !needsCluster(path));
 }
 
 /** Hosts in namespaces with real daemons measure time: one at a time. */
