@@ -3,6 +3,7 @@
  * by the same UUID. Whatever the step, the second answer is the one that was wanted, and nothing is there twice or half.
  */
 import { randomUUID } from "node:crypto";
+import { readdir, readFile } from "node:fs/promises";
 
 import t from "tap";
 
@@ -13,7 +14,7 @@ import { resetVdi } from "../../../src/core/agent/vdi-reset.ts";
 import { createVdi, deleteVdi, introduceVdi } from "../../../src/core/agent/vdis.ts";
 import { HELPER_MS } from "../../../src/core/model/vdi.ts";
 import { vdiCreateRequest } from "../../../src/core/wire/sr-api.ts";
-import { startCluster } from "./test-host.ts";
+import { eventually, startCluster } from "./test-host.ts";
 
 const MIB = 1n << 20n;
 
@@ -125,4 +126,23 @@ void t.test("agent: a request about a disk may be cut short anywhere, and is ask
   const marked = (await client.vdis(sr)).vdis.filter(({ resets }) => resets).length;
   t.ok(marked > 0);
   t.equal((await helpers()).length, marked);
+
+  // A list that nobody can be sure of is an error, whatever is known: who misses a disk in it would forget it.
+  const pid = (await h1.etcd.runningPid()) ?? 0;
+  t.teardown(() => process.kill(pid, "SIGCONT"));
+  process.kill(pid, "SIGSTOP");
+  await eventually(
+    "the store stands still",
+    () =>
+      readdir(`/proc/${pid}/task`).then((ids) =>
+        Promise.all(ids.map((id) => readFile(`/proc/${pid}/task/${id}/stat`, "utf8"))),
+      ),
+    (threads) => threads.every((stat) => stat.slice(stat.lastIndexOf(")")).startsWith(") T")),
+  );
+  const away = { code: "E-STORE-01", isRetryable: true };
+  await Promise.all([
+    t.rejects(client.vdis(sr), away),
+    t.rejects(client.srs(), away),
+    t.rejects(client.vdi(root), away),
+  ]);
 });
