@@ -22,7 +22,7 @@ import type * as sr from "../wire/sr-api.ts";
 import { keys } from "../wire/store-keys.ts";
 import { attachVolume } from "./attach.ts";
 import type { MemberContext } from "./context.ts";
-import { findListed } from "./find.ts";
+import { findListed, findSnapshot } from "./find.ts";
 import { heldHere } from "./holder.ts";
 import type { Mirror } from "./mirror.ts";
 import { CHANGING_HANDS } from "./owner-work.ts";
@@ -66,7 +66,8 @@ async function readerOf(context: MemberContext, facts: VdiFacts): Promise<Snapsh
 async function read(context: MemberContext, facts: VdiFacts, snapshot: SnapshotId): Promise<sr.VdiActivated> {
   const { path } = await attachSnapshot(context, snapshot);
   const { volume } = facts.vdi;
-  const size = facts.snapshot?.sizeBytes ?? facts.record?.sizeBytes ?? 0n;
+  // Of what is read: the disk may have grown since.
+  const size = findSnapshot(context.mirror, snapshot).snapshot.sizeBytes;
   return { path, size, volume, session: null, snapshot };
 }
 
@@ -253,6 +254,14 @@ export async function deactivateVdi(context: MemberContext, uuid: string): Promi
   if (here !== null && !here.caretaker)
     await daemon.client.call("session.close", { volume: vdi.volume, abandon: false });
   else if (here === null && guestOf(facts)?.host === host) await closeLost(context, vdi.volume);
+}
+
+/** This host's session, where no guest uses it: as a host leaves it that is started anew, or a guest that was taken from elsewhere. */
+export async function closeUnused(context: MemberContext, facts: VdiFacts): Promise<void> {
+  const { uuid, volume } = facts.vdi;
+  if (guestOf(facts)?.host !== context.host) return;
+  const { connected } = await ownUsers(context, { volume, snapshot: null });
+  if (connected === false) await deactivateVdi(context, uuid);
 }
 
 /** This host's weftd was restarted and has not opened it again: its record says that a guest has it here. */

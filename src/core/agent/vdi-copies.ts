@@ -20,7 +20,7 @@ import { revertVolume } from "./revert.ts";
 import { createSnapshot, destroyData } from "./snapshots.ts";
 import { findSr, findVdi, vdiOf, whole, wholeDisk } from "./sr-facts.ts";
 import { inSr, usableSr } from "./srs.ts";
-import { helperIdOf, newSnapshotId, withHelper } from "./vdi-helpers.ts";
+import { dropHelper, helperIdOf, newSnapshotId, refuseRead, withHelper } from "./vdi-helpers.ts";
 import { makeVolume, showVdi, takenBy } from "./vdis.ts";
 
 /** Answers with the snapshot, when all copies have it. */
@@ -123,18 +123,25 @@ export async function destroyVdiData(context: MemberContext, uuid: string): Prom
   return showVdi(context, uuid);
 }
 
-/** In place, while no guest has it. */
+/**
+ * In place, while no guest has it. What was taken of the disk as it was goes with that: a reset at boot does not go back
+ * behind the revert, and nobody reads what was there before it.
+ */
 export async function revertVdi(
   context: MemberContext,
   uuid: string,
   snapshot: string,
 ): Promise<sr.VdiAnswer> {
   await context.mirror.sync();
-  const { vdi } = wholeDisk(findVdi(context.mirror, uuid));
+  const facts = wholeDisk(findVdi(context.mirror, uuid));
+  const { vdi } = facts;
   const { vdi: to } = whole(findVdi(context.mirror, snapshot));
   if (to.snapshot === null || to.volume !== vdi.volume)
     throw WeftError.fromFinding(wrongKind(vdi, `a snapshot of this disk, which "${to.label}" is not`));
+  refuseRead(context, facts);
   await revertVolume(context, to.snapshot);
+  await dropHelper(context, uuid, "resetTo");
+  await dropHelper(context, uuid, "reader");
   return showVdi(context, uuid);
 }
 

@@ -4,17 +4,19 @@
  *
  * Must always hold:
  * - they are known by their names, and go with the last who needs them: by whom they were taken for, or by vdi-keeper.ts;
- * - one that a disk's key names is taken before it is named, and goes after it is named no more.
+ * - one that a disk's key names is taken before it is named, and goes after it is named no more;
+ * - what a host reads stays named, so that whoever closes it finds it.
  */
 import { createHash, randomUUID } from "node:crypto";
 
+import { hostName } from "../model/cluster.ts";
 import { parseSnapshotId, type SnapshotId, type VolumeId } from "../model/ids.ts";
 import { isShown } from "../model/snapshot.ts";
 import { type Helper, HELPER_BY, helperName, isHelper, type Vdi } from "../model/vdi.ts";
-import { isWeftError } from "../wire/errors.ts";
+import { isWeftError, WeftError } from "../wire/errors.ts";
 import { renderVdi } from "../wire/sr-json.ts";
 import type { MemberContext } from "./context.ts";
-import { snapshotsOf } from "./facts.ts";
+import { openOn, snapshotsOf } from "./facts.ts";
 import { createSnapshot, deleteSnapshot } from "./snapshots.ts";
 import { findVdi, type VdiFacts } from "./sr-facts.ts";
 
@@ -45,12 +47,26 @@ export async function dropHelper(
   uuid: string,
   what: "reader" | "resetTo",
 ): Promise<void> {
-  const { mirror } = context;
-  const { vdi } = findVdi(mirror, uuid);
-  const id = vdi[what];
+  const facts = findVdi(context.mirror, uuid);
+  const id = facts.vdi[what];
   if (id === null) return;
+  if (what === "reader") refuseRead(context, facts);
   await changeKey(context, uuid, (now) => (now[what] === id ? { ...now, [what]: null } : null));
   await deleteIfThere(context, id);
+}
+
+/** E-VDI-04 while a host reads a disk that nobody writes. */
+export function refuseRead({ mirror, view }: MemberContext, { vdi }: VdiFacts): void {
+  const [host] = vdi.reader === null ? [] : openOn(mirror, vdi.reader);
+  if (host === undefined) return;
+  const name = hostName(view.cluster(), host);
+  throw new WeftError({
+    code: "E-VDI-04",
+    message: `${name} reads the virtual disk "${vdi.label}" (${vdi.uuid}).`,
+    facts: { vdi: vdi.uuid, host, since: null },
+    safe: "Nothing was changed.",
+    do: [{ why: `Unplug it on ${name} first`, command: null }],
+  });
 }
 
 export async function deleteIfThere(context: MemberContext, snapshot: string): Promise<void> {

@@ -30,7 +30,7 @@ import { deletionOf, findSnapshot } from "./find.ts";
 import type { Mirror } from "./mirror.ts";
 import { findSr, findVdi, vdiAnswer, type VdiFacts, vdiOf } from "./sr-facts.ts";
 import { inSr, usableSr } from "./srs.ts";
-import { changeKey, deleteIfThere, dropHelper, dropHelpers } from "./vdi-helpers.ts";
+import { changeKey, deleteIfThere, dropHelper, dropHelpers, refuseRead } from "./vdi-helpers.ts";
 import { resetVdi } from "./vdi-reset.ts";
 import { changeVolume, deleteVolume } from "./volumes.ts";
 
@@ -190,8 +190,13 @@ export async function changeVdi(
   if (changes.readOnly === false && vdi.snapshot !== null)
     throw WeftError.fromFinding(wrongKind(vdi, "a disk: a snapshot is never written"));
   const given = Object.fromEntries(Object.entries(changes).filter(([, value]) => value !== undefined));
-  if (Object.keys(given).length > 0) await changeKey(context, uuid, (now) => ({ ...now, ...given }));
-  if (changes.readOnly === false && vdi.reader !== null) await dropHelper(context, uuid, "reader");
+  const isOpened = changes.readOnly === false;
+  if (isOpened) refuseRead(context, findVdi(mirror, uuid));
+  // In one swap: what was read of it while nobody wrote it is never read again.
+  const reader = isOpened ? { reader: null } : {};
+  if (Object.keys(given).length > 0)
+    await changeKey(context, uuid, (now) => ({ ...now, ...given, ...reader }));
+  if (isOpened && vdi.reader !== null) await deleteIfThere(context, vdi.reader);
   return showVdi(context, uuid);
 }
 
@@ -200,8 +205,12 @@ async function growVdi(context: MemberContext, uuid: string, size: bigint): Prom
   if (vdi.snapshot !== null) throw WeftError.fromFinding(wrongKind(vdi, "a disk, not a snapshot"));
   if (stage === "making") throw WeftError.fromFinding(stillMade(vdi));
   if (want?.sizeBytes === size) return;
-  // A disk that is reset at boot goes back now: it can't after it has grown.
-  if (vdi.resetTo !== null) await resetVdi(context, uuid, null);
+  // A disk that is reset at boot goes back now: it can't after it has grown. Who is cut short leaves no mark of the old size.
+  if (vdi.resetTo !== null) {
+    await resetVdi(context, uuid, null);
+    await resetVdi(context, uuid, false);
+  }
+  await dropHelper(context, uuid, "reader");
   await changeVolume(context, vdi.volume, { size, loseData: null });
   if (vdi.resetTo !== null) await resetVdi(context, uuid, true);
 }
@@ -223,6 +232,7 @@ export async function deleteVdi(context: MemberContext, uuid: string): Promise<v
     return;
   }
   if (found.stage === "gone") return;
+  refuseRead(context, found);
   if (found.stage === "whole") {
     const { want, record, extra } = volumeOf(mirror, vdi.volume);
     if (want !== null)
