@@ -200,6 +200,22 @@ await t.test(
     t.equal(datapath.active.size, 0);
     t.equal(datapath.attached.size, 0);
     t.match(await ask("Datapath.resize"), { error: { code: "Unimplemented" } });
+
+    // What is reset on boot: each open that says so goes back, and one that doesn't ends it.
+    const guest = async (persistent: boolean, content: string): Promise<string> => {
+      await ask("Datapath.open", { persistent });
+      for (const method of ["Datapath.attach", "Datapath.activate"]) await ask(method);
+      const booted = world.store.disk(vdi).content;
+      world.store.disk(vdi).content = content;
+      for (const method of ["Datapath.deactivate", "Datapath.detach"]) await ask(method);
+      await ask("Datapath.close", {});
+      return booted;
+    };
+    await guest(true, "installed");
+    t.equal(await guest(false, "used by Ann"), "installed");
+    t.equal(await guest(false, "used by Bob"), "installed");
+    t.equal(await guest(true, "upgraded"), "used by Bob");
+    t.equal(await guest(false, "used by Cyd"), "upgraded");
   },
 );
 

@@ -36,7 +36,8 @@ export const datapathMethods: Methods = {
   })),
   "datapath.open": method(
     { uri, persistent: flag.default(true) },
-    async ({ command }, { uri, persistent }) => {
+    async ({ agent, command }, { uri, persistent }) => {
+      if (persistent && (await agent.vdi(uri.vdi)).resets) await agent.resetVdi(uri.vdi, false);
       await command("vdi_epoch_begin", uri, [], persistent ? "persist" : "reset");
       return null;
     },
@@ -53,7 +54,8 @@ export const datapathMethods: Methods = {
     return { implementations };
   }),
   "datapath.activate": method({ uri, domain }, async (context, { uri }) => {
-    await context.command("vdi_activate", uri, [String(await isWritable(context, uri))]);
+    // Whether it is reset on boot was said in open: what is marked stays so.
+    await context.command("vdi_activate", uri, [String(await isWritable(context, uri))], "reset");
     return null;
   }),
   "datapath.activate_readonly": method({ uri, domain }, async ({ command }, { uri }) => {
