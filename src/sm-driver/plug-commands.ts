@@ -22,11 +22,21 @@ const AT_ONCE_MS = 1000;
 /** So long an owner elsewhere is waited for in all (design xapi.md 9.2). */
 const HANDOVER_MS = 30_000;
 
-/** A guest boots: of a disk that is reset on boot everything goes that was written since. */
+/**
+ * A guest boots: of a disk that is reset on boot everything goes that was written since. Its last guest may have ended with
+ * its host: then the disk is taken from there first, as an activation would.
+ */
 const epochBegin: Command = async (context) => {
   if (context.call.onBoot !== "reset") return null;
   const vdi = await found(context);
-  if (!vdi.readOnly) await context.agent.resetVdi(vdi.uuid);
+  if (vdi.readOnly) return null;
+  try {
+    await context.agent.resetVdi(vdi.uuid);
+  } catch (error) {
+    if (!isWeftError(error, "E-VOL-12")) throw error;
+    await opened(context, vdi.uuid, true);
+    await context.agent.resetVdi(vdi.uuid);
+  }
   return null;
 };
 

@@ -9,7 +9,7 @@
  * - each of them may be cut off anywhere, and the next try of the same finds what the first one did.
  */
 import { parseUuid } from "../core/model/ids.ts";
-import { SR_TEXT_MAX } from "../core/model/vdi.ts";
+import { SR_TEXT_MAX, wholeBlocks } from "../core/model/vdi.ts";
 import { reasonOf } from "../core/wire/errors.ts";
 import type { VdiAnswer } from "../core/wire/sr-api.ts";
 import {
@@ -123,7 +123,8 @@ const clone: Command = async (context) => {
 const resize: Command = async (context) => {
   const { call, agent } = context;
   const { ref, uuid, location } = vdiOf(call);
-  const size = sizeArg(call, 0, "new size");
+  // As the store counts: the same again is no smaller than what the first one made.
+  const size = wholeBlocks(sizeArg(call, 0, "new size"));
   const vdi = await agent.vdi(uuid);
   if (size < vdi.size)
     throw new SmFault(
@@ -131,6 +132,8 @@ const resize: Command = async (context) => {
       `The disk has ${vdi.size} bytes and can't shrink to ${size}.`,
       "make a smaller disk and copy what is on it in the guest",
     );
+  // A disk that is marked goes back before it grows, and this one isn't reset on boot any more.
+  if (size !== vdi.size && call.onBoot === "persist" && vdi.resets) await agent.resetVdi(uuid, false);
   const grown = size === vdi.size ? vdi : await agent.changeVdi(uuid, { size });
   await tellVdiSizes(context, ref, grown);
   await tellSrSizes(context);

@@ -142,6 +142,36 @@ void t.test(
   },
 );
 
+void t.test(
+  "on-boot reset: a guest boots elsewhere after its host died, and a disk that persists again keeps what it has",
+  async (t) => {
+    const world = await World.start(t, 2);
+    const [h1, h2] = [world.host(0), world.host(1)];
+    const uuid = await h1.create(64n * MIB);
+    const content = (): string => world.store.disk(uuid).content;
+    await h1.start(uuid);
+    world.write(0, uuid, "installed");
+    await h1.stop(uuid);
+    await h1.start(uuid, "reset");
+    world.write(0, uuid, "used by Ann");
+
+    // While its guest lives nobody boots from it.
+    t.match(await fault(h2.start(uuid, "reset")), /^24: /);
+    t.equal(content(), "used by Ann");
+    h1.host.live = false;
+    await h2.start(uuid, "reset");
+    t.equal(content(), "installed");
+    world.write(1, uuid, "used by Bob");
+    await h2.stop(uuid);
+
+    // It isn't reset any more, and grows before it boots: nothing goes back.
+    await h2.uuid("vdi_resize", { vdiUuid: uuid, onBoot: "persist", args: [String(128n * MIB)] });
+    t.equal(content(), "used by Bob");
+    await h2.start(uuid);
+    t.equal(content(), "used by Bob");
+  },
+);
+
 void t.test("plug: what can't be is refused with a number and a remedy", async (t) => {
   const world = await World.start(t);
   const h1 = world.host(0);

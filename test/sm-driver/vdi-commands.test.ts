@@ -271,6 +271,7 @@ void t.test("vdi_resize: XAPI and the guest's device have the new size before th
     h1.uuid(command, { vdiUuid: uuid, args: [String(size)] });
   t.equal(await resize(2n * GIB - 1n), uuid);
   t.equal(world.record(uuid)["virtual_size"], String(2n * GIB), "made whole blocks of, upwards");
+  t.equal(await resize(2n * GIB - 1n), uuid, "XAPI repeats it");
   await h1.start(uuid);
   await resize(3n * GIB, "vdi_resize_online");
   t.equal(h1.datapath.active.get(uuid)?.size, 3n * GIB);

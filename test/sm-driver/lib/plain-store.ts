@@ -152,7 +152,7 @@ export class PlainStore {
       case "POST vdis revert":
         return shown(this.#revert(ref, sr.vdiRevertRequest.parse(body).snapshot));
       case "POST vdis reset":
-        return shown(this.#reset(ref, sr.vdiResetRequest.parse(body).mark));
+        return shown(this.#reset(host, ref, sr.vdiResetRequest.parse(body).mark));
       case "POST vdis changed":
         return this.#changed(ref, sr.vdiChangedRequest.parse(body).since);
       case "GET vdis users": {
@@ -226,6 +226,8 @@ export class PlainStore {
     const disk = this.disk(uuid);
     const size = changes.size === undefined ? disk.size : roundUp(changes.size);
     if (size < disk.size) throw new Refused("E-VOL-06", "It only grows.");
+    // A marked disk goes back before it grows.
+    if (size > disk.size && disk.mark !== null) disk.content = disk.mark;
     return Object.assign(disk, changes, { size });
   }
 
@@ -279,9 +281,13 @@ export class PlainStore {
     return Object.assign(disk, { content: then.content });
   }
 
-  #reset(uuid: string, mark: boolean | null): Disk {
+  /** A host's own guests have no client here: what is open there is closed. */
+  #reset(host: string, uuid: string, mark: boolean | null): Disk {
     const disk = this.disk(uuid);
     if (mark === false) return Object.assign(disk, { mark: null });
+    const others = (this.open.get(uuid) ?? []).filter((user) => user.host !== host);
+    if (others.length > 0) throw new Refused("E-VOL-12", `The disk ${uuid} is open.`);
+    if (mark === null) this.open.delete(uuid);
     if (mark === true || disk.mark === null) return Object.assign(disk, { mark: disk.content });
     return Object.assign(disk, { content: disk.mark });
   }
