@@ -71,6 +71,14 @@ const plots: readonly (readonly [
     ["README.md:3: a path of one machine; instead: a path from the repository's root, or an option"],
   ],
   [
+    "a merge that was not ended",
+    { "README.md": `# Weft\n\n${"<".repeat(7)} ours\nOne.\n=======\nTwo.\n${">".repeat(7)} theirs\n` },
+    [
+      "README.md:3: two versions of one place; instead: one of them",
+      "README.md:7: two versions of one place; instead: one of them",
+    ],
+  ],
+  [
     "a skipped test",
     { "test/a.test.ts": `/** Head. */\nt.${skip}("volume: write", async () => {});\n` },
     ["test/a.test.ts:2: a test that does not run; instead: a test that runs, or none"],

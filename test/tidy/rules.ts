@@ -50,6 +50,12 @@ const bans: readonly Ban[] = [
     where: anyText,
   },
   {
+    pattern: /^(?:<{7}|>{7}) /,
+    found: "two versions of one place",
+    instead: "one of them",
+    where: anyText,
+  },
+  {
     pattern: /(?:^|[\s"'`(=])\/(?:home|Users|root|work)\//,
     found: "a path of one machine",
     instead: "a path from the repository's root, or an option",
