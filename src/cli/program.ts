@@ -37,6 +37,7 @@ import { addStatusCommand } from "./status-command.ts";
 import { addSnapshotCommands } from "./snapshot-commands.ts";
 import { addStoreCommands } from "./store-commands.ts";
 import { addTokenCommands } from "./token-commands.ts";
+import { addSrCommands } from "./sr-commands.ts";
 import { addTrashCommands } from "./trash-commands.ts";
 import { addVolumeCommands } from "./volume-commands.ts";
 import { addWhyCommand } from "./why-command.ts";
@@ -110,6 +111,7 @@ function buildProgram(surroundings: Surroundings, bind: Bind, ownVersion: string
   addSettingsCommands(program, bind);
   addWhyCommand(program, bind);
   addTrashCommands(program, bind);
+  addSrCommands(program, bind);
   addLoginCommand(program, bind);
   addContextCommands(program, bind);
   addApiTokenCommands(program, bind);

@@ -135,6 +135,33 @@ void t.test(
   },
 );
 
+void t.test("weft sr: what XAPI's repositories take, and one that was lost or left", async (t) => {
+  const sr = {
+    uuid: ids.db,
+    label: "replicated\u0007",
+    description: "",
+    copies: 2,
+    createdAt: "2026-11-22T21:00:00.000Z",
+    physicalSize: "1099511627776",
+    physicalUtilisation: "1073741824",
+    virtualAllocation: "10737418240",
+  };
+  await using agent = await FakeAgent.start({
+    "GET /v1/srs": [sr, { ...sr, label: "any", copies: null }],
+    "POST /v1/srs": sr,
+    [`GET /v1/srs/${ids.db}`]: sr,
+    [`DELETE /v1/srs/${ids.db}`]: {},
+  });
+  const { out } = await agent.weft(["sr", "list"]);
+  t.match(out, /^REPOSITORY +COPIES +SIZE +USED +DISKS +UUID\nreplicated +2 +1 TiB +1 GiB +10 GiB +d/);
+  t.match(out, /any +—/);
+  const made = await agent.weft(["sr", "create", ids.db.toUpperCase(), "--copies", "2"]);
+  t.equal(made.out, `Repository ${ids.db} is known.  Next:  xe sr-scan uuid=${ids.db}\n`);
+  t.ok(agent.asked.includes(`POST /v1/srs {"uuid":"${ids.db}","label":"","copies":2}`));
+  t.match((await agent.weft(["sr", "delete", ids.db])).out, /^Repository "replicated " .* is deleted/);
+  t.equal((await agent.weft(["sr", "delete", "replicated"])).code, 1);
+});
+
 void t.test("weft attach: prints the NBD address that libnbd and qemu understand", async (t) => {
   const path = "/run/weft/nbd/db.sock";
   await using agent = await FakeAgent.start({
