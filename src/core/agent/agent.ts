@@ -471,6 +471,18 @@ export class Agent {
     snapshotKeeper.start();
     vdiKeeper.start();
     rotation.start();
+    const bundleKeeper = new BundleKeeper({
+      self,
+      host,
+      store,
+      identity,
+      authority,
+      log,
+      stateDir: this.#options.stateDir,
+      places: () => devices.mountedPlaces(),
+    });
+    bundleKeeper.start();
+    identity.onChange(() => bundleKeeper.nudge());
     // What is mounted by now weftd finds at once.
     await devices.start();
     await this.#daemon
@@ -488,6 +500,7 @@ export class Agent {
           pauseKeeper.nudge();
         },
         onPools: (pools) => {
+          bundleKeeper.heard(pools.map(({ pool }) => pool));
           this.#background("room", roomKeeper.heard(pools));
           this.#background("used", usedKeeper.settle());
           this.#background("images", images.settle());
@@ -507,18 +520,6 @@ export class Agent {
     heads.start();
     const etcdLog = new EtcdLog({ path: this.#etcd.logPath, audit: this.audit, log });
     etcdLog.start();
-    const bundleKeeper = new BundleKeeper({
-      self,
-      host,
-      store,
-      identity,
-      authority,
-      log,
-      stateDir: this.#options.stateDir,
-      places: () => devices.mountedPlaces(),
-    });
-    bundleKeeper.start();
-    identity.onChange(() => bundleKeeper.nudge());
     const alerts = this.#alerts;
     const alertKeeper =
       alerts === null

@@ -10,7 +10,7 @@ import { createHash } from "node:crypto";
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 
-import type { HostId } from "../model/ids.ts";
+import { byText, type HostId } from "../model/ids.ts";
 import { Secret } from "../model/secret.ts";
 import { signerOf, type Trust } from "../model/trust.ts";
 import { type BundlePayload, sealBundle } from "../wire/bundle.ts";
@@ -42,6 +42,7 @@ export class BundleKeeper {
   readonly #written = new Map<string, string>();
   #key: Key | null = null;
   #isStarted = false;
+  #pools = "";
 
   constructor(keeping: Keeping) {
     this.#keeping = keeping;
@@ -54,6 +55,14 @@ export class BundleKeeper {
   }
 
   nudge(): void {
+    this.#wake.nudge();
+  }
+
+  /** What weftd says of pools: where one came or went, disks are looked at. */
+  heard(pools: readonly string[]): void {
+    const now = pools.toSorted(byText).join(" ");
+    if (now === this.#pools) return;
+    this.#pools = now;
     this.#wake.nudge();
   }
 

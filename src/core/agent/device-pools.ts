@@ -113,12 +113,12 @@ export class DevicePools {
     return this.#entries().find((entry) => this.#placeOf(entry) === path) ?? null;
   }
 
-  /** Where disks of pools that serve are mounted now. */
+  /** Where disks of pools that stay are mounted now. */
   async mountedPlaces(): Promise<readonly string[]> {
-    const ready = this.#entries().filter(({ phase }) => phase === "ready");
-    if (ready.length === 0) return [];
+    const kept = this.#entries().filter(({ phase }) => phase !== "leaving");
+    if (kept.length === 0) return [];
     const at = new Set((await mountsNow()).map((mount) => mount.at));
-    return ready.map((entry) => this.#placeOf(entry)).filter((place) => at.has(place));
+    return kept.map((entry) => this.#placeOf(entry)).filter((place) => at.has(place));
   }
 
   list(path: string | null): Promise<readonly Disk[]> {
