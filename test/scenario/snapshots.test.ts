@@ -172,6 +172,22 @@ await t.test(
         await h3.output(["weft", "snapshot", "detach", "v@two"]);
         t.match(await said(h1, "volume", "delete", "v"), /^2 E-SNAP-10 /);
         const refs = await h1.output(["weft", "snapshot", "list", "v", "-q"]);
+
+        // Its head goes before them: a caretaker gives back what only that has, and they are what they were.
+        const show = async (ref: string): Promise<z.output<typeof volumeAnswer>> =>
+          volumeAnswer.parse(await h2.json(["weft", "volume", "show", ref, "--json"]));
+        const { id: volume } = await show("v");
+        t.match(
+          await said(h1, "volume", "delete", "v", "--keep-snapshots", "--now", "-y"),
+          /^0 The head of "v" is deleted/,
+        );
+        await until(async () => ((await show(volume)).head?.data === "released" ? true : null), {
+          what: "the head to be given back",
+          deadlineMs: 60_000,
+        });
+        t.match(await said(h2, "attach", volume), /^1 E-VOL-19 /);
+        t.equal(await readOn(h3, `${volume}@two`), sums[0]);
+        await h3.output(["weft", "snapshot", "detach", `${volume}@two`]);
         for (const id of refs.split("\n")) t.match(await said(h1, "snapshot", "delete", id), /^0 /);
         await until(
           async () => ((await h3.output(["weft", "snapshot", "list", "-q"])) === "" ? true : null),
@@ -180,7 +196,10 @@ await t.test(
             deadlineMs: 60_000,
           },
         );
-        t.match(await said(h1, "volume", "delete", "v"), /^0 /);
+        await until(async () => ((await h3.output(["weft", "volume", "list", "-q"])) === "" ? true : null), {
+          what: "the volume to go with them",
+          deadlineMs: 60_000,
+        });
 
         // On any other file system there are volumes, and no snapshots.
         await h3.output(["weft", "pool", "add", plain]);

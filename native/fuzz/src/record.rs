@@ -16,6 +16,8 @@ use crate::input::Input;
 pub(crate) const SPECIMEN: &str = include_str!("../../weft-proto/specimens/record-v1.json");
 /// The same of a volume that is being taken back to a snapshot.
 const MARKED: &str = include_str!("../../weft-proto/specimens/record-v2.json");
+/// The same of a volume that lives on in its snapshots.
+const HEADLESS: &str = include_str!("../../weft-proto/specimens/record-v3.json");
 
 /// First byte: the bytes themselves, or changes to a good record.
 pub fn run(bytes: &[u8]) {
@@ -30,7 +32,11 @@ pub fn run(bytes: &[u8]) {
 
 /// A record with some values replaced.
 pub fn changed(input: &mut Input<'_>) -> Vec<u8> {
-    let specimen = if input.one_in(8) { MARKED } else { SPECIMEN };
+    let specimen = match input.one_in(8) {
+        true if input.flag() => HEADLESS,
+        true => MARKED,
+        false => SPECIMEN,
+    };
     let mut record: Value = serde_json::from_str(specimen).expect("the specimen");
     for _ in 0..input.below(6) {
         let value = any(input, 2);
