@@ -3,6 +3,7 @@ import { execFile } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { createServer } from "node:net";
 import { once } from "node:events";
+import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import t from "tap";
@@ -12,6 +13,7 @@ import { AgentClient } from "../../src/core/wire/agent-client.ts";
 import { noDatapath } from "../../src/sm-driver/datapath/none.ts";
 import { Driver } from "../../src/sm-driver/driver.ts";
 import { SmFault } from "../../src/sm-driver/faults.ts";
+import { renderAnswer } from "../../src/sm-driver/xml.ts";
 import { callDriver, requestOf, replyOf, runDriver } from "./lib/client.ts";
 import { startBareDriver, stubFor } from "./lib/driver-for-tests.ts";
 import { readReply, structOf } from "./lib/strict-xml.ts";
@@ -49,7 +51,7 @@ await t.test("driver: says what it is, through the stub, also while no agent run
     { kind: "value", value: info },
     "FEATURES and CONFIGURATION in packaging/sm/WeftSR",
   );
-  const away = await stubFor(join(directory, "nothing"), directory);
+  const away = await stubFor(join(directory, "nothing"), directory, { PATIENCE_S: 0.1 });
   t.strictSame(structOf(await callDriver(away, { command: "sr_get_driver_info" })), info);
 });
 
@@ -57,7 +59,7 @@ await t.test(
   "driver: what XAPI's stub can't bring to the agent is fault 47, and says what to look at",
   async (t) => {
     const { directory } = await startBareDriver(t);
-    const away = await stubFor(join(directory, "nothing"), directory);
+    const away = await stubFor(join(directory, "nothing"), directory, { PATIENCE_S: 0.1 });
     await t.rejects(callDriver(away, { command: "sr_attach", srUuid: SR }), {
       code: 47,
       text: /systemctl status weft-agent/,
@@ -75,6 +77,42 @@ await t.test("driver: an agent that does not answer, or half, doesn't hold XAPI"
   await once(server, "listening");
   t.teardown(() => server.close());
   await t.rejects(callDriver(executable, { command: "sr_scan", srUuid: SR }), { code: 47, text: /cut off/ });
+});
+
+await t.test(
+  "driver: an agent that is just being started is waited for, since nothing was asked yet",
+  async (t) => {
+    const { directory } = await startBareDriver(t);
+    const runDir = join(directory, "later");
+    await mkdir(runDir);
+    const asked = callDriver(await stubFor(runDir, directory), { command: "sr_content_type", srUuid: SR });
+    // The stub has tried and failed by now: its process takes less than this to its first try.
+    const answer = renderAnswer("user");
+    const server = createServer((socket) => {
+      socket.once("data", () =>
+        socket.end(`HTTP/1.1 200 OK\r\ncontent-length: ${Buffer.byteLength(answer)}\r\n\r\n${answer}`),
+      );
+    });
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    server.listen(join(runDir, "agent.sock"));
+    await once(server, "listening");
+    t.teardown(() => server.close());
+    t.equal(await asked, "user");
+  },
+);
+
+await t.test("driver: a host that starts all its VMs at once is answered for every disk", async (t) => {
+  const { executable } = await startBareDriver(t);
+  const calls = Array.from({ length: 70 }, () =>
+    callDriver(executable, { command: "sr_attach", srRef: "r", srUuid: SR }),
+  );
+  const ends = await Promise.allSettled(calls);
+  // What it says is that there is no weftd: the agent was reached by each of them, and by what each of them asks of it.
+  const words = new Set(
+    ends.map((end) => (end.status === "fulfilled" ? "done" : String(end.reason).slice(0, 50))),
+  );
+  t.strictSame(words.size, 1);
+  t.match(Array.from(words)[0], /weftd, the data daemon/);
 });
 
 await t.test(

@@ -45,7 +45,7 @@ async function stubWith(
     await daemon.stop();
     await rm(directory, { recursive: true });
   });
-  return { stub: await stubFor(directory, directory), daemon };
+  return { stub: await stubFor(directory, directory, { PATIENCE_S: 0.1 }), daemon };
 }
 
 /** As static-vdis does it: the kept text is the argument, and for the end the command's name is replaced in it. */

@@ -42,7 +42,7 @@ export function boundConnections(
   principals: UnixPrincipals,
   refused: (principal: Principal) => void,
 ): void {
-  const { together, perUser } = UNIX_CONNECTIONS;
+  const { together, others: othersMax, perUser } = UNIX_CONNECTIONS;
   server.maxConnections = together;
   const others = new Map<string, number>();
   server.on("connection", (socket: Socket) => {
@@ -51,7 +51,7 @@ export function boundConnections(
     const key = principalKey(principal);
     const own = others.get(key) ?? 0;
     const all = Array.from(others.values()).reduce((sum, count) => sum + count, 0);
-    if (own >= perUser || all >= together - perUser) {
+    if (own >= perUser || all >= othersMax) {
       socket.destroy();
       refused(principal);
       return;

@@ -110,8 +110,11 @@ export const API_TOKENS_MAX = 1000;
 /** A token of a program that nobody looks after ends some day. */
 export const API_TOKEN_MS = 90 * 24 * 3600 * 1000;
 export const API_TOKEN_MS_MAX = 2 * 365 * 24 * 3600 * 1000;
-/** Connections to the unix socket at one moment: all, and those of one user who isn't root. */
-export const UNIX_CONNECTIONS = { together: 128, perUser: 32 };
+/**
+ * Connections to the unix socket at one moment: all, those of users who aren't root together, and of one of these. Root's are those of
+ * XAPI too, and a host that starts all its VMs asks for each of their disks at once, with two or three connections each.
+ */
+export const UNIX_CONNECTIONS = { together: 1024, others: 96, perUser: 32 };
 
 /** Kept free in each pool for the log, checkpoints and stamps that every later repair needs (protocol.md R20). */
 export function poolReserveBytes(totalBytes: bigint): bigint {
