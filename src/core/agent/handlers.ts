@@ -31,7 +31,6 @@ import { changePlaces, planPlaces } from "./place-change.ts";
 import { createPool, removePool, wipeDisk } from "./pools.ts";
 import { repairStore } from "./repair.ts";
 import { unsealFor } from "./reclaim.ts";
-import { revertVolume } from "./revert.ts";
 import { revokeHost } from "./revoke.ts";
 import { rotateAuthority, showAuthority } from "./rotate.ts";
 import { changeSettings, settingsOf } from "./settings.ts";
@@ -42,6 +41,7 @@ import { statsAnswer } from "./stats.ts";
 import * as show from "./status.ts";
 import { backupStore, restoreStore } from "./store-file.ts";
 import { membersOrNone } from "./store-status.ts";
+import { revertAny } from "./vdi-copies.ts";
 import * as volumes from "./volumes.ts";
 import { progressAnswer, whyAnswer } from "./why.ts";
 
@@ -273,7 +273,7 @@ export const handlers: Handlers = {
   },
   "POST /v1/snapshots/:ref/revert": async (agent, { params }) => {
     const context = agent.member();
-    return shown(context, await revertVolume(context, params.ref));
+    return shown(context, await revertAny(context, params.ref));
   },
   "POST /v1/snapshots/:ref/destroy-data": (agent, { params }) =>
     snapshots.destroyData(agent.member(), params.ref),

@@ -8,7 +8,7 @@
  * - a clone is a disk of its source's repository, in one transaction with the wish for its volume.
  */
 import { CHANGED_GRAIN, type ChangedPage, joinPages } from "../model/changed-blocks.ts";
-import type { SnapshotId } from "../model/ids.ts";
+import type { SnapshotId, VolumeId } from "../model/ids.ts";
 import { diskOf, snapshotDiskOf, takenOtherwise, type Vdi, vdiName, wrongKind } from "../model/vdi.ts";
 import { isWeftError, WeftError } from "../wire/errors.ts";
 import type * as sr from "../wire/sr-api.ts";
@@ -16,9 +16,10 @@ import { renderVdi } from "../wire/sr-json.ts";
 import { keys } from "../wire/store-keys.ts";
 import { changedBlocks } from "./changed-blocks.ts";
 import type { MemberContext } from "./context.ts";
+import { findSnapshot } from "./find.ts";
 import { revertVolume } from "./revert.ts";
 import { createSnapshot, destroyData } from "./snapshots.ts";
-import { findSr, findVdi, vdiOf, whole, wholeDisk } from "./sr-facts.ts";
+import { findSr, findVdi, type VdiFacts, vdiOf, whole, wholeDisk } from "./sr-facts.ts";
 import { inSr, usableSr } from "./srs.ts";
 import { dropHelper, helperIdOf, newSnapshotId, refuseRead, withHelper } from "./vdi-helpers.ts";
 import { makeVolume, showVdi, takenBy } from "./vdis.ts";
@@ -138,11 +139,25 @@ export async function revertVdi(
   const { vdi: to } = whole(findVdi(context.mirror, snapshot));
   if (to.snapshot === null || to.volume !== vdi.volume)
     throw WeftError.fromFinding(wrongKind(vdi, `a snapshot of this disk, which "${to.label}" is not`));
-  refuseRead(context, facts);
-  await revertVolume(context, to.snapshot);
-  await dropHelper(context, uuid, "resetTo");
-  await dropHelper(context, uuid, "reader");
+  await revert(context, to.snapshot, facts);
   return showVdi(context, uuid);
+}
+
+/** The same, asked of a volume: it may be a disk. */
+export async function revertAny(context: MemberContext, ref: string): Promise<VolumeId> {
+  const { mirror } = context;
+  await mirror.sync();
+  const found = vdiOf(mirror, findSnapshot(mirror, ref).volume.id);
+  return revert(context, ref, found === null || found.stage === "gone" ? null : found);
+}
+
+async function revert(context: MemberContext, ref: string, disk: VdiFacts | null): Promise<VolumeId> {
+  if (disk !== null) refuseRead(context, disk);
+  const volume = await revertVolume(context, ref);
+  if (disk === null) return volume;
+  await dropHelper(context, disk.vdi.uuid, "resetTo");
+  await dropHelper(context, disk.vdi.uuid, "reader");
+  return volume;
 }
 
 /** All blocks that differ between an older snapshot of a disk and a later one, or the disk as it is now. */

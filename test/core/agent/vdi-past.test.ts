@@ -35,10 +35,16 @@ void t.test("agent: a disk that was taken back, or has grown, is read and reset 
   await client.resetVdi(uuid);
   t.equal(revertedTo().length, 1, "marked anew");
 
+  // By weft's own door neither.
+  await client.revertVolume(snapshot);
+  t.equal((await client.vdi(uuid)).resets, false);
+  await client.resetVdi(uuid);
+  t.equal(revertedTo().length, 2);
+
   // Its guest's host was started anew, and has it open without a guest: it boots all the same. Not under a guest.
   await client.activateVdi(uuid, { writable: true });
   await client.resetVdi(uuid);
-  t.equal(revertedTo().length, 2);
+  t.equal(revertedTo().length, 3);
   t.equal((await client.vdi(uuid)).openOn, null);
   await client.activateVdi(uuid, { writable: true });
   h1.weftd.connected.add(uuid);
