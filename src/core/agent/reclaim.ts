@@ -10,7 +10,7 @@
  * - looking changes nothing: disks are mounted to be read, and unmounted;
  * - what was opened is believed only where certificate, list and key belong together; host.json is written last.
  */
-import { readFile, stat } from "node:fs/promises";
+import { lstat, readFile } from "node:fs/promises";
 import { join } from "node:path";
 
 import { type HostId, parseHostId } from "../model/ids.ts";
@@ -53,9 +53,8 @@ export async function findBundles({ files, log }: JoinContext): Promise<readonly
     try {
       await mountToRead(path, at);
       try {
-        const file = join(at, BUNDLE_FILE);
-        const text = (await stat(file)).size <= BUNDLE_BYTES_MAX ? await readFile(file, "utf8") : "";
-        if (parseBundle(text) !== null) found.push(text);
+        const text = await bundleAt(join(at, BUNDLE_FILE));
+        if (text !== null) found.push(text);
       } finally {
         await unmountDevice(at);
       }
@@ -64,6 +63,14 @@ export async function findBundles({ files, log }: JoinContext): Promise<readonly
     }
   }
   return found;
+}
+
+/** Anybody may have written that disk: what is no file there is not followed, nor waited for. Null: no bundle. */
+export async function bundleAt(path: string): Promise<string | null> {
+  const seen = await lstat(path);
+  if (!seen.isFile() || seen.size > BUNDLE_BYTES_MAX) return null;
+  const text = await readFile(path, "utf8");
+  return parseBundle(text) === null ? null : text;
 }
 
 /** The member's side: the bundle's key, for who asks with this certificate of a key of its own. */
