@@ -45,7 +45,10 @@ async function stubWith(
     await daemon.stop();
     await rm(directory, { recursive: true });
   });
-  return { stub: await stubFor(directory, directory, { PATIENCE_S: 0.1 }), daemon };
+  return {
+    stub: await stubFor(directory, directory, { PATIENCE_S: 0.1, STATIC_S: 1, AGAIN_S: 0.05 }),
+    daemon,
+  };
 }
 
 /** As static-vdis does it: the kept text is the argument, and for the end the command's name is replaced in it. */
@@ -113,6 +116,26 @@ await t.test(
     }
   },
 );
+
+await t.test("static: while a whole pool starts it is tried until the store has a majority", async (t) => {
+  const config = await configOf("redo_log");
+  let asked = 0;
+  const { stub, daemon } = await stubWith(t, {
+    "session.open": ({ mode }) => {
+      asked += 1;
+      if (asked < 4) return refuse("E-STORE-01", "the store has no majority");
+      return mode === "steal"
+        ? { session: SR, epoch: "4", path: "/run/weft/nbd/x.sock" }
+        : refuse("E-VOL-12", "volume is open", { host: HOST });
+    },
+    hello: () => ({ host: HOST }),
+  });
+  t.match(await attach(stub, config), { params: "/run/weft/nbd/x.sock" });
+  t.strictSame(
+    daemon.calls.flatMap(({ params }) => params["mode"] ?? []),
+    ["closed", "closed", "closed", "closed", "steal"],
+  );
+});
 
 await t.test(
   "static: a disk that isn't open is let go all the same, and what can't be done says why",
