@@ -84,9 +84,10 @@ export async function layTree({ directory, version, etcd: choice, say }: TreeOpt
     for (const other of others) symlinkSync(first, join(root, "libexec", other));
     programs.push(to);
   }
-  const native = ["weftd", "weft-holder"].filter((name) => existsSync(join(nativeBin(), name)));
-  if (!native.includes("weftd")) throw new Error(`${nativeBin()} has no weftd: build it first`);
-  for (const name of native) {
+  const crates = ["weftd", "weft-holder"].filter((name) => existsSync(join(repository, "native", name)));
+  for (const name of crates) {
+    if (!existsSync(join(nativeBin(), name)))
+      throw new Error(`${nativeBin()} has no ${name}: build it first`);
     const to = join(root, "bin", name);
     place(join(nativeBin(), name), to);
     programs.push(to);
