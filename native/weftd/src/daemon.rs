@@ -1636,6 +1636,8 @@ impl Daemon {
         }
         if let Some(slot) = self.sessions.get_mut(&open.volume) {
             if slot.machine.is_ended() {
+                // Perhaps in this very turn: its export goes first, and who closed it is answered.
+                self.drain_session(now, open.volume);
                 self.sessions.remove(&open.volume);
             } else if slot.caretaker && !open.caretaker {
                 // A guest goes before a caretaker, whose work the new session takes over.
@@ -1729,6 +1731,7 @@ impl Daemon {
     fn close(&mut self, now: Instant, volume: VolumeId, abandon: bool, answer: Answer) {
         let Some(slot) = self.sessions.get_mut(&volume) else { return refuse(answer, not_open(volume)) };
         if slot.machine.is_ended() {
+            self.drain_session(now, volume);
             self.sessions.remove(&volume);
             return tell(answer, &json!({ "lost_writes": 0 }));
         }

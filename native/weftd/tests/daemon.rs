@@ -50,6 +50,37 @@ fn a_volume_lives_on_one_host_through_restarts() {
     close(&host, &volume);
 }
 
+/// Plot: a volume is closed, and in the same moments it is opened anew, as a caretaker does for one that needs care. Whoever
+/// closed it is told that it is closed, and its socket is gone.
+#[test]
+fn who_closes_a_volume_is_told_so_while_it_is_opened_anew() {
+    let cluster = Cluster::start();
+    let mut host = cluster.host(1);
+    host.make_pool();
+    let host = &host;
+    let volume = make_volume(&[host]);
+    let caretaker = json!({
+        "volume": volume, "mode": "closed", "export": null, "caretaker": true, "old_stopped": false, "limits": null,
+    });
+    let closing = json!({ "volume": volume, "abandon": false });
+    for round in 0..40 {
+        let socket = open(host, &volume, "closed").expect("opens");
+        let (mut client, asked) = (host.client(), closing.clone());
+        let closing_it = std::thread::spawn(move || client.ask("session.close", asked));
+        while !closing_it.is_finished() {
+            let _ = host.try_ask("session.open", caretaker.clone());
+        }
+        let closed = closing_it.join().expect("no panic");
+        assert!(closed.is_ok(), "round {round}: {closed:?}");
+        assert!(!socket.exists(), "round {round}");
+        // What the last of the others began.
+        host.ask_until("session.list", &json!({}), |list| {
+            let _ = host.try_ask("session.close", closing.clone());
+            list["sessions"].as_array().is_some_and(Vec::is_empty)
+        });
+    }
+}
+
 /// Only an XFS that shares blocks can hold snapshots; a pool elsewhere says so before anybody asks for one.
 #[test]
 fn a_pool_says_why_its_volumes_can_have_no_snapshots() {
