@@ -41,7 +41,6 @@ patchelf:patchelf
 strip:binutils
 gpg:gpg
 gpg-agent:gpg-agent
-cpio:cpio
 /usr/bin/busybox:busybox-static
 '
 
