@@ -106,7 +106,12 @@ fn accepted(record: &Record) {
     assert_ne!(record.epoch.next(), record.epoch);
     // The longest that a session makes of it: every field that a session writes, as long as it gets.
     let mut grown = record.clone();
-    let owner = Owner { node: HostId(u128::MAX), session: SessionId(u128::MAX), caretaker: true };
+    let owner = Owner {
+        node: HostId(u128::MAX),
+        session: SessionId(u128::MAX),
+        caretaker: true,
+        first: Some(SessionId(u128::MAX)),
+    };
     grown.owner = grown.deleted.is_none().then_some(owner);
     grown.clean = false;
     grown.next = None;

@@ -113,7 +113,7 @@ fn record(epoch: Epoch, Party { host, session }: Party) -> Vec<u8> {
     record.vol = KNOWN.volume;
     record.size = KNOWN.size;
     record.epoch = Epoch(epoch.0.min(Epoch::MAX.0 / 2));
-    record.owner = Some(Owner { node: host, session, caretaker: false });
+    record.owner = Some(Owner { node: host, session, caretaker: false, first: None });
     record.to_bytes()
 }
 
@@ -494,7 +494,8 @@ impl World {
         record.vol = KNOWN.volume;
         record.epoch = Epoch(input.number() % Epoch::MAX.0);
         if let Some((epoch, Party { host: node, session })) = self.owned.filter(|_| !input.one_in(4)) {
-            (record.epoch, record.owner) = (epoch, Some(Owner { node, session, caretaker: false }));
+            (record.epoch, record.owner) =
+                (epoch, Some(Owner { node, session, caretaker: false, first: None }));
         }
         let shown = match input.u8() % 16 {
             0 => Verified::Gone,

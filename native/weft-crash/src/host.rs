@@ -560,7 +560,7 @@ impl Host {
             // Every third record is long: its batch has several blocks.
             created_by: "x".repeat(if epoch.0.is_multiple_of(3) { 3900 } else { 10 }),
             nonce: Nonce(1),
-            owner: Some(Owner { node: HOST, session, caretaker: false }),
+            owner: Some(Owner { node: HOST, session, caretaker: false, first: None }),
             next: None,
             clean: false,
             closed_gen: Generation::NEVER,

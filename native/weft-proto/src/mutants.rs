@@ -257,6 +257,8 @@ pub enum Mutation {
     GroupWithoutOne,
     /// D19, R14: a swap of a group's that is unsettled is sent again alone.
     GroupSettlesAlone,
+    /// R32: whoever takes a volume from a guest goes on with that guest's ownership.
+    AnyOwnerContinues,
     /// M26: after a failed flush the member goes on.
     FailedFlushForgotten,
     /// I1: a close changes the owner within the epoch.
@@ -285,7 +287,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every mutation with the name that `--mutation` takes, in the order of the rules.
-    pub const ALL: [(Mutation, &'static str); 134] = [
+    pub const ALL: [(Mutation, &'static str); 135] = [
         (Mutation::NoFence, "r1-no-fence"),
         (Mutation::AnyPromiser, "r1-any-promiser"),
         (Mutation::AttachUnbound, "r1-attach-unbound"),
@@ -403,6 +405,7 @@ impl Mutation {
         (Mutation::HeadOpened, "r31-opened"),
         (Mutation::HeadGoesUntold, "r31-goes-untold"),
         (Mutation::HeadReleaseKeepsEpoch, "r31-release-keeps-epoch"),
+        (Mutation::AnyOwnerContinues, "r32-any-owner-continues"),
         (Mutation::FailedFlushForgotten, "m26-failed-flush-forgotten"),
         (Mutation::CloseKeepsEpoch, "i1-close-keeps-epoch"),
         (Mutation::OvertakenRead, "i12-overtaken-read"),

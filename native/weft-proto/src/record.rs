@@ -211,6 +211,19 @@ pub struct Owner {
     /// No guest behind it: anybody may take the volume over.
     #[serde(default, skip_serializing_if = "is_false")]
     pub caretaker: bool,
+    /// The session that began this ownership; none: this one. Kept by a guest's session that replaces exactly a guest's
+    /// session of its own host whose process has ended (R32): as long as it is the same nobody else has owned the volume in
+    /// between. It stands within the owner, so that software which does not know it drops it with every swap.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first: Option<SessionId>,
+}
+
+impl Owner {
+    /// The session that began this ownership.
+    #[must_use]
+    pub fn first(&self) -> SessionId {
+        self.first.unwrap_or(self.session)
+    }
 }
 
 // Serde asks for a reference.
@@ -596,7 +609,7 @@ mod tests {
             matches!(Record::parse(&record.to_bytes()), Err(RecordError::Illegal(_)))
         };
         assert!(broken(&|r| (r.fmt, r.min_reader) = (2, 2)));
-        let owner = Owner { node: HostId(1), session: SessionId(2), caretaker: true };
+        let owner = Owner { node: HostId(1), session: SessionId(2), caretaker: true, first: None };
         assert!(!broken(&|r| r.owner = Some(owner)));
         assert!(broken(&|r| r.owner = Some(Owner { caretaker: false, ..owner })));
         let reverting = Record::parse(MARKED.as_bytes()).expect("specimen").reverting;
@@ -645,7 +658,12 @@ mod tests {
     fn whatever_a_session_makes_of_an_accepted_record_is_short_enough() {
         // A session that owns a volume must be able to write: demote, admit, add. The longest of everything.
         let mut longest = Record::parse(SPECIMEN.as_bytes()).expect("specimen");
-        let owner = Owner { node: HostId(u128::MAX), session: SessionId(u128::MAX), caretaker: true };
+        let owner = Owner {
+            node: HostId(u128::MAX),
+            session: SessionId(u128::MAX),
+            caretaker: true,
+            first: Some(SessionId(u128::MAX)),
+        };
         (longest.owner, longest.next) = (Some(owner), Some(owner));
         (longest.epoch, longest.rev) = (Epoch::MAX, Rev(u64::MAX));
         (longest.size, longest.region_shift) = (SIZE_MAX, 26);

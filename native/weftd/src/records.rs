@@ -534,7 +534,7 @@ mod tests {
     fn a_fence_takes_the_volume_from_that_host_alone_and_leaves_a_wait() {
         let mut r = record();
         assert!(!fence(&mut r, HostId(1)), "nobody owns it");
-        r.owner = Some(Owner { node: HostId(1), session: SessionId(2), caretaker: false });
+        r.owner = Some(Owner { node: HostId(1), session: SessionId(2), caretaker: false, first: None });
         let before = r.version();
         assert!(!fence(&mut r, HostId(2)) && r.version() == before, "another host owns it");
         assert!(fence(&mut r, HostId(1)));
@@ -545,7 +545,7 @@ mod tests {
     #[test]
     fn a_volume_that_is_open_is_not_deleted() {
         let mut r = record();
-        r.owner = Some(Owner { node: HostId(1), session: SessionId(2), caretaker: false });
+        r.owner = Some(Owner { node: HostId(1), session: SessionId(2), caretaker: false, first: None });
         assert_eq!(mark_deleted(&mut r, "77").expect_err("open").code, Code::OPEN_ELSEWHERE);
     }
 
@@ -589,7 +589,7 @@ mod tests {
 
     #[test]
     fn the_head_of_a_volume_that_is_used_is_not_deleted() {
-        let caretaker = Some(Owner { node: HostId(1), session: SessionId(2), caretaker: true });
+        let caretaker = Some(Owner { node: HostId(1), session: SessionId(2), caretaker: true, first: None });
         let mut r = record();
         r.owner = caretaker;
         assert_eq!(mark_head_deleted(&mut r, "77").expect_err("open").code, Code::OPEN_ELSEWHERE);
@@ -666,7 +666,7 @@ mod tests {
     #[test]
     fn a_repair_jumps_each_epoch_once() {
         let mut best = record();
-        best.owner = Some(Owner { node: HostId(1), session: SessionId(2), caretaker: false });
+        best.owner = Some(Owner { node: HostId(1), session: SessionId(2), caretaker: false, first: None });
         best.clean = false;
         let first = repaired(best.clone(), None).expect("to be written");
         assert_eq!(first.epoch.0, best.epoch.0 + REPAIR_EPOCH_JUMP);

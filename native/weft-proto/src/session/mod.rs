@@ -134,6 +134,23 @@ pub enum OpenMode {
         /// The session that is known to have ended, if any.
         old_stopped: Option<SessionId>,
     },
+    /// Only from exactly this session of the same host, whose process has ended: requests that it did not answer are
+    /// repeated (R32).
+    Continue {
+        /// That session.
+        session: SessionId,
+    },
+}
+
+impl OpenMode {
+    /// Has the process of this session ended, as whoever opens asserts?
+    fn has_ended(self, session: SessionId) -> bool {
+        match self {
+            OpenMode::Closed => false,
+            OpenMode::Steal { old_stopped } => old_stopped == Some(session),
+            OpenMode::Continue { session: ended } => ended == session,
+        }
+    }
 }
 
 /// What a session is made from.

@@ -49,6 +49,11 @@ impl<P: Payload> Session<P> {
         if record.mode == Mode::Register {
             return self.end(EndReason::Unsupported("register mode"));
         }
+        if let OpenMode::Continue { session } = self.config.mode
+            && record.owner.is_none_or(|owner| owner.session != session)
+        {
+            return self.end(EndReason::Fenced { owner: record.owner });
+        }
         if let Some(owner) = record.owner {
             let takeable = owner.caretaker || self.config.mode != OpenMode::Closed;
             if !takeable || owner.session == self.config.session {

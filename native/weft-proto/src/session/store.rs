@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 
 use super::policy::PolicyChange;
 use super::snaps::{SnapChange, SnapTaken};
-use super::{EndReason, Event, OpenMode, Phase, Session, StoreCall, StoreReply};
+use super::{EndReason, Event, Phase, Session, StoreCall, StoreReply};
 use crate::ids::{Generation, HostId, Instant, Nonce, PoolId, PoolInc, Revision, Rid};
 use crate::message::Watermark;
 use crate::mutants::Mutation;
@@ -150,6 +150,14 @@ impl<P: Payload> Session<P> {
         });
     }
 
+    /// Does this session's claim go on with what that owner began (R32)? It is asked of the record that the swap replaces,
+    /// so nobody comes in between.
+    fn continues(&self, owner: &Owner) -> bool {
+        let broken = self.config.broken.is(Mutation::AnyOwnerContinues);
+        let same = owner.node == self.config.host && self.config.mode.has_ended(owner.session);
+        (same || broken) && !owner.caretaker && !self.config.caretaker
+    }
+
     fn amended(&self, now: Instant, intent: &Intent, nonce: Nonce) -> Record {
         let mut r = self.rec().clone();
         let since = alloc::format!("{}", self.config.unix_ms_at_zero + now.0 / 1_000_000);
@@ -160,7 +168,7 @@ impl<P: Payload> Session<P> {
             Intent::Claim => {
                 let stolen = match (&r.owner, self.config.mode) {
                     (None, _) => false,
-                    (Some(o), OpenMode::Steal { old_stopped: Some(stopped) }) => o.session != stopped,
+                    (Some(o), mode) if mode.has_ended(o.session) => false,
                     (Some(_), _) => true,
                 };
                 // A caretaker has no guest that could read something stale, but its process does not know that
@@ -172,6 +180,7 @@ impl<P: Payload> Session<P> {
                     node: self.config.host,
                     session: self.config.session,
                     caretaker: self.config.caretaker,
+                    first: r.owner.as_ref().filter(|o| self.continues(o)).map(Owner::first),
                 });
                 r.next = None;
                 r.clean = false;

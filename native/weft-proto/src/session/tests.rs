@@ -10,7 +10,7 @@ use crate::guest::GuestOp;
 use crate::ids::{ClusterId, PoolInc};
 use crate::message::{Answer, Ask, Refusal, ReplicaView};
 use crate::payload::{BLOCK, HeapPayload, Payload};
-use crate::record::{Head, HeadData, ReplicaState, Snaps};
+use crate::record::{Head, HeadData, Owner, ReplicaState, Snaps};
 
 const SPECIMEN: &str = include_str!("../../specimens/record-v1.json");
 const R1: Rid = Rid(1);
@@ -73,11 +73,20 @@ impl Scene {
 
     /// A session that begins to open a volume with this record.
     fn opening(record: Record, caretaker: bool) -> Scene {
+        let mut scene = Scene::asked_for(record, OpenMode::Closed, caretaker);
+        scene.run(100);
+        scene.asked.clear();
+        scene.swaps.clear();
+        scene
+    }
+
+    /// Host A was just asked for a session of this volume, and its members are there.
+    fn asked_for(record: Record, mode: OpenMode, caretaker: bool) -> Scene {
         let config = SessionConfig {
             volume: record.vol,
             session: SessionId(0x5e),
             host: HostId(0xA),
-            mode: OpenMode::Closed,
+            mode,
             caretaker,
             watermark: mark(),
             timing: Timing::default(),
@@ -107,9 +116,6 @@ impl Scene {
             scene.session.handle_link_up(scene.now, rid);
         }
         scene.drain();
-        scene.run(100);
-        scene.asked.clear();
-        scene.swaps.clear();
         scene
     }
 
@@ -399,6 +405,53 @@ fn a_barriers_interval_is_sealed_after_it() {
     scene.release();
     let (_, generation) = scene.prepared(R1)[0];
     assert!(scene.asked.iter().any(|(_, ask)| *ask == Ask::Seal { generation }));
+}
+
+/// The owner that a session of host A claims to be of a volume that had this one; else why it ended.
+fn claim_of(mode: OpenMode, owner: Option<Owner>, caretaker: bool) -> Result<Owner, EndReason> {
+    let mut record = Record::parse(SPECIMEN.as_bytes()).expect("the specimen");
+    (record.owner, record.clean) = (owner, false);
+    record.replicas[1].state = ReplicaState::InSync;
+    let scene = Scene::asked_for(record, mode, caretaker);
+    match scene.swaps.first() {
+        Some((record, _)) => Ok(record.owner.expect("a claim names its owner")),
+        None => Err(scene
+            .events
+            .into_iter()
+            .find_map(|event| match event {
+                Event::Ended(reason) => Some(reason),
+                _ => None,
+            })
+            .expect("it has claimed or ended")),
+    }
+}
+
+/// R32: an ownership goes on in a guest's session that takes over exactly from an ended guest's session of the same host.
+#[test]
+fn an_ownership_goes_on_only_from_an_ended_guest_of_the_same_host() {
+    let (dead, began) = (SessionId(0xD1ED), SessionId(0xF1257));
+    let of = |node, caretaker, first| Some(Owner { node: HostId(node), session: dead, caretaker, first });
+    let first_of = |mode, owner, caretaker| claim_of(mode, owner, caretaker).map(|owner| owner.first());
+    let go_on = OpenMode::Continue { session: dead };
+    let taken = OpenMode::Steal { old_stopped: Some(dead) };
+    for mode in [go_on, taken] {
+        assert_eq!(first_of(mode, of(0xA, false, None), false), Ok(dead));
+        assert_eq!(first_of(mode, of(0xA, false, Some(began)), false), Ok(began), "however often");
+        assert_eq!(first_of(mode, of(0xA, false, Some(began)), true), Ok(SessionId(0x5e)), "a caretaker");
+        assert_eq!(
+            first_of(mode, of(0xA, true, Some(began)), false),
+            Ok(SessionId(0x5e)),
+            "from a caretaker"
+        );
+    }
+    let stolen = OpenMode::Steal { old_stopped: None };
+    assert_eq!(first_of(stolen, of(0xB, false, Some(began)), false), Ok(SessionId(0x5e)), "a steal");
+    assert_eq!(first_of(OpenMode::Closed, None, false), Ok(SessionId(0x5e)), "a volume that was closed");
+    // Somebody else has had it, or has it: nothing is claimed.
+    let other = Owner { node: HostId(0xA), session: SessionId(0x0123), caretaker: false, first: Some(began) };
+    for owner in [None, Some(other)] {
+        assert_eq!(claim_of(go_on, owner, false), Err(EndReason::Fenced { owner }));
+    }
 }
 
 #[test]

@@ -241,7 +241,7 @@ fn asked(
 
 /// The record at an epoch, with this host as the owner's.
 fn owned(record: &Record, epoch: Epoch, node: HostId) -> Record {
-    let owner = Some(Owner { node, session: SESSION, caretaker: false });
+    let owner = Some(Owner { node, session: SESSION, caretaker: false, first: None });
     Record { epoch, owner, ..record.clone() }
 }
 
@@ -364,7 +364,8 @@ fn a_promise_far_above_the_last_is_checked_with_the_store(play: &Play) {
 fn an_epoch_is_promised_to_one_session_only(play: &Play) {
     let (mut replica, record) = replica(play);
     promised(&mut replica, &record);
-    let (session, owner) = (SessionId(8), Owner { node: D, session: SessionId(8), caretaker: false });
+    let (session, owner) =
+        (SessionId(8), Owner { node: D, session: SessionId(8), caretaker: false, first: None });
     let shown = Record { epoch: Epoch(2), owner: Some(owner), ..record.clone() };
     let mut ask = |tag: u32, epoch: Epoch, ask: Ask<HeapPayload>| {
         replica.handle_request(Instant(3), AttachmentId(2), Request { tag, epoch, ask });

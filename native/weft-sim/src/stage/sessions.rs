@@ -60,6 +60,7 @@ impl Stage {
             OpenMode::Closed => "opens",
             OpenMode::Steal { old_stopped: None } => "steals",
             OpenMode::Steal { old_stopped: Some(_) } => "takes over from a session that has ended",
+            OpenMode::Continue { .. } => "goes on with what a session had that has ended",
         };
         self.play.tell(self.now, format_args!("{who} on host {} {how}", Host(host)));
         let (links, events) = (BTreeMap::new(), Vec::new());

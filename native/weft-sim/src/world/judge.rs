@@ -14,6 +14,7 @@
 //! | I12, I13, I23 | by the oracle: at each read, at each loss of all caches and at the end | `crate::oracle` |
 //! | I15 | whenever a read is sent | [`World::judge_sent`] |
 //! | I16, I17, I32 | when a joiner is in sync by the record: nothing that was settled is missing on it; I6 thereafter | [`World::judge_admission`] |
+//! | R32 | at each change of the record: an ownership is another one's only after a guest's session of the same host | [`World::judge_record`] |
 //! | R25 | a repair: no size that was told is another then, nothing that was answered is beyond the end | `judge_size` |
 //! | I19 | when a pool would serve | `pool_step` |
 //! | I20 | when a session begins to serve | [`World::judge_opened`] |
@@ -28,6 +29,7 @@
 //! tests judge it).
 
 use weft_proto::payload::block_crcs;
+use weft_proto::record::Owner;
 
 use super::*;
 
@@ -136,6 +138,8 @@ impl World {
             Some(format!("I2: {} changed the record of another owner", session_name(writer)))
         } else if old.owner.is_none_or(|o| o.session != writer) && states(old) != states(new) {
             Some(format!("I2: {} changed the copies before it owned the volume", session_name(writer)))
+        } else if !is_first_of(old, new) {
+            Some(format!("R32: {} goes on with an ownership that is not its own", session_name(writer)))
         } else if after.is_empty() {
             Some("I7: no copy is in sync".into())
         } else if after.len() < before.len() && after.len() < usize::from(new.policy.min_isr) {
@@ -459,4 +463,15 @@ pub(super) fn session_name(id: SessionId) -> String {
         Some(n) => format!("s{n}"),
         None => "nobody".into(),
     }
+}
+
+/// R32: a new owner began its ownership itself, or took over what a guest's session of its own host had.
+fn is_first_of(old: &Record, new: &Record) -> bool {
+    let Some(owner) = new.owner else { return true };
+    let went_on = |before: Owner| {
+        let same = before.session == owner.session;
+        before.first() == owner.first()
+            && (same || before.node == owner.node && !before.caretaker && !owner.caretaker)
+    };
+    owner.first() == owner.session || old.owner.is_some_and(went_on)
 }

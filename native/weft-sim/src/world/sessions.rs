@@ -25,7 +25,13 @@ impl World {
         let owner = self.store.record.owner;
         let stopped =
             owner.filter(|o| o.node == host_id(host)).map(|o| o.session).filter(|s| !self.is_alive(*s));
-        let mode = if steal { OpenMode::Steal { old_stopped: stopped } } else { OpenMode::Closed };
+        // Every other one that finds its host's own former session goes on with what that had, and with nothing else (R32).
+        let goes_on = stopped.filter(|_| steal && self.next_session.is_multiple_of(2));
+        let mode = match goes_on {
+            Some(session) => OpenMode::Continue { session },
+            None if steal => OpenMode::Steal { old_stopped: stopped },
+            None => OpenMode::Closed,
+        };
         let config = SessionConfig {
             volume: VOLUME,
             session: id,

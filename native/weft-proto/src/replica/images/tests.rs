@@ -128,7 +128,8 @@ impl Rig {
         let mut record =
             Record::parse(include_bytes!("../../../specimens/record-v1.json")).expect("specimen");
         (record.vol, record.epoch) = (VolumeId(1), EPOCH);
-        record.owner = Some(Owner { node: PARTY.host, session: PARTY.session, caretaker: false });
+        record.owner =
+            Some(Owner { node: PARTY.host, session: PARTY.session, caretaker: false, first: None });
         let promise = LogRecord::Promise { epoch: EPOCH, session: PARTY.session, record: record.to_bytes() };
         durable.apply(&promise);
         let mut rig = Rig {
