@@ -197,7 +197,7 @@ function titlesAndLinks(tree: Tree): Finding[] {
 }
 
 const CODE =
-  /E-(?:ARG|VOL|REPL|POOL|HOST|STORE|DISK|SESS|NBD|NET|AGENT|TOKEN|TRUST|CA|AUTH|LIMIT|AUDIT|CTX|SNAP|SETUP|SR|VDI)-[0-9]{2}\b/g;
+  /E-(?:ARG|VOL|REPL|POOL|HOST|STORE|DISK|SESS|NBD|NET|AGENT|TOKEN|TRUST|CA|AUTH|LIMIT|AUDIT|CTX|SNAP|SETUP|SR|VDI|HOLD)-[0-9]{2}\b/g;
 const ERRORS = "docs/errors.md";
 
 function errorCodes(tree: Tree): Finding[] {

@@ -60,6 +60,14 @@ struct OnlyId {
 
 /// Parses one line, or says what to answer instead.
 pub fn parse_line(line: &[u8]) -> Result<CommandLine, AnswerLine> {
+    parse_line_of(line, Command::parse).map(|(id, command)| CommandLine { id, command })
+}
+
+/// The same for a socket with other commands: the line's id, and its command.
+pub fn parse_line_of<C>(
+    line: &[u8],
+    parse: impl FnOnce(&str, Option<Value>) -> Result<C, BadCommand>,
+) -> Result<(u64, C), AnswerLine> {
     let raw: RawCommand = serde_json::from_slice(line).map_err(|e| AnswerLine::Error {
         id: serde_json::from_slice::<OnlyId>(line).ok().map(|only| only.id),
         error: error(
@@ -68,8 +76,8 @@ pub fn parse_line(line: &[u8]) -> Result<CommandLine, AnswerLine> {
             &[],
         ),
     })?;
-    match Command::parse(&raw.method, raw.params) {
-        Ok(command) => Ok(CommandLine { id: raw.id, command }),
+    match parse(&raw.method, raw.params) {
+        Ok(command) => Ok((raw.id, command)),
         Err(BadCommand::NoMethod { method, near }) => Err(AnswerLine::Error {
             id: Some(raw.id),
             error: error(

@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod frame;
+pub mod holder;
 pub mod methods;
 pub mod schema;
 pub mod types;

@@ -37,6 +37,7 @@ pub trait Method {
     type Answer: Serialize + DeserializeOwned + schemars::JsonSchema;
 }
 
+/// The methods of one socket: a `Command` of each, and what ties each to its answer.
 macro_rules! methods {
     ($($(#[doc = $doc:literal])+ $name:literal $variant:ident($params:ty) -> $answer:ty;)+) => {
         /// A command of a client, parsed.
@@ -59,8 +60,8 @@ macro_rules! methods {
             pub fn parse(method: &str, params: Option<Value>) -> Result<Command, BadCommand> {
                 let params = params.unwrap_or_else(|| Value::Object(serde_json::Map::new()));
                 match method {
-                    $($name => parse_params($name, params).map(Command::$variant),)+
-                    _ => Err(BadCommand::NoMethod { method: method.chars().take(64).collect(), near: nearest(method) }),
+                    $($name => $crate::methods::parse_params($name, params).map(Command::$variant),)+
+                    _ => Err(BadCommand::NoMethod { method: method.chars().take(64).collect(), near: $crate::methods::nearest(Self::NAMES, method) }),
                 }
             }
         }
@@ -93,6 +94,8 @@ macro_rules! methods {
         }
     };
 }
+
+pub(crate) use methods;
 
 methods! {
     /// Who answers.
@@ -153,6 +156,9 @@ methods! {
     "volume.policy" VolumePolicy(t::VolumePolicy) -> t::Nothing;
     /// Opens a volume here.
     "session.open" SessionOpen(t::SessionOpen) -> t::SessionOpened;
+    /// Opens a volume here again after the process that had it open has ended, if nobody else has owned it since; whoever
+    /// asks keeps its guest's requests meanwhile.
+    "session.continue" SessionContinue(t::SessionContinue) -> t::SessionOpened;
     /// Closes a volume here.
     "session.close" SessionClose(t::SessionClose) -> t::SessionClosed;
     /// Changes how much the guests of a volume that is open here may ask for.
@@ -201,7 +207,10 @@ methods! {
     "events" Events(t::Nothing) -> t::Nothing;
 }
 
-fn parse_params<P: for<'de> Deserialize<'de>>(method: &'static str, params: Value) -> Result<P, BadCommand> {
+pub(crate) fn parse_params<P: for<'de> Deserialize<'de>>(
+    method: &'static str,
+    params: Value,
+) -> Result<P, BadCommand> {
     if !params.is_object() {
         return Err(BadCommand::Params { method, wrong: "expected an object".to_owned() });
     }
@@ -209,9 +218,9 @@ fn parse_params<P: for<'de> Deserialize<'de>>(method: &'static str, params: Valu
 }
 
 /// The method whose name takes the fewest edits.
-fn nearest(method: &str) -> &'static str {
+pub(crate) fn nearest(names: &[&'static str], method: &str) -> &'static str {
     let method: Vec<char> = method.chars().take(64).collect();
-    Command::NAMES.iter().copied().min_by_key(|name| edits(&method, name)).expect("there are methods")
+    names.iter().copied().min_by_key(|name| edits(&method, name)).expect("there are methods")
 }
 
 /// Levenshtein's distance.

@@ -6,15 +6,15 @@
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
-use crate::methods::each_method;
 use crate::types::{ErrorBody, Event};
+use crate::{holder, methods};
 
-/// The whole API as one document.
+/// The whole API of `weftd` as one document.
 #[must_use]
 pub fn document() -> Value {
     let mut generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
     let mut methods = Map::new();
-    each_method(&mut generator, |name, sentence, params, answer| {
+    methods::each_method(&mut generator, |name, sentence, params, answer| {
         let method = json!({ "description": sentence, "params": params, "result": answer });
         methods.insert(name.to_owned(), method);
     });
@@ -26,6 +26,23 @@ pub fn document() -> Value {
         "methods": methods,
         "event": event,
         "error": error,
+        "$defs": generator.take_definitions(true),
+    })
+}
+
+/// The holder's methods as a document. It has no events.
+#[must_use]
+pub fn holder_document() -> Value {
+    let mut generator = SchemaSettings::draft2020_12().for_serialize().into_generator();
+    let mut methods = Map::new();
+    holder::each_method(&mut generator, |name, sentence, params, answer| {
+        let method = json!({ "description": sentence, "params": params, "result": answer });
+        methods.insert(name.to_owned(), method);
+    });
+    json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "The control socket of weft-holder",
+        "methods": methods,
         "$defs": generator.take_definitions(true),
     })
 }

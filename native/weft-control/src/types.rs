@@ -655,11 +655,30 @@ pub struct SessionOpened {
     /// The session.
     #[schemars(with = "Uuid")]
     pub session: SessionId,
+    /// The session that began this ownership, which may be this one (docs/model.md, R32). The export answers to its name, too.
+    #[schemars(with = "Uuid")]
+    pub first: SessionId,
     /// Its epoch.
     #[schemars(with = "Decimal")]
     pub epoch: Epoch,
     /// The export's socket.
     pub path: Option<String>,
+}
+
+/// Opens a volume here again, or tells of the session that is open, for somebody who has requests of a guest that were not
+/// answered: only while the ownership that this session began, or was part of, goes on (docs/model.md, R32). Refused for
+/// good with E-VOL-21: somebody else has owned the volume since. Every other refusal passes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SessionContinue {
+    /// The volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// The session that began the ownership, or the one that has it now.
+    #[schemars(with = "Uuid")]
+    pub session: SessionId,
+    /// How to offer it.
+    pub export: Export,
 }
 
 /// Takes the ownership of a volume from a host. Only after the store refuses that host: else it takes it back.

@@ -21,3 +21,14 @@ fn daemon_gen_ts_is_fresh() {
     let path = "../../src/core/wire/daemon.gen.ts";
     assert!(committed(path) == text, "daemon.gen.ts is not fresh: run `npm run generate`");
 }
+
+#[test]
+fn the_holders_files_are_fresh() {
+    let document = schema::holder_document();
+    assert!(committed("schema-holder.json") == format!("{document:#}\n"), "schema-holder.json is not fresh");
+    let text = typescript::holder_text(&document);
+    assert!(
+        committed("../../src/core/wire/holder.gen.ts") == text,
+        "holder.gen.ts is not fresh: run `npm run generate`"
+    );
+}

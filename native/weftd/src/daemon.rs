@@ -12,6 +12,7 @@
 //! * what one volume, pool, client or peer does wrong ends with that volume, pool, client or peer.
 
 mod comparisons;
+mod continuing;
 mod fetches;
 mod groups;
 mod readers;
@@ -58,7 +59,7 @@ use crate::notify;
 use crate::pools::{PoolOwner, Pools, PoolsCall, PoolsOut, not_configured, pool_key, refuse};
 use crate::records::{RecordChange, code_of, record_key, record_of};
 use crate::seat::Seat;
-use crate::sessions::{Opening, Slot, read_reply, swap_reply};
+use crate::sessions::{Asked, Opening, Slot, read_reply, swap_reply, taken};
 use crate::snapshots::Wish;
 use crate::state::{HostFile, StateDir, boot_id, raise_open_files};
 use crate::store::{
@@ -741,7 +742,9 @@ impl Daemon {
         if let (Some(path), None) = (slot.export.clone(), &slot.path) {
             let info = ExportInfo {
                 name: volume.to_string(),
-                aliases: vec!["tapdisk_client".to_owned()],
+                // Whoever has requests of an earlier session of this ownership asks for that one by name: where another
+                // one has begun there is none of it (R32).
+                aliases: vec!["tapdisk_client".to_owned(), slot.first().to_string()],
                 description: String::new(),
                 size: slot.machine.record().map_or(0, |r| r.size),
                 read_only: false,
@@ -1276,8 +1279,9 @@ impl Daemon {
         self.sessions.keys().for_each(|volume| self.exports.release((*volume).into()));
         self.submit_requests(now);
         for (volume, slot) in &mut self.sessions {
-            // What waits for a member can't be drained: the next open reconciles it.
-            if !slot.machine.close(now) {
+            // Whose requests somebody holds goes on in the next process, which takes it over from this one (R32). What waits
+            // for a member can't be drained: the next open reconciles it.
+            if slot.held || !slot.machine.close(now) {
                 slot.machine.abandon(now);
             }
             self.touched.insert(*volume);
@@ -1498,6 +1502,7 @@ impl Daemon {
                 }
             }
             Command::SessionOpen(open) => self.open(now, open, answer),
+            Command::SessionContinue(wanted) => self.continue_session(now, wanted, answer),
             Command::SessionClose(close) => self.close(now, close.volume, close.abandon, answer),
             Command::SessionList(_) => {
                 let sessions = self.sessions.keys().filter_map(|volume| self.session_status(now, *volume));
@@ -1658,8 +1663,15 @@ impl Daemon {
         }
         let SessionOpen { volume, mode, caretaker, old_stopped, .. } = open;
         self.opening.insert(volume);
-        let token =
-            self.call(Caller::Open(Opening { volume, mode, export, caretaker, old_stopped, limits, answer }));
+        let token = self.call(Caller::Open(Opening {
+            volume,
+            mode: Asked::Mode(mode),
+            export,
+            caretaker,
+            old_stopped,
+            limits,
+            answer,
+        }));
         self.store.send(StoreRequest::Read { token, keys: vec![record_key(volume)] });
     }
 
@@ -1680,14 +1692,20 @@ impl Daemon {
     }
 
     fn open_with(&mut self, now: Instant, opening: Opening, entry: Result<Option<store::Entry>, ReadError>) {
-        let volume = opening.volume;
+        let (volume, asked) = (opening.volume, opening.mode);
         self.opening.remove(&volume);
         let failure = match entry {
             Ok(Some(entry)) => match record_of(&entry) {
                 Ok(record) => {
                     let Some(host) = self.identity.as_ref().map(|i| i.host) else { return };
                     let watermark = self.watermark.unwrap_or_default();
-                    let mut slot = Slot::open(opening, &record, host, watermark, now);
+                    let mut slot = match (Slot::open(opening, &record, host, watermark, now), asked) {
+                        (Ok(slot), _) => slot,
+                        (Err(answer), Asked::Continue(session)) => {
+                            return refuse(answer, taken(volume, session, record.owner));
+                        }
+                        (Err(_), Asked::Mode(_)) => unreachable!("only an ownership can be over"),
+                    };
                     if let Some(claim) = self.claims.highest() {
                         slot.machine.handle_claim(now, claim);
                     }

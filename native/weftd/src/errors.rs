@@ -51,6 +51,8 @@ codes! {
     HEAD_DELETED = "E-VOL-19";
     /// What a deleted head had goes, or is gone.
     HEAD_GONE = "E-VOL-20";
+    /// Somebody else has owned the volume in between.
+    TAKEN = "E-VOL-21";
     /// A copy of the volume lies where it can have no snapshots.
     SNAPSHOT_CANNOT_BE = "E-SNAP-01";
     /// The volume has a snapshot of that name.

@@ -19,7 +19,7 @@ use weft_proto::ids::{HostId, Instant, PoolId, Rid, SessionId, VolumeId};
 use weft_proto::message::{Claim, Watermark};
 use weft_proto::mutants::Broken;
 use weft_proto::payload::{BLOCK, Payload as _};
-use weft_proto::record::{Record, ReplicaState};
+use weft_proto::record::{Owner, Record, ReplicaState};
 use weft_proto::session::{
     EndReason, Event, OpenMode, ScrubView, Session, SessionConfig, SessionView, StoreReply as MachineReply,
     Timing, head, policy, size,
@@ -50,6 +50,8 @@ pub struct Slot {
     pub machine: Session<IoBuf>,
     /// No guest.
     pub caretaker: bool,
+    /// Somebody keeps its guest's requests while this process is away: it is left, not closed, when this process stops.
+    pub held: bool,
     /// Where to export it, once it serves.
     pub export: Option<PathBuf>,
     /// The export's socket, while there is one.
@@ -88,13 +90,22 @@ pub struct Slot {
     pub reverts: Reverts,
 }
 
+/// Which owner an open may replace.
+#[derive(Clone, Copy, Debug)]
+pub enum Asked {
+    /// As the control socket has it. One of this host that this process doesn't know is always replaced.
+    Mode(AskedMode),
+    /// One of this host and of the ownership that this session is of, which somebody holds requests for.
+    Continue(SessionId),
+}
+
 /// What is asked of an open.
 #[derive(Debug)]
 pub struct Opening {
     /// The volume.
     pub volume: VolumeId,
     /// May an owner be replaced?
-    pub mode: AskedMode,
+    pub mode: Asked,
     /// Where to export it.
     pub export: Option<PathBuf>,
     /// No guest.
@@ -108,17 +119,30 @@ pub struct Opening {
 }
 
 impl Slot {
-    /// Begins to open; `record` is the volume's, just read.
-    #[must_use]
-    pub fn open(opening: Opening, record: &Record, host: HostId, watermark: Watermark, now: Instant) -> Slot {
+    /// Begins to open; `record` is the volume's, just read. None: [`Asked::Continue`], and the ownership is over.
+    pub fn open(
+        opening: Opening,
+        record: &Record,
+        host: HostId,
+        watermark: Watermark,
+        now: Instant,
+    ) -> Result<Slot, Answer> {
         let Opening { volume, mode, export, caretaker, old_stopped, limits, answer } = opening;
         // A session of this host that this process doesn't have is of a process that has ended: it held the lock
         // of the state directory (R9).
         let ours = record.owner.filter(|o| o.node == host).map(|o| o.session);
+        let held = matches!(mode, Asked::Continue(_));
         let mode = match (mode, ours) {
+            (Asked::Continue(wanted), _) => {
+                let goes_on = |o: &Owner| !o.caretaker && is_of(o, wanted);
+                match record.owner.filter(|o| o.node == host && goes_on(o)) {
+                    Some(owner) => OpenMode::Continue { session: owner.session },
+                    None => return Err(answer),
+                }
+            }
             (_, Some(session)) => OpenMode::Steal { old_stopped: Some(session) },
-            (AskedMode::Closed, None) => OpenMode::Closed,
-            (AskedMode::Steal, None) => {
+            (Asked::Mode(AskedMode::Closed), None) => OpenMode::Closed,
+            (Asked::Mode(AskedMode::Steal), None) => {
                 OpenMode::Steal { old_stopped: record.owner.filter(|_| old_stopped).map(|o| o.session) }
             }
         };
@@ -135,9 +159,10 @@ impl Slot {
             unix_ms_at_zero: unix_ms.saturating_sub(now.0 / 1_000_000),
             broken: Broken::default(),
         };
-        Slot {
+        Ok(Slot {
             machine: Session::new(config, now),
             caretaker,
+            held,
             export,
             path: None,
             opening: Some((answer, now.after_ms(OPEN_MS))),
@@ -156,7 +181,21 @@ impl Slot {
             rot_told: 0,
             snapshots: Snapshots::default(),
             reverts: Reverts::default(),
-        }
+        })
+    }
+
+    /// The session that began this one's ownership (R32); itself, before it owns the volume.
+    #[must_use]
+    pub fn first(&self) -> SessionId {
+        let id = self.machine.id();
+        let owner = self.machine.record().and_then(|record| record.owner);
+        owner.filter(|owner| owner.session == id).map_or(id, |owner| owner.first())
+    }
+
+    /// Is it of the ownership that this session began or was part of?
+    #[must_use]
+    pub fn is_of(&self, session: SessionId) -> bool {
+        !self.caretaker && (self.first() == session || self.machine.id() == session)
     }
 
     /// May the log be told of another rotten block? So many of a session suffice.
@@ -287,6 +326,7 @@ impl Slot {
     pub fn opened(&self) -> SessionOpened {
         SessionOpened {
             session: self.machine.id(),
+            first: self.first(),
             epoch: self.machine.epoch(),
             path: self.path.as_ref().map(|p| p.display().to_string()),
         }
@@ -415,6 +455,21 @@ fn scrub_status(scrub: ScrubView) -> ScrubStatus {
         lost: Decimal(scrub.lost),
         members: members.collect(),
     }
+}
+
+/// Is this owner of the ownership that this session began, or is it that session?
+fn is_of(owner: &Owner, session: SessionId) -> bool {
+    owner.session == session || owner.first() == session
+}
+
+/// The ownership that somebody holds a guest's requests for is over.
+#[must_use]
+pub fn taken(volume: VolumeId, session: SessionId, owner: Option<Owner>) -> Failure {
+    let by =
+        owner.map_or_else(|| "nobody".to_owned(), |o| format!("session {} on host {}", o.session, o.node));
+    let message = format!("volume {volume} is not session {session}'s any more: its owner is {by} now");
+    let failure = Failure::new(Code::TAKEN, message).with("volume", volume.to_string());
+    failure.with("session", session.to_string())
 }
 
 /// The record's word for a state.

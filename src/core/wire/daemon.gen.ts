@@ -616,6 +616,16 @@ export type SessionClosed = {
   readonly lost_writes: number;
 };
 
+/** Opens a volume here again, or tells of the session that is open, for somebody who has requests of a guest that were not answered: only while the ownership that this session began, or was part of, goes on (docs/model.md, R32). Refused for good with E-VOL-21: somebody else has owned the volume since. Every other refusal passes. */
+export type SessionContinue = {
+  /** How to offer it. */
+  readonly export: Export;
+  /** The session that began the ownership, or the one that has it now. */
+  readonly session: Uuid;
+  /** The volume. */
+  readonly volume: Uuid;
+};
+
 /** Counters of a session since it was opened. */
 export type SessionFigures = {
   /** Bytes that had changed while their targets were away. */
@@ -688,6 +698,8 @@ export type SessionOpen = {
 export type SessionOpened = {
   /** Its epoch. */
   readonly epoch: Decimal;
+  /** The session that began this ownership, which may be this one (docs/model.md, R32). The export answers to its name, too. */
+  readonly first: Uuid;
   /** The export's socket. */
   readonly path: string | null;
   /** The session. */
@@ -1179,6 +1191,8 @@ export type DaemonMethods = {
   readonly "scrub.stop": { readonly params: VolumeRef; readonly result: Nothing };
   /** Closes a volume here. */
   readonly "session.close": { readonly params: SessionClose; readonly result: SessionClosed };
+  /** Opens a volume here again after the process that had it open has ended, if nobody else has owned it since; whoever asks keeps its guest's requests meanwhile. */
+  readonly "session.continue": { readonly params: SessionContinue; readonly result: SessionOpened };
   /** Changes how much the guests of a volume that is open here may ask for. */
   readonly "session.limit": { readonly params: SessionLimit; readonly result: Nothing };
   /** The sessions of this host. */
