@@ -19,7 +19,7 @@ ensure_native() {
   # The exit status goes around the pipe.
   status=$({ {
     code=0
-    (cd native && cargo build --profile "$WEFT_PROFILE" -p weftd -p weft-node 2>&1 >/dev/null) || code=$?
+    (cd native && cargo build --profile "$WEFT_PROFILE" -p weftd -p weft-node -p weft-holder 2>&1 >/dev/null) || code=$?
     echo "$code" >&3
   } | tell_build >&2; } 3>&1)
   [ "$status" -eq 0 ] || exit "$status"
@@ -51,5 +51,5 @@ began=
 begin_build() {
   [ -z "$began" ] || return 0
   began=$(date +%s)
-  say "setup: building the data path from Rust (weftd and some 150 libraries, $WEFT_PROFILE): 2 to 5 minutes the first time"
+  say "setup: building the data path from Rust (weftd, weft-holder and some 150 libraries, $WEFT_PROFILE): 2 to 5 minutes the first time"
 }

@@ -16,6 +16,7 @@ mod frames;
 mod groups;
 mod guests;
 mod headless;
+mod holder;
 mod huge;
 mod identity;
 mod limits;

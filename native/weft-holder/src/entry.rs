@@ -1,0 +1,618 @@
+//! One volume that is offered to one guest: its client, its requests, and the connection to weftd's export.
+//!
+//! ```text
+//!             ┌──────────────── client gone ────────────────┐
+//!  no client ─┴▶ connecting ─▶ linked ─▶ weftd gone ─▶ connecting …
+//!                    └─ its ownership is over ─▶ lost: the client is told ESHUTDOWN, and so is each later one
+//! ```
+//!
+//! Must always hold:
+//! * the greeting waits until weftd has told the volume's size, so that a guest that comes back after a change sees it;
+//! * an older connection to the export has ended before requests go over a new one ([`Link::retire`]).
+
+use std::cell::RefCell;
+use std::future::{Future, pending};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use tokio::io::Interest;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Mutex, mpsc, oneshot};
+use weft_export::nbd::{Connection, Ending, ExportInfo, Gather, Limits};
+use weft_io::buffer::IoBuf;
+use weft_proto::guest::{GuestError, GuestOp, GuestReply};
+use weft_proto::ids::{SessionId, SnapId, VolumeId};
+use weft_proto::message::Extent;
+
+use crate::held::Held;
+use crate::link::{self, Export, Link, Reply};
+use crate::upstream::{Trouble, Weftd, What};
+
+/// What one guest may have unanswered: then its socket is not read. tapdisk's ring has 352 requests of 44 KiB.
+const LIMITS: Limits = Limits { requests: 1024, bytes: 16 * 1024 * 1024 };
+/// Bytes received at once.
+const RECV_BYTES: usize = 256 * 1024;
+/// Pieces sent to a client at once.
+const PARTS_MAX: usize = 64;
+/// Between two attempts to reach weftd, when nothing tells that it is back.
+const AGAIN_FIRST: Duration = Duration::from_millis(20);
+const AGAIN_MAX: Duration = Duration::from_secs(1);
+/// Before a request is asked again that weftd answered with trouble that passes.
+const TROUBLE: Duration = Duration::from_secs(1);
+/// Between two looks at a client whose socket nobody reads or writes.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// NBD's errors that are passed on, and the one that says that the server ends.
+const EIO: u32 = 5;
+const EINVAL: u32 = 22;
+const ENOSPC: u32 = 28;
+const ESHUTDOWN: u32 = 108;
+
+thread_local! {
+    /// All entries are of one thread, and none keeps bytes here across a wait.
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; RECV_BYTES]);
+}
+
+/// What is offered, where, and to do what with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Offer {
+    pub(crate) id: String,
+    pub(crate) listen: PathBuf,
+    pub(crate) volume: VolumeId,
+    /// The session that began the ownership; none: it is a snapshot's.
+    pub(crate) first: Option<SessionId>,
+    pub(crate) snapshot: Option<SnapId>,
+    pub(crate) writable: bool,
+}
+
+/// As it looks from outside.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Status {
+    pub(crate) connected: bool,
+    pub(crate) client_pid: Option<u32>,
+    pub(crate) unanswered: usize,
+    pub(crate) held_bytes: u64,
+    pub(crate) away_since: Option<Instant>,
+    pub(crate) waits_for: Option<String>,
+    pub(crate) lost: Option<String>,
+    pub(crate) paused: bool,
+    pub(crate) replayed: u64,
+}
+
+/// What is asked of an entry.
+#[derive(Debug)]
+pub(crate) enum Order {
+    Close(oneshot::Sender<()>),
+    Pause(oneshot::Sender<()>),
+    Resume,
+}
+
+struct Client {
+    stream: UnixStream,
+    /// None: not greeted yet.
+    connection: Option<Connection<IoBuf>>,
+    sending: Option<(Gather<IoBuf>, usize)>,
+}
+
+type Connecting = Pin<Box<dyn Future<Output = Result<(Link, Export), String>>>>;
+
+enum Upstream {
+    None,
+    Connecting(Connecting),
+    Linked(Link),
+}
+
+/// Everything of one offer.
+pub(crate) struct Entry {
+    pub(crate) offer: Offer,
+    pub(crate) weftd: Rc<Weftd>,
+    /// weftd's socket of it, as last told.
+    pub(crate) path: PathBuf,
+    pub(crate) listener: UnixListener,
+    /// Whose connection to the export it is.
+    pub(crate) turn: Arc<Mutex<()>>,
+    pub(crate) status: Rc<RefCell<Status>>,
+    pub(crate) orders: mpsc::Receiver<Order>,
+}
+
+struct Running {
+    entry: Entry,
+    held: Held<IoBuf>,
+    client: Option<Client>,
+    upstream: Upstream,
+    /// In bytes, as weftd last told it.
+    size: Option<u64>,
+    tag: u32,
+    pausing: Vec<oneshot::Sender<()>>,
+    /// When trouble is asked again.
+    again: Option<tokio::time::Instant>,
+}
+
+enum Happened {
+    Order(Option<Order>),
+    Accepted(io::Result<UnixStream>),
+    Client(io::Result<()>),
+    Link(io::Result<()>),
+    Connected(Result<(Link, Export), String>),
+    Again,
+}
+
+impl Entry {
+    /// Until it is closed.
+    pub(crate) async fn run(self) {
+        let running = Running {
+            entry: self,
+            held: Held::new(),
+            client: None,
+            upstream: Upstream::None,
+            size: None,
+            tag: 0,
+            pausing: Vec::new(),
+            again: None,
+        };
+        running.run().await;
+    }
+}
+
+impl Running {
+    async fn run(mut self) {
+        loop {
+            self.pump();
+            self.tell();
+            let Running { entry, client, upstream, again, .. } = &mut self;
+            let (mut linked, mut connecting) = (None, None);
+            match upstream {
+                Upstream::None => {}
+                Upstream::Connecting(future) => connecting = Some(future),
+                Upstream::Linked(link) => linked = Some(link),
+            }
+            let happened = tokio::select! {
+                order = entry.orders.recv() => Happened::Order(order),
+                accepted = entry.listener.accept(), if client.is_none() => {
+                    Happened::Accepted(accepted.map(|(stream, _)| stream))
+                }
+                ready = client_ready(client.as_ref()) => Happened::Client(ready),
+                ready = link_ready(linked.as_deref()) => Happened::Link(ready),
+                outcome = wait_for(connecting) => Happened::Connected(outcome),
+                () = until(*again) => Happened::Again,
+            };
+            match happened {
+                Happened::Order(None) => return self.close(),
+                Happened::Order(Some(Order::Close(done))) => {
+                    self.close();
+                    let _ = done.send(());
+                    return;
+                }
+                Happened::Order(Some(Order::Pause(done))) => {
+                    self.entry.status.borrow_mut().paused = true;
+                    self.pausing.push(done);
+                }
+                Happened::Order(Some(Order::Resume)) => {
+                    self.entry.status.borrow_mut().paused = false;
+                    // Who waited for it has what it asked for no more.
+                    self.pausing.clear();
+                }
+                Happened::Accepted(Ok(stream)) => self.accepted(stream),
+                Happened::Accepted(Err(error)) => {
+                    tracing::warn!(id = self.entry.offer.id, %error, "accept failed");
+                    tokio::time::sleep(TROUBLE).await;
+                }
+                Happened::Client(Ok(())) => self.read_client(),
+                Happened::Client(Err(_)) => self.client_gone("lost"),
+                Happened::Link(Ok(())) => self.read_link(),
+                Happened::Link(Err(error)) => self.link_lost(&error.to_string()),
+                Happened::Connected(Ok((link, export))) => self.connected(link, export),
+                Happened::Connected(Err(why)) => self.taken(why),
+                Happened::Again => self.again = None,
+            }
+        }
+    }
+
+    fn is_paused(&self) -> bool {
+        self.entry.status.borrow().paused
+    }
+
+    fn is_lost(&self) -> bool {
+        self.entry.status.borrow().lost.is_some()
+    }
+
+    /// Does what can be done without waiting.
+    fn pump(&mut self) {
+        self.take_requests();
+        self.send_requests();
+        self.send_answers();
+        let over = self.client.as_ref().is_some_and(|client| {
+            client.sending.is_none() && client.connection.as_ref().is_some_and(|c| c.ending().is_some())
+        });
+        if over {
+            self.client_gone("done");
+        }
+        if self.client.is_some() && matches!(self.upstream, Upstream::None) && !self.is_lost() {
+            self.connect();
+        }
+        let drained =
+            self.held.under_way() == 0 && !matches!(&self.upstream, Upstream::Linked(link) if link.is_full());
+        if self.is_paused() && drained {
+            for done in self.pausing.drain(..) {
+                let _ = done.send(());
+            }
+        }
+    }
+
+    fn take_requests(&mut self) {
+        let Some(connection) = self.client.as_mut().and_then(|client| client.connection.as_mut()) else {
+            return;
+        };
+        while let Some(request) = connection.poll_request() {
+            match request.op {
+                // Everything is told as data: what is allocated is weftd's to know.
+                GuestOp::Kinds { len, .. } => {
+                    connection.complete(request.id, GuestReply::Kinds(vec![(len, None)]));
+                }
+                GuestOp::Changed { .. } => unreachable!("no context of the kind is offered"),
+                op => self.held.push(request.id, op),
+            }
+        }
+    }
+
+    fn send_requests(&mut self) {
+        if self.is_paused() || self.again.is_some() {
+            return;
+        }
+        let Upstream::Linked(link) = &mut self.upstream else { return };
+        let sent = loop {
+            if let Err(error) = link.flush() {
+                break Err(error);
+            }
+            if link.is_full() {
+                break Ok(());
+            }
+            match self.held.poll() {
+                Some((cookie, op)) => link.push(cookie, op),
+                None => break Ok(()),
+            }
+            // As many as there are in one go.
+            while let Some((cookie, op)) = self.held.poll() {
+                link.push(cookie, op);
+            }
+        };
+        if let Err(error) = sent {
+            self.link_lost(&error.to_string());
+        }
+    }
+
+    fn send_answers(&mut self) {
+        let Some(client) = self.client.as_mut() else { return };
+        let Some(connection) = client.connection.as_mut() else { return };
+        let failed = loop {
+            let Some((gather, sent)) = client.sending.take().or_else(|| {
+                let gather = connection.poll_transmit(PARTS_MAX)?;
+                Some((gather, 0))
+            }) else {
+                break false;
+            };
+            let slices: Vec<io::IoSlice<'_>> = gather.slices_from(sent).collect();
+            match client.stream.try_write_vectored(&slices) {
+                Ok(0) => break true,
+                Ok(more) if sent + more < gather.len() => client.sending = Some((gather, sent + more)),
+                Ok(_) => connection.handle_transmitted(gather),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    client.sending = Some((gather, sent));
+                    break false;
+                }
+                Err(_) => break true,
+            }
+        };
+        if failed {
+            self.client_gone("lost");
+        }
+    }
+
+    fn accepted(&mut self, stream: UnixStream) {
+        if self.is_lost() {
+            // As after its handshake: this disk is no more.
+            return;
+        }
+        let pid = stream.peer_cred().ok().and_then(|cred| cred.pid()).and_then(|pid| u32::try_from(pid).ok());
+        tracing::info!(id = self.entry.offer.id, pid, "client connected");
+        self.entry.status.borrow_mut().client_pid = pid;
+        self.client = Some(Client { stream, connection: None, sending: None });
+        self.tag = self.tag.wrapping_add(1);
+    }
+
+    /// weftd has told the size: a client that waits for its greeting gets it.
+    fn greet(&mut self, size: u64) {
+        let Some(client) = self.client.as_mut().filter(|client| client.connection.is_none()) else { return };
+        let Offer { id, writable, .. } = &self.entry.offer;
+        let info = ExportInfo {
+            name: id.clone(),
+            aliases: vec!["tapdisk_client".to_owned()],
+            description: String::new(),
+            size,
+            read_only: !writable,
+            multi_conn: false,
+            since: Vec::new(),
+        };
+        client.connection = Some(Connection::new(self.tag, info, LIMITS));
+    }
+
+    fn read_client(&mut self) {
+        let Some(client) = self.client.as_mut() else { return };
+        let Some(connection) = client.connection.as_mut() else {
+            // It speaks before it was greeted, or has gone; or nothing of the kind: readiness is only a hint.
+            return match client.stream.try_read(&mut [0]) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                _ => self.client_gone("gone before its greeting"),
+            };
+        };
+        if !connection.wants_read() {
+            return;
+        }
+        let read = SCRATCH.with_borrow_mut(|scratch| {
+            let read = client.stream.try_read(scratch);
+            if let Ok(len @ 1..) = read {
+                connection.handle_bytes(&scratch[..len]);
+            }
+            read
+        });
+        match read {
+            Ok(0) => connection.handle_eof(),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(_) => connection.handle_eof(),
+        }
+        if let Some(Ending::Violation(how)) = connection.ending() {
+            tracing::warn!(id = self.entry.offer.id, how, "client dropped");
+        }
+    }
+
+    /// Nobody waits for its answers: they are forgotten, and never asked for again.
+    fn client_gone(&mut self, how: &str) {
+        let unanswered = self.held.len();
+        tracing::info!(id = self.entry.offer.id, how, unanswered, "client gone");
+        self.client = None;
+        self.held.clear();
+        self.again = None;
+        self.retire();
+    }
+
+    /// The connection to weftd is not used any more.
+    fn retire(&mut self) {
+        if let Upstream::Linked(link) = std::mem::replace(&mut self.upstream, Upstream::None) {
+            tokio::task::spawn_local(link.retire());
+        }
+    }
+
+    fn connect(&mut self) {
+        let Entry { weftd, offer, path, turn, status, .. } = &self.entry;
+        let what = match (offer.first, offer.snapshot) {
+            (Some(first), _) => What::Session(offer.volume, first),
+            (None, Some(id)) => What::Snapshot(offer.volume, id),
+            (None, None) => unreachable!("an offer is of a session or of a snapshot"),
+        };
+        status.borrow_mut().away_since.get_or_insert_with(Instant::now);
+        let goal = Goal { what, writable: offer.writable, at_least: self.size, path: path.clone() };
+        let future = keep_connecting(weftd.clone(), goal, turn.clone(), status.clone());
+        self.upstream = Upstream::Connecting(Box::pin(future));
+    }
+
+    fn connected(&mut self, link: Link, export: Export) {
+        {
+            let mut status = self.entry.status.borrow_mut();
+            (status.away_since, status.waits_for) = (None, None);
+        }
+        self.upstream = Upstream::Linked(link);
+        self.size = Some(export.size);
+        // A client that went meanwhile asks for nothing any more.
+        if self.client.as_ref().is_some_and(|client| has_hung_up(&client.stream)) {
+            return self.client_gone("gone while weftd was away");
+        }
+        self.greet(export.size);
+        if self.held.len() > 0 {
+            tracing::info!(id = self.entry.offer.id, requests = self.held.len(), "weftd is back");
+        }
+    }
+
+    fn read_link(&mut self) {
+        let Upstream::Linked(link) = &mut self.upstream else { return };
+        let read = SCRATCH.with_borrow_mut(|scratch| match link.stream.try_read(scratch) {
+            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(len) => link.take(&scratch[..len], &self.held),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Vec::new()),
+            Err(error) => Err(error),
+        });
+        match read {
+            Ok(replies) => {
+                for reply in replies {
+                    if !self.answered(reply) {
+                        return;
+                    }
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                tracing::error!(id = self.entry.offer.id, %error, "weftd breaks the protocol");
+                self.held.lost();
+                self.again = Some(tokio::time::Instant::now() + TROUBLE);
+                self.retire();
+            }
+            Err(error) => self.link_lost(&error.to_string()),
+        }
+    }
+
+    /// False: weftd ends this session, and what comes after this is not listened to.
+    fn answered(&mut self, reply: Reply) -> bool {
+        let Reply { cookie, error, data } = reply;
+        let answer = match error {
+            0 => match data {
+                Some(data) => GuestReply::Data(vec![Extent::Data { crcs: Vec::new(), data }]),
+                None => GuestReply::Done,
+            },
+            EIO => GuestReply::Failed(GuestError::Unreadable),
+            EINVAL | ENOSPC => GuestReply::Failed(GuestError::OutOfRange),
+            ESHUTDOWN => {
+                // Taken, closed, or only stopping: weftd's next word on the ownership tells.
+                tracing::info!(id = self.entry.offer.id, "weftd ends the session");
+                self.held.lost();
+                self.retire();
+                return false;
+            }
+            passing => {
+                tracing::warn!(id = self.entry.offer.id, error = passing, "trouble; asked again");
+                self.held.again(cookie);
+                self.again = Some(tokio::time::Instant::now() + TROUBLE);
+                return true;
+            }
+        };
+        let connection = self.client.as_mut().and_then(|client| client.connection.as_mut());
+        if let (Some(id), Some(connection)) = (self.held.answer(cookie), connection) {
+            connection.complete(id, answer);
+        }
+        true
+    }
+
+    fn link_lost(&mut self, why: &str) {
+        tracing::warn!(id = self.entry.offer.id, why, unanswered = self.held.len(), "weftd is away");
+        self.upstream = Upstream::None;
+        self.held.lost();
+    }
+
+    /// Its ownership is over.
+    fn taken(&mut self, why: String) {
+        tracing::error!(id = self.entry.offer.id, why, unanswered = self.held.len(), "lost");
+        self.upstream = Upstream::None;
+        self.held.clear();
+        if let Some(client) = &mut self.client {
+            match &mut client.connection {
+                Some(connection) => connection.shutdown_fenced(),
+                None => self.client = None,
+            }
+        }
+        let mut status = self.entry.status.borrow_mut();
+        (status.lost, status.away_since, status.waits_for) = (Some(why), None, None);
+    }
+
+    fn close(&mut self) {
+        // A path that is gone already needs no removal.
+        let _ = std::fs::remove_file(&self.entry.offer.listen);
+        if self.client.is_some() {
+            self.client_gone("closed");
+        }
+        self.retire();
+    }
+
+    fn tell(&self) {
+        let mut status = self.entry.status.borrow_mut();
+        status.connected = self.client.is_some();
+        if !status.connected {
+            (status.client_pid, status.away_since, status.waits_for) = (None, None, None);
+        }
+        status.unanswered = self.held.len();
+        status.held_bytes = self.held.bytes();
+        status.replayed = self.held.replayed();
+    }
+}
+
+/// What is connected to.
+struct Goal {
+    what: What,
+    writable: bool,
+    /// The size that the client knows.
+    at_least: Option<u64>,
+    path: PathBuf,
+}
+
+/// Until there is a connection to a session of the ownership; an error says that there will be none.
+async fn keep_connecting(
+    weftd: Rc<Weftd>,
+    goal: Goal,
+    turn: Arc<Mutex<()>>,
+    status: Rc<RefCell<Status>>,
+) -> Result<(Link, Export), String> {
+    let mut again = AGAIN_FIRST;
+    loop {
+        let appeared = weftd.appeared.notified();
+        match try_to_connect(&weftd, &goal, &turn).await {
+            Ok(linked) => return Ok(linked),
+            Err(Trouble::Taken(body)) => return Err(Trouble::Taken(body).text()),
+            Err(trouble) => status.borrow_mut().waits_for = Some(trouble.text()),
+        }
+        tokio::select! {
+            () = appeared => again = AGAIN_FIRST,
+            () = tokio::time::sleep(again) => again = (again * 2).min(AGAIN_MAX),
+        }
+    }
+}
+
+async fn try_to_connect(
+    weftd: &Weftd,
+    goal: &Goal,
+    turn: &Arc<Mutex<()>>,
+) -> Result<(Link, Export), Trouble> {
+    let (path, _) = weftd.open(goal.what, Some(&goal.path)).await?;
+    let turn = turn.clone().lock_owned().await;
+    let away = |why: String| Trouble::Away(format!("{}: {why}", path.display()));
+    let made = link::connect(&path, &goal.what.name(), turn).await;
+    let (link, export) = made.map_err(|(error, _)| away(error.to_string()))?;
+    if export.read_only && goal.writable {
+        return Err(away("the export is read-only".to_owned()));
+    }
+    if let Some(size) = goal.at_least.filter(|size| export.size < *size) {
+        return Err(away(format!("the export has {} bytes, the guest knows {size}", export.size)));
+    }
+    Ok((link, export))
+}
+
+async fn client_ready(client: Option<&Client>) -> io::Result<()> {
+    let Some(client) = client else { return pending().await };
+    let reads = client.connection.as_ref().is_none_or(Connection::wants_read);
+    let interest = match (reads, client.sending.is_some()) {
+        (true, true) => Interest::READABLE | Interest::WRITABLE,
+        (true, false) => Interest::READABLE,
+        (false, true) => Interest::WRITABLE,
+        // Its budget is full: nothing is waited for but its end.
+        (false, false) => loop {
+            tokio::time::sleep(LOOK).await;
+            if has_hung_up(&client.stream) {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
+        },
+    };
+    client.stream.ready(interest).await.map(|_| ())
+}
+
+async fn link_ready(link: Option<&Link>) -> io::Result<()> {
+    let Some(link) = link else { return pending().await };
+    let interest = if link.is_full() { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+    link.stream.ready(interest).await.map(|_| ())
+}
+
+async fn wait_for(connecting: Option<&mut Connecting>) -> Result<(Link, Export), String> {
+    match connecting {
+        Some(future) => future.await,
+        None => pending().await,
+    }
+}
+
+async fn until(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => pending().await,
+    }
+}
+
+fn has_hung_up(stream: &UnixStream) -> bool {
+    let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
+    let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: 0 };
+    let gone = PollFlags::RDHUP | PollFlags::HUP | PollFlags::ERR;
+    poll(&mut fds, Some(&now)).is_ok_and(|_| fds[0].revents().intersects(gone))
+}
+
+/// Where an entry's directory is.
+pub(crate) fn parent(path: &Path) -> Option<&Path> {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty())
+}
