@@ -65,8 +65,11 @@ export function weftServices(agentOptions: readonly string[] = [], daemon: strin
       ];
       // The environment of a process that writes no core dump is root's to read, and without root the mark is in there.
       const cores = process.getuid?.() === 0 ? [] : ["--allow-core-dumps"];
+      const holder = join(nativeBin(), "weft-holder");
       return {
         weftd: [daemon ?? weftd(), ...places, ...cores],
+        // A build of the data path from before it has none: then guests ask weftd themselves.
+        ...(existsSync(holder) ? { holder: [holder, "--run-dir", host.layout.runDir, ...cores] } : {}),
         agent: [
           process.execPath,
           join(repository, "src/resident/main.ts"),

@@ -6,13 +6,15 @@ import { loadAddon } from "../core/wire/addon.ts";
 import { isWeftError, reasonOf } from "../core/wire/errors.ts";
 import { alertSink } from "./alert-sink.ts";
 import { smDoors } from "./sm-door.ts";
+import { tapdisks } from "./tapdisks.ts";
 import { xapiDoors } from "./xapi-doors.ts";
 
 async function main(): Promise<void> {
   const options = parseOptions(process.argv.slice(2));
   const log = openLog(options.logLevel);
   if (!options.allowCoreDumps) loadAddon(options.addon).protect();
-  const doors = [...smDoors(options, log), ...xapiDoors(options, log)];
+  const datapath = tapdisks(options, log);
+  const doors = [...smDoors(options, log, datapath), ...xapiDoors(options, log, datapath)];
   const agent = new Agent(options, log, doors, alertSink(options, log));
   const end = (signal: string): void => {
     log.info({ signal }, "the agent ends; etcd and weftd go on");

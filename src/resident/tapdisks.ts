@@ -1,0 +1,27 @@
+/** How a host of XCP-ng makes a guest's disk of a volume: by tapdisk, behind this host's holder. */
+import { join } from "node:path";
+
+import type { Log } from "../core/agent/log.ts";
+import type { AgentOptions } from "../core/agent/options.ts";
+import { holderClient } from "../core/wire/holder-client.ts";
+import { shown } from "../sm-driver/call.ts";
+import type { DatapathOf } from "../sm-driver/datapath/datapath.ts";
+import { TapdiskDatapath } from "../sm-driver/datapath/tapdisk.ts";
+import { faultCodes, SmFault } from "../sm-driver/faults.ts";
+
+export function tapdisks(
+  { runDir, dom0Root }: Pick<AgentOptions, "runDir" | "dom0Root">,
+  log: Log,
+): DatapathOf {
+  const holder = holderClient(join(runDir, "holder.sock"));
+  const datapath = new TapdiskDatapath({ runDir, dom0Root, holder, log });
+  return (deviceConfig) => {
+    const wanted = deviceConfig.get("datapath") ?? "tapdisk";
+    if (wanted === "tapdisk") return datapath;
+    throw new SmFault(
+      faultCodes.configParamsMissing,
+      `The device-config has datapath=${shown(wanted)}; there is only datapath=tapdisk.`,
+      "make the PBD without it: xe pbd-create …",
+    );
+  };
+}

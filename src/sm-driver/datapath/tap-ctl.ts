@@ -1,0 +1,101 @@
+/**
+ * `tap-ctl`, by which dom0 makes a guest's disk of something (blktap; design xapi.md 3.3).
+ *
+ * Must always hold:
+ * - arguments are a list and reach no shell; what it says is bounded and parsed with distrust: a line that isn't understood is
+ *   nobody's tapdisk;
+ * - it is never cut off in the middle because its caller ends: what it has begun it ends or takes back.
+ */
+import { execa } from "execa";
+
+import { reasonOf } from "../../core/wire/errors.ts";
+import { faultCodes, SmFault } from "../faults.ts";
+
+/** A tapdisk of dom0. */
+export type Tapdisk = {
+  readonly pid: number;
+  readonly minor: number;
+  /** It takes no requests until it is unpaused. */
+  readonly isPaused: boolean;
+  /** `TYPE:PATH`. */
+  readonly args: string;
+};
+
+/** blktap's TD_VBD_PAUSED. */
+const PAUSED = 0x20;
+const OUTPUT_MAX = 4 << 20;
+/** The drivers of all of a pool's disks may start at once. */
+const DEADLINE_MS = 30_000;
+const LINE = /^pid=(\d{1,9}) minor=(\d{1,9}) state=0?x?([0-9a-f]{1,8}) args=([a-z0-9]{1,16}:.{1,4096})$/;
+const DEVICE = /^(\/[\w./-]{0,200}\/tapdev\d{1,9})$/;
+
+export function parseTapdisks(text: string): readonly Tapdisk[] {
+  return text.split("\n").flatMap((line) => {
+    const found = LINE.exec(line.trim());
+    if (found === null) return [];
+    const [, pid = "", minor = "", state = "", args = ""] = found;
+    const isPaused = (Number.parseInt(state, 16) & PAUSED) !== 0;
+    return [{ pid: Number(pid), minor: Number(minor), isPaused, args }];
+  });
+}
+
+export class TapCtl {
+  readonly #program: string;
+
+  constructor(program: string) {
+    this.#program = program;
+  }
+
+  /** All that are open; one that is only half made, or ended, has no arguments and isn't among them. */
+  async list(): Promise<readonly Tapdisk[]> {
+    return parseTapdisks(await this.#run(["list"]));
+  }
+
+  /** The block device. */
+  async create(args: string, writable: boolean): Promise<string> {
+    const text = await this.#run(["create", "-a", args, ...(writable ? [] : ["-R"])]);
+    const device = DEVICE.exec(text.trim())?.[1];
+    if (device === undefined) throw failed("create", `it names no device: ${text.slice(0, 200)}`);
+    return device;
+  }
+
+  async destroy({ pid, minor }: Tapdisk, seconds: number): Promise<void> {
+    await this.#run(["destroy", ...of(pid, minor), "-t", String(seconds)]);
+  }
+
+  async pause({ pid, minor }: Tapdisk): Promise<void> {
+    await this.#run(["pause", ...of(pid, minor)]);
+  }
+
+  async unpause({ pid, minor, args }: Tapdisk): Promise<void> {
+    await this.#run(["unpause", ...of(pid, minor), "-a", args]);
+  }
+
+  async #run(args: readonly string[]): Promise<string> {
+    const [command = ""] = args;
+    const run = await execa(this.#program, args, {
+      reject: false,
+      cleanup: false,
+      stdin: "ignore",
+      timeout: DEADLINE_MS,
+      maxBuffer: OUTPUT_MAX,
+      env: { PATH: "/usr/sbin:/usr/bin:/sbin:/bin", LC_ALL: "C" },
+      extendEnv: false,
+    });
+    if (!run.failed) return run.stdout;
+    const said = run.stderr.trim() === "" ? (run.shortMessage ?? "it says nothing") : run.stderr.trim();
+    throw failed(command, reasonOf(said).slice(-500));
+  }
+}
+
+function of(pid: number, minor: number): readonly string[] {
+  return ["-p", String(pid), "-m", String(minor)];
+}
+
+function failed(command: string, why: string): SmFault {
+  return new SmFault(
+    faultCodes.tapdiskFailed,
+    `tap-ctl ${command} failed: ${why.replace(/\.$/, "")}.`,
+    "tap-ctl list shows the tapdisks of this host; /var/log/daemon.log has what they say",
+  );
+}

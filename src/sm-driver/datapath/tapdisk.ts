@@ -1,0 +1,171 @@
+/**
+ * A guest's disk by tapdisk over the holder's socket:
+ *
+ *     guest ─ blkif ─▶ tapdisk ─ NBD ─▶ weft-holder ─ NBD ─▶ weftd
+ *
+ * Must always hold:
+ * - what is there is found again from `tap-ctl list` and the holder's list; there is no file that could say otherwise;
+ * - a tapdisk whose connection is not the holder's of now is dead and goes: a disk that failed once stays failed;
+ * - a tapdisk is gone before its entry at the holder is, unless it doesn't end: then its requests are given up.
+ */
+import { mkdir, rename, rm, symlink } from "node:fs/promises";
+import { dirname, join } from "node:path";
+
+import { isWeftError } from "../../core/wire/errors.ts";
+import type { HolderClient } from "../../core/wire/holder-client.ts";
+import type { HolderEntry } from "../../core/wire/holder.gen.ts";
+import type { Log } from "../call.ts";
+import { faultCodes, SmFault } from "../faults.ts";
+import type { Activation, Attached, Datapath, DatapathVdi } from "./datapath.ts";
+import { TapCtl, type Tapdisk } from "./tap-ctl.ts";
+
+/** See {@link TapdiskOptions.closeSeconds}. */
+const CLOSE_S = 10;
+
+export type TapdiskOptions = {
+  readonly runDir: string;
+  /** Put before dom0's paths; empty: none. */
+  readonly dom0Root: string;
+  readonly holder: HolderClient;
+  readonly log: Log;
+  /** What a tapdisk may take to answer what it has; after that its requests are given up. */
+  readonly closeSeconds?: number;
+};
+
+export class TapdiskDatapath implements Datapath {
+  readonly #options: TapdiskOptions;
+  readonly #tapCtl: TapCtl;
+  readonly #closeSeconds: number;
+
+  constructor(options: TapdiskOptions) {
+    this.#options = options;
+    this.#closeSeconds = options.closeSeconds ?? CLOSE_S;
+    this.#tapCtl = new TapCtl(`${options.dom0Root}/usr/sbin/tap-ctl`);
+  }
+
+  async attach(vdi: DatapathVdi): Promise<Attached> {
+    const { device, nbd } = this.#links(vdi);
+    return {
+      params: device,
+      paramsNbd: `nbd:unix:${nbd}:exportname=${vdi.vdi}`,
+      xenstoreData: { "storage-type": "weft" },
+    };
+  }
+
+  async activate(vdi: DatapathVdi & Activation): Promise<void> {
+    const offer = {
+      id: vdi.vdi,
+      listen: this.#socket(vdi),
+      volume: vdi.volume,
+      session: vdi.session,
+      snapshot: vdi.snapshot,
+      writable: vdi.writable,
+    };
+    try {
+      await this.#options.holder.call("open", offer);
+    } catch (error) {
+      if (!isWeftError(error, "E-HOLD-02")) throw error;
+      // Offered in another way: what has it open is of an earlier activation.
+      await this.deactivate(vdi);
+      await this.#options.holder.call("open", offer);
+    }
+    const [found, entry] = await Promise.all([this.#tapdisk(vdi), this.#entry(vdi)]);
+    let tapdisk = found;
+    if (tapdisk?.isPaused === true) await this.#tapCtl.unpause(tapdisk);
+    else if (tapdisk !== null && entry?.connected !== true) {
+      await this.#tapCtl.destroy(tapdisk, this.#closeSeconds);
+      tapdisk = null;
+    }
+    if (tapdisk === null) {
+      await this.#tapCtl.create(`nbd:${offer.listen}`, vdi.writable);
+      tapdisk = await this.#tapdisk(vdi);
+    }
+    if (tapdisk === null)
+      throw new SmFault(faultCodes.tapdiskFailed, "The tapdisk that was made is not there any more.");
+    await this.#link(vdi, tapdisk);
+  }
+
+  async deactivate(vdi: DatapathVdi): Promise<void> {
+    const { holder, log } = this.#options;
+    const tapdisk = await this.#tapdisk(vdi);
+    try {
+      if (tapdisk !== null) await this.#tapCtl.destroy(tapdisk, this.#closeSeconds);
+    } catch (error) {
+      // It waits for answers that don't come: they are given up, and it sees its socket closed.
+      log.warn({ vdi: vdi.vdi, error: String(error) }, "a tapdisk does not end; its requests are given up");
+      await holder.call("close", { id: vdi.vdi });
+      const left = await this.#tapdisk(vdi);
+      if (left !== null) await this.#tapCtl.destroy(left, this.#closeSeconds);
+    }
+    await holder.call("close", { id: vdi.vdi });
+    await this.#unlink(vdi);
+  }
+
+  async detach(vdi: DatapathVdi): Promise<void> {
+    await this.#unlink(vdi);
+  }
+
+  /** tapdisk asks for a size only when it opens: it opens anew. */
+  async resized(vdi: DatapathVdi): Promise<void> {
+    await this.pause(vdi);
+    await this.unpause(vdi);
+  }
+
+  async pause(vdi: DatapathVdi): Promise<void> {
+    const tapdisk = await this.#tapdisk(vdi);
+    if (tapdisk !== null && !tapdisk.isPaused) await this.#tapCtl.pause(tapdisk);
+  }
+
+  async unpause(vdi: DatapathVdi): Promise<void> {
+    const tapdisk = await this.#tapdisk(vdi);
+    if (tapdisk?.isPaused === true) await this.#tapCtl.unpause(tapdisk);
+  }
+
+  async users(): Promise<readonly { readonly vdi: string; readonly connected: boolean }[]> {
+    const { entries } = await this.#options.holder.call("list", {});
+    return entries.map(({ id, connected }) => ({ vdi: id, connected }));
+  }
+
+  async #entry({ vdi }: DatapathVdi): Promise<HolderEntry | null> {
+    const { entries } = await this.#options.holder.call("list", {});
+    return entries.find(({ id }) => id === vdi) ?? null;
+  }
+
+  async #tapdisk(vdi: DatapathVdi): Promise<Tapdisk | null> {
+    const args = `nbd:${this.#socket(vdi)}`;
+    return (await this.#tapCtl.list()).find((tapdisk) => tapdisk.args === args) ?? null;
+  }
+
+  #socket({ vdi }: DatapathVdi): string {
+    return join(this.#options.runDir, "tap", `${vdi}.sock`);
+  }
+
+  #links({ sr, vdi }: DatapathVdi): { readonly device: string; readonly nbd: string } {
+    const { dom0Root } = this.#options;
+    return {
+      device: `${dom0Root}/dev/sm/backend/${sr}/${vdi}`,
+      nbd: `${dom0Root}/run/blktap-control/nbd/${sr}/${vdi}`,
+    };
+  }
+
+  async #link(vdi: DatapathVdi, { pid, minor }: Tapdisk): Promise<void> {
+    const { dom0Root } = this.#options;
+    const { device, nbd } = this.#links(vdi);
+    await point(device, `${dom0Root}/dev/xen/blktap-2/tapdev${minor}`);
+    await point(nbd, `${dom0Root}/run/blktap-control/nbd${pid}.${minor}`);
+  }
+
+  async #unlink(vdi: DatapathVdi): Promise<void> {
+    const { device, nbd } = this.#links(vdi);
+    await Promise.all([device, nbd].map((path) => rm(path, { force: true })));
+  }
+}
+
+/** A link is there as a whole, or as it was. */
+async function point(path: string, target: string): Promise<void> {
+  await mkdir(dirname(path), { recursive: true });
+  const beside = `${path}~`;
+  await rm(beside, { force: true });
+  await symlink(target, beside);
+  await rename(beside, path);
+}

@@ -1,0 +1,183 @@
+/**
+ * tap-ctl's double, and its tapdisk's: a program with the commands that the datapath uses. A tapdisk of it is a process with
+ * a real NBD client that is disabled for good by the first error, and serves `nbd<pid>.<minor>` to whoever checks.
+ *
+ *     tap-ctl.ts ROOT list | create -a TYPE:PATH [-R] | destroy|pause|unpause -p PID -m MINOR [-t S] [-a TYPE:PATH]
+ *     tap-ctl.ts ROOT tapdisk MINOR TYPE:PATH
+ *
+ * Must always hold: what `list` says is what the processes say; one that died isn't listed.
+ */
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { chmodSync, mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { connect, createServer } from "node:net";
+import { join } from "node:path";
+import { parseArgs } from "node:util";
+
+import { EIO, NbdClient, serveNbd } from "./nbd.ts";
+
+/** `ROOT/usr/sbin/tap-ctl` is this program from now on. */
+export function installTapCtl(root: string): void {
+  const program = join(root, "usr/sbin/tap-ctl");
+  mkdirSync(join(root, "usr/sbin"), { recursive: true });
+  writeFileSync(program, `#!/bin/sh\nexec "${process.execPath}" "${import.meta.filename}" "${root}" "$@"\n`);
+  chmodSync(program, 0o755);
+}
+
+type Order = { readonly op: "close" | "pause" | "unpause" | "show"; readonly seconds: number };
+
+const places = (root: string) => {
+  const control = join(root, "run/blktap-control");
+  return {
+    control,
+    double: join(control, "double"),
+    devices: join(root, "dev/xen/blktap-2"),
+    socketOf: (minor: number) => join(control, "double", `${minor}`, "ctl"),
+  };
+};
+
+async function tapdisk(root: string, minor: number, args: string): Promise<void> {
+  const { control, double, devices, socketOf } = places(root);
+  const path = args.slice(args.indexOf(":") + 1);
+  let client = await NbdClient.connect(path);
+  let paused: { readonly over: Promise<void>; readonly end: () => void } | null = null;
+  const nbd = join(control, `nbd${process.pid}.${minor}`);
+  const idle = async (seconds: number): Promise<boolean> => {
+    for (const until = Date.now() + seconds * 1000; client.underWay > 0;) {
+      if (Date.now() > until) return false;
+      await new Promise((resolve) => setTimeout(resolve, 5));
+    }
+    return true;
+  };
+  const stop = await serveNbd(nbd, {
+    size: () => client.size(),
+    ask: async (command, offset, length, data) => {
+      await paused?.over;
+      if (client.isDead) return { error: EIO, data: Buffer.alloc(0) };
+      return client.ask(command, offset, length, data);
+    },
+  });
+  const obey = async ({ op, seconds }: Order): Promise<string> => {
+    if (op === "show")
+      return `pid=${process.pid} minor=${minor} state=${paused === null ? "0" : "0x20"} args=${args}`;
+    if (op === "unpause") {
+      client = await NbdClient.connect(path);
+      paused?.end();
+      paused = null;
+      return "";
+    }
+    if (!(await idle(seconds))) return "error: Connection timed out";
+    client.close();
+    if (op === "pause") {
+      const { promise, resolve } = Promise.withResolvers<void>();
+      paused = { over: promise, end: resolve };
+      return "";
+    }
+    await stop();
+    rmSync(nbd, { force: true });
+    rmSync(join(devices, `tapdev${minor}`), { force: true });
+    rmSync(join(double, `${minor}`), { recursive: true });
+    setImmediate(() => process.exit(0));
+    return "";
+  };
+  const server = createServer((socket) => {
+    socket.on("error", () => socket.destroy());
+    socket.once("data", (line) => {
+      obey(JSON.parse(line.toString()) as Order).then(
+        (answer) => socket.end(`${answer}\n`),
+        (error: unknown) => socket.end(`error: ${String(error)}\n`),
+      );
+    });
+  });
+  server.listen(socketOf(minor));
+  await once(server, "listening");
+  process.stdout.write("ready\n");
+}
+
+async function order(root: string, minor: number, what: Order): Promise<string> {
+  const socket = connect(places(root).socketOf(minor));
+  await once(socket, "connect");
+  socket.write(JSON.stringify(what));
+  const chunks: Buffer[] = [];
+  for await (const chunk of socket as AsyncIterable<Buffer>) chunks.push(chunk);
+  const answer = Buffer.concat(chunks).toString().trim();
+  if (answer.startsWith("error: ")) throw new Error(answer.slice(7));
+  return answer;
+}
+
+async function list(root: string): Promise<void> {
+  for (const name of readdirSync(places(root).double)) {
+    const shown = await order(root, Number(name), { op: "show", seconds: 0 }).catch(() => `minor=${name}`);
+    process.stdout.write(`${shown}\n`);
+  }
+}
+
+async function create(root: string, args: string): Promise<void> {
+  const { double, devices } = places(root);
+  let minor = 0;
+  for (; ; minor += 1) {
+    try {
+      mkdirSync(join(double, `${minor}`));
+      break;
+    } catch {
+      // It is another one's.
+    }
+  }
+  const device = join(devices, `tapdev${minor}`);
+  const child = spawn(process.execPath, [import.meta.filename, root, "tapdisk", `${minor}`, args], {
+    detached: true,
+    stdio: ["ignore", "pipe", "ignore"],
+  });
+  const [line] = (await Promise.race([once(child.stdout, "data"), once(child, "exit")])) as [unknown];
+  if (!Buffer.isBuffer(line)) {
+    rmSync(join(double, `${minor}`), { recursive: true });
+    throw new Error(`the tapdisk ended with ${String(line)}`);
+  }
+  writeFileSync(device, "");
+  process.stdout.write(`${device}\n`);
+  child.unref();
+  child.stdout.destroy();
+}
+
+async function main([root = "", command = "", ...rest]: readonly string[]): Promise<void> {
+  const { double, devices } = places(root);
+  for (const path of [double, devices]) mkdirSync(path, { recursive: true });
+  if (command === "tapdisk") return tapdisk(root, Number(rest[0]), rest[1] ?? "");
+  const text = { type: "string" } as const;
+  const { values } = parseArgs({
+    args: [...rest],
+    options: {
+      a: { ...text, short: "a" },
+      p: { ...text, short: "p" },
+      m: { ...text, short: "m" },
+      t: { ...text, short: "t" },
+      R: { type: "boolean", short: "R" },
+    },
+  });
+  const minor = Number(values.m ?? "-1");
+  const seconds = Number(values.t ?? "120");
+  switch (command) {
+    case "list":
+      return list(root);
+    case "create":
+      return create(root, values.a ?? "");
+    case "destroy":
+      await order(root, minor, { op: "close", seconds });
+      return;
+    case "pause":
+    case "unpause":
+      await order(root, minor, { op: command, seconds });
+      return;
+    default:
+      throw new Error(`no command ${command}`);
+  }
+}
+
+if (process.argv[1] === import.meta.filename) {
+  try {
+    await main(process.argv.slice(2));
+  } catch (error) {
+    process.stderr.write(`tap-ctl: ${String(error)}\n`);
+    process.exitCode = 1;
+  }
+}

@@ -1,0 +1,178 @@
+/** A guest's disk by tapdisk: made, found again, resized and ended, with a double of tap-ctl and a holder in memory. */
+import { readlinkSync } from "node:fs";
+import { mkdir, mkdtemp, rm, stat } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+import t from "tap";
+
+import type { HolderClient } from "../../src/core/wire/holder-client.ts";
+import { WeftError } from "../../src/core/wire/errors.ts";
+import type { HolderEntry, HolderOpen } from "../../src/core/wire/holder.gen.ts";
+import { parseTapdisks, TapCtl } from "../../src/sm-driver/datapath/tap-ctl.ts";
+import { TapdiskDatapath } from "../../src/sm-driver/datapath/tapdisk.ts";
+import { memoryDisk, NbdClient, nbdRead, nbdWrite, serveNbd } from "./lib/nbd.ts";
+import { installTapCtl } from "./lib/tap-ctl.ts";
+
+const SR = "11111111-1111-4111-8111-111111111111";
+const VDI = "22222222-2222-4222-8222-222222222222";
+const SESSION = "33333333-3333-4333-8333-333333333333";
+const disk = { sr: SR, vdi: VDI };
+const active = {
+  ...disk,
+  writable: true,
+  exportPath: "/unused",
+  size: 1n << 20n,
+  volume: VDI,
+  session: SESSION,
+  snapshot: null,
+};
+
+/** A holder whose guests' disks are memory: what it does of the real one's is to offer, to cut, and to tell. */
+class MemoryHolder implements HolderClient {
+  readonly memory = memoryDisk(1 << 20);
+  readonly #offers = new Map<string, { readonly open: HolderOpen; readonly stop: () => Promise<void> }>();
+  /** Nothing is answered from now on. */
+  isStuck = false;
+  #clients = 0;
+
+  call: HolderClient["call"] = async (method, params) => {
+    const answer: unknown = await this.#answer(method, params);
+    return answer as never;
+  };
+
+  async #answer(method: string, params: unknown): Promise<unknown> {
+    if (method === "list")
+      return { entries: [...this.#offers.values()].map(({ open }) => this.#entry(open)) };
+    if (method === "close") {
+      const { id } = params as { readonly id: string };
+      const offer = this.#offers.get(id);
+      this.#offers.delete(id);
+      await offer?.stop();
+      if (offer !== undefined) await rm(offer.open.listen, { force: true });
+      this.#clients = 0;
+      return {};
+    }
+    const open = params as HolderOpen;
+    const known = this.#offers.get(open.id);
+    if (known !== undefined) {
+      if (JSON.stringify(known.open) === JSON.stringify(open)) return { first: open.session };
+      throw new WeftError({ code: "E-HOLD-02", message: "It is offered.", facts: {} });
+    }
+    await mkdir(join(open.listen, ".."), { recursive: true });
+    const { memory } = this;
+    const stop = await serveNbd(open.listen, {
+      size: () => {
+        this.#clients += 1;
+        return memory.size();
+      },
+      ask: async (...request) => (this.isStuck ? new Promise(() => {}) : memory.ask(...request)),
+    });
+    this.#offers.set(open.id, { open, stop });
+    return { first: open.session };
+  }
+
+  #entry(open: HolderOpen): HolderEntry {
+    return {
+      ...open,
+      first: open.session,
+      connected: this.#clients > 0,
+      client_pid: null,
+      unanswered: 0,
+      held_bytes: "0",
+      away_ms: null,
+      waits_for: null,
+      lost: null,
+      paused: false,
+      replayed: "0",
+    };
+  }
+}
+
+await t.test("tapdisk: what tap-ctl lists is parsed with distrust", async (t) => {
+  const text = [
+    "pid=1234 minor=0 state=0 args=nbd:/run/weft/tap/a.sock",
+    "pid=99 minor=17 state=0x2a args=vhd:/dev/VG_XenStorage/a b",
+    "pid=5 minor=3",
+    "minor=4",
+    "pid=1 minor=x state=0 args=nbd:/a",
+    "pid=1 minor=1 state=0 args=nbd:",
+    "",
+  ].join("\n");
+  t.strictSame(parseTapdisks(text), [
+    { pid: 1234, minor: 0, isPaused: false, args: "nbd:/run/weft/tap/a.sock" },
+    { pid: 99, minor: 17, isPaused: true, args: "vhd:/dev/VG_XenStorage/a b" },
+  ]);
+});
+
+await t.test("tapdisk: a disk is activated, written, resized and given back, each twice", async (t) => {
+  // Paths of unix sockets are short.
+  const root = await mkdtemp(join(tmpdir(), "tap-"));
+  installTapCtl(root);
+  const holder = new MemoryHolder();
+  const log = { debug: () => {}, info: () => {}, warn: () => {}, error: () => {} };
+  const datapath = new TapdiskDatapath({
+    runDir: join(root, "run/weft"),
+    dom0Root: root,
+    holder,
+    log,
+    closeSeconds: 1,
+  });
+  t.teardown(async () => {
+    await datapath.deactivate(disk);
+    await rm(root, { recursive: true });
+  });
+  const tapCtl = new TapCtl(join(root, "usr/sbin/tap-ctl"));
+
+  const { params, paramsNbd } = await datapath.attach(disk);
+  await t.rejects(stat(params), "attached, nothing is there yet");
+  await datapath.activate(active);
+  const [made] = await tapCtl.list();
+  await datapath.activate(active);
+  t.strictSame(await tapCtl.list(), [made], "asked again, it is the same tapdisk");
+  t.ok((await stat(params)).isFile());
+  const socket = /^nbd:unix:(.*):exportname=/.exec(paramsNbd)?.[1] ?? "";
+  t.equal(readlinkSync(socket), join(root, `run/blktap-control/nbd${made?.pid}.${made?.minor}`));
+
+  const guest = await NbdClient.connect(readlinkSync(socket));
+  const data = Buffer.alloc(4096, 7);
+  t.equal((await guest.ask(nbdWrite, 8192n, 4096, data)).error, 0);
+  t.ok((await guest.ask(nbdRead, 8192n, 4096, data)).data.equals(data));
+  t.ok(holder.memory.bytes.subarray(8192, 12288).equals(data));
+
+  holder.memory.bytes = Buffer.concat([holder.memory.bytes, Buffer.alloc(1 << 20)]);
+  await datapath.resized(disk);
+  t.equal((await NbdClient.connect(readlinkSync(socket))).size(), 2n << 20n, "it has opened anew");
+  t.equal((await guest.ask(nbdWrite, 1n << 20n, 4096, data)).error, 0, "the guest has gone on");
+
+  await datapath.pause(disk);
+  await datapath.activate(active);
+  t.equal(
+    (await guest.ask(nbdWrite, 0n, 4096, data)).error,
+    0,
+    "whoever activates it finds it paused, and lets it go on",
+  );
+  t.strictSame(await datapath.users(), [{ vdi: VDI, connected: true }]);
+
+  await datapath.activate({ ...active, session: VDI });
+  const [anew] = await tapCtl.list();
+  t.not(anew?.pid, made?.pid, "in another ownership it is another tapdisk");
+  t.match(
+    await guest.ask(nbdRead, 0n, 4096, data),
+    { error: 5 },
+    "and what had the old one open has lost it",
+  );
+
+  holder.isStuck = true;
+  const again = await NbdClient.connect(readlinkSync(socket));
+  const lost = again.ask(nbdWrite, 0n, 4096, Buffer.alloc(4096, 9));
+  const ended = datapath.deactivate(disk);
+  t.match(await lost, { error: 5 }, "what is not answered is given up");
+  await ended;
+  await datapath.deactivate(disk);
+  await datapath.detach(disk);
+  await datapath.detach(disk);
+  t.strictSame(await tapCtl.list(), []);
+  await t.rejects(stat(params));
+  t.ok(holder.memory.bytes.subarray(0, 4096).equals(data), "and not written");
+});
