@@ -242,13 +242,25 @@ void t.test(
     pool.xapi.set(pool.poolRef, "ha_enabled", false);
 
     const plain = pool.xapi.plugin;
+    let driver = "";
+    let isDiskNew = true;
     pool.xapi.plugin = async (host, argument) => {
       if (argument.includes("<methodName>restart-toolstack<")) {
         restarted.push(host.uuid);
-        if (restarted.length === 1) pool.xapi.add("SM", { type: "weft" });
+        if (restarted.length === 1) driver = pool.xapi.add("SM", { type: "weft" });
       }
-      return plain === null ? "" : plain(host, argument);
+      const answer = plain === null ? "" : await plain(host, argument);
+      if (!isDiskNew || restarted.length === 0 || !argument.includes("<methodName>inventory<")) return answer;
+      const disk = JSON.stringify({ ...blank, size: String(blank.size) });
+      return answer.replace('"disks":[', `"disks":[${disk},`).replace(",]", "]");
     };
+    // A disk that was put in while the toolstacks restarted: nobody was shown that it would be taken.
+    t.match((await init("--yes", "--disks", "auto")).err, /E-SETUP-09/);
+    t.notMatch(pool.argv.join(), /pool-add/);
+    t.strictSame(made, []);
+    isDiskNew = false;
+    restarted.splice(0);
+    pool.xapi.forget(driver);
     const done = await init("--yes");
     t.match(
       done.out,

@@ -47,6 +47,8 @@ const RUN_MS = 1_800_000;
 const STEP_MS = 300_000;
 /** XAPI stops, starts, and takes up its hosts. */
 const RESTART_MS = 180_000;
+/** Then it hears of its hosts: they say every 30 s that they live. */
+const SEEN_MS = 60_000;
 /** XAPI tells nobody that it is back. */
 const LOOK_MS = 1000;
 
@@ -66,20 +68,27 @@ export class PoolInit {
   }
 
   async run(request: SetupRunRequest, gone: AbortSignal): Promise<SetupRunAnswer> {
-    const pool = await this.#inSession(PLAN_MS, async (context) => {
+    const { pool, steps } = await this.#inSession(PLAN_MS, async (context) => {
       const planned = await planPool(context, request);
       const answer = await this.#answer(context, planned, request.sr);
       if (answer.kind === "no-xapi" || answer.text !== request.shown) throw changed();
-      return planned.pool;
+      return { pool: planned.pool, steps: stepsOf(planned) };
     });
     const restarted = await this.#registered(pool, gone);
     return this.#inSession(RUN_MS, async (context) => {
       // By now XAPI may be another process: its records have other refs for some things.
       const { hostname } = hostOfRef(pool, context.hostRef);
       const done = await alone(context.xapi, hostname, Date.now(), async () => {
-        const planned = await planPool(context, request);
+        // A host may seem off to an XAPI that has just come back.
+        const end = performance.now() + (restarted === 0 ? 0 : SEEN_MS);
+        let planned = await planPool(context, request);
+        while (!hasAll(planned.pool, pool) && performance.now() < end && !gone.aborted) {
+          await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
+          planned = await planPool(context, request);
+        }
         const { decision } = planned;
-        if (decision.kind === "refused") throw changed();
+        // A disk that came meanwhile is nobody's to take.
+        if (decision.kind === "refused" || stepsOf(planned) !== steps) throw changed();
         await runPlan(context, planned, decision.plan);
         return { plan: decision.plan, self: planned.self };
       });
@@ -195,6 +204,19 @@ async function createSr(xapi: XenApi, self: PoolHost, label: string, copies: num
   const words = [self.ref, config, "0", label, "Replicated by weft", "weft", "user", true, {}] as const;
   const ref = await xapi.text("SR.create", ...words);
   return xapi.text("SR.get_uuid", ref);
+}
+
+/** What would be done, in order; of a plan that is refused nothing. */
+function stepsOf({ decision }: PlannedSetup): string {
+  if (decision.kind === "refused") return "";
+  const { steps, copies } = decision.plan;
+  return JSON.stringify([steps, copies]);
+}
+
+/** Every host that was there then. */
+function hasAll(now: XapiPool, then: XapiPool): boolean {
+  const up = new Set(now.hosts.flatMap(({ uuid, isUp }) => (isUp ? [uuid] : [])));
+  return then.hosts.every(({ uuid, isUp }) => !isUp || up.has(uuid));
 }
 
 type Done = { readonly done: number; readonly failed: string | null };
