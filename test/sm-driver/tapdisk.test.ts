@@ -1,6 +1,6 @@
 /** A guest's disk by tapdisk: made, found again, resized and ended, with a double of tap-ctl and a holder in memory. */
 import { readlinkSync } from "node:fs";
-import { mkdir, mkdtemp, rm, stat } from "node:fs/promises";
+import { mkdir, mkdtemp, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -11,6 +11,7 @@ import { WeftError } from "../../src/core/wire/errors.ts";
 import type { HolderEntry, HolderOpen } from "../../src/core/wire/holder.gen.ts";
 import { parseTapdisks, TapCtl } from "../../src/sm-driver/datapath/tap-ctl.ts";
 import { TapdiskDatapath } from "../../src/sm-driver/datapath/tapdisk.ts";
+import { eventually } from "../core/agent/test-host.ts";
 import { memoryDisk, NbdClient, nbdRead, nbdWrite, serveNbd } from "./lib/nbd.ts";
 import { installTapCtl } from "./lib/tap-ctl.ts";
 
@@ -175,4 +176,33 @@ await t.test("tapdisk: a disk is activated, written, resized and given back, eac
   t.strictSame(await tapCtl.list(), []);
   await t.rejects(stat(params));
   t.ok(holder.memory.bytes.subarray(0, 4096).equals(data), "and not written");
+});
+
+await t.test("tapdisk: one that pauses when nobody waits for it any more is woken", async (t) => {
+  const root = await mkdtemp(join(tmpdir(), "tap-"));
+  t.teardown(() => rm(root, { recursive: true }));
+  const bin = join(root, "usr/sbin");
+  const socket = join(root, "run/weft/tap", `${VDI}.sock`);
+  await mkdir(bin, { recursive: true });
+  // As blktap's: it pauses when its last request is answered, whether or not tap-ctl still is there.
+  const program = `#!/bin/sh
+cd ${bin}
+case $1 in
+  list) echo "pid=7 minor=1 state=$(cat state) args=nbd:${socket}" ;;
+  pause) setsid sh -c 'sleep 3; echo 0x2a >state' >/dev/null 2>&1 & exec sleep 60 ;;
+  unpause) echo 0x0 >state; echo woken >woken ;;
+esac
+`;
+  await writeFile(join(bin, "tap-ctl"), program, { mode: 0o755 });
+  await writeFile(join(bin, "state"), "0x0\n");
+  const log = { debug: () => {}, info: () => {}, warn: () => {}, error: () => {} };
+  const parts = { runDir: join(root, "run/weft"), dom0Root: root, holder: new MemoryHolder(), log };
+  const datapath = new TapdiskDatapath({ ...parts, commandMs: 2000 });
+  await t.rejects(datapath.resized(disk), { code: 453 });
+  await eventually(
+    "it goes on",
+    () => readFile(join(bin, "woken"), "utf8").catch(() => ""),
+    (text) => text === "woken\n",
+  );
+  t.equal(await readFile(join(bin, "state"), "utf8"), "0x0\n");
 });

@@ -41,9 +41,11 @@ export function parseTapdisks(text: string): readonly Tapdisk[] {
 
 export class TapCtl {
   readonly #program: string;
+  readonly #deadlineMs: number;
 
-  constructor(program: string) {
+  constructor(program: string, deadlineMs: number = DEADLINE_MS) {
     this.#program = program;
+    this.#deadlineMs = deadlineMs;
   }
 
   /** All that are open; one that is only half made, or ended, has no arguments and isn't among them. */
@@ -77,7 +79,7 @@ export class TapCtl {
       reject: false,
       cleanup: false,
       stdin: "ignore",
-      timeout: DEADLINE_MS,
+      timeout: this.#deadlineMs,
       maxBuffer: OUTPUT_MAX,
       env: { PATH: "/usr/sbin:/usr/bin:/sbin:/bin", LC_ALL: "C" },
       extendEnv: false,

@@ -6,10 +6,12 @@
  * Must always hold:
  * - what is there is found again from `tap-ctl list` and the holder's list; there is no file that could say otherwise;
  * - a tapdisk whose connection is not the holder's of now is dead and goes: a disk that failed once stays failed;
+ * - a tapdisk that was asked to pause is woken, also where that took too long: it pauses as soon as its last request is answered;
  * - a tapdisk is gone before its entry at the holder is, unless it doesn't end: then its requests are given up.
  */
 import { mkdir, rename, rm, symlink } from "node:fs/promises";
 import { dirname, join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 
 import { isWeftError } from "../../core/wire/errors.ts";
 import type { HolderClient } from "../../core/wire/holder-client.ts";
@@ -19,6 +21,9 @@ import { faultCodes, SmFault } from "../faults.ts";
 import type { Activation, Attached, Datapath, DatapathVdi } from "./datapath.ts";
 import { TapCtl, type Tapdisk } from "./tap-ctl.ts";
 
+/** So often one is looked at that was to pause and did not; so long it is. */
+const WAKE_MS = 1000;
+const WAKE_FOR_MS = 600_000;
 /** See {@link TapdiskOptions.closeSeconds}. */
 const CLOSE_S = 10;
 
@@ -30,6 +35,8 @@ export type TapdiskOptions = {
   readonly log: Log;
   /** What a tapdisk may take to answer what it has; after that its requests are given up. */
   readonly closeSeconds?: number;
+  /** What a command of tap-ctl may take. */
+  readonly commandMs?: number;
 };
 
 export class TapdiskDatapath implements Datapath {
@@ -40,7 +47,7 @@ export class TapdiskDatapath implements Datapath {
   constructor(options: TapdiskOptions) {
     this.#options = options;
     this.#closeSeconds = options.closeSeconds ?? CLOSE_S;
-    this.#tapCtl = new TapCtl(`${options.dom0Root}/usr/sbin/tap-ctl`);
+    this.#tapCtl = new TapCtl(`${options.dom0Root}/usr/sbin/tap-ctl`, options.commandMs);
   }
 
   async attach(vdi: DatapathVdi): Promise<Attached> {
@@ -107,8 +114,39 @@ export class TapdiskDatapath implements Datapath {
 
   /** tapdisk asks for a size only when it opens: it opens anew. */
   async resized(vdi: DatapathVdi): Promise<void> {
-    await this.pause(vdi);
-    await this.unpause(vdi);
+    const away = (await this.#entry(vdi))?.away_ms ?? null;
+    if (away !== null)
+      throw new SmFault(
+        faultCodes.tapdiskFailed,
+        `weftd has been away for ${away} ms: the guest's requests wait, and its tapdisk can't open anew.`,
+        "systemctl status weft",
+      );
+    try {
+      await this.pause(vdi);
+      await this.unpause(vdi);
+    } catch (error) {
+      // Nobody else would: its guest's disk would stand still for ever.
+      void this.#wake(vdi);
+      throw error;
+    }
+  }
+
+  async #wake(vdi: DatapathVdi): Promise<void> {
+    const { log } = this.#options;
+    const end = performance.now() + WAKE_FOR_MS;
+    while (performance.now() < end) {
+      await delay(WAKE_MS, undefined, { ref: false });
+      try {
+        const tapdisk = await this.#tapdisk(vdi);
+        if (tapdisk === null) return;
+        if (!tapdisk.isPaused) continue;
+        await this.#tapCtl.unpause(tapdisk);
+        log.info({ vdi: vdi.vdi }, "a tapdisk that paused late goes on");
+        return;
+      } catch (error) {
+        log.warn({ vdi: vdi.vdi, error: String(error) }, "a tapdisk that may be paused is looked at again");
+      }
+    }
   }
 
   async pause(vdi: DatapathVdi): Promise<void> {
