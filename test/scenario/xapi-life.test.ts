@@ -1,10 +1,19 @@
 /**
  * Plot: a VM's disk in XAPI's order of calls, on real hosts, with a guest that writes all the time and remembers what it was
- * told is done: start, snapshot, growth, boots that reset, live migration, the end of its host and the take-over by XAPI's word.
- * The guest's device is the volume's own socket here; tapdisk's part of the way is tested where it is.
+ * told is done: start, snapshot, growth, weftd killed and started again, boots that reset, live migration, the end of its host
+ * and the take-over by XAPI's word. All of the way is there: the program that XAPI runs, the agent, weftd, the holder, and a
+ * double of tapdisk, whose end the guest has.
  */
+import { realpathSync } from "node:fs";
+import { mkdtemp, rm } from "node:fs/promises";
+import { join } from "node:path";
+
 import t from "tap";
 
+import { type Services, weftServices } from "../../scripts/cluster/host.ts";
+import { until } from "../../scripts/lib/until.ts";
+import { stubFor } from "../sm-driver/lib/driver-for-tests.ts";
+import { installTapCtl } from "../sm-driver/lib/tap-ctl.ts";
 import { MIB, Pool, type SmHost } from "../sm-driver/lib/world.ts";
 import { Disk } from "./nbd.ts";
 import { MIB as MEBIBYTE, onStage } from "./stage.ts";
@@ -90,8 +99,9 @@ function wrong(
   });
 }
 
-function pathOn({ datapath }: SmHost, uuid: string): string {
-  return datapath.active.get(uuid)?.exportPath ?? "";
+/** The guest's end of tapdisk; what XAPI is told is a link to it, too long for a socket's path below a directory of a test. */
+function pathOn({ sockets }: SmHost, uuid: string): string {
+  return realpathSync(sockets.get(uuid) ?? "");
 }
 
 async function reads(host: SmHost, uuid: string): Promise<readonly number[]> {
@@ -102,13 +112,28 @@ async function reads(host: SmHost, uuid: string): Promise<readonly number[]> {
 }
 
 await t.test(
-  "xapi: a VM's disk through snapshots, boots that reset, migration, and the loss of its host",
+  "xapi: a VM's disk through a killed weftd, boots that reset, migration, and the loss of its host",
   { skip: isRoot ? false : "only root can mount file systems for pools" },
   async (t) => {
+    // Sockets' paths are short.
+    const dir = await mkdtemp("/tmp/wx-");
+    t.teardown(() => rm(dir, { recursive: true, force: true }));
+    const rootOf = (name: string): string => join(dir, name);
+    const xapiSocket = join(dir, "xapi");
+    const weft = weftServices();
+    const services: Services = {
+      ...weft,
+      commands: (host) =>
+        weftServices(["--xapi-socket", xapiSocket, "--dom0-root", rootOf(host.name)]).commands(host),
+    };
     await onStage(
       async ({ cluster }) => {
         const sockets = cluster.hosts.map(({ agentSocket }) => agentSocket);
-        const pool = await Pool.of(t, sockets);
+        const pool = await Pool.of(t, sockets, xapiSocket);
+        for (const [n, { name, layout }] of cluster.hosts.entries()) {
+          installTapCtl(rootOf(name));
+          pool.host(n).executable = await stubFor(layout.runDir, rootOf(name));
+        }
         const [h1, h2, h3] = [pool.host(0), pool.host(1), pool.host(2)];
         const begun = performance.now();
         const at = (what: string): void => t.comment(`${Math.round(performance.now() - begun)} ms: ${what}`);
@@ -135,8 +160,21 @@ await t.test(
         );
         at("snapshot");
         await h1.uuid("vdi_resize_online", { vdiUuid: uuid, args: [String(128n * MIB)] });
-        t.equal(h3.datapath.active.get(uuid)?.size, 128n * MIB, "its guest's device knows");
+        using beyond = await Disk.open(pathOn(h3, uuid));
+        t.ok(
+          (await beyond.read(100 * MEBIBYTE, BLOCK)).equals(Buffer.alloc(BLOCK)),
+          "its guest has the new end",
+        );
+        beyond[Symbol.dispose]();
         at("grown");
+
+        // weftd is killed under the guest and started again: the guest waits, and sees no error.
+        const atKill = guest.written;
+        await cluster.host("h3").killProgram("weftd");
+        await cluster.host("h3").restartDaemon();
+        const goesOn = (): true | null => (guest.written > atKill + 50 ? true : null);
+        await until(async () => goesOn(), { what: "the guest to go on", deadlineMs: 20_000 });
+        at("weftd killed");
 
         // Boots that keep nothing, of a disk that was made of the snapshot on another host.
         const was = await reads(h2, snapshot);
@@ -152,7 +190,7 @@ await t.test(
         at("booted twice");
 
         // Live migration: the destination is attached while the source runs.
-        await h1.call("vdi_attach", { vdiUuid: uuid, args: ["true"] });
+        await h1.attach(uuid);
         await guest.suspend();
         const down = performance.now();
         await h3.call("vdi_deactivate", { vdiUuid: uuid });
@@ -184,7 +222,7 @@ await t.test(
         at("taken over");
         t.strictSame(pool.xapi.violations, []);
       },
-      { xfsBytes: 1024 * MEBIBYTE },
+      { xfsBytes: 1024 * MEBIBYTE, services },
     );
   },
 );

@@ -6,14 +6,16 @@
  * of its own; after each of them what a driver broke in XAPI's database is thrown.
  */
 import { randomUUID } from "node:crypto";
+import { once } from "node:events";
 import { mkdtemp, rm } from "node:fs/promises";
+import { type IncomingMessage, request } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
 import { Driver, type SmAnswer } from "../../../src/sm-driver/driver.ts";
 import { Plugin } from "../../../src/sm-driver/setup/plugin.ts";
 import { Toolstack } from "../../../src/sm-driver/setup/toolstack.ts";
-import { type DriverCall, replyOf, requestOf } from "./client.ts";
+import { type DriverCall, type DriverRun, replyOf, requestOf, runDriver } from "./client.ts";
 import { PlainDatapath } from "./plain-datapath.ts";
 import { PlainStore } from "./plain-store.ts";
 import { Steps } from "./steps.ts";
@@ -42,7 +44,7 @@ export class Pool {
     xapi.plugin = async (host, argument) => {
       const found = this.hosts.find((each) => each.host === host);
       if (found === undefined) throw new Error("a plug-in on a host that isn't there");
-      return (await found.plugin.handle(argument, new AbortController().signal)).xml;
+      return found.callPlugin(argument);
     };
     xapi.intercept = async ({ method, params: [session] }) => {
       if (typeof session === "string") await this.sessions.get(session)?.step(method, () => undefined);
@@ -50,8 +52,12 @@ export class Pool {
   }
 
   /** `agentSockets`: of a host each. */
-  static async of(t: Scope, agentSockets: readonly string[]): Promise<Pool> {
-    const pool = new Pool(await xapiFor(t, agentSockets.length));
+  static async of(
+    t: Scope,
+    agentSockets: readonly string[],
+    xapiSocket: string | null = null,
+  ): Promise<Pool> {
+    const pool = new Pool(await xapiFor(t, agentSockets.length, xapiSocket));
     for (const [n, agentSocket] of agentSockets.entries()) pool.addHost(n, agentSocket, new Steps());
     return pool;
   }
@@ -119,9 +125,9 @@ export class World extends Pool {
   }
 }
 
-async function xapiFor(t: Scope, hostCount: number): Promise<XapiServer> {
+async function xapiFor(t: Scope, hostCount: number, path: string | null = null): Promise<XapiServer> {
   const dir = await mkdtemp(join(tmpdir(), "weft-xapi-"));
-  const xapi = await startXapi(join(dir, "xapi"), hostCount);
+  const xapi = await startXapi(path ?? join(dir, "xapi"), hostCount);
   t.teardown(async () => {
     await xapi.close();
     await rm(dir, { recursive: true, force: true });
@@ -134,11 +140,17 @@ export class SmHost {
   readonly steps: Steps;
   readonly datapath: PlainDatapath;
   readonly #pool: Pool;
+  readonly #agentSocket: string;
   readonly plugin: Plugin;
+  /** What XAPI runs; null: the driver is in this process, on a datapath without devices. */
+  executable: string | null = null;
+  /** By disk: what the last attach said is its NBD socket. */
+  readonly sockets = new Map<string, string>();
   readonly #driver: Driver;
 
   constructor(pool: Pool, host: XapiHost, agentSocket: string, steps: Steps) {
     this.#pool = pool;
+    this.#agentSocket = agentSocket;
     this.host = host;
     this.steps = steps;
     this.datapath = new PlainDatapath(steps);
@@ -159,7 +171,7 @@ export class SmHost {
     this.#pool.sessions.set(session, this.steps);
     const vdiRef = call.vdiRef ?? (call.vdiUuid === undefined ? undefined : xapi.vdiRef(call.vdiUuid));
     const before = xapi.violations.length;
-    const request = requestOf({
+    const text = requestOf({
       isMaster: this.host === xapi.hosts[0],
       subtaskOf: "OpaqueRef:task",
       ...call,
@@ -171,13 +183,32 @@ export class SmHost {
       ...(vdiRef === undefined ? {} : { vdiRef, vdiLocation: call.vdiLocation ?? call.vdiUuid ?? "" }),
     });
     try {
-      const { xml } = await this.#driver.handle(request, new AbortController().signal);
+      const run = await this.#run(text);
       const broken = xapi.violations.slice(before);
       if (broken.length > 0) throw new Error(broken.join("; "));
-      return replyOf(command, { stdout: xml, stderr: "", exitCode: 0, ms: 0 });
+      return replyOf(command, run);
     } finally {
       xapi.closeSession(session);
     }
+  }
+
+  /** As XAPI's stub for plug-ins does it. */
+  async callPlugin(argument: string): Promise<string> {
+    if (this.executable === null)
+      return (await this.plugin.handle(argument, new AbortController().signal)).xml;
+    const options = { socketPath: this.#agentSocket, path: "/v1/plugin", method: "POST" };
+    const asked = request({ ...options, headers: { "content-type": "text/xml" } });
+    asked.end(argument);
+    const [response] = (await once(asked, "response")) as [IncomingMessage];
+    const chunks: Buffer[] = [];
+    for await (const chunk of response) chunks.push(chunk as Buffer);
+    return Buffer.concat(chunks).toString();
+  }
+
+  async #run(call: string): Promise<DriverRun> {
+    if (this.executable !== null) return runDriver(this.executable, call);
+    const { xml } = await this.#driver.handle(call, new AbortController().signal);
+    return { stdout: xml, stderr: "", exitCode: 0, ms: 0 };
   }
 
   /** What comes back for any text. */
@@ -205,8 +236,16 @@ export class SmHost {
   }
 
   async plug(vdiUuid: string, writable = true, onBoot: "persist" | "reset" = "persist"): Promise<void> {
-    await this.call("vdi_attach", { vdiUuid, onBoot, args: [String(writable)] });
+    await this.attach(vdiUuid, writable, onBoot);
     await this.call("vdi_activate", { vdiUuid, onBoot, args: [String(writable)] });
+  }
+
+  async attach(vdiUuid: string, writable = true, onBoot: "persist" | "reset" = "persist"): Promise<void> {
+    const answer = await this.call("vdi_attach", { vdiUuid, onBoot, args: [String(writable)] });
+    const { params_nbd: nbd } = structOf(answer);
+    const socket = typeof nbd === "string" ? /^nbd:unix:(.*):exportname=/.exec(nbd)?.[1] : undefined;
+    if (socket === undefined) throw new Error("params_nbd names no socket");
+    this.sockets.set(vdiUuid, socket);
   }
 
   async unplug(vdiUuid: string): Promise<void> {
