@@ -1,12 +1,14 @@
 /**
  * Client of weft-holder's control socket: a connection for each call, which are few.
  *
- * Must always hold: a call is answered, refused with the holder's code, or fails with E-AGENT-05, within its deadline.
+ * Must always hold:
+ * - a call is answered, refused with the holder's code, or fails with E-AGENT-05, within its deadline;
+ * - that no holder runs is told apart from one that says nothing: what one that ended had offered is gone with it.
  */
 import { connect } from "node:net";
 import { z } from "zod";
 
-import { reasonOf, WeftError } from "./errors.ts";
+import { isWeftError, reasonOf, WeftError } from "./errors.ts";
 import type { HolderMethod, HolderMethods } from "./holder.gen.ts";
 
 /** A thousand guests take a few hundred KiB. */
@@ -81,8 +83,20 @@ function silent(socketPath: string, reason: string, cause?: unknown): WeftError 
   return new WeftError({
     code: "E-AGENT-05",
     message: `The holder doesn't answer on ${socketPath}: ${reason}.`,
-    facts: { socket: socketPath, reason },
+    facts: { socket: socketPath, reason, runs: !isAbsence(cause) },
     do: [{ why: "Is it running?", command: "systemctl status weft-holder" }],
     ...(cause === undefined ? {} : { cause }),
   });
+}
+
+/** Nobody listens there. */
+function isAbsence(error: unknown): boolean {
+  if (!(error instanceof Error)) return false;
+  const { code } = error as NodeJS.ErrnoException;
+  return code === "ENOENT" || code === "ECONNREFUSED";
+}
+
+/** Was it said so because no holder runs? */
+export function isNoHolder(error: unknown): boolean {
+  return isWeftError(error, "E-AGENT-05") && error.facts["runs"] === false;
 }

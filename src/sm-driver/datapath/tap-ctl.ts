@@ -53,9 +53,20 @@ export class TapCtl {
     return parseTapdisks(await this.#run(["list"]));
   }
 
-  /** The block device. */
+  /**
+   * The block device. Where it takes too long (its server waits for weftd) its caller is told so, and it goes on: ended in the middle
+   * it would leave a process and a minor that `list` can't name; so the next try finds the tapdisk.
+   */
   async create(args: string, writable: boolean): Promise<string> {
-    const text = await this.#run(["create", "-a", args, ...(writable ? [] : ["-R"])]);
+    const making = this.#run(["create", "-a", args, ...(writable ? [] : ["-R"])], null);
+    const late = Promise.withResolvers<never>();
+    const timer = setTimeout(
+      () => late.reject(failed("create", `it takes longer than ${this.#deadlineMs / 1000} s`)),
+      this.#deadlineMs,
+    );
+    // Whoever waited has gone by then.
+    making.catch(() => {});
+    const text = await Promise.race([making, late.promise]).finally(() => clearTimeout(timer));
     const device = DEVICE.exec(text.trim())?.[1];
     if (device === undefined) throw failed("create", `it names no device: ${text.slice(0, 200)}`);
     return device;
@@ -73,13 +84,14 @@ export class TapCtl {
     await this.#run(["unpause", ...of(pid, minor), "-a", args]);
   }
 
-  async #run(args: readonly string[]): Promise<string> {
+  /** `deadlineMs` of null: it is let come to its own end. */
+  async #run(args: readonly string[], deadlineMs: number | null = this.#deadlineMs): Promise<string> {
     const [command = ""] = args;
     const run = await execa(this.#program, args, {
       reject: false,
       cleanup: false,
       stdin: "ignore",
-      timeout: this.#deadlineMs,
+      ...(deadlineMs === null ? {} : { timeout: deadlineMs }),
       maxBuffer: OUTPUT_MAX,
       env: { PATH: "/usr/sbin:/usr/bin:/sbin:/bin", LC_ALL: "C" },
       extendEnv: false,

@@ -14,7 +14,7 @@ import { dirname, join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 
 import { isWeftError } from "../../core/wire/errors.ts";
-import type { HolderClient } from "../../core/wire/holder-client.ts";
+import { type HolderClient, isNoHolder } from "../../core/wire/holder-client.ts";
 import type { HolderEntry } from "../../core/wire/holder.gen.ts";
 import type { Log } from "../call.ts";
 import { faultCodes, SmFault } from "../faults.ts";
@@ -93,18 +93,20 @@ export class TapdiskDatapath implements Datapath {
   }
 
   async deactivate(vdi: DatapathVdi): Promise<void> {
-    const { holder, log } = this.#options;
+    const { log } = this.#options;
     const tapdisk = await this.#tapdisk(vdi);
     try {
       if (tapdisk !== null) await this.#tapCtl.destroy(tapdisk, this.#closeSeconds);
     } catch (error) {
-      // It waits for answers that don't come: they are given up, and it sees its socket closed.
+      // It waits for answers that don't come: they are given up, and it sees its socket closed. No guest is told: XAPI
+      // deactivates a disk whose device is unplugged; one that migrates asks again at its destination, and a VM that was
+      // destroyed while weftd is away has to be cleaned up.
       log.warn({ vdi: vdi.vdi, error: String(error) }, "a tapdisk does not end; its requests are given up");
-      await holder.call("close", { id: vdi.vdi });
+      await this.#close(vdi);
       const left = await this.#tapdisk(vdi);
       if (left !== null) await this.#tapCtl.destroy(left, this.#closeSeconds);
     }
-    await holder.call("close", { id: vdi.vdi });
+    await this.#close(vdi);
     await this.#unlink(vdi);
   }
 
@@ -160,13 +162,31 @@ export class TapdiskDatapath implements Datapath {
   }
 
   async users(): Promise<readonly { readonly vdi: string; readonly connected: boolean }[]> {
-    const { entries } = await this.#options.holder.call("list", {});
+    const entries = await this.#entries();
     return entries.map(({ id, connected }) => ({ vdi: id, connected }));
   }
 
   async #entry({ vdi }: DatapathVdi): Promise<HolderEntry | null> {
-    const { entries } = await this.#options.holder.call("list", {});
+    const entries = await this.#entries();
     return entries.find(({ id }) => id === vdi) ?? null;
+  }
+
+  /** None where no holder runs: what it offered has gone with it. */
+  async #entries(): Promise<readonly HolderEntry[]> {
+    try {
+      return (await this.#options.holder.call("list", {})).entries;
+    } catch (error) {
+      if (isNoHolder(error)) return [];
+      throw error;
+    }
+  }
+
+  async #close({ vdi }: DatapathVdi): Promise<void> {
+    try {
+      await this.#options.holder.call("close", { id: vdi });
+    } catch (error) {
+      if (!isNoHolder(error)) throw error;
+    }
   }
 
   async #tapdisk(vdi: DatapathVdi): Promise<Tapdisk | null> {
