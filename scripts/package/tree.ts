@@ -138,7 +138,9 @@ export async function layTree({ directory, version, etcd: choice, say }: TreeOpt
 
 /** The compiled scripts, which start sooner than their sources; only what has a source today. */
 async function layScripts(root: string, version: string): Promise<void> {
-  await execa(join(repository, "node_modules/.bin/tsc"), ["-b", join(repository, "tsconfig.json")]);
+  // What a test runner loads into every Node below it is not for the compiler.
+  const compiler = ["-u", "NODE_OPTIONS", join(repository, "node_modules/.bin/tsc")];
+  await execa("env", [...compiler, "-b", join(repository, "tsconfig.json")]);
   for (const source of repositoryFiles().filter(
     (path) => /^src\/.*\.ts$/.test(path) && !path.endsWith(".d.ts"),
   )) {

@@ -46,7 +46,7 @@ export function readJoinCert(pem: string, host: string): X509Certificate {
 
 function badRequest(what: string): WeftError {
   return new WeftError({
-    code: "E-AUTH-01",
+    code: "E-ARG-02",
     message: `The host's request to be let in can't be used: ${what}.`,
     safe: "Nothing was changed.",
   });

@@ -46,6 +46,11 @@ export async function reclaimThroughPool(
       } catch (error) {
         // Another member may say otherwise; where none does it comes as a new host.
         if (!isXapiError(error) && !isAbsent(error) && !isWeftError(error)) throw error;
+        if ((await agent.status()).kind === "cluster") {
+          // Only its place in the store takes longer, and that goes on by itself.
+          log.warn({ reason: reasonOf(error) }, "this host is again who it was, and not all of it works yet");
+          return true;
+        }
         log.info(
           { by: other.hostname, reason: reasonOf(error) },
           "no key for the bundle on this host's disk",

@@ -52,13 +52,13 @@ void t.test(
     const [asked, other] = [await request(h2), await request(h3)];
     const vouchedBy = "XAPI";
     await t.rejects(h1.client.admit({ ...asked, name: h1.name, vouchedBy }), { code: "E-HOST-03" });
-    await t.rejects(h1.client.admit({ ...asked, host: other.host, vouchedBy }), { code: "E-AUTH-01" });
+    await t.rejects(h1.client.admit({ ...asked, host: other.host, vouchedBy }), { code: "E-ARG-02" });
     const old = await makeJoinCert({
       host: asked.host,
       keyPem: makeKey(),
       nowMs: Date.now() - 5 * 24 * 3600 * 1000,
     });
-    await t.rejects(h1.client.admit({ ...asked, cert: old, vouchedBy }), { code: "E-AUTH-01" });
+    await t.rejects(h1.client.admit({ ...asked, cert: old, vouchedBy }), { code: "E-ARG-02" });
     await t.rejects(
       h2.client.admit({ ...other, vouchedBy }),
       { code: "E-AGENT-03" },

@@ -11,7 +11,7 @@ import t from "tap";
 
 import { execa } from "execa";
 
-import { LoopDevice } from "./loop-device.ts";
+import { LoopDevice, unmount } from "./loop-device.ts";
 import { eventually, startHost, type TestHost } from "./test-host.ts";
 
 async function hostInCluster(t: Parameters<typeof startHost>[0], n: number): Promise<TestHost> {
@@ -29,7 +29,7 @@ async function mountsOf(host: TestHost): Promise<readonly string[]> {
 
 async function endMounts(host: TestHost): Promise<void> {
   await host.stopAgent();
-  for (const line of await mountsOf(host)) await execa("umount", [line.split(" ")[1] ?? ""]);
+  for (const line of await mountsOf(host)) await unmount(line.split(" ")[1] ?? "");
 }
 
 async function remembered(host: TestHost): Promise<readonly Record<string, unknown>[]> {

@@ -11,6 +11,8 @@ import { join } from "node:path";
 import { execa } from "execa";
 import { z } from "zod";
 
+import { until } from "../../../scripts/lib/until.ts";
+
 type Scope = { readonly teardown: (fn: () => Promise<void>) => void };
 
 const PREFIX = "weft-loop-";
@@ -79,7 +81,15 @@ async function unmountAll(path: string): Promise<void> {
   const { stdout } = await execa("findmnt", ["--noheadings", "--output", "TARGET", "--source", path], {
     reject: false,
   });
-  for (const at of stdout.split("\n").filter((line) => line !== "")) await execa("umount", [at.trim()]);
+  for (const at of stdout.split("\n").filter((line) => line !== "")) await unmount(at.trim());
+}
+
+/** As soon as nobody has a file of it open: an agent that was told to stop may still end what it writes there. */
+export async function unmount(at: string): Promise<void> {
+  await until(async () => ((await execa("umount", [at], { reject: false })).exitCode === 0 ? true : null), {
+    what: `the unmounting of ${at}`,
+    deadlineMs: 10_000,
+  });
 }
 
 /** Of test processes that are gone. */

@@ -11,7 +11,7 @@ import { startCluster } from "./test-host.ts";
 const MIB = 1n << 20n;
 
 void t.test("agent: a disk that was taken back, or has grown, is read and reset as it is now", async (t) => {
-  const [h1, h2] = await startCluster(t, 2, 241);
+  const [h1, h2] = await startCluster(t, 2, 251);
   if (h1 === undefined || h2 === undefined) throw new Error("hosts");
   const { client } = h1;
   const sr = (await client.createSr({ uuid: randomUUID(), copies: 2 })).uuid;
