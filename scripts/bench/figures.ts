@@ -9,8 +9,8 @@ import { table } from "../lib/table.ts";
 import { compared, median } from "./frame.ts";
 import type { Figure, RatioBar } from "./frame.ts";
 
-/** `weft` is as people run it: encrypted. The other two are what that is measured against. */
-export const sides = ["weft", "weft-auth", "weft-clear", "floor", "quorum"] as const;
+/** `weft` is as people run it: encrypted. `weft-held` is it through the holder, as guests of XCP-ng have it. */
+export const sides = ["weft", "weft-held", "weft-auth", "weft-clear", "floor", "quorum"] as const;
 export type Side = (typeof sides)[number];
 
 /** 4 KiB at random at a depth, and 128 KiB one after the other. */
@@ -43,7 +43,7 @@ type Definition = {
   readonly quantity: Quantity;
   /** Where it is not `weft`. */
   readonly ours?: Side;
-  readonly against: "floor" | "quorum" | "weft-clear";
+  readonly against: "floor" | "quorum" | "weft-clear" | "weft";
   readonly bar: RatioBar | null;
 };
 
@@ -122,6 +122,30 @@ const definitions: readonly Definition[] = [
     against: "weft-clear",
     bar: { kind: "at most", ratio: 1.05 },
   },
+  {
+    figure: "holder: write qd1 p50 ÷ without",
+    workload: "write qd1",
+    quantity: "p50Us",
+    ours: "weft-held",
+    against: "weft",
+    bar: null,
+  },
+  {
+    figure: "holder: write qd32 iops ÷ without",
+    workload: "write qd32",
+    quantity: "iops",
+    ours: "weft-held",
+    against: "weft",
+    bar: null,
+  },
+  {
+    figure: "holder: read qd32 iops ÷ without",
+    workload: "read qd32",
+    quantity: "iops",
+    ours: "weft-held",
+    against: "weft",
+    bar: null,
+  },
 ];
 
 const notes = {
@@ -133,6 +157,9 @@ const notes = {
   "weft-clear":
     "clear: another cluster beside it, of a build with the feature insecure-clear, whose hosts neither prove themselves nor " +
     "encrypt",
+  weft:
+    "holder: another volume on the same hosts, its guest behind weft-holder, which keeps requests while weftd is away " +
+    "(docs/adr/0026); without: the guest is weftd's own client",
 } as const;
 
 export function figuresOf(runs: readonly Run[]): readonly Figure[] {

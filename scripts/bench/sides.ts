@@ -14,14 +14,15 @@ import type { Host } from "../cluster/host.ts";
 import { statOf } from "../cluster/processes.ts";
 import { profile, repository } from "../lib/repository.ts";
 import { until } from "../lib/until.ts";
+import { holderClient } from "../../src/core/wire/holder-client.ts";
 import type { Side } from "./figures.ts";
 
 export type Measured = {
   readonly cluster: Cluster;
   readonly side: Side;
   readonly uri: string;
-  /** Name of its processes, as the kernel cuts it. */
-  readonly processName: string;
+  /** Names of its processes, as the kernel cuts them. */
+  readonly processes: readonly string[];
 };
 
 const FLOOR_PORT = 7410;
@@ -32,6 +33,8 @@ export async function startSide(cluster: Cluster, side: Side, size: bigint): Pro
     case "weft-auth":
     case "weft-clear":
       return startWeft(cluster, side, size);
+    case "weft-held":
+      return startHeld(cluster, size);
     case "floor":
       return startFloor(cluster, size);
     case "quorum":
@@ -43,7 +46,19 @@ async function startWeft(cluster: Cluster, side: Side, size: bigint): Promise<Me
   const client = cluster.host("h3").agent();
   const { name } = await client.createVolume({ name: "bench", size, copies: 2 });
   const { path } = await client.attach(name);
-  return { cluster, side, uri: nbdUri(path, ""), processName: "weftd" };
+  return { cluster, side, uri: nbdUri(path, ""), processes: ["weftd"] };
+}
+
+/** As a guest of XCP-ng has it: the holder is what its end is connected to. */
+async function startHeld(cluster: Cluster, size: bigint): Promise<Measured> {
+  const front = cluster.host("h3");
+  const client = front.agent();
+  const { id: volume, name } = await client.createVolume({ name: "bench-held", size, copies: 2 });
+  const { session } = await client.attach(name);
+  const listen = join(front.layout.runDir, "tap", "bench.sock");
+  const holder = holderClient(join(front.layout.runDir, "holder.sock"));
+  await holder.call("open", { id: name, listen, session, snapshot: null, volume, writable: true });
+  return { cluster, side: "weft-held", uri: nbdUri(listen, ""), processes: ["weftd", "weft-holder"] };
 }
 
 async function startFloor(cluster: Cluster, size: bigint): Promise<Measured> {
@@ -59,7 +74,7 @@ async function startFloor(cluster: Cluster, size: bigint): Promise<Measured> {
   const front = cluster.host("h3");
   const socket = join(front.layout.runDir, "floor.sock");
   await startListening(front, ["nbd", "--socket", socket, ...peers, "--size", String(size)]);
-  return { cluster, side: "floor", uri: nbdUri(socket, ""), processName: "weft-floor" };
+  return { cluster, side: "floor", uri: nbdUri(socket, ""), processes: ["weft-floor"] };
 }
 
 /** Returns when the program says on its first line that it listens. */
@@ -104,7 +119,7 @@ async function startQuorum(cluster: Cluster, size: bigint): Promise<Measured> {
     "--export",
     "type=nbd,id=export,node-name=top,name=v,writable=on",
   ]);
-  return { cluster, side: "quorum", uri: nbdUri(socket, "v"), processName: "qemu-storage-da" };
+  return { cluster, side: "quorum", uri: nbdUri(socket, "v"), processes: ["qemu-storage-da"] };
 }
 
 /** A node called `top`, offered on a unix socket. */
@@ -130,9 +145,9 @@ export function nbdUri(socket: string, name: string): string {
 }
 
 /** CPU time that the side's processes have used on all hosts, in microseconds. */
-export async function cpuUsed({ cluster, processName }: Measured): Promise<number> {
+export async function cpuUsed({ cluster, processes }: Measured): Promise<number> {
   const pids = (await Promise.all(cluster.hosts.map(async (host) => host.pids()))).flat();
-  const own = pids.filter((pid) => statOf(pid)?.name === processName);
+  const own = pids.filter((pid) => processes.includes(statOf(pid)?.name ?? ""));
   return own.reduce((sum, pid) => sum + ticksOf(readFileSync(`/proc/${pid}/stat`, "utf8")), 0) * TICK_US;
 }
 

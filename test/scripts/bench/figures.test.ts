@@ -81,6 +81,14 @@ await t.test("figures: what encryption costs is told against a cluster in the cl
   );
 });
 
+await t.test("figures: what the holder costs is told against weft without it, and has no bar", async (t) => {
+  const runs = [run("weft", 0, { p50Us: 400 }), run("weft-held", 0, { p50Us: 500 })];
+  t.strictSame(
+    figuresOf(runs).map(({ figure, ratio, holds }) => [figure, ratio, holds]),
+    [["holder: write qd1 p50 ÷ without", 1.25, null]],
+  );
+});
+
 await t.test("figures: as people read them", async (t) => {
   const runs = [
     run("weft", 1, { p50Us: 480, iops: 2000, cpuUs: 55.5 }),
