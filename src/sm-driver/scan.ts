@@ -2,7 +2,8 @@
  * What a scan does so that XAPI's records of an SR are as the store is: decided here, from one look at each.
  *
  * Must always hold:
- * - nothing is forgotten that the store has, and nothing because of what isn't known: the store's list is whole, or there is none;
+ * - nothing is forgotten that the store has, and nothing because of what isn't known: the store's list is whole, if only by UUIDs,
+ *   or there is none;
  * - done once, it has nothing to do the second time: XAPI repeats a scan that has changed which VDIs there are;
  * - of what both sides have, XAPI's words for names and the store's for sizes win: neither is ever taken back.
  */
@@ -29,10 +30,15 @@ export type ScanPlan = {
   readonly remove: readonly VdiAnswer[];
 };
 
-export function planScan(vdis: readonly VdiAnswer[], records: readonly VdiRecord[], nowMs: number): ScanPlan {
+/** `unread`: UUIDs of disks that are there, of which nothing is known. They stay as they are. */
+export function planScan(
+  { vdis, unread }: { readonly vdis: readonly VdiAnswer[]; readonly unread: readonly string[] },
+  records: readonly VdiRecord[],
+  nowMs: number,
+): ScanPlan {
   const byUuid = new Map(records.map((record) => [record.uuid, record]));
   const byRef = new Map(records.map((record) => [record.ref, record]));
-  const listed = new Set(vdis.map(({ uuid }) => uuid));
+  const listed = new Set([...unread, ...vdis.map(({ uuid }) => uuid)]);
   const pairs = vdis.flatMap((vdi) => {
     const record = byUuid.get(vdi.uuid);
     return record === undefined ? [] : [{ vdi, record }];

@@ -196,9 +196,11 @@ async function scanSr(context: SmContext): Promise<null> {
   const { ref: srRef, uuid: srUuid } = srOf(call);
   const names = await namesOf(context);
   // The store's list first: what is made after it is in neither, or in XAPI's as well only if its call was answered.
-  const { sr, vdis } = await agent.vdis(srUuid);
+  const { sr, vdis, unread } = await agent.vdis(srUuid);
   const records = await vdiRecords(xapi, srRef);
-  const plan = planScan(vdis, records, Date.now());
+  const plan = planScan({ vdis, unread }, records, Date.now());
+  if (unread.length > 0)
+    log.warn({ sr: srUuid, vdis: unread }, "disks that can't be read are left as XAPI has them");
   const refs = new Map(records.map(({ uuid, ref }) => [uuid, ref]));
   const one = (what: string, uuid: string, work: () => Promise<unknown>): Promise<void> =>
     alone(log, { sr: srUuid, vdi: uuid }, what, work);

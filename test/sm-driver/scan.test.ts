@@ -9,6 +9,9 @@ import { NULL_REF, type VdiRecord } from "../../src/sm-driver/xapi-records.ts";
 const SR = "8d2e2c0e-4a54-4b8c-9d2a-7d3f4f8d9f01";
 const NOW = Date.parse("2026-11-22T12:00:00Z");
 const LONG_AGO = "2026-11-20T12:00:00.000Z";
+/** A list of the store in which all can be read. */
+const planned = (vdis: readonly VdiAnswer[], records: readonly VdiRecord[], nowMs: number): ScanPlan =>
+  planScan({ vdis, unread: [] }, records, nowMs);
 const idOf = (n: number): string => `0a7f5a0e-57a4-4a44-8a28-${String(n).padStart(12, "0")}`;
 
 function vdi(n: number, more: Partial<VdiAnswer> = {}): VdiAnswer {
@@ -74,14 +77,24 @@ const snapshotOf = (n: number, of: number): Partial<VdiAnswer> => ({
 const nothing: ScanPlan = { introduce: [], update: [], follow: [], forget: [], remove: [] };
 
 await t.test("scan: has nothing to do where both say the same", async (t) => {
-  t.strictSame(planScan([vdi(1), vdi(2)], [record(2), record(1)], NOW), nothing);
-  t.strictSame(planScan([], [], NOW), nothing);
+  t.strictSame(planned([vdi(1), vdi(2)], [record(2), record(1)], NOW), nothing);
+  t.strictSame(planned([], [], NOW), nothing);
+});
+
+await t.test("scan: what the store can't read of its disks stays as XAPI has it", async (t) => {
+  const some = planScan({ vdis: [vdi(2)], unread: [idOf(1)] }, [record(1), record(3)], NOW);
+  t.same(
+    some.introduce.map(({ uuid }) => uuid),
+    [idOf(2)],
+  );
+  t.strictSame(some.forget, [{ ref: "OpaqueRef:3", uuid: idOf(3) }]);
+  t.strictSame([some.update, some.follow, some.remove], [[], [], []]);
 });
 
 await t.test(
   "scan: XAPI learns what it does not know, disks before their snapshots, and forgets what is gone",
   async (t) => {
-    const plan = planScan([vdi(1, snapshotOf(1, 2)), vdi(2)], [record(3)], NOW);
+    const plan = planned([vdi(1, snapshotOf(1, 2)), vdi(2)], [record(3)], NOW);
     t.strictSame(
       plan.introduce.map(({ uuid }) => uuid),
       [idOf(2), idOf(1)],
@@ -94,7 +107,7 @@ await t.test(
 
 await t.test("scan: sizes are the store's, names XAPI's, and neither is taken back", async (t) => {
   const stored = vdi(1, { size: 2n << 30n, physicalUtilisation: 8192n, cbt: true, label: "old" });
-  const plan = planScan([stored], [record(1, { label: "renamed", description: "by a person" })], NOW);
+  const plan = planned([stored], [record(1, { label: "renamed", description: "by a person" })], NOW);
   t.strictSame(plan.update, [
     {
       ref: "OpaqueRef:1",
@@ -110,8 +123,8 @@ await t.test("scan: sizes are the store's, names XAPI's, and neither is taken ba
 });
 
 await t.test("scan: what is being made is neither introduced nor forgotten", async (t) => {
-  t.strictSame(planScan([vdi(1, { whole: false, settled: false })], [], NOW), nothing);
-  t.strictSame(planScan([vdi(1, { whole: false })], [record(1)], NOW), nothing);
+  t.strictSame(planned([vdi(1, { whole: false, settled: false })], [], NOW), nothing);
+  t.strictSame(planned([vdi(1, { whole: false })], [record(1)], NOW), nothing);
 });
 
 await t.test(
@@ -119,13 +132,13 @@ await t.test(
   async (t) => {
     const left = { settled: false, untouched: true };
     const justNow = { ...left, createdAt: new Date(NOW - 5000).toISOString() };
-    t.strictSame(planScan([vdi(1, justNow)], [], NOW), nothing);
+    t.strictSame(planned([vdi(1, justNow)], [], NOW), nothing);
     t.strictSame(
-      planScan([vdi(1, left)], [], NOW).remove.map(({ uuid }) => uuid),
+      planned([vdi(1, left)], [], NOW).remove.map(({ uuid }) => uuid),
       [idOf(1)],
     );
     // It was introduced, and then the call was cut off.
-    const known = planScan([vdi(1, left)], [record(1)], NOW);
+    const known = planned([vdi(1, left)], [record(1)], NOW);
     t.strictSame(known, { ...nothing, follow: [{ uuid: idOf(1), changes: { settled: true } }] });
     // It may hold something, or is open: nobody throws that away, also where no host says what it takes.
     for (const more of [
@@ -133,7 +146,7 @@ await t.test(
       { untouched: false, ...snapshotOf(1, 2) },
       { openOn: { uuid: idOf(9), name: "h" } },
     ]) {
-      const plan = planScan([vdi(1, { ...left, ...more })], [], NOW);
+      const plan = planned([vdi(1, { ...left, ...more })], [], NOW);
       t.equal(plan.remove.length, 0);
       t.equal(plan.introduce.length, 1);
     }
@@ -142,7 +155,7 @@ await t.test(
 
 await t.test("scan: a snapshot that XAPI knows without its disk is told of it", async (t) => {
   const records = [record(1, { isSnapshot: true, readOnly: true }), record(2)];
-  t.strictSame(planScan([vdi(1, snapshotOf(1, 2)), vdi(2)], records, NOW).update, [
+  t.strictSame(planned([vdi(1, snapshotOf(1, 2)), vdi(2)], records, NOW).update, [
     { ref: "OpaqueRef:1", uuid: idOf(1), set: [["set_snapshot_of", "OpaqueRef:2"]] },
   ]);
 });
@@ -240,11 +253,11 @@ await t.test("scan: done once it has nothing left to do, and never forgets what 
       const records = xapi.map(({ n, of, ...more }) =>
         record(n, { ...more, ...(of === null ? {} : { snapshotOf: `OpaqueRef:${of}` }) }),
       );
-      const first = planScan(vdis, records, NOW);
+      const first = planned(vdis, records, NOW);
       const has = new Set(vdis.map(({ uuid }) => uuid));
       if (first.forget.some(({ uuid }) => has.has(uuid))) throw new Error("forgot a VDI of the store");
       const after = done(first, vdis, records);
-      const second = planScan(after.vdis, after.records, NOW);
+      const second = planned(after.vdis, after.records, NOW);
       // Records that disks introduced just now were missing for: XAPI learns them with the same run of the next scan.
       const rest = {
         ...second,
@@ -253,7 +266,7 @@ await t.test("scan: done once it has nothing left to do, and never forgets what 
       if (JSON.stringify(rest, words) !== JSON.stringify(nothing))
         throw new Error(JSON.stringify(second, words));
       const last = done(second, after.vdis, after.records);
-      const third = planScan(last.vdis, last.records, NOW);
+      const third = planned(last.vdis, last.records, NOW);
       if (JSON.stringify(third, words) !== JSON.stringify(nothing))
         throw new Error(JSON.stringify(third, words));
     }),

@@ -2,7 +2,8 @@
  * The mirror's keys as storage repositories and virtual disks: one pass over them, whatever their number.
  *
  * Must always hold:
- * - a repository's list has every disk that the store has of it, or it is an error: who misses one forgets it;
+ * - a repository's list has every disk that the store has of it, if only by its UUID where it can't be read, or it is an
+ *   error: who misses one forgets it;
  * - a disk whose volume's record can't be read is there: only its own key decides that.
  */
 import { z } from "zod";
@@ -106,6 +107,31 @@ export function vdisOf(mirror: Mirror, srUuid: string | null = null): readonly V
     .map((entry) => backed(mirror, entry));
 }
 
+export type VdiLook = {
+  readonly vdis: readonly VdiFacts[];
+  /** UUIDs of those of which something can't be read. They are there, and that is all that is known. */
+  readonly unread: readonly string[];
+};
+
+/** As `vdisOf`, for who shows them: one that can't be read does not hide the others. */
+export function lookAtVdis(mirror: Mirror, srUuid: string | null = null): VdiLook {
+  const vdis: VdiFacts[] = [];
+  const unread: string[] = [];
+  for (const entry of mirror.entries(keys.vdis)) {
+    if (srUuid !== null && !mayBeOf(entry, srUuid)) continue;
+    const facts = readable(() => sized(backed(mirror, entry)));
+    if (facts === null) unread.push(entry.key.slice(keys.vdis.length));
+    else vdis.push(facts);
+  }
+  return { vdis, unread };
+}
+
+/** E-STORE-07 where its size can't be told. */
+function sized(facts: VdiFacts): VdiFacts {
+  if (facts.stage !== "gone") sizeOf(facts);
+  return facts;
+}
+
 const saysSr = z.looseObject({ sr: uuidText });
 
 /** What can't be read at all may be a disk of any. */
@@ -141,7 +167,7 @@ function stageOfUnread({ want, record: state }: VdiBacking): "whole" | "gone" {
 
 function snapshotOf(mirror: Mirror, { volume, snapshot }: Vdi): Snapshot | null {
   const entry = snapshot === null ? null : mirror.get(keys.snapshot(volume, snapshot));
-  // One that can't be read is not gone: the list is an error then.
+  // One that can't be read is not gone.
   return entry === null ? null : readSnapshot(entry);
 }
 

@@ -12,11 +12,11 @@ import { WeftError } from "../wire/errors.ts";
 import { renderSr, renderXapiHost } from "../wire/sr-json.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
-import { findSr, srAnswer, srsOf, type SrFacts, vdiAnswer, vdisOf } from "./sr-facts.ts";
+import { findSr, lookAtVdis, srAnswer, srsOf, type SrFacts, vdiAnswer, vdisOf } from "./sr-facts.ts";
 
 export async function listSrs(context: MemberContext): Promise<sr.SrAnswer[]> {
   await context.mirror.sync();
-  const vdis = vdisOf(context.mirror);
+  const { vdis } = lookAtVdis(context.mirror);
   return srsOf(context.mirror).map((facts) => srAnswer(context, facts, vdis));
 }
 
@@ -30,9 +30,13 @@ export async function listVdis(context: MemberContext, uuid: string): Promise<sr
   const { mirror } = context;
   await mirror.sync();
   const facts = findSr(mirror, uuid);
-  const vdis = vdisOf(mirror, uuid);
+  const { vdis, unread } = lookAtVdis(mirror, uuid);
   const own = vdis.filter(({ vdi, stage }) => vdi.sr === uuid && stage !== "gone");
-  return { sr: srAnswer(context, facts, vdis), vdis: own.map((one) => vdiAnswer(context, one)) };
+  return {
+    sr: srAnswer(context, facts, vdis),
+    vdis: own.map((one) => vdiAnswer(context, one)),
+    unread: [...unread],
+  };
 }
 
 /** E-SR-03 where it is there with another number of copies. */
@@ -157,7 +161,7 @@ export async function setXapiHost({ store, mirror, host }: MemberContext, uuid: 
 }
 
 function shown(context: MemberContext, uuid: string): sr.SrAnswer {
-  return srAnswer(context, findSr(context.mirror, uuid), vdisOf(context.mirror, uuid));
+  return srAnswer(context, findSr(context.mirror, uuid), lookAtVdis(context.mirror, uuid).vdis);
 }
 
 /** What a transaction that makes a disk compares: its repository is there, and nobody deletes it. */

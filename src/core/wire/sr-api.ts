@@ -169,7 +169,12 @@ export const vdiAnswer = z.object({
 });
 
 /** Of one look at the store. */
-export const vdiListAnswer = z.object({ sr: srAnswer, vdis: z.array(vdiAnswer) });
+export const vdiListAnswer = z.object({
+  sr: srAnswer,
+  vdis: z.array(vdiAnswer),
+  /** Of disks that may be the repository's and can't be read: damaged, or newer software's. */
+  unread: z.array(z.string().max(256)).default([]),
+});
 
 /** All blocks that differ: one bit for 64 KiB, the highest bit of each byte first; base64. */
 export const vdiChangedAnswer = z.object({

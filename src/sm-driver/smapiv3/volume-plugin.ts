@@ -8,7 +8,7 @@ import { z } from "zod";
 import { COPIES_MAX } from "../../core/model/limits.ts";
 import { SR_TEXT_MAX } from "../../core/model/vdi.ts";
 import type { AgentClient } from "../../core/wire/agent-client.ts";
-import { isWeftError } from "../../core/wire/errors.ts";
+import { isWeftError, WeftError } from "../../core/wire/errors.ts";
 import type { SrAnswer, VdiAnswer } from "../../core/wire/sr-api.ts";
 import { bytes, flag, id, type Json, method, type Methods, PluginError, texts } from "./plugin-call.ts";
 import { uriOf } from "./volume-uri.ts";
@@ -81,7 +81,16 @@ export const volumeMethods: Methods = {
   ),
   "sr.stat": method({ sr: id }, async ({ agent }, { sr }) => statOf(await agent.sr(sr))),
   "sr.ls": method({ sr: id }, async ({ agent }, { sr }) => {
-    const { vdis } = await agent.vdis(sr);
+    const { vdis, unread } = await agent.vdis(sr);
+    const [lost] = unread;
+    // XAPI forgets what a list lacks.
+    if (lost !== undefined)
+      throw new WeftError({
+        code: "E-STORE-07",
+        message: `What the store has of the virtual disk ${lost} can't be read, so no list of the repository is whole.`,
+        facts: { vdi: lost },
+        safe: "Nothing was changed.",
+      });
     return vdis.filter(({ whole }) => whole).map(volumeOf);
   }),
   "sr.set_name": method({ sr: id, new_name: label }, async ({ agent }, { sr, new_name }) => {

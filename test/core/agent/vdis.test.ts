@@ -149,11 +149,15 @@ void t.test("agent: a repository's disks are volumes, from their making to the t
   await t.rejects(client.deleteSr(marked), { code: "E-SR-02" });
   t.notMatch((await store.get(keys.sr(marked)))?.value, /deletingAt/);
 
-  // A key that nobody can read is an error of its repository's list, never a disk less.
+  // A key that nobody can read is named in its repository's list, never a disk less, and hides no other one.
+  const beside = await disk(h1, other, "beside");
   await store.put(keys.vdi(uuid), JSON.stringify({ format: 1, sr: other, uuid }));
-  await t.rejects(client.vdis(other), { code: "E-STORE-07", facts: { key: keys.vdi(uuid) } });
+  t.match(await client.vdis(other), { vdis: [{ uuid: beside.uuid }], unread: [uuid] });
+  await t.rejects(client.vdi(uuid), { code: "E-STORE-07", facts: { key: keys.vdi(uuid) } });
+  await client.deleteVdi(beside.uuid);
+  await t.rejects(client.deleteSr(other), { code: "E-STORE-07" }, "who can say that it is empty");
   await client.createSr(asked);
-  t.same((await client.vdis(sr)).vdis, []);
+  t.match(await client.vdis(sr), { vdis: [], unread: [] });
 });
 
 void t.test(

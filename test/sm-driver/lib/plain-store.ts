@@ -132,7 +132,7 @@ export class PlainStore {
         return this.#srAnswer(ref);
       }
       case "GET srs vdis":
-        return { sr: this.#srAnswer(ref), vdis: this.#in(ref).map(shown) };
+        return { sr: this.#srAnswer(ref), vdis: this.#in(ref).map(shown), unread: [] };
       case "POST srs vdis":
         return shown(this.#create(ref, sr.vdiCreateRequest.parse(body)));
       case "POST srs introduce":
