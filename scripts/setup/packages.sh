@@ -23,7 +23,7 @@ nsenter:util-linux
 lsblk:util-linux
 losetup:mount
 git:git
-openssl:openssl
+/usr/bin/python3:python3
 '
 
 # For `npm run lab`.
