@@ -373,7 +373,10 @@ impl World {
                 ) => false,
                 (_, GuestReply::Done) => true,
                 (_, GuestReply::Failed(error)) => {
-                    *error != GuestError::Fenced || self.session.is_ended() || self.closing()
+                    *error != GuestError::Fenced
+                        || self.session.is_ended()
+                        || self.session.is_headless()
+                        || self.closing()
                 }
                 _ => false,
             };

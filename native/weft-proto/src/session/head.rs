@@ -44,8 +44,9 @@ pub(super) struct Release {
 }
 
 impl<P: Payload> Session<P> {
-    /// Is the volume's head deleted, as far as is known?
-    pub(super) fn is_headless(&self) -> bool {
+    /// Is the volume's head deleted, as far as is known? Guests get nothing of such a volume (docs/model.md, R31).
+    #[must_use]
+    pub fn is_headless(&self) -> bool {
         self.record.as_ref().is_some_and(|record| record.head.is_some())
     }
 
