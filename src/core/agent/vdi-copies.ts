@@ -124,6 +124,18 @@ export async function destroyVdiData(context: MemberContext, uuid: string): Prom
   return showVdi(context, uuid);
 }
 
+/** A snapshot of the volume that this disk is, or is a snapshot of; E-VDI-03 where the UUID is of no such. */
+function takenOf(
+  { mirror }: MemberContext,
+  { vdi }: VdiFacts,
+  uuid: string,
+  which: "this disk" | "the same disk",
+): SnapshotId {
+  const { vdi: found } = whole(findVdi(mirror, uuid));
+  if (found.snapshot !== null && found.volume === vdi.volume) return found.snapshot;
+  throw WeftError.fromFinding(wrongKind(vdi, `a snapshot of ${which}, which "${found.label}" is not`));
+}
+
 /**
  * In place, while no guest has it. What was taken of the disk as it was goes with that: a reset at boot does not go back
  * behind the revert, and nobody reads what was there before it.
@@ -135,11 +147,7 @@ export async function revertVdi(
 ): Promise<sr.VdiAnswer> {
   await context.mirror.sync();
   const facts = wholeDisk(findVdi(context.mirror, uuid));
-  const { vdi } = facts;
-  const { vdi: to } = whole(findVdi(context.mirror, snapshot));
-  if (to.snapshot === null || to.volume !== vdi.volume)
-    throw WeftError.fromFinding(wrongKind(vdi, `a snapshot of this disk, which "${to.label}" is not`));
-  await revert(context, to.snapshot, facts);
+  await revert(context, takenOf(context, facts, snapshot, "this disk"), facts);
   return showVdi(context, uuid);
 }
 
@@ -169,12 +177,9 @@ export async function changedVdi(
   await context.mirror.sync();
   const facts = whole(findVdi(context.mirror, uuid));
   const { vdi } = facts;
-  const { vdi: older } = whole(findVdi(context.mirror, since));
-  if (older.snapshot === null || older.volume !== vdi.volume)
-    throw WeftError.fromFinding(wrongKind(vdi, `a snapshot of the same disk, which "${older.label}" is not`));
-  if (vdi.snapshot !== null) return allChanged(context, vdi.snapshot, older.snapshot);
+  const snapshot = takenOf(context, facts, since, "the same disk");
+  if (vdi.snapshot !== null) return allChanged(context, vdi.snapshot, snapshot);
   const id = newSnapshotId();
-  const { snapshot } = older;
   const work = async (): Promise<sr.VdiChangedAnswer> => allChanged(context, id, snapshot);
   return withHelper(context, facts, { helper: "changed", name: id, id }, work);
 }
