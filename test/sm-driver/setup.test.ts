@@ -340,14 +340,23 @@ void t.test(
     };
     // Another host with that disk, while its own is there and after: it comes as itself, a new one.
     await plug(2, [text]);
-    t.not((await h3.weft.client.cluster()).host, was);
+    const other = await eventually(
+      "h3's own place",
+      () => h3.weft.client.cluster(),
+      ({ host: is }) => is !== "",
+    );
+    t.not(other.host, was);
 
     await h2.weft.stopAgent();
     await h2.weft.etcd.stop();
     await rm(h2.weft.stateDir, { recursive: true });
     await h2.weft.startAgent();
     await plug(1, ["garbage", text.replace(/"box":"..../, '"box":"AAAA'), text]);
-    t.equal((await h2.weft.client.cluster()).host, was, "the same host");
+    await eventually(
+      "the same host, which reaches its store",
+      () => h2.weft.client.cluster(),
+      ({ host: is }) => is === was,
+    );
     await eventually(
       "its place among the others",
       () => h1.weft.client.hosts(),
