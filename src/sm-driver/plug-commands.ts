@@ -49,7 +49,8 @@ const attach: Command = async (context) => {
   refuseUnusable(await found(context), writable);
   const { params, paramsNbd, xenstoreData } = await datapath.attach({ ...diskOf(context), writable });
   return {
-    params,
+    // Without the member XAPI goes by the socket; an empty one would be a path to it.
+    ...(params === null ? {} : { params }),
     params_nbd: paramsNbd,
     o_direct: true,
     // Why reads are not cached in dom0.

@@ -32,6 +32,18 @@ void t.test("plug: the life of a VM's disk, with a migration while it runs", asy
     xenstore_data: {},
   });
   t.notOk(world.store.open.has(uuid), "attached is not opened");
+  h1.datapath.hasNodes = false;
+  t.strictSame(
+    await h1.call("vdi_attach", { vdiUuid: uuid, args: ["true"] }),
+    {
+      params_nbd: `nbd:unix:/run/blktap-control/nbd/${path}:exportname=${uuid}`,
+      o_direct: true,
+      o_direct_reason: "SR_NOT_SUPPORTED",
+      xenstore_data: {},
+    },
+    "where tapdisks have no block devices XAPI gets the socket alone, as XCP-ng 9's own drivers answer",
+  );
+  h1.datapath.hasNodes = true;
   await h1.start(uuid);
   world.write(0, uuid, "begun on h1");
 

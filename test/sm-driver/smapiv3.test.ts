@@ -189,6 +189,16 @@ await t.test(
         ],
       },
     });
+    datapath.hasNodes = false;
+    const socket = `nbd:unix:/run/blktap-control/nbd/${world.srUuid}/${vdi}:exportname=${vdi}`;
+    t.strictSame(await ask("Datapath.attach"), {
+      result: {
+        implementations: [
+          ["XenDisk", { params: socket, extra: {}, backend_type: "vbd3" }],
+          ["Nbd", { uri: socket }],
+        ],
+      },
+    });
     t.strictSame(await ask("Datapath.activate"), { result: null });
     t.match(datapath.active.get(vdi), { writable: true });
     // The other interface sees who has it: both are one.

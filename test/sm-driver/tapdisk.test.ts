@@ -126,6 +126,7 @@ await t.test("tapdisk: a disk is activated, written, resized and given back, eac
   const tapCtl = new TapCtl(join(root, "usr/sbin/tap-ctl"));
 
   const { params, paramsNbd } = await datapath.attach(disk);
+  if (params === null) throw new Error("blktap 3 has a device");
   await t.rejects(stat(params), "attached, nothing is there yet");
   await datapath.activate(active);
   const [made] = await tapCtl.list();
@@ -176,6 +177,49 @@ await t.test("tapdisk: a disk is activated, written, resized and given back, eac
   t.strictSame(await tapCtl.list(), []);
   await t.rejects(stat(params));
   t.ok(holder.memory.bytes.subarray(0, 4096).equals(data), "and not written");
+});
+
+await t.test("tapdisk: where tapdisks have no block devices a disk is a socket alone", async (t) => {
+  const root = await mkdtemp(join(tmpdir(), "tap-"));
+  installTapCtl(root, { nodes: false });
+  const log = { debug: () => {}, info: () => {}, warn: () => {}, error: () => {} };
+  const parts = { runDir: join(root, "run/weft"), dom0Root: root, holder: new MemoryHolder(), log };
+  const datapath = new TapdiskDatapath({ ...parts, closeSeconds: 1 });
+  t.teardown(async () => {
+    await datapath.deactivate(disk);
+    await rm(root, { recursive: true });
+  });
+  const { params, paramsNbd } = await datapath.attach(disk);
+  t.equal(params, null);
+  await datapath.activate(active);
+  await datapath.activate(active);
+  const [made, ...others] = await new TapCtl(join(root, "usr/sbin/tap-ctl")).list();
+  t.strictSame(others, []);
+  const socket = /^nbd:unix:(.*):exportname=/.exec(paramsNbd)?.[1] ?? "";
+  t.equal(readlinkSync(socket), join(root, `run/blktap-control/nbd${made?.pid}.${made?.minor}`));
+  t.equal((await NbdClient.connect(readlinkSync(socket))).size(), 1n << 20n);
+  await t.rejects(stat(join(root, "dev/sm/backend")), "and no link to a device that isn't there");
+});
+
+await t.test("tapdisk: a device that was promised and doesn't come is said, and not again", async (t) => {
+  // Blktap 4 in a kernel that still has blktap 3's module: only its first tapdisk shows which it is.
+  const root = await mkdtemp(join(tmpdir(), "tap-"));
+  installTapCtl(root, { nodes: false });
+  await mkdir(join(root, "proc"));
+  await writeFile(join(root, "proc/misc"), " 59 blktap/control\n229 fuse\n");
+  const log = { debug: () => {}, info: () => {}, warn: () => {}, error: () => {} };
+  const parts = { runDir: join(root, "run/weft"), dom0Root: root, holder: new MemoryHolder(), log };
+  const datapath = new TapdiskDatapath({ ...parts, closeSeconds: 1 });
+  t.teardown(async () => {
+    await datapath.deactivate(disk);
+    await rm(root, { recursive: true });
+  });
+  t.equal((await datapath.attach(disk)).params, join(root, "dev/sm/backend", SR, VDI));
+  await t.rejects(datapath.activate(active), { code: 453 });
+  t.strictSame(await new TapCtl(join(root, "usr/sbin/tap-ctl")).list(), [], "nothing is left");
+  t.equal((await datapath.attach(disk)).params, null);
+  await datapath.activate(active);
+  t.strictSame(await datapath.users(), [{ vdi: VDI, connected: true }]);
 });
 
 await t.test("tapdisk: one that pauses when nobody waits for it any more is woken", async (t) => {

@@ -9,8 +9,8 @@
 export type DatapathVdi = { readonly sr: string; readonly vdi: string };
 
 export type Attached = {
-  /** Path of the block device. */
-  readonly params: string;
+  /** Path of the block device. Null: blktap makes none here, and what XAPI gets is the NBD socket alone. */
+  readonly params: string | null;
   /** `nbd:unix:SOCKET:exportname=NAME`. */
   readonly paramsNbd: string;
   readonly xenstoreData: Readonly<Record<string, string>>;

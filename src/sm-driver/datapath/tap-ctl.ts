@@ -27,7 +27,8 @@ const OUTPUT_MAX = 4 << 20;
 /** The drivers of all of a pool's disks may start at once. */
 const DEADLINE_MS = 30_000;
 const LINE = /^pid=(\d{1,9}) minor=(\d{1,9}) state=0?x?([0-9a-f]{1,8}) args=([a-z0-9]{1,16}:.{1,4096})$/;
-const DEVICE = /^(\/[\w./-]{0,200}\/tapdev\d{1,9})$/;
+/** Of blktap 3, whose kernel module makes a block device; of blktap 4, where this file is all there is to a minor. */
+const DEVICE = /^\/[\w./-]{0,200}\/(?:tapdev|(?<marker>tapdisk-))\d{1,9}$/;
 
 export function parseTapdisks(text: string): readonly Tapdisk[] {
   return text.split("\n").flatMap((line) => {
@@ -54,10 +55,10 @@ export class TapCtl {
   }
 
   /**
-   * The block device. Where it takes too long (its server waits for weftd) its caller is told so, and it goes on: ended in the middle
-   * it would leave a process and a minor that `list` can't name; so the next try finds the tapdisk.
+   * Whether it has a device node. Where it takes too long (its server waits for weftd) its caller is told so, and it goes on: ended in
+   * the middle it would leave a process and a minor that `list` can't name; so the next try finds the tapdisk.
    */
-  async create(args: string, writable: boolean): Promise<string> {
+  async create(args: string, writable: boolean): Promise<{ readonly hasNode: boolean }> {
     const making = this.#run(["create", "-a", args, ...(writable ? [] : ["-R"])], null);
     const late = Promise.withResolvers<never>();
     const timer = setTimeout(
@@ -67,9 +68,9 @@ export class TapCtl {
     // Whoever waited has gone by then.
     making.catch(() => {});
     const text = await Promise.race([making, late.promise]).finally(() => clearTimeout(timer));
-    const device = DEVICE.exec(text.trim())?.[1];
-    if (device === undefined) throw failed("create", `it names no device: ${text.slice(0, 200)}`);
-    return device;
+    const device = DEVICE.exec(text.trim());
+    if (device === null) throw failed("create", `it names no device: ${text.slice(0, 200)}`);
+    return { hasNode: device.groups?.["marker"] === undefined };
   }
 
   async destroy({ pid, minor }: Tapdisk, seconds: number): Promise<void> {

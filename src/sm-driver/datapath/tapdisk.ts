@@ -9,7 +9,7 @@
  * - a tapdisk that was asked to pause is woken, also where that took too long: it pauses as soon as its last request is answered;
  * - a tapdisk is gone before its entry at the holder is, unless it doesn't end: then its requests are given up.
  */
-import { mkdir, rename, rm, symlink } from "node:fs/promises";
+import { access, mkdir, readFile, rename, rm, symlink } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 
@@ -53,7 +53,7 @@ export class TapdiskDatapath implements Datapath {
   async attach(vdi: DatapathVdi): Promise<Attached> {
     const { device, nbd } = this.#links(vdi);
     return {
-      params: device,
+      params: (await this.#hasNodes()) ? device : null,
       paramsNbd: `nbd:unix:${nbd}:exportname=${vdi.vdi}`,
       xenstoreData: { "storage-type": "weft" },
     };
@@ -84,8 +84,18 @@ export class TapdiskDatapath implements Datapath {
       tapdisk = null;
     }
     if (tapdisk === null) {
-      await this.#tapCtl.create(`nbd:${offer.listen}`, vdi.writable);
+      const toldNode = await this.#hasNodes();
+      const { hasNode } = await this.#tapCtl.create(`nbd:${offer.listen}`, vdi.writable);
       tapdisk = await this.#tapdisk(vdi);
+      // Blktap 4 where the kernel has blktap 3's module: what attach said isn't there. From now on #hasNodes knows.
+      if (toldNode && !hasNode) {
+        await this.deactivate(vdi);
+        throw new SmFault(
+          faultCodes.tapdiskFailed,
+          "The tapdisks of this host have no block devices, which was not known when the disk was attached.",
+          "the next try does it: start the VM again",
+        );
+      }
     }
     if (tapdisk === null)
       throw new SmFault(faultCodes.tapdiskFailed, "The tapdisk that was made is not there any more.");
@@ -209,14 +219,34 @@ export class TapdiskDatapath implements Datapath {
   async #link(vdi: DatapathVdi, { pid, minor }: Tapdisk): Promise<void> {
     const { dom0Root } = this.#options;
     const { device, nbd } = this.#links(vdi);
-    await point(device, `${dom0Root}/dev/xen/blktap-2/tapdev${minor}`);
+    if (await this.#hasNodes()) await point(device, `${dom0Root}/dev/xen/blktap-2/tapdev${minor}`);
     await point(nbd, `${dom0Root}/run/blktap-control/nbd${pid}.${minor}`);
+  }
+
+  /**
+   * Whether tapdisks have block devices: blktap 3's have (XCP-ng 8), by its kernel module; blktap 4's (XCP-ng 9) have sockets alone, and
+   * this directory from its first tapdisk on. XAPI takes a path that it was given for one that is there.
+   */
+  async #hasNodes(): Promise<boolean> {
+    const { dom0Root } = this.#options;
+    if (await isThere(`${dom0Root}/run/blktap-control/tapdisk`)) return false;
+    // tap-ctl makes the node of that module with its first tapdisk.
+    if (await isThere(`${dom0Root}/dev/xen/blktap-2/control`)) return true;
+    const modules = await readFile(`${dom0Root}/proc/misc`, "latin1").catch(() => "");
+    return /^ *\d+ blktap\/control$/m.test(modules);
   }
 
   async #unlink(vdi: DatapathVdi): Promise<void> {
     const { device, nbd } = this.#links(vdi);
     await Promise.all([device, nbd].map((path) => rm(path, { force: true })));
   }
+}
+
+async function isThere(path: string): Promise<boolean> {
+  return access(path).then(
+    () => true,
+    () => false,
+  );
 }
 
 /** A link is there as a whole, or as it was. */

@@ -16,7 +16,7 @@ const uri = z.string().transform((text) => {
 const domain = z.string();
 
 const attached = z.object({
-  params: z.string(),
+  params: z.string().optional(),
   params_nbd: z.string(),
   xenstore_data: z.record(z.string(), z.string()),
 });
@@ -45,11 +45,9 @@ export const datapathMethods: Methods = {
   "datapath.attach": method({ uri, domain }, async (context, { uri }) => {
     // Whether it is written is said in activate: a snapshot, which never is, is asked about by the command.
     const { params, params_nbd, xenstore_data } = await attach(context, uri);
-    const disk = { params, extra: xenstore_data, backend_type: "vbd3" };
-    const implementations: Json[] = [
-      ["XenDisk", disk],
-      ["BlockDevice", { path: params }],
-    ];
+    const disk = { params: params ?? params_nbd, extra: xenstore_data, backend_type: "vbd3" };
+    const implementations: Json[] = [["XenDisk", disk]];
+    if (params !== undefined) implementations.push(["BlockDevice", { path: params }]);
     if (params_nbd !== "") implementations.push(["Nbd", { uri: params_nbd }]);
     return { implementations };
   }),

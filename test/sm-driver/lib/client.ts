@@ -170,8 +170,12 @@ function checkShape(command: string, value: StrictValue): void {
       o_direct_reason: reason,
       xenstore_data: data,
     } = structOf(value);
-    const given = [params, nbd, reason].every((member) => typeof member === "string");
+    const given = [nbd, reason].every((member) => typeof member === "string");
     if (!given || typeof direct !== "boolean" || data === undefined) throw bad("the five members");
+    // Without it the socket is what guests and dom0 get; anything else is taken for a path.
+    if (params !== undefined && (typeof params !== "string" || !params.startsWith("/")))
+      throw bad("a path, or no params");
+    if (params === undefined && nbd === "") throw bad("a socket where there is no path");
     if (!Object.values(structOf(data)).every((member) => typeof member === "string"))
       throw bad("xenstore_data of texts");
   } else if (command === "sr_get_driver_info") {

@@ -17,6 +17,8 @@ export class PlainDatapath implements Datapath {
     string,
     { readonly writable: boolean; readonly exportPath: string; size: bigint }
   >();
+  /** Whether tapdisks have block devices. */
+  hasNodes = true;
   /** The next activation fails. */
   fails = false;
   readonly #steps: Steps;
@@ -29,7 +31,7 @@ export class PlainDatapath implements Datapath {
     return this.#steps.step("datapath.attach", () => {
       this.attached.set(vdi, { writable });
       return {
-        params: `/dev/sm/backend/${sr}/${vdi}`,
+        params: this.hasNodes ? `/dev/sm/backend/${sr}/${vdi}` : null,
         paramsNbd: `nbd:unix:/run/blktap-control/nbd/${sr}/${vdi}:exportname=${vdi}`,
         xenstoreData: {},
       };

@@ -5,20 +5,27 @@
  *     tap-ctl.ts ROOT list | create -a TYPE:PATH [-R] | destroy|pause|unpause -p PID -m MINOR [-t S] [-a TYPE:PATH]
  *     tap-ctl.ts ROOT tapdisk MINOR TYPE:PATH
  *
- * Must always hold: what `list` says is what the processes say; one that died isn't listed.
+ * Must always hold:
+ * - what `list` says is what the processes say; one that died isn't listed;
+ * - it has block devices where blktap 3's control device is, and else is blktap 4, of which a minor is a file (XCP-ng 9).
  */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { chmodSync, mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
 import { connect, createServer } from "node:net";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 
 import { EIO, NbdClient, serveNbd } from "./nbd.ts";
 
-/** `ROOT/usr/sbin/tap-ctl` is this program from now on. */
-export function installTapCtl(root: string): void {
+/** `ROOT/usr/sbin/tap-ctl` is this program from now on. Without `nodes` it is the one of XCP-ng 9. */
+export function installTapCtl(root: string, { nodes = true }: { readonly nodes?: boolean } = {}): void {
   const program = join(root, "usr/sbin/tap-ctl");
+  const { devices, nodesOf } = places(root);
+  if (nodes) {
+    mkdirSync(devices, { recursive: true });
+    writeFileSync(nodesOf, "");
+  }
   mkdirSync(join(root, "usr/sbin"), { recursive: true });
   writeFileSync(program, `#!/bin/sh\nexec "${process.execPath}" "${import.meta.filename}" "${root}" "$@"\n`);
   chmodSync(program, 0o755);
@@ -26,18 +33,26 @@ export function installTapCtl(root: string): void {
 
 type Order = { readonly op: "close" | "pause" | "unpause" | "show"; readonly seconds: number };
 
+/** What `create` makes of a minor, and names. */
+function deviceOf(root: string, minor: number): string {
+  const { devices, minors, nodesOf } = places(root);
+  return existsSync(nodesOf) ? join(devices, `tapdev${minor}`) : join(minors, `tapdisk-${minor}`);
+}
+
 const places = (root: string) => {
   const control = join(root, "run/blktap-control");
   return {
     control,
     double: join(control, "double"),
     devices: join(root, "dev/xen/blktap-2"),
+    nodesOf: join(root, "dev/xen/blktap-2/control"),
+    minors: join(control, "tapdisk"),
     socketOf: (minor: number) => join(control, "double", `${minor}`, "ctl"),
   };
 };
 
 async function tapdisk(root: string, minor: number, args: string): Promise<void> {
-  const { control, double, devices, socketOf } = places(root);
+  const { control, double, socketOf } = places(root);
   const path = args.slice(args.indexOf(":") + 1);
   let client = await NbdClient.connect(path);
   let paused: { readonly over: Promise<void>; readonly end: () => void } | null = null;
@@ -75,7 +90,7 @@ async function tapdisk(root: string, minor: number, args: string): Promise<void>
     }
     await stop();
     rmSync(nbd, { force: true });
-    rmSync(join(devices, `tapdev${minor}`), { force: true });
+    rmSync(deviceOf(root, minor), { force: true });
     rmSync(join(double, `${minor}`), { recursive: true });
     setImmediate(() => process.exit(0));
     return "";
@@ -113,7 +128,8 @@ async function list(root: string): Promise<void> {
 }
 
 async function create(root: string, args: string): Promise<void> {
-  const { double, devices } = places(root);
+  const { double, minors, nodesOf } = places(root);
+  if (!existsSync(nodesOf)) mkdirSync(minors, { recursive: true });
   let minor = 0;
   for (; ; minor += 1) {
     try {
@@ -123,7 +139,7 @@ async function create(root: string, args: string): Promise<void> {
       // It is another one's.
     }
   }
-  const device = join(devices, `tapdev${minor}`);
+  const device = deviceOf(root, minor);
   const child = spawn(process.execPath, [import.meta.filename, root, "tapdisk", `${minor}`, args], {
     detached: true,
     stdio: ["ignore", "pipe", "ignore"],
@@ -140,8 +156,7 @@ async function create(root: string, args: string): Promise<void> {
 }
 
 async function main([root = "", command = "", ...rest]: readonly string[]): Promise<void> {
-  const { double, devices } = places(root);
-  for (const path of [double, devices]) mkdirSync(path, { recursive: true });
+  mkdirSync(places(root).double, { recursive: true });
   if (command === "tapdisk") return tapdisk(root, Number(rest[0]), rest[1] ?? "");
   const text = { type: "string" } as const;
   const { values } = parseArgs({
