@@ -26,7 +26,6 @@ import {
 } from "./call.ts";
 import { cbtCommands } from "./cbt-commands.ts";
 import { badRequest, faultCodes, SmFault } from "./faults.ts";
-import { tellDevices } from "./grown.ts";
 import { plugCommands } from "./plug-commands.ts";
 import { cut, vdiChanges } from "./vdi-changes.ts";
 import {
@@ -119,7 +118,7 @@ const clone: Command = async (context) => {
   return made(context, newUuid(), (of) => agent.cloneVdi(uuid, { uuid: of }));
 };
 
-/** Also of a disk that a guest has: its device learns the new size before this answers. */
+/** Also of a disk that a guest has: no tapdisk takes another size while it serves, so the guest sees it when it is activated next. */
 const resize: Command = async (context) => {
   const { call, agent } = context;
   const { ref, uuid, location } = vdiOf(call);
@@ -137,7 +136,6 @@ const resize: Command = async (context) => {
   const grown = size === vdi.size ? vdi : await agent.changeVdi(uuid, { size });
   await tellVdiSizes(context, ref, grown);
   await tellSrSizes(context);
-  await tellDevices(context, grown.size);
   return { uuid, location };
 };
 

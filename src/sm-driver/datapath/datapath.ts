@@ -40,8 +40,6 @@ export interface Datapath {
   /** Ends what a guest's device was served by: afterwards no request of it reaches the volume. */
   deactivate(vdi: DatapathVdi): Promise<void>;
   detach(vdi: DatapathVdi): Promise<void>;
-  /** The volume has this size now: a running guest's device learns it. */
-  resized(vdi: DatapathVdi, size: bigint): Promise<void>;
   /** Held, for a planned restart. */
   pause(vdi: DatapathVdi): Promise<void>;
   unpause(vdi: DatapathVdi): Promise<void>;

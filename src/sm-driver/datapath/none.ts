@@ -19,7 +19,6 @@ export const noDatapath: Datapath = {
   activate: refuse,
   deactivate: done,
   detach: done,
-  resized: done,
   pause: done,
   unpause: done,
   users: async () => [],

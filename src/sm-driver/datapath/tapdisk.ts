@@ -7,6 +7,7 @@
  * - what is there is found again from `tap-ctl list` and the holder's list; there is no file that could say otherwise;
  * - a tapdisk whose connection is not the holder's of now is dead and goes: a disk that failed once stays failed;
  * - a tapdisk that was asked to pause is woken, also where that took too long: it pauses as soon as its last request is answered;
+ * - a tapdisk is never opened anew for another size: it refuses that (`VBD cannot change disk info`), and stays paused for ever;
  * - a tapdisk is gone before its entry at the holder is, unless it doesn't end: then its requests are given up.
  */
 import { access, mkdir, readFile, rename, rm, symlink } from "node:fs/promises";
@@ -124,25 +125,6 @@ export class TapdiskDatapath implements Datapath {
     await this.#unlink(vdi);
   }
 
-  /** tapdisk asks for a size only when it opens: it opens anew. */
-  async resized(vdi: DatapathVdi): Promise<void> {
-    const away = (await this.#entry(vdi))?.away_ms ?? null;
-    if (away !== null)
-      throw new SmFault(
-        faultCodes.tapdiskFailed,
-        `weftd has been away for ${away} ms: the guest's requests wait, and its tapdisk can't open anew.`,
-        "systemctl status weft",
-      );
-    try {
-      await this.pause(vdi);
-      await this.unpause(vdi);
-    } catch (error) {
-      // Nobody else would: its guest's disk would stand still for ever.
-      void this.#wake(vdi);
-      throw error;
-    }
-  }
-
   async #wake(vdi: DatapathVdi): Promise<void> {
     const { log } = this.#options;
     const end = performance.now() + WAKE_FOR_MS;
@@ -163,7 +145,14 @@ export class TapdiskDatapath implements Datapath {
 
   async pause(vdi: DatapathVdi): Promise<void> {
     const tapdisk = await this.#tapdisk(vdi);
-    if (tapdisk !== null && !tapdisk.isPaused) await this.#tapCtl.pause(tapdisk);
+    if (tapdisk === null || tapdisk.isPaused) return;
+    try {
+      await this.#tapCtl.pause(tapdisk);
+    } catch (error) {
+      // Nobody else would: its guest's disk would stand still for ever.
+      void this.#wake(vdi);
+      throw error;
+    }
   }
 
   async unpause(vdi: DatapathVdi): Promise<void> {

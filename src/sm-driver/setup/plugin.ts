@@ -7,7 +7,6 @@
  * - whatever comes in, one XML document with a Status goes out; a refusal has weft's code as its first word;
  * - arguments are words that anybody on the host may read: no function takes a secret, and none answers one.
  */
-import { parseUuid } from "../../core/model/ids.ts";
 import { summarise } from "../../core/model/summary.ts";
 import { AgentClient } from "../../core/wire/agent-client.ts";
 import type { StatusAnswer } from "../../core/wire/agent-api.ts";
@@ -15,7 +14,6 @@ import { isWeftError, reasonOf, WeftError } from "../../core/wire/errors.ts";
 import type { Log } from "../call.ts";
 import type { DatapathOf } from "../datapath/datapath.ts";
 import { SmFault } from "../faults.ts";
-import { RESIZED, resized } from "../grown.ts";
 import { isXapiError, XenApi } from "../xen-api.ts";
 import { parseCall, renderAnswer, textsOf, XmlError, type XmlOut } from "../xml.ts";
 import { inventoryText, takeInventory } from "./inventory.ts";
@@ -80,14 +78,6 @@ const functions: Readonly<Record<string, (asked: Asked) => Promise<string>>> = {
   },
   "pool-add": async ({ agent, args }) =>
     (await agent.createPool({ path: wanted(args, "device"), kind: "xfs" })).id,
-  /** A disk has grown that a guest here has: answers whether it has. */
-  [RESIZED]: ({ args, datapath }) => {
-    const [sr, vdi] = [parseUuid(wanted(args, "sr")), parseUuid(wanted(args, "vdi"))];
-    const size = wanted(args, "size");
-    if (sr === null || vdi === null || !/^[0-9]{1,19}$/.test(size))
-      throw badRequest("sr and vdi are UUIDs, size is a number of bytes");
-    return resized(datapath, { sr, vdi, size: BigInt(size) }, args);
-  },
   "restart-toolstack": async ({ toolstack }) => {
     toolstack.restart();
     return "true";

@@ -15,7 +15,7 @@ export class PlainDatapath implements Datapath {
   readonly attached = new Map<string, { readonly writable: boolean }>();
   readonly active = new Map<
     string,
-    { readonly writable: boolean; readonly exportPath: string; size: bigint }
+    { readonly writable: boolean; readonly exportPath: string; readonly size: bigint }
   >();
   /** Whether tapdisks have block devices. */
   hasNodes = true;
@@ -57,13 +57,6 @@ export class PlainDatapath implements Datapath {
     return this.#steps.step("datapath.detach", () => {
       if (this.active.has(vdi)) throw new Error(`${vdi} is detached and still active`);
       this.attached.delete(vdi);
-    });
-  }
-
-  resized({ vdi }: DatapathVdi, size: bigint): Promise<void> {
-    return this.#steps.step("datapath.resized", () => {
-      const active = this.active.get(vdi);
-      if (active !== undefined) active.size = size;
     });
   }
 

@@ -7,7 +7,8 @@
  *
  * Must always hold:
  * - what `list` says is what the processes say; one that died isn't listed;
- * - it has block devices where blktap 3's control device is, and else is blktap 4, of which a minor is a file (XCP-ng 9).
+ * - it has block devices where blktap 3's control device is, and else is blktap 4, of which a minor is a file (XCP-ng 9);
+ * - one that is opened anew has the size that it had, or it stays paused.
  */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
@@ -55,6 +56,7 @@ async function tapdisk(root: string, minor: number, args: string): Promise<void>
   const { control, double, socketOf } = places(root);
   const path = args.slice(args.indexOf(":") + 1);
   let client = await NbdClient.connect(path);
+  const size = client.size();
   let paused: { readonly over: Promise<void>; readonly end: () => void } | null = null;
   const nbd = join(control, `nbd${process.pid}.${minor}`);
   const idle = async (seconds: number): Promise<boolean> => {
@@ -76,7 +78,13 @@ async function tapdisk(root: string, minor: number, args: string): Promise<void>
     if (op === "show")
       return `pid=${process.pid} minor=${minor} state=${paused === null ? "0" : "0x20"} args=${args}`;
     if (op === "unpause") {
-      client = await NbdClient.connect(path);
+      const anew = await NbdClient.connect(path);
+      if (anew.size() !== size) {
+        // As tapdisk_vbd_resume: it stays paused.
+        anew.close();
+        return "error: Wrong medium type";
+      }
+      client = anew;
       paused?.end();
       paused = null;
       return "";
