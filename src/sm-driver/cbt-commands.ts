@@ -6,13 +6,16 @@
  */
 import { argOf, type Command, type Commands, shown, vdiOf } from "./call.ts";
 import { faultCodes, SmFault } from "./faults.ts";
+import { dropMarkIfPersisting } from "./reset-mark.ts";
 import { tellVdiSizes, uuidOfVdi } from "./vdi-record.ts";
 
 /** XAPI notes the flag itself when this has worked. */
 const setTo =
   (cbt: boolean): Command =>
-  async ({ call, agent }) => {
+  async (context) => {
+    const { call, agent } = context;
     const vdi = await agent.vdi(vdiOf(call).uuid);
+    await dropMarkIfPersisting(context, vdi);
     if (vdi.cbt !== cbt) await agent.changeVdi(vdi.uuid, { cbt });
     return null;
   };

@@ -15,6 +15,7 @@ import type { VdiActivated, VdiAnswer } from "../core/wire/sr-api.ts";
 import { type Command, type Commands, flagArg, type SmContext, srOf, vdiOf } from "./call.ts";
 import type { DatapathVdi } from "./datapath/datapath.ts";
 import { faultCodes, SmFault } from "./faults.ts";
+import { dropMarkIfPersisting } from "./reset-mark.ts";
 import { hostsByLiveness } from "./xapi-records.ts";
 
 /** A handover between hosts takes that long at most; who has the volume still after it has not begun to give it up. */
@@ -60,12 +61,12 @@ const attach: Command = async (context) => {
 };
 
 const activate: Command = async (context) => {
-  const { call, agent, datapath } = context;
+  const { call, datapath } = context;
   const writable = flagArg(call, 0, "writable");
   const vdi = await found(context);
   refuseUnusable(vdi, writable);
-  // Nobody says so when a disk isn't reset on boot any more: what is written from now on must stay.
-  if (writable && call.onBoot === "persist" && vdi.resets) await agent.resetVdi(vdi.uuid, false);
+  // What is written from now on must stay.
+  if (writable) await dropMarkIfPersisting(context, vdi);
   const { path: exportPath, ...open } = await opened(context, vdi.uuid, writable);
   await datapath.activate({ ...diskOf(context), ...open, writable, exportPath });
   return null;

@@ -27,6 +27,7 @@ import {
 import { cbtCommands } from "./cbt-commands.ts";
 import { badRequest, faultCodes, SmFault } from "./faults.ts";
 import { plugCommands } from "./plug-commands.ts";
+import { dropMarkIfPersisting } from "./reset-mark.ts";
 import { cut, vdiChanges } from "./vdi-changes.ts";
 import {
   type Introduction,
@@ -101,6 +102,7 @@ const update: Command = async (context) => {
   const snapshotOf = record.isSnapshot ? await uuidOfVdi(context, record.snapshotOf) : null;
   const changes = vdiChanges(record, snapshotOf, vdi);
   if (Object.keys(changes).length > 0) await agent.changeVdi(uuid, changes);
+  await dropMarkIfPersisting(context, vdi);
   return null;
 };
 
@@ -108,6 +110,7 @@ const snapshot: Command = async (context) => {
   const { call, agent, newUuid } = context;
   const { ref, uuid } = vdiOf(call);
   refuseMirror(context);
+  await dropMarkIfPersisting(context, await agent.vdi(uuid));
   return made(context, newUuid(), (of) => agent.snapshotVdi(uuid, { uuid: of }), { snapshotOf: ref });
 };
 
@@ -115,6 +118,7 @@ const clone: Command = async (context) => {
   const { call, agent, newUuid } = context;
   const { uuid } = vdiOf(call);
   refuseMirror(context);
+  await dropMarkIfPersisting(context, await agent.vdi(uuid));
   return made(context, newUuid(), (of) => agent.cloneVdi(uuid, { uuid: of }));
 };
 
@@ -131,8 +135,8 @@ const resize: Command = async (context) => {
       `The disk has ${vdi.size} bytes and can't shrink to ${size}.`,
       "make a smaller disk and copy what is on it in the guest",
     );
-  // A disk that is marked goes back before it grows, and this one isn't reset on boot any more.
-  if (size !== vdi.size && call.onBoot === "persist" && vdi.resets) await agent.resetVdi(uuid, false);
+  // A disk that is marked goes back before it grows.
+  await dropMarkIfPersisting(context, vdi);
   const grown = size === vdi.size ? vdi : await agent.changeVdi(uuid, { size });
   await tellVdiSizes(context, ref, grown);
   await tellSrSizes(context);

@@ -140,6 +140,22 @@ void t.test(
       await h1.stop(uuid);
     }
 
+    // It persists, and is reset again, and no guest has booted meanwhile: what the last one wrote stays.
+    const setOnBoot = async (onBoot: "persist" | "reset"): Promise<void> => {
+      const clone = await h1.uuid("vdi_clone", { vdiUuid: uuid, onBoot, driverParams: {} });
+      await h1.call("vdi_delete", { vdiUuid: clone });
+    };
+    await setOnBoot("reset");
+    t.equal(world.store.disk(uuid).mark, "installed", "said twice it is said once");
+    await setOnBoot("persist");
+    await h1.start(uuid, "reset");
+    t.equal(content(), "used by Bob");
+    world.write(0, uuid, "gone with the next boot");
+    await h1.stop(uuid);
+    await h1.start(uuid, "reset");
+    t.equal(content(), "used by Bob");
+    await h1.stop(uuid);
+
     // Nobody tells the driver that it persists now; the next guest's data stays, also when it is reset again later.
     await h1.start(uuid);
     t.equal(content(), "used by Bob");

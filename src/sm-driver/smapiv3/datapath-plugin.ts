@@ -52,8 +52,7 @@ export const datapathMethods: Methods = {
     return { implementations };
   }),
   "datapath.activate": method({ uri, domain }, async (context, { uri }) => {
-    // Whether it is reset on boot was said in open: what is marked stays so.
-    await context.command("vdi_activate", uri, [String(await isWritable(context, uri))], "reset");
+    await context.command("vdi_activate", uri, [String(await isWritable(context, uri))]);
     return null;
   }),
   "datapath.activate_readonly": method({ uri, domain }, async ({ command }, { uri }) => {

@@ -57,7 +57,8 @@ export class Smapiv3 {
     const work = Object.hasOwn(table, name) ? table[name] : undefined;
     if (work === undefined) return failed(method, target, new PluginError("Unimplemented", [method]));
     const { agentSocket, newUuid, log } = this.#options;
-    const command: Commanded = (command, disk, args, onBoot = "persist") =>
+    // Whether a disk is reset on boot is said when it is opened: what is marked then stays so.
+    const command: Commanded = (command, disk, args, onBoot = "reset") =>
       this.#driver.command(callOf(command, disk, args, onBoot), gone);
     try {
       const agent = new AgentClient({ socketPath: agentSocket, timeoutMs: CALL_MS });
