@@ -50,6 +50,8 @@ export type SmContext = {
   readonly agent: AgentClient;
   readonly xapi: XenApi;
   readonly datapath: Datapath;
+  /** Why the device-config's `datapath` is none; only `sr_create` gets so far, which tells it with all else. */
+  readonly refusedDatapath: SmFault | null;
   readonly newUuid: () => string;
   readonly hostNote: Pick<HostNote, "learn">;
   /** Aborted when the command's time is over: XAPI itself waits for ever. */

@@ -17,6 +17,7 @@ import {
   shown,
 } from "./call.ts";
 import type { DatapathOf } from "./datapath/datapath.ts";
+import { noDatapath } from "./datapath/none.ts";
 import { driverInfo } from "./driver-info.ts";
 import { badRequest, faultCodes, faultOf, SmFault } from "./faults.ts";
 import { HostNote } from "./host-note.ts";
@@ -125,13 +126,25 @@ export class Driver {
       call,
       agent: new AgentClient({ socketPath: agentSocket, timeoutMs }),
       xapi: new XenApi({ socketPath: xapiSocket, sessionRef, subtaskOf, deadline }),
-      datapath: datapath(call.deviceConfig),
+      ...datapathFor(call, datapath),
       newUuid,
       hostNote: this.#hostNote,
       deadline,
       log,
     };
     return inTime(command, perform(context), deadline, timeoutMs);
+  }
+}
+
+function datapathFor(
+  { command, deviceConfig }: SmCall,
+  datapath: DatapathOf,
+): Pick<SmContext, "datapath" | "refusedDatapath"> {
+  try {
+    return { datapath: datapath(deviceConfig), refusedDatapath: null };
+  } catch (error) {
+    if (command !== "sr_create" || !(error instanceof SmFault)) throw error;
+    return { datapath: noDatapath, refusedDatapath: error };
   }
 }
 

@@ -7,13 +7,13 @@
  * - sr_delete deletes no volume;
  * - names and sizes reach XAPI's records from here, and XAPI's names the store.
  */
-import { COPIES_MAX } from "../core/model/limits.ts";
 import { SR_TEXT_MAX } from "../core/model/vdi.ts";
 import { isWeftError, reasonOf } from "../core/wire/errors.ts";
 import type { SrAnswer } from "../core/wire/sr-api.ts";
-import { type Commands, type SmCall, type SmContext, sizeArg, srOf, shown } from "./call.ts";
+import { type Commands, type SmContext, sizeArg, srOf } from "./call.ts";
 import { badRequest, faultCodes, SmFault } from "./faults.ts";
 import { planScan, snapshotOfRef } from "./scan.ts";
+import { copiesOf } from "./setup/device-config.ts";
 import { ensureCluster, ensureMember } from "./setup/ensure.ts";
 import { cut } from "./vdi-changes.ts";
 import { introductionOf } from "./vdi-record.ts";
@@ -25,9 +25,6 @@ import { escapeXml, memberOf, textsOf } from "./xml.ts";
 const ASIDE_MS = 2500;
 /** Records of XAPI that are changed at once. */
 const TOGETHER = 4;
-
-/** Keys of device-config; `SRmaster` is XAPI's own. */
-const CONFIG_KEYS: ReadonlySet<string> = new Set(["copies", "datapath", "disks", "network"]);
 
 export const srCommands: Commands = {
   sr_create: createSr,
@@ -63,19 +60,18 @@ async function createSr(context: SmContext): Promise<null> {
   const { ref, uuid } = srOf(call);
   // Room is taken by what is written, so there is none to reserve; but it has to be a number.
   if (call.args.length > 0) sizeArg(call, 0);
-  const copies = copiesOf(call);
   await ensureCluster(context);
   const before = await agent.srs();
   const wasThere = before.some((sr) => sr.uuid === uuid);
-  if (copies !== null) await refuseUnlessPlaceable(context, copies);
   const names = await namesOf(context);
-  const made = await agent.createSr({ uuid, ...names, copies });
   try {
+    const made = await agent.createSr({ uuid, ...names, copies: copiesOf(call.deviceConfig) });
     await setSrSizes(xapi, ref, made);
   } catch (error) {
-    // XAPI forgets an SR whose making failed, and asks nobody to undo it.
+    // XAPI forgets an SR whose making failed, and asks nobody to undo it. It may be there though its answer came too late.
     if (!wasThere) {
       await agent.deleteSr(uuid).catch((reason: unknown) => {
+        if (isWeftError(reason, "E-SR-01")) return;
         log.warn(
           { sr: uuid, reason: reasonOf(reason) },
           "an SR that XAPI does not know stays: xe sr-probe shows it",
@@ -85,36 +81,6 @@ async function createSr(context: SmContext): Promise<null> {
     throw error;
   }
   return null;
-}
-
-function copiesOf({ deviceConfig }: SmCall): number | null {
-  for (const key of deviceConfig.keys()) {
-    if (CONFIG_KEYS.has(key)) continue;
-    const known = Array.from(CONFIG_KEYS).join(", ");
-    throw new SmFault(faultCodes.badRequest, `device-config has no key "${shown(key)}".`, `it has: ${known}`);
-  }
-  const text = deviceConfig.get("copies");
-  if (text === undefined) return null;
-  const copies = /^[0-9]{1,2}$/.test(text) ? Number(text) : 0;
-  if (copies >= 1 && copies <= COPIES_MAX) return copies;
-  throw new SmFault(
-    faultCodes.badRequest,
-    `device-config:copies is "${shown(text)}", which is no number from 1 to ${COPIES_MAX}.`,
-    "2 copies survive one host, 3 survive two",
-  );
-}
-
-/** Early, and not with the first disk. */
-async function refuseUnlessPlaceable({ agent }: SmContext, copies: number): Promise<void> {
-  const status = await agent.status();
-  if (status.kind !== "cluster") return;
-  const hosts = new Set(status.pools.map(({ host }) => host)).size;
-  if (hosts >= copies) return;
-  throw new SmFault(
-    faultCodes.badRequest,
-    `${copies} copies of each disk want as many hosts with a pool, and ${hosts} ${hosts === 1 ? "has" : "have"} one.`,
-    "add a disk on another host: weft pool add /dev/DISK; or ask for fewer: device-config:copies=",
-  );
 }
 
 async function attachSr(context: SmContext): Promise<null> {

@@ -79,7 +79,7 @@ function needed(
   const host = pool.hosts[n];
   if (host === undefined) throw new Error("a host");
   const call = smCallOf(requestOf({ command: "sr_create", hostRef: host.xapi.ref, deviceConfig }));
-  return { agent: new WithDisk(host.weft), xapi: pool.session(), call, log };
+  return { agent: new WithDisk(host.weft), xapi: pool.session(), call, refusedDatapath: null, log };
 }
 
 void t.test(
@@ -90,7 +90,10 @@ void t.test(
     if (h1 === undefined || h2 === undefined || h3 === undefined) throw new Error("three hosts");
     // The third one is off when the SR is made.
     h3.xapi.live = false;
-    await t.rejects(ensureCluster(needed(pool, 0, { disks: "h9:/dev/sdb" })), { code: "E-ARG-01" });
+    await t.rejects(
+      ensureCluster(needed(pool, 0, { disks: "h9:/dev/sdb", copies: "two", network: NETWORK, copys: "2" })),
+      { code: 143, message: /^E-ARG-02 .*"copys"[^]*\nE-ARG-01 .*"h9"[^]*\nE-VOL-08 / },
+    );
     await t.rejects(ensureCluster(needed(pool, 0, { disks: "none" })), { message: /^E-SETUP-04 / });
     t.equal((await h1.weft.client.status()).kind, "no-cluster", "nothing was done where a plan has findings");
     pool.xapi.set(pool.poolRef, "other_config", { "weft-setup": `${new Date().toISOString()} h2` });

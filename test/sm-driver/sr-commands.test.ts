@@ -51,9 +51,26 @@ await t.test("sr: made, plugged, scanned, found again, deleted; each of it asked
 
   const wide = { ...sr, deviceConfig: { copies: "3" }, srUuid: OTHER, srRef: xapi.addSr(OTHER) };
   await t.rejects(callSm(wide, { command: "sr_create", args: ["0"] }), {
-    code: 143,
-    text: /3 copies .* 1 has one/,
+    code: 115,
+    text: /E-SETUP-04 .*3 copies .* 1 has one/,
   });
+  // All that is wrong with it is told at once, and nothing is left of it.
+  const nowhere = "00000000-0000-4000-8000-0000000000ff";
+  const wrong = { ...wide, deviceConfig: { copies: "9", network: nowhere, copys: "2" } };
+  await t.rejects(callSm(wrong, { command: "sr_create", args: ["0"] }), {
+    code: 143,
+    text: /"copys".*E-VOL-08 .*E-SETUP-03 .*0000000000ff/,
+  });
+  // Its record in XAPI is gone before it is done, or XAPI can't be told: what was made is taken back.
+  xapi.intercept = async ({ method }) => {
+    if (method === "SR.set_physical_size") throw new Error("XAPI is away");
+  };
+  await t.rejects(callSm({ ...wide, deviceConfig: {} }, { command: "sr_create", args: ["0"] }));
+  xapi.intercept = null;
+  t.strictSame(
+    (await client.srs()).map(({ uuid }) => uuid),
+    [SR],
+  );
   xapi.forget(wide.srRef);
 
   // Two SRs of one name are two SRs.
@@ -99,6 +116,7 @@ await t.test("sr: made, plugged, scanned, found again, deleted; each of it asked
   for (const uuid of [idOf(1), idOf(2)]) await client.deleteVdi(uuid);
   await callSm(sr, { command: "sr_scan" });
   t.strictSame(labels(sr), new Set());
+  t.equal((await client.trash()).length, 2, "what is in the trash keeps no SR");
   t.equal(await callSm(sr, { command: "sr_detach" }), null);
   t.equal(await callSm(sr, { command: "sr_delete" }), null);
   await t.rejects(callSm(sr, { command: "sr_attach" }), { code: 47, text: /E-SR-01/ });
@@ -142,8 +160,11 @@ await t.test("sr: bad wishes are refused by name, and so is a host without a clu
   const { sr } = await xapiOf(t, host);
   const wish = (deviceConfig: Readonly<Record<string, string>>, size = "0"): Promise<unknown> =>
     callSm({ ...sr, deviceConfig }, { command: "sr_create", args: [size] });
-  await t.rejects(wish({ copies: "9" }), { code: 143, text: /copies is "9"/ });
-  await t.rejects(wish({ copies: "two" }), { code: 143, text: /copies is "two"/ });
+  for (const copies of ["0", "9", "two", "1.5", ""])
+    await t.rejects(wish({ copies }), {
+      code: 143,
+      text: new RegExp(`E-VOL-08 "${copies}" is no number of copies`),
+    });
   await t.rejects(wish({ copys: "2" }), { code: 143, text: /no key "copys".*copies, datapath/ });
   await t.rejects(wish({}, "1GiB"), { code: 143, text: /"1GiB" is no number/ });
   await t.rejects(callSm(sr, { command: "sr_attach" }), { code: 47, text: /in no cluster of weft/ });

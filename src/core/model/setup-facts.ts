@@ -62,32 +62,71 @@ export type DisksWish =
   | { readonly kind: "none" }
   | { readonly kind: "named"; readonly disks: readonly { readonly host: string; readonly path: string }[] };
 
+/** As people write them: in a device-config, or on a command line. Null: not said. */
+export type SetupWords = {
+  readonly disks: string | null;
+  readonly copies: string | null;
+  readonly network: string | null;
+};
+
 export type SetupWishes = {
   /** Null: not said. */
   readonly disks: DisksWish | null;
   readonly copies: number | null;
   /** A network's id. */
   readonly network: string | null;
+  /** What can't be understood: one is enough to do nothing. What was understood beside it is looked at all the same. */
+  readonly unread: readonly { readonly about: keyof SetupWords; readonly finding: Finding }[];
 };
 
 const PATH = /^\/dev\/[A-Za-z0-9][A-Za-z0-9_.:/+-]*$/;
 const NOTHING_DONE = { safe: "Nothing was changed on any host." };
 
-/** `auto`, `none`, or `HOST:/dev/DISK[,…]` with a host's id or name. E-ARG-01, E-ARG-02. */
-export function parseDisksWish(text: string, hosts: readonly SetupHost[]): Decision<DisksWish> {
+/** Words that can't be understood are told together: E-ARG-01, E-ARG-02, E-VOL-08. */
+export function readWishes({ disks, copies, network }: SetupWords, hosts: readonly SetupHost[]): SetupWishes {
+  const unread: SetupWishes["unread"][number][] = [];
+  const value = <T>(about: keyof SetupWords, decision: Decision<T> | null): T | null => {
+    if (decision?.kind === "refused") unread.push({ about, finding: decision.finding });
+    return decision?.kind === "ok" ? decision.value : null;
+  };
+  const wished = disks === null ? null : parseDisksWish(disks, hosts);
+  for (const finding of wished?.findings ?? []) unread.push({ about: "disks", finding });
+  return {
+    disks: wished?.wish ?? null,
+    copies: value("copies", copies === null ? null : parseCopiesWish(copies)),
+    network: value("network", network === null ? null : parseNetworkWish(network)),
+    unread,
+  };
+}
+
+/**
+ * `auto`, `none`, or `HOST:/dev/DISK[,…]` with a host's id or name. Findings E-ARG-01, E-ARG-02: one for each part that is
+ * neither; the wish is what the others say.
+ */
+export function parseDisksWish(
+  text: string,
+  hosts: readonly SetupHost[],
+): { readonly wish: DisksWish; readonly findings: readonly Finding[] } {
   const word = text.trim();
-  if (word === "auto" || word === "none") return ok({ kind: word });
+  if (word === "auto" || word === "none") return { wish: { kind: word }, findings: [] };
   const disks: { readonly host: string; readonly path: string }[] = [];
+  const findings: Finding[] = [];
   for (const part of word.split(",")) {
     const colon = part.indexOf(":/");
     const [ref, path] = [part.slice(0, Math.max(0, colon)).trim(), part.slice(colon + 1).trim()];
-    if (ref === "" || !PATH.test(path) || path.includes("/..")) return refused(badDisks(part));
+    if (ref === "" || !PATH.test(path) || path.includes("/..")) {
+      findings.push(badDisks(part));
+      continue;
+    }
     const host = hostMeant(ref, hosts);
-    if (host.kind === "refused") return host;
+    if (host.kind === "refused") {
+      findings.push(host.finding);
+      continue;
+    }
     const same = disks.some((disk) => disk.host === host.value.id && disk.path === path);
     if (!same) disks.push({ host: host.value.id, path });
   }
-  return ok({ kind: "named", disks });
+  return { wish: { kind: "named", disks }, findings };
 }
 
 /** A whole number from 1 to 8: E-VOL-08. */

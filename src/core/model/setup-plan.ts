@@ -77,7 +77,8 @@ export function planSetup(input: SetupInput): SetupDecision {
   const hosts = input.hosts.toSorted((a, b) => byText(a.name, b.name) || byText(a.id, b.id));
   const up = hosts.filter(({ isUp }) => isUp);
   const copies = input.wishes.copies ?? Math.max(1, Math.min(2, up.length));
-  const findings = [...whoFindings(up), ...clockFindings(up)];
+  const { unread } = input.wishes;
+  const findings = [...unread.map(({ finding: one }) => one), ...whoFindings(up), ...clockFindings(up)];
   if (up.length === 0) findings.push(noHost());
   if (copies < 1 || copies > COPIES_MAX)
     findings.push(
@@ -96,9 +97,9 @@ export function planSetup(input: SetupInput): SetupDecision {
     return blankDisks(host);
   };
   const room = up.filter((host) => disksOf(host).length > 0 || poolsBytesOf(host) > 0n);
-  // Where a named disk can't be had, that is told, and nothing that follows from it.
-  if (room.length < copies && up.length > 0 && named.findings.length === 0)
-    findings.push(tooFewDisks(up, room, copies, wish));
+  // Where a named disk can't be had, or what is wanted isn't known, that is told, and nothing that follows from it.
+  const isKnown = unread.every(({ about }) => about === "network") && named.findings.length === 0;
+  if (room.length < copies && up.length > 0 && isKnown) findings.push(tooFewDisks(up, room, copies, wish));
   if (findings.length > 0 || network.kind === "refused") return { kind: "refused", findings };
   const names = namesOf(up);
   const begin = beginner(up, input.first);
@@ -185,12 +186,7 @@ function chooseNetwork(up: readonly SetupHost[], wished: string | null): Network
   const newcomers = up.filter(({ weft }) => weft.kind !== "member");
   const all = new Map(up.flatMap(({ networks }) => networks.map((network) => [network.id, network])));
   if (wished !== null && !all.has(wished)) {
-    const what = finding("E-SETUP-03", `No host has a network ${wished}.`, {
-      facts: { network: wished },
-      ...SAFE,
-      do: LIST,
-    });
-    return { kind: "refused", findings: [what] };
+    return { kind: "refused", findings: [noNetwork(wished)] };
   }
   const candidates = (wished === null ? candidatesOf(up) : [wished]).toSorted(byText);
   const graded = candidates.map((id) => ({
@@ -211,7 +207,14 @@ function chooseNetwork(up: readonly SetupHost[], wished: string | null): Network
   return { kind: "ok", value: { id: best.id, name: all.get(best.id)?.name ?? best.id } };
 }
 
-const LIST = [{ why: "See all", command: "xe network-list params=uuid,name-label" }];
+/** `id`: of no network of the pool. */
+export function noNetwork(id: string): Finding {
+  return finding("E-SETUP-03", `No host has a network ${id}.`, {
+    facts: { network: id },
+    ...SAFE,
+    do: [{ why: "See all", command: "xe network-list params=uuid,name-label" }],
+  });
+}
 
 /** Networks that newcomers may be on: the members' where there are some. */
 function candidatesOf(up: readonly SetupHost[]): readonly string[] {

@@ -5,9 +5,8 @@
  * - where the pool's hosts are in a cluster already, an SR's creation changes none of them, unless disks are named for it;
  * - what stands in the way is told with all findings, and nothing was done then.
  */
-import { findingsText } from "../../core/model/setup-text.ts";
 import type { SmContext } from "../call.ts";
-import { faultCodes, SmFault } from "../faults.ts";
+import { keyFindings, refuseFor, registrationFindings, wordFindings, wordsOf } from "./device-config.ts";
 import { joinThroughPool } from "./join-pool.ts";
 import { hostOfRef, readPool } from "./pool-records.ts";
 import { reclaimThroughPool } from "./reclaim-host.ts";
@@ -21,28 +20,33 @@ const JOIN_MS = 8000;
 
 type Needed = Pick<SmContext, "agent" | "xapi" | "call" | "log">;
 
-/** Before an SR is registered. Keys of the device-config: `disks`, `copies`, `network`. */
-export async function ensureCluster({ agent, xapi, call, log }: Needed): Promise<void> {
+/** Before an SR is registered. A device-config that can't be had is refused with all that is wrong with it. */
+export async function ensureCluster(needed: Needed & Pick<SmContext, "refusedDatapath">): Promise<void> {
+  const { agent, xapi, call, log } = needed;
   const { deviceConfig, hostRef } = call;
-  const words = {
-    disks: deviceConfig.get("disks") ?? null,
-    copies: deviceConfig.get("copies") ?? null,
-    network: deviceConfig.get("network") ?? null,
-  };
-  if (words.disks === null && (await agent.status()).kind === "cluster") return;
+  const words = wordsOf(deviceConfig);
+  const keys = keyFindings(needed);
+  const status = words.disks === null ? await agent.status() : null;
+  if (status?.kind === "cluster") {
+    refuseFor([...keys, ...(await registrationFindings(words, status, () => readPool(xapi)))]);
+    return;
+  }
+  const certain = [...keys, ...wordFindings(words)];
   const context = { agent, xapi: xapi.patient(STEP_MS), hostRef, log };
+  if (certain.length > 0) {
+    // What is wrong with the pool besides is told with it; who can't be asked about that doesn't hide it.
+    const decision = await planPool(context, words).then(
+      (planned) => planned.decision,
+      () => null,
+    );
+    refuseFor(decision?.kind === "refused" ? [...keys, ...decision.findings] : certain);
+  }
   const { hostname } = hostOfRef(await readPool(context.xapi), hostRef);
   await alone(context.xapi, hostname, Date.now(), async () => {
     const planned = await planPool(context, words);
     const { decision } = planned;
-    if (decision.kind === "refused") {
-      throw new SmFault(
-        faultCodes.configParamsMissing,
-        findingsText(decision.findings),
-        "the same, with a plan that is shown first: weft init --plan",
-      );
-    }
-    await runPlan(context, planned, decision.plan);
+    if (decision.kind === "refused") refuseFor(decision.findings);
+    else await runPlan(context, planned, decision.plan);
   });
 }
 

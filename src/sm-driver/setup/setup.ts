@@ -7,14 +7,7 @@
  * - what a plug-in is told is public: it stands in its arguments.
  */
 import { parseUuid } from "../../core/model/ids.ts";
-import {
-  type DisksWish,
-  parseCopiesWish,
-  parseDisksWish,
-  parseNetworkWish,
-  type SetupHost,
-  type SetupWishes,
-} from "../../core/model/setup-facts.ts";
+import { readWishes, type SetupHost, type SetupWords } from "../../core/model/setup-facts.ts";
 import {
   plainName,
   planSetup,
@@ -23,7 +16,7 @@ import {
   type SetupStep,
 } from "../../core/model/setup-plan.ts";
 import type { AgentClient } from "../../core/wire/agent-client.ts";
-import { decided, isWeftError, reasonOf } from "../../core/wire/errors.ts";
+import { isWeftError, reasonOf } from "../../core/wire/errors.ts";
 import type { Log } from "../call.ts";
 import { isXapiError, type XenApi } from "../xen-api.ts";
 import { disksOf, type Inventory, parseInventory, takeInventory, weftOf } from "./inventory.ts";
@@ -38,13 +31,6 @@ export type SetupContext = {
   readonly log: Log;
 };
 
-/** As people write them: in a device-config, or on a command line. */
-export type SetupWords = {
-  readonly disks: string | null;
-  readonly copies: string | null;
-  readonly network: string | null;
-};
-
 export type PlannedSetup = {
   readonly pool: XapiPool;
   readonly self: PoolHost;
@@ -55,7 +41,7 @@ export async function planPool(context: SetupContext, words: SetupWords): Promis
   const pool = await readPool(context.xapi);
   const self = hostOfRef(pool, context.hostRef);
   const hosts = await Promise.all(pool.hosts.map((host) => factsOf(context, self, host)));
-  const wishes = wishesOf(words, hosts);
+  const wishes = readWishes(words, hosts);
   return { pool, self, decision: planSetup({ hosts, wishes, first: self.uuid }) };
 }
 
@@ -98,16 +84,6 @@ function refOf(pool: XapiPool, uuid: string): string {
   const host = pool.hosts.find((one) => one.uuid === uuid);
   if (host === undefined) throw new Error(`a plan names a host ${uuid} that the pool has not`);
   return host.ref;
-}
-
-/** Words that can't be understood: E-ARG-01, E-ARG-02, E-VOL-08. */
-export function wishesOf({ disks, copies, network }: SetupWords, hosts: readonly SetupHost[]): SetupWishes {
-  const wish: DisksWish | null = disks === null ? null : decided(parseDisksWish(disks, hosts));
-  return {
-    disks: wish,
-    copies: copies === null ? null : decided(parseCopiesWish(copies)),
-    network: network === null ? null : decided(parseNetworkWish(network)),
-  };
 }
 
 async function factsOf(context: SetupContext, self: PoolHost, host: PoolHost): Promise<SetupHost> {
