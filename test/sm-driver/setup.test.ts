@@ -349,6 +349,12 @@ void t.test(
       ({ host: is }) => is !== "",
     );
     t.not(other.host, was);
+    // A store of two votes has no majority without h2.
+    await eventually(
+      "the third vote",
+      () => h1.weft.client.status(),
+      (now) => now.kind === "cluster" && now.store.members.filter(({ learner }) => !learner).length === 3,
+    );
 
     await h2.weft.stopAgent();
     await h2.weft.etcd.stop();
