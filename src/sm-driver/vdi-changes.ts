@@ -5,7 +5,7 @@
  * - sizes and data are never among it: those the store knows, and XAPI is told;
  * - what only means something to XAPI as it runs (attach tags, hosts' caches) is not kept.
  */
-import { SR_TEXT_MAX } from "../core/model/vdi.ts";
+import { keptConfig, SR_TEXT_MAX } from "../core/model/vdi.ts";
 import type { VdiChanges } from "../core/wire/agent-client.ts";
 import type { VdiAnswer } from "../core/wire/sr-api.ts";
 import type { VdiRecord } from "./xapi-records.ts";
@@ -17,7 +17,7 @@ const MOMENTARY = /^(?:host_|read-caching-|paused$|activating$|relinking$)/;
 export function vdiChanges(record: VdiRecord, snapshotOf: string | null, vdi: VdiAnswer): VdiChanges {
   const label = cut(record.label, SR_TEXT_MAX.label);
   const description = cut(record.description, SR_TEXT_MAX.description);
-  const smConfig = kept(record.smConfig);
+  const smConfig = keptConfig(Array.from(record.smConfig).filter(([key]) => !MOMENTARY.test(key)));
   const isVolume = vdi.snapshot === null;
   return {
     ...(label === vdi.label ? {} : { label }),
@@ -41,18 +41,6 @@ export function cut(text: string, max: number): string {
 /** XAPI says cbt_metadata before the data is gone: the command that takes it away says so to the store. */
 function followsType(type: string, vdi: VdiAnswer): boolean {
   return type !== vdi.type && type !== "" && type.length <= SR_TEXT_MAX.type && type !== "cbt_metadata";
-}
-
-function kept(smConfig: ReadonlyMap<string, string>): Record<string, string> {
-  return Object.fromEntries(
-    Array.from(smConfig)
-      .filter(([key, value]) => !MOMENTARY.test(key) && fits(key, value))
-      .slice(0, SR_TEXT_MAX.entries),
-  );
-}
-
-function fits(key: string, value: string): boolean {
-  return key !== "" && key.length <= SR_TEXT_MAX.type && value.length <= SR_TEXT_MAX.label;
 }
 
 function areSame(one: Readonly<Record<string, string>>, other: Readonly<Record<string, string>>): boolean {

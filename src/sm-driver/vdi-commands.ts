@@ -9,7 +9,7 @@
  * - each of them may be cut off anywhere, and the next try of the same finds what the first one did.
  */
 import { parseUuid } from "../core/model/ids.ts";
-import { SR_TEXT_MAX, wholeBlocks } from "../core/model/vdi.ts";
+import { keptConfig, SR_TEXT_MAX, wholeBlocks } from "../core/model/vdi.ts";
 import { reasonOf } from "../core/wire/errors.ts";
 import type { VdiAnswer } from "../core/wire/sr-api.ts";
 import {
@@ -45,18 +45,23 @@ const create: Command = async (context) => {
   const sr = srOf(call);
   const type = call.vdiType ?? "user";
   refuseShared(type);
+  const words = {
+    label: argOf(call, 1, "name_label"),
+    description: argOf(call, 2, "name_description"),
+    smConfig: Object.fromEntries(call.vdiSmConfig),
+  };
   const asked = {
     size: sizeArg(call, 0, "virtual size"),
-    label: cut(argOf(call, 1, "name_label"), SR_TEXT_MAX.label),
-    description: cut(argOf(call, 2, "name_description"), SR_TEXT_MAX.description),
+    label: cut(words.label, SR_TEXT_MAX.label),
+    description: cut(words.description, SR_TEXT_MAX.description),
     type,
     isSnapshot: flagArg(call, 4, "is_a_snapshot"),
     snapshotTime: momentOf(argOf(call, 5, "snapshot_time")),
     snapshotOf: await uuidOfVdi(context, argOf(call, 6, "snapshot_of")),
     readOnly: flagArg(call, 7, "read_only"),
-    smConfig: Object.fromEntries(call.vdiSmConfig),
+    smConfig: keptConfig(call.vdiSmConfig),
   };
-  const known = { metadataOfPool: refOf(argOf(call, 3, "metadata_of_pool")) };
+  const known = { metadataOfPool: refOf(argOf(call, 3, "metadata_of_pool")), words };
   const make = (uuid: string): Promise<VdiAnswer> => agent.createVdi(sr.uuid, { uuid, ...asked });
   if (call.vdiUuid === null) return made(context, newUuid(), make, known);
   // XAPI names one only for its backup of the pool's metadata, which it looks for by that: asked again, it is the same.
@@ -90,8 +95,11 @@ const introduce: Command = async (context) => {
     );
   const vdi = await agent.introduceVdi(sr.uuid, { uuid: uuid.toLowerCase() });
   const smConfig = { ...vdi.smConfig, ...Object.fromEntries(call.vdiSmConfig) };
-  const noted = call.vdiSmConfig.size === 0 ? vdi : await agent.changeVdi(vdi.uuid, { smConfig });
-  return told(context, noted);
+  const isSaid = call.vdiSmConfig.size > 0;
+  const noted = isSaid
+    ? await agent.changeVdi(vdi.uuid, { smConfig: keptConfig(Object.entries(smConfig)) })
+    : vdi;
+  return told(context, noted, { words: { smConfig } });
 };
 
 /** XAPI's record has changed: what the store keeps of it follows, for the day on which XAPI's database is lost. */
@@ -193,12 +201,17 @@ async function made(
 async function told(
   context: SmContext,
   vdi: VdiAnswer,
-  { snapshotOf = null, metadataOfPool = null }: Known = {},
+  { snapshotOf = null, metadataOfPool = null, words = {} }: Known = {},
 ): Promise<SmValue> {
   const { call, agent, xapi, log } = context;
   const { uuid } = vdi;
   const origin = snapshotOf ?? (vdi.snapshotOf === null ? null : await vdiRef(xapi, vdi.snapshotOf));
-  const introduction = introductionOf(vdi, { srRef: srOf(call).ref, snapshotOf: origin, metadataOfPool });
+  const introduction = introductionOf(vdi, {
+    srRef: srOf(call).ref,
+    snapshotOf: origin,
+    metadataOfPool,
+    words,
+  });
   await introduceVdi(xapi, introduction);
   try {
     if (!vdi.settled) await agent.changeVdi(uuid, { settled: true });

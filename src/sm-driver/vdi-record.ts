@@ -19,11 +19,13 @@ export type Introduction = {
   readonly snapshotOf: string | null;
   /** Ref of the pool whose metadata it holds; null: of none. */
   readonly metadataOfPool: string | null;
+  /** What the call says of it, of which the store keeps no more than fits there. */
+  readonly words?: Partial<Pick<VdiIntroduce, "label" | "description" | "smConfig">>;
 };
 
 export function introductionOf(
   vdi: VdiAnswer,
-  { srRef, snapshotOf, metadataOfPool }: Introduction,
+  { srRef, snapshotOf, metadataOfPool, words = {} }: Introduction,
 ): VdiIntroduce {
   return {
     uuid: vdi.uuid,
@@ -43,6 +45,7 @@ export function introductionOf(
     cbt: vdi.cbt,
     smConfig: vdi.smConfig,
     metadataOfPool,
+    ...words,
   };
 }
 

@@ -33,6 +33,11 @@ void t.test("driver: a disk's life on two hosts, as XAPI orders the calls", asyn
   });
   t.match(await second.client.volume(uuid), { name: `vdi-${uuid}`, copies: 2 });
 
+  // More than a volume can have; and an SR of a size, which is that of its pools all the same.
+  await t.rejects(h1.create(1n << 63n), { code: 79, message: /E-VOL-02/ });
+  pool.warnings.length = 0;
+  await h1.call("sr_create", { args: [String(100n * GIB)], deviceConfig: { copies: "2" } });
+
   // It starts on the second host, while the first one is the master.
   await h2.start(uuid);
   t.match(await first.client.vdi(uuid), { openOn: { name: second.name } });

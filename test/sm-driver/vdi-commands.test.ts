@@ -115,6 +115,63 @@ void t.test(
   },
 );
 
+void t.test("vdi_create: names, sm_config and sizes as people and XAPI give them", async (t) => {
+  const world = await World.start(t);
+  const h1 = world.host(0);
+  const create = async (fields: { readonly [at: number]: string }, call = {}): Promise<string> => {
+    const args = ["4096", "disk", "", "OpaqueRef:NULL", "false", "19700101T00:00:00Z", "", "false"];
+    return h1.uuid("vdi_create", {
+      args: args.map((one, at) => fields[at] ?? one),
+      vdiType: "user",
+      ...call,
+    });
+  };
+
+  // XAPI has all of a text, the store as much as it keeps; a scan takes nothing of it back.
+  const names = ["two\nlines\tand 'quotes' \"double\" <&>", "\u{1f4be}".repeat(3), "x".repeat(10_000), ""];
+  const blob = Buffer.alloc(6000, "weft").toString("base64");
+  const many = Object.fromEntries(Array.from({ length: 100 }, (_, n) => [`key-${n}`, `value ${n}`]));
+  const huge = { ...many, huge: "y".repeat(40_000) };
+  for (const name of names) {
+    const uuid = await create({ 1: name, 2: name.repeat(2) }, { vdiSmConfig: { blob, ...many } });
+    const whole = { name_label: name, name_description: name.repeat(2), sm_config: { blob, ...many } };
+    t.match(world.record(uuid), whole);
+    t.equal(world.store.disk(uuid).label, name.slice(0, 1024));
+    t.strictSame(world.store.disk(uuid).smConfig, { blob, ...many });
+    await h1.call("vdi_update", { vdiUuid: uuid });
+    await h1.call("sr_scan");
+    t.match(world.record(uuid), whole);
+  }
+  const uuid = await create({}, { vdiSmConfig: huge });
+  t.strictSame(world.record(uuid)["sm_config"], huge);
+  t.strictSame(world.store.disk(uuid).smConfig, many, "what is too large is XAPI's alone");
+  h1.steps.begin(null);
+  await h1.call("vdi_update", { vdiUuid: uuid });
+  t.notOk(h1.steps.done.some((step) => step.startsWith("PATCH")));
+
+  t.match(world.record(await create({ 0: "1" })), { virtual_size: "4096" });
+  for (const [size, number] of [
+    ["0", /^79: /],
+    ["-1", /^143: /],
+    ["1e9", /^143: /],
+    ["0x1000", /^143: /],
+    [" 4096", /^143: /],
+    ["", /^143: /],
+    ["4096.0", /^143: /],
+    ["99999999999999999999", /^143: /],
+  ] as const)
+    t.match(await fault(create({ 0: size })), number, `size "${size}"`);
+
+  const pool = world.xapi.add("pool", {});
+  t.match(world.record(await create({ 3: pool })), { metadata_of_pool: pool });
+  const readOnly = await create({ 7: "true" });
+  t.match(world.record(readOnly), { read_only: true });
+  t.match(await fault(h1.plug(readOnly)), /^46: .*read-only.*mode=RO/);
+  await h1.plug(readOnly, false);
+  t.strictSame(world.differences(), []);
+  t.strictSame(world.xapi.violations, []);
+});
+
 void t.test("vdi_delete: the disk and XAPI's record go; what is gone already is no error", async (t) => {
   const world = await World.start(t, 2);
   const [h1, h2] = [world.host(0), world.host(1)];

@@ -13,7 +13,33 @@ import type { Snapshot } from "./snapshot.ts";
 import type { VolumeRecord, Want } from "./volume-record.ts";
 
 /** Free text that XAPI's door keeps with them, in characters: a list of thousands still is one answer. */
-export const SR_TEXT_MAX = { label: 1024, description: 4096, type: 64, entries: 64 };
+export const SR_TEXT_MAX = { label: 1024, description: 4096, type: 64 };
+/** Of XAPI's sm_config, all of its keys and values together: a request with it still is one. */
+const SM_CONFIG_MAX = 15_360;
+/** What an entry of it takes beside its letters. */
+const ENTRY_LETTERS = 8;
+
+/** As much of it as is kept with a disk, whatever the order in which it is given: all of it, unless it is huge. */
+export function keptConfig(given: Iterable<readonly [key: string, value: string]>): Record<string, string> {
+  let left = SM_CONFIG_MAX;
+  const kept: (readonly [string, string])[] = [];
+  for (const entry of [...given].toSorted(([one], [other]) => (one < other ? -1 : 1))) {
+    const letters = lettersOf(entry);
+    if (letters > left) continue;
+    left -= letters;
+    kept.push(entry);
+  }
+  return Object.fromEntries(kept);
+}
+
+/** Can all of it be kept? */
+export function isKeptConfig(given: Readonly<Record<string, string>>): boolean {
+  return Object.entries(given).reduce((sum, entry) => sum + lettersOf(entry), 0) <= SM_CONFIG_MAX;
+}
+
+function lettersOf([key, value]: readonly [string, string]): number {
+  return key.length + value.length + ENTRY_LETTERS;
+}
 
 /** Nobody waits longer for another host to close a disk: the agent's answers have a deadline of their own. */
 export const ACTIVATE_MS_MAX = 45_000;

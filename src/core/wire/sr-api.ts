@@ -10,7 +10,7 @@
 import { z } from "zod";
 
 import { COPIES_MAX } from "../model/limits.ts";
-import { ACTIVATE_MS_MAX, SR_TEXT_MAX } from "../model/vdi.ts";
+import { ACTIVATE_MS_MAX, isKeptConfig, SR_TEXT_MAX } from "../model/vdi.ts";
 import { instant, u64, uuid } from "./json-types.ts";
 
 /** XAPI's name_label and name_description: whatever people write. */
@@ -18,9 +18,7 @@ export const label = z.string().max(SR_TEXT_MAX.label);
 export const description = z.string().max(SR_TEXT_MAX.description);
 /** XAPI's word for what a disk is for (`user`, `system`, `ephemeral`, …): it comes back as it was given. */
 export const vdiType = z.string().min(1).max(SR_TEXT_MAX.type);
-export const smConfig = z
-  .record(z.string().min(1).max(SR_TEXT_MAX.type), z.string().max(SR_TEXT_MAX.label))
-  .refine((given) => Object.keys(given).length <= SR_TEXT_MAX.entries, "expected fewer entries");
+const smConfig = z.record(z.string(), z.string()).refine(isKeptConfig, "expected less of it");
 
 const host = z.object({ uuid, name: z.string() });
 

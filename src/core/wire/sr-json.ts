@@ -13,7 +13,7 @@ import type { Sr } from "../model/sr.ts";
 import type { Vdi } from "../model/vdi.ts";
 import { instant, uuid } from "./json-types.ts";
 import { objectOf, reader, RECORD_FORMAT } from "./record.ts";
-import { description, label, smConfig, vdiType } from "./sr-api.ts";
+import { description, label, vdiType } from "./sr-api.ts";
 
 const srJson = z
   .object({
@@ -55,7 +55,7 @@ const vdiJson = z
     isSnapshot: z.boolean(),
     snapshotOf: uuid.nullable(),
     snapshotTime: instant.nullable(),
-    smConfig,
+    smConfig: z.record(z.string(), z.string()),
     settled: z.boolean(),
     createdAt: instant,
     resetTo: snapshotId.nullable().default(null),
