@@ -96,6 +96,7 @@ function settersOf(
     ],
     ["set_cbt_enabled", cbt, cbt !== record.cbt],
     ["set_is_a_snapshot", true, isOurSnapshot && !record.isSnapshot],
+    ["set_read_only", false, isOurSnapshot && record.readOnly],
     [
       "set_snapshot_of",
       origin ?? NULL_REF,

@@ -118,9 +118,25 @@ const snapshot: Command = async (context) => {
   const { call, agent, newUuid } = context;
   const { ref, uuid } = vdiOf(call);
   refuseMirror(context);
-  await dropMarkIfPersisting(context, await agent.vdi(uuid));
-  return made(context, newUuid(), (of) => agent.snapshotVdi(uuid, { uuid: of }), { snapshotOf: ref });
+  const vdi = await agent.vdi(uuid);
+  if (vdi.sharable)
+    throw new SmFault(
+      faultCodes.vdiSnapshot,
+      `The disk ${uuid} is sharable, and XAPI takes no snapshots of such.`,
+      "xe vdi-param-set uuid=… sharable=false",
+    );
+  await dropMarkIfPersisting(context, vdi);
+  const take = (of: string): Promise<VdiAnswer> =>
+    vdi.snapshot === null ? agent.snapshotVdi(uuid, { uuid: of }) : snapshotAgain(context, uuid, of);
+  return made(context, newUuid(), take, { snapshotOf: ref });
 };
+
+/** What nobody writes looks the same for ever: a snapshot of a snapshot is a clone of it that XAPI knows for one. */
+async function snapshotAgain({ agent }: SmContext, uuid: string, of: string): Promise<VdiAnswer> {
+  await agent.cloneVdi(uuid, { uuid: of });
+  const snapshotTime = new Date().toISOString();
+  return agent.changeVdi(of, { isSnapshot: true, snapshotOf: uuid, snapshotTime });
+}
 
 const clone: Command = async (context) => {
   const { call, agent, newUuid } = context;

@@ -35,7 +35,7 @@ export function introductionOf(
     description: vdi.description,
     type: vdi.type,
     sharable: vdi.sharable,
-    readOnly: vdi.readOnly,
+    readOnly: isReadOnlyToXapi(vdi),
     managed: vdi.managed,
     size: vdi.size,
     physicalUtilisation: vdi.physicalUtilisation,
@@ -47,6 +47,15 @@ export function introductionOf(
     metadataOfPool,
     ...words,
   };
+}
+
+/**
+ * As sm has it, a snapshot's record is not. XAPI makes disks by such records: where a VM is imported that was exported with its
+ * snapshots, and where it moves to another SR. A disk so made would be read-only, and nothing could be written into it. Who attaches a
+ * snapshot for writing is refused by the driver.
+ */
+export function isReadOnlyToXapi({ snapshot, readOnly }: Pick<VdiAnswer, "snapshot" | "readOnly">): boolean {
+  return snapshot === null && readOnly;
 }
 
 export async function tellVdiSizes({ xapi }: SmContext, ref: string, vdi: VdiAnswer): Promise<void> {

@@ -4,6 +4,7 @@ import t from "tap";
 
 import type { VdiAnswer } from "../../src/core/wire/sr-api.ts";
 import { planScan, type ScanPlan, snapshotOfRef } from "../../src/sm-driver/scan.ts";
+import { isReadOnlyToXapi } from "../../src/sm-driver/vdi-record.ts";
 import { NULL_REF, type VdiRecord } from "../../src/sm-driver/xapi-records.ts";
 
 const SR = "8d2e2c0e-4a54-4b8c-9d2a-7d3f4f8d9f01";
@@ -154,9 +155,14 @@ await t.test(
 );
 
 await t.test("scan: a snapshot that XAPI knows without its disk is told of it", async (t) => {
-  const records = [record(1, { isSnapshot: true, readOnly: true }), record(2)];
+  const records = [record(1, { isSnapshot: true }), record(2)];
   t.strictSame(planned([vdi(1, snapshotOf(1, 2)), vdi(2)], records, NOW).update, [
     { ref: "OpaqueRef:1", uuid: idOf(1), set: [["set_snapshot_of", "OpaqueRef:2"]] },
+  ]);
+  // A read-only record, of which XAPI would make a read-only disk where the VM is imported, is none any more.
+  const known = record(1, { isSnapshot: true, snapshotOf: "OpaqueRef:2", readOnly: true });
+  t.strictSame(planned([vdi(1, snapshotOf(1, 2)), vdi(2)], [known, record(2)], NOW).update, [
+    { ref: "OpaqueRef:1", uuid: idOf(1), set: [["set_read_only", false]] },
   ]);
 });
 
@@ -177,6 +183,7 @@ function done(
       physicalUtilisation: BigInt(set.get("set_physical_utilisation") ?? one.physicalUtilisation),
       cbt: (set.get("set_cbt_enabled") as boolean | undefined) ?? one.cbt,
       isSnapshot: (set.get("set_is_a_snapshot") as boolean | undefined) ?? one.isSnapshot,
+      readOnly: (set.get("set_read_only") as boolean | undefined) ?? one.readOnly,
       snapshotOf: (set.get("set_snapshot_of") as string | undefined) ?? one.snapshotOf,
     };
   });
@@ -185,7 +192,7 @@ function done(
     const ref = `OpaqueRef:new ${one.uuid}`;
     const origin = snapshotOfRef(one, refs) ?? NULL_REF;
     refs.set(one.uuid, ref);
-    const { uuid, label, description, type, sharable, readOnly, managed, size } = one;
+    const { uuid, label, description, type, sharable, managed, size } = one;
     const { physicalUtilisation, isSnapshot, cbt, smConfig } = one;
     return {
       uuid,
@@ -194,7 +201,7 @@ function done(
       description,
       type,
       sharable,
-      readOnly,
+      readOnly: isReadOnlyToXapi(one),
       managed,
       size,
       physicalUtilisation,
@@ -234,6 +241,7 @@ await t.test("scan: done once it has nothing left to do, and never forgets what 
     label: fc.constantFrom("a", "b"),
     cbt: fc.boolean(),
     managed: fc.boolean(),
+    readOnly: fc.boolean(),
   });
   const lists = fc.tuple(
     fc.uniqueArray(stored, { selector: (one) => one.n }),

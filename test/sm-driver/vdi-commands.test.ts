@@ -172,6 +172,41 @@ void t.test("vdi_create: names, sm_config and sizes as people and XAPI give them
   t.strictSame(world.xapi.violations, []);
 });
 
+void t.test("vdi_snapshot, vdi_clone: of snapshots, of clones, of what VMs share", async (t) => {
+  const world = await World.start(t);
+  const h1 = world.host(0);
+  const uuid = await h1.create(GIB, "root");
+  await h1.start(uuid);
+  world.write(0, uuid, "monday");
+  const snapshot = await h1.copy("vdi_snapshot", uuid);
+  world.write(0, uuid, "tuesday");
+
+  const again = await h1.copy("vdi_snapshot", snapshot);
+  t.match(world.record(again), { is_a_snapshot: true, snapshot_of: world.xapi.vdiRef(snapshot) });
+  t.match(world.store.disk(again), {
+    isSnapshot: true,
+    snapshotOf: snapshot,
+    content: "monday",
+    settled: true,
+  });
+  await h1.call("vdi_delete", { vdiUuid: snapshot });
+  const clone = await h1.copy("vdi_clone", await h1.copy("vdi_clone", again));
+  t.match(world.record(clone), { is_a_snapshot: false, snapshot_of: "OpaqueRef:NULL", read_only: false });
+  await h1.start(clone);
+  t.equal(world.store.disk(clone).content, "monday");
+  h1.steps.begin(null);
+  await h1.call("sr_scan");
+  t.notOk(
+    h1.steps.done.some((step) => step.startsWith("PATCH") || step.startsWith("VDI.set_")),
+    "a scan has nothing to add",
+  );
+
+  world.xapi.set(world.xapi.vdiRef(uuid), "sharable", true);
+  await h1.call("vdi_update", { vdiUuid: uuid });
+  t.match(await fault(h1.uuid("vdi_snapshot", { vdiUuid: uuid, driverParams: {} })), /^82: .*sharable/);
+  t.strictSame(world.differences(), []);
+});
+
 void t.test("vdi_delete: the disk and XAPI's record go; what is gone already is no error", async (t) => {
   const world = await World.start(t, 2);
   const [h1, h2] = [world.host(0), world.host(1)];
@@ -264,7 +299,7 @@ void t.test(
       snapshot_time: /^20\d{6}T/,
       virtual_size: String(GIB),
       cbt_enabled: true,
-      read_only: true,
+      read_only: false,
     });
     t.equal(world.store.disk(snapshot).snapshotOf, uuid);
 
