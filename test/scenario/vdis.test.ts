@@ -62,6 +62,27 @@ await t.test(
         const { bitmap } = await one.changedVdiBlocks(uuid, snapshot);
         t.equal(Buffer.from(bitmap, "base64")[0], 0x80);
 
+        // Taken back to before it grew: in the size of then, and what was beyond comes back with no later growth.
+        const { uuid: grown } = await one.createVdi(sr, { uuid: randomUUID(), size: SIZE });
+        const [then, beyond] = [randomUUID(), Number(SIZE)];
+        const inGuest = async <T>(work: (disk: Disk) => Promise<T>): Promise<T> => {
+          using guest = await Disk.open((await two.activateVdi(grown, writable)).path);
+          const done = await work(guest);
+          guest[Symbol.dispose]();
+          await two.deactivateVdi(grown);
+          return done;
+        };
+        await inGuest((guest) => guest.write(0, block("x")));
+        await one.snapshotVdi(grown, { uuid: then });
+        await one.changeVdi(grown, { size: 2n * SIZE });
+        await inGuest((guest) => guest.write(beyond, block("y")));
+        t.match(await three.revertVdi(grown, then), { size: SIZE });
+        await one.changeVdi(grown, { size: 2n * SIZE });
+        await inGuest(async (guest) => {
+          t.ok((await guest.read(0, 4096)).equals(block("x")));
+          t.ok((await guest.read(beyond, 4096)).equals(Buffer.alloc(4096)));
+        });
+
         // The guest is gone, and nobody has closed its disk: whoever is told to start one takes it.
         moved[Symbol.dispose]();
         await until(async () => ((await two.vdiUsers(uuid)).users[0]?.connected === false ? true : null), {

@@ -9,8 +9,9 @@
  */
 import { CHANGED_GRAIN, type ChangedPage, joinPages } from "../model/changed-blocks.ts";
 import type { SnapshotId, VolumeId } from "../model/ids.ts";
+import { checkRevert } from "../model/revert.ts";
 import { diskOf, snapshotDiskOf, takenOtherwise, type Vdi, vdiName, wrongKind } from "../model/vdi.ts";
-import { isWeftError, WeftError } from "../wire/errors.ts";
+import { decided, isWeftError, WeftError } from "../wire/errors.ts";
 import type * as sr from "../wire/sr-api.ts";
 import { renderVdi } from "../wire/sr-json.ts";
 import { keys } from "../wire/store-keys.ts";
@@ -23,6 +24,7 @@ import { findSr, findVdi, type VdiFacts, vdiOf, whole, wholeDisk } from "./sr-fa
 import { inSr, usableSr } from "./srs.ts";
 import { dropHelper, helperIdOf, newSnapshotId, refuseRead, withHelper } from "./vdi-helpers.ts";
 import { makeVolume, showVdi, takenBy } from "./vdis.ts";
+import { changeVolume } from "./volumes.ts";
 
 /** Answers with the snapshot, when all copies have it. */
 export async function snapshotVdi(
@@ -137,7 +139,7 @@ function takenOf(
 }
 
 /**
- * In place, while no guest has it. What was taken of the disk as it was goes with that: a reset at boot does not go back
+ * In place and in its size of then, while no guest has it. What was taken of the disk as it was goes with that: a reset at boot does not go back
  * behind the revert, and nobody reads what was there before it.
  */
 export async function revertVdi(
@@ -147,8 +149,30 @@ export async function revertVdi(
 ): Promise<sr.VdiAnswer> {
   await context.mirror.sync();
   const facts = wholeDisk(findVdi(context.mirror, uuid));
-  await revert(context, takenOf(context, facts, snapshot, "this disk"), facts);
+  const id = takenOf(context, facts, snapshot, "this disk");
+  refuseRead(context, facts);
+  await sizeAsThen(context, facts, id);
+  await revert(context, id, facts);
   return showVdi(context, uuid);
+}
+
+/** What lies beyond it goes with the revert in any case: so whatever else stands against that is said before. */
+async function sizeAsThen(
+  context: MemberContext,
+  { vdi, want, record, extra }: VdiFacts,
+  id: SnapshotId,
+): Promise<void> {
+  const { snapshot } = findSnapshot(context.mirror, id);
+  const size = snapshot.sizeBytes;
+  if (want === null || record === null || record.sizeBytes === size) return;
+  const known = {
+    want,
+    cluster: context.view.cluster(),
+    ownerIsCaretaker: extra?.caretaker ?? false,
+    snapshot,
+  };
+  decided(checkRevert({ ...known, record: { ...record, sizeBytes: size } }));
+  await changeVolume(context, vdi.volume, { size, loseData: want.name });
 }
 
 /** The same, asked of a volume: it may be a disk. */

@@ -18,7 +18,7 @@ import {
   wholeBlocks,
   wrongKind,
 } from "../model/vdi.ts";
-import { checkDelete } from "../model/volume-check.ts";
+import { checkDelete, checkResize } from "../model/volume-check.ts";
 import { decided, isWeftError, WeftError } from "../wire/errors.ts";
 import type * as sr from "../wire/sr-api.ts";
 import { renderVdi } from "../wire/sr-json.ts";
@@ -201,18 +201,37 @@ export async function changeVdi(
 }
 
 async function growVdi(context: MemberContext, uuid: string, size: bigint): Promise<void> {
-  const { vdi, want, stage } = findVdi(context.mirror, uuid);
+  const facts = findVdi(context.mirror, uuid);
+  const { vdi, want, record, extra, stage } = facts;
   if (vdi.snapshot !== null) throw WeftError.fromFinding(wrongKind(vdi, "a disk, not a snapshot"));
   if (stage === "making") throw WeftError.fromFinding(stillMade(vdi));
-  if (want?.sizeBytes === size) return;
+  if (want === null || want.sizeBytes === size) return;
+  const known = {
+    want,
+    record,
+    cluster: context.view.cluster(),
+    ownerIsCaretaker: extra?.caretaker ?? false,
+  };
+  decided(checkResize({ ...known, sizeBytes: size, loseData: null }));
   // A disk that is reset at boot goes back now: it can't after it has grown. Who is cut short leaves no mark of the old size.
   if (vdi.resetTo !== null) {
-    await resetVdi(context, uuid, null);
+    await resetVdi(context, uuid, null).catch((error: unknown) => {
+      throw isWeftError(error, "E-VOL-12") ? resetUnderGuest(vdi, error) : error;
+    });
     await resetVdi(context, uuid, false);
   }
   await dropHelper(context, uuid, "reader");
   await changeVolume(context, vdi.volume, { size, loseData: null });
   if (vdi.resetTo !== null) await resetVdi(context, uuid, true);
+}
+
+function resetUnderGuest({ uuid, label }: Vdi, cause: WeftError): WeftError {
+  return new WeftError({
+    ...cause.toBody(),
+    message: `The virtual disk "${label}" (${uuid}) goes back at each boot of its guest, which has it open: it grows while that is shut down.`,
+    do: [{ why: "Shut the VM down first; or let its disk persist from now on", command: null }],
+    cause,
+  });
 }
 
 /** Into the trash, with its volume; a snapshot goes at once. One that is gone is no error. */

@@ -53,6 +53,46 @@ void t.test("agent: a disk that was taken back, or has grown, is read and reset 
   h1.weftd.connected.delete(uuid);
   await client.deactivateVdi(uuid);
 
+  // It grows by XAPI's door: it goes back first, and what it is then is marked; not under a guest, and not for a size that is refused.
+  const goesBack = revertedTo().length;
+  await t.rejects(client.changeVdi(uuid, { size: 63n * MIB }), { code: "E-VOL-15" });
+  await t.rejects(client.changeVdi(uuid, { size: 1n << 62n }), { code: "E-VOL-02" });
+  await client.activateVdi(uuid, { writable: true });
+  h1.weftd.connected.add(uuid);
+  await t.rejects(client.changeVdi(uuid, { size: 65n * MIB }), {
+    code: "E-VOL-12",
+    message: /^The virtual disk "root" .* goes back at each boot of its guest/,
+  });
+  h1.weftd.connected.delete(uuid);
+  await client.deactivateVdi(uuid);
+  t.equal(revertedTo().length, goesBack, "what is refused takes nothing back");
+  t.match(await client.changeVdi(uuid, { size: 65n * MIB }), { size: 65n * MIB, resets: true });
+  t.equal(revertedTo().length, goesBack + 1);
+
+  // By weft's own: it boots, and goes back to what it was then from now on.
+  const mark = (): Promise<string | undefined> =>
+    client
+      .snapshots()
+      .then((all) => all.find(({ name, state }) => name.startsWith("reset-") && state === "ready")?.id);
+  const marked = await mark();
+  await client.resizeVolume(uuid, 66n * MIB);
+  t.match(await client.resetVdi(uuid), { resets: true, size: 66n * MIB });
+  t.equal(revertedTo().length, goesBack + 1, "it can't go back to another size");
+  t.not(await mark(), marked);
+  t.equal(await marks(), 1);
+  await client.resetVdi(uuid);
+  t.equal(revertedTo().length, goesBack + 2);
+
+  // Taken back to a snapshot of another size it has that one's; where the snapshot can't be gone back to it keeps its own.
+  await client.activateVdi(uuid, { writable: true });
+  h1.weftd.connected.add(uuid);
+  await t.rejects(client.revertVdi(uuid, snapshot), { code: "E-VOL-12" });
+  t.match(await client.vdi(uuid), { size: 66n * MIB });
+  h1.weftd.connected.delete(uuid);
+  await client.deactivateVdi(uuid);
+  t.match(await client.revertVdi(uuid, snapshot), { size: 64n * MIB, resets: false });
+  t.equal(revertedTo().at(-1), snapshot);
+
   // A disk that nobody writes, while somebody reads it: it stays what it is, and the reader can close it.
   const iso = (await client.createVdi(sr, { uuid: randomUUID(), size: MIB, readOnly: true })).uuid;
   const old = randomUUID();
