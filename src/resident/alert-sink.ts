@@ -10,6 +10,7 @@ import type { Log } from "../core/agent/log.ts";
 import type { AgentOptions } from "../core/agent/options.ts";
 import { createMessages } from "../sm-driver/setup/messages.ts";
 import { readPool } from "../sm-driver/setup/pool-records.ts";
+import { tellAway, tellBack, whoToldAway } from "../sm-driver/setup/store-away.ts";
 import { withLocalSession } from "../sm-driver/setup/session.ts";
 
 const XAPI_MS = 20_000;
@@ -20,16 +21,26 @@ export function alertSink({ xapiSocket }: Pick<AgentOptions, "xapiSocket">, log:
     deadline: AbortSignal.timeout(XAPI_MS),
     log,
   });
+  const inPool = async <T>(absent: T, work: Parameters<typeof withLocalSession<T>>[1]): Promise<T> =>
+    (await isSocket(xapiSocket)) ? withLocalSession(local(), work) : absent;
   return {
     hosts: async () => {
-      if (!(await isSocket(xapiSocket))) return null;
-      const { hosts } = await withLocalSession(local(), readPool);
-      return new Set(hosts.map(({ uuid }) => uuid));
+      const pool = await inPool(null, readPool);
+      return pool === null ? null : new Set(pool.hosts.map(({ uuid }) => uuid));
     },
     say: async (messages) => {
       for (const { name, priority, text } of messages) log.warn({ name, priority }, text);
-      if (await isSocket(xapiSocket))
-        await withLocalSession(local(), (xapi) => createMessages(xapi, messages));
+      await inPool(undefined, (xapi) => createMessages(xapi, messages));
+    },
+    sayAway: async (message) => {
+      const isTold = await inPool(true, (xapi) => tellAway(xapi, message, Date.now()));
+      if (isTold) log.warn({ name: message.name, priority: message.priority }, message.text);
+      return isTold;
+    },
+    away: () => inPool(null, whoToldAway),
+    sayBack: async (message) => {
+      log.info({ name: message.name, priority: message.priority }, message.text);
+      await inPool(undefined, (xapi) => tellBack(xapi, message));
     },
   };
 }

@@ -19,7 +19,7 @@ import { IdentityFiles } from "../wire/identity-files.ts";
 import { openNextTrust } from "../wire/signed-trust.ts";
 import { StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
-import { alertFacts, AlertKeeper, type AlertSink } from "./alert-keeper.ts";
+import { alertFacts, AlertKeeper, type AlertSink, reachesStore } from "./alert-keeper.ts";
 import { askHost, askMembers, catchUp, followHosts, renewOwn } from "./ask-members.ts";
 import { type Audit, openAudit } from "./audit.ts";
 import { AuditHeads } from "./audit-head.ts";
@@ -526,7 +526,10 @@ export class Agent {
         ? null
         : new AlertKeeper({
             store,
+            name: self.name,
             isPlacer,
+            isStoreUp: () => view.storeUp,
+            reachesStore: (poolHost) => reachesStore(mirror, poolHost),
             sink: alerts,
             facts: (hosts) => alertFacts(context, hosts),
             log,

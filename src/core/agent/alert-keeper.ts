@@ -1,6 +1,7 @@
 /**
  * Tells the hypervisors' pool of trouble, once, and when it is over (core/model/alerts.ts). One agent of the cluster does: the
- * one that places. What was said stands in the store, so that the next one doesn't say it again.
+ * one that places. What was said stands in the store, so that the next one doesn't say it again. That the store itself has no
+ * majority nobody can write there: each agent that misses it tells the pool, which knows whether it was told.
  *
  * Must always hold:
  * - it is noted after it was said: who ends in between says it twice rather than never;
@@ -14,7 +15,10 @@ import {
   alertKinds,
   type KnownAlert,
   type Message,
+  STORE_AWAY_AFTER_MS,
+  STORE_BACK_MESSAGE,
   stepAlerts,
+  storeAwayMessage,
   troublesOf,
 } from "../model/alerts.ts";
 import type { HostId } from "../model/ids.ts";
@@ -24,6 +28,8 @@ import type { Entry, StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
 import type { Log } from "./log.ts";
+import { aliveOf } from "./facts.ts";
+import type { Mirror } from "./mirror.ts";
 import { xapiHostsOf } from "./sr-facts.ts";
 import { clusterStatus } from "./status.ts";
 import { readValue } from "./store-value.ts";
@@ -35,11 +41,21 @@ export type AlertSink = {
   readonly hosts: () => Promise<ReadonlySet<string> | null>;
   /** What it throws is said again later. */
   readonly say: (messages: readonly Message[]) => Promise<void>;
+  /** Once in the pool, whoever asks and however often. False: somebody is saying it just now; it is asked again. */
+  readonly sayAway: (message: Message) => Promise<boolean>;
+  /** Who said so, by the UUID that the pool knows it by; null: nobody did. */
+  readonly away: () => Promise<{ readonly host: string; readonly isUp: boolean } | null>;
+  readonly sayBack: (message: Message) => Promise<void>;
 };
 
 export type AlertKeeperOptions = {
   readonly store: StoreClient;
+  /** Of this host. */
+  readonly name: string;
   readonly isPlacer: () => boolean;
+  readonly isStoreUp: () => boolean;
+  /** Whether the host that the pool knows by this UUID reaches the store; true where nobody knows it. */
+  readonly reachesStore: (poolHost: string) => boolean;
   /** Null: not known now. */
   readonly facts: (poolHosts: ReadonlySet<string> | null) => Promise<AlertFacts | null>;
   readonly sink: AlertSink;
@@ -71,8 +87,17 @@ export async function alertFacts(
   };
 }
 
+/** Whether the host of that UUID has its lease; true where it is of none that the store knows. */
+export function reachesStore(mirror: Mirror, poolHost: string): boolean {
+  const ids = Array.from(xapiHostsOf(mirror)).flatMap(([id, uuid]) => (uuid === poolHost ? [id] : []));
+  const alive = aliveOf(mirror);
+  return ids.length === 0 || ids.some((id) => alive.has(id));
+}
+
 const stopWaitJson = z.looseObject({ name: z.string().max(256), why: z.string().max(4096) });
 const LOOK_MS = 15_000;
+/** Somebody else may have said that the store is away. */
+const ASK_MS = 60_000;
 
 const alertJson = z.looseObject({ since: instant, said: z.boolean() });
 
@@ -81,6 +106,9 @@ export class AlertKeeper {
   readonly #wake = new Wake();
   readonly #stop = new AbortController();
   #isStarted = false;
+  #awaySinceMs: number | null = null;
+  #isAwaySaid = false;
+  #askedAtMs: number | null = null;
 
   constructor(options: AlertKeeperOptions) {
     this.#options = options;
@@ -102,15 +130,39 @@ export class AlertKeeper {
     const { log } = this.#options;
     while (!this.#stop.signal.aborted) {
       await this.#wake.wait(LOOK_MS);
-      if (this.#stop.signal.aborted || !this.#options.isPlacer()) continue;
+      if (this.#stop.signal.aborted) continue;
       try {
-        await this.look();
+        await this.lookForStore();
+        if (this.#options.isPlacer()) await this.look();
       } catch (error) {
         // XAPI or the store is away: the next look says it.
         if (isWeftError(error)) log.debug({ code: error.code }, "alerts wait");
         else log.warn({ reason: reasonOf(error) }, "alerts were not said, and are later");
       }
     }
+  }
+
+  /** Every agent: a store without a majority is told by those who miss it, and its return by who places. */
+  async lookForStore(): Promise<void> {
+    const { name, sink, isStoreUp, isPlacer, reachesStore, nowMs = Date.now } = this.#options;
+    const now = nowMs();
+    if (!isStoreUp()) {
+      this.#askedAtMs = null;
+      const since = this.#awaySinceMs;
+      // A clock that was set back begins anew, rather than waiting for years.
+      this.#awaySinceMs = since === null || since > now ? now : since;
+      if (!this.#isAwaySaid && now - this.#awaySinceMs >= STORE_AWAY_AFTER_MS)
+        this.#isAwaySaid = await sink.sayAway(storeAwayMessage(name));
+      return;
+    }
+    this.#awaySinceMs = null;
+    this.#isAwaySaid = false;
+    const asked = this.#askedAtMs;
+    if (!isPlacer() || (asked !== null && asked <= now && now - asked < ASK_MS)) return;
+    const said = await sink.away();
+    this.#askedAtMs = now;
+    // Who is cut off alone would say it again at once; who is off says nothing any more.
+    if (said !== null && (!said.isUp || reachesStore(said.host))) await sink.sayBack(STORE_BACK_MESSAGE);
   }
 
   /** One look, and what is due. */

@@ -56,6 +56,24 @@ const MESSAGES: Readonly<
 };
 const OVER_PRIORITY = 5;
 
+/** A pool that is switched on, or a store that changes its leader, takes less. */
+export const STORE_AWAY_AFTER_MS = 60_000;
+
+/** What no store can keep: it has no majority, as far as this host sees. */
+export function storeAwayMessage(host: string): Message {
+  return {
+    name: "WEFT_STORE_AWAY",
+    priority: 2,
+    text: `${host} has had no answer of the store's majority for a minute. Running guests go on as long as their copies do; nothing can be started, moved or mended until enough hosts are back. See: weft status`,
+  };
+}
+
+export const STORE_BACK_MESSAGE: Message = {
+  name: "WEFT_STORE_AWAY_OVER",
+  priority: OVER_PRIORITY,
+  text: "The store has its majority again.",
+};
+
 export function stepAlerts(
   known: readonly KnownAlert[],
   troubles: readonly Trouble[],

@@ -63,6 +63,23 @@ export async function poolRef(xapi: XenApi): Promise<string> {
   throw new SmFault(faultCodes.apiFailure, "XAPI has no pool.");
 }
 
+/** False: the pool's other_config has this key already. XAPI adds one only where it isn't there, whoever asks at once. */
+export async function addToPool(xapi: XenApi, pool: string, key: string, value: string): Promise<boolean> {
+  try {
+    await xapi.call("pool.add_to_other_config", pool, key, value);
+    return true;
+  } catch (error) {
+    if (isXapiError(error, "MAP_DUPLICATE_KEY")) return false;
+    throw error;
+  }
+}
+
+/** Of the pool's other_config; null: it isn't there. */
+export async function readFromPool(xapi: XenApi, pool: string, key: string): Promise<string | null> {
+  const value = memberOf(await xapi.call("pool.get_other_config", pool), key);
+  return typeof value === "string" ? value : null;
+}
+
 export function hostOfRef(pool: XapiPool, ref: string | null): PoolHost {
   const host = pool.hosts.find((one) => one.ref === ref);
   if (host !== undefined) return host;

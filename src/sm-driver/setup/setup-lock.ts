@@ -6,10 +6,9 @@
  * - who has not added the key does nothing;
  * - a lock whose holder died ends by its age, which is above what any setup takes.
  */
-import { isXapiError, type XenApi } from "../xen-api.ts";
-import { memberOf } from "../xml.ts";
 import { WeftError } from "../../core/wire/errors.ts";
-import { poolRef } from "./pool-records.ts";
+import type { XenApi } from "../xen-api.ts";
+import { addToPool, poolRef, readFromPool } from "./pool-records.ts";
 
 const KEY = "weft-setup";
 const STALE_MS = 3_600_000;
@@ -26,15 +25,13 @@ export async function alone<T>(xapi: XenApi, by: string, nowMs: number, work: ()
 }
 
 async function take(xapi: XenApi, pool: string, value: string, nowMs: number): Promise<void> {
-  if (await add(xapi, pool, value)) return;
-  const config = await xapi.call("pool.get_other_config", pool);
-  const held = memberOf(config, KEY);
-  const [at = "", by = "another host"] = typeof held === "string" ? held.split(" ") : [];
+  if (await addToPool(xapi, pool, KEY, value)) return;
+  const [at = "", by = "another host"] = (await readFromPool(xapi, pool, KEY))?.split(" ") ?? [];
   const ageMs = nowMs - Date.parse(at);
   // What can't be read has no age, and is nobody's.
   if (Number.isNaN(ageMs) || ageMs > STALE_MS || ageMs < -STALE_MS) {
     await xapi.call("pool.remove_from_other_config", pool, KEY);
-    if (await add(xapi, pool, value)) return;
+    if (await addToPool(xapi, pool, KEY, value)) return;
   }
   throw new WeftError({
     code: "E-SETUP-16",
@@ -49,14 +46,4 @@ async function take(xapi: XenApi, pool: string, value: string, nowMs: number): P
       },
     ],
   });
-}
-
-async function add(xapi: XenApi, pool: string, value: string): Promise<boolean> {
-  try {
-    await xapi.call("pool.add_to_other_config", pool, KEY, value);
-    return true;
-  } catch (error) {
-    if (isXapiError(error, "MAP_DUPLICATE_KEY")) return false;
-    throw error;
-  }
 }

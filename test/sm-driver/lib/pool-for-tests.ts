@@ -88,7 +88,8 @@ export async function startPool(t: Scope, count: number, first: number): Promise
   };
 }
 
-async function poolOf(xapi: XapiServer): Promise<string> {
+/** XAPI's ref of its pool. */
+export async function poolOf(xapi: XapiServer): Promise<string> {
   const options = { socketPath: xapi.socketPath, subtaskOf: null, deadline: AbortSignal.timeout(5000) };
   return setupPoolRef(new XenApi({ ...options, sessionRef: xapi.openSession(NULL_REF) }));
 }
