@@ -4,6 +4,8 @@
  * Must always hold: they ask of the agent what everybody may ask there, by the same socket; they have no way of their own.
  */
 import { join } from "node:path";
+
+import { execa } from "execa";
 import type { z } from "zod";
 
 import type { LocalDoor } from "../core/agent/local-door.ts";
@@ -18,6 +20,7 @@ import { asWeftError, PoolInit } from "../sm-driver/setup/init.ts";
 import { Plugin, QUIET_FUNCTIONS } from "../sm-driver/setup/plugin.ts";
 import { Toolstack } from "../sm-driver/setup/toolstack.ts";
 import { CALL_BYTES_MAX } from "../sm-driver/xml.ts";
+import { alertSink } from "./alert-sink.ts";
 
 const XML = "text/xml";
 const JSON_TYPE = "application/json";
@@ -25,6 +28,7 @@ const SETUP_BYTES_MAX = 2 << 20;
 const HOOK_BYTES_MAX = 16 << 10;
 /** XAPI waits for a hook. */
 const HOOK_MS = 40_000;
+const SYSTEMD_MS = 5000;
 
 type Options = Pick<AgentOptions, "runDir" | "xapiSocket" | "dom0Root">;
 
@@ -97,17 +101,29 @@ function pluginDoor({ runDir, xapiSocket, dom0Root }: Options, log: Log, datapat
   };
 }
 
-function hookDoor({ runDir }: Options, log: Log): LocalDoor {
+function hookDoor({ runDir, xapiSocket, dom0Root }: Options, log: Log): LocalDoor {
   const agent = new AgentClient({ socketPath: join(runDir, "agent.sock"), timeoutMs: HOOK_MS });
+  const { say } = alertSink({ xapiSocket }, log);
+  const isStopping = async (): Promise<boolean> => {
+    // It has an exit code of its own for each state, and is not there everywhere.
+    const { stdout } = await execa(`${dom0Root}/usr/bin/systemctl`, ["is-system-running"], {
+      reject: false,
+      timeout: SYSTEMD_MS,
+    });
+    return stdout?.trim() === "stopping";
+  };
   return {
     method: "POST",
     path: "/v1/hook",
     contentType: JSON_TYPE,
     bodyLimit: HOOK_BYTES_MAX,
     handle: async (request) => {
-      const { hook, text, refused } = await answerHook({ agent, log }, request);
-      const audit = { target: { hook }, outcome: refused ? "E-HOST-01" : "ok" };
-      return { contentType: JSON_TYPE, body: JSON.stringify({ text, refused }), audit };
+      const { hook, text } = await answerHook({ agent, isStopping, say, log }, request);
+      return {
+        contentType: JSON_TYPE,
+        body: JSON.stringify({ text }),
+        audit: { target: { hook }, outcome: "ok" },
+      };
     },
   };
 }

@@ -14,7 +14,8 @@ import { type Commands, type SmContext, sizeArg, srOf } from "./call.ts";
 import { badRequest, faultCodes, SmFault } from "./faults.ts";
 import { planScan, snapshotOfRef } from "./scan.ts";
 import { copiesOf } from "./setup/device-config.ts";
-import { ensureCluster, ensureMember } from "./setup/ensure.ts";
+import { ejectRefusal } from "./setup/eject.ts";
+import { ensureCluster, ensureMember, otherCluster } from "./setup/ensure.ts";
 import { cut } from "./vdi-changes.ts";
 import { introductionOf } from "./vdi-record.ts";
 import { forgetVdi, introduceVdi, setSrSizes, setVdi, vdiRecords } from "./xapi-records.ts";
@@ -31,8 +32,10 @@ export const srCommands: Commands = {
   sr_probe: async ({ agent }) => probeText(await agent.srs()),
   sr_attach: attachSr,
   // Nothing of this host's is open for an SR alone: XAPI detaches its VDIs before.
-  sr_detach: async ({ call }) => {
-    srOf(call);
+  sr_detach: async (context) => {
+    srOf(context.call);
+    const looked = await aside(ejectRefusal(context));
+    if (looked.kind === "done" && looked.value !== null) throw looked.value;
     return null;
   },
   sr_delete: async ({ call, agent }) => {
@@ -99,6 +102,7 @@ async function attachSr(context: SmContext): Promise<null> {
   if (isNew) await ensureMember(context);
   const sr = isNew ? await aside(agent.sr(uuid)) : known;
   if (sr.kind === "failed") {
+    if (isWeftError(sr.error, "E-SR-01")) await refuseOtherCluster(context);
     // Only what the store itself says: that it can't be asked is no reason.
     if (isWeftError(sr.error, "E-SR-01") || isWeftError(sr.error, "E-AGENT-03")) throw sr.error;
     log.warn(
@@ -108,6 +112,12 @@ async function attachSr(context: SmContext): Promise<null> {
   }
   await Promise.all([aside(noteHost(context)), aside(askForScan(context))]);
   return null;
+}
+
+/** A host that was in another cluster before it came to this pool is let into no second one: then that is what is told. */
+async function refuseOtherCluster(context: SmContext): Promise<void> {
+  const looked = await aside(otherCluster(context));
+  if (looked.kind === "done" && looked.value !== null) throw looked.value;
 }
 
 async function daemonAnswers({

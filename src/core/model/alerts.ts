@@ -68,6 +68,15 @@ export function storeAwayMessage(host: string): Message {
   };
 }
 
+/** The host goes down all the same; `because` as the stop guard says it. */
+export function stopsMessage(host: string, because: string): Message {
+  return {
+    name: "WEFT_STOPS",
+    priority: 2,
+    text: `${host} stops now, though ${because}. What waits for it goes on when it is back. See: weft status, on another host`,
+  };
+}
+
 export const STORE_BACK_MESSAGE: Message = {
   name: "WEFT_STORE_AWAY_OVER",
   priority: OVER_PRIORITY,

@@ -6,9 +6,11 @@
  * - what stands in the way is told with all findings, and nothing was done then.
  */
 import type { SmContext } from "../call.ts";
+import { faultCodes, SmFault } from "../faults.ts";
 import { keyFindings, refuseFor, registrationFindings, wordFindings, wordsOf } from "./device-config.ts";
 import { joinThroughPool } from "./join-pool.ts";
-import { hostOfRef, readPool } from "./pool-records.ts";
+import { parseInventory } from "./inventory.ts";
+import { callPlugin, hostOfRef, readPool } from "./pool-records.ts";
 import { reclaimThroughPool } from "./reclaim-host.ts";
 import { alone } from "./setup-lock.ts";
 import { planPool, runPlan, uuidArg } from "./setup.ts";
@@ -48,6 +50,27 @@ export async function ensureCluster(needed: Needed & Pick<SmContext, "refusedDat
     if (decision.kind === "refused") refuseFor(decision.findings);
     else await runPlan(context, planned, decision.plan);
   });
+}
+
+/** Why an SR that nobody knows here may be another cluster's: hosts of the pool are in one. Null: none says so. */
+export async function otherCluster({ agent, xapi, call }: Needed): Promise<SmFault | null> {
+  const status = await agent.status();
+  if (status.kind !== "cluster" || !xapi.hasSession) return null;
+  const { hosts } = await readPool(xapi);
+  const others = hosts.filter(({ ref, isUp }) => isUp && ref !== call.hostRef);
+  const found = await Promise.all(
+    others.map(async ({ ref, hostname }) => {
+      const seen = await callPlugin(xapi, ref, "inventory").then(parseInventory, () => null);
+      if (seen?.weft.kind !== "member" || seen.weft.cluster === status.cluster.id) return [];
+      return [`${hostname} in ${seen.weft.cluster.slice(0, 8)}`];
+    }),
+  );
+  if (found.flat().length === 0) return null;
+  return new SmFault(
+    faultCodes.srUnavailable,
+    `E-SETUP-02 Hosts of this pool belong to different clusters of weft: ${status.self.name} in ${status.cluster.id.slice(0, 8)}, ${found.flat().join(", ")}. This SR is not of this host's.`,
+    `take this host out of its cluster (weft host remove ${status.self.name}, on another host of that), then plug the PBD again`,
+  );
 }
 
 /** Before an SR is attached: a host that came to the pool joins, without a disk at first. */

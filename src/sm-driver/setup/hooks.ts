@@ -1,62 +1,96 @@
 /**
  * What XAPI says before or after it does something to a host or the pool (/etc/xapi.d/NAME/).
  *
- * Must always hold: a hook keeps XAPI from one thing only: to eject a host whose volumes would go with it.
+ *     pool-join, pool-eject     on the host that came or went, when all of it is done
+ *     host-post-declare-dead    on the master
+ *     xapi-pre-shutdown         on the host, whenever its XAPI stops: at each restart of a toolstack, and at the host's stop
+ *
+ * Must always hold: a hook keeps XAPI from nothing; what it answers is for XAPI's log.
  */
 import { z } from "zod";
 
+import { type Message, stopsMessage } from "../../core/model/alerts.ts";
+import type { StatusAnswer } from "../../core/wire/agent-api.ts";
 import type { AgentClient } from "../../core/wire/agent-client.ts";
-import { isWeftError } from "../../core/wire/errors.ts";
+import { isWeftError, reasonOf } from "../../core/wire/errors.ts";
 import type { Log } from "../call.ts";
+import { onlyHere } from "./eject.ts";
 
 const hookRequest = z.object({
   hook: z.string().max(100),
   args: z.record(z.string().max(100), z.string().max(1000)),
 });
 
-export type HookAnswer = {
-  /** XAPI shows it where it gives up, and logs it else. */
-  readonly text: string;
-  readonly refused: boolean;
+export type HookContext = {
+  readonly agent: AgentClient;
+  /** Whether the host is going down, and not its toolstack alone. */
+  readonly isStopping: () => Promise<boolean>;
+  /** As a message of XAPI. */
+  readonly say: (messages: readonly Message[]) => Promise<void>;
+  readonly log: Log;
+};
+
+const hooks: Readonly<Record<string, (context: HookContext) => Promise<string>>> = {
+  "pool-join": onJoin,
+  "pool-eject": onEject,
+  "xapi-pre-shutdown": onStop,
 };
 
 /** `body` is JSON. */
 export async function answerHook(
-  { agent, log }: { readonly agent: AgentClient; readonly log: Log },
+  context: HookContext,
   body: string,
-): Promise<HookAnswer & { readonly hook: string }> {
+): Promise<{ readonly hook: string; readonly text: string }> {
   const parsed = hookRequest.safeParse(JSON.parse(body));
-  if (!parsed.success) return { hook: "unknown", text: "weft does not know this hook", refused: false };
+  if (!parsed.success) return { hook: "unknown", text: "weft does not know this hook" };
   const { hook, args } = parsed.data;
-  log.info({ hook, ...args }, "XAPI's hook");
-  const answer = hook === "pool-eject" ? await onEject(agent) : { text: "", refused: false };
-  return { hook, ...answer };
+  context.log.info({ hook, ...args }, "XAPI's hook");
+  const answer = Object.hasOwn(hooks, hook) ? hooks[hook] : undefined;
+  const text = answer === undefined ? "" : await answer(context);
+  if (text !== "") context.log.warn({ hook }, text);
+  return { hook, text };
 }
 
-/** The host leaves the pool: what only it has would go with it. Its other copies are made anew elsewhere. */
-async function onEject(agent: AgentClient): Promise<HookAnswer> {
-  const status = await agent.status().catch((error: unknown) => {
+/** XAPI plugs the pool's SRs here after this, and a host is let in then. One that is a member elsewhere is not. */
+async function onJoin({ agent }: HookContext): Promise<string> {
+  const status = await statusOf(agent);
+  if (status?.kind !== "cluster") return "";
+  const { self, cluster } = status;
+  return `${self.name} is a host of weft's cluster "${cluster.name}". Where the pool that it joined has another one, that one's storage repository can't be plugged here.`;
+}
+
+async function onEject({ agent }: HookContext): Promise<string> {
+  const status = await statusOf(agent);
+  if (status?.kind !== "cluster") return "";
+  const alone = await onlyHere(agent);
+  return [
+    ...(alone === null ? [] : [`${alone} It has left the pool: copy them before it is erased.`]),
+    `Take it out of weft as well: weft host remove ${status.self.name}, on another host.`,
+  ].join(" ");
+}
+
+/**
+ * The guard has waited by now (packaging/libexec/stop-guard), or nobody let it. XAPI, which may be the pool's master, is there for a
+ * last word.
+ */
+async function onStop({ agent, isStopping, say, log }: HookContext): Promise<string> {
+  if (!(await isStopping())) return "";
+  try {
+    const { held, because } = await agent.stopCheck(0);
+    if (!held) return "";
+    const status = await statusOf(agent);
+    const message = stopsMessage(status?.kind === "cluster" ? status.self.name : "A host", because);
+    await say([message]);
+    return message.text;
+  } catch (error) {
+    log.warn({ reason: reasonOf(error) }, "who depends on this host could not be told as it stops");
+    return "";
+  }
+}
+
+async function statusOf(agent: AgentClient): Promise<StatusAnswer | null> {
+  return agent.status().catch((error: unknown) => {
     if (isWeftError(error)) return null;
     throw error;
   });
-  if (status?.kind !== "cluster") return { text: "", refused: false };
-  const { self, volumes } = status;
-  const alone = volumes.filter(({ health, replicas }) => {
-    const inSync = replicas.filter(({ state }) => state === "INSYNC");
-    const here = inSync.some(({ host }) => host === self.host);
-    return health !== "deleted" && here && !inSync.some(({ host, alive }) => host !== self.host && alive);
-  });
-  if (alone.length === 0)
-    return {
-      text: `Take it out of weft as well: weft host remove ${self.name}, on another host.`,
-      refused: false,
-    };
-  const names = alone.slice(0, 5).map(({ name }) => name);
-  const more = alone.length > names.length ? ` and ${alone.length - names.length} more` : "";
-  return {
-    refused: true,
-    text:
-      `E-HOST-01 ${self.name} has the only copy in sync of ${alone.length} ${alone.length === 1 ? "volume" : "volumes"} of weft (${names.join(", ")}${more}). ` +
-      "Move or copy them first: weft replica move, weft volume copies.",
-  };
 }

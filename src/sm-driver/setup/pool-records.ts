@@ -74,6 +74,15 @@ export async function addToPool(xapi: XenApi, pool: string, key: string, value: 
   }
 }
 
+/** Whether XAPI is at something with the pool as a whole (`current_operations`): `eject`, `ha_enable`, … */
+export async function poolDoes(xapi: XenApi, operation: string): Promise<boolean> {
+  const pools = Object.values(await records(xapi, "pool"));
+  return pools.some((pool) => {
+    const now = memberOf(pool, "current_operations");
+    return isStruct(now) && Object.values(now).includes(operation);
+  });
+}
+
 /** Of the pool's other_config; null: it isn't there. */
 export async function readFromPool(xapi: XenApi, pool: string, key: string): Promise<string | null> {
   const value = memberOf(await xapi.call("pool.get_other_config", pool), key);
