@@ -14,6 +14,8 @@ import { uuid } from "../wire/json-types.ts";
 const ANSWER_MS = 2000;
 
 const heldJson = z.object({
+  /** The virtual disk's UUID. */
+  id: z.string(),
   volume: uuid,
   /** Null: the volume itself. */
   snapshot: uuid.nullable(),

@@ -31,6 +31,7 @@ import { revertingAnswer } from "./revert.ts";
 import { lastScrub } from "./scrub-keeper.ts";
 import { overcommitOf } from "./settings.ts";
 import { snapshotProblems, snapshotSummary } from "./snapshot-summary.ts";
+import { lostGuests } from "./lost-guests.ts";
 import { membersOrNone, storeStatus } from "./store-status.ts";
 import { readValue } from "./store-value.ts";
 import { diskOfVolume } from "./sr-facts.ts";
@@ -74,6 +75,7 @@ export async function clusterStatus(context: MemberContext): Promise<api.StatusA
       ...overcommitted(context.view.cluster(), overcommitOf(mirror)).map(problemOf),
       ...rotProblems(pools, volumes),
       ...snapshotProblems(context, found),
+      ...(await lostGuests(context)).map(problemOf),
     ],
   };
 }

@@ -18,6 +18,7 @@ import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
 import { findVolume, type WantedVolume } from "./find.ts";
 import type { LocalDaemon } from "./local-daemon.ts";
+import { lostGuests } from "./lost-guests.ts";
 import { healthIn } from "./pause-keeper.ts";
 import { revertingAnswer } from "./revert.ts";
 import { readValue } from "./store-value.ts";
@@ -48,12 +49,17 @@ export async function whyAnswer(context: MemberContext, ref: string): Promise<ap
   );
   const isHere =
     record?.owner?.host === host || record?.replicas.some((member) => member.host === host) === true;
+  const lost = await lostGuests(context, id);
   return {
     volume: id,
     name: want.name,
     health: volume.unreadable === null ? health.kind : "unreadable",
-    because: [...whySentences(why), ...(volume.unreadable === null ? [] : [volume.unreadable.message])],
-    do: why.do.map(advice),
+    because: [
+      ...whySentences(why),
+      ...(volume.unreadable === null ? [] : [volume.unreadable.message]),
+      ...lost.map(({ message }) => message),
+    ],
+    do: [...why.do, ...lost.flatMap((one) => one.do)].map(advice),
     daemon: isHere ? await daemonWhy(daemon, id) : null,
   };
 }

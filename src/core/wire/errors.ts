@@ -83,6 +83,7 @@ const kinds = {
   "E-HOLD-02": refused,
   "E-HOLD-03": user,
   "E-HOLD-04": away,
+  "E-HOLD-07": degraded,
   "E-VOL-01": user,
   "E-VOL-02": user,
   "E-VOL-03": user,

@@ -377,7 +377,7 @@ void t.test(
     await h2.client.deactivateVdi(uuid);
 
     // Where a holder has the guest its word counts: it keeps it while weftd is away, and is a client of weftd itself.
-    const held = { volume: uuid, snapshot: null, connected: true, lost: null as string | null };
+    const held = { id: uuid, volume: uuid, snapshot: null, connected: true, lost: null as string | null };
     const list = (): unknown => ({ entries: [{ ...held, snapshot: randomUUID() }, held] });
     const holder = new FakeDaemon(join(h2.directory, "run", "holder.sock"), { list } as object);
     await holder.start();
@@ -389,6 +389,17 @@ void t.test(
     h2.weftd.connected.add(uuid);
     held.lost = "taken over";
     t.match(await h1.client.vdiUsers(uuid), { users: [{ connected: false }] });
+    const lost =
+      /^The disk ".*" \([0-9a-f-]{36}\) of a guest on h2 has lost its volume, and .*: taken over\.$/;
+    const status = await h2.client.status();
+    if (status.kind !== "cluster") throw new Error("h2 is a member");
+    const problem = status.problems.find(({ code }) => code === "E-HOLD-07");
+    t.match(problem, { message: lost, do: [{ command: /^xe vm-shutdown/ }, { command: /^tap-ctl list/ }] });
+    t.match((await h2.client.why(uuid)).because.at(-1), lost);
+    t.notOk((await h1.client.why(uuid)).because.some((sentence) => lost.test(sentence)));
+    held.lost = 7 as never;
+    t.match((await h2.client.status()) as object, { kind: "cluster" });
+    held.lost = "taken over";
     await holder.stop();
     t.match(await h1.client.vdiUsers(uuid), { users: [{ connected: true }] });
     await h2.client.deactivateVdi(uuid);
