@@ -398,7 +398,7 @@ void t.test(
     t.match((await h2.client.why(uuid)).because.at(-1), lost);
     t.notOk((await h1.client.why(uuid)).because.some((sentence) => lost.test(sentence)));
     held.lost = 7 as never;
-    t.match((await h2.client.status()) as object, { kind: "cluster" });
+    t.match(await h2.client.status(), { kind: "cluster" });
     held.lost = "taken over";
     await holder.stop();
     t.match(await h1.client.vdiUsers(uuid), { users: [{ connected: true }] });
