@@ -3,6 +3,7 @@ import { join } from "node:path";
 
 import type { Log } from "../core/agent/log.ts";
 import type { AgentOptions } from "../core/agent/options.ts";
+import { reasonOf } from "../core/wire/errors.ts";
 import { holderClient } from "../core/wire/holder-client.ts";
 import { shown } from "../sm-driver/call.ts";
 import type { DatapathOf } from "../sm-driver/datapath/datapath.ts";
@@ -15,6 +16,10 @@ export function tapdisks(
 ): DatapathOf {
   const holder = holderClient(join(runDir, "holder.sock"));
   const datapath = new TapdiskDatapath({ runDir, dom0Root, holder, log });
+  // An agent that was killed in the middle of a snapshot has left a guest waiting.
+  datapath.wakeAll().catch((error: unknown) => {
+    log.error({ reason: reasonOf(error) }, "it is not known whether a tapdisk of this host was left paused");
+  });
   return (deviceConfig) => {
     const wanted = deviceConfig.get("datapath") ?? "tapdisk";
     if (wanted === "tapdisk") return datapath;

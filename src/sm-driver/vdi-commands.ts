@@ -26,6 +26,7 @@ import {
 } from "./call.ts";
 import { cbtCommands } from "./cbt-commands.ts";
 import { badRequest, faultCodes, SmFault } from "./faults.ts";
+import { mirrorOf, snapshotMirrored } from "./mirrored-snapshot.ts";
 import { plugCommands } from "./plug-commands.ts";
 import { dropMarkIfPersisting } from "./reset-mark.ts";
 import { cut, vdiChanges } from "./vdi-changes.ts";
@@ -117,7 +118,7 @@ const update: Command = async (context) => {
 const snapshot: Command = async (context) => {
   const { call, agent, newUuid } = context;
   const { ref, uuid } = vdiOf(call);
-  refuseMirror(context);
+  const mirror = mirrorOf(call);
   const vdi = await agent.vdi(uuid);
   if (vdi.sharable)
     throw new SmFault(
@@ -126,8 +127,10 @@ const snapshot: Command = async (context) => {
       "xe vdi-param-set uuid=… sharable=false",
     );
   await dropMarkIfPersisting(context, vdi);
-  const take = (of: string): Promise<VdiAnswer> =>
-    vdi.snapshot === null ? agent.snapshotVdi(uuid, { uuid: of }) : snapshotAgain(context, uuid, of);
+  const take = (of: string): Promise<VdiAnswer> => {
+    if (mirror !== null) return snapshotMirrored(context, of, mirror);
+    return vdi.snapshot === null ? agent.snapshotVdi(uuid, { uuid: of }) : snapshotAgain(context, uuid, of);
+  };
   return made(context, newUuid(), take, { snapshotOf: ref });
 };
 
@@ -141,7 +144,6 @@ async function snapshotAgain({ agent }: SmContext, uuid: string, of: string): Pr
 const clone: Command = async (context) => {
   const { call, agent, newUuid } = context;
   const { uuid } = vdiOf(call);
-  refuseMirror(context);
   await dropMarkIfPersisting(context, await agent.vdi(uuid));
   return made(context, newUuid(), (of) => agent.cloneVdi(uuid, { uuid: of }));
 };
@@ -258,10 +260,4 @@ function refuseShared(type: string): void {
     "This SR can't hold HA's statefile: all hosts write it at once, and a volume has one writer.",
     "use another shared SR for the heartbeat: xe pool-ha-enable heartbeat-sr-uuids=…",
   );
-}
-
-/** Storage migration is not offered, so that nobody is promised a mirror that there is none of. */
-function refuseMirror({ call }: SmContext): void {
-  if (!call.driverParams.has("mirror")) return;
-  throw new SmFault(faultCodes.notImplemented, `${call.command} with a mirror is not implemented.`);
 }

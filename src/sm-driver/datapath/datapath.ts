@@ -40,6 +40,11 @@ export interface Datapath {
   /** Ends what a guest's device was served by: afterwards no request of it reaches the volume. */
   deactivate(vdi: DatapathVdi): Promise<void>;
   detach(vdi: DatapathVdi): Promise<void>;
+  /**
+   * `work` is done while the guest writes nothing, and from its end on all that the guest writes goes to `mirror` too (`nbd:NAME`, or
+   * `null` for nowhere any more). Where either fails the guest goes on.
+   */
+  mirrored<T>(vdi: DatapathVdi, mirror: string, work: () => Promise<T>): Promise<T>;
   /** Held, for a planned restart. */
   pause(vdi: DatapathVdi): Promise<void>;
   unpause(vdi: DatapathVdi): Promise<void>;

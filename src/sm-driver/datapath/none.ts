@@ -19,6 +19,7 @@ export const noDatapath: Datapath = {
   activate: refuse,
   deactivate: done,
   detach: done,
+  mirrored: refuse,
   pause: done,
   unpause: done,
   users: async () => [],

@@ -7,6 +7,7 @@
  * - it is never cut off in the middle because its caller ends: what it has begun it ends or takes back.
  */
 import { execa } from "execa";
+import { z } from "zod";
 
 import { reasonOf } from "../../core/wire/errors.ts";
 import { faultCodes, SmFault } from "../faults.ts";
@@ -21,12 +22,21 @@ export type Tapdisk = {
   readonly args: string;
 };
 
+/** As far as it is asked for; blktap's tapdisk_vbd_stats has more. */
+const tapdiskStats = z.object({
+  /** What it has open: the disk, and what it mirrors to. */
+  images: z.array(z.unknown()),
+  /** 1: what it was to mirror to could not be opened, or has failed since. */
+  nbd_mirror_failed: z.int(),
+});
+export type TapdiskStats = z.output<typeof tapdiskStats>;
+
 /** blktap's TD_VBD_PAUSED. */
 const PAUSED = 0x20;
 const OUTPUT_MAX = 4 << 20;
 /** The drivers of all of a pool's disks may start at once. */
 const DEADLINE_MS = 30_000;
-const LINE = /^pid=(\d{1,9}) minor=(\d{1,9}) state=0?x?([0-9a-f]{1,8}) args=([a-z0-9]{1,16}:.{1,4096})$/;
+const LINE = /^pid=(\d{1,9}) minor=(\d{1,9}) state=0?x?([0-9a-f]{1,8}) args=([a-z0-9-]{1,16}:.{1,4096})$/;
 /** Of blktap 3, whose kernel module makes a block device; of blktap 4, where this file is all there is to a minor. */
 const DEVICE = /^\/[\w./-]{0,200}\/(?:tapdev|(?<marker>tapdisk-))\d{1,9}$/;
 
@@ -41,11 +51,11 @@ export function parseTapdisks(text: string): readonly Tapdisk[] {
 }
 
 export class TapCtl {
-  readonly #program: string;
+  readonly program: string;
   readonly #deadlineMs: number;
 
   constructor(program: string, deadlineMs: number = DEADLINE_MS) {
-    this.#program = program;
+    this.program = program;
     this.#deadlineMs = deadlineMs;
   }
 
@@ -81,14 +91,28 @@ export class TapCtl {
     await this.#run(["pause", ...of(pid, minor)]);
   }
 
-  async unpause({ pid, minor, args }: Tapdisk): Promise<void> {
-    await this.#run(["unpause", ...of(pid, minor), "-a", args]);
+  /**
+   * `secondary`: to where all is written besides from now on, `null` as a word for nowhere any more; null: as it was. With one, `args`
+   * must not begin with `nbd:` (mirror.ts).
+   */
+  async unpause({ pid, minor, args }: Tapdisk, secondary: string | null = null): Promise<void> {
+    const second = secondary === null ? [] : ["-2", secondary];
+    await this.#run(["unpause", ...of(pid, minor), "-a", args, ...second]);
+  }
+
+  async stats({ pid, minor }: Tapdisk): Promise<TapdiskStats> {
+    const text = await this.#run(["stats", ...of(pid, minor)]);
+    try {
+      return tapdiskStats.parse(JSON.parse(text));
+    } catch {
+      throw failed("stats", `it is not understood: ${text.slice(0, 200)}`);
+    }
   }
 
   /** `deadlineMs` of null: it is let come to its own end. */
   async #run(args: readonly string[], deadlineMs: number | null = this.#deadlineMs): Promise<string> {
     const [command = ""] = args;
-    const run = await execa(this.#program, args, {
+    const run = await execa(this.program, args, {
       reject: false,
       cleanup: false,
       stdin: "ignore",

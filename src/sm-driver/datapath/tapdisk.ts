@@ -6,12 +6,13 @@
  * Must always hold:
  * - what is there is found again from `tap-ctl list` and the holder's list; there is no file that could say otherwise;
  * - a tapdisk whose connection is not the holder's of now is dead and goes: a disk that failed once stays failed;
+ * - one that mirrors, or did once, is opened by its chain's name alone (mirror.ts), which stays until it ends;
  * - a tapdisk that was asked to pause is woken, also where that took too long: it pauses as soon as its last request is answered;
  * - a tapdisk is never opened anew for another size: it refuses that (`VBD cannot change disk info`), and stays paused for ever;
  * - a tapdisk is gone before its entry at the holder is, unless it doesn't end: then its requests are given up.
  */
 import { access, mkdir, readFile, rename, rm, symlink } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 
 import { isWeftError } from "../../core/wire/errors.ts";
@@ -20,6 +21,7 @@ import type { HolderEntry } from "../../core/wire/holder.gen.ts";
 import type { Log } from "../call.ts";
 import { faultCodes, SmFault } from "../faults.ts";
 import type { Activation, Attached, Datapath, DatapathVdi } from "./datapath.ts";
+import { chainOf, mirroredTapdisk, removeChain, writeChain } from "./mirror.ts";
 import { TapCtl, type Tapdisk } from "./tap-ctl.ts";
 
 /** So often one is looked at that was to pause and did not; so long it is. */
@@ -44,6 +46,8 @@ export class TapdiskDatapath implements Datapath {
   readonly #options: TapdiskOptions;
   readonly #tapCtl: TapCtl;
   readonly #closeSeconds: number;
+  /** By disk: the last that pauses it. */
+  readonly #turns = new Map<string, Promise<unknown>>();
 
   constructor(options: TapdiskOptions) {
     this.#options = options;
@@ -118,6 +122,7 @@ export class TapdiskDatapath implements Datapath {
       if (left !== null) await this.#tapCtl.destroy(left, this.#closeSeconds);
     }
     await this.#close(vdi);
+    await removeChain(this.#chain(vdi));
     await this.#unlink(vdi);
   }
 
@@ -125,7 +130,8 @@ export class TapdiskDatapath implements Datapath {
     await this.#unlink(vdi);
   }
 
-  async #wake(vdi: DatapathVdi): Promise<void> {
+  /** `isOffered`: not before the holder has it, which may itself be starting again. */
+  async #wake(vdi: DatapathVdi, isOffered = false): Promise<void> {
     const { log } = this.#options;
     const end = performance.now() + WAKE_FOR_MS;
     while (performance.now() < end) {
@@ -133,7 +139,7 @@ export class TapdiskDatapath implements Datapath {
       try {
         const tapdisk = await this.#tapdisk(vdi);
         if (tapdisk === null) return;
-        if (!tapdisk.isPaused) continue;
+        if (!tapdisk.isPaused || (isOffered && (await this.#entry(vdi)) === null)) continue;
         await this.#tapCtl.unpause(tapdisk);
         log.info({ vdi: vdi.vdi }, "a tapdisk that paused late goes on");
         return;
@@ -158,6 +164,52 @@ export class TapdiskDatapath implements Datapath {
   async unpause(vdi: DatapathVdi): Promise<void> {
     const tapdisk = await this.#tapdisk(vdi);
     if (tapdisk?.isPaused === true) await this.#tapCtl.unpause(tapdisk);
+  }
+
+  /** One after the other: what one has paused another would unpause in the middle of it. */
+  mirrored<T>(vdi: DatapathVdi, mirror: string, work: () => Promise<T>): Promise<T> {
+    const mine = (this.#turns.get(vdi.vdi) ?? Promise.resolve()).then(() =>
+      this.#mirrored(vdi, mirror, work),
+    );
+    const turn = mine.then(
+      () => undefined,
+      () => undefined,
+    );
+    this.#turns.set(vdi.vdi, turn);
+    return mine.finally(() => {
+      if (this.#turns.get(vdi.vdi) === turn) this.#turns.delete(vdi.vdi);
+    });
+  }
+
+  async #mirrored<T>(vdi: DatapathVdi, mirror: string, work: () => Promise<T>): Promise<T> {
+    const [tapdisk, entry] = await Promise.all([this.#tapdisk(vdi), this.#entry(vdi)]);
+    if (tapdisk === null || entry === null)
+      throw new SmFault(faultCodes.vdiSnapshot, `No tapdisk of this host has the disk ${vdi.vdi}.`);
+    if (entry.away_ms !== null)
+      throw new SmFault(
+        faultCodes.tapdiskFailed,
+        `weftd has been away for ${entry.away_ms} ms: the guest's requests wait, and its tapdisk can't pause.`,
+        "systemctl status weft",
+      );
+    const path = this.#chain(vdi);
+    await writeChain(path, `nbd:${this.#socket(vdi)}`, entry.writable);
+    const pause = (): Promise<void> => this.pause(vdi);
+    const wake = (): void => void this.#wake(vdi);
+    const parts = { tapCtl: this.#tapCtl, tapdisk, args: chainOf(path), pause, wake };
+    return mirroredTapdisk(parts, mirror, work);
+  }
+
+  /** What somebody paused who has ended since goes on, once the holder has it. */
+  async wakeAll(): Promise<void> {
+    if (!(await isThere(this.#tapCtl.program))) return;
+    const ours = join(this.#options.runDir, "tap");
+    for (const { isPaused, args } of await this.#tapCtl.list()) {
+      const path = args.slice(args.indexOf(":") + 1);
+      if (!isPaused || dirname(path) !== ours) continue;
+      const vdi = basename(path).replace(/\.(?:sock|chain)$/, "");
+      this.#options.log.warn({ vdi }, "a tapdisk was left paused");
+      void this.#wake({ sr: "", vdi }, true);
+    }
   }
 
   async users(): Promise<readonly { readonly vdi: string; readonly connected: boolean }[]> {
@@ -189,12 +241,16 @@ export class TapdiskDatapath implements Datapath {
   }
 
   async #tapdisk(vdi: DatapathVdi): Promise<Tapdisk | null> {
-    const args = `nbd:${this.#socket(vdi)}`;
-    return (await this.#tapCtl.list()).find((tapdisk) => tapdisk.args === args) ?? null;
+    const names = [`nbd:${this.#socket(vdi)}`, chainOf(this.#chain(vdi))];
+    return (await this.#tapCtl.list()).find(({ args }) => names.includes(args)) ?? null;
   }
 
   #socket({ vdi }: DatapathVdi): string {
     return join(this.#options.runDir, "tap", `${vdi}.sock`);
+  }
+
+  #chain({ vdi }: DatapathVdi): string {
+    return join(this.#options.runDir, "tap", `${vdi}.chain`);
   }
 
   #links({ sr, vdi }: DatapathVdi): { readonly device: string; readonly nbd: string } {

@@ -7,6 +7,7 @@
  * - whatever comes in, one XML document with a Status goes out; a refusal has weft's code as its first word;
  * - arguments are words that anybody on the host may read: no function takes a secret, and none answers one.
  */
+import { parseUuid } from "../../core/model/ids.ts";
 import { summarise } from "../../core/model/summary.ts";
 import { AgentClient } from "../../core/wire/agent-client.ts";
 import type { StatusAnswer } from "../../core/wire/agent-api.ts";
@@ -14,6 +15,7 @@ import { isWeftError, reasonOf, WeftError } from "../../core/wire/errors.ts";
 import type { Log } from "../call.ts";
 import type { DatapathOf } from "../datapath/datapath.ts";
 import { SmFault } from "../faults.ts";
+import { MIRROR_SNAPSHOT, mirrorSnapshot } from "../mirrored-snapshot.ts";
 import { isXapiError, XenApi } from "../xen-api.ts";
 import { parseCall, renderAnswer, textsOf, XmlError, type XmlOut } from "../xml.ts";
 import { inventoryText, takeInventory } from "./inventory.ts";
@@ -78,6 +80,11 @@ const functions: Readonly<Record<string, (asked: Asked) => Promise<string>>> = {
   },
   "pool-add": async ({ agent, args }) =>
     (await agent.createPool({ path: wanted(args, "device"), kind: "xfs" })).id,
+  /** A guest's disk here begins to be migrated, or its migration is given up. */
+  [MIRROR_SNAPSHOT]: ({ args, agent, datapath }) => {
+    const of = { sr: uuidIn(args, "sr"), vdi: uuidIn(args, "vdi"), snapshot: uuidIn(args, "snapshot") };
+    return mirrorSnapshot({ agent, datapath: datapath(args) }, { ...of, mirror: wanted(args, "mirror") });
+  },
   "restart-toolstack": async ({ toolstack }) => {
     toolstack.restart();
     return "true";
@@ -163,6 +170,12 @@ function newcomerOf(args: ReadonlyMap<string, string>): Newcomer {
     address: args.get("address") ?? null,
     name: args.get("name") ?? null,
   };
+}
+
+function uuidIn(args: ReadonlyMap<string, string>, name: string): string {
+  const uuid = parseUuid(wanted(args, name));
+  if (uuid === null) throw badRequest(`${name} is no UUID`);
+  return uuid;
 }
 
 function wanted(args: ReadonlyMap<string, string>, name: string): string {

@@ -19,6 +19,8 @@ export class PlainDatapath implements Datapath {
   >();
   /** Whether tapdisks have block devices. */
   hasNodes = true;
+  /** To where a guest's writes go besides. */
+  readonly mirrors = new Map<string, string>();
   /** The next activation fails. */
   fails = false;
   readonly #steps: Steps;
@@ -50,7 +52,10 @@ export class PlainDatapath implements Datapath {
   }
 
   deactivate({ vdi }: DatapathVdi): Promise<void> {
-    return this.#steps.step("datapath.deactivate", () => void this.active.delete(vdi));
+    return this.#steps.step("datapath.deactivate", () => {
+      this.active.delete(vdi);
+      this.mirrors.delete(vdi);
+    });
   }
 
   detach({ vdi }: DatapathVdi): Promise<void> {
@@ -58,6 +63,16 @@ export class PlainDatapath implements Datapath {
       if (this.active.has(vdi)) throw new Error(`${vdi} is detached and still active`);
       this.attached.delete(vdi);
     });
+  }
+
+  async mirrored<T>({ vdi }: DatapathVdi, mirror: string, work: () => Promise<T>): Promise<T> {
+    if (!this.active.has(vdi)) throw new Error(`${vdi} is to be mirrored and not active`);
+    const done = await work();
+    await this.#steps.step("datapath.mirror", () => {
+      if (mirror === "null") this.mirrors.delete(vdi);
+      else this.mirrors.set(vdi, mirror);
+    });
+    return done;
   }
 
   async pause(): Promise<void> {

@@ -2,22 +2,25 @@
  * tap-ctl's double, and its tapdisk's: a program with the commands that the datapath uses. A tapdisk of it is a process with
  * a real NBD client that is disabled for good by the first error, and serves `nbd<pid>.<minor>` to whoever checks.
  *
- *     tap-ctl.ts ROOT list | create -a TYPE:PATH [-R] | destroy|pause|unpause -p PID -m MINOR [-t S] [-a TYPE:PATH]
+ *     tap-ctl.ts ROOT list | create -a TYPE:PATH [-R]
+ *     tap-ctl.ts ROOT destroy|pause|unpause|stats -p PID -m MINOR [-t S] [-a TYPE:PATH] [-2 nbd:NAME|null]
  *     tap-ctl.ts ROOT tapdisk MINOR TYPE:PATH
  *
  * Must always hold:
  * - what `list` says is what the processes say; one that died isn't listed;
  * - it has block devices where blktap 3's control device is, and else is blktap 4, of which a minor is a file (XCP-ng 9);
- * - one that is opened anew has the size that it had, or it stays paused.
+ * - one that is opened anew has the size that it had, or it stays paused;
+ * - told of a second place it does what blktap's does (drivers/tapdisk-vbd.c, block-nbd.c), also where that is wrong: its own `nbd:`
+ *   reads zeroes then, a place of another size is dropped in silence.
  */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { chmodSync, existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { connect, createServer } from "node:net";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
 
-import { EIO, NbdClient, serveNbd } from "./nbd.ts";
+import { EIO, type NbdAnswer, NbdClient, nbdRead, nbdWrite, serveNbd } from "./nbd.ts";
 
 /** `ROOT/usr/sbin/tap-ctl` is this program from now on. Without `nodes` it is the one of XCP-ng 9. */
 export function installTapCtl(root: string, { nodes = true }: { readonly nodes?: boolean } = {}): void {
@@ -32,7 +35,12 @@ export function installTapCtl(root: string, { nodes = true }: { readonly nodes?:
   chmodSync(program, 0o755);
 }
 
-type Order = { readonly op: "close" | "pause" | "unpause" | "show"; readonly seconds: number };
+type Order = {
+  readonly op: "close" | "pause" | "unpause" | "show" | "stats";
+  readonly seconds?: number;
+  readonly args?: string;
+  readonly second?: string;
+};
 
 /** What `create` makes of a minor, and names. */
 function deviceOf(root: string, minor: number): string {
@@ -52,45 +60,133 @@ const places = (root: string) => {
   };
 };
 
+/** The socket of what it is opened as. */
+function pathOf(args: string): string {
+  const path = args.slice(args.indexOf(":") + 1);
+  if (!args.startsWith("x-chain:")) return path;
+  return /^nbd:([^ \n]+)(?: ro)?\n$/.exec(readFileSync(path, "utf8"))?.[1] ?? "";
+}
+
+/** What it has open: its disk, and a second place. */
+class Images {
+  /** What XAPI has handed over: by name, whose socket it is. */
+  readonly passed = new Map<string, string>();
+  args: string;
+  main!: NbdClient;
+  mirror: NbdClient | null = null;
+  hasFailed = false;
+  /** blktap's TD_OPEN_SECONDARY, and the name that stays with it. */
+  #isSecondary = false;
+  #second = "";
+
+  constructor(args: string) {
+    this.args = args;
+  }
+
+  async open(args: string = this.args, second: string | null = null): Promise<void> {
+    if (second !== null) [this.#isSecondary, this.#second] = [true, second];
+    const main = await NbdClient.connect(pathOf(args));
+    this.args = args;
+    this.main = main;
+    this.mirror = null;
+    if (!this.#isSecondary) return;
+    if (this.#second === "null") {
+      this.hasFailed = false;
+      return;
+    }
+    const path = this.passed.get(this.#second.slice("nbd:".length));
+    const mirror = path === undefined ? null : await NbdClient.connect(path).catch(() => null);
+    if (mirror === null) this.hasFailed = true;
+    // It fails, with which the flag is forgotten, and tries again.
+    else if (mirror.size() !== main.size()) this.#isSecondary = false;
+    else this.mirror = mirror;
+  }
+
+  close(): void {
+    this.main.close();
+    this.mirror?.close();
+  }
+
+  get isIdle(): boolean {
+    return this.main.underWay === 0 && (this.mirror?.underWay ?? 0) === 0;
+  }
+
+  async ask(command: number, offset: bigint, length: number, data: Buffer): Promise<NbdAnswer> {
+    if (command === nbdRead && this.#isSecondary && !this.args.startsWith("x-chain:"))
+      return { error: 0, data: Buffer.alloc(length) };
+    const second = command === nbdWrite ? this.mirror : null;
+    const [answer, mirrored] = await Promise.all([
+      this.main.ask(command, offset, length, data),
+      second?.ask(command, offset, length, data),
+    ]);
+    if (mirrored !== undefined && mirrored.error !== 0) [this.mirror, this.hasFailed] = [null, true];
+    return answer;
+  }
+
+  get stats(): string {
+    const images = [this.main, ...(this.mirror === null ? [] : [this.mirror])].map(() => ({
+      driver: { type: 15 },
+    }));
+    return JSON.stringify({
+      name: this.args,
+      images,
+      nbd_mirror_failed: Number(this.hasFailed),
+      reqs_outstanding: 0,
+    });
+  }
+}
+
 async function tapdisk(root: string, minor: number, args: string): Promise<void> {
   const { control, double, socketOf } = places(root);
-  const path = args.slice(args.indexOf(":") + 1);
-  let client = await NbdClient.connect(path);
-  const size = client.size();
+  const images = new Images(args);
+  await images.open();
+  const size = images.main.size();
   let paused: { readonly over: Promise<void>; readonly end: () => void } | null = null;
   const nbd = join(control, `nbd${process.pid}.${minor}`);
   const idle = async (seconds: number): Promise<boolean> => {
-    for (const until = Date.now() + seconds * 1000; client.underWay > 0;) {
+    for (const until = Date.now() + seconds * 1000; !images.isIdle;) {
       if (Date.now() > until) return false;
       await new Promise((resolve) => setTimeout(resolve, 5));
     }
     return true;
   };
   const stop = await serveNbd(nbd, {
-    size: () => client.size(),
+    size: () => images.main.size(),
     ask: async (command, offset, length, data) => {
       await paused?.over;
-      if (client.isDead) return { error: EIO, data: Buffer.alloc(0) };
-      return client.ask(command, offset, length, data);
+      if (images.main.isDead) return { error: EIO, data: Buffer.alloc(0) };
+      return images.ask(command, offset, length, data);
     },
   });
-  const obey = async ({ op, seconds }: Order): Promise<string> => {
+  // In place of a connection XAPI hands over its name and whose it is.
+  const handed = join(control, `nbdclient${process.pid}`);
+  const receiver = createServer((socket) => {
+    socket.on("error", () => socket.destroy());
+    socket.once("data", (line) => {
+      const [name = "", path = ""] = line.toString().trim().split(" ");
+      images.passed.set(name, path);
+      socket.end("ok\n");
+    });
+  });
+  receiver.listen(handed);
+  const obey = async ({ op, seconds = 120, args: as, second }: Order): Promise<string> => {
     if (op === "show")
-      return `pid=${process.pid} minor=${minor} state=${paused === null ? "0" : "0x20"} args=${args}`;
+      return `pid=${process.pid} minor=${minor} state=${paused === null ? "0" : "0x20"} args=${images.args}`;
+    if (op === "stats") return images.stats;
     if (op === "unpause") {
-      const anew = await NbdClient.connect(path);
-      if (anew.size() !== size) {
+      if (paused === null) return "error: Invalid argument";
+      await images.open(as, second ?? null);
+      if (images.main.size() !== size) {
         // As tapdisk_vbd_resume: it stays paused.
-        anew.close();
+        images.close();
         return "error: Wrong medium type";
       }
-      client = anew;
-      paused?.end();
+      paused.end();
       paused = null;
       return "";
     }
     if (!(await idle(seconds))) return "error: Connection timed out";
-    client.close();
+    images.close();
     if (op === "pause") {
       const { promise, resolve } = Promise.withResolvers<void>();
       paused = { over: promise, end: resolve };
@@ -98,6 +194,7 @@ async function tapdisk(root: string, minor: number, args: string): Promise<void>
     }
     await stop();
     rmSync(nbd, { force: true });
+    rmSync(handed, { force: true });
     rmSync(deviceOf(root, minor), { force: true });
     rmSync(join(double, `${minor}`), { recursive: true });
     setImmediate(() => process.exit(0));
@@ -130,7 +227,7 @@ async function order(root: string, minor: number, what: Order): Promise<string> 
 
 async function list(root: string): Promise<void> {
   for (const name of readdirSync(places(root).double)) {
-    const shown = await order(root, Number(name), { op: "show", seconds: 0 }).catch(() => `minor=${name}`);
+    const shown = await order(root, Number(name), { op: "show" }).catch(() => `minor=${name}`);
     process.stdout.write(`${shown}\n`);
   }
 }
@@ -174,6 +271,7 @@ async function main([root = "", command = "", ...rest]: readonly string[]): Prom
       p: { ...text, short: "p" },
       m: { ...text, short: "m" },
       t: { ...text, short: "t" },
+      second: { ...text, short: "2" },
       R: { type: "boolean", short: "R" },
     },
   });
@@ -188,8 +286,19 @@ async function main([root = "", command = "", ...rest]: readonly string[]): Prom
       await order(root, minor, { op: "close", seconds });
       return;
     case "pause":
-    case "unpause":
       await order(root, minor, { op: command, seconds });
+      return;
+    case "unpause": {
+      const { a: as, second } = values;
+      await order(root, minor, {
+        op: command,
+        ...(as === undefined ? {} : { args: as }),
+        ...(second === undefined ? {} : { second }),
+      });
+      return;
+    }
+    case "stats":
+      process.stdout.write(`${await order(root, minor, { op: command })}\n`);
       return;
     default:
       throw new Error(`no command ${command}`);
