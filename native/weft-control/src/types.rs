@@ -621,6 +621,11 @@ pub struct SessionOpen {
     pub caretaker: bool,
     /// The caller asserts that the process of the recorded owner has ended: no wait for its read lease (R9).
     pub old_stopped: bool,
+    /// With `steal`: only exactly this owner is replaced, or a caretaker's session (docs/model.md, R33); any other guest's
+    /// keeps the volume, and the answer is E-VOL-12. Null: whoever has it.
+    #[serde(default)]
+    #[schemars(with = "Option<Uuid>")]
+    pub expected: Option<SessionId>,
     /// How much its guests may ask for; null for as much as they like. Told of a session that is open already, they
     /// are its limits from then on.
     pub limits: Option<VolumeLimits>,
@@ -1015,6 +1020,8 @@ pub struct SessionStatus {
     pub path: Option<String>,
     /// Connections to the export.
     pub clients: u32,
+    /// Connections since it is offered, those that have gone among them.
+    pub clients_seen: u32,
     /// Its replicas.
     pub members: Vec<MemberStatus>,
     /// The copy under way.

@@ -259,6 +259,8 @@ pub enum Mutation {
     GroupSettlesAlone,
     /// R32: whoever takes a volume from a guest goes on with that guest's ownership.
     AnyOwnerContinues,
+    /// R33: whoever was to replace one owner replaces any.
+    ReplaceAny,
     /// M26: after a failed flush the member goes on.
     FailedFlushForgotten,
     /// I1: a close changes the owner within the epoch.
@@ -287,7 +289,7 @@ pub enum Mutation {
 
 impl Mutation {
     /// Every mutation with the name that `--mutation` takes, in the order of the rules.
-    pub const ALL: [(Mutation, &'static str); 135] = [
+    pub const ALL: [(Mutation, &'static str); 136] = [
         (Mutation::NoFence, "r1-no-fence"),
         (Mutation::AnyPromiser, "r1-any-promiser"),
         (Mutation::AttachUnbound, "r1-attach-unbound"),
@@ -406,6 +408,7 @@ impl Mutation {
         (Mutation::HeadGoesUntold, "r31-goes-untold"),
         (Mutation::HeadReleaseKeepsEpoch, "r31-release-keeps-epoch"),
         (Mutation::AnyOwnerContinues, "r32-any-owner-continues"),
+        (Mutation::ReplaceAny, "r33-replaces-any"),
         (Mutation::FailedFlushForgotten, "m26-failed-flush-forgotten"),
         (Mutation::CloseKeepsEpoch, "i1-close-keeps-epoch"),
         (Mutation::OvertakenRead, "i12-overtaken-read"),

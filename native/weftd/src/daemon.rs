@@ -725,7 +725,9 @@ impl Daemon {
 
     fn session_status(&self, now: Instant, volume: VolumeId) -> Option<SessionStatus> {
         let slot = self.sessions.get(&volume)?;
-        Some(slot.status(now, self.exports.clients_of(volume.into()), self.exports.held(volume.into())))
+        let seat = volume.into();
+        let clients = (self.exports.clients_of(seat), self.exports.seen_of(seat));
+        Some(slot.status(now, clients, self.exports.held(seat)))
     }
 
     fn tell_session(&mut self, now: Instant, volume: VolumeId) {
@@ -1661,11 +1663,11 @@ impl Daemon {
             let message = format!("this host has {SESSIONS_MAX} volumes open, the limit");
             return refuse(answer, Failure::new(Code::TOO_MANY_SESSIONS, message));
         }
-        let SessionOpen { volume, mode, caretaker, old_stopped, .. } = open;
+        let SessionOpen { volume, mode, caretaker, old_stopped, expected, .. } = open;
         self.opening.insert(volume);
         let token = self.call(Caller::Open(Opening {
             volume,
-            mode: Asked::Mode(mode),
+            mode: Asked::Mode(mode, expected),
             export,
             caretaker,
             old_stopped,
@@ -1704,7 +1706,7 @@ impl Daemon {
                         (Err(answer), Asked::Continue(session)) => {
                             return refuse(answer, taken(volume, session, record.owner));
                         }
-                        (Err(_), Asked::Mode(_)) => unreachable!("only an ownership can be over"),
+                        (Err(_), Asked::Mode(..)) => unreachable!("only an ownership can be over"),
                     };
                     if let Some(claim) = self.claims.highest() {
                         slot.machine.handle_claim(now, claim);

@@ -71,6 +71,8 @@ struct Listener {
     fd: Fd,
     accepting: bool,
     closed: bool,
+    /// So many clients have come.
+    seen: u32,
 }
 
 #[derive(Debug)]
@@ -112,7 +114,7 @@ impl Exports {
         let fd: Fd = Arc::new(OwnedFd::from(listener));
         self.listeners.insert(
             index,
-            Listener { seat, info, path: path.to_owned(), fd, accepting: false, closed: false },
+            Listener { seat, info, path: path.to_owned(), fd, accepting: false, closed: false, seen: 0 },
         );
         self.by_seat.insert(seat, index);
         self.limiters.insert(seat, Limiter::new(now, limits));
@@ -183,6 +185,13 @@ impl Exports {
     pub fn clients_of(&self, seat: Seat) -> u32 {
         let count = self.clients.values().filter(|c| c.seat == seat && !c.broken).count();
         u32::try_from(count).unwrap_or(u32::MAX)
+    }
+
+    /// Connections since the volume is offered, those that have gone among them.
+    #[must_use]
+    pub fn seen_of(&self, seat: Seat) -> u32 {
+        let listener = self.by_seat.get(&seat).and_then(|index| self.listeners.get(index));
+        listener.map_or(0, |listener| listener.seen)
     }
 
     /// A driver's completion of [`Part::Export`].
@@ -259,6 +268,7 @@ impl Exports {
         }
         match done.result {
             Ok(Outcome::Accepted(socket)) => {
+                listener.seen = listener.seen.saturating_add(1);
                 let tag = self.next_tag;
                 self.next_tag = self.next_tag.wrapping_add(1);
                 let client = Client {

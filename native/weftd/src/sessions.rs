@@ -93,8 +93,9 @@ pub struct Slot {
 /// Which owner an open may replace.
 #[derive(Clone, Copy, Debug)]
 pub enum Asked {
-    /// As the control socket has it. One of this host that this process doesn't know is always replaced.
-    Mode(AskedMode),
+    /// As the control socket has it, and with a steal the only owner to replace, if it was one (R33). A session of this host
+    /// that this process doesn't know is always replaced.
+    Mode(AskedMode, Option<SessionId>),
     /// One of this host and of the ownership that this session is of, which somebody holds requests for.
     Continue(SessionId),
 }
@@ -140,9 +141,16 @@ impl Slot {
                     None => return Err(answer),
                 }
             }
-            (_, Some(session)) => OpenMode::Steal { old_stopped: Some(session) },
-            (Asked::Mode(AskedMode::Closed), None) => OpenMode::Closed,
-            (Asked::Mode(AskedMode::Steal), None) => {
+            // Another host may take it before the claim: then it is that one's.
+            (Asked::Mode(AskedMode::Closed, _), Some(session)) => OpenMode::Replace { session, ended: true },
+            (Asked::Mode(AskedMode::Closed, _), None) => OpenMode::Closed,
+            (Asked::Mode(AskedMode::Steal, Some(session)), _) => {
+                OpenMode::Replace { session, ended: old_stopped || ours == Some(session) }
+            }
+            (Asked::Mode(AskedMode::Steal, None), Some(session)) => {
+                OpenMode::Steal { old_stopped: Some(session) }
+            }
+            (Asked::Mode(AskedMode::Steal, None), None) => {
                 OpenMode::Steal { old_stopped: record.owner.filter(|_| old_stopped).map(|o| o.session) }
             }
         };
@@ -362,9 +370,10 @@ impl Slot {
         }
     }
 
-    /// As seen from outside; the export has so many clients, of whose requests so many wait for the limits.
+    /// As seen from outside; the export has so many clients, and has had so many, of whose requests so many wait for the
+    /// limits.
     #[must_use]
-    pub fn status(&self, now: Instant, clients: u32, held: u32) -> SessionStatus {
+    pub fn status(&self, now: Instant, (clients, clients_seen): (u32, u32), held: u32) -> SessionStatus {
         let view: SessionView = self.machine.view();
         let phase = match view.phase {
             "serving" => SessionPhase::Serving,
@@ -401,6 +410,7 @@ impl Slot {
             paused_reason: ended.or(view.paused),
             path: self.path.as_ref().map(|p| p.display().to_string()),
             clients,
+            clients_seen,
             members: members.collect(),
             resync,
             reverting: view.revert.map(reverts::status),

@@ -3,7 +3,8 @@
  * for, or found to be dead (core/model/activation.ts).
  *
  * Must always hold:
- * - what is decided rests on a report of the session that the record names: another owner is asked anew;
+ * - what is decided rests on a report of the session that the record names, and weftd takes the disk from that session or from
+ *   none: another owner is asked anew;
  * - what is closed was drained and sealed: the next host opens it without asking anybody;
  * - who asks again is answered with the session that is open.
  */
@@ -26,6 +27,7 @@ import { findListed, findSnapshot } from "./find.ts";
 import { heldHere } from "./holder.ts";
 import type { Mirror } from "./mirror.ts";
 import { CHANGING_HANDS } from "./owner-work.ts";
+import { openCaretaker } from "./perform.ts";
 import { attachSnapshot } from "./snapshots.ts";
 import { findVdi, openHosts, type VdiFacts, vdiOf, xapiHostsOf } from "./sr-facts.ts";
 import { nameHelper } from "./vdi-helpers.ts";
@@ -35,6 +37,8 @@ const ANSWER_MS = 3000;
 /** weftd's port for other hosts: whether somebody is there at all. */
 const DATA_PORT = 7401;
 const PROBE_MS = 1500;
+/** What a host that was given a disk may take until its guest's end is connected. */
+const COMING_MS = 30_000;
 
 export async function activateVdi(
   context: MemberContext,
@@ -106,7 +110,8 @@ async function activateDisk(
       case "open":
       case "steal": {
         if (decision.kind === "steal") log.warn({ vdi: uuid, why: decision.why }, "a disk is taken over");
-        const opened = await openHere(context, facts, decision.kind === "steal", Math.max(endMs, handsMs));
+        const expected = decision.kind === "steal" ? (guest?.session ?? null) : null;
+        const opened = await openHere(context, facts, expected, Math.max(endMs, handsMs));
         if (opened !== null) return opened;
         break;
       }
@@ -127,17 +132,17 @@ function guestOf({ record, extra }: VdiFacts): Guest | null {
   return extra?.caretaker === true ? null : (record?.owner ?? null);
 }
 
-/** Null: it changes hands in this moment, look again. */
+/** Null: it changes hands in this moment, look again. `expected`: the session that it is taken from; null: from none. */
 async function openHere(
   context: MemberContext,
   { vdi }: VdiFacts,
-  steal: boolean,
+  expected: SessionId | null,
   endMs: number,
 ): Promise<sr.VdiActivated | null> {
   const { volume } = vdi;
   try {
     await closeFenced(context, vdi);
-    const { path, session } = await attachVolume(context, volume, steal);
+    const { path, session } = await attachVolume(context, volume, { steal: expected !== null, expected });
     // It may have grown since it was looked at.
     const size = findVdi(context.mirror, vdi.uuid).record?.sizeBytes ?? 0n;
     return { path, size, volume, session, snapshot: null };
@@ -159,8 +164,9 @@ async function closeFenced(
   if (here === undefined || !["serving", "paused"].includes(here.phase)) return;
   // In this order: what served before this look at the store is named there, or fenced.
   await mirror.sync();
-  const owner = vdiOf(mirror, uuid)?.record?.owner ?? null;
-  if (owner?.host === host) return;
+  const record = vdiOf(mirror, uuid)?.record ?? null;
+  // One that can't be read says nothing of whose it is.
+  if (record === null || record.owner?.host === host) return;
   log.warn({ vdi: uuid, session: here.session }, "a session here was taken over, and is closed");
   await daemon.client.call("session.close", { volume, abandon: true });
 }
@@ -266,15 +272,13 @@ export async function closeUnused(context: MemberContext, facts: VdiFacts): Prom
 
 /** This host's weftd was restarted and has not opened it again: its record says that a guest has it here. */
 async function closeLost({ daemon }: MemberContext, volume: VolumeId): Promise<void> {
-  const open = {
-    volume,
-    mode: "steal" as const,
-    export: null,
-    caretaker: true,
-    old_stopped: false,
-    limits: null,
-  };
-  await daemon.client.call("session.open", open);
+  try {
+    await openCaretaker(daemon.client, volume);
+  } catch (error) {
+    // Another host has taken it in this moment.
+    if (isWeftError(error, "E-VOL-12")) return;
+    throw error;
+  }
   await daemon.client.call("session.close", { volume, abandon: false });
 }
 
@@ -325,22 +329,34 @@ async function usersOn(
   return (await client.volumeUsers(about)).answer;
 }
 
+/** As another host asks for it: a guest that may still be connecting counts as one that is. */
+export async function usersForOthers(
+  context: Pick<MemberContext, "daemon" | "options">,
+  about: VolumeUsersRequest,
+): Promise<VolumeUsers> {
+  const { awaited, connected, since } = await ownUsers(context, about);
+  return { connected: connected === true || awaited, since };
+}
+
 /**
- * Also as another host asks for it: whether a guest's end is connected here. Where the holder has it, that is its client: it is
- * one of weftd's itself, and keeps its guest while weftd is away.
+ * Whether a guest's end is connected here. Where the holder has it, that is its client: it is one of weftd's itself, and keeps its
+ * guest while weftd is away. `awaited`: it was opened a moment ago, and nobody has come yet.
  */
-export async function ownUsers(
+async function ownUsers(
   { daemon, options }: Pick<MemberContext, "daemon" | "options">,
   { volume, snapshot }: VolumeUsersRequest,
-): Promise<VolumeUsers> {
+): Promise<VolumeUsers & { readonly awaited: boolean }> {
   const held = (await heldHere(options.runDir))?.filter(
     (one) => one.volume === volume && one.snapshot === snapshot,
   );
   const isHeld = held?.some(({ connected, lost }) => connected && lost === null) ?? false;
-  if (isHeld) return { connected: true, since: null };
+  if (isHeld) return { connected: true, since: null, awaited: false };
   const open = await offered(daemon.client, volume, snapshot);
   const isConnected = held === undefined || held.length === 0 ? (open?.clients ?? 0) > 0 : false;
-  return { connected: isConnected, since: await madeAt(open?.path ?? null) };
+  const madeAt = await timeOf(open?.path ?? null);
+  const ageMs = madeAt === null ? Infinity : Date.now() - madeAt.getTime();
+  const awaited = open?.clientsSeen === 0 && Math.abs(ageMs) < COMING_MS;
+  return { connected: isConnected, since: madeAt?.toISOString() ?? null, awaited };
 }
 
 /** As weftd offers it here; null: it doesn't. */
@@ -348,20 +364,32 @@ async function offered(
   client: MemberContext["daemon"]["client"],
   volume: string,
   snapshot: string | null,
-): Promise<{ readonly clients: number; readonly path: string | null } | null> {
+): Promise<Offered | null> {
   if (snapshot !== null) {
     const { snapshots } = await client.call("snapshot.open_list", {}, ANSWER_MS);
-    return snapshots.find(({ id }) => id === snapshot) ?? null;
+    const read = snapshots.find(({ id }) => id === snapshot) ?? null;
+    // Nobody takes it away from who reads it.
+    return read === null ? null : { clients: read.clients, clientsSeen: null, path: read.path };
   }
   const { sessions } = await client.call("session.list", {}, ANSWER_MS);
-  return sessions.find((one) => one.volume === volume && !one.caretaker && one.phase !== "ended") ?? null;
+  const open = sessions.find((one) => one.volume === volume && !one.caretaker && one.phase !== "ended");
+  return open === undefined
+    ? null
+    : { clients: open.clients, clientsSeen: open.clients_seen, path: open.path };
 }
 
+type Offered = {
+  readonly clients: number;
+  /** Those that have gone among them; null: it is not counted. */
+  readonly clientsSeen: number | null;
+  readonly path: string | null;
+};
+
 /** A session is as old as its socket. */
-async function madeAt(path: string | null): Promise<string | null> {
+async function timeOf(path: string | null): Promise<Date | null> {
   if (path === null) return null;
   try {
-    return (await stat(path)).mtime.toISOString();
+    return (await stat(path)).mtime;
   } catch {
     return null;
   }

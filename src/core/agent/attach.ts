@@ -3,8 +3,10 @@
  *
  * Must always hold:
  * - attaching twice on one host answers with the session that is open;
- * - only a caretaker's session (no guest behind it) is taken over unasked.
+ * - only a caretaker's session (no guest behind it) is taken over unasked, and weftd compares in the swap: a guest that
+ *   came in after the look keeps the volume.
  */
+import type { SessionId } from "../model/ids.ts";
 import { checkAttach, checkDetach } from "../model/volume-check.ts";
 import type { AttachAnswer, DetachAnswer } from "../wire/agent-api.ts";
 import { isWeftError, WeftError } from "../wire/errors.ts";
@@ -13,10 +15,11 @@ import type { MemberContext } from "./context.ts";
 import { findVolume } from "./find.ts";
 import { limitsForDaemon } from "./limit-keeper.ts";
 
+/** `expected`: the only guest's session that may lose it to a steal; null: any. E-VOL-12 where another one has it. */
 export async function attachVolume(
   context: MemberContext,
   ref: string,
-  steal: boolean,
+  { steal, expected }: { readonly steal: boolean; readonly expected: SessionId | null },
 ): Promise<AttachAnswer> {
   const { mirror, daemon, view, host } = context;
   await mirror.sync();
@@ -42,15 +45,14 @@ export async function attachVolume(
   }
   if (here !== null && here.caretaker)
     await daemon.client.call("session.close", { volume: id, abandon: false });
-  // Taken over: on request, from a caretaker elsewhere, and by a weftd that was restarted from itself.
-  const owner = record?.owner ?? null;
-  const takeOver = steal || (owner !== null && (owner.host !== host || here === null));
+  // A caretaker makes way to `closed` too, and so does what a weftd that was restarted had itself.
   const opened = await daemon.client.call("session.open", {
     volume: id,
-    mode: takeOver ? "steal" : "closed",
+    mode: steal ? "steal" : "closed",
     export: { nbd: { path: null } },
     caretaker: false,
     old_stopped: false,
+    expected,
     limits: limitsForDaemon(want.limits),
   });
   // What was wanted since the look at it above.

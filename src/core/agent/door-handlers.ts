@@ -7,7 +7,7 @@ import { IdentityFiles } from "../wire/identity-files.ts";
 import { judgeKey } from "../model/trust.ts";
 import { factsOf } from "../wire/certificate.ts";
 import { reasonOf } from "../wire/errors.ts";
-import { ownUsers } from "./activation.ts";
+import { usersForOthers } from "./activation.ts";
 import { ApiTokens } from "./api-tokens.ts";
 import { memberAddresses } from "./ask-members.ts";
 import { ownLines } from "./audit-read.ts";
@@ -105,7 +105,7 @@ function handlersOf(context: MemberContext, audit: AskedAgent["audit"]): DoorHan
       lines: [...(await ownLines(audit, filter, limit))],
     }),
     "POST /v1/internal/stats": async ({ body: { volume } }) => ({ open: await ownStats(context, volume) }),
-    "POST /v1/internal/volume-users": ({ body }) => ownUsers(context, body),
+    "POST /v1/internal/volume-users": ({ body }) => usersForOthers(context, body),
     "POST /v1/internal/volume-work": async ({ caller, body, begin }) => {
       if (caller.verdict?.kind !== "ok") throw new Error("the door lets hosts only ask for work on volumes");
       const snapshot = "id" in body ? { snapshot: body.id } : {};

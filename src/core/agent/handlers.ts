@@ -215,8 +215,9 @@ export const handlers: Handlers = {
     return {};
   },
   "POST /v1/volumes/:ref/attach": (agent, { params, body }) =>
-    attachVolume(agent.member(), params.ref, body.steal),
-  "POST /v1/volumes/:ref/steal": (agent, { params }) => attachVolume(agent.member(), params.ref, true),
+    attachVolume(agent.member(), params.ref, { steal: body.steal, expected: null }),
+  "POST /v1/volumes/:ref/steal": (agent, { params }) =>
+    attachVolume(agent.member(), params.ref, { steal: true, expected: null }),
   "POST /v1/volumes/:ref/detach": (agent, { params, body }) =>
     detachVolume(agent.member(), params.ref, body.abandon),
   "GET /v1/volumes/:ref/why": async (agent, { params }) => whyAnswer(await fresh(agent), params.ref),

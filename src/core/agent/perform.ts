@@ -163,6 +163,7 @@ export async function openCaretaker(daemon: DaemonClient, volume: VolumeId): Pro
     export: null,
     caretaker: true,
     old_stopped: false,
+    expected: null,
     limits: null,
   });
 }

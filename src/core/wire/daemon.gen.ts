@@ -682,6 +682,8 @@ export type SessionList = {
 export type SessionOpen = {
   /** A session without guest: reconciles, resyncs, adds and removes copies of a detached volume, then closes. */
   readonly caretaker: boolean;
+  /** With `steal`: only exactly this owner is replaced, or a caretaker's session (docs/model.md, R33); any other guest's keeps the volume, and the answer is E-VOL-12. Null: whoever has it. */
+  readonly expected: Uuid | null;
   /** How to offer it; null for none. */
   readonly export: Export | null;
   /** How much its guests may ask for; null for as much as they like. Told of a session that is open already, they are its limits from then on. */
@@ -715,6 +717,8 @@ export type SessionStatus = {
   readonly caretaker: boolean;
   /** Connections to the export. */
   readonly clients: number;
+  /** Connections since it is offered, those that have gone among them. */
+  readonly clients_seen: number;
   /** Its epoch. */
   readonly epoch: Decimal;
   /** Its counters. */

@@ -74,6 +74,10 @@ export class FakeWeftd {
   readonly scrubs: string[] = [];
   /** Volumes and snapshots with a client at their export. */
   readonly connected = new Set<string>();
+  /** Volumes whose client has come and gone. */
+  readonly left = new Set<string>();
+  /** The next session is opened when this is done: what happens between a decision and its swap. */
+  beforeOpen: (() => Promise<unknown>) | null = null;
   /** Hosts whose weftd this one has a connection to. */
   readonly links = new Set<string>();
   readonly pools = new Map<string, string>();
@@ -659,11 +663,16 @@ export class FakeWeftd {
     });
   }
 
-  async #open({ volume, mode, export: offered, caretaker, limits }: Json): Promise<Json> {
+  async #open({ volume, mode, expected, export: offered, caretaker, limits }: Json): Promise<Json> {
     const id = String(volume);
     const session = randomUUID();
+    const before = this.beforeOpen;
+    this.beforeOpen = null;
+    await before?.();
     await this.#swap(id, (r) => {
-      if (r.owner !== null && r.owner.caretaker !== true && mode !== "steal")
+      const isLost = r.owner?.node === this.host && !this.sessions.has(id);
+      const isMeant = mode === "steal" && (expected === null || expected === r.owner?.session);
+      if (r.owner !== null && r.owner.caretaker !== true && !isLost && !isMeant)
         refuse("E-VOL-12", "open elsewhere");
       const owner = { node: this.host, session, ...(caretaker === true ? { caretaker: true } : {}) };
       return { ...r, epoch: up(r.epoch), owner, clean: false };
@@ -709,6 +718,7 @@ export class FakeWeftd {
       rev: "1",
       paused_reason: waitsFor,
       clients: this.connected.has(volume) ? 1 : 0,
+      clients_seen: this.connected.has(volume) || this.left.has(volume) ? 1 : 0,
       members: [],
       resync: null,
       reverting: null,

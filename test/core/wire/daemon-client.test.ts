@@ -45,6 +45,7 @@ void t.test("daemon: a refusal keeps its code, nested facts become text", async 
     export: null,
     caretaker: false,
     old_stopped: false,
+    expected: null,
     limits: null,
   } as const;
   await t.rejects(client.call("session.open", params), {

@@ -134,6 +134,13 @@ pub enum OpenMode {
         /// The session that is known to have ended, if any.
         old_stopped: Option<SessionId>,
     },
+    /// As [`OpenMode::Closed`], or from exactly this session, whatever comes between the decision and the swap (R33).
+    Replace {
+        /// The session that it was decided to replace.
+        session: SessionId,
+        /// The caller asserts that its process has ended (R9).
+        ended: bool,
+    },
     /// Only from exactly this session of the same host, whose process has ended: requests that it did not answer are
     /// repeated (R32).
     Continue {
@@ -143,11 +150,21 @@ pub enum OpenMode {
 }
 
 impl OpenMode {
+    /// May a guest's session be replaced that is the recorded owner?
+    fn may_replace(self, owner: SessionId) -> bool {
+        match self {
+            OpenMode::Closed => false,
+            OpenMode::Steal { .. } => true,
+            OpenMode::Replace { session, .. } | OpenMode::Continue { session } => owner == session,
+        }
+    }
+
     /// Has the process of this session ended, as whoever opens asserts?
     fn has_ended(self, session: SessionId) -> bool {
         match self {
             OpenMode::Closed => false,
             OpenMode::Steal { old_stopped } => old_stopped == Some(session),
+            OpenMode::Replace { session: old, ended } => ended && old == session,
             OpenMode::Continue { session: ended } => ended == session,
         }
     }

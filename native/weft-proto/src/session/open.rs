@@ -55,7 +55,8 @@ impl<P: Payload> Session<P> {
             return self.end(EndReason::Fenced { owner: record.owner });
         }
         if let Some(owner) = record.owner {
-            let takeable = owner.caretaker || self.config.mode != OpenMode::Closed;
+            let any = self.config.mode != OpenMode::Closed && self.config.broken.is(Mutation::ReplaceAny);
+            let takeable = owner.caretaker || any || self.config.mode.may_replace(owner.session);
             if !takeable || owner.session == self.config.session {
                 return self.end(EndReason::Busy { owner });
             }
@@ -174,7 +175,7 @@ impl<P: Payload> Session<P> {
         self.first_epoch = self.rec().epoch;
         self.steal_wait = self.rec().wait
             || self.config.broken.is(Mutation::NoWaitMark)
-                && matches!(self.config.mode, OpenMode::Steal { .. });
+                && matches!(self.config.mode, OpenMode::Steal { .. } | OpenMode::Replace { .. });
         self.first_promise = self.config.broken.is(Mutation::WaitFromClaim).then_some(now);
         self.phase = Phase::Gathering { since: now };
     }

@@ -454,6 +454,24 @@ fn an_ownership_goes_on_only_from_an_ended_guest_of_the_same_host() {
     }
 }
 
+/// R33: what was decided to replace is replaced, and what nobody minds to lose; nothing else, also on the same host.
+#[test]
+fn whoever_was_to_replace_one_owner_replaces_no_other() {
+    let (decided, began) = (SessionId(0xD1ED), SessionId(0xF1257));
+    let of = |session, caretaker| Some(Owner { node: HostId(0xA), session, caretaker, first: Some(began) });
+    let mine = SessionId(0x5e);
+    for ended in [false, true] {
+        let replace = OpenMode::Replace { session: decided, ended };
+        let first_of = |owner| claim_of(replace, owner, false).map(|owner| owner.first());
+        let first = if ended { began } else { mine };
+        assert_eq!(first_of(of(decided, false)), Ok(first), "R32: of its own host, if that has ended");
+        assert_eq!(first_of(None), Ok(mine), "it was closed meanwhile");
+        assert_eq!(first_of(of(SessionId(0x0123), true)), Ok(mine), "a caretaker");
+        let other = of(SessionId(0x0123), false).expect("an owner");
+        assert_eq!(claim_of(replace, Some(other), false), Err(EndReason::Busy { owner: other }));
+    }
+}
+
 #[test]
 fn nothing_is_taken_or_changed_before_the_keys_were_read() {
     let mut scene = Scene::opened(1);

@@ -15,7 +15,7 @@ use weft_proto::replica::{
     Action, AttachmentId, DiskDone, DiskError, DiskOp, ImageOp, RISE_AT_ONCE, Replica, ReplicaConfig, Token,
     Verified,
 };
-use weft_proto::session::Event;
+use weft_proto::session::{EndReason, Event};
 use weft_proto::superblock::{PoolAction, PoolStart, SEGMENT_BYTES, StoredPool, Superblock, SwapOutcome};
 
 use crate::oracle::ABSENT;
@@ -120,6 +120,7 @@ pub(super) const SHOWN_BY: &[(Mutation, &str)] = &[
     (Mutation::HeadOpened, "a_deleted_head_is_given_back_and_its_snapshot_stays"),
     (Mutation::HeadGoesUntold, "no_loss_of_the_store_makes_a_head_whole_of_which_a_part_is_gone"),
     (Mutation::HeadReleaseKeepsEpoch, "no_loss_of_the_store_makes_a_head_whole_of_which_a_part_is_gone"),
+    (Mutation::ReplaceAny, "a_guest_that_came_in_before_a_take_over_keeps_its_volume"),
     (Mutation::FailedFlushForgotten, "a_flush_that_failed_once_is_not_asked_again"),
     (Mutation::OvertakenRead, "a_read_that_was_overtaken_shows_nothing_that_may_vanish"),
     (Mutation::CloseUnsealed, "a_clean_volume_is_sealed_on_every_member"),
@@ -193,6 +194,7 @@ own! {
     R28 => an_image_stays_while_something_is_handed_down_to_it,
     R28 => no_more_is_put_into_an_image_that_is_to_go,
     R28 => what_was_handed_down_under_a_look_is_looked_for_again,
+    R33 => a_guest_that_came_in_before_a_take_over_keeps_its_volume,
     I12 => a_read_that_was_overtaken_shows_nothing_that_may_vanish,
     I26 => a_clean_volume_is_sealed_on_every_member,
 }
@@ -870,6 +872,30 @@ fn a_repair_brings_back_the_min_isr_that_writes_completed_under(play: &Play) {
     stage.restore(lost);
     stage.repair(false).expect("both members answer");
     assert_eq!(stage.record().policy.min_isr, 2);
+}
+
+/// R33: it was decided to take the volume from the owner on D; before the one who does is there E has it, by a steal, and
+/// serves a guest. That guest keeps it.
+fn a_guest_that_came_in_before_a_take_over_keeps_its_volume(play: &Play) {
+    let mut stage = Scene::copies(2).stage(play);
+    let owner = stage.owner(D);
+    stage.written(owner, 1);
+    for host in [A, B] {
+        stage.cut(C, host);
+    }
+    let late = stage.replace_only(C, owner);
+    stage.run_for(200);
+    let guest = stage.steal(E);
+    stage.serving(guest);
+    let value = stage.written(guest, 1);
+    stage.heal();
+    let EndReason::Busy { owner: found } = stage.over(late) else { panic!("{:?}", stage.ended(late)) };
+    assert_eq!(Some(found), stage.record().owner);
+    assert!(stage.owns(guest) && stage.read_now(guest, 1) == value);
+    // It is asked anew, of whom it has found.
+    let next = stage.replace_only(C, guest);
+    stage.serving(next);
+    assert_eq!(stage.read_now(next, 1), value);
 }
 
 /// I12: a read is on its way to r0 when a write to the same block begins, which only r0 gets before the owner and r0

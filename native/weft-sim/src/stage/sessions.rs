@@ -21,6 +21,12 @@ impl Stage {
         self.enter(host, OpenMode::Steal { old_stopped: Some(old) }, false)
     }
 
+    /// Somebody replaces exactly this session (R33).
+    pub fn replace_only(&mut self, host: HostId, old: Who) -> Who {
+        let session = self.id(old);
+        self.enter(host, OpenMode::Replace { session, ended: false }, false)
+    }
+
     /// A caretaker's session that comes to serve a closed volume.
     pub fn caretaker(&mut self, host: HostId) -> Who {
         let who = self.enter(host, OpenMode::Closed, true);
@@ -60,6 +66,7 @@ impl Stage {
             OpenMode::Closed => "opens",
             OpenMode::Steal { old_stopped: None } => "steals",
             OpenMode::Steal { old_stopped: Some(_) } => "takes over from a session that has ended",
+            OpenMode::Replace { .. } => "replaces one session and no other",
             OpenMode::Continue { .. } => "goes on with what a session had that has ended",
         };
         self.play.tell(self.now, format_args!("{who} on host {} {how}", Host(host)));

@@ -15,6 +15,7 @@
 //! | I15 | whenever a read is sent | [`World::judge_sent`] |
 //! | I16, I17, I32 | when a joiner is in sync by the record: nothing that was settled is missing on it; I6 thereafter | [`World::judge_admission`] |
 //! | R32 | at each change of the record: an ownership is another one's only after a guest's session of the same host | [`World::judge_record`] |
+//! | R33 | at each change of the record: who was to replace one owner has replaced that one, nobody's or a caretaker's | [`World::judge_record`] |
 //! | R25 | a repair: no size that was told is another then, nothing that was answered is beyond the end | `judge_size` |
 //! | I19 | when a pool would serve | `pool_step` |
 //! | I20 | when a session begins to serve | [`World::judge_opened`] |
@@ -116,6 +117,13 @@ impl World {
         rids.into_iter().filter_map(|rid| self.rep_of(rid)).collect()
     }
 
+    /// A guest's session that the writer has taken the volume from and was not to.
+    fn replaced_other(&self, writer: SessionId, old: &Record) -> Option<SessionId> {
+        let before = old.owner.filter(|o| !o.caretaker && o.session != writer)?.session;
+        let only = self.sessions.iter().find(|s| s.id == writer)?.only?;
+        (self.store.record.owner?.session == writer && before != only).then_some(before)
+    }
+
     /// A record took the place of `old`; `writer` sent it.
     pub(super) fn judge_record(&mut self, writer: SessionId, old: &Record) {
         let new = &self.store.record;
@@ -140,6 +148,8 @@ impl World {
             Some(format!("I2: {} changed the copies before it owned the volume", session_name(writer)))
         } else if !is_first_of(old, new) {
             Some(format!("R32: {} goes on with an ownership that is not its own", session_name(writer)))
+        } else if let Some(other) = self.replaced_other(writer, old) {
+            Some(format!("R33: {} replaced {}", session_name(writer), session_name(other)))
         } else if after.is_empty() {
             Some("I7: no copy is in sync".into())
         } else if after.len() < before.len() && after.len() < usize::from(new.policy.min_isr) {

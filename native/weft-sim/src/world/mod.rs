@@ -312,6 +312,8 @@ struct Sess {
     links: BTreeMap<Rid, Link>,
     tick_at: u64,
     started: bool,
+    /// The only guest's session that it may replace (R33); none: it was told no such thing.
+    only: Option<SessionId>,
     /// A caretaker's, which does this and goes.
     task: Option<Task>,
     /// Answers to requests of a past era are not judged.

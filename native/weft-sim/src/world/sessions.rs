@@ -27,10 +27,15 @@ impl World {
             owner.filter(|o| o.node == host_id(host)).map(|o| o.session).filter(|s| !self.is_alive(*s));
         // Every other one that finds its host's own former session goes on with what that had, and with nothing else (R32).
         let goes_on = stopped.filter(|_| steal && self.next_session.is_multiple_of(2));
+        // Or replaces the one that it saw, and no other (R33).
+        let only = owner.map(|o| o.session).filter(|_| steal && self.next_session.is_multiple_of(3));
         let mode = match goes_on {
             Some(session) => OpenMode::Continue { session },
-            None if steal => OpenMode::Steal { old_stopped: stopped },
-            None => OpenMode::Closed,
+            None => match only {
+                Some(session) => OpenMode::Replace { session, ended: stopped == only },
+                None if steal => OpenMode::Steal { old_stopped: stopped },
+                None => OpenMode::Closed,
+            },
         };
         let config = SessionConfig {
             volume: VOLUME,
@@ -68,6 +73,7 @@ impl World {
             links,
             tick_at: u64::MAX,
             started: false,
+            only,
             task,
             stale_answers: false,
         });

@@ -1,0 +1,98 @@
+/**
+ * What comes between a decision about a disk and its swap: real agents on a real store, the moment chosen by doubles of
+ * weftd. A guest that came in meanwhile keeps its disk.
+ */
+import { randomUUID } from "node:crypto";
+import { mkdir, utimes, writeFile } from "node:fs/promises";
+import { dirname, join } from "node:path";
+
+import t from "tap";
+
+import { openCaretaker } from "../../../src/core/agent/perform.ts";
+import type { VolumeId } from "../../../src/core/model/ids.ts";
+import { keys } from "../../../src/core/wire/store-keys.ts";
+import { startCluster } from "./test-host.ts";
+
+const GIB = 1n << 30n;
+const now = { writable: true, waitMs: 0 };
+
+const [h1, h2] = await startCluster(t, 2, 31);
+if (h1 === undefined || h2 === undefined) throw new Error("hosts");
+const sr = (await h1.client.createSr({ uuid: randomUUID(), copies: 2 })).uuid;
+const disk = async (): Promise<VolumeId> =>
+  (await h1.client.createVdi(sr, { uuid: randomUUID(), size: GIB })).volume as VolumeId;
+
+await t.test("agent: a disk is taken from the session that was asked about, and from no other", async (t) => {
+  // No guest is connected there, so it is taken over; before that is done its host has closed it, and opened it for another one.
+  const uuid = await disk();
+  await h2.client.activateVdi(uuid, now);
+  h1.weftd.beforeOpen = async () => {
+    await h2.client.deactivateVdi(uuid);
+    await h2.client.activateVdi(uuid, now);
+    h2.weftd.connected.add(uuid);
+  };
+  await t.rejects(h1.client.activateVdi(uuid, now), { code: "E-VDI-04", message: /^h2 has/ });
+  t.match(await h1.client.vdi(uuid), { openOn: { name: "h2" } });
+  h2.weftd.connected.delete(uuid);
+  t.match(await h1.client.activateVdi(uuid, now), { volume: uuid }, "of that one it is asked anew");
+
+  // A caretaker makes way, and a guest that came in its place doesn't.
+  const other = await disk();
+  await openCaretaker(h2.member().daemon.client, other);
+  h1.weftd.beforeOpen = async () => {
+    await h2.client.activateVdi(other, now);
+    h2.weftd.connected.add(other);
+  };
+  await t.rejects(h1.client.activateVdi(other, now), { code: "E-VDI-04", message: /^h2 has/ });
+  t.match(await h1.client.vdi(other), { openOn: { name: "h2" } });
+
+  // A weftd that was restarted opens what it had, or gives it back; not what another host has by then.
+  for (const again of [
+    (): Promise<unknown> => h1.client.activateVdi(uuid, now),
+    (): Promise<unknown> => h1.client.deactivateVdi(uuid),
+  ]) {
+    h1.weftd.sessions.delete(uuid);
+    h1.weftd.beforeOpen = async () => {
+      await h2.client.activateVdi(uuid, now);
+      h2.weftd.connected.add(uuid);
+    };
+    await again().catch((error: unknown) => t.match(error, { code: "E-VDI-04" }));
+    t.match(await h1.client.vdi(uuid), { openOn: { name: "h2" } });
+    h2.weftd.connected.delete(uuid);
+    await h2.client.deactivateVdi(uuid);
+    await h1.client.activateVdi(uuid, now);
+  }
+});
+
+await t.test("agent: who was given a disk has a moment until its guest is connected", async (t) => {
+  const uuid = await disk();
+  const { path } = await h2.client.activateVdi(uuid, now);
+  await mkdir(dirname(path), { recursive: true });
+  await writeFile(path, "");
+  await t.rejects(h1.client.activateVdi(uuid, now), { code: "E-VDI-04", facts: { since: /^20/ } });
+  // On the host itself nobody stands in its own way.
+  t.match(await h2.client.vdiUsers(uuid), { users: [{ connected: false }] });
+
+  // Until its first client came and went, or for half a minute.
+  h2.weftd.left.add(uuid);
+  t.match(await h1.client.activateVdi(uuid, now), { volume: uuid });
+  await h1.client.deactivateVdi(uuid);
+  h2.weftd.left.delete(uuid);
+  await h2.client.activateVdi(uuid, now);
+  const before = new Date(Date.now() - 31_000);
+  await utimes(path, before, before);
+  t.match(await h1.client.activateVdi(uuid, now), { volume: uuid });
+});
+
+await t.test("agent: a session is not closed because its record can't be read", async (t) => {
+  const uuid = await disk();
+  await h1.client.activateVdi(uuid, now);
+  const store = await h1.store();
+  const kept = (await store.get(keys.state(uuid)))?.value ?? "";
+  await store.put(keys.state(uuid), "{}");
+  await t.rejects(h1.client.activateVdi(uuid, now));
+  const closed = h1.weftd.daemon.calls.filter(({ method }) => method === "session.close");
+  t.notOk(closed.some(({ params }) => params["volume"] === uuid));
+  await store.put(keys.state(uuid), kept);
+  t.match(await h1.client.activateVdi(uuid, now), { path: join(h1.directory, "run", "nbd", `${uuid}.sock`) });
+});
