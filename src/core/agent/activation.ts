@@ -15,14 +15,16 @@ import { setTimeout as delay } from "node:timers/promises";
 import { type ActivationInput, decideActivation, type OwnerReport } from "../model/activation.ts";
 import { hostName } from "../model/cluster.ts";
 import type { HostId, SessionId, SnapshotId, VolumeId } from "../model/ids.ts";
+import type { Snapshot } from "../model/snapshot.ts";
 import { stillMade, type Vdi } from "../model/vdi.ts";
+import type { VolumeRecord } from "../model/volume-record.ts";
 import type { VolumeUsers, VolumeUsersRequest } from "../wire/door-api.ts";
 import { isWeftError, WeftError } from "../wire/errors.ts";
 import { HostClient } from "../wire/host-client.ts";
 import type * as sr from "../wire/sr-api.ts";
-import { keys } from "../wire/store-keys.ts";
 import { attachVolume } from "./attach.ts";
 import type { MemberContext } from "./context.ts";
+import { snapshotsOf } from "./facts.ts";
 import { findListed, findSnapshot } from "./find.ts";
 import { heldHere } from "./holder.ts";
 import type { Mirror } from "./mirror.ts";
@@ -30,7 +32,7 @@ import { CHANGING_HANDS } from "./owner-work.ts";
 import { openCaretaker } from "./perform.ts";
 import { attachSnapshot } from "./snapshots.ts";
 import { findVdi, openHosts, type VdiFacts, vdiOf, xapiHostsOf } from "./sr-facts.ts";
-import { nameHelper } from "./vdi-helpers.ts";
+import { dropUnread, nameHelper, readersOn } from "./vdi-helpers.ts";
 
 /** It answers from memory. */
 const ANSWER_MS = 3000;
@@ -39,6 +41,10 @@ const DATA_PORT = 7401;
 const PROBE_MS = 1500;
 /** What a host that was given a disk may take until its guest's end is connected. */
 const COMING_MS = 30_000;
+/** So often another host's last reader may go in the same moment. */
+const READ_TRIES = 5;
+/** No place for one, too many of them, or no room. */
+const NO_SNAPSHOT: ReadonlySet<string> = new Set(["E-SNAP-01", "E-SNAP-06", "E-SNAP-08"]);
 
 export async function activateVdi(
   context: MemberContext,
@@ -49,7 +55,8 @@ export async function activateVdi(
   const facts = findVdi(context.mirror, uuid);
   const { vdi, stage } = facts;
   if (stage === "making") throw WeftError.fromFinding(stillMade(vdi));
-  if (vdi.snapshot === null && !vdi.readOnly) return activateDisk(context, uuid, request);
+  if (vdi.snapshot === null && !vdi.readOnly)
+    return request.writable ? activateDisk(context, uuid, request) : readDisk(context, uuid, request);
   if (request.writable)
     throw new WeftError({
       code: "E-VDI-06",
@@ -62,9 +69,53 @@ export async function activateVdi(
 
 /** What hosts read of a disk that nobody writes: a snapshot, taken when the first one reads it. */
 async function readerOf(context: MemberContext, facts: VdiFacts): Promise<SnapshotId> {
-  const { volume, reader } = facts.vdi;
-  const isThere = reader !== null && context.mirror.get(keys.snapshot(volume, reader)) !== null;
-  return isThere ? reader : nameHelper(context, facts, "reader");
+  const { vdi, record } = facts;
+  const { reader, volume } = vdi;
+  const { known } = snapshotsOf(context.mirror, volume);
+  const found = known.find(({ id }) => id === reader) ?? null;
+  if (found !== null && (vdi.readOnly || isAsItWas(found, record))) return found.id;
+  return nameHelper(context, facts, "reader");
+}
+
+/** Whoever took it has closed the volume, which begins an epoch, and nobody has opened it since. */
+function isAsItWas({ epoch }: Snapshot, record: VolumeRecord | null): boolean {
+  return record !== null && record.epoch <= epoch + 1n;
+}
+
+/**
+ * Read by as many hosts as like to, as it is now, while no guest has it: by a snapshot. Whoever has it open is asked for as by a
+ * guest that writes; what is taken over, and what can have no snapshot, is open on one host.
+ */
+async function readDisk(
+  context: MemberContext,
+  uuid: string,
+  request: sr.VdiActivateRequest,
+): Promise<sr.VdiActivated> {
+  const { mirror, log } = context;
+  for (let tries = 1; ; tries += 1) {
+    const facts = findVdi(mirror, uuid);
+    if (guestOf(facts) !== null) return activateDisk(context, uuid, request);
+    try {
+      const reader = await readerOf(context, facts);
+      await mirror.sync();
+      // A guest that came in meanwhile has it for itself.
+      if (guestOf(findVdi(mirror, uuid)) === null) return await read(context, facts, reader);
+      await dropUnread(context, uuid);
+    } catch (error) {
+      if (!isWeftError(error)) throw error;
+      // Its last reader on another host has gone in this moment, and it with him.
+      const isGone = error.code === "E-SNAP-09" && tries < READ_TRIES;
+      if (!isGone && !NO_SNAPSHOT.has(error.code)) throw error;
+      if (!isGone) {
+        log.info(
+          { vdi: uuid, code: error.code },
+          "a disk that can have no snapshot is read on one host alone",
+        );
+        return activateDisk(context, uuid, request);
+      }
+      await mirror.sync();
+    }
+  }
 }
 
 async function read(context: MemberContext, facts: VdiFacts, snapshot: SnapshotId): Promise<sr.VdiActivated> {
@@ -248,18 +299,44 @@ function openElsewhere(
 export async function deactivateVdi(context: MemberContext, uuid: string): Promise<void> {
   const { mirror, daemon, host } = context;
   await mirror.sync();
-  const facts = vdiOf(mirror, uuid);
+  const facts = readDamaged(() => vdiOf(mirror, uuid));
+  if (facts === "damaged") return closeUnread(context, uuid);
   if (facts === null) return;
   const { vdi } = facts;
-  for (const snapshot of [vdi.snapshot, vdi.reader])
-    if (snapshot !== null) await daemon.client.call("snapshot.close", { volume: vdi.volume, id: snapshot });
+  const { volume } = vdi;
+  const read = vdi.snapshot === null ? readersOn(mirror, vdi, host) : [vdi.snapshot];
+  for (const id of read) await daemon.client.call("snapshot.close", { volume, id });
   if (vdi.snapshot !== null) return;
+  if (vdi.reader !== null && !vdi.readOnly) await dropUnread(context, uuid);
   await closeFenced(context, vdi);
   const { sessions } = await daemon.client.call("session.list", {});
-  const here = sessions.find(({ volume, phase }) => volume === vdi.volume && phase !== "ended") ?? null;
-  if (here !== null && !here.caretaker)
-    await daemon.client.call("session.close", { volume: vdi.volume, abandon: false });
-  else if (here === null && guestOf(facts)?.host === host) await closeLost(context, vdi.volume);
+  const here = sessions.find((one) => one.volume === volume && one.phase !== "ended") ?? null;
+  if (here !== null && !here.caretaker) await daemon.client.call("session.close", { volume, abandon: false });
+  else if (here === null && guestOf(facts)?.host === host) await closeLost(context, volume);
+}
+
+/** A guest that ends is not kept by a damaged key: what is open here under the disk's own id is closed. */
+async function closeUnread({ daemon, log }: MemberContext, uuid: string): Promise<void> {
+  const { client } = daemon;
+  const [{ sessions }, { snapshots }] = await Promise.all([
+    client.call("session.list", {}),
+    client.call("snapshot.open_list", {}),
+  ]);
+  const session = sessions.find(({ volume, caretaker }) => volume === uuid && !caretaker);
+  if (session !== undefined) await client.call("session.close", { volume: session.volume, abandon: false });
+  const snapshot = snapshots.find(({ id }) => id === uuid);
+  if (snapshot !== undefined)
+    await client.call("snapshot.close", { volume: snapshot.volume, id: snapshot.id });
+  log.warn({ vdi: uuid }, "a disk was closed whose key can't be read");
+}
+
+function readDamaged<T>(read: () => T): T | "damaged" {
+  try {
+    return read();
+  } catch (error) {
+    if (isWeftError(error, "E-STORE-07")) return "damaged";
+    throw error;
+  }
 }
 
 /** This host's session, where no guest uses it: as a host leaves it that is started anew, or a guest that was taken from elsewhere. */

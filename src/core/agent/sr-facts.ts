@@ -58,8 +58,12 @@ export function findSr(mirror: Mirror, uuid: string): SrFacts {
   });
 }
 
+/** One that can't be read hides none of the others. */
 export function srsOf(mirror: Mirror): readonly SrFacts[] {
-  return mirror.entries(keys.srs).map((entry) => ({ sr: readSr(entry), entry }));
+  return mirror.entries(keys.srs).flatMap((entry) => {
+    const sr = readable(() => readSr(entry));
+    return sr === null ? [] : [{ sr, entry }];
+  });
 }
 
 /** E-VDI-01 where there is none, or none any more. */

@@ -5,15 +5,15 @@
  * Must always hold:
  * - they are known by their names, and go with the last who needs them: by whom they were taken for, or by vdi-keeper.ts;
  * - one that a disk's key names is taken before it is named, and goes after it is named no more;
- * - what a host reads stays named, so that whoever closes it finds it.
+ * - what a host reads is found by whoever closes it, by its name and by who has it open.
  */
 import { createHash, randomUUID } from "node:crypto";
 
 import { hostName } from "../model/cluster.ts";
-import { parseSnapshotId, type SnapshotId, type VolumeId } from "../model/ids.ts";
+import { type HostId, parseSnapshotId, type SnapshotId, type VolumeId } from "../model/ids.ts";
 import { isShown } from "../model/snapshot.ts";
-import { type Helper, HELPER_BY, helperName, isHelper, type Vdi } from "../model/vdi.ts";
-import { isWeftError, WeftError } from "../wire/errors.ts";
+import { type Helper, HELPER_BY, helperName, isHelper, isReader, type Vdi } from "../model/vdi.ts";
+import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
 import { renderVdi } from "../wire/sr-json.ts";
 import type { MemberContext } from "./context.ts";
 import { openOn, snapshotsOf } from "./facts.ts";
@@ -69,6 +69,32 @@ export function refuseRead({ mirror, view }: MemberContext, { vdi }: VdiFacts): 
   });
 }
 
+/** What this host reads of a disk: by the snapshot that its key names, or by one that it named when that was opened. */
+export function readersOn(
+  mirror: MemberContext["mirror"],
+  { volume, reader }: Vdi,
+  host: HostId,
+): readonly SnapshotId[] {
+  const opened = snapshotsOf(mirror, volume)
+    .known.filter((snapshot) => isReader(snapshot) && openOn(mirror, snapshot.id).includes(host))
+    .map(({ id }) => id);
+  return reader === null || opened.includes(reader) ? opened : [reader, ...opened];
+}
+
+/**
+ * A disk that is written at other times: what was read of it goes with the last host that read it, for it keeps what is written
+ * over. It may be read again meanwhile, or its copies be away: then it goes with the next one, or later (vdi-keeper.ts).
+ */
+export async function dropUnread(context: MemberContext, uuid: string): Promise<void> {
+  const { mirror, log } = context;
+  await mirror.sync();
+  const { vdi } = findVdi(mirror, uuid);
+  if (vdi.reader === null || openOn(mirror, vdi.reader).length > 0) return;
+  dropHelper(context, uuid, "reader").catch((error: unknown) => {
+    log.info({ vdi: uuid, reason: reasonOf(error) }, "what was read of a disk goes later");
+  });
+}
+
 export async function deleteIfThere(context: MemberContext, snapshot: string): Promise<void> {
   try {
     await deleteSnapshot(context, snapshot);
@@ -112,14 +138,16 @@ export async function nameHelper(
   { vdi }: VdiFacts,
   what: "reader" | "resetTo",
 ): Promise<SnapshotId> {
+  const { mirror } = context;
   const before = vdi[what];
   const id = newSnapshotId();
   const name = helperName(what === "reader" ? "reader" : "reset", id);
   await createSnapshot(context, vdi.volume, { name, id, by: HELPER_BY });
   await changeKey(context, vdi.uuid, (now) => (now[what] === before ? { ...now, [what]: id } : null));
-  const named = findVdi(context.mirror, vdi.uuid).vdi[what] ?? id;
+  const named = findVdi(mirror, vdi.uuid).vdi[what] ?? id;
   const over = named === id ? before : id;
-  if (over !== null) await deleteIfThere(context, over);
+  // A host that reads what was before keeps it until it closes it.
+  if (over !== null && openOn(mirror, over).length === 0) await deleteIfThere(context, over);
   return named;
 }
 

@@ -7,14 +7,15 @@
  * - a disk's volume, and a snapshot that is a disk, are never touched.
  */
 import type { SnapshotId } from "../model/ids.ts";
-import { isLeftHelper, isLeftKey } from "../model/vdi.ts";
+import type { Snapshot } from "../model/snapshot.ts";
+import { HELPER_MS, isLeftHelper, isLeftKey, isNamed } from "../model/vdi.ts";
 import { isWeftError } from "../wire/errors.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
 import { snapshotsOf } from "./facts.ts";
 import { Rounds } from "./rounds.ts";
-import { vdisOf } from "./sr-facts.ts";
-import { deleteIfThere } from "./vdi-helpers.ts";
+import { lookAtVdis } from "./sr-facts.ts";
+import { deleteIfThere, dropUnread } from "./vdi-helpers.ts";
 
 const LOOK_MS = 60_000;
 
@@ -52,19 +53,27 @@ export class VdiKeeper {
 export async function dropLeft(context: MemberContext, nowMs: number): Promise<void> {
   const { mirror, store, log } = context;
   await mirror.sync();
-  const vdis = vdisOf(mirror);
+  const { vdis, unread } = lookAtVdis(mirror);
   for (const { vdi, entry, snapshot } of vdis) {
     if (!isLeftKey(vdi, { snapshot }, nowMs - Date.parse(vdi.createdAt))) continue;
     const { key, modRevision } = entry;
     const { kind } = await store.txn([{ key, modRevision }], [{ kind: "delete", key }]);
     if (kind === "succeeded") log.info({ vdi: vdi.uuid }, "a disk whose snapshot is none is forgotten");
   }
+  for (const { vdi } of vdis) {
+    const reader = vdi.readOnly ? null : vdi.reader;
+    const taken = snapshotsOf(mirror, vdi.volume).known.find(({ id }) => id === reader);
+    if (taken !== undefined && nowMs - taken.createdMs >= HELPER_MS) await dropUnread(context, vdi.uuid);
+  }
   const named = new Set<SnapshotId>(
     vdis.flatMap(({ vdi }) => [vdi.resetTo, vdi.reader].filter((id) => id !== null)),
   );
   const volumes = new Set(vdis.map(({ vdi }) => vdi.volume));
   const snapshots = [...volumes].flatMap((volume) => snapshotsOf(mirror, volume).known);
-  for (const snapshot of snapshots.filter((one) => isLeftHelper(one, named, nowMs))) {
+  // A key that can't be read may name any that disks name.
+  const isLeft = (one: Snapshot): boolean =>
+    isLeftHelper(one, named, nowMs) && (unread.length === 0 || !isNamed(one));
+  for (const snapshot of snapshots.filter(isLeft)) {
     try {
       await deleteIfThere(context, snapshot.id);
       log.info(

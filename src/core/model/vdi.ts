@@ -68,7 +68,7 @@ export type Vdi = {
   readonly createdAt: string;
   /** A snapshot that is nobody's disk: what the disk goes back to with a reset. Null: nothing was marked. */
   readonly resetTo: SnapshotId | null;
-  /** A snapshot that is nobody's disk: what hosts read of a disk that nobody writes. Null: nobody has read it yet. */
+  /** A snapshot that is nobody's disk: what hosts read of a disk while nobody writes it. Null: nobody has read it yet. */
   readonly reader: SnapshotId | null;
 };
 
@@ -156,6 +156,16 @@ export function helperName(helper: Helper, uuid: string): string {
 /** A snapshot that is nobody's disk, and that no person asked for. */
 export function isHelper({ name, createdBy }: Pick<Snapshot, "name" | "createdBy">): boolean {
   return createdBy === HELPER_BY && HELPER.test(name);
+}
+
+/** What hosts read of a disk. */
+export function isReader(snapshot: Pick<Snapshot, "name" | "createdBy">): boolean {
+  return isHelper(snapshot) && snapshot.name.startsWith(helperName("reader", ""));
+}
+
+/** One that a disk's key names, not one for a moment. */
+export function isNamed({ name }: Pick<Snapshot, "name">): boolean {
+  return ["reset", "reader"].some((helper) => name.startsWith(`${helper}-`));
 }
 
 /** Taken for a moment and left behind by who was cut short. `named`: by a disk, that goes back to it or reads it. */

@@ -9,9 +9,11 @@ import { dirname, join } from "node:path";
 import t from "tap";
 
 import { openCaretaker } from "../../../src/core/agent/perform.ts";
+import { dropLeft } from "../../../src/core/agent/vdi-keeper.ts";
 import type { VolumeId } from "../../../src/core/model/ids.ts";
+import { HELPER_MS } from "../../../src/core/model/vdi.ts";
 import { keys } from "../../../src/core/wire/store-keys.ts";
-import { startCluster } from "./test-host.ts";
+import { eventually, startCluster } from "./test-host.ts";
 
 const GIB = 1n << 30n;
 const now = { writable: true, waitMs: 0 };
@@ -95,4 +97,72 @@ await t.test("agent: a session is not closed because its record can't be read", 
   t.notOk(closed.some(({ params }) => params["volume"] === uuid));
   await store.put(keys.state(uuid), kept);
   t.match(await h1.client.activateVdi(uuid, now), { path: join(h1.directory, "run", "nbd", `${uuid}.sock`) });
+});
+
+await t.test("agent: a disk that nobody has is read on several hosts at once, as it is then", async (t) => {
+  const uuid = await disk();
+  const reading = { writable: false, waitMs: 0 };
+  const readers = async (): Promise<readonly string[]> =>
+    (await h1.client.snapshots()).filter(({ volume }) => volume === uuid).map(({ id }) => id);
+  const here = await h1.client.activateVdi(uuid, reading);
+  t.match(here, { session: null, path: /\.sock$/ });
+  t.same(await h1.client.activateVdi(uuid, reading), here);
+  t.equal((await h2.client.activateVdi(uuid, reading)).snapshot, here.snapshot);
+  t.same(await readers(), [here.snapshot]);
+
+  // It was written by hand meanwhile: who reads it from now on reads that, the other one what it has begun with.
+  await h1.client.deactivateVdi(uuid);
+  await h1.client.attach(uuid);
+  h1.weftd.connected.add(uuid);
+  await t.rejects(h2.client.activateVdi(uuid, reading), { code: "E-VDI-04", message: /^h1 has/ });
+  h1.weftd.connected.delete(uuid);
+  await h1.client.detach(uuid);
+  const later = await h1.client.activateVdi(uuid, reading);
+  t.not(later.snapshot, here.snapshot);
+  t.equal((await readers()).length, 2);
+
+  // The last one takes it away, also where another one is named by now.
+  await h2.client.deactivateVdi(uuid);
+  await h1.client.deactivateVdi(uuid);
+  const context = h1.member();
+  const left = await eventually(
+    "no reader is left",
+    async () => {
+      await context.mirror.sync();
+      await dropLeft(context, Date.now() + HELPER_MS);
+      return readers();
+    },
+    ({ length }) => length === 0,
+  );
+  t.same(left, []);
+  t.equal((await h1.client.vdi(uuid)).openOn, null);
+  t.match(await h2.client.activateVdi(uuid, now), { snapshot: null });
+  await h2.client.deactivateVdi(uuid);
+
+  // Where no copy can have snapshots it is read on one host.
+  h1.weftd.refusesSnapshots = { code: "E-SNAP-01", facts: {} };
+  h2.weftd.refusesSnapshots = { code: "E-SNAP-01", facts: {} };
+  const alone = await h1.client.activateVdi(uuid, reading);
+  t.match(alone, { snapshot: null, session: /-/ });
+  h1.weftd.connected.add(uuid);
+  await t.rejects(h2.client.activateVdi(uuid, reading), { code: "E-VDI-04" });
+  h1.weftd.connected.delete(uuid);
+  await h1.client.deactivateVdi(uuid);
+  h2.weftd.refusesSnapshots = null;
+});
+
+await t.test("agent: what can't be read hides nothing else, and no guest is kept by it", async (t) => {
+  const uuid = await disk();
+  await h1.client.activateVdi(uuid, now);
+  const store = await h1.store();
+  const damaged = randomUUID();
+  await store.put(keys.sr(damaged), "{}");
+  await store.put(keys.vdi(uuid), "{}");
+  t.match(await h1.client.srs(), [{ uuid: sr }]);
+  t.match((await h1.client.vdis(sr)).unread, [uuid]);
+  await t.rejects(h1.client.sr(damaged), { code: "E-STORE-07" });
+  await h1.client.deactivateVdi(uuid);
+  t.notOk(h1.weftd.sessions.has(uuid));
+  await h1.client.deactivateVdi(uuid);
+  await dropLeft(h1.member(), Date.now());
 });

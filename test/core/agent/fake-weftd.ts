@@ -702,7 +702,9 @@ export class FakeWeftd {
     this.sessions.delete(volume);
     // One that was taken over has nothing to give back.
     await this.#swap(volume, (r) =>
-      r.owner === null || r.owner.session === closed.session ? { ...r, owner: null, clean: true } : r,
+      r.owner === null || r.owner.session === closed.session
+        ? { ...r, epoch: up(r.epoch), owner: null, clean: true }
+        : r,
     );
     return { lost_writes: 0 };
   }
