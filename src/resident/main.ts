@@ -6,7 +6,7 @@ import { loadAddon } from "../core/wire/addon.ts";
 import { isWeftError, reasonOf } from "../core/wire/errors.ts";
 import { alertSink } from "./alert-sink.ts";
 import { smDoors } from "./sm-door.ts";
-import { tapdisks } from "./tapdisks.ts";
+import { guestDevices, tapdisks } from "./tapdisks.ts";
 import { xapiDoors } from "./xapi-doors.ts";
 
 async function main(): Promise<void> {
@@ -15,7 +15,7 @@ async function main(): Promise<void> {
   if (!options.allowCoreDumps) loadAddon(options.addon).protect();
   const datapath = tapdisks(options, log);
   const doors = [...smDoors(options, log, datapath), ...xapiDoors(options, log, datapath)];
-  const agent = new Agent(options, log, doors, alertSink(options, log));
+  const agent = new Agent(options, log, doors, alertSink(options, log), guestDevices(options));
   const end = (signal: string): void => {
     log.info({ signal }, "the agent ends; etcd and weftd go on");
     agent.stop().then(

@@ -1,14 +1,30 @@
 /** How a host of XCP-ng makes a guest's disk of a volume: by tapdisk, behind this host's holder. */
-import { join } from "node:path";
+import { existsSync } from "node:fs";
+import { basename, dirname, join } from "node:path";
 
+import type { GuestDevices } from "../core/agent/context.ts";
 import type { Log } from "../core/agent/log.ts";
 import type { AgentOptions } from "../core/agent/options.ts";
 import { reasonOf } from "../core/wire/errors.ts";
 import { holderClient } from "../core/wire/holder-client.ts";
 import { shown } from "../sm-driver/call.ts";
 import type { DatapathOf } from "../sm-driver/datapath/datapath.ts";
+import { TapCtl } from "../sm-driver/datapath/tap-ctl.ts";
 import { TapdiskDatapath } from "../sm-driver/datapath/tapdisk.ts";
 import { faultCodes, SmFault } from "../sm-driver/faults.ts";
+
+/** Whose tapdisks there are here, paused or not. Where no tap-ctl is there are none. */
+export function guestDevices({ runDir, dom0Root }: Pick<AgentOptions, "runDir" | "dom0Root">): GuestDevices {
+  const program = `${dom0Root}/usr/sbin/tap-ctl`;
+  const tapCtl = new TapCtl(program);
+  const ours = join(runDir, "tap");
+  return async () => {
+    if (!existsSync(program)) return new Set();
+    const paths = (await tapCtl.list()).map(({ args }) => args.slice(args.indexOf(":") + 1));
+    const own = paths.filter((path) => dirname(path) === ours);
+    return new Set(own.map((path) => basename(path).replace(/\.[a-z]+$/, "")));
+  };
+}
 
 export function tapdisks(
   { runDir, dom0Root }: Pick<AgentOptions, "runDir" | "dom0Root">,

@@ -98,6 +98,7 @@ const bodies: WithBody = {
   "POST /v1/vdis/:ref/changed": { since: goodValues.pool.id },
   "POST /v1/vdis/:ref/activate": { writable: true, deadHosts: [goodValues.host.id], waitMs: 0 },
   "PUT /v1/xapi-host": { uuid: goodValues.host.id },
+  "POST /v1/xapi-host/dead": { uuid: goodValues.host.id },
   "POST /v1/store/backup": file,
   "POST /v1/store/restore": file,
   "POST /v1/store/repair": { assent: false },

@@ -9,6 +9,7 @@ import t from "tap";
 import type { HolderClient } from "../../src/core/wire/holder-client.ts";
 import { WeftError } from "../../src/core/wire/errors.ts";
 import type { HolderEntry, HolderOpen } from "../../src/core/wire/holder.gen.ts";
+import { guestDevices } from "../../src/resident/tapdisks.ts";
 import { parseTapdisks, TapCtl } from "../../src/sm-driver/datapath/tap-ctl.ts";
 import { TapdiskDatapath } from "../../src/sm-driver/datapath/tapdisk.ts";
 import { eventually } from "../core/agent/test-host.ts";
@@ -142,7 +143,9 @@ await t.test("tapdisk: a disk is activated, written, paused and given back, each
   t.ok((await guest.ask(nbdRead, 8192n, 4096, data)).data.equals(data));
   t.ok(holder.memory.bytes.subarray(8192, 12288).equals(data));
 
+  const guests = guestDevices({ runDir: join(root, "run/weft"), dom0Root: root });
   await datapath.pause(disk);
+  t.same([...(await guests())], [VDI], "its guest waits, and is there");
   await datapath.activate(active);
   t.equal(
     (await guest.ask(nbdWrite, 0n, 4096, data)).error,

@@ -19,7 +19,7 @@ import type { Snapshot } from "../model/snapshot.ts";
 import { stillMade, type Vdi } from "../model/vdi.ts";
 import type { VolumeRecord } from "../model/volume-record.ts";
 import type { VolumeUsers, VolumeUsersRequest } from "../wire/door-api.ts";
-import { isWeftError, WeftError } from "../wire/errors.ts";
+import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
 import { HostClient } from "../wire/host-client.ts";
 import type * as sr from "../wire/sr-api.ts";
 import { attachVolume } from "./attach.ts";
@@ -31,7 +31,15 @@ import type { Mirror } from "./mirror.ts";
 import { CHANGING_HANDS } from "./owner-work.ts";
 import { openCaretaker } from "./perform.ts";
 import { attachSnapshot } from "./snapshots.ts";
-import { findVdi, openHosts, type VdiFacts, vdiOf, xapiHostsOf } from "./sr-facts.ts";
+import {
+  findVdi,
+  isDeclaredDead,
+  lookAtVdis,
+  openHosts,
+  type VdiFacts,
+  vdiOf,
+  xapiHostsOf,
+} from "./sr-facts.ts";
 import { dropUnread, nameHelper, readersOn } from "./vdi-helpers.ts";
 
 /** It answers from memory. */
@@ -139,7 +147,9 @@ async function activateDisk(
     const facts = findVdi(mirror, uuid);
     const guest = guestOf(facts);
     const known = guest === null ? undefined : xapiHostsOf(mirror).get(guest.host);
-    const isOwnerDead = known !== undefined && deadHosts.includes(known);
+    const isOwnerDead =
+      guest !== null &&
+      ((known !== undefined && deadHosts.includes(known)) || isDeclaredDead(mirror, guest.host));
     const input = { here, guest, writable, isOwnerDead, endMs, report: null };
     let decision = decideActivation(input, performance.now());
     let since: string | null = null;
@@ -408,32 +418,59 @@ async function usersOn(
 
 /** As another host asks for it: a guest that may still be connecting counts as one that is. */
 export async function usersForOthers(
-  context: Pick<MemberContext, "daemon" | "options">,
+  context: MemberContext,
   about: VolumeUsersRequest,
 ): Promise<VolumeUsers> {
   const { awaited, connected, since } = await ownUsers(context, about);
-  return { connected: connected === true || awaited, since };
+  return { connected: awaited ? true : connected, since };
 }
 
 /**
  * Whether a guest's end is connected here. Where the holder has it, that is its client: it is one of weftd's itself, and keeps its
- * guest while weftd is away. `awaited`: it was opened a moment ago, and nobody has come yet.
+ * guest while weftd is away. A guest whose device stands counts also while that is paused. `awaited`: it was opened a moment ago, and
+ * nobody has come yet.
  */
 async function ownUsers(
-  { daemon, options }: Pick<MemberContext, "daemon" | "options">,
+  context: MemberContext,
   { volume, snapshot }: VolumeUsersRequest,
 ): Promise<VolumeUsers & { readonly awaited: boolean }> {
+  const { daemon, options } = context;
   const held = (await heldHere(options.runDir))?.filter(
     (one) => one.volume === volume && one.snapshot === snapshot,
   );
   const isHeld = held?.some(({ connected, lost }) => connected && lost === null) ?? false;
   if (isHeld) return { connected: true, since: null, awaited: false };
   const open = await offered(daemon.client, volume, snapshot);
-  const isConnected = held === undefined || held.length === 0 ? (open?.clients ?? 0) > 0 : false;
+  const isServed = held === undefined || held.length === 0 ? (open?.clients ?? 0) > 0 : false;
+  const isLost = held?.some(({ lost }) => lost !== null) ?? false;
+  const connected = isServed || (isLost ? false : await hasDevice(context, { volume, snapshot }));
   const madeAt = await timeOf(open?.path ?? null);
   const ageMs = madeAt === null ? Infinity : Date.now() - madeAt.getTime();
   const awaited = open?.clientsSeen === 0 && Math.abs(ageMs) < COMING_MS;
-  return { connected: isConnected, since: madeAt?.toISOString() ?? null, awaited };
+  return { connected, since: madeAt?.toISOString() ?? null, awaited };
+}
+
+/** Null: nobody can say. */
+async function hasDevice(
+  { guests, mirror, log }: MemberContext,
+  { volume, snapshot }: VolumeUsersRequest,
+): Promise<boolean | null> {
+  try {
+    const standing = await guests();
+    if (standing.size === 0) return false;
+    const { vdis } = lookAtVdis(mirror);
+    // Readers have the snapshot under the name of the disk that it is read for.
+    const isOf = ({ vdi }: VdiFacts): boolean =>
+      snapshot === null
+        ? vdi.volume === volume && vdi.snapshot === null
+        : vdi.snapshot === snapshot || vdi.reader === snapshot;
+    return [snapshot ?? volume, ...vdis.filter(isOf).map(({ vdi }) => vdi.uuid)].some((id) =>
+      standing.has(id),
+    );
+  } catch (error) {
+    log.warn({ volume, reason: reasonOf(error) }, "which guests' devices stand here can't be told");
+    return null;
+  }
 }
 
 /** As weftd offers it here; null: it doesn't. */

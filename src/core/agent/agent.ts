@@ -29,7 +29,7 @@ import { ClockWatch } from "./clock-watch.ts";
 import { ClusterView } from "./cluster-view.ts";
 import { enterAdmitted, requestAdmission } from "./admission.ts";
 import { Confirmation } from "./confirmation.ts";
-import type { MemberContext } from "./context.ts";
+import type { GuestDevices, MemberContext } from "./context.ts";
 import { DevicePools } from "./device-pools.ts";
 import { lookAtDisks } from "./disks.ts";
 import type { Door } from "./door.ts";
@@ -110,6 +110,7 @@ export class Agent {
   readonly #log: Log;
   readonly #doors: readonly LocalDoor[];
   readonly #alerts: AlertSink | null;
+  readonly #guests: GuestDevices;
   readonly #files: HostFiles;
   readonly #identityFiles: IdentityFiles;
   readonly #etcd: EtcdProcess;
@@ -121,15 +122,17 @@ export class Agent {
   /** One of init, join, restart at a time. */
   #turn: Promise<unknown> = Promise.resolve();
 
-  /** `doors`: those that live in this process. `alerts`: where they go; null: nowhere. */
+  /** `doors`: those that live in this process. `alerts`: where they go; null: nowhere. `guests`: see {@link GuestDevices}. */
   constructor(
     options: AgentOptions,
     log: Log = openLog(options.logLevel),
     doors: readonly LocalDoor[] = [],
     alerts: AlertSink | null = null,
+    guests: GuestDevices = async () => new Set(),
   ) {
     this.#options = options;
     this.#alerts = alerts;
+    this.#guests = guests;
     this.#log = log;
     this.#doors = doors;
     this.#files = new HostFiles(options.stateDir);
@@ -361,6 +364,7 @@ export class Agent {
       clocks,
       confirmation,
       held: new Set(),
+      guests: this.#guests,
     };
     const snapshotKeeper = new SnapshotKeeper({
       ...shared,

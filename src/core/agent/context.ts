@@ -41,4 +41,11 @@ export type MemberContext = {
   readonly confirmation: Confirmation;
   /** Volumes whose session without a guest here is used by a request: it is closed by that. */
   readonly held: Set<VolumeId>;
+  readonly guests: GuestDevices;
 };
+
+/**
+ * UUIDs of disks on which a guest's device stands on this host, also where it has no connection in this moment: one that is paused
+ * closes its own, and its guest waits. It rejects where nobody can say.
+ */
+export type GuestDevices = () => Promise<ReadonlySet<string>>;

@@ -202,6 +202,7 @@ function removalOps({ mirror }: MemberContext, { id, name, address }: Target): r
     keys.alive(id),
     keys.repair(id),
     keys.xapiHost(id),
+    keys.xapiDead(id),
     ...placerKeys(mirror, id),
     ...pools.flatMap((pool) => [keys.pool(pool.id), keys.poolUsage(pool.id)]),
   ];

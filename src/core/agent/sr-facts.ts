@@ -287,6 +287,15 @@ function trashBytes(mirror: Mirror): ReadonlyMap<PoolId, bigint> {
   return bytes;
 }
 
+/** Whether XAPI has declared it dead, and nothing was seen of its agent since. */
+export function isDeclaredDead(mirror: Mirror, host: HostId): boolean {
+  const entry = mirror.get(keys.xapiDead(host));
+  const dead = entry === null ? null : readable(() => json.parseXapiDead(entry.key, entry.value));
+  if (dead === null) return false;
+  const alive = mirror.get(keys.alive(host));
+  return alive === null || alive.modRevision === dead.alive;
+}
+
 /** Hosts by the UUID that XAPI knows them by. */
 export function xapiHostsOf(mirror: Mirror): ReadonlyMap<HostId, string> {
   const hosts = new Map<HostId, string>();

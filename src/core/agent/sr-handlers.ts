@@ -11,7 +11,7 @@ import * as vdis from "./vdis.ts";
 
 type SrRoute = Extract<
   RouteName,
-  `${string} /v1/srs${string}` | `${string} /v1/vdis${string}` | `${string} /v1/xapi-host`
+  `${string} /v1/srs${string}` | `${string} /v1/vdis${string}` | `${string} /v1/xapi-host${string}`
 >;
 type SrHandlers = {
   readonly [Name in SrRoute]: (agent: AskedAgent, asked: Asked<Name>) => Promise<RouteAnswer<Name>>;
@@ -58,6 +58,7 @@ export const srHandlers: SrHandlers = {
     return {};
   },
   "GET /v1/vdis/:ref/users": (agent, { params }) => vdiUsers(agent.member(), params.ref),
+  "POST /v1/xapi-host/dead": (agent, { body }) => srs.declareDead(agent.member(), body.uuid),
   "PUT /v1/xapi-host": async (agent, { body }) => {
     await srs.setXapiHost(agent.member(), body.uuid);
     return {};

@@ -6,13 +6,27 @@
  *   key without the mark, and the key goes in one on the key with it;
  * - what is asked again is answered as then.
  */
+import type { z } from "zod";
+
 import { type Sr, SR_DELETE_MS } from "../model/sr.ts";
 import type * as sr from "../wire/sr-api.ts";
 import { WeftError } from "../wire/errors.ts";
-import { renderSr, renderXapiHost } from "../wire/sr-json.ts";
+import { renderSr, renderXapiDead, renderXapiHost } from "../wire/sr-json.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
-import { findSr, lookAtVdis, srAnswer, srsOf, type SrFacts, vdiAnswer, vdisOf } from "./sr-facts.ts";
+import {
+  findSr,
+  lookAtVdis,
+  srAnswer,
+  srsOf,
+  type SrFacts,
+  vdiAnswer,
+  vdisOf,
+  xapiHostsOf,
+} from "./sr-facts.ts";
+
+/** Longer than its lease lives, and than XAPI takes to start what ran there. */
+const DECLARED_DEAD_S = 600;
 
 export async function listSrs(context: MemberContext): Promise<sr.SrAnswer[]> {
   await context.mirror.sync();
@@ -158,6 +172,25 @@ export async function setXapiHost({ store, mirror, host }: MemberContext, uuid: 
   const value = renderXapiHost(uuid);
   if (mirror.get(key)?.value === value) return;
   await store.put(key, value);
+}
+
+/**
+ * XAPI's word that a host of its pool is dead, for the next activations of what that host has: kept for some minutes, or until its
+ * agent shows a sign of life that was not there then.
+ */
+export async function declareDead(
+  { store, mirror, log }: MemberContext,
+  uuid: string,
+): Promise<z.output<typeof sr.xapiHostDead>> {
+  await mirror.sync();
+  const [host] = Array.from(xapiHostsOf(mirror)).flatMap(([id, known]) => (known === uuid ? [id] : []));
+  if (host === undefined) return { host: null };
+  const alive = mirror.get(keys.alive(host))?.modRevision ?? null;
+  const lease = await store.grantLease(DECLARED_DEAD_S);
+  await store.put(keys.xapiDead(host), renderXapiDead({ alive }), lease);
+  await mirror.sync();
+  log.warn({ host, xapiHost: uuid }, "XAPI has declared a host dead");
+  return { host };
 }
 
 function shown(context: MemberContext, uuid: string): sr.SrAnswer {

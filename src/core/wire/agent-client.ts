@@ -442,6 +442,10 @@ export class AgentClient {
     await this.#call("PUT", "/v1/xapi-host", api.okAnswer, sr.xapiHostRequest, { uuid });
   }
 
+  async declareXapiHostDead(uuid: string): Promise<z.output<typeof sr.xapiHostDead>> {
+    return this.#call("POST", "/v1/xapi-host/dead", sr.xapiHostDead, sr.xapiHostRequest, { uuid });
+  }
+
   trash(): Promise<api.TrashAnswer[]> {
     return this.#call("GET", "/v1/trash", api.trashAnswer.array());
   }

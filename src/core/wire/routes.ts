@@ -248,6 +248,10 @@ export const routes = {
   "PUT /v1/xapi-host": mutation("local-root", "cluster", sr.xapiHostRequest, api.okAnswer, {
     logs: ["uuid"],
   }),
+  /** XAPI has declared this host of its pool dead. */
+  "POST /v1/xapi-host/dead": mutation("local-root", "cluster", sr.xapiHostRequest, sr.xapiHostDead, {
+    logs: ["uuid"],
+  }),
 
   "GET /v1/trash": read("viewer", "volumes", api.trashAnswer.array()),
   "POST /v1/trash/:ref/restore": mutation("operator", "deleted volume", null, api.volumeAnswer),

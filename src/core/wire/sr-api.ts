@@ -115,6 +115,8 @@ export const vdiActivateRequest = z.strictObject({
 });
 
 export const xapiHostRequest = z.strictObject({ uuid });
+/** `host`: weft's id of it; null: none of the cluster's hosts is known to be it. */
+export const xapiHostDead = z.object({ host: uuid.nullable() });
 
 // ---- answers ----
 

@@ -11,7 +11,7 @@ import { parseSnapshotId, parseVolumeId, type SnapshotId, type VolumeId } from "
 import { COPIES_MAX } from "../model/limits.ts";
 import type { Sr } from "../model/sr.ts";
 import type { Vdi } from "../model/vdi.ts";
-import { instant, uuid } from "./json-types.ts";
+import { instant, u64, uuid } from "./json-types.ts";
 import { objectOf, reader, RECORD_FORMAT } from "./record.ts";
 import { description, label, vdiType } from "./sr-api.ts";
 
@@ -68,9 +68,13 @@ const vdiJson = z
   .transform((vdi): Vdi => vdi);
 
 const xapiHostJson = z.object({ uuid });
+/** `alive`: the revision of its sign of life then; null: there was none. */
+const xapiDeadJson = z.object({ alive: u64.nullable() });
+export type XapiDead = z.output<typeof xapiDeadJson>;
 
 export const parseSr = reader<Sr>(srJson);
 export const parseVdi = reader<Vdi>(vdiJson);
+export const parseXapiDead = reader<XapiDead>(xapiDeadJson);
 export const parseXapiHost = reader<{ readonly uuid: string }>(xapiHostJson);
 
 /** `before` is the value that it replaces. */
@@ -84,6 +88,10 @@ export function renderVdi(vdi: Vdi, before: string | null): string {
 
 export function renderXapiHost(uuid: string): string {
   return render({ uuid }, null);
+}
+
+export function renderXapiDead({ alive }: XapiDead): string {
+  return render({ alive: alive === null ? null : String(alive) }, null);
 }
 
 function render(value: object, before: string | null): string {

@@ -66,6 +66,8 @@ export const keys = {
   xapiHosts: `${ROOT}xapi-host/`,
   /** By which UUID XAPI knows the host: its own agent's word. */
   xapiHost: (host: string) => `${ROOT}xapi-host/${host}`,
+  /** That XAPI has declared the host dead, by the agent that was told, for some minutes. */
+  xapiDead: (host: string) => `${ROOT}xapi-dead/${host}`,
   /** What the whole cluster goes by and needs no signature. */
   settings: `${ROOT}settings`,
   resyncs: `${ROOT}progress/`,

@@ -30,8 +30,11 @@ export type HookContext = {
   readonly log: Log;
 };
 
-const hooks: Readonly<Record<string, (context: HookContext) => Promise<string>>> = {
+type Args = Readonly<Record<string, string>>;
+
+const hooks: Readonly<Record<string, (context: HookContext, args: Args) => Promise<string>>> = {
   "pool-join": onJoin,
+  "host-post-declare-dead": onDead,
   "pool-eject": onEject,
   "xapi-pre-shutdown": onStop,
 };
@@ -46,7 +49,7 @@ export async function answerHook(
   const { hook, args } = parsed.data;
   context.log.info({ hook, ...args }, "XAPI's hook");
   const answer = Object.hasOwn(hooks, hook) ? hooks[hook] : undefined;
-  const text = answer === undefined ? "" : await answer(context);
+  const text = answer === undefined ? "" : await answer(context, args);
   if (text !== "") context.log.warn({ hook }, text);
   return { hook, text };
 }
@@ -67,6 +70,18 @@ async function onEject({ agent }: HookContext): Promise<string> {
     ...(alone === null ? [] : [`${alone} It has left the pool: copy them before it is erased.`]),
     `Take it out of weft as well: weft host remove ${status.self.name}, on another host.`,
   ].join(" ");
+}
+
+/** What it had open may be taken over at once: the next activation need not ask XAPI, nor wait for the host. */
+async function onDead({ agent, log }: HookContext, { hostuuid = "" }: Args): Promise<string> {
+  try {
+    await agent.declareXapiHostDead(hostuuid);
+  } catch (error) {
+    if (!isWeftError(error)) throw error;
+    // Then it is asked, by whoever activates one of its disks.
+    log.warn({ host: hostuuid, reason: reasonOf(error) }, "that XAPI has declared a host dead is not kept");
+  }
+  return "";
 }
 
 /**

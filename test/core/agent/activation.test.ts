@@ -13,6 +13,7 @@ import { dropLeft } from "../../../src/core/agent/vdi-keeper.ts";
 import type { VolumeId } from "../../../src/core/model/ids.ts";
 import { HELPER_MS } from "../../../src/core/model/vdi.ts";
 import { keys } from "../../../src/core/wire/store-keys.ts";
+import { FakeDaemon } from "../wire/fake-daemon.ts";
 import { eventually, startCluster } from "./test-host.ts";
 
 const GIB = 1n << 30n;
@@ -84,6 +85,47 @@ await t.test("agent: who was given a disk has a moment until its guest is connec
   const before = new Date(Date.now() - 31_000);
   await utimes(path, before, before);
   t.match(await h1.client.activateVdi(uuid, now), { volume: uuid });
+});
+
+await t.test("agent: a guest whose device is paused keeps its disk", async (t) => {
+  const uuid = await disk();
+  await h2.client.activateVdi(uuid, now);
+  h2.devices = new Set([randomUUID(), uuid]);
+  await t.rejects(h1.client.activateVdi(uuid, now), { code: "E-VDI-04", message: /^h2 has/ });
+  h2.devices = null;
+  await t.rejects(h1.client.activateVdi(uuid, now), { code: "E-VDI-04" }, "nobody can say");
+
+  // One that has lost its volume is none, though it stands.
+  h2.devices = new Set([uuid]);
+  const held = { id: uuid, volume: uuid, snapshot: null, connected: false, lost: "taken over" };
+  const list = (): unknown => ({ entries: [held] });
+  const holder = new FakeDaemon(join(h2.directory, "run", "holder.sock"), { list } as object);
+  await holder.start();
+  t.match(await h1.client.activateVdi(uuid, now), { volume: uuid });
+  await holder.stop();
+  h2.devices = new Set();
+  await h1.client.deactivateVdi(uuid);
+});
+
+await t.test("agent: what XAPI has declared dead loses its disks without being asked", async (t) => {
+  const xapi = randomUUID();
+  const uuid = await disk();
+  await h2.client.setXapiHost(xapi);
+  await h2.client.activateVdi(uuid, now);
+  h2.weftd.connected.add(uuid);
+  t.same(await h1.client.declareXapiHostDead(randomUUID()), { host: null });
+  await t.rejects(h1.client.activateVdi(uuid, now), { code: "E-VDI-04" });
+  t.same(await h1.client.declareXapiHostDead(xapi), { host: h2.weftd.host });
+  t.match(await h1.client.activateVdi(uuid, now), { volume: uuid });
+  await h1.client.deactivateVdi(uuid);
+
+  // It is there again: a sign of life of its agent that was not there then.
+  await h2.stopAgent();
+  await h2.startAgent();
+  await h2.client.activateVdi(uuid, now);
+  await t.rejects(h1.client.activateVdi(uuid, now), { code: "E-VDI-04" });
+  h2.weftd.connected.delete(uuid);
+  await h2.client.deactivateVdi(uuid);
 });
 
 await t.test("agent: a session is not closed because its record can't be read", async (t) => {

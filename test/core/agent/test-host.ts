@@ -29,6 +29,8 @@ export class TestHost {
   readonly weftd: FakeWeftd;
   readonly etcd: EtcdProcess;
   #agent: Agent | null = null;
+  /** Disks on which a guest's device stands, connected or not; null: nobody can say. */
+  devices: ReadonlySet<string> | null = new Set();
   /** Set before its agent is started. */
   doors: readonly LocalDoor[] = [];
   readonly #rebuildAfterMs: number | null;
@@ -96,7 +98,10 @@ export class TestHost {
     const log = openLog(level);
     const isDriven = this.doors.some(({ path }) => path === "/v1/sm");
     const doors = isDriven ? this.doors : [...smDoors(options, log), ...this.doors];
-    this.#agent = new Agent(options, log, doors);
+    this.#agent = new Agent(options, log, doors, null, async () => {
+      if (this.devices === null) throw new Error("it does not say");
+      return this.devices;
+    });
     await this.#agent.start();
   }
 
