@@ -27,7 +27,7 @@ import { AgentClient } from "../../src/core/wire/agent-client.ts";
 import { DaemonClient } from "../../src/core/wire/daemon-client.ts";
 import type { DaemonMethod, DaemonMethods } from "../../src/core/wire/daemon.gen.ts";
 import { openFirstTrust } from "../../src/core/wire/signed-trust.ts";
-import { namespaceOf, killAll, pidsInNetwork, pidsMarked, signal, statOf } from "./processes.ts";
+import { namespaceOf, killAll, pidsInNetwork, pidsMarked, signal, statOf, wordsOf } from "./processes.ts";
 import type { Network } from "./network.ts";
 
 /** In CI nothing fails for being slow, up to here. */
@@ -229,6 +229,35 @@ export class Host {
   async restartDaemon(): Promise<void> {
     await this.restart("weftd");
     await this.daemonAnswers();
+  }
+
+  /** SIGKILL to the agent, which is one of many programs that Node runs; etcd goes on. Returns when it has ended. */
+  async killAgent(): Promise<void> {
+    const pid = await this.#agentPid();
+    if (pid === null) throw new Error(`no agent runs on ${this.name}`);
+    signal(pid, "SIGKILL");
+    await until(async () => ((await this.#agentPid()) === pid ? null : true), {
+      what: `the end of the agent on ${this.name}`,
+      deadlineMs: DEADLINE_MS,
+      everyMs: 5,
+    });
+  }
+
+  /** Starts the agent again after its end, and returns when it answers. */
+  async restartAgent(): Promise<void> {
+    await this.restart("agent");
+    await until(async () => this.agent().status(), {
+      what: `the agent of ${this.name}`,
+      deadlineMs: DEADLINE_MS,
+      everyMs: 20,
+    });
+  }
+
+  async #agentPid(): Promise<number | null> {
+    const main = join(repository, "src/resident/main.ts");
+    return (
+      (await this.pids()).find((pid) => wordsOf(pid).includes(main) && statOf(pid)?.state !== "Z") ?? null
+    );
   }
 
   async daemonAnswers(): Promise<void> {

@@ -20,6 +20,11 @@ export function statOf(pid: number): Stat | null {
   return { state: fields[0] ?? "?", startedAt: fields[19] ?? "?", name };
 }
 
+/** What it was started with; nothing of one that has ended. */
+export function wordsOf(pid: number): readonly string[] {
+  return read(`/proc/${pid}/cmdline`)?.split("\0") ?? [];
+}
+
 export function identify(pid: number): ProcessId | null {
   const stat = statOf(pid);
   return stat === null ? null : { pid, startedAt: stat.startedAt };
@@ -50,7 +55,7 @@ export function pidsMarked(mark: { readonly setting: string; readonly below: str
   return allPids().filter((pid) => {
     if (pid === process.pid) return false;
     const environment = read(`/proc/${pid}/environ`)?.split("\0") ?? [];
-    const words = read(`/proc/${pid}/cmdline`)?.split("\0") ?? [];
+    const words = wordsOf(pid);
     return (
       environment.includes(mark.setting) ||
       words.some((word) => word.replace(/^--[a-z-]+=/, "").startsWith(`${mark.below}/`))

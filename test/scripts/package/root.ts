@@ -18,21 +18,12 @@ import { dirname, join } from "node:path";
 
 import { execa, execaSync } from "execa";
 
+import { withoutIoUring } from "../../../scripts/lib/without-io-uring.ts";
 import { SHARED } from "../../../scripts/package/rpm.ts";
 
 /** Told of every call, and agrees. */
 const RECORDED = ["systemctl", "systemd-tmpfiles", "multipathd"];
 const RECORD = '#!/bin/sh\necho "${0##*/} $*" >>/recorded\n';
-
-/**
- * A filter of seccomp, then the program: system calls 425 to 427 are answered ENOSYS (38). Perl is a part of every Debian, and
- * a number that it passes on is what the kernel sees.
- */
-const WITHOUT_IO_URING = `
-  my @rules = ([0x20, 0, 0, 0], [0x35, 0, 2, 425], [0x25, 1, 0, 427], [0x06, 0, 0, 0x50026], [0x06, 0, 0, 0x7fff0000]);
-  my $filter = join "", map { pack "SCCL", @$_ } @rules;
-  syscall(157, 22, 2, pack("Sx6P", scalar @rules, $filter)) == 0 or die "no filter: $!";
-  exec @ARGV or die`;
 
 /** A test runner gives every program below it something to load into Node, which no host has. */
 const WITHOUT_RUNNER = ["-u", "NODE_OPTIONS"];
@@ -117,7 +108,7 @@ export class BusyboxRoot {
 
   /** The same on a kernel without io_uring, as 4.19 is: its calls are answered ENOSYS. */
   startWithoutIoUring(command: readonly string[]) {
-    return this.#start(command, 300_000, ["perl", "-e", WITHOUT_IO_URING]);
+    return this.#start(command, 300_000, withoutIoUring([]));
   }
 
   /** The same, for one that goes on; its pid is the program's own. */
