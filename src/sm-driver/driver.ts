@@ -21,6 +21,7 @@ import { noDatapath } from "./datapath/none.ts";
 import { driverInfo } from "./driver-info.ts";
 import { badRequest, faultCodes, faultOf, SmFault } from "./faults.ts";
 import { HostNote } from "./host-note.ts";
+import { PATIENCE_MS, patient } from "./patience.ts";
 import { srCommands } from "./sr-commands.ts";
 import { staticCommands } from "./static-attach.ts";
 import { vdiCommands } from "./vdi-commands.ts";
@@ -35,6 +36,10 @@ export type DriverOptions = {
   readonly datapath: DatapathOf;
   readonly newUuid: () => string;
   readonly log: Log;
+  /** How long a guest's commands wait for a store or weftd that is away. */
+  readonly patienceMs?: number;
+  /** How long one answer of XAPI is waited for. */
+  readonly xapiMs?: number;
 };
 
 export type SmAnswer = {
@@ -118,21 +123,23 @@ export class Driver {
       if (known.has(command)) throw new SmFault(faultCodes.notImplemented, `${command} is not implemented.`);
       throw badRequest(`There is no command ${shown(command)}`);
     }
-    const { agentSocket, xapiSocket, datapath, newUuid, log } = this.#options;
+    const { agentSocket, xapiSocket, datapath, newUuid, log, xapiMs } = this.#options;
     const timeoutMs = commandMs[command] ?? COMMAND_MS;
     const deadline = AbortSignal.any([AbortSignal.timeout(timeoutMs), gone]);
     const { sessionRef, subtaskOf } = call;
+    const waits = xapiMs === undefined ? {} : { callMs: xapiMs };
     const context: SmContext = {
       call,
       agent: new AgentClient({ socketPath: agentSocket, timeoutMs }),
-      xapi: new XenApi({ socketPath: xapiSocket, sessionRef, subtaskOf, deadline }),
+      xapi: new XenApi({ socketPath: xapiSocket, sessionRef, subtaskOf, deadline, ...waits }),
       ...datapathFor(call, datapath),
       newUuid,
       hostNote: this.#hostNote,
       deadline,
       log,
     };
-    return inTime(command, perform(context), deadline, timeoutMs);
+    const work = patient(command, perform, this.#options.patienceMs ?? PATIENCE_MS)(context);
+    return inTime(command, work, deadline, timeoutMs);
   }
 }
 

@@ -60,7 +60,8 @@ void t.test("plug: the life of a VM's disk, with a migration while it runs", asy
   );
   t.throws(() => world.write(0, uuid, "too late"));
 
-  // XAPI's toolstack restarted and repeats itself.
+  // XAPI has forgotten where it had the disk, and repeats itself.
+  h2.forgetAll();
   await h2.plug(uuid);
   world.write(1, uuid, "still there");
   await h2.stop(uuid);
@@ -231,6 +232,36 @@ void t.test("plug: what can't be is refused with a number and a remedy", async (
   t.match(await fault(attach(uuid, "true")), /^47: /);
   t.equal(await h1.call("vdi_epoch_begin", { vdiUuid: uuid }), null, "without a reset nobody is asked");
   t.equal(await h1.call("vdi_epoch_end", { vdiUuid: uuid }), null);
+});
+
+void t.test("plug: a guest's start waits for a store, or a weftd, that is away for a moment", async (t) => {
+  const world = await World.start(t);
+  const h1 = world.host(0);
+  const uuid = await h1.create(64n * MIB);
+  const away = [
+    { code: "E-STORE-01", message: "The store has no majority.", status: 503 },
+    { code: "E-AGENT-05", message: "weftd does not answer.", status: 503 },
+  ];
+  let left: typeof away = [];
+  h1.steps.before = (name) => {
+    if (name.includes(" /v1/")) world.store.refuses = left.shift() ?? null;
+  };
+  const commands: readonly (readonly [command: string, ...args: readonly string[]])[] = [
+    ["vdi_epoch_begin"],
+    ["vdi_attach", "true"],
+    ["vdi_activate", "true"],
+    ["vdi_deactivate"],
+    ["vdi_detach"],
+  ];
+  for (const [command, ...args] of commands) {
+    left = [...away];
+    await h1.call(command, { vdiUuid: uuid, onBoot: "reset", args });
+    t.strictSame(left, [], `${command} was refused twice`);
+  }
+  t.strictSame(world.store.open.get(uuid), []);
+  // Who makes something is told at once: it is not done twice.
+  left = [...away];
+  t.match(await fault(h1.create(64n * MIB)), /^47: E-STORE-01 /);
 });
 
 void t.test("plug: fifty disks start at once on three hosts, and all of them stop", async (t) => {

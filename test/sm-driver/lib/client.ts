@@ -96,7 +96,12 @@ export async function callDriver(executable: string, call: DriverCall): Promise<
   return replyOf(call.command, await runDriver(executable, requestOf(call)));
 }
 
-export async function runDriver(executable: string, argument: string): Promise<DriverRun> {
+/** `running` has its process while it runs. */
+export async function runDriver(
+  executable: string,
+  argument: string,
+  running: Set<number> = new Set(),
+): Promise<DriverRun> {
   const directory = await mkdtemp(join(tmpdir(), "weft-sm-"));
   const files = await Promise.all([
     open("/dev/null", "w"),
@@ -111,7 +116,9 @@ export async function runDriver(executable: string, argument: string): Promise<D
       env: { PATH: "/sbin:/usr/sbin:/bin:/usr/bin", ORIGINATOR: "SM" },
       stdio: files.map(({ fd }) => fd),
     });
+    if (child.pid !== undefined) running.add(child.pid);
     const [exitCode] = (await once(child, "exit")) as [number | null];
+    running.delete(child.pid ?? 0);
     const ms = performance.now() - begun;
     const [stdout, stderr] = await Promise.all(
       ["stdout", "stderr"].map((name) => readFile(join(directory, name), "utf8")),

@@ -5,6 +5,8 @@
  */
 export class Steps {
   readonly done: string[] = [];
+  /** Told of each step before it is done. */
+  before: ((name: string) => void) | null = null;
   #endsBefore: number | null = null;
 
   /** Counted anew from now on; null: it lives. */
@@ -17,6 +19,7 @@ export class Steps {
     if (this.#endsBefore !== null && this.done.length >= this.#endsBefore - 1)
       throw new Error(`it ended before ${name}`);
     this.done.push(name);
+    this.before?.(name);
     return effect();
   }
 }

@@ -144,8 +144,12 @@ export class SmHost {
   readonly plugin: Plugin;
   /** What XAPI runs; null: the driver is in this process, on a datapath without devices. */
   executable: string | null = null;
+  /** Processes of it that run. */
+  readonly programs = new Set<number>();
   /** By disk: what the last attach said is its NBD socket. */
   readonly sockets = new Map<string, string>();
+  /** Of a driver in this process. */
+  readonly waits = { patienceMs: 1000, xapiMs: 10_000 };
   readonly #driver: Driver;
 
   constructor(pool: Pool, host: XapiHost, agentSocket: string, steps: Steps) {
@@ -160,13 +164,14 @@ export class SmHost {
     const log = { info: silent, debug: silent, warn, error: warn };
     const datapath = (): PlainDatapath => this.datapath;
     const parts = { agentSocket, xapiSocket: pool.xapi.socketPath, datapath, log };
-    this.#driver = new Driver({ ...parts, newUuid: randomUUID });
+    this.#driver = new Driver(Object.assign(this.waits, { ...parts, newUuid: randomUUID }));
     this.plugin = new Plugin({ ...parts, toolstack: new Toolstack("/bin/false", log) });
   }
 
   /** As XAPI makes it; what the driver refuses is thrown as a DriverFailure. */
   async call(command: string, call: Call = {}): Promise<StrictValue> {
     const { xapi, srRef, srUuid } = this.#pool;
+    const note = xapi.places.step(this.host.ref, { command, ...call });
     const session = xapi.openSession(srRef);
     this.#pool.sessions.set(session, this.steps);
     const vdiRef = call.vdiRef ?? (call.vdiUuid === undefined ? undefined : xapi.vdiRef(call.vdiUuid));
@@ -186,10 +191,18 @@ export class SmHost {
       const run = await this.#run(text);
       const broken = xapi.violations.slice(before);
       if (broken.length > 0) throw new Error(broken.join("; "));
-      return replyOf(command, run);
+      const value = replyOf(command, run);
+      note();
+      return value;
     } finally {
       xapi.closeSession(session);
     }
+  }
+
+  /** It was started anew. */
+  forgetAll(): void {
+    this.#pool.xapi.places.forget(this.host.ref);
+    this.sockets.clear();
   }
 
   /** As XAPI's stub for plug-ins does it. */
@@ -206,7 +219,7 @@ export class SmHost {
   }
 
   async #run(call: string): Promise<DriverRun> {
-    if (this.executable !== null) return runDriver(this.executable, call);
+    if (this.executable !== null) return runDriver(this.executable, call, this.programs);
     const { xml } = await this.#driver.handle(call, new AbortController().signal);
     return { stdout: xml, stderr: "", exitCode: 0, ms: 0 };
   }
@@ -259,8 +272,8 @@ export class SmHost {
   }
 
   /** What XAPI does besides `vdi_snapshot` and `vdi_clone`: the record's names, and vdi_update. */
-  async copy(command: "vdi_snapshot" | "vdi_clone", vdiUuid: string): Promise<string> {
-    const made = await this.uuid(command, { vdiUuid, driverParams: {} });
+  async copy(command: "vdi_snapshot" | "vdi_clone", vdiUuid: string, call: Call = {}): Promise<string> {
+    const made = await this.uuid(command, { ...call, vdiUuid, driverParams: {} });
     const { xapi } = this.#pool;
     const ref = xapi.vdiRef(made);
     const source = this.#pool.record(vdiUuid);

@@ -13,6 +13,7 @@ import { createServer, type IncomingMessage, type Server } from "node:http";
 import { once } from "node:events";
 
 import { callDriver, type DriverCall, DriverFailure } from "./client.ts";
+import { Places } from "./places.ts";
 import {
   readCall,
   readReply,
@@ -46,6 +47,9 @@ export type XapiRequest = {
   readonly subtaskOf: string | null;
 };
 
+/** `hang`: no answer ever comes. */
+export type Garbled = { readonly status: number; readonly body: string } | "hang";
+
 export type XapiHost = { readonly ref: string; readonly uuid: string; live: boolean };
 
 export type XapiServer = {
@@ -56,8 +60,12 @@ export type XapiServer = {
   /** Where a driver broke what XAPI demands. */
   readonly violations: string[];
   readonly messages: { readonly name: string; readonly body: string }[];
+  /** Where XAPI has its disks attached. */
+  readonly places: Places;
   /** Called before each request is done; it may delay, throw to have the connection cut, or have it cut when it is done. */
   intercept: ((request: XapiRequest) => Promise<void | "lose the answer">) | null;
+  /** What goes out in place of an answer: null for the answer itself. Asked before `intercept`, and nothing is done then. */
+  garble: ((request: XapiRequest) => Garbled | null) | null;
   /** Runs a host's plug-in with the call as XAPI writes it; null: none of the hosts has one. */
   plugin: ((host: XapiHost, argument: string) => Promise<string>) | null;
   /** Calls that it answers besides, by name; the session is not among the parameters. */
@@ -275,8 +283,16 @@ export async function startXapi(socketPath: string, hostCount = 1): Promise<Xapi
       writeStruct(texts.map(([key, text]) => [key, writeText(word(text))] as const)),
     ];
     const argument = `<methodCall><methodName>${word(name)}</methodName><params>${params.map((one) => `<param>${one}</param>`).join("")}</params></methodCall>`;
-    const reply = readReply(await server.plugin(host, argument));
-    sessions.delete(own);
+    let text: string;
+    try {
+      text = await server.plugin(host, argument);
+    } catch (error) {
+      // Of one that ends with an error, or whose agent is away.
+      throw new Failure("XENAPI_PLUGIN_FAILURE", "non-zero exit", "", String(error));
+    } finally {
+      sessions.delete(own);
+    }
+    const reply = readReply(text);
     if (reply.kind === "fault") throw new Failure("XENAPI_PLUGIN_FAILURE", "fault", reply.text);
     const { Status: status, Value: value, ErrorDescription: words } = structOf(reply.value);
     if (status === "Success" && typeof value === "string") return value;
@@ -290,13 +306,15 @@ export async function startXapi(socketPath: string, hostCount = 1): Promise<Xapi
     return session;
   }
 
-  async function serve(request: IncomingMessage): Promise<string> {
+  async function serve(request: IncomingMessage): Promise<Garbled> {
     const chunks: Buffer[] = [];
     for await (const chunk of request) chunks.push(chunk as Buffer);
     const { method, params } = readCall(Buffer.concat(chunks).toString());
     const subtask = request.headers["subtask-of"];
     const asked = { method, params, subtaskOf: typeof subtask === "string" ? subtask : null };
     requests.push(asked);
+    const garbled = server.garble?.(asked) ?? null;
+    if (garbled !== null) return garbled;
     const fate = await server.intercept?.(asked);
     let status: readonly (readonly [string, string])[];
     try {
@@ -313,7 +331,8 @@ export async function startXapi(socketPath: string, hostCount = 1): Promise<Xapi
       ];
     }
     if (fate === "lose the answer") throw new Error("the answer is lost");
-    return `<?xml version="1.0"?><methodResponse><params><param>${writeStruct(status)}</param></params></methodResponse>`;
+    const body = `<?xml version="1.0"?><methodResponse><params><param>${writeStruct(status)}</param></params></methodResponse>`;
+    return { status: 200, body };
   }
 
   const http: Server = createServer((request, response) => {
@@ -323,7 +342,11 @@ export async function startXapi(socketPath: string, hostCount = 1): Promise<Xapi
       return;
     }
     serve(request).then(
-      (body) => response.writeHead(200, { "content-type": "text/xml", connection: "close" }).end(body),
+      (answer) => {
+        if (answer === "hang") return;
+        const headers = { "content-type": "text/xml", connection: "close" };
+        response.writeHead(answer.status, headers).end(answer.body);
+      },
       () => response.destroy(),
     );
   });
@@ -337,7 +360,9 @@ export async function startXapi(socketPath: string, hostCount = 1): Promise<Xapi
     requests,
     violations,
     messages,
+    places: new Places(),
     intercept: null,
+    garble: null,
     plugin: null,
     methods: new Map(),
     add: (kind, fields) => {
@@ -406,9 +431,6 @@ export type SrOnHost = {
   readonly deviceConfig?: Readonly<Record<string, string>>;
 };
 
-type Place = "detached" | `${"attached" | "activated"} ${"RO" | "RW"}`;
-const places = new WeakMap<XapiServer, Map<string, Place>>();
-
 /**
  * One call as XAPI makes it: a session of its own that ends with it, the records' refs, and for attach to detach the automaton
  * of 1.10. What a driver refuses is thrown as a DriverFailure.
@@ -417,7 +439,7 @@ export async function callSm(
   { xapi, host, executable, srRef, srUuid, deviceConfig }: SrOnHost,
   call: Omit<DriverCall, "hostRef" | "sessionRef" | "srRef" | "srUuid">,
 ): Promise<StrictValue> {
-  const place = stepOf(xapi, host, call);
+  const note = xapi.places.step(host.ref, call);
   const session = xapi.openSession(srRef);
   const vdiRef = call.vdiRef ?? (call.vdiUuid === undefined ? undefined : xapi.vdiRef(call.vdiUuid));
   const location =
@@ -441,42 +463,12 @@ export async function callSm(
       ...(typeof location === "string" ? { vdiLocation: location } : {}),
     });
     refuseBroken();
-    place();
+    note();
     return value;
   } catch (error) {
     refuseBroken();
     throw error;
   } finally {
     xapi.closeSession(session);
-  }
-}
-
-/** Refuses, before the call, what XAPI would not ask; answers what to note when it worked. */
-function stepOf(
-  xapi: XapiServer,
-  host: XapiHost,
-  { command, args, vdiUuid }: Pick<DriverCall, "command" | "args" | "vdiUuid">,
-): () => void {
-  const known = places.get(xapi) ?? new Map<string, Place>();
-  places.set(xapi, known);
-  const key = `${host.ref} ${vdiUuid ?? ""}`;
-  const now = known.get(key) ?? "detached";
-  const mode = args?.[0] === "true" ? "RW" : "RO";
-  const note = (next: Place) => (): void => void known.set(key, next);
-  const refuse = (): never => {
-    throw new Error(`XAPI does not ask for ${command} ${mode} of a VDI that is ${now}`);
-  };
-  switch (command) {
-    case "vdi_attach":
-      return now === "detached" || now === `attached ${mode}` ? note(`attached ${mode}`) : refuse();
-    case "vdi_activate":
-      return now === `attached ${mode}` || now === `activated ${mode}` ? note(`activated ${mode}`) : refuse();
-    case "vdi_deactivate":
-      // After a crash XAPI asks once more.
-      return note(now === "detached" ? now : now.endsWith("RW") ? "attached RW" : "attached RO");
-    case "vdi_detach":
-      return note("detached");
-    default:
-      return () => undefined;
   }
 }
