@@ -5,84 +5,18 @@
  */
 import t from "tap";
 
-import type { DriverCall } from "./lib/client.ts";
-import { MIB, type SmHost, World } from "./lib/world.ts";
+import { makesNew, plots, seen, staged } from "./lib/plots.ts";
+import { World } from "./lib/world.ts";
 
-type Plot = {
-  readonly command: string;
-  /** Of the disk, and of a snapshot of it; what the call is. */
-  readonly call: (world: World, disk: string, snapshot: string) => Omit<DriverCall, "command">;
-  /** Before it: attached, or active. */
-  readonly before?: (h1: SmHost, disk: string) => Promise<void>;
-};
-
-const plots: readonly Plot[] = [
-  {
-    command: "vdi_create",
-    call: () => ({
-      args: ["1048576", "new", "", "OpaqueRef:NULL", "false", "19700101T00:00:00Z", "", "false"],
-      vdiType: "user",
-    }),
-  },
-  { command: "vdi_delete", call: (_, vdiUuid) => ({ vdiUuid }) },
-  { command: "vdi_update", call: (_, vdiUuid) => ({ vdiUuid }) },
-  { command: "vdi_snapshot", call: (_, vdiUuid) => ({ vdiUuid, driverParams: {} }) },
-  { command: "vdi_clone", call: (_, __, vdiUuid) => ({ vdiUuid, driverParams: {} }) },
-  {
-    command: "vdi_resize",
-    call: (_, vdiUuid) => ({ vdiUuid, args: [String(128n * MIB)] }),
-    before: (h1, disk) => h1.plug(disk),
-  },
-  { command: "vdi_revert", call: ({ xapi }, disk, vdiUuid) => ({ vdiUuid, args: [xapi.vdiRef(disk)] }) },
-  { command: "vdi_epoch_begin", call: (_, vdiUuid) => ({ vdiUuid, onBoot: "reset" }) },
-  { command: "vdi_attach", call: (_, vdiUuid) => ({ vdiUuid, args: ["true"] }) },
-  {
-    command: "vdi_activate",
-    call: (_, vdiUuid) => ({ vdiUuid, args: ["true"] }),
-    before: async (h1, vdiUuid) => void (await h1.call("vdi_attach", { vdiUuid, args: ["true"] })),
-  },
-  { command: "vdi_deactivate", call: (_, vdiUuid) => ({ vdiUuid }), before: (h1, disk) => h1.plug(disk) },
-  { command: "vdi_detach", call: (_, vdiUuid) => ({ vdiUuid }), before: (h1, disk) => h1.plug(disk) },
-  { command: "vdi_data_destroy", call: (_, __, vdiUuid) => ({ vdiUuid }) },
-];
-
-/** Everything that can be seen of it, but for what is new in each world. */
-function seen(world: World, disk: string, snapshot: string): object {
-  const others = [...world.store.disks.values()].filter(
-    ({ uuid, settled }) => uuid !== disk && uuid !== snapshot && (settled || world.knows(uuid)),
-  );
-  const of = (uuid: string): object | null => {
-    const found = world.store.disks.get(uuid);
-    if (found === undefined) return null;
-    const { size, content, mark, label, type, dataDestroyed } = found;
-    return { size, content, mark, label, type, dataDestroyed };
-  };
-  const h1 = world.host(0);
-  return {
-    disk: of(disk),
-    snapshot: of(snapshot),
-    others: others.map(({ uuid }) => of(uuid)),
-    knownToXapi: world.xapi.vdis(world.srRef).length,
-    open: world.store.open.get(disk)?.length ?? 0,
-    active: [...h1.datapath.active.values()].map(({ writable, size }) => ({ writable, size })),
-    attached: h1.datapath.attached.size,
-    differences: world.differences(),
-  };
-}
-
-for (const { command, call, before } of plots) {
+for (const plot of plots) {
+  const { command, call } = plot;
   void t.test(`${command}: killed anywhere and tried again, it is done once and whole`, async (t) => {
     let undisturbed: object | null = null;
     let steps = 0;
     for (let end = 0; end === 0 || end <= steps + 1; end += 1) {
       const world = await World.start(t);
       const h1 = world.host(0);
-      const disk = await h1.create(64n * MIB);
-      await h1.call("vdi_enable_cbt", { vdiUuid: disk });
-      const snapshot = await h1.copy("vdi_snapshot", disk);
-      world.store.disk(disk).content = "later";
-      world.xapi.set(world.xapi.vdiRef(disk), "name_label", "renamed");
-      await before?.(h1, disk);
+      const { disk, snapshot } = await staged(world, plot);
       const asked = call(world, disk, snapshot);
       h1.steps.begin(end === 0 ? null : end);
       const first = await h1.call(command, asked).then(
@@ -95,8 +29,7 @@ for (const { command, call, before } of plots) {
       }
       h1.steps.begin(null);
       // Where all was done the answer was lost, and XAPI tries again in any case, but what makes a new disk each time.
-      const isNew = command === "vdi_create" || command === "vdi_snapshot" || command === "vdi_clone";
-      if (first === "failed" || (end > 0 && !isNew)) await h1.call(command, asked);
+      if (first === "failed" || (end > 0 && !makesNew(command))) await h1.call(command, asked);
       undisturbed ??= seen(world, disk, snapshot);
       t.strictSame(seen(world, disk, snapshot), undisturbed, `ended before step ${end} of ${steps}`);
     }

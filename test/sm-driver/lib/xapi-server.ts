@@ -9,7 +9,7 @@
  */
 import { randomUUID } from "node:crypto";
 import { rm } from "node:fs/promises";
-import { createServer, type IncomingMessage, type Server } from "node:http";
+import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import { once } from "node:events";
 
 import { callDriver, type DriverCall, DriverFailure } from "./client.ts";
@@ -335,20 +335,20 @@ export async function startXapi(socketPath: string, hostCount = 1): Promise<Xapi
     return { status: 200, body };
   }
 
+  async function respond(request: IncomingMessage, response: ServerResponse): Promise<void> {
+    const answer = await serve(request);
+    if (answer === "hang") return;
+    const headers = { "content-type": "text/xml", connection: "close" };
+    response.writeHead(answer.status, headers).end(answer.body);
+  }
+
   const http: Server = createServer((request, response) => {
     if (request.method !== "POST" || request.url !== "/") {
       violations.push(`${request.method ?? ""} ${request.url ?? ""}`);
       response.writeHead(404).end();
       return;
     }
-    serve(request).then(
-      (answer) => {
-        if (answer === "hang") return;
-        const headers = { "content-type": "text/xml", connection: "close" };
-        response.writeHead(answer.status, headers).end(answer.body);
-      },
-      () => response.destroy(),
-    );
+    respond(request, response).catch(() => response.destroy());
   });
   await rm(socketPath, { force: true });
   http.listen(socketPath);
