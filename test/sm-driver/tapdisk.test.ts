@@ -87,6 +87,7 @@ class MemoryHolder implements HolderClient {
       lost: null,
       paused: false,
       replayed: "0",
+      told_size: null,
     };
   }
 }

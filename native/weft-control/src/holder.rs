@@ -23,6 +23,11 @@ methods! {
     "pause" Pause(HolderRef) -> Nothing;
     /// Goes on after that; done nothing if it is not paused.
     "resume" Resume(HolderRef) -> Nothing;
+    /// Which size the next client is told. Unless this says otherwise every client is told what the first was: a tapdisk that is
+    /// paused and opens anew refuses another one.
+    "tell_size" TellSize(HolderTellSize) -> Nothing;
+    /// Clients are told this size from now on: what the guest knows that a holder before this one had.
+    "keep_size" KeepSize(HolderKeepSize) -> Nothing;
 }
 
 /// Who answers.
@@ -73,6 +78,36 @@ pub struct HolderRef {
     pub id: String,
 }
 
+/// Of which size the next client is told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HolderTellSize {
+    /// Its name.
+    pub id: String,
+    /// Which.
+    pub size: HolderSize,
+}
+
+/// The size that clients are told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct HolderKeepSize {
+    /// Its name.
+    pub id: String,
+    /// In bytes.
+    pub bytes: Decimal,
+}
+
+/// A volume's size, as clients of an entry are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum HolderSize {
+    /// What weftd says when the client comes. What clients were told until now is kept aside.
+    Now,
+    /// What was told before that, also where a client was told another one since; done nothing where there is none.
+    Before,
+}
+
 /// What is offered, and how it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HolderEntry {
@@ -105,6 +140,8 @@ pub struct HolderEntry {
     pub waits_for: Option<String>,
     /// Why its guest was told ESHUTDOWN, as a sentence; null while it was not. Close it, and open it anew.
     pub lost: Option<String>,
+    /// The size that its last client was told, in bytes; null while none was told one.
+    pub told_size: Option<Decimal>,
     /// Nothing is sent to weftd, as asked.
     pub paused: bool,
     /// Requests that were sent to weftd once more, since it is offered.

@@ -19,12 +19,13 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 use weft_control::frame::{AnswerLine, parse_line_of, too_long};
 use weft_control::holder::{
-    Command, HolderEntry, HolderHello, HolderList, HolderOpen, HolderOpened, HolderRef,
+    Command, HolderEntry, HolderHello, HolderKeepSize, HolderList, HolderOpen, HolderOpened, HolderRef,
+    HolderSize, HolderTellSize,
 };
 use weft_control::types::{Decimal, ErrorBody, Facts};
 use weft_proto::ids::VolumeId;
 
-use crate::entry::{Entry, Offer, Order, Status, parent};
+use crate::entry::{Entry, Offer, Order, Status, Tell, parent};
 use crate::upstream::{Trouble, Weftd, What};
 
 /// The longest path of a unix socket.
@@ -215,6 +216,14 @@ impl Holder {
                 self.order(&id, Order::Resume).await?;
                 Ok(json!({}))
             }
+            Command::TellSize(HolderTellSize { id, size }) => {
+                let tell = match size {
+                    HolderSize::Now => Tell::Now,
+                    HolderSize::Before => Tell::Before,
+                };
+                self.tell(&id, tell).await
+            }
+            Command::KeepSize(HolderKeepSize { id, bytes }) => self.tell(&id, Tell::Bytes(bytes.0)).await,
         }
     }
 
@@ -222,6 +231,13 @@ impl Holder {
         let none = || error(E_NONE, format!("nothing is offered as {id:?}"));
         let orders = self.entries.borrow().get(id).map(|handle| handle.orders.clone()).ok_or_else(none)?;
         orders.send(order).await.map_err(|_| none())
+    }
+
+    async fn tell(&self, id: &str, tell: Tell) -> Result<Value, ErrorBody> {
+        let (done, noted) = oneshot::channel();
+        self.order(id, Order::Tell(tell, done)).await?;
+        noted.await.map_err(|_| error(E_NONE, format!("{id:?} was closed meanwhile")))?;
+        Ok(json!({}))
     }
 
     async fn close(&self, id: &str) {
@@ -303,6 +319,7 @@ impl Holder {
                 away_ms: status.away_since.map(|since| Decimal(ms_since(since))),
                 waits_for: status.waits_for.clone(),
                 lost: status.lost.clone(),
+                told_size: status.told_size.map(Decimal),
                 paused: status.paused,
                 replayed: Decimal(status.replayed),
             }

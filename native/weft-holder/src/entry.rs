@@ -7,16 +7,18 @@
 //! ```
 //!
 //! Must always hold:
-//! * the greeting waits until weftd has told the volume's size, so that a guest that comes back after a change sees it;
+//! * the greeting waits until weftd has told the volume's size, and each client is told the one that the first was told: a
+//!   tapdisk that is paused and goes on refuses another, and stays paused for good (blktap's `tapdisk_vbd_resume`);
 //! * an older connection to the export has ended before requests go over a new one ([`Link::retire`]).
 
 use std::cell::RefCell;
-use std::future::{Future, pending};
-use std::io;
+use std::future::{Future, pending, poll_fn};
+use std::io::{self, IoSliceMut};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -37,6 +39,11 @@ use crate::upstream::{Trouble, Weftd, What};
 const LIMITS: Limits = Limits { requests: 1024, bytes: 16 * 1024 * 1024 };
 /// Bytes received at once.
 const RECV_BYTES: usize = 256 * 1024;
+/// Behind the data of a long request no more than this is read with it: the next request's data then goes where it belongs
+/// at once, and is not copied.
+const RECV_BEHIND: usize = 4096;
+/// Data from this length on is worth that.
+const RECV_APART: usize = 16 * 1024;
 /// Pieces sent to a client at once.
 const PARTS_MAX: usize = 64;
 /// Between two attempts to reach weftd, when nothing tells that it is back.
@@ -82,6 +89,17 @@ pub(crate) struct Status {
     pub(crate) lost: Option<String>,
     pub(crate) paused: bool,
     pub(crate) replayed: u64,
+    pub(crate) told_size: Option<u64>,
+}
+
+/// Which size the next client is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tell {
+    /// weftd's, then.
+    Now,
+    /// What was told before that.
+    Before,
+    Bytes(u64),
 }
 
 /// What is asked of an entry.
@@ -90,6 +108,7 @@ pub(crate) enum Order {
     Close(oneshot::Sender<()>),
     Pause(oneshot::Sender<()>),
     Resume,
+    Tell(Tell, oneshot::Sender<()>),
 }
 
 struct Client {
@@ -125,8 +144,10 @@ struct Running {
     held: Held<IoBuf>,
     client: Option<Client>,
     upstream: Upstream,
-    /// In bytes, as weftd last told it.
+    /// In bytes, as clients are told; none: the next one is told what weftd says.
     size: Option<u64>,
+    /// What clients were told before that was asked for.
+    size_before: Option<u64>,
     tag: u32,
     pausing: Vec<oneshot::Sender<()>>,
     /// When trouble is asked again.
@@ -151,6 +172,7 @@ impl Entry {
             client: None,
             upstream: Upstream::None,
             size: None,
+            size_before: None,
             tag: 0,
             pausing: Vec::new(),
             again: None,
@@ -196,6 +218,10 @@ impl Running {
                     self.entry.status.borrow_mut().paused = false;
                     // Who waited for it has what it asked for no more.
                     self.pausing.clear();
+                }
+                Happened::Order(Some(Order::Tell(tell, done))) => {
+                    self.tell_size(tell);
+                    let _ = done.send(());
                 }
                 Happened::Accepted(Ok(stream)) => self.accepted(stream),
                 Happened::Accepted(Err(error)) => {
@@ -320,9 +346,19 @@ impl Running {
         }
         let pid = stream.peer_cred().ok().and_then(|cred| cred.pid()).and_then(|pid| u32::try_from(pid).ok());
         tracing::info!(id = self.entry.offer.id, pid, "client connected");
+        link::widen(&stream);
         self.entry.status.borrow_mut().client_pid = pid;
         self.client = Some(Client { stream, connection: None, sending: None });
         self.tag = self.tag.wrapping_add(1);
+    }
+
+    fn tell_size(&mut self, tell: Tell) {
+        match tell {
+            // Asked twice, it is the same.
+            Tell::Now => self.size_before = self.size.take().or(self.size_before),
+            Tell::Before => self.size = self.size_before.or(self.size),
+            Tell::Bytes(size) => self.size = Some(size),
+        }
     }
 
     /// weftd has told the size: a client that waits for its greeting gets it.
@@ -339,6 +375,7 @@ impl Running {
             since: Vec::new(),
         };
         client.connection = Some(Connection::new(self.tag, info, LIMITS));
+        self.entry.status.borrow_mut().told_size = Some(size);
     }
 
     fn read_client(&mut self) {
@@ -354,9 +391,12 @@ impl Running {
             return;
         }
         let read = SCRATCH.with_borrow_mut(|scratch| {
-            let read = client.stream.try_read(scratch);
+            let space = connection.space();
+            let direct = space.len();
+            let read = receive(&client.stream, space, scratch);
             if let Ok(len @ 1..) = read {
-                connection.handle_bytes(&scratch[..len]);
+                connection.handle_filled(len.min(direct));
+                connection.handle_bytes(&scratch[..len.saturating_sub(direct)]);
             }
             read
         });
@@ -407,12 +447,13 @@ impl Running {
             (status.away_since, status.waits_for) = (None, None);
         }
         self.upstream = Upstream::Linked(link);
-        self.size = Some(export.size);
+        // It is at least what an earlier client was told.
+        let size = *self.size.get_or_insert(export.size);
         // A client that went meanwhile asks for nothing any more.
         if self.client.as_ref().is_some_and(|client| has_hung_up(&client.stream)) {
             return self.client_gone("gone while weftd was away");
         }
-        self.greet(export.size);
+        self.greet(size);
         if self.held.len() > 0 {
             tracing::info!(id = self.entry.offer.id, requests = self.held.len(), "weftd is back");
         }
@@ -420,11 +461,22 @@ impl Running {
 
     fn read_link(&mut self) {
         let Upstream::Linked(link) = &mut self.upstream else { return };
-        let read = SCRATCH.with_borrow_mut(|scratch| match link.stream.try_read(scratch) {
-            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(len) => link.take(&scratch[..len], &self.held),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Vec::new()),
-            Err(error) => Err(error),
+        let read = SCRATCH.with_borrow_mut(|scratch| {
+            let (stream, space) = link.receiving();
+            let direct = space.len();
+            match receive(stream, space, scratch) {
+                Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(len) => {
+                    let whole = link.filled(len.min(direct));
+                    let mut replies = link.take(&scratch[..len.saturating_sub(direct)], &self.held)?;
+                    if let Some(whole) = whole {
+                        replies.insert(0, whole);
+                    }
+                    Ok(replies)
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(Vec::new()),
+                Err(error) => Err(error),
+            }
         });
         match read {
             Ok(replies) => {
@@ -521,7 +573,7 @@ impl Running {
 struct Goal {
     what: What,
     writable: bool,
-    /// The size that the client knows.
+    /// The size that clients know.
     at_least: Option<u64>,
     path: PathBuf,
 }
@@ -570,25 +622,57 @@ async fn try_to_connect(
 async fn client_ready(client: Option<&Client>) -> io::Result<()> {
     let Some(client) = client else { return pending().await };
     let reads = client.connection.as_ref().is_none_or(Connection::wants_read);
-    let interest = match (reads, client.sending.is_some()) {
-        (true, true) => Interest::READABLE | Interest::WRITABLE,
-        (true, false) => Interest::READABLE,
-        (false, true) => Interest::WRITABLE,
+    let sends = client.sending.is_some();
+    if !reads && !sends {
         // Its budget is full: nothing is waited for but its end.
-        (false, false) => loop {
+        loop {
             tokio::time::sleep(LOOK).await;
             if has_hung_up(&client.stream) {
                 return Err(io::ErrorKind::ConnectionReset.into());
             }
-        },
-    };
-    client.stream.ready(interest).await.map(|_| ())
+        }
+    }
+    either_ready(&client.stream, reads, sends).await
 }
 
 async fn link_ready(link: Option<&Link>) -> io::Result<()> {
     let Some(link) = link else { return pending().await };
-    let interest = if link.is_full() { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
-    link.stream.ready(interest).await.map(|_| ())
+    either_ready(&link.stream, true, link.is_full()).await
+}
+
+/// Until the socket can be read, or written where that is waited for.
+async fn either_ready(stream: &UnixStream, reads: bool, sends: bool) -> io::Result<()> {
+    poll_fn(|cx| {
+        if sends && let Poll::Ready(sent) = stream.poll_write_ready(cx) {
+            return Poll::Ready(sent);
+        }
+        if reads { stream.poll_read_ready(cx) } else { Poll::Pending }
+    })
+    .await
+}
+
+/// What there is, first into `space`, then into `scratch`; what was left there before does not matter.
+///
+/// A read that brings less than there was room for has emptied the socket: it is waited for then, and not asked once more.
+fn receive(stream: &UnixStream, space: &mut [u8], scratch: &mut [u8]) -> io::Result<usize> {
+    let behind = if space.len() < RECV_APART { RECV_BYTES } else { RECV_BEHIND };
+    let scratch = &mut scratch[..behind];
+    let room = space.len() + scratch.len();
+    let read = if space.is_empty() {
+        stream.try_read(scratch)
+    } else {
+        stream.try_read_vectored(&mut [IoSliceMut::new(space), IoSliceMut::new(scratch)])
+    };
+    if let Ok(len @ 1..) = read
+        && len < room
+    {
+        // Nothing happens between the read and this: the thread that hears of sockets is this one. An end that was heard of
+        // is not forgotten by it.
+        let emptied: io::Result<()> =
+            stream.try_io(Interest::READABLE, || Err(io::ErrorKind::WouldBlock.into()));
+        drop(emptied);
+    }
+    read
 }
 
 async fn wait_for(connecting: Option<&mut Connecting>) -> Result<(Link, Export), String> {

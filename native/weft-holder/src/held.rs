@@ -16,16 +16,20 @@ use weft_proto::payload::Payload;
 struct Request<P> {
     id: RequestId,
     op: GuestOp<P>,
+    touched: Touched,
     /// How often it was given out.
     sent: u32,
 }
 
-/// All of one guest's.
+/// All of one guest's. What comes in is compared with what there is once; whatever waits for others is looked at again
+/// when one of those is answered, so that a request that overlaps nothing costs the same however many there are.
 #[derive(Debug)]
 pub(crate) struct Held<P> {
     requests: BTreeMap<u64, Request<P>>,
-    /// Those that are not under way.
-    unsent: BTreeSet<u64>,
+    /// Those that may go: nothing earlier that they overlap is unanswered.
+    ready: BTreeSet<u64>,
+    /// Those that wait for an earlier one's answer.
+    waiting: BTreeSet<u64>,
     next: u64,
     bytes: u64,
     replayed: u64,
@@ -33,8 +37,8 @@ pub(crate) struct Held<P> {
 
 impl<P: Payload> Held<P> {
     pub(crate) fn new() -> Self {
-        let (requests, unsent) = (BTreeMap::new(), BTreeSet::new());
-        Held { requests, unsent, next: 1, bytes: 0, replayed: 0 }
+        let (requests, ready, waiting) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
+        Held { requests, ready, waiting, next: 1, bytes: 0, replayed: 0 }
     }
 
     /// A request of the guest.
@@ -42,56 +46,71 @@ impl<P: Payload> Held<P> {
         let cookie = self.next;
         self.next += 1;
         self.bytes += bytes_of(&op);
-        self.requests.insert(cookie, Request { id, op, sent: 0 });
-        self.unsent.insert(cookie);
+        let range = Touched::by(&op);
+        let may_go = self.requests.values().all(|earlier| !earlier.touched.conflicts(&range));
+        self.requests.insert(cookie, Request { id, op, touched: range, sent: 0 });
+        if may_go { &mut self.ready } else { &mut self.waiting }.insert(cookie);
     }
 
     /// The next one to be sent, with the number that answers it; it is under way from now on.
     pub(crate) fn poll(&mut self) -> Option<(u64, &GuestOp<P>)> {
-        let may_go = |cookie: &u64| {
-            let op = &self.requests.get(cookie)?.op;
-            let before = self.requests.range(..cookie).map(|(_, earlier)| &earlier.op);
-            before.into_iter().all(|earlier| !conflict(earlier, op)).then_some(*cookie)
-        };
-        let cookie = self.unsent.iter().find_map(may_go)?;
-        self.unsent.remove(&cookie);
+        let cookie = self.ready.pop_first()?;
         let request = self.requests.get_mut(&cookie)?;
         request.sent = request.sent.saturating_add(1);
         self.replayed += u64::from(request.sent > 1);
         Some((cookie, &request.op))
     }
 
+    fn is_under_way(&self, cookie: u64) -> bool {
+        !self.ready.contains(&cookie) && !self.waiting.contains(&cookie)
+    }
+
     /// One that is under way.
     pub(crate) fn op(&self, cookie: u64) -> Option<&GuestOp<P>> {
-        self.requests.get(&cookie).filter(|_| !self.unsent.contains(&cookie)).map(|request| &request.op)
+        let request = self.requests.get(&cookie)?;
+        self.is_under_way(cookie).then_some(&request.op)
     }
 
     /// It was answered; none if it is not under way.
     pub(crate) fn answer(&mut self, cookie: u64) -> Option<RequestId> {
-        if self.unsent.contains(&cookie) {
+        if !self.is_under_way(cookie) {
             return None;
         }
         let request = self.requests.remove(&cookie)?;
         self.bytes -= bytes_of(&request.op);
+        let Held { requests, ready, waiting, .. } = self;
+        if !waiting.is_empty() {
+            waiting.retain(|later| {
+                let Some(touched) = requests.get(later).map(|request| &request.touched) else { return false };
+                let waits = !touched.conflicts(&request.touched)
+                    || requests.range(..later).any(|(_, earlier)| earlier.touched.conflicts(touched));
+                if !waits {
+                    ready.insert(*later);
+                }
+                waits
+            });
+        }
         Some(request.id)
     }
 
     /// It was answered with trouble that passes: it is sent again.
     pub(crate) fn again(&mut self, cookie: u64) {
-        if self.requests.contains_key(&cookie) {
-            self.unsent.insert(cookie);
+        if self.requests.contains_key(&cookie) && self.is_under_way(cookie) {
+            self.ready.insert(cookie);
         }
     }
 
     /// Whoever had them is gone: all are sent again.
     pub(crate) fn lost(&mut self) {
-        self.unsent.extend(self.requests.keys());
+        let waiting = &self.waiting;
+        self.ready.extend(self.requests.keys().filter(|cookie| !waiting.contains(*cookie)));
     }
 
     /// The guest is gone, and nobody waits for answers.
     pub(crate) fn clear(&mut self) {
         self.requests.clear();
-        self.unsent.clear();
+        self.ready.clear();
+        self.waiting.clear();
         self.bytes = 0;
     }
 
@@ -101,7 +120,7 @@ impl<P: Payload> Held<P> {
 
     /// Those that weftd has.
     pub(crate) fn under_way(&self) -> usize {
-        self.requests.len() - self.unsent.len()
+        self.requests.len() - self.ready.len() - self.waiting.len()
     }
 
     /// Bytes of their data, and of what reads ask for.
@@ -124,22 +143,32 @@ fn bytes_of<P: Payload>(op: &GuestOp<P>) -> u64 {
 }
 
 /// What a request touches, and whether it changes that.
-fn touched<P: Payload>(op: &GuestOp<P>) -> (Range<u64>, bool) {
-    let range = |offset: u64, len: u64| offset..offset.saturating_add(len);
-    match op {
-        GuestOp::Read { offset, len }
-        | GuestOp::Kinds { offset, len }
-        | GuestOp::Changed { offset, len, .. } => (range(*offset, *len), false),
-        GuestOp::Write { offset, data, .. } => (range(*offset, data.len() as u64), true),
-        GuestOp::Zero { offset, len, .. } => (range(*offset, *len), true),
-        // It speaks of what was answered before it was asked for.
-        GuestOp::Flush => (0..0, false),
-    }
+#[derive(Debug)]
+struct Touched {
+    range: Range<u64>,
+    changes: bool,
 }
 
-fn conflict<P: Payload>(a: &GuestOp<P>, b: &GuestOp<P>) -> bool {
-    let ((a, a_changes), (b, b_changes)) = (touched(a), touched(b));
-    (a_changes || b_changes) && a.start < b.end && b.start < a.end
+impl Touched {
+    fn by<P: Payload>(op: &GuestOp<P>) -> Touched {
+        let range = |offset: u64, len: u64| offset..offset.saturating_add(len);
+        let (range, changes) = match op {
+            GuestOp::Read { offset, len }
+            | GuestOp::Kinds { offset, len }
+            | GuestOp::Changed { offset, len, .. } => (range(*offset, *len), false),
+            GuestOp::Write { offset, data, .. } => (range(*offset, data.len() as u64), true),
+            GuestOp::Zero { offset, len, .. } => (range(*offset, *len), true),
+            // It speaks of what was answered before it was asked for.
+            GuestOp::Flush => (0..0, false),
+        };
+        Touched { range, changes }
+    }
+
+    fn conflicts(&self, other: &Touched) -> bool {
+        (self.changes || other.changes)
+            && self.range.start < other.range.end
+            && other.range.start < self.range.end
+    }
 }
 
 #[cfg(test)]
@@ -226,7 +255,7 @@ mod tests {
                 return;
             }
             let (cookie, op) = self.has.swap_remove(which % self.has.len());
-            let (range, changes) = touched(&op);
+            let Touched { range, changes } = Touched::by(&op);
             let range =
                 usize::try_from(range.start).expect("small")..usize::try_from(range.end).expect("small");
             if let GuestOp::Write { data, .. } = &op {

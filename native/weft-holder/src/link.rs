@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use std::io::{self, IoSlice};
 use std::path::Path;
 
+use rustix::net::sockopt;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::OwnedMutexGuard;
@@ -39,6 +40,8 @@ const NO_HOLE: u16 = 2;
 const REQUEST_HEAD: usize = 28;
 /// Length of a reply's head.
 const REPLY_HEAD: usize = 16;
+/// Bytes that wait in a socket.
+const SEND_BUFFER: usize = 1024 * 1024;
 /// Pieces given to the kernel at once.
 const SLICES: usize = 64;
 
@@ -64,8 +67,18 @@ pub(crate) struct Reply {
 /// What the next bytes are.
 #[derive(Debug)]
 enum Expect {
-    Head(Vec<u8>),
-    Data { cookie: u64, data: IoBuf, filled: usize },
+    /// As much of it as came.
+    Head([u8; REPLY_HEAD], usize),
+    Data {
+        cookie: u64,
+        data: IoBuf,
+        filled: usize,
+    },
+}
+
+impl Expect {
+    /// A reply's beginning.
+    const NEW: Expect = Expect::Head([0; REPLY_HEAD], 0);
 }
 
 /// A stretch of bytes to be sent.
@@ -108,15 +121,23 @@ pub(crate) async fn connect(
 ) -> Result<(Link, Export), (io::Error, OwnedMutexGuard<()>)> {
     let made = async {
         let mut stream = UnixStream::connect(path).await?;
+        widen(&stream);
         let export = shake_hands(&mut stream, name).await?;
         io::Result::Ok((stream, export))
     };
     match made.await {
         Ok((stream, export)) => {
-            let expect = Expect::Head(Vec::with_capacity(REPLY_HEAD));
-            Ok((Link { stream, unsent: VecDeque::new(), skip: 0, expect, turn }, export))
+            Ok((Link { stream, unsent: VecDeque::new(), skip: 0, expect: Expect::NEW, turn }, export))
         }
         Err(error) => Err((error, turn)),
+    }
+}
+
+/// Lets more than the usual 208 KiB wait in a socket: then whoever sends much is woken less often.
+pub(crate) fn widen(stream: &UnixStream) {
+    // Without the right to it, as much as may be.
+    if sockopt::set_socket_send_buffer_size_force(stream, SEND_BUFFER).is_err() {
+        let _ = sockopt::set_socket_send_buffer_size(stream, SEND_BUFFER);
     }
 }
 
@@ -203,14 +224,12 @@ impl Link {
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         while !self.unsent.is_empty() {
             let skip = self.skip;
-            let slices: Vec<IoSlice<'_>> = self
-                .unsent
-                .iter()
-                .take(SLICES)
-                .enumerate()
-                .map(|(i, piece)| IoSlice::new(if i == 0 { &piece.bytes()[skip..] } else { piece.bytes() }))
-                .collect();
-            match self.stream.try_write_vectored(&slices) {
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            for (i, (slice, piece)) in slices.iter_mut().zip(&self.unsent).enumerate() {
+                *slice = IoSlice::new(if i == 0 { &piece.bytes()[skip..] } else { piece.bytes() });
+            }
+            let count = self.unsent.len().min(SLICES);
+            match self.stream.try_write_vectored(&slices[..count]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(sent) => self.sent(sent),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
@@ -228,23 +247,51 @@ impl Link {
         }
     }
 
+    /// The socket, and where the rest of a read's data may be put at once, so that it is copied once less; empty while none
+    /// is expected. What was put there is told by [`filled`](Self::filled).
+    pub(crate) fn receiving(&mut self) -> (&UnixStream, &mut [u8]) {
+        let space: &mut [u8] = match &mut self.expect {
+            Expect::Data { data, filled, .. } => &mut data.bytes_mut()[*filled..],
+            Expect::Head(..) => &mut [],
+        };
+        (&self.stream, space)
+    }
+
+    /// So many bytes of weftd are where [`receiving`](Self::receiving) said: the answer that they complete.
+    pub(crate) fn filled(&mut self, len: usize) -> Option<Reply> {
+        let Expect::Data { data, filled, .. } = &mut self.expect else { return None };
+        *filled += len;
+        assert!(*filled <= data.len(), "{filled} bytes put where {} are", data.len());
+        if *filled < data.len() {
+            return None;
+        }
+        let Expect::Data { cookie, data, .. } = std::mem::replace(&mut self.expect, Expect::NEW) else {
+            return None;
+        };
+        Some(Reply { cookie, error: 0, data: Some(data) })
+    }
+
     /// Bytes of weftd, in order: the answers that they complete. An error: it breaks the protocol.
     pub(crate) fn take(&mut self, bytes: &[u8], held: &Held<IoBuf>) -> io::Result<Vec<Reply>> {
         let (mut input, mut replies) = (bytes, Vec::new());
         while !input.is_empty() {
             match &mut self.expect {
-                Expect::Head(partial) => {
-                    let taken = input.len().min(REPLY_HEAD - partial.len());
-                    partial.extend_from_slice(&input[..taken]);
+                Expect::Head(head, filled) => {
+                    let taken = input.len().min(REPLY_HEAD - *filled);
+                    head[*filled..*filled + taken].copy_from_slice(&input[..taken]);
+                    *filled += taken;
                     input = &input[taken..];
-                    let Ok(head) = <[u8; REPLY_HEAD]>::try_from(partial.as_slice()) else { continue };
-                    partial.clear();
-                    let (error, cookie) = parse_head(&head)?;
+                    if *filled < REPLY_HEAD {
+                        continue;
+                    }
+                    let (error, cookie) = parse_head(head)?;
+                    self.expect = Expect::NEW;
                     let op = held.op(cookie).ok_or_else(|| wrong("an answer to nothing"))?;
                     match op {
                         GuestOp::Read { len, .. } if error == 0 => {
                             let len = usize::try_from(*len).map_err(|_| wrong("a long read"))?;
-                            self.expect = Expect::Data { cookie, data: IoBuf::zeroed(len), filled: 0 };
+                            // All of it is overwritten before anybody sees it.
+                            self.expect = Expect::Data { cookie, data: IoBuf::scratch(len), filled: 0 };
                         }
                         _ => replies.push(Reply { cookie, error, data: None }),
                     }
@@ -252,14 +299,8 @@ impl Link {
                 Expect::Data { data, filled, .. } => {
                     let taken = input.len().min(data.len() - *filled);
                     data.bytes_mut()[*filled..*filled + taken].copy_from_slice(&input[..taken]);
-                    *filled += taken;
                     input = &input[taken..];
-                    if *filled == data.len() {
-                        let next = Expect::Head(Vec::with_capacity(REPLY_HEAD));
-                        if let Expect::Data { cookie, data, .. } = std::mem::replace(&mut self.expect, next) {
-                            replies.push(Reply { cookie, error: 0, data: Some(data) });
-                        }
-                    }
+                    replies.extend(self.filled(taken));
                 }
             }
         }

@@ -47,6 +47,8 @@ struct Scene {
 struct Export {
     path: PathBuf,
     listener: Option<UnixListener>,
+    /// Of the volume, in bytes.
+    size: u64,
 }
 
 /// What the holder has connected to.
@@ -67,7 +69,7 @@ impl Scene {
     fn new() -> Scene {
         let dir = tempfile::tempdir().expect("a directory");
         let says = Arc::new(Mutex::new(Says::Open));
-        let mut export = Export { path: dir.path().join("export.sock"), listener: None };
+        let mut export = Export { path: dir.path().join("export.sock"), listener: None, size: SIZE };
         export.listen();
         let control = UnixListener::bind(dir.path().join("weftd.sock")).expect("bound");
         let (told, path) = (says.clone(), export.path.clone());
@@ -76,6 +78,10 @@ impl Scene {
                 let Ok(mut stream) = stream else { return };
                 let mut line = String::new();
                 let _ = BufReader::new(stream.try_clone().expect("cloned")).read_line(&mut line);
+                if line.is_empty() {
+                    // Whoever was to be connected has gone meanwhile.
+                    continue;
+                }
                 let asked: Value = serde_json::from_str(&line).expect("JSON");
                 assert_eq!(asked["method"], "session.continue");
                 let error =
@@ -143,12 +149,18 @@ impl Scene {
 
     /// A guest, and the connection that the holder has made for it.
     fn guest(&self) -> (Guest, Server) {
+        let (guest, server, size) = self.guest_told();
+        assert_eq!(size, SIZE);
+        (guest, server)
+    }
+
+    /// And the size that it was told.
+    fn guest_told(&self) -> (Guest, Server, u64) {
         let socket = self.guest_socket.to_str().expect("UTF-8").to_owned();
         let greeted = std::thread::spawn(move || nbd::connect(&socket, "tapdisk_client", PATIENCE));
         let server = self.export.accept(FIRST);
         let (stream, export) = greeted.join().expect("no panic").expect("greeted");
-        assert_eq!(export.size, SIZE);
-        (Guest(stream), server)
+        (Guest(stream), server, export.size)
     }
 }
 
@@ -193,7 +205,7 @@ impl Export {
                 stream.write_all(&reply((1 << 31) + 6, b"no such export")).expect("sent");
                 continue;
             }
-            let info = [&[0, 0][..], &SIZE.to_be_bytes(), &[0, 13]].concat();
+            let info = [&[0, 0][..], &self.size.to_be_bytes(), &[0, 13]].concat();
             stream.write_all(&reply(3, &info)).expect("sent");
             stream.write_all(&reply(1, &[])).expect("sent");
             return Server(stream);
@@ -217,6 +229,16 @@ impl Server {
         let mut data = vec![0; if command == 1 { len as usize } else { 0 }];
         self.0.read_exact(&mut data).expect("its data");
         (command, cookie, offset, data.first().copied().unwrap_or(0))
+    }
+
+    /// The write that comes next, at this offset: its number, and its data.
+    fn write_of(&mut self, offset: u64) -> (u64, Vec<u8>) {
+        let mut head = [0; 28];
+        self.0.read_exact(&mut head).expect("a request");
+        assert_eq!((head[7], &head[16..24]), (1, &offset.to_be_bytes()[..]));
+        let mut data = vec![0; u32::from_be_bytes(head[24..].try_into().expect("four")) as usize];
+        self.0.read_exact(&mut data).expect("its data");
+        (u64::from_be_bytes(head[8..16].try_into().expect("eight")), data)
     }
 
     fn reply(&mut self, cookie: u64, error: u32) {
@@ -260,8 +282,10 @@ fn what_was_not_answered_is_asked_for_again_in_the_same_ownership() {
     scene.says(Says::Waits);
     scene.export.listener = None;
     drop(server);
+    // What comes before the holder has seen that counts as sent.
+    scene.told(|told| !told["waits_for"].is_null());
     guest.write(14, 4 * 4096, 9);
-    scene.told(|told| told["unanswered"] == 3 && !told["waits_for"].is_null());
+    scene.told(|told| told["unanswered"] == 3);
     guest.hears_nothing();
     scene.export.listen();
     scene.says(Says::Open);
@@ -306,7 +330,8 @@ fn nothing_is_repeated_into_an_export_of_another_ownership() {
     scene.export.listen();
     drop(server);
     // What it serves from now on is another one's; whoever asks for the first is refused, time and again.
-    let export = Export { path: scene.export.path.clone(), listener: scene.export.listener.take() };
+    let export =
+        Export { path: scene.export.path.clone(), listener: scene.export.listener.take(), size: SIZE };
     let refusing = std::thread::spawn(move || export.accept(OTHER));
     scene.told(|told| told["waits_for"].as_str().is_some_and(|why| why.contains("no such export")));
     guest.hears_nothing();
@@ -441,6 +466,101 @@ fn a_pause_ends_with_what_is_under_way() {
     server.nothing_comes();
     scene.ask("resume", json!({ "id": "v" })).expect("resumed");
     assert_eq!(server.request().3, 2);
+}
+
+/// A volume grows while a guest has it. Each tapdisk that opens anew is told what the first one was: it would refuse another
+/// size and stay paused. Only when that is asked for the next one is told the new size, and the old one again after it.
+#[test]
+fn a_guest_that_comes_back_is_told_the_size_of_before() {
+    let mut scene = Scene::new();
+    let told = |scene: &Scene, size: u64| {
+        let (guest, server, found) = scene.guest_told();
+        assert_eq!(found, size);
+        assert_eq!(scene.told(|told| told["connected"] == true)["told_size"], json!(size.to_string()));
+        drop(guest);
+        drop(server);
+        scene.told(|told| told["connected"] == false);
+    };
+    let says = |scene: &Scene, size: &str| {
+        scene.ask("tell_size", json!({ "id": "v", "size": size })).expect("noted");
+    };
+    assert_eq!(scene.told(|_| true)["told_size"], Value::Null);
+    says(&scene, "before");
+    told(&scene, SIZE);
+    scene.export.size = 2 * SIZE;
+    told(&scene, SIZE);
+    says(&scene, "now");
+    says(&scene, "now");
+    told(&scene, 2 * SIZE);
+    says(&scene, "before");
+    told(&scene, SIZE);
+    says(&scene, "now");
+    told(&scene, 2 * SIZE);
+    scene.export.size = 3 * SIZE;
+    told(&scene, 2 * SIZE);
+    // Another holder offers it again to the same guest: that one's word counts.
+    scene.ask("close", json!({ "id": "v" })).expect("closed");
+    scene.ask("open", scene.offer()).expect("offered");
+    scene.ask("keep_size", json!({ "id": "v", "bytes": SIZE.to_string() })).expect("noted");
+    told(&scene, SIZE);
+}
+
+/// Requests of many lengths, in one stream that is cut anywhere, and answers that are: every byte arrives where it belongs.
+#[test]
+fn long_and_short_requests_arrive_whole() {
+    const LENGTHS: [u32; 8] = [200_000, 4096, 45_056, 1, 300_000, 16_384, 4095, 65_536];
+    let scene = Scene::new();
+    let (mut guest, mut server) = scene.guest();
+    let byte = |cookie: u64, at: usize| {
+        u8::try_from((at / 7 + usize::try_from(cookie).expect("small")) % 251).expect("below 251")
+    };
+    let data = |cookie: u64, len: u32| -> Vec<u8> { (0..len as usize).map(|at| byte(cookie, at)).collect() };
+    let mut stream = Vec::new();
+    for (cookie, len) in (1..).zip(LENGTHS) {
+        stream.extend(nbd::request(Ask::Write, false, cookie, cookie * 8, len));
+        stream.extend(data(cookie, len));
+    }
+    // They overlap, so one comes after the other.
+    let mut sends = guest.0.try_clone().expect("cloned");
+    let written = std::thread::spawn(move || {
+        for (i, piece) in stream.chunks(70_001).enumerate() {
+            sends.write_all(piece).expect("sent");
+            // Now and then it is all there at once, now and then it is not.
+            if i % 2 == 0 {
+                std::thread::yield_now();
+            }
+        }
+    });
+    for (cookie, len) in (1..).zip(LENGTHS) {
+        let (number, found) = server.write_of(cookie * 8);
+        assert!(found == data(cookie, len), "write {cookie}");
+        server.reply(number, 0);
+        assert_eq!(guest.answer(), (0, cookie));
+    }
+    written.join().expect("sent");
+    for (cookie, len) in (1..).zip(LENGTHS) {
+        guest.0.write_all(&nbd::request(Ask::Read, false, cookie, 0, len)).expect("sent");
+    }
+    let asked: Vec<u64> = LENGTHS.iter().map(|_| server.request().1).collect();
+    let mut answers = Vec::new();
+    for ((cookie, len), number) in (1..).zip(LENGTHS).zip(asked) {
+        let head = [&0x6744_6698_u32.to_be_bytes()[..], &[0; 4], &number.to_be_bytes()].concat();
+        answers.extend(head);
+        answers.extend(data(cookie, len));
+    }
+    let answered = std::thread::spawn(move || {
+        for piece in answers.chunks(50_003) {
+            server.0.write_all(piece).expect("sent");
+        }
+        server
+    });
+    for (cookie, len) in (1..).zip(LENGTHS) {
+        assert_eq!(guest.answer(), (0, cookie));
+        let mut found = vec![0; len as usize];
+        guest.0.read_exact(&mut found).expect("data");
+        assert!(found == data(cookie, len), "read {cookie}");
+    }
+    drop(answered.join().expect("sent"));
 }
 
 #[test]

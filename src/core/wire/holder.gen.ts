@@ -28,6 +28,8 @@ export type HolderEntry = {
   readonly replayed: Decimal;
   /** The snapshot; null for a volume. */
   readonly snapshot: Uuid | null;
+  /** The size that its last client was told, in bytes; null while none was told one. */
+  readonly told_size: Decimal | null;
   /** Requests of it that are not answered. */
   readonly unanswered: number;
   /** The volume. */
@@ -46,6 +48,14 @@ export type HolderHello = {
   readonly pid: number;
   /** The holder's version. */
   readonly version: string;
+};
+
+/** The size that clients are told. */
+export type HolderKeepSize = {
+  /** In bytes. */
+  readonly bytes: Decimal;
+  /** Its name. */
+  readonly id: string;
 };
 
 /** What is offered here. */
@@ -82,6 +92,17 @@ export type HolderRef = {
   readonly id: string;
 };
 
+/** A volume's size, as clients of an entry are told. */
+export type HolderSize = "now" | "before";
+
+/** Of which size the next client is told. */
+export type HolderTellSize = {
+  /** Its name. */
+  readonly id: string;
+  /** Which. */
+  readonly size: HolderSize;
+};
+
 /** Nothing. */
 export type Nothing = Record<string, never>;
 
@@ -94,6 +115,8 @@ export type HolderMethods = {
   readonly "close": { readonly params: HolderRef; readonly result: Nothing };
   /** Who answers. */
   readonly "hello": { readonly params: Nothing; readonly result: HolderHello };
+  /** Clients are told this size from now on: what the guest knows that a holder before this one had. */
+  readonly "keep_size": { readonly params: HolderKeepSize; readonly result: Nothing };
   /** What is offered here. */
   readonly "list": { readonly params: Nothing; readonly result: HolderList };
   /** Offers a volume or a snapshot to a guest, whose requests are held until they are answered; idempotent. */
@@ -102,6 +125,8 @@ export type HolderMethods = {
   readonly "pause": { readonly params: HolderRef; readonly result: Nothing };
   /** Goes on after that; done nothing if it is not paused. */
   readonly "resume": { readonly params: HolderRef; readonly result: Nothing };
+  /** Which size the next client is told. Unless this says otherwise every client is told what the first was: a tapdisk that is paused and opens anew refuses another one. */
+  readonly "tell_size": { readonly params: HolderTellSize; readonly result: Nothing };
 };
 
 /** Every method's name. */

@@ -136,5 +136,6 @@ function entryOf({ open, clients }: Offer): HolderEntry {
     lost: null,
     paused: false,
     replayed: "0",
+    told_size: null,
   };
 }

@@ -355,11 +355,8 @@ impl<P: Payload> Connection<P> {
                 Expect::WriteData { data, filled, .. } => {
                     let taken = input.len().min(data.len() - *filled);
                     data.bytes_mut()[*filled..*filled + taken].copy_from_slice(&input[..taken]);
-                    *filled += taken;
                     input = &input[taken..];
-                    if *filled == data.len() {
-                        self.on_write_received();
-                    }
+                    self.handle_filled(taken);
                 }
                 Expect::WriteSkip { head, left, error, sentence } => {
                     let taken = input.len().min(*left);
@@ -372,6 +369,29 @@ impl<P: Payload> Connection<P> {
                     }
                 }
             }
+        }
+    }
+
+    /// Where the rest of a write's data may be put at once, so that it is copied once less; empty while none is expected.
+    /// What was put there is told by [`handle_filled`](Self::handle_filled).
+    pub fn space(&mut self) -> &mut [u8] {
+        match &mut self.expect {
+            Expect::WriteData { data, filled, .. } => &mut data.bytes_mut()[*filled..],
+            _ => &mut [],
+        }
+    }
+
+    /// So many bytes of the client are in [`space`](Self::space): as if they had come by
+    /// [`handle_bytes`](Self::handle_bytes). Panics if there are more than it has room for: a caller's bug.
+    pub fn handle_filled(&mut self, len: usize) {
+        let Expect::WriteData { data, filled, .. } = &mut self.expect else {
+            assert!(len == 0, "{len} bytes put where none are expected");
+            return;
+        };
+        *filled += len;
+        assert!(*filled <= data.len(), "{filled} bytes put where {} are", data.len());
+        if *filled == data.len() {
+            self.on_write_received();
         }
     }
 
