@@ -1,4 +1,4 @@
-/** `weft host list|label|stop-check|remove|revoke`. */
+/** `weft host list|label|stop-check|restart-holder|remove|revoke`. */
 import type { Command } from "commander";
 
 import { formatDuration } from "../core/model/duration.ts";
@@ -9,6 +9,9 @@ import { decided } from "../core/wire/errors.ts";
 import { duration } from "./arguments.ts";
 import type { Bind } from "./context.ts";
 import { withSuggestion } from "./reference.ts";
+
+/** Tapdisks that don't go on at once are waited for. */
+const RESTART_MS = 300_000;
 
 export function addHostCommands(program: Command, bind: Bind): void {
   const host = program.command("host").description("members of the cluster");
@@ -80,6 +83,21 @@ export function addHostCommands(program: Command, bind: Bind): void {
       );
       return;
     }
+  });
+
+  const restart = host
+    .command("restart-holder")
+    .description("put a new weft-holder under this host's guests: their disks pause for a moment");
+  bind(restart, async (context) => {
+    context.stayHere();
+    await context.confirm("Pause every guest's disk of this host, and restart weft-holder?");
+    const answer = await context.patientClient(RESTART_MS).restartHolder();
+    context.show(
+      answer,
+      ({ version }) => version,
+      ({ version, paused, pausedMs }) =>
+        `weft-holder ${version} runs. ${paused === 1 ? "One disk was" : `${paused} disks were`} paused, for ${formatDuration(pausedMs)} at most.`,
+    );
   });
 
   const remove = host

@@ -4,17 +4,24 @@ import { openLog } from "../core/agent/log.ts";
 import { parseOptions } from "../core/agent/options.ts";
 import { loadAddon } from "../core/wire/addon.ts";
 import { isWeftError, reasonOf } from "../core/wire/errors.ts";
+import { Turns } from "../sm-driver/datapath/turns.ts";
 import { alertSink } from "./alert-sink.ts";
+import { finishHolderRestart, holderDoor } from "./holder-door.ts";
 import { smDoors } from "./sm-door.ts";
-import { guestDevices, tapdisks } from "./tapdisks.ts";
+import { guestDevices, holderRestart, tapdisks } from "./tapdisks.ts";
 import { xapiDoors } from "./xapi-doors.ts";
 
 async function main(): Promise<void> {
   const options = parseOptions(process.argv.slice(2));
   const log = openLog(options.logLevel);
   if (!options.allowCoreDumps) loadAddon(options.addon).protect();
-  const datapath = tapdisks(options, log);
-  const doors = [...smDoors(options, log, datapath), ...xapiDoors(options, log, datapath)];
+  const turns = new Turns();
+  const [datapath, restart] = [tapdisks(options, log, turns), holderRestart(options, log, turns)];
+  const doors = [
+    ...smDoors(options, log, datapath),
+    ...xapiDoors(options, log, datapath),
+    holderDoor(restart),
+  ];
   const agent = new Agent(options, log, doors, alertSink(options, log), guestDevices(options));
   const end = (signal: string): void => {
     log.info({ signal }, "the agent ends; etcd and weftd go on");
@@ -28,6 +35,7 @@ async function main(): Promise<void> {
   };
   process.once("SIGTERM", () => end("SIGTERM"));
   process.once("SIGINT", () => end("SIGINT"));
+  finishHolderRestart(restart, log);
   await agent.start();
 }
 

@@ -9,12 +9,16 @@ import { reasonOf } from "../core/wire/errors.ts";
 import { holderClient } from "../core/wire/holder-client.ts";
 import { shown } from "../sm-driver/call.ts";
 import type { DatapathOf } from "../sm-driver/datapath/datapath.ts";
+import { HolderRestart } from "../sm-driver/datapath/holder-restart.ts";
 import { TapCtl } from "../sm-driver/datapath/tap-ctl.ts";
 import { TapdiskDatapath } from "../sm-driver/datapath/tapdisk.ts";
+import type { Turns } from "../sm-driver/datapath/turns.ts";
 import { faultCodes, SmFault } from "../sm-driver/faults.ts";
 
+type Options = Pick<AgentOptions, "runDir" | "dom0Root">;
+
 /** Whose tapdisks there are here, paused or not. Where no tap-ctl is there are none. */
-export function guestDevices({ runDir, dom0Root }: Pick<AgentOptions, "runDir" | "dom0Root">): GuestDevices {
+export function guestDevices({ runDir, dom0Root }: Options): GuestDevices {
   const program = `${dom0Root}/usr/sbin/tap-ctl`;
   const tapCtl = new TapCtl(program);
   const ours = join(runDir, "tap");
@@ -26,12 +30,10 @@ export function guestDevices({ runDir, dom0Root }: Pick<AgentOptions, "runDir" |
   };
 }
 
-export function tapdisks(
-  { runDir, dom0Root }: Pick<AgentOptions, "runDir" | "dom0Root">,
-  log: Log,
-): DatapathOf {
+/** `turns`: the same as {@link holderRestart}'s. */
+export function tapdisks({ runDir, dom0Root }: Options, log: Log, turns: Turns): DatapathOf {
   const holder = holderClient(join(runDir, "holder.sock"));
-  const datapath = new TapdiskDatapath({ runDir, dom0Root, holder, log });
+  const datapath = new TapdiskDatapath({ runDir, dom0Root, holder, log, turns });
   // An agent that was killed in the middle of a snapshot has left a guest waiting.
   datapath.wakeAll().catch((error: unknown) => {
     log.error({ reason: reasonOf(error) }, "it is not known whether a tapdisk of this host was left paused");
@@ -45,4 +47,15 @@ export function tapdisks(
       "make the PBD without it: xe pbd-create …",
     );
   };
+}
+
+/** By which the holder is replaced under this host's guests. */
+export function holderRestart({ runDir, dom0Root }: Options, log: Log, turns: Turns): HolderRestart {
+  return new HolderRestart({
+    runDir,
+    dom0Root,
+    holder: holderClient(join(runDir, "holder.sock")),
+    turns,
+    log,
+  });
 }

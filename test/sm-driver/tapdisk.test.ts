@@ -103,8 +103,8 @@ await t.test("tapdisk: what tap-ctl lists is parsed with distrust", async (t) =>
     "",
   ].join("\n");
   t.strictSame(parseTapdisks(text), [
-    { pid: 1234, minor: 0, isPaused: false, args: "nbd:/run/weft/tap/a.sock" },
-    { pid: 99, minor: 17, isPaused: true, args: "vhd:/dev/VG_XenStorage/a b" },
+    { pid: 1234, minor: 0, isPaused: false, isPausing: false, args: "nbd:/run/weft/tap/a.sock" },
+    { pid: 99, minor: 17, isPaused: true, isPausing: false, args: "vhd:/dev/VG_XenStorage/a b" },
   ]);
 });
 

@@ -15,6 +15,7 @@ import { wrappedKey, type WrappedKey } from "./bundle.ts";
 import type { Secret } from "../model/secret.ts";
 import type { VolumeLimits } from "../model/volume-limits.ts";
 import { isWeftError, reasonOf, WeftError } from "./errors.ts";
+import * as holder from "./holder-restart-api.ts";
 import * as setup from "./setup-api.ts";
 import { connectProven, exchange, fingerprintText } from "./host-client.ts";
 import * as sr from "./sr-api.ts";
@@ -66,6 +67,12 @@ export class AgentClient {
 
   runSetup(body: z.input<typeof setup.setupRunRequest>): Promise<setup.SetupRunAnswer> {
     return this.#call("POST", "/v1/setup/run", setup.setupRunAnswer, setup.setupRunRequest, body);
+  }
+
+  /** By a door that an agent of a host with tapdisks has. */
+  restartHolder(): Promise<holder.HolderRestartAnswer> {
+    const { holderRestartAnswer, holderRestartRequest } = holder;
+    return this.#call("POST", "/v1/holder/restart", holderRestartAnswer, holderRestartRequest, {});
   }
 
   requestAdmission(body: admission.AdmissionWish): Promise<admission.AdmissionRequest> {

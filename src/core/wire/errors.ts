@@ -83,6 +83,8 @@ const kinds = {
   "E-HOLD-02": refused,
   "E-HOLD-03": user,
   "E-HOLD-04": away,
+  "E-HOLD-05": refused,
+  "E-HOLD-06": degraded,
   "E-HOLD-07": degraded,
   "E-VOL-01": user,
   "E-VOL-02": user,

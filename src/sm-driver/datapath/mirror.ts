@@ -82,6 +82,12 @@ export function chainOf(path: string): string {
   return `${CHAIN}${path}`;
 }
 
+/** The holder's socket that a tapdisk of these arguments has open, whichever way it is named; null: it has none. */
+export function socketOf(args: string): string | null {
+  if (args.startsWith("nbd:/")) return args.slice("nbd:".length);
+  return args.startsWith(`${CHAIN}/`) ? args.slice(CHAIN.length).replace(/\.chain$/, ".sock") : null;
+}
+
 /** Of one disk; there whole, or not at all. */
 export async function writeChain(path: string, image: string, writable: boolean): Promise<void> {
   await mkdir(dirname(path), { recursive: true });

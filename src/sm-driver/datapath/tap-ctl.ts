@@ -18,6 +18,8 @@ export type Tapdisk = {
   readonly minor: number;
   /** It takes no requests until it is unpaused. */
   readonly isPaused: boolean;
+  /** It was asked to, and does when its last request is answered: whoever asked may be gone. */
+  readonly isPausing: boolean;
   /** `TYPE:PATH`. */
   readonly args: string;
 };
@@ -31,8 +33,9 @@ const tapdiskStats = z.object({
 });
 export type TapdiskStats = z.output<typeof tapdiskStats>;
 
-/** blktap's TD_VBD_PAUSED. */
+/** blktap's TD_VBD_PAUSED and TD_VBD_PAUSE_REQUESTED. */
 const PAUSED = 0x20;
+const PAUSE_REQUESTED = 0x10;
 const OUTPUT_MAX = 4 << 20;
 /** The drivers of all of a pool's disks may start at once. */
 const DEADLINE_MS = 30_000;
@@ -45,8 +48,9 @@ export function parseTapdisks(text: string): readonly Tapdisk[] {
     const found = LINE.exec(line.trim());
     if (found === null) return [];
     const [, pid = "", minor = "", state = "", args = ""] = found;
-    const isPaused = (Number.parseInt(state, 16) & PAUSED) !== 0;
-    return [{ pid: Number(pid), minor: Number(minor), isPaused, args }];
+    const flags = Number.parseInt(state, 16);
+    const [isPaused, isPausing] = [(flags & PAUSED) !== 0, (flags & PAUSE_REQUESTED) !== 0];
+    return [{ pid: Number(pid), minor: Number(minor), isPaused, isPausing, args }];
   });
 }
 

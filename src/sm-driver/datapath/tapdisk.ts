@@ -23,6 +23,7 @@ import { faultCodes, SmFault } from "../faults.ts";
 import type { Activation, Attached, Datapath, DatapathVdi } from "./datapath.ts";
 import { chainOf, mirroredTapdisk, removeChain, writeChain } from "./mirror.ts";
 import { TapCtl, type Tapdisk } from "./tap-ctl.ts";
+import { Turns } from "./turns.ts";
 
 /** So often one is looked at that was to pause and did not; so long it is. */
 const WAKE_MS = 1000;
@@ -36,6 +37,8 @@ export type TapdiskOptions = {
   readonly dom0Root: string;
   readonly holder: HolderClient;
   readonly log: Log;
+  /** Disks are begun and ended in it: the holder is restarted while none is. */
+  readonly turns?: Turns;
   /** What a tapdisk may take to answer what it has; after that its requests are given up. */
   readonly closeSeconds?: number;
   /** What a command of tap-ctl may take. */
@@ -47,11 +50,13 @@ export class TapdiskDatapath implements Datapath {
   readonly #tapCtl: TapCtl;
   readonly #closeSeconds: number;
   /** By disk: the last that pauses it. */
-  readonly #turns = new Map<string, Promise<unknown>>();
+  readonly #mirrors = new Map<string, Promise<unknown>>();
+  readonly #turns: Turns;
 
   constructor(options: TapdiskOptions) {
     this.#options = options;
     this.#closeSeconds = options.closeSeconds ?? CLOSE_S;
+    this.#turns = options.turns ?? new Turns();
     this.#tapCtl = new TapCtl(`${options.dom0Root}/usr/sbin/tap-ctl`, options.commandMs);
   }
 
@@ -65,6 +70,10 @@ export class TapdiskDatapath implements Datapath {
   }
 
   async activate(vdi: DatapathVdi & Activation): Promise<void> {
+    return this.#turns.shared(() => this.#activate(vdi));
+  }
+
+  async #activate(vdi: DatapathVdi & Activation): Promise<void> {
     const offer = {
       id: vdi.vdi,
       listen: this.#socket(vdi),
@@ -78,7 +87,7 @@ export class TapdiskDatapath implements Datapath {
     } catch (error) {
       if (!isWeftError(error, "E-HOLD-02")) throw error;
       // Offered in another way: what has it open is of an earlier activation.
-      await this.deactivate(vdi);
+      await this.#deactivate(vdi);
       await this.#options.holder.call("open", offer);
     }
     const [found, entry] = await Promise.all([this.#tapdisk(vdi), this.#entry(vdi)]);
@@ -94,7 +103,7 @@ export class TapdiskDatapath implements Datapath {
       tapdisk = await this.#tapdisk(vdi);
       // Blktap 4 where the kernel has blktap 3's module: what attach said isn't there. From now on #hasNodes knows.
       if (toldNode && !hasNode) {
-        await this.deactivate(vdi);
+        await this.#deactivate(vdi);
         throw new SmFault(
           faultCodes.tapdiskFailed,
           "The tapdisks of this host have no block devices, which was not known when the disk was attached.",
@@ -108,6 +117,10 @@ export class TapdiskDatapath implements Datapath {
   }
 
   async deactivate(vdi: DatapathVdi): Promise<void> {
+    return this.#turns.shared(() => this.#deactivate(vdi));
+  }
+
+  async #deactivate(vdi: DatapathVdi): Promise<void> {
     const { log } = this.#options;
     const tapdisk = await this.#tapdisk(vdi);
     try {
@@ -168,16 +181,16 @@ export class TapdiskDatapath implements Datapath {
 
   /** One after the other: what one has paused another would unpause in the middle of it. */
   mirrored<T>(vdi: DatapathVdi, mirror: string, work: () => Promise<T>): Promise<T> {
-    const mine = (this.#turns.get(vdi.vdi) ?? Promise.resolve()).then(() =>
-      this.#mirrored(vdi, mirror, work),
+    const mine = (this.#mirrors.get(vdi.vdi) ?? Promise.resolve()).then(() =>
+      this.#turns.shared(() => this.#mirrored(vdi, mirror, work)),
     );
     const turn = mine.then(
       () => undefined,
       () => undefined,
     );
-    this.#turns.set(vdi.vdi, turn);
+    this.#mirrors.set(vdi.vdi, turn);
     return mine.finally(() => {
-      if (this.#turns.get(vdi.vdi) === turn) this.#turns.delete(vdi.vdi);
+      if (this.#mirrors.get(vdi.vdi) === turn) this.#mirrors.delete(vdi.vdi);
     });
   }
 
