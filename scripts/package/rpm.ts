@@ -14,7 +14,7 @@ export const SHARED = new Set(
   [
     ["/etc", "/opt", "/usr", "/usr/bin", "/usr/lib", "/usr/libexec", "/var", "/var/lib", "/var/log"],
     ["/etc/logrotate.d", "/etc/rsyslog.d", "/usr/lib/sysctl.d", "/usr/lib/tmpfiles.d"],
-    ["/usr/lib/systemd", "/usr/lib/systemd/system"],
+    ["/usr/lib/systemd", "/usr/lib/systemd/system", "/usr/lib/udev", "/usr/lib/udev/rules.d"],
   ].flat(),
 );
 

@@ -160,6 +160,34 @@ for (const shell of shells) {
     },
   );
 
+  // XCP-ng 9 has XAPI's tool too, and it writes rules of iptables that nothing reads there.
+  await t.test(
+    `package: the firewall that runs is asked, whatever XAPI's tool does (${shell.join(" ")})`,
+    async (t) => {
+      const etc = etcWith(t, {
+        "xapi.d/plugins/firewall-port": `#!/bin/sh\necho iptables "$@" >>"$WEFT_ETC/asked"\n`,
+        "bin/firewall-cmd": `#!/bin/sh\n[ "$1" != --state ] || exit "$STATE"\necho firewalld "$@" >>"$WEFT_ETC/asked"\n`,
+      });
+      for (const path of ["xapi.d/plugins/firewall-port", "bin/firewall-cmd"])
+        chmodSync(join(etc, path), 0o755);
+      const env = { WEFT_ETC: etc, PATH: `${etc}/bin:${process.env["PATH"] ?? ""}` };
+      const asked = async (state: string, what: string): Promise<readonly string[]> => {
+        rmSync(join(etc, "asked"), { force: true });
+        t.equal((await run(shell, "weft-firewall", [what], { ...env, STATE: state })).exitCode, 0);
+        return readFileSync(join(etc, "asked"), "utf8").trim().split("\n");
+      };
+      t.same(await asked("0", "open"), [
+        "firewalld --quiet --add-port=7400-7403/tcp",
+        "firewalld --quiet --permanent --add-port=7400-7403/tcp",
+      ]);
+      t.same(await asked("0", "close"), [
+        "firewalld --quiet --remove-port=7400-7403/tcp",
+        "firewalld --quiet --permanent --remove-port=7400-7403/tcp",
+      ]);
+      t.match((await asked("252", "open")).join(), /^iptables open 7400 tcp,/);
+    },
+  );
+
   // While weftd is away its exports are, but the holder still has its guests.
   await t.test(`package: what a guest is connected to is not removed (${shell.join(" ")})`, async (t) => {
     const runDir = mkdtempSync(join(tmpdir(), "weft-run-"));

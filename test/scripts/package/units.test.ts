@@ -92,3 +92,30 @@ await t.test("package: no unit takes another one down with it", async (t) => {
   }
   t.same(words("weft-agent.service", "KillMode"), ["process"], "etcd lives on when the agent is restarted");
 });
+
+// Read by udev of EL7 (219) as well: what it does not know it skips with the rest of the line.
+await t.test(
+  "package: udev keeps the host from looking into guests' volumes, and from nothing else",
+  async (t) => {
+    const name = "12-weft.rules";
+    const text = readFileSync(join(root, "common/usr/lib/udev/rules.d", name), "utf8");
+    t.ok(
+      name > "11-" && name < "13-dm-disk.rules",
+      "after what names a mapped device, before what probes it",
+    );
+    const lines = text.split("\n").filter((line) => line !== "" && !line.startsWith("#"));
+    const labels = lines.flatMap((line) => /^LABEL="(\w+)"$/.exec(line)?.[1] ?? []);
+    for (const line of lines) {
+      t.match(line, /^(?:[A-Z]+(?:\{\w+\})?(?:==|!=|=|:=)"[^"]*"(?:, )?)+$/, line);
+      const [, goto] = /GOTO="(\w+)"/.exec(line) ?? [];
+      if (goto !== undefined) t.ok(labels.includes(goto), line);
+    }
+    const glob = (pattern: string): RegExp =>
+      new RegExp(`^${pattern.replaceAll("?", ".").replaceAll("*", ".*")}$`);
+    const [, taken = "", left = ""] = /DM_NAME\}=="([^"]+)", ENV\{DM_NAME\}!="([^"]+)"/.exec(text) ?? [];
+    const isGuests = (device: string): boolean => glob(taken).test(device) && !glob(left).test(device);
+    t.ok(isGuests("weft--1a2b3c4d-v0123--r1"));
+    for (const other of ["weft--1a2b3c4d-meta", "XSLocalEXT--1-1", "weft--backup-lv"])
+      t.notOk(isGuests(other), other);
+  },
+);
