@@ -5,7 +5,18 @@
  * Root only: chroot, a network namespace, a database of packages.
  */
 import { createHash } from "node:crypto";
-import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, lstatSync } from "node:fs";
+import {
+  appendFileSync,
+  cpSync,
+  existsSync,
+  lstatSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -14,6 +25,7 @@ import t from "tap";
 
 import { packDeb } from "../../../scripts/package/deb.ts";
 import { isElf, readElf } from "../../../scripts/package/elf.ts";
+import type { EtcdChoice } from "../../../scripts/package/etcd.ts";
 import { packRpm, signRpm } from "../../../scripts/package/rpm.ts";
 import { entriesOf, layHostFiles, layTree, settle } from "../../../scripts/package/tree.ts";
 import { until } from "../../../scripts/lib/until.ts";
@@ -28,10 +40,31 @@ const GLIBC_NEWEST = 17;
 const scratch = mkdtempSync(join(tmpdir(), "weft-package-"));
 t.teardown(() => rmSync(scratch, { recursive: true, force: true }));
 
-async function base(name: string): Promise<{ tree: string; etcd: string }> {
+const THIS = "0.1.0";
+const NEXT = "0.2.0";
+
+async function base(
+  name: string,
+  version: string = THIS,
+  choice: EtcdChoice = "auto",
+): Promise<{ tree: string; etcd: string; version: string }> {
   const directory = join(scratch, name);
-  const etcd = await layTree({ directory, version: "0.1.0", etcd: "auto", say: (line) => t.comment(line) });
-  return { tree: directory, etcd };
+  const etcd = await layTree({ directory, version, etcd: choice, say: (line) => t.comment(line) });
+  return { tree: directory, etcd, version };
+}
+
+/** As if the sources were of that version: what they say of themselves, a file that came, one that went, a configuration that changed. */
+function age(tree: string, version: string): void {
+  const scripts = readdirSync(join(tree, "opt/weft/src"), { recursive: true, encoding: "utf8" });
+  const saying = scripts.filter((path) => path.endsWith(".js")).map((path) => `opt/weft/src/${path}`);
+  for (const path of [...saying, "opt/xensource/sm/WeftSR", "usr/libexec/sm/WeftSR"]) {
+    const text = readFileSync(join(tree, path), "utf8");
+    if (text.includes(`"${THIS}"`))
+      writeFileSync(join(tree, path), text.replaceAll(`"${THIS}"`, `"${version}"`));
+  }
+  writeFileSync(join(tree, "opt/weft/share/NEWS"), "");
+  rmSync(join(tree, "usr/lib/sysctl.d/60-weft.conf"));
+  appendFileSync(join(tree, "etc/logrotate.d/weft"), "# of another version\n");
 }
 
 function finish(directory: string, kind: "xcp-ng" | "kvm"): string {
@@ -40,18 +73,24 @@ function finish(directory: string, kind: "xcp-ng" | "kvm"): string {
   return directory;
 }
 
-const quick = { version: "0.1.0", epoch: EPOCH, compression: 1 };
+const quick = { epoch: EPOCH, compression: 1 };
 const laid = await base("rpm");
+// With the other kind of etcd, which a machine without Go makes.
+const following = await base("next", NEXT, "debian");
 const forKvm = join(scratch, "deb");
 cpSync(laid.tree, forKvm, { recursive: true, verbatimSymlinks: true });
 finish(laid.tree, "xcp-ng");
+layHostFiles(following.tree, "xcp-ng");
+age(following.tree, NEXT);
+settle(following.tree, EPOCH);
 const first = await packRpm({ ...laid, ...quick, release: "1", out: scratch });
-const second = await packRpm({ ...laid, ...quick, release: "2", out: scratch });
+const second = await packRpm({ ...following, ...quick, release: "1", out: scratch });
 
+const LINSTOR = "etc/xapi.conf.d/99-enable-sm-driver-linstor.conf";
 /** What XAPI's host has before weft comes. */
 const dom0 = {
   "etc/xapi.conf": "log=x\nsm-plugins=ext nfs\n",
-  "etc/xapi.conf.d/99-enable-sm-driver-linstor.conf": "sm-plugins=ext nfs linstor",
+  [LINSTOR]: "sm-plugins=ext nfs linstor",
   "etc/xapi.d/plugins/.keep": "",
   "etc/lvm/lvm.conf": 'devices {\n\tdir = "/dev"\n}\n',
   "run/systemd/system/.keep": "",
@@ -65,59 +104,64 @@ function fine(t: Scope, { exitCode, stdout, stderr }: Outcome, what: string): st
   return stdout;
 }
 
-await t.test("package: every bundled program brings its own loader and libraries", async (t) => {
-  const prefix = join(laid.tree, "opt/weft");
-  const libraries = new Set(readdirSync(join(prefix, "lib")));
-  const files = readdirSync(laid.tree, { recursive: true, encoding: "utf8" }).filter((path) =>
-    lstatSync(join(laid.tree, path)).isFile(),
+for (const { tree, etcd, version } of [laid, following]) {
+  await t.test(
+    `package: every bundled program brings its own loader and libraries (${version}: ${etcd})`,
+    async (t) => {
+      const prefix = join(tree, "opt/weft");
+      const libraries = new Set(readdirSync(join(prefix, "lib")));
+      const files = readdirSync(tree, { recursive: true, encoding: "utf8" }).filter((path) =>
+        lstatSync(join(tree, path)).isFile(),
+      );
+      const elves = files.filter((path) => isElf(join(tree, path)));
+      t.ok(elves.length >= 10, "programs were found");
+      for (const path of elves) {
+        const elf = await readElf(join(tree, path));
+        if (!path.startsWith("opt/weft/")) {
+          const newest = Math.max(0, ...elf.symbolVersions.map((text) => Number(text.split(".")[1])));
+          t.ok(newest <= GLIBC_NEWEST, `${path} runs on glibc 2.${GLIBC_NEWEST}`);
+          continue;
+        }
+        if (path.endsWith("/ld-linux-x86-64.so.2")) continue;
+        t.same(
+          elf.needed.filter((name) => !libraries.has(name)),
+          [],
+          `${path} finds all that it needs`,
+        );
+        t.equal(elf.runpath, null, `${path} leaves its program's path in force`);
+        if (path.startsWith("opt/weft/lib/")) continue;
+        // A static program has neither.
+        const bound =
+          elf.needed.length === 0 ? [null, null] : ["/opt/weft/lib/ld-linux-x86-64.so.2", "/opt/weft/lib"];
+        t.same([elf.interpreter, elf.rpath], bound, `${path} is bound to what came with it`);
+      }
+      const dangling = entriesOf(tree).filter(({ path }) => !existsSync(join(tree, path)));
+      t.same(dangling, [], "every link leads to a file of the package");
+      const said = readFileSync(join(prefix, "share/BUILD"), "utf8");
+      t.match(said, etcd, "the package says which etcd it has");
+      const bill = JSON.parse(readFileSync(join(prefix, "share/sbom.cdx.json"), "utf8")) as {
+        readonly components: readonly {
+          readonly name: string;
+          readonly version: string;
+          readonly licenses?: unknown;
+        }[];
+      };
+      const names = new Set(bill.components.map(({ name }) => name));
+      for (const name of ["fastify", "node", "rustls", "libc6", "xfsprogs", "node-openssl"])
+        t.ok(names.has(name), `the bill names ${name}`);
+      const texts = new Set(
+        readdirSync(join(prefix, "share/licenses")).map((name) => name.replace(/@[^@]*$/, "")),
+      );
+      for (const name of ["weft", "fastify", "node", "rustls", "libc6", "xfsprogs"])
+        t.ok(texts.has(name), `the licence of ${name} came along`);
+      t.same(
+        bill.components.filter(({ licenses }) => licenses === undefined).map(({ name }) => name),
+        [],
+        "every component has a licence",
+      );
+    },
   );
-  const elves = files.filter((path) => isElf(join(laid.tree, path)));
-  t.ok(elves.length >= 10, "programs were found");
-  for (const path of elves) {
-    const elf = await readElf(join(laid.tree, path));
-    if (!path.startsWith("opt/weft/")) {
-      const newest = Math.max(0, ...elf.symbolVersions.map((text) => Number(text.split(".")[1])));
-      t.ok(newest <= GLIBC_NEWEST, `${path} runs on glibc 2.${GLIBC_NEWEST}`);
-      continue;
-    }
-    if (path.endsWith("/ld-linux-x86-64.so.2")) continue;
-    t.same(
-      elf.needed.filter((name) => !libraries.has(name)),
-      [],
-      `${path} finds all that it needs`,
-    );
-    t.equal(elf.runpath, null, `${path} leaves its program's path in force`);
-    if (path.startsWith("opt/weft/lib/")) continue;
-    // A static program has neither.
-    const bound =
-      elf.needed.length === 0 ? [null, null] : ["/opt/weft/lib/ld-linux-x86-64.so.2", "/opt/weft/lib"];
-    t.same([elf.interpreter, elf.rpath], bound, `${path} is bound to what came with it`);
-  }
-  const dangling = entriesOf(laid.tree).filter(({ path }) => !existsSync(join(laid.tree, path)));
-  t.same(dangling, [], "every link leads to a file of the package");
-  const said = readFileSync(join(prefix, "share/BUILD"), "utf8");
-  t.match(said, laid.etcd, "the package says which etcd it has");
-  const bill = JSON.parse(readFileSync(join(prefix, "share/sbom.cdx.json"), "utf8")) as {
-    readonly components: readonly {
-      readonly name: string;
-      readonly version: string;
-      readonly licenses?: unknown;
-    }[];
-  };
-  const names = new Set(bill.components.map(({ name }) => name));
-  for (const name of ["fastify", "node", "rustls", "libc6", "xfsprogs", "node-openssl"])
-    t.ok(names.has(name), `the bill names ${name}`);
-  const texts = new Set(
-    readdirSync(join(prefix, "share/licenses")).map((name) => name.replace(/@[^@]*$/, "")),
-  );
-  for (const name of ["weft", "fastify", "node", "rustls", "libc6", "xfsprogs"])
-    t.ok(texts.has(name), `the licence of ${name} came along`);
-  t.same(
-    bill.components.filter(({ licenses }) => licenses === undefined).map(({ name }) => name),
-    [],
-    "every component has a licence",
-  );
-});
+}
 
 await t.test("package: the same sources give the same bytes", async (t) => {
   const again = await base("again");
@@ -194,8 +238,11 @@ await t.test(
     fine(t, await root.run(["/opt/weft/libexec/xfs_repair", "-n", "/tmp/disk"]), "xfs_repair");
     fine(t, await root.run(["rm", "/tmp/disk"]), "no disk");
 
-    const daemon = root.startWithoutIoUring(["/opt/weft/bin/weftd"]);
-    const agent = root.startWithoutIoUring(["/opt/weft/bin/weft-agent"]);
+    const startDaemon = (): ReturnType<BusyboxRoot["start"]> =>
+      root.startWithoutIoUring(["/opt/weft/bin/weftd"]);
+    const startAgent = (): ReturnType<BusyboxRoot["start"]> =>
+      root.startWithoutIoUring(["/opt/weft/bin/weft-agent"]);
+    let [daemon, agent] = [startDaemon(), startAgent()];
     running.push(daemon, agent);
     // Where there is one it is started as its unit does.
     if (root.has("opt/weft/bin/weft-holder"))
@@ -225,12 +272,27 @@ await t.test(
     const etcd = Number(root.read("run/weft/etcd.pid"));
     const alive = (): boolean => [...running.map(({ pid }) => pid ?? 0), etcd].every(isAlive);
     t.ok(alive(), "all of its services run");
+    const healthy = async (agentVersion: string): Promise<void> => {
+      const status = await until(
+        async () => {
+          const { stdout } = await root.run(["/usr/bin/weft", "status", "--json"]);
+          const said = JSON.parse(stdout) as StatusText;
+          const db = said.volumes?.find(({ name }) => name === "db");
+          return said.health === "healthy" && db?.owner?.caretaker === false ? said : null;
+        },
+        { what: "a volume that is attached and healthy", deadlineMs: 60_000 },
+      );
+      t.match(status, { agent: { version: agentVersion }, daemon: { version: THIS } });
+    };
 
     root.recorded();
-    for (const [verb, path] of [
-      ["--upgrade", second],
-      ["--oldpackage", first],
+    for (const [verb, path, version] of [
+      ["--upgrade", second, NEXT],
+      ["--oldpackage", first, THIS],
     ] as const) {
+      const isNext = version === NEXT;
+      // Another package came or went meanwhile.
+      root.write(LINSTOR, isNext ? "sm-plugins=ext nfs linstor other" : "sm-plugins=ext nfs linstor");
       const how = verb === "--oldpackage" ? ["--upgrade", "--oldpackage"] : ["--upgrade"];
       fine(t, await root.rpm(...how, path), verb);
       t.same(
@@ -245,8 +307,45 @@ await t.test(
       );
       t.ok(alive(), `${verb}: all of them go on`);
       fine(t, await root.rpm("--verify", "weft"), "verify");
-      t.match(await weft("status"), "HEALTHY");
+      t.match(await weft("--version"), version);
+      t.match(root.read("opt/xensource/sm/WeftSR"), `("driver_version", "${version}")`);
+      t.equal(root.has("opt/weft/share/NEWS"), isNext, "a file of one of them");
+      t.equal(root.has("usr/lib/sysctl.d/60-weft.conf"), !isNext, "a file of the other one");
+      t.equal(root.read("etc/logrotate.d/weft").endsWith("# of another version\n"), isNext);
+      t.match(
+        root.read("etc/xapi.conf.d/zz-weft.conf"),
+        isNext ? /^sm-plugins=ext nfs linstor other weft$/m : /^sm-plugins=ext nfs linstor weft$/m,
+      );
+      t.match(root.read("opt/weft/share/BUILD"), isNext ? following.etcd : laid.etcd);
+      await healthy(isNext ? THIS : NEXT);
+      // As systemctl does it, the agent alone: the store and the data path are the ones of before.
+      agent.kill();
+      await agent;
+      agent = startAgent();
+      running[1] = agent;
+      await healthy(version);
+      t.ok(alive(), `${version}: the agent is new, and nothing else`);
+      t.match(
+        readlinkSync(`/proc/${daemon.pid}/exe`),
+        /\/weftd \(deleted\)$/,
+        "weftd is still the first one",
+      );
+      if (isNext) await etcdServes(t, root);
     }
+    // Asked for: weftd as it is installed now. It stops in order, so what was attached is nobody's then.
+    daemon.kill();
+    t.match((await daemon).stderr, "driver=libaio", "a kernel without io_uring is enough");
+    daemon = startDaemon();
+    running[0] = daemon;
+    await until(
+      async () => ((await root.run(["/usr/bin/weft", "attach", "db"])).exitCode === 0 ? true : null),
+      {
+        what: "an attach by the new weftd",
+        deadlineMs: 30_000,
+      },
+    );
+    await healthy(THIS);
+    t.notMatch(readlinkSync(`/proc/${daemon.pid}/exe`), "deleted");
 
     const refused = await root.rpm("--erase", "weft");
     t.not(refused.exitCode, 0, "what guests use is not removed");
@@ -255,8 +354,7 @@ await t.test(
 
     await weft("detach", "db");
     for (const child of running) child.kill();
-    t.match((await daemon).stderr, "driver=libaio", "a kernel without io_uring is enough");
-    await agent;
+    await Promise.all([daemon, agent]);
     // What the removal does first, here where the processes of the root are seen: etcd outlives its agent. Twice does no harm.
     fine(t, await root.run(["/opt/weft/libexec/weft-scriptlet", "removing"]), "removing");
     await until(() => (isAlive(etcd) ? null : true), { what: "the end of etcd", deadlineMs: 10_000 });
@@ -289,7 +387,7 @@ await t.test(
   "package: the .deb has the same weft, for hosts with libvirt",
   { skip: isRoot ? false : "root only" },
   async (t) => {
-    const options = { tree: finish(forKvm, "kvm"), etcd: laid.etcd, release: "1", out: scratch };
+    const options = { ...laid, tree: finish(forKvm, "kvm"), release: "1", out: scratch };
     const path = await packDeb({ ...quick, ...options });
     const root = new BusyboxRoot({
       "var/lib/dpkg/status": "",
@@ -342,6 +440,47 @@ await t.test("package: it can be signed", { skip: isRoot ? false : "root only" }
   await execa("rpmkeys", [...database, "--import", exported]);
   t.match((await execa("rpmkeys", [...database, "--checksig", second])).stdout, /digests signatures OK$/);
 });
+
+type StatusText = {
+  readonly health?: string;
+  readonly volumes?: readonly {
+    readonly name: string;
+    readonly owner: { readonly caretaker: boolean } | null;
+  }[];
+};
+
+/** The package's etcd by itself: a store of one member, written, read, saved and restored. */
+async function etcdServes(
+  t: Scope & { match: (found: string, wanted: RegExp, message: string) => unknown },
+  root: BusyboxRoot,
+): Promise<void> {
+  const [client, peer] = ["http://10.77.0.1:7492", "http://10.77.0.1:7493"];
+  const urls = [
+    ["--listen-client-urls", client, "--advertise-client-urls", client],
+    [
+      "--listen-peer-urls",
+      peer,
+      "--initial-advertise-peer-urls",
+      peer,
+      "--initial-cluster",
+      `default=${peer}`,
+    ],
+  ].flat();
+  const store = root.start(["/opt/weft/libexec/etcd", "--data-dir", "/tmp/store", ...urls]);
+  const ctl = (...words: readonly string[]): Promise<Outcome> =>
+    root.run(["/opt/weft/libexec/etcdctl", "--endpoints", client, ...words]);
+  await until(async () => ((await ctl("put", "a", "b")).exitCode === 0 ? true : null), {
+    what: "a store that takes a key",
+    deadlineMs: 30_000,
+  });
+  t.match(fine(t, await ctl("get", "a"), "get"), /^a\nb$/, "what was written is read");
+  fine(t, await ctl("snapshot", "save", "/tmp/saved"), "save");
+  fine(t, await ctl("snapshot", "restore", "/tmp/saved", "--data-dir", "/tmp/again"), "restore");
+  store.kill();
+  await store;
+  for (const own of ["tmp/store", "tmp/saved", "tmp/again"])
+    rmSync(join(root.path, own), { recursive: true });
+}
 
 function isAlive(pid: number): boolean {
   try {
