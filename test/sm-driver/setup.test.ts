@@ -392,7 +392,10 @@ void t.test(
     await h2.weft.etcd.stop();
     await rm(h2.weft.stateDir, { recursive: true });
     await h2.weft.startAgent();
-    await plug(1, ["garbage", text.replace(/"box":"..../, '"box":"AAAA'), text]);
+    // By a setup of the pool: its plan has room on h2, whose disks have its pools.
+    const found = ["garbage", text.replace(/"box":"..../, '"box":"AAAA'), text];
+    const again = needed(pool, 1, { disks: "none", copies: "1" });
+    await ensureCluster({ ...again, agent: new WithBundle(h2.weft, found) });
     await eventually(
       "the same host, which reaches its store",
       () => h2.weft.client.cluster(),

@@ -7,7 +7,7 @@
  * Must always hold:
  * - a member gives a key for a host that is listed, whose agent nobody reaches, to the public key that the asking host itself
  *   showed; who that is its caller vouches for, who is root here;
- * - looking changes nothing: disks are mounted to be read, and unmounted;
+ * - looking changes nothing: disks are mounted to be read, and unmounted; groups of LVM are activated for it, and idle again;
  * - what was opened is believed only where certificate, list and key belong together; host.json is written last.
  */
 import { lstat, readFile } from "node:fs/promises";
@@ -36,6 +36,7 @@ import type { MemberContext } from "./context.ts";
 import { mountsNow, xfsDevices } from "./disks.ts";
 import { mountToRead, unmountDevice } from "./device-work.ts";
 import { type JoinContext, refuseMember } from "./entering.ts";
+import { activateGroup, deactivateGroup, idleGroups } from "./thin-group.ts";
 import { aliveOf } from "./facts.ts";
 import { type HostFile, parseHostFile } from "./host-file.ts";
 
@@ -45,6 +46,33 @@ const LABEL = /^weft-[0-9a-f]{6}$/;
 /** Texts of the bundles on this host's disks, as far as they can be read. */
 export async function findBundles({ files, log }: JoinContext): Promise<readonly string[]> {
   await refuseMember(files);
+  const woken = await wakeGroups(log);
+  try {
+    return await lookOnDisks({ files, log });
+  } finally {
+    for (const id of woken) {
+      await deactivateGroup(id).catch((error: unknown) => {
+        log.warn({ id, reason: reasonOf(error) }, "a group of LVM stays active after a look at it");
+      });
+    }
+  }
+}
+
+/** Ids of those that are active by this. */
+async function wakeGroups(log: JoinContext["log"]): Promise<readonly string[]> {
+  const woken: string[] = [];
+  for (const id of await idleGroups()) {
+    try {
+      await activateGroup(id);
+      woken.push(id);
+    } catch (error) {
+      log.info({ id, reason: reasonOf(error) }, "a group of LVM can't be looked at");
+    }
+  }
+  return woken;
+}
+
+async function lookOnDisks({ files, log }: Pick<JoinContext, "files" | "log">): Promise<readonly string[]> {
   const mounted = new Set((await mountsNow()).map(({ number }) => number));
   const found: string[] = [];
   for (const { path, number, superblock } of await xfsDevices()) {

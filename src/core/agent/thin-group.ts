@@ -10,7 +10,7 @@ import { mkdir, open, readFile, rename } from "node:fs/promises";
 import { join } from "node:path";
 
 import { groupName, thinSizes } from "../model/thin-group.ts";
-import { WeftError } from "../wire/errors.ts";
+import { isWeftError, WeftError } from "../wire/errors.ts";
 import { formatDevice } from "./device-work.ts";
 import { needTool } from "./tool.ts";
 
@@ -46,6 +46,17 @@ export async function stateOfGroup(id: string): Promise<GroupState> {
   const [meta] = await report("lvs", "lv_name,lv_active", "--select", "lv_name=meta", groupName(id));
   // Without it there is nothing to activate.
   return meta === undefined || meta.endsWith(" active") ? "active" : "idle";
+}
+
+/** Entries' ids of groups of ours, whosesoever, whose volumes aren't active. None where LVM isn't installed. */
+export async function idleGroups(): Promise<readonly string[]> {
+  const lines = await report("vgs", "vg_tags").catch((error: unknown) => {
+    if (isWeftError(error)) return [];
+    throw error;
+  });
+  const ids = lines.flatMap((line) => TAG.exec(line)?.[1] ?? []);
+  const states = await Promise.all(ids.map(stateOfGroup));
+  return ids.filter((_, at) => states[at] === "idle");
 }
 
 /** All of it on a device that was judged blank. */
@@ -107,6 +118,8 @@ export async function markGroup(directory: string, id: string): Promise<void> {
     await above.close();
   }
 }
+
+const TAG = /(?:^|,)weft\.id=([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(?:,|$)/;
 
 function tagOf(id: string): string {
   return `weft.id=${id}`;

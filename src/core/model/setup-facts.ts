@@ -28,7 +28,11 @@ export type SetupWeft =
   /** Not installed there, or it doesn't answer: in words. */
   | { readonly kind: "absent"; readonly reason: string }
   /** Installed, in no cluster. */
-  | { readonly kind: "none" }
+  | {
+      readonly kind: "none";
+      /** The cluster that it was a host of, by what lies sealed on its pools' disks; null: nothing does. */
+      readonly sealedFor: string | null;
+    }
   | {
       readonly kind: "member";
       readonly cluster: string;

@@ -40,6 +40,8 @@ export type PlannedHost = {
   readonly linkMbps: number | null;
   readonly clockOffMs: number | null;
   readonly isMember: boolean;
+  /** It was a host of this cluster, was installed anew, and comes back as that one, with its pools. */
+  readonly isReturning: boolean;
   readonly disks: readonly { readonly device: string; readonly sizeBytes: bigint }[];
   /** Pools that it has already. */
   readonly poolsBytes: bigint;
@@ -90,13 +92,14 @@ export function planSetup(input: SetupInput): SetupDecision {
   findings.push(...named.findings);
   const wish = input.wishes.disks ?? (hasRoom(up, copies) ? NO_DISKS : AUTO);
   const isDefault = input.wishes.disks === null;
+  const hasPools = (host: SetupHost): boolean => poolsBytesOf(host) > 0n || isReturning(host, up);
   const disksOf = (host: SetupHost): readonly JudgedDisk[] => {
     if (wish.kind === "named") return named.disks.get(host.id) ?? [];
     // Who has pools has said already which disks are weft's.
-    if (wish.kind === "none" || (isDefault && poolsBytesOf(host) > 0n)) return [];
+    if (wish.kind === "none" || (isDefault && hasPools(host))) return [];
     return blankDisks(host);
   };
-  const room = up.filter((host) => disksOf(host).length > 0 || poolsBytesOf(host) > 0n);
+  const room = up.filter((host) => disksOf(host).length > 0 || hasPools(host));
   // Where a named disk can't be had, or what is wanted isn't known, that is told, and nothing that follows from it.
   const isKnown = unread.every(({ about }) => about === "network") && named.findings.length === 0;
   if (room.length < copies && up.length > 0 && isKnown) findings.push(tooFewDisks(up, room, copies, wish));
@@ -105,7 +108,10 @@ export function planSetup(input: SetupInput): SetupDecision {
   const begin = beginner(up, input.first);
   const order = [...up.filter((host) => host === begin), ...up.filter((host) => host !== begin)];
   const voters = votersOf(order);
-  const planned = up.map((host) => plannedHost(host, network.value, disksOf(host), names, voters));
+  const planned = up.map((host) => ({
+    ...plannedHost(host, network.value, disksOf(host), names, voters),
+    isReturning: isReturning(host, up),
+  }));
   const leftOut = hosts.filter(({ isUp }) => !isUp).map(({ name }) => name);
   const byId = new Map(planned.map((host) => [host.id, host]));
   const plan = {
@@ -129,6 +135,12 @@ const NO_DISKS: DisksWish = { kind: "none" };
 function hasRoom(up: readonly SetupHost[], copies: number): boolean {
   const isMade = up.every(({ weft }) => weft.kind === "member");
   return isMade && up.filter((host) => poolsBytesOf(host) > 0n).length >= copies;
+}
+
+function isReturning({ weft }: SetupHost, up: readonly SetupHost[]): boolean {
+  const { kind } = weft;
+  if (kind !== "none" || weft.sealedFor === null) return false;
+  return up.some((host) => host.weft.kind === "member" && host.weft.cluster === weft.sealedFor);
 }
 
 function whoFindings(up: readonly SetupHost[]): Finding[] {
@@ -405,7 +417,7 @@ function plannedHost(
   disks: readonly JudgedDisk[],
   names: ReadonlyMap<string, string>,
   voters: ReadonlySet<string>,
-): PlannedHost {
+): Omit<PlannedHost, "isReturning"> {
   const { id, weft } = host;
   const isMember = weft.kind === "member";
   const link = isMember

@@ -64,8 +64,9 @@ function hostCells(host: PlannedHost): readonly string[] {
   return [plain(name), disksText(host), `${plain(address)}  ${linkText(linkMbps)}`, clock];
 }
 
-function disksText({ disks, poolsBytes, votes, isMember }: PlannedHost): string {
+function disksText({ disks, poolsBytes, votes, isMember, isReturning }: PlannedHost): string {
   const parts = [
+    ...(isReturning ? ["comes back with its pools"] : []),
     ...(poolsBytes > 0n ? [`pools ${formatSize(poolsBytes)}`] : []),
     ...disks.map(
       ({ device, sizeBytes }) => `${device.replace(/^\/dev\//, "")} ${formatSize(sizeBytes)} blank`,

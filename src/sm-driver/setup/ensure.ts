@@ -8,10 +8,9 @@
 import type { SmContext } from "../call.ts";
 import { faultCodes, SmFault } from "../faults.ts";
 import { keyFindings, refuseFor, registrationFindings, wordFindings, wordsOf } from "./device-config.ts";
-import { joinThroughPool } from "./join-pool.ts";
 import { parseInventory } from "./inventory.ts";
 import { callPlugin, hostOfRef, readPool } from "./pool-records.ts";
-import { reclaimThroughPool } from "./reclaim-host.ts";
+import { enterThroughPool } from "./reclaim-host.ts";
 import { alone } from "./setup-lock.ts";
 import { planPool, runPlan, uuidArg } from "./setup.ts";
 
@@ -78,9 +77,8 @@ export async function ensureMember({ agent, xapi, call, log }: Needed): Promise<
   if ((await agent.status()).kind === "cluster") return;
   const over = xapi.patient(JOIN_MS);
   const { uuid, hostname } = hostOfRef(await readPool(over), call.hostRef);
-  if (await reclaimThroughPool({ agent, xapi: over, log }, uuid)) return;
   const network = call.deviceConfig.get("network");
   log.info({ host: hostname }, "this host is in no cluster yet: it joins that of its pool");
   const wish = { uuid, address: null, name: null, network: network === undefined ? null : uuidArg(network) };
-  await joinThroughPool({ agent, xapi: over }, wish);
+  await enterThroughPool({ agent, xapi: over, log }, wish);
 }

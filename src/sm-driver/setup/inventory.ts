@@ -10,13 +10,14 @@ import type { JudgedDisk } from "../../core/model/disk.ts";
 import type { SetupWeft } from "../../core/model/setup-facts.ts";
 import { diskAnswer } from "../../core/wire/agent-api.ts";
 import type { AgentClient } from "../../core/wire/agent-client.ts";
+import { parseBundle } from "../../core/wire/bundle.ts";
 import { instant, u64, uuid } from "../../core/wire/json-types.ts";
 
 const inventory = z.object({
   now: instant,
   freeBytes: u64,
   weft: z.discriminatedUnion("kind", [
-    z.object({ kind: z.literal("none") }),
+    z.object({ kind: z.literal("none"), sealedFor: uuid.nullable().default(null) }),
     z.object({
       kind: z.literal("member"),
       cluster: uuid,
@@ -35,7 +36,8 @@ export async function takeInventory(agent: AgentClient): Promise<Inventory> {
   const [status, disks] = await Promise.all([agent.status(), agent.disks()]);
   const now = new Date().toISOString();
   const freeBytes = BigInt(freemem());
-  if (status.kind === "no-cluster") return { now, freeBytes, weft: { kind: "none" }, disks };
+  if (status.kind === "no-cluster")
+    return { now, freeBytes, weft: { kind: "none", sealedFor: await sealedFor(agent) }, disks };
   const { self, cluster, store, pools } = status;
   const own = pools.filter(({ host }) => host === self.host);
   return {
@@ -51,6 +53,11 @@ export async function takeInventory(agent: AgentClient): Promise<Inventory> {
     },
     disks,
   };
+}
+
+async function sealedFor(agent: AgentClient): Promise<string | null> {
+  const { bundles } = await agent.bundles();
+  return bundles.flatMap((text) => parseBundle(text)?.cluster ?? [])[0] ?? null;
 }
 
 export function inventoryText(value: Inventory): string {

@@ -19,8 +19,8 @@ import { MIRROR_SNAPSHOT, mirrorSnapshot } from "../mirrored-snapshot.ts";
 import { isXapiError, XenApi } from "../xen-api.ts";
 import { parseCall, renderAnswer, textsOf, XmlError, type XmlOut } from "../xml.ts";
 import { inventoryText, takeInventory } from "./inventory.ts";
-import { admitFromPool, joinThroughPool, type Newcomer } from "./join-pool.ts";
-import { unsealForPool } from "./reclaim-host.ts";
+import { admitFromPool, type Newcomer } from "./join-pool.ts";
+import { enterThroughPool, unsealForPool } from "./reclaim-host.ts";
 import { uuidArg } from "./setup.ts";
 import type { Toolstack } from "./toolstack.ts";
 
@@ -50,6 +50,7 @@ type Asked = {
   readonly args: ReadonlyMap<string, string>;
   readonly toolstack: Toolstack;
   readonly datapath: DatapathOf;
+  readonly log: Log;
 };
 
 const functions: Readonly<Record<string, (asked: Asked) => Promise<string>>> = {
@@ -71,11 +72,11 @@ const functions: Readonly<Record<string, (asked: Asked) => Promise<string>>> = {
     };
     return unsealForPool({ agent, xapi }, { uuid: uuidArg(wanted(args, "host")), bundle: of });
   },
-  join: async ({ agent, xapi, args }) => {
+  join: async ({ agent, xapi, args, log }) => {
     const via = args.get("via");
     const status = await agent.status();
     if (status.kind === "no-cluster")
-      await joinThroughPool({ agent, xapi }, newcomerOf(args), via === undefined ? null : uuidArg(via));
+      await enterThroughPool({ agent, xapi, log }, newcomerOf(args), via === undefined ? null : uuidArg(via));
     return "true";
   },
   "pool-add": async ({ agent, args }) =>
@@ -124,7 +125,7 @@ export class Plugin {
       const agent = new AgentClient({ socketPath: agentSocket, timeoutMs: CALL_MS });
       const options = { socketPath: xapiSocket, sessionRef: session, subtaskOf: null, deadline };
       const xapi = new XenApi({ ...options, callMs: CALL_MS });
-      const value = await perform({ agent, xapi, args, toolstack, datapath });
+      const value = await perform({ agent, xapi, args, toolstack, datapath, log });
       return { xml: answered("Success", ["Value", value]), name, outcome: "ok" };
     } catch (error) {
       const words = refusalOf(error);

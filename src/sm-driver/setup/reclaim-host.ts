@@ -15,12 +15,22 @@ import { type BundleOf, parseBundle, wrappedKey } from "../../core/wire/bundle.t
 import { isWeftError, reasonOf, WeftError } from "../../core/wire/errors.ts";
 import type { Log } from "../call.ts";
 import { isXapiError, type XenApi } from "../xen-api.ts";
+import { joinThroughPool, type Newcomer } from "./join-pool.ts";
 import { callPlugin, hostOfUuid, isAbsent, readPool } from "./pool-records.ts";
 
 type Sides = { readonly agent: AgentClient; readonly xapi: XenApi };
 
+/** Comes back as who it was, where its disks and a member say so; else it joins as a new host. */
+export async function enterThroughPool(
+  sides: Sides & { readonly log: Log },
+  wish: Newcomer,
+  via: string | null = null,
+): Promise<void> {
+  if (!(await reclaimThroughPool(sides, wish.uuid))) await joinThroughPool(sides, wish, via);
+}
+
 /** True: it is the host again that it was. False: nothing of that is here, or nobody gives a key. */
-export async function reclaimThroughPool(
+async function reclaimThroughPool(
   { agent, xapi, log }: Sides & { readonly log: Log },
   uuid: string,
 ): Promise<boolean> {

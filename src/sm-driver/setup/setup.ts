@@ -20,7 +20,7 @@ import { isWeftError, reasonOf } from "../../core/wire/errors.ts";
 import type { Log } from "../call.ts";
 import { isXapiError, type XenApi } from "../xen-api.ts";
 import { disksOf, type Inventory, parseInventory, takeInventory, weftOf } from "./inventory.ts";
-import { joinThroughPool } from "./join-pool.ts";
+import { enterThroughPool } from "./reclaim-host.ts";
 import { callPlugin, hostOfRef, type PoolHost, readPool, type XapiPool } from "./pool-records.ts";
 
 export type SetupContext = {
@@ -72,11 +72,12 @@ export async function runPlan(
 }
 
 async function joinStep(
-  { agent, xapi }: SetupContext,
+  { agent, xapi, log }: SetupContext,
   { pool, isHere, door }: { readonly pool: XapiPool; readonly isHere: boolean; readonly door: string },
   { host, name, address }: SetupStep & { readonly kind: "join" },
 ): Promise<void> {
-  if (isHere) await joinThroughPool({ agent, xapi }, { uuid: host, network: null, address, name }, door);
+  if (isHere)
+    await enterThroughPool({ agent, xapi, log }, { uuid: host, network: null, address, name }, door);
   else await callPlugin(xapi, refOf(pool, host), "join", { host, via: door, name, address });
 }
 
@@ -90,7 +91,7 @@ async function factsOf(context: SetupContext, self: PoolHost, host: PoolHost): P
   const { agent, xapi } = context;
   const known = { id: host.uuid, name: host.hostname, isUp: host.isUp, networks: host.networks };
   const nothing = { disks: [], freeBytes: null, clockOffMs: null };
-  if (!host.isUp) return { ...known, ...nothing, weft: { kind: "none" } };
+  if (!host.isUp) return { ...known, ...nothing, weft: { kind: "none", sealedFor: null } };
   const absent = (reason: string): SetupHost => ({ ...known, ...nothing, weft: { kind: "absent", reason } });
   try {
     const begun = Date.now();

@@ -11,8 +11,10 @@ import t from "tap";
 
 import { execa } from "execa";
 
+import { BUNDLE_FILE } from "../../../src/core/agent/bundle-keeper.ts";
 import { LVM_CONFIG } from "../../../src/core/agent/thin-group.ts";
 import { groupName } from "../../../src/core/model/thin-group.ts";
+import { parseBundle } from "../../../src/core/wire/bundle.ts";
 import { LoopDevice } from "./loop-device.ts";
 import { eventually, startHost, type TestHost } from "./test-host.ts";
 
@@ -66,9 +68,30 @@ await t.test(
     for (const part of parts)
       await t.rejects(host.client.createPool({ path: `/dev/${part}` }), { code: "E-DISK-03" }, part);
 
+    await eventually(
+      "the bundle",
+      () => readFile(join(pool.path, BUNDLE_FILE), "utf8"),
+      (text) => parseBundle(text) !== null,
+    );
     await host.stopAgent();
     await execa("umount", [pool.path]);
     await lvm("vgchange", "--activate", "n", groupName(id));
+    // As if its system were installed anew: who it was is found in a group that nobody has activated, and that is idle again after.
+    const newcomer = await startHost(t, 248);
+    const { bundles } = await newcomer.client.bundles();
+    const { host: self } = JSON.parse(await readFile(join(host.stateDir, "host.json"), "utf8")) as {
+      host: string;
+    };
+    t.strictSame(
+      bundles.map((text) => parseBundle(text)?.host),
+      [self],
+    );
+    t.ok(
+      (await volumes()).every((line) => !line.includes(" active")),
+      "nothing stays active",
+    );
+    t.notMatch(await readFile("/proc/self/mounts", "utf8"), groupName(id).replaceAll("-", "--"));
+    await newcomer.stopAgent();
     await host.startAgent();
     const isMounted = (text: string) => text.includes(` ${pool.path} xfs `);
     await eventually("its mount", () => readFile("/proc/self/mounts", "utf8"), isMounted);

@@ -51,7 +51,7 @@ function host(n: number, more: Partial<SetupHost> = {}): SetupHost {
     id: id(n),
     name: `h${n}`,
     isUp: true,
-    weft: { kind: "none" },
+    weft: { kind: "none", sealedFor: null },
     disks: [root, disk("nvme0n1")],
     networks: [
       { id: LAN, name: "lan", address: `192.168.0.${n}`, linkMbps: 1000, isManagement: true },
@@ -238,6 +238,35 @@ void t.test("setup: what a person wrote of disks is one thing or refused", async
   t.strictSame(parseCopiesWish("3"), { kind: "ok", value: 3 });
   t.match(parseNetworkWish("lan"), { finding: { code: "E-ARG-02" } });
 });
+
+void t.test(
+  "setup: a host that was installed anew comes back with its pools, and its disks are not asked for",
+  async (t) => {
+    const own = disk("nvme0n1", { verdict: { kind: "data", what: "XFS weft-1a2b3c" } });
+    const member = {
+      kind: "member" as const,
+      cluster: CLUSTER,
+      name: "h1",
+      address: "10.0.9.11",
+      votes: true,
+      pools: [894n * GIB],
+    };
+    const hosts = (sealedFor: string | null): readonly SetupHost[] => [
+      host(1, { weft: member, disks: [root] }),
+      host(2, { weft: { kind: "none", sealedFor }, disks: [root, own] }),
+    ];
+    const plan = planned(hosts(CLUSTER), { copies: 2 });
+    t.match(plan.hosts[1], { name: "h2", isReturning: true, isMember: false, disks: [] });
+    t.strictSame(plan.steps, [{ kind: "join", host: id(2), name: "h2", address: "10.0.9.12" }]);
+    t.match(
+      setupText({ kind: "ok", plan }, { pool: "lab", sr: null }),
+      /h2 +comes back with its pools +10\.0\.9\.12/,
+    );
+    // Of another cluster, or of none: what is on its disk is somebody's data.
+    for (const other of ["00000000-0000-4000-8000-00000000c2c2", null])
+      t.match(refusal(hosts(other), { copies: 2 }), /E-SETUP-04 .*h2: \/dev\/nvme0n1 XFS weft/);
+  },
+);
 
 // Who mends one thing, asks again and is told of the next one loses an hour with it.
 void t.test("setup: all that is wrong with what a person wrote is told at once", async (t) => {
