@@ -10,6 +10,7 @@ import type { SessionId } from "../model/ids.ts";
 import { checkAttach, checkDetach } from "../model/volume-check.ts";
 import type { AttachAnswer, DetachAnswer } from "../wire/agent-api.ts";
 import { isWeftError, WeftError } from "../wire/errors.ts";
+import { unknownMember } from "../wire/daemon-client.ts";
 import type { SessionStatus } from "../wire/daemon.gen.ts";
 import type { MemberContext } from "./context.ts";
 import { findVolume } from "./find.ts";
@@ -46,14 +47,18 @@ export async function attachVolume(
   if (here !== null && here.caretaker)
     await daemon.client.call("session.close", { volume: id, abandon: false });
   // A caretaker makes way to `closed` too, and so does what a weftd that was restarted had itself.
-  const opened = await daemon.client.call("session.open", {
+  const asked = {
     volume: id,
     mode: steal ? "steal" : "closed",
     export: { nbd: { path: null } },
     caretaker: false,
     old_stopped: false,
-    expected,
     limits: limitsForDaemon(want.limits),
+  } as const;
+  const opened = await daemon.client.call("session.open", { ...asked, expected }).catch((error: unknown) => {
+    // A weftd of before an update, until it is restarted: it takes a disk from whoever has it, as it did then.
+    if (expected === null || unknownMember(error) !== "expected") throw error;
+    return daemon.client.call("session.open", { ...asked, expected: null });
   });
   // What was wanted since the look at it above.
   context.limitKeeper.nudge();

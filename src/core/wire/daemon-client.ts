@@ -3,13 +3,15 @@
  *
  * Must always hold:
  * - a request is answered, refused with the daemon's code, or fails with E-AGENT-05: it never hangs longer than its deadline;
- * - a request is sent once. After a lost connection the caller asks again: the daemon's methods are idempotent.
+ * - a request is sent once. After a lost connection the caller asks again: the daemon's methods are idempotent. Only one that a
+ *   daemon of the version before could not read is sent again, without the member that says nothing: an update restarts the
+ *   agent and leaves the daemon as it is.
  */
 import { connect, type Socket } from "node:net";
 import { z } from "zod";
 
 import type { DaemonEvent, DaemonMethod, DaemonMethods } from "./daemon.gen.ts";
-import { type Facts, reasonOf, WeftError } from "./errors.ts";
+import { type Facts, isWeftError, reasonOf, WeftError } from "./errors.ts";
 
 export type { DaemonEvent };
 
@@ -65,7 +67,16 @@ export class DaemonClient {
     deadlineMs: number = this.#options.deadlineMs ?? DEADLINE_MS,
   ): Promise<DaemonMethods[M]["result"]> {
     const socket = await this.#connected();
-    return this.#ask<M>(socket, method, params, deadlineMs);
+    let asked: DaemonMethods[M]["params"] | object = params;
+    for (;;) {
+      try {
+        return await this.#ask<M>(socket, method, asked, deadlineMs);
+      } catch (error) {
+        const name = unknownMember(error);
+        if (name === null || !(name in asked) || Reflect.get(asked, name) !== null) throw error;
+        asked = Object.fromEntries(Object.entries(asked).filter(([member]) => member !== name));
+      }
+    }
   }
 
   close(): void {
@@ -204,6 +215,12 @@ function factsOf(facts: Readonly<Record<string, unknown>>): Facts {
       return [name, JSON.stringify(value)];
     }),
   );
+}
+
+/** The member of the request that this daemon is too old to know; null: it was something else. Nothing was done then. */
+export function unknownMember(error: unknown): string | null {
+  if (!isWeftError(error, "E-ARG-02")) return null;
+  return /^unknown field `([a-z_]+)`/.exec(String(error.facts["wrong"] ?? ""))?.[1] ?? null;
 }
 
 function away(socketPath: string, reason: string, cause?: unknown): WeftError {

@@ -67,6 +67,19 @@ await t.test("agent: a disk is taken from the session that was asked about, and 
   }
 });
 
+// A package was updated: the agent is new, and weftd goes on until it is restarted in maintenance.
+await t.test("agent: a weftd of the version before opens, gives back and takes over disks", async (t) => {
+  const uuid = await disk();
+  for (const { weftd } of [h1, h2]) weftd.isOfBefore = true;
+  t.match(await h2.client.activateVdi(uuid, now), { volume: uuid });
+  await h2.client.deactivateVdi(uuid);
+  await h2.client.activateVdi(uuid, now);
+  t.match(await h1.client.activateVdi(uuid, now), { volume: uuid });
+  t.match(await h1.client.vdi(uuid), { openOn: { name: "h1" } });
+  await openCaretaker(h2.member().daemon.client, await disk());
+  for (const { weftd } of [h1, h2]) weftd.isOfBefore = false;
+});
+
 await t.test("agent: who was given a disk has a moment until its guest is connected", async (t) => {
   const uuid = await disk();
   const { path } = await h2.client.activateVdi(uuid, now);

@@ -76,6 +76,8 @@ export class FakeWeftd {
   readonly connected = new Set<string>();
   /** Volumes whose client has come and gone. */
   readonly left = new Set<string>();
+  /** It knows no `expected` of `session.open`, which came later: it refuses what it does not know. */
+  isOfBefore = false;
   /** The next session is opened when this is done: what happens between a decision and its swap. */
   beforeOpen: (() => Promise<unknown>) | null = null;
   /** Hosts whose weftd this one has a connection to. */
@@ -663,7 +665,13 @@ export class FakeWeftd {
     });
   }
 
-  async #open({ volume, mode, expected, export: offered, caretaker, limits }: Json): Promise<Json> {
+  async #open(params: Json): Promise<Json> {
+    const { volume, mode, expected = null, export: offered, caretaker, limits } = params;
+    if (this.isOfBefore && "expected" in params)
+      refuse("E-ARG-02", "parameters of session.open: unknown field", {
+        method: "session.open",
+        wrong: "unknown field `expected`, expected one of `volume`, `mode`",
+      });
     const id = String(volume);
     const session = randomUUID();
     const before = this.beforeOpen;

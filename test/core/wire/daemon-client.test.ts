@@ -56,6 +56,30 @@ void t.test("daemon: a refusal keeps its code, nested facts become text", async 
   client.close();
 });
 
+// An update restarts the agent alone, and a daemon refuses what it does not know.
+void t.test("daemon: one of the version before is asked without what says nothing", async (t) => {
+  const unknown = (name: string): never =>
+    refuse("E-ARG-02", `parameters of session.open: unknown field \`${name}\``, {
+      method: "session.open",
+      wrong: `unknown field \`${name}\`, expected one of \`volume\``,
+    });
+  const asked: string[] = [];
+  const daemon = await startFakeDaemon(t, {
+    "session.open": (params) => {
+      asked.push(Object.keys(params).join());
+      for (const name of ["expected", "limits"]) if (name in params) unknown(name);
+      return { session: V, epoch: "1", path: null };
+    },
+  });
+  const client = new DaemonClient({ socketPath: daemon.socketPath });
+  const plain = { volume: V, mode: "steal", export: null, caretaker: false, old_stopped: false } as const;
+  t.match(await client.call("session.open", { ...plain, expected: null, limits: null }), { session: V });
+  t.equal(asked.at(-1), "volume,mode,export,caretaker,old_stopped");
+  // What says something is never left out: the caller decides.
+  await t.rejects(client.call("session.open", { ...plain, expected: V, limits: null }), { code: "E-ARG-02" });
+  client.close();
+});
+
 void t.test(
   "daemon: what was asked fails with E-AGENT-05 when it goes away, and works when it is back",
   async (t) => {
