@@ -148,7 +148,7 @@ const clone: Command = async (context) => {
   return made(context, newUuid(), (of) => agent.cloneVdi(uuid, { uuid: of }));
 };
 
-/** Also of a disk that a guest has: no tapdisk takes another size while it serves, so the guest sees it when it is activated next. */
+/** Also of a disk that a guest has. */
 const resize: Command = async (context) => {
   const { call, agent } = context;
   const { ref, uuid, location } = vdiOf(call);
@@ -166,8 +166,21 @@ const resize: Command = async (context) => {
   const grown = size === vdi.size ? vdi : await agent.changeVdi(uuid, { size });
   await tellVdiSizes(context, ref, grown);
   await tellSrSizes(context);
+  if (grown.openOn !== null) await tellDevice(context, grown.size);
   return { uuid, location };
 };
+
+/** Of a guest here. On another host that one's agent tells it (core/agent/size-keeper.ts), as it does here where this fails. */
+async function tellDevice(context: SmContext, size: bigint): Promise<void> {
+  const { call, datapath, log } = context;
+  const disk = { sr: srOf(call).uuid, vdi: vdiOf(call).uuid };
+  try {
+    const users = await datapath.users();
+    if (users.some(({ vdi }) => vdi === disk.vdi)) await datapath.resized(disk, size);
+  } catch (error) {
+    log.warn({ ...disk, reason: reasonOf(error) }, "a disk has grown, and its guest's device is told later");
+  }
+}
 
 /** The call is about the snapshot; its argument is the disk that becomes as it was then. */
 const revert: Command = async (context) => {

@@ -91,6 +91,7 @@ await t.test(
     // A pause for another reason keeps the mirror.
     await datapath.pause(disk);
     await datapath.unpause(disk);
+    t.equal(await datapath.resized(disk, BigInt(2 * SIZE)), false, "nor does its disk's growth end it");
     await past(next + 100);
     end.abort();
     await worker;

@@ -13,6 +13,7 @@ import { guestDevices } from "../../src/resident/tapdisks.ts";
 import { parseTapdisks, TapCtl } from "../../src/sm-driver/datapath/tap-ctl.ts";
 import { TapdiskDatapath } from "../../src/sm-driver/datapath/tapdisk.ts";
 import { eventually } from "../core/agent/test-host.ts";
+import { ToldSize } from "./lib/memory-holder.ts";
 import { memoryDisk, NbdClient, nbdRead, nbdWrite, serveNbd } from "./lib/nbd.ts";
 import { installTapCtl } from "./lib/tap-ctl.ts";
 
@@ -36,6 +37,7 @@ class MemoryHolder implements HolderClient {
   readonly #offers = new Map<string, { readonly open: HolderOpen; readonly stop: () => Promise<void> }>();
   /** Nothing is answered from now on. */
   isStuck = false;
+  told = new ToldSize();
   #clients = 0;
 
   call: HolderClient["call"] = async (method, params) => {
@@ -53,6 +55,11 @@ class MemoryHolder implements HolderClient {
       await offer?.stop();
       if (offer !== undefined) await rm(offer.open.listen, { force: true });
       this.#clients = 0;
+      this.told = new ToldSize();
+      return {};
+    }
+    if (method === "tell_size") {
+      this.told.tell((params as { readonly size: "now" | "before" }).size);
       return {};
     }
     const open = params as HolderOpen;
@@ -66,7 +73,7 @@ class MemoryHolder implements HolderClient {
     const stop = await serveNbd(open.listen, {
       size: () => {
         this.#clients += 1;
-        return memory.size();
+        return this.told.next(memory.size());
       },
       ask: async (...request) => (this.isStuck ? new Promise(() => {}) : memory.ask(...request)),
     });
@@ -80,6 +87,7 @@ class MemoryHolder implements HolderClient {
       first: open.session,
       connected: this.#clients > 0,
       client_pid: null,
+      told_size: this.told.last === null ? null : String(this.told.last),
       unanswered: 0,
       held_bytes: "0",
       away_ms: null,
@@ -87,7 +95,6 @@ class MemoryHolder implements HolderClient {
       lost: null,
       paused: false,
       replayed: "0",
-      told_size: null,
     };
   }
 }
@@ -153,7 +160,7 @@ await t.test("tapdisk: a disk is activated, written, paused and given back, each
     0,
     "whoever activates it finds it paused, and lets it go on",
   );
-  t.strictSame(await datapath.users(), [{ vdi: VDI, connected: true }]);
+  t.strictSame(await datapath.users(), [{ vdi: VDI, connected: true, size: 1n << 20n }]);
 
   await datapath.activate({ ...active, session: VDI });
   const [anew] = await tapCtl.list();
@@ -218,7 +225,67 @@ await t.test("tapdisk: a device that was promised and doesn't come is said, and 
   t.strictSame(await new TapCtl(join(root, "usr/sbin/tap-ctl")).list(), [], "nothing is left");
   t.equal((await datapath.attach(disk)).params, null);
   await datapath.activate(active);
-  t.strictSame(await datapath.users(), [{ vdi: VDI, connected: true }]);
+  t.strictSame(await datapath.users(), [{ vdi: VDI, connected: true, size: 1n << 20n }]);
+});
+
+await t.test("tapdisk: a disk grows under its guest, whether or not its tapdisk takes that", async (t) => {
+  const size = async (link: string): Promise<bigint> => (await NbdClient.connect(readlinkSync(link))).size();
+  for (const takesSizes of [false, true]) {
+    const root = await mkdtemp(join(tmpdir(), "tap-"));
+    installTapCtl(root, { takesSizes });
+    const holder = new MemoryHolder();
+    const warnings: string[] = [];
+    const warn = (_: object, text: string): void => void warnings.push(text);
+    const log = { debug: () => {}, info: () => {}, warn, error: warn };
+    const datapath = new TapdiskDatapath({ runDir: join(root, "run/weft"), dom0Root: root, holder, log });
+    t.teardown(async () => {
+      await datapath.deactivate(disk);
+      await rm(root, { recursive: true });
+    });
+    const link = /^nbd:unix:(.*):exportname=/.exec((await datapath.attach(disk)).paramsNbd)?.[1] ?? "";
+    await datapath.activate(active);
+    const guest = await NbdClient.connect(readlinkSync(link));
+    const data = Buffer.alloc(4096, 7);
+
+    // The guest writes all the while, and is told of no error.
+    const over = new AbortController();
+    const errors = new Set<number>();
+    const writing = (async () => {
+      for (let n = 0; !over.signal.aborted; n += 1)
+        errors.add((await guest.ask(nbdWrite, BigInt((n % 200) * 4096), 4096, data)).error);
+    })();
+    holder.memory.bytes = Buffer.concat([holder.memory.bytes, Buffer.alloc(1 << 20)]);
+    const all = await Promise.all([datapath.resized(disk, 2n << 20n), datapath.resized(disk, 2n << 20n)]);
+    t.strictSame(all, [takesSizes, takesSizes]);
+    over.abort();
+    await writing;
+    t.strictSame([...errors], [0]);
+    t.equal(await size(link), takesSizes ? 2n << 20n : 1n << 20n);
+    t.match(await datapath.users(), [{ size: takesSizes ? 2n << 20n : 1n << 20n }]);
+
+    // Paused for anything else it goes on with the size that it knows.
+    holder.memory.bytes = Buffer.concat([holder.memory.bytes, Buffer.alloc(1 << 20)]);
+    await datapath.pause(disk);
+    await t.rejects(datapath.resized(disk, 3n << 20n), /paused for something else/);
+    await datapath.unpause(disk);
+    t.equal((await guest.ask(nbdWrite, 0n, 4096, data)).error, 0);
+    t.equal(await size(link), takesSizes ? 2n << 20n : 1n << 20n);
+    t.strictSame(warnings, []);
+
+    // An agent that was killed while it asked has left it paused, and the holder telling a size that it doesn't take.
+    if (!takesSizes) {
+      await datapath.pause(disk);
+      holder.told.tell("now");
+      await datapath.wakeAll();
+      t.equal((await guest.ask(nbdWrite, 0n, 4096, data)).error, 0, "it goes on all the same");
+    }
+
+    // The next guest has all of it.
+    await datapath.deactivate(disk);
+    await datapath.activate(active);
+    t.equal(await size(link), 3n << 20n);
+    t.equal(await datapath.resized(disk, 3n << 20n), true);
+  }
 });
 
 await t.test("tapdisk: one that pauses when nobody waits for it any more is woken", async (t) => {

@@ -33,6 +33,14 @@ export type Activation = {
 /** The one that a PBD's device-config asks for. */
 export type DatapathOf = (deviceConfig: ReadonlyMap<string, string>) => Datapath;
 
+export type DatapathUser = {
+  readonly vdi: string;
+  /** A client has it open. */
+  readonly connected: boolean;
+  /** The size that its device knows, in bytes; null: not known, or it never grows. */
+  readonly size: bigint | null;
+};
+
 export interface Datapath {
   /** Bookkeeping alone: nothing is opened, so that two hosts can have it attached (design xapi.md 3.6). */
   attach(vdi: DatapathVdi & { readonly writable: boolean }): Promise<Attached>;
@@ -45,9 +53,14 @@ export interface Datapath {
    * `null` for nowhere any more). Where either fails the guest goes on.
    */
   mirrored<T>(vdi: DatapathVdi, mirror: string, work: () => Promise<T>): Promise<T>;
+  /**
+   * The volume has this size now: the device of a running guest learns it, where it can. False: it doesn't take another size while it
+   * serves its guest, who sees it when the disk is activated next.
+   */
+  resized(vdi: DatapathVdi, size: bigint): Promise<boolean>;
   /** Held, for a planned restart. */
   pause(vdi: DatapathVdi): Promise<void>;
   unpause(vdi: DatapathVdi): Promise<void>;
-  /** What this host has activated, and whether a client has it open. */
-  users(): Promise<readonly { readonly vdi: string; readonly connected: boolean }[]>;
+  /** What this host has activated. */
+  users(): Promise<readonly DatapathUser[]>;
 }

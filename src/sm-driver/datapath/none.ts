@@ -20,6 +20,7 @@ export const noDatapath: Datapath = {
   deactivate: done,
   detach: done,
   mirrored: refuse,
+  resized: async () => true,
   pause: done,
   unpause: done,
   users: async () => [],

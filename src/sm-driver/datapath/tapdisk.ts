@@ -8,7 +8,7 @@
  * - a tapdisk whose connection is not the holder's of now is dead and goes: a disk that failed once stays failed;
  * - one that mirrors, or did once, is opened by its chain's name alone (mirror.ts), which stays until it ends;
  * - a tapdisk that was asked to pause is woken, also where that took too long: it pauses as soon as its last request is answered;
- * - a tapdisk is never opened anew for another size: it refuses that (`VBD cannot change disk info`), and stays paused for ever;
+ * - a tapdisk that was paused is told the size that it knows, unless it is asked to take another (grow.ts): it would stay paused;
  * - a tapdisk is gone before its entry at the holder is, unless it doesn't end: then its requests are given up.
  */
 import { access, mkdir, readFile, rename, rm, symlink } from "node:fs/promises";
@@ -20,7 +20,8 @@ import { type HolderClient, isNoHolder } from "../../core/wire/holder-client.ts"
 import type { HolderEntry } from "../../core/wire/holder.gen.ts";
 import type { Log } from "../call.ts";
 import { faultCodes, SmFault } from "../faults.ts";
-import type { Activation, Attached, Datapath, DatapathVdi } from "./datapath.ts";
+import type { Activation, Attached, Datapath, DatapathUser, DatapathVdi } from "./datapath.ts";
+import { growTapdisk, isOtherSize } from "./grow.ts";
 import { chainOf, mirroredTapdisk, removeChain, writeChain } from "./mirror.ts";
 import { TapCtl, type Tapdisk } from "./tap-ctl.ts";
 import { Turns } from "./turns.ts";
@@ -50,7 +51,9 @@ export class TapdiskDatapath implements Datapath {
   readonly #tapCtl: TapCtl;
   readonly #closeSeconds: number;
   /** By disk: the last that pauses it. */
-  readonly #mirrors = new Map<string, Promise<unknown>>();
+  readonly #pauses = new Map<string, Promise<unknown>>();
+  /** By disk: the size that its tapdisk did not take. */
+  readonly #refused = new Map<string, bigint>();
   readonly #turns: Turns;
 
   constructor(options: TapdiskOptions) {
@@ -135,6 +138,7 @@ export class TapdiskDatapath implements Datapath {
       if (left !== null) await this.#tapCtl.destroy(left, this.#closeSeconds);
     }
     await this.#close(vdi);
+    this.#refused.delete(vdi.vdi);
     await removeChain(this.#chain(vdi));
     await this.#unlink(vdi);
   }
@@ -147,6 +151,7 @@ export class TapdiskDatapath implements Datapath {
   async #wake(vdi: DatapathVdi, isOffered = false): Promise<void> {
     const { log } = this.#options;
     const end = performance.now() + WAKE_FOR_MS;
+    let next: "before" | "now" = "before";
     while (performance.now() < end) {
       await delay(WAKE_MS, undefined, { ref: false });
       try {
@@ -158,6 +163,10 @@ export class TapdiskDatapath implements Datapath {
         return;
       } catch (error) {
         log.warn({ vdi: vdi.vdi, error: String(error) }, "a tapdisk that may be paused is looked at again");
+        if (!isOtherSize(error)) continue;
+        // Somebody ended while it was asked to take another size, before or after it did.
+        await this.#options.holder.call("tell_size", { id: vdi.vdi, size: next }).catch(() => undefined);
+        next = next === "before" ? "now" : "before";
       }
     }
   }
@@ -179,18 +188,51 @@ export class TapdiskDatapath implements Datapath {
     if (tapdisk?.isPaused === true) await this.#tapCtl.unpause(tapdisk);
   }
 
-  /** One after the other: what one has paused another would unpause in the middle of it. */
   mirrored<T>(vdi: DatapathVdi, mirror: string, work: () => Promise<T>): Promise<T> {
-    const mine = (this.#mirrors.get(vdi.vdi) ?? Promise.resolve()).then(() =>
-      this.#turns.shared(() => this.#mirrored(vdi, mirror, work)),
-    );
+    return this.#inTurn(vdi, () => this.#mirrored(vdi, mirror, work));
+  }
+
+  resized(vdi: DatapathVdi, size: bigint): Promise<boolean> {
+    return this.#inTurn(vdi, () => this.#resized(vdi, size));
+  }
+
+  async #resized(vdi: DatapathVdi, size: bigint): Promise<boolean> {
+    const { holder } = this.#options;
+    const [tapdisk, entry] = await Promise.all([this.#tapdisk(vdi), this.#entry(vdi)]);
+    if (tapdisk === null || entry === null) return true;
+    const known = knownSize(entry);
+    if (known !== null && known >= size) return true;
+    if (known === null || this.#refused.get(vdi.vdi) === size) return false;
+    // Opened with another size than what it mirrors to it would go on without that, and tell nobody.
+    if (tapdisk.args === chainOf(this.#chain(vdi))) return false;
+    if (entry.away_ms !== null || tapdisk.isPaused)
+      throw new SmFault(
+        faultCodes.tapdiskFailed,
+        tapdisk.isPaused
+          ? "The guest's tapdisk is paused for something else."
+          : `weftd has been away for ${entry.away_ms} ms: the guest's requests wait, and its tapdisk can't open anew.`,
+        "it is told when that is over",
+      );
+    const isTaken = await growTapdisk({
+      pause: () => this.pause(vdi),
+      tell: async (which) => void (await holder.call("tell_size", { id: vdi.vdi, size: which })),
+      unpause: () => this.#tapCtl.unpause(tapdisk),
+      wake: () => void this.#wake(vdi),
+    });
+    if (!isTaken) this.#refused.set(vdi.vdi, size);
+    return isTaken;
+  }
+
+  /** One after the other: what one has paused another would unpause in the middle of it. */
+  #inTurn<T>(vdi: DatapathVdi, work: () => Promise<T>): Promise<T> {
+    const mine = (this.#pauses.get(vdi.vdi) ?? Promise.resolve()).then(() => this.#turns.shared(work));
     const turn = mine.then(
       () => undefined,
       () => undefined,
     );
-    this.#mirrors.set(vdi.vdi, turn);
+    this.#pauses.set(vdi.vdi, turn);
     return mine.finally(() => {
-      if (this.#mirrors.get(vdi.vdi) === turn) this.#mirrors.delete(vdi.vdi);
+      if (this.#pauses.get(vdi.vdi) === turn) this.#pauses.delete(vdi.vdi);
     });
   }
 
@@ -225,9 +267,13 @@ export class TapdiskDatapath implements Datapath {
     }
   }
 
-  async users(): Promise<readonly { readonly vdi: string; readonly connected: boolean }[]> {
+  async users(): Promise<readonly DatapathUser[]> {
     const entries = await this.#entries();
-    return entries.map(({ id, connected }) => ({ vdi: id, connected }));
+    return entries.map((entry) => ({
+      vdi: entry.id,
+      connected: entry.connected,
+      size: entry.lost === null ? knownSize(entry) : null,
+    }));
   }
 
   async #entry({ vdi }: DatapathVdi): Promise<HolderEntry | null> {
@@ -314,4 +360,9 @@ async function point(path: string, target: string): Promise<void> {
   await rm(beside, { force: true });
   await symlink(target, beside);
   await rename(beside, path);
+}
+
+/** What its tapdisk knows, in bytes; null: not known, as of a holder of before; or it never grows. */
+function knownSize({ snapshot, told_size: told }: HolderEntry): bigint | null {
+  return snapshot !== null || typeof told !== "string" ? null : BigInt(told);
 }

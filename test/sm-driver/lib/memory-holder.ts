@@ -84,7 +84,10 @@ export class MemoryHolder implements HolderClient {
   async #answer(method: string, params: unknown): Promise<unknown> {
     if (method === "list") return { entries: [...this.#offers.values()].map(entryOf) };
     if (method === "open") return this.#open(params as HolderOpen);
-    await this.#close((params as { readonly id: string }).id);
+    const { id, size } = params as { readonly id: string; readonly size?: "now" | "before" };
+    if (method === "close") await this.#close(id);
+    else if (method === "tell_size" && size !== undefined) this.#offers.get(id)?.told.tell(size);
+    else throw new Error(`it doesn't know ${method}`);
     return {};
   }
 
@@ -95,11 +98,11 @@ export class MemoryHolder implements HolderClient {
     if (known !== undefined) throw new WeftError({ code: "E-HOLD-02", message: "It is offered.", facts: {} });
     const volume = this.#volumes.of(open.snapshot ?? open.volume);
     await mkdir(dirname(open.listen), { recursive: true });
-    const offer: Offer = { open, clients: 0, stop: async () => undefined };
+    const offer: Offer = { open, clients: 0, told: new ToldSize(), stop: async () => undefined };
     offer.stop = await serveNbd(open.listen, {
       size: () => {
         offer.clients += 1;
-        return BigInt(volume.bytes.length);
+        return offer.told.next(BigInt(volume.bytes.length));
       },
       ask: async (command, offset, length, data) => {
         const at = Number(offset);
@@ -121,14 +124,35 @@ export class MemoryHolder implements HolderClient {
   }
 }
 
-type Offer = { readonly open: HolderOpen; clients: number; stop: () => Promise<void> };
+/** Of one entry: each client is told what the first was, unless it is said otherwise. */
+export class ToldSize {
+  last: bigint | null = null;
+  #before: bigint | null = null;
 
-function entryOf({ open, clients }: Offer): HolderEntry {
+  next(now: bigint): bigint {
+    this.last ??= now;
+    return this.last;
+  }
+
+  tell(size: "now" | "before"): void {
+    [this.last, this.#before] = size === "now" ? [null, this.last] : [this.#before ?? this.last, null];
+  }
+}
+
+type Offer = {
+  readonly open: HolderOpen;
+  clients: number;
+  readonly told: ToldSize;
+  stop: () => Promise<void>;
+};
+
+function entryOf({ open, clients, told }: Offer): HolderEntry {
   return {
     ...open,
     first: open.session,
     connected: clients > 0,
     client_pid: null,
+    told_size: told.last === null ? null : String(told.last),
     unanswered: 0,
     held_bytes: "0",
     away_ms: null,
@@ -136,6 +160,5 @@ function entryOf({ open, clients }: Offer): HolderEntry {
     lost: null,
     paused: false,
     replayed: "0",
-    told_size: null,
   };
 }

@@ -7,6 +7,7 @@ import type {
   Activation,
   Attached,
   Datapath,
+  DatapathUser,
   DatapathVdi,
 } from "../../../src/sm-driver/datapath/datapath.ts";
 import type { Steps } from "./steps.ts";
@@ -15,7 +16,7 @@ export class PlainDatapath implements Datapath {
   readonly attached = new Map<string, { readonly writable: boolean }>();
   readonly active = new Map<
     string,
-    { readonly writable: boolean; readonly exportPath: string; readonly size: bigint }
+    { readonly writable: boolean; readonly exportPath: string; size: bigint }
   >();
   /** Whether tapdisks have block devices. */
   hasNodes = true;
@@ -23,6 +24,8 @@ export class PlainDatapath implements Datapath {
   readonly mirrors = new Map<string, string>();
   /** The next activation fails. */
   fails = false;
+  /** Nobody can say what is active. */
+  isSilent = false;
   readonly #steps: Steps;
 
   constructor(steps: Steps) {
@@ -75,6 +78,14 @@ export class PlainDatapath implements Datapath {
     return done;
   }
 
+  resized({ vdi }: DatapathVdi, size: bigint): Promise<boolean> {
+    return this.#steps.step("datapath.resized", () => {
+      const active = this.active.get(vdi);
+      if (active !== undefined) active.size = size;
+      return true;
+    });
+  }
+
   async pause(): Promise<void> {
     throw new Error("nobody asks for this");
   }
@@ -83,7 +94,8 @@ export class PlainDatapath implements Datapath {
     throw new Error("nobody asks for this");
   }
 
-  async users(): Promise<readonly { readonly vdi: string; readonly connected: boolean }[]> {
-    return [...this.active.keys()].map((vdi) => ({ vdi, connected: true }));
+  async users(): Promise<readonly DatapathUser[]> {
+    if (this.isSilent) throw new Error("its holder doesn't answer");
+    return Array.from(this.active, ([vdi, { size }]) => ({ vdi, connected: true, size }));
   }
 }

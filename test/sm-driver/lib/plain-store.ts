@@ -132,27 +132,27 @@ export class PlainStore {
         return this.#srAnswer(ref);
       }
       case "GET srs vdis":
-        return { sr: this.#srAnswer(ref), vdis: this.#in(ref).map(shown), unread: [] };
+        return { sr: this.#srAnswer(ref), vdis: this.#in(ref).map((disk) => this.#shown(disk)), unread: [] };
       case "POST srs vdis":
-        return shown(this.#create(ref, sr.vdiCreateRequest.parse(body)));
+        return this.#shown(this.#create(ref, sr.vdiCreateRequest.parse(body)));
       case "POST srs introduce":
-        return shown(this.#introduce(ref, sr.vdiIntroduceRequest.parse(body)));
+        return this.#shown(this.#introduce(ref, sr.vdiIntroduceRequest.parse(body)));
       case "GET vdis ":
-        return shown(this.disk(ref));
+        return this.#shown(this.disk(ref));
       case "PATCH vdis ":
-        return shown(this.#change(ref, sr.vdiChangeRequest.parse(body)));
+        return this.#shown(this.#change(ref, sr.vdiChangeRequest.parse(body)));
       case "DELETE vdis ":
         return this.#delete(ref);
       case "POST vdis snapshot":
-        return shown(this.#snapshot(ref, sr.vdiCopyRequest.parse(body)));
+        return this.#shown(this.#snapshot(ref, sr.vdiCopyRequest.parse(body)));
       case "POST vdis clone":
-        return shown(this.#clone(ref, sr.vdiCopyRequest.parse(body)));
+        return this.#shown(this.#clone(ref, sr.vdiCopyRequest.parse(body)));
       case "POST vdis destroy-data":
-        return shown(Object.assign(this.disk(ref), { dataDestroyed: true, physicalUtilisation: 0n }));
+        return this.#shown(Object.assign(this.disk(ref), { dataDestroyed: true, physicalUtilisation: 0n }));
       case "POST vdis revert":
-        return shown(this.#revert(ref, sr.vdiRevertRequest.parse(body).snapshot));
+        return this.#shown(this.#revert(ref, sr.vdiRevertRequest.parse(body).snapshot));
       case "POST vdis reset":
-        return shown(this.#reset(host, ref, sr.vdiResetRequest.parse(body).mark));
+        return this.#shown(this.#reset(host, ref, sr.vdiResetRequest.parse(body).mark));
       case "POST vdis changed":
         return this.#changed(ref, sr.vdiChangedRequest.parse(body).since);
       case "GET vdis users": {
@@ -322,6 +322,13 @@ export class PlainStore {
     return { path: `/run/weft/${uuid}.nbd`, size, volume, snapshot, session: writable ? SESSION : null };
   }
 
+  #shown({ content, mark, ...answer }: Disk): VdiAnswer {
+    assert.equal(typeof content, "string", "which no agent tells");
+    const [user] = this.open.get(answer.uuid) ?? [];
+    const openOn = user === undefined ? null : { uuid: user.host, name: `host-${user.host.slice(0, 8)}` };
+    return { ...answer, openOn, resets: mark !== null };
+  }
+
   #add(disk: Disk): Disk {
     this.disks.set(disk.uuid, disk);
     return disk;
@@ -353,11 +360,6 @@ function fresh(
     mark: null,
     createdAt: new Date().toISOString(),
   };
-}
-
-function shown({ content, mark, ...answer }: Disk): VdiAnswer {
-  assert.equal(typeof content, "string", "which no agent tells");
-  return { ...answer, resets: mark !== null };
 }
 
 function roundUp(size: bigint): bigint {

@@ -9,7 +9,7 @@
  * Must always hold:
  * - what `list` says is what the processes say; one that died isn't listed;
  * - it has block devices where blktap 3's control device is, and else is blktap 4, of which a minor is a file (XCP-ng 9);
- * - one that is opened anew has the size that it had, or it stays paused;
+ * - one that is opened anew has the size that it had, or it stays paused, as blktap's does, unless the test says otherwise;
  * - told of a second place it does what blktap's does (drivers/tapdisk-vbd.c, block-nbd.c), also where that is wrong: its own `nbd:`
  *   reads zeroes then, a place of another size is dropped in silence.
  */
@@ -22,10 +22,20 @@ import { parseArgs } from "node:util";
 
 import { EIO, type NbdAnswer, NbdClient, nbdRead, nbdWrite, serveNbd } from "./nbd.ts";
 
-/** `ROOT/usr/sbin/tap-ctl` is this program from now on. Without `nodes` it is the one of XCP-ng 9. */
-export function installTapCtl(root: string, { nodes = true }: { readonly nodes?: boolean } = {}): void {
+/**
+ * `ROOT/usr/sbin/tap-ctl` is this program from now on. Without `nodes` it is the one of XCP-ng 9; with `takesSizes` one that nobody has
+ * yet, of which a tapdisk that is opened anew takes another size.
+ */
+export function installTapCtl(
+  root: string,
+  { nodes = true, takesSizes = false }: { readonly nodes?: boolean; readonly takesSizes?: boolean } = {},
+): void {
   const program = join(root, "usr/sbin/tap-ctl");
-  const { devices, nodesOf } = places(root);
+  const { control, devices, nodesOf, takesSizesOf } = places(root);
+  if (takesSizes) {
+    mkdirSync(control, { recursive: true });
+    writeFileSync(takesSizesOf, "");
+  }
   if (nodes) {
     mkdirSync(devices, { recursive: true });
     writeFileSync(nodesOf, "");
@@ -56,6 +66,7 @@ const places = (root: string) => {
     devices: join(root, "dev/xen/blktap-2"),
     nodesOf: join(root, "dev/xen/blktap-2/control"),
     minors: join(control, "tapdisk"),
+    takesSizesOf: join(control, "takes-sizes"),
     socketOf: (minor: number) => join(control, "double", `${minor}`, "ctl"),
   };
 };
@@ -137,10 +148,10 @@ class Images {
 }
 
 async function tapdisk(root: string, minor: number, args: string): Promise<void> {
-  const { control, double, socketOf } = places(root);
+  const { control, double, socketOf, takesSizesOf } = places(root);
   const images = new Images(args);
   await images.open();
-  const size = images.main.size();
+  let size = images.main.size();
   let paused: { readonly over: Promise<void>; readonly end: () => void } | null = null;
   const nbd = join(control, `nbd${process.pid}.${minor}`);
   const idle = async (seconds: number): Promise<boolean> => {
@@ -176,11 +187,12 @@ async function tapdisk(root: string, minor: number, args: string): Promise<void>
     if (op === "unpause") {
       if (paused === null) return "error: Invalid argument";
       await images.open(as, second ?? null);
-      if (images.main.size() !== size) {
+      if (images.main.size() !== size && !existsSync(takesSizesOf)) {
         // As tapdisk_vbd_resume: it stays paused.
         images.close();
         return "error: Wrong medium type";
       }
+      size = images.main.size();
       paused.end();
       paused = null;
       return "";
