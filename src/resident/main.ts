@@ -6,6 +6,7 @@ import { loadAddon } from "../core/wire/addon.ts";
 import { isWeftError, reasonOf } from "../core/wire/errors.ts";
 import { Turns } from "../sm-driver/datapath/turns.ts";
 import { alertSink } from "./alert-sink.ts";
+import { deviceSizes } from "./device-sizes.ts";
 import { finishHolderRestart, holderDoor } from "./holder-door.ts";
 import { smDoors } from "./sm-door.ts";
 import { guestDevices, holderRestart, tapdisks } from "./tapdisks.ts";
@@ -22,7 +23,8 @@ async function main(): Promise<void> {
     ...xapiDoors(options, log, datapath),
     holderDoor(restart),
   ];
-  const agent = new Agent(options, log, doors, alertSink(options, log), guestDevices(options));
+  const [alerts, guests, sizes] = [alertSink(options, log), guestDevices(options), deviceSizes(datapath)];
+  const agent = new Agent(options, log, doors, alerts, guests, sizes);
   const end = (signal: string): void => {
     log.info({ signal }, "the agent ends; etcd and weftd go on");
     agent.stop().then(

@@ -69,6 +69,7 @@ import { RotationKeeper } from "./rotation-keeper.ts";
 import { tellReady } from "./ready.ts";
 import { serveLocal } from "./rest.ts";
 import { ScrubKeeper } from "./scrub-keeper.ts";
+import { type DeviceSizes, SizeKeeper } from "./size-keeper.ts";
 import { copiesSnapshots, refuseUnlessClear, scrubSettings } from "./settings.ts";
 import { SnapshotImages } from "./snapshot-images.ts";
 import { SnapshotKeeper } from "./snapshot-keeper.ts";
@@ -93,6 +94,7 @@ type Member = {
   readonly pauseKeeper: PauseKeeper;
   readonly snapshotKeeper: SnapshotKeeper;
   readonly vdiKeeper: VdiKeeper;
+  readonly sizeKeeper: SizeKeeper | null;
   readonly alertKeeper: AlertKeeper | null;
   readonly bundleKeeper: BundleKeeper;
 };
@@ -111,6 +113,7 @@ export class Agent {
   readonly #doors: readonly LocalDoor[];
   readonly #alerts: AlertSink | null;
   readonly #guests: GuestDevices;
+  readonly #sizes: DeviceSizes | null;
   readonly #files: HostFiles;
   readonly #identityFiles: IdentityFiles;
   readonly #etcd: EtcdProcess;
@@ -122,17 +125,22 @@ export class Agent {
   /** One of init, join, restart at a time. */
   #turn: Promise<unknown> = Promise.resolve();
 
-  /** `doors`: those that live in this process. `alerts`: where they go; null: nowhere. `guests`: see {@link GuestDevices}. */
+  /**
+   * `doors`: those that live in this process. `alerts`: where they go; null: nowhere. `guests`: see {@link GuestDevices}. `sizes`: of
+   * their devices; null: what has a volume open here learns its size by itself.
+   */
   constructor(
     options: AgentOptions,
     log: Log = openLog(options.logLevel),
     doors: readonly LocalDoor[] = [],
     alerts: AlertSink | null = null,
     guests: GuestDevices = async () => new Set(),
+    sizes: DeviceSizes | null = null,
   ) {
     this.#options = options;
     this.#alerts = alerts;
     this.#guests = guests;
+    this.#sizes = sizes;
     this.#log = log;
     this.#doors = doors;
     this.#files = new HostFiles(options.stateDir);
@@ -474,6 +482,8 @@ export class Agent {
     scrubKeeper.start();
     snapshotKeeper.start();
     vdiKeeper.start();
+    const sizeKeeper = this.#sizes === null ? null : new SizeKeeper({ mirror, devices: this.#sizes, log });
+    sizeKeeper?.start();
     rotation.start();
     const bundleKeeper = new BundleKeeper({
       self,
@@ -552,6 +562,7 @@ export class Agent {
       pauseKeeper,
       snapshotKeeper,
       vdiKeeper,
+      sizeKeeper,
       alertKeeper,
       bundleKeeper,
     };
@@ -589,7 +600,7 @@ export class Agent {
     if (member === null) return;
     this.#member = null;
     const { context, presence, keeper, door, heads, acks, rotation, rescue, etcdLog, pauseKeeper } = member;
-    const { snapshotKeeper, vdiKeeper, alertKeeper, bundleKeeper } = member;
+    const { snapshotKeeper, vdiKeeper, sizeKeeper, alertKeeper, bundleKeeper } = member;
     const confirmationEnds = context.confirmation.stop();
     // Before the identity ends that it renews.
     const rotationEnds = rotation.stop();
@@ -605,6 +616,7 @@ export class Agent {
     context.scrubKeeper.stop();
     snapshotKeeper.stop();
     vdiKeeper.stop();
+    sizeKeeper?.stop();
     alertKeeper?.stop();
     bundleKeeper.stop();
     pauseKeeper.stop();

@@ -8,6 +8,7 @@ import { Agent } from "../../../src/core/agent/agent.ts";
 import type { MemberContext } from "../../../src/core/agent/context.ts";
 import { EtcdProcess } from "../../../src/core/agent/etcd-process.ts";
 import type { LocalDoor } from "../../../src/core/agent/local-door.ts";
+import type { DeviceSizes } from "../../../src/core/agent/size-keeper.ts";
 import { openLog } from "../../../src/core/agent/log.ts";
 import type { HostAnswer } from "../../../src/core/wire/agent-api.ts";
 import { AgentClient } from "../../../src/core/wire/agent-client.ts";
@@ -31,6 +32,8 @@ export class TestHost {
   #agent: Agent | null = null;
   /** Disks on which a guest's device stands, connected or not; null: nobody can say. */
   devices: ReadonlySet<string> | null = new Set();
+  /** Of guests' devices, from the next start of its agent on. */
+  sizes: DeviceSizes | null = null;
   /** Set before its agent is started. */
   doors: readonly LocalDoor[] = [];
   readonly #rebuildAfterMs: number | null;
@@ -98,10 +101,17 @@ export class TestHost {
     const log = openLog(level);
     const isDriven = this.doors.some(({ path }) => path === "/v1/sm");
     const doors = isDriven ? this.doors : [...smDoors(options, log), ...this.doors];
-    this.#agent = new Agent(options, log, doors, null, async () => {
-      if (this.devices === null) throw new Error("it does not say");
-      return this.devices;
-    });
+    this.#agent = new Agent(
+      options,
+      log,
+      doors,
+      null,
+      async () => {
+        if (this.devices === null) throw new Error("it does not say");
+        return this.devices;
+      },
+      this.sizes,
+    );
     await this.#agent.start();
   }
 
