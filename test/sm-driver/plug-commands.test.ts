@@ -205,7 +205,7 @@ void t.test(
     await h2.stop(fresh);
 
     // It isn't reset any more, and grows before it boots: nothing goes back.
-    await h2.uuid("vdi_resize", { vdiUuid: uuid, onBoot: "persist", args: [String(128n * MIB)] });
+    await h1.uuid("vdi_resize", { vdiUuid: uuid, onBoot: "persist", args: [String(128n * MIB)] });
     t.equal(content(), "used by Bob");
     await h2.start(uuid);
     t.equal(content(), "used by Bob");

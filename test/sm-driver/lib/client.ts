@@ -71,8 +71,9 @@ export function requestOf(call: DriverCall): string {
     ["vdi_uuid", call.vdiUuid],
     ["new_uuid", call.newUuid],
     ["subtask_of", call.subtaskOf],
-    ["vdi_on_boot", call.onBoot ?? (call.vdiUuid === undefined ? undefined : "persist")],
-    ["vdi_allow_caching", call.vdiUuid === undefined ? undefined : "false"],
+    // Of a VDI that XAPI knows: the backup of a pool's database has a uuid before it has a ref.
+    ["vdi_on_boot", call.onBoot ?? (call.vdiRef === undefined ? undefined : "persist")],
+    ["vdi_allow_caching", call.vdiRef === undefined ? undefined : "false"],
   ];
   const structs: readonly (readonly [string, Texts | undefined])[] = [
     ["sr_sm_config", call.srSmConfig],

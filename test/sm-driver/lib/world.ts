@@ -27,6 +27,14 @@ type Call = Omit<DriverCall, "hostRef" | "sessionRef" | "srRef" | "srUuid" | "co
 
 export const MIB = 1n << 20n;
 
+/** sm.ml's `srmaster_only`. */
+const MASTERS: ReadonlySet<string> = new Set(
+  [
+    "sr_scan vdi_create vdi_delete vdi_snapshot vdi_clone vdi_resize vdi_resize_online vdi_compose",
+    "vdi_enable_cbt vdi_disable_cbt vdi_data_destroy vdi_list_changed_blocks",
+  ].flatMap((line) => line.split(" ")),
+);
+
 /** What all hosts of a pool have in common. */
 export class Pool {
   readonly srUuid = randomUUID();
@@ -172,12 +180,15 @@ export class SmHost {
   async call(command: string, call: Call = {}): Promise<StrictValue> {
     const { xapi, srRef, srUuid } = this.#pool;
     const note = xapi.places.step(this.host.ref, { command, ...call });
+    const isMaster = call.isMaster ?? this.host === xapi.hosts[0];
+    // Anywhere else XAPI hands it on to the master.
+    if (MASTERS.has(command) && !isMaster) throw new Error(`XAPI asks the master alone for ${command}`);
     const session = xapi.openSession(srRef);
     this.#pool.sessions.set(session, this.steps);
     const vdiRef = call.vdiRef ?? (call.vdiUuid === undefined ? undefined : xapi.vdiRef(call.vdiUuid));
     const before = xapi.violations.length;
     const text = requestOf({
-      isMaster: this.host === xapi.hosts[0],
+      isMaster,
       subtaskOf: "OpaqueRef:task",
       ...call,
       command,
@@ -229,10 +240,14 @@ export class SmHost {
     return this.#driver.handle(request, new AbortController().signal);
   }
 
-  /** Of a command that makes or changes a disk: its uuid. */
+  /** Of a command that makes or changes a disk: its uuid. XAPI reads the record next, and refuses a disk that is too small. */
   async uuid(command: string, call: Call = {}): Promise<string> {
     const { uuid, location } = structOf(await this.call(command, call));
     if (typeof uuid !== "string" || uuid !== location) throw new Error("uuid and location differ");
+    const { location: known, virtual_size: size, SR: sr } = this.#pool.record(uuid);
+    if (known !== location || sr !== this.#pool.srRef) throw new Error(`XAPI has no VDI at ${uuid}`);
+    const isSized = command === "vdi_create" || command.startsWith("vdi_resize");
+    if (isSized && BigInt(String(size)) < BigInt(call.args?.[0] ?? "0")) throw new Error("Disk too small");
     return uuid;
   }
 
@@ -271,14 +286,28 @@ export class SmHost {
     await this.call("vdi_epoch_end", { vdiUuid });
   }
 
-  /** What XAPI does besides `vdi_snapshot` and `vdi_clone`: the record's names, and vdi_update. */
+  /**
+   * What XAPI does around `vdi_snapshot` and `vdi_clone` (storage_smapiv1.ml): the disk's sm_config goes along as driver_params, and the
+   * new record, found by its location, gets names and what it is, before vdi_update.
+   */
   async copy(command: "vdi_snapshot" | "vdi_clone", vdiUuid: string, call: Call = {}): Promise<string> {
-    const made = await this.uuid(command, { ...call, vdiUuid, driverParams: {} });
     const { xapi } = this.#pool;
-    const ref = xapi.vdiRef(made);
     const source = this.#pool.record(vdiUuid);
+    const smConfig = structOf(source["sm_config"] as StrictValue) as Readonly<Record<string, string>>;
+    const made = await this.uuid(command, {
+      ...call,
+      vdiUuid,
+      driverParams: { ...smConfig, ...call.driverParams },
+    });
+    const ref = xapi.vdiRef(made);
+    const own = this.#pool.record(made);
     for (const member of ["name_label", "name_description", "type"]) xapi.set(ref, member, source[member]);
     xapi.set(ref, "is_a_snapshot", command === "vdi_snapshot");
+    xapi.set(ref, "snapshot_time", `${new Date().toISOString().slice(0, 19).replaceAll("-", "")}Z`);
+    xapi.set(ref, "other_config", { content_id: randomUUID() });
+    const { base_mirror: mirror } = smConfig;
+    if (mirror !== undefined)
+      xapi.set(ref, "sm_config", { ...structOf(own["sm_config"] as StrictValue), base_mirror: mirror });
     await this.call("vdi_update", { vdiUuid: made });
     if (command === "vdi_snapshot") xapi.set(ref, "snapshot_of", xapi.vdiRef(vdiUuid));
     return made;

@@ -92,6 +92,9 @@ const VDI_TYPES: ReadonlySet<string> = new Set(
   ].flatMap((line) => line.split(" ")),
 );
 
+/** XAPI's own: no call changes them. */
+const FIXED: ReadonlySet<string> = new Set(["uuid", "SR", "location", "type", "class", "VBDs"]);
+
 export async function startXapi(socketPath: string, hostCount = 1): Promise<XapiServer> {
   const database = new Map<string, Record_>();
   const sessions = new Map<string, string>();
@@ -119,6 +122,7 @@ export async function startXapi(socketPath: string, hostCount = 1): Promise<Xapi
       ["class", "pool"],
       ["uuid", randomUUID()],
       ["master", hosts[0]?.ref],
+      ["other_config", {}],
     ]),
   );
 
@@ -178,6 +182,13 @@ export async function startXapi(socketPath: string, hostCount = 1): Promise<Xapi
       throw broken(`a VDI of ${word(srRef)} by a session of ${own ?? "nobody"}`);
   }
 
+  /** Of the type that the field has. */
+  function refuseUnlessLike(method: string, before: unknown, value: unknown): void {
+    const kindOf = (one: unknown): string => (Array.isArray(one) ? "list" : typeof one);
+    if (before !== undefined && kindOf(before) !== kindOf(value))
+      throw broken(`${method}: ${word(value)} is a ${kindOf(value)}, not a ${kindOf(before)}`);
+  }
+
   function refuseUnlessSize(name: string, value: unknown): void {
     if (typeof value !== "string" || !/^[0-9]+$/.test(value))
       throw broken(`${name} is no size in text: ${word(value)}`);
@@ -231,6 +242,9 @@ export async function startXapi(socketPath: string, hostCount = 1): Promise<Xapi
       return new Map(matching.map(([each, record]) => [each, shown(each, record)]));
     }
     const record = get(ref, kind);
+    const isRead = verb.startsWith("get_");
+    if (kind === "VDI" && !isRead) refuseUnlessOf(session, record.get("SR"));
+    if (kind === "SR" && !isRead) refuseUnlessOf(session, ref);
     if (verb === "get_record") return shown(word(ref), record);
     if (verb.startsWith("get_")) {
       if (record.has(verb.slice(4))) return record.get(verb.slice(4));
@@ -240,7 +254,8 @@ export async function startXapi(socketPath: string, hostCount = 1): Promise<Xapi
       const field = verb.slice(4);
       if (["virtual_size", "physical_utilisation", "physical_size", "virtual_allocation"].includes(field))
         refuseUnlessSize(field, value);
-      if (!record.has(field)) throw broken(`${method}: no such field here`);
+      else refuseUnlessLike(method, record.get(field), value);
+      if (!record.has(field) || FIXED.has(field)) throw broken(`${method}: no such method`);
       record.set(field, value);
       return "";
     }
