@@ -9,7 +9,6 @@
  * - who asks again is answered with the session that is open.
  */
 import { stat } from "node:fs/promises";
-import { connect } from "node:net";
 import { setTimeout as delay } from "node:timers/promises";
 
 import { type ActivationInput, decideActivation, type OwnerReport } from "../model/activation.ts";
@@ -30,6 +29,7 @@ import { heldHere } from "./holder.ts";
 import type { Mirror } from "./mirror.ts";
 import { CHANGING_HANDS } from "./owner-work.ts";
 import { openCaretaker } from "./perform.ts";
+import { DATA_PORT, knock } from "./reachable.ts";
 import { attachSnapshot } from "./snapshots.ts";
 import {
   findVdi,
@@ -44,8 +44,6 @@ import { dropUnread, nameHelper, readersOn } from "./vdi-helpers.ts";
 
 /** It answers from memory. */
 const ANSWER_MS = 3000;
-/** weftd's port for other hosts: whether somebody is there at all. */
-const DATA_PORT = 7401;
 const PROBE_MS = 1500;
 /** What a host that was given a disk may take until its guest's end is connected. */
 const COMING_MS = 30_000;
@@ -273,18 +271,8 @@ async function lookAt({ daemon, identity }: MemberContext, host: HostId): Promis
   const { links } = await daemon.client.call("link.list", {});
   if (links.some((link) => link.host === host && link.state === "connected")) return { kind: "up" };
   const { address } = findListed(identity.trust(), host);
-  const socket = connect({ host: address, port: DATA_PORT });
-  try {
-    return await new Promise<Told["report"]>((resolve) => {
-      socket.setTimeout(PROBE_MS, () => resolve({ kind: "silent", refused: false }));
-      socket.once("connect", () => resolve({ kind: "up" }));
-      socket.once("error", (error: NodeJS.ErrnoException) =>
-        resolve({ kind: "silent", refused: error.code === "ECONNREFUSED" }),
-      );
-    });
-  } finally {
-    socket.destroy();
-  }
+  const found = await knock(address, DATA_PORT, PROBE_MS);
+  return found === "open" ? { kind: "up" } : { kind: "silent", refused: found === "refused" };
 }
 
 function openElsewhere(

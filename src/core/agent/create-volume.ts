@@ -7,6 +7,7 @@
  * - a clone is wished for only while its snapshot can be used: in one transaction on the snapshot as it was looked at.
  */
 import { randomUUID } from "node:crypto";
+import { setTimeout as delay } from "node:timers/promises";
 import type { z } from "zod";
 
 import { checkCloneSize, placeClone, type Source } from "../model/clone.ts";
@@ -14,20 +15,24 @@ import { type Cluster, hostName } from "../model/cluster.ts";
 import type { HostId, Rid, VolumeId } from "../model/ids.ts";
 import { defaultCopies, placeCopies, type Spot, roomOf } from "../model/placement.ts";
 import { checkSize } from "../model/size.ts";
+import { missing, placedAnew } from "../model/volume-making.ts";
 import type { CreatedFrom, Want } from "../model/volume-record.ts";
 import type * as api from "../wire/agent-api.ts";
-import { decided, WeftError } from "../wire/errors.ts";
+import { decided, isWeftError, WeftError } from "../wire/errors.ts";
 import { parseNameKey, renderWant } from "../wire/record.ts";
 import type { Compare, Op } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
 import { volumeOf } from "./facts.ts";
 import { findHost, findSnapshot } from "./find.ts";
+import { unreachable, without } from "./reachable.ts";
 import { refuseDeleting, refuseDestroyed } from "./snapshots.ts";
 import { MAKE_MS, nameTaken, stillMade } from "./volumes.ts";
 
 /** Sharing the blocks of an aged snapshot takes a while; who waits longer is told that it goes on. */
 const CLONE_MS = 60_000;
+/** So often it is looked whether who makes copies is there. */
+const LOOK_MS = 1500;
 
 type Request = z.output<typeof api.volumeCreateRequest>;
 type Choice = Pick<Want, "sizeBytes" | "copies" | "minIsr" | "spread" | "thick" | "createdFrom"> & {
@@ -58,12 +63,50 @@ export async function createVolume(
       ? await wishVolume(context, request, token, beside)
       : parseNameKey(made.key, made.value).volume;
   const patienceMs = request.from === null ? MAKE_MS : CLONE_MS;
-  await mirror.until(`The volume "${request.name}"`, patienceMs, () => {
-    const { want, record } = volumeOf(mirror, id);
-    if (want !== null && want.refused !== null) throw notMade(want, view.cluster());
-    return record;
-  });
+  const done = new AbortController();
+  // Who says on which hosts its copies are waits for them.
+  const moving = request.hosts === null ? moveFromDead(context, id, done.signal) : Promise.resolve();
+  try {
+    await mirror.until(`The volume "${request.name}"`, patienceMs, () => {
+      const { want, record } = volumeOf(mirror, id);
+      if (want !== null && want.refused !== null) throw notMade(want, view.cluster());
+      return record;
+    });
+  } finally {
+    done.abort();
+    await moving;
+  }
   return id;
+}
+
+/** What a host was to make that has died since is made by another one. Once is no sign: it must be away at two looks. */
+async function moveFromDead(context: MemberContext, id: VolumeId, signal: AbortSignal): Promise<void> {
+  const { mirror, store, view, log } = context;
+  let before: ReadonlySet<HostId> = new Set();
+  for (;;) {
+    await delay(LOOK_MS, undefined, { signal, ref: false }).catch(() => undefined);
+    if (signal.aborted) return;
+    try {
+      const { want, wantEntry, made, record } = volumeOf(mirror, id);
+      if (want === null || wantEntry === null || record !== null) return;
+      const away = await unreachable(
+        context,
+        missing(want, made).map(({ host }) => host),
+      );
+      const dead = new Set([...away].filter((host) => before.has(host)));
+      before = away;
+      const next = dead.size === 0 ? null : placedAnew(want, made, without(view.cluster(), away), dead);
+      if (next === null) continue;
+      const value = renderWant(next, wantEntry.value);
+      const { kind } = await store.cas(wantEntry.key, wantEntry.modRevision, value);
+      if (kind === "won")
+        log.warn({ volume: id, dead: [...dead] }, "copies are made elsewhere: their hosts are dead");
+      await mirror.sync();
+    } catch (error) {
+      // The store is away, or the hosts are: whoever waits is told in time.
+      if (!isWeftError(error)) throw error;
+    }
+  }
 }
 
 async function wishVolume(
@@ -75,8 +118,11 @@ async function wishVolume(
   const { store, mirror } = context;
   const { name } = request;
   const only = request.hosts === null ? null : request.hosts.map((ref) => findHost(mirror, ref).id);
-  const { spots, compares, ...chosen } =
-    request.from === null ? empty(context, request, only) : cloned(context, request, request.from, only);
+  const { spots, compares, ...chosen } = await chosenOnLiving(context, (cluster) =>
+    request.from === null
+      ? empty(cluster, request, only)
+      : cloned(context, cluster, request, request.from, only),
+  );
   const want: Want = {
     ...chosen,
     volume: beside?.id ?? (randomUUID() as VolumeId),
@@ -115,14 +161,27 @@ async function wishVolume(
   }
 }
 
+/** On hosts that are there: one that has died has its lease for ten seconds more. */
+async function chosenOnLiving(context: MemberContext, choose: (cluster: Cluster) => Choice): Promise<Choice> {
+  let away: ReadonlySet<HostId> = new Set();
+  for (;;) {
+    const choice = choose(without(context.view.cluster(), away));
+    const found = await unreachable(
+      context,
+      choice.spots.map(({ host }) => host),
+    );
+    if (found.size === 0) return choice;
+    away = new Set([...away, ...found]);
+  }
+}
+
 function empty(
-  { view }: MemberContext,
+  cluster: Cluster,
   { name, size, thick, ...request }: Request,
   only: readonly HostId[] | null,
 ): Choice {
   if (size === null) throw new Error("the schema lets no request without a size and a snapshot through");
   const sizeBytes = decided(checkSize(size));
-  const cluster = view.cluster();
   const spread = request.spread ?? "host";
   const copies = request.copies ?? only?.length ?? defaultCopies(cluster, spread);
   const minIsr = request.minIsr ?? 1;
@@ -136,7 +195,8 @@ function empty(
 
 /** What is not asked for is as the snapshot's volume has it. */
 function cloned(
-  { mirror, view }: MemberContext,
+  { mirror }: MemberContext,
+  cluster: Cluster,
   { name, size, ...request }: Request,
   from: string,
   only: readonly HostId[] | null,
@@ -154,7 +214,7 @@ function cloned(
   const copies = request.copies ?? only?.length ?? want.copies;
   const minIsr = request.minIsr ?? Math.min(want.minIsr, copies);
   if (minIsr > copies) throw minIsrAbove(name, minIsr, copies);
-  const { spots, made } = decided(placeClone(view.cluster(), source, { name, copies, only, spread }));
+  const { spots, made } = decided(placeClone(cluster, source, { name, copies, only, spread }));
   const createdFrom: CreatedFrom = {
     volume: volume.id,
     volumeName: want.name,

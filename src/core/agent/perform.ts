@@ -12,6 +12,7 @@ import { randomUUID } from "node:crypto";
 import type { HostId, Rid, VolumeId } from "../model/ids.ts";
 import { MAKE_MS_MAX } from "../model/limits.ts";
 import type { VolumeEffect, VolumeState } from "../model/volume.ts";
+import { missing } from "../model/volume-making.ts";
 import { type CreatedFrom, firstPlaces, type Want } from "../model/volume-record.ts";
 import type { DaemonClient } from "../wire/daemon-client.ts";
 import type { RecordJson } from "../wire/daemon.gen.ts";
@@ -76,6 +77,8 @@ export async function perform(
       const entry = await store.get(keys.want(volume));
       if (entry === null) return;
       const want = parseWant(entry.key, entry.value);
+      // Another place may have been found since for a copy that was not made.
+      if (missing(want, state.made).length > 0) return;
       const rids = firstPlaces(want).map(({ rid }) => rid);
       await daemon.call("volume.create", { record: firstRecord(want, rids, Date.now()) });
       return;

@@ -42,7 +42,8 @@ import type { Policy } from "./policy.ts";
 import { formatSizeExact } from "./size.ts";
 import { lastHeld } from "./snapshot.ts";
 import type { Snapshot } from "./snapshot.ts";
-import { firstPlaces, insync, isOver, memberOf } from "./volume-record.ts";
+import { missing } from "./volume-making.ts";
+import { insync, isOver, memberOf } from "./volume-record.ts";
 import type { Made, Place, VolumeRecord, Want } from "./volume-record.ts";
 
 export type VolumePhase =
@@ -344,10 +345,6 @@ export function mayRemove(
   return safe.length === kept.length && safe.length >= Math.max(1, record.minIsr, want.copies);
 }
 
-function missing(want: Want, made: readonly Made[]): readonly Place[] {
-  return firstPlaces(want).filter((place) => !made.some(({ rid }) => rid === place.rid));
-}
-
 function makeReplica({ host, rid, pool }: Place): VolumeEffect {
   return { kind: "make-replica", host, rid, pool };
 }
@@ -356,17 +353,17 @@ function trashReplica({ host, rid, pool }: Place): VolumeEffect {
   return { kind: "trash-replica", host, rid, pool };
 }
 
-/** One of the hosts with a copy does what any could: the lowest that answers. */
+/** One of the hosts with a copy does what any could: the lowest that answers, of those whose copy stays if there is one. */
 function byOneOf(
   cluster: Cluster,
   want: Want,
   effect: (host: HostId) => VolumeEffect,
 ): readonly VolumeEffect[] {
-  const [first] = want.placements
-    .map((place) => place.host)
-    .filter((host) => isAlive(cluster, host))
-    .toSorted(byText);
-  return first === undefined ? [] : [effect(first)];
+  const alive = want.placements
+    .filter(({ host }) => isAlive(cluster, host))
+    .toSorted((a, b) => Number(a.remove) - Number(b.remove) || byText(a.host, b.host));
+  const [first] = alive;
+  return first === undefined ? [] : [effect(first.host)];
 }
 
 /** `make-replica 2 on 1a2b3c4d` */
