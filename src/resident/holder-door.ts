@@ -7,7 +7,7 @@ import type { HolderRestart } from "../sm-driver/datapath/holder-restart.ts";
 
 const JSON_TYPE = "application/json";
 
-export function holderDoor(restart: HolderRestart): LocalDoor {
+export function holderDoor(restart: Pick<HolderRestart, "run">): LocalDoor {
   return {
     method: "POST",
     path: "/v1/holder/restart",

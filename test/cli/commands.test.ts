@@ -1231,3 +1231,23 @@ void t.test(
     );
   },
 );
+
+void t.test("weft host restart-holder: asks first, and says how long disks were paused", async (t) => {
+  const refused = refusal(
+    "E-HOLD-05",
+    "The holder was not restarted: a disk has a client that is no tapdisk.",
+    409,
+  );
+  await using agent = await FakeAgent.start({
+    "POST /v1/holder/restart": [answer({ version: "0.2.0", paused: 2, pausedMs: 1400 }), refused],
+  });
+  const unasked = await agent.weft(["host", "restart-holder"]);
+  t.equal(unasked.code, 1);
+  t.strictSame(agent.asked, [], "nobody could be asked");
+  const done = await agent.weft(["host", "restart-holder", "--yes"]);
+  t.equal(done.code, 0);
+  t.equal(done.out, "weft-holder 0.2.0 runs. 2 disks were paused, for 1 s at most.\n");
+  const not = await agent.weft(["host", "restart-holder", "--yes"]);
+  t.equal(not.code, 2);
+  t.match(not.err, /E-HOLD-05 .*no tapdisk/);
+});

@@ -12,6 +12,7 @@ import { Cluster } from "../../scripts/cluster/cluster.ts";
 import { type Host, type Services, weftServices } from "../../scripts/cluster/host.ts";
 import { withoutIoUring } from "../../scripts/lib/without-io-uring.ts";
 import { stubFor } from "../sm-driver/lib/driver-for-tests.ts";
+import { installSystemctl } from "../sm-driver/lib/systemctl.ts";
 import { installTapCtl } from "../sm-driver/lib/tap-ctl.ts";
 import { Pool, type SmHost } from "../sm-driver/lib/world.ts";
 
@@ -123,6 +124,7 @@ export class PoolHosts {
       const hosts = cluster.hosts.map((host, n) => new PoolHost(host, pool.host(n), rootOf(host.name)));
       for (const { cluster: host, root, sm } of hosts) {
         installTapCtl(root);
+        installSystemctl(root, host.layout.runDir);
         sm.executable = await stubFor(host.layout.runDir, root);
       }
       return new PoolHosts(cluster, pool, hosts, dir, ends);

@@ -4,7 +4,7 @@
  *
  *     npm run lives                                       one life of 60 s
  *     npm run lives -- --lives 20 --seed 7 --seconds 300  more of them, with seeds from 7 on
- *     npm run lives -- --troubles weftd host              only some of driver, agent, weftd, host; "none" for a life without
+ *     npm run lives -- --troubles weftd host              only some of driver, agent, weftd, holder, host; "none" for a life without
  *     npm run lives -- --io libaio                        on kernels without io_uring
  *
  * Must always hold: exit status 0 only if all that life.ts judges held in every life; a seed draws the same plan again, though not

@@ -4,6 +4,7 @@
  *     driver   XAPI's program ends in the middle of the call
  *     agent    kill -9, started again up to 2 s later
  *     weftd    the same, under its guests
+ *     holder   replaced under its guests, as an administrator asks for it
  *     host     kill -9 of everything; XAPI says at once or later that it is dead; booted up to 8 s later, its SR plugged
  *
  * Must always hold: what was struck is healed by itself, within a time that the life knows.
@@ -11,12 +12,19 @@
 import { setTimeout as delay } from "node:timers/promises";
 
 import { until } from "../../scripts/lib/until.ts";
+import { isWeftError } from "../../src/core/wire/errors.ts";
 import { endProgram, type PoolHost, type PoolHosts } from "./hosts.ts";
 
-export const TROUBLES = ["driver", "agent", "weftd", "host"] as const;
+export const TROUBLES = ["driver", "agent", "weftd", "holder", "host"] as const;
 export type TroubleKind = (typeof TROUBLES)[number];
 /** Of a hundred. */
-const WEIGHTS: Readonly<Record<TroubleKind, number>> = { driver: 40, agent: 22, weftd: 22, host: 16 };
+const WEIGHTS: Readonly<Record<TroubleKind, number>> = {
+  driver: 36,
+  agent: 20,
+  weftd: 20,
+  holder: 10,
+  host: 14,
+};
 /** What a call takes that was not measured yet. */
 const FIRST_MS = 100;
 const HEALED_MS = 90_000;
@@ -110,6 +118,15 @@ export class Trouble {
         await cluster.killProgram("weftd");
         await delay(backMs);
         await cluster.restartDaemon();
+        break;
+      case "holder":
+        await cluster
+          .agent()
+          .restartHolder()
+          .catch((error: unknown) => {
+            // A tapdisk may be paused for something else just then; a disk that stays paused is none that heals.
+            if (!isWeftError(error, "E-HOLD-05")) throw error;
+          });
         break;
       case "host":
         await this.#killHost(victim);

@@ -1,6 +1,6 @@
 /**
  * Plot: a VM's disk in XAPI's order of calls, on real hosts, with a guest that writes all the time and remembers what it was
- * told is done: start, snapshot, growth, weftd killed and started again, boots that reset, live migration, the end of its host
+ * told is done: start, snapshot, growth, weftd killed and started again, the holder replaced, boots that reset, live migration, the end of its host
  * and the take-over by XAPI's word. All of the way is there: the program that XAPI runs, the agent, weftd, the holder, and a
  * double of tapdisk, whose end the guest has.
  */
@@ -13,6 +13,7 @@ import t from "tap";
 import { type Services, weftServices } from "../../scripts/cluster/host.ts";
 import { until } from "../../scripts/lib/until.ts";
 import { stubFor } from "../sm-driver/lib/driver-for-tests.ts";
+import { installSystemctl } from "../sm-driver/lib/systemctl.ts";
 import { installTapCtl } from "../sm-driver/lib/tap-ctl.ts";
 import { MIB, Pool, type SmHost } from "../sm-driver/lib/world.ts";
 import { Disk } from "./nbd.ts";
@@ -132,6 +133,7 @@ await t.test(
         const pool = await Pool.of(t, sockets, xapiSocket);
         for (const [n, { name, layout }] of cluster.hosts.entries()) {
           installTapCtl(rootOf(name));
+          installSystemctl(rootOf(name), layout.runDir);
           pool.host(n).executable = await stubFor(layout.runDir, rootOf(name));
         }
         const [h1, h2, h3] = [pool.host(0), pool.host(1), pool.host(2)];
@@ -174,6 +176,12 @@ await t.test(
         await cluster.host("h3").restartDaemon();
         await goesOn();
         at("weftd killed");
+
+        // The holder is replaced under the guest, whose tapdisk pauses; it knows the size of before the growth.
+        const { paused, pausedMs } = await cluster.host("h3").agent().restartHolder();
+        t.equal(paused, 1);
+        await goesOn();
+        at(`holder replaced, ${pausedMs} ms`);
 
         // Boots that keep nothing, of a disk that was made of the snapshot on another host.
         const was = await reads(h2, snapshot);

@@ -24,6 +24,8 @@ import { socketOf } from "./mirror.ts";
 import { TapCtl, type Tapdisk } from "./tap-ctl.ts";
 import type { Turns } from "./turns.ts";
 
+/** What one tapdisk may take to pause or to go on: meanwhile the others are paused. */
+const TAPDISK_MS = 10_000;
 /** What the unit may take to end and to start. */
 const UNIT_MS = 60_000;
 /** So long whoever asked waits for tapdisks to go on; so long they are tried. */
@@ -64,7 +66,7 @@ export class HolderRestart {
 
   constructor(options: HolderRestartOptions) {
     this.#options = options;
-    this.#tapCtl = new TapCtl(`${options.dom0Root}/usr/sbin/tap-ctl`);
+    this.#tapCtl = new TapCtl(`${options.dom0Root}/usr/sbin/tap-ctl`, TAPDISK_MS);
     this.#goOnMs = options.goOnMs ?? GO_ON_MS;
   }
 

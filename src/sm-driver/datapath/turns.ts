@@ -1,7 +1,9 @@
 /**
  * Work that many do at once, and work that is done alone.
  *
- * Must always hold: while one works alone nobody else does; whoever comes meanwhile waits for its end, however it ends.
+ * Must always hold:
+ * - while one works alone nobody else does; whoever comes meanwhile waits for its end, however it ends;
+ * - work that is shared begins no other in here: it would wait for one that waits for it.
  */
 export class Turns {
   readonly #underWay = new Set<Promise<unknown>>();
