@@ -59,7 +59,7 @@ async function once(context: MemberContext, work: OwnerWork): Promise<OwnerWorkA
   return owner === context.host ? doOwnerWork(context, work) : there(context, owner, work);
 }
 
-/** By this host's weftd, in the session that it has. E-VOL-13 where it has none. */
+/** By this host's weftd, in the session that it has. E-VOL-13 where it has none, and a guest's is what the record names. */
 export async function doOwnerWork(context: Doer, work: OwnerWork): Promise<OwnerWorkAnswer> {
   const { held, mirror } = context;
   const volume = volumeIdOf(work);
@@ -68,6 +68,11 @@ export async function doOwnerWork(context: Doer, work: OwnerWork): Promise<Owner
   try {
     const answer = await ask(context, work);
     return isCaretaker ? nothingHeld : answer;
+  } catch (error) {
+    if (!isCaretaker || !isWeftError(error, "E-VOL-13")) throw error;
+    // The one that the record names ended with the weftd that had it, and nobody else opens it again.
+    await inCaretaker(context, volume, () => ask(context, work));
+    return nothingHeld;
   } finally {
     if (isCaretaker) held.delete(volume);
   }

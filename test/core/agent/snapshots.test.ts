@@ -1,8 +1,10 @@
 /** Snapshots are asked of any host and taken by the owner; what they are missing is said, and what needs them is refused. */
 import t from "tap";
 
+import { openCaretaker } from "../../../src/core/agent/perform.ts";
+import { parseVolumeId } from "../../../src/core/model/ids.ts";
 import { keys } from "../../../src/core/wire/store-keys.ts";
-import { eventually, type TestHost, three } from "./test-host.ts";
+import { eventually, startCluster, type TestHost, three } from "./test-host.ts";
 
 const GIB = 1n << 30n;
 
@@ -295,3 +297,23 @@ void t.test("agent: what changed between two snapshots is asked of any host, a p
     exitCode: 3,
   });
 });
+
+void t.test(
+  "agent: a caretaker's session that has ended with its weftd keeps no snapshot waiting",
+  async (t) => {
+    const [h1, h2] = await startCluster(t, 2, 247);
+    if (h1 === undefined || h2 === undefined) throw new Error("hosts");
+    const made = await h1.client.createVolume({ name: "db", size: 1n << 26n, copies: 2 });
+    const id = parseVolumeId(made.id);
+    if (id === null) throw new Error("an id");
+    // Each asks in turn: who is the recorded owner's host, and who isn't.
+    for (const [at, host] of [h1, h2].entries()) {
+      const { daemon, held } = h1.member();
+      held.add(id);
+      await openCaretaker(daemon.client, id);
+      held.delete(id);
+      h1.weftd.sessions.delete(id);
+      t.match(await host.client.createSnapshot("db", { name: `s${at}` }), { state: "ready" });
+    }
+  },
+);
