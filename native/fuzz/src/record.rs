@@ -18,6 +18,8 @@ pub(crate) const SPECIMEN: &str = include_str!("../../weft-proto/specimens/recor
 const MARKED: &str = include_str!("../../weft-proto/specimens/record-v2.json");
 /// The same of a volume that lives on in its snapshots.
 const HEADLESS: &str = include_str!("../../weft-proto/specimens/record-v3.json");
+/// The same of a volume that is a layer.
+const LAYER: &str = include_str!("../../weft-proto/specimens/record-v4.json");
 
 /// First byte: the bytes themselves, or changes to a good record.
 pub fn run(bytes: &[u8]) {
@@ -33,7 +35,13 @@ pub fn run(bytes: &[u8]) {
 /// A record with some values replaced.
 pub fn changed(input: &mut Input<'_>) -> Vec<u8> {
     let specimen = match input.one_in(8) {
-        true if input.flag() => HEADLESS,
+        true if input.flag() => {
+            if input.flag() {
+                LAYER
+            } else {
+                HEADLESS
+            }
+        }
         true => MARKED,
         false => SPECIMEN,
     };

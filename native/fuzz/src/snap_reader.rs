@@ -50,6 +50,7 @@ pub fn run(bytes: &[u8]) {
             size: [KNOWN.size, KNOWN.size / 2, 2 * KNOWN.size, 4096][input.below(4)],
             members: (0..4).map(Rid).filter(|_| input.flag()).collect(),
         }],
+        layer: None,
     };
     let took = [input.flag(), input.flag(), input.flag()];
     let member = |rid: u32| ReaderMember {

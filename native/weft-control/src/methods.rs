@@ -144,6 +144,8 @@ methods! {
     "volume.delete" VolumeDelete(t::VolumeDelete) -> t::Nothing;
     /// Takes the mark away again; not of a head of which something is gone.
     "volume.restore" VolumeRestore(t::VolumeRef) -> t::Nothing;
+    /// Makes a layer of a volume that nobody has opened yet: what is written to it, by sectors, is to be laid over another one.
+    "volume.layer" VolumeLayer(t::VolumeRef) -> t::Nothing;
     /// Takes the ownership of a volume from a host that was revoked; done nothing if it has none.
     "volume.fence" VolumeFence(t::VolumeFence) -> t::VolumeFenced;
     /// Changes the size of a volume that is open here.
@@ -161,6 +163,9 @@ methods! {
     "session.continue" SessionContinue(t::SessionContinue) -> t::SessionOpened;
     /// Closes a volume here.
     "session.close" SessionClose(t::SessionClose) -> t::SessionClosed;
+    /// Lays what is written in a layer over another volume, both open here without a guest; answers when it is durable. Cut, or
+    /// asked again, it is to be done from its beginning.
+    "session.lay" SessionLay(t::SessionLay) -> t::SessionLaid;
     /// Changes how much the guests of a volume that is open here may ask for.
     "session.limit" SessionLimit(t::SessionLimit) -> t::Nothing;
     /// The sessions of this host.

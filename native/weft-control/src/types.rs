@@ -808,6 +808,27 @@ pub struct SessionClosed {
     pub lost_writes: u32,
 }
 
+/// Lays a layer over another volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SessionLay {
+    /// The layer.
+    #[schemars(with = "Uuid")]
+    pub from: VolumeId,
+    /// The volume below, at least as large.
+    #[schemars(with = "Uuid")]
+    pub onto: VolumeId,
+}
+
+/// What was written to the volume below.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SessionLaid {
+    /// Bytes of data.
+    pub data_bytes: Decimal,
+    /// Bytes of zeroes.
+    pub zero_bytes: Decimal,
+}
+
 /// Where a session is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

@@ -571,6 +571,7 @@ impl Host {
             wait: false,
             reverting: None,
             head: None,
+            layer: None,
             unknown: BTreeMap::new(),
         }
     }

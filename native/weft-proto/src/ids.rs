@@ -113,6 +113,10 @@ uuid_id!(
     GroupId
 );
 uuid_id!(
+    /// What stands in a layer where nobody has written (docs/model.md R34); random, and told to no guest.
+    LayerMark
+);
+uuid_id!(
     /// Random per compare-and-swap: lets a writer recognise its own swap after an unknown outcome (R14).
     Nonce
 );

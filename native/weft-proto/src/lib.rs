@@ -20,6 +20,7 @@ pub mod guest;
 pub mod hashes;
 pub mod ids;
 pub mod images;
+pub mod layer;
 pub mod log;
 pub mod message;
 pub mod mutants;

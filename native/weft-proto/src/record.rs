@@ -13,11 +13,15 @@ use core::fmt;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::ids::{Epoch, Generation, HostId, Nonce, PoolId, PoolInc, Rev, Rid, SessionId, SnapId, VolumeId};
+use crate::ids::{
+    Epoch, Generation, HostId, LayerMark, Nonce, PoolId, PoolInc, Rev, Rid, SessionId, SnapId, VolumeId,
+};
 
 /// The newest record format that this software reads. It writes the one that the record's marks need, so that software which
-/// knows nothing of a mark opens no such volume: this one where the head is deleted (R31).
-pub const FORMAT: u32 = 3;
+/// knows nothing of a mark opens no such volume: this one where the volume is a layer (R34).
+pub const FORMAT: u32 = 4;
+/// The format of a record whose head is deleted (R31).
+pub const FORMAT_HEADLESS: u32 = 3;
 /// The format of a record with the marker of a revert (R30).
 pub const FORMAT_REVERTING: u32 = 2;
 /// The format of a record without marks.
@@ -106,6 +110,20 @@ pub struct Record {
     /// [`Record::mark_head`] alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub head: Option<Head>,
+    /// It is a layer: what is written to it is to be laid over another volume (R34). Set by [`Record::mark_layer`] alone,
+    /// before the volume is opened for the first time, and never taken off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer: Option<Layer>,
+    /// Fields of newer writers, kept.
+    #[serde(flatten)]
+    pub unknown: BTreeMap<String, Value>,
+}
+
+/// The mark of a layer.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Layer {
+    /// What stands in sectors that nobody has written; never all zeroes.
+    pub mark: LayerMark,
     /// Fields of newer writers, kept.
     #[serde(flatten)]
     pub unknown: BTreeMap<String, Value>,
@@ -397,11 +415,19 @@ impl Record {
             return illegal("older software would open a volume that is being taken back to a snapshot");
         }
         if self.head.is_some() {
-            if self.min_reader < FORMAT {
+            if self.min_reader < FORMAT_HEADLESS {
                 return illegal("older software would open a volume whose head is deleted");
             }
             if self.owner.is_some_and(|owner| !owner.caretaker) || self.reverting.is_some() {
                 return illegal("a volume whose head is deleted has no guest, and is not taken back");
+            }
+        }
+        if let Some(layer) = &self.layer {
+            if self.min_reader < FORMAT {
+                return illegal("older software would open a layer");
+            }
+            if layer.mark == LayerMark(0) {
+                return illegal("the mark of a layer is none");
             }
         }
         Ok(())
@@ -419,6 +445,7 @@ impl Record {
         let reverting = self.reverting.as_ref().map_or(0, |reverting| {
             fields_len(&reverting.unknown) + json_len(&reverting.since).saturating_sub(TIME_LEN)
         });
+        let layer = self.layer.as_ref().map_or(0, |layer| fields_len(&layer.unknown));
         let entries: usize = self
             .replicas
             .iter()
@@ -433,6 +460,7 @@ impl Record {
             + layers
             + reverting
             + head
+            + layer
             + entries
             + fields_len(&self.unknown)
             + fields_len(&self.policy.unknown)
@@ -472,12 +500,25 @@ impl Record {
         self.fit_format();
     }
 
+    /// Makes a layer of a volume that nobody has opened yet; the format follows.
+    pub fn mark_layer(&mut self, mark: LayerMark) {
+        self.layer = Some(Layer { mark, unknown: BTreeMap::new() });
+        self.fit_format();
+    }
+
+    /// Has nobody ever opened the volume? Then nothing was written to it. A clone begins above.
+    #[must_use]
+    pub fn is_unopened(&self) -> bool {
+        self.epoch == Epoch(1) && self.owner.is_none() && self.closed_gen == Generation::NEVER
+    }
+
     /// The lowest format whose software knows all of the marks. What newer software says of itself stays.
     fn fit_format(&mut self) {
-        let needed = match (&self.head, &self.reverting) {
-            (Some(_), _) => FORMAT,
-            (None, Some(_)) => FORMAT_REVERTING,
-            (None, None) => FORMAT_PLAIN,
+        let needed = match (&self.layer, &self.head, &self.reverting) {
+            (Some(_), ..) => FORMAT,
+            (None, Some(_), _) => FORMAT_HEADLESS,
+            (None, None, Some(_)) => FORMAT_REVERTING,
+            (None, None, None) => FORMAT_PLAIN,
         };
         let has_marks = needed > FORMAT_PLAIN;
         for format in [&mut self.fmt, &mut self.min_reader] {
@@ -616,6 +657,50 @@ mod tests {
         assert!(broken(&|r| r.reverting.clone_from(&reverting)));
     }
 
+    /// The record of a layer, as release 0.1.0 writes it.
+    const LAYER: &str = include_str!("../specimens/record-v4.json");
+
+    #[test]
+    fn the_specimen_of_format_4_is_read_and_no_older_software_takes_it_for_one_of_its_own() {
+        let record = Record::parse(LAYER.as_bytes()).expect("specimen");
+        let layer = record.layer.clone().expect("marked");
+        assert_eq!(layer.mark, LayerMark(0x77777777_8888_4999_aaaa_bbbbbbbbbbbb));
+        let again: Value = serde_json::from_slice(&record.to_bytes()).expect("JSON");
+        let before: Value = serde_json::from_str(LAYER).expect("JSON");
+        assert_eq!(again, before, "an unknown field was lost");
+        let broken = |change: &dyn Fn(&mut Record)| {
+            let mut record = record.clone();
+            change(&mut record);
+            matches!(Record::parse(&record.to_bytes()), Err(RecordError::Illegal(_)))
+        };
+        assert!(broken(&|r| (r.fmt, r.min_reader) = (3, 3)));
+        assert!(
+            broken(&|r| r.layer = Some(Layer { mark: LayerMark(0), ..layer.clone() })),
+            "zeroes are data"
+        );
+        // Its head may be deleted, and it stays what it is.
+        let mut headless = record.clone();
+        headless.snaps.count = 1;
+        headless.mark_head(Some(Head {
+            deleted: "77".into(),
+            data: HeadData::Kept,
+            unknown: BTreeMap::new(),
+        }));
+        assert_eq!((headless.fmt, headless.min_reader, headless.layer.is_some()), (4, 4, true));
+        assert_eq!(Record::parse(&headless.to_bytes()), Ok(headless));
+    }
+
+    #[test]
+    fn a_layer_is_made_of_a_volume_that_nobody_has_opened() {
+        let mut record = Record::parse(SPECIMEN.as_bytes()).expect("specimen");
+        (record.owner, record.epoch, record.closed_gen) = (None, Epoch(1), Generation::NEVER);
+        assert!(record.is_unopened());
+        record.mark_layer(LayerMark(7));
+        assert_eq!((record.fmt, record.min_reader, record.is_unopened()), (4, 4, true));
+        record.epoch = Epoch(2);
+        assert!(!record.is_unopened(), "whoever opens it raises the epoch");
+    }
+
     #[test]
     fn a_record_for_newer_software_is_refused_by_name() {
         let text = SPECIMEN.replace("\"min_reader\": 1", "\"min_reader\": 9");
@@ -676,6 +761,7 @@ mod tests {
             since: "1".repeat(TIME_LEN - 2),
             unknown: BTreeMap::new(),
         }));
+        longest.mark_layer(LayerMark(u128::MAX));
         longest.mark_head(Some(Head {
             deleted: "1".repeat(TIME_LEN - 2),
             data: HeadData::Releasing,

@@ -391,6 +391,7 @@ mod tests {
             session: SessionId(5),
             watermark: MARK,
             others: Vec::new(),
+            layer: None,
         };
         let (node, pool) = (HostId(0xA), PoolId(1));
         let member = ReaderMember { rid: Rid(0), node, pool, local: false, took: true };

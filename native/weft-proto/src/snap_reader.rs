@@ -19,7 +19,8 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
 use crate::guest::{GuestError, GuestOp, GuestReply, RequestId};
-use crate::ids::{Epoch, HostId, Instant, Ordinal, PoolId, Rid, SessionId, SnapId, VolumeId};
+use crate::ids::{Epoch, HostId, Instant, LayerMark, Ordinal, PoolId, Rid, SessionId, SnapId, VolumeId};
+use crate::layer::hide_all;
 use crate::message::{
     Answer, Ask, Attach, CHANGED_GRAIN, Extent, Hole, MAX_DATA, Refusal, Request, Response, Watermark,
 };
@@ -58,6 +59,8 @@ pub struct ReaderConfig {
     pub watermark: Watermark,
     /// With which others it may be compared.
     pub others: Vec<OtherSnap>,
+    /// The mark of a layer, to be hidden from who reads it as a guest does (R34). None: it is no layer, or is read as it lies.
+    pub layer: Option<LayerMark>,
 }
 
 /// Another snapshot of the volume.
@@ -676,7 +679,12 @@ impl<P: Payload> SnapReader<P> {
         let Some(guest) = self.guests.remove(&id) else { return };
         let reply = match guest.found {
             Found::Kinds(kinds) => GuestReply::Kinds(clip_kinds(kinds, guest.offset, guest.len)),
-            Found::Data(data) => GuestReply::Data(clip_data(data, guest.offset, guest.len)),
+            Found::Data(mut data) => {
+                if let Some(mark) = self.config.layer {
+                    hide_all(mark, &mut data);
+                }
+                GuestReply::Data(clip_data(data, guest.offset, guest.len))
+            }
             Found::Changed { grains, exact } => {
                 GuestReply::Changed { runs: runs_of(&grains, guest.offset, guest.len), exact }
             }
@@ -729,6 +737,7 @@ mod tests {
             session: SessionId(5),
             watermark: MARK,
             others,
+            layer: None,
         };
         let member = |rid: u32| ReaderMember {
             rid: Rid(rid),

@@ -15,6 +15,7 @@ mod comparisons;
 mod continuing;
 mod fetches;
 mod groups;
+mod lays;
 mod readers;
 mod snapshots;
 
@@ -52,6 +53,7 @@ use crate::clock::{now, random_u128};
 use crate::control::{self, EventSender, SOCKET_PATH_MAX};
 use crate::errors::{Code, Failure};
 use crate::exports::Exports;
+use crate::lays::is_ours;
 use crate::limiter::Limits;
 use crate::links::{CLEAR, DATA_PORT, Links, LinksOut};
 use crate::mail::{Answer, ControlRequest, Mail, Mailbox};
@@ -71,6 +73,7 @@ use crate::trust::{IdentityFiles, TRUST_KEY, TrustChange, TrustKeeper};
 
 use comparisons::Comparisons;
 use fetches::Fetches;
+use lays::Lays;
 use readers::Reader;
 
 /// Sessions of one host (architecture.md, Limits).
@@ -202,6 +205,8 @@ struct Daemon {
     comparisons: Comparisons,
     /// The snapshot that is brought to a copy here.
     fetches: Fetches,
+    /// Layers that are laid over other volumes here.
+    lays: Lays,
     /// When images are looked for that nobody needs.
     janitor_due: Instant,
     /// The store's incarnation, and since when this process has seen it.
@@ -261,6 +266,7 @@ pub fn run(options: Options) -> Result<(), Failure> {
         touched_readers: BTreeSet::new(),
         comparisons: Comparisons::default(),
         fetches: Fetches::default(),
+        lays: Lays::default(),
         janitor_due: at,
         incarnation_since: (0, at),
         links_changed: false,
@@ -429,7 +435,11 @@ impl Daemon {
             if let Some(transmit) = slot.machine.poll_transmit() {
                 self.route(now, volume.into(), volume, transmit);
             } else if let Some((id, reply)) = slot.poll_reply(now) {
-                self.exports.reply(&mut self.driver, now, id, reply);
+                if is_ours(id) {
+                    self.handle_laid(now, volume, id, reply);
+                } else {
+                    self.exports.reply(&mut self.driver, now, id, reply);
+                }
             } else if let Some(event) = slot.machine.poll_event() {
                 // Before the store is asked: a watermark among them is what its answer is judged by (R11).
                 self.handle_session_event(now, volume, event);
@@ -720,6 +730,7 @@ impl Daemon {
             self.sessions.remove(&volume);
         }
         self.end_in_groups(now, volume);
+        self.end_lays(volume, reason);
         self.links_changed = true;
     }
 
@@ -1469,6 +1480,7 @@ impl Daemon {
                 let (volume, keep_snapshots) = (v.volume, v.keep_snapshots);
                 self.change(RecordChange::Delete { volume, keep_snapshots }, answer);
             }
+            Command::VolumeLayer(v) => self.change(RecordChange::Layer(v.volume), answer),
             Command::VolumeRestore(v) => self.change(RecordChange::Restore(v.volume), answer),
             Command::VolumeFence(f) => {
                 self.change(RecordChange::Fence { volume: f.volume, host: f.host }, answer);
@@ -1506,6 +1518,7 @@ impl Daemon {
             Command::SessionOpen(open) => self.open(now, open, answer),
             Command::SessionContinue(wanted) => self.continue_session(now, wanted, answer),
             Command::SessionClose(close) => self.close(now, close.volume, close.abandon, answer),
+            Command::SessionLay(ask) => self.lay(now, ask, answer),
             Command::SessionList(_) => {
                 let sessions = self.sessions.keys().filter_map(|volume| self.session_status(now, *volume));
                 tell(answer, &SessionList { sessions: sessions.collect() });

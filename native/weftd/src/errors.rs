@@ -53,6 +53,10 @@ codes! {
     HEAD_GONE = "E-VOL-20";
     /// Somebody else has owned the volume in between.
     TAKEN = "E-VOL-21";
+    /// A layer was not laid over its volume to the end.
+    LAY_CUT = "E-VOL-22";
+    /// The volume is no layer, or can't become one.
+    NO_LAYER = "E-VOL-23";
     /// A copy of the volume lies where it can have no snapshots.
     SNAPSHOT_CANNOT_BE = "E-SNAP-01";
     /// The volume has a snapshot of that name.

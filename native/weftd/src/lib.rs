@@ -19,6 +19,7 @@ pub mod debug;
 pub mod errors;
 pub mod exports;
 pub mod histogram;
+pub mod lays;
 pub mod limiter;
 pub mod links;
 pub mod mail;

@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 use weft_control::types::{RepairPool, RepairSnapshot, VolumeFenced};
-use weft_proto::ids::{Epoch, HostId, Nonce, PoolInc, Rev, Revision, Rid, VolumeId};
+use weft_proto::ids::{Epoch, HostId, LayerMark, Nonce, PoolInc, Rev, Revision, Rid, VolumeId};
 use weft_proto::record::{
     COUNTER_MAX, EPOCH_MAX, Head, HeadData, REPAIR_BELIEF, REPAIR_EPOCH_JUMP, Record, RecordError, Snaps,
 };
@@ -72,6 +72,8 @@ pub enum RecordChange {
     },
     /// Takes the mark away.
     Restore(VolumeId),
+    /// Makes a layer of it, before anybody opens it.
+    Layer(VolumeId),
     /// Takes the ownership from a host that was revoked.
     Fence {
         /// Of which volume.
@@ -110,6 +112,11 @@ impl Store {
             }
             RecordChange::Restore(volume) => {
                 self.alter(volume, until, mark_restored).await?;
+                Ok(json!({}))
+            }
+            RecordChange::Layer(volume) => {
+                let mark = LayerMark(random_u128());
+                self.alter(volume, until, |record| mark_layer(record, mark)).await?;
                 Ok(json!({}))
             }
             RecordChange::Fence { volume, host } => {
@@ -394,6 +401,22 @@ fn mark_restored(record: &mut Record) -> Result<bool, Failure> {
     raise(record);
     record.deleted = None;
     record.mark_head(None);
+    Ok(true)
+}
+
+/// What was written before could not be told by sectors any more (docs/model.md R34).
+fn mark_layer(record: &mut Record, mark: LayerMark) -> Result<bool, Failure> {
+    if record.layer.is_some() {
+        return Ok(false);
+    }
+    if record.deleted.is_some() || record.head.is_some() || !record.is_unopened() {
+        let message =
+            format!("volume {} was opened before, or is deleted: it can't become a layer", record.vol);
+        return Err(Failure::new(Code::NO_LAYER, message).with("volume", record.vol.to_string()));
+    }
+    // Nothing else is what it was by this: no session has the volume, so the epoch stays, and nobody has opened it still.
+    record.rev = Rev(record.rev.0 + 1);
+    record.mark_layer(mark);
     Ok(true)
 }
 

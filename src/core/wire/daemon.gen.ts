@@ -664,6 +664,22 @@ export type SessionFigures = {
   readonly written_bytes: Decimal;
 };
 
+/** What was written to the volume below. */
+export type SessionLaid = {
+  /** Bytes of data. */
+  readonly data_bytes: Decimal;
+  /** Bytes of zeroes. */
+  readonly zero_bytes: Decimal;
+};
+
+/** Lays a layer over another volume. */
+export type SessionLay = {
+  /** The layer. */
+  readonly from: Uuid;
+  /** The volume below, at least as large. */
+  readonly onto: Uuid;
+};
+
 /** Changes the limits of a volume that is open here, at once: also for requests that wait. */
 export type SessionLimit = {
   /** Its limits from now on; null for none. */
@@ -1197,6 +1213,8 @@ export type DaemonMethods = {
   readonly "session.close": { readonly params: SessionClose; readonly result: SessionClosed };
   /** Opens a volume here again after the process that had it open has ended, if nobody else has owned it since; whoever asks keeps its guest's requests meanwhile. */
   readonly "session.continue": { readonly params: SessionContinue; readonly result: SessionOpened };
+  /** Lays what is written in a layer over another volume, both open here without a guest; answers when it is durable. Cut, or asked again, it is to be done from its beginning. */
+  readonly "session.lay": { readonly params: SessionLay; readonly result: SessionLaid };
   /** Changes how much the guests of a volume that is open here may ask for. */
   readonly "session.limit": { readonly params: SessionLimit; readonly result: Nothing };
   /** The sessions of this host. */
@@ -1249,6 +1267,8 @@ export type DaemonMethods = {
   readonly "volume.delete": { readonly params: VolumeDelete; readonly result: Nothing };
   /** Takes the ownership of a volume from a host that was revoked; done nothing if it has none. */
   readonly "volume.fence": { readonly params: VolumeFence; readonly result: VolumeFenced };
+  /** Makes a layer of a volume that nobody has opened yet: what is written to it, by sectors, is to be laid over another one. */
+  readonly "volume.layer": { readonly params: VolumeRef; readonly result: Nothing };
   /** Changes what is wanted of a volume that is open here. */
   readonly "volume.policy": { readonly params: VolumePolicy; readonly result: Nothing };
   /** Gives back what only the deleted head of a volume has that is open here; answers when the record says that it goes. */

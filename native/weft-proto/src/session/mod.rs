@@ -847,6 +847,13 @@ impl<P: Payload> Session<P> {
         self.maintain(now);
     }
 
+    /// Reads whole blocks as they lie on the copies, answered like any read. Of a layer with its mark, which no guest is shown:
+    /// for who lays it over another volume (docs/model.md R34).
+    pub fn read_as_it_lies(&mut self, now: Instant, id: RequestId, offset: u64, len: u64) {
+        self.accept_read(now, id, offset, len);
+        self.maintain(now);
+    }
+
     /// Ends the session in order: drain, seal, swap. Refused (false) while the volume waits for a member: what
     /// the guest wrote would hang in the air; see [`Session::abandon`].
     #[must_use]

@@ -20,7 +20,8 @@ use super::copy::{Piece, PieceId};
 use super::peer::Purpose;
 use super::{Phase, Session};
 use crate::guest::{GuestError, GuestOp, GuestReply, RequestId};
-use crate::ids::{Epoch, Generation, Instant, Rid};
+use crate::ids::{Epoch, Generation, Instant, LayerMark, Rid};
+use crate::layer::{hide_all, is_whole_sectors, unwritten_block};
 use crate::message::{Answer, Ask, Extent, Hole, MAX_DATA, Refusal};
 use crate::mutants::Mutation;
 use crate::payload::{BLOCK, Payload, block_crcs};
@@ -55,8 +56,19 @@ pub(super) struct GuestRequest<P> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum GuestKind {
-    Read { offset: u64, len: u64 },
-    Kinds { offset: u64, len: u64 },
+    Read {
+        offset: u64,
+        len: u64,
+    },
+    /// As it lies on the copies.
+    Raw {
+        offset: u64,
+        len: u64,
+    },
+    Kinds {
+        offset: u64,
+        len: u64,
+    },
     Write,
     Flush,
 }
@@ -183,13 +195,6 @@ impl<P: Payload> Op<P> {
 impl<P: Payload> Session<P> {
     /// Takes a guest's request in: checks it, splits it, queues its operations.
     pub(super) fn accept(&mut self, now: Instant, id: RequestId, op: GuestOp<P>) {
-        assert!(!self.guests.contains_key(&id), "request {id:?} is used twice");
-        let closing = |phase: &Phase| matches!(phase, Phase::Closing(_));
-        let none = self.is_ended() || self.is_headless();
-        if none || closing(&self.phase) || self.back.as_ref().is_some_and(closing) {
-            self.figures.fenced += 1;
-            return self.replies.push_back((id, GuestReply::Failed(GuestError::Fenced)));
-        }
         let (kind, offset, len) = match &op {
             GuestOp::Read { offset, len } => (GuestKind::Read { offset: *offset, len: *len }, *offset, *len),
             GuestOp::Kinds { offset, len } => {
@@ -203,13 +208,12 @@ impl<P: Payload> Session<P> {
                 return self.replies.push_back((id, GuestReply::Failed(GuestError::OutOfRange)));
             }
         };
-        // Before the record is known, no volume is larger than this.
-        let size = self.record.as_ref().map_or(SIZE_MAX, |record| record.size);
-        if offset.checked_add(len).is_none_or(|end| end > size) {
+        if kind == GuestKind::Write && self.layer_mark().is_some() && !is_whole_sectors(offset, len) {
             return self.replies.push_back((id, GuestReply::Failed(GuestError::OutOfRange)));
         }
-        let request = GuestRequest { arrived: now, kind, remaining: 0, parts: Vec::new(), kinds: Vec::new() };
-        self.guests.insert(id, request);
+        if !self.admit(now, id, kind, offset, len) {
+            return;
+        }
         match op {
             GuestOp::Read { offset, len } => {
                 let (start, end) = (offset / BLOCK * BLOCK, (offset + len).next_multiple_of(BLOCK));
@@ -251,6 +255,37 @@ impl<P: Payload> Session<P> {
             }
         }
         self.finish_guest(now, id);
+    }
+
+    /// A read of whole blocks that nothing is hidden from.
+    pub(super) fn accept_read(&mut self, now: Instant, id: RequestId, offset: u64, len: u64) {
+        assert!((offset | len).is_multiple_of(BLOCK), "{offset} and {len} are not whole blocks");
+        if self.admit(now, id, GuestKind::Raw { offset, len }, offset, len) {
+            let end = offset + len;
+            self.split(now, id, offset, end, MAX_DATA, |_, _| OpKind::Read { bad: Bad::default() });
+            self.finish_guest(now, id);
+        }
+    }
+
+    /// Notes a request, unless nothing is done any more, or not there; then it is answered.
+    fn admit(&mut self, now: Instant, id: RequestId, kind: GuestKind, offset: u64, len: u64) -> bool {
+        assert!(!self.guests.contains_key(&id), "request {id:?} is used twice");
+        let closing = |phase: &Phase| matches!(phase, Phase::Closing(_));
+        let none = self.is_ended() || self.is_headless();
+        if none || closing(&self.phase) || self.back.as_ref().is_some_and(closing) {
+            self.figures.fenced += 1;
+            self.replies.push_back((id, GuestReply::Failed(GuestError::Fenced)));
+            return false;
+        }
+        // Before the record is known, no volume is larger than this.
+        let size = self.record.as_ref().map_or(SIZE_MAX, |record| record.size);
+        if offset.checked_add(len).is_none_or(|end| end > size) {
+            self.replies.push_back((id, GuestReply::Failed(GuestError::OutOfRange)));
+            return false;
+        }
+        let request = GuestRequest { arrived: now, kind, remaining: 0, parts: Vec::new(), kinds: Vec::new() };
+        self.guests.insert(id, request);
+        true
     }
 
     fn accept_write(&mut self, now: Instant, id: RequestId, offset: u64, data: &P) {
@@ -646,10 +681,21 @@ impl<P: Payload> Session<P> {
         self.count_answer(now, &guest);
         let reply = match guest.kind {
             GuestKind::Write | GuestKind::Flush => GuestReply::Done,
-            GuestKind::Read { offset, len } => GuestReply::Data(clip_data(guest.parts, offset, len)),
+            GuestKind::Read { offset, len } => {
+                let mut parts = guest.parts;
+                if let Some(mark) = self.layer_mark() {
+                    hide_all(mark, &mut parts);
+                }
+                GuestReply::Data(clip_data(parts, offset, len))
+            }
+            GuestKind::Raw { offset, len } => GuestReply::Data(clip_data(guest.parts, offset, len)),
             GuestKind::Kinds { offset, len } => GuestReply::Kinds(clip_kinds(guest.kinds, offset, len)),
         };
         self.replies.push_back((id, reply));
+    }
+
+    fn layer_mark(&self) -> Option<LayerMark> {
+        self.record.as_ref()?.layer.as_ref().map(|layer| layer.mark)
     }
 
     fn count_answer(&mut self, now: Instant, guest: &GuestRequest<P>) {
@@ -658,7 +704,9 @@ impl<P: Payload> Session<P> {
                 self.figures.writes += 1;
                 self.figures.stall_ms_max = self.figures.stall_ms_max.max(now.ms_since(guest.arrived));
             }
-            GuestKind::Read { .. } | GuestKind::Kinds { .. } => self.figures.reads += 1,
+            GuestKind::Read { .. } | GuestKind::Raw { .. } | GuestKind::Kinds { .. } => {
+                self.figures.reads += 1;
+            }
         }
     }
 
@@ -870,13 +918,14 @@ impl<P: Payload> Session<P> {
         let lease = self.lease_holds(now);
         let overtaken = self.ops.get(&id).is_some_and(|op| self.has_unfinished_write(op.start, op.end))
             && !self.config.broken.is(Mutation::OvertakenRead);
+        let mark = self.layer_mark();
         let Some(op) = self.ops.get_mut(&id) else { return };
         op.sent.clear();
         let len = op.end - op.start;
         match (&mut op.kind, answer) {
             (OpKind::Write { data, crcs, patch: Some(patch) }, Answer::Data(extents)) => {
                 let Some(offset) = patch.edges.front().copied() else { return };
-                let Some(block) = whole_block::<P>(&extents) else {
+                let Some(block) = whole_block::<P>(&extents, mark) else {
                     return self.read_failed(now, id, rid, Refusal::BadCrc);
                 };
                 patch.edges.pop_front();
@@ -1051,13 +1100,15 @@ pub(crate) fn verified<P: Payload>(extents: &[Extent<P>], len: u64) -> bool {
     covered == len
 }
 
-fn whole_block<P: Payload>(extents: &[Extent<P>]) -> Option<Vec<u8>> {
+/// `mark`: the volume's, if it is a layer: what nobody has written of its block is told from zeroes later (R34).
+fn whole_block<P: Payload>(extents: &[Extent<P>], mark: Option<LayerMark>) -> Option<Vec<u8>> {
     if !verified(extents, BLOCK) {
         return None;
     }
-    Some(match extents.first()? {
-        Extent::Data { data, .. } => data.bytes().to_vec(),
-        Extent::Hole { .. } => alloc::vec![0; to_usize(BLOCK)],
+    Some(match (extents.first()?, mark) {
+        (Extent::Data { data, .. }, _) => data.bytes().to_vec(),
+        (Extent::Hole { kind: Hole::Absent, .. }, Some(mark)) => unwritten_block(mark),
+        (Extent::Hole { .. }, _) => alloc::vec![0; to_usize(BLOCK)],
     })
 }
 

@@ -6,10 +6,11 @@ use alloc::vec;
 use alloc::vec::Vec;
 
 use super::*;
-use crate::guest::GuestOp;
-use crate::ids::{ClusterId, PoolInc};
-use crate::message::{Answer, Ask, Refusal, ReplicaView};
-use crate::payload::{BLOCK, HeapPayload, Payload};
+use crate::guest::{GuestError, GuestOp, GuestReply};
+use crate::ids::{ClusterId, LayerMark, PoolInc};
+use crate::layer::{self, unwritten_block};
+use crate::message::{Answer, Ask, Extent, Hole, Refusal, ReplicaView};
+use crate::payload::{BLOCK, HeapPayload, Payload, block_crcs};
 use crate::record::{Head, HeadData, Owner, ReplicaState, Snaps};
 
 const SPECIMEN: &str = include_str!("../../specimens/record-v1.json");
@@ -901,4 +902,150 @@ fn who_opens_a_volume_whose_head_goes_goes_on_with_it() {
     scene.run(100);
     assert_eq!(scene.events.last(), Some(&Event::HeadReleasing { outcome: Err(head::NOT_DELETED) }));
     assert_eq!(scene.count(R1, zeroes), 0);
+}
+
+// ---- a layer (R34)
+
+const MARK: LayerMark = LayerMark(0x5a5a_0102_0304_0506_0708_090a_0b0c_0d0e);
+
+/// Of a read of the block, what its members have there.
+fn absent(ask: &Ask<HeapPayload>) -> Option<Result<Answer<HeapPayload>, Refusal>> {
+    hole(ask, Hole::Absent)
+}
+
+fn zero(ask: &Ask<HeapPayload>) -> Option<Result<Answer<HeapPayload>, Refusal>> {
+    hole(ask, Hole::Zero)
+}
+
+fn hole(ask: &Ask<HeapPayload>, kind: Hole) -> Option<Result<Answer<HeapPayload>, Refusal>> {
+    match ask {
+        Ask::Read { len, .. } => Some(Ok(Answer::Data(vec![Extent::Hole { len: *len, kind }]))),
+        _ => None,
+    }
+}
+
+/// A block whose second sector was written, and nothing else of it ever.
+fn half_written(ask: &Ask<HeapPayload>) -> Option<Result<Answer<HeapPayload>, Refusal>> {
+    let Ask::Read { .. } = ask else { return None };
+    let mut block = unwritten_block(MARK);
+    block[512..1024].fill(7);
+    let crcs = block_crcs(&block);
+    Some(Ok(Answer::Data(vec![Extent::Data { crcs, data: block.into() }])))
+}
+
+impl Scene {
+    /// One that serves a layer, all of whose members say this of its blocks.
+    fn layer(says: Verdict) -> Scene {
+        let mut record = closed_record(0);
+        record.mark_layer(MARK);
+        let mut scene = Scene::opening(record, false);
+        scene.says.insert(R1, says);
+        scene.says.insert(R2, says);
+        scene
+    }
+
+    fn submit(&mut self, op: GuestOp<HeapPayload>) -> Vec<GuestReply<HeapPayload>> {
+        self.next += 1;
+        self.session.submit(self.now, RequestId(self.next), op);
+        self.replies()
+    }
+
+    fn replies(&mut self) -> Vec<GuestReply<HeapPayload>> {
+        let mut replies = Vec::new();
+        while let Some(to) = self.session.poll_transmit() {
+            self.deliver(to);
+        }
+        while let Some((_, reply)) = self.session.poll_reply() {
+            replies.push(reply);
+        }
+        self.drain();
+        replies
+    }
+
+    /// What the members were given to write last.
+    fn written(&self) -> Vec<u8> {
+        let data = self.asked.iter().rev().find_map(|(_, ask)| match ask {
+            Ask::Write { data, crcs, .. } => {
+                assert_eq!(block_crcs(data.bytes()), *crcs);
+                Some(data.bytes().to_vec())
+            }
+            _ => None,
+        });
+        data.expect("a write")
+    }
+}
+
+/// Of a block, just these bytes are written.
+fn assert_written(block: &[u8], start: usize, end: usize) {
+    assert_eq!(layer::written(MARK, block), core::iter::once(start..end).collect::<Vec<_>>());
+}
+
+fn sector(offset: u64, byte: u8) -> GuestOp<HeapPayload> {
+    GuestOp::Write { offset, data: vec![byte; 512].into(), fua: false }
+}
+
+/// R34: guests write sectors, copies keep blocks. What a write leaves of a block that nobody had written is not zeroes, or the
+/// layer would bring zeroes where the volume below has data.
+#[test]
+fn what_a_write_leaves_of_an_absent_block_of_a_layer_is_told_from_zeroes() {
+    let mut scene = Scene::layer(absent);
+    assert_eq!(scene.submit(sector(3 * BLOCK + 1024, 9)), [GuestReply::Done]);
+    let mut block = unwritten_block(MARK);
+    block[1024..1536].fill(9);
+    assert_eq!(scene.written(), block);
+    // A discard of part of a block is a write of zeroes, and those count as written.
+    let part = GuestOp::Zero { offset: 512, len: 1024, discard: true, keep_space: false, fua: false };
+    assert_eq!(scene.submit(part), [GuestReply::Done]);
+    assert_written(&scene.written(), 512, 1536);
+    // Over what was zeroed as a whole there is nothing that nobody has written.
+    let mut scene = Scene::layer(zero);
+    assert_eq!(scene.submit(sector(0, 9)), [GuestReply::Done]);
+    assert_written(&scene.written(), 0, 4096);
+    // And what stands there already stays as it is.
+    let mut scene = Scene::layer(half_written);
+    assert_eq!(scene.submit(sector(0, 9)), [GuestReply::Done]);
+    assert_written(&scene.written(), 0, 1024);
+}
+
+/// The same of a volume that is none, of which the blocks are as they always were.
+#[test]
+fn a_volume_that_is_no_layer_has_zeroes_where_nobody_wrote() {
+    let mut scene = Scene::opening(closed_record(0), false);
+    scene.says.insert(R1, absent);
+    scene.says.insert(R2, absent);
+    assert_eq!(scene.submit(sector(1024, 9)), [GuestReply::Done]);
+    let mut block = vec![0; 4096];
+    block[1024..1536].fill(9);
+    assert_eq!(scene.written(), block);
+}
+
+#[test]
+fn a_guest_of_a_layer_reads_zeroes_where_nobody_wrote_and_who_lays_it_over_another_sees_what_lies_there() {
+    let mut scene = Scene::layer(half_written);
+    let bytes = |replies: Vec<GuestReply<HeapPayload>>| match &replies[..] {
+        [GuestReply::Data(extents)] => match &extents[..] {
+            [Extent::Data { data, .. }] => data.bytes().to_vec(),
+            other => panic!("{other:?}"),
+        },
+        other => panic!("{other:?}"),
+    };
+    let mut shown = vec![0; 4096];
+    shown[512..1024].fill(7);
+    assert_eq!(bytes(scene.submit(GuestOp::Read { offset: 0, len: BLOCK })), shown);
+    // Also from the middle of a sector on.
+    let part = bytes(scene.submit(GuestOp::Read { offset: 300, len: 600 }));
+    assert_eq!(part, shown[300..900]);
+    scene.session.read_as_it_lies(scene.now, RequestId(99), 0, BLOCK);
+    assert_written(&bytes(scene.replies()), 512, 1024);
+}
+
+#[test]
+fn a_layer_takes_whole_sectors_alone() {
+    let mut scene = Scene::layer(absent);
+    let refused = [GuestReply::Failed(GuestError::OutOfRange)];
+    assert_eq!(scene.submit(GuestOp::Write { offset: 1, data: vec![1; 512].into(), fua: false }), refused);
+    assert_eq!(scene.submit(GuestOp::Write { offset: 0, data: vec![1; 100].into(), fua: false }), refused);
+    let part = GuestOp::Zero { offset: 0, len: 5000, discard: false, keep_space: false, fua: false };
+    assert_eq!(scene.submit(part), refused);
+    assert!(!scene.asked.iter().any(|(_, ask)| writes(ask) || zeroes(ask)));
 }

@@ -489,6 +489,7 @@ impl Stage {
             wait: false,
             reverting: None,
             head: None,
+            layer: None,
             unknown: BTreeMap::new(),
         };
         let mut stage = Stage {

@@ -555,6 +555,7 @@ impl World {
             wait: false,
             reverting: None,
             head: None,
+            layer: None,
             unknown: BTreeMap::new(),
         };
         let watermark = Watermark { cluster: CLUSTER, incarnation: 1, revision: 1 };

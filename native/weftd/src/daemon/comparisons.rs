@@ -241,6 +241,7 @@ impl Daemon {
             session: SessionId(random_uuid()),
             watermark: self.watermark.unwrap_or_default(),
             others,
+            layer: None,
         };
         Ok((config, members))
     }

@@ -261,6 +261,7 @@ impl Daemon {
             session: SessionId(random_uuid()),
             watermark: self.watermark.unwrap_or_default(),
             others: Vec::new(),
+            layer: None,
         };
         self.fetches.next += 1;
         let fetch = Fetch {

@@ -203,6 +203,7 @@ impl Daemon {
             session: SessionId(random_uuid()),
             watermark: self.watermark.unwrap_or_default(),
             others,
+            layer: record.layer.as_ref().map(|layer| layer.mark),
         };
         reader.machine = Some(SnapReader::new(config, &members, now));
         tracing::info!(%volume, snapshot = %id, "open for reading");

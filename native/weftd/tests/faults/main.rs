@@ -19,6 +19,7 @@ mod headless;
 mod holder;
 mod huge;
 mod identity;
+mod layers;
 mod limits;
 mod power;
 mod records;
