@@ -94,6 +94,7 @@ const bodies: WithBody = {
   "POST /v1/vdis/:ref/snapshot": { uuid: goodValues.pool.id },
   "POST /v1/vdis/:ref/clone": { uuid: goodValues.pool.id, label: "c" },
   "POST /v1/vdis/:ref/revert": { snapshot: goodValues.pool.id },
+  "POST /v1/vdis/:ref/compose": { parent: goodValues.pool.id },
   "POST /v1/vdis/:ref/reset": { mark: true },
   "POST /v1/vdis/:ref/changed": { since: goodValues.pool.id },
   "POST /v1/vdis/:ref/activate": { writable: true, deadHosts: [goodValues.host.id], waitMs: 0 },

@@ -83,6 +83,40 @@ await t.test(
           t.ok((await guest.read(beyond, 4096)).equals(Buffer.alloc(4096)));
         });
 
+        // The end of a storage migration: what the guest wrote by sectors lies over what was copied, to the sector.
+        const [leaf, parent, dummy] = [randomUUID(), randomUUID(), randomUUID()];
+        await two.createVdi(sr, { uuid: leaf, size: SIZE });
+        await two.layerVdi(leaf);
+        await two.snapshotVdi(leaf, { uuid: dummy });
+        await two.createVdi(sr, { uuid: parent, size: SIZE });
+        const on = async (
+          vdi: string,
+          host: typeof two,
+          work: (disk: Disk) => Promise<void>,
+        ): Promise<void> => {
+          using mirror = await Disk.open((await host.activateVdi(vdi, writable)).path);
+          await work(mirror);
+          mirror[Symbol.dispose]();
+          await host.deactivateVdi(vdi);
+        };
+        await on(parent, two, (base) => base.write(0, Buffer.concat([block("p"), block("q")])));
+        await on(leaf, two, async (mirror) => {
+          await mirror.write(1024, Buffer.alloc(512, "s"));
+          await mirror.write(1 << 20, Buffer.alloc(512));
+          t.ok((await mirror.read(0, 1024)).equals(Buffer.alloc(1024)), "nobody is shown what nobody wrote");
+        });
+        await t.rejects(one.activateVdi(leaf, writable), { code: "E-VDI-08" }, "half of a disk starts no VM");
+        const composedIn = performance.now();
+        t.match(await two.composeVdi(leaf, parent), { uuid: leaf, volume: parent, layer: false });
+        t.comment(`composed in ${Math.round(performance.now() - composedIn)} ms`);
+        await three.deleteVdi(dummy);
+        await on(leaf, one, async (whole) => {
+          const wanted = Buffer.concat([block("p"), block("q")]);
+          wanted.fill("s", 1024, 1536);
+          t.ok((await whole.read(0, 8192)).equals(wanted));
+        });
+        await t.rejects(three.vdi(parent), { code: "E-VDI-01" });
+
         // The guest is gone, and nobody has closed its disk: whoever is told to start one takes it.
         moved[Symbol.dispose]();
         await until(async () => ((await two.vdiUsers(uuid)).users[0]?.connected === false ? true : null), {

@@ -41,6 +41,8 @@ function vdi(n: number, more: Partial<VdiAnswer> = {}): VdiAnswer {
     openOn: null,
     resets: false,
     untouched: false,
+    layer: false,
+    composedFrom: null,
     ...more,
   };
 }

@@ -6,7 +6,8 @@
  * - what is decided rests on a report of the session that the record names, and weftd takes the disk from that session or from
  *   none: another owner is asked anew;
  * - what is closed was drained and sealed: the next host opens it without asking anybody;
- * - who asks again is answered with the session that is open.
+ * - who asks again is answered with the session that is open;
+ * - what is opened is what the disk's key names then: a disk may have been laid over another one meanwhile.
  */
 import { stat } from "node:fs/promises";
 import { setTimeout as delay } from "node:timers/promises";
@@ -22,6 +23,7 @@ import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
 import { HostClient } from "../wire/host-client.ts";
 import type * as sr from "../wire/sr-api.ts";
 import { attachVolume } from "./attach.ts";
+import { isStillIts, type Opened, openLayer, refuseWhileComposing } from "./composing.ts";
 import type { MemberContext } from "./context.ts";
 import { snapshotsOf } from "./facts.ts";
 import { findListed, findSnapshot } from "./find.ts";
@@ -61,6 +63,7 @@ export async function activateVdi(
   const facts = findVdi(context.mirror, uuid);
   const { vdi, stage } = facts;
   if (stage === "making") throw WeftError.fromFinding(stillMade(vdi));
+  if (vdi.snapshot === null) refuseWhileComposing(context, uuid);
   if (vdi.snapshot === null && !vdi.readOnly)
     return request.writable ? activateDisk(context, uuid, request) : readDisk(context, uuid, request);
   if (request.writable)
@@ -170,8 +173,9 @@ async function activateDisk(
       case "steal": {
         if (decision.kind === "steal") log.warn({ vdi: uuid, why: decision.why }, "a disk is taken over");
         const expected = decision.kind === "steal" ? (guest?.session ?? null) : null;
+        await openLayer(context, facts);
         const opened = await openHere(context, facts, expected, Math.max(endMs, handsMs));
-        if (opened !== null) return opened;
+        if (opened !== null && (await isStillIts(context, uuid, opened))) return opened.answer;
         break;
       }
       case "wait":
@@ -197,14 +201,17 @@ async function openHere(
   { vdi }: VdiFacts,
   expected: SessionId | null,
   endMs: number,
-): Promise<sr.VdiActivated | null> {
+): Promise<Opened | null> {
   const { volume } = vdi;
   try {
     await closeFenced(context, vdi);
-    const { path, session } = await attachVolume(context, volume, { steal: expected !== null, expected });
+    const { path, session, epoch } = await attachVolume(context, volume, {
+      steal: expected !== null,
+      expected,
+    });
     // It may have grown since it was looked at.
     const size = findVdi(context.mirror, vdi.uuid).record?.sizeBytes ?? 0n;
-    return { path, size, volume, session, snapshot: null };
+    return { answer: { path, size, volume, session, snapshot: null }, epoch };
   } catch (error) {
     if (!CHANGING_HANDS.is(error) || performance.now() >= endMs) throw error;
     await delay(CHANGING_HANDS.againMs);

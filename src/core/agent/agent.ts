@@ -373,6 +373,7 @@ export class Agent {
       confirmation,
       held: new Set(),
       guests: this.#guests,
+      composing: new Map(),
     };
     const snapshotKeeper = new SnapshotKeeper({
       ...shared,

@@ -42,7 +42,11 @@ export type MemberContext = {
   /** Volumes whose session without a guest here is used by a request: it is closed by that. */
   readonly held: Set<VolumeId>;
   readonly guests: GuestDevices;
+  /** Disks that are being laid over others here, by their UUIDs. */
+  readonly composing: Map<string, Composing>;
 };
+
+export type Composing = { readonly parent: string; readonly work: Promise<void> };
 
 /**
  * UUIDs of disks on which a guest's device stands on this host, also where it has no connection in this moment: one that is paused

@@ -202,11 +202,18 @@ function cloned(
   only: readonly HostId[] | null,
 ): Choice {
   const { volume, snapshot } = findSnapshot(mirror, from);
-  const { want, record, unreadable } = volume;
+  const { want, record, extra, unreadable } = volume;
   refuseDeleting(volume, snapshot);
   refuseDestroyed(volume, snapshot);
   if (unreadable !== null) throw unreadable;
   if (record === null) throw stillMade(want.name, volume.id);
+  if (extra?.layer === true)
+    throw new WeftError({
+      code: "E-VOL-23",
+      message: `"${want.name}" is a layer: what is written in it is to be laid over another volume. Not cloned.`,
+      facts: { volume: volume.id },
+      safe: "Nothing was changed.",
+    });
   const source: Source = { ref: `${want.name}@${snapshot.name}`, snapshot, record };
   const wrong = checkCloneSize(name, source, size);
   if (wrong !== null) throw WeftError.fromFinding(wrong);

@@ -1,4 +1,6 @@
 /** From what a person typed (a name or an identifier) to the thing, or E-ARG-01 with the nearest name. */
+import { z } from "zod";
+
 import { type HostId, parseHostId, parsePoolId, parseSnapshotId, parseUuid } from "../model/ids.ts";
 import type { VolumeId } from "../model/ids.ts";
 import { headDeleted } from "../model/headless.ts";
@@ -7,16 +9,22 @@ import { suggest } from "../model/suggest.ts";
 import type { Trust, TrustedHost } from "../model/trust.ts";
 import type { Want } from "../model/volume-record.ts";
 import { decided, WeftError } from "../wire/errors.ts";
+import { uuid } from "../wire/json-types.ts";
 import type { HostJson } from "../wire/record.ts";
+import { keys } from "../wire/store-keys.ts";
 import { hostsOf, type PoolFacts, poolsOf, snapshotsOf, type VolumeFacts, volumesOf } from "./facts.ts";
 import type { Mirror } from "./mirror.ts";
+import { readValue } from "./store-value.ts";
 
 export type WantedVolume = VolumeFacts & { readonly want: Want };
 
 /** `headless too`: one that lives on in its snapshots alone does as well, by its id: its name may be another one's by now. */
 export type Heads = "with its head" | "headless too";
 
-/** A volume that isn't deleted. One in the trash is E-VOL-11, one without a head is E-VOL-19 unless that does. */
+/**
+ * A volume that isn't deleted; by the UUID of a disk that was composed the one that the disk is now, where none has that id any
+ * more. One in the trash is E-VOL-11, one without a head is E-VOL-19 unless that does.
+ */
 export function findVolume(mirror: Mirror, ref: string, heads: Heads = "with its head"): WantedVolume {
   const all = volumesOf(mirror).filter(hasWant);
   const live = all.filter(({ want }) => want.deletedAtMs === null && want.headDeletedAtMs === null);
@@ -25,6 +33,9 @@ export function findVolume(mirror: Mirror, ref: string, heads: Heads = "with its
   const headless = all.filter(({ want }) => want.deletedAtMs === null && want.headDeletedAtMs !== null);
   const byId = headless.find(({ id }) => id === parseUuid(ref));
   if (byId !== undefined && heads === "headless too") return byId;
+  const composed = composedAs(mirror, ref);
+  const disk = composed === null ? null : pick(live, composed);
+  if (disk !== null) return disk;
   const without = byId ?? pick(headless, ref);
   if (without !== null) throw WeftError.fromFinding(headDeleted(without.want));
   const [deleted] = all.filter((volume) => matches(volume, ref));
@@ -41,6 +52,15 @@ export function findVolume(mirror: Mirror, ref: string, heads: Heads = "with its
     safe: "Nothing was changed.",
     do: [{ why: "Bring it back", command: `weft trash restore ${ref}` }],
   });
+}
+
+const composedJson = z.looseObject({ volume: uuid, snapshot: z.null(), composedFrom: uuid });
+
+/** The volume of a disk that was laid over another one: its UUID was its volume's id before. Null: it is no such disk's. */
+function composedAs(mirror: Mirror, ref: string): string | null {
+  const id = parseUuid(ref);
+  const entry = id === null ? null : mirror.get(keys.vdi(id));
+  return entry === null ? null : (readValue(composedJson, entry.value)?.volume ?? null);
 }
 
 /** A volume in the trash, or one of which the head is; of several with one name the last deleted. */

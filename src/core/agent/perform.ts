@@ -8,9 +8,11 @@
  * - a volume is given up only while it has no record, in one transaction with its name.
  */
 import { randomUUID } from "node:crypto";
+import { z } from "zod";
 
 import type { HostId, Rid, VolumeId } from "../model/ids.ts";
 import { MAKE_MS_MAX } from "../model/limits.ts";
+import { uuidOfName } from "../model/vdi.ts";
 import type { VolumeEffect, VolumeState } from "../model/volume.ts";
 import { missing } from "../model/volume-making.ts";
 import { type CreatedFrom, firstPlaces, type Want } from "../model/volume-record.ts";
@@ -18,8 +20,10 @@ import type { DaemonClient } from "../wire/daemon-client.ts";
 import type { RecordJson } from "../wire/daemon.gen.ts";
 import { WeftError } from "../wire/errors.ts";
 import { parseRecordExtra, parseWant, RECORD_FORMAT, renderWant } from "../wire/record.ts";
-import type { Op, StoreClient } from "../wire/store-client.ts";
+import { uuid as uuidText } from "../wire/json-types.ts";
+import type { Entry, Op, StoreClient } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
+import { readValue } from "./store-value.ts";
 
 /**
  * Asked again it would be refused again: there is no room for a copy that needs all of its own, or the snapshot is not to
@@ -253,20 +257,39 @@ async function forget(store: StoreClient, volume: VolumeId, name: string): Promi
   const made = await store.list(`${keys.volume(volume)}replica/`);
   const parsed = parseWant(want.key, want.value);
   if (made.entries.length > 0 || parsed.deletedAtMs === null) return;
+  const disk = await diskKeyOf(store, parsed);
   const nameEntry = await store.get(keys.name(name));
   const ops: Op[] = [
     { kind: "delete-prefix", prefix: keys.volume(volume) },
     { kind: "delete", key: keys.token(parsed.createdBy) },
-    // What XAPI had beside it, where it was a disk of a storage repository.
-    { kind: "delete", key: keys.vdi(volume) },
   ];
   const compares = [{ key: want.key, modRevision: want.modRevision }];
+  if (disk !== null) {
+    ops.push({ kind: "delete", key: disk.key });
+    compares.push({ key: disk.key, modRevision: disk.modRevision });
+  }
   if (nameEntry !== null && nameEntry.value.includes(volume)) {
     ops.push({ kind: "delete", key: nameEntry.key });
     compares.push({ key: nameEntry.key, modRevision: nameEntry.modRevision });
   }
   await store.txn(compares, ops);
 }
+
+/**
+ * What XAPI had beside it, where it was a disk of a storage repository. The key of its id may be a disk's that was composed: that
+ * one has another volume, and lives.
+ */
+async function diskKeyOf(store: StoreClient, { volume, name }: Want): Promise<Entry | null> {
+  for (const uuid of [volume, uuidOfName(name)]) {
+    const entry = uuid === null ? null : await store.get(keys.vdi(uuid));
+    const said = entry === null ? null : readValue(saysVolume, entry.value);
+    // Of one that says nothing of its volume that can be read, its own UUID is that.
+    if (entry !== null && (said === null ? uuid === volume : said.volume === volume)) return entry;
+  }
+  return null;
+}
+
+const saysVolume = z.looseObject({ volume: uuidText, snapshot: z.null() });
 
 /**
  * The first record of a volume: these replicas in sync, closed in order, empty (protocol.md 4.2) or as the snapshot of

@@ -8,7 +8,7 @@
  */
 import { z } from "zod";
 
-import type { HostId, PoolId, VolumeId } from "../model/ids.ts";
+import type { HostId, PoolId } from "../model/ids.ts";
 import { parseHostId } from "../model/ids.ts";
 import type { Snapshot } from "../model/snapshot.ts";
 import {
@@ -18,10 +18,11 @@ import {
   stillMade,
   type Vdi,
   type VdiBacking,
+  uuidOfName,
   wrongKind,
 } from "../model/vdi.ts";
 import { placeableBytes, type Sr } from "../model/sr.ts";
-import { insync } from "../model/volume-record.ts";
+import { insync, type Want } from "../model/volume-record.ts";
 import { WeftError } from "../wire/errors.ts";
 import type { RecordExtra } from "../wire/record.ts";
 import type { Entry } from "../wire/store-client.ts";
@@ -206,6 +207,8 @@ export function vdiAnswer(
     settled: vdi.settled,
     resets: vdi.resetTo !== null,
     untouched: isUntouched(vdi, facts),
+    layer: facts.extra?.layer === true && vdi.snapshot === null,
+    composedFrom: vdi.composedFrom,
     whole: stage === "whole",
     openOn: host === undefined ? null : { uuid: host, name: found?.name ?? host.slice(0, 8) },
   };
@@ -261,14 +264,26 @@ export function srAnswer(
   };
 }
 
+/**
+ * The key of the disk that a volume is: by its id, or by its name where it was composed. Null: it is none, or the key can't be
+ * read.
+ */
+export function vdiOfVolume(mirror: Mirror, { volume, name }: Pick<Want, "volume" | "name">): Vdi | null {
+  for (const uuid of [volume, uuidOfName(name)]) {
+    const entry = uuid === null ? null : mirror.get(keys.vdi(uuid));
+    const vdi = entry === null ? null : readable(() => readVdi(entry));
+    if (vdi !== null && vdi.snapshot === null && vdi.volume === volume) return vdi;
+  }
+  return null;
+}
+
 /** For who looks at the volume: the disk that it is, by people's names. Null: it is none, or its key can't be read. */
 export function diskOfVolume(
   mirror: Mirror,
-  volume: VolumeId,
+  volume: Pick<Want, "volume" | "name">,
 ): { readonly label: string; readonly sr: string; readonly srLabel: string | null } | null {
-  const entry = mirror.get(keys.vdi(volume));
-  const vdi = entry === null ? null : readable(() => readVdi(entry));
-  if (vdi === null || vdi.snapshot !== null) return null;
+  const vdi = vdiOfVolume(mirror, volume);
+  if (vdi === null) return null;
   const srEntry = mirror.get(keys.sr(vdi.sr));
   const found = srEntry === null ? null : readable(() => readSr(srEntry));
   return { label: vdi.label, sr: vdi.sr, srLabel: found?.label ?? null };

@@ -5,6 +5,7 @@ import { activateVdi, deactivateVdi, vdiUsers } from "./activation.ts";
 import type { MemberContext } from "./context.ts";
 import type { Asked, AskedAgent } from "./handlers.ts";
 import * as srs from "./srs.ts";
+import { composeVdi, layerVdi } from "./vdi-compose.ts";
 import * as copies from "./vdi-copies.ts";
 import { resetVdi } from "./vdi-reset.ts";
 import * as vdis from "./vdis.ts";
@@ -45,6 +46,9 @@ export const srHandlers: SrHandlers = {
   "POST /v1/vdis/:ref/destroy-data": (agent, { params }) => copies.destroyVdiData(agent.member(), params.ref),
   "POST /v1/vdis/:ref/revert": (agent, { params, body }) =>
     copies.revertVdi(agent.member(), params.ref, body.snapshot),
+  "POST /v1/vdis/:ref/layer": (agent, { params }) => layerVdi(agent.member(), params.ref),
+  "POST /v1/vdis/:ref/compose": (agent, { params, body }) =>
+    composeVdi(agent.member(), params.ref, body.parent),
   "POST /v1/vdis/:ref/reset": async (agent, { params, body }) => {
     const context = agent.member();
     await resetVdi(context, params.ref, body.mark);

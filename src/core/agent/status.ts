@@ -207,7 +207,7 @@ export function volumeAnswer(context: MemberContext, volume: VolumeFacts): api.V
     replicas,
     createdBy: want.createdBy,
     createdFrom: originOf(want),
-    disk: diskOfVolume(mirror, volume.id),
+    disk: diskOfVolume(mirror, want),
     deletedAt: want.deletedAtMs === null ? null : new Date(want.deletedAtMs).toISOString(),
     head: headAnswer(volume),
   };
@@ -449,7 +449,7 @@ export function trashAnswers({ mirror }: MemberContext): api.TrashAnswer[] {
       deletedAt: new Date(deletedAt).toISOString(),
       keptUntil: new Date((since ?? deletedAt) + TRASH_MS).toISOString(),
       snapshots: isHead ? (record?.snapshots ?? 0) : 0,
-      diskLabel: diskOfVolume(mirror, id)?.label ?? null,
+      diskLabel: diskOfVolume(mirror, want)?.label ?? null,
     };
   });
 }

@@ -20,7 +20,7 @@ import type { MemberContext } from "./context.ts";
 import { findSnapshot } from "./find.ts";
 import { revertVolume } from "./revert.ts";
 import { createSnapshot, destroyData } from "./snapshots.ts";
-import { findSr, findVdi, type VdiFacts, vdiOf, whole, wholeDisk } from "./sr-facts.ts";
+import { findSr, findVdi, type VdiFacts, vdiOf, vdiOfVolume, whole, wholeDisk } from "./sr-facts.ts";
 import { inSr, usableSr } from "./srs.ts";
 import { dropHelper, helperIdOf, newSnapshotId, refuseRead, withHelper } from "./vdi-helpers.ts";
 import { makeVolume, showVdi, takenBy } from "./vdis.ts";
@@ -179,7 +179,8 @@ async function sizeAsThen(
 export async function revertAny(context: MemberContext, ref: string): Promise<VolumeId> {
   const { mirror } = context;
   await mirror.sync();
-  const found = vdiOf(mirror, findSnapshot(mirror, ref).volume.id);
+  const vdi = vdiOfVolume(mirror, findSnapshot(mirror, ref).volume.want);
+  const found = vdi === null ? null : vdiOf(mirror, vdi.uuid);
   return revert(context, ref, found === null || found.stage === "gone" ? null : found);
 }
 

@@ -28,7 +28,7 @@ import { createVolume } from "./create-volume.ts";
 import { volumeOf } from "./facts.ts";
 import { deletionOf, findSnapshot } from "./find.ts";
 import type { Mirror } from "./mirror.ts";
-import { findSr, findVdi, vdiAnswer, type VdiFacts, vdiOf } from "./sr-facts.ts";
+import { findSr, findVdi, vdiAnswer, type VdiFacts, vdiOf, vdiOfVolume } from "./sr-facts.ts";
 import { inSr, usableSr } from "./srs.ts";
 import { changeKey, deleteIfThere, dropHelper, dropHelpers, refuseRead } from "./vdi-helpers.ts";
 import { resetVdi } from "./vdi-reset.ts";
@@ -57,6 +57,12 @@ export async function createVdi(
     );
   const { size: _, ...rest } = fields;
   const vdi = diskOf({ uuid, sr: srUuid, createdAt: new Date().toISOString(), ...rest });
+  const { want } = volumeOf(mirror, vdi.volume);
+  const owner = before === null && want !== null ? vdiOfVolume(mirror, want) : null;
+  if (owner !== null)
+    throw WeftError.fromFinding(takenOtherwise(uuid, `the disk "${owner.label}" was composed of it`));
+  // It is whole, and its volume is another than the one that this would ask for.
+  if (before !== null && before.vdi.composedFrom !== null) return showVdi(context, uuid);
   await makeVolume(context, vdi, { size, copies, from: null });
   return showVdi(context, uuid);
 }
@@ -158,7 +164,9 @@ function foundElsewhere(mirror: Mirror, uuid: string, srUuid: string, label: str
   const createdAt = new Date().toISOString();
   const id = parseVolumeId(uuid);
   const { want, record } = id === null ? { want: null, record: null } : volumeOf(mirror, id);
-  const isThere = want !== null && deletionOf(want) === null && want.refused === null;
+  // The one that a composed disk was laid over is that disk's.
+  const isFree = want !== null && vdiOfVolume(mirror, want) === null;
+  const isThere = isFree && deletionOf(want) === null && want.refused === null;
   if (isThere && record !== null) return diskOf({ uuid, sr: srUuid, createdAt, label: label ?? want.name });
   try {
     const { volume, snapshot } = findSnapshot(mirror, uuid);

@@ -2,12 +2,13 @@
  * Disks as XAPI has them, beside the volumes and snapshots that they are.
  *
  * Must always hold:
- * - a disk's UUID is its volume's id, or its snapshot's: nothing has to be looked up to know one from the other;
+ * - a disk's UUID is its volume's id, or its snapshot's, until it is composed: then its volume is the one that it was laid
+ *   over (docs/adr/0027), so that whoever wants the volume goes by the key's `volume`;
  * - a disk is gone only where the store says that its volume or snapshot is gone; what can't be read is not gone.
  */
 import { finding, type Finding } from "./finding.ts";
 import type { SnapshotId, VolumeId } from "./ids.ts";
-import { parseSnapshotId, parseVolumeId } from "./ids.ts";
+import { parseSnapshotId, parseUuid, parseVolumeId } from "./ids.ts";
 import { BLOCK_BYTES } from "./limits.ts";
 import type { Snapshot } from "./snapshot.ts";
 import type { VolumeRecord, Want } from "./volume-record.ts";
@@ -70,6 +71,10 @@ export type Vdi = {
   readonly resetTo: SnapshotId | null;
   /** A snapshot that is nobody's disk: what hosts read of a disk while nobody writes it. Null: nobody has read it yet. */
   readonly reader: SnapshotId | null;
+  /** The disk over whose volume this one was laid: that volume is its own since. Null: its volume has its UUID. */
+  readonly composedFrom: string | null;
+  /** A layer that somebody has opened for a guest: without what lies below nobody opens it again. */
+  readonly layerOpened: boolean;
 };
 
 /** What may be changed of one. */
@@ -104,11 +109,19 @@ const plain: Omit<VdiFields, "label"> = {
   settled: false,
   resetTo: null,
   reader: null,
+  composedFrom: null,
+  layerOpened: false,
 };
 
 /** What a disk's volume is called: people's labels need not be unique. */
 export function vdiName(uuid: string): string {
   return `vdi-${uuid}`;
+}
+
+/** The UUID of the disk whose volume is called so; null: it is no disk's name. */
+export function uuidOfName(name: string): string | null {
+  const [, uuid = ""] = /^vdi-(.{36})$/.exec(name) ?? [];
+  return parseUuid(uuid);
 }
 
 /** What the disk's volume or snapshot is, as far as the store says. */
@@ -206,6 +219,30 @@ export function takenOtherwise(uuid: string, how: string): Finding {
 export function stillMade({ uuid, label }: Vdi): Finding {
   return finding("E-VDI-05", `The virtual disk "${label}" (${uuid}) is still being made.`, {
     facts: { vdi: uuid },
+  });
+}
+
+export type ComposeInput = {
+  readonly vdi: Vdi;
+  readonly sizeBytes: bigint;
+  /** Its volume is a layer: what was written in it is known by sectors (docs/model.md R34). */
+  readonly isLayer: boolean;
+};
+
+/** Null: the leaf may be laid over its parent. Both are whole disks. E-VDI-03, E-VDI-08. */
+export function checkCompose(leaf: ComposeInput, parent: ComposeInput): Finding | null {
+  if (leaf.vdi.uuid === parent.vdi.uuid) return wrongKind(leaf.vdi, "another disk, to be laid over");
+  if (leaf.vdi.sr !== parent.vdi.sr)
+    return wrongKind(parent.vdi, "a disk of the same repository, to be laid over");
+  if (parent.sizeBytes > leaf.sizeBytes)
+    return wrongKind(parent.vdi, `a disk of at most ${leaf.sizeBytes} bytes, and it has ${parent.sizeBytes}`);
+  return leaf.isLayer ? null : noLayer(leaf.vdi, "it was not made to be laid over another disk");
+}
+
+export function noLayer({ uuid, label }: Vdi, why: string): Finding {
+  return finding("E-VDI-08", `The virtual disk "${label}" (${uuid}): ${why}.`, {
+    facts: { vdi: uuid },
+    safe: "Nothing was changed.",
   });
 }
 

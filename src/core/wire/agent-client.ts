@@ -20,6 +20,9 @@ import * as setup from "./setup-api.ts";
 import { connectProven, exchange, fingerprintText } from "./host-client.ts";
 import * as sr from "./sr-api.ts";
 
+/** A layer of a large disk may take long, and XAPI waits for it. */
+const COMPOSE_PATIENCE_MS = 3600_000;
+
 export type RemoteAgent = {
   readonly address: string;
   readonly port: number;
@@ -418,6 +421,31 @@ export class AgentClient {
   revertVdi(uuid: string, snapshot: string): Promise<sr.VdiAnswer> {
     const url = path`/v1/vdis/${uuid}/revert`;
     return this.#call("POST", url, sr.vdiAnswer, sr.vdiRevertRequest, { snapshot });
+  }
+
+  /** What is written to it from now on can be laid over another disk. E-VDI-08 for one that was opened before. */
+  layerVdi(uuid: string): Promise<sr.VdiAnswer> {
+    return this.#call("POST", path`/v1/vdis/${uuid}/layer`, sr.vdiAnswer);
+  }
+
+  /**
+   * Lays a layer over its parent: the disk is both then, and the parent is a disk no more. Asked again until it is done,
+   * however long it takes; E-VDI-07 where it was cut, E-AGENT-04 after `patienceMs`.
+   */
+  async composeVdi(
+    uuid: string,
+    parent: string,
+    patienceMs: number = COMPOSE_PATIENCE_MS,
+  ): Promise<sr.VdiAnswer> {
+    const url = path`/v1/vdis/${uuid}/compose`;
+    const end = performance.now() + patienceMs;
+    for (;;) {
+      try {
+        return await this.#call("POST", url, sr.vdiAnswer, sr.vdiComposeRequest, { parent });
+      } catch (error) {
+        if (!isWeftError(error, "E-AGENT-04") || performance.now() >= end) throw error;
+      }
+    }
   }
 
   /** On-boot reset: see `vdiResetRequest`. */

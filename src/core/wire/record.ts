@@ -31,10 +31,10 @@ import { address, counter, epoch, instant, labels, u32, u64, uuid, volumeLimits 
 /** Of a record without anything that older software must not overlook, and of all other values. */
 export const RECORD_FORMAT = 1;
 /**
- * Of one whose volume is being taken back to a snapshot (2), or whose head is deleted (3): who doesn't know that would serve it
- * as it is.
+ * Of one whose volume is being taken back to a snapshot (2), whose head is deleted (3), or that is a layer (4): who doesn't know
+ * that would serve it as it is.
  */
-const RECORD_FORMAT_MAX = 3;
+const RECORD_FORMAT_MAX = 4;
 /** Of a snapshot whose data was destroyed: who doesn't know that would offer it. */
 const SNAPSHOT_FORMAT_MAX = 2;
 
@@ -327,6 +327,8 @@ export type RecordExtra = {
   /** The owner has no guest: anybody may take the volume over. */
   readonly caretaker: boolean;
   readonly regionShift: number;
+  /** What is written to it is to be laid over another volume (docs/model.md R34). */
+  readonly layer: boolean;
 };
 
 const extraJson = z
@@ -336,8 +338,13 @@ const extraJson = z
       .nullable()
       .default(null),
     region_shift: z.int().min(16).max(32),
+    layer: z.looseObject({}).nullable().default(null),
   })
-  .transform((r): RecordExtra => ({ caretaker: r.owner?.caretaker ?? false, regionShift: r.region_shift }));
+  .transform((r): RecordExtra => ({
+    caretaker: r.owner?.caretaker ?? false,
+    regionShift: r.region_shift,
+    layer: r.layer !== null,
+  }));
 
 export const parseRecordExtra = reader<RecordExtra>(extraJson, RECORD_FORMAT_MAX);
 export const parseCluster = reader<ClusterJson>(clusterJson);

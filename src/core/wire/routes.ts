@@ -232,6 +232,10 @@ export const routes = {
   "POST /v1/vdis/:ref/revert": mutation("admin", "cluster", sr.vdiRevertRequest, sr.vdiAnswer, {
     logs: ["snapshot"],
   }),
+  "POST /v1/vdis/:ref/layer": mutation("admin", "cluster", null, sr.vdiAnswer),
+  "POST /v1/vdis/:ref/compose": mutation("admin", "cluster", sr.vdiComposeRequest, sr.vdiAnswer, {
+    logs: ["parent"],
+  }),
   "POST /v1/vdis/:ref/reset": mutation("admin", "cluster", sr.vdiResetRequest, sr.vdiAnswer, {
     logs: ["mark"],
   }),

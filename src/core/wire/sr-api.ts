@@ -93,6 +93,11 @@ export const vdiRevertRequest = z.strictObject({
   snapshot: uuid,
 });
 
+export const vdiComposeRequest = z.strictObject({
+  /** The disk below, which is this one's volume afterwards and a disk no more. */
+  parent: uuid,
+});
+
 export const vdiResetRequest = z.strictObject({
   /**
    * True: what is written from now on goes with the next reset. False: nothing does any more. Null: back to what it was
@@ -162,6 +167,10 @@ export const vdiAnswer = z.object({
   resets: z.boolean(),
   /** It was made for the disk, and nobody has opened it ever since: certainly nothing was written to it. */
   untouched: z.boolean().default(false),
+  /** What is written to it is to be laid over another disk, by sectors. */
+  layer: z.boolean().default(false),
+  /** The disk over which it was laid: its volume is that one's since. */
+  composedFrom: uuid.nullable().default(null),
   /** False: it is still being made. */
   whole: z.boolean(),
   /** Who has it open for a guest; of a snapshot the first one. */

@@ -60,9 +60,12 @@ const vdiJson = z
     createdAt: instant,
     resetTo: snapshotId.nullable().default(null),
     reader: snapshotId.nullable().default(null),
+    composedFrom: uuid.nullable().default(null),
+    layerOpened: z.boolean().default(false),
   })
   .refine(
-    (vdi) => vdi.uuid === (vdi.snapshot ?? vdi.volume),
+    (vdi) =>
+      vdi.uuid === (vdi.snapshot ?? vdi.volume) || (vdi.snapshot === null && vdi.composedFrom !== null),
     "expected its volume's or snapshot's id as uuid",
   )
   .transform((vdi): Vdi => vdi);
@@ -82,8 +85,10 @@ export function renderSr({ deletingAt, ...sr }: Sr, before: string | null): stri
   return render({ ...sr, deletingAt: deletingAt ?? undefined }, before);
 }
 
-export function renderVdi(vdi: Vdi, before: string | null): string {
-  return render(vdi, before);
+/** Nothing is said of composing where there was none, as before there was any. */
+export function renderVdi({ composedFrom, layerOpened, ...vdi }: Vdi, before: string | null): string {
+  const composed = { composedFrom: composedFrom ?? undefined, layerOpened: layerOpened || undefined };
+  return render({ ...vdi, ...composed }, before);
 }
 
 export function renderXapiHost(uuid: string): string {

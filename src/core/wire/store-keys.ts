@@ -63,6 +63,8 @@ export const keys = {
   vdis: `${ROOT}vdi/`,
   /** What XAPI has beside a volume or a snapshot, whose id the UUID is. */
   vdi: (uuid: string) => `${ROOT}vdi/${uuid}`,
+  /** That a disk is being laid over another one, or another one over it, by the agent that does it, while its lease lives. */
+  composing: (uuid: string) => `${ROOT}composing/${uuid}`,
   xapiHosts: `${ROOT}xapi-host/`,
   /** By which UUID XAPI knows the host: its own agent's word. */
   xapiHost: (host: string) => `${ROOT}xapi-host/${host}`,

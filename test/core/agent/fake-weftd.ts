@@ -124,6 +124,12 @@ export class FakeWeftd {
   holdsReverts: Promise<void> = Promise.resolve();
   /** The next revert is refused so. */
   refusesReverts: { readonly code: string; readonly facts: Json } | null = null;
+  /** What was laid over what, to its end. */
+  readonly laid: { readonly from: string; readonly onto: string }[] = [];
+  /** A laying is at its end when this says so. */
+  holdsLays: Promise<void> = Promise.resolve();
+  /** The next layings are cut, so many. */
+  cutsLays = 0;
   /** What `image.list` says. */
   readonly imageInfos: ImageInfo[] = [];
   /** Another size is refused. */
@@ -244,7 +250,8 @@ export class FakeWeftd {
           const epoch = up(r.epoch);
           if (r.snaps.count === 0) return { ...r, epoch, deleted: r.head?.deleted ?? now };
           if (keep !== true) refuse("E-SNAP-10", "it has snapshots");
-          return { ...r, epoch, fmt: 3, min_reader: 3, head: { deleted: now, data: "kept" } };
+          const format = (r["layer"] ?? null) === null ? 3 : 4;
+          return { ...r, epoch, fmt: format, min_reader: format, head: { deleted: now, data: "kept" } };
         }),
       // The real one says so when it has begun, and later when it is done.
       "volume.release": async ({ volume }) => {
@@ -275,6 +282,13 @@ export class FakeWeftd {
           if ((r.head ?? null) !== null && r.head?.data !== "kept") refuse("E-VOL-20", "it goes");
           return { ...r, fmt: 1, min_reader: 1, epoch: up(r.epoch), deleted: null, head: null };
         }),
+      "volume.layer": ({ volume }) =>
+        this.#swap(String(volume), (r) => {
+          if ((r["layer"] ?? null) !== null) return r;
+          if (r.epoch !== "1" || r.owner !== null) refuse("E-VOL-23", "it was opened before");
+          return { ...r, fmt: 4, min_reader: 4, layer: { mark: randomUUID() } };
+        }),
+      "session.lay": (params) => this.#lay(params),
       "volume.fence": async ({ volume, host }) => {
         let fenced = false;
         await this.#swap(String(volume), (r) => {
@@ -626,6 +640,30 @@ export class FakeWeftd {
     await this.holdsReverts;
     await this.#endRevert(volume);
     return { snapshot, epoch: found.epoch, bytes: "1048576" };
+  }
+
+  /** As the real one: both are this host's, without a guest, from the begin to the end. */
+  async #lay({ from: layer, onto: below }: Json): Promise<Json> {
+    const [from, onto] = [String(layer), String(below)];
+    const opened = (): readonly string[] =>
+      [from, onto].map((volume) => {
+        const found = this.sessions.get(volume) ?? refuse("E-VOL-13", "not open here");
+        if (!found.caretaker) refuse("E-VOL-12", "a guest uses it");
+        if (this.kept.get(volume)?.owner?.session !== found.session) refuse("E-VOL-22", "taken over");
+        return found.session;
+      });
+    const before = opened();
+    if ((this.kept.get(from)?.["layer"] ?? null) === null) refuse("E-VOL-23", "no layer");
+    const sizes = [from, onto].map((volume) => BigInt(this.kept.get(volume)?.size ?? "0"));
+    if ((sizes[0] ?? 0n) > (sizes[1] ?? 0n)) refuse("E-ARG-02", "smaller");
+    await this.holdsLays;
+    if (this.cutsLays > 0) {
+      this.cutsLays -= 1;
+      refuse("E-VOL-22", "a session ended");
+    }
+    if (opened().join() !== before.join()) refuse("E-VOL-22", "a session ended");
+    this.laid.push({ from, onto });
+    return { data_bytes: "4096", zero_bytes: "0" };
   }
 
   async #endRevert(volume: string): Promise<void> {

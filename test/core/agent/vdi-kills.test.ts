@@ -9,6 +9,7 @@ import t from "tap";
 
 import type { MemberContext } from "../../../src/core/agent/context.ts";
 import { dropLeft } from "../../../src/core/agent/vdi-keeper.ts";
+import { composeVdi, layerVdi } from "../../../src/core/agent/vdi-compose.ts";
 import { cloneVdi, snapshotVdi } from "../../../src/core/agent/vdi-copies.ts";
 import { resetVdi } from "../../../src/core/agent/vdi-reset.ts";
 import { createVdi, deleteVdi, introduceVdi } from "../../../src/core/agent/vdis.ts";
@@ -120,6 +121,25 @@ void t.test("agent: a request about a disk may be cut short anywhere, and is ask
     return (of) => deleteVdi(of, uuid);
   });
   t.equal(await disks(), wanted);
+
+  // Laid over its parent: at each moment the disk is the one or the other, and at last it is both.
+  let composed: readonly string[] = [];
+  await killed("compose", async () => {
+    const [leaf, parent] = [await createVdi(context, sr, created()), await createVdi(context, sr, created())];
+    await layerVdi(context, leaf.uuid);
+    await snapshotVdi(context, leaf.uuid, { uuid: randomUUID() }, "root@h1");
+    wanted += 2;
+    composed = [leaf.uuid, parent.uuid];
+    return async (of) => {
+      const { volume } = await composeVdi(of, leaf.uuid, parent.uuid);
+      t.equal(volume, parent.uuid);
+    };
+  });
+  t.equal(await disks(), wanted);
+  const volumes = (await client.vdis(sr)).vdis.filter(({ snapshot }) => snapshot === null);
+  t.equal(new Set(volumes.map(({ volume }) => volume)).size, volumes.length, "no volume is two disks'");
+  t.ok(volumes.every(({ whole }) => whole));
+  t.equal(volumes.find(({ uuid }) => uuid === composed[0])?.volume, composed[1]);
 
   // What was taken for a moment, and is named by no disk, goes by itself; the others are as many as there are marks.
   await dropLeft(context, Date.now() + HELPER_MS + 1000);

@@ -2,6 +2,7 @@
 import t from "tap";
 
 import {
+  checkCompose,
   diskOf,
   HELPER_BY,
   HELPER_MS,
@@ -12,6 +13,8 @@ import {
   isUntouched,
   snapshotDiskOf,
   stageOf,
+  uuidOfName,
+  vdiName,
   wholeBlocks,
 } from "../../../src/core/model/vdi.ts";
 import { member, record, snapshot, snapshotId, want } from "./world.ts";
@@ -80,4 +83,20 @@ void t.test("vdi: what was left goes when nobody can wait for it any more", asyn
   t.equal(left({ name: "clone-of-db" }), false);
   t.equal(left({ state: "DELETING" }), false);
   t.equal(isHelper({ name: `reset-${uuid}`, createdBy: HELPER_BY }), true);
+});
+
+void t.test("vdi: a layer is laid over a disk of its repository that is not larger", async (t) => {
+  const other = "d1000000-0000-4000-a000-000000000000";
+  const leaf = { vdi: disk, sizeBytes: 8192n, isLayer: true };
+  const parent = { vdi: diskOf({ ...given, uuid: other }), sizeBytes: 8192n, isLayer: false };
+  const code = (of: Partial<typeof leaf>, over: Partial<typeof parent>): string | null =>
+    checkCompose({ ...leaf, ...of }, { ...parent, ...over })?.code ?? null;
+  t.equal(code({}, {}), null);
+  t.equal(code({}, { sizeBytes: 4096n }), null, "it grows");
+  t.equal(code({}, { sizeBytes: 12_288n }), "E-VDI-03");
+  t.equal(code({}, { vdi: disk }), "E-VDI-03", "itself");
+  t.equal(code({}, { vdi: { ...parent.vdi, sr: other } }), "E-VDI-03");
+  t.equal(code({ isLayer: false }, {}), "E-VDI-08");
+  t.equal(uuidOfName(vdiName(uuid)), uuid);
+  for (const name of ["db", "vdi-", `vdi-${uuid}x`, `x-vdi-${uuid}`]) t.equal(uuidOfName(name), null, name);
 });

@@ -131,8 +131,18 @@ void t.test("record: damage is named with its key and place", async (t) => {
 
 void t.test("record: one of newer software asks for newer software, whatever else is in it", async (t) => {
   t.equal(parseRecord("k", JSON.stringify({ ...record, fmt: 2, extra: 1 })).rev, 12n, "it still may be read");
-  const newer = JSON.stringify({ ...record, fmt: 4, min_reader: 4, epoch: { hi: 1, lo: 2 } });
+  const newer = JSON.stringify({ ...record, fmt: 5, min_reader: 5, epoch: { hi: 1, lo: 2 } });
   t.throws(() => parseRecord("k", newer), { code: "E-STORE-13", exitCode: 2 });
+});
+
+void t.test("record: of a layer it says so, as weftd writes it", async (t) => {
+  const specimen = readFileSync(join(repository, "native/weft-proto/specimens/record-v4.json"), "utf8");
+  t.equal(parseRecordExtra("k", specimen).layer, true);
+  t.equal(parseRecord("k", specimen).rev, 12n);
+  t.equal(parseRecordExtra("k", JSON.stringify({ ...record, region_shift: 20 })).layer, false);
+  t.throws(() => parseRecordExtra("k", JSON.stringify({ ...record, region_shift: 20, layer: 7 })), {
+    code: "E-STORE-07",
+  });
 });
 
 void t.test("record: of a volume that is taken back to a snapshot it says to which", async (t) => {

@@ -20,6 +20,25 @@ void t.test("sr-json: specimens of the first format are read, and written as the
   t.same(JSON.parse(renderVdi(parseVdi("k", vdi), null)), JSON.parse(vdi));
 });
 
+void t.test("sr-json: a disk that was composed has another volume than its UUID", async (t) => {
+  const composed = specimen("vdi-composed-1.json");
+  const vdi = parseVdi("k", composed);
+  t.not(vdi.volume, vdi.uuid);
+  t.equal(vdi.composedFrom, vdi.volume);
+  t.same(JSON.parse(renderVdi(vdi, null)), JSON.parse(composed));
+  const refused = { code: "E-STORE-07" };
+  t.throws(() => parseVdi("k", changed(composed, { composedFrom: null })), refused);
+  t.throws(
+    () => parseVdi("k", changed(composed, { snapshot: "22222222-2222-4222-8222-222222222222" })),
+    refused,
+    "a snapshot never was",
+  );
+  // What is not any more is not left standing.
+  const opened = renderVdi({ ...vdi, layerOpened: true }, composed);
+  t.match(JSON.parse(opened), { layerOpened: true });
+  t.same(JSON.parse(renderVdi(vdi, opened)), JSON.parse(composed));
+});
+
 void t.test("sr-json: what newer software added survives, and what it asks for is heard", async (t) => {
   const vdi = changed(specimen("vdi-1.json"), { colour: "green" });
   const next = { ...parseVdi("k", vdi), label: "new" };

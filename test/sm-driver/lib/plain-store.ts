@@ -356,6 +356,8 @@ function fresh(
     whole: true,
     openOn: null,
     untouched: false,
+    layer: false,
+    composedFrom: null,
     content: "",
     mark: null,
     createdAt: new Date().toISOString(),
