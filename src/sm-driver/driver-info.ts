@@ -26,6 +26,9 @@ const features: readonly (readonly [feature: string, ...commands: readonly strin
   ["VDI_SNAPSHOT", "vdi_snapshot"],
   ["VDI_CLONE", "vdi_clone"],
   ["VDI_REVERT", "vdi_revert"],
+  ["VDI_MIRROR", "vdi_snapshot", "vdi_compose"],
+  ["VDI_MIRROR_IN", "vdi_compose"],
+  ["VDI_COMPOSE", "vdi_compose"],
   ["VDI_RESET_ON_BOOT/2", "vdi_epoch_begin", "vdi_epoch_end"],
   ["VDI_CONFIG_CBT", "vdi_enable_cbt", "vdi_disable_cbt", "vdi_data_destroy", "vdi_list_changed_blocks"],
 ];

@@ -26,6 +26,7 @@ import {
 } from "./call.ts";
 import { cbtCommands } from "./cbt-commands.ts";
 import { badRequest, faultCodes, SmFault } from "./faults.ts";
+import { compose, makeLayer } from "./migration.ts";
 import { mirrorOf, snapshotMirrored } from "./mirrored-snapshot.ts";
 import { plugCommands } from "./plug-commands.ts";
 import { dropMarkIfPersisting } from "./reset-mark.ts";
@@ -127,6 +128,7 @@ const snapshot: Command = async (context) => {
       "xe vdi-param-set uuid=… sharable=false",
     );
   await dropMarkIfPersisting(context, vdi);
+  if (mirror === null) await makeLayer(context, vdi);
   const take = (of: string): Promise<VdiAnswer> => {
     if (mirror !== null) return snapshotMirrored(context, of, mirror);
     return vdi.snapshot === null ? agent.snapshotVdi(uuid, { uuid: of }) : snapshotAgain(context, uuid, of);
@@ -195,7 +197,6 @@ const revert: Command = async (context) => {
   return null;
 };
 
-/** `vdi_compose` is none of them yet: XAPI is told that it is not implemented. */
 export const vdiCommands: Commands = {
   vdi_create: create,
   vdi_delete: remove,
@@ -206,6 +207,7 @@ export const vdiCommands: Commands = {
   vdi_resize: resize,
   vdi_resize_online: resize,
   vdi_revert: revert,
+  vdi_compose: compose,
   ...plugCommands,
   ...cbtCommands,
 };

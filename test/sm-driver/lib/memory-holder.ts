@@ -9,7 +9,7 @@ import { dirname } from "node:path";
 import { WeftError } from "../../../src/core/wire/errors.ts";
 import type { HolderClient } from "../../../src/core/wire/holder-client.ts";
 import type { HolderEntry, HolderOpen } from "../../../src/core/wire/holder.gen.ts";
-import { nbdRead, serveNbd } from "./nbd.ts";
+import { EIO, nbdRead, serveNbd } from "./nbd.ts";
 
 const SECTOR = 512;
 
@@ -23,6 +23,7 @@ export class MemoryVolume {
   }
 
   write(at: number, data: Buffer): void {
+    if (at + data.length > this.bytes.length) throw new Error(`a write of ${data.length} at ${at}`);
     data.copy(this.bytes, at);
     for (let sector = at / SECTOR; sector < (at + data.length) / SECTOR; sector += 1)
       this.#written.add(sector);
@@ -51,6 +52,11 @@ export class MemoryVolumes extends Map<string, MemoryVolume> {
 
   copy(from: string, to: string): void {
     this.set(to, this.of(from).copy());
+  }
+
+  grow(id: string, size: number): void {
+    const volume = this.of(id);
+    volume.bytes = Buffer.concat([volume.bytes, Buffer.alloc(size - volume.bytes.length)]);
   }
 
   lay(leaf: string, onto: string): void {
@@ -106,6 +112,7 @@ export class MemoryHolder implements HolderClient {
       },
       ask: async (command, offset, length, data) => {
         const at = Number(offset);
+        if (at + length > volume.bytes.length) return { error: EIO, data: Buffer.alloc(0) };
         if (command === nbdRead)
           return { error: 0, data: Buffer.from(volume.bytes.subarray(at, at + length)) };
         volume.write(at, data);

@@ -36,7 +36,16 @@ class Refused extends Error {
 const BLOCK = 4096n;
 const GRAIN = 65536;
 
+/** Content of volumes and snapshots, by their ids, where a test has it as bytes. */
+export type PlainData = {
+  make(id: string, size: number): void;
+  copy(from: string, to: string): void;
+  grow(id: string, size: number): void;
+  lay(leaf: string, onto: string): void;
+};
+
 export class PlainStore {
+  data: PlainData | null = null;
   readonly srs = new Map<
     string,
     Omit<SrAnswer, "physicalSize" | "physicalUtilisation" | "virtualAllocation">
@@ -54,6 +63,8 @@ export class PlainStore {
   }[] = [];
   /** Every request is refused so. */
   refuses: Refusal | null = null;
+  /** Disks that were open once. */
+  readonly #written = new Set<string>();
   readonly #dirs: string[] = [];
   readonly #servers: Server[] = [];
 
@@ -151,6 +162,10 @@ export class PlainStore {
         return this.#shown(Object.assign(this.disk(ref), { dataDestroyed: true, physicalUtilisation: 0n }));
       case "POST vdis revert":
         return this.#shown(this.#revert(ref, sr.vdiRevertRequest.parse(body).snapshot));
+      case "POST vdis layer":
+        return this.#shown(this.#layer(ref));
+      case "POST vdis compose":
+        return this.#shown(this.#compose(ref, sr.vdiComposeRequest.parse(body).parent));
       case "POST vdis reset":
         return this.#shown(this.#reset(host, ref, sr.vdiResetRequest.parse(body).mark));
       case "POST vdis changed":
@@ -203,6 +218,7 @@ export class PlainStore {
       if (known.size === size && known.sr === srUuid) return known;
       throw new Refused("E-VDI-02", `There is a disk ${uuid} already.`);
     }
+    this.data?.make(uuid, Number(size));
     return this.#add({ ...asked, ...fresh(uuid, srUuid), size, volume: uuid, snapshot: null });
   }
 
@@ -228,6 +244,7 @@ export class PlainStore {
     if (size < disk.size) throw new Refused("E-VOL-06", "It only grows.");
     // A marked disk goes back before it grows.
     if (size > disk.size && disk.mark !== null) disk.content = disk.mark;
+    if (size > disk.size) this.data?.grow(disk.volume, Number(size));
     return Object.assign(disk, changes, { size });
   }
 
@@ -241,6 +258,9 @@ export class PlainStore {
     const disk = this.disk(of);
     const known = this.disks.get(uuid);
     if (known !== undefined) return known;
+    this.data?.copy(disk.snapshot ?? disk.volume, uuid);
+    // A caretaker opens it for that.
+    disk.untouched = false;
     return this.#add({
       ...disk,
       uuid,
@@ -250,6 +270,9 @@ export class PlainStore {
       snapshotOf: of,
       snapshotTime: new Date().toISOString(),
       settled: false,
+      untouched: false,
+      layer: false,
+      composedFrom: null,
       mark: null,
       label: label ?? disk.label,
       description: description ?? disk.description,
@@ -261,6 +284,7 @@ export class PlainStore {
     if (disk.dataDestroyed) throw new Refused("E-SNAP-18", "Its data is gone.");
     const known = this.disks.get(uuid);
     if (known !== undefined) return known;
+    this.data?.copy(disk.snapshot ?? disk.volume, uuid);
     const flags = { readOnly: false, isSnapshot: false, snapshotOf: null, snapshotTime: null, cbt: false };
     return this.#add({
       ...disk,
@@ -269,6 +293,9 @@ export class PlainStore {
       volume: uuid,
       snapshot: null,
       settled: false,
+      untouched: false,
+      layer: false,
+      composedFrom: null,
       mark: null,
       label: label ?? disk.label,
       description: description ?? disk.description,
@@ -279,6 +306,37 @@ export class PlainStore {
     const [disk, then] = [this.disk(uuid), this.disk(snapshot)];
     if ((this.open.get(uuid) ?? []).length > 0) throw new Refused("E-VOL-12", `The disk ${uuid} is open.`);
     return Object.assign(disk, { content: then.content });
+  }
+
+  #layer(uuid: string): Disk {
+    const disk = this.disk(uuid);
+    if (!disk.layer && !disk.untouched) throw new Refused("E-VDI-08", `The disk ${uuid} was opened before.`);
+    return Object.assign(disk, { layer: true });
+  }
+
+  /** Of a layer's text what was not written is a dot. */
+  #compose(uuid: string, parentUuid: string): Disk {
+    const leaf = this.disk(uuid);
+    if (leaf.composedFrom === parentUuid) return leaf;
+    const parent = this.disk(parentUuid);
+    if (leaf === parent || leaf.sr !== parent.sr) throw new Refused("E-VDI-03", "No two disks of one SR.");
+    if (leaf.snapshot !== null || parent.snapshot !== null || parent.size > leaf.size)
+      throw new Refused("E-VDI-03", "It can't be laid over that.");
+    for (const each of [leaf, parent]) {
+      if ((this.open.get(each.uuid) ?? []).length > 0)
+        throw new Refused("E-VDI-04", `The disk ${each.uuid} is open.`);
+    }
+    if (!leaf.layer) throw new Refused("E-VDI-08", `The disk ${uuid} does not know what was written.`);
+    const length = Math.max(leaf.content.length, parent.content.length);
+    const content = Array.from({ length }, (_, at) => {
+      const block = leaf.content[at] ?? ".";
+      return block === "." ? (parent.content[at] ?? ".") : block;
+    }).join("");
+    this.data?.lay(leaf.volume, parent.volume);
+    this.disks.delete(parentUuid);
+    const physicalUtilisation = leaf.physicalUtilisation + parent.physicalUtilisation;
+    const flags = { layer: false, composedFrom: parentUuid, volume: parent.volume };
+    return Object.assign(leaf, { content, physicalUtilisation, ...flags });
   }
 
   /** A host's own guests have no client here: what is open there is closed. */
@@ -315,9 +373,13 @@ export class PlainStore {
     if (writable && disk.readOnly) throw new Refused("E-VDI-06", `The disk ${uuid} is read-only.`);
     const users = (this.open.get(uuid) ?? []).filter((user) => !deadHosts.includes(user.host));
     const others = users.filter((user) => user.host !== host);
+    if (disk.layer && this.#written.has(uuid) && users.length === 0)
+      throw new Refused("E-VDI-08", `The disk ${uuid} is the newer half of one.`);
     if (disk.snapshot === null && others.length > 0)
       throw new Refused("E-VDI-04", `The disk ${uuid} is open on ${others[0]?.host}.`);
     this.open.set(uuid, [...others, { host, writable }]);
+    this.#written.add(uuid);
+    disk.untouched = false;
     const { size, volume, snapshot } = disk;
     return { path: `/run/weft/${uuid}.nbd`, size, volume, snapshot, session: writable ? SESSION : null };
   }
@@ -355,7 +417,7 @@ function fresh(
     settled: false,
     whole: true,
     openOn: null,
-    untouched: false,
+    untouched: true,
     layer: false,
     composedFrom: null,
     content: "",

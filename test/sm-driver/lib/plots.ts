@@ -4,6 +4,7 @@
  * Must always hold: what is seen after a command that was disturbed and asked again is what is seen after one that was not.
  */
 import type { DriverCall } from "./client.ts";
+import type { PlainStore } from "./plain-store.ts";
 import { MIB, type SmHost, type World } from "./world.ts";
 
 export type Plot = {
@@ -11,8 +12,14 @@ export type Plot = {
   /** Of the disk, and of a snapshot of it; what the call is. */
   readonly call: (world: World, disk: string, snapshot: string) => Omit<DriverCall, "command">;
   /** Before it: attached, or active. */
-  readonly before?: (h1: SmHost, disk: string) => Promise<void>;
+  readonly before?: (h1: SmHost, disk: string, world: World) => Promise<void>;
 };
+
+const PARENT = "parent";
+
+function parentOf({ disks }: PlainStore): string {
+  return [...disks.values()].find(({ label }) => label === PARENT)?.uuid ?? "";
+}
 
 export const plots: readonly Plot[] = [
   {
@@ -25,6 +32,11 @@ export const plots: readonly Plot[] = [
   { command: "vdi_delete", call: (_, vdiUuid) => ({ vdiUuid }) },
   { command: "vdi_update", call: (_, vdiUuid) => ({ vdiUuid }) },
   { command: "vdi_snapshot", call: (_, vdiUuid) => ({ vdiUuid, driverParams: {} }) },
+  {
+    command: "vdi_snapshot",
+    call: (_, vdiUuid) => ({ vdiUuid, driverParams: { mirror: "nbd:mirror_vbd/1/xvda" } }),
+    before: (h1, disk) => h1.plug(disk),
+  },
   { command: "vdi_clone", call: (_, __, vdiUuid) => ({ vdiUuid, driverParams: {} }) },
   {
     command: "vdi_resize",
@@ -32,6 +44,15 @@ export const plots: readonly Plot[] = [
     before: (h1, disk) => h1.plug(disk),
   },
   { command: "vdi_revert", call: ({ xapi }, disk, vdiUuid) => ({ vdiUuid, args: [xapi.vdiRef(disk)] }) },
+  {
+    command: "vdi_compose",
+    call: ({ xapi, store }, vdiUuid) => ({ vdiUuid, args: [xapi.vdiRef(parentOf(store))] }),
+    before: async (h1, disk, { store }) => {
+      // As if it had been one from its beginning on.
+      Object.assign(store.disk(disk), { layer: true, content: "..new" });
+      store.disk(await h1.create(64n * MIB, PARENT)).content = "older";
+    },
+  },
   { command: "vdi_epoch_begin", call: (_, vdiUuid) => ({ vdiUuid, onBoot: "reset" }) },
   { command: "vdi_attach", call: (_, vdiUuid) => ({ vdiUuid, args: ["true"] }) },
   {
@@ -63,6 +84,7 @@ export function seen(world: World, disk: string, snapshot: string): object {
     knownToXapi: world.xapi.vdis(world.srRef).length,
     open: world.store.open.get(disk)?.length ?? 0,
     active: [...h1.datapath.active.values()].map(({ writable, size }) => ({ writable, size })),
+    mirrors: [...h1.datapath.mirrors.values()],
     attached: h1.datapath.attached.size,
     differences: world.differences(),
   };
@@ -84,6 +106,6 @@ export async function staged(
   const snapshot = await h1.copy("vdi_snapshot", disk);
   world.store.disk(disk).content = "later";
   world.xapi.set(world.xapi.vdiRef(disk), "name_label", "renamed");
-  await before?.(h1, disk);
+  await before?.(h1, disk, world);
   return { disk, snapshot };
 }

@@ -12,18 +12,27 @@ import { type IncomingMessage, request } from "node:http";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
+import type { Datapath } from "../../../src/sm-driver/datapath/datapath.ts";
+import { TapdiskDatapath } from "../../../src/sm-driver/datapath/tapdisk.ts";
 import { Driver, type SmAnswer } from "../../../src/sm-driver/driver.ts";
 import { Plugin } from "../../../src/sm-driver/setup/plugin.ts";
 import { Toolstack } from "../../../src/sm-driver/setup/toolstack.ts";
 import { type DriverCall, type DriverRun, replyOf, requestOf, runDriver } from "./client.ts";
+import { MemoryHolder, MemoryVolumes } from "./memory-holder.ts";
 import { PlainDatapath } from "./plain-datapath.ts";
 import { PlainStore } from "./plain-store.ts";
 import { Steps } from "./steps.ts";
 import { type StrictValue, structOf } from "./strict-xml.ts";
+import { installTapCtl } from "./tap-ctl.ts";
 import { startXapi, type XapiHost, type XapiServer } from "./xapi-server.ts";
 
 type Scope = { readonly teardown: (fn: () => Promise<void>) => void };
-type Call = Omit<DriverCall, "hostRef" | "sessionRef" | "srRef" | "srUuid" | "command">;
+/** A storage repository, as XAPI names it. */
+export type Sr = { readonly uuid: string; readonly ref: string };
+/** `sr`: it is about another one than the pool's first. */
+type Call = Omit<DriverCall, "hostRef" | "sessionRef" | "srRef" | "srUuid" | "command"> & {
+  readonly sr?: Sr;
+};
 
 export const MIB = 1n << 20n;
 
@@ -70,10 +79,10 @@ export class Pool {
     return pool;
   }
 
-  addHost(n: number, agentSocket: string, steps: Steps): void {
+  addHost(n: number, agentSocket: string, steps: Steps, datapath: Datapath | null = null): void {
     const host = this.xapi.hosts[n];
     if (host === undefined) throw new Error(`XAPI has no host ${n}`);
-    this.hosts.push(new SmHost(this, host, agentSocket, steps));
+    this.hosts.push(new SmHost(this, host, agentSocket, steps, datapath));
   }
 
   host(n: number): SmHost {
@@ -87,6 +96,19 @@ export class Pool {
     return Object.fromEntries(this.xapi.record(this.xapi.vdiRef(uuid)));
   }
 
+  /** Another SR, with PBDs of all hosts. */
+  addSr(): Sr {
+    const uuid = randomUUID();
+    return { uuid, ref: this.xapi.addSr(uuid, {}, "other") };
+  }
+
+  /** The SR of the VDI, where XAPI has it; else the pool's first. */
+  srOf(vdiRef: string | undefined): Sr {
+    const ref = vdiRef === undefined ? undefined : this.xapi.record(vdiRef).get("SR");
+    if (typeof ref !== "string") return { uuid: this.srUuid, ref: this.srRef };
+    return { uuid: String(this.xapi.record(ref).get("uuid")), ref };
+  }
+
   knows(uuid: string): boolean {
     return this.xapi.vdis(this.srRef).some((record) => record.get("uuid") === uuid);
   }
@@ -95,6 +117,7 @@ export class Pool {
 /** A pool with a store of maps. */
 export class World extends Pool {
   readonly store = new PlainStore();
+  readonly volumes = new MemoryVolumes();
 
   static async start(t: Scope, hostCount = 1): Promise<World> {
     const world = new World(await xapiFor(t, hostCount));
@@ -105,6 +128,36 @@ export class World extends Pool {
       world.addHost(n, await world.store.serve(uuid, steps), steps);
     }
     return world;
+  }
+
+  /** With tapdisks' doubles on each host, over volumes in memory. */
+  static async startWithTapdisks(t: Scope, hostCount: number): Promise<World> {
+    const world = new World(await xapiFor(t, hostCount));
+    t.teardown(() => world.store.stop());
+    world.store.addSr(world.srUuid);
+    world.store.data = world.volumes;
+    const log = { info: () => {}, debug: () => {}, warn: () => {}, error: () => {} };
+    for (const [n, { uuid }] of world.xapi.hosts.entries()) {
+      const dom0Root = await mkdtemp(join(tmpdir(), "taps-"));
+      installTapCtl(dom0Root);
+      const holder = new MemoryHolder(world.volumes);
+      t.teardown(async () => {
+        for (const disk of await datapath.users()) await datapath.deactivate({ sr: "", vdi: disk.vdi });
+        await rm(dom0Root, { recursive: true, force: true });
+      });
+      const options = { runDir: join(dom0Root, "run/weft"), dom0Root, holder, log };
+      const datapath = new TapdiskDatapath(options);
+      const steps = new Steps();
+      world.addHost(n, await world.store.serve(uuid, steps), steps, datapath);
+    }
+    return world;
+  }
+
+  /** Another SR of the same store. */
+  override addSr(): Sr {
+    const sr = super.addSr();
+    this.store.addSr(sr.uuid);
+    return sr;
   }
 
   /** Of a guest on that host, through the device that it has. */
@@ -118,7 +171,7 @@ export class World extends Pool {
   /** What differs between XAPI's disks and the store's: nothing, but for what a scan will take away. */
   differences(): readonly string[] {
     const known = this.xapi.vdis(this.srRef).map((record) => String(record.get("uuid")));
-    const kept = [...this.store.disks.values()];
+    const kept = [...this.store.disks.values()].filter(({ sr }) => sr === this.srUuid);
     return [
       ...known.filter((uuid) => !this.store.disks.has(uuid)).map((uuid) => `XAPI alone has ${uuid}`),
       ...kept
@@ -160,7 +213,8 @@ export class SmHost {
   readonly waits = { patienceMs: 1000, xapiMs: 10_000 };
   readonly #driver: Driver;
 
-  constructor(pool: Pool, host: XapiHost, agentSocket: string, steps: Steps) {
+  /** `withDevices`: the datapath; null: the plain one. */
+  constructor(pool: Pool, host: XapiHost, agentSocket: string, steps: Steps, withDevices: Datapath | null) {
     this.#pool = pool;
     this.#agentSocket = agentSocket;
     this.host = host;
@@ -170,22 +224,23 @@ export class SmHost {
       void pool.warnings.push(`${text} ${JSON.stringify(facts)}`);
     const silent = (): void => undefined;
     const log = { info: silent, debug: silent, warn, error: warn };
-    const datapath = (): PlainDatapath => this.datapath;
+    const datapath = (): Datapath => withDevices ?? this.datapath;
     const parts = { agentSocket, xapiSocket: pool.xapi.socketPath, datapath, log };
     this.#driver = new Driver(Object.assign(this.waits, { ...parts, newUuid: randomUUID }));
     this.plugin = new Plugin({ ...parts, toolstack: new Toolstack("/bin/false", log) });
   }
 
   /** As XAPI makes it; what the driver refuses is thrown as a DriverFailure. */
-  async call(command: string, call: Call = {}): Promise<StrictValue> {
-    const { xapi, srRef, srUuid } = this.#pool;
+  async call(command: string, { sr, ...call }: Call = {}): Promise<StrictValue> {
+    const { xapi } = this.#pool;
+    const vdiRef = call.vdiRef ?? (call.vdiUuid === undefined ? undefined : xapi.vdiRef(call.vdiUuid));
+    const { ref: srRef, uuid: srUuid } = sr ?? this.#pool.srOf(vdiRef);
     const note = xapi.places.step(this.host.ref, { command, ...call });
     const isMaster = call.isMaster ?? this.host === xapi.hosts[0];
     // Anywhere else XAPI hands it on to the master.
     if (MASTERS.has(command) && !isMaster) throw new Error(`XAPI asks the master alone for ${command}`);
     const session = xapi.openSession(srRef);
     this.#pool.sessions.set(session, this.steps);
-    const vdiRef = call.vdiRef ?? (call.vdiUuid === undefined ? undefined : xapi.vdiRef(call.vdiUuid));
     const before = xapi.violations.length;
     const text = requestOf({
       isMaster,
@@ -245,7 +300,9 @@ export class SmHost {
     const { uuid, location } = structOf(await this.call(command, call));
     if (typeof uuid !== "string" || uuid !== location) throw new Error("uuid and location differ");
     const { location: known, virtual_size: size, SR: sr } = this.#pool.record(uuid);
-    if (known !== location || sr !== this.#pool.srRef) throw new Error(`XAPI has no VDI at ${uuid}`);
+    const of = call.vdiUuid === undefined ? undefined : this.#pool.xapi.vdiRef(call.vdiUuid);
+    if (known !== location || sr !== (call.sr ?? this.#pool.srOf(of)).ref)
+      throw new Error(`XAPI has no VDI at ${uuid}`);
     const isSized = command === "vdi_create" || command.startsWith("vdi_resize");
     if (isSized && BigInt(String(size)) < BigInt(call.args?.[0] ?? "0")) throw new Error("Disk too small");
     return uuid;
