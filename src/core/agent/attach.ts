@@ -44,8 +44,7 @@ export async function attachVolume(
   if (here !== null && !here.caretaker && here.path !== null) {
     return { volume: id, session: here.session, epoch: BigInt(here.epoch), path: here.path };
   }
-  if (here !== null && here.caretaker)
-    await daemon.client.call("session.close", { volume: id, abandon: false });
+  if (here !== null && here.caretaker) await makeWay(daemon, id);
   // A caretaker makes way to `closed` too, and so does what a weftd that was restarted had itself.
   const asked = {
     volume: id,
@@ -64,6 +63,19 @@ export async function attachVolume(
   context.limitKeeper.nudge();
   if (opened.path === null) throw new Error(`weftd opened "${want.name}" without an export`);
   return { volume: id, session: opened.session, epoch: BigInt(opened.epoch), path: opened.path };
+}
+
+/**
+ * A caretaker's session here ends for a guest's. One that still waits for a copy can't be ended in order, and has nothing of a guest's to
+ * lose: what it was about is the next session's.
+ */
+async function makeWay({ client }: MemberContext["daemon"], volume: string): Promise<void> {
+  try {
+    await client.call("session.close", { volume, abandon: false });
+  } catch (error) {
+    if (!isWeftError(error) || error.code !== "E-VOL-10") throw error;
+    await client.call("session.close", { volume, abandon: true });
+  }
 }
 
 export async function detachVolume(

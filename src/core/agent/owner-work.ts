@@ -20,6 +20,7 @@ import { HostClient } from "../wire/host-client.ts";
 import type { MemberContext } from "./context.ts";
 import { volumeOf } from "./facts.ts";
 import { findListed } from "./find.ts";
+import { heldHere } from "./holder.ts";
 import { openCaretaker } from "./perform.ts";
 
 /** Somebody else has it by now, or it is being closed: it is somebody's again within a moment, and then it is clear who does it. */
@@ -33,7 +34,7 @@ export const CHANGING_HANDS = {
 const ANSWER_MS = 35_000;
 
 /** As much of a host as doing its own part takes. */
-type Doer = Pick<MemberContext, "daemon" | "held" | "mirror">;
+type Doer = Pick<MemberContext, "daemon" | "held" | "mirror" | "host" | "options">;
 
 /** E-VOL-13 where nobody can be found who has the volume open, E-HOST-09 where the owner's agent does not answer. */
 export async function byOwner(context: MemberContext, work: OwnerWork): Promise<OwnerWorkAnswer> {
@@ -56,10 +57,23 @@ async function once(context: MemberContext, work: OwnerWork): Promise<OwnerWorkA
     await inCaretaker(context, volume, () => ask(context, work));
     return nothingHeld;
   }
-  return owner === context.host ? doOwnerWork(context, work) : there(context, owner, work);
+  if (owner === context.host) return doOwnerWork(context, work);
+  try {
+    return await there(context, owner, work);
+  } catch (error) {
+    // Its host has ended in such work, which is no guest's.
+    const isCaretakers = volumeOf(context.mirror, volume).extra?.caretaker === true;
+    if (!isCaretakers || !isWeftError(error, "E-HOST-09")) throw error;
+    await inCaretaker(context, volume, () => ask(context, work));
+    return nothingHeld;
+  }
 }
 
-/** By this host's weftd, in the session that it has. E-VOL-13 where it has none, and a guest's is what the record names. */
+/**
+ * By this host's weftd, in the session that it has; where what had the volume here has ended with its process (weftd was killed, the
+ * host was started anew), in one without a guest. E-VOL-13 where it has none and it is not this host's, or where the holder has its guest:
+ * then weftd opens it again within a moment.
+ */
 export async function doOwnerWork(context: Doer, work: OwnerWork): Promise<OwnerWorkAnswer> {
   const { held, mirror } = context;
   const volume = volumeIdOf(work);
@@ -69,13 +83,23 @@ export async function doOwnerWork(context: Doer, work: OwnerWork): Promise<Owner
     const answer = await ask(context, work);
     return isCaretaker ? nothingHeld : answer;
   } catch (error) {
-    if (!isCaretaker || !isWeftError(error, "E-VOL-13")) throw error;
-    // The one that the record names ended with the weftd that had it, and nobody else opens it again.
-    await inCaretaker(context, volume, () => ask(context, work));
-    return nothingHeld;
+    if (!isWeftError(error, "E-VOL-13") || !(await isLeft(context, volume))) throw error;
   } finally {
     if (isCaretaker) held.delete(volume);
   }
+  await inCaretaker(context, volume, () => ask(context, work));
+  return nothingHeld;
+}
+
+/** The store says that it is open here, and it isn't: nobody opens it again by himself. */
+async function isLeft(context: Doer, volume: VolumeId): Promise<boolean> {
+  const { daemon, mirror, host, options } = context;
+  await mirror.sync();
+  if (volumeOf(mirror, volume).record?.owner?.host !== host) return false;
+  const { sessions } = await daemon.client.call("session.list", {});
+  if (sessions.some((one) => one.volume === volume && one.phase !== "ended")) return false;
+  const guests = (await heldHere(options.runDir)) ?? [];
+  return !guests.some((one) => one.volume === volume && one.snapshot === null && one.lost === null);
 }
 
 async function ask({ daemon }: Pick<Doer, "daemon">, work: OwnerWork): Promise<OwnerWorkAnswer> {

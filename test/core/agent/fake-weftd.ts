@@ -58,6 +58,8 @@ export class FakeWeftd {
   readonly trash = new Map<string, Replica>();
   /** The record that each replica keeps: whatever this daemon last wrote or was given. */
   readonly kept = new Map<string, RecordJson>();
+  /** Sessions that wait for a copy: they end by force alone. */
+  readonly paused = new Set<string>();
   readonly sessions = new Map<
     string,
     {
@@ -300,7 +302,11 @@ export class FakeWeftd {
         return { epoch, fenced };
       },
       "session.open": (params) => this.#open(params),
-      "session.close": ({ volume }) => this.#close(String(volume)),
+      "session.close": ({ volume, abandon }) => {
+        if (abandon !== true && this.paused.has(String(volume)))
+          refuse("E-VOL-10", "it waits for a member; 0 requests wait");
+        return this.#close(String(volume));
+      },
       "session.limit": ({ volume, limits }) => {
         const found = this.sessions.get(String(volume)) ?? refuse("E-VOL-13", "not open here");
         found.limits = limits as VolumeLimits | null;

@@ -1,9 +1,13 @@
 /** Snapshots are asked of any host and taken by the owner; what they are missing is said, and what needs them is refused. */
+import { join } from "node:path";
+
 import t from "tap";
 
 import { openCaretaker } from "../../../src/core/agent/perform.ts";
 import { parseVolumeId } from "../../../src/core/model/ids.ts";
+import { DaemonClient } from "../../../src/core/wire/daemon-client.ts";
 import { keys } from "../../../src/core/wire/store-keys.ts";
+import { FakeDaemon } from "../wire/fake-daemon.ts";
 import { eventually, startCluster, type TestHost, three } from "./test-host.ts";
 
 const GIB = 1n << 30n;
@@ -193,6 +197,52 @@ void t.test("agent: why there is no snapshot, or fewer copies of it, is said wit
   await t.rejects(h1.client.planVolume("db", { move: { from: "h2", to: "h1", pool: null } }), last);
   t.notOk((await h1.client.volume("db")).replicas.some(({ leaving }) => leaving));
 });
+
+void t.test(
+  "agent: a session that ended with its weftd keeps nobody from a snapshot, but its guest's holder",
+  async (t) => {
+    const [h1, h2, h3] = await three(t, 211);
+    const { id: volume } = await h1.client.createVolume({ name: "db", size: GIB, hosts: ["h1", "h2"] });
+    const owner = async (): Promise<unknown> => (await h1.client.volume("db")).owner;
+    // Killed under a request's own session, that had no guest: the next request does with another one.
+    await h3.client.createSnapshot("db", { name: "zero" });
+    const weftd = new DaemonClient({ socketPath: join(h2.directory, "run", "weftd.sock") });
+    t.teardown(() => weftd.close());
+    const caretaker = {
+      volume,
+      mode: "closed",
+      export: null,
+      caretaker: true,
+      old_stopped: false,
+      expected: null,
+      limits: null,
+    } as const;
+    await weftd.call("session.open", caretaker);
+    h2.weftd.sessions.delete(volume);
+    await h1.client.createSnapshot("db", { name: "one" });
+    t.equal(await owner(), null);
+
+    // Killed under a guest: the holder has its requests, and weftd opens it again for them.
+    await h2.client.attach("db");
+    h2.weftd.sessions.delete(volume);
+    const held = { id: volume, volume, snapshot: null, connected: true, lost: null };
+    const list = (): unknown => ({ entries: [held] });
+    const holder = new FakeDaemon(join(h2.directory, "run", "holder.sock"), { list } as object);
+    await holder.start();
+    await t.rejects(h1.client.createSnapshot("db", { name: "two" }), { code: "E-VOL-13" });
+    t.not(await owner(), null, "it was not taken from its guest");
+    await holder.stop();
+    // Its host was started anew, with nothing of it.
+    await h1.client.createSnapshot("db", { name: "two" });
+    await h3.client.deleteSnapshot("db@one");
+    t.equal(await owner(), null);
+
+    // One that waits for a copy makes way for a guest all the same.
+    await weftd.call("session.open", caretaker);
+    h2.weftd.paused.add(volume);
+    t.match(await h2.client.attach("db"), { volume });
+  },
+);
 
 void t.test("agent: what an owner left unfinished of snapshots is ended by a caretaker", async (t) => {
   const [h1, h2, h3] = await three(t, 121);
