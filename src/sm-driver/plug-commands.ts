@@ -68,9 +68,34 @@ const activate: Command = async (context) => {
   // What is written from now on must stay.
   if (writable) await dropMarkIfPersisting(context, vdi);
   const { path: exportPath, ...open } = await opened(context, vdi.uuid, writable);
-  await datapath.activate({ ...diskOf(context), ...open, writable, exportPath });
+  try {
+    await datapath.activate({ ...diskOf(context), ...open, writable, exportPath });
+  } catch (error) {
+    await givenUp(context);
+    throw error;
+  }
   return null;
 };
+
+/**
+ * No device was made of it: it is nobody's again, so that the host that its guest migrates from has it back at once, and needs
+ * not wait for XAPI's detach. A guest that has it here keeps it.
+ */
+async function givenUp(context: SmContext): Promise<void> {
+  const { datapath, log } = context;
+  const disk = diskOf(context);
+  try {
+    const users = await datapath.users();
+    if (users.some(({ vdi, connected }) => vdi === disk.vdi && connected)) return;
+    await datapath.deactivate(disk);
+    await closed(context);
+  } catch (error) {
+    log.warn(
+      { ...disk, reason: reasonOf(error) },
+      "a disk that was not activated stays open until its detach",
+    );
+  }
+}
 
 const deactivate: Command = async (context) => {
   await context.datapath.deactivate(diskOf(context));

@@ -102,24 +102,32 @@ void t.test(
   },
 );
 
-void t.test("vdi_detach: what an activation that failed has left is given up", async (t) => {
-  // XAPI takes such a disk for attached, and calls vdi_detach alone.
-  const world = await World.start(t, 2);
-  const [h1, h2] = [world.host(0), world.host(1)];
-  const uuid = await h1.create(64n * MIB);
-  h1.datapath.fails = true;
-  t.match(await fault(h1.plug(uuid)), /^1200: .*tap-ctl: no memory/);
-  t.strictSame(world.store.open.get(uuid), [{ host: h1.host.uuid, writable: true }]);
-  await h1.call("vdi_detach", { vdiUuid: uuid });
-  t.strictSame(world.store.open.get(uuid), []);
-  await h2.start(uuid);
+void t.test(
+  "vdi_activate: one that fails leaves the disk to others, and vdi_detach what is left of it",
+  async (t) => {
+    // A guest that migrates goes on where it was: it has its disk back at once. XAPI calls vdi_detach alone, later.
+    const world = await World.start(t, 2);
+    const [h1, h2] = [world.host(0), world.host(1)];
+    const uuid = await h1.create(64n * MIB);
+    h1.datapath.fails = true;
+    t.match(await fault(h1.plug(uuid)), /^1200: .*tap-ctl: no memory/);
+    t.strictSame(world.store.open.get(uuid), []);
+    await h2.start(uuid);
+    await h1.call("vdi_detach", { vdiUuid: uuid });
+    t.strictSame(world.store.open.get(uuid), [{ host: h2.host.uuid, writable: true }]);
 
-  // Of a disk that is no more, too.
-  world.store.open.clear();
-  world.store.disks.delete(uuid);
-  await h2.stop(uuid);
-  t.equal(h2.datapath.active.size + h2.datapath.attached.size, 0);
-});
+    // Asked once more while its guest runs: that goes on, though this fails.
+    h2.datapath.fails = true;
+    t.match(await fault(h2.call("vdi_activate", { vdiUuid: uuid, args: ["true"] })), /^1200: /);
+    world.write(1, uuid, "it has it");
+
+    // Of a disk that is no more, too.
+    world.store.open.clear();
+    world.store.disks.delete(uuid);
+    await h2.stop(uuid);
+    t.equal(h2.datapath.active.size + h2.datapath.attached.size, 0);
+  },
+);
 
 void t.test(
   "on-boot reset: each boot begins as the disk was when that was said, and an old boot is never gone back to",
