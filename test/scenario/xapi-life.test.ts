@@ -1,241 +1,264 @@
 /**
  * Plot: a VM's disk in XAPI's order of calls, on real hosts, with a guest that writes all the time and remembers what it was
- * told is done: start, snapshot, growth, weftd killed and started again, the holder replaced, boots that reset, live migration, the end of its host
- * and the take-over by XAPI's word. All of the way is there: the program that XAPI runs, the agent, weftd, the holder, and a
- * double of tapdisk, whose end the guest has.
+ * told is done: start, snapshot, growth, weftd killed and started again, the holder replaced, boots that reset, reverts, live migration, once with a
+ * target that fails, the end of its host and the take-over by XAPI's word, and a power cut of the whole pool. Meanwhile another host
+ * wants the disk and is told who has it, and fifty other disks start at once on all hosts. All of the way is there: the program that
+ * XAPI runs, the agent, weftd, the holder, and a double of tapdisk, whose end the guest has. The hosts have no io_uring, as dom0's
+ * kernel has none.
  */
-import { realpathSync } from "node:fs";
-import { mkdtemp, rm } from "node:fs/promises";
+import { rename, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 
 import t from "tap";
 
-import { type Services, weftServices } from "../../scripts/cluster/host.ts";
 import { until } from "../../scripts/lib/until.ts";
-import { stubFor } from "../sm-driver/lib/driver-for-tests.ts";
-import { installSystemctl } from "../sm-driver/lib/systemctl.ts";
-import { installTapCtl } from "../sm-driver/lib/tap-ctl.ts";
-import { MIB, Pool, type SmHost } from "../sm-driver/lib/world.ts";
+import { BLOCK, type Content } from "../lives/content.ts";
+import { Guest, Numbers, numbersOn } from "../lives/guest.ts";
+import { DEVICE_CONFIG, type PoolHost, PoolHosts } from "../lives/hosts.ts";
+import { DriverFailure } from "../sm-driver/lib/client.ts";
+import { MIB } from "../sm-driver/lib/world.ts";
 import { Disk } from "./nbd.ts";
-import { MIB as MEBIBYTE, onStage } from "./stage.ts";
 
 const isRoot = process.getuid?.() === 0;
-const BLOCK = 4096;
-const BLOCKS = 512;
+/** Of all guests. */
+const numbers = new Numbers();
+const FIFTY = 50;
+/** A guest's source asks nobody for longer: less than the half minute in which a new session counts as connected. */
+const BACK_MS = 15_000;
+/** XAPI's mutex for all storage repositories of a host is held meanwhile. */
+const SR_ATTACH_MS = 10_000;
 
-/** Writes numbered blocks, each number once, and knows of each block which number it must have. */
-class Guest {
-  /** Of each block: the last number that was acknowledged, and the last that was sent. */
-  readonly acked = new Map<number, number>();
-  readonly sent = new Map<number, number>();
-  #next = 1;
-  #running: { readonly stop: () => void; readonly ended: Promise<void> } | null = null;
-
-  async resume(path: string): Promise<void> {
-    const disk = await Disk.open(path);
-    const stop = new AbortController();
-    const work = async (): Promise<void> => {
-      using it = disk;
-      while (!stop.signal.aborted) {
-        const number = this.#next;
-        this.#next += 1;
-        const block = (number * 7919) % BLOCKS;
-        this.sent.set(block, number);
-        await it.write(block * BLOCK, filled(number));
-        this.acked.set(block, number);
-      }
-    };
-    const ended = work();
-    // Who waits for it is told; its host may end before anybody does.
-    ended.catch(() => undefined);
-    this.#running = { stop: () => stop.abort(), ended };
-  }
-
-  /** After the write under way. */
-  async suspend(): Promise<void> {
-    this.#running?.stop();
-    await this.#running?.ended;
-    this.#running = null;
-  }
-
-  /** Its host has ended: what was under way may be done or not. */
-  async die(): Promise<void> {
-    this.#running?.stop();
-    await this.#running?.ended.catch(() => undefined);
-    this.#running = null;
-  }
-
-  get written(): number {
-    return this.#next - 1;
-  }
-}
-
-function filled(number: number): Buffer {
-  const block = Buffer.alloc(BLOCK);
-  for (let at = 0; at < BLOCK; at += 4) block.writeUInt32LE(number, at);
-  return block;
-}
-
-/** The number of each block; -1 for one that is torn. */
-async function numbersOn(path: string): Promise<readonly number[]> {
-  using disk = await Disk.open(path);
-  const numbers: number[] = [];
-  for (let block = 0; block < BLOCKS; block += 1) {
-    const data = await disk.read(block * BLOCK, BLOCK);
-    const number = data.readUInt32LE(0);
-    numbers.push(data.equals(filled(number)) ? number : -1);
-  }
+async function reads(host: PoolHost, uuid: string): Promise<readonly number[]> {
+  await host.sm.plug(uuid, false);
+  const numbers = await numbersOn(host.pathOf(uuid));
+  await host.sm.unplug(uuid);
   return numbers;
 }
 
-/** Blocks that lack what was acknowledged, or have what was never sent. */
-function wrong(
-  numbers: readonly number[],
-  acked: ReadonlyMap<number, number>,
-  sent: ReadonlyMap<number, number>,
-): readonly string[] {
-  return numbers.flatMap((found, block) => {
-    const [least, most] = [acked.get(block) ?? 0, sent.get(block) ?? 0];
-    return found >= least && found <= most ? [] : [`block ${block} has ${found}, not ${least} to ${most}`];
-  });
+/** Writes a moment, through a boot of its own. */
+async function lives(host: PoolHost, uuid: string, content: Content): Promise<Guest> {
+  const guest = new Guest(numbers);
+  guest.content = content;
+  await host.sm.start(uuid);
+  await guest.resume(host.pathOf(uuid));
+  await until(() => (guest.written >= 20 ? true : null), { what: "some writes", deadlineMs: 20_000 });
+  await guest.suspend();
+  await host.sm.stop(uuid);
+  return guest;
 }
 
-/** The guest's end of tapdisk; what XAPI is told is a link to it, too long for a socket's path below a directory of a test. */
-function pathOn({ sockets }: SmHost, uuid: string): string {
-  return realpathSync(sockets.get(uuid) ?? "");
+async function refusal(work: Promise<unknown>): Promise<DriverFailure | null> {
+  try {
+    await work;
+    return null;
+  } catch (error) {
+    if (error instanceof DriverFailure) return error;
+    throw error;
+  }
 }
 
-async function reads(host: SmHost, uuid: string): Promise<readonly number[]> {
-  await host.plug(uuid, false);
-  const numbers = await numbersOn(pathOn(host, uuid));
-  await host.unplug(uuid);
-  return numbers;
+/** Its tap-ctl fails as long as `work` takes. */
+async function withoutTapdisk<T>({ root }: PoolHost, work: () => Promise<T>): Promise<T> {
+  const program = join(root, "usr/sbin/tap-ctl");
+  await rename(program, `${program}.kept`);
+  await writeFile(program, `#!/bin/sh\n[ "$1" = create ] && exit 5\nexec "$0.kept" "$@"\n`, { mode: 0o755 });
+  try {
+    return await work();
+  } finally {
+    await rename(`${program}.kept`, program);
+  }
 }
 
 await t.test(
-  "xapi: a VM's disk through a killed weftd, boots that reset, migration, and the loss of its host",
+  "xapi: a VM's disk through a killed weftd, boots that reset, reverts, migration, and the loss of its host",
   { skip: isRoot ? false : "only root can mount file systems for pools" },
   async (t) => {
-    // Sockets' paths are short.
-    const dir = await mkdtemp("/tmp/wx-");
-    t.teardown(() => rm(dir, { recursive: true, force: true }));
-    const rootOf = (name: string): string => join(dir, name);
-    const xapiSocket = join(dir, "xapi");
-    const weft = weftServices();
-    const services: Services = {
-      ...weft,
-      commands: (host) =>
-        weftServices(["--xapi-socket", xapiSocket, "--dom0-root", rootOf(host.name)]).commands(host),
+    const staged = await PoolHosts.up({ pools: ["h1", "h2"], xfsBytes: 2 ** 30, hasIoUring: false });
+    t.teardown(() => staged.down());
+    t.teardown(() => (t.passing() ? undefined : t.comment(staged.logs(40))));
+    const { cluster, pool } = staged;
+    const [h1, h2, h3] = [staged.host(0), staged.host(1), staged.host(2)];
+    const begun = performance.now();
+    const at = (what: string): void => t.comment(`${Math.round(performance.now() - begun)} ms: ${what}`);
+    t.equal((await h1.cluster.ask("hello", {})).driver, "libaio", "the kernel has no io_uring");
+    await h1.sm.call("sr_create", { args: ["0"], deviceConfig: DEVICE_CONFIG });
+    for (const { sm, cluster: host } of staged.hosts) {
+      await sm.call("sr_attach", { deviceConfig: DEVICE_CONFIG });
+      // It does this by and by.
+      await host.agent().setXapiHost(sm.host.uuid);
+    }
+    const uuid = await h1.sm.create(64n * MIB, "root");
+    at("made");
+
+    const guest = new Guest(numbers);
+    await h3.sm.start(uuid);
+    await guest.resume(h3.pathOf(uuid));
+    at("started");
+    const moment = guest.content.record();
+    const snapshot = await h1.sm.copy("vdi_snapshot", uuid);
+    moment.end();
+    const was = await reads(h2, snapshot);
+    const taken = moment.at(was);
+    t.strictSame(taken.wrong(was), [], "the snapshot is of a moment between");
+    at("snapshot");
+    // Goes on beside what follows: a host that wants the disk of a guest that lives, also while its tapdisk is paused.
+    const wanted = refusal(h2.sm.plug(uuid));
+    const goesOn = async (): Promise<unknown> => {
+      const { written } = guest;
+      const isOn = (): true | null => (guest.written > written + 50 ? true : null);
+      return until(isOn, { what: "the guest to go on", deadlineMs: 20_000 });
     };
-    await onStage(
-      async ({ cluster }) => {
-        const sockets = cluster.hosts.map(({ agentSocket }) => agentSocket);
-        const pool = await Pool.of(t, sockets, xapiSocket);
-        for (const [n, { name, layout }] of cluster.hosts.entries()) {
-          installTapCtl(rootOf(name));
-          installSystemctl(rootOf(name), layout.runDir);
-          pool.host(n).executable = await stubFor(layout.runDir, rootOf(name));
-        }
-        const [h1, h2, h3] = [pool.host(0), pool.host(1), pool.host(2)];
-        const begun = performance.now();
-        const at = (what: string): void => t.comment(`${Math.round(performance.now() - begun)} ms: ${what}`);
-        await h1.call("sr_create", { args: ["0"], deviceConfig: { copies: "2" } });
-        for (const [n, host] of pool.hosts.entries()) {
-          await host.call("sr_attach", { deviceConfig: { copies: "2" } });
-          // It does this by and by.
-          await cluster.hosts[n]?.agent().setXapiHost(host.host.uuid);
-        }
-        const uuid = await h1.create(64n * MIB, "root");
-        at("made");
+    // Its tapdisk is asked to take the new size, as every one of today refuses it, and goes on with the one of before.
+    await h1.sm.uuid("vdi_resize_online", { vdiUuid: uuid, args: [String(128n * MIB)] });
+    t.equal(pool.record(uuid)["virtual_size"], String(128n * MIB));
+    await goesOn();
+    at("grown");
 
-        const guest = new Guest();
-        await h3.start(uuid);
-        await guest.resume(pathOn(h3, uuid));
-        at("started");
-        const before = new Map(guest.acked);
-        const snapshot = await h1.copy("vdi_snapshot", uuid);
-        const after = new Map(guest.sent);
-        t.strictSame(
-          wrong(await reads(h2, snapshot), before, after),
-          [],
-          "the snapshot is of a moment between",
-        );
-        at("snapshot");
-        const goesOn = async (): Promise<unknown> => {
-          const { written } = guest;
-          const isOn = (): true | null => (guest.written > written + 50 ? true : null);
-          return until(async () => isOn(), { what: "the guest to go on", deadlineMs: 20_000 });
-        };
-        // Its tapdisk is asked to take the new size, as every one of today refuses it, and goes on with the one of before.
-        await h1.uuid("vdi_resize_online", { vdiUuid: uuid, args: [String(128n * MIB)] });
-        await goesOn();
-        at("grown");
+    // weftd is killed under the guest and started again: the guest waits, and sees no error.
+    await h3.cluster.killProgram("weftd");
+    await h3.cluster.restartDaemon();
+    await goesOn();
+    at("weftd killed");
 
-        // weftd is killed under the guest and started again: the guest waits, and sees no error.
-        await cluster.host("h3").killProgram("weftd");
-        await cluster.host("h3").restartDaemon();
-        await goesOn();
-        at("weftd killed");
+    // The holder is replaced under the guest, whose tapdisk pauses; it knows the size of before the growth.
+    const { paused, pausedMs } = await h3.cluster.agent().restartHolder();
+    t.equal(paused, 1);
+    await goesOn();
+    at(`holder replaced, ${pausedMs} ms`);
 
-        // The holder is replaced under the guest, whose tapdisk pauses; it knows the size of before the growth.
-        const { paused, pausedMs } = await cluster.host("h3").agent().restartHolder();
-        t.equal(paused, 1);
-        await goesOn();
-        at(`holder replaced, ${pausedMs} ms`);
+    // Boots that keep nothing, of a disk that was made of the snapshot on another host.
+    const clone = await h1.sm.copy("vdi_clone", snapshot);
+    let last = taken.copy();
+    for (const _ of ["first", "second"]) {
+      const other = new Guest(numbers);
+      other.content = taken.copy();
+      last = other.content;
+      await h2.sm.start(clone, "reset");
+      t.strictSame(await numbersOn(h2.pathOf(clone)), was, "a boot begins as the snapshot was");
+      await other.resume(h2.pathOf(clone));
+      await other.suspend();
+      await h2.sm.stop(clone);
+    }
+    at("booted twice");
 
-        // Boots that keep nothing, of a disk that was made of the snapshot on another host.
-        const was = await reads(h2, snapshot);
-        const clone = await h1.copy("vdi_clone", snapshot);
-        const other = new Guest();
-        for (const _ of ["first", "second"]) {
-          await h2.start(clone, "reset");
-          t.strictSame(await numbersOn(pathOn(h2, clone)), was, "a boot begins as the snapshot was");
-          await other.resume(pathOn(h2, clone));
-          await other.suspend();
-          await h2.stop(clone);
-        }
-        at("booted twice");
+    // Then one that keeps what the last one left. VM.revert: a clone of the snapshot takes the disk's place. Then vdi_revert, in place.
+    const other = await lives(h2, clone, last);
+    const kept = await h1.sm.copy("vdi_snapshot", clone);
+    const before = other.content.copy();
+    await lives(h3, clone, other.content);
+    const reverted = await h1.sm.copy("vdi_clone", kept);
+    await h1.sm.call("vdi_delete", { vdiUuid: clone });
+    t.notOk(pool.knows(clone));
+    t.strictSame(before.wrong(await reads(h3, reverted)), [], "the disk of a reverted VM is as its snapshot");
+    const later = await h1.sm.copy("vdi_snapshot", reverted);
+    await lives(h1, reverted, before.copy());
+    const args = [pool.xapi.vdiRef(reverted)];
+    await h1.sm.call("vdi_revert", { vdiUuid: later, args });
+    t.strictSame(before.wrong(await reads(h2, reverted)), [], "a disk that was reverted in place");
+    t.strictSame(before.wrong(await reads(h3, kept)), [], "a snapshot outlives its disk");
+    at("reverted twice");
 
-        // Live migration: the destination is attached while the source runs.
-        await h1.attach(uuid);
-        await guest.suspend();
-        const down = performance.now();
-        await h3.call("vdi_deactivate", { vdiUuid: uuid });
-        await h1.call("vdi_activate", { vdiUuid: uuid, args: ["true"] });
-        await guest.resume(pathOn(h1, uuid));
-        t.comment(`down for ${Math.round(performance.now() - down)} ms`);
-        using beyond = await Disk.open(pathOn(h1, uuid));
-        t.ok(
-          (await beyond.read(100 * MEBIBYTE, BLOCK)).equals(Buffer.alloc(BLOCK)),
-          "its guest has the new end",
-        );
-        beyond[Symbol.dispose]();
-        await h3.call("vdi_detach", { vdiUuid: uuid });
-        const atMigration = guest.written;
+    // Fifty disks start at once, and stop at once.
+    const fifty: { readonly uuid: string; readonly host: PoolHost }[] = [];
+    for (let n = 0; n < FIFTY; n += 1)
+      fifty.push({ uuid: await h1.sm.create(8n * MIB, `one of ${FIFTY}`), host: staged.host(n % 3) });
+    at("fifty made");
+    await Promise.all(fifty.map(({ uuid: each, host }) => host.sm.start(each)));
+    at("fifty started");
+    for (const [n, { uuid: each, host }] of fifty.entries()) {
+      using disk = await Disk.open(host.pathOf(each));
+      await disk.write(0, Buffer.alloc(BLOCK, n + 1));
+    }
+    await Promise.all(fifty.map(({ uuid: each, host }) => host.sm.stop(each)));
+    at("fifty stopped");
+    const some = [0, 17, 34, FIFTY - 1];
+    for (const n of some) {
+      const { uuid: each } = fifty[n] ?? { uuid: "" };
+      await h1.sm.plug(each, false);
+      using disk = await Disk.open(h1.pathOf(each));
+      t.ok((await disk.read(0, BLOCK)).equals(Buffer.alloc(BLOCK, n + 1)), `disk ${n} has its own data`);
+      await h1.sm.unplug(each);
+    }
 
-        // XAPI and the store have the same disks.
-        await h1.call("sr_scan");
-        const { vdis } = await cluster.host("h2").agent().vdis(pool.srUuid);
-        const known = pool.xapi.vdis(pool.srRef);
-        t.equal(known.length, vdis.length);
-        for (const { uuid: each, size } of vdis) t.equal(pool.record(each)["virtual_size"], String(size));
+    const refused = await wanted;
+    t.equal(refused?.code, 24, "a guest that lives keeps its disk");
+    t.match(refused?.text, /^E-VDI-04 h3 has the virtual disk/, "and who has it is named");
+    await h2.sm.call("vdi_detach", { vdiUuid: uuid });
+    at("refused");
 
-        // Its host ends. XAPI says so, and the guest is started elsewhere.
-        await cluster.host("h1").kill();
-        await guest.die();
-        t.ok(guest.written > atMigration, "it has gone on");
-        for (const host of pool.xapi.hosts) host.live = host !== h1.host;
-        await h2.start(uuid);
-        t.strictSame(
-          wrong(await numbersOn(pathOn(h2, uuid)), guest.acked, guest.sent),
-          [],
-          "nothing is lost",
-        );
-        await h2.stop(uuid);
-        at("taken over");
-        t.strictSame(pool.xapi.violations, []);
-      },
-      { xfsBytes: 1024 * MEBIBYTE, services },
+    // Live migration to a host that can't: the source goes on. Then to the same host, which can.
+    await h1.sm.attach(uuid);
+    await guest.suspend();
+    await h3.sm.call("vdi_deactivate", { vdiUuid: uuid });
+    const activate = (host: PoolHost): Promise<unknown> =>
+      host.sm.call("vdi_activate", { vdiUuid: uuid, args: ["true"] });
+    const failed = await withoutTapdisk(h1, () => refusal(activate(h1)));
+    t.equal(failed?.code, 453, "the target can't make a device of it");
+    const back = performance.now();
+    await activate(h3);
+    t.ok(performance.now() - back < BACK_MS, "and gives the disk back at once");
+    await guest.resume(h3.pathOf(uuid));
+    await h1.sm.call("vdi_detach", { vdiUuid: uuid });
+    await goesOn();
+    at("stayed");
+    await h1.sm.attach(uuid);
+    await guest.suspend();
+    const down = performance.now();
+    await h3.sm.call("vdi_deactivate", { vdiUuid: uuid });
+    await activate(h1);
+    await guest.resume(h1.pathOf(uuid));
+    t.comment(`down for ${Math.round(performance.now() - down)} ms`);
+    {
+      using beyond = await Disk.open(h1.pathOf(uuid));
+      const end = await beyond.read(Number(100n * MIB), BLOCK);
+      t.ok(end.equals(Buffer.alloc(BLOCK)), "its guest has the new end");
+    }
+    await h3.sm.call("vdi_detach", { vdiUuid: uuid });
+    const atMigration = guest.written;
+
+    // XAPI and the store have the same disks.
+    await h1.sm.call("sr_scan");
+    const { vdis } = await h2.cluster.agent().vdis(pool.srUuid);
+    t.strictSame(
+      vdis.map(({ uuid: each, size }) => `${each} ${size}`).toSorted(),
+      pool.xapi
+        .vdis(pool.srRef)
+        .map((record) => `${String(record.get("uuid"))} ${String(record.get("virtual_size"))}`)
+        .toSorted(),
     );
+
+    // Its host ends. XAPI says so, and the guest is started elsewhere.
+    await h1.kill();
+    await guest.die();
+    t.ok(guest.written > atMigration, "it has gone on");
+    await h2.sm.start(uuid);
+    t.strictSame(guest.content.wrong(await numbersOn(h2.pathOf(uuid))), [], "nothing is lost");
+    await guest.resume(h2.pathOf(uuid));
+    at("taken over");
+
+    // Power goes, and comes back. The first host plugs its SR while the store has no majority, and XAPI, which is starting itself,
+    // answers nobody. Guests start when there is a majority.
+    await Promise.all([h2.kill(), h3.kill()]);
+    await guest.die();
+    const plugs = async (host: PoolHost): Promise<void> => {
+      await host.boot();
+      const asked = performance.now();
+      await host.sm.call("sr_attach", { deviceConfig: DEVICE_CONFIG });
+      const ms = Math.round(performance.now() - asked);
+      t.ok(ms < SR_ATTACH_MS, `${host.name} has plugged it after ${ms} ms`);
+    };
+    pool.xapi.garble = () => "hang";
+    await plugs(h1);
+    pool.xapi.garble = null;
+    at("one host is up");
+    await Promise.all([plugs(h2), plugs(h3)]);
+    at("all hosts are up");
+    await Promise.all([h3.sm.start(uuid), h1.sm.start(reverted)]);
+    t.strictSame(guest.content.wrong(await numbersOn(h3.pathOf(uuid))), [], "nothing is lost with the power");
+    t.strictSame(before.wrong(await numbersOn(h1.pathOf(reverted))), []);
+    await Promise.all([h3.sm.stop(uuid), h1.sm.stop(reverted)]);
+    at("started again");
+    t.strictSame(pool.xapi.violations, []);
+    t.equal(cluster.hosts.length, 3);
   },
 );
