@@ -10,6 +10,7 @@
 pub mod canary;
 pub mod checkpoint;
 pub mod control;
+pub mod holder;
 pub mod input;
 pub mod log;
 pub mod mac_frames;
@@ -26,9 +27,10 @@ pub mod trust;
 pub mod wire;
 
 /// The doors, by the names of their folders in `corpus/` and of their programs.
-pub const TARGETS: [(&str, fn(&[u8])); 14] = [
+pub const TARGETS: [(&str, fn(&[u8])); 15] = [
     ("checkpoint", checkpoint::run),
     ("control", control::run),
+    ("holder", holder::run),
     ("log", log::run),
     ("mac_frames", mac_frames::run),
     ("nbd", nbd::run),

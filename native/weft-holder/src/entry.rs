@@ -27,13 +27,13 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, mpsc, oneshot};
 use weft_export::nbd::{Connection, Ending, ExportInfo, Gather, Limits};
 use weft_io::buffer::IoBuf;
-use weft_proto::guest::{GuestError, GuestOp, GuestReply};
+use weft_proto::guest::{GuestOp, GuestReply};
 use weft_proto::ids::{SessionId, SnapId, VolumeId};
-use weft_proto::message::Extent;
 
 use crate::held::Held;
-use crate::link::{self, Export, Link, Reply};
+use crate::link::{self, Link};
 use crate::upstream::{Trouble, Weftd, What};
+use crate::wire::{Export, Reply, Verdict};
 
 /// What one guest may have unanswered: then its socket is not read. tapdisk's ring has 352 requests of 44 KiB.
 const LIMITS: Limits = Limits { requests: 1024, bytes: 16 * 1024 * 1024 };
@@ -53,12 +53,6 @@ const AGAIN_MAX: Duration = Duration::from_secs(1);
 const TROUBLE: Duration = Duration::from_secs(1);
 /// Between two looks at a client whose socket nobody reads or writes.
 const LOOK: Duration = Duration::from_secs(1);
-
-/// NBD's errors that are passed on, and the one that says that the server ends.
-const EIO: u32 = 5;
-const EINVAL: u32 = 22;
-const ENOSPC: u32 = 28;
-const ESHUTDOWN: u32 = 108;
 
 thread_local! {
     /// All entries are of one thread, and none keeps bytes here across a wait.
@@ -168,7 +162,7 @@ impl Entry {
     pub(crate) async fn run(self) {
         let running = Running {
             entry: self,
-            held: Held::new(),
+            held: Held::default(),
             client: None,
             upstream: Upstream::None,
             size: None,
@@ -261,8 +255,8 @@ impl Running {
         if self.client.is_some() && matches!(self.upstream, Upstream::None) && !self.is_lost() {
             self.connect();
         }
-        let drained =
-            self.held.under_way() == 0 && !matches!(&self.upstream, Upstream::Linked(link) if link.is_full());
+        let drained = self.held.under_way() == 0
+            && !matches!(&self.upstream, Upstream::Linked(link) if link.wire.is_full());
         if self.is_paused() && drained {
             for done in self.pausing.drain(..) {
                 let _ = done.send(());
@@ -295,16 +289,16 @@ impl Running {
             if let Err(error) = link.flush() {
                 break Err(error);
             }
-            if link.is_full() {
+            if link.wire.is_full() {
                 break Ok(());
             }
             match self.held.poll() {
-                Some((cookie, op)) => link.push(cookie, op),
+                Some((cookie, op)) => link.wire.push(cookie, op),
                 None => break Ok(()),
             }
             // As many as there are in one go.
             while let Some((cookie, op)) = self.held.poll() {
-                link.push(cookie, op);
+                link.wire.push(cookie, op);
             }
         };
         if let Err(error) = sent {
@@ -413,7 +407,7 @@ impl Running {
 
     /// Nobody waits for its answers: they are forgotten, and never asked for again.
     fn client_gone(&mut self, how: &str) {
-        let unanswered = self.held.len();
+        let unanswered = self.held.unanswered();
         tracing::info!(id = self.entry.offer.id, how, unanswered, "client gone");
         self.client = None;
         self.held.clear();
@@ -454,21 +448,22 @@ impl Running {
             return self.client_gone("gone while weftd was away");
         }
         self.greet(size);
-        if self.held.len() > 0 {
-            tracing::info!(id = self.entry.offer.id, requests = self.held.len(), "weftd is back");
+        if self.held.unanswered() > 0 {
+            tracing::info!(id = self.entry.offer.id, requests = self.held.unanswered(), "weftd is back");
         }
     }
 
     fn read_link(&mut self) {
         let Upstream::Linked(link) = &mut self.upstream else { return };
         let read = SCRATCH.with_borrow_mut(|scratch| {
-            let (stream, space) = link.receiving();
+            let Link { stream, wire, .. } = link;
+            let space = wire.space();
             let direct = space.len();
             match receive(stream, space, scratch) {
                 Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
                 Ok(len) => {
-                    let whole = link.filled(len.min(direct));
-                    let mut replies = link.take(&scratch[..len.saturating_sub(direct)], &self.held)?;
+                    let whole = wire.filled(len.min(direct));
+                    let mut replies = wire.take(&scratch[..len.saturating_sub(direct)], &self.held)?;
                     if let Some(whole) = whole {
                         replies.insert(0, whole);
                     }
@@ -498,23 +493,18 @@ impl Running {
 
     /// False: weftd ends this session, and what comes after this is not listened to.
     fn answered(&mut self, reply: Reply) -> bool {
-        let Reply { cookie, error, data } = reply;
-        let answer = match error {
-            0 => match data {
-                Some(data) => GuestReply::Data(vec![Extent::Data { crcs: Vec::new(), data }]),
-                None => GuestReply::Done,
-            },
-            EIO => GuestReply::Failed(GuestError::Unreadable),
-            EINVAL | ENOSPC => GuestReply::Failed(GuestError::OutOfRange),
-            ESHUTDOWN => {
+        let (cookie, error) = (reply.cookie, reply.error);
+        let answer = match reply.verdict() {
+            Verdict::Told(answer) => answer,
+            Verdict::Ends => {
                 // Taken, closed, or only stopping: weftd's next word on the ownership tells.
                 tracing::info!(id = self.entry.offer.id, "weftd ends the session");
                 self.held.lost();
                 self.retire();
                 return false;
             }
-            passing => {
-                tracing::warn!(id = self.entry.offer.id, error = passing, "trouble; asked again");
+            Verdict::Again => {
+                tracing::warn!(id = self.entry.offer.id, error, "trouble; asked again");
                 self.held.again(cookie);
                 self.again = Some(tokio::time::Instant::now() + TROUBLE);
                 return true;
@@ -528,14 +518,14 @@ impl Running {
     }
 
     fn link_lost(&mut self, why: &str) {
-        tracing::warn!(id = self.entry.offer.id, why, unanswered = self.held.len(), "weftd is away");
+        tracing::warn!(id = self.entry.offer.id, why, unanswered = self.held.unanswered(), "weftd is away");
         self.upstream = Upstream::None;
         self.held.lost();
     }
 
     /// Its ownership is over.
     fn taken(&mut self, why: String) {
-        tracing::error!(id = self.entry.offer.id, why, unanswered = self.held.len(), "lost");
+        tracing::error!(id = self.entry.offer.id, why, unanswered = self.held.unanswered(), "lost");
         self.upstream = Upstream::None;
         self.held.clear();
         if let Some(client) = &mut self.client {
@@ -563,7 +553,7 @@ impl Running {
         if !status.connected {
             (status.client_pid, status.away_since, status.waits_for) = (None, None, None);
         }
-        status.unanswered = self.held.len();
+        status.unanswered = self.held.unanswered();
         status.held_bytes = self.held.bytes();
         status.replayed = self.held.replayed();
     }
@@ -610,7 +600,7 @@ async fn try_to_connect(
     let away = |why: String| Trouble::Away(format!("{}: {why}", path.display()));
     let made = link::connect(&path, &goal.what.name(), turn).await;
     let (link, export) = made.map_err(|(error, _)| away(error.to_string()))?;
-    if export.read_only && goal.writable {
+    if export.is_read_only() && goal.writable {
         return Err(away("the export is read-only".to_owned()));
     }
     if let Some(size) = goal.at_least.filter(|size| export.size < *size) {
@@ -637,7 +627,7 @@ async fn client_ready(client: Option<&Client>) -> io::Result<()> {
 
 async fn link_ready(link: Option<&Link>) -> io::Result<()> {
     let Some(link) = link else { return pending().await };
-    either_ready(&link.stream, true, link.is_full()).await
+    either_ready(&link.stream, true, link.wire.is_full()).await
 }
 
 /// Until the socket can be read, or written where that is waited for.

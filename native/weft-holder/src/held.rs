@@ -24,7 +24,7 @@ struct Request<P> {
 /// All of one guest's. What comes in is compared with what there is once; whatever waits for others is looked at again
 /// when one of those is answered, so that a request that overlaps nothing costs the same however many there are.
 #[derive(Debug)]
-pub(crate) struct Held<P> {
+pub struct Held<P> {
     requests: BTreeMap<u64, Request<P>>,
     /// Those that may go: nothing earlier that they overlap is unanswered.
     ready: BTreeSet<u64>,
@@ -35,14 +35,16 @@ pub(crate) struct Held<P> {
     replayed: u64,
 }
 
-impl<P: Payload> Held<P> {
-    pub(crate) fn new() -> Self {
+impl<P: Payload> Default for Held<P> {
+    fn default() -> Self {
         let (requests, ready, waiting) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
         Held { requests, ready, waiting, next: 1, bytes: 0, replayed: 0 }
     }
+}
 
+impl<P: Payload> Held<P> {
     /// A request of the guest.
-    pub(crate) fn push(&mut self, id: RequestId, op: GuestOp<P>) {
+    pub fn push(&mut self, id: RequestId, op: GuestOp<P>) {
         let cookie = self.next;
         self.next += 1;
         self.bytes += bytes_of(&op);
@@ -53,7 +55,7 @@ impl<P: Payload> Held<P> {
     }
 
     /// The next one to be sent, with the number that answers it; it is under way from now on.
-    pub(crate) fn poll(&mut self) -> Option<(u64, &GuestOp<P>)> {
+    pub fn poll(&mut self) -> Option<(u64, &GuestOp<P>)> {
         let cookie = self.ready.pop_first()?;
         let request = self.requests.get_mut(&cookie)?;
         request.sent = request.sent.saturating_add(1);
@@ -66,13 +68,14 @@ impl<P: Payload> Held<P> {
     }
 
     /// One that is under way.
-    pub(crate) fn op(&self, cookie: u64) -> Option<&GuestOp<P>> {
+    #[must_use]
+    pub fn op(&self, cookie: u64) -> Option<&GuestOp<P>> {
         let request = self.requests.get(&cookie)?;
         self.is_under_way(cookie).then_some(&request.op)
     }
 
     /// It was answered; none if it is not under way.
-    pub(crate) fn answer(&mut self, cookie: u64) -> Option<RequestId> {
+    pub fn answer(&mut self, cookie: u64) -> Option<RequestId> {
         if !self.is_under_way(cookie) {
             return None;
         }
@@ -94,42 +97,47 @@ impl<P: Payload> Held<P> {
     }
 
     /// It was answered with trouble that passes: it is sent again.
-    pub(crate) fn again(&mut self, cookie: u64) {
+    pub fn again(&mut self, cookie: u64) {
         if self.requests.contains_key(&cookie) && self.is_under_way(cookie) {
             self.ready.insert(cookie);
         }
     }
 
     /// Whoever had them is gone: all are sent again.
-    pub(crate) fn lost(&mut self) {
+    pub fn lost(&mut self) {
         let waiting = &self.waiting;
         self.ready.extend(self.requests.keys().filter(|cookie| !waiting.contains(*cookie)));
     }
 
     /// The guest is gone, and nobody waits for answers.
-    pub(crate) fn clear(&mut self) {
+    pub fn clear(&mut self) {
         self.requests.clear();
         self.ready.clear();
         self.waiting.clear();
         self.bytes = 0;
     }
 
-    pub(crate) fn len(&self) -> usize {
+    /// How many there are.
+    #[must_use]
+    pub fn unanswered(&self) -> usize {
         self.requests.len()
     }
 
     /// Those that weftd has.
-    pub(crate) fn under_way(&self) -> usize {
+    #[must_use]
+    pub fn under_way(&self) -> usize {
         self.requests.len() - self.ready.len() - self.waiting.len()
     }
 
     /// Bytes of their data, and of what reads ask for.
-    pub(crate) fn bytes(&self) -> u64 {
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
     /// How many were sent once more, ever.
-    pub(crate) fn replayed(&self) -> u64 {
+    #[must_use]
+    pub fn replayed(&self) -> u64 {
         self.replayed
     }
 }
@@ -189,7 +197,7 @@ mod tests {
 
     #[test]
     fn one_that_overlaps_waits_for_the_earlier_ones_answer() {
-        let mut held = Held::new();
+        let mut held = Held::default();
         held.push(RequestId(1), write(0, 8, 1));
         held.push(RequestId(2), write(4, 8, 2));
         held.push(RequestId(3), GuestOp::Read { offset: 8, len: 2 });
@@ -201,14 +209,14 @@ mod tests {
         assert_eq!(sent(&mut held), [2]);
         assert_eq!(held.answer(2), Some(RequestId(2)));
         assert_eq!(sent(&mut held), [3]);
-        assert_eq!((held.len(), held.under_way(), held.bytes(), held.replayed()), (2, 2, 10, 2));
+        assert_eq!((held.unanswered(), held.under_way(), held.bytes(), held.replayed()), (2, 2, 10, 2));
         held.clear();
-        assert_eq!((held.len(), held.bytes()), (0, 0));
+        assert_eq!((held.unanswered(), held.bytes()), (0, 0));
     }
 
     #[test]
     fn reads_don_t_wait_for_reads_and_flushes_for_nothing() {
-        let mut held = Held::new();
+        let mut held = Held::default();
         held.push(RequestId(1), GuestOp::Read { offset: 0, len: 8 });
         held.push(RequestId(2), GuestOp::Read { offset: 0, len: 8 });
         held.push(RequestId(3), GuestOp::Flush);
@@ -268,7 +276,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_repeated_changes_nothing(steps in prop::collection::vec(step(), 1..120)) {
-            let mut held = Held::new();
+            let mut held = Held::default();
             let mut server = Server { disk: vec![0; 32], ..Server::default() };
             // What each byte is by the order in which the guest asked; and what reads were to find by it.
             let mut model = vec![0u8; 32];
@@ -313,7 +321,7 @@ mod tests {
                     server.has.push((cookie, op.clone()));
                 }
             }
-            prop_assert_eq!(held.len(), 0);
+            prop_assert_eq!(held.unanswered(), 0);
             prop_assert_eq!(server.disk, model);
         }
     }

@@ -22,6 +22,7 @@
 
 pub mod control;
 mod entry;
-mod held;
+pub mod held;
 mod link;
 mod upstream;
+pub mod wire;

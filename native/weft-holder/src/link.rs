@@ -1,116 +1,27 @@
-//! One connection to an export of weftd: the handshake, requests out, simple replies in.
+//! One connection to an export of weftd: its socket, and the right to be the only one.
 //!
-//! Must always hold: what weftd says is believed only as far as it fits what was asked.
+//! Must always hold: no connection is made to an export while an older one may still be read by weftd.
 
-use std::collections::VecDeque;
-use std::io::{self, IoSlice};
+use std::io;
 use std::path::Path;
 
 use rustix::net::sockopt;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::sync::OwnedMutexGuard;
-use weft_io::buffer::IoBuf;
-use weft_proto::guest::GuestOp;
-use weft_proto::payload::Payload as _;
 
-use crate::held::Held;
+use crate::wire::{Export, Wire, shake_hands};
 
-const INIT: u64 = 0x4e42_444d_4147_4943;
-const OPTION: u64 = 0x4948_4156_454f_5054;
-const OPTION_REPLY: u64 = 0x0003_e889_0455_65a9;
-const REQUEST: u32 = 0x2560_9513;
-const REPLY: u32 = 0x6744_6698;
-const OPT_GO: u32 = 7;
-const REP_ACK: u32 = 1;
-const REP_INFO: u32 = 3;
-const FLAG_READ_ONLY: u16 = 1 << 1;
-/// An option's answer of weftd is never longer.
-const OPTION_ANSWER_MAX: u32 = 1 << 16;
-
-const READ: u16 = 0;
-const WRITE: u16 = 1;
-const FLUSH: u16 = 3;
-const TRIM: u16 = 4;
-const WRITE_ZEROES: u16 = 6;
-const FUA: u16 = 1;
-const NO_HOLE: u16 = 2;
-
-/// Length of a request's head.
-const REQUEST_HEAD: usize = 28;
-/// Length of a reply's head.
-const REPLY_HEAD: usize = 16;
 /// Bytes that wait in a socket.
 const SEND_BUFFER: usize = 1024 * 1024;
-/// Pieces given to the kernel at once.
-const SLICES: usize = 64;
-
-/// What the export is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Export {
-    /// In bytes.
-    pub(crate) size: u64,
-    pub(crate) read_only: bool,
-}
-
-/// An answer of weftd.
-#[derive(Debug)]
-pub(crate) struct Reply {
-    /// The request's number.
-    pub(crate) cookie: u64,
-    /// 0, or NBD's number of what went wrong.
-    pub(crate) error: u32,
-    /// What a read found.
-    pub(crate) data: Option<IoBuf>,
-}
-
-/// What the next bytes are.
-#[derive(Debug)]
-enum Expect {
-    /// As much of it as came.
-    Head([u8; REPLY_HEAD], usize),
-    Data {
-        cookie: u64,
-        data: IoBuf,
-        filled: usize,
-    },
-}
-
-impl Expect {
-    /// A reply's beginning.
-    const NEW: Expect = Expect::Head([0; REPLY_HEAD], 0);
-}
-
-/// A stretch of bytes to be sent.
-#[derive(Debug)]
-enum Piece {
-    Head([u8; REQUEST_HEAD]),
-    Data(IoBuf),
-}
-
-impl Piece {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Piece::Head(bytes) => bytes,
-            Piece::Data(data) => data.bytes(),
-        }
-    }
-}
 
 /// A connection on which requests may be sent.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) stream: UnixStream,
-    unsent: VecDeque<Piece>,
-    /// Bytes of the first of them that were sent.
-    skip: usize,
-    expect: Expect,
+    pub(crate) wire: Wire,
     /// As long as it is there no other connection to the export is made.
     turn: OwnedMutexGuard<()>,
-}
-
-fn wrong(what: impl Into<String>) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, what.into())
 }
 
 /// Connects, and asks for the export by this name; refused where nothing of that name is.
@@ -126,9 +37,7 @@ pub(crate) async fn connect(
         io::Result::Ok((stream, export))
     };
     match made.await {
-        Ok((stream, export)) => {
-            Ok((Link { stream, unsent: VecDeque::new(), skip: 0, expect: Expect::NEW, turn }, export))
-        }
+        Ok((stream, export)) => Ok((Link { stream, wire: Wire::default(), turn }, export)),
         Err(error) => Err((error, turn)),
     }
 }
@@ -141,170 +50,19 @@ pub(crate) fn widen(stream: &UnixStream) {
     }
 }
 
-async fn shake_hands(stream: &mut UnixStream, name: &str) -> io::Result<Export> {
-    if (stream.read_u64().await?, stream.read_u64().await?) != (INIT, OPTION) {
-        return Err(wrong("no NBD server of the newstyle"));
-    }
-    let flags = stream.read_u16().await?;
-    if flags & 1 == 0 {
-        return Err(wrong("not of the fixed newstyle"));
-    }
-    let name_len = u32::try_from(name.len()).map_err(|_| wrong("a long name"))?;
-    let mut hello = (u32::from(flags & 3)).to_be_bytes().to_vec();
-    hello.extend(OPTION.to_be_bytes());
-    hello.extend(OPT_GO.to_be_bytes());
-    hello.extend((name_len + 6).to_be_bytes());
-    hello.extend(name_len.to_be_bytes());
-    hello.extend(name.as_bytes());
-    hello.extend([0, 0]);
-    stream.write_all(&hello).await?;
-    let mut found = None;
-    loop {
-        if stream.read_u64().await? != OPTION_REPLY || stream.read_u32().await? != OPT_GO {
-            return Err(wrong("an answer that is none"));
-        }
-        let (kind, len) = (stream.read_u32().await?, stream.read_u32().await?);
-        if len > OPTION_ANSWER_MAX {
-            return Err(wrong(format!("an answer of {len} bytes")));
-        }
-        let mut body = vec![0; len as usize];
-        stream.read_exact(&mut body).await?;
-        match (kind, body.as_slice()) {
-            (REP_ACK, _) => break,
-            (REP_INFO, [0, 0, s0, s1, s2, s3, s4, s5, s6, s7, f0, f1]) => {
-                let size = u64::from_be_bytes([*s0, *s1, *s2, *s3, *s4, *s5, *s6, *s7]);
-                let read_only = u16::from_be_bytes([*f0, *f1]) & FLAG_READ_ONLY != 0;
-                found = Some(Export { size, read_only });
-            }
-            (REP_INFO, _) => {}
-            (_, text) => return Err(wrong(format!("weftd refuses: {}", String::from_utf8_lossy(text)))),
-        }
-    }
-    found.ok_or_else(|| wrong("weftd says nothing of its export"))
-}
-
-fn head_of(cookie: u64, op: &GuestOp<IoBuf>) -> [u8; REQUEST_HEAD] {
-    let (command, flags, offset, len) = match op {
-        GuestOp::Read { offset, len } => (READ, 0, *offset, *len),
-        GuestOp::Write { offset, data, fua } => (WRITE, u16::from(*fua) * FUA, *offset, data.len() as u64),
-        GuestOp::Flush => (FLUSH, 0, 0, 0),
-        GuestOp::Zero { offset, len, discard: true, fua, .. } => (TRIM, u16::from(*fua) * FUA, *offset, *len),
-        GuestOp::Zero { offset, len, keep_space, fua, .. } => {
-            let flags = (u16::from(*fua) * FUA) | (u16::from(*keep_space) * NO_HOLE);
-            (WRITE_ZEROES, flags, *offset, *len)
-        }
-        GuestOp::Kinds { .. } | GuestOp::Changed { .. } => unreachable!("never asked of weftd"),
-    };
-    let len = u32::try_from(len).expect("NBD's lengths have 32 bits");
-    let mut head = [0; REQUEST_HEAD];
-    head[..4].copy_from_slice(&REQUEST.to_be_bytes());
-    head[4..6].copy_from_slice(&flags.to_be_bytes());
-    head[6..8].copy_from_slice(&command.to_be_bytes());
-    head[8..16].copy_from_slice(&cookie.to_be_bytes());
-    head[16..24].copy_from_slice(&offset.to_be_bytes());
-    head[24..].copy_from_slice(&len.to_be_bytes());
-    head
-}
-
 impl Link {
-    /// Bytes wait for the socket.
-    pub(crate) fn is_full(&self) -> bool {
-        !self.unsent.is_empty()
-    }
-
-    /// Sends a request, or keeps what the socket does not take.
-    pub(crate) fn push(&mut self, cookie: u64, op: &GuestOp<IoBuf>) {
-        self.unsent.push_back(Piece::Head(head_of(cookie, op)));
-        if let GuestOp::Write { data, .. } = op {
-            self.unsent.push_back(Piece::Data(data.clone()));
-        }
-    }
-
     /// Sends what the socket takes.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
-        while !self.unsent.is_empty() {
-            let skip = self.skip;
-            let mut slices = [IoSlice::new(&[]); SLICES];
-            for (i, (slice, piece)) in slices.iter_mut().zip(&self.unsent).enumerate() {
-                *slice = IoSlice::new(if i == 0 { &piece.bytes()[skip..] } else { piece.bytes() });
-            }
-            let count = self.unsent.len().min(SLICES);
+        while self.wire.is_full() {
+            let (slices, count) = self.wire.slices();
             match self.stream.try_write_vectored(&slices[..count]) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(sent) => self.sent(sent),
+                Ok(sent) => self.wire.sent(sent),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
                 Err(error) => return Err(error),
             }
         }
         Ok(())
-    }
-
-    fn sent(&mut self, sent: usize) {
-        self.skip += sent;
-        while let Some(first) = self.unsent.front().filter(|first| first.bytes().len() <= self.skip) {
-            self.skip -= first.bytes().len();
-            self.unsent.pop_front();
-        }
-    }
-
-    /// The socket, and where the rest of a read's data may be put at once, so that it is copied once less; empty while none
-    /// is expected. What was put there is told by [`filled`](Self::filled).
-    pub(crate) fn receiving(&mut self) -> (&UnixStream, &mut [u8]) {
-        let space: &mut [u8] = match &mut self.expect {
-            Expect::Data { data, filled, .. } => &mut data.bytes_mut()[*filled..],
-            Expect::Head(..) => &mut [],
-        };
-        (&self.stream, space)
-    }
-
-    /// So many bytes of weftd are where [`receiving`](Self::receiving) said: the answer that they complete.
-    pub(crate) fn filled(&mut self, len: usize) -> Option<Reply> {
-        let Expect::Data { data, filled, .. } = &mut self.expect else { return None };
-        *filled += len;
-        assert!(*filled <= data.len(), "{filled} bytes put where {} are", data.len());
-        if *filled < data.len() {
-            return None;
-        }
-        let Expect::Data { cookie, data, .. } = std::mem::replace(&mut self.expect, Expect::NEW) else {
-            return None;
-        };
-        Some(Reply { cookie, error: 0, data: Some(data) })
-    }
-
-    /// Bytes of weftd, in order: the answers that they complete. An error: it breaks the protocol.
-    pub(crate) fn take(&mut self, bytes: &[u8], held: &Held<IoBuf>) -> io::Result<Vec<Reply>> {
-        let (mut input, mut replies) = (bytes, Vec::new());
-        while !input.is_empty() {
-            match &mut self.expect {
-                Expect::Head(head, filled) => {
-                    let taken = input.len().min(REPLY_HEAD - *filled);
-                    head[*filled..*filled + taken].copy_from_slice(&input[..taken]);
-                    *filled += taken;
-                    input = &input[taken..];
-                    if *filled < REPLY_HEAD {
-                        continue;
-                    }
-                    let (error, cookie) = parse_head(head)?;
-                    self.expect = Expect::NEW;
-                    let op = held.op(cookie).ok_or_else(|| wrong("an answer to nothing"))?;
-                    match op {
-                        GuestOp::Read { len, .. } if error == 0 => {
-                            let len = usize::try_from(*len).map_err(|_| wrong("a long read"))?;
-                            // All of it is overwritten before anybody sees it.
-                            self.expect = Expect::Data { cookie, data: IoBuf::scratch(len), filled: 0 };
-                        }
-                        _ => replies.push(Reply { cookie, error, data: None }),
-                    }
-                }
-                Expect::Data { data, filled, .. } => {
-                    let taken = input.len().min(data.len() - *filled);
-                    data.bytes_mut()[*filled..*filled + taken].copy_from_slice(&input[..taken]);
-                    input = &input[taken..];
-                    replies.extend(self.filled(taken));
-                }
-            }
-        }
-        Ok(replies)
     }
 
     /// Nothing more is asked here. It ends when weftd has read all that was sent and closed its side, so that nothing of it
@@ -316,12 +74,4 @@ impl Link {
         }
         drop(self.turn);
     }
-}
-
-fn parse_head(head: &[u8; REPLY_HEAD]) -> io::Result<(u32, u64)> {
-    let word = |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
-    if word(0) != REPLY {
-        return Err(wrong("a reply that is none"));
-    }
-    Ok((word(4), (u64::from(word(8)) << 32) | u64::from(word(12))))
 }
