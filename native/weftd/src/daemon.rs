@@ -1291,6 +1291,10 @@ impl Daemon {
         self.end_comparisons();
         self.sessions.keys().for_each(|volume| self.exports.release((*volume).into()));
         self.submit_requests(now);
+        let held = self.sessions.iter().filter(|(_, slot)| slot.held).map(|(volume, _)| *volume);
+        for volume in held.collect::<Vec<_>>() {
+            self.exports.cut(&mut self.driver, now, volume.into());
+        }
         for (volume, slot) in &mut self.sessions {
             // Whose requests somebody holds goes on in the next process, which takes it over from this one (R32). What waits
             // for a member can't be drained: the next open reconciles it.

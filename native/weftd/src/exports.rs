@@ -139,13 +139,28 @@ impl Exports {
         self.requests.retain(|(of, _)| *of != seat);
         self.limiters.remove(&seat);
         self.holding.remove(&seat);
-        let tags: Vec<u32> = self.clients.iter().filter(|(_, c)| c.seat == seat).map(|(t, _)| *t).collect();
-        for tag in tags {
+        for tag in self.tags_of(seat) {
             if let Some(client) = self.clients.get_mut(&tag) {
                 client.connection.shutdown_fenced();
             }
             self.drive_client(driver, now, tag);
         }
+    }
+
+    /// Ends an export's connections without a word: somebody holds what is not answered, and asks for it again (R32). The kernel's
+    /// nbd would tell a guest of an error.
+    pub fn cut(&mut self, driver: &mut impl Driver, now: Instant, seat: Seat) {
+        self.requests.retain(|(of, _)| *of != seat);
+        for tag in self.tags_of(seat) {
+            if let Some(client) = self.clients.get_mut(&tag) {
+                client.connection.handle_eof();
+            }
+            self.drive_client(driver, now, tag);
+        }
+    }
+
+    fn tags_of(&self, seat: Seat) -> Vec<u32> {
+        self.clients.iter().filter(|(_, c)| c.seat == seat).map(|(tag, _)| *tag).collect()
     }
 
     /// Other limits of a volume, also for the requests that wait; of no effect where it is not exported.
