@@ -1,4 +1,4 @@
-/** How a host of XCP-ng makes a guest's disk of a volume: by tapdisk, behind this host's holder. */
+/** How a host of XCP-ng makes a guest's disk of a volume: by tapdisk, behind this host's holder or on a device of the kernel. */
 import { existsSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 
@@ -10,6 +10,7 @@ import { holderClient } from "../core/wire/holder-client.ts";
 import { shown } from "../sm-driver/call.ts";
 import type { DatapathOf } from "../sm-driver/datapath/datapath.ts";
 import { HolderRestart } from "../sm-driver/datapath/holder-restart.ts";
+import { KernelNbdDatapath } from "../sm-driver/datapath/kernel-nbd.ts";
 import { TapCtl } from "../sm-driver/datapath/tap-ctl.ts";
 import { TapdiskDatapath } from "../sm-driver/datapath/tapdisk.ts";
 import type { Turns } from "../sm-driver/datapath/turns.ts";
@@ -38,12 +39,14 @@ export function tapdisks({ runDir, dom0Root }: Options, log: Log, turns: Turns):
   datapath.wakeAll().catch((error: unknown) => {
     log.error({ reason: reasonOf(error) }, "it is not known whether a tapdisk of this host was left paused");
   });
+  const kernelNbd = new KernelNbdDatapath({ dom0Root, holder, log });
   return (deviceConfig) => {
     const wanted = deviceConfig.get("datapath") ?? "tapdisk";
     if (wanted === "tapdisk") return datapath;
+    if (wanted === "kernel-nbd") return kernelNbd;
     throw new SmFault(
       faultCodes.configParamsMissing,
-      `The device-config has datapath=${shown(wanted)}; there is only datapath=tapdisk.`,
+      `The device-config has datapath=${shown(wanted)}; there are tapdisk and kernel-nbd.`,
       "make the PBD without it: xe pbd-create …",
     );
   };

@@ -76,6 +76,8 @@ const byCode: Readonly<Record<string, number>> = {
   "E-HOLD-02": faultCodes.tapdiskFailed,
   "E-HOLD-03": faultCodes.tapdiskFailed,
   "E-HOLD-04": faultCodes.srUnavailable,
+  "E-HOLD-08": faultCodes.configParamsMissing,
+  "E-HOLD-09": faultCodes.tapdiskFailed,
   "E-VOL-21": faultCodes.vdiUnavailable,
   "E-STORE-01": faultCodes.srUnavailable,
   "E-STORE-06": faultCodes.again,

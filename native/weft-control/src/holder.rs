@@ -28,6 +28,12 @@ methods! {
     "tell_size" TellSize(HolderTellSize) -> Nothing;
     /// Clients are told this size from now on: what the guest knows that a holder before this one had.
     "keep_size" KeepSize(HolderKeepSize) -> Nothing;
+    /// Makes a kernel nbd device on a volume or a snapshot, and gives it a new socket whenever weftd is new; idempotent.
+    "device.open" OpenDevice(DeviceOpen) -> DeviceOpened;
+    /// Disconnects it: what is not answered fails, and is never asked again. Done nothing if it is not there.
+    "device.close" CloseDevice(HolderRef) -> Nothing;
+    /// The kernel's devices that are of this.
+    "device.list" ListDevices(Nothing) -> DeviceList;
 }
 
 /// Who answers.
@@ -153,4 +159,70 @@ pub struct HolderEntry {
 pub struct HolderList {
     /// In order of their names.
     pub entries: Vec<HolderEntry>,
+}
+
+/// Makes a kernel nbd device on what is open here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DeviceOpen {
+    /// Its name here: 1 to 64 letters, digits and hyphens.
+    pub id: String,
+    /// The volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// Its session, as weftd has told of it; null for a snapshot.
+    #[schemars(with = "Option<Uuid>")]
+    pub session: Option<SessionId>,
+    /// The snapshot; null for a volume.
+    #[schemars(with = "Option<Uuid>")]
+    pub snapshot: Option<SnapId>,
+    /// May it be written? Never a snapshot.
+    pub writable: bool,
+}
+
+/// It is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DeviceOpened {
+    /// The session that began the ownership (docs/model.md, R32); null for a snapshot.
+    #[schemars(with = "Option<Uuid>")]
+    pub first: Option<SessionId>,
+    /// Its path.
+    pub device: String,
+}
+
+/// A kernel nbd device, and how it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DeviceEntry {
+    /// Its name.
+    pub id: String,
+    /// Its path.
+    pub device: String,
+    /// The volume.
+    #[schemars(with = "Uuid")]
+    pub volume: VolumeId,
+    /// The session that began the ownership; null for a snapshot.
+    #[schemars(with = "Option<Uuid>")]
+    pub first: Option<SessionId>,
+    /// The snapshot; null for a volume.
+    #[schemars(with = "Option<Uuid>")]
+    pub snapshot: Option<SnapId>,
+    /// May it be written?
+    pub writable: bool,
+    /// In bytes.
+    pub size: Decimal,
+    /// For how long it has been without a connection to weftd, in milliseconds, as far as is known; null while it has one.
+    pub away_ms: Option<Decimal>,
+    /// What it waits for then, as a sentence; null while it doesn't.
+    pub waits_for: Option<String>,
+    /// Why it was disconnected, as a sentence; null while it was not. Close it, and open it anew.
+    pub lost: Option<String>,
+    /// How often it was given a new connection, since this holder runs.
+    pub reconnected: Decimal,
+}
+
+/// The kernel's devices that are of this.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DeviceList {
+    /// In order of their names.
+    pub devices: Vec<DeviceEntry>,
 }

@@ -25,6 +25,7 @@ use weft_control::holder::{
 use weft_control::types::{Decimal, ErrorBody, Facts};
 use weft_proto::ids::VolumeId;
 
+use crate::devices::Devices;
 use crate::entry::{Entry, Offer, Order, Status, Tell, parent};
 use crate::upstream::{Trouble, Weftd, What};
 
@@ -41,12 +42,12 @@ const LINE_MAX: usize = 64 * 1024;
 /// The longest name of an entry, in bytes.
 const ID_MAX: usize = 200;
 
-const E_VALUE: &str = "E-ARG-02";
+pub(crate) const E_VALUE: &str = "E-ARG-02";
 const E_SOCKET: &str = "E-HOST-08";
 const E_NONE: &str = "E-HOLD-01";
-const E_IN_USE: &str = "E-HOLD-02";
-const E_FULL: &str = "E-HOLD-03";
-const E_AWAY: &str = "E-HOLD-04";
+pub(crate) const E_IN_USE: &str = "E-HOLD-02";
+pub(crate) const E_FULL: &str = "E-HOLD-03";
+pub(crate) const E_AWAY: &str = "E-HOLD-04";
 
 #[derive(Debug)]
 struct Handle {
@@ -59,6 +60,7 @@ struct Handle {
 #[derive(Debug)]
 struct Holder {
     weftd: Rc<Weftd>,
+    devices: Rc<Devices>,
     entries: RefCell<BTreeMap<String, Handle>>,
     /// Names that are being opened.
     opening: RefCell<BTreeSet<String>>,
@@ -72,8 +74,10 @@ pub async fn serve(run_dir: &Path, until: impl Future<Output = ()>) -> io::Resul
     let listener = bind(&run_dir.join("holder.sock"))?;
     let mut random = [0; 8];
     getrandom::fill(&mut random).map_err(|error| io::Error::other(error.to_string()))?;
+    let weftd = Weftd::new(run_dir)?;
     let holder = Rc::new(Holder {
-        weftd: Weftd::new(run_dir)?,
+        devices: Devices::found(weftd.clone()),
+        weftd,
         entries: RefCell::default(),
         opening: RefCell::default(),
         turns: RefCell::default(),
@@ -137,7 +141,7 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     UnixListener::from_std(listener)
 }
 
-fn error(code: &str, message: impl Into<String>) -> ErrorBody {
+pub(crate) fn error(code: &str, message: impl Into<String>) -> ErrorBody {
     ErrorBody { code: code.to_owned(), message: message.into(), facts: Facts::new() }
 }
 
@@ -204,6 +208,9 @@ impl Holder {
                 Ok(json!({}))
             }
             Command::List(_) => Ok(json!(self.list())),
+            Command::OpenDevice(open) => self.devices.open(open).await.map(|opened| json!(opened)),
+            Command::CloseDevice(HolderRef { id }) => self.devices.close(&id).await.map(|()| json!({})),
+            Command::ListDevices(_) => Ok(json!(self.devices.list())),
             Command::Pause(HolderRef { id }) => {
                 let (done, drained) = oneshot::channel();
                 self.order(&id, Order::Pause(done)).await?;
@@ -328,7 +335,7 @@ impl Holder {
     }
 }
 
-fn ms_since(then: Instant) -> u64 {
+pub(crate) fn ms_since(then: Instant) -> u64 {
     u64::try_from(then.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -21,8 +21,10 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+mod devices;
 mod entry;
 pub mod held;
 mod link;
+mod netlink;
 mod upstream;
 pub mod wire;

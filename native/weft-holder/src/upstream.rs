@@ -16,7 +16,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{Notify, Semaphore};
 use weft_control::frame::AnswerLine;
 use weft_control::types::{
-    ErrorBody, Export, NbdExport, SessionContinue, SessionOpened, SnapshotOpen, SnapshotOpened,
+    ErrorBody, Export, NbdExport, SessionContinue, SessionOpened, SessionStatus, SnapshotOpen, SnapshotOpened,
 };
 use weft_proto::ids::{SessionId, SnapId, VolumeId};
 
@@ -120,6 +120,12 @@ impl Weftd {
                 Ok((opened.path.into(), None))
             }
         }
+    }
+
+    /// How many connections the export of the volume's session has.
+    pub(crate) async fn clients(&self, volume: VolumeId) -> Result<u32, Trouble> {
+        let shown: SessionStatus = self.call("session.show", json!({ "volume": volume })).await?;
+        Ok(shown.clients)
     }
 
     async fn call<T: DeserializeOwned>(&self, method: &str, params: serde_json::Value) -> Result<T, Trouble> {

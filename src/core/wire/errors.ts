@@ -86,6 +86,8 @@ const kinds = {
   "E-HOLD-05": refused,
   "E-HOLD-06": degraded,
   "E-HOLD-07": degraded,
+  "E-HOLD-08": refused,
+  "E-HOLD-09": away,
   "E-VOL-01": user,
   "E-VOL-02": user,
   "E-VOL-03": user,

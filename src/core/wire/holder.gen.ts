@@ -4,6 +4,60 @@
 /** A 64-bit number, written as a decimal string. */
 export type Decimal = string;
 
+/** A kernel nbd device, and how it is. */
+export type DeviceEntry = {
+  /** For how long it has been without a connection to weftd, in milliseconds, as far as is known; null while it has one. */
+  readonly away_ms: Decimal | null;
+  /** Its path. */
+  readonly device: string;
+  /** The session that began the ownership; null for a snapshot. */
+  readonly first: Uuid | null;
+  /** Its name. */
+  readonly id: string;
+  /** Why it was disconnected, as a sentence; null while it was not. Close it, and open it anew. */
+  readonly lost: string | null;
+  /** How often it was given a new connection, since this holder runs. */
+  readonly reconnected: Decimal;
+  /** In bytes. */
+  readonly size: Decimal;
+  /** The snapshot; null for a volume. */
+  readonly snapshot: Uuid | null;
+  /** The volume. */
+  readonly volume: Uuid;
+  /** What it waits for then, as a sentence; null while it doesn't. */
+  readonly waits_for: string | null;
+  /** May it be written? */
+  readonly writable: boolean;
+};
+
+/** The kernel's devices that are of this. */
+export type DeviceList = {
+  /** In order of their names. */
+  readonly devices: readonly DeviceEntry[];
+};
+
+/** Makes a kernel nbd device on what is open here. */
+export type DeviceOpen = {
+  /** Its name here: 1 to 64 letters, digits and hyphens. */
+  readonly id: string;
+  /** Its session, as weftd has told of it; null for a snapshot. */
+  readonly session: Uuid | null;
+  /** The snapshot; null for a volume. */
+  readonly snapshot: Uuid | null;
+  /** The volume. */
+  readonly volume: Uuid;
+  /** May it be written? Never a snapshot. */
+  readonly writable: boolean;
+};
+
+/** It is there. */
+export type DeviceOpened = {
+  /** Its path. */
+  readonly device: string;
+  /** The session that began the ownership (docs/model.md, R32); null for a snapshot. */
+  readonly first: Uuid | null;
+};
+
 /** What is offered, and how it is. */
 export type HolderEntry = {
   /** For how long weftd has been away while a client was here, in milliseconds; null while it is not. */
@@ -113,6 +167,12 @@ export type Uuid = string;
 export type HolderMethods = {
   /** Ends that: its client's connection is cut, and what is not answered is never asked again. Done nothing if it is not there. */
   readonly "close": { readonly params: HolderRef; readonly result: Nothing };
+  /** Disconnects it: what is not answered fails, and is never asked again. Done nothing if it is not there. */
+  readonly "device.close": { readonly params: HolderRef; readonly result: Nothing };
+  /** The kernel's devices that are of this. */
+  readonly "device.list": { readonly params: Nothing; readonly result: DeviceList };
+  /** Makes a kernel nbd device on a volume or a snapshot, and gives it a new socket whenever weftd is new; idempotent. */
+  readonly "device.open": { readonly params: DeviceOpen; readonly result: DeviceOpened };
   /** Who answers. */
   readonly "hello": { readonly params: Nothing; readonly result: HolderHello };
   /** Clients are told this size from now on: what the guest knows that a holder before this one had. */

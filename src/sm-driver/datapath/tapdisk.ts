@@ -11,7 +11,6 @@
  * - a tapdisk that was paused is told the size that it knows, unless it is asked to take another (grow.ts): it would stay paused;
  * - a tapdisk is gone before its entry at the holder is, unless it doesn't end: then its requests are given up.
  */
-import { access, mkdir, readFile, rename, rm, symlink } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 
@@ -21,6 +20,7 @@ import type { HolderEntry } from "../../core/wire/holder.gen.ts";
 import type { Log } from "../call.ts";
 import { faultCodes, SmFault } from "../faults.ts";
 import type { Activation, Attached, Datapath, DatapathUser, DatapathVdi } from "./datapath.ts";
+import { DiskLinks, isThere } from "./disk-links.ts";
 import { growTapdisk, isOtherSize } from "./grow.ts";
 import { chainOf, mirroredTapdisk, removeChain, writeChain } from "./mirror.ts";
 import { TapCtl, type Tapdisk } from "./tap-ctl.ts";
@@ -49,6 +49,7 @@ export type TapdiskOptions = {
 export class TapdiskDatapath implements Datapath {
   readonly #options: TapdiskOptions;
   readonly #tapCtl: TapCtl;
+  readonly #links: DiskLinks;
   readonly #closeSeconds: number;
   /** By disk: the last that pauses it. */
   readonly #pauses = new Map<string, Promise<unknown>>();
@@ -61,15 +62,11 @@ export class TapdiskDatapath implements Datapath {
     this.#closeSeconds = options.closeSeconds ?? CLOSE_S;
     this.#turns = options.turns ?? new Turns();
     this.#tapCtl = new TapCtl(`${options.dom0Root}/usr/sbin/tap-ctl`, options.commandMs);
+    this.#links = new DiskLinks(options.dom0Root);
   }
 
   async attach(vdi: DatapathVdi): Promise<Attached> {
-    const { device, nbd } = this.#links(vdi);
-    return {
-      params: (await this.#hasNodes()) ? device : null,
-      paramsNbd: `nbd:unix:${nbd}:exportname=${vdi.vdi}`,
-      xenstoreData: { "storage-type": "weft" },
-    };
+    return this.#links.attached(vdi);
   }
 
   async activate(vdi: DatapathVdi & Activation): Promise<void> {
@@ -101,10 +98,10 @@ export class TapdiskDatapath implements Datapath {
       tapdisk = null;
     }
     if (tapdisk === null) {
-      const toldNode = await this.#hasNodes();
+      const toldNode = await this.#links.hasNodes();
       const { hasNode } = await this.#tapCtl.create(`nbd:${offer.listen}`, vdi.writable);
       tapdisk = await this.#tapdisk(vdi);
-      // Blktap 4 where the kernel has blktap 3's module: what attach said isn't there. From now on #hasNodes knows.
+      // Blktap 4 where the kernel has blktap 3's module: what attach said isn't there. From now on hasNodes knows.
       if (toldNode && !hasNode) {
         await this.#deactivate(vdi);
         throw new SmFault(
@@ -116,7 +113,7 @@ export class TapdiskDatapath implements Datapath {
     }
     if (tapdisk === null)
       throw new SmFault(faultCodes.tapdiskFailed, "The tapdisk that was made is not there any more.");
-    await this.#link(vdi, tapdisk);
+    await this.#links.link(vdi, tapdisk);
   }
 
   async deactivate(vdi: DatapathVdi): Promise<void> {
@@ -140,11 +137,11 @@ export class TapdiskDatapath implements Datapath {
     await this.#close(vdi);
     this.#refused.delete(vdi.vdi);
     await removeChain(this.#chain(vdi));
-    await this.#unlink(vdi);
+    await this.#links.unlink(vdi);
   }
 
   async detach(vdi: DatapathVdi): Promise<void> {
-    await this.#unlink(vdi);
+    await this.#links.unlink(vdi);
   }
 
   /** `isOffered`: not before the holder has it, which may itself be starting again. */
@@ -311,55 +308,6 @@ export class TapdiskDatapath implements Datapath {
   #chain({ vdi }: DatapathVdi): string {
     return join(this.#options.runDir, "tap", `${vdi}.chain`);
   }
-
-  #links({ sr, vdi }: DatapathVdi): { readonly device: string; readonly nbd: string } {
-    const { dom0Root } = this.#options;
-    return {
-      device: `${dom0Root}/dev/sm/backend/${sr}/${vdi}`,
-      nbd: `${dom0Root}/run/blktap-control/nbd/${sr}/${vdi}`,
-    };
-  }
-
-  async #link(vdi: DatapathVdi, { pid, minor }: Tapdisk): Promise<void> {
-    const { dom0Root } = this.#options;
-    const { device, nbd } = this.#links(vdi);
-    if (await this.#hasNodes()) await point(device, `${dom0Root}/dev/xen/blktap-2/tapdev${minor}`);
-    await point(nbd, `${dom0Root}/run/blktap-control/nbd${pid}.${minor}`);
-  }
-
-  /**
-   * Whether tapdisks have block devices: blktap 3's have (XCP-ng 8), by its kernel module; blktap 4's (XCP-ng 9) have sockets alone, and
-   * this directory from its first tapdisk on. XAPI takes a path that it was given for one that is there.
-   */
-  async #hasNodes(): Promise<boolean> {
-    const { dom0Root } = this.#options;
-    if (await isThere(`${dom0Root}/run/blktap-control/tapdisk`)) return false;
-    // tap-ctl makes the node of that module with its first tapdisk.
-    if (await isThere(`${dom0Root}/dev/xen/blktap-2/control`)) return true;
-    const modules = await readFile(`${dom0Root}/proc/misc`, "latin1").catch(() => "");
-    return /^ *\d+ blktap\/control$/m.test(modules);
-  }
-
-  async #unlink(vdi: DatapathVdi): Promise<void> {
-    const { device, nbd } = this.#links(vdi);
-    await Promise.all([device, nbd].map((path) => rm(path, { force: true })));
-  }
-}
-
-async function isThere(path: string): Promise<boolean> {
-  return access(path).then(
-    () => true,
-    () => false,
-  );
-}
-
-/** A link is there as a whole, or as it was. */
-async function point(path: string, target: string): Promise<void> {
-  await mkdir(dirname(path), { recursive: true });
-  const beside = `${path}~`;
-  await rm(beside, { force: true });
-  await symlink(target, beside);
-  await rename(beside, path);
 }
 
 /** What its tapdisk knows, in bytes; null: not known, as of a holder of before; or it never grows. */
