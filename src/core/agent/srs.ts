@@ -26,7 +26,7 @@ import {
 } from "./sr-facts.ts";
 
 /** Longer than its lease lives, and than XAPI takes to start what ran there. */
-const DECLARED_DEAD_S = 600;
+const DECLARED_DEAD_S = 180;
 
 export async function listSrs(context: MemberContext): Promise<sr.SrAnswer[]> {
   await context.mirror.sync();
