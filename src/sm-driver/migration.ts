@@ -8,7 +8,8 @@
  *            given up: snapshot with mirror=null, delete it
  *
  * Must always hold:
- * - leaf knows from before its first write which sectors were written: its dummy is taken of a disk that nobody has opened;
+ * - leaf knows from before its first write which sectors were written: its dummy is taken of a disk that nobody has opened, and of no
+ *   other one: the migration fails then, at its begin;
  * - a leaf that its parent was not laid under is half a disk, and nobody gets it (E-VDI-08 of the agent): XAPI goes on where compose
  *   fails, as if it had not;
  * - done again, each of them finds what the first one did.
@@ -22,12 +23,32 @@ import { forgetVdi, vdiRef } from "./xapi-records.ts";
 /** XAPI's key of a disk that is on its way. */
 const BASE_MIRROR = "base_mirror";
 
-/** Of a disk that XAPI has just made to be written while what was before is copied elsewhere: that is when it snapshots it first. */
+/**
+ * Of a disk that XAPI has just made to be written while what was before is copied elsewhere: that is when it snapshots it first. One that
+ * can't be a layer any more is refused here, where the source has all of it and the guest is there.
+ */
 export async function makeLayer(
   { call, agent }: SmContext,
-  { uuid, untouched }: Pick<VdiAnswer, "uuid" | "untouched">,
+  {
+    uuid,
+    untouched,
+    layer,
+    composedFrom,
+    snapshot,
+  }: Pick<VdiAnswer, "uuid" | "untouched" | "layer" | "composedFrom" | "snapshot">,
 ): Promise<void> {
-  if (call.driverParams.has(BASE_MIRROR) && untouched) await agent.layerVdi(uuid);
+  if (!call.driverParams.has(BASE_MIRROR) || snapshot !== null || layer) return;
+  // XAPI may not have come to taking its key away from one that was migrated.
+  if (composedFrom !== null) return;
+  if (untouched) {
+    await agent.layerVdi(uuid);
+    return;
+  }
+  throw new SmFault(
+    faultCodes.vdiSnapshot,
+    `The disk ${uuid} was opened before its first snapshot, and can't be the leaf of a migration: what is written to it from now on could not be told from what was there.`,
+    `Nothing was lost: migrate the VM again. If no migration runs: xe vdi-param-remove uuid=${uuid} param-name=sm-config param-key=${BASE_MIRROR}`,
+  );
 }
 
 /** The call is about the leaf, which stays; its argument is the parent, which becomes a part of it. */

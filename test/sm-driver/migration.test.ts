@@ -151,3 +151,31 @@ await t.test(
     t.strictSame(world.differences(), []);
   },
 );
+
+await t.test(
+  "migration: a leaf that was opened before its dummy fails at once, and no other snapshot does",
+  async (t) => {
+    const world = await World.start(t);
+    const h1 = world.host(0);
+    const base = { base_mirror: "id" };
+    const make = (): Promise<string> => h1.create(64n * MIB, "disk", { vdiSmConfig: base });
+    const snapshot = (vdiUuid: string, driverParams = {}): Promise<string> =>
+      h1.uuid("vdi_snapshot", { vdiUuid, driverParams });
+    const leaf = await make();
+    // A caretaker had it, since a host went.
+    world.store.disk(leaf).untouched = false;
+    const before = [...world.store.disks.keys()];
+    await t.rejects(snapshot(leaf, base), { code: 82, text: /opened before .* migrate the VM again/ });
+    t.strictSame([...world.store.disks.keys()], before);
+    t.strictSame(world.differences(), []);
+    await snapshot(leaf);
+
+    const [other, parent] = [await make(), await make()];
+    const dummy = await snapshot(other, base);
+    await snapshot(other, base);
+    await snapshot(dummy, base);
+    await h1.call("vdi_compose", { vdiUuid: other, args: [world.xapi.vdiRef(parent)] });
+    await snapshot(other, base);
+    t.strictSame(world.differences(), []);
+  },
+);
