@@ -23,7 +23,7 @@ import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
 import { HostClient } from "../wire/host-client.ts";
 import type * as sr from "../wire/sr-api.ts";
 import { attachVolume } from "./attach.ts";
-import { isStillIts, type Opened, openLayer, refuseWhileComposing } from "./composing.ts";
+import { isStillIts, noteLayerOpened, type Opened, refuseHalf, refuseWhileComposing } from "./composing.ts";
 import type { MemberContext } from "./context.ts";
 import { snapshotsOf } from "./facts.ts";
 import { findListed, findSnapshot } from "./find.ts";
@@ -173,10 +173,11 @@ async function activateDisk(
       case "steal": {
         if (decision.kind === "steal") log.warn({ vdi: uuid, why: decision.why }, "a disk is taken over");
         const expected = decision.kind === "steal" ? (guest?.session ?? null) : null;
-        await openLayer(context, facts);
+        refuseHalf(context, facts);
         const opened = await openHere(context, facts, expected, Math.max(endMs, handsMs));
-        if (opened !== null && (await isStillIts(context, uuid, opened))) return opened.answer;
-        break;
+        if (opened === null || !(await isStillIts(context, uuid, opened))) break;
+        await noteLayerOpened(context, uuid);
+        return opened.answer;
       }
       case "wait":
         await untilOther(mirror, uuid, guest?.session ?? null, decision.forMs);

@@ -16,7 +16,7 @@ import { uuid as uuidText } from "../wire/json-types.ts";
 import type * as sr from "../wire/sr-api.ts";
 import { keys } from "../wire/store-keys.ts";
 import type { MemberContext } from "./context.ts";
-import { type VdiFacts, vdiOf } from "./sr-facts.ts";
+import { findVdi, type VdiFacts, vdiOf } from "./sr-facts.ts";
 import { readValue } from "./store-value.ts";
 import { changeKey } from "./vdi-helpers.ts";
 
@@ -82,12 +82,21 @@ export async function isStillIts(
  * A layer is opened once: who writes to it does so until it is laid over its parent. Opened again it would be half of a disk, as
  * where XAPI goes on after a compose that failed. E-VDI-08; asked again while it is open it is what it was.
  */
-export async function openLayer(context: MemberContext, { vdi, record, extra }: VdiFacts): Promise<void> {
-  const isOpenHere = extra?.caretaker !== true && record?.owner?.host === context.host;
-  if (extra?.layer !== true || isOpenHere) return;
-  if (vdi.layerOpened)
-    throw WeftError.fromFinding(noLayer(vdi, "it is the newer half of a disk, and was not composed"));
-  await changeKey(context, vdi.uuid, (now) => ({ ...now, layerOpened: true }));
+export function refuseHalf({ host }: MemberContext, { vdi, record, extra }: VdiFacts): void {
+  const isOpenHere = extra?.caretaker !== true && record?.owner?.host === host;
+  if (extra?.layer !== true || isOpenHere || !vdi.layerOpened) return;
+  throw WeftError.fromFinding(noLayer(vdi, "it is the newer half of a disk, and was not composed"));
+}
+
+/**
+ * Said when it is open, and before anybody is told where: what was refused, or of which nobody heard, wrote nothing, and is asked for
+ * again.
+ */
+export async function noteLayerOpened(context: MemberContext, uuid: string): Promise<void> {
+  const { vdi, extra } = findVdi(context.mirror, uuid);
+  if (extra?.layer !== true) return;
+  const { volume } = vdi;
+  await changeKey(context, uuid, (now) => (now.volume === volume ? { ...now, layerOpened: true } : null));
 }
 
 /** The cluster hears that these disks are worked on, under a lease: of who dies nothing stays. */

@@ -11,6 +11,7 @@ import { activateVdi } from "../../../src/core/agent/activation.ts";
 import type { MemberContext } from "../../../src/core/agent/context.ts";
 import { vdiActivateRequest } from "../../../src/core/wire/sr-api.ts";
 import { keys } from "../../../src/core/wire/store-keys.ts";
+import { refuse } from "../wire/fake-daemon.ts";
 import { eventually, startCluster, type TestHost } from "./test-host.ts";
 
 const MIB = 1n << 20n;
@@ -121,6 +122,30 @@ void t.test("agent: a disk is laid over its parent, and is that volume from then
     async () => store.get(keys.vdi(leaf)),
     (key) => key === null,
   );
+});
+
+void t.test("agent: a layer's first activation is asked again until somebody heard of it", async (t) => {
+  const [h1] = await startCluster(t, 1, 31);
+  if (h1 === undefined) throw new Error("host");
+  const { client } = h1;
+  const sr = (await client.createSr({ uuid: randomUUID(), copies: 1 })).uuid;
+
+  // weftd refuses once, as while a caretaker's session ends.
+  const { leaf } = await pair(h1, sr);
+  h1.weftd.beforeOpen = async () => refuse("E-SESS-01", "the session ended");
+  t.match(await client.activateVdi(leaf, WRITABLE), { volume: leaf });
+  await client.deactivateVdi(leaf);
+  await t.rejects(client.activateVdi(leaf, WRITABLE), { code: "E-VDI-08" });
+
+  // It is refused for good: nobody has written.
+  const { leaf: other } = await pair(h1, sr);
+  h1.weftd.beforeOpen = async () => refuse("E-VOL-09", "no copy");
+  await t.rejects(client.activateVdi(other, WRITABLE), { code: "E-VOL-09" });
+  // Opened, and whoever opened it ended before it was noted.
+  await client.attach(`vdi-${other}`);
+  t.match(await client.activateVdi(other, WRITABLE), { volume: other });
+  await client.deactivateVdi(other);
+  await t.rejects(client.activateVdi(other, WRITABLE), { code: "E-VDI-08" });
 });
 
 void t.test("agent: what can't be laid over something is refused, and nothing is changed", async (t) => {
