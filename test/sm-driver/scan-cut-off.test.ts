@@ -26,7 +26,7 @@ async function differing(t: { readonly teardown: (fn: () => Promise<void>) => vo
   store.disks.delete(gone);
   for (const uuid of [empty, held]) Object.assign(store.disk(uuid), { settled: false, createdAt: LONG_AGO });
   store.disk(named).settled = false;
-  store.disk(held).physicalUtilisation = 4096n;
+  Object.assign(store.disk(held), { physicalUtilisation: 4096n, untouched: false });
   store.disk(kept).size = 128n * MIB;
   xapi.set(xapi.vdiRef(kept), "name_label", "renamed");
   xapi.set(world.srRef, "name_label", "another name");
