@@ -248,3 +248,34 @@ await t.test(
     );
   },
 );
+
+await t.test(
+  "holder: what something else lets go on meanwhile keeps its holder, and what was told to mirror its name",
+  async (t) => {
+    const host = await startHost(t);
+    const [vdi] = VDIS;
+    const guest = await host.activate(vdi);
+    t.equal((await guest.ask(nbdWrite, 0n, 4096, bytes(9))).error, 0);
+    const isThere = async (): Promise<void> => {
+      const { error, data } = await guest.ask(nbdRead, 0n, 4096, bytes(0));
+      t.strictSame([error, data.equals(bytes(9))], [0, true]);
+    };
+    // Not paused it refuses a second place, and has been told of one.
+    const refused = host.datapath.mirrored({ sr: SR, vdi }, "null", async () => {
+      for (const tapdisk of await host.tapCtl.list()) await host.tapCtl.unpause(tapdisk);
+    });
+    await t.rejects(refused, /Invalid argument/);
+    t.equal((await host.restart().run()).paused, 1);
+    await isThere();
+
+    const before = await host.holder.call("hello", {});
+    const program = host.tapCtl.program;
+    const paused = readFileSync(program, "utf8").replace("#!/bin/sh\nexec ", "");
+    const lets = paused.replace('"$@"', 'unpause "$2" "$3" "$4" "$5"');
+    writeFileSync(program, `#!/bin/sh\n${paused.trim()} || exit\n[ "$1" != pause ] || ${lets}`);
+    await t.rejects(host.restart().run(), { code: "E-HOLD-05", message: /something else: 22222222-/ });
+    t.strictSame(await host.holder.call("hello", {}), before);
+    await isThere();
+    t.equal(await readHolderNote(host.runDir), null);
+  },
+);

@@ -66,12 +66,13 @@ await t.test(
     const { root, disk, volume, datapath, tapCtl, link, guest } = await host(t);
     const { memory } = await secondPlace(t, root, link, "mirror_vbd/7/xvda");
 
-    // The guest writes as fast as it can, and reads what it wrote.
+    // The guest writes as fast as it can, and reads what it wrote; the last sector never again.
+    await guest.write(SIZE - SECTOR, sector(7));
     let next = 0;
     const end = new AbortController();
     const work = async (): Promise<void> => {
       for (; !end.signal.aborted; next += 1) {
-        const at = ((next * 37) % (SIZE / SECTOR)) * SECTOR;
+        const at = ((next * 37) % (SIZE / SECTOR - 1)) * SECTOR;
         await guest.write(at, sector(next));
         if (!(await guest.read(at, SECTOR)).equals(sector(next)))
           throw new Error(`write ${next} reads otherwise`);
@@ -120,7 +121,8 @@ await t.test(
 await t.test(
   "mirror: where it can't be made the guest goes on without it, and who asked is told",
   async (t) => {
-    const { root, disk, volume, datapath, tapCtl, link, guest } = await host(t);
+    const { root, disk, volume, options, datapath, tapCtl, link, guest } = await host(t);
+    const socket = join(options.runDir, "tap", `${disk.vdi}.sock`);
     await guest.write(0, sector(1));
     let n = 10;
     const goesOn = async (what: string): Promise<void> => {
@@ -136,7 +138,27 @@ await t.test(
     });
     await t.rejects(failing, /no majority/);
     await goesOn("the snapshot failed");
-    t.match(await tapCtl.list(), [{ args: /^nbd:/ }], "and nothing was told to mirror");
+    t.match(await tapCtl.list(), [{ args: /^x-chain:/ }], "by the name that is right whatever it was told");
+
+    // What isn't paused refuses, and opens itself as a second place from then on.
+    const letGo = datapath.mirrored(disk, "null", async () => {
+      for (const { pid, minor } of await tapCtl.list())
+        await tapCtl.unpause({ pid, minor, isPaused: true, isPausing: false, args: `nbd:${socket}` });
+    });
+    await t.rejects(letGo, { code: 453, message: /Invalid argument/ });
+    t.match(await tapCtl.list(), [{ args: /^nbd:/ }]);
+    await goesOn("somebody let it go on in the middle");
+    t.equal(await datapath.resized(disk, BigInt(2 * SIZE)), false, "nor is it opened anew for its size");
+    await datapath.pause(disk);
+    await datapath.unpause(disk);
+    await goesOn("it was paused since for something else");
+    await datapath.pause(disk);
+    await t.rejects(
+      datapath.mirrored(disk, "null", async () => 1),
+      { code: 453, message: /paused for something else/ },
+    );
+    await new TapdiskDatapath(options).wakeAll();
+    await goesOn("and woken");
 
     await t.rejects(
       datapath.mirrored(disk, "nbd:nobody", async () => 1),

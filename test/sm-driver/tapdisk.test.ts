@@ -299,7 +299,7 @@ await t.test("tapdisk: one that pauses when nobody waits for it any more is woke
 cd ${bin}
 case $1 in
   list) echo "pid=7 minor=1 state=$(cat state) args=nbd:${socket}" ;;
-  pause) setsid sh -c 'sleep 3; echo 0x2a >state' >/dev/null 2>&1 & exec sleep 60 ;;
+  pause) echo 0x10 >state; setsid sh -c 'sleep 3; echo 0x2a >state' >/dev/null 2>&1 & exec sleep 60 ;;
   unpause) echo 0x0 >state; echo woken >woken ;;
 esac
 `;
@@ -315,4 +315,47 @@ esac
     (text) => text === "woken\n",
   );
   t.equal(await readFile(join(bin, "state"), "utf8"), "0x0\n");
+});
+
+await t.test("tapdisk: one that goes on is not woken when something else pauses it", async (t) => {
+  const root = await mkdtemp(join(tmpdir(), "tap-"));
+  t.teardown(() => rm(root, { recursive: true }));
+  const bin = join(root, "usr/sbin");
+  const other = { sr: SR, vdi: SESSION };
+  const socketOf = (vdi: string): string => join(root, "run/weft/tap", `${vdi}.sock`);
+  await mkdir(bin, { recursive: true });
+  const program = `#!/bin/sh
+cd ${bin}
+case $1 in
+  list)
+    echo "pid=7 minor=1 state=$(cat state1) args=nbd:${socketOf(VDI)}"
+    echo "pid=7 minor=2 state=$(cat state2) args=nbd:${socketOf(other.vdi)}"
+    echo looked >>looks ;;
+  pause) exit 1 ;;
+  unpause) echo 0x0 >state$5 ;;
+esac
+`;
+  await writeFile(join(bin, "tap-ctl"), program, { mode: 0o755 });
+  for (const name of ["state1", "state2"]) await writeFile(join(bin, name), "0x0\n");
+  const text = (name: string): Promise<string> => readFile(join(bin, name), "utf8");
+  const log = { debug: () => {}, info: () => {}, warn: () => {}, error: () => {} };
+  const parts = { runDir: join(root, "run/weft"), dom0Root: root, holder: new MemoryHolder(), log };
+  const datapath = new TapdiskDatapath(parts);
+  await t.rejects(datapath.pause(disk), { code: 453 });
+  await eventually(
+    "it is looked at, and goes on",
+    () => text("looks"),
+    (looks) => looks === "looked\nlooked\n",
+  );
+  await writeFile(join(bin, "state1"), "0x20\n");
+
+  // This one begins later, and is looked at later, than the other would be again.
+  await t.rejects(datapath.pause(other), { code: 453 });
+  await writeFile(join(bin, "state2"), "0x20\n");
+  await eventually(
+    "the other is woken",
+    () => text("state2"),
+    (state) => state === "0x0\n",
+  );
+  t.equal(await text("state1"), "0x20\n");
 });

@@ -7,6 +7,7 @@
  *
  * Must always hold:
  * - nothing is paused before it is known that each client is a tapdisk that can be paused;
+ * - the old holder ends only after each has been seen paused: one that goes on would lose its disk with it;
  * - whatever fails, every tapdisk that was paused is let go on, or is named, and tried again for ten minutes; an agent that
  *   ended in between goes on with it when it starts;
  * - what is offered again is of the same ownership, which weftd proves (R32): another one's disk is not offered, and named;
@@ -20,7 +21,7 @@ import { type HolderClient, isNoHolder } from "../../core/wire/holder-client.ts"
 import type { HolderEntry, HolderHello } from "../../core/wire/holder.gen.ts";
 import type { Log } from "../call.ts";
 import { type HeldEntry, readHolderNote, removeHolderNote, writeHolderNote } from "./holder-note.ts";
-import { socketOf } from "./mirror.ts";
+import { letGoOn, socketOf } from "./mirror.ts";
 import { TapCtl, type Tapdisk } from "./tap-ctl.ts";
 import type { Turns } from "./turns.ts";
 
@@ -92,6 +93,7 @@ export class HolderRestart {
     let failed: unknown = null;
     try {
       await eachOf(running, async (tapdisk) => this.#tapCtl.pause(tapdisk));
+      await this.#refuseUnlessPaused(kept);
       await this.#restartUnit(before);
     } catch (error) {
       failed = error;
@@ -105,6 +107,16 @@ export class HolderRestart {
     const { version } = await holder.call("hello", {});
     log.info({ version, pausedMs }, "the holder was restarted");
     return { version, paused: running.length, pausedMs };
+  }
+
+  /** What was asked to pause and answered may have been let go on since, by hand or by whatever else knows of it. */
+  async #refuseUnlessPaused(kept: readonly HeldEntry[]): Promise<void> {
+    const tapdisks = await this.#tapdisks();
+    // One that has ended has nothing to lose.
+    const going = kept.filter(({ listen }) => tapdisks.get(listen)?.isPaused === false);
+    if (going.length === 0) return;
+    const named = going.map(({ id }) => id).join(", ");
+    throw new Error(`what was paused was let go on by something else: ${named}`);
   }
 
   /** At the agent's start: what one that ended in between had begun. */
@@ -183,7 +195,7 @@ export class HolderRestart {
         if (!tapdisk.isPaused)
           throw new Error("it pauses when its last request is answered, which it waits for");
         await this.#offer(entry);
-        await this.#tapCtl.unpause(tapdisk);
+        await letGoOn(this.#tapCtl, tapdisk);
       } catch (error) {
         left.push({ entry, why: reasonOf(error), isLost: isWeftError(error, TAKEN) });
       }

@@ -161,7 +161,8 @@ export class KernelNbdDatapath implements Datapath {
       await delay(WAKE_MS, undefined, { ref: false });
       try {
         const tapdisk = await this.#current(vdi);
-        if (tapdisk === null) return;
+        // One that goes on is paused by nobody but who lets it go on.
+        if (tapdisk === null || !(tapdisk.isPaused || tapdisk.isPausing)) return;
         if (!tapdisk.isPaused) continue;
         await this.#tapCtl.unpause(tapdisk);
         this.#log.info({ vdi: vdi.vdi }, "a tapdisk that paused late goes on");

@@ -8,7 +8,8 @@
  * (drivers/tapdisk-vbd.c, block-nbd.c; tried with its tapdisk 4.0.8, and 3.55 has the same lines):
  * - from the first `-2` on it opens its own disk, too, as if that were the second place, at each time that it opens anew, and one that is
  *   `nbd:` then answers every read with zeroes. Named in a file (`x-chain:FILE`) it is opened as the file says. So who was told `-2`
- *   once is unpaused with the file's name alone, until it ends;
+ *   once is unpaused with the file's name alone, until it ends. That it was told it keeps also where it refuses (it was not paused), and
+ *   then its name stays the one of before: so the file is there before the first `-2`, and counts, not the name that tap-ctl lists;
  * - where the second place is of another size it goes on without one, and says that all is well;
  * - where it can't be opened it goes on as well, and XAPI learns it from its stats.
  *
@@ -16,7 +17,7 @@
  * - whatever fails, the guest goes on: nothing stays paused, and nothing is read from anywhere but its disk;
  * - who is told that it is mirrored has every write from the end of `work` on in both places, or in the tapdisk's stats that it failed.
  */
-import { mkdir, rename, rm, writeFile } from "node:fs/promises";
+import { access, mkdir, rename, rm, writeFile } from "node:fs/promises";
 import { dirname } from "node:path";
 
 import { faultCodes, SmFault } from "../faults.ts";
@@ -43,20 +44,20 @@ export async function mirroredTapdisk<T>(
   work: () => Promise<T>,
 ): Promise<T> {
   await pause();
-  const goOn = async (as: string): Promise<void> => {
-    await tapCtl.unpause({ ...tapdisk, args: as }).catch(wake);
+  const goOn = async (): Promise<void> => {
+    await tapCtl.unpause({ ...tapdisk, args }).catch(wake);
   };
   let done: T;
   try {
     done = await work();
   } catch (error) {
-    await goOn(tapdisk.args);
+    await goOn();
     throw error;
   }
   try {
     await tapCtl.unpause({ ...tapdisk, args }, mirror);
   } catch (error) {
-    await goOn(args);
+    await goOn();
     throw error;
   }
   if (mirror !== NO_MIRROR) await refuseUnlessMirrored(tapCtl, tapdisk);
@@ -86,6 +87,27 @@ export function chainOf(path: string): string {
 export function socketOf(args: string): string | null {
   if (args.startsWith("nbd:/")) return args.slice("nbd:".length);
   return args.startsWith(`${CHAIN}/`) ? args.slice(CHAIN.length).replace(/\.chain$/, ".sock") : null;
+}
+
+/**
+ * A tapdisk that is paused goes on with what it mirrors, or without: by its chain's name from the moment on at which there is one. The only
+ * way to unpause one that may have been told of a second place.
+ */
+export async function letGoOn(tapCtl: TapCtl, tapdisk: Tapdisk): Promise<void> {
+  const chain = socketOf(tapdisk.args)?.replace(/\.sock$/, ".chain");
+  const isChained = chain !== undefined && (await hasChain(chain));
+  await tapCtl.unpause(isChained ? { ...tapdisk, args: chainOf(chain) } : tapdisk);
+}
+
+/** It mirrors, or may have been told to. */
+export async function hasChain(path: string): Promise<boolean> {
+  try {
+    await access(path);
+    return true;
+  } catch (error) {
+    if (error instanceof Error && "code" in error && error.code === "ENOENT") return false;
+    throw error;
+  }
 }
 
 /** Of one disk; there whole, or not at all. */

@@ -7,7 +7,8 @@
  * - what is there is found again from `tap-ctl list` and the holder's list; there is no file that could say otherwise;
  * - a tapdisk whose connection is not the holder's of now is dead and goes: a disk that failed once stays failed;
  * - one that mirrors, or did once, is opened by its chain's name alone (mirror.ts), which stays until it ends;
- * - a tapdisk that was asked to pause is woken, also where that took too long: it pauses as soon as its last request is answered;
+ * - a tapdisk that was asked to pause is woken, also where that took too long: it pauses as soon as its last request is answered. One
+ *   that goes on is left alone: whatever pauses it next lets it go on, and nobody else does meanwhile (turns.ts);
  * - a tapdisk that was paused is told the size that it knows, unless it is asked to take another (grow.ts): it would stay paused;
  * - a tapdisk is gone before its entry at the holder is, unless it doesn't end: then its requests are given up.
  */
@@ -22,7 +23,7 @@ import { faultCodes, SmFault } from "../faults.ts";
 import type { Activation, Attached, Datapath, DatapathUser, DatapathVdi } from "./datapath.ts";
 import { DiskLinks, isThere } from "./disk-links.ts";
 import { growTapdisk, isOtherSize } from "./grow.ts";
-import { chainOf, mirroredTapdisk, removeChain, writeChain } from "./mirror.ts";
+import { chainOf, hasChain, letGoOn, mirroredTapdisk, removeChain, writeChain } from "./mirror.ts";
 import { TapCtl, type Tapdisk } from "./tap-ctl.ts";
 import { Turns } from "./turns.ts";
 
@@ -51,8 +52,6 @@ export class TapdiskDatapath implements Datapath {
   readonly #tapCtl: TapCtl;
   readonly #links: DiskLinks;
   readonly #closeSeconds: number;
-  /** By disk: the last that pauses it. */
-  readonly #pauses = new Map<string, Promise<unknown>>();
   /** By disk: the size that its tapdisk did not take. */
   readonly #refused = new Map<string, bigint>();
   readonly #turns: Turns;
@@ -70,7 +69,7 @@ export class TapdiskDatapath implements Datapath {
   }
 
   async activate(vdi: DatapathVdi & Activation): Promise<void> {
-    return this.#turns.shared(() => this.#activate(vdi));
+    return this.#turns.ofDisk(vdi.vdi, () => this.#activate(vdi));
   }
 
   async #activate(vdi: DatapathVdi & Activation): Promise<void> {
@@ -92,12 +91,14 @@ export class TapdiskDatapath implements Datapath {
     }
     const [found, entry] = await Promise.all([this.#tapdisk(vdi), this.#entry(vdi)]);
     let tapdisk = found;
-    if (tapdisk?.isPaused === true) await this.#tapCtl.unpause(tapdisk);
+    if (tapdisk?.isPaused === true) await letGoOn(this.#tapCtl, tapdisk);
     else if (tapdisk !== null && entry?.connected !== true) {
       await this.#tapCtl.destroy(tapdisk, this.#closeSeconds);
       tapdisk = null;
     }
     if (tapdisk === null) {
+      // It has been told nothing; what there is of one is of a tapdisk that ended.
+      await removeChain(this.#chain(vdi));
       const toldNode = await this.#links.hasNodes();
       const { hasNode } = await this.#tapCtl.create(`nbd:${offer.listen}`, vdi.writable);
       tapdisk = await this.#tapdisk(vdi);
@@ -149,23 +150,32 @@ export class TapdiskDatapath implements Datapath {
     const { log } = this.#options;
     const end = performance.now() + WAKE_FOR_MS;
     let next: "before" | "now" = "before";
-    while (performance.now() < end) {
-      await delay(WAKE_MS, undefined, { ref: false });
+    const look = async (): Promise<boolean> => {
       try {
-        const tapdisk = await this.#tapdisk(vdi);
-        if (tapdisk === null) return;
-        if (!tapdisk.isPaused || (isOffered && (await this.#entry(vdi)) === null)) continue;
-        await this.#tapCtl.unpause(tapdisk);
-        log.info({ vdi: vdi.vdi }, "a tapdisk that paused late goes on");
-        return;
+        return await this.#isAwake(vdi, isOffered);
       } catch (error) {
         log.warn({ vdi: vdi.vdi, error: String(error) }, "a tapdisk that may be paused is looked at again");
-        if (!isOtherSize(error)) continue;
+        if (!isOtherSize(error)) return false;
         // Somebody ended while it was asked to take another size, before or after it did.
         await this.#options.holder.call("tell_size", { id: vdi.vdi, size: next }).catch(() => undefined);
         next = next === "before" ? "now" : "before";
+        return false;
       }
+    };
+    while (performance.now() < end) {
+      await delay(WAKE_MS, undefined, { ref: false });
+      if (await this.#turns.ofDisk(vdi.vdi, look)) return;
     }
+  }
+
+  /** False: it is to be looked at again. One that is asked to pause shows that until it is paused. */
+  async #isAwake(vdi: DatapathVdi, isOffered: boolean): Promise<boolean> {
+    const tapdisk = await this.#tapdisk(vdi);
+    if (tapdisk === null || !(tapdisk.isPaused || tapdisk.isPausing)) return true;
+    if (!tapdisk.isPaused || (isOffered && (await this.#entry(vdi)) === null)) return false;
+    await letGoOn(this.#tapCtl, tapdisk);
+    this.#options.log.info({ vdi: vdi.vdi }, "a tapdisk that paused late goes on");
+    return true;
   }
 
   async pause(vdi: DatapathVdi): Promise<void> {
@@ -182,15 +192,15 @@ export class TapdiskDatapath implements Datapath {
 
   async unpause(vdi: DatapathVdi): Promise<void> {
     const tapdisk = await this.#tapdisk(vdi);
-    if (tapdisk?.isPaused === true) await this.#tapCtl.unpause(tapdisk);
+    if (tapdisk?.isPaused === true) await letGoOn(this.#tapCtl, tapdisk);
   }
 
   mirrored<T>(vdi: DatapathVdi, mirror: string, work: () => Promise<T>): Promise<T> {
-    return this.#inTurn(vdi, () => this.#mirrored(vdi, mirror, work));
+    return this.#turns.ofDisk(vdi.vdi, () => this.#mirrored(vdi, mirror, work));
   }
 
   resized(vdi: DatapathVdi, size: bigint): Promise<boolean> {
-    return this.#inTurn(vdi, () => this.#resized(vdi, size));
+    return this.#turns.ofDisk(vdi.vdi, () => this.#resized(vdi, size));
   }
 
   async #resized(vdi: DatapathVdi, size: bigint): Promise<boolean> {
@@ -201,7 +211,7 @@ export class TapdiskDatapath implements Datapath {
     if (known !== null && known >= size) return true;
     if (known === null || this.#refused.get(vdi.vdi) === size) return false;
     // Opened with another size than what it mirrors to it would go on without that, and tell nobody.
-    if (tapdisk.args === chainOf(this.#chain(vdi))) return false;
+    if (await hasChain(this.#chain(vdi))) return false;
     if (entry.away_ms !== null || tapdisk.isPaused)
       throw new SmFault(
         faultCodes.tapdiskFailed,
@@ -213,24 +223,11 @@ export class TapdiskDatapath implements Datapath {
     const isTaken = await growTapdisk({
       pause: () => this.pause(vdi),
       tell: async (which) => void (await holder.call("tell_size", { id: vdi.vdi, size: which })),
-      unpause: () => this.#tapCtl.unpause(tapdisk),
+      unpause: () => letGoOn(this.#tapCtl, tapdisk),
       wake: () => void this.#wake(vdi),
     });
     if (!isTaken) this.#refused.set(vdi.vdi, size);
     return isTaken;
-  }
-
-  /** One after the other: what one has paused another would unpause in the middle of it. */
-  #inTurn<T>(vdi: DatapathVdi, work: () => Promise<T>): Promise<T> {
-    const mine = (this.#pauses.get(vdi.vdi) ?? Promise.resolve()).then(() => this.#turns.shared(work));
-    const turn = mine.then(
-      () => undefined,
-      () => undefined,
-    );
-    this.#pauses.set(vdi.vdi, turn);
-    return mine.finally(() => {
-      if (this.#pauses.get(vdi.vdi) === turn) this.#pauses.delete(vdi.vdi);
-    });
   }
 
   async #mirrored<T>(vdi: DatapathVdi, mirror: string, work: () => Promise<T>): Promise<T> {
@@ -242,6 +239,12 @@ export class TapdiskDatapath implements Datapath {
         faultCodes.tapdiskFailed,
         `weftd has been away for ${entry.away_ms} ms: the guest's requests wait, and its tapdisk can't pause.`,
         "systemctl status weft",
+      );
+    if (tapdisk.isPaused || tapdisk.isPausing)
+      throw new SmFault(
+        faultCodes.tapdiskFailed,
+        "The guest's tapdisk is paused for something else.",
+        "migrate the VM again when that is over",
       );
     const path = this.#chain(vdi);
     await writeChain(path, `nbd:${this.#socket(vdi)}`, entry.writable);
@@ -255,9 +258,9 @@ export class TapdiskDatapath implements Datapath {
   async wakeAll(): Promise<void> {
     if (!(await isThere(this.#tapCtl.program))) return;
     const ours = join(this.#options.runDir, "tap");
-    for (const { isPaused, args } of await this.#tapCtl.list()) {
+    for (const { isPaused, isPausing, args } of await this.#tapCtl.list()) {
       const path = args.slice(args.indexOf(":") + 1);
-      if (!isPaused || dirname(path) !== ours) continue;
+      if (!(isPaused || isPausing) || dirname(path) !== ours) continue;
       const vdi = basename(path).replace(/\.(?:sock|chain)$/, "");
       this.#options.log.warn({ vdi }, "a tapdisk was left paused");
       void this.#wake({ sr: "", vdi }, true);

@@ -11,7 +11,7 @@
  * - it has block devices where blktap 3's control device is, and else is blktap 4, of which a minor is a file (XCP-ng 9);
  * - one that is opened anew has the size that it had, or it stays paused, as blktap's does, unless the test says otherwise;
  * - told of a second place it does what blktap's does (drivers/tapdisk-vbd.c, block-nbd.c), also where that is wrong: its own `nbd:`
- *   reads zeroes then, a place of another size is dropped in silence.
+ *   reads zeroes then, a place of another size is dropped in silence, and one that isn't paused refuses, and has been told all the same.
  */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
@@ -89,13 +89,19 @@ class Images {
   /** blktap's TD_OPEN_SECONDARY, and the name that stays with it. */
   #isSecondary = false;
   #second = "";
+  /** Its own disk was opened as if it were the second place. */
+  #readsZeroes = false;
 
   constructor(args: string) {
     this.args = args;
   }
 
-  async open(args: string = this.args, second: string | null = null): Promise<void> {
-    if (second !== null) [this.#isSecondary, this.#second] = [true, second];
+  tell(second: string): void {
+    [this.#isSecondary, this.#second] = [true, second];
+  }
+
+  async open(args: string = this.args): Promise<void> {
+    this.#readsZeroes = this.#isSecondary && !args.startsWith("x-chain:");
     const main = await NbdClient.connect(pathOf(args));
     this.args = args;
     this.main = main;
@@ -123,8 +129,7 @@ class Images {
   }
 
   async ask(command: number, offset: bigint, length: number, data: Buffer): Promise<NbdAnswer> {
-    if (command === nbdRead && this.#isSecondary && !this.args.startsWith("x-chain:"))
-      return { error: 0, data: Buffer.alloc(length) };
+    if (command === nbdRead && this.#readsZeroes) return { error: 0, data: Buffer.alloc(length) };
     const second = command === nbdWrite ? this.mirror : null;
     const [answer, mirrored] = await Promise.all([
       this.main.ask(command, offset, length, data),
@@ -185,8 +190,9 @@ async function tapdisk(root: string, minor: number, args: string): Promise<void>
       return `pid=${process.pid} minor=${minor} state=${paused === null ? "0" : "0x20"} args=${images.args}`;
     if (op === "stats") return images.stats;
     if (op === "unpause") {
+      if (second !== undefined) images.tell(second);
       if (paused === null) return "error: Invalid argument";
-      await images.open(as, second ?? null);
+      await images.open(as);
       if (images.main.size() !== size && !existsSync(takesSizesOf)) {
         // As tapdisk_vbd_resume: it stays paused.
         images.close();
