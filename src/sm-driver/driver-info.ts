@@ -44,6 +44,10 @@ const configuration: readonly (readonly [key: string, description: string])[] = 
     "network",
     "UUID of the network between the hosts; without it the fastest on which all of them have an address",
   ],
+  [
+    "datapath",
+    "what guests' disks go over on a host: tapdisk (without it), or kernel-nbd (Linux 5.14 or later)",
+  ],
 ];
 
 export function driverInfo(commands: readonly string[]): SmValue {
