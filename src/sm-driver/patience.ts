@@ -11,7 +11,7 @@ import { isWeftError, reasonOf } from "../core/wire/errors.ts";
 import type { Command, SmContext } from "./call.ts";
 
 const COMMANDS: ReadonlySet<string> = new Set(
-  "vdi_epoch_begin vdi_attach vdi_activate vdi_deactivate vdi_detach".split(" "),
+  "vdi_epoch_begin vdi_attach vdi_activate vdi_deactivate vdi_detach vdi_compose".split(" "),
 );
 /** No majority; what came of a change is not known; weftd doesn't answer. */
 const PASSING = ["E-STORE-01", "E-STORE-06", "E-AGENT-05"] as const;

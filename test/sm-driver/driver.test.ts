@@ -101,6 +101,36 @@ await t.test(
   },
 );
 
+await t.test(
+  "driver: an agent that ends while it composes a disk is asked again, for no other command",
+  async (t) => {
+    const { directory } = await startBareDriver(t);
+    const answer = renderAnswer(null);
+    let asked = 0;
+    const server = createServer((socket) => {
+      asked += 1;
+      const isCut = asked % 3 !== 0;
+      socket.once("data", () =>
+        socket.end(
+          isCut ? "" : `HTTP/1.1 200 OK\r\ncontent-length: ${Buffer.byteLength(answer)}\r\n\r\n${answer}`,
+        ),
+      );
+    });
+    server.listen(join(directory, "agent.sock"));
+    await once(server, "listening");
+    t.teardown(() => server.close());
+    const call = { command: "vdi_compose", srUuid: SR };
+    t.equal(await callDriver(await stubFor(directory, directory, { AGAIN_S: 0.05 }), call), null);
+    t.equal(asked, 3);
+    await t.rejects(callDriver(await stubFor(directory, directory), { ...call, command: "vdi_revert" }), {
+      code: 47,
+    });
+    t.equal(asked, 4);
+    const away = await stubFor(join(directory, "nothing"), directory, { PATIENCE_S: 0.05, AWAY_S: 0.2 });
+    await t.rejects(callDriver(away, call), { code: 47, text: /systemctl status weft-agent/ });
+  },
+);
+
 await t.test("driver: a host that starts all its VMs at once is answered for every disk", async (t) => {
   const { executable } = await startBareDriver(t);
   const calls = Array.from({ length: 70 }, () =>

@@ -16,12 +16,14 @@ import { type ActivationInput, decideActivation, type OwnerReport } from "../mod
 import { hostName } from "../model/cluster.ts";
 import type { HostId, SessionId, SnapshotId, VolumeId } from "../model/ids.ts";
 import type { Snapshot } from "../model/snapshot.ts";
-import { stillMade, type Vdi } from "../model/vdi.ts";
+import { stillMade, type Vdi, vdiName } from "../model/vdi.ts";
 import type { VolumeRecord } from "../model/volume-record.ts";
 import type { VolumeUsers, VolumeUsersRequest } from "../wire/door-api.ts";
 import { isWeftError, reasonOf, WeftError } from "../wire/errors.ts";
 import { HostClient } from "../wire/host-client.ts";
+import { parseNameKey } from "../wire/record.ts";
 import type * as sr from "../wire/sr-api.ts";
+import { keys } from "../wire/store-keys.ts";
 import { attachVolume } from "./attach.ts";
 import { isStillIts, noteLayerOpened, type Opened, refuseHalf, refuseWhileComposing } from "./composing.ts";
 import type { MemberContext } from "./context.ts";
@@ -73,6 +75,7 @@ export async function activateVdi(
       facts: { vdi: uuid },
       safe: "Nothing was changed.",
     });
+  if (vdi.snapshot === null) refuseHalf(context, facts);
   return read(context, facts, vdi.snapshot ?? (await readerOf(context, facts)));
 }
 
@@ -104,6 +107,7 @@ async function readDisk(
   for (let tries = 1; ; tries += 1) {
     const facts = findVdi(mirror, uuid);
     if (guestOf(facts) !== null) return activateDisk(context, uuid, request);
+    refuseHalf(context, facts);
     try {
       const reader = await readerOf(context, facts);
       await mirror.sync();
@@ -321,14 +325,18 @@ export async function deactivateVdi(context: MemberContext, uuid: string): Promi
   else if (here === null && guestOf(facts)?.host === host) await closeLost(context, volume);
 }
 
-/** A guest that ends is not kept by a damaged key: what is open here under the disk's own id is closed. */
-async function closeUnread({ daemon, log }: MemberContext, uuid: string): Promise<void> {
+/** A guest that ends is not kept by a damaged key: what is open here for the disk is closed. */
+async function closeUnread({ daemon, mirror, log }: MemberContext, uuid: string): Promise<void> {
   const { client } = daemon;
   const [{ sessions }, { snapshots }] = await Promise.all([
     client.call("session.list", {}),
     client.call("snapshot.open_list", {}),
   ]);
-  const session = sessions.find(({ volume, caretaker }) => volume === uuid && !caretaker);
+  // One that was composed has another volume than its own id, and that has the disk's name.
+  const name = mirror.get(keys.name(vdiName(uuid)));
+  const named = name === null ? null : readDamaged(() => parseNameKey(name.key, name.value).volume);
+  const own = named === null || named === "damaged" ? uuid : named;
+  const session = sessions.find(({ volume, caretaker }) => volume === own && !caretaker);
   if (session !== undefined) await client.call("session.close", { volume: session.volume, abandon: false });
   const snapshot = snapshots.find(({ id }) => id === uuid);
   if (snapshot !== undefined)

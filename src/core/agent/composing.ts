@@ -9,7 +9,7 @@
 import { z } from "zod";
 
 import { hostName } from "../model/cluster.ts";
-import { parseHostId } from "../model/ids.ts";
+import { type HostId, parseHostId } from "../model/ids.ts";
 import { noLayer } from "../model/vdi.ts";
 import { isWeftError, WeftError } from "../wire/errors.ts";
 import { uuid as uuidText } from "../wire/json-types.ts";
@@ -29,11 +29,32 @@ const composingJson = z.object({ host: z.string(), parent: uuidText });
 
 /** E-VDI-04 while another host works on it. A hint: what decides is the transaction. */
 export function refuseComposing({ mirror, view, host }: MemberContext, uuid: string): void {
-  const entry = mirror.get(keys.composing(uuid));
-  const said = entry === null ? null : readValue(composingJson, entry.value);
-  const by = said === null ? null : parseHostId(said.host);
+  const by = composedBy(mirror, uuid);
   if (by === null || by === host) return;
   throw isComposing(uuid, hostName(view.cluster(), by));
+}
+
+/** Until no other host works on them: one that has died is forgotten when its lease ends. At most so long. */
+export async function untilNotComposed(
+  { mirror, host }: Pick<MemberContext, "mirror" | "host">,
+  uuids: readonly string[],
+  forMs: number,
+): Promise<void> {
+  const isFree = (uuid: string): boolean => {
+    const by = composedBy(mirror, uuid);
+    return by === null || by === host;
+  };
+  try {
+    await mirror.until("The end of its composing", forMs, () => (uuids.every(isFree) ? true : null));
+  } catch (error) {
+    if (!isWeftError(error, "E-AGENT-04")) throw error;
+  }
+}
+
+function composedBy(mirror: MemberContext["mirror"], uuid: string): HostId | null {
+  const entry = mirror.get(keys.composing(uuid));
+  const said = entry === null ? null : readValue(composingJson, entry.value);
+  return said === null ? null : parseHostId(said.host);
 }
 
 /** E-VDI-04 while any host does: nobody opens it. */

@@ -30,6 +30,12 @@ export const CHANGING_HANDS = {
   is: (error: unknown): boolean =>
     isWeftError(error) && ["E-VOL-12", "E-VOL-13", "E-VOL-14", "E-SESS-01"].includes(error.code),
 };
+/** No majority, what came of a change is not known, weftd is being started anew, copies are away: work goes on where it is asked for again. */
+const PASSING: ReadonlySet<string> = new Set(["E-STORE-01", "E-STORE-06", "E-AGENT-05", "E-VOL-09"]);
+
+export function isPassing(error: unknown): boolean {
+  return CHANGING_HANDS.is(error) || (isWeftError(error) && PASSING.has(error.code));
+}
 /** The owner's weftd gives up before. */
 const ANSWER_MS = 35_000;
 

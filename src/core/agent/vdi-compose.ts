@@ -10,7 +10,8 @@
  * - the keys are swapped only while both volumes are still this work's own: the records name the sessions in which it was done
  *   as their owners, and the transaction compares them. Whoever has opened one of them in between makes it begin anew;
  * - of the disk's keys, volumes and names nothing is half swapped;
- * - asked again after it was done it answers so, also when the parent is gone for good.
+ * - asked again after it was done it answers so, also when the parent is gone for good;
+ * - what passes is waited out: XAPI asks once, takes a failure for success, and its guest has no disk then.
  */
 import { setTimeout as delay } from "node:timers/promises";
 
@@ -24,10 +25,10 @@ import type * as sr from "../wire/sr-api.ts";
 import { renderVdi } from "../wire/sr-json.ts";
 import type { Compare, Entry, Op } from "../wire/store-client.ts";
 import { keys } from "../wire/store-keys.ts";
-import { refuseComposing, told } from "./composing.ts";
+import { refuseComposing, told, untilNotComposed } from "./composing.ts";
 import type { MemberContext } from "./context.ts";
 import { volumeOf } from "./facts.ts";
-import { CHANGING_HANDS, inCaretaker } from "./owner-work.ts";
+import { CHANGING_HANDS, inCaretaker, isPassing } from "./owner-work.ts";
 import { findVdi, openHosts, type VdiFacts, wholeDisk } from "./sr-facts.ts";
 import { dropHelper, dropHelpers, refuseRead } from "./vdi-helpers.ts";
 import { showVdi } from "./vdis.ts";
@@ -37,8 +38,10 @@ import { changeVolume } from "./volumes.ts";
 const PATIENCE_MS = 30_000;
 /** At the disks' pace. */
 const LAY_MS = 24 * 3600 * 1000;
-/** A session ends, a host goes: it begins anew. */
+/** A session ends in the middle, or a block can't be read: it begins anew. */
 const TRIES = 5;
+/** Nobody asks again, and a guest waits: the store without a majority, weftd that is started anew, another host at work are waited for. */
+const PASSING_MS = 5 * 60 * 1000;
 
 /** What is written to the disk from now on is told by sectors. E-VDI-08 for one that was opened before. */
 export async function layerVdi(context: MemberContext, uuid: string): Promise<sr.VdiAnswer> {
@@ -106,27 +109,35 @@ function begin(context: MemberContext, uuid: string, parent: string): Promise<vo
 }
 
 async function compose(context: MemberContext, uuid: string, parent: string): Promise<void> {
-  const { mirror, log } = context;
-  for (let tried = 1; ; tried += 1) {
-    await mirror.sync();
-    if (isDone(context, uuid, parent)) return;
-    checked(context, uuid, parent);
+  const { log } = context;
+  let cuts = 0;
+  let sinceMs: number | null = null;
+  for (;;) {
     try {
-      await told(context, [uuid, parent], () => once(context, uuid, parent));
-      log.info({ vdi: uuid, parent }, "a disk is laid over its parent");
+      await tryOnce(context, uuid, parent);
       return;
     } catch (error) {
-      if (!isCut(error)) throw error;
-      if (tried === TRIES) throw cut(uuid, parent, error);
+      const isCut = isWeftError(error, "E-VOL-22");
+      if (!isCut && !isPassing(error)) throw error;
+      const nowMs = performance.now();
+      cuts += isCut ? 1 : 0;
+      sinceMs = isCut ? null : (sinceMs ?? nowMs);
+      if (cuts === TRIES || (sinceMs !== null && nowMs - sinceMs >= PASSING_MS))
+        throw cut(uuid, parent, error);
       log.warn({ vdi: uuid, parent, reason: reasonOf(error) }, "composing begins anew");
     }
     await delay(CHANGING_HANDS.againMs);
   }
 }
 
-/** Somebody else had one of the volumes, or a session ended: whatever was done counts for nothing. */
-function isCut(error: unknown): boolean {
-  return CHANGING_HANDS.is(error) || isWeftError(error, "E-VOL-22");
+async function tryOnce(context: MemberContext, uuid: string, parent: string): Promise<void> {
+  const { mirror, log } = context;
+  await mirror.sync();
+  await untilNotComposed(context, [uuid, parent], PASSING_MS);
+  if (isDone(context, uuid, parent)) return;
+  checked(context, uuid, parent);
+  await told(context, [uuid, parent], () => once(context, uuid, parent));
+  log.info({ vdi: uuid, parent }, "a disk is laid over its parent");
 }
 
 function cut(uuid: string, parent: string, cause: unknown): WeftError {

@@ -130,8 +130,8 @@ export class FakeWeftd {
   readonly laid: { readonly from: string; readonly onto: string }[] = [];
   /** A laying is at its end when this says so. */
   holdsLays: Promise<void> = Promise.resolve();
-  /** The next layings are cut, so many. */
-  cutsLays = 0;
+  /** The next layings end with these codes. */
+  cutsLays: readonly string[] = [];
   /** What `image.list` says. */
   readonly imageInfos: ImageInfo[] = [];
   /** Another size is refused. */
@@ -663,10 +663,9 @@ export class FakeWeftd {
     const sizes = [from, onto].map((volume) => BigInt(this.kept.get(volume)?.size ?? "0"));
     if ((sizes[0] ?? 0n) > (sizes[1] ?? 0n)) refuse("E-ARG-02", "smaller");
     await this.holdsLays;
-    if (this.cutsLays > 0) {
-      this.cutsLays -= 1;
-      refuse("E-VOL-22", "a session ended");
-    }
+    const [cut, ...later] = this.cutsLays;
+    this.cutsLays = later;
+    if (cut !== undefined) refuse(cut, "a session ended");
     if (opened().join() !== before.join()) refuse("E-VOL-22", "a session ended");
     this.laid.push({ from, onto });
     return { data_bytes: "4096", zero_bytes: "0" };
