@@ -7,6 +7,8 @@
  *   vdi-keeper.ts;
  * - a clone is a disk of its source's repository, in one transaction with the wish for its volume.
  */
+import { setTimeout as delay } from "node:timers/promises";
+
 import { CHANGED_GRAIN, type ChangedPage, joinPages } from "../model/changed-blocks.ts";
 import type { SnapshotId, VolumeId } from "../model/ids.ts";
 import { checkRevert } from "../model/revert.ts";
@@ -18,6 +20,7 @@ import { keys } from "../wire/store-keys.ts";
 import { changedBlocks } from "./changed-blocks.ts";
 import type { MemberContext } from "./context.ts";
 import { findSnapshot } from "./find.ts";
+import { CHANGING_HANDS, isPassing } from "./owner-work.ts";
 import { revertVolume } from "./revert.ts";
 import { createSnapshot, destroyData } from "./snapshots.ts";
 import { findSr, findVdi, type VdiFacts, vdiOf, vdiOfVolume, whole, wholeDisk } from "./sr-facts.ts";
@@ -25,6 +28,9 @@ import { inSr, usableSr } from "./srs.ts";
 import { dropHelper, helperIdOf, newSnapshotId, refuseRead, withHelper } from "./vdi-helpers.ts";
 import { makeVolume, showVdi, takenBy } from "./vdis.ts";
 import { changeVolume } from "./volumes.ts";
+
+/** XAPI's command has a minute. */
+const REVERT_MS = 20_000;
 
 /** Answers with the snapshot, when all copies have it. */
 export async function snapshotVdi(
@@ -151,20 +157,45 @@ export async function revertVdi(
   const facts = wholeDisk(findVdi(context.mirror, uuid));
   const id = takenOf(context, facts, snapshot, "this disk");
   refuseRead(context, facts);
-  await sizeAsThen(context, facts, id);
-  await revert(context, id, facts);
+  if (await sizeAsThen(context, facts, id)) await revertSized(context, id, facts);
+  else await revert(context, id, facts);
   return showVdi(context, uuid);
 }
 
-/** What lies beyond it goes with the revert in any case: so whatever else stands against that is said before. */
+/** One that has the size of then already is half on its way: what passes is waited out, and who is told of a failure is told that too. */
+async function revertSized(context: MemberContext, id: SnapshotId, facts: VdiFacts): Promise<void> {
+  const endMs = performance.now() + REVERT_MS;
+  for (;;) {
+    try {
+      await revert(context, id, facts);
+      return;
+    } catch (error) {
+      if (!isWeftError(error)) throw error;
+      if (!isPassing(error) || performance.now() >= endMs)
+        throw new WeftError({
+          ...error.toBody(),
+          message: `${error.message} The disk has the size that it had in the snapshot already, and nothing beyond it.`,
+          safe: "The snapshot has all that the disk was then: ask again.",
+          cause: error,
+        });
+      context.log.info(
+        { vdi: facts.vdi.uuid, code: error.code },
+        "a revert that was begun is asked for again",
+      );
+    }
+    await delay(CHANGING_HANDS.againMs);
+  }
+}
+
+/** True: it has another size since. What lies beyond it goes with the revert in any case: so whatever else stands against that is said before. */
 async function sizeAsThen(
   context: MemberContext,
   { vdi, want, record, extra }: VdiFacts,
   id: SnapshotId,
-): Promise<void> {
+): Promise<boolean> {
   const { snapshot } = findSnapshot(context.mirror, id);
   const size = snapshot.sizeBytes;
-  if (want === null || record === null || record.sizeBytes === size) return;
+  if (want === null || record === null || record.sizeBytes === size) return false;
   const known = {
     want,
     cluster: context.view.cluster(),
@@ -173,6 +204,7 @@ async function sizeAsThen(
   };
   decided(checkRevert({ ...known, record: { ...record, sizeBytes: size } }));
   await changeVolume(context, vdi.volume, { size, loseData: want.name });
+  return true;
 }
 
 /** The same, asked of a volume: it may be a disk. */

@@ -120,3 +120,26 @@ void t.test("agent: a disk that was taken back, or has grown, is read and reset 
   await client.changeVdi(iso, { size: 2n * MIB });
   t.match(await h2.client.activateVdi(iso, { writable: false }), { size: 2n * MIB });
 });
+
+void t.test("agent: a revert that has given a disk its size of then is not left half done", async (t) => {
+  const [h1] = await startCluster(t, 1, 241);
+  if (h1 === undefined) throw new Error("host");
+  const { client, weftd } = h1;
+  const sr = (await client.createSr({ uuid: randomUUID(), copies: 1 })).uuid;
+  const { uuid } = await client.createVdi(sr, { uuid: randomUUID(), size: 64n * MIB, label: "root" });
+  const snapshot = (await client.snapshotVdi(uuid, { uuid: randomUUID() })).uuid;
+  // weftd is started anew in this moment.
+  await client.changeVdi(uuid, { size: 65n * MIB });
+  weftd.refusesReverts = { code: "E-AGENT-05", facts: {} };
+  t.match(await client.revertVdi(uuid, snapshot), { size: 64n * MIB });
+  t.equal(weftd.refusesReverts, null, "it was refused once");
+
+  // What doesn't pass is told with what was done.
+  await client.changeVdi(uuid, { size: 65n * MIB });
+  weftd.refusesReverts = { code: "E-SNAP-16", facts: {} };
+  await t.rejects(client.revertVdi(uuid, snapshot), {
+    code: "E-SNAP-16",
+    message: /has the size that it had in the snapshot/,
+  });
+  t.match(await client.revertVdi(uuid, snapshot), { size: 64n * MIB }, "and it is asked again");
+});
