@@ -18,7 +18,7 @@ export const staticCommands: Commands = {
 async function generateConfig({ call, agent }: SmContext): Promise<string> {
   const { uuid: sr } = srOf(call);
   const { uuid: vdi } = vdiOf(call);
-  const { type } = await agent.vdi(vdi);
+  const { type, volume } = await agent.vdi(vdi);
   if (type === "ha_statefile") {
     throw new SmFault(
       faultCodes.notImplemented,
@@ -34,7 +34,8 @@ async function generateConfig({ call, agent }: SmContext): Promise<string> {
       vdi_uuid: vdi,
       sr_sm_config: {},
       command,
-      vdi_path: vdi,
+      // weftd knows volumes alone, and one that was composed is another than its own.
+      vdi_path: volume,
     },
   ]);
 }

@@ -20,7 +20,7 @@ const HOST = "0a7f5a0e-57a4-4a44-8a28-1a8c41a0c003";
 
 type Scope = { teardown: (end: () => Promise<void>) => void };
 
-async function configOf(type: string): Promise<string> {
+async function configOf(type: string, volume: string = VDI): Promise<string> {
   const request = requestOf({
     command: "vdi_generate_config",
     deviceConfig: { copies: "2" },
@@ -29,7 +29,7 @@ async function configOf(type: string): Promise<string> {
     vdiRef: "OpaqueRef:v",
     vdiUuid: VDI,
   });
-  const agent = { vdi: async () => ({ type }) } as unknown as AgentClient;
+  const agent = { vdi: async () => ({ type, volume }) } as unknown as AgentClient;
   const context = { call: smCallOf(request), agent } as SmContext;
   return (await staticCommands["vdi_generate_config"]?.(context)) as string;
 }
@@ -75,6 +75,22 @@ await t.test("static: what is kept attaches the disk by weftd alone, and lets it
     { method: "session.open", params: { volume: VDI, mode: "closed" } },
     { method: "session.close", params: { volume: VDI, abandon: false } },
   ]);
+});
+
+await t.test("static: a disk that came by a migration is the volume that it was laid over", async (t) => {
+  const { stub, daemon } = await stubWith(t, {
+    "session.open": () => ({ session: SR, epoch: "3", path: "/run/weft/nbd/x.sock" }),
+    "session.close": () => ({ lost_writes: [] }),
+  });
+  const config = await configOf("user", HOST);
+  await attach(stub, config);
+  await detach(stub, config);
+  // What was kept before that was told has the disk's UUID, or something else there.
+  await attach(stub, config.replace(HOST, "x"));
+  t.strictSame(
+    daemon.calls.map(({ params }) => params["volume"]),
+    [HOST, HOST, VDI],
+  );
 });
 
 await t.test(
