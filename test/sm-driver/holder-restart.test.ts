@@ -15,7 +15,7 @@ import t from "tap";
 import { nativeBin } from "../../scripts/lib/repository.ts";
 import { holderClient } from "../../src/core/wire/holder-client.ts";
 import { readHolderNote, writeHolderNote } from "../../src/sm-driver/datapath/holder-note.ts";
-import { HolderRestart } from "../../src/sm-driver/datapath/holder-restart.ts";
+import { HolderRestart, type HolderRestartOptions } from "../../src/sm-driver/datapath/holder-restart.ts";
 import { TapCtl } from "../../src/sm-driver/datapath/tap-ctl.ts";
 import { TapdiskDatapath } from "../../src/sm-driver/datapath/tapdisk.ts";
 import { Turns } from "../../src/sm-driver/datapath/turns.ts";
@@ -58,9 +58,19 @@ class Host {
     return holderClient(join(this.runDir, "holder.sock"));
   }
 
-  restart(): HolderRestart {
+  restart(more: Partial<HolderRestartOptions> = {}): HolderRestart {
     const { runDir, root, holder, turns } = this;
-    return new HolderRestart({ runDir, dom0Root: root, holder, turns, log, goOnMs: 3000 });
+    return new HolderRestart({ runDir, dom0Root: root, holder, turns, log, goOnMs: 3000, ...more });
+  }
+
+  /** As an agent left it that ended when all was paused. */
+  async leavePaused(): Promise<void> {
+    const { entries } = await this.holder.call("list", {});
+    await writeHolderNote(
+      this.runDir,
+      entries.map(({ first, ...entry }) => ({ ...entry, session: first })),
+    );
+    for (const tapdisk of await this.tapCtl.list()) await this.tapCtl.pause(tapdisk);
   }
 
   /** What systemd does of it. */
@@ -90,7 +100,7 @@ async function startHost(scope: { teardown(done: () => Promise<void>): void }): 
   const pid = join(root, "holder.pid");
   const program = `#!/bin/sh
 [ ! -e ${root}/broken ] || { echo "Job failed." >&2; exit 1; }
-[ ! -e ${pid} ] || kill "$(cat ${pid})"
+[ ! -s ${pid} ] || kill "$(cat ${pid})"
 WEFT_LOG=warn setsid ${join(nativeBin(), "weft-holder")} --run-dir ${host.runDir} >/dev/null 2>>${root}/holder.log &
 echo $! >${pid}
 `;
@@ -200,13 +210,7 @@ await t.test("holder: a restart that its agent did not survive is finished by th
   const host = await startHost(t);
   const [a, b] = VDIS;
   const guests = [await host.activate(a), await host.activate(b)];
-  // As the one that ended had done it.
-  const { entries } = await host.holder.call("list", {});
-  await writeHolderNote(
-    host.runDir,
-    entries.map(({ first, ...entry }) => ({ ...entry, session: first })),
-  );
-  for (const tapdisk of await host.tapCtl.list()) await host.tapCtl.pause(tapdisk);
+  await host.leavePaused();
   await host.restartUnit();
   const writes = guests.map((guest, i) => guest.ask(nbdWrite, 0n, 4096, bytes(40 + i)));
   await t.rejects(host.restart().run(), { code: "E-HOLD-05", message: /earlier restart/ });
@@ -279,3 +283,33 @@ await t.test(
     t.equal(await readHolderNote(host.runDir), null);
   },
 );
+
+await t.test("holder: guests go on as soon as it does, however long it did not start", async (t) => {
+  const host = await startHost(t);
+  const [vdi] = VDIS;
+  const guest = await host.activate(vdi);
+  await host.leavePaused();
+  process.kill(Number(readFileSync(join(host.root, "holder.pid"), "utf8")));
+  await eventually(
+    "no holder",
+    () => host.holder.call("hello", {}).catch(() => null),
+    (hello) => hello === null,
+  );
+  const said: string[] = [];
+  const error = (_: object, text: string): void => void said.push(text);
+  const often = { goOnMs: 100, oftenMs: 100, seldomMs: 300, log: { ...log, error } };
+  const finished = host.restart(often).finish();
+  await eventually(
+    "it is tried seldom",
+    async () => said.length,
+    (times) => times > 1,
+  );
+  t.match(said[0], /stays paused/);
+  t.not(await readHolderNote(host.runDir), null, "an agent that starts now goes on with it");
+  const write = guest.ask(nbdWrite, 0n, 4096, bytes(3));
+  writeFileSync(join(host.root, "holder.pid"), "");
+  await host.restartUnit();
+  await finished;
+  t.equal((await write).error, 0);
+  t.equal(await readHolderNote(host.runDir), null);
+});

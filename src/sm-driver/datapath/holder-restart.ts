@@ -8,8 +8,8 @@
  * Must always hold:
  * - nothing is paused before it is known that each client is a tapdisk that can be paused;
  * - the old holder ends only after each has been seen paused: one that goes on would lose its disk with it;
- * - whatever fails, every tapdisk that was paused is let go on, or is named, and tried again for ten minutes; an agent that
- *   ended in between goes on with it when it starts;
+ * - whatever fails, every tapdisk that was paused is let go on, or is named, and tried until it goes on, ends or is lost: the note
+ *   stays as long, and an agent that ended in between goes on with it when it starts;
  * - what is offered again is of the same ownership, which weftd proves (R32): another one's disk is not offered, and named;
  * - a tapdisk that comes back is told the size that it knows: it refuses another.
  */
@@ -29,11 +29,12 @@ import type { Turns } from "./turns.ts";
 const TAPDISK_MS = 10_000;
 /** What the unit may take to end and to start. */
 const UNIT_MS = 60_000;
-/** So long whoever asked waits for tapdisks to go on; so long they are tried. */
+/** So long whoever asked waits for tapdisks to go on; so long they are looked at often. */
 const GO_ON_MS = 30_000;
-const TRY_MS = 600_000;
-/** Between two looks at what doesn't go on. */
+const OFTEN_MS = 600_000;
+/** Between two looks at what doesn't go on, and between two when somebody has to mend something. */
 const AGAIN_MS = 250;
+const SELDOM_MS = 60_000;
 /** weftd's word on an ownership that is over. */
 const TAKEN = "E-VOL-21";
 
@@ -46,6 +47,9 @@ export type HolderRestartOptions = {
   readonly log: Log;
   /** How long {@link HolderRestart.run} waits for tapdisks to go on. */
   readonly goOnMs?: number;
+  /** How long what doesn't go on is looked at often, and how often after that. */
+  readonly oftenMs?: number;
+  readonly seldomMs?: number;
 };
 
 export type HolderRestarted = {
@@ -64,11 +68,15 @@ export class HolderRestart {
   readonly #options: HolderRestartOptions;
   readonly #tapCtl: TapCtl;
   readonly #goOnMs: number;
+  readonly #oftenMs: number;
+  readonly #seldomMs: number;
 
   constructor(options: HolderRestartOptions) {
     this.#options = options;
     this.#tapCtl = new TapCtl(`${options.dom0Root}/usr/sbin/tap-ctl`, TAPDISK_MS);
     this.#goOnMs = options.goOnMs ?? GO_ON_MS;
+    this.#oftenMs = options.oftenMs ?? OFTEN_MS;
+    this.#seldomMs = options.seldomMs ?? SELDOM_MS;
   }
 
   async run(): Promise<HolderRestarted> {
@@ -98,9 +106,9 @@ export class HolderRestart {
     } catch (error) {
       failed = error;
     }
-    const left = await this.#goOn(kept, this.#goOnMs);
+    const left = await this.#goOn(kept);
     const pausedMs = Math.round(performance.now() - begun);
-    if (left.length > 0) void this.#goOnLater(kept);
+    if (left.length > 0) void this.#goOnLater(left);
     else await removeHolderNote(runDir);
     if (left.length > 0) throw leftOver(left, failed);
     if (failed !== null) throw notRestarted(reasonOf(failed), failed);
@@ -125,16 +133,33 @@ export class HolderRestart {
     const kept = await readHolderNote(runDir);
     if (kept === null) return;
     log.warn({ disks: kept.length }, "a restart of the holder was cut off; its guests are let go on");
-    const left = await turns.alone(() => this.#goOn(kept, this.#goOnMs));
-    if (left === null || left.length > 0) await this.#goOnLater(kept);
+    const left = await turns.alone(() => this.#goOn(kept));
+    if (left === null) await this.#goOnLater(kept.map(notTried));
+    else if (left.length > 0) await this.#goOnLater(left);
     else await removeHolderNote(runDir);
   }
 
-  async #goOnLater(kept: readonly HeldEntry[]): Promise<void> {
-    const { runDir, log } = this.#options;
+  /** Until nothing is left but what is lost. Who paused one of them since has its turn, and lets it go on itself. */
+  async #goOnLater(left: readonly Left[]): Promise<void> {
+    const { runDir, turns, log } = this.#options;
+    const oftenUntil = performance.now() + this.#oftenMs;
+    let open = left.filter(({ isLost }) => !isLost);
+    for (const one of left) if (one.isLost) logLost(log, one);
     try {
-      const left = await this.#goOn(kept, TRY_MS);
-      for (const { entry, why } of left) log.error({ vdi: entry.id, why }, "a guest's disk stays paused");
+      while (open.length > 0) {
+        const isOften = performance.now() < oftenUntil;
+        if (!isOften) {
+          for (const { entry, why } of open)
+            log.error({ vdi: entry.id, why }, "a guest's disk stays paused; it is tried once a minute");
+        }
+        await delay(isOften ? AGAIN_MS : this.#seldomMs, undefined, { ref: false });
+        const tried: Left[] = [];
+        await eachOf(open, async ({ entry }) => {
+          tried.push(...(await turns.ofDisk(entry.id, () => this.#tryToGoOn([entry]))));
+        });
+        for (const one of tried) if (one.isLost) logLost(log, one);
+        open = tried.filter(({ isLost }) => !isLost);
+      }
       await removeHolderNote(runDir);
     } catch (error) {
       log.error({ error: reasonOf(error) }, "guests' disks may be paused: see tap-ctl list");
@@ -166,9 +191,9 @@ export class HolderRestart {
     }
   }
 
-  /** Offers again what has a tapdisk that is paused, and lets it go on; what is left at the end of `forMs`. */
-  async #goOn(kept: readonly HeldEntry[], forMs: number): Promise<readonly Left[]> {
-    const end = performance.now() + forMs;
+  /** Offers again what has a tapdisk that is paused, and lets it go on; what is left when whoever asked has waited long enough. */
+  async #goOn(kept: readonly HeldEntry[]): Promise<readonly Left[]> {
+    const end = performance.now() + this.#goOnMs;
     let open = kept;
     const lost: Left[] = [];
     for (;;) {
@@ -232,6 +257,14 @@ function noted({ id, listen, volume, first, snapshot, writable, told_size }: Hol
   return { id, listen, volume, session: first, snapshot, writable, told_size: told_size ?? null };
 }
 
+function notTried(entry: HeldEntry): Left {
+  return { entry, why: "it was not tried yet", isLost: false };
+}
+
+function logLost(log: Log, { entry, why }: Left): void {
+  log.error({ vdi: entry.id, why }, "a guest's disk stays paused: another host has taken it");
+}
+
 function obstacleOf(entry: HolderEntry, tapdisks: ReadonlyMap<string, Tapdisk>): readonly string[] {
   const { id, listen, connected, away_ms, lost } = entry;
   if (lost !== null) return [];
@@ -272,7 +305,7 @@ function leftOver(left: readonly Left[], failed: unknown): WeftError {
   return new WeftError({
     code: "E-HOLD-06",
     message: `${left.length === 1 ? "One disk stays" : `${left.length} disks stay`} paused: ${named.join("; ").replace(/\.$/, "")}.${first}`,
-    safe: "They are tried for ten minutes more; what is lost has been taken by another host, and its VM has to be started again.",
+    safe: "They are tried until they go on; what is lost has been taken by another host, and its VM has to be started again.",
     facts: { disks: left.map(({ entry }) => entry.id) },
     do: [{ why: "What the tapdisks are like", command: "tap-ctl list" }],
   });
