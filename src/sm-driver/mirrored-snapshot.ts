@@ -104,5 +104,6 @@ export async function mirrorSnapshot(
 }
 
 async function isHere(datapath: Datapath, { vdi }: DatapathVdi): Promise<boolean> {
-  return (await datapath.users()).some((user) => user.vdi === vdi);
+  // One that reads the disk here is not the guest that writes to it, which may be on another host.
+  return (await datapath.users()).some((user) => user.vdi === vdi && user.writes);
 }

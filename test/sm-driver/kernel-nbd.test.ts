@@ -126,7 +126,7 @@ for (const nodes of [true, false]) {
       const data = Buffer.alloc(4096, 7);
       t.equal((await guest.ask(nbdWrite, 8192n, 4096, data)).error, 0);
       t.ok(holder.memory.bytes.subarray(8192, 12288).equals(data));
-      t.strictSame(await datapath.users(), [{ vdi: VDI, connected: true, size: null }]);
+      t.strictSame(await datapath.users(), [{ vdi: VDI, connected: true, writes: true, size: null }]);
       await datapath.pause(disk);
       await datapath.activate(active);
       t.ok((await guest.ask(nbdRead, 8192n, 4096, data)).data.equals(data), "who activates it wakes it");

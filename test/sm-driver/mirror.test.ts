@@ -140,6 +140,14 @@ await t.test(
     await goesOn("the snapshot failed");
     t.match(await tapCtl.list(), [{ args: /^x-chain:/ }], "by the name that is right whatever it was told");
 
+    await datapath.pause(disk);
+    await t.rejects(
+      datapath.mirrored(disk, "null", async () => 1),
+      { code: 453, message: /paused for something else/ },
+    );
+    await new TapdiskDatapath(options).wakeAll();
+    await goesOn("and woken");
+
     // What isn't paused refuses, and opens itself as a second place from then on.
     const letGo = datapath.mirrored(disk, "null", async () => {
       for (const { pid, minor } of await tapCtl.list())
@@ -149,16 +157,9 @@ await t.test(
     t.match(await tapCtl.list(), [{ args: /^nbd:/ }]);
     await goesOn("somebody let it go on in the middle");
     t.equal(await datapath.resized(disk, BigInt(2 * SIZE)), false, "nor is it opened anew for its size");
-    await datapath.pause(disk);
-    await datapath.unpause(disk);
-    await goesOn("it was paused since for something else");
-    await datapath.pause(disk);
-    await t.rejects(
-      datapath.mirrored(disk, "null", async () => 1),
-      { code: 453, message: /paused for something else/ },
-    );
+    for (const tapdisk of await tapCtl.list()) await tapCtl.pause(tapdisk);
     await new TapdiskDatapath(options).wakeAll();
-    await goesOn("and woken");
+    await goesOn("it was left paused since");
 
     await t.rejects(
       datapath.mirrored(disk, "nbd:nobody", async () => 1),
@@ -191,6 +192,15 @@ await t.test(
     await t.rejects(
       datapath.mirrored(other, "nbd:x", async () => 1),
       { code: 82, message: /No tapdisk/ },
+    );
+
+    await datapath.deactivate(disk);
+    const read = { writable: false, exportPath: "", size: BigInt(SIZE), volume: disk.vdi };
+    await datapath.activate({ ...disk, ...read, session: randomUUID(), snapshot: null });
+    await t.rejects(
+      datapath.mirrored(disk, "null", async () => 1),
+      { code: 82, message: /No tapdisk of this host writes/ },
+      "what reads it has no writes to mirror",
     );
   },
 );
@@ -244,8 +254,22 @@ await t.test("mirror: vdi_snapshot begins and ends one, on whichever host the gu
   ])
     await t.rejects(snapshot(mirror), { code: 143 }, mirror);
   const known = world.xapi.vdis(world.srRef).length;
+  // Read on the master meanwhile, as for a copy.
+  const reader = { sr: "", vdi: disk, writable: false };
+  await h1.datapath.attach(reader);
+  await h1.datapath.activate({
+    ...reader,
+    exportPath: "",
+    size: 64n * MIB,
+    volume: disk,
+    session: null,
+    snapshot: disk,
+  });
   await snapshot("nbd:mirror_vbd/1/xvda");
   t.strictSame([...h2.datapath.mirrors], [[disk, "nbd:mirror_vbd/1/xvda"]], "on the guest's host");
+  t.strictSame([...h1.datapath.mirrors], [], "not on one that reads it");
+  await h1.datapath.deactivate(reader);
+  await h1.datapath.detach(reader);
   await snapshot("null");
   t.strictSame([...h2.datapath.mirrors], []);
   await h2.unplug(disk);

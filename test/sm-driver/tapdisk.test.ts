@@ -160,7 +160,7 @@ await t.test("tapdisk: a disk is activated, written, paused and given back, each
     0,
     "whoever activates it finds it paused, and lets it go on",
   );
-  t.strictSame(await datapath.users(), [{ vdi: VDI, connected: true, size: 1n << 20n }]);
+  t.strictSame(await datapath.users(), [{ vdi: VDI, connected: true, writes: true, size: 1n << 20n }]);
 
   await datapath.activate({ ...active, session: VDI });
   const [anew] = await tapCtl.list();
@@ -225,7 +225,7 @@ await t.test("tapdisk: a device that was promised and doesn't come is said, and 
   t.strictSame(await new TapCtl(join(root, "usr/sbin/tap-ctl")).list(), [], "nothing is left");
   t.equal((await datapath.attach(disk)).params, null);
   await datapath.activate(active);
-  t.strictSame(await datapath.users(), [{ vdi: VDI, connected: true, size: 1n << 20n }]);
+  t.strictSame(await datapath.users(), [{ vdi: VDI, connected: true, writes: true, size: 1n << 20n }]);
 });
 
 await t.test("tapdisk: a disk grows under its guest, whether or not its tapdisk takes that", async (t) => {

@@ -37,6 +37,8 @@ export type DatapathUser = {
   readonly vdi: string;
   /** A client has it open. */
   readonly connected: boolean;
+  /** It writes to the volume itself, which is this host's still. */
+  readonly writes: boolean;
   /** The size that its device knows, in bytes; null: not known, or it never grows. */
   readonly size: bigint | null;
 };

@@ -125,9 +125,10 @@ export class KernelNbdDatapath implements Datapath {
 
   /** The kernel's device has its own way to its volume: what is mirrored is opened anew under the name that it has. */
   async mirrored<T>(vdi: DatapathVdi, mirror: string, work: () => Promise<T>): Promise<T> {
-    const tapdisk = await this.#current(vdi);
+    const device = await this.#device(vdi);
+    const tapdisk = device === null || !isWriting(device) ? null : await this.#tapdiskOf(argsOf(device));
     if (tapdisk === null)
-      throw new SmFault(faultCodes.vdiSnapshot, `No tapdisk of this host has the disk ${vdi.vdi}.`);
+      throw new SmFault(faultCodes.vdiSnapshot, `No tapdisk of this host writes to the disk ${vdi.vdi}.`);
     const pause = (): Promise<void> => this.pause(vdi);
     const wake = (): void => void this.#wake(vdi);
     return mirroredTapdisk({ tapCtl: this.#tapCtl, tapdisk, args: tapdisk.args, pause, wake }, mirror, work);
@@ -179,7 +180,12 @@ export class KernelNbdDatapath implements Datapath {
   async users(): Promise<readonly DatapathUser[]> {
     const [devices, tapdisks] = await Promise.all([this.#devices(), this.#tapCtl.list()]);
     const open = new Set(tapdisks.map(({ args }) => args));
-    return devices.map((device) => ({ vdi: device.id, connected: open.has(argsOf(device)), size: null }));
+    return devices.map((device) => ({
+      vdi: device.id,
+      connected: open.has(argsOf(device)),
+      writes: isWriting(device),
+      size: null,
+    }));
   }
 
   async #current(vdi: DatapathVdi): Promise<Tapdisk | null> {
@@ -212,6 +218,10 @@ export class KernelNbdDatapath implements Datapath {
       (pid === linked?.pid && minor === linked.minor && /^aio:.*\/dev\/nbd\d+$/.test(args));
     return all.filter(isOurs);
   }
+}
+
+function isWriting({ writable, snapshot, lost }: DeviceEntry): boolean {
+  return writable && snapshot === null && lost === null;
 }
 
 function argsOf({ device }: { readonly device: string }): string {

@@ -232,8 +232,8 @@ export class TapdiskDatapath implements Datapath {
 
   async #mirrored<T>(vdi: DatapathVdi, mirror: string, work: () => Promise<T>): Promise<T> {
     const [tapdisk, entry] = await Promise.all([this.#tapdisk(vdi), this.#entry(vdi)]);
-    if (tapdisk === null || entry === null)
-      throw new SmFault(faultCodes.vdiSnapshot, `No tapdisk of this host has the disk ${vdi.vdi}.`);
+    if (tapdisk === null || entry === null || !isWriting(entry))
+      throw new SmFault(faultCodes.vdiSnapshot, `No tapdisk of this host writes to the disk ${vdi.vdi}.`);
     if (entry.away_ms !== null)
       throw new SmFault(
         faultCodes.tapdiskFailed,
@@ -272,6 +272,7 @@ export class TapdiskDatapath implements Datapath {
     return entries.map((entry) => ({
       vdi: entry.id,
       connected: entry.connected,
+      writes: isWriting(entry),
       size: entry.lost === null ? knownSize(entry) : null,
     }));
   }
@@ -311,6 +312,11 @@ export class TapdiskDatapath implements Datapath {
   #chain({ vdi }: DatapathVdi): string {
     return join(this.#options.runDir, "tap", `${vdi}.chain`);
   }
+}
+
+/** What only reads, or has lost its volume, has no write that a mirror would miss. */
+function isWriting({ writable, snapshot, lost }: HolderEntry): boolean {
+  return writable && snapshot === null && lost === null;
 }
 
 /** What its tapdisk knows, in bytes; null: not known, as of a holder of before; or it never grows. */

@@ -96,6 +96,11 @@ export class PlainDatapath implements Datapath {
 
   async users(): Promise<readonly DatapathUser[]> {
     if (this.isSilent) throw new Error("its holder doesn't answer");
-    return Array.from(this.active, ([vdi, { size }]) => ({ vdi, connected: true, size }));
+    return Array.from(this.active, ([vdi, { writable, size }]) => ({
+      vdi,
+      connected: true,
+      writes: writable,
+      size,
+    }));
   }
 }
