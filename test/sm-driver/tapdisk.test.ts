@@ -299,7 +299,7 @@ await t.test("tapdisk: one that pauses when nobody waits for it any more is woke
 cd ${bin}
 case $1 in
   list) echo "pid=7 minor=1 state=$(cat state) args=nbd:${socket}" ;;
-  pause) echo 0x10 >state; setsid sh -c 'sleep 3; echo 0x2a >state' >/dev/null 2>&1 & exec sleep 60 ;;
+  pause) echo 0x10 >state; setsid sh -c 'sleep 6; echo 0x2a >state' >/dev/null 2>&1 & exec sleep 60 ;;
   unpause) echo 0x0 >state; echo woken >woken ;;
 esac
 `;
@@ -307,7 +307,7 @@ esac
   await writeFile(join(bin, "state"), "0x0\n");
   const log = { debug: () => {}, info: () => {}, warn: () => {}, error: () => {} };
   const parts = { runDir: join(root, "run/weft"), dom0Root: root, holder: new MemoryHolder(), log };
-  const datapath = new TapdiskDatapath({ ...parts, commandMs: 2000 });
+  const datapath = new TapdiskDatapath({ ...parts, commandMs: 5000 });
   await t.rejects(datapath.pause(disk), { code: 453 });
   await eventually(
     "it goes on",
