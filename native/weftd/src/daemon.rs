@@ -1527,10 +1527,14 @@ impl Daemon {
                 let sessions = self.sessions.keys().filter_map(|volume| self.session_status(now, *volume));
                 tell(answer, &SessionList { sessions: sessions.collect() });
             }
-            Command::SessionShow(v) => match self.session_status(now, v.volume) {
-                Some(status) => tell(answer, &status),
-                None => refuse(answer, not_open(v.volume)),
-            },
+            Command::SessionShow(v) => {
+                // One that has ended in this turn says why.
+                self.drain_session(now, v.volume);
+                match self.session_status(now, v.volume) {
+                    Some(status) => tell(answer, &status),
+                    None => refuse(answer, not_open(v.volume)),
+                }
+            }
             Command::SessionLimit(limit) => self.limit(now, limit, answer),
             Command::LinkList(_) => {
                 let links = self.links.as_ref().map_or_else(Vec::new, |l| l.list(now));
