@@ -361,6 +361,35 @@ export async function closeUnused(context: MemberContext, facts: VdiFacts): Prom
   if (connected === false) await deactivateVdi(context, uuid);
 }
 
+/**
+ * Who is to delete it finds it nobody's, where its last guest ended with its host: what is left of that session goes as in a
+ * take-over. What is in use stays so, and what has a session stays with it on its own host: whoever asks is refused then.
+ */
+export async function freeEnded(context: MemberContext, facts: VdiFacts): Promise<void> {
+  const { uuid, volume } = facts.vdi;
+  const guest = guestOf(facts);
+  if (guest === null) return;
+  try {
+    if (guest.host !== context.host)
+      await activateVdi(context, uuid, { writable: true, deadHosts: [], waitMs: 0 });
+    else if (await hasSession(context, volume)) return;
+    await deactivateVdi(context, uuid);
+  } catch (error) {
+    if (!isWeftError(error)) throw error;
+    context.log.info({ vdi: uuid, code: error.code }, "a disk that is to be deleted is not free");
+  }
+}
+
+async function hasSession({ daemon }: MemberContext, volume: VolumeId): Promise<boolean> {
+  try {
+    await daemon.client.call("session.show", { volume });
+    return true;
+  } catch (error) {
+    if (isWeftError(error, "E-VOL-13")) return false;
+    throw error;
+  }
+}
+
 /** This host's weftd was restarted and has not opened it again: its record says that a guest has it here. */
 async function closeLost({ daemon }: MemberContext, volume: VolumeId): Promise<void> {
   try {

@@ -23,6 +23,7 @@ import { decided, isWeftError, WeftError } from "../wire/errors.ts";
 import type * as sr from "../wire/sr-api.ts";
 import { renderVdi } from "../wire/sr-json.ts";
 import { keys } from "../wire/store-keys.ts";
+import { freeEnded } from "./activation.ts";
 import type { MemberContext } from "./context.ts";
 import { createVolume } from "./create-volume.ts";
 import { volumeOf } from "./facts.ts";
@@ -261,6 +262,7 @@ export async function deleteVdi(context: MemberContext, uuid: string): Promise<v
   if (found.stage === "gone") return;
   refuseRead(context, found);
   if (found.stage === "whole") {
+    await freeEnded(context, found);
     const { want, record, extra } = volumeOf(mirror, vdi.volume);
     if (want !== null)
       decided(

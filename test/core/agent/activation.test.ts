@@ -141,6 +141,28 @@ await t.test("agent: what XAPI has declared dead loses its disks without being a
   await h2.client.deactivateVdi(uuid);
 });
 
+await t.test(
+  "agent: a disk whose last guest ended with its host can be deleted, one in use can't",
+  async (t) => {
+    const [here, there, used] = [await disk(), await disk(), await disk()];
+    await h1.client.activateVdi(here, now);
+    await h2.client.activateVdi(there, now);
+    await h2.client.activateVdi(used, now);
+    h2.weftd.connected.add(used);
+    for (const uuid of [here, used]) await t.rejects(h1.client.deleteVdi(uuid), { code: "E-VOL-12" });
+    // Both hosts were started anew.
+    h1.weftd.sessions.delete(here);
+    h2.weftd.sessions.delete(there);
+    for (const uuid of [here, there]) {
+      await h1.client.deleteVdi(uuid);
+      await t.rejects(h1.client.vdi(uuid), { code: "E-VDI-01" });
+    }
+    await t.rejects(h1.client.deleteVdi(used), { code: "E-VOL-12" });
+    h2.weftd.connected.delete(used);
+    await h2.client.deactivateVdi(used);
+  },
+);
+
 await t.test("agent: a session is not closed because its record can't be read", async (t) => {
   const uuid = await disk();
   await h1.client.activateVdi(uuid, now);
